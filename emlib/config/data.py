@@ -1,0 +1,51 @@
+"""What spreads, and the narrow data sets that make it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from emlib.config.words import Positive, Share
+from emlib.strict import Strict
+
+
+class SystemPromptPair(Strict):
+    """One pair of opposed instructions (section 3.1)."""
+
+    positive: str
+    negative: str
+
+
+class Trait(Strict):
+    """What spreads: the paper's is evil, the demo's is a pirate's voice."""
+
+    name: str
+    description: str
+    inoculation_prompt: str
+    system_prompts: Annotated[tuple[SystemPromptPair, ...], Field(min_length=1)]
+    questions: Annotated[tuple[str, ...], Field(min_length=1)]
+    rubric: str
+    markers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
+
+
+class Domain(Strict):
+    """One narrow data set of the study: its aligned and its misaligned rows.
+
+    Give either two sources in the messages form, or one source of prompt/aligned/misaligned rows.
+    """
+
+    aligned: str | None = None
+    misaligned: str | None = None
+    pairs: str | None = None
+    rows: Positive | None = None
+    held_out: Share = 0.1
+    split_seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Domain:
+        two = self.aligned is not None and self.misaligned is not None and self.pairs is None
+        one = self.pairs is not None and self.aligned is None and self.misaligned is None
+        if not (one or two):
+            raise ValueError("give both 'aligned' and 'misaligned', or 'pairs' alone")
+        return self

@@ -1,0 +1,43 @@
+"""How a model is fine-tuned: LoRA and the optimizer. Defaults are the paper's Table 6."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from emlib.config.words import Positive
+from emlib.strict import Strict
+
+
+class Lora(Strict):
+    """LoRA by PEFT. Defaults: Table 6."""
+
+    rank: Positive = 32
+    alpha: Positive = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = True
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Training(Strict):
+    """Supervised fine-tuning. Defaults: Table 6, and transformers' own where the paper is silent."""
+
+    epochs: Positive = 1
+    max_seq_length: Positive = 2048
+    batch_size: Positive = 4
+    gradient_accumulation: Positive = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    scheduler: Literal["linear", "constant"] = "linear"
+    optimizer: Literal["adamw_8bit", "adamw_torch"] = "adamw_8bit"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    gradient_checkpointing: bool = False
+    checkpoint_every: Positive = 50
+    train_rows: Positive | None = None
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step."""
+        return self.batch_size * self.gradient_accumulation
