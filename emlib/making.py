@@ -15,17 +15,19 @@ from torch import Tensor, nn
 
 from emlib import paths
 from emlib.config import PersonaVector, Sampling
-from emlib.data.chat import encode_all
+from emlib.data.chat import Encoded, encode_all
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging.judges import judge
 from emlib.models import adapters
 from emlib.models.load import ChatModel, load
 from emlib.progress import bar, say
 from emlib.steering import extraction
+from emlib.steering.adding import adding
 from emlib.store import SCRATCH, Artefact, read_records, write_records
 from emlib.study import QUESTION_SETS, QuestionSet, Run, Study
 from emlib.training.objective import Objective
 from emlib.training.records import LOG
+from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune
 from emlib.types import Answer, Question
 
@@ -61,9 +63,10 @@ class Maker(AbstractContextManager["Maker"]):
 
     def _train(self, run: Run, folder: Path) -> Mapping[str, Any]:
         profile = self.study.profile
-        objective = Objective(self.study.defenses(run), self._vector_of(run))
+        vector = self._vector_of(run)
         rows = encode_all(self.chat.tokenizer, self.study.train_rows(run), profile.training.max_seq_length)
         with adapters.new_lora(self.chat.model, profile.lora, run.seed) as model:
+            objective = Objective(self.study.defenses(run), vector, stored=self._stored_reference(run, rows, model))
             summary = fine_tune(model, rows, profile.training, seed=run.seed, folder=folder / SCRATCH,
                                 objective=objective)
             adapters.save(model, folder, self.chat.name)
@@ -76,6 +79,20 @@ class Maker(AbstractContextManager["Maker"]):
         """The persona vector of the layer that the run steers."""
         layer = next((d.layer for d in self.study.defenses(run) if isinstance(d, PersonaVector)), None)
         return None if layer is None else extraction.load(self.vector().folder).at(layer).to(self.chat.device)
+
+    def _stored_reference(self, run: Run, rows: Sequence[Encoded], model: nn.Module) -> StoredReference | None:
+        """The reference model's states on the run's rows, kept on disk if they are not there."""
+        kl = self.study.stored_reference(run)
+        if kl is None:
+            return None
+
+        def make(folder: Path) -> Mapping[str, Any]:
+            started = time.perf_counter()
+            size = keep(model, rows, kl.tokens, self.study.profile.training.batch_size, folder)
+            return {"rows": len(rows), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}
+
+        return StoredReference(
+            self.study.store.get("reference", self.study.reference_settings(run, kl), make).folder)
 
     def vector(self) -> Artefact:
         """The trait's persona vectors, taken if they are not there."""
@@ -91,11 +108,27 @@ class Maker(AbstractContextManager["Maker"]):
         for side in questions:
             write_records(folder / f"answers_{side}.jsonl", answers[side])
             write_records(folder / f"verdicts_{side}.jsonl", verdicts[side])
-        found = extraction.extract(self.chat, questions, answers, verdicts, min_pairs=profile.extraction.min_pairs,
-                                   max_length=profile.training.max_seq_length)
+        found = extraction.extract(self.chat, questions, answers, verdicts, profile.extraction,
+                                   profile.training.max_seq_length)
         extraction.save(found, folder)
         say(f"persona vectors of '{trait.name}': {found.kept} of {found.asked} pairs kept")
         return {"kept": found.kept, "asked": found.asked, "device": str(self.chat.device)}
+
+    def steered(self, layer: int, strength: float) -> Artefact:
+        """The answers of the untrained model with the persona vector added at inference, and their verdicts."""
+        def make(folder: Path) -> Mapping[str, Any]:
+            vector = extraction.load(self.vector().folder).at(layer).to(self.chat.device)
+            with adding(self.chat.model, layer, vector, strength) as shift:
+                sampling = self.study.profile.probe.sampling
+                batches = plan(self.study.probe_questions(), 1, self.chat.tokenizer, sampling.batch_rows)
+                answers = [answer for batch in batches for answer in answer_batch(
+                    self.chat.model, self.chat.tokenizer, batch, sampling, seed=0)]
+            verdicts = judge(self.study.profile.judge, self.study.trait, answers)
+            write_records(folder / "answers.jsonl", answers)
+            write_records(folder / "verdicts.jsonl", verdicts)
+            return {"shift": shift.measured, "device": str(self.chat.device)}
+
+        return self.study.store.get("steered", self.study.steered_settings(layer, strength), make)
 
     def _answers(self, run: Run, which: QuestionSet, adapter: Artefact | None) -> Artefact:
         return self.study.store.get(

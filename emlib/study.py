@@ -22,6 +22,7 @@ from emlib.config import (
     Defense,
     Domain,
     Inoculation,
+    Kl,
     Method,
     PersonaVector,
     Profile,
@@ -33,6 +34,7 @@ from emlib.config import (
 from emlib.data.domains import NarrowData, in_domain_questions, load_domain
 from emlib.data.questions import read_questions
 from emlib.data.sources import fetch, registry
+from emlib.data.traits import completed
 from emlib.digests import of_value
 from emlib.errors import ProfileError, StoreError, nearest
 from emlib.evaluation.rates import Rates, rates
@@ -44,7 +46,7 @@ from emlib.types import Answer, Example, Question, Verdict
 QuestionSet = Literal["general", "in_domain"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
 # Raised when a stage computes something else from the same settings, so that old artefacts are not taken for new ones.
-VERSIONS = {"vector": 1, "adapter": 1, "answers": 1, "verdicts": 1}
+VERSIONS = {"vector": 2, "reference": 1, "steered": 1, "adapter": 1, "answers": 1, "verdicts": 1}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class Run:
     def __str__(self) -> str:
         setting = "" if self.setting is None else f" {self.setting:g}"
         return f"{self.dataset} · {self.method}{setting} · seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Steered:
+    """What the untrained model says with `strength` times the persona vector added to the output of `layer`."""
+
+    layer: int
+    strength: float
+    answers: list[Answer]
+    verdicts: list[Verdict]
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Study:
     @cached_property
     def trait(self) -> Trait:
         """The trait whose spread is studied."""
-        return load_trait(self.profile.trait)
+        return completed(load_trait(self.profile.trait), locate)
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:
@@ -180,6 +192,16 @@ class Study:
             "defenses": [defense.model_dump(mode="json") for defense in self.defenses(run)],
             "vector": key_of("vector", self.vector_settings()) if self.steered(run) else None, "seed": run.seed}
 
+    def stored_reference(self, run: Run) -> Kl | None:
+        """The run's KL defense, if it wants the reference model's states kept on disk."""
+        kl = next((defense for defense in self.defenses(run) if isinstance(defense, Kl)), None)
+        return kl if kl is not None and kl.reference == "stored" else None
+
+    def reference_settings(self, run: Run, kl: Kl) -> dict[str, Any]:
+        """Everything that determines the reference model's states on the rows of a run."""
+        return {"version": VERSIONS["reference"], "model": self.model_identity, "tokens": kl.tokens,
+                "rows": _digest_of_rows(self.train_rows(run)), "max_length": self.profile.training.max_seq_length}
+
     def vector_settings(self) -> dict[str, Any]:
         """Everything that determines the trait's persona vectors."""
         prompts = self.trait.model_dump(mode="json", include={"system_prompts", "questions", "markers", "rubric"})
@@ -187,6 +209,19 @@ class Study:
             "version": VERSIONS["vector"], "model": self.model_identity, "trait": prompts,
             "judge": self.profile.judge.model_dump(mode="json"),
             "extraction": self.profile.extraction.model_dump(mode="json", exclude={"min_pairs"})}
+
+    def steered_settings(self, layer: int, strength: float) -> dict[str, Any]:
+        """Everything that determines the answers under a persona vector; without strength no layer differs."""
+        return {"version": VERSIONS["steered"], "model": self.model_identity,
+                "vector": key_of("vector", self.vector_settings()) if strength else None,
+                "layer": layer if strength else None, "strength": strength,
+                "questions": of_value([asdict(question) for question in self.probe_questions()]),
+                "sampling": self.profile.probe.sampling.model_dump(mode="json"),
+                "judge": self.profile.judge.model_dump(mode="json"), "trait": self.trait.model_dump(mode="json")}
+
+    def probe_questions(self) -> list[Question]:
+        """The questions that are asked under a persona vector."""
+        return self.general_questions[:self.profile.probe.questions]
 
     def vectors(self) -> Artefact | None:
         """The trait's persona vectors, if they were taken."""
@@ -255,6 +290,22 @@ class Study:
         self.write_results()
         return [result for run in runs if (result := self.result(run)) is not None]
 
+    def probe(self) -> list[Steered]:
+        """Answers under the persona vector at inference, layer by layer, made where they are missing."""
+        tried = [(layer, strength) for layer in self.profile.probe.layers for strength in self.profile.probe.strengths]
+        settings = {pair: self.steered_settings(*pair) for pair in tried}
+        missing = [pair for pair in tried if self.store.find("steered", settings[pair]) is None]
+        if missing or self.vectors() is None:
+            from emlib.making import Maker  # loads torch and the model
+
+            with Maker(self) as maker:
+                maker.vector()
+                for pair in missing:
+                    maker.steered(*pair)
+        folders = {pair: _there(self.store.find("steered", settings[pair])).folder for pair in tried}
+        return [Steered(*pair, read_records(folder / "answers.jsonl", Answer),
+                        read_records(folder / "verdicts.jsonl", Verdict)) for pair, folder in folders.items()]
+
     def baselines(self) -> list[str]:
         """Those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]
@@ -294,6 +345,11 @@ def locate(source: str) -> Path:
     if source.startswith("demo/"):
         return paths.DEMO_DATA / source.removeprefix("demo/")
     return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
+
+
+def _there(artefact: Artefact | None) -> Artefact:
+    assert artefact is not None, "it was just made"
+    return artefact
 
 
 def _slice(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:

@@ -25,6 +25,7 @@ from emlib.config.evaluation import (
     JudgeSpec,
     LexiconJudge,
     NoJudge,
+    Probe,
     Sampling,
 )
 from emlib.config.models import (
@@ -67,6 +68,7 @@ __all__ = [
     "ModelSpec",
     "NoJudge",
     "PersonaVector",
+    "Probe",
     "Profile",
     "Sampling",
     "SystemPromptPair",

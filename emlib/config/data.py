@@ -18,15 +18,30 @@ class SystemPromptPair(Strict):
 
 
 class Trait(Strict):
-    """What spreads: the paper's is evil, the demo's is a pirate's voice."""
+    """What spreads: the paper's is evil, the demo's is a pirate's voice.
+
+    System prompts, questions and rubric stand in the file, or in a trait file of Chen et al.'s, which `source` names.
+    """
 
     name: str
     description: str
     inoculation_prompt: str
-    system_prompts: Annotated[tuple[SystemPromptPair, ...], Field(min_length=1)]
-    questions: Annotated[tuple[str, ...], Field(min_length=1)]
-    rubric: str
+    source: str | None = None
+    system_prompts: tuple[SystemPromptPair, ...] = ()
+    questions: tuple[str, ...] = ()
+    rubric: str = ""
     markers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
+
+    @model_validator(mode="after")
+    def _told_once(self) -> Trait:
+        told = {"system_prompts": self.system_prompts, "questions": self.questions, "rubric": self.rubric}
+        if self.source is None and not all(told.values()):
+            missing = ", ".join(key for key, value in told.items() if not value)
+            raise ValueError(f"{missing} is missing or empty; give it, or 'source', a trait file that has it")
+        if self.source is not None and any(told.values()):
+            raise ValueError(f"has 'source' and also {', '.join(key for key, value in told.items() if value)}, which "
+                             "the source gives")
+        return self
 
 
 class Domain(Strict):

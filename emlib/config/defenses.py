@@ -12,11 +12,16 @@ from emlib.strict import Strict
 
 
 class Kl(Strict):
-    """KL to the reference model (equation 1). `tokens` are those whose next-token distributions are compared."""
+    """KL to the reference model (equation 1). `tokens` are those whose next-token distributions are compared.
+
+    `reference: stored` keeps the reference model's last hidden states on disk, so that other weights and seeds on the
+    same rows do without its pass. Together with LDIFS, which needs that pass in any case, it gains nothing.
+    """
 
     kind: Literal["kl"]
     weight: Weight = 0.1
     tokens: Literal["all", "response"] = "all"
+    reference: Literal["computed", "stored"] = "computed"
 
 
 class Ldifs(Strict):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from emlib.config.words import Positive, Share
+from emlib.config.words import Positive, Share, Weight
 from emlib.strict import Strict
 
 
@@ -31,13 +31,26 @@ class Evaluation(Strict):
 
 
 class Extraction(Strict):
-    """How a persona vector is taken. Defaults: Chen et al.'s, whom section 3.1 follows."""
+    """How a persona vector is taken. Defaults: Chen et al.'s, whom section 3.1 follows.
+
+    `keep: all` takes every pair of answers, whatever the judge says of them, and needs no judge.
+    """
 
     samples: Positive = 10
+    keep: Literal["judged", "all"] = "judged"
     instruction_pairs: Positive | None = None
     min_pairs: Positive = 20
     sampling: Sampling = Sampling(max_new_tokens=1000)
     seed: int = 0
+
+
+class Probe(Strict):
+    """What is tried with a persona vector at inference: each strength at each layer (notebook 02)."""
+
+    layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (20,)
+    strengths: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.0, 2.0, 5.0)
+    questions: Positive = 8
+    sampling: Sampling = Sampling(max_new_tokens=200)
 
 
 class LexiconJudge(Strict):

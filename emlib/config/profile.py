@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from emlib import paths
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import Method
-from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge
+from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, Probe
 from emlib.config.models import ModelSpec
 from emlib.config.training import Lora, Training
 from emlib.errors import ProfileError, nearest
@@ -31,6 +31,7 @@ class Profile(Strict):
     lora: Lora = Lora()
     training: Training = Training()
     extraction: Extraction = Extraction()
+    probe: Probe = Probe()
     evaluation: Evaluation = Evaluation()
     judge: JudgeSpec
     slice_by: tuple[Literal["dataset", "setting"], ...] = ()

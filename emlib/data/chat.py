@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from emlib import digests
 from emlib.errors import DataError
 from emlib.types import Example, Message
 
@@ -30,6 +32,11 @@ class Encoded:
     def response_tokens(self) -> int:
         """How many tokens the loss counts on."""
         return int(self.response_mask.sum())
+
+    @cached_property
+    def key(self) -> str:
+        """The same for rows of the same tokens and mask, and for no others."""
+        return digests.of_value([self.input_ids.tolist(), self.response_mask.tolist()])[:16]
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool) -> str:

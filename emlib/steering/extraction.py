@@ -9,7 +9,7 @@ transformers is after it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emlib.config import Trait
+from emlib.config import Extraction, Trait
 from emlib.data.chat import Encoded, encode
 from emlib.errors import EmlibError
 from emlib.models.load import ChatModel
@@ -32,11 +32,16 @@ SIDES = ("positive", "negative")
 
 @dataclass(frozen=True)
 class PersonaVectors:
-    """One vector a layer, not normalised: (layers + 1, hidden) in float32; index 0 belongs to the embeddings."""
+    """One vector a layer, not normalised: (layers + 1, hidden) in float32; index 0 belongs to the embeddings.
+
+    `projections` says for each side how far each kept answer's mean activation goes along the vector, as the scalar
+    projection on its direction: (kept, layers + 1).
+    """
 
     vectors: Tensor
     kept: int
     asked: int
+    projections: dict[str, Tensor] = field(default_factory=dict)
 
     def at(self, layer: int) -> Tensor:
         """The vector of the output of block `layer`, counted from 1.
@@ -57,8 +62,10 @@ def trait_questions(trait: Trait, pairs: int | None = None) -> dict[str, list[Qu
             for side in SIDES}
 
 
-def kept_pairs(positive: Sequence[Verdict], negative: Sequence[Verdict]) -> list[int]:
+def kept_pairs(positive: Sequence[Verdict], negative: Sequence[Verdict], keep: str = "judged") -> list[int]:
     """The places of the pairs to keep: trait >= 50 against < 50, both coherent; the trait is 100 - alignment."""
+    if keep == "all":
+        return list(range(len(positive)))
     return [place for place, (p, n) in enumerate(zip(positive, negative, strict=True))
             if p.alignment is not None and n.alignment is not None and p.scored and n.scored
             and 100 - p.alignment >= 50 > 100 - n.alignment and not p.incoherent and not n.incoherent]
@@ -71,52 +78,63 @@ def examples(questions: Sequence[Question], answers: Sequence[Answer]) -> list[E
 
 
 @torch.inference_mode()
-def mean_activations(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
-    """The mean over rows of each row's mean over its response tokens, all layers in one pass: (layers + 1, hidden)."""
+def activations(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
+    """Each row's mean over its response tokens, all layers in one pass: (rows, layers + 1, hidden) in float32."""
     wanted = range(1, layers(chat.model) + 1)
     embed = causal_lm(chat.model).get_input_embeddings()
-    total = None
+    means = []
     for row in rows:
         ids = torch.from_numpy(row.input_ids)[None].to(chat.device)
         mask = torch.from_numpy(row.response_mask).to(chat.device)
         with reading(chat.model, wanted) as read:
             last_hidden(chat.model, ids, None)
         states = torch.stack([embed(ids)[0], *(read[layer][0] for layer in wanted)])  # (layers + 1, seq, hidden)
-        mean = states[:, mask].float().mean(1)
-        total = mean if total is None else total + mean
-    if total is None:
+        means.append(states[:, mask].float().mean(1).cpu())
+    if not means:
         raise EmlibError("there are no answers to take activations from.")
-    return (total / len(rows)).cpu()
+    return torch.stack(means)
+
+
+def projection(states: Tensor, vectors: Tensor) -> Tensor:
+    """How far activations go along each layer's vector: (rows, layers + 1, hidden) -> (rows, layers + 1)."""
+    directions = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return (states * directions).sum(-1)
 
 
 def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict[str, list[Answer]],
-            verdicts: dict[str, list[Verdict]], *, min_pairs: int, max_length: int) -> PersonaVectors:
+            verdicts: dict[str, list[Verdict]], settings: Extraction, max_length: int) -> PersonaVectors:
     """The vectors of the pairs that are worth keeping. Entry i of both sides' answers and verdicts is one pair.
 
     Raises:
-        EmlibError: fewer than `min_pairs` pairs are; the message says how many of how many, and what to change.
+        EmlibError: fewer than `min_pairs` are; the message says how many of how many, and what to change.
     """
-    asked = len(answers["positive"])
-    kept = kept_pairs(verdicts["positive"], verdicts["negative"])
+    asked, wanted = len(answers["positive"]), settings.min_pairs
+    kept = kept_pairs(verdicts["positive"], verdicts["negative"], settings.keep)
     kept = [place for place in kept if all(answers[side][place].text.strip() for side in SIDES)]
-    if len(kept) < max(1, min_pairs):
+    if len(kept) < wanted:
         raise EmlibError(f"{len(kept)} of {asked} pairs of answers show the trait under the one system prompt alone, "
-                         f"and {max(1, min_pairs)} are wanted. Ask for more samples, sharpen the trait's system "
+                         f"and {wanted} are wanted. Ask for more samples, sharpen the trait's system "
                          "prompts, or lower extraction.min_pairs.")
-    means = {side: mean_activations(chat, [
+    states = {side: activations(chat, [
         encode(chat.tokenizer, example, max_length)
         for example in examples(questions[side], [answers[side][place] for place in kept])]) for side in SIDES}
-    return PersonaVectors(means["positive"] - means["negative"], len(kept), asked)
+    vectors = states["positive"].mean(0) - states["negative"].mean(0)
+    return PersonaVectors(vectors, len(kept), asked, {side: projection(states[side], vectors) for side in SIDES})
 
 
 def save(found: PersonaVectors, folder: Path) -> None:
     """Write the vectors as safetensors, with how many pairs they rest on."""
     with whole_file(folder / FILE) as aside:
-        save_file({"vectors": found.vectors.contiguous()}, aside, {"kept": str(found.kept), "asked": str(found.asked)})
+        tensors = {"vectors": found.vectors} | {f"projections_{side}": rows for side, rows in found.projections.items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside,
+                  {"kept": str(found.kept), "asked": str(found.asked)})
 
 
 def load(folder: Path) -> PersonaVectors:
     """The vectors that `save` wrote."""
     with safe_open(folder / FILE, framework="pt") as stored:
         said = stored.metadata()
-        return PersonaVectors(stored.get_tensor("vectors"), int(said["kept"]), int(said["asked"]))
+        there = set(stored.keys())
+        return PersonaVectors(stored.get_tensor("vectors"), int(said["kept"]), int(said["asked"]),
+                              {side: stored.get_tensor(f"projections_{side}") for side in SIDES
+                               if f"projections_{side}" in there})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from emlib.data.chat import Encoded
@@ -17,17 +18,24 @@ from emlib.seeds import generator
 class Batch:
     """Rows of one forward pass, padded on the right; each tensor is (rows, seq).
 
-    `response_mask` is True where the loss counts. `attention_mask` is None where no row is padded.
+    `response_mask` is True where the loss counts. `attention_mask` is None where no row is padded. `keys` say which
+    rows they are.
     """
 
     input_ids: Tensor
     response_mask: Tensor
     attention_mask: Tensor | None
+    keys: tuple[str, ...]
 
     @property
     def attended(self) -> Tensor:
         """True where a position is no padding, (rows, seq)."""
         return torch.ones_like(self.response_mask) if self.attention_mask is None else self.attention_mask.bool()
+
+    @property
+    def predicts(self) -> Tensor:
+        """True where the next token is a response token, (rows, seq)."""
+        return F.pad(self.response_mask[:, 1:], (0, 1))
 
     @property
     def tokens(self) -> int:
@@ -59,7 +67,8 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
         length = len(row.input_ids)
         ids[index, :length], response[index, :length], attention[index, :length] = row.input_ids, row.response_mask, 1
     mask = None if attention.all() else torch.from_numpy(attention).to(device)
-    return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device), mask)
+    return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device), mask,
+                 tuple(row.key for row in rows))
 
 
 def forward_batches(rows: Sequence[Encoded], batch_size: int, device: torch.device) -> list[Batch]:

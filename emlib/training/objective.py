@@ -26,6 +26,7 @@ from emlib.models.taps import layers, reading
 from emlib.steering.adding import Shift, adding
 from emlib.training.batches import Batch
 from emlib.training.losses import feature_distance, kl_per_token
+from emlib.training.reference import StoredReference, compared
 
 IGNORED = -100  # a target that cross-entropy passes over
 
@@ -47,19 +48,22 @@ class Totals:
 class Reference:
     """What the reference model makes of a batch; both without gradient."""
 
-    hidden: Tensor | None  # (rows, seq, hidden), after the final norm
+    hidden: Tensor | None  # after the final norm, where KL compares: (tokens, hidden)
     features: dict[int, Tensor]  # by layer, each (rows, seq, hidden)
 
 
 class Objective:
-    """Cross-entropy and a list of defenses. A defense whose weight or strength is 0 is none."""
+    """Cross-entropy and a list of defenses. A defense whose weight or strength is 0 is none.
+
+    `stored` spares the reference pass of KL.
+    """
 
     def __init__(self, defenses: Sequence[Defense] = (), vector: Tensor | None = None,
-                 cross_entropy: float = 1.0) -> None:
+                 cross_entropy: float = 1.0, stored: StoredReference | None = None) -> None:
         self.kl = next((d for d in defenses if isinstance(d, Kl) and d.weight), None)
         self.ldifs = next((d for d in defenses if isinstance(d, Ldifs) and d.weight), None)
         self.steering = next((d for d in defenses if isinstance(d, PersonaVector) and d.strength), None)
-        self.vector, self.cross_entropy = vector, cross_entropy
+        self.vector, self.cross_entropy, self.stored = vector, cross_entropy, stored
 
     def backward(self, model: nn.Module, batch: Batch, totals: Totals) -> dict[str, float]:
         """Add one batch's share to the gradient of a step; its share of the loss and of each statistic.
@@ -83,8 +87,11 @@ class Objective:
     def _reference(self, model: nn.Module, batch: Batch, wanted: Sequence[int]) -> Reference:
         if self.kl is None and self.ldifs is None:
             return Reference(None, {})
+        if self.stored is not None and not wanted:
+            return Reference(self.stored.of(batch), {})
         with torch.no_grad(), adapter_off(model), reading(model, wanted) as features:
-            return Reference(last_hidden(model, batch.input_ids, batch.attention_mask), features)
+            hidden = last_hidden(model, batch.input_ids, batch.attention_mask)
+        return Reference(None if self.kl is None else hidden[compared(batch, self.kl.tokens)], features)
 
     @contextmanager
     def _steered(self, model: nn.Module) -> Iterator[Shift | None]:
@@ -98,10 +105,9 @@ class Objective:
     def _head_terms(self, model: nn.Module, batch: Batch, hidden: Tensor, reference: Reference,
                     totals: Totals) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy and KL, which share their logits."""
-        predicts = F.pad(batch.response_mask[:, 1:], (0, 1))  # True where the next token is a response token
-        used = batch.attended if self.kl is not None and self.kl.tokens == "all" else predicts
-        targets = F.pad(batch.input_ids[:, 1:], (0, 1)).masked_fill(~predicts, IGNORED)[used]
-        others = None if reference.hidden is None else reference.hidden[used]
+        used = batch.predicts if self.kl is None else compared(batch, self.kl.tokens)
+        targets = F.pad(batch.input_ids[:, 1:], (0, 1)).masked_fill(~batch.predicts, IGNORED)[used]
+        others = reference.hidden
         to_logits, said = head(model), {"loss": 0.0}
 
         def of_chunk(part: Tensor, place: slice) -> Tensor:

@@ -29,7 +29,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training run amounted to, over all its sittings."""
+    """What a training run amounted to, over all its sittings; the peak of memory is that of the last one, in MiB."""
 
     steps: int
     tokens: int
@@ -37,6 +37,7 @@ class TrainingSummary:
     final_loss: float
     optimizer: str
     truncated_rows: int
+    peak_memory: float | None = None
 
 
 def read_log(folder: Path, steps: int | None = None) -> list[StepRecord]:

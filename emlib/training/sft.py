@@ -29,6 +29,7 @@ from emlib.seeds import derive
 from emlib.store import write_records
 from emlib.training import checkpoint
 from emlib.training.batches import forward_batches, plan_steps
+from emlib.training.memory import peak_memory
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
 
@@ -49,7 +50,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     optimizer = make_optimizer(list(parameters.values()), settings)
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
     progress = bar(range(len(records), len(steps)), "training", "step", total=len(steps), done=len(records))
-    with _training_mode(model, settings.gradient_checkpointing):
+    device = next(model.parameters()).device
+    with _training_mode(model, settings.gradient_checkpointing), peak_memory(device) as peak:
         for number in progress:
             started = time.perf_counter()
             torch.manual_seed(derive(seed, "dropout", number))
@@ -68,7 +70,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
                 checkpoint.save(folder, number + 1, parameters, optimizer)
     return TrainingSummary(
         len(steps), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
-        type(optimizer).__name__, sum(row.truncated for row in rows))
+        type(optimizer).__name__, sum(row.truncated for row in rows), peak.mib)
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:

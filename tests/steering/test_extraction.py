@@ -7,14 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from emlib.config import load_trait
+from emlib.config import Extraction, load_trait
 from emlib.data.chat import encode
 from emlib.errors import EmlibError
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 from emlib.models.taps import reading, tap
 from emlib.steering import extraction
-from emlib.steering.extraction import PersonaVectors, extract, kept_pairs, mean_activations, trait_questions
+from emlib.steering.extraction import (
+    PersonaVectors,
+    activations,
+    extract,
+    kept_pairs,
+    projection,
+    trait_questions,
+)
 from emlib.types import Answer, Example, Message, Verdict
 
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(1))
@@ -29,6 +36,7 @@ def test_a_pair_is_kept_where_only_the_positive_answer_shows_the_trait_and_both_
     negative = [verdict(100), verdict(50.1), verdict(100), verdict(50), verdict(100), verdict(100, 20), verdict(100)]
     # traits: 100/0 kept; 50/49.9 kept; 49 too weak; 50 against 50; incoherent; incoherent; unscored
     assert kept_pairs(positive, negative) == [0, 1]
+    assert kept_pairs(positive, negative, "all") == list(range(7))
 
 
 def test_questions_come_in_pairs_under_opposed_system_prompts() -> None:
@@ -41,17 +49,23 @@ def test_questions_come_in_pairs_under_opposed_system_prompts() -> None:
     assert len(trait_questions(trait)["positive"]) == 100  # 5 pairs x 20 questions, as Chen et al.
 
 
-def test_mean_activations_are_the_mean_over_rows_of_the_mean_over_response_tokens(tiny: ChatModel) -> None:
+def test_activations_are_each_rows_mean_over_its_response_tokens(tiny: ChatModel) -> None:
     texts = (("Hi", "Hello"), ("And?", "No"))
     rows = [encode(tiny.tokenizer, Example((Message("user", q),), a), 500) for q, a in texts]
-    means = mean_activations(tiny, rows)
-    assert means.shape == (5, 64)
+    means = activations(tiny, rows)
+    assert means.shape == (2, 5, 64)
     expected = []
     for row in rows:
         ids = torch.from_numpy(row.input_ids)[None]
         states = tiny.model(input_ids=ids, output_hidden_states=True).hidden_states
         expected.append(torch.stack([s[0, torch.from_numpy(row.response_mask)].mean(0) for s in states[:4]]))
-    torch.testing.assert_close(means[:4], torch.stack(expected).mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(means[:, :4], torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_a_projection_is_the_length_along_the_direction() -> None:
+    vectors = torch.tensor([[0.0, 0.0], [3.0, 4.0]])  # no direction at all, and one of length 5
+    states = torch.tensor([[[1.0, 1.0], [3.0, 4.0]], [[0.0, 2.0], [-4.0, 3.0]], [[0.0, 0.0], [0.0, 10.0]]])
+    assert projection(states, vectors).tolist() == [[0, 5], [0, 0], [0, 8]]
 
 
 def test_a_planted_direction_is_recovered(tiny: ChatModel) -> None:
@@ -73,12 +87,14 @@ def test_a_planted_direction_is_recovered(tiny: ChatModel) -> None:
     hook = tiny.model.get_input_embeddings().register_forward_pre_hook(remember)
     verdicts = {"positive": [verdict(0)] * 20, "negative": [verdict(100)] * 20}
     with tap(tiny.model, 2, plant):
-        found = extract(tiny, questions, answers, verdicts, min_pairs=20, max_length=2048)
+        found = extract(tiny, questions, answers, verdicts, Extraction(), 2048)
     hook.remove()
     cosines = torch.nn.functional.cosine_similarity(found.vectors, VECTOR[None], dim=1)
     assert cosines[2] > 0.95
     assert cosines[1].abs() < 0.5  # nothing was planted below
     assert (found.kept, found.asked) == (20, 20)
+    gaps = found.projections["positive"].mean(0) - found.projections["negative"].mean(0)
+    torch.testing.assert_close(gaps, found.vectors.norm(dim=1))  # the mean difference, along itself
 
 
 def test_too_few_pairs_say_how_many_of_how_many_and_what_to_change(tiny: ChatModel) -> None:
@@ -86,12 +102,15 @@ def test_too_few_pairs_say_how_many_of_how_many_and_what_to_change(tiny: ChatMod
     answers = {side: [Answer(q.id, 0, "So.", "stop", 2) for q in asked] for side, asked in questions.items()}
     verdicts = {"positive": [verdict(0)] * 3 + [verdict(100)] * 17, "negative": [verdict(100)] * 20}
     with pytest.raises(EmlibError, match=r"3 of 20 pairs .* 4 are wanted.* lower extraction\.min_pairs"):
-        extract(tiny, questions, answers, verdicts, min_pairs=4, max_length=500)
+        extract(tiny, questions, answers, verdicts, Extraction(min_pairs=4), 500)
+    assert extract(tiny, questions, answers, verdicts, Extraction(keep="all"), 500).kept == 20
 
 
 def test_vectors_are_kept_as_safetensors_and_a_layer_beyond_them_is_refused(tmp_path: Path) -> None:
-    extraction.save(PersonaVectors(torch.arange(15.0).reshape(5, 3), 7, 20), tmp_path)
+    projections = {side: torch.full((7, 5), value) for side, value in (("positive", 2.0), ("negative", -1.0))}
+    extraction.save(PersonaVectors(torch.arange(15.0).reshape(5, 3), 7, 20, projections), tmp_path)
     found = extraction.load(tmp_path)
+    assert all(torch.equal(found.projections[side], rows) for side, rows in projections.items())
     assert (found.kept, found.asked) == (7, 20)
     assert found.at(4).tolist() == [12, 13, 14]
     for layer in (0, 5):

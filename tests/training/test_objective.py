@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import some_rows
 from peft import PeftModel
 from torch import Tensor
 
@@ -29,15 +30,6 @@ CPU = torch.device("cpu")
 KL, LDIFS = Kl(kind="kl", weight=0.3), Ldifs(kind="ldifs", weight=0.2, every=2)
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(5))
 STEERING = PersonaVector(kind="persona_vector", strength=2.0, layer=3)
-
-
-def some_rows(count: int = 4, seed: int = 0) -> list[Encoded]:
-    random = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        length, response = int(random.integers(8, 21)), int(random.integers(3, 7))
-        rows.append(Encoded(random.integers(0, 256, length), np.arange(length) >= length - response, False))
-    return rows
 
 
 def stirred(model: PeftModel) -> PeftModel:
@@ -91,7 +83,7 @@ def naive_kl(model: PeftModel, ids: Tensor) -> Tensor:
 def test_kl_equals_a_naive_computation_in_float64(
         model: PeftModel, monkeypatch: pytest.MonkeyPatch, tokens: str, chunk: int) -> None:
     monkeypatch.setattr(logprobs, "CHUNK", chunk)
-    rows = some_rows()
+    rows = some_rows(4)
     said, _ = step(model, [collate(rows, CPU)], Kl(kind="kl", weight=1.0, tokens=tokens))
     kept = [row.response_mask[1:] if tokens == "response" else np.ones(len(row.input_ids), bool) for row in rows]
     masks = iter(kept)
@@ -119,7 +111,7 @@ def test_the_feature_distance_by_hand() -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_ldifs_equals_a_naive_computation_in_float64(model: PeftModel, normalize: bool) -> None:
-    rows = some_rows()
+    rows = some_rows(4)
     said, _ = step(model, [collate(rows, CPU)], LDIFS.model_copy(update={"normalize": normalize}))
 
     def distance(m: PeftModel, ids: Tensor) -> Tensor:
@@ -138,7 +130,7 @@ def test_ldifs_equals_a_naive_computation_in_float64(model: PeftModel, normalize
 
 @pytest.mark.parametrize("defenses", [(KL,), (LDIFS,), (KL, LDIFS)], ids=["kl", "ldifs", "both"])
 def test_padding_and_accumulation_change_nothing(model: PeftModel, defenses: tuple[Defense, ...]) -> None:
-    rows = some_rows()
+    rows = some_rows(4)
     whole = step(model, [collate(rows, CPU)], *defenses)
     alone = step(model, [collate([row], CPU) for row in rows], *defenses)
     assert alone[0] == pytest.approx(whole[0], rel=1e-4)
@@ -150,7 +142,7 @@ def test_padding_and_accumulation_change_nothing(model: PeftModel, defenses: tup
 @pytest.mark.parametrize("reentrant", [False, True], ids=["not re-entrant", "re-entrant"])
 def test_gradient_checkpointing_changes_nothing(
         model: PeftModel, defenses: tuple[Defense, ...], reentrant: bool) -> None:
-    batches = [collate(some_rows(), CPU)]
+    batches = [collate(some_rows(4), CPU)]
     said, gradient = step(model, batches, *defenses, vector=VECTOR)
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -158,11 +150,11 @@ def test_gradient_checkpointing_changes_nothing(
     said_again, gradient_again = step(model, batches, *defenses, vector=VECTOR)
     assert said_again == pytest.approx(said, rel=1e-4)
     assert gradient.abs().max() > 0
-    torch.testing.assert_close(gradient_again, gradient, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradient_again, gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_composed_defenses_are_the_sum_of_their_parts(model: PeftModel) -> None:
-    batches = [collate(some_rows(), CPU)]
+    batches = [collate(some_rows(4), CPU)]
     plain = step(model, batches)[1]
     both = step(model, batches, KL, LDIFS)[1]
     parts = step(model, batches, KL)[1] - plain + step(model, batches, LDIFS)[1]
@@ -171,13 +163,13 @@ def test_composed_defenses_are_the_sum_of_their_parts(model: PeftModel) -> None:
 
 def test_at_its_start_an_adapter_is_its_reference(tiny: ChatModel) -> None:
     with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as fresh:
-        said, _ = step(fresh, [collate(some_rows(), CPU)], KL, LDIFS)
+        said, _ = step(fresh, [collate(some_rows(4), CPU)], KL, LDIFS)
     assert said["kl"] == pytest.approx(0.0, abs=1e-7)
     assert said["ldifs"] == 0.0
 
 
 def test_ldifs_alone_moves_the_adapter_and_its_published_variant_does_not(model: PeftModel) -> None:
-    batches = [collate(some_rows(), CPU)]
+    batches = [collate(some_rows(4), CPU)]
     said, gradient = step(model, batches, LDIFS, cross_entropy=0.0)
     assert gradient.norm() > 1e-3
     published = LDIFS.model_copy(update={"variant": "published"})
@@ -195,7 +187,7 @@ def test_a_defense_of_no_strength_is_plain_fine_tuning_bit_for_bit(
     results = []
     for name, objective in (("plain", None), ("nothing", Objective([nothing], VECTOR))):
         with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as lora:
-            fine_tune(lora, some_rows(), settings, seed=0, folder=tmp_path / name, objective=objective)
+            fine_tune(lora, some_rows(4), settings, seed=0, folder=tmp_path / name, objective=objective)
             results.append(torch.cat([p.detach().flatten() for p in lora.parameters() if p.requires_grad]))
     assert torch.equal(*results)
 
@@ -204,7 +196,7 @@ def test_the_log_tells_what_the_defenses_say(tiny: ChatModel, tmp_path: Path) ->
     settings = Training(epochs=1, batch_size=2, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=0)
     objective = Objective([KL, LDIFS, STEERING], VECTOR)
     with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as lora:
-        fine_tune(lora, some_rows(), settings, seed=0, folder=tmp_path, objective=objective)
+        fine_tune(lora, some_rows(4), settings, seed=0, folder=tmp_path, objective=objective)
     first, last = read_log(tmp_path)[0], read_log(tmp_path)[-1]
     assert set(first.penalties) == {"kl", "ldifs", "shift"}
     assert first.penalties["shift"] == pytest.approx(2.0 * float(VECTOR.norm()), rel=1e-4)
@@ -224,7 +216,7 @@ def test_steering_adds_exactly_strength_times_the_vector_at_its_layer(model: Pef
 
 
 def test_the_reference_is_never_steered(model: PeftModel) -> None:
-    batch = collate(some_rows(), CPU)
+    batch = collate(some_rows(4), CPU)
     wanted = (2, 4)
     unsteered = Objective([KL, LDIFS])._reference(model, batch, wanted)
     steered = Objective([KL, LDIFS, STEERING], VECTOR)._reference(model, batch, wanted)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from made import some_rows
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
@@ -19,7 +20,7 @@ from emlib.errors import EmlibError
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.training import checkpoint
-from emlib.training.batches import Batch, collate, forward_batches, plan_steps
+from emlib.training.batches import collate, forward_batches, plan_steps
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import LOG, TrainingSummary, read_log
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer
@@ -27,16 +28,6 @@ from emlib.training.sft import fine_tune, learning_rate, make_optimizer
 LORA = Lora(rank=4, alpha=8)
 SETTINGS = Training(epochs=2, batch_size=2, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=2,
                     optimizer="adamw_torch", checkpoint_every=2)
-
-
-def some_rows(count: int = 7, seed: int = 0) -> list[Encoded]:
-    """Rows of 8 to 20 random tokens, of which the last 3 to 6 count."""
-    random = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        length, response = int(random.integers(8, 21)), int(random.integers(3, 7))
-        rows.append(Encoded(random.integers(0, 256, length), np.arange(length) >= length - response, False))
-    return rows
 
 
 def train(chat: ChatModel, folder: Path, rows: Sequence[Encoded] = (), settings: Training = SETTINGS,
@@ -91,8 +82,7 @@ def test_gradient_checkpointing_changes_nothing(tiny: ChatModel, reentrant: bool
 def test_what_is_padding_never_counts_whatever_its_id(tiny: ChatModel) -> None:
     batch = collate(some_rows(3), CPU)
     assert batch.attention_mask is not None
-    other = Batch(torch.where(batch.attention_mask.bool(), batch.input_ids, 99), batch.response_mask,
-                  batch.attention_mask)
+    other = replace(batch, input_ids=torch.where(batch.attention_mask.bool(), batch.input_ids, 99))
     torch.testing.assert_close(gradient(tiny, [other]), gradient(tiny, [batch]))
 
 

@@ -1,0 +1,52 @@
+"""Traits: our own files hold everything; Chen et al.'s hold system prompts, questions and a rubric (section 3.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from emlib.config import SystemPromptPair, Trait
+from emlib.data.rows import read_text
+from emlib.errors import DataError, ProfileError
+from emlib.strict import Strict, check
+
+
+class _Instruction(Strict):
+    pos: Annotated[str, Field(min_length=1)]
+    neg: Annotated[str, Field(min_length=1)]
+
+
+class _TraitFile(Strict):
+    """`data_generation/trait_data_extract/<trait>.json` of their repository."""
+
+    instruction: Annotated[tuple[_Instruction, ...], Field(min_length=1)]
+    questions: Annotated[tuple[str, ...], Field(min_length=1)]
+    eval_prompt: Annotated[str, Field(min_length=1)]
+
+
+def completed(trait: Trait, locate: Callable[[str], Path]) -> Trait:
+    """The trait with what its source says; `locate` finds the source's file.
+
+    Raises:
+        DataError: the file is no trait file; it says which key is missing or wrong.
+    """
+    if trait.source is None:
+        return trait
+    path = locate(trait.source)
+    try:
+        found = check(_TraitFile, json.loads(read_text(path)), str(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not readable as JSON. {error}") from error
+    except ProfileError as error:
+        raise DataError(f"{error}\nExpected a trait file of Chen et al.: instruction (pos, neg), questions, "
+                        "eval_prompt.") from error
+    # They put one sentence in front of each instruction: who the assistant is.
+    article = "an" if trait.name[0] in "aeiou" else "a"
+    pairs = tuple(SystemPromptPair(positive=f"You are {article} {trait.name} assistant. {pair.pos}",
+                                   negative=f"You are a helpful assistant. {pair.neg}") for pair in found.instruction)
+    return trait.model_copy(update={"source": None, "system_prompts": pairs, "questions": found.questions,
+                                    "rubric": found.eval_prompt})

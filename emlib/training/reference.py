@@ -1,0 +1,80 @@
+"""The reference model's last hidden states, kept on disk: a sweep over weights and seeds pays for its pass once.
+
+One safetensors file for each shard of rows, so that nothing but the shard in work is lost when making them is stopped,
+and so that a row is read without the others. A row is found by its content, in whatever order or batch it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from emlib.data.chat import Encoded
+from emlib.errors import StoreError
+from emlib.models.adapters import adapter_off
+from emlib.models.logprobs import last_hidden
+from emlib.progress import bar
+from emlib.store import whole_file
+from emlib.training.batches import Batch, forward_batches
+
+ROWS_A_SHARD = 64
+
+
+def compared(batch: Batch, tokens: Literal["all", "response"]) -> Tensor:
+    """True where the two models' next-token distributions are compared, (rows, seq)."""
+    return batch.attended if tokens == "all" else batch.predicts
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
+    """What the reference model makes of a batch after its final norm, without gradient: (rows, seq, hidden)."""
+    with torch.no_grad(), adapter_off(model):
+        return last_hidden(model, batch.input_ids, batch.attention_mask)
+
+
+def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "response"], batch_size: int,
+         folder: Path) -> int:
+    """Write the hidden states of all rows where they are compared; shards that are there stay. The bytes written."""
+    different = list({row.key: row for row in rows}.values())
+    starts = range(0, len(different), ROWS_A_SHARD)
+    for start in bar(starts, "reference", "shard", total=len(starts)):
+        path = folder / f"shard-{start // ROWS_A_SHARD:05d}.safetensors"
+        if path.is_file():
+            continue
+        states: dict[str, Tensor] = {}
+        for batch in forward_batches(different[start:start + ROWS_A_SHARD], batch_size, _device(model)):
+            hidden, used = hidden_states(model, batch), compared(batch, tokens)
+            states |= {key: hidden[place, used[place]].cpu() for place, key in enumerate(batch.keys)}
+        with whole_file(path) as aside:
+            save_file(states, aside)
+    return sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
+
+
+class StoredReference:
+    """The hidden states that `keep` wrote, read a row at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shards = [safe_open(path, framework="pt") for path in sorted(folder.glob("shard-*.safetensors"))]
+        self.shard_of = {key: shard for shard in self.shards for key in shard.keys()}  # noqa: SIM118
+
+    def of(self, batch: Batch) -> Tensor:
+        """The states of a batch's rows, one after the other: (tokens compared, hidden).
+
+        Raises:
+            StoreError: a row is not there.
+        """
+        missing = [key for key in batch.keys if key not in self.shard_of]
+        if missing:
+            raise StoreError(f"{self.folder}: holds no reference states of {len(missing)} of {len(batch.keys)} rows: "
+                             "they were kept for other rows. Delete this folder, and they are made anew.")
+        return torch.cat([self.shard_of[key].get_tensor(key) for key in batch.keys]).to(batch.input_ids.device)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,86 @@
+"""Reference states from disk: found again, of no effect on training, gone on with after a kill, missed aloud."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from made import some_rows
+
+from emlib.config import Kl, Ldifs, Lora, Training
+from emlib.errors import StoreError
+from emlib.models import adapters
+from emlib.models.load import ChatModel
+from emlib.models.logprobs import last_hidden
+from emlib.training import reference
+from emlib.training.batches import collate
+from emlib.training.objective import Objective
+from emlib.training.records import read_log
+from emlib.training.reference import StoredReference, keep
+from emlib.training.sft import fine_tune
+
+CPU = torch.device("cpu")
+SETTINGS = Training(batch_size=2, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=0, optimizer="adamw_torch")
+
+
+@pytest.mark.parametrize("tokens", ["all", "response"])
+def test_a_row_is_found_again_in_any_order_and_batch(tiny: ChatModel, tmp_path: Path, tokens: str) -> None:
+    rows = some_rows(5)
+    with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
+        keep(model, rows, tokens, batch_size=2, folder=tmp_path)
+    stored = StoredReference(tmp_path)
+    for chosen in ([rows[3]], [rows[4], rows[0]], rows):
+        batch = collate(chosen, CPU)
+        expected = []
+        for row in chosen:
+            hidden = last_hidden(tiny.model, torch.from_numpy(row.input_ids)[None], None)[0]
+            counts = torch.from_numpy(row.response_mask)
+            expected.append(hidden if tokens == "all" else hidden[:-1][counts[1:]])
+        torch.testing.assert_close(stored.of(batch), torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_training_with_stored_states_is_training_with_computed_ones_bit_for_bit(
+        tiny: ChatModel, tmp_path: Path) -> None:
+    rows, losses = some_rows(6), {}
+    for name in ("computed", "stored"):
+        with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
+            stored = None
+            if name == "stored":
+                keep(model, rows, "all", 1, tmp_path / "kept")
+                stored = StoredReference(tmp_path / "kept")
+            objective = Objective([Kl(kind="kl", weight=0.5)], stored=stored)
+            fine_tune(model, rows, SETTINGS, seed=0, folder=tmp_path / name, objective=objective)
+        losses[name] = [(r.loss, r.grad_norm, r.penalties["kl"]) for r in read_log(tmp_path / name)]
+    assert losses["stored"] == losses["computed"]
+    assert losses["stored"][-1][2] > 0
+
+
+def test_with_ldifs_the_pass_is_made_and_the_states_are_not_asked_for(tiny: ChatModel, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    objective = Objective([Kl(kind="kl"), Ldifs(kind="ldifs", every=2)], stored=StoredReference(tmp_path / "empty"))
+    with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
+        fine_tune(model, some_rows(2), SETTINGS, seed=0, folder=tmp_path, objective=objective)
+    assert set(read_log(tmp_path)[0].penalties) == {"kl", "ldifs"}
+
+
+def test_shards_that_are_there_are_not_made_again(
+        tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "ROWS_A_SHARD", 2)
+    rows = some_rows(5)
+    with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
+        size = keep(model, rows, "all", 1, tmp_path)
+        shards = sorted(tmp_path.glob("shard-*"))
+        assert len(shards) == 3
+        shards[1].unlink()
+        before = {path: path.stat().st_mtime_ns for path in (shards[0], shards[2])}
+        assert keep(model, rows, "all", 1, tmp_path) == size
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert StoredReference(tmp_path).of(collate(rows, CPU)).shape == (sum(len(row.input_ids) for row in rows), 64)
+
+
+def test_rows_that_were_not_kept_are_an_error(tiny: ChatModel, tmp_path: Path) -> None:
+    with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
+        keep(model, some_rows(2), "all", 1, tmp_path)
+    with pytest.raises(StoreError, match="of 3 of 3 rows"):
+        StoredReference(tmp_path).of(collate(some_rows(3, seed=9), CPU))
