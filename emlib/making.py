@@ -99,7 +99,7 @@ class Maker(AbstractContextManager["Maker"]):
         return self.study.store.get("vector", self.study.vector_settings(), self._extract)
 
     def _extract(self, folder: Path) -> Mapping[str, Any]:
-        profile, trait = self.study.profile, self.study.trait
+        profile, trait, started = self.study.profile, self.study.trait, time.perf_counter()
         questions = extraction.trait_questions(trait, profile.extraction.instruction_pairs)
         answers = {side: self._asked(asked, profile.extraction.samples, profile.extraction.sampling,
                                      profile.extraction.seed, self.chat.model, folder / SCRATCH / side)
@@ -112,7 +112,8 @@ class Maker(AbstractContextManager["Maker"]):
                                    profile.training.max_seq_length)
         extraction.save(found, folder)
         say(f"persona vectors of '{trait.name}': {found.kept} of {found.asked} pairs kept")
-        return {"kept": found.kept, "asked": found.asked, "device": str(self.chat.device)}
+        return {"kept": found.kept, "asked": found.asked, "device": str(self.chat.device),
+                "seconds": round(time.perf_counter() - started, 3)}
 
     def steered(self, layer: int, strength: float) -> Artefact:
         """The answers of the untrained model with the persona vector added at inference, and their verdicts."""

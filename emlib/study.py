@@ -310,6 +310,10 @@ class Study:
         """Those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]
 
+    def defended(self, kind: str) -> list[str]:
+        """The methods of the profile that have a defense of this kind, alone or with others."""
+        return [method.name for method in self.profile.methods if any(d.kind == kind for d in method.defenses)]
+
     def results(self) -> list[RunResult]:
         """All finished runs of the profile, in its order.
 

@@ -18,8 +18,15 @@ from emlib import digests, paths
 from emlib.config import NOT_PROFILES, Profile, load_profile
 from emlib.errors import EmlibError
 
-TRAINING = ("04_baselines",)  # chapters that train, and that a profile may cut into slices
-FINAL = ("13_tables", "14_figures")  # chapters that read what all the others left
+# Chapters about one kind of defense: a profile without it does without them.
+KINDS = {"02_persona_vectors": "persona_vector", "05_kl": "kl", "06_ldifs": "ldifs",
+         "07_persona_steering": "persona_vector", "08_inoculation": "inoculation"}
+# Chapters whose work begins with what another one made. Run at once, one of them would wait for the other.
+AFTER = {"05_kl": ("04_baselines",), "06_ldifs": ("04_baselines",),
+         "07_persona_steering": ("02_persona_vectors", "04_baselines"), "08_inoculation": ("04_baselines",)}
+SLICED = ("04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "08_inoculation")  # where a profile asks for it
+COMPUTING = ("02_persona_vectors", *SLICED)  # chapters that want a GPU where there is one
+FINAL = ("12_costs", "13_tables", "14_figures")  # chapters that read what all the others left
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Job:
     @property
     def trains(self) -> bool:
         """Whether it wants a GPU where there is one."""
-        return self.chapter in TRAINING
+        return self.chapter in COMPUTING
 
 
 def chapters() -> list[str]:
@@ -49,13 +56,19 @@ def chapters() -> list[str]:
     return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
+def wanted(chapter: str, profile: Profile) -> bool:
+    """Whether a profile has what the chapter is about."""
+    kinds = {defense.kind for method in profile.methods for defense in method.defenses}
+    return chapter not in KINDS or KINDS[chapter] in kinds
+
+
 def jobs(profile_name: str) -> list[Job]:
     """Every notebook run of a profile, in reading order; a sliced chapter is read back after its slices."""
     profile = load_profile(profile_name)
     found: list[Job] = []
-    for chapter in chapters():
+    for chapter in (chapter for chapter in chapters() if wanted(chapter, profile)):
         digest = content_digest(chapter, profile)
-        before = tuple(job.output for job in found) if chapter in FINAL else ()
+        before = tuple(job.output for job in found if chapter in FINAL or job.chapter in AFTER.get(chapter, ()))
         parts = tuple(Job(chapter, label, f"--profile {profile_name} {arguments}",
                           f"notebooks/slices/{chapter}.{label}.ipynb", before, digest)
                       for label, arguments in _slices(profile, chapter))
@@ -81,9 +94,10 @@ def content_digest(chapter: str, profile: Profile) -> str:
 
 def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
     """A label and the arguments of each slice of a chapter: one for each data set and setting that is to be apart."""
-    if chapter not in TRAINING or not profile.slice_by:
+    if chapter not in SLICED or not profile.slice_by:
         return
-    swept = sorted({number for method in profile.methods for number in method.sweep})
+    swept = sorted({number for method in profile.methods for number in method.sweep
+                    if any(defense.kind == KINDS.get(chapter) for defense in method.defenses)})
     datasets = [(name, f"--dataset {name}") for name in profile.datasets if "dataset" in profile.slice_by]
     settings = [(f"{number:g}", f"--setting {number}") for number in swept if "setting" in profile.slice_by]
     for parts in product(*filter(None, (datasets, settings))):

@@ -20,7 +20,7 @@ from emlib.errors import EmlibError
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.training import checkpoint
-from emlib.training.batches import collate, forward_batches, plan_steps
+from emlib.training.batches import Batch, collate, forward_batches, plan_steps
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import LOG, TrainingSummary, read_log
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer
