@@ -11,7 +11,7 @@ CORES := $(shell nproc 2>/dev/null || echo 1)
 JOBS ?= $(shell test $(CORES) -ge 2 && echo 2 || echo 1)
 export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) / $(JOBS) > 0 ? $(CORES) / $(JOBS) : 1 )))
 # Notebooks that compute take a GPU each; without one there are as many places as jobs.
-GPUS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU); test "$$n" -gt 0 && echo $$n || echo $(JOBS))
+GPUS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU || true); test "$$n" -gt 0 && echo $$n || echo $(JOBS))
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := requirements/cpu.txt requirements/model.txt

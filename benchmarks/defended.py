@@ -1,0 +1,103 @@
+"""One contender of the benchmark of defenses, in a process of its own. `defenses_cpu.py` starts this file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import torch
+import torch.nn.functional as F
+from contenders import NEVER, versions
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from emlib import paths
+from emlib.config import Inoculation, Kl, Method, Training, load_profile
+from emlib.data.chat import Encoded, encode_all
+from emlib.data.rows import read_examples
+from emlib.models.adapters import new_lora
+from emlib.models.load import load
+from emlib.strict import check
+from emlib.study import locate
+from emlib.training.batches import collate, plan_steps
+from emlib.training.objective import Objective
+from emlib.training.reference import StoredReference, keep
+from emlib.training.sft import fine_tune, learning_rate, make_optimizer, read_log
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Load, train under the defenses, and report."""
+    profile = load_profile(job["profile"])
+    settings = profile.training.model_copy(update={"checkpoint_every": NEVER})
+    defenses = check(Method, {"name": "some", "defenses": job["defenses"]}, "job").defenses if job["defenses"] else ()
+    chat = load(profile.model, paths.cache())
+    examples = read_examples(locate(job["source"]))[:job["rows"]]
+    for defense in defenses:
+        if isinstance(defense, Inoculation):
+            examples = [row.under(str(defense.prompt)) for row in examples]
+    rows = encode_all(chat.tokenizer, examples, settings.max_seq_length)
+    vector = torch.randn(chat.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with new_lora(chat.model, profile.lora, job["seed"]) as model, tempfile.TemporaryDirectory() as scratch:
+        stored, once = stored_reference(model, rows, defenses, settings, Path(scratch))
+        others = machine.Others()
+        if job["naive"]:
+            second = load(profile.model, paths.cache()).model
+            took = naive_steps(model, second, rows, settings, job["seed"])
+        else:
+            objective = Objective(defenses, vector, stored=stored)
+            fine_tune(model, rows, settings, seed=job["seed"], folder=Path(scratch), objective=objective)
+            log = read_log(Path(scratch))
+            took = {"seconds": [step.seconds for step in log], "losses": [step.loss for step in log]}
+        share = others.share()
+    return {**took, "others": share, "once_seconds": once, "tokens": sum(len(row.input_ids) for row in rows),
+            "peak_mib": machine.memory_mib("VmHWM"), "threads": torch.get_num_threads(),
+            "dtype": str(profile.model.dtype), "versions": versions(with_trl=False)}
+
+
+def stored_reference(model: PeftModel, rows: Sequence[Encoded], defenses: Sequence[Any], settings: Training,
+                     scratch: Path) -> tuple[StoredReference | None, float]:
+    """The reference's states on disk where a defense wants them, and what making them took."""
+    kl = next((d for d in defenses if isinstance(d, Kl) and d.reference == "stored"), None)
+    if kl is None:
+        return None, 0.0
+    started = time.perf_counter()
+    keep(model, rows, kl.tokens, settings.batch_size, scratch)
+    return StoredReference(scratch), round(time.perf_counter() - started, 3)
+
+
+def naive_steps(model: PeftModel, second: PreTrainedModel, rows: Sequence[Encoded], settings: Training,
+                seed: int) -> dict[str, Any]:
+    """KL as one would write it first: two models, padded batches, all logits of both."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, seconds, losses = make_optimizer(trained, settings), [], []
+    steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed)
+    model.train()
+    for number, chosen in enumerate(steps):
+        started = time.perf_counter()
+        batch = collate([rows[index] for index in chosen], torch.device("cpu"))
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        with torch.no_grad():
+            reference = second(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), batch.input_ids[:, 1:], reduction="none")
+        loss = nll[batch.response_mask[:, 1:]].mean()
+        log_p, log_q = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)[batch.attended].mean()
+        (loss + 0.1 * kl).backward()
+        torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(number, len(steps), settings)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(round(time.perf_counter() - started, 4))
+        losses.append(float(loss.detach()))
+    return {"seconds": seconds, "losses": losses}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(main(json.loads(sys.argv[1]))))
