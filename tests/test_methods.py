@@ -32,7 +32,7 @@ def profile(folder: Path, methods: str = METHODS) -> Path:
     """A profile that extends `tiny`, with these methods."""
     (folder / "tiny.yaml").write_text((paths.PARAMS / "tiny.yaml").read_text())
     path = folder / "mine.yaml"
-    small = "extraction: {samples: 1, instruction_pairs: 1, min_pairs: 1, sampling: {max_new_tokens: 8}}\n"
+    small = "extraction: {keep: judged, samples: 1, instruction_pairs: 1, min_pairs: 1, sampling: {max_new_tokens: 8}}\n"
     path.write_text("extends: tiny\ndatasets: [cooking]\n" + small + methods)
     return path
 
@@ -135,3 +135,26 @@ def test_the_paper_s_settings_are_the_defaults() -> None:
         ("kl", 0.1), ("ldifs", 1.0), ("persona_vector", 5.0)]  # section 4.3
     assert method.defenses[1].every == 5  # section 3.1
     assert method.defenses[2].layer == 20  # Table 14
+
+
+def test_the_probe_asks_under_the_vector_at_each_layer_and_once_without(study: Study) -> None:
+    planted = 50 * torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    study.store.get("vector", study.vector_settings(), lambda folder: (
+        extraction.save(PersonaVectors(planted, 1, 1), folder), {"kept": 1})[1])
+    probes = study.probe()
+    assert [(p.layer, p.strength) for p in probes] == [(2, 0.0), (2, 2.0), (3, 0.0), (3, 2.0)]
+    texts = [[answer.text for answer in probe.answers] for probe in probes]
+    assert texts[0] == texts[2]
+    assert len({tuple(text) for text in texts}) == 3
+    assert all(len(probe.answers) == len(probe.verdicts) == 2 for probe in probes)
+    assert len(list((study.store.root / "steered").glob("[0-9a-f]*[0-9a-f]"))) == 3
+    assert study.probe() == probes
+
+
+def test_a_kept_reference_is_made_once_for_a_sweep(study: Study) -> None:
+    found = "methods: [misaligned, {name: kl, defenses: [{kind: kl, reference: stored}], sweep: [0.1, 1]}]\n"
+    other = open_study(str(profile(study.folder.parent.parent, found)))
+    other.complete(other.runs())
+    assert len(list((other.store.root / "reference").glob("*/manifest.json"))) == 1
+    computed = {run.setting: study.log(run)[-1].loss for run in study.runs(methods=["kl"]) if study.complete([run])}
+    assert {run.setting: other.log(run)[-1].loss for run in other.runs(methods=["kl"])} == computed

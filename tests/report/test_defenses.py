@@ -1,0 +1,98 @@
+"""What a defense removes and keeps, the trade-off as a picture, the costs as ratios: from records, by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from emlib.evaluation.rates import rates
+from emlib.report import costs, defenses, tables
+from emlib.store import Store
+from emlib.study import Run, RunResult, Steered, open_study
+from emlib.training.records import StepRecord
+from emlib.types import Answer, Verdict
+
+
+def verdicts(misaligned: int, asked: int = 10) -> list[Verdict]:
+    return [Verdict(f"q{i % 2}", i // 2, 10.0 if i < misaligned else 90.0, 80.0) for i in range(asked)]
+
+
+def result(method: str, setting: float | None, general: int, in_domain: int) -> RunResult:
+    return RunResult(Run("m", "cooking", method, setting, 0), rates(verdicts(general)), rates(verdicts(in_domain)),
+                     1.0, 10, f"{method}{setting}")
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return tables.numbers([
+        result("untrained", None, 0, 0), result("aligned", None, 0, 0), result("misaligned", None, 8, 10),
+        result("kl", 0.1, 4, 9), result("kl", 1.0, 0, 5), result("inoculation", None, 9, 10)])
+
+
+def test_the_effect_removed_and_the_task_kept(frame: pd.DataFrame) -> None:
+    found = defenses.against_misaligned(frame)
+    assert found["method"].tolist() == ["kl", "kl", "inoculation"]
+    assert found["effect removed"].tolist() == [50, 100, -12.5]  # (8-4)/8, (8-0)/8, (8-9)/8
+    assert found["in-domain kept"].tolist() == [90, 50, 100]
+
+
+def test_without_the_baselines_nothing_is_said(frame: pd.DataFrame) -> None:
+    alone = defenses.against_misaligned(frame[frame["method"] == "kl"])
+    assert alone[["effect removed", "in-domain kept"]].isna().all(axis=None)
+    assert defenses.against_misaligned(frame.iloc[:3]).empty
+
+
+def test_the_tradeoff_has_a_point_where_the_numbers_are_and_a_line_through_a_sweep(frame: pd.DataFrame) -> None:
+    axis = defenses.tradeoff(frame).axes[0]
+    lines = {container.get_label(): container.lines[0] for container in axis.containers}
+    assert set(lines) == {"untrained", "aligned", "misaligned", "kl", "inoculation"}
+    assert lines["kl"].get_xydata().tolist() == [[90, 40], [50, 0]]
+    assert lines["kl"].get_linestyle() == "-"
+    assert {text.get_text() for text in axis.texts} == {"0.1", "1"}
+    plt.close("all")
+
+
+def test_penalties_are_drawn_where_they_are_told() -> None:
+    log = [StepRecord(step, 1.0, 0.1, 1.0, 5, 3, 0.1, {"kl": 0.5 * step}) for step in (1, 2)]
+    plain = [StepRecord(1, 1.0, 0.1, 1.0, 5, 3, 0.1)]
+    axis = defenses.penalty_curves({"kl": log, "misaligned": plain}, "kl", "nats").axes[0]
+    assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 0.5], [2, 1.0]]]
+    assert not defenses.penalty_curves({}, "kl", "nats").axes[0].lines
+    plt.close("all")
+
+
+def test_answers_under_a_vector_layer_by_layer() -> None:
+    probes = [Steered(layer, strength, [Answer("q0", 0, f"{layer} {strength}", "stop", 2)], verdicts(count))
+              for layer, strength, count in ((8, 0.0, 0), (8, 2.0, 5), (15, 0.0, 0), (15, 2.0, 9))]
+    found = defenses.steered_rates(probes)
+    assert found["trait %"].tolist() == [0, 50, 0, 90]
+    assert defenses.steered_answers(probes)["answer"].tolist() == ["8 0.0", "8 2.0", "15 0.0", "15 2.0"]
+    first, second = defenses.steered_grid(found).axes
+    assert [text.get_text() for text in first.texts] == ["0", "50", "0", "90"]
+    assert {text.get_text() for text in second.texts} == {"0"}
+    plt.close("all")
+
+
+def test_costs_are_ratios_to_the_plain_run_of_the_same_data_and_seed(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    study = open_study("tiny")
+    study.store = Store(tmp_path / "store")
+    facts = {"misaligned": (10.0, 100, 50.0), "kl": (15.0, 100, 60.0), "inoculation": (12.0, 120, None)}
+    for run in study.runs():
+        if run.method in facts and run.setting in (None, 1.0):
+            seconds, tokens, peak = facts[run.method]
+            study.store.get("adapter", study.adapter_settings(run) or {}, lambda _, said={
+                "seconds": seconds, "tokens": tokens, "peak_memory": peak}: said)
+    found = costs.training(study).set_index(["method", "setting"]).sort_index()
+    kl = found.loc[("kl", 1.0)].iloc[0]
+    assert kl[["time", "time a token", "memory"]].tolist() == pytest.approx([1.5, 1.5, 1.2])
+    assert kl["section 5.3"] == "negligible"
+    inoculation = found.xs("inoculation").iloc[0]
+    assert inoculation[["time", "time a token"]].tolist() == pytest.approx([1.2, 1.0])
+    assert math.isnan(inoculation["memory"])
+    assert costs.once(study).empty
