@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PROFILE ?= demo
-CORES := $(shell nproc 2>/dev/null || echo 1)
+CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
 # Two notebooks at once, each with its share of the cores: small models gain more from that than from threads. A job
 # takes up to 3 GiB of memory.
 JOBS ?= $(shell test $(CORES) -ge 2 && echo 2 || echo 1)
