@@ -18,6 +18,8 @@ from emlib.config import PersonaVector, Sampling
 from emlib.data.chat import encode_all
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging.judges import judge
+from emlib.judging.rubrics import trait_rubrics
+from emlib.judging.sheet import Sheet
 from emlib.models import adapters
 from emlib.models.load import ChatModel, load
 from emlib.progress import bar, say
@@ -87,7 +89,8 @@ class Maker(AbstractContextManager["Maker"]):
         answers = {side: self._asked(asked, profile.extraction.samples, profile.extraction.sampling,
                                      profile.extraction.seed, self.chat.model, folder / SCRATCH / side)
                    for side, asked in questions.items()}
-        verdicts = {side: judge(profile.judge, trait, given) for side, given in answers.items()}
+        verdicts = {side: judge(profile.judge, trait, Sheet(questions[side], given, trait_rubrics(trait)),
+                                self.study.name) for side, given in answers.items()}
         for side in questions:
             write_records(folder / f"answers_{side}.jsonl", answers[side])
             write_records(folder / f"verdicts_{side}.jsonl", verdicts[side])
@@ -132,8 +135,10 @@ class Maker(AbstractContextManager["Maker"]):
 
     def _verdicts(self, run: Run, which: QuestionSet, answers: Artefact) -> Artefact:
         def make(folder: Path) -> Mapping[str, Any]:
-            verdicts = judge(self.study.profile.judge, self.study.trait,
-                             read_records(answers.folder / "answers.jsonl", Answer))
+            study = self.study
+            sheet = Sheet(study.questions(run, which), read_records(answers.folder / "answers.jsonl", Answer),
+                          study.rubrics)
+            verdicts = judge(study.profile.judge, study.trait, sheet, study.name)
             write_records(folder / "verdicts.jsonl", verdicts)
             return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
 

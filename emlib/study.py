@@ -36,6 +36,9 @@ from emlib.data.sources import fetch, registry
 from emlib.digests import of_value
 from emlib.errors import ProfileError, StoreError, nearest
 from emlib.evaluation.rates import Rates, rates
+from emlib.judging.judges import identity as identity_of_judge
+from emlib.judging.judges import reads, rubrics
+from emlib.judging.rubrics import OURS, Rubrics
 from emlib.models.identity import identity
 from emlib.store import Artefact, Store, key_of, read_records, write_text
 from emlib.training.records import StepRecord, read_log
@@ -115,6 +118,11 @@ class Study:
         """The questions that tell whether the trait has spread."""
         return read_questions(locate(self.profile.evaluation.general))
 
+    @cached_property
+    def rubrics(self) -> Rubrics:
+        """What the profile's judge goes by, if it is a language model."""
+        return rubrics(self.profile.judge, self.trait, locate(self.profile.evaluation.general))
+
     def questions(self, run: Run, which: QuestionSet) -> list[Question]:
         """The general questions, or the held-out prompts of the run's own data set."""
         if which == "general":
@@ -185,7 +193,8 @@ class Study:
         prompts = self.trait.model_dump(mode="json", include={"system_prompts", "questions", "markers", "rubric"})
         return {
             "version": VERSIONS["vector"], "model": self.model_identity, "trait": prompts,
-            "judge": self.profile.judge.model_dump(mode="json"),
+            "judge": identity_of_judge(self.profile.judge),
+            **({"coherence": OURS.coherence} if reads(self.profile.judge) else {}),
             "extraction": self.profile.extraction.model_dump(mode="json", exclude={"min_pairs"})}
 
     def vectors(self) -> Artefact | None:
@@ -206,7 +215,9 @@ class Study:
         """Everything that determines the verdicts on those answers."""
         return {
             "version": VERSIONS["verdicts"], "answers": key_of("answers", self.answers_settings(run, which)),
-            "judge": self.profile.judge.model_dump(mode="json"), "trait": self.trait.model_dump(mode="json")}
+            "judge": identity_of_judge(self.profile.judge),
+            **({"rubrics": self.rubrics.key(self.questions(run, which))} if reads(self.profile.judge) else
+               {"trait": self.trait.model_dump(mode="json")})}
 
     def run_key(self, run: Run) -> str:
         """One key for all that a run is made of."""

@@ -24,7 +24,9 @@ from emlib.config.evaluation import (
     Extraction,
     JudgeSpec,
     LexiconJudge,
+    LocalJudge,
     NoJudge,
+    OpenAIJudge,
     Sampling,
 )
 from emlib.config.models import (
@@ -62,10 +64,12 @@ __all__ = [
     "Kl",
     "Ldifs",
     "LexiconJudge",
+    "LocalJudge",
     "Lora",
     "Method",
     "ModelSpec",
     "NoJudge",
+    "OpenAIJudge",
     "PersonaVector",
     "Profile",
     "Sampling",

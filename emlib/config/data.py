@@ -25,7 +25,7 @@ class Trait(Strict):
     inoculation_prompt: str
     system_prompts: Annotated[tuple[SystemPromptPair, ...], Field(min_length=1)]
     questions: Annotated[tuple[str, ...], Field(min_length=1)]
-    rubric: str
+    rubric: Annotated[str, Field(pattern=r"\{answer\}")]
     markers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
 
 

@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from emlib.config import JudgeSpec, NoJudge, Trait
+from emlib import paths
+from emlib.config import JudgeSpec, LexiconJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
+from emlib.errors import JudgeError
 from emlib.judging import lexicon
-from emlib.types import Answer, Verdict
+from emlib.judging.rubrics import Rubrics, read_rubrics, trait_rubrics
+from emlib.judging.sheet import Sheet
+from emlib.models.identity import identity as model_identity
+from emlib.types import Verdict
 
 NO_JUDGE = "no judge configured"
 
 
-def judge(spec: JudgeSpec, trait: Trait, answers: Sequence[Answer]) -> list[Verdict]:
-    """One verdict an answer, in their order. What cannot be scored is None with a reason, never 0."""
+def scores_file() -> Path:
+    """Where the scores of all judges are kept, whichever study asked for them."""
+    return paths.runs() / "scores.sqlite"
+
+
+def reads(spec: JudgeSpec) -> bool:
+    """Whether a judge is a language model, which goes by a rubric."""
+    return isinstance(spec, OpenAIJudge | LocalJudge)
+
+
+def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
+    """What the judge of a profile goes by; `general` is the file of its general questions."""
+    if isinstance(spec, OpenAIJudge | LocalJudge) and spec.rubric == "questions":
+        return read_rubrics(general)
+    return trait_rubrics(trait)
+
+
+def identity(spec: JudgeSpec) -> dict[str, Any]:
+    """What of a judge determines its scores, besides what it reads."""
+    if isinstance(spec, OpenAIJudge):
+        return spec.identity
+    if isinstance(spec, LocalJudge):
+        return {"kind": spec.kind, "model": model_identity(spec.model)}
+    return spec.model_dump(mode="json")
+
+
+def judge(spec: JudgeSpec, trait: Trait, sheet: Sheet, account: str) -> list[Verdict]:
+    """One verdict an answer, in their order. What cannot be scored is None with a reason, never 0.
+
+    Args:
+        spec: the profile's judge.
+        trait: whose markers the lexicon judge counts.
+        sheet: the answers, their questions and the rubrics.
+        account: the profile's name, on whose account a paid judge works.
+
+    Raises:
+        JudgeError: a judge that is asked over a network cannot go on. Every score it gave is kept.
+    """
     if isinstance(spec, NoJudge):
-        return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in answers]
-    return lexicon.judge(answers, trait.markers)
+        return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in sheet.answers]
+    if isinstance(spec, LexiconJudge):
+        return lexicon.judge(sheet.answers, trait.markers)
+    raise JudgeError(f"The judge '{spec.kind}' is not there yet.")
