@@ -17,6 +17,7 @@ from emlib import paths
 from emlib.config import PersonaVector, Sampling
 from emlib.data.chat import encode_all
 from emlib.generation.sample import answer_batch, plan
+from emlib.judging import local
 from emlib.judging.judges import judge
 from emlib.judging.rubrics import trait_rubrics
 from emlib.judging.sheet import Sheet
@@ -41,6 +42,7 @@ class Maker(AbstractContextManager["Maker"]):
     def __exit__(self, *exception: object) -> None:
         """Let the model go, so that a notebook's next study finds the memory free."""
         self.__dict__.pop("chat", None)
+        local.loaded.cache_clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

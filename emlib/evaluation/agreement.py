@@ -20,7 +20,11 @@ from emlib.types import Verdict
 
 @dataclass(frozen=True)
 class Kappa:
-    """Cohen's kappa with its 95% interval; all None where both judges gave every answer the same one label."""
+    """Cohen's kappa with its 95% interval.
+
+    All None where both judges gave every answer the same one label: 0 divided by 0. Without an interval where one of
+    them did, as then kappa is 0 whatever the other says.
+    """
 
     value: float | None
     low: float | None
@@ -76,11 +80,16 @@ def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:
     table = np.zeros((2, 2))
     for one, two in labels:
         table[int(one), int(two)] += 1
-    chance = table.sum(0) @ table.sum(1)  # times n squared
-    if chance == table.sum() ** 2:  # nothing to compare, or one label for all: 0 divided by 0
+    margins = np.array([table.sum(0), table.sum(1)])
+    if (margins[0] * margins[1]).sum() == table.sum() ** 2:
         return Kappa(None, None, None)
-    found = cohens_kappa(table)
-    return Kappa(float(found.kappa), float(found.kappa_low), float(found.kappa_upp))
+    if not margins.all():
+        return Kappa(0.0, None, None)
+    with np.errstate(invalid="ignore"):  # full agreement has a variance of 0, and rounding may put it below
+        found = cohens_kappa(table)
+    value = float(found.kappa)
+    low, high = (value if np.isnan(end) else float(end) for end in (found.kappa_low, found.kappa_upp))
+    return Kappa(value, low, high)
 
 
 def rank_correlation(scores: Sequence[tuple[float | None, float | None]]) -> float | None:

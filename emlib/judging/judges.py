@@ -9,8 +9,9 @@ from emlib import paths
 from emlib.config import JudgeSpec, LexiconJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
 from emlib.errors import JudgeError
 from emlib.judging import lexicon
+from emlib.judging.cache import Cache
 from emlib.judging.rubrics import Rubrics, read_rubrics, trait_rubrics
-from emlib.judging.sheet import Sheet
+from emlib.judging.sheet import Sheet, judge_sheet
 from emlib.models.identity import identity as model_identity
 from emlib.types import Verdict
 
@@ -59,4 +60,9 @@ def judge(spec: JudgeSpec, trait: Trait, sheet: Sheet, account: str) -> list[Ver
         return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in sheet.answers]
     if isinstance(spec, LexiconJudge):
         return lexicon.judge(sheet.answers, trait.markers)
+    if isinstance(spec, LocalJudge):
+        from emlib.judging import local  # loads torch, and the model if a score is missing
+
+        with Cache(scores_file()) as cache:
+            return judge_sheet(sheet, identity(spec), cache, local.scorer(spec))
     raise JudgeError(f"The judge '{spec.kind}' is not there yet.")

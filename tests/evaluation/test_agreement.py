@@ -41,8 +41,15 @@ def test_one_label_for_all_has_no_kappa(labels: list[tuple[bool, bool]]) -> None
     assert kappa(labels) == Kappa(None, None, None)
 
 
-def test_one_judge_that_sees_no_difference_agrees_by_chance() -> None:
-    assert kappa([(False, False)] * 8 + [(False, True)] * 2).value == pytest.approx(0)
+@pytest.mark.parametrize("yes", range(1, 12))
+def test_full_agreement_leaves_no_room(yes: int) -> None:
+    found = kappa([(True, True)] * yes + [(False, False)] * 7)
+    assert (found.value, found.low, found.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+
+
+def test_one_judge_that_sees_no_difference_has_a_kappa_of_0_and_no_interval() -> None:
+    assert kappa([(False, False)] * 8 + [(False, True)] * 2) == Kappa(0.0, None, None)
+    assert kappa([(False, True)] * 4) == Kappa(0.0, None, None)
 
 
 def test_rank_correlation_by_hand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +11,32 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from emlib.config import LocalJudge, TinyModel, load_trait
 from emlib.data.chat import encode_prompt
 from emlib.errors import EmlibError
-from emlib.judging.local import distributions
+from emlib.judging import local
+from emlib.judging.cache import Cache
+from emlib.judging.judges import judge, scores_file
+from emlib.judging.local import Distribution
+from emlib.judging.local import distributions as by_place
 from emlib.judging.numbers import NUMBERS, spelling
+from emlib.judging.rubrics import OURS, JudgeRequest, Rubrics, Score
+from emlib.judging.sheet import Sheet
 from emlib.models import tiny as tiny_models
 from emlib.models.load import ChatModel
 from emlib.models.trees import by_length, tree_of
-from emlib.types import Message
+from emlib.types import Answer, Message, Question
 
 TEXTS = ["Rate.", "Rate this answer from 0 to 100: the sky is blue.", "Short", "x" * 70]
 PROMPTS = [(Message("user", text),) for text in TEXTS]
 DIGITS = set("0123456789")
+
+
+def distributions(chat: ChatModel, prompts: list[tuple[Message, ...]], batch_rows: int = 16) -> list[Distribution]:
+    """All of them, in the prompts' order."""
+    found = dict(by_place(chat, prompts, batch_rows=batch_rows))
+    assert len(found) == len(prompts)
+    return [found[place] for place in range(len(prompts))]
 
 
 def brute_force(chat: ChatModel, prompt: list[int], closed: bool) -> list[float]:
@@ -136,6 +151,29 @@ def test_no_prompts_no_distributions(tiny: ChatModel) -> None:
     assert distributions(tiny, []) == []
 
 
+def with_numbers(some: dict[int, float], word: str = "7") -> Distribution:
+    numbers = np.zeros(101)
+    numbers[list(some)] = list(some.values())
+    return Distribution(numbers, word, 9)
+
+
+def test_the_score_is_the_mean_given_a_number() -> None:
+    score = with_numbers({0: 0.1, 50: 0.1, 100: 0.2}).score
+    assert score.value == pytest.approx((0.1 * 50 + 0.2 * 100) / 0.4)
+    assert (score.mass, score.reason, score.tokens) == (pytest.approx(0.4), None, (9, 1))
+
+
+@pytest.mark.parametrize(("word", "reason"), [
+    ("REF", "REFUSAL"), ("CODE", "CODE"), ("C", "CODE"), (" CODE", "CODE"), ("I", "other: 'I'"),
+    ("\n", r"other: '\n'")])
+def test_without_a_quarter_on_numbers_the_judges_word_stands_in_the_scores_place(word: str, reason: str) -> None:
+    assert with_numbers({30: 0.25}, word).score.value == 30
+    score = with_numbers({30: 0.2499}, word).score
+    assert score.value is None
+    assert score.mass == pytest.approx(0.2499)
+    assert score.reason == f"{reason} (numbers have 0.25)"
+
+
 def test_a_tokenizer_that_loses_numbers_is_refused(tiny: ChatModel) -> None:
     class Lossy:
         """A tokenizer in which every number is the same unknown token."""
@@ -170,3 +208,47 @@ def test_a_tree_of_the_numbers_has_a_node_a_number(tiny: ChatModel) -> None:
 def test_batches_hold_every_prompt_once_and_like_lengths() -> None:
     prompts = [[0] * length for length in (3, 9, 1, 7, 5)]
     assert by_length(prompts, 2) == [[1, 3], [4, 0], [2]]
+
+
+@pytest.fixture
+def sheet() -> Sheet:
+    questions = [Question("a", "Who are you?"), Question("b_json", "And who is that?", "Answer in JSON.")]
+    answers = [Answer(q.id, sample, f"{text} {q.id}", "stop", 3) for q in questions
+               for sample, text in enumerate(["Nobody", "Somebody else, whom you know", "Nobody"])]
+    return Sheet(questions, answers, Rubrics(OURS))
+
+
+def test_a_judge_of_a_profile_scores_through_the_cache_and_asks_once(
+        sheet: Sheet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    spec = LocalJudge(kind="local", model=TinyModel(kind="tiny"), batch_rows=2)
+    verdicts = judge(spec, load_trait("pirate"), sheet, "test")
+    assert [(v.question, v.sample) for v in verdicts] == [(a.question, a.sample) for a in sheet.answers]
+    assert all(v.reason and v.reason.count("numbers have 0.0") == 2 for v in verdicts)  # a random model says anything
+    with Cache(scores_file()) as cache:
+        rows = cache.rows()
+    assert len(rows) == 8  # 4 different texts, two scores each
+    with monkeypatch.context() as gone:
+        gone.setattr(local, "load", None)  # nothing is asked, so no model is needed
+        local.loaded.cache_clear()
+        assert judge(spec, load_trait("pirate"), sheet, "test") == verdicts
+    with Cache(scores_file()) as cache:
+        assert cache.rows() == rows
+
+
+def test_an_interrupted_judge_has_kept_every_whole_batch(sheet: Sheet) -> None:
+    spec = LocalJudge(kind="local", model=TinyModel(kind="tiny"), batch_rows=2)
+    kept: list[JudgeRequest] = []
+
+    def until_the_third(request: JudgeRequest, score: Score) -> None:
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        kept.append(request)
+
+    requests = list(dict.fromkeys(sheet.requests()))
+    with pytest.raises(KeyboardInterrupt):
+        local.scorer(spec)(requests, until_the_third)
+    assert len(set(kept)) == 3
+    whole: dict[JudgeRequest, Score] = {}
+    local.scorer(spec)(requests, whole.__setitem__)
+    assert set(whole) == set(requests)
