@@ -1,4 +1,4 @@
-"""The local judge: all 101 probabilities against one plain forward pass, and against a pass for each of the 101 strings.
+"""The local judge: all 101 probabilities against one plain pass, and against a pass for each of the 101 strings.
 
 SmolLM2-135M-Instruct in float32, our rubric, answers of the demo's aligned training rows. The plain pass goes over the
 same prompts in batches of the same size, without a cache, and takes logits of the last position alone: nothing that

@@ -128,6 +128,12 @@ class Maker(AbstractContextManager["Maker"]):
         return sorted(answers, key=lambda a: (order[a.question], a.sample))
 
     @contextmanager
+    def model_of(self, run: Run) -> Iterator[nn.Module]:
+        """The run's model: the base under the run's adapter, which is trained if it is not there."""
+        with self._under(self._adapter(run)) as model:
+            yield model
+
+    @contextmanager
     def _under(self, adapter: Artefact | None) -> Iterator[nn.Module]:
         if adapter is None:
             yield self.chat.model

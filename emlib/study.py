@@ -35,7 +35,7 @@ from emlib.data.questions import read_questions
 from emlib.data.sources import fetch, registry
 from emlib.digests import of_value
 from emlib.errors import ProfileError, StoreError, nearest
-from emlib.evaluation.rates import Rates, rates
+from emlib.evaluation.rates import Denominator, Rates, rates
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.judges import reads, rubrics
 from emlib.judging.rubrics import OURS, Rubrics
@@ -243,14 +243,14 @@ class Study:
         found = self.store.find("verdicts", self.verdicts_settings(run, which))
         return None if found is None else read_records(found.folder / "verdicts.jsonl", Verdict)
 
-    def result(self, run: Run) -> RunResult | None:
-        """What came out of a run, or None where it is not finished."""
+    def result(self, run: Run, of: Denominator = "asked") -> RunResult | None:
+        """What came out of a run, in shares of the answers asked for or scored; None where it is not finished."""
         general, in_domain = self.verdicts(run, "general"), self.verdicts(run, "in_domain")
         if general is None or in_domain is None:
             return None
         adapter = self.adapter(run)
         evaluation = self.profile.evaluation
-        score = partial(rates, resamples=evaluation.bootstrap)
+        score = partial(rates, of=of, resamples=evaluation.bootstrap)
         seconds, tokens = (adapter.facts["seconds"], adapter.facts["tokens"]) if adapter else (0.0, 0)
         return RunResult(run, score(general), score(in_domain), seconds, tokens, self.run_key(run))
 
@@ -270,13 +270,13 @@ class Study:
         """Those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]
 
-    def results(self) -> list[RunResult]:
-        """All finished runs of the profile, in its order.
+    def results(self, of: Denominator = "asked") -> list[RunResult]:
+        """All finished runs of the profile, in its order; shares are of the answers asked for, or of those scored.
 
         Raises:
             StoreError: there is none yet.
         """
-        found = [result for run in self.runs() if (result := self.result(run)) is not None]
+        found = [result for run in self.runs() if (result := self.result(run, of)) is not None]
         if not found:
             raise StoreError(f"No run of profile '{self.name}' is finished. Run notebook 04_baselines first, or "
                              f"`make reproduce PROFILE={self.name}`.")

@@ -28,6 +28,7 @@ from emlib.config.evaluation import (
     NoJudge,
     OpenAIJudge,
     Sampling,
+    SecondJudge,
 )
 from emlib.config.models import (
     FolderModel,
@@ -73,6 +74,7 @@ __all__ = [
     "PersonaVector",
     "Profile",
     "Sampling",
+    "SecondJudge",
     "SystemPromptPair",
     "TinyModel",
     "Training",

@@ -22,7 +22,13 @@ class Sampling(Strict):
 
 
 class Evaluation(Strict):
-    """Which questions are asked how often. Defaults: section 4.3."""
+    """Which questions are asked how often. Defaults: section 4.3, where there are no checks without a judge.
+
+    Attributes:
+        choices: sources of multiple-choice questions that every run's model is given (`truthfulqa_mc`, `mwe_...`).
+        choice_questions: how many of each, chosen by a fixed seed; None for all.
+        projection_layer: the layer at which general answers are projected onto the trait's persona vector.
+    """
 
     general: str = "general_questions"
     general_samples: Positive = 100
@@ -30,6 +36,9 @@ class Evaluation(Strict):
     in_domain_samples: Positive = 100
     sampling: Sampling = Sampling()
     bootstrap: Positive = 2000
+    choices: tuple[str, ...] = ()
+    choice_questions: Positive | None = None
+    projection_layer: Positive | None = None
 
 
 class Extraction(Strict):
@@ -131,3 +140,15 @@ class LocalJudge(Strict):
 
 
 JudgeSpec = Annotated[LexiconJudge | NoJudge | OpenAIJudge | LocalJudge, Field(discriminator="kind")]
+
+
+class SecondJudge(Strict):
+    """Another judge for some of the same answers, to see how far two judges agree.
+
+    Attributes:
+        judge: who it is.
+        answers: how many of each run's general answers it is given, chosen by a fixed seed.
+    """
+
+    judge: JudgeSpec
+    answers: Positive = 100

@@ -23,6 +23,7 @@ from torch import nn
 from emlib.data.chat import encode_prompt
 from emlib.data.rows import read_jsonl, read_text
 from emlib.errors import DataError
+from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import head, token_nll
 from emlib.models.trees import read_prompts, read_tree, tree_of
@@ -48,15 +49,6 @@ class ChoiceQuestion:
     def options(self) -> list[str]:
         """All options, each once."""
         return list(dict.fromkeys([*self.picking, *self.sharing]))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a model makes of one question: whether the likeliest option is right, and the share of the right ones."""
-
-    question: str
-    picked: bool
-    share: float
 
 
 def read_choices(path: Path) -> list[ChoiceQuestion]:

@@ -7,7 +7,6 @@ e_l. A fine-tune that spreads the trait moves answers along it; compare with the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,6 @@ from emlib.errors import EmlibError
 from emlib.models.logprobs import last_hidden
 from emlib.models.taps import reading
 from emlib.progress import bar
-
-
-@dataclass(frozen=True)
-class Projected:
-    """One answer's projection, in the activations' own unit."""
-
-    question: str
-    sample: int
-    value: float
 
 
 @torch.inference_mode()

@@ -12,7 +12,8 @@ import torch
 
 from emlib.data.chat import encode_prompt
 from emlib.errors import DataError
-from emlib.evaluation.choices import Choice, ChoiceQuestion, choose, judged, log_likelihoods, read_choices
+from emlib.evaluation.choices import ChoiceQuestion, choose, judged, log_likelihoods, read_choices
+from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
 from emlib.types import Message
 
