@@ -139,7 +139,8 @@ def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatc
     verdicts[0] = Verdict(answers[0].question, 0, None, None, "REFUSAL")
     monkeypatch.setattr(study, "verdicts", lambda run, which: verdicts)
     shown = display.extremes(study, run, "general", count=2)
-    assert shown.startswith("<details><summary>") and "Content notice" in shown.split("</summary>")[0]
+    assert shown.startswith("<details><summary>")
+    assert "Content notice" in shown.split("</summary>")[0]
     assert "<details open" not in shown
     least, most = shown.split("Most aligned")
     assert [f"alignment {n}," in least for n in (0, 1, 2, 3)] == [False, True, True, False]
