@@ -9,8 +9,10 @@ from emlib import paths
 from emlib.config import JudgeSpec, LexiconJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
 from emlib.errors import JudgeError
 from emlib.judging import lexicon
+from emlib.judging.cache import Cache
+from emlib.judging.money import Account
 from emlib.judging.rubrics import Rubrics, read_rubrics, trait_rubrics
-from emlib.judging.sheet import Sheet
+from emlib.judging.sheet import NOT_HAD, Sheet, judge_sheet
 from emlib.models.identity import identity as model_identity
 from emlib.types import Verdict
 
@@ -59,4 +61,21 @@ def judge(spec: JudgeSpec, trait: Trait, sheet: Sheet, account: str) -> list[Ver
         return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in sheet.answers]
     if isinstance(spec, LexiconJudge):
         return lexicon.judge(sheet.answers, trait.markers)
-    raise JudgeError(f"The judge '{spec.kind}' is not there yet.")
+    if isinstance(spec, LocalJudge):
+        raise JudgeError("The local judge is not there yet.")
+    return _by_api(spec, sheet, account)
+
+
+def _by_api(spec: OpenAIJudge, sheet: Sheet, account: str) -> list[Verdict]:
+    from emlib.judging.api import ApiJudge
+    from emlib.judging.batches import BatchJudge
+
+    with Cache(scores_file()) as cache:
+        judge_of = BatchJudge if spec.batch else ApiJudge
+        verdicts = judge_sheet(sheet, spec.identity, cache, judge_of(spec, Account(cache, account, spec.max_usd)))
+    missing = [verdict.reason for verdict in verdicts if NOT_HAD in (verdict.reason or "")]
+    if missing and spec.unanswered == "stop":
+        raise JudgeError(f"{len(missing)} of {len(verdicts)} answers could not be judged: {missing[0]}. The scores of "
+                         "all others are kept. Run again, and only these are asked for; or set 'unanswered: unscored' "
+                         "for the judge, and they count as unscored.")
+    return verdicts
