@@ -30,6 +30,10 @@ class JudgeError(EmlibError):
     """A judge cannot go on: a wrong key, an unknown model, a budget that is used up. Every score it gave is kept."""
 
 
+class JudgeWaits(JudgeError):
+    """Nothing is wrong: a batch is under way, and its scores come later."""
+
+
 class NotebookError(EmlibError):
     """A notebook was asked for something it does not have, or it stopped with an error."""
 

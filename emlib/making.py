@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from emlib import paths
 from emlib.config import PersonaVector, Sampling
 from emlib.data.chat import encode_all
+from emlib.errors import JudgeWaits
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging import local
 from emlib.judging.judges import judge
@@ -55,8 +56,15 @@ class Maker(AbstractContextManager["Maker"]):
         """Everything `run` still lacks."""
         started = time.perf_counter()
         adapter = self._adapter(run)
+        answers = {which: self._answers(run, which, adapter) for which in QUESTION_SETS}
+        waits: list[JudgeWaits] = []
         for which in QUESTION_SETS:
-            self._verdicts(run, which, self._answers(run, which, adapter))
+            try:
+                self._verdicts(run, which, answers[which])
+            except JudgeWaits as wait:  # the other set's batch is sent nevertheless
+                waits.append(wait)
+        if waits:
+            raise waits[0]
         say(f"{run}: done in {time.perf_counter() - started:.0f} s")
 
     def _adapter(self, run: Run) -> Artefact | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
@@ -34,7 +34,7 @@ from emlib.data.domains import NarrowData, in_domain_questions, load_domain
 from emlib.data.questions import read_questions
 from emlib.data.sources import fetch, registry
 from emlib.digests import of_value
-from emlib.errors import ProfileError, StoreError, nearest
+from emlib.errors import JudgeWaits, ProfileError, StoreError, nearest
 from emlib.evaluation.rates import Denominator, Rates, rates
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.judges import reads, rubrics
@@ -43,6 +43,9 @@ from emlib.models.identity import identity
 from emlib.store import Artefact, Store, key_of, read_records, write_text
 from emlib.training.records import StepRecord, read_log
 from emlib.types import Answer, Example, Question, Verdict
+
+if TYPE_CHECKING:
+    from emlib.making import Maker
 
 QuestionSet = Literal["general", "in_domain"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
@@ -261,8 +264,9 @@ class Study:
             from emlib.making import Maker  # loads torch and the model
 
             with Maker(self) as maker:
-                for run in missing:
-                    maker.make(run)
+                waiting = [wait for run in missing if (wait := _made(maker, run)) is not None]
+            if waiting:
+                raise JudgeWaits(f"{len(waiting)} of {len(runs)} runs wait for their judge. {waiting[0]}")
         self.write_results()
         return [result for run in runs if (result := self.result(run)) is not None]
 
@@ -305,6 +309,15 @@ def locate(source: str) -> Path:
     if source.startswith("demo/"):
         return paths.DEMO_DATA / source.removeprefix("demo/")
     return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
+
+
+def _made(maker: Maker, run: Run) -> JudgeWaits | None:
+    """Make a run as far as it goes without its judge's batches; None once it is whole."""
+    try:
+        maker.make(run)
+    except JudgeWaits as wait:
+        return wait
+    return None
 
 
 def _slice(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:

@@ -85,6 +85,8 @@ class OpenAIJudge(Strict):
         max_concurrency: how many requests may be under way at once; fewer where the server refuses.
         timeout: seconds without an answer, after which a request is sent again.
         tries: how often a request is sent before it is given up.
+        unanswered: what becomes of answers whose judgement was given up: `stop` to ask again another time, or
+            `unscored`, for good.
     """
 
     kind: Literal["openai"]
@@ -99,6 +101,7 @@ class OpenAIJudge(Strict):
     max_concurrency: Positive = 64
     timeout: Annotated[float, Field(gt=0)] = 60.0
     tries: Positive = 8
+    unanswered: Literal["stop", "unscored"] = "stop"
 
     @field_validator("base_url")
     @classmethod

@@ -16,7 +16,7 @@ from emlib.config.training import Lora, Training
 from emlib.errors import ProfileError, nearest
 from emlib.strict import Strict, check, read_yaml
 
-NOT_PROFILES = ("sources", "datasets", "throughput")
+NOT_PROFILES = ("sources", "datasets", "throughput", "prices")
 
 
 class Profile(Strict):

@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY, usd REAL NOT NULL) W
 CREATE TABLE IF NOT EXISTS batches (
     name TEXT PRIMARY KEY, judge TEXT NOT NULL, account TEXT NOT NULL, id TEXT, usd REAL NOT NULL, made TEXT NOT NULL)
     WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS waiting (key TEXT PRIMARY KEY, batch TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS waiting (key TEXT PRIMARY KEY, metric TEXT NOT NULL, batch TEXT NOT NULL) WITHOUT ROWID;
 """
 COLUMNS = ("key", "judge", "metric", "value", "mass", "reason", "note", "tokens_read", "tokens_written", "made")
 AT_ONCE = 500  # keys that one statement looks for
@@ -90,7 +90,7 @@ class Cache:
         """Everything, as values of `COLUMNS`, in the order of the keys."""
         return self.execute(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY key")
 
-    def execute(self, statement: str, values: Sequence[Any] = ()) -> list[Row]:
+    def execute(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
         """One statement and all that it gives."""
         with self._lock, self._told():
             return self._connection.execute(statement, values).fetchall()

@@ -10,8 +10,9 @@ from emlib.config import JudgeSpec, LexiconJudge, LocalJudge, NoJudge, OpenAIJud
 from emlib.errors import JudgeError
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
+from emlib.judging.money import Account
 from emlib.judging.rubrics import Rubrics, read_rubrics, trait_rubrics
-from emlib.judging.sheet import Sheet, judge_sheet
+from emlib.judging.sheet import NOT_HAD, Sheet, judge_sheet
 from emlib.models.identity import identity as model_identity
 from emlib.types import Verdict
 
@@ -61,8 +62,27 @@ def judge(spec: JudgeSpec, trait: Trait, sheet: Sheet, account: str) -> list[Ver
     if isinstance(spec, LexiconJudge):
         return lexicon.judge(sheet.answers, trait.markers)
     if isinstance(spec, LocalJudge):
-        from emlib.judging import local  # loads torch, and the model if a score is missing
+        return _in_process(spec, sheet)
+    return _by_api(spec, sheet, account)
 
-        with Cache(scores_file()) as cache:
-            return judge_sheet(sheet, identity(spec), cache, local.scorer(spec))
-    raise JudgeError(f"The judge '{spec.kind}' is not there yet.")
+
+def _in_process(spec: LocalJudge, sheet: Sheet) -> list[Verdict]:
+    from emlib.judging import local  # loads torch, and the model if a score is missing
+
+    with Cache(scores_file()) as cache:
+        return judge_sheet(sheet, identity(spec), cache, local.scorer(spec))
+
+
+def _by_api(spec: OpenAIJudge, sheet: Sheet, account: str) -> list[Verdict]:
+    from emlib.judging.api import ApiJudge
+    from emlib.judging.batches import BatchJudge
+
+    with Cache(scores_file()) as cache:
+        judge_of = BatchJudge if spec.batch else ApiJudge
+        verdicts = judge_sheet(sheet, spec.identity, cache, judge_of(spec, Account(cache, account, spec.max_usd)))
+    missing = [verdict.reason for verdict in verdicts if NOT_HAD in (verdict.reason or "")]
+    if missing and spec.unanswered == "stop":
+        raise JudgeError(f"{len(missing)} of {len(verdicts)} answers could not be judged: {missing[0]}. The scores of "
+                         "all others are kept. Run again, and only these are asked for; or set 'unanswered: unscored' "
+                         "for the judge, and they count as unscored.")
+    return verdicts

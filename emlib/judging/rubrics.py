@@ -141,6 +141,7 @@ class Score:
         mass: the probability that the judge put on numbers, of which `value` is the mean; None where it is not known.
         note: what a reader must know of the value: that it is a mean of samples, say.
         tokens: read and written for this score.
+        lasting: whether the judge said this; False where it could not be had this time, so that it is not kept.
     """
 
     value: float | None
@@ -148,3 +149,4 @@ class Score:
     reason: str | None = None
     note: str | None = None
     tokens: tuple[int, int] = (0, 0)
+    lasting: bool = True

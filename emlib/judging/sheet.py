@@ -15,7 +15,7 @@ from emlib.judging.rubrics import METRICS, JudgeRequest, Metric, Rubrics, Score
 from emlib.types import Answer, Message, Question, Verdict
 
 Keep = Callable[[JudgeRequest, Score], None]
-# Given requests, calls `keep` once for each as soon as its score is there. Those that it leaves out were not to be had.
+# Given requests, calls `keep` once for each as soon as its score is there, or is given up.
 Scorer = Callable[[Sequence[JudgeRequest], Keep], None]
 NOT_HAD = "the judge did not answer"
 
@@ -53,7 +53,8 @@ def judge_sheet(sheet: Sheet, identity: Mapping[str, Any], cache: Cache, scorer:
 
     def keep(request: JudgeRequest, score: Score) -> None:
         key = key_of[request]
-        cache.put(key, identity, request.metric, score)
+        if score.lasting:
+            cache.put(key, identity, request.metric, score)
         scores[key] = score
 
     if missing:
