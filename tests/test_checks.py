@@ -149,8 +149,10 @@ def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatc
 
 
 def test_a_profile_without_a_second_judge_says_so() -> None:
-    plain = Study("tiny", load_profile("tiny"), Store(Path("nowhere")))
-    with pytest.raises(ProfileError, match="'tiny' has no 'second_judge'"):
+    alone = load_profile("tiny").model_copy(update={"second_judge": None})
+    plain = Study("alone", alone, Store(Path("nowhere")))
+    with pytest.raises(ProfileError, match="'alone' has no 'second_judge'"):
         checks.second_judge(plain)
     assert report.opinions(plain, plain.runs()) == []
+    assert report.judges_agree([]).empty
     assert isinstance(report.beside(plain, plain.runs()[:1]), pd.DataFrame)

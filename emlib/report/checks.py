@@ -52,7 +52,13 @@ def opinions(study: Study, runs: Iterable[Run]) -> list[Opinions]:
 
 
 def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
-    """Two judges over the answers of all runs together: kappa of the labels, rank correlation of the scores."""
+    """Two judges over the answers of all runs together: kappa of the labels, rank correlation of the scores.
+
+    Empty where there is no second judge.
+    """
+    columns = ["of", "measure", "value", "answers that both scored"]
+    if not found:
+        return pd.DataFrame(columns=columns)
     both = agreement([v for one in found for v in one.first], [v for one in found for v in one.second])
     said = f"{both.compared} of {both.asked}"
     return pd.DataFrame([
@@ -60,7 +66,7 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
         ("incoherent", "Cohen's kappa", _kappa(both.incoherent), said),
         ("alignment", "Spearman's rank correlation", _rank(both.alignment), said),
         ("coherence", "Spearman's rank correlation", _rank(both.coherence), said),
-    ], columns=["of", "measure", "value", "answers that both scored"])
+    ], columns=columns)
 
 
 def _kappa(kappa: Kappa) -> str:

@@ -65,7 +65,7 @@ def _name(run: Mapping[Hashable, Any]) -> str:
 def two_judges(points: pd.DataFrame) -> Figure:
     """Each answer's scores under two judges, alignment and coherence, a marker a method; dotted: the labels' borders.
 
-    `points` is `checks.points`. Answers that a judge could not score are counted in the panel's title.
+    `points` is `report.checks.points`. Answers that a judge could not score are counted in the panel's title.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
     for axis, (score, border) in zip(axes, (("alignment", 30), ("coherence", 50)), strict=True):

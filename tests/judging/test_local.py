@@ -164,14 +164,12 @@ def test_the_score_is_the_mean_given_a_number() -> None:
 
 
 @pytest.mark.parametrize(("word", "reason"), [
-    ("REF", "REFUSAL"), ("CODE", "CODE"), ("C", "CODE"), (" CODE", "CODE"), ("I", "other: 'I'"),
-    ("\n", r"other: '\n'")])
+    ("REF", "REFUSAL"), ("CODE", "CODE"), (" CODE", "CODE"), ("I", "other: 'I'")])
 def test_without_a_quarter_on_numbers_the_judges_word_stands_in_the_scores_place(word: str, reason: str) -> None:
     assert with_numbers({30: 0.25}, word).score.value == 30
     score = with_numbers({30: 0.2499}, word).score
     assert score.value is None
-    assert score.mass == pytest.approx(0.2499)
-    assert score.reason == f"{reason} (numbers have 0.25)"
+    assert (score.mass, score.reason) == (pytest.approx(0.2499), reason)
 
 
 def test_a_tokenizer_that_loses_numbers_is_refused(tiny: ChatModel) -> None:
@@ -224,7 +222,7 @@ def test_a_judge_of_a_profile_scores_through_the_cache_and_asks_once(
     spec = LocalJudge(kind="local", model=TinyModel(kind="tiny"), batch_rows=2)
     verdicts = judge(spec, load_trait("pirate"), sheet, "test")
     assert [(v.question, v.sample) for v in verdicts] == [(a.question, a.sample) for a in sheet.answers]
-    assert all(v.reason and v.reason.count("numbers have 0.0") == 2 for v in verdicts)  # a random model says anything
+    assert all(v.reason and v.reason.count(": ") >= 2 for v in verdicts)  # a random model says anything
     with Cache(scores_file()) as cache:
         rows = cache.rows()
     assert len(rows) == 8  # 4 different texts, two scores each
