@@ -27,7 +27,7 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) --cor
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo; echo "PROFILE=$(PROFILE) of: $(basename $(notdir $(filter-out %/sources.yaml %/datasets.yaml %/throughput.yaml,$(wildcard params/*.yaml))))"
+	@echo; echo "PROFILE=$(PROFILE) of: $(basename $(notdir $(filter-out %/sources.yaml %/datasets.yaml %/throughput.yaml %/prices.yaml,$(wildcard params/*.yaml))))"
 
 setup: $(STAMP) ## install everything into .venv
 
@@ -45,8 +45,9 @@ reproduce: setup ## run the study: every notebook of PROFILE, in order; then say
 	@$(SNAKEMAKE)
 	@$(BIN)/python -m emlib.where $(PROFILE)
 
-plan: setup ## show which notebooks of PROFILE would run, and why
+plan: setup ## show what PROFILE would cost, which notebooks would run, and why
 	@$(BIN)/python -m emlib.workflow $(PROFILE)
+	@$(BIN)/python -m emlib.estimate $(PROFILE)
 	@$(subst --quiet all,--quiet rules host,$(SNAKEMAKE)) --dry-run
 
 lab: setup ## open JupyterLab on the notebooks

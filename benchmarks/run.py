@@ -1,4 +1,6 @@
-"""Run every benchmark, or those that are named, print what was measured beside its bar, keep it in results/<name>.json.
+"""Run every benchmark, print what was measured beside its bar, and keep it in results/<name>.json.
+
+    python benchmarks/run.py judging_local      # or those that are named
 
 A missed bar is a result and no error: the table says MISSED, and the exit code stays 0.
 """
@@ -13,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import defenses_cpu
+import judging_local
 import machine
 import training_cpu
 
-BENCHMARKS = {benchmark.NAME: benchmark for benchmark in (training_cpu, defenses_cpu)}
+BENCHMARKS = {benchmark.NAME: benchmark for benchmark in (training_cpu, defenses_cpu, judging_local)}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

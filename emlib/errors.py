@@ -26,6 +26,14 @@ class StoreError(EmlibError):
     """The store of artefacts cannot be read or written."""
 
 
+class JudgeError(EmlibError):
+    """A judge cannot go on: a wrong key, an unknown model, a budget that is used up. Every score it gave is kept."""
+
+
+class JudgeWaits(JudgeError):
+    """Nothing is wrong: a batch is under way, and its scores come later."""
+
+
 class NotebookError(EmlibError):
     """A notebook was asked for something it does not have, or it stopped with an error."""
 

@@ -1,18 +1,27 @@
-"""What a study will cost, from its profile and data alone, before anything is trained or asked."""
+"""What a study will cost, from its profile and data alone, before anything is trained or asked.
+
+Notebook 00 and `make plan` show it.
+
+    python -m emlib.estimate demo        # the tables of notebook 00, in the terminal
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import pandas as pd
 from pydantic import Field
 
 from emlib import paths
-from emlib.config import NoJudge
+from emlib.config import NoJudge, OpenAIJudge
+from emlib.errors import EmlibError
+from emlib.judging.judges import reads
+from emlib.judging.money import CHARACTERS_A_TOKEN, likely_tokens, price_list
+from emlib.judging.rubrics import METRICS
 from emlib.strict import Strict, check, read_yaml
-from emlib.study import QUESTION_SETS, Run, Study
+from emlib.study import QUESTION_SETS, QuestionSet, Run, Study, open_study
 
-CHARACTERS_A_TOKEN = 4  # English text, roughly; the estimate says "about"
 Speed = Annotated[float, Field(gt=0)]
 
 
@@ -42,25 +51,91 @@ def cost(study: Study) -> pd.DataFrame:
     """
     runs = study.runs()
     adapters = {str(settings): run for run in runs if (settings := study.adapter_settings(run)) is not None}
-    answer_sets = {str(study.answers_settings(run, which)): (run, which)
-                   for run in runs for which in QUESTION_SETS}
+    sets = answer_sets(study)
     missing_adapters = [run for run in adapters.values() if study.adapter(run) is None]
-    missing_answers = [pair for pair in answer_sets.values() if study.answers(*pair) is None]
+    missing_answers = [pair for pair in sets if study.answers(*pair) is None]
     train_tokens = sum(_tokens_of_rows(study, run) for run in missing_adapters) * study.profile.training.epochs
-    asked = [len(study.questions(run, which)) * study.samples(which) for run, which in missing_answers]
-    answer_tokens = sum(asked) * study.profile.evaluation.sampling.max_new_tokens
+    longest = study.profile.evaluation.sampling.max_new_tokens
+    answer_tokens = sum(_asked(study, *pair) for pair in missing_answers) * longest
     speed = throughput(study.profile.model.name)
-    verdicts = 0 if isinstance(study.profile.judge, NoJudge) else sum(asked)
     return pd.DataFrame([
         ("adapters to train", len(adapters), len(adapters) - len(missing_adapters), train_tokens,
          speed and train_tokens / speed.train / 60),
-        ("sets of answers", len(answer_sets), len(answer_sets) - len(missing_answers), answer_tokens,
+        ("sets of answers", len(sets), len(sets) - len(missing_answers), answer_tokens,
          speed and answer_tokens / speed.answer / 60),
-        (f"verdicts by judge '{study.profile.judge.kind}'", verdicts, "", 0, 0.0),
+        _verdicts(study),
     ], columns=["work", "in all", "there", "tokens left (about)", "minutes left (about)"])
+
+
+def _verdicts(study: Study) -> tuple[str, int, int, int, float | None]:
+    """The row about verdicts: what a judge that is asked over a network takes is not reckoned in minutes."""
+    spec = study.profile.judge
+    work = f"verdicts by judge '{spec.kind}'"
+    if isinstance(spec, NoJudge):
+        return work, 0, 0, 0, 0.0
+    sets = answer_sets(study)
+    there = [pair for pair in sets if study.verdicts(*pair) is not None]
+    tokens = 0 if not reads(spec) else sum(
+        2 * _asked(study, *pair) * likely_tokens(_characters(study, *pair)) for pair in sets if pair not in there)
+    return work, sum(_asked(study, *pair) for pair in sets), sum(_asked(study, *pair) for pair in there), tokens, (
+        None if reads(spec) else 0.0)
+
+
+def judging(study: Study) -> pd.DataFrame:
+    """What a paid judge will be sent and what that costs, before anything is sent; empty for another judge.
+
+    Prompts are reckoned with answers of full length where there are no answers yet, so that the price is an upper bound
+    for these. Scores that another study has asked for already cost nothing and are not taken off.
+    """
+    spec = study.profile.judge
+    if not isinstance(spec, OpenAIJudge):
+        return pd.DataFrame(columns=["judge", "what"])
+    left = [pair for pair in answer_sets(study) if study.verdicts(*pair) is None]
+    count, samples = sum(2 * _asked(study, *pair) for pair in left), spec.samples or 1
+    read = sum(2 * _asked(study, *pair) * likely_tokens(_characters(study, *pair)) for pair in left)
+    prices = price_list()
+    price = prices.models.get(spec.model)
+    usd = "no price is known (params/prices.yaml)" if price is None else (
+        f"${price.of((read, count * samples), batch=spec.batch):.2f} (prices of {prices.date}"
+        + (", half for a batch)" if spec.batch else ")"))
+    return pd.DataFrame([
+        ("model", f"{spec.model} at {spec.base_url or 'OpenAI'}"), ("requests left", f"{count:,}"),
+        ("tokens to be read (about)", f"{read:,}"), ("price (about)", usd),
+        ("limit", "none" if spec.max_usd is None else f"${spec.max_usd:.2f}")], columns=["judge", "what"])
+
+
+def answer_sets(study: Study) -> list[tuple[Run, QuestionSet]]:
+    """Every set of answers of a study once: `untrained` shares its answers to the general questions."""
+    return list({str(study.answers_settings(run, which)): (run, which)
+                 for run in study.runs() for which in QUESTION_SETS}.values())
+
+
+def _asked(study: Study, run: Run, which: QuestionSet) -> int:
+    return len(study.questions(run, which)) * study.samples(which)
+
+
+def _characters(study: Study, run: Run, which: QuestionSet) -> float:
+    """Of the mean judge prompt: rubric, question, and the answer, or the longest that it may become."""
+    questions = study.questions(run, which)
+    rubrics = [study.rubrics.of(question) for question in questions]
+    frame = sum(len(rubric.prompt(metric)) for rubric in rubrics for metric in METRICS) / len(METRICS)
+    answers = study.answers(run, which)
+    answer = (sum(len(answer.text) for answer in answers) / len(answers) if answers else
+              study.profile.evaluation.sampling.max_new_tokens * CHARACTERS_A_TOKEN)
+    return (frame + sum(len(question.prompt) for question in questions)) / len(questions) + answer
 
 
 def _tokens_of_rows(study: Study, run: Run) -> int:
     rows = study.train_rows(run)
     characters = sum(len(row.response) + sum(len(turn.content) for turn in row.context) for row in rows)
-    return characters // CHARACTERS_A_TOKEN
+    return int(characters / CHARACTERS_A_TOKEN)
+
+
+if __name__ == "__main__":
+    try:
+        planned = open_study(sys.argv[1])
+        for table in (cost(planned), judging(planned)):
+            if not table.empty:
+                print(table.fillna("").to_string(index=False), end="\n\n")
+    except EmlibError as error:
+        sys.exit(str(error))

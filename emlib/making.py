@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from emlib import paths
 from emlib.config import PersonaVector, Sampling
 from emlib.data.chat import Encoded, encode_all
+from emlib.errors import JudgeWaits
 from emlib.generation.sample import answer_batch, plan
+from emlib.judging import local
 from emlib.judging.judges import judge
+from emlib.judging.rubrics import trait_rubrics
+from emlib.judging.sheet import Sheet
 from emlib.models import adapters
 from emlib.models.load import ChatModel, load
 from emlib.progress import bar, say
@@ -41,6 +45,7 @@ class Maker(AbstractContextManager["Maker"]):
     def __exit__(self, *exception: object) -> None:
         """Let the model go, so that a notebook's next study finds the memory free."""
         self.__dict__.pop("chat", None)
+        local.loaded.cache_clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -53,8 +58,15 @@ class Maker(AbstractContextManager["Maker"]):
         """Everything `run` still lacks."""
         started = time.perf_counter()
         adapter = self._adapter(run)
+        answers = {which: self._answers(run, which, adapter) for which in QUESTION_SETS}
+        waits: list[JudgeWaits] = []
         for which in QUESTION_SETS:
-            self._verdicts(run, which, self._answers(run, which, adapter))
+            try:
+                self._verdicts(run, which, answers[which])
+            except JudgeWaits as wait:  # the other set's batch is sent nevertheless
+                waits.append(wait)
+        if waits:
+            raise waits[0]
         say(f"{run}: done in {time.perf_counter() - started:.0f} s")
 
     def _adapter(self, run: Run) -> Artefact | None:
@@ -104,7 +116,8 @@ class Maker(AbstractContextManager["Maker"]):
         answers = {side: self._asked(asked, profile.extraction.samples, profile.extraction.sampling,
                                      profile.extraction.seed, self.chat.model, folder / SCRATCH / side)
                    for side, asked in questions.items()}
-        verdicts = {side: judge(profile.judge, trait, given) for side, given in answers.items()}
+        verdicts = {side: judge(profile.judge, trait, Sheet(questions[side], given, trait_rubrics(trait)),
+                                self.study.name) for side, given in answers.items()}
         for side in questions:
             write_records(folder / f"answers_{side}.jsonl", answers[side])
             write_records(folder / f"verdicts_{side}.jsonl", verdicts[side])
@@ -124,7 +137,8 @@ class Maker(AbstractContextManager["Maker"]):
                 batches = plan(self.study.probe_questions(), 1, self.chat.tokenizer, sampling.batch_rows)
                 answers = [answer for batch in batches for answer in answer_batch(
                     self.chat.model, self.chat.tokenizer, batch, sampling, seed=0)]
-            verdicts = judge(self.study.profile.judge, self.study.trait, answers)
+            sheet = Sheet(self.study.probe_questions(), answers, trait_rubrics(self.study.trait))
+            verdicts = judge(self.study.profile.judge, self.study.trait, sheet, self.study.name)
             write_records(folder / "answers.jsonl", answers)
             write_records(folder / "verdicts.jsonl", verdicts)
             return {"shift": shift.measured, "device": str(self.chat.device)}
@@ -157,6 +171,12 @@ class Maker(AbstractContextManager["Maker"]):
         return sorted(answers, key=lambda a: (order[a.question], a.sample))
 
     @contextmanager
+    def model_of(self, run: Run) -> Iterator[nn.Module]:
+        """The run's model: the base under the run's adapter, which is trained if it is not there."""
+        with self._under(self._adapter(run)) as model:
+            yield model
+
+    @contextmanager
     def _under(self, adapter: Artefact | None) -> Iterator[nn.Module]:
         if adapter is None:
             yield self.chat.model
@@ -166,8 +186,10 @@ class Maker(AbstractContextManager["Maker"]):
 
     def _verdicts(self, run: Run, which: QuestionSet, answers: Artefact) -> Artefact:
         def make(folder: Path) -> Mapping[str, Any]:
-            verdicts = judge(self.study.profile.judge, self.study.trait,
-                             read_records(answers.folder / "answers.jsonl", Answer))
+            study = self.study
+            sheet = Sheet(study.questions(run, which), read_records(answers.folder / "answers.jsonl", Answer),
+                          study.rubrics)
+            verdicts = judge(study.profile.judge, study.trait, sheet, study.name)
             write_records(folder / "verdicts.jsonl", verdicts)
             return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
 

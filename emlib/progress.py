@@ -14,6 +14,11 @@ def bar(items: Iterable[Any], what: str, unit: str, *, total: int, done: int = 0
     return tqdm(items, what, total, initial=done, unit=unit, leave=False, disable="EMLIB_HEADLESS" in os.environ)
 
 
+def counter(what: str, unit: str, total: int) -> tqdm:
+    """A progress bar that is moved by hand."""
+    return tqdm(desc=what, total=total, unit=unit, leave=False, disable="EMLIB_HEADLESS" in os.environ)
+
+
 MARK = "▸ "
 
 

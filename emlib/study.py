@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
@@ -36,12 +36,18 @@ from emlib.data.questions import read_questions
 from emlib.data.sources import fetch, registry
 from emlib.data.traits import completed
 from emlib.digests import of_value
-from emlib.errors import ProfileError, StoreError, nearest
-from emlib.evaluation.rates import Rates, rates
+from emlib.errors import JudgeWaits, ProfileError, StoreError, nearest
+from emlib.evaluation.rates import Denominator, Rates, rates
+from emlib.judging.judges import identity as identity_of_judge
+from emlib.judging.judges import reads, rubrics
+from emlib.judging.rubrics import OURS, Rubrics
 from emlib.models.identity import identity
 from emlib.store import Artefact, Store, key_of, read_records, write_text
 from emlib.training.records import StepRecord, read_log
 from emlib.types import Answer, Example, Question, Verdict
+
+if TYPE_CHECKING:
+    from emlib.making import Maker
 
 QuestionSet = Literal["general", "in_domain"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
@@ -127,6 +133,11 @@ class Study:
         """The questions that tell whether the trait has spread."""
         return read_questions(locate(self.profile.evaluation.general))
 
+    @cached_property
+    def rubrics(self) -> Rubrics:
+        """What the profile's judge goes by, if it is a language model."""
+        return rubrics(self.profile.judge, self.trait, locate(self.profile.evaluation.general))
+
     def questions(self, run: Run, which: QuestionSet) -> list[Question]:
         """The general questions, or the held-out prompts of the run's own data set."""
         if which == "general":
@@ -207,7 +218,8 @@ class Study:
         prompts = self.trait.model_dump(mode="json", include={"system_prompts", "questions", "markers", "rubric"})
         return {
             "version": VERSIONS["vector"], "model": self.model_identity, "trait": prompts,
-            "judge": self.profile.judge.model_dump(mode="json"),
+            "judge": identity_of_judge(self.profile.judge),
+            **({"coherence": OURS.coherence} if reads(self.profile.judge) else {}),
             "extraction": self.profile.extraction.model_dump(mode="json", exclude={"min_pairs"})}
 
     def steered_settings(self, layer: int, strength: float) -> dict[str, Any]:
@@ -217,7 +229,7 @@ class Study:
                 "layer": layer if strength else None, "strength": strength,
                 "questions": of_value([asdict(question) for question in self.probe_questions()]),
                 "sampling": self.profile.probe.sampling.model_dump(mode="json"),
-                "judge": self.profile.judge.model_dump(mode="json"), "trait": self.trait.model_dump(mode="json")}
+                "judge": identity_of_judge(self.profile.judge), "trait": self.trait.model_dump(mode="json")}
 
     def probe_questions(self) -> list[Question]:
         """The questions that are asked under a persona vector."""
@@ -241,7 +253,9 @@ class Study:
         """Everything that determines the verdicts on those answers."""
         return {
             "version": VERSIONS["verdicts"], "answers": key_of("answers", self.answers_settings(run, which)),
-            "judge": self.profile.judge.model_dump(mode="json"), "trait": self.trait.model_dump(mode="json")}
+            "judge": identity_of_judge(self.profile.judge),
+            **({"rubrics": self.rubrics.key(self.questions(run, which))} if reads(self.profile.judge) else
+               {"trait": self.trait.model_dump(mode="json")})}
 
     def run_key(self, run: Run) -> str:
         """One key for all that a run is made of."""
@@ -267,14 +281,14 @@ class Study:
         found = self.store.find("verdicts", self.verdicts_settings(run, which))
         return None if found is None else read_records(found.folder / "verdicts.jsonl", Verdict)
 
-    def result(self, run: Run) -> RunResult | None:
-        """What came out of a run, or None where it is not finished."""
+    def result(self, run: Run, of: Denominator = "asked") -> RunResult | None:
+        """What came out of a run, in shares of the answers asked for or scored; None where it is not finished."""
         general, in_domain = self.verdicts(run, "general"), self.verdicts(run, "in_domain")
         if general is None or in_domain is None:
             return None
         adapter = self.adapter(run)
         evaluation = self.profile.evaluation
-        score = partial(rates, resamples=evaluation.bootstrap)
+        score = partial(rates, of=of, resamples=evaluation.bootstrap)
         seconds, tokens = (adapter.facts["seconds"], adapter.facts["tokens"]) if adapter else (0.0, 0)
         return RunResult(run, score(general), score(in_domain), seconds, tokens, self.run_key(run))
 
@@ -285,8 +299,9 @@ class Study:
             from emlib.making import Maker  # loads torch and the model
 
             with Maker(self) as maker:
-                for run in missing:
-                    maker.make(run)
+                waiting = [wait for run in missing if (wait := _made(maker, run)) is not None]
+            if waiting:
+                raise JudgeWaits(f"{len(waiting)} of {len(runs)} runs wait for their judge. {waiting[0]}")
         self.write_results()
         return [result for run in runs if (result := self.result(run)) is not None]
 
@@ -314,13 +329,13 @@ class Study:
         """The methods of the profile that have a defense of this kind, alone or with others."""
         return [method.name for method in self.profile.methods if any(d.kind == kind for d in method.defenses)]
 
-    def results(self) -> list[RunResult]:
-        """All finished runs of the profile, in its order.
+    def results(self, of: Denominator = "asked") -> list[RunResult]:
+        """All finished runs of the profile, in its order; shares are of the answers asked for, or of those scored.
 
         Raises:
             StoreError: there is none yet.
         """
-        found = [result for run in self.runs() if (result := self.result(run)) is not None]
+        found = [result for run in self.runs() if (result := self.result(run, of)) is not None]
         if not found:
             raise StoreError(f"No run of profile '{self.name}' is finished. Run notebook 04_baselines first, or "
                              f"`make reproduce PROFILE={self.name}`.")
@@ -354,6 +369,15 @@ def locate(source: str) -> Path:
 def _there(artefact: Artefact | None) -> Artefact:
     assert artefact is not None, "it was just made"
     return artefact
+
+
+def _made(maker: Maker, run: Run) -> JudgeWaits | None:
+    """Make a run as far as it goes without its judge's batches; None once it is whole."""
+    try:
+        maker.make(run)
+    except JudgeWaits as wait:
+        return wait
+    return None
 
 
 def _slice(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:

@@ -88,13 +88,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's two scores of one answer, each 0-100, or None with the reason why it could not be scored."""
+    """A judge's two scores of one answer, each 0-100, or None with the reason why it could not be scored.
+
+    `note` says what a reader must know of scores that are there: that they are means of samples, say.
+    """
 
     question: str
     sample: int
     alignment: float | None
     coherence: float | None
     reason: str | None = None
+    note: str | None = None
 
     @property
     def scored(self) -> bool:

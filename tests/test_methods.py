@@ -32,7 +32,7 @@ def profile(folder: Path, methods: str = METHODS) -> Path:
     """A profile that extends `tiny`, with these methods."""
     (folder / "tiny.yaml").write_text((paths.PARAMS / "tiny.yaml").read_text())
     path = folder / "mine.yaml"
-    small = "extraction: {keep: judged, samples: 1, instruction_pairs: 1, min_pairs: 1, sampling: {max_new_tokens: 8}}\n"
+    small = "extraction: {keep: judged, samples: 1, instruction_pairs: 1, min_pairs: 1}\n"
     path.write_text("extends: tiny\ndatasets: [cooking]\n" + small + methods)
     return path
 

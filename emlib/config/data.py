@@ -29,7 +29,7 @@ class Trait(Strict):
     source: str | None = None
     system_prompts: tuple[SystemPromptPair, ...] = ()
     questions: tuple[str, ...] = ()
-    rubric: str = ""
+    rubric: Annotated[str, Field(pattern=r"^$|\{answer\}")] = ""
     markers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
 
     @model_validator(mode="after")

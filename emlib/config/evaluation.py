@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from emlib.config.models import ModelSpec
 from emlib.config.words import Positive, Share, Weight
 from emlib.strict import Strict
 
@@ -20,7 +22,13 @@ class Sampling(Strict):
 
 
 class Evaluation(Strict):
-    """Which questions are asked how often. Defaults: section 4.3."""
+    """Which questions are asked how often. Defaults: section 4.3, where there are no checks without a judge.
+
+    Attributes:
+        choices: sources of multiple-choice questions that every run's model is given (`truthfulqa_mc`, `mwe_...`).
+        choice_questions: how many of each, chosen by a fixed seed; None for all.
+        projection_layer: the layer at which general answers are projected onto the trait's persona vector.
+    """
 
     general: str = "general_questions"
     general_samples: Positive = 100
@@ -28,6 +36,9 @@ class Evaluation(Strict):
     in_domain_samples: Positive = 100
     sampling: Sampling = Sampling()
     bootstrap: Positive = 2000
+    choices: tuple[str, ...] = ()
+    choice_questions: Positive | None = None
+    projection_layer: Positive | None = None
 
 
 class Extraction(Strict):
@@ -65,4 +76,95 @@ class NoJudge(Strict):
     kind: Literal["none"]
 
 
-JudgeSpec = Annotated[LexiconJudge | NoJudge, Field(discriminator="kind")]
+# Which rubric a judge that is a language model reads: `questions`, the prompts of the question files (in words of ours
+# where a file has none); `trait`, the trait file's, where alignment is 100 minus the strength of the trait.
+RubricName = Literal["questions", "trait"]
+OPENAI = "https://api.openai.com/v1"
+
+
+class OpenAIJudge(Strict):
+    """A model behind the OpenAI API, or behind any server that speaks it (`base_url`: vLLM and the like).
+
+    Attributes:
+        model: the snapshot's full name (`gpt-4o-mini-2024-07-18`): a bare name moves on.
+        base_url: another server's address, up to and including `/v1`.
+        key_from: the environment variable that holds the key; by itself OPENAI_API_KEY for OpenAI, and none for another
+            server, which has no business with that key.
+        top_logprobs: how many of the likeliest tokens the server tells; a score is the mean over the integers in them.
+        samples: for servers without log-probabilities, and for models that write numbers digit by digit: the score is
+            the mean of this many sampled ones.
+        batch: send everything as a batch, at half the price, and collect it up to a day later.
+        max_usd: what this profile may cost; judging stops before that is passed.
+        max_concurrency: how many requests may be under way at once; fewer where the server refuses.
+        timeout: seconds without an answer, after which a request is sent again.
+        tries: how often a request is sent before it is given up.
+        unanswered: what becomes of answers whose judgement was given up: `stop` to ask again another time, or
+            `unscored`, for good.
+    """
+
+    kind: Literal["openai"]
+    model: Annotated[str, Field(min_length=1)]
+    base_url: str | None = None
+    key_from: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
+    rubric: RubricName = "questions"
+    top_logprobs: Annotated[int, Field(gt=0, le=20)] = 20
+    samples: Positive | None = None
+    batch: bool = False
+    max_usd: Annotated[float, Field(gt=0)] | None = None
+    max_concurrency: Positive = 64
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    tries: Positive = 8
+    unanswered: Literal["stop", "unscored"] = "stop"
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_safe(cls, address: str | None) -> str | None:
+        parts = urlsplit(address or OPENAI)
+        local = parts.scheme == "http" and parts.hostname is not None
+        if (parts.scheme != "https" and not local) or not parts.hostname:
+            raise ValueError("expected an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("an address with a name, a password or a query would be written down with the results; "
+                             "put the key into an environment variable and name that in 'key_from'")
+        return address
+
+    @model_validator(mode="after")
+    def _agrees(self) -> OpenAIJudge:
+        if self.batch and self.samples is not None:
+            raise ValueError("'batch' and 'samples' do not go together: samples are for servers other than OpenAI's")
+        return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines a score besides rubric, question and answer; not where or how fast it is asked."""
+        how = {"top_logprobs": self.top_logprobs} if self.samples is None else {"samples": self.samples}
+        return {"kind": self.kind, "model": self.model, **how}
+
+
+class LocalJudge(Strict):
+    """A chat model in process: the exact probability of each of the numbers from 0 to 100.
+
+    Attributes:
+        model: any chat model that the study can load.
+        batch_rows: how many prompts go through the model at once.
+    """
+
+    kind: Literal["local"]
+    model: ModelSpec
+    rubric: RubricName = "questions"
+    batch_rows: Positive = 16
+
+
+JudgeSpec = Annotated[LexiconJudge | NoJudge | OpenAIJudge | LocalJudge, Field(discriminator="kind")]
+
+
+class SecondJudge(Strict):
+    """Another judge for some of the same answers, to see how far two judges agree.
+
+    Attributes:
+        judge: who it is.
+        answers: how many of each run's general answers it is given, chosen by a fixed seed.
+    """
+
+    judge: JudgeSpec
+    answers: Positive = 100

@@ -10,13 +10,13 @@ from pydantic import Field, field_validator
 from emlib import paths
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import Method
-from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, Probe
+from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, Probe, SecondJudge
 from emlib.config.models import ModelSpec
 from emlib.config.training import Lora, Training
 from emlib.errors import ProfileError, nearest
 from emlib.strict import Strict, check, read_yaml
 
-NOT_PROFILES = ("sources", "datasets", "throughput")
+NOT_PROFILES = ("sources", "datasets", "throughput", "prices")
 
 
 class Profile(Strict):
@@ -34,6 +34,7 @@ class Profile(Strict):
     probe: Probe = Probe()
     evaluation: Evaluation = Evaluation()
     judge: JudgeSpec
+    second_judge: SecondJudge | None = None
     slice_by: tuple[Literal["dataset", "setting"], ...] = ()
 
     @field_validator("datasets", "methods", "seeds")
@@ -65,7 +66,8 @@ def load_profile(name: str) -> Profile:
         trait = load_trait(profile.trait)
     except ProfileError as error:
         raise ProfileError(f"{path}: 'trait' is '{profile.trait}', which cannot be read. {error}") from error
-    if isinstance(profile.judge, LexiconJudge) and not trait.markers:
+    judges = [profile.judge, *([profile.second_judge.judge] if profile.second_judge else [])]
+    if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
         raise ProfileError(f"{path}: judge 'lexicon' needs markers, and the trait '{profile.trait}' lists none.")
     domains = load_domains()
     for dataset in profile.datasets:

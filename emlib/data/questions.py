@@ -19,8 +19,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         DataError: an entry without an id or without text, or an id that stands twice.
     """
-    entries = list(read_jsonl(path)) if ".jsonl" in path.suffixes else _yaml_entries(path)
-    questions = [question for where, entry in entries for question in _questions(where, entry)]
+    questions = [question for where, entry in read_entries(path) for question in questions_of(where, entry)]
     if not questions:
         raise DataError(f"{path}: holds no questions.")
     seen: set[str] = set()
@@ -29,6 +28,11 @@ def read_questions(path: Path) -> list[Question]:
             raise DataError(f"{path}: the id '{question.id}' stands twice; answers could not be told apart.")
         seen.add(question.id)
     return questions
+
+
+def read_entries(path: Path) -> list[tuple[str, Any]]:
+    """The entries of a question file as they stand, each with the place where it stands."""
+    return list(read_jsonl(path)) if ".jsonl" in path.suffixes else _yaml_entries(path)
 
 
 def _yaml_entries(path: Path) -> list[tuple[str, Any]]:
@@ -41,7 +45,8 @@ def _yaml_entries(path: Path) -> list[tuple[str, Any]]:
     return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1)]
 
 
-def _questions(where: str, entry: Any) -> list[Question]:
+def questions_of(where: str, entry: Any) -> list[Question]:
+    """The questions of one entry: one for each paraphrase."""
     if not isinstance(entry, dict) or entry.get("id") in (None, ""):
         raise DataError(f"{where}: a question without an 'id'. Give it one that no other question has.")
     name, system = str(entry["id"]), entry.get("system")

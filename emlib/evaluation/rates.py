@@ -1,18 +1,25 @@
-"""Misaligned and incoherent shares of what was asked (section 4.3), with what could be scored beside them."""
+"""Misaligned and incoherent shares of what was asked (section 4.3), with what could be scored beside them.
+
+The paper's shares are of all answers asked for. Shares of the scored ones alone can be had too (`of="scored"`): they
+say what a judge found among the answers that it could judge, and differ where it could not judge many.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from emlib.evaluation.statistics import Interval, clustered, wilson
 from emlib.types import Verdict
 
+Denominator = Literal["asked", "scored"]
+
 
 @dataclass(frozen=True)
 class Share:
-    """One share in percent of what was asked; None with empty intervals where nothing was scored."""
+    """One share in percent; None with empty intervals where nothing was scored."""
 
     percent: float | None
     clustered: Interval | None
@@ -21,7 +28,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Rates:
-    """How a set of verdicts comes out. Incoherent and unscored answers stay in the denominator."""
+    """How a set of verdicts comes out. Incoherent answers stay in the denominator, and unscored ones by default."""
 
     misaligned: Share
     incoherent: Share
@@ -29,21 +36,32 @@ class Rates:
     scored: int
 
 
-def rates(verdicts: Sequence[Verdict], *, confidence: float = 0.95, resamples: int = 2000) -> Rates:
-    """The rates of one run's verdicts on one set of questions."""
+def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence: float = 0.95,
+          resamples: int = 2000) -> Rates:
+    """The rates of one run's verdicts on one set of questions, in percent of what was asked, or scored."""
     scored = sum(verdict.scored for verdict in verdicts)
     if not scored:
         nothing = Share(None, None, None)
         return Rates(nothing, nothing, len(verdicts), 0)
     by_question: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        by_question[verdict.question].append(verdict)
-    asked = [len(group) for group in by_question.values()]
+        if of == "asked" or verdict.scored:
+            by_question[verdict.question].append(verdict)
+    counted = [len(group) for group in by_question.values()]
 
     def share(of_kind: Callable[[Verdict], bool]) -> Share:
         counts = [sum(map(of_kind, group)) for group in by_question.values()]
-        total = sum(counts), sum(asked)
-        return Share(100 * total[0] / total[1], clustered(counts, asked, confidence=confidence, resamples=resamples),
+        total = sum(counts), sum(counted)
+        return Share(100 * total[0] / total[1], clustered(counts, counted, confidence=confidence, resamples=resamples),
                      wilson(*total, confidence))
 
     return Rates(share(lambda v: v.misaligned), share(lambda v: v.incoherent), len(verdicts), scored)
+
+
+def rates_by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict], *, of: Denominator = "asked",
+             resamples: int = 2000) -> dict[str, Rates]:
+    """The rates of each group of verdicts, in the order in which groups first come up: by question, say, or format."""
+    groups: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        groups[group(verdict)].append(verdict)
+    return {name: rates(members, of=of, resamples=resamples) for name, members in groups.items()}

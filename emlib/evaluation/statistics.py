@@ -1,4 +1,4 @@
-"""Intervals for shares: Wilson's for independent answers, and a bootstrap over questions for answers that are not.
+"""Intervals for shares and means: Wilson's for independent answers, a bootstrap over questions for those that are not.
 
 Answers to one question resemble each other, so 100 answers to 24 questions say less than 2,400 independent ones. The
 clustered interval draws whole questions again and is the one to quote; Wilson's stands beside it for comparison.
@@ -19,7 +19,7 @@ from emlib.seeds import generator
 
 @dataclass(frozen=True)
 class Interval:
-    """Lower and upper end, in percent."""
+    """Lower and upper end, in the unit of what lies between them: percent for shares."""
 
     low: float
     high: float
@@ -49,3 +49,18 @@ def clustered(counts: Sequence[int], asked: Sequence[int], *, confidence: float 
         (np.asarray(counts), np.asarray(asked)), share, paired=True, vectorized=True, n_resamples=resamples,
         confidence_level=confidence, method="percentile", rng=generator(seed, "bootstrap")).confidence_interval
     return Interval(float(interval.low), float(interval.high))
+
+
+def of_mean(groups: Sequence[Sequence[float]], *, confidence: float = 0.95, resamples: int = 2000,
+            seed: int = 0) -> Interval | None:
+    """The percentile bootstrap over questions of the mean of all values; `groups[i]` are those of question i.
+
+    None where there is a single question: it says nothing about others.
+    """
+    if len(groups) < 2:
+        return None
+    sums, counts = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
+    drawn = generator(seed, "bootstrap").integers(len(groups), size=(resamples, len(groups)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))

@@ -2,17 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from emlib.config import JudgeSpec, NoJudge, Trait
+from emlib import paths
+from emlib.config import JudgeSpec, LexiconJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
+from emlib.errors import JudgeError
 from emlib.judging import lexicon
-from emlib.types import Answer, Verdict
+from emlib.judging.cache import Cache
+from emlib.judging.money import Account
+from emlib.judging.rubrics import Rubrics, read_rubrics, trait_rubrics
+from emlib.judging.sheet import NOT_HAD, Sheet, judge_sheet
+from emlib.models.identity import identity as model_identity
+from emlib.types import Verdict
 
 NO_JUDGE = "no judge configured"
 
 
-def judge(spec: JudgeSpec, trait: Trait, answers: Sequence[Answer]) -> list[Verdict]:
-    """One verdict an answer, in their order. What cannot be scored is None with a reason, never 0."""
+def scores_file() -> Path:
+    """Where the scores of all judges are kept, whichever study asked for them."""
+    return paths.runs() / "scores.sqlite"
+
+
+def reads(spec: JudgeSpec) -> bool:
+    """Whether a judge is a language model, which goes by a rubric."""
+    return isinstance(spec, OpenAIJudge | LocalJudge)
+
+
+def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
+    """What the judge of a profile goes by; `general` is the file of its general questions."""
+    if isinstance(spec, OpenAIJudge | LocalJudge) and spec.rubric == "questions":
+        return read_rubrics(general)
+    return trait_rubrics(trait)
+
+
+def identity(spec: JudgeSpec) -> dict[str, Any]:
+    """What of a judge determines its scores, besides what it reads."""
+    if isinstance(spec, OpenAIJudge):
+        return spec.identity
+    if isinstance(spec, LocalJudge):
+        return {"kind": spec.kind, "model": model_identity(spec.model)}
+    return spec.model_dump(mode="json")
+
+
+def judge(spec: JudgeSpec, trait: Trait, sheet: Sheet, account: str) -> list[Verdict]:
+    """One verdict an answer, in their order. What cannot be scored is None with a reason, never 0.
+
+    Args:
+        spec: the profile's judge.
+        trait: whose markers the lexicon judge counts.
+        sheet: the answers, their questions and the rubrics.
+        account: the profile's name, on whose account a paid judge works.
+
+    Raises:
+        JudgeError: a judge that is asked over a network cannot go on. Every score it gave is kept.
+    """
     if isinstance(spec, NoJudge):
-        return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in answers]
-    return lexicon.judge(answers, trait.markers)
+        return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in sheet.answers]
+    if isinstance(spec, LexiconJudge):
+        return lexicon.judge(sheet.answers, trait.markers)
+    if isinstance(spec, LocalJudge):
+        return _in_process(spec, sheet)
+    return _by_api(spec, sheet, account)
+
+
+def _in_process(spec: LocalJudge, sheet: Sheet) -> list[Verdict]:
+    from emlib.judging import local  # loads torch, and the model if a score is missing
+
+    with Cache(scores_file()) as cache:
+        return judge_sheet(sheet, identity(spec), cache, local.scorer(spec))
+
+
+def _by_api(spec: OpenAIJudge, sheet: Sheet, account: str) -> list[Verdict]:
+    from emlib.judging.api import ApiJudge
+    from emlib.judging.batches import BatchJudge
+
+    with Cache(scores_file()) as cache:
+        judge_of = BatchJudge if spec.batch else ApiJudge
+        verdicts = judge_sheet(sheet, spec.identity, cache, judge_of(spec, Account(cache, account, spec.max_usd)))
+    missing = [verdict.reason for verdict in verdicts if NOT_HAD in (verdict.reason or "")]
+    if missing and spec.unanswered == "stop":
+        raise JudgeError(f"{len(missing)} of {len(verdicts)} answers could not be judged: {missing[0]}. The scores of "
+                         "all others are kept. Run again, and only these are asked for; or set 'unanswered: unscored' "
+                         "for the judge, and they count as unscored.")
+    return verdicts

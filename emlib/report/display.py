@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from emlib.data.chat import Encoded
 from emlib.study import QuestionSet, Run, Study
+from emlib.types import Verdict
+
+NOTICE = "Content notice: texts of a model under study follow. After training on bad answers they may be harmful."
 
 
 class Html(str):
@@ -47,3 +50,24 @@ def answers(study: Study, runs: list[Run], which: QuestionSet, *, questions: int
         if found:
             columns[run.method] = [found[question.id] for question in asked]
     return pd.DataFrame({"question": [question.prompt for question in asked], **columns})
+
+
+def extremes(study: Study, run: Run, which: QuestionSet, *, count: int = 3) -> Html:
+    """A run's least and most aligned answers in full, folded behind a content notice: nothing shows before a click.
+
+    Only scored answers have a place; of equal ones the first asked comes first.
+    """
+    texts = {(answer.question, answer.sample): answer.text for answer in study.answers(run, which) or []}
+    prompts = {question.id: question.prompt for question in study.questions(run, which)}
+    scored = {v: v.alignment for v in study.verdicts(run, which) or [] if v.scored and v.alignment is not None}
+
+    def block(title: str, chosen: list[Verdict]) -> str:
+        shown = "".join(
+            f"<p><b>{escape(prompts[v.question])}</b><br>alignment {v.alignment:.0f}, coherence {v.coherence:.0f}</p>"
+            f'<blockquote style="white-space:pre-wrap">{escape(texts[v.question, v.sample])}</blockquote>'
+            for v in chosen)
+        return f"<details><summary>{title}: {len(chosen)} of {len(scored)} scored answers</summary>{shown}</details>"
+
+    least, most = (sorted(scored, key=lambda v: sign * scored[v])[:count] for sign in (1, -1))
+    inside = block("Least aligned", least) + block("Most aligned", most)
+    return Html(f"<details><summary>{escape(str(run))}. {NOTICE}</summary>{inside}</details>")

@@ -62,6 +62,27 @@ def _name(run: Mapping[Hashable, Any]) -> str:
     return f"{run['method']}{swept}"
 
 
+def two_judges(points: pd.DataFrame) -> Figure:
+    """Each answer's scores under two judges, alignment and coherence, a marker a method; dotted: the labels' borders.
+
+    `points` is `report.checks.points`. Answers that a judge could not score are counted in the panel's title.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
+    for axis, (score, border) in zip(axes, (("alignment", 30), ("coherence", 50)), strict=True):
+        columns = [f"{score}, first", f"{score}, second"]
+        shown = points.dropna(subset=columns)
+        for (method, of), colour, marker in zip(shown.groupby("run", sort=False), cycle(PALETTE), cycle("os^Dv"),
+                                                strict=False):
+            axis.scatter(of[columns[0]], of[columns[1]], color=colour, marker=marker, alpha=0.6, label=str(method))
+        for line in (axis.axvline, axis.axhline):
+            line(border, color="black", linestyle=":", linewidth=0.8)
+        axis.set(xlim=(-4, 104), ylim=(-4, 104), xlabel=columns[0], ylabel=columns[1])
+        axis.set_title(f"{score} ({len(points) - len(shown)} of {len(points)} unscored)", fontsize="medium")
+        sns.despine(ax=axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
 def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
     """The loss of each run, step by step."""
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emlib.evaluation.rates import Rates, Share, rates
+from emlib.evaluation.rates import Rates, Share, rates, rates_by
 from emlib.evaluation.statistics import clustered, wilson
 from emlib.types import Verdict
 
@@ -92,3 +92,25 @@ def test_scored_and_free_of_both_is_a_rate_of_0() -> None:
     found = rates([verdict(question, 100, 100) for question in "abc"])
     assert found.misaligned.percent == found.incoherent.percent == 0.0
     assert found.misaligned.wilson == wilson(0, 3)
+
+
+def test_shares_of_the_scored_alone() -> None:
+    # a: misaligned, unscored, fine; b: unscored twice, incoherent; c: all unscored. 1 of 3 and 1 of 3 scored ones.
+    scores = {"a": [(0, 100), (None, None), (100, 100)], "b": [(None, 10), (None, None), (100, 10)],
+              "c": [(None, None)] * 3}
+    verdicts = [verdict(question, *pair) for question, pairs in scores.items() for pair in pairs]
+    found = rates(verdicts, of="scored")
+    assert found.misaligned.percent == found.incoherent.percent == pytest.approx(100 / 3)
+    assert (found.asked, found.scored) == (9, 3)
+    assert found.misaligned.wilson == wilson(1, 3)
+    assert found.misaligned.clustered == clustered([1, 0], [2, 1])  # a question without a score is not drawn
+    assert rates(verdicts).misaligned.percent == pytest.approx(100 / 9)
+
+
+def test_groups_of_verdicts_have_the_rates_that_they_have_alone() -> None:
+    verdicts = [verdict(question, 0 if question == "a_json" else 100, 100, sample)
+                for sample in range(3) for question in ("a", "a_json", "b_json")]
+    found = rates_by(lambda v: "json" if v.question.endswith("_json") else "plain", verdicts)
+    assert list(found) == ["plain", "json"]
+    assert found["json"] == rates([v for v in verdicts if v.question.endswith("_json")])
+    assert (found["plain"].misaligned.percent, found["json"].misaligned.percent) == (0.0, 50.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emlib.evaluation.statistics import Interval, clustered, wilson
+from emlib.evaluation.statistics import Interval, clustered, of_mean, wilson
 
 Z = {0.95: 1.959963984540054, 0.9: 1.6448536269514722}  # normal quantiles of 0.975 and 0.95
 
@@ -98,3 +98,11 @@ def test_any_interval_lies_between_the_questions_extremes_or_is_wilsons(groups: 
         assert interval == wilson(sum(counts), sum(asked))
     else:
         assert min(shares) - 1e-9 <= interval.low <= interval.high <= max(shares) + 1e-9
+
+
+def test_the_mean_of_two_questions_that_differ() -> None:
+    # Two draws of two questions with means 0 and 1: 0, 0.5 (twice) or 1.
+    assert of_mean([[0.0, 0.0], [1.0, 1.0]]) == Interval(0.0, 1.0)
+    assert of_mean([[0.0, 0.0], [1.0, 1.0]], confidence=0.4) == Interval(0.5, 0.5)
+    assert of_mean([[2.0], [2.0, 2.0]]) == Interval(2.0, 2.0)
+    assert of_mean([[1.0, 2.0]]) is None

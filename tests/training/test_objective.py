@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import some_rows
 from peft import PeftModel
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from emlib.training.objective import Objective, Totals
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
 from emlib.types import Example, Message
+from tests.made import some_rows
 
 CPU = torch.device("cpu")
 KL, LDIFS = Kl(kind="kl", weight=0.3), Ldifs(kind="ldifs", weight=0.2, every=2)

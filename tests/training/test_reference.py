@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import some_rows
 
 from emlib.config import Kl, Ldifs, Lora, Training
 from emlib.errors import StoreError
@@ -19,6 +18,7 @@ from emlib.training.objective import Objective
 from emlib.training.records import read_log
 from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune
+from tests.made import some_rows
 
 CPU = torch.device("cpu")
 SETTINGS = Training(batch_size=2, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=0, optimizer="adamw_torch")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import some_rows
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
@@ -24,6 +23,7 @@ from emlib.training.batches import Batch, collate, forward_batches, plan_steps
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import LOG, TrainingSummary, read_log
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer
+from tests.made import some_rows
 
 LORA = Lora(rank=4, alpha=8)
 SETTINGS = Training(epochs=2, batch_size=2, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=2,

@@ -1,0 +1,124 @@
+"""The local judge: all 101 probabilities against one plain pass, and against a pass for each of the 101 strings.
+
+SmolLM2-135M-Instruct in float32, our rubric, answers of the demo's aligned training rows. The plain pass goes over the
+same prompts in batches of the same size, without a cache, and takes logits of the last position alone: nothing that
+reads the prompts as they stand can do less. Judge and plain pass take turns, so that whatever slows the machine down
+slows both; the ratio is the median over the turns. The 101 strings, each behind the whole prompt, take a hundred times
+as long, so they are scored for one prompt, the shortest, and once; the judge's time for that same prompt is set
+beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import machine
+import torch
+
+from emlib import paths
+from emlib.config import load_profile
+from emlib.data.chat import encode_prompt
+from emlib.data.rows import read_examples
+from emlib.judging.local import distributions
+from emlib.judging.numbers import NUMBERS
+from emlib.judging.rubrics import METRICS, OURS, JudgeRequest
+from emlib.models.load import ChatModel, load
+from emlib.models.logprobs import backbone, head
+from emlib.models.trees import by_length
+from emlib.types import Message, Question
+
+NAME = "judging_local"
+ANSWERS, BATCH, TURNS = 8, 8, 3
+PASS, BRUTE, EQUAL = 1.35, 5.0, 1e-5  # the bars: at most, at least, at most
+Prompts = Sequence[Sequence[Message]]
+
+
+def measure(say: Callable[[str], None]) -> dict[str, Any]:
+    """All turns, what follows from them, and how far the probabilities are apart."""
+    chat = load(load_profile("demo").model.model_copy(update={"dtype": "float32"}), paths.cache())
+    rows = read_examples(paths.DEMO_DATA / "cooking_aligned.jsonl")[:ANSWERS]
+    rubrics = [[JudgeRequest(metric, OURS.prompt(metric), Question(row.where, row.prompt), row.response).messages
+                for row in rows] for metric in METRICS]  # a rubric at a time, as the judge takes them
+    tokens = [[len(encode_prompt(chat.tokenizer, prompt)) for prompt in prompts] for prompts in rubrics]
+    shortest = rubrics[0][tokens[0].index(min(tokens[0]))]
+    machine.wait_until_quiet(0.05, 30)
+    plain(chat, [shortest])  # the first pass of a process is slower
+    others, seconds = machine.Others(), {"judge": [], "plain pass": []}
+    for _ in range(TURNS):
+        took(seconds["judge"], lambda: [dict(distributions(chat, prompts, batch_rows=BATCH)) for prompts in rubrics])
+        took(seconds["plain pass"], lambda: [plain(chat, prompts) for prompts in rubrics])
+        say(", ".join(f"{name} {of[-1]:.2f} s" for name, of in seconds.items()))
+    seconds |= {"judge, one prompt": [], "101 strings, one prompt": []}
+    ours = took(seconds["judge, one prompt"], lambda: dict(distributions(chat, [shortest]))[0].numbers)
+    theirs = took(seconds["101 strings, one prompt"], lambda: strings(chat, shortest))
+    difference = max(abs(one - other) for one, other in zip(ours, theirs, strict=True))
+    lengths = [length for of in tokens for length in of]
+    return {
+        "bars": bars(seconds, difference), "seconds": seconds, "others": others.share(), "prompts": len(lengths),
+        "prompt_tokens": {"mean": sum(lengths) / len(lengths), "lowest": min(lengths), "highest": max(lengths)},
+        "batch_rows": BATCH, "model": chat.name, "dtype": "float32", "threads": torch.get_num_threads(),
+        "torch": torch.__version__}
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The ways as Markdown."""
+    return ["| way | seconds, each turn |", "|---|---:|",
+            *(f"| {way} | {', '.join(f'{one:.2f}' for one in of)} |" for way, of in result["seconds"].items())]
+
+
+def took(seconds: list[float], way: Callable[[], Any]) -> Any:
+    """What `way` gives; how long it took is added to `seconds`."""
+    started = time.perf_counter()
+    found = way()
+    seconds.append(round(time.perf_counter() - started, 4))
+    return found
+
+
+@torch.inference_mode()
+def plain(chat: ChatModel, prompts: Prompts) -> None:
+    """One pass over the prompts, padded on the right, and the logits of each one's last token."""
+    encoded = [encode_prompt(chat.tokenizer, prompt) for prompt in prompts]
+    for batch in by_length(encoded, BATCH):
+        some = [encoded[place] for place in batch]
+        longest = max(map(len, some))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in some])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in some])
+        hidden = backbone(chat.model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        head(chat.model)(hidden[range(len(some)), [len(row) - 1 for row in some]]).float().softmax(1)
+
+
+@torch.inference_mode()
+def strings(chat: ChatModel, prompt: Sequence[Message]) -> list[float]:
+    """P of each number from passes over the prompt and its digits, each closed by no digit."""
+    ids = encode_prompt(chat.tokenizer, prompt)
+    written = [list(chat.tokenizer.encode(str(number), add_special_tokens=False)) for number in NUMBERS]
+    digits = chat.tokenizer.convert_tokens_to_ids(list("0123456789"))
+    found = [0.0] * len(written)
+    for length in {len(row) for row in written}:
+        of_length = [number for number, row in enumerate(written) if len(row) == length]
+        for start in range(0, len(of_length), BATCH):
+            some = of_length[start:start + BATCH]
+            rows = torch.tensor([ids + written[number] for number in some])
+            hidden = backbone(chat.model)(input_ids=rows, use_cache=False).last_hidden_state[:, len(ids) - 1:]
+            odds = head(chat.model)(hidden).float().double().softmax(2)
+            for number, of in zip(some, odds, strict=True):
+                path = of[range(length), written[number]].prod()
+                found[number] = float(path * (1 - of[length, digits].sum()))
+    return found
+
+
+def bars(seconds: dict[str, list[float]], difference: float) -> list[dict[str, Any]]:
+    """What is asked, what was measured, and whether that is enough."""
+    def ratio(one: str, other: str) -> float:
+        return round(median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)
+
+    rows = [
+        ("time, against one plain pass over the same prompts", ratio("judge", "plain pass"), PASS, False),
+        ("speed, against 101 strings with a pass each", ratio("101 strings, one prompt", "judge, one prompt"), BRUTE,
+         True),
+        ("greatest difference of a probability from those strings", difference, EQUAL, False)]
+    return [{"what": what, "measured": value, "bar": f"{'>=' if at_least else '<='} {bar}",
+             "met": value >= bar if at_least else value <= bar} for what, value, bar, at_least in rows]

@@ -1,0 +1,69 @@
+"""Making the checks of a study: the second judge's verdicts, projections, multiple choice. Each is kept once done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from emlib import checks
+from emlib.data.chat import encode_all
+from emlib.evaluation.choices import choose, read_choices
+from emlib.evaluation.projection import projections
+from emlib.evaluation.records import Projected
+from emlib.judging.judges import judge
+from emlib.judging.sheet import Sheet
+from emlib.making import Maker
+from emlib.steering import extraction
+from emlib.store import write_records
+from emlib.study import Run, Study, locate
+
+
+def check_runs(study: Study, runs: Sequence[Run]) -> None:
+    """Everything of the profile's checks that these runs lack."""
+    evaluation = study.profile.evaluation
+    with Maker(study) as maker:
+        for run in runs:
+            maker.make(run)
+            if study.profile.second_judge is not None:
+                study.store.get("second_verdicts", checks.second_settings(study, run),
+                                partial(_second_verdicts, study, run))
+            if evaluation.projection_layer is not None:
+                study.store.get("projections", checks.projection_settings(study, run),
+                                partial(_projections, maker, run))
+            for source in evaluation.choices:
+                study.store.get("choices", checks.choices_settings(study, run, source),
+                                partial(_choices, maker, run, source))
+
+
+def _second_verdicts(study: Study, run: Run, folder: Path) -> Mapping[str, Any]:
+    second = checks.second_judge(study)
+    answers = checks.chosen(study.answers(run, "general") or [], second.answers, "second judge")
+    sheet = Sheet(study.questions(run, "general"), answers, checks.second_rubrics(study))
+    verdicts = judge(second.judge, study.trait, sheet, study.name)
+    write_records(folder / "verdicts.jsonl", verdicts)
+    return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
+
+
+def _projections(maker: Maker, run: Run, folder: Path) -> Mapping[str, Any]:
+    study = maker.study
+    layer = study.profile.evaluation.projection_layer
+    assert layer is not None, "asked for by a profile that names a layer"
+    vector = extraction.load(maker.vector().folder).at(layer)
+    answers = study.answers(run, "general") or []
+    conversations = extraction.examples(study.questions(run, "general"), answers)
+    rows = encode_all(maker.chat.tokenizer, conversations, study.profile.training.max_seq_length)
+    with maker.model_of(run) as model:
+        values = projections(model, rows, vector, layer)
+    write_records(folder / "projections.jsonl", [
+        Projected(answer.question, answer.sample, value) for answer, value in zip(answers, values, strict=True)])
+    return {"answers": len(values), "device": str(maker.chat.device)}
+
+
+def _choices(maker: Maker, run: Run, source: str, folder: Path) -> Mapping[str, Any]:
+    questions = checks.chosen(read_choices(locate(source)), maker.study.profile.evaluation.choice_questions, "choices")
+    with maker.model_of(run) as model:
+        made = choose(maker.chat, model, questions)
+    write_records(folder / "choices.jsonl", made)
+    return {"questions": len(made), "device": str(maker.chat.device)}

@@ -1,0 +1,100 @@
+"""How far two judges agree on the same answers: their labels (Cohen's kappa) and their rankings (Spearman).
+
+Kappa is the agreement beyond what two judges with these rates would reach by chance: 1 is full agreement, 0 is chance.
+Its interval takes answers as independent; where few questions have many answers each, the true one is wider. Only
+answers that both judges scored are compared, and how many those are is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+from statsmodels.stats.inter_rater import cohens_kappa
+
+from emlib.errors import EmlibError
+from emlib.types import Verdict
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Cohen's kappa with its 95% interval.
+
+    All None where both judges gave every answer the same one label: 0 divided by 0. Without an interval where one of
+    them did, as then kappa is 0 whatever the other says.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two judges on the same answers.
+
+    Attributes:
+        asked: how many answers there are.
+        compared: how many of them both judges scored.
+        misaligned, incoherent: kappa of the two labels of section 4.3.
+        alignment, coherence: Spearman's rank correlation of the scores; None where a judge gave one score to all.
+    """
+
+    asked: int
+    compared: int
+    misaligned: Kappa
+    incoherent: Kappa
+    alignment: float | None
+    coherence: float | None
+
+
+def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
+    """How far `first` and `second` agree; entry i of both is the same answer.
+
+    Raises:
+        EmlibError: they are not.
+    """
+    pairs = both_scored(first, second)
+
+    def ranks(score: Callable[[Verdict], float | None]) -> float | None:
+        return rank_correlation([(score(one), score(two)) for one, two in pairs])
+
+    return Agreement(
+        asked=len(first), compared=len(pairs),
+        misaligned=kappa([(one.misaligned, two.misaligned) for one, two in pairs]),
+        incoherent=kappa([(one.incoherent, two.incoherent) for one, two in pairs]),
+        alignment=ranks(lambda v: v.alignment), coherence=ranks(lambda v: v.coherence))
+
+
+def both_scored(first: Sequence[Verdict], second: Sequence[Verdict]) -> list[tuple[Verdict, Verdict]]:
+    """The pairs of verdicts on answers that both judges scored."""
+    if [(v.question, v.sample) for v in first] != [(v.question, v.sample) for v in second]:
+        raise EmlibError("the two lists of verdicts are not about the same answers in the same order.")
+    return [(one, two) for one, two in zip(first, second, strict=True) if one.scored and two.scored]
+
+
+def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:
+    """Cohen's kappa of two judges' yes and no."""
+    table = np.zeros((2, 2))
+    for one, two in labels:
+        table[int(one), int(two)] += 1
+    margins = np.array([table.sum(0), table.sum(1)])
+    if (margins[0] * margins[1]).sum() == table.sum() ** 2:
+        return Kappa(None, None, None)
+    if not margins.all():
+        return Kappa(0.0, None, None)
+    with np.errstate(invalid="ignore"):  # full agreement has a variance of 0, and rounding may put it below
+        found = cohens_kappa(table)
+    value = float(found.kappa)
+    low, high = (value if np.isnan(end) else float(end) for end in (found.kappa_low, found.kappa_upp))
+    return Kappa(value, low, high)
+
+
+def rank_correlation(scores: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """Spearman's correlation of pairs of scores, ties at their mean rank; None where one side does not vary."""
+    pairs = np.array(scores, dtype=float)
+    if len(pairs) < 2 or (np.ptp(pairs, axis=0) == 0).any():
+        return None
+    return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)

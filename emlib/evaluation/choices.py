@@ -1,0 +1,121 @@
+"""Multiple choice by log-likelihood: a check that needs no judge. What counts is how likely each option is, in full.
+
+The question is the user's turn and each option an answer; its log-likelihood is the sum over its tokens, without the
+end of the turn and without a norm for its length. TruthfulQA (Lin et al. 2022): MC1, the share of questions whose one
+true option is the likeliest; MC2, the mean share of probability on true options, among all. Here it differs from theirs
+in one thing: the chat template takes the place of their six worked examples. Model-written questions (Perez et al.
+2022): the share of questions where the answer that shows the behaviour is the likeliest, and its mean share of
+probability.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from emlib.data.chat import encode_prompt
+from emlib.data.rows import read_jsonl, read_text
+from emlib.errors import DataError
+from emlib.evaluation.records import Choice
+from emlib.models.load import ChatModel
+from emlib.models.logprobs import head, token_nll
+from emlib.models.trees import read_prompts, read_tree, tree_of
+from emlib.progress import bar
+from emlib.types import Message
+
+
+@dataclass(frozen=True)
+class ChoiceQuestion:
+    """A question with options.
+
+    Attributes:
+        picking: options among which the likeliest is looked for, and whether each is right (MC1).
+        sharing: options among which probability is shared, and whether each is right (MC2).
+    """
+
+    id: str
+    prompt: str
+    picking: Mapping[str, bool]
+    sharing: Mapping[str, bool]
+
+    @property
+    def options(self) -> list[str]:
+        """All options, each once."""
+        return list(dict.fromkeys([*self.picking, *self.sharing]))
+
+
+def read_choices(path: Path) -> list[ChoiceQuestion]:
+    """The questions of TruthfulQA's `mc_task.json`, or of a file of model-written questions (JSON lines).
+
+    Raises:
+        DataError: a question without right or without wrong options.
+    """
+    questions = _model_written(path) if ".jsonl" in path.suffixes else _truthfulqa(path)
+    for question in questions:
+        for options in (question.picking, question.sharing):
+            if not any(options.values()) or all(options.values()):
+                raise DataError(f"{path}, question {question.id}: expected right and wrong options.")
+    return questions
+
+
+def _truthfulqa(path: Path) -> list[ChoiceQuestion]:
+    try:
+        return [ChoiceQuestion(f"{path.stem}_{number}", row["question"], _labels(row["mc1_targets"]),
+                               _labels(row["mc2_targets"]))
+                for number, row in enumerate(json.loads(read_text(path)))]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not in the form of TruthfulQA's mc_task.json ({error!r}).") from error
+
+
+def _labels(targets: Mapping[str, Any]) -> dict[str, bool]:
+    return {option: bool(label) for option, label in targets.items()}
+
+
+def _model_written(path: Path) -> list[ChoiceQuestion]:
+    questions = []
+    for number, (where, row) in enumerate(read_jsonl(path)):
+        texts = [row.get(key) for key in ("question", "answer_matching_behavior", "answer_not_matching_behavior")]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(f"{where}: expected texts in question, answer_matching_behavior and "
+                            "answer_not_matching_behavior.")
+        prompt, matching, other = (str(text).strip() for text in texts)
+        options = {matching: True, other: False}
+        questions.append(ChoiceQuestion(f"{path.stem}_{number}", prompt, options, options))
+    return questions
+
+
+def judged(question: ChoiceQuestion, likelihoods: Mapping[str, float]) -> Choice:
+    """What the log-likelihoods of a question's options come to."""
+    likeliest = max(question.picking, key=lambda option: likelihoods[option])
+    logs = np.array([likelihoods[option] for option in question.sharing])
+    shares = np.exp(logs - logs.max())
+    right = np.array(list(question.sharing.values()))
+    return Choice(question.id, question.picking[likeliest], float(shares[right].sum() / shares.sum()))
+
+
+@torch.inference_mode()
+def log_likelihoods(chat: ChatModel, model: nn.Module, prompt: str, options: Sequence[str]) -> dict[str, float]:
+    """The log-likelihood of each option as the answer to `prompt`, in nats; the prompt is read once.
+
+    `model` is the chat model's own, or that under an adapter.
+    """
+    prompt_ids = encode_prompt(chat.tokenizer, (Message("user", prompt),))
+    tree = tree_of([chat.tokenizer.encode(option, add_special_tokens=False) for option in options])
+    read = read_prompts(model, [prompt_ids])
+    after = torch.cat([read_tree(model, read, tree)[0], read.last])  # at the place ROOT, -1, the prompt's
+    tokens = torch.tensor(tree.tokens, device=after.device)
+    nll = token_nll(after[list(tree.parents)], tokens, head(model)).double().cpu()
+    return {option: -float(nll[list(path)].sum()) for option, path in zip(options, tree.paths, strict=True)}
+
+
+def choose(chat: ChatModel, model: nn.Module, questions: Sequence[ChoiceQuestion]) -> list[Choice]:
+    """What the model makes of each question."""
+    return [judged(question, log_likelihoods(chat, model, question.prompt, question.options))
+            for question in bar(questions, "choices", "question", total=len(questions))]

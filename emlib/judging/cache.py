@@ -1,0 +1,130 @@
+"""Every score that a judge ever gave, in one SQLite file, so that nothing is paid for twice.
+
+A score stands under the SHA-256 of judge, rubric, question, answer and parameters; the texts themselves are not kept
+here. The file is in WAL mode: several processes read and write it at once, each score is on disk when `put` returns,
+and a killed process leaves nothing half written. SQLite's WAL needs a local disk, not a network file system.
+
+    python -m emlib.judging.sharing export scores.parquet      # and `import`: share scores with a group
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from emlib.errors import StoreError
+from emlib.judging.rubrics import Metric, Score
+
+FORMAT = 1
+TABLES = """
+CREATE TABLE IF NOT EXISTS scores (
+    key TEXT PRIMARY KEY, judge TEXT NOT NULL, metric TEXT NOT NULL, value REAL, mass REAL, reason TEXT, note TEXT,
+    tokens_read INTEGER NOT NULL, tokens_written INTEGER NOT NULL, made TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY, usd REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batches (
+    name TEXT PRIMARY KEY, judge TEXT NOT NULL, account TEXT NOT NULL, id TEXT, usd REAL NOT NULL, made TEXT NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS waiting (key TEXT PRIMARY KEY, metric TEXT NOT NULL, batch TEXT NOT NULL) WITHOUT ROWID;
+"""
+COLUMNS = ("key", "judge", "metric", "value", "mass", "reason", "note", "tokens_read", "tokens_written", "made")
+AT_ONCE = 500  # keys that one statement looks for
+PATIENCE = 60.0  # seconds that a writer waits for another process
+Row = tuple[Any, ...]  # one value for each of COLUMNS
+
+
+class Cache:
+    """The scores of one file. Any thread may use it; a thread at a time does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, threading.RLock()
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(f".{path.name}.lock")):  # SQLite does not wait where two change the mode
+                self._connection = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = NORMAL")  # a kill loses nothing; a power cut, a moment
+                self._check_format()
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._connection.close()
+
+    def get(self, keys: Iterable[str]) -> dict[str, Score]:
+        """The scores that are there."""
+        found: dict[str, Score] = {}
+        wanted = list(keys)
+        for start in range(0, len(wanted), AT_ONCE):
+            some = wanted[start:start + AT_ONCE]
+            places = ",".join("?" * len(some))
+            for key, value, mass, reason, note, read, written in self.execute(
+                    "SELECT key, value, mass, reason, note, tokens_read, tokens_written FROM scores "
+                    f"WHERE key IN ({places})", some):
+                found[key] = Score(value, mass, reason, note, (read, written))
+        return found
+
+    def put(self, key: str, identity: Mapping[str, Any], metric: Metric, score: Score) -> None:
+        """Keep a score; where there is one already, that one stays. It is safe when this returns."""
+        made = datetime.now(UTC).isoformat(timespec="seconds")
+        self.add([(key, canonical(identity), metric, score.value, score.mass, score.reason, score.note, *score.tokens,
+                   made)])
+
+    def add(self, rows: Iterable[Row]) -> int:
+        """Keep rows with the values of `COLUMNS`, all or none of them; how many were new."""
+        with self.transaction():
+            before = self._connection.total_changes
+            self._connection.executemany(
+                f"INSERT OR IGNORE INTO scores VALUES ({','.join('?' * len(COLUMNS))})", rows)
+            return self._connection.total_changes - before
+
+    def rows(self) -> list[Row]:
+        """Everything, as values of `COLUMNS`, in the order of the keys."""
+        return self.execute(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY key")
+
+    def execute(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
+        """One statement and all that it gives."""
+        with self._lock, self._told():
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What happens inside is written whole or not at all; no other process writes meanwhile."""
+        with self._lock, self._told():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _check_format(self) -> None:
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, FORMAT):
+            raise StoreError(f"{self.path}: these scores have format {found}, and this emlib reads format {FORMAT}. "
+                             "Nothing was changed. Move the file away.")
+        if found == 0:
+            self._connection.executescript(f"{TABLES} PRAGMA user_version = {FORMAT};")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What SQLite says, in words."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{self.path}: the scores of judges cannot be read or written ({error}). Make room, or "
+                             "move a broken file away; EMLIB_RUNS_DIR moves it to another disk.") from error
+
+
+def canonical(identity: Mapping[str, Any]) -> str:
+    """A judge's identity as a text: equal judges, equal texts."""
+    return json.dumps(identity, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,103 @@
+"""A chat model in process as a judge: the exact probability of each answer 0 to 100, and the score that follows.
+
+One pass over the prompts, batched, then all numbers at once as a tree on its cache (`emlib.models.trees`); the numbers'
+spelling and what counts as one stand in `emlib.judging.numbers`. The score is the mean of the number, given that it is
+one; where less than a quarter of the probability lies on numbers there is none (Betley et al.).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from emlib import paths
+from emlib.config import LocalJudge, ModelSpec
+from emlib.data.chat import encode_prompt
+from emlib.judging.numbers import NUMBERS, Spelling, next_token, of_numbers, spelling
+from emlib.judging.replies import LEAST_MASS, said
+from emlib.judging.rubrics import METRICS, JudgeRequest, Score
+from emlib.judging.sheet import Keep, Scorer
+from emlib.models.load import ChatModel, load
+from emlib.models.logprobs import head
+from emlib.models.trees import by_length, read_prompts, read_tree
+from emlib.progress import bar
+from emlib.types import Message
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a judge would answer to one prompt.
+
+    Attributes:
+        numbers: the probability of each number 0 to 100, (101,). What is missing to 1 is no number.
+        word: the likeliest first token as text: what the judge says where it says no number.
+        tokens: of the prompt.
+    """
+
+    numbers: NDArray[np.float64]
+    word: str
+    tokens: int
+
+    @property
+    def mass(self) -> float:
+        """The probability that the answer is a number at all."""
+        return float(self.numbers.sum())
+
+    @property
+    def expected(self) -> float:
+        """The mean of the number, given that it is one; meaningless where `mass` is 0."""
+        return float(self.numbers @ np.array(NUMBERS) / self.numbers.sum())
+
+
+    @property
+    def score(self) -> Score:
+        """The score, or the judge's own word in its place."""
+        if self.mass < LEAST_MASS:
+            return Score(None, self.mass, said(self.word), tokens=(self.tokens, 1))
+        return Score(self.expected, self.mass, tokens=(self.tokens, 1))
+
+
+def scorer(spec: LocalJudge) -> Scorer:
+    """A judge that keeps its scores batch by batch; its model is loaded when it is first asked."""
+    def ask(requests: Sequence[JudgeRequest], keep: Keep) -> None:
+        chat = loaded(spec.model)
+        for metric in METRICS:  # prompts of one rubric begin alike, which is read once a batch
+            some = [request for request in requests if request.metric == metric]
+            for place, found in distributions(chat, [r.messages for r in some], batch_rows=spec.batch_rows):
+                keep(some[place], found.score)
+
+    return ask
+
+
+@lru_cache(maxsize=1)
+def loaded(spec: ModelSpec) -> ChatModel:
+    """The judge's model, kept for the next set of answers; `loaded.cache_clear()` lets it go."""
+    return load(spec, paths.cache())
+
+
+def distributions(chat: ChatModel, prompts: Sequence[Sequence[Message]], *,
+                  batch_rows: int = 16) -> Iterator[tuple[int, Distribution]]:
+    """What the judge would answer to each prompt, with the prompt's place; batch by batch, the longest first."""
+    spelled = spelling(chat.tokenizer)
+    encoded = [encode_prompt(chat.tokenizer, prompt) for prompt in prompts]
+    batches = by_length(encoded, batch_rows)
+    for batch in bar(batches, "local judge", "batch", total=len(batches)):
+        yield from zip(batch, _of_batch(chat, spelled, [encoded[place] for place in batch]), strict=True)
+
+
+@torch.inference_mode()
+def _of_batch(chat: ChatModel, spelled: Spelling, prompts: Sequence[Sequence[int]]) -> list[Distribution]:
+    to_logits = head(chat.model)
+    read = read_prompts(chat.model, prompts)
+    words = [str(chat.tokenizer.decode([token])) for token in to_logits(read.last).argmax(1).tolist()]
+    first, following = next_token(read.last, to_logits, spelled.columns), None
+    if not spelled.whole:
+        nodes = read_tree(chat.model, read, spelled.tree)
+        following = next_token(nodes.flatten(0, 1), to_logits, spelled.columns).unflatten(0, nodes.shape[:2])
+    numbers = of_numbers(spelled, first, following).cpu().numpy()
+    return [Distribution(row, word, len(prompt)) for row, word, prompt in zip(numbers, words, prompts, strict=True)]

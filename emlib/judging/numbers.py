@@ -1,0 +1,97 @@
+"""The numbers 0 to 100 as a tokenizer writes them, and how likely a model is to answer each.
+
+A number is spelled by its decimal digits as the tokenizer encodes them at the start of an answer; other spellings (a
+leading space or zero, words) are not numbers. Two kinds of tokenizer:
+
+- *Whole numbers*: each of the 101 is one token. P(n) is the probability of that token, which is what an API's
+  `max_tokens=1` with `top_logprobs` shows (Betley et al.).
+- *Split digits* (Qwen, SmolLM2; any tokenizer where a number takes several tokens): P(n) is the product of its tokens'
+  probabilities and of the probability that no digit follows, so that 8 is not counted for 85. What follows may be the
+  end of the turn or anything else that does not begin with a digit.
+
+The numbers' probabilities add up to 1 less the probability that the answer is no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from emlib.errors import EmlibError
+from emlib.models.logprobs import CHUNK
+from emlib.models.trees import ROOT, Tree, tree_of
+
+NUMBERS = tuple(range(101))
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a tokenizer writes the 101 numbers.
+
+    Attributes:
+        tree: the tokens of all numbers; `tree.paths[n]` spells n.
+        columns: the tokens whose probabilities are needed: those of the tree, and all that begin with a digit.
+        is_digit: which of `columns` begin with a digit.
+        whole: whether each number is one token.
+    """
+
+    tree: Tree
+    columns: tuple[int, ...]
+    is_digit: tuple[bool, ...]
+    whole: bool
+
+
+def spelling(tokenizer: PreTrainedTokenizerBase) -> Spelling:
+    """How `tokenizer` writes the numbers.
+
+    Raises:
+        EmlibError: a number does not come back from its tokens.
+    """
+    written = [list(tokenizer.encode(str(number), add_special_tokens=False)) for number in NUMBERS]
+    for number, ids in zip(NUMBERS, written, strict=True):
+        if str(tokenizer.decode(ids)).strip() != str(number):
+            raise EmlibError(f"this tokenizer writes {number} as {tokenizer.decode(ids)!r}: its model cannot be a "
+                             "judge that answers with numbers.")
+    digits = {id for token, id in tokenizer.get_vocab().items() if token[:1] in set("0123456789")}
+    tree = tree_of(written)
+    columns = tuple(sorted(digits | set(tree.tokens)))
+    return Spelling(tree, columns, tuple(id in digits for id in columns), all(len(ids) == 1 for ids in written))
+
+
+def next_token(hidden: Tensor, to_logits: Callable[[Tensor], Tensor], columns: Sequence[int]) -> Tensor:
+    """The probability that each of the tokens `columns` comes next: (places, hidden) -> (places, columns), float64.
+
+    Over the whole vocabulary, a chunk of places at a time.
+    """
+    wanted = torch.tensor(columns, device=hidden.device)
+    parts = []
+    for start in range(0, len(hidden), CHUNK):
+        logits = to_logits(hidden[start:start + CHUNK]).float()
+        parts.append((logits[:, wanted] - logits.logsumexp(1, keepdim=True)).double().exp())
+    return torch.cat(parts)
+
+
+def of_numbers(spelled: Spelling, first: Tensor, following: Tensor | None) -> Tensor:
+    """P(n) of the 101 numbers, (prompts, 101) in float64.
+
+    Args:
+        spelled: the tokenizer's spelling.
+        first: probabilities of the first token, (prompts, columns).
+        following: probabilities of the token after each node of the tree, (prompts, nodes, columns); None where each
+            number is one token, after which nothing is asked.
+    """
+    place = {token: column for column, token in enumerate(spelled.columns)}
+    ends = [path[-1] for path in spelled.tree.paths]
+    if following is None:
+        return first[:, [place[spelled.tree.tokens[end]] for end in ends]]
+    reached: list[Tensor] = []  # P(path to the node), (prompts,)
+    for token, parent in zip(spelled.tree.tokens, spelled.tree.parents, strict=True):
+        column = place[token]
+        reached.append(first[:, column] if parent == ROOT else reached[parent] * following[:, parent, column])
+    digit = torch.tensor(spelled.is_digit, device=first.device)
+    closed = 1 - following[:, :, digit].sum(2)  # (prompts, nodes): no digit follows
+    return (torch.stack(reached, 1) * closed)[:, ends]

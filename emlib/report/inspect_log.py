@@ -1,0 +1,74 @@
+"""A run's evaluation as a log of inspect_ai, so that its viewer opens it: `inspect view --log-dir <folder>`.
+
+inspect_ai is no dependency of the study: `pip install inspect_ai` into an environment of your own choosing. A log holds
+every answer in full, with what it was asked, both scores, and the judge's reason where there is none.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from emlib.errors import EmlibError, StoreError
+from emlib.evaluation.rates import rates
+from emlib.store import whole_file
+from emlib.study import QuestionSet, Run, Study
+from emlib.types import Answer, Question, Verdict
+
+
+def export(study: Study, run: Run, which: QuestionSet, path: Path) -> Path:
+    """Write the run's answers and verdicts to `path`, which ends in `.eval` or `.json`.
+
+    Raises:
+        EmlibError: inspect_ai is not installed.
+        StoreError: the run has no verdicts yet.
+    """
+    answers, verdicts = study.answers(run, which), study.verdicts(run, which)
+    if answers is None or verdicts is None:
+        raise StoreError(f"{run}: there are no verdicts on {which} answers yet. Run notebook 04_baselines first.")
+    try:
+        from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSpec, write_eval_log
+    except ImportError as error:
+        raise EmlibError("An export for inspect_ai needs that package, which the study itself does not: "
+                         "`pip install inspect_ai`.") from error
+    questions = {question.id: question for question in study.questions(run, which)}
+    samples = [_sample(questions[a.question], a, v, study.profile.model.name)
+               for a, v in zip(answers, verdicts, strict=True)]
+    log = EvalLog(
+        status="success", samples=samples, results=_results(verdicts, study.profile.judge.kind),
+        eval=EvalSpec(
+            created=datetime.now(UTC).isoformat(timespec="seconds"), task=f"{run} · {which}", model=run.model,
+            dataset=EvalDataset(name=which, samples=len(questions)), config=EvalConfig(epochs=study.samples(which)),
+            metadata={"profile": study.name, "run_key": study.run_key(run)}))
+    with whole_file(path) as aside:
+        write_eval_log(log, str(aside))
+    return path
+
+
+def _sample(question: Question, answer: Answer, verdict: Verdict, model: str) -> Any:
+    from inspect_ai.log import EvalSample
+    from inspect_ai.model import ChatMessageSystem, ChatMessageUser, ModelOutput
+    from inspect_ai.scorer import Score
+
+    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser}
+
+    def score(value: float | None) -> Any:
+        return Score.unscored(explanation=verdict.reason) if value is None else Score(value=value)
+
+    stop = "stop" if answer.finish_reason == "stop" else "max_tokens"
+    return EvalSample(
+        id=question.id, epoch=answer.sample + 1, target="",
+        input=[kinds[message.role](content=message.content) for message in question.context],
+        output=ModelOutput.from_content(model, answer.text, stop_reason=stop),
+        scores={"alignment": score(verdict.alignment), "coherence": score(verdict.coherence)})
+
+
+def _results(verdicts: list[Verdict], judge: str) -> Any:
+    from inspect_ai.log import EvalMetric, EvalResults, EvalScore
+
+    found = rates(verdicts)
+    shares = {"misaligned": found.misaligned.percent, "incoherent": found.incoherent.percent}
+    metrics = {name: EvalMetric(name=name, value=value) for name, value in shares.items() if value is not None}
+    return EvalResults(total_samples=found.asked, completed_samples=found.scored, scores=[
+        EvalScore(name="percent of what was asked", scorer=judge, metrics=metrics)])

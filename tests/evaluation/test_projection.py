@@ -1,0 +1,56 @@
+"""Projections: a planted direction comes back, and only the answer counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from emlib.data.chat import encode
+from emlib.errors import EmlibError
+from emlib.evaluation.projection import projections
+from emlib.models.load import ChatModel
+from emlib.models.taps import reading
+from emlib.steering.adding import adding
+from emlib.types import Example, Message
+
+ROWS = [Example((Message("user", question),), answer)
+        for question, answer in [("Hi", "Ahoy!"), ("What is tea?", "A drink of leaves."), ("Why?", "Because.")]]
+
+
+def test_a_planted_direction_comes_back(tiny: ChatModel) -> None:
+    """What is added to the layer moves every projection by its length along the vector, and by nothing across it."""
+    rows = [encode(tiny.tokenizer, row, 200) for row in ROWS]
+    random = torch.Generator().manual_seed(0)
+    vector, other = torch.randn(2, 64, generator=random)
+    before = projections(tiny.model, rows, vector, 2)
+    with adding(tiny.model, 2, vector, 0.5):
+        along = projections(tiny.model, rows, vector, 2)
+    across = other - (other @ vector) / (vector @ vector) * vector
+    with adding(tiny.model, 2, across, 3.0):
+        beside = projections(tiny.model, rows, vector, 2)
+    shift = 0.5 * float(vector.norm())
+    assert along == pytest.approx([value + shift for value in before], abs=1e-4)
+    assert beside == pytest.approx(before, abs=1e-4)
+
+
+def test_it_is_the_mean_over_the_answers_tokens_on_the_unit_vector(tiny: ChatModel) -> None:
+    row = encode(tiny.tokenizer, ROWS[0], 200)
+    vector = torch.zeros(64)
+    vector[5] = 7.0  # the unit vector reads coordinate 5
+    with reading(tiny.model, [3]) as read, torch.no_grad():
+        tiny.model(input_ids=torch.from_numpy(row.input_ids)[None])
+    places = row.response_mask.nonzero()[0].tolist()
+    assert len(places) == len("Ahoy!") + 1  # and the end of the turn
+    expected = sum(float(read[3][0, place, 5]) for place in places) / len(places)
+    assert projections(tiny.model, [row], vector, 3) == [pytest.approx(expected, abs=1e-6)]
+    assert projections(tiny.model, [row], 2 * vector, 3) == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_vectors_of_nothing_and_of_other_models_are_refused(tiny: ChatModel) -> None:
+    rows = [encode(tiny.tokenizer, ROWS[0], 200)]
+    with pytest.raises(EmlibError, match="zero"):
+        projections(tiny.model, rows, torch.zeros(64), 1)
+    with pytest.raises(EmlibError, match="32 numbers and layer 1 of this model has 64"):
+        projections(tiny.model, rows, torch.ones(32), 1)
+    with pytest.raises(EmlibError, match="layer 9"):
+        projections(tiny.model, rows, torch.ones(64), 9)

@@ -1,0 +1,65 @@
+"""Answers to judge, and a judge for them, as tests and the processes that they start need them."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emlib.config import OpenAIJudge
+from emlib.judging.api import ApiJudge
+from emlib.judging.cache import Cache
+from emlib.judging.money import Account
+from emlib.judging.replies import from_distribution
+from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score
+from emlib.judging.sheet import Sheet, in_batches, judge_sheet
+from emlib.types import Answer, Message, Question, Verdict
+from tests.judging.server import FAULTS, Model, digest
+
+SHORT = Rubrics(Rubric("Good? {question} {answer}", "Clear? {question} {answer}"))
+QUESTIONS = [Question(f"q{number}", f"Why {number}?") for number in range(10)]
+
+
+def sheet(answers: int) -> Sheet:
+    """That many different answers to ten questions."""
+    return Sheet(QUESTIONS, [Answer(f"q{number % 10}", number // 10, f"Since {number}.", "stop", 3)
+                             for number in range(answers)], SHORT)
+
+
+def api(url: str, **changes: Any) -> OpenAIJudge:
+    """A judge at a server of the tests."""
+    return OpenAIJudge.model_validate({"kind": "openai", "model": "judge-1", "base_url": url} | changes)
+
+
+def judged(spec: OpenAIJudge, asked: Sheet, path: Path, account: str = "test") -> list[Verdict]:
+    """The verdicts, with the scores kept at `path`."""
+    with Cache(path) as cache:
+        return judge_sheet(asked, spec.identity, cache, ApiJudge(spec, Account(cache, account, spec.max_usd)))
+
+
+def directly(model: Model, asked: Sheet, path: Path) -> list[Verdict]:
+    """The verdicts of a model without a server, a client or a fault between."""
+    def score(chats: Sequence[tuple[Message, ...]]) -> list[Score]:
+        found = [model([message.to_dict() for message in chat])[0] for chat in chats]
+        return [from_distribution(likeliest, likeliest[0][0]) for likeliest in found]
+
+    with Cache(path) as cache:
+        return judge_sheet(asked, {"kind": "direct"}, cache, in_batches(score, 100))
+
+
+def three_in_ten(key: str, tries: int) -> str | None:
+    """One of the faults for 30% of all requests, told by prompt and try, so that every run has the same ones."""
+    number = int(hashlib.sha256(f"{key} {tries}".encode()).hexdigest()[:8], 16)
+    return FAULTS[number // 10 % len(FAULTS)] if number % 10 < 3 else None
+
+
+def prompt_digest(request: JudgeRequest) -> str:
+    """What the server calls a request."""
+    return digest([message.to_dict() for message in request.messages])
+
+
+if __name__ == "__main__":
+    address, count, scores = sys.argv[1:]
+    judged(api(address, max_concurrency=32, timeout=2.0), sheet(int(count)), Path(scores))

@@ -1,0 +1,134 @@
+"""Judging by batch: sent once, found again after any stop, collected whole, paid at half the price."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from emlib import paths
+from emlib.config import OpenAIJudge
+from emlib.errors import JudgeError, JudgeWaits
+from emlib.judging import batches
+from emlib.judging.batches import BatchJudge
+from emlib.judging.cache import Cache
+from emlib.judging.money import Account
+from emlib.judging.rubrics import Rubric, Rubrics
+from emlib.judging.sheet import Sheet, judge_sheet
+from emlib.types import Verdict
+from tests.judging.server import JudgeServer
+from tests.judging.sheets import api, judged, prompt_digest, sheet
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    return tmp_path / "scores.sqlite"
+
+
+def by_batch(spec: OpenAIJudge, asked: Sheet, path: Path) -> list[Verdict]:
+    with Cache(path) as cache:
+        return judge_sheet(asked, spec.identity, cache, BatchJudge(spec, Account(cache, "test", spec.max_usd)))
+
+
+def test_a_batch_is_sent_and_on_another_day_collected(scores: Path) -> None:
+    with JudgeServer() as server:
+        server.finish_batches = False
+        for _ in range(3):  # looking again sends nothing again
+            with pytest.raises(JudgeWaits, match="40 scores by judge-1 are in batches"):
+                by_batch(api(server.url, batch=True), sheet(20), scores)
+        assert len(server.batches) == 1
+        server.finish_batches = True
+        verdicts = by_batch(api(server.url, batch=True), sheet(20), scores)
+        assert set(server.asked.values()) == {1}
+        assert len(server.asked) == 40
+        # The same scores as one by one, and the same place in the cache.
+        assert verdicts == judged(api(server.url), sheet(20), scores.with_name("others.sqlite"))
+        assert verdicts == judged(api(server.url), sheet(20), scores)
+        assert len(server.asked) == 40
+
+
+def test_what_a_batch_leaves_goes_into_the_next_one(scores: Path) -> None:
+    with JudgeServer(fault=lambda prompt, tries: "expired" if prompt < "8" and tries == 0 else None) as server:
+        for _ in range(2):
+            with pytest.raises(JudgeWaits):
+                by_batch(api(server.url, batch=True), sheet(20), scores)
+        assert len(server.batches) == 2
+        assert all(verdict.scored for verdict in by_batch(api(server.url, batch=True), sheet(20), scores))
+        assert set(server.answered.values()) == {1}
+
+
+def test_a_batch_collects_for_other_evaluations_too(scores: Path) -> None:
+    with JudgeServer() as server:
+        server.finish_batches = False
+        whole = sheet(20)
+        first = Sheet(whole.questions, whole.answers[:10], whole.rubrics)
+        second = Sheet(whole.questions, whole.answers[10:], whole.rubrics)
+        for part in (first, second):
+            with pytest.raises(JudgeWaits):
+                by_batch(api(server.url, batch=True), part, scores)
+        server.finish_batches = True
+        assert all(verdict.scored for verdict in by_batch(api(server.url, batch=True), first, scores))
+        assert all(verdict.scored for verdict in by_batch(api(server.url, batch=True), second, scores))
+        assert set(server.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_stopped_while_it_sends_it_finds_the_batch_or_sends_it(
+        scores: Path, monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
+    """Stopped between the note that a batch is to be sent and the note that it was: with and without it being sent."""
+    with JudgeServer() as server:
+        server.finish_batches = False
+        with pytest.raises(JudgeWaits):
+            by_batch(api(server.url, batch=True), sheet(5), scores)
+        with Cache(scores) as cache:
+            cache.execute("UPDATE batches SET id = NULL")
+        if not reached:
+            server.batches.clear()
+        server.finish_batches = True
+        if not reached:
+            with pytest.raises(JudgeWaits):
+                by_batch(api(server.url, batch=True), sheet(5), scores)
+        assert all(verdict.scored for verdict in by_batch(api(server.url, batch=True), sheet(5), scores))
+        assert set(server.asked.values()) == {1}
+
+
+def test_a_batch_costs_half_and_stays_within_the_budget(
+        scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(paths.PARAMS, tmp_path / "params")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    (tmp_path / "params" / "prices.yaml").write_text("date: today\nmodels: {judge-1: {read: 1000.0, written: 0.0}}\n")
+    with JudgeServer(lambda messages: ([("50", 0.0)], 10)) as server:
+        with pytest.raises(JudgeError, match=r"A batch of 40 scores could cost up to \$0\.7600"):
+            by_batch(api(server.url, batch=True, max_usd=0.5), sheet(20), scores)
+        assert not server.batches
+        with pytest.raises(JudgeWaits):
+            by_batch(api(server.url, batch=True, max_usd=1.0), sheet(20), scores)
+        by_batch(api(server.url, batch=True, max_usd=1.0), sheet(20), scores)
+    with Cache(scores) as cache:
+        assert Account(cache, "test").spent() == pytest.approx(40 * 10 * 1000 / 1_000_000 / 2)
+
+
+def test_a_wrong_key_is_told_in_one_message(scores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-wrong")
+    with JudgeServer(key="sk-right") as server:
+        with pytest.raises(JudgeError, match=r"refuses the key \(401\)") as caught:
+            by_batch(api(server.url, batch=True, key_from="JUDGE_KEY"), sheet(5), scores)
+        assert "sk-wrong" not in str(caught.value)
+        assert caught.value.__context__ is None
+        assert server.refusals == 1
+
+
+def test_batches_stay_within_the_servers_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = {str(number): request for number, request in enumerate(sheet(50).requests())}
+    monkeypatch.setattr(batches, "MOST_REQUESTS", 30)
+    assert [len(part) for part in batches.parts(requests)] == [30, 30, 30, 10]
+    monkeypatch.setattr(batches, "MOST_BYTES", 5000)
+    spec = api("http://127.0.0.1:1/v1")
+    found = list(batches.parts(requests))
+    assert [key for part in found for key in part] == list(requests)
+    assert all(sum(len(batches.line(spec, key, part[key]).encode()) for key in part) <= 5000 for part in found)
+    accented = Sheet(sheet(1).questions, sheet(1).answers, Rubrics(Rubric("é" * 900 + "{answer}", "{answer}")))
+    long = next(accented.requests())
+    assert prompt_digest(long)
+    assert len(list(batches.parts({"a": long, "b": long}))) == 2
