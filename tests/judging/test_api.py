@@ -202,7 +202,7 @@ def test_a_prompt_that_the_server_will_not_have_is_unscored_for_good(scores: Pat
 def test_a_server_that_is_not_there_is_told_after_a_few_requests(scores: Path) -> None:
     with JudgeServer() as server:
         address = server.url
-    with pytest.raises(JudgeError, match="does not answer: 5 requests in a row"):
+    with pytest.raises(JudgeError, match="does not answer: 5 requests were given up"):
         judged(api(address, tries=2), sheet(1000), scores)
 
 
