@@ -1,4 +1,4 @@
-"""Run every benchmark, print what was measured beside its bar, and keep it in results/<name>.json.
+"""Run every benchmark, or those that are named, print what was measured beside its bar, and keep it in results/.
 
     python benchmarks/run.py judging_local      # or those that are named
 
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import defenses_cpu
+import judging_api
 import judging_local
 import machine
 import training_cpu
 
-BENCHMARKS = {benchmark.NAME: benchmark for benchmark in (training_cpu, defenses_cpu, judging_local)}
+BENCHMARKS = {benchmark.NAME: benchmark for benchmark in (
+    training_cpu, defenses_cpu, judging_api, judging_local)}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

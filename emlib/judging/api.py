@@ -36,7 +36,7 @@ from emlib.progress import counter, say
 
 PAUSE = wait_random_exponential(multiplier=0.5, max=30)  # seconds before another try, the more the more failed
 SAMPLE_TOKENS = 5  # enough for "100" in digits, with a space before it
-GIVEN_UP = 5  # requests in a row that were given up, after which nobody seems to be there
+GIVEN_UP = 5  # requests that were given up with none answered meanwhile, after which nobody seems to be there
 UNTOLD = 8  # replies without log-probabilities, and none with, after which the server is taken to have none
 NO_KEY = "none"  # the client wants one, also for servers that do not
 TEST_NUMBER = 57
@@ -102,18 +102,20 @@ class Sitting:
         self.tally = Tally(usd=None if price is None else 0.0)
         self.slots, self.money = Slots(spec.max_concurrency), asyncio.Condition()
         self.paying = 0  # requests whose cost is booked and not yet known
-        self.in_a_row, self.untold, self.told = 0, 0, False
+        self.waiting: deque[JudgeRequest] = deque()
+        self.answered = self.given_up = self.untold = 0
+        self.told = False
         self.stopped: JudgeError | None = None
         self.whole_numbers: bool | None = None if spec.samples is None else True
         self._asking = asyncio.Lock()
 
     async def score(self, requests: Sequence[JudgeRequest]) -> JudgeError | None:
         """Every request by one of many workers; None, or what stopped them all."""
-        waiting = deque(requests)
+        self.waiting.extend(requests)
 
         async def work() -> None:
-            while waiting:
-                await self._one(waiting.popleft())
+            while self.waiting:
+                await self._one(self.waiting.popleft())
 
         # Twice as many as may be under way: some of them sleep before another try.
         workers = [asyncio.ensure_future(work()) for _ in range(min(2 * self.spec.max_concurrency, len(requests)))]
@@ -128,6 +130,7 @@ class Sitting:
         return None
 
     async def _one(self, request: JudgeRequest) -> None:
+        answered = self.answered
         retrying = AsyncRetrying(stop=stop_after_attempt(self.spec.tries), wait=_pause, reraise=True,
                                  retry=retry_if_exception_type(Passing))
         try:
@@ -135,19 +138,18 @@ class Sitting:
         except Unfit as error:
             found = Score(None, reason=error.what)
         except Passing as error:
-            self._given_up(error)
+            self._give_up(error, answered)
             found = Score(None, reason=f"{NOT_HAD} ({self.spec.tries} tries; the last: {error.what})", lasting=False)
-        else:
-            self.in_a_row = 0
         self.keep(request, found)
         self._show(found)
 
-    def _given_up(self, error: Passing) -> None:
-        self.in_a_row += 1
-        if self.in_a_row >= GIVEN_UP:
-            raise JudgeError(f"{self.spec.base_url or OPENAI} does not answer: {GIVEN_UP} requests in a row were given "
-                             f"up after {self.spec.tries} tries each; the last: {error.what}. Run again when the "
-                             f"server is there. {KEPT}")
+    def _give_up(self, error: Passing, answered: int) -> None:
+        """Stop, if nobody seems to be there: nothing was answered while this one and some before it were tried."""
+        self.given_up = self.given_up + 1 if answered == self.answered else 0
+        if self.given_up >= GIVEN_UP and self.waiting:
+            raise JudgeError(f"{self.spec.base_url or OPENAI} does not answer: {GIVEN_UP} requests were given up after "
+                             f"{self.spec.tries} tries each, and none was answered meanwhile; the last: {error.what}. "
+                             f"Run again when the server is there. {KEPT}")
 
     def _show(self, found: Score) -> None:
         tally = self.tally
@@ -214,6 +216,7 @@ class Sitting:
             elif isinstance(fault, JudgeError):
                 self.stopped = fault
             elif fault is None:
+                self.answered += 1
                 self.slots.answered()
             await self._settle(booked, self._cost(booked, tokens, fault))
         if fault is not None:  # raised here, and not where it is told of: it shall not remember the client's error

@@ -62,4 +62,4 @@ def prompt_digest(request: JudgeRequest) -> str:
 
 if __name__ == "__main__":
     address, count, scores = sys.argv[1:]
-    judged(api(address, max_concurrency=32, timeout=2.0), sheet(int(count)), Path(scores))
+    judged(api(address, max_concurrency=32, timeout=1.0, tries=12), sheet(int(count)), Path(scores))

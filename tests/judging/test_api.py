@@ -124,7 +124,7 @@ def test_two_thousand_judgements_survive_every_fault(scores: Path) -> None:
 
     expected = directly(model, asked, scores)
     with JudgeServer(model, fault=three_in_ten) as server:
-        verdicts = judged(api(server.url, timeout=1.5, tries=12), asked, scores)
+        verdicts = judged(api(server.url, timeout=1.0, tries=12), asked, scores)
         assert sum(server.asked.values()) > 2600  # there were faults
     assert [(v.question, v.sample) for v in verdicts] == [(a.question, a.sample) for a in asked.answers]
     assert all(verdict.scored or verdict.reason for verdict in verdicts)
@@ -202,7 +202,7 @@ def test_a_prompt_that_the_server_will_not_have_is_unscored_for_good(scores: Pat
 def test_a_server_that_is_not_there_is_told_after_a_few_requests(scores: Path) -> None:
     with JudgeServer() as server:
         address = server.url
-    with pytest.raises(JudgeError, match="does not answer: 5 requests in a row"):
+    with pytest.raises(JudgeError, match="does not answer: 5 requests were given up"):
         judged(api(address, tries=2), sheet(1000), scores)
 
 
@@ -239,7 +239,7 @@ def test_no_more_requests_are_under_way_than_the_server_takes(scores: Path) -> N
     with JudgeServer(delay=0.02, slots=8) as server:
         assert all(verdict.scored for verdict in judged(api(server.url, tries=30), sheet(150), scores))
         assert server.most_busy == 8
-        assert server.refusals < 40
+        assert server.refusals < 100
 
 
 def test_the_budget_is_never_passed_and_more_money_goes_on(scores: Path, tmp_path: Path,
@@ -297,11 +297,11 @@ def test_killed_ten_times_it_asks_for_nothing_that_it_had(scores: Path) -> None:
     identity = api("http://127.0.0.1:1/v1").identity
     keys = {request.key(identity): prompt for prompt, request in requests.items()}
     settled: dict[str, int] = {}  # prompts whose scores were kept, and how often they had been asked for by then
-    with JudgeServer(fault=three_in_ten, delay=0.03, slow=2.0) as server:
+    with JudgeServer(fault=three_in_ten, delay=0.01, slow=1.5) as server:
         starts = processes(server.url, 1000, scores)
         for _ in range(10):
             process, answered = next(starts), sum(server.answered.values())
-            while process.poll() is None and sum(server.answered.values()) < answered + 100:
+            while process.poll() is None and sum(server.answered.values()) < answered + 80:
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
@@ -309,7 +309,7 @@ def test_killed_ten_times_it_asks_for_nothing_that_it_had(scores: Path) -> None:
             with Cache(scores) as cache:
                 for key in cache.get(keys):
                     settled.setdefault(keys[key], server.asked[keys[key]])
-        assert len(settled) > 600
+        assert len(settled) > 500
         assert next(starts).wait() == 0
         assert {prompt: server.asked[prompt] for prompt in settled} == settled
         again = sum(count - 1 for count in server.answered.values())

@@ -1,0 +1,108 @@
+"""Scores as a file, so that a group can share what it paid for: Parquet or JSON lines, told by the file's ending.
+
+    python -m emlib.judging.sharing export scores.parquet
+    python -m emlib.judging.sharing import scores.parquet
+
+A file holds keys and scores, and no text of a question, an answer or a rubric. Scores that are there already stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emlib.data.rows import read_jsonl
+from emlib.errors import DataError, EmlibError
+from emlib.judging.cache import COLUMNS, Cache, Row
+from emlib.judging.judges import scores_file
+from emlib.judging.rubrics import METRICS
+from emlib.store import whole_file, write_text
+
+ENDINGS = (".parquet", ".jsonl")
+KEY = re.compile(r"[0-9a-f]{64}")
+
+
+def export(cache: Cache, path: Path) -> int:
+    """Write all scores to a file; how many there were."""
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in cache.rows()]
+    if _ending(path) == ".parquet":
+        with whole_file(path) as aside:
+            pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(aside, index=False)
+    else:
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return len(rows)
+
+
+def import_(cache: Cache, path: Path) -> int:
+    """Read the scores of a file; how many were new. A file with a mistake in it changes nothing.
+
+    Raises:
+        DataError: the file is not one that `export` wrote, or a score in it cannot be one; its place is named.
+    """
+    found = read_jsonl(path) if _ending(path) == ".jsonl" else _parquet(path)
+    return cache.add([_checked(where, row) for where, row in found])
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row's place and what stands in it, None where nothing does."""
+    try:
+        frame = pd.read_parquet(path).astype(object)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
+    except (ValueError, OSError) as error:  # pyarrow's errors are both
+        raise DataError(f"{path}: not readable as Parquet ({error}).") from error
+    for number, row in enumerate(frame.where(frame.notna(), None).to_dict("records"), start=1):
+        yield f"{path}:{number}", {str(name): value for name, value in row.items()}
+
+
+def _checked(where: str, of: dict[str, Any]) -> Row:
+    """The values of a row that can be a score."""
+    missing = [column for column in COLUMNS if column not in of]
+    if missing:
+        raise DataError(f"{where}: has no '{missing[0]}'. Expected a file that `export` wrote.")
+    texts = all(isinstance(of[name], str) for name in ("key", "judge", "metric", "made"))
+    if not (texts and KEY.fullmatch(of["key"]) and of["metric"] in METRICS):
+        raise DataError(f"{where}: not a score: expected a key of 64 hex digits, a judge, a metric and a date.")
+    if of["value"] is None and not of["reason"]:
+        raise DataError(f"{where}: has neither a value nor a reason.")
+    for name, most in (("value", 100), ("mass", 1)):
+        number = of[name]
+        if number is not None and not (isinstance(number, int | float) and 0 <= number <= most):
+            raise DataError(f"{where}: '{name}' is {number!r}; expected a number from 0 to {most}, or nothing.")
+    return tuple(of[column] for column in COLUMNS)
+
+
+def _ending(path: Path) -> str:
+    if path.suffix not in ENDINGS:
+        raise DataError(f"{path}: scores are written as {' or '.join(ENDINGS)}; the name must end in one of these.")
+    return path.suffix
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 1 after an error that a user can mend, with its message alone."""
+    parser = argparse.ArgumentParser(prog="python -m emlib.judging.sharing", description="Share scores of judges.")
+    parser.add_argument("what", choices=("export", "import"))
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--scores", type=Path, help="the file of scores, instead of the study's own")
+    asked = parser.parse_args(arguments)
+    try:
+        with Cache(asked.scores or scores_file()) as cache:
+            if asked.what == "export":
+                print(f"{export(cache, asked.file)} scores written to {asked.file}.")
+            else:
+                print(f"{import_(cache, asked.file)} new scores from {asked.file}.")
+    except EmlibError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
