@@ -63,8 +63,8 @@ def _replaced_forward(layer: LoraLinear) -> Iterator[None]:
 def _forward(layer: LoraLinear, ordinary: Callable[..., Tensor], x: Tensor, *args: Any, **options: Any) -> Tensor:
     """The layer's output for x, (..., in) -> (..., out); `ordinary` where it is more than one plain adapter."""
     base, active = layer.base_layer, layer.active_adapters
-    name = active[0] if active else None
-    plain = (len(active) == 1 and name in layer.lora_A and name not in layer.lora_variant and not layer.merged
+    name = active[0] if len(active) == 1 else ""
+    plain = (name in layer.lora_A and name not in layer.lora_variant and not layer.merged
              and not layer.disable_adapters and type(base) is nn.Linear
              and not layer.lora_bias[name] and isinstance(layer.lora_dropout[name], nn.Identity))
     if not plain or args or options or x.dtype != base.weight.dtype or torch.is_autocast_enabled("cpu"):
