@@ -61,18 +61,6 @@ VARIANTS = (
 )
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """The contenders, as Markdown."""
-    lines = ["| contender | tokens/s (lowest-highest) | peak MiB | first loss | mean loss | speed x | memory x |",
-             "|---|---:|---:|---:|---:|---:|---:|"]
-    for name, of in result["contenders"].items():
-        pace, ratio = of["tokens_per_second"], result["ratios"].get(name)
-        times = f"{ratio['speed']:.2f} | {ratio['memory']:.2f}" if ratio else " | "
-        lines.append(f"| {name} | {pace['median']:.0f} ({pace['lowest']:.0f}-{pace['highest']:.0f}) | "
-                     f"{of['peak_mib']['median']:.0f} | {of['first_loss']:.4f} | {of['mean_loss']:.4f} | {times} |")
-    return lines
-
-
 def measure(say: Callable[[str], None]) -> dict[str, Any]:
     """All runs, in turns, and what follows from them."""
     trl = installed(paths.ROOT / "requirements" / "bench.txt", paths.cache() / "bench")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from emlib.data.chat import Encoded
 from emlib.errors import StoreError
 from emlib.models.adapters import adapter_off
+from emlib.models.fast_cpu import fast_on_cpu
 from emlib.models.logprobs import last_hidden
 from emlib.progress import bar
 from emlib.store import whole_file
@@ -47,9 +48,10 @@ def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "resp
         if path.is_file():
             continue
         states: dict[str, Tensor] = {}
-        for batch in forward_batches(different[start:start + ROWS_A_SHARD], batch_size, _device(model)):
-            hidden, used = hidden_states(model, batch), compared(batch, tokens)
-            states |= {key: hidden[place, used[place]].cpu() for place, key in enumerate(batch.keys)}
+        with fast_on_cpu(model):  # as in training, so that its numbers are the same to the last bit
+            for batch in forward_batches(different[start:start + ROWS_A_SHARD], batch_size, _device(model)):
+                hidden, used = hidden_states(model, batch), compared(batch, tokens)
+                states |= {key: hidden[place, used[place]].cpu() for place, key in enumerate(batch.keys)}
         with whole_file(path) as aside:
             save_file(states, aside)
     return sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
