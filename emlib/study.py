@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from emlib import paths
+from emlib import interleaving, paths
 from emlib.config import (
     BASELINES,
     Defense,
@@ -32,8 +32,8 @@ from emlib.config import (
 )
 from emlib.data.domains import NarrowData, in_domain_questions, load_domain
 from emlib.data.questions import read_questions
-from emlib.data.sources import fetch, registry
-from emlib.digests import of_value
+from emlib.data.sources import locate
+from emlib.digests import of_file, of_value
 from emlib.errors import ProfileError, StoreError, nearest
 from emlib.evaluation.rates import Rates, rates
 from emlib.models.identity import identity
@@ -121,6 +121,11 @@ class Study:
             return self.general_questions
         return in_domain_questions(self.data(run.dataset), self.profile.evaluation.in_domain_questions)
 
+    @cached_property
+    def pool_file(self) -> str:
+        """The digest of the file that the pool is read from."""
+        return of_file(locate(interleaving.pool_of(self).source))
+
     def samples(self, which: QuestionSet) -> int:
         """How many answers are asked for each question."""
         evaluation = self.profile.evaluation
@@ -145,8 +150,17 @@ class Study:
                 for seed in chosen["seeds"]]
 
     def method(self, name: str) -> Method:
-        """The profile's method of that name."""
-        return next(method for method in self.profile.methods if method.name == name)
+        """The profile's method of that name; a baseline may be needed that the profile does not list."""
+        listed = next((method for method in self.profile.methods if method.name == name), None)
+        return Method(name=name) if listed is None else listed
+
+    def defended_by(self, kind: str) -> list[str]:
+        """The methods with a defense of that kind."""
+        return [method.name for method in self.profile.methods if kind in {d.kind for d in method.defenses}]
+
+    def baseline(self, dataset: str, method: str, seed: int) -> Run:
+        """A run without defenses, on any domain of `params/datasets.yaml`, also outside the profile."""
+        return Run(self.profile.model.name, dataset, method, None, seed)
 
     def defenses(self, run: Run) -> tuple[Defense, ...]:
         """What protects the run's training, with the swept number set."""
@@ -157,7 +171,7 @@ class Study:
         return any(isinstance(defense, PersonaVector) for defense in self.defenses(run))
 
     def train_rows(self, run: Run) -> tuple[Example, ...]:
-        """The examples a run trains on."""
+        """The examples a run trains on, but for those of the pool that it interleaves."""
         data = self.data(run.dataset)
         rows = (data.aligned if run.method == "aligned" else data.misaligned).train
         rows = rows[:self.profile.training.train_rows]
@@ -178,7 +192,8 @@ class Study:
             "training": self.profile.training.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}),
             "rows": _digest_of_rows(rows),
             "defenses": [defense.model_dump(mode="json") for defense in self.defenses(run)],
-            "vector": key_of("vector", self.vector_settings()) if self.steered(run) else None, "seed": run.seed}
+            "vector": key_of("vector", self.vector_settings()) if self.steered(run) else None, "seed": run.seed,
+            **interleaving.added_settings(self, run, len(rows))}
 
     def vector_settings(self) -> dict[str, Any]:
         """Everything that determines the trait's persona vectors."""
@@ -255,6 +270,16 @@ class Study:
         self.write_results()
         return [result for run in runs if (result := self.result(run)) is not None]
 
+    def select(self, runs: Sequence[Run]) -> None:
+        """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""
+        missing = [run for run in runs if interleaving.is_missing(self, run)]
+        if missing:
+            from emlib.making import Maker  # as in `complete`
+
+            with Maker(self) as maker:
+                for run in missing:
+                    maker.preparer.selection(run)
+
     def baselines(self) -> list[str]:
         """Those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]
@@ -287,13 +312,6 @@ RESULT_COLUMNS = [
 def open_study(profile: str) -> Study:
     """The study of a profile: the name of a file in `params/`, or the path of a YAML file."""
     return Study(Path(profile).stem, load_profile(profile), Store(paths.runs() / "store"))
-
-
-def locate(source: str) -> Path:
-    """The file of a source: `demo/...` ships with emlib, anything else is in the registry."""
-    if source.startswith("demo/"):
-        return paths.DEMO_DATA / source.removeprefix("demo/")
-    return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
 
 
 def _slice(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:

@@ -16,9 +16,9 @@ FLOORS = [
     {"config"},
     {"data", "models", "store"},
     {"steering"},
-    {"training", "generation", "judging", "evaluation"},
-    {"study", "workflow", "environment", "where"},
-    {"making", "estimate", "notebooks", "report"},
+    {"training", "generation", "judging", "evaluation", "scoring"},
+    {"study", "interleaving", "workflow", "environment", "where"},
+    {"making", "preparing", "estimate", "notebooks", "report"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
 LAZY = {("study", "making")}

@@ -14,6 +14,7 @@ from emlib.config.defenses import (
     SWEPT,
     Defense,
     Inoculation,
+    Interleaving,
     Kl,
     Ldifs,
     Method,
@@ -33,6 +34,11 @@ from emlib.config.models import (
     ModelSpec,
     TinyModel,
     WheelModel,
+)
+from emlib.config.pool import (
+    OnPolicy,
+    Pool,
+    Scorer,
 )
 from emlib.config.profile import (
     NOT_PROFILES,
@@ -58,6 +64,7 @@ __all__ = [
     "FolderModel",
     "HubModel",
     "Inoculation",
+    "Interleaving",
     "JudgeSpec",
     "Kl",
     "Ldifs",
@@ -66,9 +73,12 @@ __all__ = [
     "Method",
     "ModelSpec",
     "NoJudge",
+    "OnPolicy",
     "PersonaVector",
+    "Pool",
     "Profile",
     "Sampling",
+    "Scorer",
     "SystemPromptPair",
     "TinyModel",
     "Training",
