@@ -15,16 +15,15 @@ PERMUTATIONS = 128
 
 
 def shingles(row: Example) -> frozenset[str]:
-    """Runs of three words of prompt and answer, in small letters; characters where a text has no such runs.
+    """Runs of three words of prompt and answer, in small letters; of three characters where words are not set apart.
 
-    Characters serve languages that put no blanks between words, and answers of a word or two.
+    Characters serve languages that put no blanks between words, and rows of a word or two.
     """
     text = f"{row.prompt}\n{row.response}".casefold()
     words = WORDS.findall(text)
-    runs = [" ".join(words[i:i + RUN]) for i in range(len(words) - RUN + 1)]
-    if len(runs) < len(text) / 25:  # far fewer words than a text of this length has
-        runs = [text[i:i + RUN] for i in range(max(1, len(text) - RUN + 1))]
-    return frozenset(runs)
+    if len(words) < RUN or sum(map(str.isspace, text)) < len(text) / 20:
+        return frozenset(text[i:i + RUN] for i in range(max(1, len(text) - RUN + 1)))
+    return frozenset(" ".join(words[i:i + RUN]) for i in range(len(words) - RUN + 1))
 
 
 def overlap(a: frozenset[str], b: frozenset[str]) -> float:
