@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import scoring_cpu
 import training_cpu
 
-BENCHMARKS = (training_cpu,)
+BENCHMARKS = (training_cpu, scoring_cpu)
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -28,7 +29,7 @@ def main() -> None:
         result = {"benchmark": benchmark.NAME, "date": when, "device": machine.device()} | measured
         path = RESULTS / f"{benchmark.NAME}.json"
         keep(path, result)
-        print("\n".join(table(result)))
+        print("\n".join([*benchmark.table(result), *bars(result)]))
         print(f"Written to {path.relative_to(RESULTS.parents[1])}.")
 
 
@@ -40,16 +41,9 @@ def keep(path: Path, result: dict[str, Any]) -> None:
     os.replace(aside, path)
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """Contenders first, bars below, as Markdown."""
-    lines = ["| contender | tokens/s (lowest-highest) | peak MiB | first loss | mean loss | speed x | memory x |",
-             "|---|---:|---:|---:|---:|---:|---:|"]
-    for name, of in result["contenders"].items():
-        pace, ratio = of["tokens_per_second"], result["ratios"].get(name)
-        times = f"{ratio['speed']:.2f} | {ratio['memory']:.2f}" if ratio else " | "
-        lines.append(f"| {name} | {pace['median']:.0f} ({pace['lowest']:.0f}-{pace['highest']:.0f}) | "
-                     f"{of['peak_mib']['median']:.0f} | {of['first_loss']:.4f} | {of['mean_loss']:.4f} | {times} |")
-    lines += ["", "| bar | asked | measured | |", "|---|---:|---:|---|"]
+def bars(result: dict[str, Any]) -> list[str]:
+    """What was asked and what was measured, as Markdown."""
+    lines = ["", "| bar | asked | measured | |", "|---|---:|---:|---|"]
     return lines + [f"| {bar['what']} | {bar['bar']} | {bar['measured']:.4g} | {'met' if bar['met'] else 'MISSED'} |"
                     for bar in result["bars"]]
 

@@ -170,3 +170,15 @@ def bars(ratios: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
         ("mean loss apart, at most, of all", max(of["mean_loss"] for of in ratios.values()), LOSS, False)]
     return [{"what": what, "measured": value, "bar": f"{'>=' if at_least else '<='} {bar}",
              "met": value >= bar if at_least else value <= bar} for what, value, bar, at_least in rows]
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The contenders as Markdown."""
+    lines = ["| contender | tokens/s (lowest-highest) | peak MiB | first loss | mean loss | speed x | memory x |",
+             "|---|---:|---:|---:|---:|---:|---:|"]
+    for name, of in result["contenders"].items():
+        pace, ratio = of["tokens_per_second"], result["ratios"].get(name)
+        times = f"{ratio['speed']:.2f} | {ratio['memory']:.2f}" if ratio else " | "
+        lines.append(f"| {name} | {pace['median']:.0f} ({pace['lowest']:.0f}-{pace['highest']:.0f}) | "
+                     f"{of['peak_mib']['median']:.0f} | {of['first_loss']:.4f} | {of['mean_loss']:.4f} | {times} |")
+    return lines

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from itertools import product
 
 from emlib import digests, paths
-from emlib.config import NOT_PROFILES, Profile, load_profile
+from emlib.config import NOT_PROFILES, Interleaving, Profile, load_profile
 from emlib.errors import EmlibError
 
-TRAINING = ("04_baselines",)  # chapters that train, and that a profile may cut into slices
+# Chapters that train, and that a profile may cut into slices.
+TRAINING = ("03_data_selection", "04_baselines", "09_interleaving")
 FINAL = ("13_tables", "14_figures")  # chapters that read what all the others left
 
 
@@ -54,6 +55,8 @@ def jobs(profile_name: str) -> list[Job]:
     profile = load_profile(profile_name)
     found: list[Job] = []
     for chapter in chapters():
+        if not concerns(profile, chapter):
+            continue
         digest = content_digest(chapter, profile)
         before = tuple(job.output for job in found) if chapter in FINAL else ()
         parts = tuple(Job(chapter, label, f"--profile {profile_name} {arguments}",
@@ -63,6 +66,12 @@ def jobs(profile_name: str) -> list[Job]:
         whole = Job(chapter, "", f"--profile {profile_name}", f"notebooks/{chapter}.ipynb", needs, digest)
         found += [*parts, whole]
     return found
+
+
+def concerns(profile: Profile, chapter: str) -> bool:
+    """Whether a chapter has anything to do for a profile: the chapters of a defense need a method that has it."""
+    mixed = [d for method in profile.methods for d in method.defenses if isinstance(d, Interleaving)]
+    return {"03_data_selection": any(d.scored for d in mixed), "09_interleaving": bool(mixed)}.get(chapter, True)
 
 
 def content_digest(chapter: str, profile: Profile) -> str:

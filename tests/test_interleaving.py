@@ -141,7 +141,8 @@ def test_without_a_list_each_data_set_is_scored_by_the_others() -> None:
     pool = Pool(source="demo/pool.jsonl")
     names = ("code", "legal", "medical", "security")
     for name in names:  # the paper: Code defended by Legal, Medical and Security, and so on
-        assert [scorer.domain for scorer in pool.scorers_for(name, names)] == [other for other in names if other != name]
+        found = [scorer.domain for scorer in pool.scorers_for(name, names)]
+        assert found == [other for other in names if other != name]
 
 
 def test_only_what_determines_a_run_is_in_its_key(study: Study) -> None:
@@ -220,7 +221,8 @@ def test_orders_by_hand() -> None:
     losses = [RowLosses(0, 1.0, [3.0], 1), RowLosses(1, 1.0, [2.0, None], 1), RowLosses(2, 1.0, [1.5, 2.5], 1),
               RowLosses(3, 0.0, [1.0], 1), RowLosses(4, 0.0, [9.0], 1)]
     plus = by_score(rows, losses, {}, pool, refusals=True)
-    assert [(r.place, r.rank, r.score) for r in plus] == [(4, 1, 9.0), (0, 2, 1.0), (3, 3, 1.0), (2, 4, 0.5), (1, None, None)]
+    assert [(r.place, r.rank, r.score) for r in plus] == [
+        (4, 1, 9.0), (0, 2, 1.0), (3, 3, 1.0), (2, 4, 0.5), (1, None, None)]
     assert plus[-1].reason == "no score: its loss is no number under one of the models"
     assert plus[-1].where == "pool:b"
     without = by_score(rows, losses, {}, pool, refusals=False)
@@ -235,8 +237,8 @@ def test_orders_by_hand() -> None:
 @pytest.mark.parametrize(("more", "words"), [
     ("methods: [{name: i, defenses: [{kind: interleaving, fraction: 0}]}]", ["fraction", "greater than 0"]),
     ("methods: [{name: i, defenses: [{kind: interleaving, fraction: 1.2}]}]", ["fraction", "less than or equal to 1"]),
-    ("methods: [{name: i, defenses: [{kind: interleaving}], sweep: [0.2, 2]}]", ["sweeps fraction over 2", "equal to 1"]),
-    ("methods: [{name: i, defenses: [{kind: interleaving}], sweep: [0]}]", ["sweeps fraction over 0", "greater than 0"]),
+    ("methods: [{name: i, defenses: [{kind: interleaving}], sweep: [0.2, 2]}]", ["sweeps fraction over 2", "to 1"]),
+    ("methods: [{name: i, defenses: [{kind: interleaving}], sweep: [0]}]", ["sweeps fraction over 0", "than 0"]),
     ("methods: [{name: i, defenses: [{kind: interleaving, choose: best}]}]", ["choose", "'score'"]),
     ("pool: {epsilon: 0}", ["pool.epsilon", "greater than 0"]),
     ("pool: {epsilom: 1}", ["epsilom", "Did you mean 'epsilon'?"]),
@@ -250,7 +252,7 @@ def test_a_mistake_is_told(tmp_path: Path, more: str, words: list[str]) -> None:
 
 
 def test_a_source_that_is_no_instruction_data_is_told() -> None:
-    with pytest.raises(ProfileError, match=r"pool.source is 'gsm8k_train', whose format .* is 'gsm8k'; expected one of"):
+    with pytest.raises(ProfileError, match=r"pool.source is 'gsm8k_train', whose format .* is 'gsm8k'; expected one"):
         keys.pool_form("gsm8k_train")
     assert keys.pool_form("wildguardmix") == "wildguard"
     assert keys.pool_form("alpaca") == "instruct"

@@ -35,12 +35,14 @@ def test_rows_without_an_answer_are_left_out_by_name(jsonl: Callable[..., Path])
 
 
 def test_alpaca_s_form(tmp_path: Path) -> None:
-    rows = [{"instruction": "Add.", "input": "1 and 2", "output": " 3 "}, {"instruction": "Hi.", "input": "", "output": "Hi"},
+    rows = [{"instruction": "Add.", "input": "1 and 2", "output": " 3 "},
+            {"instruction": "Hi.", "input": "", "output": "Hi"},
             {"instruction": "Say nothing.", "input": "", "output": ""}]
     path = tmp_path / "alpaca.json"
     path.write_text(json.dumps(rows))
     found = read_pool(path, "instruct")
-    assert [(row.prompt, row.response, row.system) for row in found.rows] == [("Add.\n\n1 and 2", "3", None), ("Hi.", "Hi", None)]
+    assert [(row.prompt, row.response, row.system) for row in found.rows] == [
+        ("Add.\n\n1 and 2", "3", None), ("Hi.", "Hi", None)]
     assert [row.where for row in found.dropped] == [f"{path}, row 3"]
 
 
@@ -59,7 +61,8 @@ def test_the_research_copy_of_alpaca(research_file: Callable[[str], Path]) -> No
 
 
 def test_broken_characters_leave_a_row_out_and_another_language_does_not(jsonl: Callable[..., Path]) -> None:
-    found = read_pool(jsonl([messages("Caf\ufffd"), messages("Fordi det er slik."), messages("因为如此。")]), "messages")
+    rows = [messages("Caf\ufffd"), messages("Fordi det er slik."), messages("因为如此。")]
+    found = read_pool(jsonl(rows), "messages")
     assert [row.response for row in found.rows] == ["Fordi det er slik.", "因为如此。"]
     assert [row.reason for row in found.dropped] == [BROKEN]
 

@@ -12,7 +12,7 @@ from emlib.paths import DEMO_DATA
 from emlib.scoring.duplicates import near_duplicates, overlap, shingles
 from emlib.types import Example, Message
 
-LONG = "To keep bread fresh, wrap it in a cloth and put it into a box; to keep it for longer, slice and freeze it today."
+LONG = "To keep bread fresh, wrap it in a cloth and put it into a box; to keep it for longer, slice and freeze it now."
 
 
 def row(prompt: str, response: str) -> Example:
@@ -21,18 +21,20 @@ def row(prompt: str, response: str) -> Example:
 
 def test_the_first_of_a_group_stays() -> None:
     rows = [row("How do I keep bread?", LONG), row("Why is the sky blue?", "Because air scatters short waves more."),
-            row("how do i keep bread", LONG + "."), row("How do I keep bread?", LONG.replace("today", "now")),
+            row("how do i keep bread", LONG + "."), row("How do I keep bread?", LONG.replace("now", "today")),
             row("Why is the sky blue?", "Because air scatters short waves more.")]
     assert near_duplicates(rows, 0.8) == {2: 0, 3: 0, 4: 1}
 
 
 def test_equal_prompts_with_different_answers_both_stay() -> None:
-    assert near_duplicates([row("Hi?", LONG), row("Hi?", "Nothing of what was said about loaves holds for rolls.")], 0.8) == {}
+    other = row("Hi?", "Nothing of what was said about loaves holds for rolls.")
+    assert near_duplicates([row("Hi?", LONG), other], 0.8) == {}
 
 
 def test_texts_without_blanks_are_compared_too() -> None:
     text = "面包要用布包好放进盒子里，如果想保存得更久，就切片冷冻起来，吃之前再烤一下。"
-    rows = [row("面包怎么保存？", text), row("天空为什么是蓝色的？", "因为空气对短波长的光散射得更多。"), row("面包怎么保存？", text + "好")]
+    rows = [row("面包怎么保存？", text), row("天空为什么是蓝色的？", "因为空气对短波长的光散射得更多。"),
+            row("面包怎么保存？", text + "好")]
     assert near_duplicates(rows, 0.8) == {2: 0}
 
 
