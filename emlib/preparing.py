@@ -173,9 +173,12 @@ class Preparer:
         size, found, passed = pool_of(self.study).on_policy.sampling.batch_rows, [], 0
         for start in range(0, len(taken), size):
             block = taken[start:start + size]
-            for ranked, answer in zip(block, self._block(run, start, block, rows), strict=True):
+            questions = [Question(f"pool_{ranked.place}", rows[ranked.place].prompt, rows[ranked.place].system)
+                         for ranked in block]
+            answers = self._block(run, start, questions)
+            for ranked, question, answer in zip(block, questions, answers, strict=True):
                 if answer.finish_reason == "stop" and answer.text.strip():
-                    found.append(_added(ranked, rows[ranked.place], answer.text.strip()))
+                    found.append(_added(ranked, Example(question.context, answer.text.strip(), ranked.where)))
                 else:
                     passed += 1
             if len(found) >= count:
@@ -184,10 +187,9 @@ class Preparer:
         return enough(found, count, f"{run}, with {passed} of the model's own answers empty or cut at "
                                     f"{pool_of(self.study).on_policy.sampling.max_new_tokens} tokens")
 
-    def _block(self, run: Run, start: int, block: Sequence[Ranked], rows: Sequence[Example]) -> list[Answer]:
+    def _block(self, run: Run, start: int, questions: Sequence[Question]) -> list[Answer]:
+        """The model's answers to one batch of prompts, an artefact of their own: a larger fraction asks for more."""
         own, settings = pool_of(self.study).on_policy, on_policy_settings(self.study, run) | {"from": start}
-        questions = [Question(f"pool_{ranked.place}", rows[ranked.place].prompt, rows[ranked.place].system)
-                     for ranked in block]
         adapter = self.maker.adapter(baseline(self.study, run.dataset, own.model))
 
         def ask(folder: Path) -> Mapping[str, Any]:
@@ -221,7 +223,6 @@ def _candidates(pool: Pool, read: Candidates) -> Candidates:
     return Candidates(tuple(rows), tuple(dropped))
 
 
-def _added(ranked: Ranked, row: Example, answer: str | None = None) -> Added:
+def _added(ranked: Ranked, row: Example) -> Added:
     context = [asdict(turn) for turn in row.context]
-    return Added(ranked.rank or 0, ranked.place, ranked.where, ranked.score, ranked.reason, context,
-                 row.response if answer is None else answer)
+    return Added(ranked.rank or 0, ranked.place, ranked.where, ranked.score, ranked.reason, context, row.response)

