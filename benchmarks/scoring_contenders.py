@@ -41,11 +41,11 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     chat = load(profile.model, paths.cache())
     encoded = encode_all(chat.tokenizer, rows, profile.training.max_seq_length)
     folders = [Path(folder) for folder in job["adapters"]]
-    others, started = machine.Others(), time.perf_counter()
+    others, started, busy = machine.Others(), time.perf_counter(), time.process_time()
     losses = CONTENDERS[job["contender"]](chat, encoded, folders, job)
     seconds = time.perf_counter() - started
     return {
-        "seconds": seconds, "losses": losses, "others": others.share(), "peak_mib": machine.memory_mib("VmHWM"),
+        "seconds": seconds, "cpu_seconds": time.process_time() - busy, "losses": losses, "others": others.share(), "peak_mib": machine.memory_mib("VmHWM"),
         "passes": len(rows) * (len(folders) + 1), "tokens": sum(len(row.input_ids) for row in encoded),
         "threads": torch.get_num_threads(), "versions": versions(False)}
 

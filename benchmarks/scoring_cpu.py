@@ -44,6 +44,7 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
                      "losses_apart": round(apart(ours["losses"], other["losses"]), 5)}
               for name, other in runs.items() if name != "emlib"}
     figures = {name: {"rows_per_second": round(run["passes"] / run["seconds"], 2), "seconds": round(run["seconds"], 1),
+                      "cpu_seconds": round(run["cpu_seconds"], 1),
                       "peak_mib": run["peak_mib"], "others": run["others"]} for name, run in runs.items()}
     return {"contenders": figures, "ratios": ratios, "bars": bars(ratios), "versions": ours["versions"], "job": JOB,
             "adapters": K, "tokens": ours["tokens"], "threads": ours["threads"]}

@@ -13,6 +13,7 @@ import pytest
 from emlib import interleaving as keys
 from emlib import paths
 from emlib.config import Pool, load_profile
+from emlib.data.chat import encode_prompt
 from emlib.data.mixing import rows_to_add
 from emlib.errors import DataError, ProfileError
 from emlib.making import Maker
@@ -199,15 +200,18 @@ def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study
 
 
 def test_a_prompt_without_room_for_an_answer_is_never_taken(study: Study) -> None:
+    with Maker(study) as maker:
+        maker.preparer.selection(run_of(study, "interleaving"))
+        lengths = [len(encode_prompt(maker.chat.tokenizer, row.context)) for row in keys.candidates(study)]
     tight = Study("tight", study.profile.model_copy(update={"training": study.profile.training.model_copy(
-        update={"max_seq_length": 210})}), study.store)
+        update={"max_seq_length": max(lengths)})}), study.store)
     for method in ("interleaving", "interleaving+"):
         run = tight.runs(methods=[method])[0]
         with Maker(tight) as maker:
             maker.preparer.selection(run)
-        reasons = [ranked.reason for ranked in keys.selection(tight, run) if ranked.rank is None]
-        assert reasons
-        assert all(reason.startswith("does not fit: the prompt alone has") for reason in reasons)
+        never = [ranked for ranked in keys.selection(tight, run) if ranked.rank is None]
+        assert {ranked.place for ranked in never} == {p for p, length in enumerate(lengths) if length == max(lengths)}
+        assert all(ranked.reason.startswith("does not fit: the prompt alone has") for ranked in never)
 
 
 def row(text: str) -> Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -112,7 +113,7 @@ def _collected(base: PreTrainedModel, name: str, folders: Mapping[str, Path]) ->
     for folder in folders.values():
         _refuse_another_base(folder, name)
     (first, place), *rest = folders.items()
-    with _told(place, name):
+    with _left_clean(base), _told(place, name):
         model = PeftModel.from_pretrained(base, str(place), adapter_name=first)
     with _taken_off(model, base):
         for other, place in rest:
@@ -147,9 +148,25 @@ def _refuse_half_fitting(model: PeftModel, adapter: str, folder: Path, name: str
 def _told(folder: Path, name: str) -> Iterator[None]:
     """What PEFT says of an adapter of another shape, in words."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below, and not a warning
+            yield
     except (RuntimeError, ValueError) as error:
         raise ProfileError(f"{folder}: this adapter does not fit '{name}'. {str(error)[:300]}") from error
+
+
+@contextmanager
+def _left_clean(base: PreTrainedModel) -> Iterator[None]:
+    """Where PEFT fails half way, its layers stay in the model; take them out again."""
+    try:
+        yield
+    except ProfileError:
+        for name, part in list(base.named_modules()):
+            if isinstance(part, LoraLayer):
+                parent, _, child = name.rpartition(".")
+                setattr(base.get_submodule(parent), child, part.get_base_layer())
+        _forget_peft(base)
+        raise
 
 
 @contextmanager
@@ -160,5 +177,9 @@ def _taken_off(model: PeftModel, base: PreTrainedModel) -> Iterator[None]:
     finally:
         model.unload()  # undoes the replaced layers in place: `base` is what it was
         base.train(training).requires_grad_(False)
-        for leftover in ("peft_config", "_hf_peft_config_loaded"):
-            base.__dict__.pop(leftover, None)
+        _forget_peft(base)
+
+
+def _forget_peft(base: PreTrainedModel) -> None:
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        base.__dict__.pop(leftover, None)
