@@ -45,7 +45,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     losses = CONTENDERS[job["contender"]](chat, encoded, folders, job)
     seconds = time.perf_counter() - started
     return {
-        "seconds": seconds, "cpu_seconds": time.process_time() - busy, "losses": losses, "others": others.share(), "peak_mib": machine.memory_mib("VmHWM"),
+        "seconds": seconds, "cpu_seconds": time.process_time() - busy, "losses": losses, "others": others.share(),
+        "peak_mib": machine.memory_mib("VmHWM"),
         "passes": len(rows) * (len(folders) + 1), "tokens": sum(len(row.input_ids) for row in encoded),
         "threads": torch.get_num_threads(), "versions": versions(False)}
 
