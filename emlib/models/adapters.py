@@ -149,7 +149,7 @@ def _told(folder: Path, name: str) -> Iterator[None]:
     """What PEFT says of an adapter of another shape, in words."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below, and not a warning
+            warnings.filterwarnings("ignore", ".*Found missing adapter keys")  # an error below, and not a warning
             yield
     except (RuntimeError, ValueError) as error:
         raise ProfileError(f"{folder}: this adapter does not fit '{name}'. {str(error)[:300]}") from error
