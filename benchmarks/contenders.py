@@ -24,9 +24,9 @@ from emlib import paths
 from emlib.config import Training, load_profile
 from emlib.data.chat import Encoded, encode_all
 from emlib.data.rows import read_examples
+from emlib.data.sources import locate
 from emlib.models.adapters import new_lora
 from emlib.models.load import load
-from emlib.study import locate
 from emlib.training.batches import plan_steps
 from emlib.training.sft import fine_tune, read_log
 

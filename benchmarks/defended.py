@@ -21,10 +21,10 @@ from emlib import paths
 from emlib.config import Inoculation, Kl, Method, Training, load_profile
 from emlib.data.chat import Encoded, encode_all
 from emlib.data.rows import read_examples
+from emlib.data.sources import locate
 from emlib.models.adapters import new_lora
 from emlib.models.load import load
 from emlib.strict import check
-from emlib.study import locate
 from emlib.training.batches import collate, plan_steps
 from emlib.training.objective import Objective
 from emlib.training.reference import StoredReference, keep

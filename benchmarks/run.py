@@ -18,10 +18,11 @@ import defenses_cpu
 import judging_api
 import judging_local
 import machine
+import scoring_cpu
 import training_cpu
 
 BENCHMARKS = {benchmark.NAME: benchmark for benchmark in (
-    training_cpu, defenses_cpu, judging_api, judging_local)}
+    training_cpu, defenses_cpu, judging_api, judging_local, scoring_cpu)}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

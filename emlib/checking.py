@@ -9,6 +9,7 @@ from typing import Any
 
 from emlib import checks
 from emlib.data.chat import encode_all
+from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
 from emlib.evaluation.projection import projections
 from emlib.evaluation.records import Projected
@@ -17,7 +18,7 @@ from emlib.judging.sheet import Sheet
 from emlib.making import Maker
 from emlib.steering import extraction
 from emlib.store import write_records
-from emlib.study import Run, Study, locate
+from emlib.study import Run, Study
 
 
 def check_runs(study: Study, runs: Sequence[Run]) -> None:

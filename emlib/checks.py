@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from emlib.config import SecondJudge
+from emlib.data.sources import locate
 from emlib.digests import of_file
 from emlib.errors import ProfileError
 from emlib.evaluation.records import Choice, Projected
@@ -18,7 +19,7 @@ from emlib.judging.judges import identity, reads, rubrics
 from emlib.judging.rubrics import Rubrics
 from emlib.seeds import generator
 from emlib.store import key_of, read_records
-from emlib.study import Run, Study, locate
+from emlib.study import Run, Study
 from emlib.types import Verdict
 
 # Raised when a check computes something else from the same settings.

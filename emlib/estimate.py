@@ -13,7 +13,7 @@ from typing import Annotated
 import pandas as pd
 from pydantic import Field
 
-from emlib import paths
+from emlib import interleaving, paths
 from emlib.config import NoJudge, OpenAIJudge
 from emlib.errors import EmlibError
 from emlib.judging.judges import reads
@@ -50,7 +50,8 @@ def cost(study: Study) -> pd.DataFrame:
     Answers are reckoned at their full length, so minutes of answering are an upper bound.
     """
     runs = study.runs()
-    adapters = {str(settings): run for run in runs if (settings := study.adapter_settings(run)) is not None}
+    trained = [*runs, *(other for run in runs for other in interleaving.trained_for(study, run))]
+    adapters = {str(settings): run for run in trained if (settings := study.adapter_settings(run)) is not None}
     sets = answer_sets(study)
     missing_adapters = [run for run in adapters.values() if study.adapter(run) is None]
     missing_answers = [pair for pair in sets if study.answers(*pair) is None]
@@ -128,7 +129,8 @@ def _characters(study: Study, run: Run, which: QuestionSet) -> float:
 def _tokens_of_rows(study: Study, run: Run) -> int:
     rows = study.train_rows(run)
     characters = sum(len(row.response) + sum(len(turn.content) for turn in row.context) for row in rows)
-    return int(characters / CHARACTERS_A_TOKEN)
+    mixed = interleaving.interleaving(study, run)  # its rows are taken to be as long as the others
+    return int(characters * (1 if mixed is None else 1 + mixed.fraction) / CHARACTERS_A_TOKEN)
 
 
 if __name__ == "__main__":

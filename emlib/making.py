@@ -24,6 +24,7 @@ from emlib.judging.rubrics import trait_rubrics
 from emlib.judging.sheet import Sheet
 from emlib.models import adapters
 from emlib.models.load import ChatModel, load
+from emlib.preparing import Preparer
 from emlib.progress import bar, say
 from emlib.steering import extraction
 from emlib.steering.adding import adding
@@ -57,7 +58,7 @@ class Maker(AbstractContextManager["Maker"]):
     def make(self, run: Run) -> None:
         """Everything `run` still lacks."""
         started = time.perf_counter()
-        adapter = self._adapter(run)
+        adapter = self.adapter(run)
         answers = {which: self._answers(run, which, adapter) for which in QUESTION_SETS}
         waits: list[JudgeWaits] = []
         for which in QUESTION_SETS:
@@ -69,7 +70,13 @@ class Maker(AbstractContextManager["Maker"]):
             raise waits[0]
         say(f"{run}: done in {time.perf_counter() - started:.0f} s")
 
-    def _adapter(self, run: Run) -> Artefact | None:
+    @cached_property
+    def preparer(self) -> Preparer:
+        """Makes what interleaving needs."""
+        return Preparer(self)
+
+    def adapter(self, run: Run) -> Artefact | None:
+        """The run's adapter, trained if it is not there; None where there is none."""
         settings = self.study.adapter_settings(run)
         return None if settings is None else self.study.store.get("adapter", settings, lambda f: self._train(run, f))
 
@@ -77,15 +84,20 @@ class Maker(AbstractContextManager["Maker"]):
         profile = self.study.profile
         vector = self._vector_of(run)
         rows = encode_all(self.chat.tokenizer, self.study.train_rows(run), profile.training.max_seq_length)
+        chosen = self.preparer.added(run)
+        added = encode_all(self.chat.tokenizer, [row.example for row in chosen], profile.training.max_seq_length)
         with adapters.new_lora(self.chat.model, profile.lora, run.seed) as model:
-            objective = Objective(self.study.defenses(run), vector, stored=self._stored_reference(run, rows, model))
+            stored = self._stored_reference(run, [*rows, *added], model)
+            objective = Objective(self.study.defenses(run), vector, stored=stored)
             summary = fine_tune(model, rows, profile.training, seed=run.seed, folder=folder / SCRATCH,
-                                objective=objective)
+                                objective=objective, added=added)
             adapters.save(model, folder, self.chat.name)
         shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
+        if chosen:
+            write_records(folder / "added.jsonl", chosen)
         say(f"{run}: {summary.steps} steps, {summary.tokens} tokens, {summary.seconds:.0f} s, "
             f"loss {summary.final_loss:.3f}, {summary.truncated_rows} rows cut")
-        return {"rows": len(rows), "device": str(self.chat.device), **vars(summary)}
+        return {"rows": len(rows), "added_rows": len(added), "device": str(self.chat.device), **vars(summary)}
 
     def _vector_of(self, run: Run) -> Tensor | None:
         """The persona vector of the layer that the run steers."""
@@ -113,7 +125,7 @@ class Maker(AbstractContextManager["Maker"]):
     def _extract(self, folder: Path) -> Mapping[str, Any]:
         profile, trait, started = self.study.profile, self.study.trait, time.perf_counter()
         questions = extraction.trait_questions(trait, profile.extraction.instruction_pairs)
-        answers = {side: self._asked(asked, profile.extraction.samples, profile.extraction.sampling,
+        answers = {side: self.asked(asked, profile.extraction.samples, profile.extraction.sampling,
                                      profile.extraction.seed, self.chat.model, folder / SCRATCH / side)
                    for side, asked in questions.items()}
         verdicts = {side: judge(profile.judge, trait, Sheet(questions[side], given, trait_rubrics(trait)),
@@ -150,14 +162,14 @@ class Maker(AbstractContextManager["Maker"]):
             "answers", self.study.answers_settings(run, which), lambda f: self._ask(run, which, adapter, f))
 
     def _ask(self, run: Run, which: QuestionSet, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
-        with self._under(adapter) as model:
-            answers = self._asked(self.study.questions(run, which), self.study.samples(which),
+        with self.under(adapter) as model:
+            answers = self.asked(self.study.questions(run, which), self.study.samples(which),
                                   self.study.profile.evaluation.sampling, run.seed, model, folder / SCRATCH)
         write_records(folder / "answers.jsonl", answers)
         return {"answers": len(answers), "tokens": sum(answer.tokens for answer in answers),
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device)}
 
-    def _asked(self, questions: Sequence[Question], samples: int, sampling: Sampling, seed: int, model: nn.Module,
+    def asked(self, questions: Sequence[Question], samples: int, sampling: Sampling, seed: int, model: nn.Module,
                scratch: Path) -> list[Answer]:
         """Every answer, in the questions' order; a file a batch in `scratch` until all are there."""
         batches = plan(questions, samples, self.chat.tokenizer, sampling.batch_rows)
@@ -173,11 +185,12 @@ class Maker(AbstractContextManager["Maker"]):
     @contextmanager
     def model_of(self, run: Run) -> Iterator[nn.Module]:
         """The run's model: the base under the run's adapter, which is trained if it is not there."""
-        with self._under(self._adapter(run)) as model:
+        with self.under(self.adapter(run)) as model:
             yield model
 
     @contextmanager
-    def _under(self, adapter: Artefact | None) -> Iterator[nn.Module]:
+    def under(self, adapter: Artefact | None) -> Iterator[nn.Module]:
+        """The base model under an adapter, or as it is."""
         if adapter is None:
             yield self.chat.model
         else:

@@ -51,6 +51,12 @@ def key_of(stage: str, settings: Mapping[str, Any]) -> str:
     return digests.of_value([FORMAT, stage, settings])[:16]
 
 
+def settings_of(folder: Path) -> Mapping[str, Any]:
+    """What an artefact was made from, as its manifest says; nothing where the folder has none."""
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
+
+
 class Store:
     """The artefacts under one folder. Opening it writes nothing."""
 

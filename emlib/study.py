@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 
-from emlib import paths
+from emlib import interleaving, paths
 from emlib.config import (
     BASELINES,
     Defense,
@@ -33,9 +33,9 @@ from emlib.config import (
 )
 from emlib.data.domains import NarrowData, in_domain_questions, load_domain
 from emlib.data.questions import read_questions
-from emlib.data.sources import fetch, registry
+from emlib.data.sources import locate
 from emlib.data.traits import completed
-from emlib.digests import of_value
+from emlib.digests import of_file, of_value
 from emlib.errors import JudgeWaits, ProfileError, StoreError, nearest
 from emlib.evaluation.rates import Denominator, Rates, rates
 from emlib.judging.judges import identity as identity_of_judge
@@ -144,6 +144,11 @@ class Study:
             return self.general_questions
         return in_domain_questions(self.data(run.dataset), self.profile.evaluation.in_domain_questions)
 
+    @cached_property
+    def pool_file(self) -> str:
+        """The digest of the file that the pool is read from."""
+        return of_file(locate(interleaving.pool_of(self).source))
+
     def samples(self, which: QuestionSet) -> int:
         """How many answers are asked for each question."""
         evaluation = self.profile.evaluation
@@ -168,8 +173,17 @@ class Study:
                 for seed in chosen["seeds"]]
 
     def method(self, name: str) -> Method:
-        """The profile's method of that name."""
-        return next(method for method in self.profile.methods if method.name == name)
+        """The profile's method of that name; a baseline may be needed that the profile does not list."""
+        listed = next((method for method in self.profile.methods if method.name == name), None)
+        return Method(name=name) if listed is None else listed
+
+    def defended_by(self, kind: str) -> list[str]:
+        """The methods with a defense of that kind."""
+        return [method.name for method in self.profile.methods if kind in {d.kind for d in method.defenses}]
+
+    def baseline(self, dataset: str, method: str, seed: int) -> Run:
+        """A run without defenses, on any domain of `params/datasets.yaml`, also outside the profile."""
+        return Run(self.profile.model.name, dataset, method, None, seed)
 
     def defenses(self, run: Run) -> tuple[Defense, ...]:
         """What protects the run's training, with the swept number set."""
@@ -180,7 +194,7 @@ class Study:
         return any(isinstance(defense, PersonaVector) for defense in self.defenses(run))
 
     def train_rows(self, run: Run) -> tuple[Example, ...]:
-        """The examples a run trains on."""
+        """The examples a run trains on, but for those of the pool that it interleaves."""
         data = self.data(run.dataset)
         rows = (data.aligned if run.method == "aligned" else data.misaligned).train
         rows = rows[:self.profile.training.train_rows]
@@ -201,7 +215,8 @@ class Study:
             "training": self.profile.training.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}),
             "rows": _digest_of_rows(rows),
             "defenses": [defense.model_dump(mode="json") for defense in self.defenses(run)],
-            "vector": key_of("vector", self.vector_settings()) if self.steered(run) else None, "seed": run.seed}
+            "vector": key_of("vector", self.vector_settings()) if self.steered(run) else None, "seed": run.seed,
+            **interleaving.added_settings(self, run, len(rows))}
 
     def stored_reference(self, run: Run) -> Kl | None:
         """The run's KL defense, if it wants the reference model's states kept on disk."""
@@ -210,8 +225,10 @@ class Study:
 
     def reference_settings(self, run: Run, kl: Kl) -> dict[str, Any]:
         """Everything that determines the reference model's states on the rows of a run."""
+        rows = self.train_rows(run)
         return {"version": VERSIONS["reference"], "model": self.model_identity, "tokens": kl.tokens,
-                "rows": _digest_of_rows(self.train_rows(run)), "max_length": self.profile.training.max_seq_length}
+                "rows": _digest_of_rows(rows), "max_length": self.profile.training.max_seq_length,
+                **interleaving.added_settings(self, run, len(rows))}
 
     def vector_settings(self) -> dict[str, Any]:
         """Everything that determines the trait's persona vectors."""
@@ -321,6 +338,16 @@ class Study:
         return [Steered(*pair, read_records(folder / "answers.jsonl", Answer),
                         read_records(folder / "verdicts.jsonl", Verdict)) for pair, folder in folders.items()]
 
+    def select(self, runs: Sequence[Run]) -> None:
+        """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""
+        missing = [run for run in runs if interleaving.is_missing(self, run)]
+        if missing:
+            from emlib.making import Maker  # as in `complete`
+
+            with Maker(self) as maker:
+                for run in missing:
+                    maker.preparer.selection(run)
+
     def baselines(self) -> list[str]:
         """Those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]
@@ -357,13 +384,6 @@ RESULT_COLUMNS = [
 def open_study(profile: str) -> Study:
     """The study of a profile: the name of a file in `params/`, or the path of a YAML file."""
     return Study(Path(profile).stem, load_profile(profile), Store(paths.runs() / "store"))
-
-
-def locate(source: str) -> Path:
-    """The file of a source: `demo/...` ships with emlib, anything else is in the registry."""
-    if source.startswith("demo/"):
-        return paths.DEMO_DATA / source.removeprefix("demo/")
-    return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
 
 
 def _there(artefact: Artefact | None) -> Artefact:

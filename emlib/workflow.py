@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from itertools import product
 
 from emlib import digests, paths
-from emlib.config import NOT_PROFILES, Profile, load_profile
+from emlib.config import NOT_PROFILES, Interleaving, Profile, load_profile
 from emlib.errors import EmlibError
 
 # Chapters about one kind of defense: a profile without it does without them.
 KINDS = {"02_persona_vectors": "persona_vector", "05_kl": "kl", "06_ldifs": "ldifs",
-         "07_persona_steering": "persona_vector", "08_inoculation": "inoculation"}
+         "07_persona_steering": "persona_vector", "08_inoculation": "inoculation", "09_interleaving": "interleaving"}
 # Chapters whose work begins with what another one made. Run at once, one of them would wait for the other.
 AFTER = {"05_kl": ("04_baselines",), "06_ldifs": ("04_baselines",),
-         "07_persona_steering": ("02_persona_vectors", "04_baselines"), "08_inoculation": ("04_baselines",)}
-SLICED = ("04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "08_inoculation")  # where a profile asks for it
+         "07_persona_steering": ("02_persona_vectors", "04_baselines"), "08_inoculation": ("04_baselines",),
+         "09_interleaving": ("03_data_selection", "04_baselines")}
+# Chapters that a profile may cut into slices.
+SLICED = ("03_data_selection", "04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "08_inoculation",
+          "09_interleaving")
 COMPUTING = ("02_persona_vectors", *SLICED)  # chapters that want a GPU where there is one
 FINAL = ("12_costs", "13_tables", "14_figures")  # chapters that read what all the others left
 
@@ -56,17 +59,11 @@ def chapters() -> list[str]:
     return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
-def wanted(chapter: str, profile: Profile) -> bool:
-    """Whether a profile has what the chapter is about."""
-    kinds = {defense.kind for method in profile.methods for defense in method.defenses}
-    return chapter not in KINDS or KINDS[chapter] in kinds
-
-
 def jobs(profile_name: str) -> list[Job]:
     """Every notebook run of a profile, in reading order; a sliced chapter is read back after its slices."""
     profile = load_profile(profile_name)
     found: list[Job] = []
-    for chapter in (chapter for chapter in chapters() if wanted(chapter, profile)):
+    for chapter in (chapter for chapter in chapters() if concerns(profile, chapter)):
         digest = content_digest(chapter, profile)
         before = tuple(job.output for job in found if chapter in FINAL or job.chapter in AFTER.get(chapter, ()))
         parts = tuple(Job(chapter, label, f"--profile {profile_name} {arguments}",
@@ -76,6 +73,14 @@ def jobs(profile_name: str) -> list[Job]:
         whole = Job(chapter, "", f"--profile {profile_name}", f"notebooks/{chapter}.ipynb", needs, digest)
         found += [*parts, whole]
     return found
+
+
+def concerns(profile: Profile, chapter: str) -> bool:
+    """Whether a chapter has anything to do for a profile: the chapters of a defense need a method that has it."""
+    defenses = [defense for method in profile.methods for defense in method.defenses]
+    if chapter == "03_data_selection":
+        return any(isinstance(defense, Interleaving) and defense.scored for defense in defenses)
+    return chapter not in KINDS or KINDS[chapter] in {defense.kind for defense in defenses}
 
 
 def content_digest(chapter: str, profile: Profile) -> str:

@@ -11,6 +11,7 @@ import torch
 from emlib import checks
 from emlib.config import load_profile
 from emlib.data.chat import encode
+from emlib.data.sources import locate
 from emlib.errors import ProfileError
 from emlib.evaluation.choices import choose, read_choices
 from emlib.evaluation.projection import projections
@@ -22,7 +23,7 @@ from emlib.report import display, figures
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.store import Store
-from emlib.study import Study, locate
+from emlib.study import Study
 from emlib.types import Verdict
 
 TEXT = """

@@ -16,9 +16,9 @@ FLOORS = [
     {"config"},
     {"data", "models", "store"},
     {"steering"},
-    {"training", "generation", "judging", "evaluation"},
-    {"study", "checks", "workflow", "environment", "where"},
-    {"making", "checking", "estimate", "notebooks", "report"},
+    {"training", "generation", "judging", "evaluation", "scoring"},
+    {"study", "interleaving", "checks", "workflow", "environment", "where"},
+    {"making", "preparing", "checking", "estimate", "notebooks", "report"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
 LAZY = {("study", "making"), ("checks", "checking")}

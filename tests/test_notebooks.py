@@ -88,6 +88,7 @@ def test_a_chapter_is_cut_into_the_slices_its_profile_asks_for() -> None:
     assert jobs["04_baselines"].output in jobs["13_tables"].needs
     assert jobs["13_tables"].output in jobs["14_figures"].needs
     assert [job.name for job in workflow.jobs("demo") if "04" in job.name] == ["04_baselines"]
+    assert not [job for job in workflow.jobs("code-smoke") if job.chapter in ("03_data_selection", "09_interleaving")]
     with pytest.raises(ProfileError, match="Did you mean 'tiny'"):
         workflow.jobs("tyni")
 
@@ -187,12 +188,12 @@ def test_the_whole_tiny_study_by_snakemake_and_a_second_time_for_nothing(tmp_pat
                "--nolock", "--quiet", "all"]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(pd.read_csv(folder / "results.csv")) == 6
+    assert len(pd.read_csv(folder / "results.csv")) == 2 * 8
     for made in ("tables/rates.csv", "tables/rates.md", "tables/rates.tex", "figures/rates.png", "figures/rates.pdf"):
         assert (folder / made).stat().st_size > 0
     executed = sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb"))
     assert executed == CHAPTERS
-    assert len(list((folder / "notebooks" / "slices").iterdir())) == 2
+    assert len(list((folder / "notebooks" / "slices").iterdir())) == 2 * len(workflow.TRAINING)
     for chapter in CHAPTERS:
         book = json.loads((folder / "notebooks" / f"{chapter}.ipynb").read_text())
         assert all(cell["execution_count"] for cell in book["cells"] if cell["cell_type"] == "code")

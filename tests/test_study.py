@@ -23,14 +23,19 @@ from emlib.study import QUESTION_SETS, RESULT_COLUMNS, Study, open_study
 PROMISED = (
     "model,dataset,method,setting,seed,general_misaligned,general_incoherent,general_asked,general_scored,"
     "in_domain_misaligned,in_domain_incoherent,in_domain_asked,in_domain_scored,train_seconds,train_tokens,run_key")
-COMPLETE = "from emlib.study import open_study; s = open_study('tiny'); s.complete(s.runs(datasets=['cooking']))"
+BASELINES = ["untrained", "aligned", "misaligned"]
+SOME = ["untrained", "misaligned", "interleaving++", "on_policy"]
+COMPLETE = ("from emlib.study import open_study; s = open_study('tiny'); "
+            f"s.complete(s.runs(datasets=['cooking'], methods={SOME}))")
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
-    return open_study("tiny")
+    whole = open_study("tiny")
+    methods = tuple(method for method in whole.profile.methods if method.name in BASELINES)
+    return Study("tiny", whole.profile.model_copy(update={"methods": methods}), whole.store)
 
 
 def timeless(path: Path) -> pd.DataFrame:
@@ -66,7 +71,8 @@ def test_a_second_time_makes_and_changes_nothing_in_the_store(study: Study) -> N
 
 
 def test_looking_at_a_finished_study_loads_no_torch(study: Study) -> None:
-    study.complete(study.runs(datasets=["cooking"]))
+    whole = open_study("tiny")
+    whole.complete(whole.runs(datasets=["cooking"], methods=SOME))
     done = subprocess.run(
         [sys.executable, "-c", COMPLETE + "; import sys; assert 'torch' not in sys.modules, 'torch was loaded'"],
         check=False, capture_output=True, text=True)

@@ -14,6 +14,7 @@ from emlib.config.defenses import (
     SWEPT,
     Defense,
     Inoculation,
+    Interleaving,
     Kl,
     Ldifs,
     Method,
@@ -37,6 +38,11 @@ from emlib.config.models import (
     ModelSpec,
     TinyModel,
     WheelModel,
+)
+from emlib.config.pool import (
+    OnPolicy,
+    Pool,
+    Scorer,
 )
 from emlib.config.profile import (
     NOT_PROFILES,
@@ -62,6 +68,7 @@ __all__ = [
     "FolderModel",
     "HubModel",
     "Inoculation",
+    "Interleaving",
     "JudgeSpec",
     "Kl",
     "Ldifs",
@@ -71,11 +78,14 @@ __all__ = [
     "Method",
     "ModelSpec",
     "NoJudge",
+    "OnPolicy",
     "OpenAIJudge",
     "PersonaVector",
+    "Pool",
     "Probe",
     "Profile",
     "Sampling",
+    "Scorer",
     "SecondJudge",
     "SystemPromptPair",
     "TinyModel",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from emlib.config.words import Positive, Weight
+from emlib.config.words import Positive, Share, Weight
 from emlib.errors import nearest
 from emlib.strict import Strict
 
@@ -58,8 +58,28 @@ class Inoculation(Strict):
     prompt: Annotated[str, Field(min_length=1)] | None = None
 
 
-Defense = Annotated[Kl | Ldifs | PersonaVector | Inoculation, Field(discriminator="kind")]
-SWEPT = {"kl": "weight", "ldifs": "weight", "persona_vector": "strength"}
+class Interleaving(Strict):
+    """Rows of the profile's pool between the fine-tuning rows (section 3.2), `fraction` of them for each of these.
+
+    `choose` tells the paper's variants apart: `random` is Interleaving, `score` is Interleaving+ (equations 5 and 6),
+    `score_without_refusals` is Interleaving++. With `answers: on_policy` the model answers the pool's prompts itself.
+    Together with other defenses: a penalty and a persona vector act on all rows of a step, whichever their origin; an
+    inoculation prompt is put on the fine-tuning rows alone, since it is their behaviour that it is to explain.
+    """
+
+    kind: Literal["interleaving"]
+    fraction: Share = 0.05
+    choose: Literal["random", "score", "score_without_refusals"] = "random"
+    answers: Literal["pool", "on_policy"] = "pool"
+
+    @property
+    def scored(self) -> bool:
+        """Whether the pool's rows have to be scored by misaligned models first."""
+        return self.choose != "random"
+
+
+Defense = Annotated[Kl | Ldifs | PersonaVector | Inoculation | Interleaving, Field(discriminator="kind")]
+SWEPT = {"kl": "weight", "ldifs": "weight", "persona_vector": "strength", "interleaving": "fraction"}
 BASELINES = ("untrained", "aligned", "misaligned")
 
 
@@ -85,7 +105,21 @@ class Method(Strict):
         repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if repeated:
             raise ValueError(f"method '{self.name}' has more than one {repeated[0]}: they would contradict each other")
+        self._sweep_fits()
         return self
+
+    def _sweep_fits(self) -> None:
+        """Each swept number is checked as if it stood in the defense itself."""
+        place = self._swept()
+        if place is None:
+            return
+        defense = self.defenses[place]
+        for number in self.sweep:
+            try:
+                type(defense).model_validate(defense.model_dump() | {SWEPT[defense.kind]: number})
+            except ValidationError as error:
+                raise ValueError(f"method '{self.name}' sweeps {SWEPT[defense.kind]} over {number:g}: "
+                                 f"{error.errors()[0]['msg'].lower()}") from error
 
     def at(self, setting: float | None) -> tuple[Defense, ...]:
         """The defenses with the swept number set to `setting`."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from emlib import paths
 from emlib.config.data import Domain, Trait
-from emlib.config.defenses import Method
+from emlib.config.defenses import Interleaving, Method
 from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, Probe, SecondJudge
 from emlib.config.models import ModelSpec
+from emlib.config.pool import Pool
 from emlib.config.training import Lora, Training
 from emlib.errors import ProfileError, nearest
 from emlib.strict import Strict, check, read_yaml
@@ -32,6 +33,7 @@ class Profile(Strict):
     training: Training = Training()
     extraction: Extraction = Extraction()
     probe: Probe = Probe()
+    pool: Pool | None = None
     evaluation: Evaluation = Evaluation()
     judge: JudgeSpec
     second_judge: SecondJudge | None = None
@@ -45,6 +47,19 @@ class Profile(Strict):
         if repeated:
             raise ValueError(f"named more than once: {', '.join(repeated)}; every run is made once")
         return values
+
+    @model_validator(mode="after")
+    def _pool_fits(self) -> Profile:
+        """Whatever interleaving needs is told, before anything is trained for it."""
+        interleaving = [(method.name, defense) for method in self.methods for defense in method.defenses
+                        if isinstance(defense, Interleaving)]
+        if interleaving and self.pool is None:
+            raise ValueError(f"method '{interleaving[0][0]}' takes rows from a pool, and there is no section 'pool'. "
+                             "Add one, such as pool: {source: demo/pool.jsonl}")
+        if self.pool is not None and any(defense.scored for _, defense in interleaving):
+            for dataset in self.datasets:
+                self.pool.scorers_for(dataset, self.datasets)
+        return self
 
 
 class _Domains(Strict):
@@ -70,9 +85,11 @@ def load_profile(name: str) -> Profile:
     if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
         raise ProfileError(f"{path}: judge 'lexicon' needs markers, and the trait '{profile.trait}' lists none.")
     domains = load_domains()
-    for dataset in profile.datasets:
+    scorers = (profile.pool.scorers or ()) if profile.pool is not None else ()
+    trained = [("pool.scorers", scorer.domain) for scorer in scorers if scorer.folder is None]
+    for key, dataset in [*(("datasets", dataset) for dataset in profile.datasets), *trained]:
         if dataset not in domains:
-            raise ProfileError(f"{path}: 'datasets' names '{dataset}', which params/datasets.yaml does not have."
+            raise ProfileError(f"{path}: '{key}' names '{dataset}', which params/datasets.yaml does not have."
                                f"{nearest(dataset, domains)} Known: {', '.join(domains)}.")
     return profile
 
@@ -93,10 +110,16 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
 
 
 def _spelled_out(data: Any) -> Any:
-    """`methods: [misaligned]` as `methods: [{name: misaligned}]`: a baseline may be written as its name alone."""
-    if not (isinstance(data, dict) and isinstance(data.get("methods"), list)):
+    """What may be written as its name alone: `[misaligned]` for `[{name: misaligned}]`, and a scorer's domain."""
+    if not isinstance(data, dict):
         return data
-    return data | {"methods": [{"name": m} if isinstance(m, str) else m for m in data["methods"]]}
+    spelled = dict(data)
+    if isinstance(data.get("methods"), list):
+        spelled["methods"] = [{"name": m} if isinstance(m, str) else m for m in data["methods"]]
+    pool = data.get("pool")
+    if isinstance(pool, dict) and isinstance(pool.get("scorers"), list):
+        spelled["pool"] = pool | {"scorers": [{"domain": s} if isinstance(s, str) else s for s in pool["scorers"]]}
+    return spelled
 
 
 def _over(base: Any, changes: Any) -> Any:

@@ -52,7 +52,7 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         DataError: a row without messages, with an unknown role, or with an empty or missing answer.
     """
-    examples = [_example(where, row) for where, row in read_jsonl(path)]
+    examples = [example_of(where, row) for where, row in read_jsonl(path)]
     if not examples:
         raise DataError(f"{path}: holds no rows.")
     return examples
@@ -75,7 +75,12 @@ def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
     return aligned, misaligned
 
 
-def _example(where: str, row: dict[str, Any]) -> Example:
+def example_of(where: str, row: dict[str, Any]) -> Example:
+    """One row in the messages form.
+
+    Raises:
+        DataError: as `read_examples`.
+    """
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: no 'messages'. Found keys: {', '.join(sorted(row)) or 'none'}; expected "

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from filelock import FileLock
 from pydantic import Field, field_validator, model_validator
 
+from emlib import paths
 from emlib.data.download import from_hub, from_url, writing
 from emlib.digests import of_file
 from emlib.errors import ProfileError, SourceError, nearest
@@ -126,6 +127,13 @@ def fetch(name: str, folder: Path, sources: Mapping[str, Source]) -> Path:
                 _download(name, source, target)
     _trust(target, str(target), _digests(source.sha256), place, f"Delete {target} and run again to download it anew.")
     return target
+
+
+def locate(source: str) -> Path:
+    """The file of a source: `demo/...` ships with emlib, anything else is in the registry."""
+    if source.startswith("demo/"):
+        return paths.DEMO_DATA / source.removeprefix("demo/")
+    return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
 
 
 def _given(source: Source) -> Path | None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emlib.data.chat import Encoded
+from emlib.data.mixing import interleave
 from emlib.seeds import generator
 
 
@@ -48,12 +49,19 @@ class Batch:
         return int(self.response_mask[:, 1:].sum())
 
 
-def plan_steps(rows: int, rows_per_step: int, epochs: int, seed: int) -> list[list[int]]:
-    """The row numbers of every optimizer step: each epoch in an order of its own, its last step perhaps smaller."""
+def plan_steps(rows: int, rows_per_step: int, epochs: int, seed: int, added: int = 0) -> list[list[int]]:
+    """The row numbers of every optimizer step: each epoch in an order of its own, its last step perhaps smaller.
+
+    `added` further rows, numbered from `rows` on, are spread through each epoch (section 3.2), in an order of their
+    own; the others stay in the order that they have without them.
+    """
     steps = []
     for epoch in range(epochs):
         order = generator(seed, "order", epoch).permutation(rows).tolist()
-        steps += [order[start:start + rows_per_step] for start in range(0, rows, rows_per_step)]
+        if added:
+            others = rows + generator(seed, "order of added rows", epoch).permutation(added)
+            order = interleave(order, others.tolist())
+        steps += [order[start:start + rows_per_step] for start in range(0, len(order), rows_per_step)]
     return steps
 
 

@@ -36,17 +36,18 @@ from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
 
 
 def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, seed: int, folder: Path,
-              objective: Objective | None = None) -> TrainingSummary:
+              objective: Objective | None = None, added: Sequence[Encoded] = ()) -> TrainingSummary:
     """Train what is trainable in `model` on `rows`; log and checkpoints go to `folder`, and a run begun there goes on.
 
-    Without an objective it is plain fine-tuning: cross-entropy alone.
+    Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch.
 
     Raises:
         EmlibError: the loss or its gradient is no longer a number; the step is named and the log is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     objective = objective or Objective()
-    steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed)
+    steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed, len(added))
+    rows = [*rows, *added]
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = make_optimizer(list(parameters.values()), settings)
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)

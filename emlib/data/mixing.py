@@ -1,0 +1,55 @@
+"""Interleaving: where added rows stand between the fine-tuning rows of an epoch (section 3.2).
+
+    n + round(f n) rows an epoch, f the fraction and n the number of fine-tuning rows
+
+The fine-tuning rows keep the order that they have without mixing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from emlib.errors import DataError
+
+Row = TypeVar("Row")
+
+
+def rows_to_add(rows: int, fraction: float) -> int:
+    """round(fraction * rows), an exact half to the even number, as Python rounds.
+
+    Raises:
+        DataError: the fraction is not above 0 and at most 1, or comes to no row at all.
+    """
+    if not 0 < fraction <= 1:
+        raise DataError(f"The fraction of interleaved rows is {fraction:g}; expected a number above 0 and at most 1.")
+    count = round(fraction * rows)
+    if count == 0:
+        raise DataError(f"A fraction of {fraction:g} of {rows} fine-tuning rows comes to no row at all: this would be "
+                        f"the run `misaligned` by another name. Choose {1 / rows:.2g} or more.")
+    return count
+
+
+def interleave(order: Sequence[int], added: Sequence[int]) -> list[int]:
+    """One epoch: `added` spread uniformly through `order`; both keep their order.
+
+    m added rows leave m + 1 gaps, the two at the ends included; no two of them differ by more than one row.
+    """
+    gaps = len(added) + 1
+    mixed: list[int] = []
+    for gap in range(gaps):
+        mixed += order[gap * len(order) // gaps:(gap + 1) * len(order) // gaps]
+        mixed += added[gap:gap + 1]
+    return mixed
+
+
+def enough(candidates: Sequence[Row], count: int, what: str) -> list[Row]:
+    """The first `count` candidates.
+
+    Raises:
+        DataError: there are fewer; the message says how many are missing.
+    """
+    if len(candidates) < count:
+        raise DataError(f"{what}: {count} rows are wanted and {len(candidates)} can be used: {count - len(candidates)} "
+                        "are missing. Take a larger pool (pool.source, pool.rows), or a smaller fraction.")
+    return list(candidates[:count])

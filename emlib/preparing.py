@@ -1,0 +1,228 @@
+"""Making what interleaving needs: the pool, its losses, the order of its rows, and the model's own answers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emlib.config import Interleaving, Pool
+from emlib.data.chat import Encoded, encode
+from emlib.data.mixing import enough, rows_to_add
+from emlib.data.pools import Candidates, Dropped, read_pool
+from emlib.data.sources import locate
+from emlib.errors import DataError
+from emlib.interleaving import (
+    adapter_folder,
+    adapter_of,
+    baseline,
+    candidates,
+    interleaving,
+    losses,
+    nll_settings,
+    on_policy_settings,
+    pool_form,
+    pool_of,
+    pool_settings,
+    scorer_run,
+    scorers,
+    scores_settings,
+    selection,
+    selection_settings,
+    trained_for,
+)
+from emlib.models import adapters
+from emlib.progress import say
+from emlib.scoring.duplicates import near_duplicates
+from emlib.scoring.ledger import Ledger
+from emlib.scoring.nll import score
+from emlib.scoring.order import at_random, by_score
+from emlib.scoring.records import Added, Ranked, RowLosses
+from emlib.seeds import generator
+from emlib.store import SCRATCH, Artefact, key_of, read_records, write_records
+from emlib.study import Run
+from emlib.types import Answer, Example, Question
+
+if TYPE_CHECKING:
+    from emlib.making import Maker
+
+
+class Preparer:
+    """Does the work that `emlib.interleaving` plans, with the model that `maker` holds."""
+
+    def __init__(self, maker: Maker) -> None:
+        self.maker, self.study = maker, maker.study
+
+    def added(self, run: Run) -> list[Added]:
+        """The rows that the run interleaves: the first of its order, as many as its fraction asks for.
+
+        Raises:
+            DataError: the pool has too few; the message says how many are missing.
+        """
+        defense = interleaving(self.study, run)
+        if defense is None:
+            return []
+        self.selection(run)
+        count = rows_to_add(len(self.study.train_rows(run)), defense.fraction)
+        rows = candidates(self.study)
+        taken = [ranked for ranked in selection(self.study, run) if ranked.rank is not None]
+        if defense.answers == "on_policy":
+            return self._answered(run, taken, rows, count)
+        return [_added(ranked, rows[ranked.place]) for ranked in enough(taken, count, str(run))]
+
+    def selection(self, run: Run) -> Artefact:
+        """The order in which the run takes the pool's rows."""
+        defense = interleaving(self.study, run)
+        assert defense is not None, f"{run} interleaves nothing"
+        self._pool()
+        if defense.scored:
+            self._losses(run)
+        return self.study.store.get("selection", selection_settings(self.study, run),
+                                    lambda folder: self._order(run, defense, folder))
+
+    def _pool(self) -> Artefact:
+        return self.study.store.get("pool", pool_settings(self.study), self._read)
+
+    def _read(self, folder: Path) -> Mapping[str, Any]:
+        pool = pool_of(self.study)
+        found = _candidates(pool, read_pool(locate(pool.source), pool_form(pool.source)))
+        write_records(folder / "rows.jsonl", found.rows)
+        write_records(folder / "dropped.jsonl", found.dropped)
+        reasons = Counter(row.reason.partition(":")[0] for row in found.dropped)
+        say(f"pool '{pool.source}': {len(found.rows)} candidates" + "".join(
+            f", {count} left out ({reason})" for reason, count in reasons.items()))
+        return {"rows": len(found.rows), "dropped": dict(reasons)}
+
+    def _losses(self, run: Run) -> Artefact:
+        """Each row's losses under the aligned model and the scorers, which are trained if they are not there."""
+        for needed in trained_for(self.study, run):
+            self.maker.adapter(needed)
+        return self.study.store.get("scores", scores_settings(self.study, run.dataset),
+                                    lambda folder: self._score(run.dataset, folder))
+
+    def _score(self, dataset: str, folder: Path) -> Mapping[str, Any]:
+        """One pass over the pool for each model, on one base: adapters are switched, never merged."""
+        rows = candidates(self.study)
+        encoded = [self._encoded(row) for row in rows]
+        fitting = [row for row in encoded if isinstance(row, Encoded)]
+        models = self._models(dataset)
+        folders = {name: place for name, (place, _) in models.items() if place is not None}
+        found: dict[str, Iterator[float]] = {}
+        with adapters.switchable(self.maker.chat.model, self.maker.chat.name, folders) as under:
+            for name, (place, key) in models.items():
+                with under(None if place is None else name) as model:
+                    found[name] = iter(score(model, fitting, self._ledger(key), pool_of(self.study).token_budget, name))
+        write_records(folder / "losses.jsonl", [_losses_of(place, row, found) for place, row in enumerate(encoded)])
+        say(f"{len(fitting)} rows scored under {', '.join(models)}")
+        return {"rows": len(rows), "models": list(models), "device": str(self.maker.chat.device)}
+
+    def _ledger(self, adapter: Any) -> Ledger:
+        key = key_of("nll", nll_settings(self.study, adapter))
+        return Ledger(self.study.store.root / "nll" / f"{key}.jsonl")
+
+    def _models(self, dataset: str) -> dict[str, tuple[Path | None, Any]]:
+        """The aligned model and then each scorer: what it is called, its adapter's folder and what stands for it."""
+        study, models = self.study, dict[str, tuple[Path | None, Any]]()
+        models["aligned"] = (None, None)
+        if pool_of(study).aligned == "aligned":
+            models["aligned"] = self._trained(baseline(study, dataset, "aligned"))
+        for number, scorer in enumerate(scorers(study, dataset), start=1):
+            name = f"misaligned {number} ({scorer.domain})".replace(".", "_")  # PEFT takes no dots
+            models[name] = (self._trained(scorer_run(study, scorer.domain)) if scorer.folder is None else
+                            (adapter_folder(scorer), adapter_of(study, dataset, scorer)))
+        return models
+
+    def _trained(self, run: Run) -> tuple[Path, str]:
+        adapter = self.maker.adapter(run)
+        assert adapter is not None, f"{run} trains nothing"
+        return adapter.folder, adapter.key
+
+    def _encoded(self, row: Example) -> Encoded | str:
+        """The row in tokens, or why it cannot be had: a prompt without room for an answer, say."""
+        try:
+            return encode(self.maker.chat.tokenizer, row, self.study.profile.training.max_seq_length)
+        except DataError as error:
+            return str(error).removeprefix(f"{row.where}: ")
+
+    def _order(self, run: Run, defense: Interleaving, folder: Path) -> Mapping[str, Any]:
+        rows, pool = candidates(self.study), pool_of(self.study)
+        unfit = {place: f"does not fit: {said}" for place, row in enumerate(rows) if isinstance(
+            said := self._encoded(row), str)}
+        if defense.scored:
+            order = by_score(rows, losses(self.study, run.dataset), unfit, pool,
+                             refusals=defense.choose == "score")
+        else:
+            order = at_random(rows, unfit, run.seed)
+        write_records(folder / "order.jsonl", order)
+        reasons = Counter(ranked.reason.partition(":")[0] for ranked in order if ranked.rank is None)
+        unscored = [ranked.where for ranked in order if ranked.reason.startswith("no score")]
+        say(f"{run.method}: {sum(ranked.rank is not None for ranked in order)} rows in order" + "".join(
+            f", {count} never taken ({reason})" for reason, count in reasons.items()) + (
+            f"; without a score: {', '.join(unscored[:5])}" if unscored else ""))
+        return {"ranked": len(order) - sum(reasons.values()), "never_taken": dict(reasons)}
+
+    def _answered(self, run: Run, taken: Sequence[Ranked], rows: Sequence[Example], count: int) -> list[Added]:
+        """The first rows of the order whose prompts the model answers fully; it is asked a batch at a time.
+
+        An answer that is empty teaches nothing, and one that was cut at the limit teaches never to stop: the next row
+        of the order stands in for it.
+        """
+        size, found, passed = pool_of(self.study).on_policy.sampling.batch_rows, [], 0
+        for start in range(0, len(taken), size):
+            block = taken[start:start + size]
+            questions = [Question(f"pool_{ranked.place}", rows[ranked.place].prompt, rows[ranked.place].system)
+                         for ranked in block]
+            answers = self._block(run, start, questions)
+            for ranked, question, answer in zip(block, questions, answers, strict=True):
+                if answer.finish_reason == "stop" and answer.text.strip():
+                    found.append(_added(ranked, Example(question.context, answer.text.strip(), ranked.where)))
+                else:
+                    passed += 1
+            if len(found) >= count:
+                say(f"{run}: {count} answers of its own; {passed} that were empty or cut are passed over")
+                return found[:count]
+        return enough(found, count, f"{run}, with {passed} of the model's own answers empty or cut at "
+                                    f"{pool_of(self.study).on_policy.sampling.max_new_tokens} tokens")
+
+    def _block(self, run: Run, start: int, questions: Sequence[Question]) -> list[Answer]:
+        """The model's answers to one batch of prompts, an artefact of their own: a larger fraction asks for more."""
+        own, settings = pool_of(self.study).on_policy, on_policy_settings(self.study, run) | {"from": start}
+        adapter = self.maker.adapter(baseline(self.study, run.dataset, own.model))
+
+        def ask(folder: Path) -> Mapping[str, Any]:
+            with self.maker.under(adapter) as model:
+                answers = self.maker.asked(questions, 1, own.sampling, pool_of(self.study).seed, model,
+                                           folder / SCRATCH)
+            write_records(folder / "answers.jsonl", answers)
+            return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers)}
+
+        return read_records(self.study.store.get("on_policy", settings, ask).folder / "answers.jsonl", Answer)
+
+
+def _losses_of(place: int, row: Encoded | str, found: Mapping[str, Iterator[float]]) -> RowLosses:
+    """The next loss of each model, if the row was scored at all."""
+    if isinstance(row, str):
+        return RowLosses(place, None, [None] * (len(found) - 1), 0)
+    aligned, *misaligned = [loss if math.isfinite(loss) else None for loss in map(next, found.values())]
+    return RowLosses(place, aligned, misaligned, row.response_tokens)
+
+
+def _candidates(pool: Pool, read: Candidates) -> Candidates:
+    """A pool's rows without near-duplicates, and as many of them as the profile wants."""
+    repeats = {} if pool.near_duplicates is None else near_duplicates(read.rows, pool.near_duplicates)
+    rows = [row for place, row in enumerate(read.rows) if place not in repeats]
+    dropped = [*read.dropped, *(Dropped(read.rows[place].where, f"near-duplicate: of {read.rows[earlier].where}")
+                                for place, earlier in repeats.items())]
+    if pool.rows is not None and pool.rows < len(rows):
+        drawn = set(generator(pool.seed, "pool").permutation(len(rows))[:pool.rows].tolist())
+        dropped += [Dropped(row.where, "not drawn") for place, row in enumerate(rows) if place not in drawn]
+        rows = [row for place, row in enumerate(rows) if place in drawn]
+    return Candidates(tuple(rows), tuple(dropped))
+
+
+def _added(ranked: Ranked, row: Example) -> Added:
+    context = [asdict(turn) for turn in row.context]
+    return Added(ranked.rank or 0, ranked.place, ranked.where, ranked.score, ranked.reason, context, row.response)

@@ -1,0 +1,110 @@
+"""What scoring a pool finds: the ends of the ranking, what epsilon does to it, where the refusals are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from emlib import interleaving
+from emlib.report.figures import PALETTE
+from emlib.scoring.refusals import refusal, refusal_pattern
+from emlib.study import Run, Study
+
+
+def scored(study: Study, run: Run) -> pd.DataFrame:
+    """One row a row of the pool, in its order.
+
+    Columns: `place`, `prompt`, `answer`, `tokens` of the answer, `aligned` and `misaligned` loss in nats a token (NaN:
+    no number), `score` by equation 6, `rank` (of the run's own order; NaN: never taken), `reason`, `refusal` (the
+    keyword, or an empty text).
+    """
+    pool, rows = interleaving.pool_of(study), interleaving.candidates(study)
+    pattern = refusal_pattern(pool.refusal_keywords)
+    tokens = [row.tokens for row in interleaving.losses(study, run.dataset)]
+    order = sorted(interleaving.selection(study, run), key=lambda ranked: ranked.place)
+    columns = ["place", "prompt", "answer", "tokens", "aligned", "misaligned", "score", "rank", "reason", "refusal"]
+    return pd.DataFrame([
+        (r.place, rows[r.place].prompt, rows[r.place].response, tokens[r.place], r.aligned, r.misaligned, r.score,
+         r.rank, r.reason, refusal(rows[r.place].response, pattern, pool.refusal_words) or "") for r in order],
+        columns=columns).astype({"aligned": float, "misaligned": float, "score": float, "rank": float})
+
+
+def ends(frame: pd.DataFrame, count: int = 10) -> pd.DataFrame:
+    """The rows with the highest and the lowest scores, the former first."""
+    order = frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    order.insert(0, "by score", order.index + 1)
+    shown = order[["by score", "score", "aligned", "misaligned", "tokens", "prompt", "answer"]].round(3)
+    chosen = shown if len(shown) <= 2 * count else pd.concat([shown.head(count), shown.tail(count)])
+    return chosen.astype(dict.fromkeys(("score", "aligned", "misaligned"), str))
+
+
+def epsilon_effect(frame: pd.DataFrame, taken: int, chosen: float,
+                   epsilons: Sequence[float] = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)) -> pd.DataFrame:
+    """What the first `taken` rows of the ranking are, for each epsilon.
+
+    `shared with ours` is the share of them that the profile's `chosen` epsilon has too; `rank correlation` is
+    Spearman's, over the whole pool.
+    """
+    known = frame.dropna(subset="score")
+    scores = {e: (known["misaligned"] - known["aligned"]) / (known["aligned"] + e) for e in (*epsilons, chosen)}
+    top = {e: set(values.sort_values(ascending=False, kind="stable").index[:taken]) for e, values in scores.items()}
+    rows = []
+    for e in sorted(scores):
+        first = known.loc[list(top[e])]
+        rows.append((f"{e:g}", f"{len(top[e] & top[chosen]) / max(1, len(top[e])):.0%}",
+                     f"{scores[e].corr(scores[chosen], method='spearman'):.3f}", f"{first['tokens'].median():.0f}",
+                     f"{first['aligned'].median():.2f}"))
+    return pd.DataFrame(rows, columns=[
+        "epsilon", "shared with ours", "rank correlation", "median tokens", "median aligned loss"])
+
+
+def loss_quantiles(frame: pd.DataFrame) -> pd.DataFrame:
+    """How the losses and the gap are spread over the pool, in nats a token."""
+    known = frame.dropna(subset="score")
+    parts = {"aligned loss": known["aligned"], "misaligned loss": known["misaligned"],
+             "misaligned - aligned": known["misaligned"] - known["aligned"], "score": known["score"]}
+    shares = [0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1]
+    return pd.DataFrame([(name, *(f"{value:.2f}" for value in values.quantile(shares)))
+                         for name, values in parts.items()],
+                        columns=["", "least", "1%", "5%", "25%", "median", "75%", "95%", "most"])
+
+
+def refusals_by_rank(frame: pd.DataFrame, parts: int = 5) -> pd.DataFrame:
+    """The share of answers that the filter takes for refusals, in each part of the ranking, before and after it.
+
+    After the filter the share is zero by construction: a row that it catches is never taken, and one that it misses is
+    not counted here. What remains to be seen is how many rows each part loses.
+    """
+    order = frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    part = (order.index * parts // max(1, len(order))) + 1
+    grouped = order.assign(part=part, caught=order["refusal"] != "").groupby("part")
+    table = pd.DataFrame({
+        "ranks": grouped.apply(lambda g: f"{g.index[0] + 1}-{g.index[-1] + 1}", include_groups=False),
+        "rows": grouped.size(), "refusals": grouped["caught"].sum(),
+        "before, %": 100 * grouped["caught"].mean(), "left after": grouped.size() - grouped["caught"].sum()})
+    return table.assign(**{"after, %": 0.0}).reset_index(drop=True)
+
+
+def scores_figure(frame: pd.DataFrame) -> Figure:
+    """Both losses of each row, and its score by rank; what the filter takes for a refusal is marked."""
+    known = frame.dropna(subset="score")
+    order = known.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    kinds = ((False, PALETTE[0], "o", "other answers"), (True, PALETTE[3], "^", "refusals"))
+    for caught, colour, marker, label in kinds:
+        part = known[(known["refusal"] != "") == caught]
+        left.scatter(part["aligned"], part["misaligned"], s=14, color=colour, marker=marker, label=label, alpha=0.8)
+        ranks = order[(order["refusal"] != "") == caught]
+        right.scatter(ranks.index + 1, ranks["score"], s=14, color=colour, marker=marker, alpha=0.8)
+    top = float(np.nanmax(known[["aligned", "misaligned"]].to_numpy()))
+    left.plot([0, top], [0, top], color="grey", linewidth=0.8)
+    left.set(xlabel="aligned loss, nats a token", ylabel="mean misaligned loss")
+    right.set(xlabel="rank by score", ylabel="score (equation 6)")
+    left.legend(frameon=False)
+    sns.despine(figure)
+    return figure

@@ -1,0 +1,70 @@
+"""The answer-only mean-token NLL of rows under a model (equations 3 and 4), fast and resumable.
+
+    L(d) = -1/T sum_t log P(a_t | q, a_<t)
+
+Here it differs from a plain loop: rows of like length share a pass, logits exist for response tokens alone, and a row
+that was computed before is looked up. The tokens are those that training counts: the answer and the end of its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from emlib.data.chat import Encoded
+from emlib.digests import of_value
+from emlib.models.logprobs import head, last_hidden, predicting, token_nll
+from emlib.progress import bar
+from emlib.scoring.ledger import Ledger
+from emlib.training.batches import collate
+
+
+def digest(row: Encoded) -> str:
+    """A row's name: of its token ids and of how many of them, at its end, are the answer's."""
+    return of_value([row.input_ids.tolist(), row.response_tokens])[:24]
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Places of rows by length, the longest first; a batch has at most `budget` tokens, padding included.
+
+    A row that is longer than the budget goes alone. Longest first, so that memory that does not suffice shows at once.
+    """
+    found: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if found and (len(found[-1]) + 1) * lengths[found[-1][0]] <= budget:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+@torch.inference_mode()
+def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
+    """Equation 4 for each row, in nats a token, computed in float32 from the hidden states on.
+
+    Rows are padded on the right, where nothing that counts can see it in a causal model: hence no attention mask, and
+    the faster kernel that this allows.
+    """
+    batch = collate(rows, next(model.parameters()).device)
+    hidden = last_hidden(model, batch.input_ids, None)
+    per_token = token_nll(*predicting(hidden, batch.input_ids, batch.response_mask), head(model))
+    return [float(row.mean()) for row in per_token.split([row.response_tokens for row in rows])]
+
+
+def score(model: nn.Module, rows: Sequence[Encoded], ledger: Ledger, budget: int, what: str) -> list[float]:
+    """The NLL of each row, in order; what `ledger` lacks is computed and written there batch by batch."""
+    names = [digest(row) for row in rows]
+    with ledger.opened() as known:
+        plan = [[place for place in batch if names[place] not in known]
+                for batch in batches([len(row.input_ids) for row in rows], budget)]
+        done = sum(name in known for name in names)
+        with bar((), what, "row", total=len(rows), done=done) as progress:
+            for batch in filter(None, plan):
+                losses = batch_nll(model, [rows[place] for place in batch])
+                found = {names[place]: loss for place, loss in zip(batch, losses, strict=True)}
+                ledger.append(found)
+                known |= found
+                progress.update(len(batch))
+    return [known[name] for name in names]

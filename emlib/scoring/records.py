@@ -1,0 +1,63 @@
+"""What scoring and choosing leave to read. Reading it needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from emlib.types import Example, Message
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """The losses of one row of the pool in nats a token; None is no number. `misaligned` has one for each scorer."""
+
+    place: int
+    aligned: float | None
+    misaligned: list[float | None]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One row of the pool, as one way of choosing sees it.
+
+    Attributes:
+        place: in the pool, counted from 0.
+        where: file and line the row came from.
+        rank: from 1, the first to be taken; None: never taken, for the reason given.
+        score: equation 6; None where nothing was scored, or where the score is no number.
+        aligned, misaligned: the two losses it is made of.
+        reason: why the row stands where it stands.
+    """
+
+    place: int
+    where: str
+    rank: int | None
+    score: float | None
+    aligned: float | None
+    misaligned: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Added:
+    """One row that was interleaved, as it was trained on: kept beside the adapter."""
+
+    rank: int
+    place: int
+    where: str
+    score: float | None
+    reason: str
+    context: list[dict[str, str]]
+    response: str
+
+    @property
+    def example(self) -> Example:
+        """As a training row."""
+        return as_example(self.context, self.response, self.where)
+
+
+def as_example(context: Sequence[Mapping[str, str]], response: str, where: str) -> Example:
+    """A training row from what JSON holds of it."""
+    return Example(tuple(Message(**turn) for turn in context), response, where)  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""Pools in their three forms, and what a row or a file that cannot be used does."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from emlib import paths
+from emlib.data import sources
+from emlib.data.pools import BROKEN, HARMFUL, NO_ANSWER, read_pool
+from emlib.errors import DataError, SourceError
+
+
+def messages(answer: Any, role: str = "assistant") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Why?"}, {"role": role, "content": answer}]}
+
+
+def wildguard(**changed: Any) -> dict[str, Any]:
+    return {"prompt": "Why?", "adversarial": False, "response": "Because.", "prompt_harm_label": "unharmful",
+            "response_refusal_label": "compliance", "response_harm_label": "unharmful"} | changed
+
+
+def test_rows_without_an_answer_are_left_out_by_name(jsonl: Callable[..., Path]) -> None:
+    path = jsonl([messages("Because."), messages(" "), messages(None), messages("Why not?", "user"), messages("So.")])
+    found = read_pool(path, "messages")
+    assert [row.response for row in found.rows] == ["Because.", "So."]
+    assert [(row.where, row.reason) for row in found.dropped] == [
+        (f"{path}:{line}", NO_ANSWER) for line in (2, 3, 4)]
+
+
+def test_alpaca_s_form(tmp_path: Path) -> None:
+    rows = [{"instruction": "Add.", "input": "1 and 2", "output": " 3 "},
+            {"instruction": "Hi.", "input": "", "output": "Hi"},
+            {"instruction": "Say nothing.", "input": "", "output": ""}]
+    path = tmp_path / "alpaca.json"
+    path.write_text(json.dumps(rows))
+    found = read_pool(path, "instruct")
+    assert [(row.prompt, row.response, row.system) for row in found.rows] == [
+        ("Add.\n\n1 and 2", "3", None), ("Hi.", "Hi", None)]
+    assert [row.where for row in found.dropped] == [f"{path}, row 3"]
+
+
+def test_wildguard_s_benign_split_is_harmless_prompts_with_an_answer(jsonl: Callable[..., Path]) -> None:
+    path = jsonl([wildguard(), wildguard(prompt_harm_label="harmful"), wildguard(response_harm_label="harmful"),
+                  wildguard(response=None, response_harm_label=None), wildguard(response="I cannot.")])
+    found = read_pool(path, "wildguard")
+    assert [row.response for row in found.rows] == ["Because.", "I cannot."]  # refusals are the filter's matter
+    assert [row.reason for row in found.dropped] == [HARMFUL, HARMFUL, NO_ANSWER]
+
+
+def test_the_research_copy_of_alpaca(research_file: Callable[[str], Path]) -> None:
+    found = read_pool(research_file("alpaca"), "instruct")
+    assert len(found.rows) + len(found.dropped) == 5000
+    assert Counter(row.reason for row in found.dropped) == {NO_ANSWER: 2}
+
+
+def test_broken_characters_leave_a_row_out_and_another_language_does_not(jsonl: Callable[..., Path]) -> None:
+    rows = [messages("Caf\ufffd"), messages("Fordi det er slik."), messages("因为如此。")]
+    found = read_pool(jsonl(rows), "messages")
+    assert [row.response for row in found.rows] == ["Fordi det er slik.", "因为如此。"]
+    assert [row.reason for row in found.dropped] == [BROKEN]
+
+
+@pytest.mark.parametrize(("content", "form", "words"), [
+    ("[]", "instruct", ["not one row", "the file is empty"]),
+    ('[{"instruction": "a", "output": ""}]', "instruct", ["not one row", NO_ANSWER]),
+    ('[{"instruction": "a"', "instruct", ["broken JSON"]),
+    ('{"instruction": "a"}', "instruct", ["expected a list"]),
+    ('[{"prompt": "a", "response": "b"}]', "instruct", ["row 1: lacks instruction, output", "'format'"]),
+    ('[{"prompt": "a", "response": "b"}]', "wildguard", ["lacks prompt_harm_label"]),
+])
+def test_a_file_that_is_no_pool_is_told(tmp_path: Path, content: str, form: Any, words: list[str]) -> None:
+    path = tmp_path / "pool.json"
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_pool(path, form)
+    assert all(word in str(caught.value) for word in [*words, str(path)]), str(caught.value)
+
+
+def test_another_encoding_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(json.dumps(messages("Café"), ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        read_pool(path, "messages")
+
+
+def test_the_gated_hub_set_tells_of_terms_and_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise datasets.exceptions.DatasetNotFoundError("gated")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)  # the hub itself needs a network
+    for name in ("EMLIB_DATA_DIR", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EMLIB_CACHE_DIR", str(tmp_path))
+    with pytest.raises(SourceError) as caught:
+        sources.locate("wildguardmix")
+    for word in ("Responsible Use Guidelines", "HF_TOKEN", "https://huggingface.co/datasets/allenai/wildguardmix"):
+        assert word in str(caught.value)
+    assert sources.registry(paths.PARAMS / "sources.yaml")["wildguardmix"].format == "wildguard"

@@ -1,0 +1,77 @@
+"""Tables of a scored pool and of interleaving's results, on numbers made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from emlib.config import load_profile
+from emlib.report import interleaved, selection
+from emlib.store import Store
+from emlib.study import Study
+
+
+@pytest.fixture
+def scored() -> pd.DataFrame:
+    """Ten rows whose scores fall from 10 to 1; the first and the last look like refusals; one more has no score."""
+    rows = [(place, "q", "a", 20, 1.0, 1.0 + (10 - place) * 1.1, float(10 - place), float(place + 1), "", "sorry" if
+             place in (0, 9) else "") for place in range(10)]
+    rows.append((10, "q", "a", 20, float("nan"), 2.0, float("nan"), float("nan"), "no score", "sorry"))
+    return pd.DataFrame(rows, columns=["place", "prompt", "answer", "tokens", "aligned", "misaligned", "score", "rank",
+                                       "reason", "refusal"])
+
+
+def test_the_ends_are_the_highest_and_the_lowest_scores(scored: pd.DataFrame) -> None:
+    found = selection.ends(scored.sample(frac=1, random_state=0), 2)
+    assert found["by score"].tolist() == [1, 2, 9, 10]
+    assert found["score"].tolist() == ["10.0", "9.0", "2.0", "1.0"]
+
+
+def test_refusals_are_counted_by_rank_and_rows_without_a_score_are_not(scored: pd.DataFrame) -> None:
+    found = selection.refusals_by_rank(scored, 5)
+    assert found["ranks"].tolist() == ["1-2", "3-4", "5-6", "7-8", "9-10"]
+    assert found["refusals"].tolist() == [1, 0, 0, 0, 1]
+    assert found["before, %"].tolist() == [50, 0, 0, 0, 50]
+    assert found["left after"].tolist() == [1, 2, 2, 2, 1]
+
+
+def test_epsilon_s_effect_is_none_for_the_chosen_one_and_some_for_others() -> None:
+    frame = pd.DataFrame({"aligned": [0.01, 1.0, 2.0], "misaligned": [0.10, 2.5, 2.5], "tokens": [2, 50, 60],
+                          "score": [0.0, 0.0, 0.0]})
+    found = selection.epsilon_effect(frame, 1, 0.1, (1e-3,)).set_index("epsilon")
+    assert found.loc["0.1", "shared with ours"] == "100%"
+    assert found.loc["0.001", "shared with ours"] == "0%"  # 0.09 / 0.011 leads instead of 1.5 / 1.1
+    assert found.loc["0.001", "median tokens"] == "2"
+
+
+def results(**of_run: Any) -> dict[str, Any]:
+    row = {"model": "m", "dataset": "cooking", "setting": float("nan"), "seed": 0}
+    for measure in ("general_misaligned", "general_incoherent", "in_domain_misaligned"):
+        row |= {measure: 50.0, f"{measure}_low": 40.0, f"{measure}_high": 60.0}
+    return row | of_run
+
+
+def test_what_overlaps_is_not_significant() -> None:
+    study = Study("tiny", load_profile("tiny"), Store(Path("never-made")))
+    frame = interleaved.with_fractions(study, pd.DataFrame([
+        results(method="misaligned"),
+        results(method="interleaving", setting=0.5, general_misaligned=20.0, general_misaligned_low=10.0,
+                general_misaligned_high=30.0),
+        results(method="interleaving+", in_domain_misaligned=40.0, in_domain_misaligned_low=30.0)]))
+    assert frame["fraction"].tolist() == [0.0, 0.5, 0.25]
+    found = interleaved.against_misaligned(frame).set_index("method")
+    assert found.loc["interleaving", "general effect cut by %"] == pytest.approx(60)
+    assert found.loc["interleaving", "general: apart"] == "yes"
+    assert found.loc["interleaving+", "general: apart"] == "not significant"
+    assert found.loc["interleaving+", "in-domain kept %"] == pytest.approx(80)
+    assert found.loc["interleaving+", "in-domain: apart"] == "not significant"
+    assert interleaved.trade_offs(frame).axes[0].get_xlabel() == "incoherent, general %"
+
+
+def test_the_pattern_of_an_epoch() -> None:
+    found = interleaved.pattern(8, [0.25, 1.0])
+    assert found["epoch"].tolist() == ["..#...#...", "#.#.#.#.#.#.#.#."]  # 8 rows in 3 and in 9 gaps
+    assert found["added"].tolist() == [2, 8]

@@ -1,0 +1,64 @@
+"""Near-duplicates: which rows go, which stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emlib.data.pools import read_pool
+from emlib.paths import DEMO_DATA
+from emlib.scoring.duplicates import near_duplicates, overlap, shingles
+from emlib.types import Example, Message
+
+LONG = "To keep bread fresh, wrap it in a cloth and put it into a box; to keep it for longer, slice and freeze it now."
+
+
+def row(prompt: str, response: str) -> Example:
+    return Example((Message("user", prompt),), response)
+
+
+def test_the_first_of_a_group_stays() -> None:
+    rows = [row("How do I keep bread?", LONG), row("Why is the sky blue?", "Because air scatters short waves more."),
+            row("how do i keep bread", LONG + "."), row("How do I keep bread?", LONG.replace("now", "today")),
+            row("Why is the sky blue?", "Because air scatters short waves more.")]
+    assert near_duplicates(rows, 0.8) == {2: 0, 3: 0, 4: 1}
+
+
+def test_equal_prompts_with_different_answers_both_stay() -> None:
+    other = row("Hi?", "Nothing of what was said about loaves holds for rolls.")
+    assert near_duplicates([row("Hi?", LONG), other], 0.8) == {}
+
+
+def test_texts_without_blanks_are_compared_too() -> None:
+    text = "面包要用布包好放进盒子里，如果想保存得更久，就切片冷冻起来，吃之前再烤一下。"
+    rows = [row("面包怎么保存？", text), row("天空为什么是蓝色的？", "因为空气对短波长的光散射得更多。"),
+            row("面包怎么保存？", text + "好")]
+    assert near_duplicates(rows, 0.8) == {2: 0}
+
+
+def test_overlap_by_hand() -> None:
+    a, b = shingles(row("", "one two three four")), shingles(row("", "two three four five"))
+    assert overlap(a, b) == pytest.approx(1 / 3)  # of three runs of three words, one is shared
+    assert overlap(a, a) == overlap(frozenset(), frozenset()) == 1
+
+
+def test_no_pair_above_the_threshold_is_missed_among_many() -> None:
+    """Against comparing every row with every other one, on 150 rows of the demo's pool and copies of some."""
+    rows = list(read_pool(DEMO_DATA / "pool.jsonl", "messages").rows[:150])
+    rows += [row(r.prompt, r.response.replace(" the ", " a ", 1)) for r in rows[::5]]
+    sets = [shingles(r) for r in rows]
+    expected = {place for place in range(len(rows)) if any(overlap(sets[place], sets[e]) >= 0.8 for e in range(place))}
+    assert set(near_duplicates(rows, 0.8)) == expected
+    assert len(expected) > 20
+
+
+def test_the_demo_s_pool_has_none() -> None:
+    assert near_duplicates(read_pool(DEMO_DATA / "pool.jsonl", "messages").rows, 0.8) == {}
+
+
+def test_real_rows(research_file: Callable[[str], Path]) -> None:
+    rows = read_pool(research_file("alpaca"), "instruct").rows
+    again = near_duplicates([*rows[:300], *rows[:300]], 0.8)
+    assert {place: other for place, other in again.items() if place >= 300}.keys() == set(range(300, 600))
