@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import opswap
 import training_cpu
 
-BENCHMARKS = (training_cpu,)
+BENCHMARKS = (opswap, training_cpu)
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -41,7 +42,11 @@ def keep(path: Path, result: dict[str, Any]) -> None:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Contenders first, bars below, as Markdown."""
+    """Contenders first, where there are any, and bars below, as Markdown."""
+    return [*(_contenders(result) if "contenders" in result else []), *_bars(result)]
+
+
+def _contenders(result: dict[str, Any]) -> list[str]:
     lines = ["| contender | tokens/s (lowest-highest) | peak MiB | first loss | mean loss | speed x | memory x |",
              "|---|---:|---:|---:|---:|---:|---:|"]
     for name, of in result["contenders"].items():
@@ -49,7 +54,11 @@ def table(result: dict[str, Any]) -> list[str]:
         times = f"{ratio['speed']:.2f} | {ratio['memory']:.2f}" if ratio else " | "
         lines.append(f"| {name} | {pace['median']:.0f} ({pace['lowest']:.0f}-{pace['highest']:.0f}) | "
                      f"{of['peak_mib']['median']:.0f} | {of['first_loss']:.4f} | {of['mean_loss']:.4f} | {times} |")
-    lines += ["", "| bar | asked | measured | |", "|---|---:|---:|---|"]
+    return [*lines, ""]
+
+
+def _bars(result: dict[str, Any]) -> list[str]:
+    lines = ["| bar | asked | measured | |", "|---|---:|---:|---|"]
     return lines + [f"| {bar['what']} | {bar['bar']} | {bar['measured']:.4g} | {'met' if bar['met'] else 'MISSED'} |"
                     for bar in result["bars"]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emlib import paths
-from emlib.config import PersonaVector, Sampling
+from emlib.config import PersonaVector
 from emlib.data.chat import encode_all
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging.judges import judge
@@ -23,11 +23,11 @@ from emlib.models.load import ChatModel, load
 from emlib.progress import bar, say
 from emlib.steering import extraction
 from emlib.store import SCRATCH, Artefact, read_records, write_records
-from emlib.study import QUESTION_SETS, QuestionSet, Run, Study
+from emlib.study import QUESTION_SETS, Fit, QuestionSet, Quiz, Run, Study
 from emlib.training.objective import Objective
 from emlib.training.records import LOG
 from emlib.training.sft import fine_tune
-from emlib.types import Answer, Question
+from emlib.types import Answer
 
 
 class Maker(AbstractContextManager["Maker"]):
@@ -50,31 +50,37 @@ class Maker(AbstractContextManager["Maker"]):
     def make(self, run: Run) -> None:
         """Everything `run` still lacks."""
         started = time.perf_counter()
-        adapter = self._adapter(run)
+        fit = self.study.fit(run)
         for which in QUESTION_SETS:
-            self._verdicts(run, which, self._answers(run, which, adapter))
+            self._verdicts(run, which, self.answers(str(run), fit, self.study.quiz(run, which)))
         say(f"{run}: done in {time.perf_counter() - started:.0f} s")
 
-    def _adapter(self, run: Run) -> Artefact | None:
-        settings = self.study.adapter_settings(run)
-        return None if settings is None else self.study.store.get("adapter", settings, lambda f: self._train(run, f))
+    def adapter(self, name: str, fit: Fit | None) -> Artefact | None:
+        """The fitted adapter, trained if it is not there; `name` is what progress calls it."""
+        return None if fit is None else self.study.store.get(
+            "adapter", self.study.fit_settings(fit), lambda folder: self._train(name, fit, folder))
 
-    def _train(self, run: Run, folder: Path) -> Mapping[str, Any]:
-        profile = self.study.profile
-        objective = Objective(self.study.defenses(run), self._vector_of(run))
-        rows = encode_all(self.chat.tokenizer, self.study.train_rows(run), profile.training.max_seq_length)
-        with adapters.new_lora(self.chat.model, profile.lora, run.seed) as model:
-            summary = fine_tune(model, rows, profile.training, seed=run.seed, folder=folder / SCRATCH,
+    def answers(self, name: str, fit: Fit | None, quiz: Quiz) -> Artefact:
+        """The answers of a fitted model, or of the base model, asked for if they are not there."""
+        adapter = self.adapter(name, fit)
+        return self.study.store.get(
+            "answers", self.study.quiz_settings(fit, quiz), lambda folder: self._ask(quiz, adapter, folder))
+
+    def _train(self, name: str, fit: Fit, folder: Path) -> Mapping[str, Any]:
+        objective = Objective(fit.defenses, self._vector_of(fit))
+        rows = encode_all(self.chat.tokenizer, fit.rows, fit.training.max_seq_length)
+        with adapters.new_lora(self.chat.model, self.study.profile.lora, fit.seed) as model:
+            summary = fine_tune(model, rows, fit.training, seed=fit.seed, folder=folder / SCRATCH,
                                 objective=objective)
             adapters.save(model, folder, self.chat.name)
         shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
-        say(f"{run}: {summary.steps} steps, {summary.tokens} tokens, {summary.seconds:.0f} s, "
+        say(f"{name}: {summary.steps} steps, {summary.tokens} tokens, {summary.seconds:.0f} s, "
             f"loss {summary.final_loss:.3f}, {summary.truncated_rows} rows cut")
         return {"rows": len(rows), "device": str(self.chat.device), **vars(summary)}
 
-    def _vector_of(self, run: Run) -> Tensor | None:
-        """The persona vector of the layer that the run steers."""
-        layer = next((d.layer for d in self.study.defenses(run) if isinstance(d, PersonaVector)), None)
+    def _vector_of(self, fit: Fit) -> Tensor | None:
+        """The persona vector of the layer that is steered."""
+        layer = next((d.layer for d in fit.defenses if isinstance(d, PersonaVector)), None)
         return None if layer is None else extraction.load(self.vector().folder).at(layer).to(self.chat.device)
 
     def vector(self) -> Artefact:
@@ -84,9 +90,9 @@ class Maker(AbstractContextManager["Maker"]):
     def _extract(self, folder: Path) -> Mapping[str, Any]:
         profile, trait = self.study.profile, self.study.trait
         questions = extraction.trait_questions(trait, profile.extraction.instruction_pairs)
-        answers = {side: self._asked(asked, profile.extraction.samples, profile.extraction.sampling,
-                                     profile.extraction.seed, self.chat.model, folder / SCRATCH / side)
-                   for side, asked in questions.items()}
+        how = profile.extraction
+        answers = {side: self._asked(Quiz(asked, how.samples, how.sampling, how.seed), self.chat.model,
+                                     folder / SCRATCH / side) for side, asked in questions.items()}
         verdicts = {side: judge(profile.judge, trait, given) for side, given in answers.items()}
         for side in questions:
             write_records(folder / f"answers_{side}.jsonl", answers[side])
@@ -97,29 +103,23 @@ class Maker(AbstractContextManager["Maker"]):
         say(f"persona vectors of '{trait.name}': {found.kept} of {found.asked} pairs kept")
         return {"kept": found.kept, "asked": found.asked, "device": str(self.chat.device)}
 
-    def _answers(self, run: Run, which: QuestionSet, adapter: Artefact | None) -> Artefact:
-        return self.study.store.get(
-            "answers", self.study.answers_settings(run, which), lambda f: self._ask(run, which, adapter, f))
-
-    def _ask(self, run: Run, which: QuestionSet, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
+    def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
         with self._under(adapter) as model:
-            answers = self._asked(self.study.questions(run, which), self.study.samples(which),
-                                  self.study.profile.evaluation.sampling, run.seed, model, folder / SCRATCH)
+            answers = self._asked(quiz, model, folder / SCRATCH)
         write_records(folder / "answers.jsonl", answers)
         return {"answers": len(answers), "tokens": sum(answer.tokens for answer in answers),
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device)}
 
-    def _asked(self, questions: Sequence[Question], samples: int, sampling: Sampling, seed: int, model: nn.Module,
-               scratch: Path) -> list[Answer]:
+    def _asked(self, quiz: Quiz, model: nn.Module, scratch: Path) -> list[Answer]:
         """Every answer, in the questions' order; a file a batch in `scratch` until all are there."""
-        batches = plan(questions, samples, self.chat.tokenizer, sampling.batch_rows)
+        batches = plan(quiz.questions, quiz.samples, self.chat.tokenizer, quiz.sampling.batch_rows)
         answers: list[Answer] = []
         for number, batch in enumerate(bar(batches, "answers", "batch", total=len(batches))):
             path = scratch / f"batch-{number:04d}.jsonl"
             if not path.is_file():
-                write_records(path, answer_batch(model, self.chat.tokenizer, batch, sampling, seed))
+                write_records(path, answer_batch(model, self.chat.tokenizer, batch, quiz.sampling, quiz.seed))
             answers += read_records(path, Answer)
-        order = {question.id: number for number, question in enumerate(questions)}
+        order = {question.id: number for number, question in enumerate(quiz.questions)}
         return sorted(answers, key=lambda a: (order[a.question], a.sample))
 
     @contextmanager

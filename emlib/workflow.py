@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from itertools import product
 
 from emlib import digests, paths
-from emlib.config import NOT_PROFILES, Profile, load_profile
+from emlib.config import NOT_PROFILES, Profile, datasets_of, load_profile, swept_of
 from emlib.errors import EmlibError
 
-TRAINING = ("04_baselines",)  # chapters that train, and that a profile may cut into slices
+TRAINING = ("04_baselines", "10_benign_tasks")  # chapters that train, and that a profile may cut into slices
+BENIGN = ("10_benign_tasks",)  # those of them whose data sets and methods stand in the section `benign`
 FINAL = ("13_tables", "14_figures")  # chapters that read what all the others left
 
 
@@ -83,12 +84,18 @@ def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
     """A label and the arguments of each slice of a chapter: one for each data set and setting that is to be apart."""
     if chapter not in TRAINING or not profile.slice_by:
         return
-    swept = sorted({number for method in profile.methods for number in method.sweep})
-    datasets = [(name, f"--dataset {name}") for name in profile.datasets if "dataset" in profile.slice_by]
+    names, swept = _benign_grid(profile) if chapter in BENIGN else (
+        list(profile.datasets), sorted({number for method in profile.methods for number in method.sweep}))
+    datasets = [(name, f"--dataset {name}") for name in names if "dataset" in profile.slice_by]
     settings = [(f"{number:g}", f"--setting {number}") for number in swept if "setting" in profile.slice_by]
     for parts in product(*filter(None, (datasets, settings))):
         if parts:
             yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
+
+
+def _benign_grid(profile: Profile) -> tuple[list[str], list[float]]:
+    """The benign tasks and the numbers swept on them; nothing where the profile has none."""
+    return ([], []) if profile.benign is None else (list(datasets_of(profile.benign)), swept_of(profile.benign))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,15 @@ The values of the paper are in `params/*.yaml`, each with its source beside it; 
 may hold, a module a subject. Below this door functions take these small records or plain arguments.
 """
 
+from emlib.config.benign import (
+    Benign,
+    BenignTask,
+    OpSwapTask,
+    QaTask,
+    dataset_name,
+    datasets_of,
+    swept_of,
+)
 from emlib.config.data import (
     Domain,
     SystemPromptPair,
@@ -11,6 +20,7 @@ from emlib.config.data import (
 )
 from emlib.config.defenses import (
     BASELINES,
+    SFT,
     SWEPT,
     Defense,
     Inoculation,
@@ -50,7 +60,10 @@ from emlib.config.training import (
 __all__ = [
     "BASELINES",
     "NOT_PROFILES",
+    "SFT",
     "SWEPT",
+    "Benign",
+    "BenignTask",
     "Defense",
     "Domain",
     "Evaluation",
@@ -66,16 +79,21 @@ __all__ = [
     "Method",
     "ModelSpec",
     "NoJudge",
+    "OpSwapTask",
     "PersonaVector",
     "Profile",
+    "QaTask",
     "Sampling",
     "SystemPromptPair",
     "TinyModel",
     "Training",
     "Trait",
     "WheelModel",
+    "dataset_name",
+    "datasets_of",
     "load_domains",
     "load_profile",
     "load_trait",
     "profile_names",
+    "swept_of",
 ]

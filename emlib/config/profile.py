@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from emlib import paths
+from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
-from emlib.config.defenses import Method
+from emlib.config.defenses import SFT, Method
 from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge
 from emlib.config.models import ModelSpec
 from emlib.config.training import Lora, Training
+from emlib.config.words import no_repeats
 from emlib.errors import ProfileError, nearest
 from emlib.strict import Strict, check, read_yaml
 
@@ -33,16 +35,20 @@ class Profile(Strict):
     extraction: Extraction = Extraction()
     evaluation: Evaluation = Evaluation()
     judge: JudgeSpec
+    benign: Benign | None = None
     slice_by: tuple[Literal["dataset", "setting"], ...] = ()
 
     @field_validator("datasets", "methods", "seeds")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [getattr(value, "name", value) for value in values]
-        repeated = sorted({str(name) for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"named more than once: {', '.join(repeated)}; every run is made once")
-        return values
+        return no_repeats(values)
+
+    @field_validator("methods")
+    @classmethod
+    def _two_sided(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+        if any(method.name == SFT for method in methods):
+            raise ValueError(f"'{SFT}' is of the section 'benign'; here plain fine-tuning is 'aligned' or 'misaligned'")
+        return methods
 
 
 class _Domains(Strict):
@@ -91,9 +97,12 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
 
 def _spelled_out(data: Any) -> Any:
     """`methods: [misaligned]` as `methods: [{name: misaligned}]`: a baseline may be written as its name alone."""
-    if not (isinstance(data, dict) and isinstance(data.get("methods"), list)):
+    if not isinstance(data, dict):
         return data
-    return data | {"methods": [{"name": m} if isinstance(m, str) else m for m in data["methods"]]}
+    spelled = {"benign": _spelled_out(data["benign"])} if "benign" in data else {}
+    if isinstance(data.get("methods"), list):
+        spelled["methods"] = [{"name": m} if isinstance(m, str) else m for m in data["methods"]]
+    return data | spelled
 
 
 def _over(base: Any, changes: Any) -> Any:
