@@ -105,6 +105,56 @@ def examples(study: BenignStudy, runs: Sequence[BenignRun], questions: int = 2, 
     return pd.DataFrame(rows, columns=columns).sort_values("question", kind="stable")
 
 
+def sizes(study: BenignStudy) -> pd.DataFrame:
+    """Rows to train on and questions to ask, a row a task and tier, and what was odd about a task's files."""
+    rows = []
+    for name, run in _first_runs(study).items():
+        data = study.data(run)
+        notes = "; ".join(f"{count} {what}" for what, count in data.notes.items())
+        rows.append({"task": name, "train": len(data.train), "questions": len(data.test),
+                     "samples": study.spec.samples, "notes": notes})
+    return pd.DataFrame(rows, columns=["task", "train", "questions", "samples", "notes"])
+
+
+def opswap_answers(study: BenignStudy) -> pd.DataFrame:
+    """What kinds of answers each tier's test has, in percent; the commonest one is what guessing alone could reach."""
+    rows = []
+    for name, run in _first_runs(study).items():
+        if run.tier is None:
+            continue
+        answers = pd.Series([item.golds[0] for item in study.data(run).test])
+        common = answers.value_counts(normalize=True)
+        rows.append({"task": name, "whole %": 100 * (~answers.str.contains("/")).mean(),
+                     "fractions %": 100 * answers.str.contains("/").mean(),
+                     "negative %": 100 * answers.str.startswith("-").mean(), "different answers": answers.nunique(),
+                     "commonest": common.index[0], "its share %": 100 * common.iloc[0]})
+    return pd.DataFrame(rows, columns=["task", "whole %", "fractions %", "negative %", "different answers", "commonest",
+                                       "its share %"])
+
+
+def _first_runs(study: BenignStudy) -> dict[str, BenignRun]:
+    """One run of each task and tier: all of them share its data."""
+    firsts: dict[str, BenignRun] = {}
+    for run in study.runs():
+        firsts.setdefault(run.dataset, run)
+    return firsts
+
+
+def learnt(frame: pd.DataFrame) -> pd.DataFrame:
+    """How many points more than untrained each trained run has, and whether the 95% intervals lie apart.
+
+    Only runs that have an untrained one of the same task, tier and seed beside them.
+    """
+    key = ["task", "tier", "seed"]
+    untrained = frame.loc[frame["method"] == "untrained", [*key, "exact_match", "exact_match_high"]]
+    both = frame[frame["method"] != "untrained"].merge(untrained, on=key, suffixes=("", "_before"))
+    shown = ["yes" if low > high else "not shown" for low, high in
+             zip(both["exact_match_low"], both["exact_match_high_before"], strict=True)]
+    return pd.DataFrame(_identity(both) | {
+        "Seed": both["seed"], "Points over untrained": both["exact_match"] - both["exact_match_before"],
+        "Learnt": pd.Series(shown, index=both.index, dtype=str)})
+
+
 def matches_by_method(frame: pd.DataFrame) -> Figure:
     """Strict exact match of each run with its 95% interval over questions, a panel a task and tier; a mark a seed."""
     people = pd.DataFrame(_identity(frame))

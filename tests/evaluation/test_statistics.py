@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emlib.evaluation.statistics import Interval, clustered, wilson
+from emlib.evaluation.statistics import Interval, OverSeeds, clustered, over_seeds, wilson
 
 Z = {0.95: 1.959963984540054, 0.9: 1.6448536269514722}  # normal quantiles of 0.975 and 0.95
 
@@ -98,3 +98,20 @@ def test_any_interval_lies_between_the_questions_extremes_or_is_wilsons(groups: 
         assert interval == wilson(sum(counts), sum(asked))
     else:
         assert min(shares) - 1e-9 <= interval.low <= interval.high <= max(shares) + 1e-9
+
+
+def test_five_seeds_by_hand() -> None:
+    # 1..5: mean 3, squares of deviations 4+1+0+1+4 = 10, over n-1 = 4: sd = sqrt(2.5); t(0.975, 4) = 2.7764451
+    found = over_seeds([1, 2, 3, 4, 5])
+    assert found.mean == 3
+    assert found.deviation == pytest.approx(sqrt(2.5))
+    half = 2.7764451051977987 * sqrt(2.5) / sqrt(5)
+    assert found.interval == near(3 - half, 3 + half)
+    assert found.seeds == 5
+
+
+def test_one_seed_has_no_deviation_and_percentages_stay_within_0_and_100() -> None:
+    assert over_seeds([40.68]) == OverSeeds(40.68, None, None, 1)
+    assert over_seeds([0.0, 1.0]).interval == near(0, 0.5 + 12.706204736 * sqrt(0.5) / sqrt(2))
+    assert over_seeds([99.0, 100.0]).interval.high == 100.0
+    assert over_seeds([50.0, 50.0, 50.0]) == OverSeeds(50.0, 0.0, Interval(50.0, 50.0), 3)
