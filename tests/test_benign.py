@@ -192,7 +192,7 @@ def test_table_3_has_a_row_a_method_and_a_column_a_tier(results: list[BenignResu
     wide = benign.by_tier(benign.numbers(results))
     assert list(wide) == ["Method", "opswap 1", "foqa"]
     assert wide["Method"].tolist() == ["untrained", "sft", "kl 0.1"]
-    assert wide["opswap 1"].iloc[1].startswith("65.0 [1.5, 100.0]")  # 60 and 70: 65 -+ 12.706 * 5
+    assert wide["opswap 1"].iloc[1:].tolist() == ["65.0 ± 7.1", "20.0 [8.1, 41.6]"]  # 60 and 70; Wilson's of 4 of 20
     assert wide["foqa"].tolist()[::2] == ["–", "–"]
 
 
@@ -201,6 +201,7 @@ def test_table_11_has_mean_deviation_and_interval(results: list[BenignResult]) -
     row = table.loc[("opswap", "sft")]
     assert (row["Seeds"], row["Mean %"]) == (2, 65)
     assert row["SD"] == pytest.approx(50 ** 0.5)  # (5^2 + 5^2) / 1
+    assert (row["low"], row["high"]) == (pytest.approx(65 - 12.706204736 * 5), 100)  # Student's t for one degree
     assert table.loc[("opswap", "kl"), ["SD", "low", "high"]].isna().all()
     assert len(table) == 4
 

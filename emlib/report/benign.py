@@ -50,9 +50,9 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
-    """As the paper's Tables 3 and 4: a row a method, a column a task and tier; the mean over seeds, with its interval.
+    """As the paper's Tables 3 and 4: a row a method, a column a task and tier.
 
-    With one seed the interval is that over questions, else Student's over seeds.
+    With one seed exact match and its interval over questions, with several their mean and standard deviation.
     """
     people = pd.DataFrame(_identity(frame))
     method = (people["Method"] + " " + people["Setting"]).str.strip()
@@ -66,7 +66,10 @@ def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """As Table 11: mean, sample standard deviation and Student's 95% interval over seeds, a row a method and task."""
+    """As Table 11: mean, sample standard deviation and Student's 95% interval over seeds, a row a method and task.
+
+    It tells how much trainings differ; that other questions would have come out otherwise is not in it.
+    """
     rows = []
     for place in frame.groupby(KEYS, sort=False, dropna=False).groups.values():
         runs = frame.loc[place]
@@ -79,9 +82,9 @@ def seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _summary(runs: pd.DataFrame) -> str:
     found = over_seeds(runs["exact_match"].tolist())
-    if found.interval is None:
+    if found.deviation is None:
         return tables.cell(*runs[["exact_match", "exact_match_low", "exact_match_high"]].iloc[0])
-    return tables.cell(found.mean, found.interval.low, found.interval.high)
+    return f"{found.mean:.1f} ± {found.deviation:.1f}"
 
 
 def _identity(frame: pd.DataFrame) -> dict[str, pd.Series]:
