@@ -205,17 +205,12 @@ def test_tiers_share_expressions_and_split_and_seeds_do_not() -> None:
     assert first[0] != [example.expression for example in opswap.examples(0, 50, seed=1)]
 
 
-def test_another_process_makes_the_same_bytes_and_they_are_those_of_the_version() -> None:
+def test_another_process_makes_the_same_bytes() -> None:
     code = ("from emlib import digests; from emlib.data import opswap as o\n"
             "print(o.VERSION, digests.of_value([[e.prompt, e.response] for e in o.examples(2, 500, seed=3)]))")
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     here = digests.of_value([[e.prompt, e.response] for e in opswap.examples(2, 500, seed=3)])
-    # Adapters are kept by what they were trained on. Whoever changes the digest raises the version with it.
-    assert said == ["1", here]
-    assert here == DIGEST_OF_VERSION_1
-
-
-DIGEST_OF_VERSION_1 = "PLACE"
+    assert said == [str(opswap.VERSION), here]
 
 
 @pytest.mark.parametrize("tier", [-1, 4])
