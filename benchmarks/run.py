@@ -18,11 +18,12 @@ import defenses_cpu
 import judging_api
 import judging_local
 import machine
+import opswap
 import scoring_cpu
 import training_cpu
 
 BENCHMARKS = {benchmark.NAME: benchmark for benchmark in (
-    training_cpu, defenses_cpu, judging_api, judging_local, scoring_cpu)}
+    training_cpu, defenses_cpu, judging_api, judging_local, scoring_cpu, opswap)}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

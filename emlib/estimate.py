@@ -8,19 +8,21 @@ Notebook 00 and `make plan` show it.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import pandas as pd
 from pydantic import Field
 
 from emlib import interleaving, paths
+from emlib.benign import BenignStudy
 from emlib.config import NoJudge, OpenAIJudge
 from emlib.errors import EmlibError
 from emlib.judging.judges import reads
 from emlib.judging.money import CHARACTERS_A_TOKEN, likely_tokens, price_list
 from emlib.judging.rubrics import METRICS
 from emlib.strict import Strict, check, read_yaml
-from emlib.study import QUESTION_SETS, QuestionSet, Run, Study, open_study
+from emlib.study import QUESTION_SETS, Fit, QuestionSet, Run, Study, open_study
 
 Speed = Annotated[float, Field(gt=0)]
 
@@ -49,23 +51,33 @@ def cost(study: Study) -> pd.DataFrame:
 
     Answers are reckoned at their full length, so minutes of answering are an upper bound.
     """
-    runs = study.runs()
-    trained = [*runs, *(other for run in runs for other in interleaving.trained_for(study, run))]
-    adapters = {str(settings): run for run in trained if (settings := study.adapter_settings(run)) is not None}
-    sets = answer_sets(study)
-    missing_adapters = [run for run in adapters.values() if study.adapter(run) is None]
-    missing_answers = [pair for pair in sets if study.answers(*pair) is None]
-    train_tokens = sum(_tokens_of_rows(study, run) for run in missing_adapters) * study.profile.training.epochs
-    longest = study.profile.evaluation.sampling.max_new_tokens
-    answer_tokens = sum(_asked(study, *pair) for pair in missing_answers) * longest
+    benign = BenignStudy(study)
+    asked = [*((study.fit(run), study.quiz(run, which)) for run in study.runs() for which in QUESTION_SETS),
+             *((benign.fit(run), benign.quiz(run)) for run in benign.runs())]
+    fits = _every([fit for fit, _ in asked if fit is not None], study)
+    quizzes = {str(study.quiz_settings(*pair)): pair for pair in asked}
+    missing = [fit for fit in fits if study.store.find("adapter", study.fit_settings(fit)) is None]
+    unasked = [quiz for fit, quiz in quizzes.values()
+               if study.store.find("answers", study.quiz_settings(fit, quiz)) is None]
+    train_tokens = sum(_tokens_of_rows(fit) * fit.training.epochs for fit in missing)
+    answer_tokens = sum(len(quiz.questions) * quiz.samples * quiz.sampling.max_new_tokens for quiz in unasked)
     speed = throughput(study.profile.model.name)
     return pd.DataFrame([
-        ("adapters to train", len(adapters), len(adapters) - len(missing_adapters), train_tokens,
+        ("adapters to train", len(fits), len(fits) - len(missing), train_tokens,
          speed and train_tokens / speed.train / 60),
-        ("sets of answers", len(sets), len(sets) - len(missing_answers), answer_tokens,
+        ("sets of answers", len(quizzes), len(quizzes) - len(unasked), answer_tokens,
          speed and answer_tokens / speed.answer / 60),
         _verdicts(study),
     ], columns=["work", "in all", "there", "tokens left (about)", "minutes left (about)"])
+
+
+def _every(fits: Iterable[Fit], study: Study) -> list[Fit]:
+    """Each adapter once, and those that have to be there before others can be trained: the scorers of a pool."""
+    found: dict[str, Fit] = {}
+    for fit in fits:
+        scorers = [study.fit(run) for run in interleaving.trained_for(study, fit)]
+        found |= {str(study.fit_settings(one)): one for one in (fit, *scorers) if one is not None}
+    return list(found.values())
 
 
 def _verdicts(study: Study) -> tuple[str, int, int, int, float | None]:
@@ -126,10 +138,9 @@ def _characters(study: Study, run: Run, which: QuestionSet) -> float:
     return (frame + sum(len(question.prompt) for question in questions)) / len(questions) + answer
 
 
-def _tokens_of_rows(study: Study, run: Run) -> int:
-    rows = study.train_rows(run)
-    characters = sum(len(row.response) + sum(len(turn.content) for turn in row.context) for row in rows)
-    mixed = interleaving.interleaving(study, run)  # its rows are taken to be as long as the others
+def _tokens_of_rows(fit: Fit) -> int:
+    characters = sum(len(row.response) + sum(len(turn.content) for turn in row.context) for row in fit.rows)
+    mixed = interleaving.interleaving(fit.defenses)  # its rows are taken to be as long as the others
     return int(characters * (1 if mixed is None else 1 + mixed.fraction) / CHARACTERS_A_TOKEN)
 
 

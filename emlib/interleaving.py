@@ -6,11 +6,12 @@ what is there, and `emlib.preparing` makes it. A fraction is no part of the orde
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from emlib import digests, paths
-from emlib.config import Interleaving, Pool, Scorer
+from emlib.config import Defense, Interleaving, Pool, Scorer
 from emlib.data.mixing import rows_to_add
 from emlib.data.pools import FORMS, PoolForm
 from emlib.data.sources import registry
@@ -20,16 +21,16 @@ from emlib.store import Artefact, key_of, read_records, settings_of
 from emlib.types import Example
 
 if TYPE_CHECKING:
-    from emlib.study import Run, Study
+    from emlib.study import Fit, Run, Study
 
 # As `emlib.study.VERSIONS`.
 VERSIONS = {"pool": 1, "nll": 1, "scores": 1, "selection": 1, "on_policy": 1}
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
-def interleaving(study: Study, run: Run) -> Interleaving | None:
-    """The run's defense of this kind, with the swept number set."""
-    return next((defense for defense in study.defenses(run) if isinstance(defense, Interleaving)), None)
+def interleaving(defenses: Iterable[Defense]) -> Interleaving | None:
+    """The defense of this kind, with the swept number set."""
+    return next((defense for defense in defenses if isinstance(defense, Interleaving)), None)
 
 
 def pool_of(study: Study) -> Pool:
@@ -131,52 +132,52 @@ def scores_settings(study: Study, dataset: str) -> dict[str, Any]:
         "max_length": study.profile.training.max_seq_length}
 
 
-def selection_settings(study: Study, run: Run) -> dict[str, Any]:
-    """Everything that determines in which order the run would take the pool's rows."""
-    pool, defense = pool_of(study), interleaving(study, run)
-    assert defense is not None, f"{run} interleaves nothing"
+def selection_settings(study: Study, fit: Fit) -> dict[str, Any]:
+    """Everything that determines in which order the pool's rows would be taken."""
+    pool, defense = pool_of(study), interleaving(fit.defenses)
+    assert defense is not None, f"nothing is interleaved in {fit.dataset}"
     settings = {
         "version": VERSIONS["selection"], "model": study.model_identity, "choose": defense.choose,
         "pool": key_of("pool", pool_settings(study)), "max_length": study.profile.training.max_seq_length}
     if not defense.scored:
-        return settings | {"seed": run.seed}
-    settings |= {"scores": key_of("scores", scores_settings(study, run.dataset)), "epsilon": pool.epsilon}
+        return settings | {"seed": fit.seed}
+    settings |= {"scores": key_of("scores", scores_settings(study, fit.dataset)), "epsilon": pool.epsilon}
     if defense.choose == "score_without_refusals":
         settings |= {"refusal_keywords": list(pool.refusal_keywords), "refusal_words": pool.refusal_words}
     return settings
 
 
-def on_policy_settings(study: Study, run: Run) -> dict[str, Any]:
-    """Everything that determines what the model answers to the pool's prompts, in the order that the run takes them."""
+def on_policy_settings(study: Study, fit: Fit) -> dict[str, Any]:
+    """Everything that determines what the model answers to the pool's prompts, in the order in which they are taken."""
     own = pool_of(study).on_policy
     return {
         "version": VERSIONS["on_policy"], "model": study.model_identity,
-        "adapter": _key(study, baseline(study, run.dataset, "aligned")) if own.model == "aligned" else None,
-        "selection": key_of("selection", selection_settings(study, run)),
+        "adapter": _key(study, baseline(study, fit.dataset, "aligned")) if own.model == "aligned" else None,
+        "selection": key_of("selection", selection_settings(study, fit)),
         "sampling": own.sampling.model_dump(mode="json"), "seed": pool_of(study).seed}
 
 
-def added_settings(study: Study, run: Run, rows: int) -> dict[str, Any]:
-    """What the key of the run's adapter has of its interleaved rows: nothing, where there are none."""
-    defense = interleaving(study, run)
+def added_settings(study: Study, fit: Fit) -> dict[str, Any]:
+    """What the key of an adapter has of its interleaved rows: nothing, where there are none."""
+    defense = interleaving(fit.defenses)
     if defense is None:
         return {}
-    own = key_of("on_policy", on_policy_settings(study, run)) if defense.answers == "on_policy" else None
-    return {"added": {"count": rows_to_add(rows, defense.fraction), "on_policy": own,
-                      "selection": key_of("selection", selection_settings(study, run))}}
+    own = key_of("on_policy", on_policy_settings(study, fit)) if defense.answers == "on_policy" else None
+    return {"added": {"count": rows_to_add(len(fit.rows), defense.fraction), "on_policy": own,
+                      "selection": key_of("selection", selection_settings(study, fit))}}
 
 
-def trained_for(study: Study, run: Run) -> list[Run]:
-    """The runs whose adapters have to be there before the run's pool can be scored or answered."""
-    defense, found = interleaving(study, run), []
+def trained_for(study: Study, fit: Fit) -> list[Run]:
+    """The runs whose adapters have to be there before the pool can be scored or answered."""
+    defense, found = interleaving(fit.defenses), []
     if defense is None:
         return []
     if defense.scored:
-        found += [scorer_run(study, s.domain) for s in scorers(study, run.dataset) if s.folder is None]
+        found += [scorer_run(study, s.domain) for s in scorers(study, fit.dataset) if s.folder is None]
     pool = pool_of(study)
     if (defense.scored and pool.aligned == "aligned") or (
             defense.answers == "on_policy" and pool.on_policy.model == "aligned"):
-        found.append(baseline(study, run.dataset, "aligned"))
+        found.append(baseline(study, fit.dataset, "aligned"))
     return found
 
 
@@ -199,20 +200,20 @@ def losses(study: Study, dataset: str) -> list[RowLosses]:
     return cast(list[RowLosses], read_records(found.folder / "losses.jsonl", RowLosses))
 
 
-def selection(study: Study, run: Run) -> list[Ranked]:
-    """The pool's rows in the order in which the run takes them, and after them those it never takes.
+def selection(study: Study, fit: Fit) -> list[Ranked]:
+    """The pool's rows in the order in which they are taken, and after them those that never are.
 
     Raises:
         StoreError: the order was not made yet.
     """
-    found = _found(study, "selection", selection_settings(study, run))
+    found = _found(study, "selection", selection_settings(study, fit))
     return cast(list[Ranked], read_records(found.folder / "order.jsonl", Ranked))
 
 
-def is_missing(study: Study, run: Run) -> bool:
-    """Whether the run interleaves, and the order of its pool is not made yet."""
-    return (interleaving(study, run) is not None
-            and study.store.find("selection", selection_settings(study, run)) is None)
+def is_missing(study: Study, fit: Fit) -> bool:
+    """Whether something is interleaved, and the order of the pool is not made yet."""
+    return (interleaving(fit.defenses) is not None
+            and study.store.find("selection", selection_settings(study, fit)) is None)
 
 
 def added(study: Study, run: Run) -> list[Added]:

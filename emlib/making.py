@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emlib import paths
-from emlib.config import PersonaVector, Sampling
+from emlib.config import PersonaVector
 from emlib.data.chat import Encoded, encode_all
 from emlib.errors import JudgeWaits
 from emlib.generation.sample import answer_batch, plan
@@ -29,12 +29,12 @@ from emlib.progress import bar, say
 from emlib.steering import extraction
 from emlib.steering.adding import adding
 from emlib.store import SCRATCH, Artefact, read_records, write_records
-from emlib.study import QUESTION_SETS, QuestionSet, Run, Study
+from emlib.study import QUESTION_SETS, Fit, QuestionSet, Quiz, Run, Study
 from emlib.training.objective import Objective
 from emlib.training.records import LOG
 from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune
-from emlib.types import Answer, Question
+from emlib.types import Answer
 
 
 class Maker(AbstractContextManager["Maker"]):
@@ -58,8 +58,8 @@ class Maker(AbstractContextManager["Maker"]):
     def make(self, run: Run) -> None:
         """Everything `run` still lacks."""
         started = time.perf_counter()
-        adapter = self.adapter(run)
-        answers = {which: self._answers(run, which, adapter) for which in QUESTION_SETS}
+        fit = self.study.fit(run)
+        answers = {which: self.answers(str(run), fit, self.study.quiz(run, which)) for which in QUESTION_SETS}
         waits: list[JudgeWaits] = []
         for which in QUESTION_SETS:
             try:
@@ -75,48 +75,52 @@ class Maker(AbstractContextManager["Maker"]):
         """Makes what interleaving needs."""
         return Preparer(self)
 
-    def adapter(self, run: Run) -> Artefact | None:
-        """The run's adapter, trained if it is not there; None where there is none."""
-        settings = self.study.adapter_settings(run)
-        return None if settings is None else self.study.store.get("adapter", settings, lambda f: self._train(run, f))
+    def adapter(self, name: str, fit: Fit | None) -> Artefact | None:
+        """The fitted adapter, trained if it is not there; `name` is what progress calls it."""
+        return None if fit is None else self.study.store.get(
+            "adapter", self.study.fit_settings(fit), lambda folder: self._train(name, fit, folder))
 
-    def _train(self, run: Run, folder: Path) -> Mapping[str, Any]:
-        profile = self.study.profile
-        vector = self._vector_of(run)
-        rows = encode_all(self.chat.tokenizer, self.study.train_rows(run), profile.training.max_seq_length)
-        chosen = self.preparer.added(run)
-        added = encode_all(self.chat.tokenizer, [row.example for row in chosen], profile.training.max_seq_length)
-        with adapters.new_lora(self.chat.model, profile.lora, run.seed) as model:
-            stored = self._stored_reference(run, [*rows, *added], model)
-            objective = Objective(self.study.defenses(run), vector, stored=stored)
-            summary = fine_tune(model, rows, profile.training, seed=run.seed, folder=folder / SCRATCH,
+    def answers(self, name: str, fit: Fit | None, quiz: Quiz) -> Artefact:
+        """The answers of a fitted model, or of the base model, asked for if they are not there."""
+        adapter = self.adapter(name, fit)
+        return self.study.store.get(
+            "answers", self.study.quiz_settings(fit, quiz), lambda folder: self._ask(quiz, adapter, folder))
+
+    def _train(self, name: str, fit: Fit, folder: Path) -> Mapping[str, Any]:
+        vector, chosen = self._vector_of(fit), self.preparer.added(name, fit)
+        rows, added = (encode_all(self.chat.tokenizer, some, fit.training.max_seq_length)
+                       for some in (fit.rows, [row.example for row in chosen]))
+        with adapters.new_lora(self.chat.model, self.study.profile.lora, fit.seed) as model:
+            stored = self._stored_reference(fit, [*rows, *added], model)
+            objective = Objective(fit.defenses, vector, stored=stored)
+            summary = fine_tune(model, rows, fit.training, seed=fit.seed, folder=folder / SCRATCH,
                                 objective=objective, added=added)
             adapters.save(model, folder, self.chat.name)
         shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
         if chosen:
             write_records(folder / "added.jsonl", chosen)
-        say(f"{run}: {summary.steps} steps, {summary.tokens} tokens, {summary.seconds:.0f} s, "
+        say(f"{name}: {summary.steps} steps, {summary.tokens} tokens, {summary.seconds:.0f} s, "
             f"loss {summary.final_loss:.3f}, {summary.truncated_rows} rows cut")
         return {"rows": len(rows), "added_rows": len(added), "device": str(self.chat.device), **vars(summary)}
 
-    def _vector_of(self, run: Run) -> Tensor | None:
-        """The persona vector of the layer that the run steers."""
-        layer = next((d.layer for d in self.study.defenses(run) if isinstance(d, PersonaVector)), None)
+    def _vector_of(self, fit: Fit) -> Tensor | None:
+        """The persona vector of the layer that is steered."""
+        layer = next((d.layer for d in fit.defenses if isinstance(d, PersonaVector)), None)
         return None if layer is None else extraction.load(self.vector().folder).at(layer).to(self.chat.device)
 
-    def _stored_reference(self, run: Run, rows: Sequence[Encoded], model: nn.Module) -> StoredReference | None:
-        """The reference model's states on the run's rows, kept on disk if they are not there."""
-        kl = self.study.stored_reference(run)
+    def _stored_reference(self, fit: Fit, rows: Sequence[Encoded], model: nn.Module) -> StoredReference | None:
+        """The reference model's states on the rows, kept on disk if they are not there."""
+        kl = fit.stored_reference
         if kl is None:
             return None
 
         def make(folder: Path) -> Mapping[str, Any]:
             started = time.perf_counter()
-            size = keep(model, rows, kl.tokens, self.study.profile.training.batch_size, folder)
+            size = keep(model, rows, kl.tokens, fit.training.batch_size, folder)
             return {"rows": len(rows), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}
 
         return StoredReference(
-            self.study.store.get("reference", self.study.reference_settings(run, kl), make).folder)
+            self.study.store.get("reference", self.study.reference_settings(fit, kl), make).folder)
 
     def vector(self) -> Artefact:
         """The trait's persona vectors, taken if they are not there."""
@@ -125,9 +129,9 @@ class Maker(AbstractContextManager["Maker"]):
     def _extract(self, folder: Path) -> Mapping[str, Any]:
         profile, trait, started = self.study.profile, self.study.trait, time.perf_counter()
         questions = extraction.trait_questions(trait, profile.extraction.instruction_pairs)
-        answers = {side: self.asked(asked, profile.extraction.samples, profile.extraction.sampling,
-                                     profile.extraction.seed, self.chat.model, folder / SCRATCH / side)
-                   for side, asked in questions.items()}
+        how = profile.extraction
+        answers = {side: self.asked(Quiz(asked, how.samples, how.sampling, how.seed), self.chat.model,
+                                    folder / SCRATCH / side) for side, asked in questions.items()}
         verdicts = {side: judge(profile.judge, trait, Sheet(questions[side], given, trait_rubrics(trait)),
                                 self.study.name) for side, given in answers.items()}
         for side in questions:
@@ -157,35 +161,29 @@ class Maker(AbstractContextManager["Maker"]):
 
         return self.study.store.get("steered", self.study.steered_settings(layer, strength), make)
 
-    def _answers(self, run: Run, which: QuestionSet, adapter: Artefact | None) -> Artefact:
-        return self.study.store.get(
-            "answers", self.study.answers_settings(run, which), lambda f: self._ask(run, which, adapter, f))
-
-    def _ask(self, run: Run, which: QuestionSet, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
+    def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
         with self.under(adapter) as model:
-            answers = self.asked(self.study.questions(run, which), self.study.samples(which),
-                                  self.study.profile.evaluation.sampling, run.seed, model, folder / SCRATCH)
+            answers = self.asked(quiz, model, folder / SCRATCH)
         write_records(folder / "answers.jsonl", answers)
         return {"answers": len(answers), "tokens": sum(answer.tokens for answer in answers),
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device)}
 
-    def asked(self, questions: Sequence[Question], samples: int, sampling: Sampling, seed: int, model: nn.Module,
-               scratch: Path) -> list[Answer]:
+    def asked(self, quiz: Quiz, model: nn.Module, scratch: Path) -> list[Answer]:
         """Every answer, in the questions' order; a file a batch in `scratch` until all are there."""
-        batches = plan(questions, samples, self.chat.tokenizer, sampling.batch_rows)
+        batches = plan(quiz.questions, quiz.samples, self.chat.tokenizer, quiz.sampling.batch_rows)
         answers: list[Answer] = []
         for number, batch in enumerate(bar(batches, "answers", "batch", total=len(batches))):
             path = scratch / f"batch-{number:04d}.jsonl"
             if not path.is_file():
-                write_records(path, answer_batch(model, self.chat.tokenizer, batch, sampling, seed))
+                write_records(path, answer_batch(model, self.chat.tokenizer, batch, quiz.sampling, quiz.seed))
             answers += read_records(path, Answer)
-        order = {question.id: number for number, question in enumerate(questions)}
+        order = {question.id: number for number, question in enumerate(quiz.questions)}
         return sorted(answers, key=lambda a: (order[a.question], a.sample))
 
     @contextmanager
     def model_of(self, run: Run) -> Iterator[nn.Module]:
         """The run's model: the base under the run's adapter, which is trained if it is not there."""
-        with self.under(self.adapter(run)) as model:
+        with self.under(self.adapter(str(run), self.study.fit(run))) as model:
             yield model
 
     @contextmanager

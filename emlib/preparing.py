@@ -43,7 +43,7 @@ from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import Added, Ranked, RowLosses
 from emlib.seeds import generator
 from emlib.store import SCRATCH, Artefact, key_of, read_records, write_records
-from emlib.study import Run
+from emlib.study import Fit, Quiz, Run
 from emlib.types import Answer, Example, Question
 
 if TYPE_CHECKING:
@@ -56,32 +56,32 @@ class Preparer:
     def __init__(self, maker: Maker) -> None:
         self.maker, self.study = maker, maker.study
 
-    def added(self, run: Run) -> list[Added]:
-        """The rows that the run interleaves: the first of its order, as many as its fraction asks for.
+    def added(self, name: str, fit: Fit) -> list[Added]:
+        """The rows that are interleaved: the first of the order, as many as the fraction asks for.
 
         Raises:
             DataError: the pool has too few; the message says how many are missing.
         """
-        defense = interleaving(self.study, run)
+        defense = interleaving(fit.defenses)
         if defense is None:
             return []
-        self.selection(run)
-        count = rows_to_add(len(self.study.train_rows(run)), defense.fraction)
+        self.selection(fit)
+        count = rows_to_add(len(fit.rows), defense.fraction)
         rows = candidates(self.study)
-        taken = [ranked for ranked in selection(self.study, run) if ranked.rank is not None]
+        taken = [ranked for ranked in selection(self.study, fit) if ranked.rank is not None]
         if defense.answers == "on_policy":
-            return self._answered(run, taken, rows, count)
-        return [_added(ranked, rows[ranked.place]) for ranked in enough(taken, count, str(run))]
+            return self._answered(name, fit, taken, rows, count)
+        return [_added(ranked, rows[ranked.place]) for ranked in enough(taken, count, name)]
 
-    def selection(self, run: Run) -> Artefact:
-        """The order in which the run takes the pool's rows."""
-        defense = interleaving(self.study, run)
-        assert defense is not None, f"{run} interleaves nothing"
+    def selection(self, fit: Fit) -> Artefact:
+        """The order in which the pool's rows are taken."""
+        defense = interleaving(fit.defenses)
+        assert defense is not None, f"nothing is interleaved in {fit.dataset}"
         self._pool()
         if defense.scored:
-            self._losses(run)
-        return self.study.store.get("selection", selection_settings(self.study, run),
-                                    lambda folder: self._order(run, defense, folder))
+            self._losses(fit)
+        return self.study.store.get("selection", selection_settings(self.study, fit),
+                                    lambda folder: self._order(fit, defense, folder))
 
     def _pool(self) -> Artefact:
         return self.study.store.get("pool", pool_settings(self.study), self._read)
@@ -96,12 +96,12 @@ class Preparer:
             f", {count} left out ({reason})" for reason, count in reasons.items()))
         return {"rows": len(found.rows), "dropped": dict(reasons)}
 
-    def _losses(self, run: Run) -> Artefact:
+    def _losses(self, fit: Fit) -> Artefact:
         """Each row's losses under the aligned model and the scorers, which are trained if they are not there."""
-        for needed in trained_for(self.study, run):
-            self.maker.adapter(needed)
-        return self.study.store.get("scores", scores_settings(self.study, run.dataset),
-                                    lambda folder: self._score(run.dataset, folder))
+        for needed in trained_for(self.study, fit):
+            self.maker.adapter(str(needed), self.study.fit(needed))
+        return self.study.store.get("scores", scores_settings(self.study, fit.dataset),
+                                    lambda folder: self._score(fit.dataset, folder))
 
     def _score(self, dataset: str, folder: Path) -> Mapping[str, Any]:
         """One pass over the pool for each model, on one base: adapters are switched, never merged."""
@@ -136,7 +136,7 @@ class Preparer:
         return models
 
     def _trained(self, run: Run) -> tuple[Path, str]:
-        adapter = self.maker.adapter(run)
+        adapter = self.maker.adapter(str(run), self.study.fit(run))
         assert adapter is not None, f"{run} trains nothing"
         return adapter.folder, adapter.key
 
@@ -147,24 +147,26 @@ class Preparer:
         except DataError as error:
             return str(error).removeprefix(f"{row.where}: ")
 
-    def _order(self, run: Run, defense: Interleaving, folder: Path) -> Mapping[str, Any]:
+    def _order(self, fit: Fit, defense: Interleaving, folder: Path) -> Mapping[str, Any]:
         rows, pool = candidates(self.study), pool_of(self.study)
         unfit = {place: f"does not fit: {said}" for place, row in enumerate(rows) if isinstance(
             said := self._encoded(row), str)}
         if defense.scored:
-            order = by_score(rows, losses(self.study, run.dataset), unfit, pool,
+            order = by_score(rows, losses(self.study, fit.dataset), unfit, pool,
                              refusals=defense.choose == "score")
         else:
-            order = at_random(rows, unfit, run.seed)
+            order = at_random(rows, unfit, fit.seed)
         write_records(folder / "order.jsonl", order)
         reasons = Counter(ranked.reason.partition(":")[0] for ranked in order if ranked.rank is None)
         unscored = [ranked.where for ranked in order if ranked.reason.startswith("no score")]
-        say(f"{run.method}: {sum(ranked.rank is not None for ranked in order)} rows in order" + "".join(
+        ranks = sum(ranked.rank is not None for ranked in order)
+        say(f"{fit.dataset}, {defense.choose}: {ranks} rows in order" + "".join(
             f", {count} never taken ({reason})" for reason, count in reasons.items()) + (
             f"; without a score: {', '.join(unscored[:5])}" if unscored else ""))
         return {"ranked": len(order) - sum(reasons.values()), "never_taken": dict(reasons)}
 
-    def _answered(self, run: Run, taken: Sequence[Ranked], rows: Sequence[Example], count: int) -> list[Added]:
+    def _answered(self, name: str, fit: Fit, taken: Sequence[Ranked], rows: Sequence[Example],
+                  count: int) -> list[Added]:
         """The first rows of the order whose prompts the model answers fully; it is asked a batch at a time.
 
         An answer that is empty teaches nothing, and one that was cut at the limit teaches never to stop: the next row
@@ -175,27 +177,28 @@ class Preparer:
             block = taken[start:start + size]
             questions = [Question(f"pool_{ranked.place}", rows[ranked.place].prompt, rows[ranked.place].system)
                          for ranked in block]
-            answers = self._block(run, start, questions)
+            answers = self._block(fit, start, questions)
             for ranked, question, answer in zip(block, questions, answers, strict=True):
                 if answer.finish_reason == "stop" and answer.text.strip():
                     found.append(_added(ranked, Example(question.context, answer.text.strip(), ranked.where)))
                 else:
                     passed += 1
             if len(found) >= count:
-                say(f"{run}: {count} answers of its own; {passed} that were empty or cut are passed over")
+                say(f"{name}: {count} answers of its own; {passed} that were empty or cut are passed over")
                 return found[:count]
-        return enough(found, count, f"{run}, with {passed} of the model's own answers empty or cut at "
+        return enough(found, count, f"{name}, with {passed} of the model's own answers empty or cut at "
                                     f"{pool_of(self.study).on_policy.sampling.max_new_tokens} tokens")
 
-    def _block(self, run: Run, start: int, questions: Sequence[Question]) -> list[Answer]:
+    def _block(self, fit: Fit, start: int, questions: Sequence[Question]) -> list[Answer]:
         """The model's answers to one batch of prompts, an artefact of their own: a larger fraction asks for more."""
-        own, settings = pool_of(self.study).on_policy, on_policy_settings(self.study, run) | {"from": start}
-        adapter = self.maker.adapter(baseline(self.study, run.dataset, own.model))
+        own, settings = pool_of(self.study).on_policy, on_policy_settings(self.study, fit) | {"from": start}
+        answering = baseline(self.study, fit.dataset, own.model)
+        adapter = self.maker.adapter(str(answering), self.study.fit(answering))
 
         def ask(folder: Path) -> Mapping[str, Any]:
             with self.maker.under(adapter) as model:
-                answers = self.maker.asked(questions, 1, own.sampling, pool_of(self.study).seed, model,
-                                           folder / SCRATCH)
+                quiz = Quiz(questions, 1, own.sampling, pool_of(self.study).seed)
+                answers = self.maker.asked(quiz, model, folder / SCRATCH)
             write_records(folder / "answers.jsonl", answers)
             return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers)}
 

@@ -26,6 +26,8 @@ from emlib.config import (
     Method,
     PersonaVector,
     Profile,
+    Sampling,
+    Training,
     Trait,
     load_domains,
     load_profile,
@@ -90,6 +92,40 @@ class RunResult:
     train_seconds: float
     train_tokens: int
     run_key: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What an adapter is fitted to, and how; the model and the shape of the adapter are the profile's.
+
+    `dataset` names what `rows` are of: interleaving takes no scorer that has seen it.
+    """
+
+    dataset: str
+    rows: tuple[Example, ...]
+    defenses: tuple[Defense, ...]
+    training: Training
+    seed: int
+
+    @property
+    def steered(self) -> bool:
+        """Whether it needs a persona vector."""
+        return any(isinstance(defense, PersonaVector) for defense in self.defenses)
+
+    @property
+    def stored_reference(self) -> Kl | None:
+        """The KL defense, if it wants the reference model's states kept on disk."""
+        return next((d for d in self.defenses if isinstance(d, Kl) and d.reference == "stored"), None)
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """What a model is asked, how often, and how its answers are drawn."""
+
+    questions: Sequence[Question]
+    samples: int
+    sampling: Sampling
+    seed: int
 
 
 class Study:
@@ -163,10 +199,10 @@ class Study:
         """
         profile = self.profile
         chosen = {
-            "methods": _slice("method", methods, [method.name for method in profile.methods]),
-            "datasets": _slice("data set", datasets, profile.datasets),
-            "seeds": _slice("seed", seeds, profile.seeds)}
-        swept = _slice("setting", settings, sorted({number for method in profile.methods for number in method.sweep}))
+            "methods": sliced("method", methods, [method.name for method in profile.methods]),
+            "datasets": sliced("data set", datasets, profile.datasets),
+            "seeds": sliced("seed", seeds, profile.seeds)}
+        swept = sliced("setting", settings, sorted({number for method in profile.methods for number in method.sweep}))
         return [Run(profile.model.name, dataset, name, setting, seed)
                 for dataset in chosen["datasets"] for name in chosen["methods"]
                 for setting in self.method(name).sweep or (None,) if setting is None or setting in swept
@@ -189,46 +225,47 @@ class Study:
         """What protects the run's training, with the swept number set."""
         return self.method(run.method).at(run.setting)
 
-    def steered(self, run: Run) -> bool:
-        """Whether the run's training needs a persona vector."""
-        return any(isinstance(defense, PersonaVector) for defense in self.defenses(run))
-
     def train_rows(self, run: Run) -> tuple[Example, ...]:
         """The examples a run trains on, but for those of the pool that it interleaves."""
         data = self.data(run.dataset)
         rows = (data.aligned if run.method == "aligned" else data.misaligned).train
-        rows = rows[:self.profile.training.train_rows]
-        for defense in self.defenses(run):
+        return self.defended(rows[:self.profile.training.train_rows], self.defenses(run))
+
+    def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
+        """The rows as those defenses that change the data leave them."""
+        for defense in defenses:
             if isinstance(defense, Inoculation):
                 prompt = defense.prompt or self.trait.inoculation_prompt
                 rows = tuple(row.under(prompt) for row in rows)
         return rows
 
-    def adapter_settings(self, run: Run) -> dict[str, Any] | None:
-        """Everything that determines the run's adapter; None where there is none."""
+    def fit(self, run: Run) -> Fit | None:
+        """What the run's adapter is fitted to; None where there is none."""
         if run.method == "untrained":
             return None
-        rows = self.train_rows(run)
+        return Fit(run.dataset, self.train_rows(run), self.defenses(run), self.profile.training, run.seed)
+
+    def adapter_settings(self, run: Run) -> dict[str, Any] | None:
+        """Everything that determines the run's adapter; None where there is none."""
+        fit = self.fit(run)
+        return None if fit is None else self.fit_settings(fit)
+
+    def fit_settings(self, fit: Fit) -> dict[str, Any]:
+        """Everything that determines an adapter."""
         return {
             "version": VERSIONS["adapter"], "model": self.model_identity,
             "lora": self.profile.lora.model_dump(mode="json"),
-            "training": self.profile.training.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}),
-            "rows": _digest_of_rows(rows),
-            "defenses": [defense.model_dump(mode="json") for defense in self.defenses(run)],
-            "vector": key_of("vector", self.vector_settings()) if self.steered(run) else None, "seed": run.seed,
-            **interleaving.added_settings(self, run, len(rows))}
+            "training": fit.training.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}),
+            "rows": _digest_of_rows(fit.rows),
+            "defenses": [defense.model_dump(mode="json") for defense in fit.defenses],
+            "vector": key_of("vector", self.vector_settings()) if fit.steered else None, "seed": fit.seed,
+            **interleaving.added_settings(self, fit)}
 
-    def stored_reference(self, run: Run) -> Kl | None:
-        """The run's KL defense, if it wants the reference model's states kept on disk."""
-        kl = next((defense for defense in self.defenses(run) if isinstance(defense, Kl)), None)
-        return kl if kl is not None and kl.reference == "stored" else None
-
-    def reference_settings(self, run: Run, kl: Kl) -> dict[str, Any]:
-        """Everything that determines the reference model's states on the rows of a run."""
-        rows = self.train_rows(run)
+    def reference_settings(self, fit: Fit, kl: Kl) -> dict[str, Any]:
+        """Everything that determines the reference model's states on an adapter's rows."""
         return {"version": VERSIONS["reference"], "model": self.model_identity, "tokens": kl.tokens,
-                "rows": _digest_of_rows(rows), "max_length": self.profile.training.max_seq_length,
-                **interleaving.added_settings(self, run, len(rows))}
+                "rows": _digest_of_rows(fit.rows), "max_length": fit.training.max_seq_length,
+                **interleaving.added_settings(self, fit)}
 
     def vector_settings(self) -> dict[str, Any]:
         """Everything that determines the trait's persona vectors."""
@@ -258,13 +295,19 @@ class Study:
 
     def answers_settings(self, run: Run, which: QuestionSet) -> dict[str, Any]:
         """Everything that determines the run's answers to one set of questions."""
-        adapter = self.adapter_settings(run)
+        return self.quiz_settings(self.fit(run), self.quiz(run, which))
+
+    def quiz(self, run: Run, which: QuestionSet) -> Quiz:
+        """What the run is asked."""
+        return Quiz(self.questions(run, which), self.samples(which), self.profile.evaluation.sampling, run.seed)
+
+    def quiz_settings(self, fit: Fit | None, quiz: Quiz) -> dict[str, Any]:
+        """Everything that determines a fitted model's answers, or the base model's."""
         return {
             "version": VERSIONS["answers"], "model": self.model_identity,
-            "adapter": None if adapter is None else key_of("adapter", adapter),
-            "questions": of_value([asdict(question) for question in self.questions(run, which)]),
-            "samples": self.samples(which), "sampling": self.profile.evaluation.sampling.model_dump(mode="json"),
-            "seed": run.seed}
+            "adapter": None if fit is None else key_of("adapter", self.fit_settings(fit)),
+            "questions": of_value([asdict(question) for question in quiz.questions]),
+            "samples": quiz.samples, "sampling": quiz.sampling.model_dump(mode="json"), "seed": quiz.seed}
 
     def verdicts_settings(self, run: Run, which: QuestionSet) -> dict[str, Any]:
         """Everything that determines the verdicts on those answers."""
@@ -340,21 +383,18 @@ class Study:
 
     def select(self, runs: Sequence[Run]) -> None:
         """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""
-        missing = [run for run in runs if interleaving.is_missing(self, run)]
+        fits = [fit for run in runs if (fit := self.fit(run)) is not None]
+        missing = [fit for fit in fits if interleaving.is_missing(self, fit)]
         if missing:
             from emlib.making import Maker  # as in `complete`
 
             with Maker(self) as maker:
-                for run in missing:
-                    maker.preparer.selection(run)
+                for fit in missing:
+                    maker.preparer.selection(fit)
 
     def baselines(self) -> list[str]:
         """Those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]
-
-    def defended(self, kind: str) -> list[str]:
-        """The methods of the profile that have a defense of this kind, alone or with others."""
-        return [method.name for method in self.profile.methods if any(d.kind == kind for d in method.defenses)]
 
     def results(self, of: Denominator = "asked") -> list[RunResult]:
         """All finished runs of the profile, in its order; shares are of the answers asked for, or of those scored.
@@ -400,7 +440,12 @@ def _made(maker: Maker, run: Run) -> JudgeWaits | None:
     return None
 
 
-def _slice(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:
+def sliced(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:
+    """What is asked for of what is there, or all of it (None).
+
+    Raises:
+        ProfileError: something is asked for that is not there.
+    """
     if asked is None:
         return list(there)
     if isinstance(asked, str):

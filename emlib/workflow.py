@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from emlib import digests, paths
-from emlib.config import NOT_PROFILES, Interleaving, Profile, load_profile
+from emlib.config import NOT_PROFILES, Interleaving, Profile, datasets_of, load_profile, swept_of
 from emlib.errors import EmlibError
 
 # Chapters about one kind of defense: a profile without it does without them.
@@ -27,7 +27,7 @@ AFTER = {"05_kl": ("04_baselines",), "06_ldifs": ("04_baselines",),
          "09_interleaving": ("03_data_selection", "04_baselines")}
 # Chapters that a profile may cut into slices.
 SLICED = ("03_data_selection", "04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "08_inoculation",
-          "09_interleaving")
+          "09_interleaving", "10_benign_tasks")
 COMPUTING = ("02_persona_vectors", *SLICED)  # chapters that want a GPU where there is one
 FINAL = ("12_costs", "13_tables", "14_figures")  # chapters that read what all the others left
 
@@ -80,6 +80,8 @@ def concerns(profile: Profile, chapter: str) -> bool:
     defenses = [defense for method in profile.methods for defense in method.defenses]
     if chapter == "03_data_selection":
         return any(isinstance(defense, Interleaving) and defense.scored for defense in defenses)
+    if chapter == "10_benign_tasks":
+        return profile.benign is not None
     return chapter not in KINDS or KINDS[chapter] in {defense.kind for defense in defenses}
 
 
@@ -101,13 +103,19 @@ def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
     """A label and the arguments of each slice of a chapter: one for each data set and setting that is to be apart."""
     if chapter not in SLICED or not profile.slice_by:
         return
-    swept = sorted({number for method in profile.methods for number in method.sweep
-                    if any(defense.kind == KINDS.get(chapter) for defense in method.defenses)})
-    datasets = [(name, f"--dataset {name}") for name in profile.datasets if "dataset" in profile.slice_by]
+    names, swept = _benign_grid(profile) if chapter == "10_benign_tasks" else (list(profile.datasets), sorted({
+        number for method in profile.methods for number in method.sweep
+        if any(defense.kind == KINDS.get(chapter) for defense in method.defenses)}))
+    datasets = [(name, f"--dataset {name}") for name in names if "dataset" in profile.slice_by]
     settings = [(f"{number:g}", f"--setting {number}") for number in swept if "setting" in profile.slice_by]
     for parts in product(*filter(None, (datasets, settings))):
         if parts:
             yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
+
+
+def _benign_grid(profile: Profile) -> tuple[list[str], list[float]]:
+    """The benign tasks and the numbers swept on them; nothing where the profile has none."""
+    return ([], []) if profile.benign is None else (list(datasets_of(profile.benign)), swept_of(profile.benign))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def test_a_steered_adapter_holds_lora_weights_and_nothing_else(study: Study) -> 
         extraction.save(PersonaVectors(torch.ones(5, 64), 1, 1), folder), {"kept": 1})[1])
     run = study.runs(methods=["persona_vector"])[0]
     with Maker(study) as maker:
-        adapter = maker.adapter(run)
+        adapter = maker.adapter(str(run), study.fit(run))
+        assert adapter is not None
     names = load_file(adapter.folder / "adapter_model.safetensors")
     assert all("lora_A" in name or "lora_B" in name for name in names)
     assert len(names) == 4 * 7 * 2

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from emlib import estimate
+from emlib.benign import BenignStudy
 from emlib.config import NoJudge, load_profile
 from emlib.errors import ProfileError
 from emlib.store import Store
@@ -148,9 +149,14 @@ def test_only_what_determines_a_result_is_in_its_key(study: Study) -> None:
 
 def test_the_estimate_counts_what_is_left(study: Study) -> None:
     before = estimate.cost(study).set_index("work")
-    assert before.loc["adapters to train", "in all"] == 4
-    assert before.loc["sets of answers", "in all"] == 3 + 8  # untrained: one general, two in-domain; 4 adapters, 2 each
+    # Benign: 2 methods on 2 tiers with 2 seeds, and untrained models asked with as many tiers and seeds.
+    assert before.loc["adapters to train", "in all"] == 4 + 8
+    # Untrained: one general, two in-domain; 4 adapters, 2 each.
+    assert before.loc["sets of answers", "in all"] == 3 + 8 + 12
+    assert before.loc["verdicts by judge 'lexicon'", "in all"] == 5 * 24 * 2 + 2 * 3 * 4 * 2
     study.complete(study.runs())
+    benign = BenignStudy(study)
+    benign.complete(benign.runs())
     after = estimate.cost(study).set_index("work")
     assert (after["in all"].iloc[:2] == after["there"].iloc[:2]).all()
     assert (after["tokens left (about)"] == 0).all()

@@ -4,6 +4,15 @@ The values of the paper are in `params/*.yaml`, each with its source beside it; 
 may hold, a module a subject. Below this door functions take these small records or plain arguments.
 """
 
+from emlib.config.benign import (
+    Benign,
+    BenignTask,
+    OpSwapTask,
+    QaTask,
+    dataset_name,
+    datasets_of,
+    swept_of,
+)
 from emlib.config.data import (
     Domain,
     SystemPromptPair,
@@ -11,6 +20,7 @@ from emlib.config.data import (
 )
 from emlib.config.defenses import (
     BASELINES,
+    SFT,
     SWEPT,
     Defense,
     Inoculation,
@@ -60,7 +70,10 @@ from emlib.config.training import (
 __all__ = [
     "BASELINES",
     "NOT_PROFILES",
+    "SFT",
     "SWEPT",
+    "Benign",
+    "BenignTask",
     "Defense",
     "Domain",
     "Evaluation",
@@ -79,11 +92,13 @@ __all__ = [
     "ModelSpec",
     "NoJudge",
     "OnPolicy",
+    "OpSwapTask",
     "OpenAIJudge",
     "PersonaVector",
     "Pool",
     "Probe",
     "Profile",
+    "QaTask",
     "Sampling",
     "Scorer",
     "SecondJudge",
@@ -92,8 +107,11 @@ __all__ = [
     "Training",
     "Trait",
     "WheelModel",
+    "dataset_name",
+    "datasets_of",
     "load_domains",
     "load_profile",
     "load_trait",
     "profile_names",
+    "swept_of",
 ]

@@ -81,6 +81,7 @@ class Interleaving(Strict):
 Defense = Annotated[Kl | Ldifs | PersonaVector | Inoculation | Interleaving, Field(discriminator="kind")]
 SWEPT = {"kl": "weight", "ldifs": "weight", "persona_vector": "strength", "interleaving": "fraction"}
 BASELINES = ("untrained", "aligned", "misaligned")
+SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
 
 
 class Method(Strict):
@@ -95,7 +96,7 @@ class Method(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Method:
-        if (self.name in BASELINES) == bool(self.defenses):
+        if (self.name in (*BASELINES, SFT)) == bool(self.defenses):
             raise ValueError(f"method '{self.name}' " + ("is a baseline and takes no defenses" if self.defenses else
                              "has no defenses; without them a method is one of " + ", ".join(BASELINES)
                              + nearest(self.name, BASELINES)))

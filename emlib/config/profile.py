@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from emlib import paths
+from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
-from emlib.config.defenses import Interleaving, Method
+from emlib.config.defenses import SFT, Interleaving, Method
 from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, Probe, SecondJudge
 from emlib.config.models import ModelSpec
 from emlib.config.pool import Pool
 from emlib.config.training import Lora, Training
+from emlib.config.words import no_repeats
 from emlib.errors import ProfileError, nearest
 from emlib.strict import Strict, check, read_yaml
 
@@ -37,16 +39,20 @@ class Profile(Strict):
     evaluation: Evaluation = Evaluation()
     judge: JudgeSpec
     second_judge: SecondJudge | None = None
+    benign: Benign | None = None
     slice_by: tuple[Literal["dataset", "setting"], ...] = ()
 
     @field_validator("datasets", "methods", "seeds")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [getattr(value, "name", value) for value in values]
-        repeated = sorted({str(name) for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"named more than once: {', '.join(repeated)}; every run is made once")
-        return values
+        return no_repeats(values)
+
+    @field_validator("methods")
+    @classmethod
+    def _two_sided(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+        if any(method.name == SFT for method in methods):
+            raise ValueError(f"'{SFT}' is of the section 'benign'; here plain fine-tuning is 'aligned' or 'misaligned'")
+        return methods
 
     @model_validator(mode="after")
     def _pool_fits(self) -> Profile:
@@ -114,6 +120,8 @@ def _spelled_out(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     spelled = dict(data)
+    if "benign" in data:
+        spelled["benign"] = _spelled_out(data["benign"])
     if isinstance(data.get("methods"), list):
         spelled["methods"] = [{"name": m} if isinstance(m, str) else m for m in data["methods"]]
     pool = data.get("pool")

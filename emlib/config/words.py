@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -10,3 +10,12 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Dtype = Literal["bfloat16", "float32"]
+
+
+def no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values, or a ValueError that names those that stand twice; a record is known by its name."""
+    names = [getattr(value, "name", value) for value in values]
+    repeated = sorted({str(name) for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"named more than once: {', '.join(repeated)}; every run is made once")
+    return values

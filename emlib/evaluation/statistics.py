@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, t
 from statsmodels.stats.proportion import proportion_confint
 
 from emlib.seeds import generator
@@ -25,24 +25,24 @@ class Interval:
     high: float
 
 
-def wilson(count: int, asked: int, confidence: float = 0.95) -> Interval:
+def wilson(count: float, asked: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of count/asked, in percent."""
     low, high = proportion_confint(count, asked, alpha=1 - confidence, method="wilson")
     return Interval(100 * low, 100 * high)
 
 
-def clustered(counts: Sequence[int], asked: Sequence[int], *, confidence: float = 0.95, resamples: int = 2000,
+def clustered(counts: Sequence[float], asked: Sequence[int], *, confidence: float = 0.95, resamples: int = 2000,
               seed: int = 0) -> Interval:
     """The percentile bootstrap of sum(counts)/sum(asked) over questions, in percent.
 
-    `counts[i]` of `asked[i]` answers to question i are of the kind. With a single question, or where all questions
-    agree, there is nothing to draw from and the interval is Wilson's.
+    `counts[i]` of `asked[i]` answers to question i are of the kind, or `counts[i]` is the sum of their scores from 0 to
+    1. With a single question, or where all questions agree, there is nothing to draw from and the interval is Wilson's.
     """
     shares = np.asarray(counts) / np.asarray(asked)
     if len(shares) < 2 or np.ptp(shares) == 0:
         return wilson(sum(counts), sum(asked), confidence)
 
-    def share(c: NDArray[np.int64], a: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+    def share(c: NDArray[np.float64], a: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
         return 100 * c.sum(axis=axis) / a.sum(axis=axis)
 
     interval = bootstrap(
@@ -64,3 +64,27 @@ def of_mean(groups: Sequence[Sequence[float]], *, confidence: float = 0.95, resa
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Several seeds of one run: mean, sample standard deviation, and Student's interval of the mean.
+
+    With one seed there is no deviation and no interval.
+    """
+
+    mean: float
+    deviation: float | None
+    interval: Interval | None
+    seeds: int
+
+
+def over_seeds(percents: Sequence[float], confidence: float = 0.95) -> OverSeeds:
+    """The summary of one percentage a seed (Table 11); the interval is cut at 0 and 100."""
+    values = np.asarray(percents, dtype=float)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return OverSeeds(mean, None, None, 1)
+    deviation = float(values.std(ddof=1))
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
+    return OverSeeds(mean, deviation, Interval(max(0.0, mean - half), min(100.0, mean + half)), len(values))

@@ -46,8 +46,9 @@ def once(study: Study) -> pd.DataFrame:
     if vectors is not None:
         rows.append({"what": f"persona vectors of '{study.trait.name}'", "seconds": vectors.facts["seconds"],
                      "MiB on disk": _mib(vectors.folder)})
-    kept = {artefact.key: (run, artefact) for run in study.runs() if (kl := study.stored_reference(run)) is not None
-            and (artefact := study.store.find("reference", study.reference_settings(run, kl))) is not None}
+    kept = {artefact.key: (run, artefact) for run in study.runs()
+            if (fit := study.fit(run)) is not None and (kl := fit.stored_reference) is not None
+            and (artefact := study.store.find("reference", study.reference_settings(fit, kl))) is not None}
     for run, artefact in kept.values():
         rows.append({"what": f"reference states, {run.dataset}", "seconds": artefact.facts["seconds"],
                      "MiB on disk": _mib(artefact.folder)})

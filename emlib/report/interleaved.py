@@ -45,7 +45,7 @@ def with_fractions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     for row in frame.to_dict("records"):
         setting = None if pd.isna(row["setting"]) else float(row["setting"])
         run = Run(row["model"], row["dataset"], row["method"], setting, row["seed"])
-        defense = interleaving.interleaving(study, run)
+        defense = interleaving.interleaving(study.defenses(run))
         fractions.append(0.0 if defense is None else defense.fraction)
     return frame.assign(fraction=fractions)
 

@@ -23,10 +23,11 @@ def scored(study: Study, run: Run) -> pd.DataFrame:
     no number), `score` by equation 6, `rank` (of the run's own order; NaN: never taken), `reason`, `refusal` (the
     keyword, or an empty text).
     """
-    pool, rows = interleaving.pool_of(study), interleaving.candidates(study)
+    pool, rows, fit = interleaving.pool_of(study), interleaving.candidates(study), study.fit(run)
+    assert fit is not None, f"{run} trains nothing"
     pattern = refusal_pattern(pool.refusal_keywords)
     tokens = [row.tokens for row in interleaving.losses(study, run.dataset)]
-    order = sorted(interleaving.selection(study, run), key=lambda ranked: ranked.place)
+    order = sorted(interleaving.selection(study, fit), key=lambda ranked: ranked.place)
     columns = ["place", "prompt", "answer", "tokens", "aligned", "misaligned", "score", "rank", "reason", "refusal"]
     return pd.DataFrame([
         (r.place, rows[r.place].prompt, rows[r.place].response, tokens[r.place], r.aligned, r.misaligned, r.score,

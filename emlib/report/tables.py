@@ -51,12 +51,13 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     identity["setting"] = ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]]
     identity.columns = pd.Index(["Data set", "Method", "Setting", "Seed"])
     for measure in MEASURES:
-        identity[HEADINGS[measure]] = [_cell(*row) for row in frame[
+        identity[HEADINGS[measure]] = [cell(*row) for row in frame[
             [measure, f"{measure}_low", f"{measure}_high"]].itertuples(index=False)]
     return identity
 
 
-def _cell(percent: float, low: float, high: float) -> str:
+def cell(percent: float, low: float, high: float) -> str:
+    """"88.5 [82.3, 93.8]", or a dash for a number that is not there."""
     # abs() of what rounds to zero: -0.0 is no share
     return "–" if pd.isna(percent) else f"{percent:.1f} [{abs(round(low, 1)):.1f}, {high:.1f}]"
 
@@ -75,7 +76,11 @@ def effect(frame: pd.DataFrame) -> pd.DataFrame:
 
 def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """Write `numbers` as `<name>.csv` and its readable form as `<name>.md` and `<name>.tex` (booktabs)."""
-    people = readable(frame)
+    return write(frame, readable(frame), folder, name)
+
+
+def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Write numbers as `<name>.csv`, and what people read as `<name>.md` and `<name>.tex`."""
     texts = {"csv": frame.to_csv(index=False), "md": people.to_markdown(index=False) + "\n",
              "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
     for ending, text in texts.items():

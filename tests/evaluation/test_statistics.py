@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emlib.evaluation.statistics import Interval, clustered, of_mean, wilson
+from emlib.evaluation.statistics import Interval, OverSeeds, clustered, of_mean, over_seeds, wilson
 
 Z = {0.95: 1.959963984540054, 0.9: 1.6448536269514722}  # normal quantiles of 0.975 and 0.95
 
@@ -106,3 +106,20 @@ def test_the_mean_of_two_questions_that_differ() -> None:
     assert of_mean([[0.0, 0.0], [1.0, 1.0]], confidence=0.4) == Interval(0.5, 0.5)
     assert of_mean([[2.0], [2.0, 2.0]]) == Interval(2.0, 2.0)
     assert of_mean([[1.0, 2.0]]) is None
+
+
+def test_five_seeds_by_hand() -> None:
+    # 1..5: mean 3, squares of deviations 4+1+0+1+4 = 10, over n-1 = 4: sd = sqrt(2.5); t(0.975, 4) = 2.7764451
+    found = over_seeds([1, 2, 3, 4, 5])
+    assert found.mean == 3
+    assert found.deviation == pytest.approx(sqrt(2.5))
+    half = 2.7764451051977987 * sqrt(2.5) / sqrt(5)
+    assert found.interval == near(3 - half, 3 + half)
+    assert found.seeds == 5
+
+
+def test_one_seed_has_no_deviation_and_percentages_stay_within_0_and_100() -> None:
+    assert over_seeds([40.68]) == OverSeeds(40.68, None, None, 1)
+    assert over_seeds([0.0, 1.0]).interval == near(0, 0.5 + 12.706204736 * sqrt(0.5) / sqrt(2))
+    assert over_seeds([99.0, 100.0]).interval.high == 100.0
+    assert over_seeds([50.0, 50.0, 50.0]) == OverSeeds(50.0, 0.0, Interval(50.0, 50.0), 3)

@@ -1,0 +1,66 @@
+"""The benign tasks (section 4.2) as the study takes them: rows to train on, questions, and what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from emlib.config import OpSwapTask, QaTask
+from emlib.data import opswap
+from emlib.data.qa import QaRow, QaRows, read_qa, split_by_passage
+from emlib.types import Example, Message, Question
+
+
+@dataclass(frozen=True)
+class Item:
+    """One test question and every answer that counts as right."""
+
+    question: Question
+    golds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One benign task. `notes` counts, in words, the rows that were dropped or are not as they should be."""
+
+    train: tuple[Example, ...]
+    test: tuple[Item, ...]
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+def load_opswap(task: OpSwapTask, tier: int) -> TaskData:
+    """One tier of OpSwap, split by family of expressions (`opswap.family`)."""
+    made = opswap.examples(tier, task.examples, seed=task.data_seed, transformations=task.transformations,
+                           largest=task.largest)
+    out = opswap.held_out(tuple(example.expression for example in made), task.held_out, task.data_seed)
+    train = tuple(Example((Message("user", e.prompt),), e.response, f"OpSwap tier {tier}, example {place}")
+                  for place, e in enumerate(made) if place not in out)
+    test = tuple(Item(Question(f"opswap{tier}_{place}", e.prompt), (e.answer,))
+                 for place, e in enumerate(made) if place in out)
+    return TaskData(train, test[:task.questions])
+
+
+def load_qa(task: QaTask, locate: Callable[[str], Path]) -> TaskData:
+    """An extractive task: its own training and test files, or one file that is split by passage."""
+    found = read_qa(locate(task.train), outside=task.answers_outside)
+    if task.test is None:
+        train, test = split_by_passage(found.rows, task.held_out, task.data_seed)
+        notes = _notes(found, "")
+    else:
+        asked = read_qa(locate(task.test), outside=task.answers_outside)
+        train, test = list(found.rows), list(asked.rows)
+        notes = _notes(found, " (training)") | _notes(asked, " (test)")
+    examples = tuple(Example((Message("user", _prompt(task, row)),), row.answers[0], f"{task.train}, row {row.id}")
+                     for row in train)
+    items = tuple(Item(Question(row.id, _prompt(task, row)), row.answers) for row in test)
+    return TaskData(examples, items[:task.questions], notes)
+
+
+def _prompt(task: QaTask, row: QaRow) -> str:
+    return task.prompt.format(context=row.context, question=row.question)
+
+
+def _notes(found: QaRows, part: str) -> dict[str, int]:
+    return {f"rows without an answer{part}": found.unanswerable,
+            f"rows whose answer is not in the passage{part}": found.outside}

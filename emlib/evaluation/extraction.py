@@ -1,0 +1,83 @@
+r"""Which answer a response gives: strictly, in the form that was taught, and leniently, as a patient reader would say.
+
+OpSwap, strictly: the last line is `Answer: v`, the only such line, with `v` a whole number or a fraction in lowest
+terms. Leniently: any number behind the last "answer" or in the last `\boxed{}`, or else the last number of the text;
+a line that ends in an equation counts what stands behind its last `=`. Decimals and fractions not in lowest terms are
+their values.
+
+Extractive QA, strictly: the whole response. Leniently: its first line, or what follows "Answer:" or its Faroese or
+Norwegian word.
+
+An answer that was cut at the token limit was not ended: strictly it gives nothing, leniently only what stands in its
+finished lines behind a word that announces it.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from emlib.types import Answer
+
+_TAUGHT = re.compile(r"^Answer: (-?\d+(?:/\d+)?)$", re.MULTILINE)
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?<![\w.])\d+(?:\.\d+)?(?:/\d+)?")
+_ANNOUNCED = re.compile(r"\\boxed|\banswer\b", re.IGNORECASE)
+_QA_ANNOUNCED = re.compile(r"\b(?:answer|svar|svarið|svaret)\s*:", re.IGNORECASE)
+_SAME = [  # other ways to write a number, and markup around it
+    (re.compile(r"[−–]"), "-"), (re.compile(r"⁄"), "/"), (re.compile(r"\*\*|\$|`"), ""),
+    (re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}"), r"\1/\2"),
+    (re.compile(r"(?<=\d),(?=\d{3}\b)"), ""), (re.compile(r"(?<=\d)\s*/\s*(?=\d)"), "/")]
+
+
+def strict_value(answer: Answer) -> Fraction | None:
+    """The value in the taught form, or None."""
+    if answer.finish_reason == "length":
+        return None
+    text = answer.text.rstrip()
+    found = list(_TAUGHT.finditer(text))
+    if len(found) != 1 or found[0].end() != len(text):
+        return None
+    value = _value(found[0][1])
+    return value if str(value) == found[0][1] else None  # 2/4, 07 and -0 are not in the taught form
+
+
+def lenient_value(answer: Answer) -> Fraction | None:
+    """The value that a patient reader would find, or None."""
+    text = _finished(answer)
+    for pattern, plain in _SAME:
+        text = pattern.sub(plain, text)
+    announced = list(_ANNOUNCED.finditer(text))
+    if announced:
+        behind = text[announced[-1].end():].strip().partition("\n")[0]
+        numbers = _NUMBER.findall(behind.rpartition("=")[2])
+        return _value(numbers[0]) if len(numbers) == 1 else None  # "10 or 12" answers nothing
+    if answer.finish_reason == "length":
+        return None
+    numbers = _NUMBER.findall(text)
+    return _value(numbers[-1]) if numbers else None
+
+
+def strict_span(answer: Answer) -> str | None:
+    """The whole response, if it was ended."""
+    return None if answer.finish_reason == "length" else answer.text
+
+
+def lenient_span(answer: Answer) -> str | None:
+    """What stands behind the last announcement, or else the first line; None where it is not finished."""
+    text = _finished(answer).strip()
+    announced = list(_QA_ANNOUNCED.finditer(text))
+    span = (text[announced[-1].end():] if announced else text).strip().partition("\n")[0]
+    return span or None
+
+
+def _finished(answer: Answer) -> str:
+    """The text without a last line that was cut."""
+    return answer.text if answer.finish_reason == "stop" else answer.text.rpartition("\n")[0]
+
+
+def _value(number: str) -> Fraction | None:
+    try:
+        top, _, bottom = number.partition("/")
+        return Fraction(top) / Fraction(bottom or 1)
+    except ZeroDivisionError:
+        return None

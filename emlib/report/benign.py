@@ -1,0 +1,192 @@
+"""The benign tasks as tables and a figure: Tables 3 and 4 a run a row, Table 11 over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from emlib.benign import BenignResult, BenignRun, BenignStudy
+from emlib.evaluation.rates import Share
+from emlib.evaluation.statistics import over_seeds
+from emlib.report import figures, tables
+
+MEASURES = {"exact_match": "Exact match %", "lenient": "Lenient match %", "f1": "F1 %"}
+KEYS = ["task", "tier", "method", "setting"]
+COLUMNS = ["model", *KEYS, "seed", *(f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")),
+           "asked", "cut"]
+
+
+def numbers(results: Sequence[BenignResult]) -> pd.DataFrame:
+    """One row a run: what it is, each measure in percent of what was asked, with its interval clustered by question."""
+    rows = [asdict(result.run) | _measures(result) | {"asked": result.score.asked, "cut": result.score.cut}
+            for result in results]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"tier": "Int64", "setting": float})
+
+
+def _measures(result: BenignResult) -> dict[str, float]:
+    shares: dict[str, Share | None] = {
+        "exact_match": result.score.strict, "lenient": result.score.lenient, "f1": result.score.f1}
+    found: dict[str, float] = {}
+    for name, share in shares.items():
+        if share is not None and share.percent is not None and share.clustered is not None:
+            found |= {name: share.percent, f"{name}_low": share.clustered.low, f"{name}_high": share.clustered.high}
+    return found
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """`numbers` for people: "37.0 [34.1, 39.9]", and a dash where a task has no such measure."""
+    people = _identity(frame) | {"Seed": frame["seed"]}
+    for name, heading in MEASURES.items():
+        people[heading] = [tables.cell(*row) for row in
+                           frame[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)]
+    return pd.DataFrame(people | {"Asked": frame["asked"], "Cut": frame["cut"]})
+
+
+def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
+    """As the paper's Tables 3 and 4: a row a method, a column a task and tier.
+
+    With one seed exact match and its interval over questions, with several their mean and standard deviation.
+    """
+    people = pd.DataFrame(_identity(frame))
+    method = (people["Method"] + " " + people["Setting"]).str.strip()
+    column = (people["Task"] + " " + people["Tier"]).str.strip()
+    cells = [(who, where, _summary(frame.loc[rows])) for (who, where), rows in
+             people.groupby([method, column], sort=False).groups.items()]
+    table = pd.DataFrame(cells, columns=["Method", "of", "cell"])
+    wide = table.pivot(index="Method", columns="of", values="cell")
+    return wide.reindex(index=table["Method"].unique(), columns=table["of"].unique()).fillna("–").reset_index(
+        names="Method").rename_axis(columns=None)
+
+
+def seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """As Table 11: mean, sample standard deviation and Student's 95% interval over seeds, a row a method and task.
+
+    It tells how much trainings differ; that other questions would have come out otherwise is not in it.
+    """
+    rows = []
+    for place in frame.groupby(KEYS, sort=False, dropna=False).groups.values():
+        runs = frame.loc[place]
+        found = over_seeds(runs["exact_match"].tolist())
+        ends = (found.interval.low, found.interval.high) if found.interval else (np.nan, np.nan)
+        rows.append({key: column.iloc[0] for key, column in _identity(runs).items()} | {
+            "Seeds": found.seeds, "Mean %": found.mean, "SD": found.deviation, "low": ends[0], "high": ends[1]})
+    return pd.DataFrame(rows, columns=["Task", "Tier", "Method", "Setting", "Seeds", "Mean %", "SD", "low", "high"])
+
+
+def _summary(runs: pd.DataFrame) -> str:
+    found = over_seeds(runs["exact_match"].tolist())
+    if found.deviation is None:
+        return tables.cell(*runs[["exact_match", "exact_match_low", "exact_match_high"]].iloc[0])
+    return f"{found.mean:.1f} ± {found.deviation:.1f}"
+
+
+def _identity(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    """Who a row is about, in words: no number where there is none."""
+    tier = frame["tier"].map(lambda value: "" if pd.isna(value) else str(value))
+    setting = frame["setting"].map(lambda value: "" if pd.isna(value) else f"{value:g}")
+    return {"Task": frame["task"], "Tier": tier.astype(str), "Method": frame["method"], "Setting": setting.astype(str)}
+
+
+def examples(study: BenignStudy, runs: Sequence[BenignRun], questions: int = 2, sample: int = 0) -> pd.DataFrame:
+    """The same questions answered by several runs of one task, with what is right and how each answer was taken."""
+    rows = []
+    for run in runs:
+        answers = study.answers(run) or []
+        items = {item.question.id: item for item in study.data(run).test[:questions]}
+        rows += [{"question": items[mark.question].question.prompt, "right": " | ".join(items[mark.question].golds),
+                  "run": str(run), "answer": answer.text, "strict": mark.strict, "lenient": mark.lenient}
+                 for answer, mark in zip(answers, study.marks(run, answers), strict=True)
+                 if mark.question in items and mark.sample == sample]
+    columns = ["question", "right", "run", "answer", "strict", "lenient"]
+    return pd.DataFrame(rows, columns=columns).sort_values("question", kind="stable")
+
+
+def sizes(study: BenignStudy) -> pd.DataFrame:
+    """Rows to train on and questions to ask, a row a task and tier, and what was odd about a task's files."""
+    rows = []
+    for name, run in _first_runs(study).items():
+        data = study.data(run)
+        notes = "; ".join(f"{count} {what}" for what, count in data.notes.items())
+        rows.append({"task": name, "train": len(data.train), "questions": len(data.test),
+                     "samples": study.spec.samples, "notes": notes})
+    return pd.DataFrame(rows, columns=["task", "train", "questions", "samples", "notes"])
+
+
+def opswap_answers(study: BenignStudy) -> pd.DataFrame:
+    """What kinds of answers each tier's test has, in percent; the commonest one is what guessing alone could reach."""
+    rows = []
+    for name, run in _first_runs(study).items():
+        if run.tier is None:
+            continue
+        answers = pd.Series([item.golds[0] for item in study.data(run).test])
+        common = answers.value_counts(normalize=True)
+        rows.append({"task": name, "whole %": 100 * (~answers.str.contains("/")).mean(),
+                     "fractions %": 100 * answers.str.contains("/").mean(),
+                     "negative %": 100 * answers.str.startswith("-").mean(), "different answers": answers.nunique(),
+                     "commonest": common.index[0], "its share %": 100 * common.iloc[0]})
+    return pd.DataFrame(rows, columns=["task", "whole %", "fractions %", "negative %", "different answers", "commonest",
+                                       "its share %"])
+
+
+def _first_runs(study: BenignStudy) -> dict[str, BenignRun]:
+    """One run of each task and tier: all of them share its data."""
+    firsts: dict[str, BenignRun] = {}
+    for run in study.runs():
+        firsts.setdefault(run.dataset, run)
+    return firsts
+
+
+def learnt(frame: pd.DataFrame) -> pd.DataFrame:
+    """How many points more than untrained each trained run has, and whether the 95% intervals lie apart.
+
+    Only runs that have an untrained one of the same task, tier and seed beside them.
+    """
+    key = ["task", "tier", "seed"]
+    untrained = frame.loc[frame["method"] == "untrained", [*key, "exact_match", "exact_match_high"]]
+    both = frame[frame["method"] != "untrained"].merge(untrained, on=key, suffixes=("", "_before"))
+    shown = ["yes" if low > high else "not shown" for low, high in
+             zip(both["exact_match_low"], both["exact_match_high_before"], strict=True)]
+    return pd.DataFrame(_identity(both) | {
+        "Seed": both["seed"], "Points over untrained": both["exact_match"] - both["exact_match_before"],
+        "Learnt": pd.Series(shown, index=both.index, dtype=str)})
+
+
+def matches_by_method(frame: pd.DataFrame) -> Figure:
+    """Strict exact match of each run with its 95% interval over questions, a panel a task and tier; a mark a seed."""
+    people = pd.DataFrame(_identity(frame))
+    names = (people["Task"] + " " + people["Tier"]).str.strip()
+    methods = (people["Method"] + " " + people["Setting"]).str.strip()
+    order = list(dict.fromkeys(methods))
+    panels = list(dict.fromkeys(names))
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.6 + 2.6 * len(panels), 1.2 + 0.45 * len(order)), sharex=True,
+                                sharey=True, squeeze=False, layout="constrained")
+    for axis, panel in zip(axes[0], panels, strict=True):
+        runs, who = frame[names == panel], methods[names == panel]
+        share = runs["exact_match"].to_numpy(dtype=float)
+        ends = runs[["exact_match_low", "exact_match_high"]].to_numpy(dtype=float)
+        nth, several = runs.groupby(who).cumcount(), runs["seed"].nunique()
+        heights = [order.index(name) + 0.12 * (place - (several - 1) / 2) for name, place in zip(who, nth, strict=True)]
+        axis.errorbar(share, heights, xerr=np.clip(np.abs(ends.T - share), 0, None), fmt="o", capsize=3,
+                      color=figures.PALETTE[0])
+        axis.set_title(panel)
+        axis.set_yticks(range(len(order)), order)
+        axis.set_ylim(len(order) - 0.5, -0.5)
+        axis.set_xlim(-4, 104)
+        axis.grid(axis="x", alpha=0.3)
+        sns.despine(ax=axis)
+    figure.supxlabel("exact match, % of answers asked for (bars: 95% intervals)", fontsize="medium")
+    return figure
+
+
+def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """`benign.{csv,md,tex}`, a row a run, and `benign_by_tier` and `benign_seeds` in the same three forms."""
+    return [path for name, numeric, people in (
+        ("benign", frame, readable(frame)), ("benign_by_tier", by_tier(frame), by_tier(frame)),
+        ("benign_seeds", seeds(frame), seeds(frame).round(2))) for path in tables.write(numeric, people, folder, name)]
