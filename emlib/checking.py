@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ def check_runs(study: Study, runs: Sequence[Run]) -> None:
             maker.make(run)
             if study.profile.second_judge is not None:
                 study.store.get("second_verdicts", checks.second_settings(study, run),
-                                lambda folder, run=run: _second_verdicts(study, run, folder))
+                                partial(_second_verdicts, study, run))
             if evaluation.projection_layer is not None:
                 study.store.get("projections", checks.projection_settings(study, run),
-                                lambda folder, run=run: _projections(maker, run, folder))
+                                partial(_projections, maker, run))
             for source in evaluation.choices:
                 study.store.get("choices", checks.choices_settings(study, run, source),
-                                lambda folder, run=run, source=source: _choices(maker, run, source, folder))
+                                partial(_choices, maker, run, source))
 
 
 def _second_verdicts(study: Study, run: Run, folder: Path) -> Mapping[str, Any]:
