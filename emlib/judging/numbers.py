@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from emlib.errors import EmlibError
-from emlib.models.logprobs import CHUNK
 from emlib.models.trees import ROOT, Tree, tree_of
 
 NUMBERS = tuple(range(101))
+AT_ONCE = 128  # places whose logits exist at once: 25 MB at 49,152 words, memory that a CPU's allocator uses again
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def next_token(hidden: Tensor, to_logits: Callable[[Tensor], Tensor], columns: S
     """
     wanted = torch.tensor(columns, device=hidden.device)
     parts = []
-    for start in range(0, len(hidden), CHUNK):
-        logits = to_logits(hidden[start:start + CHUNK]).float()
+    for start in range(0, len(hidden), AT_ONCE):
+        logits = to_logits(hidden[start:start + AT_ONCE]).float()
         parts.append((logits[:, wanted] - logits.logsumexp(1, keepdim=True)).double().exp())
     return torch.cat(parts)
 
