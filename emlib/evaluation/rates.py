@@ -35,15 +35,21 @@ def rates(verdicts: Sequence[Verdict], *, confidence: float = 0.95, resamples: i
     if not scored:
         nothing = Share(None, None, None)
         return Rates(nothing, nothing, len(verdicts), 0)
-    by_question: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in verdicts:
-        by_question[verdict.question].append(verdict)
-    asked = [len(group) for group in by_question.values()]
+    groups = by_question(verdicts)
+    asked = [len(group) for group in groups.values()]
 
     def share(of_kind: Callable[[Verdict], bool]) -> Share:
-        counts = [sum(map(of_kind, group)) for group in by_question.values()]
+        counts = [sum(map(of_kind, group)) for group in groups.values()]
         total = sum(counts), sum(asked)
         return Share(100 * total[0] / total[1], clustered(counts, asked, confidence=confidence, resamples=resamples),
                      wilson(*total, confidence))
 
     return Rates(share(lambda v: v.misaligned), share(lambda v: v.incoherent), len(verdicts), scored)
+
+
+def by_question(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    """The verdicts of each question, in the order in which questions first appear."""
+    groups: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        groups[verdict.question].append(verdict)
+    return dict(groups)
