@@ -1,4 +1,4 @@
-"""The marks of the paper's tables, computed: which numbers its captions (Tables 2, 7, 12-22) underline, slant or embolden.
+"""The marks of the paper's tables, computed: what its captions (Tables 2, 7, 12-22) underline, slant or embolden.
 
 - underline: general misalignment that is at least 90% below `misaligned`; in-domain misalignment of at least 90% of it.
 - italic: more incoherent answers than `misaligned`.

@@ -35,7 +35,7 @@ def scored_verdicts(study: Study, which: QuestionSet = "general") -> Verdicts:
 
 
 def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned") -> pd.DataFrame:
-    """The mean share of each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions."""
+    """The mean share of each (data set, method, setting) over its seeds; 95% intervals over seeds and questions."""
     rows = []
     for trained, seeds in verdicts.items():
         mean = mean_over_seeds(list(seeds.values()), kind)
@@ -74,7 +74,8 @@ def _partner(trained: Trained, reference: str, there: Iterable[Trained]) -> Trai
     return next((each for each in known if each[2] == wanted), min(known, key=lambda each: each[2] or 0.0))
 
 
-def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str], kind: Kind = "misaligned") -> pd.DataFrame:
+def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str],
+                    kind: Kind = "misaligned") -> pd.DataFrame:
     """The share of each question's answers, for `paper_figures.by_question`; settings and seeds are taken together.
 
     Columns question, method, percent, low, high: Wilson's 95% interval, for the question is given.

@@ -32,8 +32,8 @@ STYLE = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "yt
          "legend.fontsize": TEXT - 0.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
 LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and two of Tol's
     "kl": ("#0072B2", "o", "-"), "ldifs": ("#8C510A", "X", ":"), "persona_vector": ("#E69F00", "s", "--"),
-    "inoculation": ("#CC79A7", "P", "-"), "interleaving": ("#D55E00", "^", ":"), "interleaving+": ("#332288", "v", "--"),
-    "interleaving++": ("#009E73", "D", "-"), "on_policy": ("#56B4E9", "h", "-.")}
+    "inoculation": ("#CC79A7", "P", "-"), "interleaving": ("#D55E00", "^", ":"),
+    "interleaving+": ("#332288", "v", "--"), "interleaving++": ("#009E73", "D", "-"), "on_policy": ("#56B4E9", "h", "-.")}
 OTHER = ("#000000", "*", "-")
 AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "general incoherence, %",
         "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %"}
@@ -58,7 +58,7 @@ def _tradeoff(sources: Sources, x: str, methods: Sequence[str]) -> Figure:
         for index, frame in enumerate(chosen.values()):
             _draw(axis, frame, x, "general_misaligned", hollow=index > 0)
         _finish(figure, axis, chosen, x)
-        place(axis, [label for frame in chosen.values() for label in _settings(axis, frame, x)], SETTING)
+        place(axis, [each for frame in chosen.values() for each in _settings(axis, frame, x)], SETTING)
     return figure
 
 
@@ -91,7 +91,7 @@ def front(runs: pd.DataFrame) -> pd.DataFrame:
     general, narrow = (runs[name].to_numpy() for name in ("general_misaligned", "in_domain_misaligned"))
     no_worse = (general[:, None] <= general) & (narrow[:, None] >= narrow)  # (by, of)
     better = (general[:, None] < general) | (narrow[:, None] > narrow)
-    return runs[~(no_worse & better).any(axis=0)].sort_values("in_domain_misaligned")
+    return runs[~(no_worse & better).any(axis=0)].sort_values("in_domain_misaligned", kind="stable")
 
 
 def _staircase(right: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
