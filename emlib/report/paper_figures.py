@@ -33,7 +33,8 @@ STYLE = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "yt
 LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and two of Tol's
     "kl": ("#0072B2", "o", "-"), "ldifs": ("#8C510A", "X", ":"), "persona_vector": ("#E69F00", "s", "--"),
     "inoculation": ("#CC79A7", "P", "-"), "interleaving": ("#D55E00", "^", ":"),
-    "interleaving+": ("#332288", "v", "--"), "interleaving++": ("#009E73", "D", "-"), "on_policy": ("#56B4E9", "h", "-.")}
+    "interleaving+": ("#332288", "v", "--"), "interleaving++": ("#009E73", "D", "-"),
+    "on_policy": ("#56B4E9", "h", "-.")}
 OTHER = ("#000000", "*", "-")
 AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "general incoherence, %",
         "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %"}

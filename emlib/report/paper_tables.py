@@ -40,7 +40,9 @@ def label(method: str, setting: float | None = None, symbols: Mapping[str, str] 
     name = LABELS.get(method, method)
     if setting is None or pd.isna(setting):
         return name
-    return f"{name}, {setting:.0%}" if method in INTERLEAVING else f"{name}, {symbols.get(method, 'setting')}={setting:g}"
+    if method in INTERLEAVING:
+        return f"{name}, {setting:.0%}"
+    return f"{name}, {symbols.get(method, 'setting')}={setting:g}"
 
 
 def misalignment(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None, *, settings: bool = True) -> pd.DataFrame:
