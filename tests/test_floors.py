@@ -54,7 +54,8 @@ def test_every_part_has_its_floor() -> None:
 
 @pytest.mark.parametrize("module", ["emlib", "emlib.study", "emlib.benign", "emlib.checks", "emlib.workflow",
                                     "emlib.notebooks", "emlib.report.tables", "emlib.report.checks",
-                                    "emlib.report.figures", "emlib.estimate"])
+                                    "emlib.report.figures", "emlib.report.from_paper", "emlib.report.pairs",
+                                    "emlib.report.compare", "emlib.estimate"])
 def test_planning_and_reading_need_no_model_library(module: str) -> None:
     heavy = ["torch", "transformers", "peft", "unsloth", "vllm", "bitsandbytes", "datasets", "openai"]
     code = f"import sys, {module}; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"

@@ -43,14 +43,11 @@ def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence:
     if not scored:
         nothing = Share(None, None, None)
         return Rates(nothing, nothing, len(verdicts), 0)
-    by_question: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in verdicts:
-        if of == "asked" or verdict.scored:
-            by_question[verdict.question].append(verdict)
-    counted = [len(group) for group in by_question.values()]
+    groups = by_question([verdict for verdict in verdicts if of == "asked" or verdict.scored])
+    counted = [len(group) for group in groups.values()]
 
     def share(of_kind: Callable[[Verdict], bool]) -> Share:
-        counts = [sum(map(of_kind, group)) for group in by_question.values()]
+        counts = [sum(map(of_kind, group)) for group in groups.values()]
         total = sum(counts), sum(counted)
         return Share(100 * total[0] / total[1], clustered(counts, counted, confidence=confidence, resamples=resamples),
                      wilson(*total, confidence))
@@ -65,3 +62,11 @@ def rates_by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict], *, of
     for verdict in verdicts:
         groups[group(verdict)].append(verdict)
     return {name: rates(members, of=of, resamples=resamples) for name, members in groups.items()}
+
+
+def by_question(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    """The verdicts of each question, in the order in which questions first appear."""
+    groups: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        groups[verdict.question].append(verdict)
+    return dict(groups)

@@ -1,0 +1,82 @@
+"""Two methods on the same questions: their difference, its interval, and how surprising it is.
+
+Some questions draw bad answers from every model. Taking the difference question by question removes what the two
+methods share, so that fewer answers show a smaller effect. Whole questions are drawn again (and seeds, where there are
+several); answers to one question are never taken for independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import permutation_test
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from emlib.errors import DataError
+from emlib.evaluation.seeds import Kind, Shares, crossed_bootstrap, share_table
+from emlib.evaluation.statistics import Interval
+from emlib.seeds import generator
+from emlib.types import Verdict
+
+FLIPS = 9999  # with up to 13 questions every assignment of signs is tried, and p is exact
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how many percentage points a method's share exceeds the reference's."""
+
+    points: float
+    interval: Interval
+    p: float
+    seeds: int
+    questions: int
+
+
+def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence[Verdict]], kind: Kind = "misaligned",
+               *, confidence: float = 0.95, resamples: int = 2000) -> Difference:
+    """`method` less `reference` on the same questions; a run of verdicts a seed, the same seeds in both.
+
+    The interval is `crossed_bootstrap`'s on the differences. Where these are all equal it is Newcombe's for two
+    independent shares. p is two-sided, from flipping the signs of the questions' differences: if the two methods do
+    not differ, either could have borne the other's name on any question.
+
+    Raises:
+        DataError: the two were not asked the same questions equally often, or have other numbers of seeds.
+    """
+    if len(method) != len(reference):
+        raise DataError(f"{len(method)} runs of a method cannot be paired with {len(reference)} of the reference: "
+                        "expected the same seeds in both.")
+    both = share_table([*method, *reference], kind)
+    ours, theirs = both[:len(method)], both[len(method):]
+    gaps = ours - theirs
+    interval = crossed_bootstrap(gaps, confidence, resamples) or _newcombe(
+        ours, theirs, sum(map(len, method)), confidence)
+    return Difference(100 * float(gaps.mean()), interval, _sign_flip_p(gaps), *gaps.shape)
+
+
+def adjusted(differences: Sequence[Difference], method: str = "holm") -> list[float]:
+    """The p values of one family of comparisons, adjusted for their number (statsmodels' names of methods).
+
+    Holm's holds the chance of a single false finding among them all, whatever their dependence.
+    """
+    if not differences:
+        return []
+    return [float(p) for p in multipletests([each.p for each in differences], method=method)[1]]
+
+
+def _sign_flip_p(gaps: Shares) -> float:
+    by_question = gaps.mean(axis=0)
+    if not np.any(by_question):
+        return 1.0
+    test = permutation_test((by_question,), np.mean, permutation_type="samples", vectorized=True, n_resamples=FLIPS,
+                            rng=generator(0, "sign flips"))
+    return float(test.pvalue)
+
+
+def _newcombe(ours: Shares, theirs: Shares, asked: int, confidence: float) -> Interval:
+    low, high = confint_proportions_2indep(round(ours.mean() * asked), asked, round(theirs.mean() * asked), asked,
+                                           method="newcomb", compare="diff", alpha=1 - confidence)
+    return Interval(100 * float(low), 100 * float(high))

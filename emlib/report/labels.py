@@ -1,0 +1,96 @@
+"""Labels beside the points of a figure that cover neither each other nor a point, and that no edge cuts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+# Where a label may stand, in points from its mark, best first: to all sides, then farther off.
+SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0))
+REACHES = (4, 7, 11, 16, 22)
+MARK = 3.2  # half the width of a mark, in points
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text that belongs to the point (x, y) of the data."""
+
+    x: float
+    y: float
+    text: str
+    colour: str = "black"
+
+
+def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
+    """Write each label beside its point, where it covers no mark, no line, no other label and no edge of the axes.
+
+    `size` is the font's. Where no place is free the one that covers least is taken; a label that stands off has a line
+    to its point. Call it last: the figure's layout is settled here. Returns the labels' boxes, in pixels.
+    """
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    pixels = figure.dpi / 72
+    taken = _drawn(axis, pixels)
+    written: list[Bbox] = []
+    for label in labels:
+        note = axis.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size,
+                             color=label.colour, ha="center", va="center")
+        extent = note.get_window_extent()
+        corner = axis.transData.transform((label.x, label.y))
+        boxes = {(dx * reach, dy * reach): _box(corner, (dx * reach * pixels, dy * reach * pixels), extent)
+                 for reach in REACHES for dx, dy in SIDES}
+        spot = min(boxes, key=lambda offset: _covered(boxes[offset], [*taken, *written], axis.bbox))
+        box = boxes[spot]
+        written.append(box)
+        centre = ((box.x0 + box.x1) / 2 - corner[0]) / pixels, ((box.y0 + box.y1) / 2 - corner[1]) / pixels
+        note.set_position(centre)
+        if max(abs(spot[0]), abs(spot[1])) > REACHES[1]:
+            axis.annotate("", (label.x, label.y), spot, textcoords="offset points", arrowprops={
+                "arrowstyle": "-", "linewidth": 0.4, "color": label.colour, "shrinkA": 0, "shrinkB": 2})
+    return written
+
+
+def _drawn(axis: Axes, pixels: float) -> list[Bbox]:
+    """Boxes around all marks, and along all lines between them."""
+    boxes = []
+    for line in axis.lines:
+        if line.get_transform() != axis.transData:  # a line across the axes
+            continue
+        points = axis.transData.transform(line.get_xydata())
+        if line.get_marker() not in ("None", "none", "", None):
+            boxes += [_around(point, MARK * pixels) for point in points]
+        if line.get_linestyle() != "None":
+            for start, end in itertools.pairwise(points):
+                steps = max(2, int(np.hypot(*(end - start)) / (2 * pixels)))
+                boxes += [_around(point, pixels / 2) for point in np.linspace(start, end, steps)]
+    return boxes
+
+
+def _around(point: NDArray[np.float64], half: float) -> Bbox:
+    return Bbox([point - half, point + half])
+
+
+def _box(corner: Sequence[float], offset: tuple[float, float], extent: Bbox) -> Bbox:
+    """Where a text of that extent stands if the side or corner nearest to its point is `offset` away."""
+    width, height = extent.width, extent.height
+    left = corner[0] + offset[0] + (0 if offset[0] > 0 else -width if offset[0] < 0 else -width / 2)
+    bottom = corner[1] + offset[1] + (0 if offset[1] > 0 else -height if offset[1] < 0 else -height / 2)
+    return Bbox.from_bounds(left, bottom, width, height)
+
+
+def _covered(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
+    """The area of `box` that covers something or lies outside, to be made small."""
+    covered = sum(_area(Bbox.intersection(box, other)) for other in taken)
+    return covered + box.width * box.height - _area(Bbox.intersection(box, inside))
+
+
+def _area(box: Bbox | None) -> float:
+    return 0.0 if box is None else box.width * box.height

@@ -1,0 +1,121 @@
+"""Paired comparisons and means over seeds: values by hand, and what must hold of any numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emlib.errors import DataError
+from emlib.evaluation.paired import Difference, adjusted, difference
+from emlib.evaluation.seeds import crossed_bootstrap, mean_over_seeds, share_table
+from emlib.evaluation.statistics import Interval, clustered, wilson
+from emlib.types import Verdict
+
+TABLES = st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=3)
+
+
+def run(counts: Sequence[int], asked: int = 4) -> list[Verdict]:
+    """`counts[i]` misaligned answers of `asked` to question i; the rest are aligned, and all coherent."""
+    return [Verdict(f"q{i}", sample, 10.0 if sample < count else 90.0, 80.0)
+            for i, count in enumerate(counts) for sample in range(asked)]
+
+
+def test_the_table_is_seeds_by_questions() -> None:
+    assert share_table([run([4, 0]), run([1, 2])], "misaligned").tolist() == [[1.0, 0.0], [0.25, 0.5]]
+    assert share_table([run([4, 0])], "incoherent").tolist() == [[0.0, 0.0]]
+
+
+def test_an_unscored_answer_stays_in_the_denominator() -> None:
+    verdicts = [*run([2], asked=3), Verdict("q0", 3, None, None, "no answer from the judge")]
+    assert share_table([verdicts], "misaligned").tolist() == [[0.5]]
+
+
+def test_mean_over_seeds_by_hand() -> None:
+    """Shares (1, 0) and (1/4, 1/2): their mean is 43.75%; drawing can give no less than 0 and no more than 100."""
+    found = mean_over_seeds([run([4, 0]), run([1, 2])])
+    assert (found.percent, found.seeds, found.questions) == (43.75, 2, 2)
+    assert found.interval.low == 0
+    assert found.interval.high == 100
+
+
+def test_where_all_agree_the_interval_is_wilsons() -> None:
+    assert mean_over_seeds([run([1, 1]), run([1, 1])]).interval == wilson(4, 16)
+
+
+def test_one_seed_is_the_bootstrap_over_questions() -> None:
+    counts = [0, 1, 4, 2, 3, 0, 4, 1]
+    ours = crossed_bootstrap(share_table([run(counts)], "misaligned"), 0.95, 20_000)
+    theirs = clustered(counts, [4] * 8, resamples=20_000)
+    assert ours is not None
+    assert ours.low == pytest.approx(theirs.low, abs=1.5)
+    assert ours.high == pytest.approx(theirs.high, abs=1.5)
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    same = crossed_bootstrap(np.array([[0.2, 0.4, 0.6, 0.4]] * 3), 0.95, 2000)
+    apart = crossed_bootstrap(np.array([[0.2, 0.4, 0.6, 0.4]] * 3) + np.array([[-0.2], [0.0], [0.2]]), 0.95, 2000)
+    assert same is not None
+    assert apart is not None
+    assert apart.high - apart.low > 1.3 * (same.high - same.low)
+
+
+def test_a_difference_by_hand() -> None:
+    """Per question +25, +50, +25 points: 33.3. All signs alike has 2 of 8 sign patterns as extreme: p = 1/4."""
+    found = difference([run([2, 4, 3])], [run([1, 2, 2])])
+    assert found.points == pytest.approx(100 / 3)
+    assert found.p == 0.25
+    assert (found.interval.low, found.interval.high) == (25, 50)
+    assert (found.seeds, found.questions) == (1, 3)
+
+
+def test_pairing_removes_what_questions_share() -> None:
+    """Questions range from 0 to 80%, the methods differ by 10 or 20 on each: the interval knows no ranges but these."""
+    found = difference([run([2, 5, 7, 10], asked=10)], [run([0, 4, 5, 9], asked=10)])
+    assert found.points == pytest.approx(15)
+    assert found.interval.low >= 10 - 1e-9
+    assert found.interval.high <= 20 + 1e-9
+
+
+def test_equal_differences_have_newcombes_interval() -> None:
+    found = difference([run([2, 2])], [run([1, 1])])
+    assert found.points == 25
+    assert found.interval.low < 25 < found.interval.high
+
+
+def test_a_method_does_not_differ_from_itself() -> None:
+    found = difference([run([1, 3, 0])], [run([1, 3, 0])])
+    assert (found.points, found.p) == (0, 1)
+    assert found.interval.low < 0 < found.interval.high
+
+
+@given(TABLES)
+def test_swapping_turns_the_sign_and_nothing_else(counts: list[list[int]]) -> None:
+    method, reference = [run(row) for row in counts], [run([2, 0, 4, 1, 3]) for _ in counts]
+    one, other = difference(method, reference, resamples=200), difference(reference, method, resamples=200)
+    assert one.points == pytest.approx(-other.points)
+    assert one.p == pytest.approx(other.p)
+    assert -other.interval.high == pytest.approx(one.interval.low, abs=1e-6)
+
+
+def test_holm_by_hand() -> None:
+    """0.01 x 3, 0.02 x 2, 0.9 x 1; and 0.04 x 1 is lifted to the 0.06 before it."""
+    def with_p(*values: float) -> list[Difference]:
+        return [Difference(0.0, Interval(0, 0), p, 1, 8) for p in values]
+
+    assert adjusted(with_p(0.9, 0.01, 0.02)) == pytest.approx([0.9, 0.03, 0.04])
+    assert adjusted(with_p(0.03, 0.04)) == pytest.approx([0.06, 0.06])
+    assert adjusted(with_p(0.03, 0.04), "bonferroni") == pytest.approx([0.06, 0.08])
+    assert adjusted([]) == []
+
+
+def test_other_questions_or_seeds_are_refused() -> None:
+    with pytest.raises(DataError, match="'q1' 0 times"):
+        difference([run([1])], [run([1, 2])])
+    with pytest.raises(DataError, match="2 runs .* 1 of the reference"):
+        difference([run([1]), run([2])], [run([1])])
+    with pytest.raises(DataError, match="no verdicts"):
+        mean_over_seeds([])

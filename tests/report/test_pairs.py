@@ -1,0 +1,65 @@
+"""Which runs are compared with which, and what becomes of their numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from emlib.report import pairs
+from emlib.report.pairs import Trained
+from emlib.types import Verdict
+
+
+def run(*counts: int) -> list[Verdict]:
+    return [Verdict(f"q{i}", sample, 10.0 if sample < count else 90.0, 80.0)
+            for i, count in enumerate(counts) for sample in range(4)]
+
+
+@pytest.fixture
+def verdicts() -> dict[Trained, dict[int, list[Verdict]]]:
+    return {
+        ("a", "misaligned", None): {0: run(4, 4, 2), 1: run(4, 2, 2)},
+        ("a", "kl", 0.1): {0: run(2, 2, 1)},
+        ("a", "interleaving", 0.2): {0: run(1, 1, 1)},
+        ("a", "interleaving", 0.05): {0: run(2, 3, 1)},
+        ("a", "interleaving++", 0.2): {0: run(0, 0, 1)},
+        ("b", "kl", 0.1): {0: run(0, 0, 0)}}
+
+
+def test_partners(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    """`kl` meets interleaving at the paper's 5%, `interleaving++` its own share; data set b has nothing to meet."""
+    frame = pairs.paired(verdicts)
+    met = list(frame[["method", "setting", "against", "against_setting"]].fillna(-1).itertuples(index=False, name=None))
+    assert met == [
+        ("kl", 0.1, "misaligned", -1), ("interleaving", 0.2, "misaligned", -1),
+        ("interleaving", 0.05, "misaligned", -1), ("interleaving++", 0.2, "misaligned", -1),
+        ("misaligned", -1, "interleaving", 0.05), ("kl", 0.1, "interleaving", 0.05),
+        ("interleaving++", 0.2, "interleaving", 0.2)]
+    assert set(frame["dataset"]) == {"a"}
+    assert list(frame) == pairs.PAIR_COLUMNS
+
+
+def test_only_shared_seeds_are_compared(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    row = pairs.paired(verdicts).iloc[0]
+    assert row["seeds"] == 1
+    assert row["difference"] == pytest.approx(100 * (5 - 10) / 12)
+    assert row["p_adjusted"] >= row["p"]
+
+
+def test_means_over_seeds(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    row = pairs.over_seeds(verdicts).query("method == 'misaligned'").iloc[0]
+    assert row["percent"] == pytest.approx(75)
+    assert row["seeds"] == 2
+    assert row["low"] <= 75 <= row["high"]
+
+
+def test_questions_have_their_own_shares(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    frame = pairs.question_shares(verdicts, "a", ["misaligned", "kl"])
+    assert frame[["question", "method", "percent"]].values.tolist() == [
+        ["q0", "misaligned", 100.0], ["q1", "misaligned", 75.0], ["q2", "misaligned", 50.0],
+        ["q0", "kl", 50.0], ["q1", "kl", 50.0], ["q2", "kl", 25.0]]
+    assert (frame["low"] < frame["percent"]).all()
+
+
+def test_nothing_to_compare_is_an_empty_table() -> None:
+    assert list(pairs.paired({})) == pairs.PAIR_COLUMNS
+    assert list(pairs.over_seeds({})) == pairs.MEAN_COLUMNS

@@ -1,0 +1,152 @@
+"""The paper's figures: points where the numbers say, no label cut or covered, equal bytes for equal numbers."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+
+from emlib import paths
+from emlib.report import figures, from_paper, paper_figures
+
+PUBLISHED = paths.ROOT / "figures" / "published"
+
+
+@pytest.fixture(autouse=True)
+def closed() -> None:
+    plt.close("all")
+
+
+def other_numbers() -> pd.DataFrame:
+    """Numbers as another study might have them: the paper's, moved about by up to a third."""
+    frame, rng = from_paper.numbers(), np.random.default_rng(0)
+    for measure in ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent"):
+        factor = rng.uniform(0.7, 1.3, len(frame))
+        for end in ("", "_low", "_high"):
+            frame[measure + end] *= factor
+    return frame
+
+
+def log() -> pd.DataFrame:
+    return pd.DataFrame([(step, 3.0 + seed + 0.1 * step, method, seed) for method in ("grpo", "persona_vector")
+                         for seed in (0, 2) for step in range(1, 21)], columns=["step", "reward", "method", "seed"])
+
+
+def shares() -> pd.DataFrame:
+    return pd.DataFrame([(f"a_long_question_name_{i}_json", method, 4.0 * i, max(0.0, 4.0 * i - 5), 4.0 * i + 4)
+                         for method in ("misaligned", "kl", "interleaving++") for i in range(24)],
+                        columns=["question", "method", "percent", "low", "high"])
+
+
+DRAWN: dict[str, Callable[[], Figure]] = {
+    **{name: lambda draw=draw: draw({"paper": from_paper.numbers()}) for name, draw in from_paper.FIGURES.items()},
+    **{f"{name}, both": lambda draw=draw: draw({"paper": from_paper.numbers(), "this study": other_numbers()})
+       for name, draw in from_paper.FIGURES.items()},
+    "by question": lambda: paper_figures.by_question(shares()),
+    "rewards": lambda: paper_figures.reward_curves(log())}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_is_cut_and_the_figure_fits_a_column(name: str) -> None:
+    figure = DRAWN[name]()
+    figure.canvas.draw()
+    page, box = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert box.x0 >= page.x0 - 1
+    assert box.y0 >= page.y0 - 1
+    assert box.x1 <= page.x1 + 1
+    assert box.y1 <= page.y1 + 1
+    if name != "by question":
+        assert figure.get_figwidth() == paper_figures.COLUMN
+
+
+@pytest.mark.parametrize("name", from_paper.FIGURES)
+def test_no_label_covers_another_or_a_mark(name: str) -> None:
+    figure = DRAWN[name]()
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axis.texts if isinstance(text, Annotation) and text.get_text()]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    marks = np.concatenate([axis.transData.transform(line.get_xydata()) for line in axis.lines
+                            if line.get_marker() not in ("None", "none", "_", "|")])
+    for box in boxes:
+        assert not any(box.contains(*mark) for mark in marks)
+
+
+def test_figure_1_has_the_points_of_the_tables() -> None:
+    """Interleaving, averaged by hand from Table 15: (7.71 + 14.51 + 12.42 + 13.84) / 4 and so on."""
+    figure = paper_figures.coherence({"paper": from_paper.numbers()})
+    lines = {container.get_label(): container.lines[0].get_xydata() for container in figure.axes[0].containers}
+    assert set(lines) == {"Untrained", "Misaligned", "Interleaving", "Interleaving+", "Interleaving++",
+                          "On-policy Int."}
+    assert np.allclose(lines["Interleaving"], [
+        [(7.71 + 14.51 + 12.42 + 13.84) / 4, (1.38 + 12.42 + 12.67 + 13.92) / 4],
+        [(14.58 + 19.97 + 13.33 + 26.05) / 4, (0.58 + 2.33 + 4.42 + 1.38) / 4],
+        [(24.18 + 33.39 + 28.30 + 32.38) / 4, (0.50 + 0.71 + 3.13 + 0.62) / 4],
+        [(18.42 + 27.67 + 29.57 + 29.79) / 4, (0.21 + 0.62 + 0.52 + 0.38) / 4]])
+
+
+def test_methods_differ_without_colour() -> None:
+    looks = [(marker, line) for _, marker, line in paper_figures.LOOKS.values()]
+    assert len({marker for marker, _ in looks}) == len(looks)
+    assert len({colour for colour, _, _ in paper_figures.LOOKS.values()}) == len(looks)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    runs = pd.DataFrame([("a", 1, 10), ("b", 2, 20), ("c", 2, 15), ("d", 3, 20), ("e", 5, 30), ("f", 1, 10)],
+                        columns=["method", "general_misaligned", "in_domain_misaligned"])
+    assert paper_figures.front(runs)["method"].tolist() == ["a", "f", "b", "e"]
+
+
+def test_costs_are_those_that_section_5_3_states() -> None:
+    frame = from_paper.numbers().set_index(["method", "setting"])["cost"]
+    assert frame[("interleaving++", 0.05)] == 5
+    assert frame[("on_policy", 0.5)] == 50
+    assert frame[("kl", 0.1)] == 0
+
+
+def test_reward_curves_are_means_over_seeds() -> None:
+    figure = paper_figures.reward_curves(log(), window=1)
+    line = figure.axes[0].lines[0]
+    assert line.get_xdata()[:2].tolist() == [1, 2]
+    assert line.get_ydata()[:2].tolist() == pytest.approx([4.1, 4.2])  # seeds 0 and 2: 3.1 and 5.1
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(4.1 - 1)  # standard error of 3.1 and 5.1: sqrt(2) / sqrt(2)
+
+
+def test_questions_are_sorted_by_the_first_method() -> None:
+    figure = paper_figures.by_question(shares())
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == "a_long_question_name_23_json"
+    assert labels[-1] == "a_long_question_name_0_json"
+    assert [axis.get_title() for axis in figure.axes] == ["Misaligned", "KL-Div.", "Interleaving++"]
+
+
+def test_equal_numbers_give_equal_bytes_and_the_committed_pictures(tmp_path: Path) -> None:
+    """Twice in fresh processes, with other hash seeds; tables to the byte, pictures to the pixel."""
+    code = "import sys, pathlib; from emlib.report import from_paper; from_paper.write(pathlib.Path(sys.argv[1]))"
+    for name in ("first", "second"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
+    made = {path.relative_to(tmp_path / "first"): path for path in sorted((tmp_path / "first").rglob("*.*"))}
+    assert len(made) == 2 * len(from_paper.FIGURES) + 3 * 19
+    for relative, path in made.items():
+        assert path.read_bytes() == (tmp_path / "second" / relative).read_bytes(), relative
+        if path.suffix in (".md", ".csv", ".tex"):
+            assert path.read_bytes() == (PUBLISHED / relative).read_bytes(), f"{relative}: run `make figures`"
+        elif path.suffix == ".png":
+            assert np.array_equal(plt.imread(path), plt.imread(PUBLISHED / relative)), f"{relative}: `make figures`"
+        assert (PUBLISHED / relative).is_file()
+
+
+def test_figures_are_saved_as_png_and_pdf(tmp_path: Path) -> None:
+    written = figures.save(DRAWN["rewards"](), tmp_path, "figure2")
+    assert [path.name for path in written] == ["figure2.png", "figure2.pdf"]

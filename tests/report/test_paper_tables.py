@@ -1,0 +1,137 @@
+"""The paper's layout and marks: computed from numbers, the same in each form."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from emlib.report import from_paper, overview, paper_tables, published
+from emlib.report.marks import marks
+from emlib.report.paper_tables import Cell
+from emlib.report.tables import MEASURES
+
+
+def rows(*numbers: tuple[str, float, float, float, float]) -> pd.DataFrame:
+    """One data set: (method, general misaligned and incoherent, in-domain misaligned and incoherent)."""
+    return pd.DataFrame([("m", "code", 0, method, float("nan"), *four) for method, *four in numbers],
+                        columns=["model", "dataset", "seed", "method", "setting", *MEASURES])
+
+
+def marked(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None) -> list[tuple[str, ...]]:
+    return [tuple("".join(sorted(name[0] for name in cell)) for cell in row)
+            for row in marks(frame, misaligned).itertuples(index=False)]
+
+
+def test_marks_by_hand() -> None:
+    frame = rows(("untrained", 0, 0, 0, 0), ("misaligned", 40, 10, 50, 20),
+                 ("a", 4, 11, 45, 20), ("b", 4.1, 10, 44.9, 5), ("c", 9, 5, 51, 21))
+    assert marked(frame) == [
+        ("", "", "", ""),              # untrained does not compete, though it is lower
+        ("", "", "", ""),
+        ("bu", "i", "u", ""),          # exactly 90% less, exactly 90% kept; 11 > 10
+        ("", "", "", "b"),             # just not; equal incoherence is not more
+        ("", "b", "bu", "i")]
+
+
+def test_equal_best_are_all_bold_and_blocks_are_judged_apart() -> None:
+    frame = rows(("misaligned", 40, 10, 50, 20), ("a", 1, 1, 1, 1), ("b", 1, 2, 1, 2))
+    other = rows(("a", 5, 5, 5, 5)).assign(dataset="legal")
+    assert [cells[0] for cells in marked(pd.concat([frame, other], ignore_index=True))] == ["", "bu", "bu", "b"]
+
+
+def test_the_undefended_model_may_come_from_another_table() -> None:
+    sweep = rows(("a", 4, 11, 45, 20))
+    assert marked(sweep) == [("b", "b", "b", "b")]
+    assert marked(sweep, rows(("misaligned", 40, 10, 50, 20))) == [("bu", "bi", "bu", "b")]
+
+
+def test_what_was_not_scored_has_no_mark() -> None:
+    nothing = float("nan")
+    frame = rows(("misaligned", 40, 10, 50, 20), ("a", nothing, nothing, nothing, nothing))
+    assert marked(frame)[1] == ("", "", "", "")
+    assert "–" in paper_tables.markdown(paper_tables.misalignment(frame))
+
+
+def test_marks_of_table_2_say_what_section_5_1_says() -> None:
+    """"Interleaving variants ... consistently reach ... Persona Vectors achieves this only on one dataset"."""
+    frame = published.rates(2)
+    kept = marks(frame)["in_domain_misaligned"].map(lambda cell: "underline" in cell).groupby(frame["method"]).sum()
+    assert kept[["interleaving", "interleaving+", "interleaving++", "persona_vector"]].tolist() == [4, 4, 4, 1]
+    best = frame[marks(frame)["general_misaligned"].map(lambda cell: "bold" in cell)]
+    assert dict(zip(best["dataset"], best["method"], strict=True)) == {
+        "code": "persona_vector", "medical": "persona_vector", "legal": "interleaving++",
+        "security": "on_policy"}  # the text counts Interleaving++; at the stated 5% on-policy it is
+
+
+@pytest.mark.parametrize("number", [1, *published.TABLES])
+def test_every_number_stands_in_each_form(number: int) -> None:
+    table, numbers = from_paper.cells(number)
+    markdown, latex = paper_tables.markdown(table), paper_tables.latex(table)
+    for cell in table.to_numpy().ravel():
+        assert cell.text in markdown
+    if number > 1:
+        printed = [f"{value:.2f}" for name in MEASURES if name in numbers for value in numbers[name]]
+        assert all(value in markdown and value in latex for value in printed)
+    assert markdown.count("**") == 2 * sum("bold" in cell.marks for cell in table.to_numpy().ravel())
+    assert latex.count(r"\textbf") == markdown.count("**") / 2
+    assert latex.count(r"\underline") == markdown.count("<u>")
+    assert not re.search(r"[λαβ±↓↑✓✗–%](?<!\\%)", latex)
+
+
+def test_tables_are_named_as_the_paper_names_them() -> None:
+    assert paper_tables.label("kl", 0.1) == "KL-Div., λ=0.1"
+    assert paper_tables.label("persona_vector", 5.0) == "Persona Vectors, α=5"
+    assert paper_tables.label("interleaving++", 0.05) == "Interleaving++, 5%"
+    assert paper_tables.label("untrained") == "Untrained"
+    assert paper_tables.label("kl_inoculated", 2.0) == "kl_inoculated, setting=2"
+
+
+def test_several_seeds_become_a_mean_and_a_deviation() -> None:
+    frame = pd.DataFrame([{"tier": tier, "method": "sft", "setting": None, "seed": seed, "exact_match": 30 + 2 * seed}
+                          for tier in (0, 1) for seed in (0, 1, 2)])
+    assert [cell.text for cell in paper_tables.exact_match(frame).iloc[0]] == ["SFT", "32.00 ± 2.00", "32.00 ± 2.00"]
+    runs = pd.DataFrame([("untrained", 0, 99.0, 9.0), ("grpo", 0, 80.0, 7.0), ("grpo", 1, 90.0, 8.0)],
+                        columns=["method", "seed", "eval_accuracy", "eval_reward"]).assign(setting=None)
+    table = paper_tables.reinforcement(runs)
+    assert table.iloc[1].tolist() == [Cell("GRPO"), Cell("85.0 ± 7.1", frozenset({"bold"})),
+                                      Cell("7.50 ± 0.71", frozenset({"bold"}))]
+
+
+def test_table_1_follows_from_its_bounds() -> None:
+    bounds = overview.Bounds()
+    plain = [("misaligned", 50.0, 20.0, 40.0, 0.0)]
+    rates = rows(*plain, ("good", 5, 20, 36, 0), ("half", 30, 21, 35.9, 0), ("bad", 40, 2, 0, 0))
+    benign = pd.DataFrame([(task, None, method, score) for task, scores in
+                           {"x": {"sft": 50, "good": 45, "half": 44.9}, "y": {"sft": 10, "good": 20, "half": 9}}.items()
+                           for method, score in scores.items()], columns=["task", "tier", "method", "exact_match"])
+    grpo = pd.DataFrame([("grpo", 90.0), ("good", 81.0)], columns=["method", "eval_accuracy"])
+    table = overview.overview(overview.measured(rates, benign, grpo, bounds), bounds)
+    assert [[cell.text for cell in row] for row in table.to_numpy()] == [
+        ["good", "✓", "✓", "✓", "✓"],
+        ["half", "~", "~", "✗", "✗"],   # 40% less; one task of two; 89.75% kept; 105% as incoherent
+        ["bad", "✗", "–", "✗", "✓"]]    # 20% less; no task tried
+
+
+def test_table_1_has_as_many_partly_marks_as_the_papers(paper: str) -> None:
+    start = paper.index("Method no EM Learns Well")
+    printed = {line.split(" \\sim")[0]: line.count("\\sim") for line in paper[start:].split("\n")[1:6]}
+    table = from_paper.cells(1)[0].set_index("Method")
+    ours = {name.text: sum(cell.text == "~" for cell in row)
+            for name, row in zip(table.index, table.to_numpy(), strict=True)}
+    same = {"KL divergence": "KL-Div.", "Persona Vector": "Persona Vectors"}
+    assert printed == {name: ours[same.get(name, name)] for name in printed}
+    assert len(printed) == 5
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
+def test_all_latex_tables_compile(tmp_path: Path) -> None:
+    tables = "\n\n".join(paper_tables.latex(from_paper.cells(number)[0]) for number in (1, *published.TABLES))
+    document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{tables}\end{{document}}"
+    (tmp_path / "page.tex").write_text(document, encoding="utf-8")
+    done = subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == 0, done.stdout[-2000:]
