@@ -75,7 +75,11 @@ class Maker(AbstractContextManager["Maker"]):
     def _vector_of(self, run: Run) -> Tensor | None:
         """The persona vector of the layer that the run steers."""
         layer = next((d.layer for d in self.study.defenses(run) if isinstance(d, PersonaVector)), None)
-        return None if layer is None else extraction.load(self.vector().folder).at(layer).to(self.chat.device)
+        return None if layer is None else self.vector_at(layer)
+
+    def vector_at(self, layer: int) -> Tensor:
+        """The trait's persona vector of one layer, on the model's device."""
+        return extraction.load(self.vector().folder).at(layer).to(self.chat.device)
 
     def vector(self) -> Artefact:
         """The trait's persona vectors, taken if they are not there."""
@@ -84,7 +88,7 @@ class Maker(AbstractContextManager["Maker"]):
     def _extract(self, folder: Path) -> Mapping[str, Any]:
         profile, trait = self.study.profile, self.study.trait
         questions = extraction.trait_questions(trait, profile.extraction.instruction_pairs)
-        answers = {side: self._asked(asked, profile.extraction.samples, profile.extraction.sampling,
+        answers = {side: self.asked(asked, profile.extraction.samples, profile.extraction.sampling,
                                      profile.extraction.seed, self.chat.model, folder / SCRATCH / side)
                    for side, asked in questions.items()}
         verdicts = {side: judge(profile.judge, trait, given) for side, given in answers.items()}
@@ -102,14 +106,14 @@ class Maker(AbstractContextManager["Maker"]):
             "answers", self.study.answers_settings(run, which), lambda f: self._ask(run, which, adapter, f))
 
     def _ask(self, run: Run, which: QuestionSet, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
-        with self._under(adapter) as model:
-            answers = self._asked(self.study.questions(run, which), self.study.samples(which),
+        with self.under(adapter) as model:
+            answers = self.asked(self.study.questions(run, which), self.study.samples(which),
                                   self.study.profile.evaluation.sampling, run.seed, model, folder / SCRATCH)
         write_records(folder / "answers.jsonl", answers)
         return {"answers": len(answers), "tokens": sum(answer.tokens for answer in answers),
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device)}
 
-    def _asked(self, questions: Sequence[Question], samples: int, sampling: Sampling, seed: int, model: nn.Module,
+    def asked(self, questions: Sequence[Question], samples: int, sampling: Sampling, seed: int, model: nn.Module,
                scratch: Path) -> list[Answer]:
         """Every answer, in the questions' order; a file a batch in `scratch` until all are there."""
         batches = plan(questions, samples, self.chat.tokenizer, sampling.batch_rows)
@@ -123,7 +127,8 @@ class Maker(AbstractContextManager["Maker"]):
         return sorted(answers, key=lambda a: (order[a.question], a.sample))
 
     @contextmanager
-    def _under(self, adapter: Artefact | None) -> Iterator[nn.Module]:
+    def under(self, adapter: Artefact | None) -> Iterator[nn.Module]:
+        """The base model under an adapter for a while; None: as it is."""
         if adapter is None:
             yield self.chat.model
         else:

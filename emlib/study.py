@@ -134,15 +134,15 @@ class Study:
             ProfileError: something is asked for that the profile does not have.
         """
         profile = self.profile
-        chosen = {
-            "methods": _slice("method", methods, [method.name for method in profile.methods]),
-            "datasets": _slice("data set", datasets, profile.datasets),
-            "seeds": _slice("seed", seeds, profile.seeds)}
-        swept = _slice("setting", settings, sorted({number for method in profile.methods for number in method.sweep}))
+        wanted = {
+            "methods": chosen("method", methods, [method.name for method in profile.methods]),
+            "datasets": chosen("data set", datasets, profile.datasets),
+            "seeds": chosen("seed", seeds, profile.seeds)}
+        swept = chosen("setting", settings, sorted({number for method in profile.methods for number in method.sweep}))
         return [Run(profile.model.name, dataset, name, setting, seed)
-                for dataset in chosen["datasets"] for name in chosen["methods"]
+                for dataset in wanted["datasets"] for name in wanted["methods"]
                 for setting in self.method(name).sweep or (None,) if setting is None or setting in swept
-                for seed in chosen["seeds"]]
+                for seed in wanted["seeds"]]
 
     def method(self, name: str) -> Method:
         """The profile's method of that name."""
@@ -176,7 +176,7 @@ class Study:
             "version": VERSIONS["adapter"], "model": self.model_identity,
             "lora": self.profile.lora.model_dump(mode="json"),
             "training": self.profile.training.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}),
-            "rows": _digest_of_rows(rows),
+            "rows": digest_of_rows(rows),
             "defenses": [defense.model_dump(mode="json") for defense in self.defenses(run)],
             "vector": key_of("vector", self.vector_settings()) if self.steered(run) else None, "seed": run.seed}
 
@@ -296,7 +296,12 @@ def locate(source: str) -> Path:
     return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
 
 
-def _slice(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:
+def chosen(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:
+    """Those of `there` that are asked for; None: all.
+
+    Raises:
+        ProfileError: something is asked for that is not there.
+    """
     if asked is None:
         return list(there)
     if isinstance(asked, str):
@@ -311,7 +316,7 @@ def _slice(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list
 
 
 @cache
-def _digest_of_rows(rows: tuple[Example, ...]) -> str:
+def digest_of_rows(rows: tuple[Example, ...]) -> str:
     """What of the rows determines a training: their texts in order, not the file that they stood in."""
     return of_value([[[asdict(message) for message in row.context], row.response] for row in rows])
 

@@ -17,11 +17,11 @@ FLOORS = [
     {"data", "models", "store"},
     {"steering"},
     {"training", "generation", "judging", "evaluation"},
-    {"study", "workflow", "environment", "where"},
-    {"making", "estimate", "notebooks", "report"},
+    {"study", "rl", "workflow", "environment", "where"},
+    {"making", "rl_making", "estimate", "notebooks", "report"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
-LAZY = {("study", "making")}
+LAZY = {("study", "making"), ("rl", "rl_making")}
 HEIGHT = {part: height for height, floor in enumerate(FLOORS) for part in floor}
 FILES = sorted((paths.ROOT / "emlib").rglob("*.py"))
 
@@ -52,8 +52,8 @@ def test_every_part_has_its_floor() -> None:
     assert parts - {"__init__"} == set(HEIGHT)
 
 
-@pytest.mark.parametrize("module", ["emlib", "emlib.study", "emlib.workflow", "emlib.notebooks", "emlib.report.tables",
-                                    "emlib.report.figures", "emlib.estimate"])
+@pytest.mark.parametrize("module", ["emlib", "emlib.study", "emlib.rl", "emlib.workflow", "emlib.notebooks",
+                                    "emlib.report.tables", "emlib.report.figures", "emlib.estimate"])
 def test_planning_and_reading_need_no_model_library(module: str) -> None:
     heavy = ["torch", "transformers", "peft", "unsloth", "vllm", "bitsandbytes", "datasets", "openai"]
     code = f"import sys, {module}; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"

@@ -11,6 +11,7 @@ from emlib import paths
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import Method
 from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge
+from emlib.config.grpo import Grpo
 from emlib.config.models import ModelSpec
 from emlib.config.training import Lora, Training
 from emlib.errors import ProfileError, nearest
@@ -33,6 +34,7 @@ class Profile(Strict):
     extraction: Extraction = Extraction()
     evaluation: Evaluation = Evaluation()
     judge: JudgeSpec
+    grpo: Grpo | None = None
     slice_by: tuple[Literal["dataset", "setting"], ...] = ()
 
     @field_validator("datasets", "methods", "seeds")
@@ -91,9 +93,11 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
 
 def _spelled_out(data: Any) -> Any:
     """`methods: [misaligned]` as `methods: [{name: misaligned}]`: a baseline may be written as its name alone."""
-    if not (isinstance(data, dict) and isinstance(data.get("methods"), list)):
+    if not isinstance(data, dict):
         return data
-    return data | {"methods": [{"name": m} if isinstance(m, str) else m for m in data["methods"]]}
+    if isinstance(data.get("methods"), list):
+        data = data | {"methods": [{"name": m} if isinstance(m, str) else m for m in data["methods"]]}
+    return data | {"grpo": _spelled_out(data["grpo"])} if "grpo" in data else data
 
 
 def _over(base: Any, changes: Any) -> Any:
