@@ -18,7 +18,8 @@ from emlib import digests, paths
 from emlib.config import NOT_PROFILES, Profile, load_profile
 from emlib.errors import EmlibError
 
-TRAINING = ("04_baselines",)  # chapters that train, and that a profile may cut into slices
+TRAINING = ("04_baselines", "11_grpo")  # chapters that train, and that a profile may cut into slices
+SECTIONS = {"11_grpo": "grpo"}  # chapters that only profiles with that section have
 FINAL = ("13_tables", "14_figures")  # chapters that read what all the others left
 
 
@@ -54,6 +55,8 @@ def jobs(profile_name: str) -> list[Job]:
     profile = load_profile(profile_name)
     found: list[Job] = []
     for chapter in chapters():
+        if chapter in SECTIONS and getattr(profile, SECTIONS[chapter]) is None:
+            continue
         digest = content_digest(chapter, profile)
         before = tuple(job.output for job in found) if chapter in FINAL else ()
         parts = tuple(Job(chapter, label, f"--profile {profile_name} {arguments}",
@@ -81,6 +84,9 @@ def content_digest(chapter: str, profile: Profile) -> str:
 
 def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
     """A label and the arguments of each slice of a chapter: one for each data set and setting that is to be apart."""
+    if chapter == "11_grpo":
+        yield from _rl_slices(profile)
+        return
     if chapter not in TRAINING or not profile.slice_by:
         return
     swept = sorted({number for method in profile.methods for number in method.sweep})
@@ -89,6 +95,17 @@ def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
     for parts in product(*filter(None, (datasets, settings))):
         if parts:
             yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
+
+
+def _rl_slices(profile: Profile) -> Iterator[tuple[str, str]]:
+    """The same for reinforcement learning, whose runs have no data set: by condition, by seed."""
+    if profile.grpo is None or not profile.grpo.slice_by:
+        return
+    by = profile.grpo.slice_by
+    methods = [(m.name, f"--method {m.name}") for m in profile.grpo.methods if "method" in by]
+    seeds = [(f"seed{seed}", f"--seed {seed}") for seed in profile.grpo.seeds if "seed" in by]
+    for parts in product(*filter(None, (methods, seeds))):
+        yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
 
 
 if __name__ == "__main__":
