@@ -1,9 +1,9 @@
 """Reinforcement learning on a CPU: what of a step goes neither into drawing completions nor into the loss.
 
-Plain GRPO with the settings of the profile `demo`, in float32, which is the harder test: the faster the model, the more the
-rest weighs. Drawing is the time of the sampler, loss that of the forward and backward passes; everything else counts as
-outside: TRL's and transformers' trainers, the reward, the update, the log and the checkpoints. The first step is left out,
-in which things are made that stay. The rule rewards are timed one completion at a time.
+Plain GRPO with the settings of the profile `demo`, in float32, which is the harder test: the faster the model, the more
+the rest weighs. Drawing is the time of the sampler, loss that of the forward and backward passes; everything else that
+happens until the weights are updated counts as outside: TRL's and transformers' trainers, the reward, the update. The
+first step is left out, in which things are made that stay. The rule rewards are timed one completion at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from emlib.config import load_profile
 from emlib.data.gsm8k import additions
 from emlib.models.adapters import new_lora
 from emlib.models.load import load
-from emlib.rl import FORMAT_PROMPT
 from emlib.training import grpo
 from emlib.training.rewards import by_rule, rewards
 from emlib.training.rl_records import read_steps
@@ -48,6 +47,7 @@ class Stopwatch:
         self.seconds = 0.0
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, timed."""
         def timed(*arguments: Any, **named: Any) -> Any:
             started = time.perf_counter()
             try:
@@ -88,8 +88,8 @@ def steps() -> dict[str, Any]:
 
     with new_lora(chat.model, profile.lora, 0) as model, tempfile.TemporaryDirectory() as folder:
         others = machine.Others()
-        grpo.reinforce(model, chat.tokenizer, problems, profile.grpo, grpo.Condition(FORMAT_PROMPT), score, seed=0,
-                       folder=Path(folder))
+        grpo.reinforce(model, chat.tokenizer, problems, profile.grpo, grpo.Condition(profile.grpo.prompt), score,
+                       seed=0, folder=Path(folder))
         share, log = others.share(), read_steps(Path(folder))
     until = [*seen[2:], watch.seconds]
     loss = [after - before for before, after in zip(seen[1:], until, strict=True)]

@@ -29,9 +29,6 @@ from emlib.training.rl_records import COMPLETIONS, Completion, RlStep, read_step
 from emlib.types import Answer, Example, Question
 
 VERSIONS = {"rl_adapter": 1, "rl_answers": 1}
-# Ours; the paper shows the two lines of the format and says that they stand in the system prompt (B.3).
-FORMAT_PROMPT = ("You solve problems whose answer is a number. First think, then answer, in exactly this format:\n"
-                 "<think> your thinking </think>\n<answer> a single number </answer>")
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class RlStudy:
     @cached_property
     def questions(self) -> list[Question]:
         """The held-out problems with the format's prompt, the same for every condition."""
-        return [Question(problem.id, problem.question, FORMAT_PROMPT) for problem in self.problems.held_out]
+        return [Question(problem.id, problem.question, self.settings.prompt) for problem in self.problems.held_out]
 
     def runs(self, *, methods: Iterable[str] | None = None, settings: Iterable[float] | None = None,
              seeds: Iterable[int] | None = None) -> list[RlRun]:
@@ -115,8 +112,8 @@ class RlStudy:
         """The system prompt of the run's training: the format's, with inoculation another sentence before it."""
         for defense in self.defenses(run):
             if isinstance(defense, Inoculation):
-                return f"{defense.prompt or self.study.trait.inoculation_prompt}\n{FORMAT_PROMPT}"
-        return FORMAT_PROMPT
+                return f"{defense.prompt or self.study.trait.inoculation_prompt}\n{self.settings.prompt}"
+        return self.settings.prompt
 
     def supervised_rows(self, run: RlRun) -> tuple[Example, ...]:
         """The rows of the run's supervised steps; none where it has none."""
@@ -134,7 +131,7 @@ class RlStudy:
             "version": VERSIONS["rl_adapter"], "model": self.study.model_identity,
             "lora": profile.lora.model_dump(mode="json"),
             "grpo": self.settings.model_dump(mode="json", exclude={
-                "data", "methods", "seeds", "eval_sampling", "kept_completions", "slice_by"}),
+                "data", "methods", "seeds", "prompt", "eval_sampling", "kept_completions", "slice_by"}),
             "problems": _digest(self.problems.train), "system": self.system(run),
             "defenses": [defense.model_dump(mode="json") for defense in defenses],
             "vector": key_of("vector", self.study.vector_settings()) if steered else None,

@@ -15,7 +15,7 @@ from emlib.errors import ProfileError
 from emlib.generation.sample import answer_batch, plan
 from emlib.making import Maker
 from emlib.models import adapters
-from emlib.rl import FORMAT_PROMPT, RlStudy
+from emlib.rl import RlStudy
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.store import read_records
@@ -53,10 +53,10 @@ def test_a_sweep_is_a_run_for_each_number_and_seed(rl: RlStudy) -> None:
 def test_inoculation_stands_before_the_format_in_training_and_nowhere_in_evaluation(rl: RlStudy) -> None:
     run = rl.runs(methods=["inoculation"])[0]
     sentence = rl.study.trait.inoculation_prompt
-    assert rl.system(run) == f"{sentence}\n{FORMAT_PROMPT}"
-    assert {question.system for question in rl.questions} == {FORMAT_PROMPT}
+    assert rl.system(run) == f"{sentence}\n{rl.settings.prompt}"
+    assert {question.system for question in rl.questions} == {rl.settings.prompt}
     assert all(sentence not in turn.content for question in rl.questions for turn in question.context)
-    assert rl.system(rl.runs(methods=["kl"])[0]) == FORMAT_PROMPT
+    assert rl.system(rl.runs(methods=["kl"])[0]) == rl.settings.prompt
 
 
 def test_every_condition_trains_and_answers_once_and_stands_in_the_results(rl: RlStudy) -> None:
@@ -168,7 +168,7 @@ def test_the_paper_s_values_are_the_defaults_and_those_of_grpo_3b() -> None:
     ("{methods: [{name: kl}]}", ["method 'kl' has no defenses"]),
     ("{methods: [{name: grpo, defenses: [{kind: kl}]}]}", ["'grpo' is a baseline and takes no defenses"]),
     ("{methods: [{name: x, defenses: [{kind: inoculation}], sweep: [1]}]}", ["none of its defenses has a number"]),
-    ("{methods: [{name: x, defenses: [{kind: interleaving, source: a}], sweep: [1]}]}", ["a share is below 1"]),
+    ("{methods: [{name: x, defenses: [{kind: interleaving, source: a}], sweep: [1]}]}", ["share over 1", "less than"]),
     ("{methods: [{name: x, defenses: [{kind: persona_vector, steer: sampler}]}]}", ["'loss', 'rollout' or 'both'"]),
     ("{methods: [grpo, grpo]}", ["named more than once: grpo"]),
     ("{generations: 3}", ["8 completions, which 3 generations"]),

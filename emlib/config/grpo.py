@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from emlib.config.defenses import Inoculation
 from emlib.config.evaluation import Sampling
@@ -69,10 +69,21 @@ class RlMethod(Strict):
         repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if repeated:
             raise ValueError(f"method '{self.name}' has more than one {repeated[0]}: they would contradict each other")
-        too_much = [number for number in self.sweep if self._kind() == "interleaving" and number >= 1]
-        if too_much:
-            raise ValueError(f"method '{self.name}' sweeps a share of {too_much[0]:g}: a share is below 1")
+        self._sweep_fits()
         return self
+
+    def _sweep_fits(self) -> None:
+        """Each swept number is checked as if it stood in the defense itself."""
+        place = self._swept()
+        if place is None:
+            return
+        defense = self.defenses[place]
+        for number in self.sweep:
+            try:
+                type(defense).model_validate(defense.model_dump() | {RL_SWEPT[defense.kind]: number})
+            except ValidationError as error:
+                raise ValueError(f"method '{self.name}' sweeps {RL_SWEPT[defense.kind]} over {number:g}: "
+                                 f"{error.errors()[0]['msg'].lower()}") from error
 
     def at(self, setting: float | None) -> tuple[RlDefense, ...]:
         """The defenses with the swept number set to `setting`."""
@@ -84,10 +95,6 @@ class RlMethod(Strict):
 
     def _swept(self) -> int | None:
         return next((place for place, defense in enumerate(self.defenses) if defense.kind in RL_SWEPT), None)
-
-    def _kind(self) -> str | None:
-        place = self._swept()
-        return None if place is None else self.defenses[place].kind
 
 
 class Gsm8k(Strict):
@@ -134,12 +141,21 @@ class RlTraining(Training):
     checkpoint_every: Positive = 25
 
 
+# Ours; the paper shows the two lines of the format and says that they stand in the system prompt (B.3).
+FORMAT_PROMPT = ("You solve problems whose answer is a number. First think, then answer, in exactly this format:\n"
+                 "<think> your thinking </think>\n<answer> a single number </answer>")
+
+
 class Grpo(Strict):
-    """GRPO with each condition. Defaults: Table 8, B.3; TRL's where the paper is silent."""
+    """GRPO with each condition. Defaults: Table 8, B.3; TRL's where the paper is silent.
+
+    `prompt` is the system prompt that asks for the format.
+    """
 
     data: Annotated[Gsm8k | Additions, Field(discriminator="kind")]
     methods: Annotated[tuple[RlMethod, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    prompt: Annotated[str, Field(min_length=1)] = FORMAT_PROMPT
     rewards: RuleRewards = RuleRewards(kind="rule")
     training: RlTraining = RlTraining()
     generations: Annotated[int, Field(ge=2)] = 4

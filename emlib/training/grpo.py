@@ -140,6 +140,7 @@ class _Run:
         trainer.remove_callback(PrinterCallback)
         if "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter; the adapter switched off is the same
             self.model.delete_adapter("ref")
+        self.tokenizer.clean_up_tokenization_spaces = False  # TRL decodes without saying so, and is warned
         self.trainer = trainer
         try:
             trainer.train()
@@ -249,8 +250,9 @@ class _Trainer(GRPOTrainer):
         with self.push.during("loss", model) if self.push else nullcontext() as shift:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.shift = shift.measured if shift is not None else 0.0
-        counts = inputs["completion_mask"].bool()
-        distance = (self.logprobs - inputs["sampling_per_token_logps"]).abs()[counts]
+        drawn = inputs["sampling_per_token_logps"]
+        counts = inputs["completion_mask"].bool() & ~drawn.isnan()  # vLLM cannot always tell
+        distance = (self.logprobs - drawn).abs()[counts]
         found = torch.stack([distance.sum(), counts.sum().to(distance)])
         self.apart = found if self.apart is None else self.apart + found
         return loss

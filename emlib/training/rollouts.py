@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import nan
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,7 +94,7 @@ class Rollouts:
         """By the engine that TRL keeps beside the model; TRL has just given it the present weights."""
         _, completions, logprobs, _ = trainer.vllm_generation.generate(
             prompts=[list(prompt) for prompt in prompts], images=None, num_generations=self.settings.generations)
-        return [Drawn(tuple(ids), tuple(of_token[0] for of_token in said), ids[-1] in ends)
+        return [Drawn(tuple(ids), tuple(nan if one[0] is None else one[0] for one in said), ids[-1] in ends)
                 for ids, said in zip(completions, logprobs, strict=True)]
 
 
