@@ -83,8 +83,7 @@ class RlStudy:
     @cached_property
     def questions(self) -> list[Question]:
         """The held-out problems with the format's prompt, the same for every condition."""
-        return [Question(problem.id, self.settings.before + problem.question, self.settings.prompt)
-                for problem in self.problems.held_out]
+        return [Question(problem.id, problem.question, self.settings.prompt) for problem in self.problems.held_out]
 
     def runs(self, *, methods: Iterable[str] | None = None, settings: Iterable[float] | None = None,
              seeds: Iterable[int] | None = None) -> list[RlRun]:

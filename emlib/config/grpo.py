@@ -149,15 +149,13 @@ FORMAT_PROMPT = ("You solve problems whose answer is a number. First think, then
 class Grpo(Strict):
     """GRPO with each condition. Defaults: Table 8, B.3; TRL's where the paper is silent.
 
-    `prompt` is the system prompt that asks for the format. `before` is put before each question, in training and in
-    evaluation: solved examples, for models that are too small to follow the prompt alone.
+    `prompt` is the system prompt that asks for the format.
     """
 
     data: Annotated[Gsm8k | Additions, Field(discriminator="kind")]
     methods: Annotated[tuple[RlMethod, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     prompt: Annotated[str, Field(min_length=1)] = FORMAT_PROMPT
-    before: str = ""
     rewards: RuleRewards = RuleRewards(kind="rule")
     training: RlTraining = RlTraining()
     generations: Annotated[int, Field(ge=2)] = 4

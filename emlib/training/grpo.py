@@ -126,7 +126,7 @@ class _Run:
     def train(self) -> None:
         """The steps that are left."""
         rows = [{"prompt": [{"role": "system", "content": self.condition.system},
-                            {"role": "user", "content": self.settings.before + problem.question}],
+                            {"role": "user", "content": problem.question}],
                  "question": problem.question, "answer": problem.answer}
                 for problem in self.problems[self.done * self.settings.prompts_per_step:]]
         with warnings.catch_warnings():
