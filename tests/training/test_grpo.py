@@ -109,7 +109,7 @@ def test_advantages_of_a_group_by_hand(lora: PeftModel, tiny: ChatModel, tmp_pat
     assert found == pytest.approx([*advantages([7, 3, 3, 3]), *advantages([5, 5, 5, 5])], rel=1e-5)
     step = run.records[0]
     assert (step.reward, step.no_spread) == (pytest.approx(4.5), 0.5)
-    assert step.parts["correct"] == (pytest.approx(-0.5), pytest.approx(1.5 ** 0.5))  # 2, -2, -2, -2, 0, 0, 0, 0
+    assert step.parts["correct"] == (pytest.approx(-0.5), pytest.approx(1.75 ** 0.5))  # of 2, -2, -2, -2, 0, 0, 0, 0
 
 
 def logprobs(model: PeftModel, prompt: list[int], completion: Sequence[int], temperature: float) -> Tensor:
@@ -236,8 +236,9 @@ def test_both_kinds_of_steps_change_the_adapter_and_stand_in_the_log(
     assert supervised[2].loss < supervised[0].loss
 
 
+@pytest.mark.slow
 def test_a_token_is_learnt(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
-    """The reward is for one symbol as the first: it rises above 90% of its maximum within 40 steps."""
+    """The reward is for one symbol as the first: it rises above 90% of its maximum within 80 steps."""
     def score(batch: Sequence[Scored]) -> list[Rewards | None]:
         return [Rewards(3.0 * (one.completion[:1] in wanted), 0, 0, 0) for one in batch]
 
@@ -247,12 +248,12 @@ def test_a_token_is_learnt(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> 
     wanted = {text for token in likely[5:].tolist() if (text := tiny.tokenizer.decode([token])).isascii() and text}
     wanted = set(sorted(wanted)[:1])
     settings = grpo(generations=16, training={"batch_size": 32, "learning_rate": 2e-2, "scheduler": "constant",
-                                              "checkpoint_every": 50, "epochs": 40})
+                                              "checkpoint_every": 50, "epochs": 80})
     settings = settings.model_copy(update={"sampling": Sampling(temperature=1.0, max_new_tokens=1)})
     problems = [additions()[0], additions()[0]]
     reinforce(lora, tiny.tokenizer, problems, settings, Condition(SYSTEM), score, seed=0, folder=tmp_path)
     curve = [step.reward or 0.0 for step in read_steps(tmp_path)]
-    assert len(curve) == 40
+    assert len(curve) == 80
     assert curve[0] < 0.5 * 3
     assert max(sum(curve[i:i + 3]) / 3 for i in range(len(curve) - 2)) > 0.9 * 3
 
