@@ -238,7 +238,11 @@ def test_both_kinds_of_steps_change_the_adapter_and_stand_in_the_log(
 
 @pytest.mark.slow
 def test_a_token_is_learnt(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
-    """The reward is for one symbol as the first: it rises above 90% of its maximum within 80 steps."""
+    """The reward is for one symbol as the first: it rises above 90% of its maximum within 40 steps.
+
+    The temperature is a half because the tiny model's logits are bounded (its final norm and head are not trained): at 1
+    its likeliest token has a probability of some 0.7 at most.
+    """
     def score(batch: Sequence[Scored]) -> list[Rewards | None]:
         return [Rewards(3.0 * (one.completion[:1] in wanted), 0, 0, 0) for one in batch]
 
@@ -247,13 +251,13 @@ def test_a_token_is_learnt(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> 
         likely = lora(input_ids=torch.tensor([prompt])).logits[0, -1].topk(20).indices
     wanted = {text for token in likely[5:].tolist() if (text := tiny.tokenizer.decode([token])).isascii() and text}
     wanted = set(sorted(wanted)[:1])
-    settings = grpo(generations=16, training={"batch_size": 32, "learning_rate": 2e-2, "scheduler": "constant",
-                                              "checkpoint_every": 50, "epochs": 80})
-    settings = settings.model_copy(update={"sampling": Sampling(temperature=1.0, max_new_tokens=1)})
+    settings = grpo(generations=16, training={"batch_size": 32, "learning_rate": 5e-3, "scheduler": "constant",
+                                              "checkpoint_every": 50, "epochs": 40})
+    settings = settings.model_copy(update={"sampling": Sampling(temperature=0.5, max_new_tokens=1)})
     problems = [additions()[0], additions()[0]]
     reinforce(lora, tiny.tokenizer, problems, settings, Condition(SYSTEM), score, seed=0, folder=tmp_path)
     curve = [step.reward or 0.0 for step in read_steps(tmp_path)]
-    assert len(curve) == 80
+    assert len(curve) == 40
     assert curve[0] < 0.5 * 3
     assert max(sum(curve[i:i + 3]) / 3 for i in range(len(curve) - 2)) > 0.9 * 3
 
