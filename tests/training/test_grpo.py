@@ -240,8 +240,8 @@ def test_both_kinds_of_steps_change_the_adapter_and_stand_in_the_log(
 def test_a_token_is_learnt(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
     """The reward is for one symbol as the first: it rises above 90% of its maximum within 40 steps.
 
-    The temperature is a half because the tiny model's logits are bounded (its final norm and head are not trained): at 1
-    its likeliest token has a probability of some 0.7 at most.
+    The temperature is a half because the tiny model's logits are bounded (its final norm and head are not trained): at
+    1 its likeliest token has a probability of some 0.7 at most.
     """
     def score(batch: Sequence[Scored]) -> list[Rewards | None]:
         return [Rewards(3.0 * (one.completion[:1] in wanted), 0, 0, 0) for one in batch]
