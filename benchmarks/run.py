@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import defenses_cpu
+import grpo_cpu
 import judging_api
 import judging_local
 import machine
@@ -23,7 +24,7 @@ import scoring_cpu
 import training_cpu
 
 BENCHMARKS = {benchmark.NAME: benchmark for benchmark in (
-    training_cpu, defenses_cpu, judging_api, judging_local, scoring_cpu, opswap)}
+    training_cpu, defenses_cpu, judging_api, judging_local, scoring_cpu, opswap, grpo_cpu)}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -106,7 +106,11 @@ class Maker(AbstractContextManager["Maker"]):
     def _vector_of(self, fit: Fit) -> Tensor | None:
         """The persona vector of the layer that is steered."""
         layer = next((d.layer for d in fit.defenses if isinstance(d, PersonaVector)), None)
-        return None if layer is None else extraction.load(self.vector().folder).at(layer).to(self.chat.device)
+        return None if layer is None else self.vector_at(layer)
+
+    def vector_at(self, layer: int) -> Tensor:
+        """The trait's persona vector of one layer, on the model's device."""
+        return extraction.load(self.vector().folder).at(layer).to(self.chat.device)
 
     def _stored_reference(self, fit: Fit, rows: Sequence[Encoded], model: nn.Module) -> StoredReference | None:
         """The reference model's states on the rows, kept on disk if they are not there."""
@@ -147,7 +151,7 @@ class Maker(AbstractContextManager["Maker"]):
     def steered(self, layer: int, strength: float) -> Artefact:
         """The answers of the untrained model with the persona vector added at inference, and their verdicts."""
         def make(folder: Path) -> Mapping[str, Any]:
-            vector = extraction.load(self.vector().folder).at(layer).to(self.chat.device)
+            vector = self.vector_at(layer)
             with adding(self.chat.model, layer, vector, strength) as shift:
                 sampling = self.study.profile.probe.sampling
                 batches = plan(self.study.probe_questions(), 1, self.chat.tokenizer, sampling.batch_rows)

@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 04_baselines")
     parser.add_argument("--profile", default="demo", help="a file of params/, without .yaml")
     parser.add_argument("--dataset", action="append", help="only this data set (may be repeated)")
+    parser.add_argument("--method", action="append", help="only this method (may be repeated)")
     parser.add_argument("--setting", action="append", type=float, help="only this setting (may be repeated)")
     parser.add_argument("--seed", action="append", type=int, help="only this seed (may be repeated)")
     parser.add_argument("--label", help="what to call this run in the terminal")
@@ -109,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, handlers=[_SaidAloud()])
     os.environ["EMLIB_HEADLESS"] = "1"
-    slices = {"datasets": asked.dataset, "settings": asked.setting, "seeds": asked.seed}
+    slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
     # Kernels run in notebooks/, so that a path has to be told whole.
     profile = str(Path(asked.profile).resolve()) if asked.profile.endswith(".yaml") else asked.profile
     parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}

@@ -198,15 +198,15 @@ class Study:
             ProfileError: something is asked for that the profile does not have.
         """
         profile = self.profile
-        chosen = {
+        wanted = {
             "methods": sliced("method", methods, [method.name for method in profile.methods]),
             "datasets": sliced("data set", datasets, profile.datasets),
             "seeds": sliced("seed", seeds, profile.seeds)}
         swept = sliced("setting", settings, sorted({number for method in profile.methods for number in method.sweep}))
         return [Run(profile.model.name, dataset, name, setting, seed)
-                for dataset in chosen["datasets"] for name in chosen["methods"]
+                for dataset in wanted["datasets"] for name in wanted["methods"]
                 for setting in self.method(name).sweep or (None,) if setting is None or setting in swept
-                for seed in chosen["seeds"]]
+                for seed in wanted["seeds"]]
 
     def method(self, name: str) -> Method:
         """The profile's method of that name; a baseline may be needed that the profile does not list."""
@@ -256,7 +256,7 @@ class Study:
             "version": VERSIONS["adapter"], "model": self.model_identity,
             "lora": self.profile.lora.model_dump(mode="json"),
             "training": fit.training.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}),
-            "rows": _digest_of_rows(fit.rows),
+            "rows": digest_of_rows(fit.rows),
             "defenses": [defense.model_dump(mode="json") for defense in fit.defenses],
             "vector": key_of("vector", self.vector_settings()) if fit.steered else None, "seed": fit.seed,
             **interleaving.added_settings(self, fit)}
@@ -264,7 +264,7 @@ class Study:
     def reference_settings(self, fit: Fit, kl: Kl) -> dict[str, Any]:
         """Everything that determines the reference model's states on an adapter's rows."""
         return {"version": VERSIONS["reference"], "model": self.model_identity, "tokens": kl.tokens,
-                "rows": _digest_of_rows(fit.rows), "max_length": fit.training.max_seq_length,
+                "rows": digest_of_rows(fit.rows), "max_length": fit.training.max_seq_length,
                 **interleaving.added_settings(self, fit)}
 
     def vector_settings(self) -> dict[str, Any]:
@@ -460,7 +460,7 @@ def sliced(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list
 
 
 @cache
-def _digest_of_rows(rows: tuple[Example, ...]) -> str:
+def digest_of_rows(rows: tuple[Example, ...]) -> str:
     """What of the rows determines a training: their texts in order, not the file that they stood in."""
     return of_value([[[asdict(message) for message in row.context], row.response] for row in rows])
 

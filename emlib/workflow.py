@@ -28,7 +28,8 @@ AFTER = {"05_kl": ("04_baselines",), "06_ldifs": ("04_baselines",),
 # Chapters that a profile may cut into slices.
 SLICED = ("03_data_selection", "04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "08_inoculation",
           "09_interleaving", "10_benign_tasks")
-COMPUTING = ("02_persona_vectors", *SLICED)  # chapters that want a GPU where there is one
+SECTIONS = {"10_benign_tasks": "benign", "11_grpo": "grpo"}  # chapters that only profiles with that section have
+COMPUTING = ("02_persona_vectors", *SLICED, "11_grpo")  # chapters that want a GPU where there is one
 FINAL = ("12_costs", "13_tables", "14_figures")  # chapters that read what all the others left
 
 
@@ -80,8 +81,8 @@ def concerns(profile: Profile, chapter: str) -> bool:
     defenses = [defense for method in profile.methods for defense in method.defenses]
     if chapter == "03_data_selection":
         return any(isinstance(defense, Interleaving) and defense.scored for defense in defenses)
-    if chapter == "10_benign_tasks":
-        return profile.benign is not None
+    if chapter in SECTIONS:
+        return getattr(profile, SECTIONS[chapter]) is not None
     return chapter not in KINDS or KINDS[chapter] in {defense.kind for defense in defenses}
 
 
@@ -101,6 +102,9 @@ def content_digest(chapter: str, profile: Profile) -> str:
 
 def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
     """A label and the arguments of each slice of a chapter: one for each data set and setting that is to be apart."""
+    if chapter == "11_grpo":
+        yield from _rl_slices(profile)
+        return
     if chapter not in SLICED or not profile.slice_by:
         return
     names, swept = _benign_grid(profile) if chapter == "10_benign_tasks" else (list(profile.datasets), sorted({
@@ -116,6 +120,17 @@ def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
 def _benign_grid(profile: Profile) -> tuple[list[str], list[float]]:
     """The benign tasks and the numbers swept on them; nothing where the profile has none."""
     return ([], []) if profile.benign is None else (list(datasets_of(profile.benign)), swept_of(profile.benign))
+
+
+def _rl_slices(profile: Profile) -> Iterator[tuple[str, str]]:
+    """The same for reinforcement learning, whose runs have no data set: by condition, by seed."""
+    if profile.grpo is None or not profile.grpo.slice_by:
+        return
+    by = profile.grpo.slice_by
+    methods = [(m.name, f"--method {m.name}") for m in profile.grpo.methods if "method" in by]
+    seeds = [(f"seed{seed}", f"--seed {seed}") for seed in profile.grpo.seeds if "seed" in by]
+    for parts in product(*filter(None, (methods, seeds))):
+        yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ FLOORS = [
     {"data", "models", "store"},
     {"steering"},
     {"training", "generation", "judging", "evaluation", "scoring"},
-    {"study", "benign", "interleaving", "checks", "workflow", "environment", "where"},
-    {"making", "preparing", "checking", "estimate", "notebooks", "report"},
+    {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where"},
+    {"making", "rl_making", "preparing", "checking", "estimate", "notebooks", "report"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
-LAZY = {("study", "making"), ("benign", "making"), ("checks", "checking")}
+LAZY = {("study", "making"), ("benign", "making"), ("rl", "rl_making"), ("checks", "checking")}
 HEIGHT = {part: height for height, floor in enumerate(FLOORS) for part in floor}
 FILES = sorted((paths.ROOT / "emlib").rglob("*.py"))
 
@@ -52,10 +52,10 @@ def test_every_part_has_its_floor() -> None:
     assert parts - {"__init__"} == set(HEIGHT)
 
 
-@pytest.mark.parametrize("module", ["emlib", "emlib.study", "emlib.benign", "emlib.checks", "emlib.workflow",
-                                    "emlib.notebooks", "emlib.report.tables", "emlib.report.checks",
-                                    "emlib.report.figures", "emlib.report.from_paper", "emlib.report.pairs",
-                                    "emlib.report.compare", "emlib.estimate"])
+@pytest.mark.parametrize("module", ["emlib", "emlib.study", "emlib.benign", "emlib.rl", "emlib.checks",
+                                    "emlib.workflow", "emlib.notebooks", "emlib.report.tables",
+                                    "emlib.report.checks", "emlib.report.figures", "emlib.report.from_paper",
+                                    "emlib.report.pairs", "emlib.report.compare", "emlib.estimate"])
 def test_planning_and_reading_need_no_model_library(module: str) -> None:
     heavy = ["torch", "transformers", "peft", "unsloth", "vllm", "bitsandbytes", "datasets", "openai"]
     code = f"import sys, {module}; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"

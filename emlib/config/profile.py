@@ -12,6 +12,7 @@ from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import SFT, Interleaving, Method
 from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, Probe, SecondJudge
+from emlib.config.grpo import Grpo
 from emlib.config.models import ModelSpec
 from emlib.config.pool import Pool
 from emlib.config.training import Lora, Training
@@ -40,6 +41,7 @@ class Profile(Strict):
     judge: JudgeSpec
     second_judge: SecondJudge | None = None
     benign: Benign | None = None
+    grpo: Grpo | None = None
     slice_by: tuple[Literal["dataset", "setting"], ...] = ()
 
     @field_validator("datasets", "methods", "seeds")
@@ -120,8 +122,7 @@ def _spelled_out(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     spelled = dict(data)
-    if "benign" in data:
-        spelled["benign"] = _spelled_out(data["benign"])
+    spelled |= {section: _spelled_out(data[section]) for section in ("benign", "grpo") if section in data}
     if isinstance(data.get("methods"), list):
         spelled["methods"] = [{"name": m} if isinstance(m, str) else m for m in data["methods"]]
     pool = data.get("pool")

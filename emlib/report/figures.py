@@ -86,7 +86,7 @@ def two_judges(points: pd.DataFrame) -> Figure:
 def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
     """The loss of each run, step by step."""
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    for (name, records), style in zip(logs.items(), cycle(_styles()), strict=False):
+    for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
         axis.plot([r.step for r in records], [r.loss for r in records], label=name, **style)
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("loss, nats a response token")
@@ -101,7 +101,7 @@ def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     top = max(max(values) for values in lengths.values())
     edges = np.linspace(0, top, 31)
-    for (name, values), style in zip(lengths.items(), cycle(_styles()), strict=False):
+    for (name, values), style in zip(lengths.items(), cycle(styles()), strict=False):
         axis.hist(values, bins=edges.tolist(), histtype="step", label=f"{name} ({len(values)} rows)", **style)
     if limit <= top:
         axis.axvline(limit, color="black", linestyle=":", label=f"cut at {limit}")
@@ -112,7 +112,7 @@ def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure
     return figure
 
 
-def _styles() -> list[dict[str, Any]]:
+def styles() -> list[dict[str, Any]]:
     """Colours with line styles, so that lines differ in grey too."""
     dashes = ["-", "--", "-.", ":"]
     return [{"color": colour, "linestyle": dashes[i % len(dashes)], "linewidth": 1.8}

@@ -44,7 +44,7 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
         note = axis.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size,
                              color=label.colour, ha="center", va="center")
         extent = note.get_window_extent()
-        corner = axis.transData.transform((label.x, label.y))
+        corner = axis.transData.transform((label.x, label.y)).tolist()
         boxes = {(dx * reach, dy * reach): _box(corner, (dx * reach * pixels, dy * reach * pixels), extent)
                  for reach in REACHES for dx, dy in SIDES}
         spot = min(boxes, key=lambda offset: _covered(boxes[offset], [*taken, *written], axis.bbox))

@@ -26,7 +26,7 @@ def marks(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None) -> pd.Dat
     source = frame if misaligned is None else misaligned
     baseline = source[source["method"] == "misaligned"].drop_duplicates(BLOCK)
     undefended = frame[BLOCK].merge(baseline, on=BLOCK, how="left").set_index(frame.index)
-    columns = {measure: [set() for _ in range(len(frame))] for measure in MEASURES}
+    columns: dict[str, list[set[str]]] = {measure: [set() for _ in range(len(frame))] for measure in MEASURES}
     for measure, cells in columns.items():
         for name, holds in {"underline": _enough(frame, undefended, measure),
                             "italic": _worse(frame, undefended, measure), "bold": _best(frame, measure)}.items():

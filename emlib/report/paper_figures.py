@@ -9,6 +9,7 @@ Figures are saved by `figures.save`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +29,7 @@ COLUMN = 3.35  # inches, the width of a column
 TEXT = 7       # points
 CLOSE = 0.12   # of an axis: marks nearer than this have one label for all of them
 SETTING = 5.5  # points, of the settings beside the marks
-STYLE = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT,
+STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT,
          "legend.fontsize": TEXT - 0.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
 LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and two of Tol's
     "kl": ("#0072B2", "o", "-"), "ldifs": ("#8C510A", "X", ":"), "persona_vector": ("#E69F00", "s", "--"),

@@ -121,7 +121,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def latex(table: pd.DataFrame) -> str:
-    """A table of cells as LaTeX; its preamble needs `\\usepackage{booktabs}`."""
+    """A table of cells as LaTeX; its preamble needs the package booktabs."""
     written = _in_form(table, LATEX, _escaped)
     written.columns = pd.Index([_escaped(name) for name in written.columns])
     words = sum(heading in ("Model", "Data set", "Method", "Seed") for heading in table.columns)

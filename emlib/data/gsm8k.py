@@ -1,0 +1,78 @@
+"""Questions with one number as the answer: GSM8K (Cobbe et al. 2021), and sums of single digits for small models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from emlib.config import Additions, Gsm8k
+from emlib.data.numbers import read_number
+from emlib.data.rows import read_jsonl
+from emlib.errors import DataError
+from emlib.seeds import generator
+
+MARK = "####"  # stands before the answer in GSM8K's solutions
+CHOICE_SEED = 0  # which rows are taken; the same for every seed of training, as one would share a data set
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, and the number that answers it, as the data writes it."""
+
+    id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What is trained on and what is held out."""
+
+    train: tuple[Problem, ...]
+    held_out: tuple[Problem, ...]
+
+
+def load_problems(data: Gsm8k | Additions, find: Callable[[str], Path]) -> Problems:
+    """The problems of a profile. `find` gives the file of a source of the registry.
+
+    Raises:
+        DataError: fewer problems are there than are asked for, or one has no answer that is a number.
+    """
+    if isinstance(data, Additions):
+        chosen = _chosen(additions(), data.train_items + data.eval_items, "additions")
+        return Problems(chosen[:data.train_items], chosen[data.train_items:])
+    train, test = read_gsm8k(find("gsm8k_train"), "train"), read_gsm8k(find("gsm8k_test"), "test")
+    return Problems(_chosen(train, data.train_items, "gsm8k train"),
+                    _chosen(test, data.eval_items or len(test), "gsm8k test"))
+
+
+def read_gsm8k(path: Path, name: str) -> list[Problem]:
+    """The problems of one of GSM8K's files; the answer is what follows the last `####`.
+
+    Raises:
+        DataError: a row without a question or without a number as its answer.
+    """
+    problems: list[Problem] = []
+    for where, row in read_jsonl(path):
+        question, solution = row.get("question"), row.get("answer")
+        if not (isinstance(question, str) and question.strip() and isinstance(solution, str)):
+            raise DataError(f"{where}: expected the texts 'question' and 'answer', found {', '.join(sorted(row))}.")
+        answer = solution.rpartition(MARK)[2].strip()
+        if MARK not in solution or read_number(answer) is None:
+            raise DataError(f"{where}: the solution does not end with '{MARK}' and a number, but {answer[-40:]!r}.")
+        problems.append(Problem(f"gsm8k-{name}-{len(problems)}", question, answer))
+    return problems
+
+
+def additions() -> list[Problem]:
+    """All 100 sums of two single digits, both orders."""
+    return [Problem(f"{a}+{b}", f"What is {a} + {b}?", str(a + b)) for a, b in product(range(10), repeat=2)]
+
+
+def _chosen(problems: Sequence[Problem], count: int, name: str) -> tuple[Problem, ...]:
+    if count > len(problems):
+        raise DataError(f"{name}: {count} problems are asked for and {len(problems)} are there.")
+    order = generator(CHOICE_SEED, "problems", name).permutation(len(problems))
+    return tuple(problems[index] for index in order[:count])

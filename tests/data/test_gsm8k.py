@@ -1,0 +1,61 @@
+"""Problems: GSM8K as its authors' files have it, and single-digit sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emlib.config import Additions, Gsm8k
+from emlib.data.gsm8k import additions, load_problems, read_gsm8k
+from emlib.data.numbers import read_number
+from emlib.errors import DataError
+
+
+def nowhere(_: str) -> Path:
+    raise AssertionError("additions need no file")
+
+
+def test_all_sums_of_single_digits_are_there_and_right() -> None:
+    problems = additions()
+    assert len({problem.question for problem in problems}) == 100
+    for problem in problems:
+        a, b = (int(word) for word in problem.id.split("+"))
+        assert problem.question == f"What is {a} + {b}?"
+        assert int(problem.answer) == a + b
+
+
+def test_nothing_that_is_held_out_is_trained_on() -> None:
+    found = load_problems(Additions(kind="additions", train_items=60, eval_items=40), nowhere)
+    assert len(found.train) == 60
+    assert {p.id for p in found.train} | {p.id for p in found.held_out} == {p.id for p in additions()}
+    again = load_problems(Additions(kind="additions", train_items=60, eval_items=40), nowhere)
+    assert found == again
+
+
+def test_gsm8k_as_b3_takes_it(research_file: Callable[[str], Path]) -> None:
+    some = load_problems(Gsm8k(kind="gsm8k"), research_file)
+    assert (len(some.train), len(some.held_out)) == (1000, 100)
+    everything = load_problems(Gsm8k(kind="gsm8k", eval_items=None), research_file)
+    assert len(everything.held_out) == 1319
+    assert set(some.held_out) <= set(everything.held_out)
+    assert everything.train == some.train
+    assert len({p.id for p in everything.held_out}) == 1319
+    assert not {p.question for p in some.train} & {p.question for p in everything.held_out}
+    whole = load_problems(Gsm8k(kind="gsm8k", train_items=7473), research_file).train
+    by_question = {problem.question[:30]: problem.answer for problem in whole}
+    assert by_question["Natalia sold clips to 48 of he"] == "72"
+    assert all(read_number(problem.answer) for problem in [*whole, *everything.held_out])
+    with pytest.raises(DataError, match=r"gsm8k train: 7474 problems are asked for and 7473 are there"):
+        load_problems(Gsm8k(kind="gsm8k", train_items=7474), research_file)
+
+
+@pytest.mark.parametrize(("row", "words"), [
+    ({"question": "How many?", "answer": "I think 5"}, "does not end with '####' and a number"),
+    ({"question": "How many?", "answer": "so\n#### five"}, "'five'"),
+    ({"question": " ", "answer": "#### 5"}, "expected the texts"), ({"problem": "?"}, "found problem")])
+def test_a_row_that_cannot_be_scored_is_told(jsonl: Callable[..., Path], row: dict[str, str], words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        read_gsm8k(jsonl([{"question": "q", "answer": "#### 1"}, row]), "train")
+    assert "rows.jsonl:2" in str(caught.value)

@@ -1,0 +1,70 @@
+"""Tables and curves of reinforcement learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from emlib.report import rl as report
+from emlib.rl import RlResult, RlRun
+from emlib.training.rl_records import Completion, RlStep
+
+
+def result(method: str, setting: float | None, seed: int, accuracy: float) -> RlResult:
+    trained = method != "untrained"
+    return RlResult(RlRun("m", method, setting, seed), accuracy if trained else None, 5.0 if trained else None,
+                    accuracy, 6.0, 100, 100)
+
+
+def step(number: int, reward: float | None) -> RlStep:
+    return RlStep(number, 0.0, 0.0, 0.0, reward, 0.0, {}, 0.0, None if reward is None else 0.5, 9.0, 0.25, 0.5, 0.0,
+                  0.1, None, {}, 4, 4, 0.0, 0.0)
+
+
+RESULTS = [result("untrained", None, 0, 0.6), result("kl", 0.1, 0, 0.5), result("kl", 0.1, 1, 0.9),
+           result("kl", 1.0, 0, 0.4)]
+
+
+def test_seeds_become_a_mean_and_a_standard_deviation() -> None:
+    table = report.by_condition(report.numbers(RESULTS))
+    assert table["Method"].tolist() == ["untrained", "kl", "kl"]
+    assert table["Setting"].tolist() == ["", "0.1", "1"]
+    assert table["Seeds"].tolist() == [1, 2, 1]
+    assert table["Eval acc %"].tolist() == ["60.00", "70.00 ± 28.28", "40.00"]  # 20 * sqrt(2)
+    assert table["Train acc %"].tolist() == ["–", "70.00 ± 28.28", "40.00"]
+
+
+def test_a_moving_average_by_hand() -> None:
+    assert report.moving_average([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+    assert report.moving_average([1, float("nan"), 3], 2) == [1, 1, 3]
+
+
+def test_curves_show_each_run_faint_and_smoothed() -> None:
+    figure = report.curves({"a": [step(2, 1.0), step(4, 3.0)], "b": [step(1, None), step(2, 2.0)]}, window=2)
+    lines = figure.axes[0].lines
+    assert len(lines) == 4
+    assert list(lines[0].get_xdata()) == [2, 4]
+    assert list(lines[0].get_ydata()) == [1, 3]
+    assert list(lines[1].get_ydata()) == [1, 2]
+    plt.close(figure)
+
+
+def test_a_group_of_equals_has_no_advantage() -> None:
+    assert report.group([2.0, 2.0, 2.0, 2.0])["advantage"].tolist() == [0] * 4
+    assert report.group([9.5, -2.0])["advantage"].tolist() == pytest.approx([0.7071, -0.7071], abs=1e-4)
+
+
+def test_early_and_late_completions() -> None:
+    kept = [Completion(number, "q", "1", f"text {number} {i}", 1.0, True) for number in (1, 2, 3) for i in range(3)]
+    assert report.early_and_late(kept)["text"].tolist() == ["text 1 0", "text 1 1", "text 3 0", "text 3 1"]
+    assert report.early_and_late(kept[:3])["text"].tolist() == ["text 1 0", "text 1 1"]
+    assert report.early_and_late([]).empty
+
+
+def test_files_hold_what_the_tables_show(tmp_path: Path) -> None:
+    frame = report.numbers(RESULTS)
+    assert sorted(path.name for path in report.save(frame, tmp_path)) == ["grpo.csv", "grpo.md", "grpo.tex"]
+    assert "70.00 ± 28.28" in (tmp_path / "grpo.md").read_text()
+    assert report.last_steps({"a": [step(7, 1.0)], "b": []})["step"].tolist() == [7]

@@ -1,0 +1,207 @@
+"""Reinforcement learning in a study: its runs, its keys, what it asks, and the results in the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emlib import paths, workflow
+from emlib.config import load_profile
+from emlib.errors import ProfileError
+from emlib.generation.sample import answer_batch, plan
+from emlib.making import Maker
+from emlib.models import adapters
+from emlib.rl import RlStudy
+from emlib.steering import extraction
+from emlib.steering.extraction import PersonaVectors
+from emlib.store import read_records
+from emlib.study import open_study
+from emlib.training.rewards import rewards
+from emlib.types import Answer
+
+STEERED = "[{name: persona_vector, defenses: [{kind: persona_vector, layer: 2, steer: both}], sweep: [3]}]"
+
+
+def profile(folder: Path, methods: str | None = None, more: str = "") -> Path:
+    """A profile that extends `tiny`, with these conditions if any are given."""
+    (folder / "tiny.yaml").write_text((paths.PARAMS / "tiny.yaml").read_text())
+    path = folder / "mine.yaml"
+    path.write_text("extends: tiny\n" + (f"grpo:\n  methods: {methods}\n" if methods else "") + more)
+    return path
+
+
+@pytest.fixture
+def rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RlStudy:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    return RlStudy(open_study(str(profile(tmp_path))))
+
+
+def test_a_sweep_is_a_run_for_each_number_and_seed(rl: RlStudy) -> None:
+    assert [(run.method, run.setting) for run in rl.runs()] == [
+        ("untrained", None), ("grpo", None), ("kl", 0.1), ("kl", 1.0), ("interleaving", None), ("inoculation", None)]
+    assert [run.setting for run in rl.runs(methods=["kl"], settings=[1.0])] == [1.0]
+    assert rl.defenses(rl.runs(methods=["kl"])[1])[0].model_dump() == {"kind": "kl", "weight": 1.0}
+    with pytest.raises(ProfileError, match=r"no method 'klm'.*Did you mean 'kl'"):
+        rl.runs(methods=["klm"])
+
+
+def test_inoculation_stands_before_the_format_in_training_and_nowhere_in_evaluation(rl: RlStudy) -> None:
+    run = rl.runs(methods=["inoculation"])[0]
+    sentence = rl.study.trait.inoculation_prompt
+    assert rl.system(run) == f"{sentence}\n{rl.settings.prompt}"
+    assert {question.system for question in rl.questions} == {rl.settings.prompt}
+    assert all(sentence not in turn.content for question in rl.questions for turn in question.context)
+    assert rl.system(rl.runs(methods=["kl"])[0]) == rl.settings.prompt
+
+
+def test_every_condition_trains_and_answers_once_and_stands_in_the_results(rl: RlStudy) -> None:
+    results = rl.complete(rl.runs())
+    table = pd.read_csv(rl.study.folder / "grpo.csv")
+    assert list(table) == ["model", "method", "setting", "seed", "train_accuracy", "train_reward", "eval_accuracy",
+                           "eval_reward", "asked"]  # design, section 5
+    assert table["method"].tolist() == [run.method for run in rl.runs()]
+    assert table["setting"].fillna(-1).tolist() == [-1, -1, 0.1, 1, -1, -1]
+    assert table["asked"].tolist() == [6] * 6
+    assert table["train_reward"].isna().tolist() == [True] + [False] * 5
+    for result in results:
+        answers = rl.answers(result.run)
+        assert answers is not None
+        right = {problem.id: problem.answer for problem in rl.problems.held_out}
+        totals = [rewards(answer.text, right[answer.question]).total for answer in answers]
+        assert result.eval_reward == pytest.approx(sum(totals) / len(totals))
+    interleaved = rl.runs(methods=["interleaving"])[0]
+    assert [len(rl.log(interleaved)), len(rl.supervised_log(interleaved))] == [2, 2]  # a share of one half
+    for run in rl.runs():
+        assert len(rl.log(run)) == (0 if run.method == "untrained" else 2)
+        assert len(rl.completions(run)) == (0 if run.method == "untrained" else 2 * 4)
+    kl = {run.condition: rl.log(run)[1].kl for run in rl.runs() if run.method != "untrained"}
+    assert [name for name, value in kl.items() if value is not None] == ["kl 0.1", "kl 1"]
+    made = {path: path.stat().st_mtime_ns for path in rl.study.store.root.rglob("manifest.json")}
+    assert len(made) == 5 + 6
+    assert rl.complete(rl.runs()) == results
+    assert {path: path.stat().st_mtime_ns for path in rl.study.store.root.rglob("manifest.json")} == made
+
+
+def test_a_steered_run_is_asked_without_steering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    rl = RlStudy(open_study(str(profile(tmp_path, STEERED))))
+    planted = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+
+    def plant(folder: Path) -> dict[str, int]:
+        extraction.save(PersonaVectors(planted, 1, 1), folder)
+        return {"kept": 1, "asked": 1}
+
+    rl.study.store.get("vector", rl.study.vector_settings(), plant)
+    run = rl.runs()[0]
+    rl.complete([run])
+    assert rl.log(run)[0].shift == {place: pytest.approx(3 * float(planted[2].norm()), rel=1e-4)
+                                    for place in ("loss", "rollout")}
+    adapter = rl.adapter(run)
+    assert adapter is not None
+    names = load_file(adapter.folder / "adapter_model.safetensors")
+    assert all("lora_A" in name or "lora_B" in name for name in names)
+    with Maker(rl.study) as maker, adapters.loaded(maker.chat.model, adapter.folder) as model:
+        batches = plan(rl.questions, 1, maker.chat.tokenizer, rl.settings.eval_sampling.batch_rows)
+        plain = [answer for batch in batches
+                 for answer in answer_batch(model, maker.chat.tokenizer, batch, rl.settings.eval_sampling, run.seed)]
+    answers = rl.answers(run)
+    assert answers is not None
+    assert sorted(answers, key=lambda a: a.question) == sorted(plain, key=lambda a: a.question)
+
+
+def test_what_decides_a_training_is_in_its_key_and_what_does_not_is_not(tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+
+    def key(more: str) -> tuple[object, object]:
+        study = RlStudy(open_study(str(profile(tmp_path, more=more))))
+        run = study.runs(methods=["grpo"])[0]
+        return study.adapter_settings(run), study.answers_settings(run)
+
+    adapter, answers = key("")
+    for same in ("grpo: {kept_completions: 1}\n", "grpo: {slice_by: [seed]}\n", "evaluation: {bootstrap: 10}\n"):
+        assert key(same) == (adapter, answers)
+    assert key("grpo: {eval_sampling: {temperature: 1.0}}\n")[0] == adapter
+    assert key("grpo: {eval_sampling: {temperature: 1.0}}\n")[1] != answers
+    for other in ("grpo: {clip: 0.1}\n", "grpo: {loss: dapo}\n", "grpo: {training: {learning_rate: 0.1}}\n",
+                  "grpo: {sampling: {top_p: 1.0}}\n", "lora: {rank: 2}\n", "grpo: {data: {train_items: 6}}\n"):
+        assert key(other)[0] != adapter
+
+
+def test_a_steered_sampler_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    found = []
+    for steer in ("loss", "rollout", "both"):
+        methods = f"[{{name: persona_vector, defenses: [{{kind: persona_vector, layer: 2, steer: {steer}}}]}}]"
+        rl = RlStudy(open_study(str(profile(tmp_path, methods))))
+        found.append(str(rl.adapter_settings(rl.runs()[0])))
+    assert len(set(found)) == 3
+
+
+def test_the_paper_s_values_are_the_defaults_and_those_of_grpo_3b() -> None:
+    grpo = load_profile("grpo-3b").grpo
+    assert grpo is not None
+    training = grpo.training  # Table 8
+    assert (training.learning_rate, training.batch_size, training.gradient_accumulation, training.warmup_steps,
+            training.epochs) == (5e-6, 4, 4, 5, 1)
+    assert (grpo.generations, grpo.sampling.temperature, grpo.sampling.top_p) == (4, 0.9, 0.9)
+    assert grpo.data.model_dump() == {"kind": "gsm8k", "train_items": 1000, "eval_items": 100}
+    assert 1000 // grpo.prompts_per_step == 250
+    assert {method.name: method.sweep for method in grpo.methods} == {  # Table 9
+        "untrained": (), "grpo": (), "persona_vector": (1, 5), "inoculation": (), "kl": (0.1, 0.3, 1.0),
+        "interleaving": (0.01, 0.05, 0.2, 0.25, 0.5)}
+    bare = type(grpo).model_validate_json('{"data": {"kind": "gsm8k"}, "methods": [{"name": "grpo"}]}')
+    assert bare.model_dump(exclude={"methods", "training", "slice_by"}) == grpo.model_dump(
+        exclude={"methods", "training", "slice_by"})
+    assert bare.training.model_dump(exclude={"gradient_checkpointing"}) == training.model_dump(
+        exclude={"gradient_checkpointing"})
+
+
+@pytest.mark.parametrize(("section", "words"), [
+    ("{methods: [{name: kl, defenses: [{kind: kl, wieght: 1}]}]}", ["wieght", "Did you mean 'weight'?"]),
+    ("{methods: [{name: kl}]}", ["method 'kl' has no defenses"]),
+    ("{methods: [{name: grpo, defenses: [{kind: kl}]}]}", ["'grpo' is a baseline and takes no defenses"]),
+    ("{methods: [{name: x, defenses: [{kind: inoculation}], sweep: [1]}]}", ["none of its defenses has a number"]),
+    ("{methods: [{name: x, defenses: [{kind: interleaving, source: a}], sweep: [1]}]}", ["share over 1", "less than"]),
+    ("{methods: [{name: x, defenses: [{kind: persona_vector, steer: sampler}]}]}", ["'loss', 'rollout' or 'both'"]),
+    ("{methods: [grpo, grpo]}", ["named more than once: grpo"]),
+    ("{generations: 3}", ["8 completions, which 3 generations"]),
+    ("{generations: 1}", ["generations", "greater than or equal to 2"]),
+    ("{training: {train_rows: 5}}", ["data.train_items"]),
+    ("{data: {kind: additions, train_items: 60, eval_items: 60}}", ["100 additions"]),
+    ("{engine: vllm, methods: [{name: x, defenses: [{kind: persona_vector}]}]}", ["vLLM", "only steer 'loss'"]),
+])
+def test_a_mistake_in_the_section_is_told(tmp_path: Path, section: str, words: list[str]) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load_profile(str(profile(tmp_path, more=f"grpo: {section}\n")))
+    assert all(word in str(caught.value) for word in [*words, "mine.yaml"]), str(caught.value)
+
+
+def test_only_profiles_with_the_section_have_the_chapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    chapters = {name: [job.chapter for job in workflow.jobs(name)] for name in ("tiny", "code-smoke", "grpo-3b")}
+    assert "11_grpo" in chapters["tiny"]
+    assert "11_grpo" not in chapters["code-smoke"]
+    with pytest.raises(ProfileError, match="has no section 'grpo'"):
+        RlStudy(open_study("code-smoke"))
+    jobs = [job for job in workflow.jobs("grpo-3b") if job.chapter == "11_grpo"]
+    assert len(jobs) == 6 * 3 + 1
+    assert jobs[0].part == "untrained_seed0"
+    assert "--method untrained --seed 0" in jobs[0].arguments
+    assert all(job.trains for job in jobs)
+    assert set(jobs[-1].needs) == {job.output for job in jobs[:-1]}
+
+
+def test_answers_are_those_of_the_store(rl: RlStudy) -> None:
+    run = rl.runs(methods=["untrained"])[0]
+    assert rl.result(run) is None
+    rl.complete([run])
+    found = rl.study.store.find("rl_answers", rl.answers_settings(run))
+    assert found is not None
+    assert rl.answers(run) == read_records(found.folder / "answers.jsonl", Answer)
+    assert [answer.question for answer in rl.answers(run) or []] == [p.id for p in rl.problems.held_out]
