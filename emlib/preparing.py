@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -105,7 +106,7 @@ class Preparer:
 
     def _score(self, dataset: str, folder: Path) -> Mapping[str, Any]:
         """One pass over the pool for each model, on one base: adapters are switched, never merged."""
-        rows = candidates(self.study)
+        rows, started = candidates(self.study), time.perf_counter()
         encoded = [self._encoded(row) for row in rows]
         fitting = [row for row in encoded if isinstance(row, Encoded)]
         models = self._models(dataset)
@@ -117,7 +118,8 @@ class Preparer:
                     found[name] = iter(score(model, fitting, self._ledger(key), pool_of(self.study).token_budget, name))
         write_records(folder / "losses.jsonl", [_losses_of(place, row, found) for place, row in enumerate(encoded)])
         say(f"{len(fitting)} rows scored under {', '.join(models)}")
-        return {"rows": len(rows), "models": list(models), "device": str(self.maker.chat.device)}
+        return {"rows": len(rows), "models": list(models), "device": str(self.maker.chat.device),
+                "seconds": round(time.perf_counter() - started, 3)}
 
     def _ledger(self, adapter: Any) -> Ledger:
         key = key_of("nll", nll_settings(self.study, adapter))

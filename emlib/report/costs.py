@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from emlib import interleaving
+from emlib.scoring.cost import as_printed, overhead
 from emlib.study import Run, Study
 
 # What section 5.3 says of each method, in our words.
@@ -53,6 +55,29 @@ def once(study: Study) -> pd.DataFrame:
         rows.append({"what": f"reference states, {run.dataset}", "seconds": artefact.facts["seconds"],
                      "MiB on disk": _mib(artefact.folder)})
     return pd.DataFrame(rows, columns=["what", "seconds", "MiB on disk"])
+
+
+def scoring(study: Study) -> pd.DataFrame:
+    """Equation 10: seconds of scoring a pool, in percent of those of the fine-tunes that it serves (Appendix E).
+
+    First the paper's example, then each data set of this study whose pool is scored, with R as it was measured: a
+    row's seconds in training over its seconds in scoring, under one model.
+    """
+    rows = [("Appendix E's example", 3, 6000, 10_000, 9.0, 100)]
+    for dataset in study.profile.datasets:
+        served = [run for run in study.runs(datasets=[dataset]) if (defense := interleaving.interleaving(
+            study.defenses(run))) is not None and defense.scored]
+        plain = study.adapter(study.baseline(dataset, "misaligned", study.profile.seeds[0]))
+        scores = study.store.find("scores", interleaving.scores_settings(study, dataset)) if served else None
+        if plain is None or scores is None:
+            continue
+        trained = plain.facts["rows"] * study.profile.training.epochs
+        passes = scores.facts["rows"] * len(scores.facts["models"])
+        ratio = plain.facts["seconds"] / trained / (scores.facts["seconds"] / passes)
+        rows.append((dataset, len(scores.facts["models"]) - 1, trained, scores.facts["rows"], ratio, len(served)))
+    columns = ["of", "K", "rows trained on", "candidates", "R", "runs"]
+    return pd.DataFrame([(*row, 100 * overhead(*row[1:]), 100 * as_printed(*row[1:])) for row in rows],
+                        columns=[*columns, "equation 10, %", "as printed, %"])
 
 
 def _per_token(facts: Mapping[str, Any]) -> float | None:
