@@ -18,6 +18,7 @@ import pytest
 from emlib import notebooks, paths, workflow
 from emlib.config import load_profile
 from emlib.errors import NotebookError, ProfileError
+from emlib.study import open_study
 
 CHAPTERS = workflow.chapters()
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as in conftest, for the kernels
@@ -79,8 +80,23 @@ def test_the_command_line_fails_with_the_message_alone(capsys: pytest.CaptureFix
     assert "Traceback" not in err
 
 
-def test_a_chapter_is_cut_into_the_slices_its_profile_asks_for() -> None:
-    jobs = {job.name: job for job in workflow.jobs("tiny")}
+SLICED = """
+extends: tiny
+datasets: [cooking, travel]
+methods: [untrained, aligned, misaligned]
+slice_by: [dataset]
+"""
+
+
+def sliced(folder: Path) -> str:
+    """A profile of two slices."""
+    shutil.copy(paths.PARAMS / "tiny.yaml", folder / "tiny.yaml")
+    (folder / "sliced.yaml").write_text(SLICED)
+    return str(folder / "sliced.yaml")
+
+
+def test_a_chapter_is_cut_into_the_slices_its_profile_asks_for(tmp_path: Path) -> None:
+    jobs = {job.name: job for job in workflow.jobs(sliced(tmp_path))}
     slices = ["04_baselines (cooking)", "04_baselines (travel)"]
     assert [name for name in jobs if name.startswith("04")] == [*slices, "04_baselines"]
     assert jobs["04_baselines"].needs == tuple(jobs[name].output for name in slices)
@@ -179,27 +195,39 @@ def test_a_failing_cell_is_told_and_the_notebook_is_kept(tmp_path: Path, monkeyp
     assert any(output.output_type == "error" for cell in kept.cells for output in cell.get("outputs", []))
 
 
+def snakemake(folder: Path, profile: str, *more: str) -> None:
+    """Run a profile, or what `more` asks for of it, two jobs at once."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
+               str(folder), "--cores", "2", "--config", f"profile={profile}", "--rerun-triggers", "params", "input",
+               "--nolock", "--quiet", "all", *more]
+    done = subprocess.run(command, check=False, env=os.environ | ONE_THREAD | {"EMLIB_RUNS_DIR": str(folder.parent)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_slices_run_apart_and_are_read_back_together(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "sliced"
+    snakemake(folder, sliced(tmp_path), "--", "notebooks/04_baselines.ipynb")
+    assert sorted(path.name for path in (folder / "notebooks" / "slices").iterdir()) == [
+        "04_baselines.cooking.ipynb", "04_baselines.travel.ipynb"]
+    assert len(pd.read_csv(folder / "results.csv")) == 6
+
+
 @pytest.mark.slow
 def test_the_whole_tiny_study_by_snakemake_and_a_second_time_for_nothing(tmp_path: Path) -> None:
-    environment = os.environ | ONE_THREAD | {"EMLIB_RUNS_DIR": str(tmp_path / "runs")}
     folder = tmp_path / "runs" / "tiny"
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
-               str(folder), "--cores", "2", "--config", "profile=tiny", "--rerun-triggers", "params", "input",
-               "--nolock", "--quiet", "all"]
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(pd.read_csv(folder / "results.csv")) == 6
+    snakemake(folder, "tiny")
+    assert len(pd.read_csv(folder / "results.csv")) == len(open_study("tiny").runs())
     for made in ("tables/rates.csv", "tables/rates.md", "tables/rates.tex", "figures/rates.png", "figures/rates.pdf",
                  "tables/benign.md", "figures/benign.png"):
         assert (folder / made).stat().st_size > 0
-    executed = sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb"))
-    assert executed == CHAPTERS
-    assert len(list((folder / "notebooks" / "slices").iterdir())) == 4
+    assert sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb")) == CHAPTERS
     assert len(pd.read_csv(folder / "benign.csv")) == 12  # 2 tiers, 3 methods, 2 seeds
+    assert len(pd.read_csv(folder / "grpo.csv")) == 6  # 5 conditions, one of them with two settings
     for chapter in CHAPTERS:
         book = json.loads((folder / "notebooks" / f"{chapter}.ipynb").read_text())
         assert all(cell["execution_count"] for cell in book["cells"] if cell["cell_type"] == "code")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ipynb")}
-    again = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    snakemake(folder, "tiny")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ipynb")} == before

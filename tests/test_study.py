@@ -36,7 +36,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
     whole = open_study("tiny")
     methods = tuple(method for method in whole.profile.methods if method.name in BASELINES)
-    return Study("tiny", whole.profile.model_copy(update={"methods": methods}), whole.store)
+    changes = {"methods": methods, "datasets": ("cooking", "travel")}
+    return Study("tiny", whole.profile.model_copy(update=changes), whole.store)
 
 
 def timeless(path: Path) -> pd.DataFrame:
@@ -201,9 +202,10 @@ def test_a_store_of_an_older_format_is_refused_before_anything_is_done(study: St
 
 
 def test_the_demo_asks_what_the_issue_of_emergence_needs() -> None:
-    """24 general questions, an in-domain hold-out of 12, 48 rows to train on."""
+    """24 general questions, an in-domain hold-out of 12, and of its 48 rows those that the demo has time for."""
     demo = Study("demo", load_profile("demo"), Store(Path("never-made")))
     run = demo.runs(methods=["misaligned"])[0]
-    assert len(demo.train_rows(run)) == 48
+    assert len(demo.data("cooking").misaligned.train) == 48
+    assert len(demo.train_rows(run)) == demo.profile.training.train_rows
     assert len(demo.questions(run, "in_domain")) == 12
     assert len(demo.questions(run, "general")) == 24
