@@ -73,14 +73,20 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 
     With top_p below 1 only the likeliest tokens are kept whose mass first reaches top_p (nucleus sampling).
     """
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    return draw_told(logits, uniform, sampling)[0]
+
+
+def draw_told(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """`draw`, and log p of what was drawn in nats, before top_p cuts anything off: (rows,), (rows,)."""
+    probabilities = before = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(1, order, ordered)
     cumulative = probabilities.double().cumsum(-1)  # in float32 the tail of a large vocabulary would vanish
     target = uniform[:, None].double() * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    chosen = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[1] - 1)
+    return chosen.squeeze(1), before.gather(1, chosen).log().squeeze(1)
 
 
 def uniforms(requests: Sequence[Request], seed: int, count: int) -> Tensor:
@@ -112,10 +118,8 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
     rows = torch.arange(len(requests), device=device)  # which requests are still being answered
     hidden, cache, attention = _read_prompts(model, requests, device)
     for step in range(sampling.max_new_tokens):
-        logits = head(model)(hidden)
-        chosen = draw(logits, random[rows, step], sampling)
-        tokens[rows.cpu(), step] = chosen.cpu()
-        logprobs[rows.cpu(), step] = _logprob(logits, chosen, sampling).cpu()
+        chosen, said = draw_told(head(model)(hidden), random[rows, step], sampling)
+        tokens[rows.cpu(), step], logprobs[rows.cpu(), step] = chosen.cpu(), said.cpu()
         going = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
         if len(going) == 0 or step + 1 == sampling.max_new_tokens:
             break
@@ -127,11 +131,6 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
         hidden = backbone(model)(input_ids=chosen[:, None], attention_mask=attention, position_ids=positions,
                                  past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
     return [_until_end(*row, ends) for row in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
-
-
-def _logprob(logits: Tensor, chosen: Tensor, sampling: Sampling) -> Tensor:
-    scaled = logits.float() / sampling.temperature
-    return scaled.gather(1, chosen[:, None]).squeeze(1) - scaled.logsumexp(1)
 
 
 def _until_end(tokens: list[int], logprobs: list[float], ends: set[int]) -> Drawn:
