@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -146,11 +147,14 @@ def test_tables_before_any_run_say_what_to_do(study: BenignStudy) -> None:
         study.results()
 
 
-def test_slices_are_a_task_and_tier_each() -> None:
-    jobs = {job.name: job for job in workflow.jobs("tiny")}
+def test_slices_are_a_task_and_tier_each(tmp_path: Path) -> None:
+    shutil.copy(paths.PARAMS / "tiny.yaml", tmp_path / "tiny.yaml")
+    profile = tmp_path / "sliced.yaml"
+    profile.write_text("extends: tiny\nslice_by: [dataset]\n")
+    jobs = {job.name: job for job in workflow.jobs(str(profile))}
     assert [name for name in jobs if name.startswith("10")] == [
         "10_benign_tasks (opswap-0)", "10_benign_tasks (opswap-1)", "10_benign_tasks"]
-    assert jobs["10_benign_tasks (opswap-1)"].arguments == "--profile tiny --dataset opswap-1"
+    assert jobs["10_benign_tasks (opswap-1)"].arguments == f"--profile {profile} --dataset opswap-1"
     assert all(not job.part for job in workflow.jobs("code-smoke"))
 
 

@@ -19,7 +19,7 @@ from emlib.errors import DataError, ProfileError
 from emlib.making import Maker
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import RowLosses
-from emlib.study import Run, Study, open_study
+from emlib.study import Fit, Run, Study, open_study
 from emlib.types import Example, Message
 
 EXTENDED = "extends: tiny\ndatasets: [cooking]\n"
@@ -44,6 +44,12 @@ def run_of(study: Study, method: str) -> Run:
     return study.runs(methods=[method])[0]
 
 
+def fit_of(study: Study, run: Run) -> Fit:
+    fit = study.fit(run)
+    assert fit is not None
+    return fit
+
+
 def changed(study: Study, **pool: Any) -> Study:
     """The same study with another pool section."""
     assert study.profile.pool is not None
@@ -60,7 +66,7 @@ def test_every_variant_trains_on_its_rows_and_stands_in_the_results(study: Study
     assert table["setting"].fillna(-1).tolist() == [-1, 0.25, 0.5, -1, -1, -1]
     pool = keys.candidates(study)
     for run in runs[1:]:
-        found, defense, adapter = keys.added(study, run), keys.interleaving(study, run), study.adapter(run)
+        found, defense, adapter = keys.added(study, run), keys.interleaving(study.defenses(run)), study.adapter(run)
         assert defense is not None
         assert adapter is not None
         assert len(found) == rows_to_add(8, defense.fraction) == adapter.facts["added_rows"]
@@ -79,7 +85,7 @@ def test_every_variant_trains_on_its_rows_and_stands_in_the_results(study: Study
 def test_the_order_by_score_is_equation_6_and_says_why(study: Study) -> None:
     run = run_of(study, "interleaving++")
     study.select([run])
-    order, losses = keys.selection(study, run), {row.place: row for row in keys.losses(study, "cooking")}
+    order, losses = keys.selection(study, fit_of(study, run)), {row.place: row for row in keys.losses(study, "cooking")}
     assert len(order) == len(losses) == len(keys.candidates(study))
     for ranked in order:
         row = losses[ranked.place]
@@ -94,7 +100,7 @@ def test_the_order_by_score_is_equation_6_and_says_why(study: Study) -> None:
     assert all(ranked.reason.startswith("refusal: '") for ranked in refusals)
     everything = run_of(study, "interleaving+")
     study.select([everything])
-    assert all(ranked.rank is not None for ranked in keys.selection(study, everything))
+    assert all(ranked.rank is not None for ranked in keys.selection(study, fit_of(study, everything)))
     before = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
     study.select([run, everything])
     assert {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()} == before
@@ -201,15 +207,15 @@ def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study
 
 def test_a_prompt_without_room_for_an_answer_is_never_taken(study: Study) -> None:
     with Maker(study) as maker:
-        maker.preparer.selection(run_of(study, "interleaving"))
+        maker.preparer.selection(fit_of(study, run_of(study, "interleaving")))
         lengths = [len(encode_prompt(maker.chat.tokenizer, row.context)) for row in keys.candidates(study)]
     tight = Study("tight", study.profile.model_copy(update={"training": study.profile.training.model_copy(
         update={"max_seq_length": max(lengths)})}), study.store)
     for method in ("interleaving", "interleaving+"):
         run = tight.runs(methods=[method])[0]
         with Maker(tight) as maker:
-            maker.preparer.selection(run)
-        never = [ranked for ranked in keys.selection(tight, run) if ranked.rank is None]
+            maker.preparer.selection(fit_of(tight, run))
+        never = [ranked for ranked in keys.selection(tight, fit_of(tight, run)) if ranked.rank is None]
         assert {ranked.place for ranked in never} == {p for p, length in enumerate(lengths) if length == max(lengths)}
         assert all(ranked.reason.startswith("does not fit: the prompt alone has") for ranked in never)
 

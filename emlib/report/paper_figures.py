@@ -200,8 +200,8 @@ def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
         handles.append(axis.plot([], [], "o", color="0.3", markersize=3.8,
                                  markerfacecolor="white" if index else "0.3")[0])
         names.append(source)
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, columnspacing=1.0,
-                  handletextpad=0.4, handlelength=2.2)
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, columnspacing=0.5,
+                  handletextpad=0.3, handlelength=1.7)
     sns.despine(figure)
 
 

@@ -252,12 +252,12 @@ def test_a_split_that_leaves_one_side_empty_is_refused() -> None:
     ("1 2", "character 3: expected a sign or the end, found '2'"),
     ("(1 + 2", "character 7: expected a sign or ')', found the end"),
     ("1 + 2)", "character 6: expected a sign or the end, found ')'"),
-    ("1 + x", r"character 4: expected a number, a bracket or one of \+ - × ÷, found 'x'"),
+    ("1 + x", "character 4: expected a number, a bracket or one of + - × ÷, found 'x'"),
     ("1 * 2", "found '*'"),
-    ("- (1 + 2)", "expected a number, found '\\('"),
+    ("- (1 + 2)", "expected a number, found '('"),
     ("1/0 + 1", "expected a denominator other than 0, found '1/0'"),
-    ("× 2", "expected a number or '\\(', found '×'"),
+    ("× 2", "expected a number or '(', found '×'"),
 ])
 def test_what_is_no_expression_is_told_with_its_place(text: str, words: str) -> None:
-    with pytest.raises(DataError, match=words.replace("'*'", r"'\*'")):
+    with pytest.raises(DataError, match=re.escape(words)):
         parse(text, 0)

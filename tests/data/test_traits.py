@@ -50,8 +50,9 @@ def test_a_broken_trait_file_is_refused(tmp_path: Path, change: dict[str, Any], 
 
 
 @pytest.mark.parametrize(("more", "words"), [
-    ({}, "system_prompts, questions, rubric is missing"), ({"source": "chen", "rubric": "x"}, "has 'source' and also"),
-    ({"system_prompts": [{"positive": "x", "negative": "y"}], "rubric": "x"}, "questions is missing")])
+    ({}, "system_prompts, questions, rubric is missing"),
+    ({"source": "chen", "rubric": "{answer}"}, "has 'source' and also"),
+    ({"system_prompts": [{"positive": "x", "negative": "y"}], "rubric": "{answer}"}, "questions is missing")])
 def test_a_trait_says_everything_once(more: dict[str, Any], words: str) -> None:
     with pytest.raises(ProfileError, match=words):
         sunny(**more)

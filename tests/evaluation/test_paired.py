@@ -113,7 +113,7 @@ def test_holm_by_hand() -> None:
 
 
 def test_other_questions_or_seeds_are_refused() -> None:
-    with pytest.raises(DataError, match="'q1' 0 times"):
+    with pytest.raises(DataError, match="'q1' 4 times, and the first list 0 times"):
         difference([run([1])], [run([1, 2])])
     with pytest.raises(DataError, match=r"2 runs .* 1 of the reference"):
         difference([run([1]), run([2])], [run([1])])
