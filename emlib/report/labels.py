@@ -47,7 +47,8 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
         corner = axis.transData.transform((label.x, label.y)).tolist()
         boxes = {(dx * reach, dy * reach): _box(corner, (dx * reach * pixels, dy * reach * pixels), extent)
                  for reach in REACHES for dx, dy in SIDES}
-        spot = min(boxes, key=lambda offset: _covered(boxes[offset], [*taken, *written], axis.bbox))
+        within = {offset: box for offset, box in boxes.items() if axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1}
+        spot = min(within or boxes, key=lambda offset: _covered(boxes[offset], [*taken, *written], axis.bbox))
         box = boxes[spot]
         written.append(box)
         centre = ((box.x0 + box.x1) / 2 - corner[0]) / pixels, ((box.y0 + box.y1) / 2 - corner[1]) / pixels
