@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 from numpy.typing import NDArray
 
 # Where a label may stand, in points from its mark, best first: to all sides, then farther off.
 SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0))
 REACHES = (4, 7, 11, 16, 22)
+Corners = NDArray[np.float64]
 MARK = 3.2  # half the width of a mark, in points
 
 
@@ -38,8 +39,8 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     pixels = figure.dpi / 72
-    taken = _drawn(axis, pixels)
-    written: list[Bbox] = []
+    taken = _corners(_drawn(axis, pixels))
+    inside, written = _corners([axis.bbox]), list[Bbox]()
     for label in labels:
         note = axis.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size,
                              color=label.colour, ha="center", va="center")
@@ -48,7 +49,7 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
         boxes = {(dx * reach, dy * reach): _box(corner, (dx * reach * pixels, dy * reach * pixels), extent)
                  for reach in REACHES for dx, dy in SIDES}
         within = {offset: box for offset, box in boxes.items() if axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1}
-        spot = min(within or boxes, key=lambda offset: _covered(boxes[offset], [*taken, *written], axis.bbox))
+        spot = min(within or boxes, key=lambda offset: _covered(boxes[offset], taken, _corners(written), inside))
         box = boxes[spot]
         written.append(box)
         centre = ((box.x0 + box.x1) / 2 - corner[0]) / pixels, ((box.y0 + box.y1) / 2 - corner[1]) / pixels
@@ -87,11 +88,17 @@ def _box(corner: Sequence[float], offset: tuple[float, float], extent: Bbox) -> 
     return Bbox.from_bounds(left, bottom, width, height)
 
 
-def _covered(box: Bbox, taken: Sequence[Bbox], inside: Bbox) -> float:
+def _covered(box: Bbox, marks: Corners, labels: Corners, inside: Corners) -> float:
     """The area of `box` that covers something or lies outside, to be made small."""
-    covered = sum(_area(Bbox.intersection(box, other)) for other in taken)
-    return covered + box.width * box.height - _area(Bbox.intersection(box, inside))
+    return _common(box, marks) + _common(box, labels) + box.width * box.height - _common(box, inside)
 
 
-def _area(box: Bbox | None) -> float:
-    return 0.0 if box is None else box.width * box.height
+def _corners(boxes: Sequence[BboxBase]) -> Corners:
+    """Left, bottom, right and top of each: (boxes, 4)."""
+    return np.array([box.extents for box in boxes]).reshape(-1, 4)
+
+
+def _common(box: Bbox, others: Corners) -> float:
+    """The area that `box` has in common with others, one by one."""
+    sides = np.minimum(box.max, others[:, 2:]) - np.maximum(box.min, others[:, :2])
+    return float(np.clip(sides, 0, None).prod(axis=1).sum())
