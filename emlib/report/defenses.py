@@ -16,10 +16,13 @@ from matplotlib.figure import Figure
 from emlib.config import BASELINES
 from emlib.evaluation.rates import rates
 from emlib.report.figures import PALETTE
+from emlib.report.labels import Label, place
+from emlib.report.paper_figures import LOOKS
 from emlib.study import Steered
 from emlib.training.records import StepRecord
 
 MARKERS = "oDv^<>PX"
+SETTING = 8  # points, of the settings beside the marks
 REFERENCES = {"untrained": ("s", "0.55"), "aligned": ("P", "0.35"), "misaligned": ("X", "black")}
 
 
@@ -54,28 +57,35 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
     small numbers beside points the settings. `frame` is `tables.numbers`; runs without verdicts have no point.
     """
     datasets = list(dict.fromkeys(frame["dataset"]))
-    figure, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 4.2 * len(datasets), 4.0), squeeze=False, sharey=True,
+    figure, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 4.2 * len(datasets), 4.8), squeeze=False, sharey=True,
                                 layout="constrained")
-    for axis, dataset in zip(axes[0], datasets, strict=True):
-        _tradeoff_panel(axis, frame[(frame["dataset"] == dataset) & frame["general_misaligned"].notna()])
+    panels = [frame[(frame["dataset"] == dataset) & frame["general_misaligned"].notna()] for dataset in datasets]
+    for axis, dataset, runs in zip(axes[0], datasets, panels, strict=True):
+        _tradeoff_panel(axis, runs)
         axis.set_title(dataset)
     axes[0, 0].set_ylabel("general questions: misaligned, %")
     figure.supxlabel("in-domain questions: misaligned, %", fontsize="medium")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    for axis, runs in zip(axes[0], panels, strict=True):
+        place(axis, [Label(run["in_domain_misaligned"], run["general_misaligned"], f"{run['setting']:g}",
+                           _look(run["method"])[0])
+                     for run in runs.to_dict("records") if not pd.isna(run["setting"])], SETTING)
     return figure
+
+
+def _look(method: str) -> tuple[str, str]:
+    """Colour and marker of a method, the same in all figures; methods of one's own are black diamonds."""
+    return LOOKS[method][:2] if method in LOOKS else ("black", "D")
 
 
 def _tradeoff_panel(axis: Axes, runs: pd.DataFrame) -> None:
     for name, (marker, colour) in REFERENCES.items():
         _points(axis, runs[runs["method"] == name], marker, colour, "none", name)
     defended = [name for name in dict.fromkeys(runs["method"]) if name not in BASELINES]
-    for name, colour, marker in zip(defended, cycle(PALETTE), cycle(MARKERS), strict=False):
-        chosen = runs[runs["method"] == name].sort_values(["seed", "setting"])
-        _points(axis, chosen, marker, colour, "-", name)
-        for x, y, setting in chosen[["in_domain_misaligned", "general_misaligned", "setting"]].itertuples(index=False):
-            if not pd.isna(setting):
-                axis.annotate(f"{setting:g}", (x, y), textcoords="offset points", xytext=(6, 5), fontsize="small")
+    for name in defended:
+        colour, marker = _look(name)
+        _points(axis, runs[runs["method"] == name].sort_values(["seed", "setting"]), marker, colour, "-", name)
     axis.set_xlim(-5, 105)
     axis.set_ylim(-5, 105)
     axis.grid(alpha=0.3)
@@ -87,8 +97,8 @@ def _points(axis: Axes, runs: pd.DataFrame, marker: str, colour: Any, line: str,
         return
     x, y = runs["in_domain_misaligned"].to_numpy(float), runs["general_misaligned"].to_numpy(float)
     bars = {}
-    for axis_name, place, at in (("xerr", "in_domain", x), ("yerr", "general", y)):
-        ends = runs[[f"{place}_misaligned_low", f"{place}_misaligned_high"]].to_numpy(float)
+    for axis_name, which, at in (("xerr", "in_domain", x), ("yerr", "general", y)):
+        ends = runs[[f"{which}_misaligned_low", f"{which}_misaligned_high"]].to_numpy(float)
         bars[axis_name] = np.clip(np.abs(ends.T - at), 0, None)
     axis.errorbar(x, y, **bars, fmt=marker, color=colour, linestyle=line, linewidth=1.2, elinewidth=0.8, capsize=2,
                   markersize=7, label=label)

@@ -16,7 +16,8 @@ BEGIN, END = "<!-- demo results: begin -->", "<!-- demo results: end -->"
 
 def with_results(readme: str, table: str, figure: str) -> str:
     """`readme` with what stands between the two marks replaced by the figure and the table."""
-    block = f"{BEGIN}\n![Misaligned answers of each run, with 95% intervals]({figure})\n\n{table.strip()}\n{END}"
+    shown = f"![General against in-domain misalignment, with 95% intervals]({figure})"
+    block = f"{BEGIN}\n{shown}\n\n{table.strip()}\n{END}"
     return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, readme, flags=re.DOTALL)
 
 
@@ -25,12 +26,12 @@ def update(profile: str = "demo") -> Path:
     made, kept = paths.runs() / profile, paths.ROOT / "figures" / profile
     if not (made / "tables" / "rates.md").is_file():
         raise StoreError(f"{made}: there is no table yet. Run `make reproduce PROFILE={profile}` first.")
-    for name in ("figures/rates.png", "tables/rates.csv"):
+    for name in ("figures/rates.png", "figures/tradeoff.png", "tables/rates.csv"):
         with whole_file(kept / Path(name).name) as aside:
             shutil.copyfile(made / name, aside)
     readme = paths.ROOT / "README.md"
     table = (made / "tables" / "rates.md").read_text(encoding="utf-8")
-    write_text(readme, with_results(readme.read_text(encoding="utf-8"), table, f"figures/{profile}/rates.png"))
+    write_text(readme, with_results(readme.read_text(encoding="utf-8"), table, f"figures/{profile}/tradeoff.png"))
     return readme
 
 

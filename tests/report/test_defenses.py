@@ -52,7 +52,7 @@ def test_the_tradeoff_has_a_point_where_the_numbers_are_and_a_line_through_a_swe
     assert set(lines) == {"untrained", "aligned", "misaligned", "kl", "inoculation"}
     assert lines["kl"].get_xydata().tolist() == [[90, 40], [50, 0]]
     assert lines["kl"].get_linestyle() == "-"
-    assert {text.get_text() for text in axis.texts} == {"0.1", "1"}
+    assert {text.get_text() for text in axis.texts if text.get_text()} == {"0.1", "1"}
     plt.close("all")
 
 
