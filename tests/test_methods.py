@@ -97,7 +97,7 @@ def test_a_steered_adapter_holds_lora_weights_and_nothing_else(study: Study) -> 
 
 def test_a_chapter_is_sliced_by_the_settings_of_its_own_methods(tmp_path: Path) -> None:
     path = profile(tmp_path, METHODS + "slice_by: [dataset, setting]\n")
-    parts = {job.name: job for job in workflow.jobs(str(path)) if job.part}
+    parts = {job.name: job for job in workflow.jobs(str(path)) if job.part and job.chapter < "09"}
     assert list(parts) == ["04_baselines (cooking)", "05_kl (cooking_0.1)", "05_kl (cooking_1)",
                            "07_persona_steering (cooking_2)", "08_inoculation (cooking)"]
     assert "--dataset cooking --setting 0.1" in parts["05_kl (cooking_0.1)"].arguments
