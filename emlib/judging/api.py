@@ -197,7 +197,7 @@ class Sitting:
             return
         async with self._asking:
             if self.whole_numbers is None and any(replies.number(token) is not None for token in tokens):
-                [text, *_], _ = await self._send(test_body(self.spec), replies.texts)
+                [text, *_], _ = await self._send(number_body(self.spec), replies.texts)
                 self.whole_numbers = text.strip() != str(TEST_NUMBER)[0]
             if self.whole_numbers is False:
                 raise JudgeError(f"'{self.spec.model}' spells numbers digit by digit, so that its first token does not "
@@ -299,7 +299,7 @@ def samples_body(spec: OpenAIJudge, request: JudgeRequest, count: int) -> dict[s
             "max_tokens": SAMPLE_TOKENS, "temperature": 1, "n": count}
 
 
-def test_body(spec: OpenAIJudge) -> dict[str, Any]:
+def number_body(spec: OpenAIJudge) -> dict[str, Any]:
     """A request that shows how a judge writes a number of two digits."""
     message = {"role": "user", "content": f"Reply with the number {TEST_NUMBER} and with nothing else."}
     return {"model": spec.model, "messages": [message], "max_tokens": 1, "temperature": 0}

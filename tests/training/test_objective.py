@@ -150,7 +150,8 @@ def test_gradient_checkpointing_changes_nothing(
     said_again, gradient_again = step(model, batches, *defenses, vector=VECTOR)
     assert said_again == pytest.approx(said, rel=1e-4)
     assert gradient.abs().max() > 0
-    torch.testing.assert_close(gradient_again, gradient, rtol=1e-3, atol=1e-5)
+    # Of the whole vector: single small numbers differ more, by the order of sums that a processor prefers.
+    assert (gradient_again - gradient).norm() < 1e-5 * gradient.norm()
 
 
 def test_composed_defenses_are_the_sum_of_their_parts(model: PeftModel) -> None:
