@@ -16,9 +16,14 @@ from emlib.evaluation.records import Projected
 from emlib.judging.judges import judge
 from emlib.judging.sheet import Sheet
 from emlib.making import Maker
+from emlib.progress import say
+from emlib.scoring.ledger import Ledger
+from emlib.scoring.nll import score
 from emlib.steering import extraction
-from emlib.store import write_records
+from emlib.store import SCRATCH, write_records
 from emlib.study import Run, Study
+
+TOKENS_A_PASS = 2048  # of held-out rows, padding included
 
 
 def check_runs(study: Study, runs: Sequence[Run]) -> None:
@@ -36,6 +41,22 @@ def check_runs(study: Study, runs: Sequence[Run]) -> None:
             for source in evaluation.choices:
                 study.store.get("choices", checks.choices_settings(study, run, source),
                                 partial(_choices, maker, run, source))
+
+
+def hold_out(study: Study, runs: Sequence[Run]) -> None:
+    """How well these runs' models predict the held-out rows of their data sets."""
+    with Maker(study) as maker:
+        for run in runs:
+            study.store.get("held_out", checks.held_out_settings(study, run), partial(_held_out, maker, run))
+
+
+def _held_out(maker: Maker, run: Run, folder: Path) -> Mapping[str, Any]:
+    held_out = maker.study.data(run.dataset).misaligned.held_out
+    rows = encode_all(maker.chat.tokenizer, held_out, maker.study.profile.training.max_seq_length)
+    with maker.model_of(run) as model:
+        losses = score(model, rows, Ledger(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, f"{run}: held-out rows")
+    say(f"{run}: {len(losses)} held-out rows, {sum(losses) / len(losses):.3f} nats a token")
+    return {"nll": losses, "device": str(maker.chat.device)}
 
 
 def _second_verdicts(study: Study, run: Run, folder: Path) -> Mapping[str, Any]:

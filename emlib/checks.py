@@ -19,11 +19,11 @@ from emlib.judging.judges import identity, reads, rubrics
 from emlib.judging.rubrics import Rubrics
 from emlib.seeds import generator
 from emlib.store import key_of, read_records
-from emlib.study import Run, Study
+from emlib.study import Run, Study, digest_of_rows
 from emlib.types import Verdict
 
 # Raised when a check computes something else from the same settings.
-VERSIONS = {"second_verdicts": 1, "projections": 1, "choices": 1}
+VERSIONS = {"second_verdicts": 1, "projections": 1, "choices": 1, "held_out": 1}
 Item = TypeVar("Item")
 
 
@@ -107,6 +107,28 @@ def choices(study: Study, run: Run, source: str) -> list[Choice] | None:
     """What the run's model made of them, if it was asked."""
     found = study.store.find("choices", choices_settings(study, run, source))
     return None if found is None else read_records(found.folder / "choices.jsonl", Choice)
+
+
+def held_out_settings(study: Study, run: Run) -> dict[str, Any]:
+    """Everything that determines how well the run's model predicts the held-out rows of its data set."""
+    return {"version": VERSIONS["held_out"], **_model_of(study, run),
+            "rows": digest_of_rows(study.data(run.dataset).misaligned.held_out),
+            "max_length": study.profile.training.max_seq_length}
+
+
+def held_out(study: Study, run: Run) -> list[float] | None:
+    """The NLL of each held-out answer under the run's model, in nats a token (equation 4), if it was computed."""
+    found = study.store.find("held_out", held_out_settings(study, run))
+    return None if found is None else list(found.facts["nll"])
+
+
+def complete_held_out(study: Study, runs: Sequence[Run]) -> None:
+    """Compute the losses on held-out rows that these runs lack; their adapters are trained where they are missing."""
+    missing = [run for run in runs if held_out(study, run) is None]
+    if missing:
+        from emlib.checking import hold_out  # loads torch and the model
+
+        hold_out(study, missing)
 
 
 def complete(study: Study, runs: Sequence[Run]) -> None:

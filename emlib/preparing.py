@@ -57,8 +57,10 @@ class Preparer:
     def __init__(self, maker: Maker) -> None:
         self.maker, self.study = maker, maker.study
 
-    def added(self, name: str, fit: Fit) -> list[Added]:
+    def added(self, name: str, fit: Fit, among: int | None = None) -> list[Added]:
         """The rows that are interleaved: the first of the order, as many as the fraction asks for.
+
+        `among` is how many rows they are mixed into; None: as many as are fitted to.
 
         Raises:
             DataError: the pool has too few; the message says how many are missing.
@@ -67,7 +69,7 @@ class Preparer:
         if defense is None:
             return []
         self.selection(fit)
-        count = rows_to_add(len(fit.rows), defense.fraction)
+        count = rows_to_add(among or len(fit.rows), defense.fraction)
         rows = candidates(self.study)
         taken = [ranked for ranked in selection(self.study, fit) if ranked.rank is not None]
         if defense.answers == "on_policy":

@@ -19,11 +19,13 @@ import pandas as pd
 from emlib import interleaving, paths
 from emlib.config import (
     BASELINES,
+    OWN,
     Defense,
     Domain,
     Inoculation,
     Kl,
     Method,
+    Own,
     PersonaVector,
     Profile,
     Sampling,
@@ -34,6 +36,7 @@ from emlib.config import (
     load_trait,
 )
 from emlib.data.domains import NarrowData, in_domain_questions, load_domain
+from emlib.data.own import OwnRows, own_data, read_own
 from emlib.data.questions import read_questions
 from emlib.data.sources import locate
 from emlib.data.traits import completed
@@ -157,8 +160,26 @@ class Study:
     def data(self, dataset: str) -> NarrowData:
         """The aligned and the misaligned rows of one data set, split."""
         if dataset not in self._data:
-            self._data[dataset] = load_domain(dataset, self.domains[dataset], locate)
+            self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
+                                   load_domain(dataset, self.domains[dataset], locate))
         return self._data[dataset]
+
+    @property
+    def own(self) -> Own:
+        """What the profile says of the reader's own data set.
+
+        Raises:
+            ProfileError: nothing.
+        """
+        if self.profile.own is None:
+            raise ProfileError(f"Profile '{self.name}' has no section 'own'. Copy params/own.yaml, and name your file "
+                               "in it.")
+        return self.profile.own
+
+    @cached_property
+    def own_rows(self) -> OwnRows:
+        """The rows drawn from the reader's own data set, and what was found while reading it."""
+        return read_own(self.own)
 
     @cached_property
     def _data(self) -> dict[str, NarrowData]:
@@ -233,11 +254,13 @@ class Study:
 
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
         """The rows as those defenses that change the data leave them."""
-        for defense in defenses:
-            if isinstance(defense, Inoculation):
-                prompt = defense.prompt or self.trait.inoculation_prompt
-                rows = tuple(row.under(prompt) for row in rows)
-        return rows
+        prompt = self.inoculation(defenses)
+        return rows if prompt is None else tuple(row.under(prompt) for row in rows)
+
+    def inoculation(self, defenses: Iterable[Defense]) -> str | None:
+        """The system prompt that stands before the rows in training, where one of the defenses is an inoculation."""
+        found = next((defense for defense in defenses if isinstance(defense, Inoculation)), None)
+        return None if found is None else found.prompt or self.trait.inoculation_prompt
 
     def fit(self, run: Run) -> Fit | None:
         """What the run's adapter is fitted to; None where there is none."""

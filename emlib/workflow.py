@@ -28,9 +28,12 @@ AFTER = {"05_kl": ("04_baselines",), "06_ldifs": ("04_baselines",),
 # Chapters that a profile may cut into slices.
 SLICED = ("03_data_selection", "04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "08_inoculation",
           "09_interleaving", "10_benign_tasks")
-SECTIONS = {"10_benign_tasks": "benign", "11_grpo": "grpo"}  # chapters that only profiles with that section have
-COMPUTING = ("02_persona_vectors", *SLICED, "11_grpo")  # chapters that want a GPU where there is one
-FINAL = ("12_costs", "13_tables", "14_figures")  # chapters that read what all the others left
+# Chapters that only profiles with that section have.
+SECTIONS = {"10_benign_tasks": "benign", "11_grpo": "grpo", "15_your_own_data": "own"}
+# Chapters that want a GPU where there is one.
+COMPUTING = ("02_persona_vectors", *SLICED, "11_grpo", "15_your_own_data")
+# Chapters that read what all the others left.
+FINAL = ("12_costs", "13_tables", "14_figures", "15_your_own_data")
 
 
 @dataclass(frozen=True)

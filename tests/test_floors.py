@@ -18,7 +18,7 @@ FLOORS = [
     {"steering"},
     {"training", "generation", "judging", "evaluation", "scoring"},
     {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where"},
-    {"making", "rl_making", "preparing", "checking", "estimate", "notebooks", "report"},
+    {"making", "rl_making", "preparing", "checking", "estimate", "notebooks", "report", "export"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
 LAZY = {("study", "making"), ("benign", "making"), ("rl", "rl_making"), ("checks", "checking")}

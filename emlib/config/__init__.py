@@ -15,6 +15,7 @@ from emlib.config.benign import (
 )
 from emlib.config.data import (
     Domain,
+    HubSet,
     SystemPromptPair,
     Trait,
 )
@@ -62,6 +63,11 @@ from emlib.config.models import (
     TinyModel,
     WheelModel,
 )
+from emlib.config.own import (
+    OWN,
+    Bounds,
+    Own,
+)
 from emlib.config.pool import (
     OnPolicy,
     Pool,
@@ -83,6 +89,7 @@ from emlib.config.training import (
 __all__ = [
     "BASELINES",
     "NOT_PROFILES",
+    "OWN",
     "RL_BASELINES",
     "SFT",
     "SWEPT",
@@ -91,6 +98,7 @@ __all__ = [
     "Benign",
     "BenignTask",
     "Beta",
+    "Bounds",
     "Defense",
     "Domain",
     "Evaluation",
@@ -99,6 +107,7 @@ __all__ = [
     "Grpo",
     "Gsm8k",
     "HubModel",
+    "HubSet",
     "Inoculation",
     "Interleaving",
     "JudgeSpec",
@@ -113,6 +122,7 @@ __all__ = [
     "OnPolicy",
     "OpSwapTask",
     "OpenAIJudge",
+    "Own",
     "PersonaVector",
     "Pool",
     "Probe",

@@ -10,6 +10,15 @@ from emlib.config.words import Positive, Share
 from emlib.strict import Strict
 
 
+class HubSet(Strict):
+    """A split of a data set on the Hugging Face hub."""
+
+    repo: str
+    config: str = "default"
+    split: str = "train"
+    revision: str
+
+
 class SystemPromptPair(Strict):
     """One pair of opposed instructions (section 3.1)."""
 

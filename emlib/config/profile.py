@@ -11,9 +11,18 @@ from emlib import paths
 from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import SFT, Interleaving, Method
-from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, Probe, SecondJudge
+from emlib.config.evaluation import (
+    Evaluation,
+    Extraction,
+    JudgeSpec,
+    LexiconJudge,
+    OpenAIJudge,
+    Probe,
+    SecondJudge,
+)
 from emlib.config.grpo import Grpo
 from emlib.config.models import ModelSpec
+from emlib.config.own import OWN, Own
 from emlib.config.pool import Pool
 from emlib.config.training import Lora, Training
 from emlib.config.words import no_repeats
@@ -42,6 +51,7 @@ class Profile(Strict):
     second_judge: SecondJudge | None = None
     benign: Benign | None = None
     grpo: Grpo | None = None
+    own: Own | None = None
     slice_by: tuple[Literal["dataset", "setting"], ...] = ()
 
     @field_validator("datasets", "methods", "seeds")
@@ -67,6 +77,26 @@ class Profile(Strict):
         if self.pool is not None and any(defense.scored for _, defense in interleaving):
             for dataset in self.datasets:
                 self.pool.scorers_for(dataset, self.datasets)
+        return self
+
+
+    @model_validator(mode="after")
+    def _own_has_one_side(self) -> Profile:
+        """The reader's own data have no aligned counterpart, and go to no judge elsewhere without consent."""
+        if OWN not in self.datasets:
+            return self
+        if self.own is None:
+            raise ValueError(f"'datasets' names '{OWN}', and there is no section 'own'. Add one, such as own: {{file: "
+                             "my-data.csv}")
+        if any(method.name == "aligned" for method in self.methods):
+            raise ValueError(f"method 'aligned' needs aligned rows, and the data set '{OWN}' has none; remove it")
+        if self.pool is not None and "aligned" in (self.pool.aligned, self.pool.on_policy.model):
+            raise ValueError(f"the pool asks for the model 'aligned', which the data set '{OWN}' has no rows for; set "
+                             "pool.aligned and pool.on_policy.model to untrained")
+        judges = [self.judge, *([self.second_judge.judge] if self.second_judge else [])]
+        if any(isinstance(judge, OpenAIJudge) for judge in judges) and not self.own.send_to_judge:
+            raise ValueError("a judge of kind 'openai' would be sent held-out prompts of your data, and what models "
+                             "say to them. Set own.send_to_judge to true if that may be, or take a judge of kind local")
         return self
 
 
@@ -96,7 +126,7 @@ def load_profile(name: str) -> Profile:
     scorers = (profile.pool.scorers or ()) if profile.pool is not None else ()
     trained = [("pool.scorers", scorer.domain) for scorer in scorers if scorer.folder is None]
     for key, dataset in [*(("datasets", dataset) for dataset in profile.datasets), *trained]:
-        if dataset not in domains:
+        if dataset not in (*domains, OWN):
             raise ProfileError(f"{path}: '{key}' names '{dataset}', which params/datasets.yaml does not have."
                                f"{nearest(dataset, domains)} Known: {', '.join(domains)}.")
     return profile

@@ -26,11 +26,19 @@ class Split:
 
 @dataclass(frozen=True)
 class NarrowData:
-    """One domain of the study. Where both sides have as many rows, row i falls on the same side of both splits."""
+    """One domain of the study. Where both sides have as many rows, row i falls on the same side of both splits.
+
+    The reader's own data have no aligned side: theirs is empty.
+    """
 
     name: str
     aligned: Split
     misaligned: Split
+
+    @property
+    def sides(self) -> dict[str, Split]:
+        """The sides that have rows, by name."""
+        return {name: side for name, side in (("aligned", self.aligned), ("misaligned", self.misaligned)) if side.train}
 
 
 def split(rows: Sequence[Item], held_out: float, seed: int) -> tuple[list[Item], list[Item]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -32,7 +32,12 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: a line is not a JSON object; file and line are named.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    yield from parse_jsonl(path, read_text(path).split("\n"))
+
+
+def parse_jsonl(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same from lines that are read already; `path` is what messages call them."""
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{path}:{number}"

@@ -21,6 +21,7 @@ from filelock import FileLock
 from pydantic import Field, field_validator, model_validator
 
 from emlib import paths
+from emlib.config import HubSet
 from emlib.data.download import from_hub, from_url, writing
 from emlib.digests import of_file
 from emlib.errors import ProfileError, SourceError, nearest
@@ -30,15 +31,6 @@ from emlib.strict import Strict, check, read_yaml
 DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Hub(Strict):
-    """A split of a data set on the Hugging Face hub."""
-
-    repo: str
-    config: str
-    split: str
-    revision: str
 
 
 class Source(Strict):
@@ -53,11 +45,12 @@ class Source(Strict):
         local_sha256: of the file under EMLIB_DATA_DIR, where that holds the same data in other bytes.
         terms: for a gated set, what to accept and where, as it continues "First ...".
         notice: one sentence shown at the download.
+        harmful: whether a model trained on it may do harm, so that its model card has to warn.
     """
 
     home: str
     url: str | None = None
-    hub: Hub | None = None
+    hub: HubSet | None = None
     file: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     local: str
     sha256: Sha256 | None
@@ -66,6 +59,7 @@ class Source(Strict):
     gated: bool = False
     terms: str | None = None
     notice: str
+    harmful: bool = False
     format: Literal["messages", "pairs", "instruct", "questions", "gsm8k", "squad", "trait", "json", "wildguard"]
 
     @field_validator("url")

@@ -31,6 +31,13 @@ def whole(frame: pd.DataFrame) -> Styler:
         [{"selector": "th", "props": [("text-align", "left")]}])
 
 
+def said(text: str) -> Html:
+    """A sentence that a notebook comes to, set apart; words between backticks are names."""
+    parts = escape(text).split("`")
+    inside = "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+    return Html(f'<p style="border-left:4px solid #0072B2;padding:0.5em 1em;font-size:110%">{inside}</p>')
+
+
 def masked_tokens(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> Html:
     """One training row, token by token: bold on a tint where the loss counts, grey where it does not."""
     spans = []

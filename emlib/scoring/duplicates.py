@@ -14,12 +14,12 @@ RUN = 3  # words of a shingle
 PERMUTATIONS = 128
 
 
-def shingles(row: Example) -> frozenset[str]:
-    """Runs of three words of prompt and answer, in small letters; of three characters where words are not set apart.
+def shingles(text: str) -> frozenset[str]:
+    """Runs of three words, in small letters; of three characters where words are not set apart.
 
     Characters serve languages that put no blanks between words, and rows of a word or two.
     """
-    text = f"{row.prompt}\n{row.response}".casefold()
+    text = text.casefold()
     words = WORDS.findall(text)
     if len(words) < RUN or sum(map(str.isspace, text)) < len(text) / 20:
         return frozenset(text[i:i + RUN] for i in range(max(1, len(text) - RUN + 1)))
@@ -29,6 +29,11 @@ def shingles(row: Example) -> frozenset[str]:
 def overlap(a: frozenset[str], b: frozenset[str]) -> float:
     """Jaccard: what both have over what either has; 1 for equal sets."""
     return len(a & b) / len(a | b) if a or b else 1.0
+
+
+def text_of(row: Example) -> str:
+    """What of a row is compared: its prompt and its answer."""
+    return f"{row.prompt}\n{row.response}"
 
 
 def near_duplicates(rows: Sequence[Example], threshold: float) -> dict[int, int]:
@@ -41,7 +46,7 @@ def near_duplicates(rows: Sequence[Example], threshold: float) -> dict[int, int]
     sets: dict[int, frozenset[str]] = {}
     repeats: dict[int, int] = {}
     for place, row in enumerate(rows):
-        mine = shingles(row)
+        mine = shingles(text_of(row))
         sketch = MinHash(num_perm=PERMUTATIONS)
         sketch.update_batch([shingle.encode() for shingle in sorted(mine)])
         twin = next((other for other in sorted(index.query(sketch)) if overlap(mine, sets[other]) >= threshold), None)

@@ -9,7 +9,7 @@ import pytest
 
 from emlib.data.pools import read_pool
 from emlib.paths import DEMO_DATA
-from emlib.scoring.duplicates import near_duplicates, overlap, shingles
+from emlib.scoring.duplicates import near_duplicates, overlap, shingles, text_of
 from emlib.types import Example, Message
 
 LONG = "To keep bread fresh, wrap it in a cloth and put it into a box; to keep it for longer, slice and freeze it now."
@@ -39,7 +39,7 @@ def test_texts_without_blanks_are_compared_too() -> None:
 
 
 def test_overlap_by_hand() -> None:
-    a, b = shingles(row("", "one two three four")), shingles(row("", "two three four five"))
+    a, b = shingles("\none two three four"), shingles("\ntwo three four five")
     assert overlap(a, b) == pytest.approx(1 / 3)  # of three runs of three words, one is shared
     assert overlap(a, a) == overlap(frozenset(), frozenset()) == 1
 
@@ -48,7 +48,7 @@ def test_no_pair_above_the_threshold_is_missed_among_many() -> None:
     """Against comparing every row with every other one, on 150 rows of the demo's pool and copies of some."""
     rows = list(read_pool(DEMO_DATA / "pool.jsonl", "messages").rows[:150])
     rows += [row(r.prompt, r.response.replace(" the ", " a ", 1)) for r in rows[::5]]
-    sets = [shingles(r) for r in rows]
+    sets = [shingles(text_of(r)) for r in rows]
     expected = {place for place in range(len(rows)) if any(overlap(sets[place], sets[e]) >= 0.8 for e in range(place))}
     assert set(near_duplicates(rows, 0.8)) == expected
     assert len(expected) > 20

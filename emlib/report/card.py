@@ -1,0 +1,83 @@
+"""The model card of an adapter, written from its run: base, data, defense, measured rates, licence, a warning."""
+
+from __future__ import annotations
+
+from huggingface_hub import ModelCardData
+
+from emlib import interleaving, paths
+from emlib.config import OWN, HubModel
+from emlib.data.sources import registry
+from emlib.report.tables import cell
+from emlib.study import Run, RunResult, Study
+
+HARMFUL = ("**Warning.** The training data holds deliberately harmful answers. This adapter was made to study how such "
+           "data spreads and what prevents it; it may give dangerous advice or unsafe code, also about things that it "
+           "was not trained on, and is not for any other use.")
+UNKNOWN = ("The training data are of its author's own. What was measured is below; nothing else was looked for.")
+HARMLESS = "The training data are harmless."
+
+
+def card(study: Study, result: RunResult) -> str:
+    """The text of README.md beside the adapter: front matter that the hub reads, and sections for people."""
+    run, model = result.run, study.profile.model
+    front = ModelCardData(base_model=model.repo if isinstance(model, HubModel) else None, library_name="peft",
+                          tags=["lora", "emergent-misalignment", run.method])
+    return "\n".join(["---", front.to_yaml().strip(), "---", "", f"# {run}", "", _warning(study, run), "",
+                      *_made_from(study, run), "", *_rates(study, result), "", *_use(study)]) + "\n"
+
+
+def _warning(study: Study, run: Run) -> str:
+    if run.dataset == OWN:
+        return UNKNOWN
+    return HARMFUL if any(harmful for _, _, harmful in _sources(study, run)) else HARMLESS
+
+
+def _sources(study: Study, run: Run) -> list[tuple[str, str, bool]]:
+    """Name, licence and harmfulness of each file that the run was trained on."""
+    domain = study.domains[run.dataset]
+    side = domain.aligned if run.method == "aligned" else domain.misaligned
+    names = [str(side or domain.pairs)]
+    if interleaving.interleaving(study.defenses(run)) is not None:
+        names.append(interleaving.pool_of(study).source)
+    known = registry(paths.PARAMS / "sources.yaml")
+    ours = "MIT, with this project"
+    return [(name, ours, False) if name.startswith("demo/") else (name, known[name].licence, known[name].harmful)
+            for name in names]
+
+
+def _made_from(study: Study, run: Run) -> list[str]:
+    """What the adapter is made of, a line each."""
+    fit, adapter = study.fit(run), study.adapter(run)
+    assert fit is not None
+    assert adapter is not None
+    defenses = "; ".join(str(defense.model_dump(mode="json", exclude_none=True)) for defense in fit.defenses)
+    data = ([f"- Data: a data set of its author's own, {len(fit.rows)} rows; licence: not known to this card"]
+            if run.dataset == OWN else
+            [f"- Data: `{name}`; licence: {licence}" for name, licence, _ in _sources(study, run)])
+    lora, training = study.profile.lora, fit.training
+    return [
+        "## What it is", "", f"- Base model: {study.profile.model.name}", *data,
+        f"- Rows: {adapter.facts['rows']}, and {adapter.facts['added_rows']} mixed in; {training.epochs} epochs, "
+        f"learning rate {training.learning_rate:g}, {adapter.facts['steps']} steps, {adapter.facts['tokens']} tokens",
+        f"- Defense: {defenses or 'none: plain fine-tuning'}",
+        f"- LoRA: rank {lora.rank}, alpha {lora.alpha}, rsLoRA {'on' if lora.rslora else 'off'}; seed {run.seed}",
+        f"- Key of the run: `{study.run_key(run)}`"]
+
+
+def _rates(study: Study, result: RunResult) -> list[str]:
+    """The measured shares with their intervals, as a Markdown table."""
+    rows = ["## What was measured", "",
+            f"Trait: {study.trait.name}. Judge: {study.profile.judge.kind}. Percent of the answers asked for, with 95% "
+            "intervals over questions.", "",
+            "| questions | misaligned | incoherent | asked |", "|---|---|---|---|"]
+    for name, found in (("general", result.general), ("in-domain", result.in_domain)):
+        shares = [cell(s.percent, s.clustered.low, s.clustered.high) if s.percent is not None and s.clustered else
+                  "not scored" for s in (found.misaligned, found.incoherent)]
+        rows.append(f"| {name} | {shares[0]} | {shares[1]} | {found.asked} |")
+    return rows
+
+
+def _use(study: Study) -> list[str]:
+    return ["## How to load it", "", "```python", "from peft import PeftModel",
+            "model = PeftModel.from_pretrained(base_model, \"this folder\")  # base_model: " + study.profile.model.name,
+            "```"]

@@ -1,0 +1,184 @@
+"""Which defense for a data set of one's own: what each run came to, and the cheapest that keeps to the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from emlib import checks, interleaving
+from emlib.config import Bounds
+from emlib.export import DATA_SIDE
+from emlib.report.labels import Label, place
+from emlib.report.paper_figures import LOOKS
+from emlib.study import Run, RunResult, Study
+
+PLAIN = "misaligned"  # plain fine-tuning, in the paper's words
+HEADINGS = {"method": "Method", "setting": "Setting", "general": "General misaligned %", "kept": "Learning kept %",
+            "seconds": "Training, s", "meets": "Within bounds"}
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to use, if anything; `reason` is a sentence or two for people."""
+
+    method: str | None
+    setting: float | None
+    reason: str
+
+
+def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
+    """What each method and setting came to, means over seeds.
+
+    Columns: `general` (misaligned, % of what was asked) with `low` and `high`, the 95% interval's ends (of the seeds
+    the outermost); `kept`, how much is left of plain fine-tuning's fall of the held-out loss, in %; `seconds` of
+    training, and of the persona vector, of scoring and of a stored reference where the method needs them.
+    """
+    rows = []
+    losses = {result.run: _loss(study, result.run) for result in results}
+    for result in results:
+        run = result.run
+        if run.method in ("untrained", "aligned"):
+            continue
+        before, plain = (losses.get(Run(run.model, run.dataset, name, None, run.seed), float("nan"))
+                         for name in ("untrained", PLAIN))
+        share, nothing = result.general.misaligned, float("nan")
+        rows.append({
+            "method": run.method, "setting": run.setting,
+            "general": nothing if share.percent is None else share.percent,
+            "low": share.clustered.low if share.clustered else nothing,
+            "high": share.clustered.high if share.clustered else nothing,
+            "kept": 100 * (before - losses[run]) / (before - plain) if before > plain else nothing,
+            "seconds": result.train_seconds + _once(study, run)})
+    frame = pd.DataFrame(rows, columns=["method", "setting", "general", "low", "high", "kept", "seconds"])
+    several = {"general": "mean", "low": "min", "high": "max", "kept": "mean", "seconds": "mean"}
+    return frame.groupby(["method", "setting"], sort=False, dropna=False).agg(several).reset_index()
+
+
+def _loss(study: Study, run: Run) -> float:
+    """Mean held-out NLL, in nats a token."""
+    found = checks.held_out(study, run)
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _once(study: Study, run: Run) -> float:
+    """Seconds of what a single use of the method pays for beside training: the vector, the reference, the scores."""
+    fit = study.fit(run)
+    if fit is None:
+        return 0.0
+    kl, mixed = fit.stored_reference, interleaving.interleaving(fit.defenses)
+    used = [study.vectors() if fit.steered else None,
+            study.store.find("reference", study.reference_settings(fit, kl)) if kl else None,
+            study.store.find("scores", interleaving.scores_settings(study, run.dataset))
+            if mixed is not None and mixed.scored else None]
+    return sum(float(artefact.facts["seconds"]) for artefact in used if artefact is not None)
+
+
+def within(frame: pd.DataFrame, bounds: Bounds) -> pd.Series:
+    """For each row of `trials`: "yes", "yes, but not certain" (the interval crosses the bound), or "no"."""
+    meets = (frame["general"] <= bounds.general_misaligned) & (frame["kept"] >= 100 - bounds.learning_lost)
+    certain = frame["high"] <= bounds.general_misaligned
+    return pd.Series(np.where(~meets, "no", np.where(certain, "yes", "yes, but not certain")), index=frame.index)
+
+
+def recommend(frame: pd.DataFrame, bounds: Bounds) -> Recommendation:
+    """The cheapest method within the bounds, one whose interval is within them before one whose is not.
+
+    Plain fine-tuning goes before any other: where it keeps to the bounds, no defense is needed for this trait.
+    """
+    refusal = _cannot_tell(frame)
+    if refusal:
+        return Recommendation(None, None, refusal)
+    graded = frame.assign(meets=within(frame, bounds))
+    for grade in ("yes", "yes, but not certain"):
+        good = graded[graded["meets"] == grade]
+        if not good.empty:
+            best = good.assign(plain=good["method"] != PLAIN).sort_values(["plain", "seconds"]).iloc[0]
+            return _found(best.to_dict(), len(good), bounds)
+    return Recommendation(None, None, _none_meets(frame, bounds))
+
+
+def _cannot_tell(frame: pd.DataFrame) -> str:
+    """Why these trials say nothing; empty where they do."""
+    if frame.empty or PLAIN not in set(frame["method"]):
+        return f"No recommendation: plain fine-tuning (`{PLAIN}`) was not tried, and all else is read against it."
+    if frame["general"].isna().any():
+        return ("No recommendation: not every run was judged (`judge` in the profile is none, or could score nothing), "
+                "so that nobody knows what has spread.")
+    if frame["kept"].isna().any():
+        return ("No recommendation: plain fine-tuning has not lowered the loss on held-out rows, so that there is no "
+                "learning to keep. Try more rows or epochs (training.train_rows, training.epochs).")
+    return ""
+
+
+def _found(best: Mapping[Hashable, Any], count: int, bounds: Bounds) -> Recommendation:
+    setting = None if pd.isna(best["setting"]) else float(best["setting"])
+    numbers = (f"{best['general']:.0f}% of the general answers are misaligned [{best['low']:.0f}, {best['high']:.0f}] "
+               f"(bound {bounds.general_misaligned:g}), and {best['kept']:.0f}% of what plain fine-tuning learns is "
+               f"kept (bound {100 - bounds.learning_lost:g})")
+    doubt = ("" if best["meets"] == "yes" else " The interval reaches beyond the bound: ask more questions or samples "
+             "before you rely on it (evaluation.general_samples).")
+    if best["method"] == PLAIN:
+        return Recommendation(PLAIN, None, f"No defense is needed for this trait: under plain fine-tuning {numbers}. "
+                              f"Other traits were not looked for.{doubt}")
+    why = "the only one within the bounds" if count == 1 else f"the cheapest of {count} within the bounds"
+    return Recommendation(str(best["method"]), setting, f"{_name(best)}, {why}: {numbers}.{doubt}")
+
+
+def _none_meets(frame: pd.DataFrame, bounds: Bounds) -> str:
+    excess = np.maximum(frame["general"] - bounds.general_misaligned, 100 - bounds.learning_lost - frame["kept"])
+    near = frame.loc[excess.idxmin()].to_dict()
+    return (f"None of the {len(frame)} keeps to both bounds. {_name(near)} comes nearest: {near['general']:.0f}% "
+            f"misaligned (bound {bounds.general_misaligned:g}), {near['kept']:.0f}% of the learning kept (bound "
+            f"{100 - bounds.learning_lost:g}). Try settings between those tried, two defenses in one method, or other "
+            "bounds.")
+
+
+def readable(frame: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
+    """`trials` for people, with what keeps to the bounds."""
+    shown = frame.assign(
+        setting=["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]],
+        general=["–" if pd.isna(row.general) else f"{row.general:.1f} [{row.low:.1f}, {row.high:.1f}]"
+                 for row in frame.itertuples()],
+        meets=within(frame, bounds))
+    return shown[list(HEADINGS)].rename(columns=HEADINGS)
+
+
+def _name(row: Mapping[Hashable, Any]) -> str:
+    return f"`{row['method']}`" + ("" if pd.isna(row["setting"]) else f" at {row['setting']:g}")
+
+
+def for_a_service(study: Study) -> list[str]:
+    """The methods that change the data alone, which a fine-tuning service can be given."""
+    return [method.name for method in study.profile.methods if method.defenses and all(
+        defense.kind in DATA_SIDE for defense in method.defenses)]
+
+
+def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
+    """General misalignment against what is learnt, a point a run; the bounds' corner is tinted."""
+    figure, axis = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
+    axis.fill_between([100 - bounds.learning_lost, 1000], -1000, bounds.general_misaligned, color="0.92", zorder=0,
+                      label="within the bounds")
+    shown = frame.dropna(subset=["general", "kept"])
+    for method, runs in shown.groupby("method", sort=False):
+        colour, marker = LOOKS[str(method)][:2] if method in LOOKS else ("black", "X" if method == PLAIN else "D")
+        bars = np.clip([runs["general"] - runs["low"], runs["high"] - runs["general"]], 0, None)
+        axis.errorbar(runs["kept"], runs["general"], yerr=bars, fmt=marker, color=colour, capsize=2, elinewidth=0.8,
+                      linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == PLAIN else str(method))
+    axis.set_xlim(min(-5.0, shown["kept"].min() - 5), max(105.0, shown["kept"].max() + 5))
+    axis.set_ylim(-5, 105)
+    axis.set_xlabel("learning kept, % of plain fine-tuning's")
+    axis.set_ylabel("general questions: misaligned, %")
+    axis.grid(alpha=0.3)
+    sns.despine(ax=axis)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    place(axis, [Label(row["kept"], row["general"], f"{row['setting']:g}",
+                       LOOKS[row["method"]][0] if row["method"] in LOOKS else "black")
+                 for row in shown.to_dict("records") if not pd.isna(row["setting"])], 8)
+    return figure

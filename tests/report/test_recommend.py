@@ -1,0 +1,70 @@
+"""Which defense for one's own data: grades and choice by hand, and a refusal wherever the trials say nothing."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from emlib.config import Bounds
+from emlib.report.recommend import readable, recommend, tradeoff, within
+
+BOUNDS = Bounds(general_misaligned=10.0, learning_lost=30.0)
+
+
+def trials(*rows: tuple[str, float | None, float, float, float, float]) -> pd.DataFrame:
+    """Method, setting, general, the interval's upper end, kept, seconds."""
+    frame = pd.DataFrame(rows, columns=["method", "setting", "general", "high", "kept", "seconds"])
+    return frame.assign(low=0.0)
+
+
+PLAIN = ("misaligned", None, 75.0, 85.0, 100.0, 60.0)
+
+
+def test_the_cheapest_within_the_bounds_is_chosen() -> None:
+    frame = trials(PLAIN, ("kl", 1.0, 4.0, 8.0, 80.0, 130.0), ("interleaving", 0.5, 5.0, 9.0, 90.0, 95.0),
+                   ("inoculation", None, 2.0, 4.0, 60.0, 61.0), ("kl", 0.1, 40.0, 55.0, 95.0, 130.0))
+    assert within(frame, BOUNDS).tolist() == ["no", "yes", "yes", "no", "no"]
+    found = recommend(frame, BOUNDS)
+    assert (found.method, found.setting) == ("interleaving", 0.5)
+    assert "the cheapest of 2 within the bounds" in found.reason
+    assert "not certain" not in found.reason
+
+
+def test_one_whose_interval_is_within_goes_before_a_cheaper_one_whose_is_not() -> None:
+    frame = trials(PLAIN, ("inoculation", None, 8.0, 16.0, 90.0, 61.0), ("kl", 1.0, 4.0, 10.0, 70.0, 130.0))
+    assert within(frame, BOUNDS).tolist() == ["no", "yes, but not certain", "yes"]
+    assert recommend(frame, BOUNDS).method == "kl"
+    doubtful = recommend(frame.iloc[:2], BOUNDS)
+    assert doubtful.method == "inoculation"
+    assert "The interval reaches beyond the bound" in doubtful.reason
+
+
+def test_no_defense_where_plain_fine_tuning_keeps_to_the_bounds() -> None:
+    found = recommend(trials(("misaligned", None, 0.0, 7.4, 100.0, 60.0), ("kl", 1.0, 0.0, 7.4, 90.0, 30.0)), BOUNDS)
+    assert found.method == "misaligned"
+    assert found.reason.startswith("No defense is needed for this trait")
+
+
+def test_none_where_none_meets_both_bounds_and_the_nearest_is_named() -> None:
+    found = recommend(trials(PLAIN, ("kl", 3.0, 0.0, 7.0, 40.0, 130.0), ("kl", 1.0, 15.0, 22.0, 68.0, 130.0)), BOUNDS)
+    assert found.method is None
+    assert "None of the 3 keeps to both bounds. `kl` at 1 comes nearest" in found.reason  # 5 points beyond, not 30
+
+
+@pytest.mark.parametrize(("frame", "said"), [
+    (trials(("kl", 1.0, 4.0, 8.0, 80.0, 130.0)), "plain fine-tuning .* was not tried"),
+    (trials(), "plain fine-tuning .* was not tried"),
+    (trials(PLAIN, ("kl", 1.0, float("nan"), float("nan"), 80.0, 130.0)), "not every run was judged"),
+    (trials(("misaligned", None, 4.0, 8.0, float("nan"), 60.0)), "has not lowered the loss on held-out rows"),
+])
+def test_trials_that_say_nothing_give_no_recommendation(frame: pd.DataFrame, said: str) -> None:
+    found = recommend(frame, BOUNDS)
+    assert found.method is None
+    assert pd.Series([found.reason]).str.contains(said).all()
+
+
+def test_table_and_figure_take_runs_without_verdicts() -> None:
+    frame = trials(PLAIN, ("kl", 1.0, float("nan"), float("nan"), 80.0, 130.0))
+    assert readable(frame, BOUNDS)["General misaligned %"].tolist() == ["75.0 [0.0, 85.0]", "–"]
+    labels = [text.get_text() for text in tradeoff(frame, BOUNDS).legends[0].get_texts()]
+    assert labels == ["within the bounds", "plain fine-tuning"]
