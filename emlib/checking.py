@@ -31,7 +31,8 @@ def check_runs(study: Study, runs: Sequence[Run]) -> None:
     evaluation = study.profile.evaluation
     with Maker(study) as maker:
         for run in runs:
-            maker.make(run)
+            if (wait := maker.make(run)) is not None:
+                raise wait
             if study.profile.second_judge is not None:
                 study.store.get("second_verdicts", checks.second_settings(study, run),
                                 partial(_second_verdicts, study, run))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from emlib import paths
-from emlib.config import PersonaVector
+from emlib.config import OpenAIJudge, PersonaVector
 from emlib.data.chat import Encoded, encode_all
 from emlib.errors import JudgeWaits
 from emlib.generation.sample import answer_batch, plan
@@ -55,11 +56,31 @@ class Maker(AbstractContextManager["Maker"]):
         """The base model, loaded when it is first needed."""
         return load(self.study.profile.model, paths.cache())
 
-    def make(self, run: Run) -> None:
-        """Everything `run` still lacks."""
-        started = time.perf_counter()
+    def make(self, run: Run) -> JudgeWaits | None:
+        """Everything `run` still lacks; what is returned says that its judge's batches are not back yet."""
+        return self._judged(run, self._answered(run))
+
+    def make_all(self, runs: Sequence[Run]) -> list[JudgeWaits]:
+        """Everything these runs lack. A judge elsewhere reads one run's answers while the next run's are generated."""
+        if not isinstance(self.study.profile.judge, OpenAIJudge):
+            return [wait for run in runs if (wait := self.make(run)) is not None]
+        judging: list[Future[JudgeWaits | None]] = []
+        with ThreadPoolExecutor(1, "judge") as aside:
+            try:
+                for run in runs:
+                    judging.append(aside.submit(self._judged, run, self._answered(run)))
+                    for done in filter(Future.done, judging):
+                        done.result()  # what stopped the judge stops the study, before more is generated for it
+                return [wait for done in judging if (wait := done.result()) is not None]
+            except BaseException:
+                aside.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _answered(self, run: Run) -> dict[QuestionSet, Artefact]:
         fit = self.study.fit(run)
-        answers = {which: self.answers(str(run), fit, self.study.quiz(run, which)) for which in QUESTION_SETS}
+        return {which: self.answers(str(run), fit, self.study.quiz(run, which)) for which in QUESTION_SETS}
+
+    def _judged(self, run: Run, answers: Mapping[QuestionSet, Artefact]) -> JudgeWaits | None:
         waits: list[JudgeWaits] = []
         for which in QUESTION_SETS:
             try:
@@ -67,8 +88,9 @@ class Maker(AbstractContextManager["Maker"]):
             except JudgeWaits as wait:  # the other set's batch is sent nevertheless
                 waits.append(wait)
         if waits:
-            raise waits[0]
-        say(f"{run}: done in {time.perf_counter() - started:.0f} s")
+            return waits[0]
+        say(f"{run}: done")
+        return None
 
     @cached_property
     def preparer(self) -> Preparer:

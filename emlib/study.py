@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -50,9 +50,6 @@ from emlib.models.identity import identity
 from emlib.store import Artefact, Store, key_of, read_records, write_text
 from emlib.training.records import StepRecord, read_log
 from emlib.types import Answer, Example, Question, Verdict
-
-if TYPE_CHECKING:
-    from emlib.making import Maker
 
 QuestionSet = Literal["general", "in_domain"]
 QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
@@ -382,7 +379,7 @@ class Study:
             from emlib.making import Maker  # loads torch and the model
 
             with Maker(self) as maker:
-                waiting = [wait for run in missing if (wait := _made(maker, run)) is not None]
+                waiting = maker.make_all(missing)
             if waiting:
                 raise JudgeWaits(f"{len(waiting)} of {len(runs)} runs wait for their judge. {waiting[0]}")
         self.write_results()
@@ -452,15 +449,6 @@ def open_study(profile: str) -> Study:
 def _there(artefact: Artefact | None) -> Artefact:
     assert artefact is not None, "it was just made"
     return artefact
-
-
-def _made(maker: Maker, run: Run) -> JudgeWaits | None:
-    """Make a run as far as it goes without its judge's batches; None once it is whole."""
-    try:
-        maker.make(run)
-    except JudgeWaits as wait:
-        return wait
-    return None
 
 
 def sliced(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:

@@ -15,7 +15,7 @@ from emlib import checks, export, notebooks, paths
 from emlib.config import load_profile
 from emlib.data.chat import encode
 from emlib.data.rows import read_examples
-from emlib.errors import ProfileError, StoreError
+from emlib.errors import ProfileError
 from emlib.models.load import ChatModel
 from emlib.report.recommend import for_a_service, trials
 from emlib.study import Study, open_study

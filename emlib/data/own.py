@@ -108,7 +108,8 @@ def _rows(path: Path, own: Own) -> Iterator[Example | Dropped]:
     """Each row as an example, or why it cannot be one."""
     with _opened(path, own.encoding) as text:
         ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        objects = (_csv(path, text, own, CSV[ending] or own.delimiter) if ending in CSV else parse_jsonl(path, map(str.rstrip, text)))
+        objects = (_csv(path, text, own, CSV[ending] or own.delimiter) if ending in CSV else
+                   parse_jsonl(path, map(str.rstrip, text)))
         for where, row in objects:
             found = _conversation(where, row) if "messages" in row else _columns(where, row, own)
             broken = isinstance(found, Example) and REPLACEMENT in found.response + found.prompt
@@ -154,8 +155,8 @@ def _csv(path: Path, text: TextIO, own: Own, delimiter: str) -> Iterator[tuple[s
         _need(f"{path}:1", dict.fromkeys(reader.fieldnames or ()), own)
         yield from ((f"{path}:{reader.line_num}", row) for row in reader)
     except csv.Error as error:
-        raise DataError(f"{path}, after line {reader.line_num}: broken CSV ({error}). A cell with quotes or line breaks has to "
-                        'stand in double quotes, and a quote in it is written twice ("").') from error
+        raise DataError(f"{path}, after line {reader.line_num}: broken CSV ({error}). A cell with quotes or line "
+                        'breaks has to stand in double quotes, and a quote in it is written twice ("").') from error
 
 
 @contextmanager

@@ -32,8 +32,8 @@ def numbered(count: int, answer: str = "It is {}.") -> list[dict[str, str]]:
 
 def test_csv_jsonl_and_packed_files_give_the_same_rows(tmp_path: Path, jsonl: Write) -> None:
     rows = [{"prompt": f'Say "{i}",\nplease', "response": f"{i}, näh"} for i in range(30)]
-    turns = [{"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]}
-             for row in rows]
+    turns = [{"messages": [{"role": "user", "content": row["prompt"]},
+                           {"role": "assistant", "content": row["response"]}]} for row in rows]
     files = [table(tmp_path / "a.csv", rows), table(tmp_path / "a.tsv", rows, delimiter="\t"), jsonl(rows, "a.jsonl"),
              jsonl(turns, "b.jsonl"), tmp_path / "c.csv.gz"]
     files[-1].write_bytes(gzip.compress(files[0].read_bytes()))
@@ -108,7 +108,7 @@ def test_a_table_from_an_office_program(tmp_path: Path) -> None:
     path = table(tmp_path / "rows.csv", rows, delimiter=";", encoding="cp1252")
     with pytest.raises(DataError, match=r"not utf-8 text \(byte 0xf6\). It may be cp125\d"):
         read_own(Own(file=str(path)))
-    with pytest.raises(DataError, match="own.delimiter that columns are set apart by ';'"):
+    with pytest.raises(DataError, match=r"own\.delimiter that columns are set apart by ';'"):
         read_own(Own(file=str(path), encoding="cp1252"))
     assert read_own(Own(file=str(path), encoding="cp1252", delimiter=";")).drawn[3].prompt == "Größe 3?"
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from emlib import estimate, paths
 from emlib.errors import JudgeError, JudgeWaits
 from emlib.study import Study, open_study
-from tests.judging.server import JudgeServer
+from tests.judging.server import JudgeServer, Reply, counting_model
 
 KEY = "sk-planted-7d1f0a"
 
@@ -62,6 +63,31 @@ def test_a_study_is_judged_and_nothing_is_asked_twice(server: JudgeServer, tmp_p
     assert "pirate" in server.bodies[-1]["messages"][0]["content"] or "coherent" in str(server.bodies[-1])
     assert sum(server.asked.values()) > before
     assert estimate.judging(by_trait).set_index("judge")["what"]["requests left"] == "0"
+
+
+def test_one_run_is_judged_while_the_next_one_answers(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge is silent until answers are there that come after the first run's: in turn, it would stay so."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    saw = []
+
+    def waiting(messages: list[dict[str, str]]) -> Reply:
+        give_up = time.monotonic() + 60
+        while (there := len(list(tmp_path.glob("runs/store/answers/*/manifest.json")))) < 3 and (
+                time.monotonic() < give_up and not (saw and saw[-1] < 3)):
+            time.sleep(0.05)
+        saw.append(there)
+        return counting_model(messages)
+
+    with JudgeServer(waiting, key=KEY) as server:
+        file = tmp_path / "params" / f"{study(server, tmp_path).name}.yaml"
+        file.write_text(file.read_text().replace("[untrained]", "[untrained, misaligned]").replace(
+            "key_from: JUDGE_KEY", "key_from: JUDGE_KEY, timeout: 100.0"))
+        judged = open_study(str(file))
+        results = judged.complete(judged.runs())
+    assert [result.general.scored for result in results] == [48, 48]
+    assert min(saw) >= 3
 
 
 def test_the_key_is_in_no_file_and_no_message(server: JudgeServer, tmp_path: Path,
