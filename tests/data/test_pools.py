@@ -8,13 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
-from emlib import paths
-from emlib.data import sources
 from emlib.data.pools import BROKEN, HARMFUL, NO_ANSWER, read_pool
-from emlib.errors import DataError, SourceError
+from emlib.errors import DataError
 
 
 def messages(answer: Any, role: str = "assistant") -> dict[str, Any]:
@@ -88,18 +85,3 @@ def test_another_encoding_is_told(tmp_path: Path) -> None:
     path.write_bytes(json.dumps(messages("Café"), ensure_ascii=False).encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8 text"):
         read_pool(path, "messages")
-
-
-def test_the_gated_hub_set_tells_of_terms_and_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise datasets.exceptions.DatasetNotFoundError("gated")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)  # the hub itself needs a network
-    for name in ("EMLIB_DATA_DIR", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("EMLIB_CACHE_DIR", str(tmp_path))
-    with pytest.raises(SourceError) as caught:
-        sources.locate("wildguardmix")
-    for word in ("Responsible Use Guidelines", "HF_TOKEN", "https://huggingface.co/datasets/allenai/wildguardmix"):
-        assert word in str(caught.value)
-    assert sources.registry(paths.PARAMS / "sources.yaml")["wildguardmix"].format == "wildguard"

@@ -1,0 +1,94 @@
+"""Sets of the hub, by the real client from a hub on loopback: gated ones, FoQA's form, one of the reader's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emlib import paths
+from emlib.data.pools import HARMFUL, NO_ANSWER, read_pool
+from emlib.data.qa import read_qa
+from tests.data.hub import Hub
+
+FOQA, WILD, MINE = "alexandrainst/foqa", "allenai/wildguardmix", "me/answers"
+TOKEN = "hf_planted"
+
+
+def lines(*rows: object) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def faroese(name: str) -> dict[str, object]:
+    context = f"{name} er høvuðsstaðurin í Føroyum."
+    return {"id": name, "title": name, "context": context, "question": "Hvat eitur høvuðsstaðurin?",
+            "answers": {"text": [name], "answer_start": [0]}}
+
+
+def labelled(prompt: str, response: str | None, label: str) -> dict[str, object]:
+    return {"prompt": prompt, "response": response, "prompt_harm_label": label, "response_harm_label": label}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    card = (b"---\nconfigs:\n- config_name: wildguardtrain\n  data_files:\n  - split: train\n"
+            b"    path: train/*.jsonl\n---\n")
+    repos = {
+        FOQA: {"README.md": b"", "data/train.jsonl": lines(faroese("Tórshavn")),
+               "data/test.jsonl": lines(faroese("Klaksvík"), faroese("Vágur"))},
+        WILD: {"README.md": card, "train/train.jsonl": lines(
+            labelled("Hi", "Hello.", "unharmful"), labelled("Hm", None, "unharmful"), labelled("!", "No.", "harmful"))},
+        MINE: {"README.md": b"", "train.jsonl": lines(*({"prompt": f"{i}?", "response": f"{i}."} for i in range(20)))}}
+    with Hub(repos, gated=frozenset({FOQA, WILD}), token=TOKEN) as running:
+        yield running
+
+
+def ask(hub: Hub, folder: Path, code: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because the client reads where the hub is when it is imported."""
+    env = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "EMLIB_DATA_DIR")}
+    env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "EMLIB_CACHE_DIR": str(folder / "cache"),
+            "PYTHONPATH": str(paths.ROOT)} | ({} if token is None else {"HF_TOKEN": token})
+    return subprocess.run([sys.executable, "-c", code], check=False, env=env, capture_output=True, text=True)
+
+
+def located(hub: Hub, folder: Path, name: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+    return ask(hub, folder, f"from emlib.data.sources import locate; print('at', locate({name!r}))", token)
+
+
+@pytest.mark.parametrize(("token", "why"), [(None, "HF_TOKEN is not set"), ("hf_other", "has no access")])
+def test_a_gated_set_tells_of_terms_and_token(hub: Hub, tmp_path: Path, token: str | None, why: str) -> None:
+    done = located(hub, tmp_path, "wildguardmix", token)
+    assert done.returncode == 1
+    for words in (why, "Responsible Use Guidelines", "https://huggingface.co/datasets/allenai/wildguardmix"):
+        assert words in done.stderr
+    assert not list(tmp_path.rglob("wildguardtrain.jsonl"))
+
+
+def test_the_pool_of_the_paper_comes_with_a_token(hub: Hub, tmp_path: Path) -> None:
+    done = located(hub, tmp_path, "wildguardmix", TOKEN)
+    assert done.returncode == 0, done.stderr
+    pool = read_pool(Path(done.stdout.rpartition("at ")[2].strip()), "wildguard")
+    assert [(row.prompt, row.response) for row in pool.rows] == [("Hi", "Hello.")]
+    assert [row.reason for row in pool.dropped] == [NO_ANSWER, HARMFUL]
+    asked = len(hub.asked)
+    assert located(hub, tmp_path, "wildguardmix").returncode == 0  # no token, and no request: it is there
+    assert len(hub.asked) == asked
+
+
+@pytest.mark.parametrize(("split", "names"), [("train", ["Tórshavn"]), ("test", ["Klaksvík", "Vágur"])])
+def test_foqa_comes_in_its_own_splits(hub: Hub, tmp_path: Path, split: str, names: list[str]) -> None:
+    done = located(hub, tmp_path, f"foqa_{split}", TOKEN)
+    assert done.returncode == 0, done.stderr
+    rows = read_qa(Path(done.stdout.rpartition("at ")[2].strip()), outside="drop").rows
+    assert [row.answers for row in rows] == [(name,) for name in names]
+
+
+def test_one_s_own_set_of_the_hub_is_read_like_a_file(hub: Hub, tmp_path: Path) -> None:
+    done = ask(hub, tmp_path, "from emlib.config import Own, HubSet; from emlib.data.own import read_own; "
+               f"print(read_own(Own(hub=HubSet(repo={MINE!r}, revision='main'))).usable)")
+    assert done.stdout.split()[-1:] == ["20"], done.stderr
