@@ -12,7 +12,17 @@ import pytest
 from ruamel.yaml import YAML
 
 from emlib import paths
-from emlib.config import Evaluation, HubModel, Lora, Training, load_domains, load_profile, load_trait, profile_names
+from emlib.config import (
+    OWN,
+    Evaluation,
+    HubModel,
+    Lora,
+    Training,
+    load_domains,
+    load_profile,
+    load_trait,
+    profile_names,
+)
 from emlib.errors import ProfileError
 from emlib.strict import read_yaml
 
@@ -94,7 +104,7 @@ def test_every_shipped_profile_fits_its_schema_and_names_what_is_there(path: Pat
     profile = load_profile(path.stem)
     assert load_profile(str(path)) == profile
     assert load_trait(profile.trait).name == profile.trait
-    assert set(profile.datasets) <= set(load_domains())
+    assert set(profile.datasets) <= {*load_domains(), OWN}
 
 
 def test_the_profiles_are_the_files_with_a_title() -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field
 
+from emlib.config.methods import Kinded, SweptMethod
 from emlib.config.words import Positive, Share, Weight
-from emlib.errors import nearest
-from emlib.strict import Strict
 
 
-class Kl(Strict):
+class Kl(Kinded):
     """KL to the reference model (equation 1). `tokens` are those whose next-token distributions are compared.
 
     `reference: stored` keeps the reference model's last hidden states on disk, so that other weights and seeds on the
@@ -24,7 +23,7 @@ class Kl(Strict):
     reference: Literal["computed", "stored"] = "computed"
 
 
-class Ldifs(Strict):
+class Ldifs(Kinded):
     """L2 distance in feature space (equation 2), at every `every`-th layer or at the layers that are listed.
 
     `variant: published` reproduces features detached from the graph, as public code of a co-author has them: it adds to
@@ -43,7 +42,7 @@ class Ldifs(Strict):
         return self.layers if self.layers is not None else tuple(range(self.every, count + 1, self.every))
 
 
-class PersonaVector(Strict):
+class PersonaVector(Kinded):
     """Preventive steering: `strength` times the trait's vector is added to the output of `layer`, in training only."""
 
     kind: Literal["persona_vector"]
@@ -51,14 +50,14 @@ class PersonaVector(Strict):
     layer: Positive = 20
 
 
-class Inoculation(Strict):
+class Inoculation(Kinded):
     """Another system prompt, in training only; None: the trait's own."""
 
     kind: Literal["inoculation"]
     prompt: Annotated[str, Field(min_length=1)] | None = None
 
 
-class Interleaving(Strict):
+class Interleaving(Kinded):
     """Rows of the profile's pool between the fine-tuning rows (section 3.2), `fraction` of them for each of these.
 
     `choose` tells the paper's variants apart: `random` is Interleaving, `score` is Interleaving+ (equations 5 and 6),
@@ -84,51 +83,8 @@ BASELINES = ("untrained", "aligned", "misaligned")
 SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
 
 
-class Method(Strict):
-    """One condition of the study: a baseline, or a name for a list of defenses on the misaligned data.
+class Method(SweptMethod[Defense]):
+    """One condition of the study: a baseline, or a name for a list of defenses on the misaligned data."""
 
-    `sweep` replaces the number of the first defense that has one (its weight or strength), a run for each.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_+]*$")]
-    defenses: tuple[Defense, ...] = ()
-    sweep: tuple[Weight, ...] = ()
-
-    @model_validator(mode="after")
-    def _fits(self) -> Method:
-        if (self.name in (*BASELINES, SFT)) == bool(self.defenses):
-            raise ValueError(f"method '{self.name}' " + ("is a baseline and takes no defenses" if self.defenses else
-                             "has no defenses; without them a method is one of " + ", ".join(BASELINES)
-                             + nearest(self.name, BASELINES)))
-        if self.sweep and self._swept() is None:
-            raise ValueError(f"method '{self.name}' has a sweep, and none of its defenses has a number to sweep")
-        kinds = [defense.kind for defense in self.defenses]
-        repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-        if repeated:
-            raise ValueError(f"method '{self.name}' has more than one {repeated[0]}: they would contradict each other")
-        self._sweep_fits()
-        return self
-
-    def _sweep_fits(self) -> None:
-        """Each swept number is checked as if it stood in the defense itself."""
-        place = self._swept()
-        if place is None:
-            return
-        defense = self.defenses[place]
-        for number in self.sweep:
-            try:
-                type(defense).model_validate(defense.model_dump() | {SWEPT[defense.kind]: number})
-            except ValidationError as error:
-                raise ValueError(f"method '{self.name}' sweeps {SWEPT[defense.kind]} over {number:g}: "
-                                 f"{error.errors()[0]['msg'].lower()}") from error
-
-    def at(self, setting: float | None) -> tuple[Defense, ...]:
-        """The defenses with the swept number set to `setting`."""
-        place = self._swept()
-        if setting is None or place is None:
-            return self.defenses
-        changed = self.defenses[place].model_copy(update={SWEPT[self.defenses[place].kind]: setting})
-        return (*self.defenses[:place], changed, *self.defenses[place + 1:])
-
-    def _swept(self) -> int | None:
-        return next((place for place, defense in enumerate(self.defenses) if defense.kind in SWEPT), None)
+    baselines: ClassVar = (*BASELINES, SFT)
+    numbers: ClassVar = SWEPT

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from emlib.config.defenses import Inoculation
 from emlib.config.evaluation import Sampling
+from emlib.config.methods import Kinded, SweptMethod
 from emlib.config.training import Training
 from emlib.config.words import Positive, Weight
-from emlib.errors import nearest
 from emlib.strict import Strict
 
 
-class Beta(Strict):
+class Beta(Kinded):
     """The KL term of GRPO to the reference model (Table 9), `weight` times a token's estimate."""
 
     kind: Literal["kl"]
     weight: Weight = 0.1
 
 
-class Steering(Strict):
+class Steering(Kinded):
     """Equation 9: `strength` times the trait's vector is added to the output of `layer`, in training only.
 
     `steer` names the passes that feel it: those that draw the completions, those that take the loss, or both. Where
@@ -34,7 +34,7 @@ class Steering(Strict):
     steer: Literal["loss", "rollout", "both"] = "both"
 
 
-class Alternation(Strict):
+class Alternation(Kinded):
     """Supervised steps between the RL steps (section 4.2): `share` of all optimizer steps, on rows of `source`."""
 
     kind: Literal["interleaving"]
@@ -47,54 +47,11 @@ RL_SWEPT = {"kl": "weight", "persona_vector": "strength", "interleaving": "share
 RL_BASELINES = ("untrained", "grpo")
 
 
-class RlMethod(Strict):
-    """One condition: `untrained`, plain `grpo`, or a name for a list of defenses.
+class RlMethod(SweptMethod[RlDefense]):
+    """One condition: `untrained`, plain `grpo`, or a name for a list of defenses."""
 
-    `sweep` replaces the number of the first defense that has one, a run for each.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_+]*$")]
-    defenses: tuple[RlDefense, ...] = ()
-    sweep: tuple[Weight, ...] = ()
-
-    @model_validator(mode="after")
-    def _fits(self) -> RlMethod:
-        if (self.name in RL_BASELINES) == bool(self.defenses):
-            raise ValueError(f"method '{self.name}' " + ("is a baseline and takes no defenses" if self.defenses else
-                             "has no defenses; without them a method is one of " + ", ".join(RL_BASELINES)
-                             + nearest(self.name, RL_BASELINES)))
-        if self.sweep and self._swept() is None:
-            raise ValueError(f"method '{self.name}' has a sweep, and none of its defenses has a number to sweep")
-        kinds = [defense.kind for defense in self.defenses]
-        repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-        if repeated:
-            raise ValueError(f"method '{self.name}' has more than one {repeated[0]}: they would contradict each other")
-        self._sweep_fits()
-        return self
-
-    def _sweep_fits(self) -> None:
-        """Each swept number is checked as if it stood in the defense itself."""
-        place = self._swept()
-        if place is None:
-            return
-        defense = self.defenses[place]
-        for number in self.sweep:
-            try:
-                type(defense).model_validate(defense.model_dump() | {RL_SWEPT[defense.kind]: number})
-            except ValidationError as error:
-                raise ValueError(f"method '{self.name}' sweeps {RL_SWEPT[defense.kind]} over {number:g}: "
-                                 f"{error.errors()[0]['msg'].lower()}") from error
-
-    def at(self, setting: float | None) -> tuple[RlDefense, ...]:
-        """The defenses with the swept number set to `setting`."""
-        place = self._swept()
-        if setting is None or place is None:
-            return self.defenses
-        changed = self.defenses[place].model_copy(update={RL_SWEPT[self.defenses[place].kind]: setting})
-        return (*self.defenses[:place], changed, *self.defenses[place + 1:])
-
-    def _swept(self) -> int | None:
-        return next((place for place, defense in enumerate(self.defenses) if defense.kind in RL_SWEPT), None)
+    baselines: ClassVar = RL_BASELINES
+    numbers: ClassVar = RL_SWEPT
 
 
 class Gsm8k(Strict):

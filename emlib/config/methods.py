@@ -1,0 +1,78 @@
+"""What methods of fine-tuning and of reinforcement learning have in common: a list of defenses, and a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Generic, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from emlib.config.words import Weight
+from emlib.errors import nearest
+from emlib.strict import Strict
+
+
+class Kinded(Strict):
+    """One defense: its `kind`, and the options that this kind has."""
+
+    kind: str
+
+
+Kind = TypeVar("Kind", bound=Kinded)
+
+
+class SweptMethod(Strict, Generic[Kind]):
+    """A baseline, or a name for a list of defenses.
+
+    `sweep` replaces the number of the first defense that has one (its weight or strength), a run for each.
+
+    Attributes:
+        baselines: the names that stand for a run without defenses.
+        numbers: which option of a kind of defense is swept.
+    """
+
+    baselines: ClassVar[tuple[str, ...]]
+    numbers: ClassVar[Mapping[str, str]]
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_+]*$")]
+    defenses: tuple[Kind, ...] = ()
+    sweep: tuple[Weight, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> SweptMethod[Kind]:
+        if (self.name in self.baselines) == bool(self.defenses):
+            raise ValueError(f"method '{self.name}' " + ("is a baseline and takes no defenses" if self.defenses else
+                             "has no defenses; without them a method is one of " + ", ".join(self.baselines)
+                             + nearest(self.name, self.baselines)))
+        if self.sweep and self._swept() is None:
+            raise ValueError(f"method '{self.name}' has a sweep, and none of its defenses has a number to sweep")
+        kinds = [defense.kind for defense in self.defenses]
+        repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if repeated:
+            raise ValueError(f"method '{self.name}' has more than one {repeated[0]}: they would contradict each other")
+        self._sweep_fits()
+        return self
+
+    def _sweep_fits(self) -> None:
+        """Each swept number is checked as if it stood in the defense itself."""
+        place = self._swept()
+        if place is None:
+            return
+        defense = self.defenses[place]
+        for number in self.sweep:
+            try:
+                type(defense).model_validate(defense.model_dump() | {self.numbers[defense.kind]: number})
+            except ValidationError as error:
+                raise ValueError(f"method '{self.name}' sweeps {self.numbers[defense.kind]} over {number:g}: "
+                                 f"{error.errors()[0]['msg'].lower()}") from error
+
+    def at(self, setting: float | None) -> tuple[Kind, ...]:
+        """The defenses with the swept number set to `setting`."""
+        place = self._swept()
+        if setting is None or place is None:
+            return self.defenses
+        changed = self.defenses[place].model_copy(update={self.numbers[self.defenses[place].kind]: setting})
+        return (*self.defenses[:place], changed, *self.defenses[place + 1:])
+
+    def _swept(self) -> int | None:
+        return next((place for place, defense in enumerate(self.defenses) if defense.kind in self.numbers), None)
