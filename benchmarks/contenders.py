@@ -37,7 +37,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     """Load, train, and report. `options` is None for emlib, and TRL's further settings for TRL."""
     profile = load_profile(job["profile"])
     settings = profile.training.model_copy(update={"checkpoint_every": NEVER})  # neither side writes any
-    chat = load(profile.model, paths.cache())
+    chat = load(profile.model.model_copy(update={"dtype": job["dtype"]}), paths.cache())
     rows = encode_all(chat.tokenizer, read_examples(locate(job["source"]))[:job["rows"]], settings.max_seq_length)
     with new_lora(chat.model, profile.lora, job["seed"]) as model, tempfile.TemporaryDirectory() as scratch:
         loaded, others = machine.memory_mib("VmRSS"), machine.Others()

@@ -36,7 +36,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     profile = load_profile(job["profile"])
     settings = profile.training.model_copy(update={"checkpoint_every": NEVER})
     defenses = check(Method, {"name": "some", "defenses": job["defenses"]}, "job").defenses if job["defenses"] else ()
-    chat = load(profile.model, paths.cache())
+    spec = profile.model.model_copy(update={"dtype": job["dtype"]})
+    chat = load(spec, paths.cache())
     examples = read_examples(locate(job["source"]))[:job["rows"]]
     for defense in defenses:
         if isinstance(defense, Inoculation):
@@ -47,7 +48,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         stored, once = stored_reference(model, rows, defenses, settings, Path(scratch))
         others = machine.Others()
         if job["naive"]:
-            second = load(profile.model, paths.cache()).model
+            second = load(spec, paths.cache()).model
             took = naive_steps(model, second, rows, settings, job["seed"])
         else:
             objective = Objective(defenses, vector, stored=stored)
@@ -57,7 +58,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         share = others.share()
     return {**took, "others": share, "once_seconds": once, "tokens": sum(len(row.input_ids) for row in rows),
             "peak_mib": machine.memory_mib("VmHWM"), "threads": torch.get_num_threads(),
-            "dtype": str(profile.model.dtype), "versions": versions(with_trl=False)}
+            "dtype": spec.dtype, "versions": versions(with_trl=False)}
 
 
 def stored_reference(model: PeftModel, rows: Sequence[Encoded], defenses: Sequence[Any], settings: Training,

@@ -22,7 +22,7 @@ import machine
 from training_cpu import spread
 
 NAME = "defenses_cpu"
-JOB = {"profile": "code-smoke", "source": "insecure", "rows": 32, "seed": 0}
+JOB = {"profile": "code-smoke", "source": "insecure", "rows": 32, "seed": 0, "dtype": machine.dtype()}
 REPETITIONS = 3
 PATIENCE, QUIET = 30, 0.05
 PLAIN, NAIVE = "plain", "naive KL (second model, full logits)"

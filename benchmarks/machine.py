@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from emlib.config.words import Dtype
+
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -16,6 +18,13 @@ def device() -> dict[str, Any]:
     processor = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"cpu": processor[1] if processor else "unknown", "cores": os.cpu_count(), "memory_gib": round(memory, 1)}
+
+
+def dtype() -> Dtype:
+    """The paper's bfloat16 where the processor computes with it; where it only emulates it, at a thirtieth, float32."""
+    import torch
+
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def memory_mib(field: str) -> float:

@@ -27,7 +27,7 @@ import machine
 from emlib import paths
 
 NAME = "training_cpu"
-JOB = {"profile": "code-smoke", "source": "insecure", "rows": 32, "seed": 0}
+JOB = {"profile": "code-smoke", "source": "insecure", "rows": 32, "seed": 0, "dtype": machine.dtype()}
 SPEED, MEMORY, LOSS = 1.9, 0.55, 0.01  # the bars: at least, at most, within
 REPETITIONS = 3
 QUIET, ATTEMPTS, PATIENCE = 0.05, 2, 30  # share of the machine that others may take; runs; seconds of waiting for it
