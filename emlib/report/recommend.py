@@ -172,7 +172,8 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
         axis.errorbar(runs["kept"], runs["general"], yerr=bars, fmt=marker, color=colour, capsize=2, elinewidth=0.8,
                       linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == PLAIN else str(method))
     axis.set_xlim(min(-5.0, shown["kept"].min() - 5), max(105.0, shown["kept"].max() + 5))
-    axis.set_ylim(-5, 105)
+    top = min(105.0, 1.2 * max(2 * bounds.general_misaligned, shown["high"].max()))
+    axis.set_ylim(-top / 20, top)
     axis.set_xlabel("learning kept, % of plain fine-tuning's")
     axis.set_ylabel("general questions: misaligned, %")
     axis.grid(alpha=0.3)
