@@ -127,7 +127,8 @@ def _found(best: Mapping[Hashable, Any], count: int, bounds: Bounds) -> Recommen
     if best["method"] == PLAIN:
         return Recommendation(PLAIN, None, f"No defense is needed for this trait: under plain fine-tuning {numbers}. "
                               f"Other traits were not looked for.{doubt}")
-    why = "the only one within the bounds" if count == 1 else f"the cheapest of {count} within the bounds"
+    surely = "surely " if best["meets"] == "yes" else ""
+    why = f"the only one {surely}within the bounds" if count == 1 else f"the cheapest of {count} {surely}within them"
     return Recommendation(str(best["method"]), setting, f"{_name(best)}, {why}: {numbers}.{doubt}")
 
 
@@ -144,6 +145,7 @@ def readable(frame: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
     """`trials` for people, with what keeps to the bounds."""
     shown = frame.assign(
         setting=["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]],
+        **{name: ["–" if pd.isna(value) else f"{value:.0f}" for value in frame[name]] for name in ("kept", "seconds")},
         general=["–" if pd.isna(row.general) else f"{row.general:.1f} [{row.low:.1f}, {row.high:.1f}]"
                  for row in frame.itertuples()],
         meets=within(frame, bounds))

@@ -26,7 +26,7 @@ def test_the_cheapest_within_the_bounds_is_chosen() -> None:
     assert within(frame, BOUNDS).tolist() == ["no", "yes", "yes", "no", "no"]
     found = recommend(frame, BOUNDS)
     assert (found.method, found.setting) == ("interleaving", 0.5)
-    assert "the cheapest of 2 within the bounds" in found.reason
+    assert "the cheapest of 2 surely within them" in found.reason
     assert "not certain" not in found.reason
 
 
