@@ -17,7 +17,7 @@ FLOORS = [
     {"data", "models", "store"},
     {"steering"},
     {"training", "generation", "judging", "evaluation", "scoring"},
-    {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where"},
+    {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides"},
     {"making", "rl_making", "preparing", "checking", "estimate", "notebooks", "report"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.

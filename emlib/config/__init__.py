@@ -11,6 +11,7 @@ from emlib.config.benign import (
     QaTask,
     dataset_name,
     datasets_of,
+    seeds_of,
     swept_of,
 )
 from emlib.config.data import (
@@ -61,6 +62,9 @@ from emlib.config.models import (
     ModelSpec,
     TinyModel,
     WheelModel,
+)
+from emlib.config.overrides import (
+    overridden,
 )
 from emlib.config.pool import (
     OnPolicy,
@@ -136,6 +140,8 @@ __all__ = [
     "load_domains",
     "load_profile",
     "load_trait",
+    "overridden",
     "profile_names",
+    "seeds_of",
     "swept_of",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from emlib.config.words import Positive, Share, Weight
+from emlib.config.words import Positive, Share, Weight, no_repeats
 from emlib.errors import nearest
 from emlib.strict import Strict
 
@@ -87,12 +87,19 @@ SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
 class Method(Strict):
     """One condition of the study: a baseline, or a name for a list of defenses on the misaligned data.
 
-    `sweep` replaces the number of the first defense that has one (its weight or strength), a run for each.
+    `sweep` replaces the number of the first defense that has one (its weight or strength), a run for each. `seeds` are
+    other seeds than those of the section that the method stands in.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_+]*$")]
     defenses: tuple[Defense, ...] = ()
     sweep: tuple[Weight, ...] = ()
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+
+    @field_validator("sweep", "seeds")
+    @classmethod
+    def _once(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if values is None else no_repeats(values)
 
     @model_validator(mode="after")
     def _fits(self) -> Method:

@@ -35,10 +35,14 @@ class Steering(Strict):
 
 
 class Alternation(Strict):
-    """Supervised steps between the RL steps (section 4.2): `share` of all optimizer steps, on rows of `source`."""
+    """Supervised steps between the RL steps (section 4.2): `share` of all optimizer steps, on rows of `source`.
+
+    `source` is any instruction data, as for a pool; `rows` of them are drawn (None: all).
+    """
 
     kind: Literal["interleaving"]
     source: str
+    rows: Positive | None = None
     share: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
