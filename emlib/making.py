@@ -167,10 +167,11 @@ class Maker(AbstractContextManager["Maker"]):
         return self.study.store.get("steered", self.study.steered_settings(layer, strength), make)
 
     def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
+        begun = any((folder / SCRATCH).iterdir())
         with self.under(adapter) as model:
             answers = self.asked(quiz, model, folder / SCRATCH)
         write_records(folder / "answers.jsonl", answers)
-        return {"answers": len(answers), "tokens": sum(answer.tokens for answer in answers),
+        return {"answers": len(answers), "one_sitting": not begun, "tokens": sum(answer.tokens for answer in answers),
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device)}
 
     def asked(self, quiz: Quiz, model: nn.Module, scratch: Path) -> list[Answer]:

@@ -55,6 +55,7 @@ from emlib.config.grpo import (
     RlTraining,
     RuleRewards,
     Steering,
+    supervised_steps,
 )
 from emlib.config.models import (
     FolderModel,
@@ -143,5 +144,6 @@ __all__ = [
     "overridden",
     "profile_names",
     "seeds_of",
+    "supervised_steps",
     "swept_of",
 ]

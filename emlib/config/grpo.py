@@ -46,6 +46,11 @@ class Alternation(Strict):
     share: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
+def supervised_steps(rl_steps: int, share: float) -> int:
+    """How many supervised steps make `share` of all steps; they come on top of the RL steps."""
+    return round(rl_steps * share / (1 - share))
+
+
 RlDefense = Annotated[Beta | Steering | Alternation | Inoculation, Field(discriminator="kind")]
 RL_SWEPT = {"kl": "weight", "persona_vector": "strength", "interleaving": "share"}
 RL_BASELINES = ("untrained", "grpo")

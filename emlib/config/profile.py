@@ -20,7 +20,7 @@ from emlib.config.words import no_repeats
 from emlib.errors import ProfileError, nearest
 from emlib.strict import Strict, check, read_yaml
 
-NOT_PROFILES = ("sources", "datasets", "throughput", "prices")
+NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 
 
 class Profile(Strict):

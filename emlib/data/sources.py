@@ -41,6 +41,22 @@ class Hub(Strict):
     revision: str
 
 
+class StatedSize(Strict):
+    """About how much a source holds, for plans that are made without it: rows, and mean characters.
+
+    Attributes:
+        prompt, response: of what is asked (passage and question, say) and of what is answered.
+        rubric: of the judge prompts that a question or trait file brings.
+        known: `counted` in the file, or `assumed`.
+    """
+
+    rows: Annotated[int, Field(gt=0)]
+    prompt: Annotated[float, Field(gt=0)]
+    response: Annotated[float, Field(ge=0)] = 0
+    rubric: Annotated[float, Field(gt=0)] | None = None
+    known: Literal["counted", "assumed"]
+
+
 class Source(Strict):
     """One entry of the registry.
 
@@ -53,6 +69,7 @@ class Source(Strict):
         local_sha256: of the file under EMLIB_DATA_DIR, where that holds the same data in other bytes.
         terms: for a gated set, what to accept and where, as it continues "First ...".
         notice: one sentence shown at the download.
+        size: about how much it holds, for plans.
     """
 
     home: str
@@ -67,6 +84,7 @@ class Source(Strict):
     terms: str | None = None
     notice: str
     format: Literal["messages", "pairs", "instruct", "questions", "gsm8k", "squad", "trait", "json", "wildguard"]
+    size: StatedSize | None = None
 
     @field_validator("url")
     @classmethod
@@ -134,6 +152,15 @@ def locate(source: str) -> Path:
     if source.startswith("demo/"):
         return paths.DEMO_DATA / source.removeprefix("demo/")
     return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
+
+
+def here(name: str, sources: Mapping[str, Source]) -> Path | None:
+    """The checked file of a source where it is on this machine already; nothing is downloaded."""
+    if name not in sources:
+        return None
+    source = sources[name]
+    there = _given(source) is not None or (paths.cache() / "sources" / name / source.file).exists()
+    return fetch(name, paths.cache() / "sources", sources) if there else None
 
 
 def _given(source: Source) -> Path | None:
