@@ -3,8 +3,8 @@
     python benchmarks/throughput.py demo "one core of an AMD EPYC, float32"
 
 Plans are made from these rows (`emlib/plan/speed.py`). Nothing is computed here: seconds and tokens are those that the
-runs noted. Only adapters and answers of the profile's model count, under whatever profile they were made, and of answers
-only those that were drawn in one sitting.
+runs noted. Only adapters and answers of the profile's model count, under whatever profile they were made, and of
+answers only those that were drawn in one sitting.
 """
 
 from __future__ import annotations

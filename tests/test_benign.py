@@ -129,8 +129,9 @@ def test_a_mistake_in_the_section_is_named(tmp_path: Path, text: str, words: lis
 
 
 def test_a_task_may_have_methods_and_a_method_seeds_of_its_own(tmp_path: Path) -> None:
-    both = open_benign(profile(tmp_path, "extends: tiny\nbenign: {methods: [untrained, {name: sft, seeds: [5, 6]}], tasks: "
-                                         "{opswap: {tiers: [0]}, other: {kind: opswap, tiers: [2], methods: [sft]}}}"))
+    both = open_benign(profile(tmp_path, (
+        "extends: tiny\nbenign: {methods: [untrained, {name: sft, seeds: [5, 6]}], "
+        "tasks: {opswap: {tiers: [0]}, other: {kind: opswap, tiers: [2], methods: [sft]}}}")))
     found = [(run.task, run.method, run.seed) for run in both.runs()]
     assert found == [*(("opswap", "untrained", seed) for seed in (0, 1)), *(("opswap", "sft", seed) for seed in (5, 6)),
                      *(("other", "sft", seed) for seed in (0, 1))]
