@@ -27,7 +27,7 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) --cor
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo; echo "PROFILE=$(PROFILE) of: $(basename $(notdir $(filter-out %/sources.yaml %/datasets.yaml %/throughput.yaml %/prices.yaml,$(wildcard params/*.yaml))))"
+	@echo; echo "PROFILE=$(PROFILE) of: $(basename $(notdir $(filter-out %/sources.yaml %/datasets.yaml %/models.yaml %/throughput.yaml %/prices.yaml,$(wildcard params/*.yaml))))"
 
 setup: $(STAMP) ## install everything into .venv
 
@@ -40,6 +40,13 @@ $(STAMP):
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/installed-*; touch $(STAMP)
 
+# With SET="seeds=[0,1] training.epochs=2" the study is another one, with a name and a folder of its own.
+ifneq ($(SET),)
+.PHONY: status
+reproduce plan status: setup
+	@study="$$($(BIN)/python -m emlib.overrides '$(PROFILE)' "$$SET")" && echo "PROFILE=$$study" && \
+		$(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
+else
 reproduce: setup ## run the study: every notebook of PROFILE, in order; then say where the results lie
 	@$(BIN)/python -m emlib.workflow $(PROFILE)
 	@$(SNAKEMAKE)
@@ -49,6 +56,8 @@ plan: setup ## show what PROFILE would cost, which notebooks would run, and why
 	@$(BIN)/python -m emlib.workflow $(PROFILE)
 	@$(BIN)/python -m emlib.estimate $(PROFILE)
 	@$(subst --quiet all,--quiet rules host,$(SNAKEMAKE)) --dry-run
+
+endif
 
 figures: setup ## draw the paper's tables and figures from its own numbers, into figures/published/
 	@$(BIN)/python -m emlib.report.from_paper

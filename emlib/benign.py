@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from emlib.config import Benign, BenignTask, Method, OpSwapTask, dataset_name, datasets_of, swept_of
+from emlib.config import Benign, BenignTask, Method, OpSwapTask, dataset_name, datasets_of, seeds_of, swept_of
 from emlib.data.benign import TaskData, load_opswap, load_qa
 from emlib.data.sources import locate
 from emlib.errors import ProfileError, StoreError
@@ -90,10 +90,11 @@ class BenignStudy:
         spec, named = self.spec, datasets_of(self.spec)
         names = sliced("benign task", datasets, list(named))
         swept = sliced("setting", settings, swept_of(self.spec))
+        wanted = sliced("seed", seeds, seeds_of(spec.seeds, spec.all_methods))
         return [BenignRun(self.profile.model.name, *named[name], method.name, setting, seed)
-                for name in names for method in spec.methods
+                for name in names for method in spec.methods_of(named[name][0])
                 for setting in method.sweep or (None,) if setting is None or setting in swept
-                for seed in sliced("seed", seeds, spec.seeds)]
+                for seed in method.seeds or spec.seeds if seed in wanted]
 
     def task(self, run: BenignRun) -> BenignTask:
         """The task of a run as the profile describes it."""
@@ -113,7 +114,7 @@ class BenignStudy:
 
     def method(self, run: BenignRun) -> Method:
         """The run's method."""
-        return next(method for method in self.spec.methods if method.name == run.method)
+        return next(method for method in self.spec.methods_of(run.task) if method.name == run.method)
 
     def fit(self, run: BenignRun) -> Fit | None:
         """What the run's adapter is fitted to; None where there is none."""
@@ -186,6 +187,7 @@ class BenignStudy:
     def write_results(self) -> Path:
         """`benign.csv`: one row a finished run; strict exact match in percent of what was asked."""
         path = self.study.folder / "benign.csv"
+        self.study.record()
         frame = pd.DataFrame([_row(r) for r in self.results()], columns=COLUMNS)
         write_text(path, frame.astype({"tier": "Int64"}).to_csv(index=False))  # else one run without a tier makes 0 0.0
         return path

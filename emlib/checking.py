@@ -64,7 +64,7 @@ def _second_verdicts(study: Study, run: Run, folder: Path) -> Mapping[str, Any]:
     second = checks.second_judge(study)
     answers = checks.chosen(study.answers(run, "general") or [], second.answers, "second judge")
     sheet = Sheet(study.questions(run, "general"), answers, checks.second_rubrics(study))
-    verdicts = judge(second.judge, study.trait, sheet, study.name)
+    verdicts = judge(second.judge, study.trait, sheet, study.account)
     write_records(folder / "verdicts.jsonl", verdicts)
     return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
 

@@ -1,154 +1,149 @@
-"""What a study will cost, from its profile and data alone, before anything is trained or asked.
+"""What a study will cost, from its profile alone, before anything is trained, asked or downloaded.
 
-Notebook 00 and `make plan` show it.
+Notebook 00 and `make plan` show it; once runs exist, also how far off it was.
 
-    python -m emlib.estimate demo        # the tables of notebook 00, in the terminal
+    python -m emlib.estimate demo        # every run, every shared piece, and their sums, in the terminal
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import Annotated
+from collections import Counter
+from dataclasses import fields
+from functools import cached_property
 
 import pandas as pd
-from pydantic import Field
 
-from emlib import interleaving, paths
-from emlib.benign import BenignStudy
-from emlib.config import NoJudge, OpenAIJudge
 from emlib.errors import EmlibError
-from emlib.judging.judges import reads
-from emlib.judging.money import CHARACTERS_A_TOKEN, likely_tokens, price_list
-from emlib.judging.rubrics import METRICS
-from emlib.strict import Strict, check, read_yaml
-from emlib.study import QUESTION_SETS, Fit, QuestionSet, Run, Study, open_study
-
-Speed = Annotated[float, Field(gt=0)]
-
-
-class Throughput(Strict):
-    """A measured speed, in tokens a second."""
-
-    device: str
-    measured: str
-    train: Speed
-    answer: Speed
+from emlib.plan.build import plan, rows
+from emlib.plan.costs import Costs
+from emlib.plan.in_paper import Tables, in_paper
+from emlib.plan.measured import answered
+from emlib.plan.work import Plan, Work, total
+from emlib.report import published
+from emlib.study import Run, Study, open_study
 
 
-class _Throughputs(Strict):
-    models: dict[str, Throughput]
+class Estimate:
+    """The plan of a study as tables."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.costs = study, Costs(study.profile)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Every run and every shared piece."""
+        return plan(self.study)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Which tables of the paper have which run."""
+        return in_paper(planned.run for planned in self.plan.runs)
+
+    def runs(self) -> pd.DataFrame:
+        """One row a run: the paper's tables that have it, what it takes by itself, and whether it is done."""
+        return pd.DataFrame(
+            [(str(planned.run), ", ".join(map(str, self.tables[planned.run])), *self.costs.of(planned.work),
+              "done" if planned.done else "") for planned in self.plan.runs],
+            columns=["run", "tables", *self.costs.columns, "state"])
+
+    def by_table(self) -> pd.DataFrame:
+        """How many of the runs each table of the paper has, beside how many it prints; only tables that have one."""
+        planned = Counter(number for numbers in self.tables.values() for number in numbers)
+        return pd.DataFrame([(number, planned[number], int(published.table(number)["n"].sum()))
+                             for number in sorted(planned)], columns=["table", "runs here", "runs in the paper"])
+
+    def shared(self) -> pd.DataFrame:
+        """One row for each piece that is made once, whatever number of runs needs it."""
+        return pd.DataFrame([(piece.name, piece.runs, *self.costs.of(piece.work), "" if piece.left else "done")
+                             for piece in self.plan.shared],
+                            columns=["made once", "for runs", *self.costs.columns, "state"])
+
+    def sums(self) -> pd.DataFrame:
+        """Everything together, and what of it is left."""
+        left = sum(not planned.done for planned in self.plan.runs)
+        return pd.DataFrame([("in all", len(self.plan.runs), *self.costs.of(total(self.plan.works))),
+                             ("left, at most", left, *self.costs.of(total(self.plan.left)))],
+                            columns=["", "runs", *self.costs.columns])
+
+    def work(self) -> pd.DataFrame:
+        """One row a kind of work: how many pieces, how many are there, about how many tokens and hours are left."""
+        whole, left = total(self.plan.works), total(self.plan.left)
+        kinds = [("adapters to train", whole.adapters, left.adapters, Work(train=left.train)),
+                 ("sets of answers", whole.sets, left.sets, Work(write=left.write)),
+                 ("passes without learning", None, None, Work(read=left.read)),
+                 (f"verdicts by judge '{self.study.profile.judge.kind}'", whole.verdicts, left.verdicts,
+                  Work(judged=left.judged))]
+        return pd.DataFrame(
+            [(kind, count, None if count is None or rest is None else count - rest,
+              sum(getattr(todo, field.name) for field in fields(todo)), self.costs.hours(todo))
+             for kind, count, rest, todo in kinds],
+            columns=["work", "in all", "there", "tokens left (about)", f"{self.costs.columns[0]} left (about)"],
+        ).astype({"in all": "Int64", "there": "Int64"})
+
+    def judging(self) -> pd.DataFrame:
+        """What a paid judge will be sent and what that costs, before anything is sent; empty for another judge.
+
+        Answers are reckoned at full length, so that the price is an upper bound. Scores that another study has asked
+        for already cost nothing and are not taken off.
+        """
+        spec = self.costs.paid
+        if spec is None:
+            return pd.DataFrame(columns=["judge", "what"])
+        left = total(self.plan.left)
+        price = self.costs.usd(left)
+        usd = "no price is known (params/prices.yaml)" if price is None else (
+            f"${price:.2f} (prices of {self.costs.prices.date}" + (", half for a batch)" if spec.batch else ")"))
+        return pd.DataFrame([
+            ("model", f"{spec.model} at {spec.base_url or 'OpenAI'}"),
+            ("requests left", f"{self.costs.requests(left):,}"), ("tokens to be read (about)", f"{left.judged:,}"),
+            ("price (about)", usd), ("limit", "none" if spec.max_usd is None else f"${spec.max_usd:.2f}")],
+            columns=["judge", "what"])
+
+    def errors(self) -> pd.DataFrame:
+        """How far off the estimate was, of what is done: of the profile's trained runs, of the model's answers."""
+        known = {planned.run: planned.work for planned in self.plan.runs}
+        done = [(known[run], row) for run, row in rows(self.study.folder / "results.csv", Run)
+                if run in known and row["train_tokens"] > 0]
+        drawn = answered(self.study.store, self.study.profile.model)
+        trained = Work(train=sum(work.train for work, _ in done), read=sum(work.read for work, _ in done))
+        pairs = [(f"tokens of {len(done)} trained runs", trained.train, sum(row["train_tokens"] for _, row in done)),
+                 (f"hours of training {len(done)} runs", self.costs.hours(trained),
+                  sum(row["train_seconds"] for _, row in done) / 3600),
+                 (f"hours of drawing the {drawn.tokens:,} tokens of {drawn.count} sets of answers",
+                  self.costs.hours(Work(write=drawn.tokens)), drawn.seconds / 3600)]
+        return pd.DataFrame([(what, estimated, measured, measured / estimated) for what, estimated, measured in pairs
+                             if estimated and measured],
+                            columns=["of what is done", "estimated", "measured", "measured / estimated"])
+
+    def basis(self) -> list[str]:
+        """What the numbers rest on, in sentences."""
+        speed, model = self.costs.speed, self.study.profile.model.name
+        said = [f"{model}: no hours, for its size or the speed of a model like it is not known (params/models.yaml)."
+                if speed is None else f"Hours are those of one {speed.device}; {speed.basis}.",
+                "Tokens are reckoned at four characters each and answers at their full length: hours of answering, "
+                "disk and price are upper bounds. The model itself, downloads, multiple-choice checks and a second "
+                "judge are not in them."]
+        if self.plan.assumed:
+            said.append(f"Not counted but assumed (params/sources.yaml): how long the rows of "
+                        f"{', '.join(self.plan.assumed)} are.")
+        return said
 
 
-def throughput(model: str) -> Throughput | None:
-    """The speed measured for a model, if one was; nothing is guessed."""
-    path = paths.PARAMS / "throughput.yaml"
-    return check(_Throughputs, {"models": read_yaml(path)}, str(path)).models.get(model)
-
-
-def cost(study: Study) -> pd.DataFrame:
-    """One row a kind of work: how many pieces, how many are there already, about how many tokens and minutes are left.
-
-    Answers are reckoned at their full length, so minutes of answering are an upper bound.
-    """
-    benign = BenignStudy(study)
-    asked = [*((study.fit(run), study.quiz(run, which)) for run in study.runs() for which in QUESTION_SETS),
-             *((benign.fit(run), benign.quiz(run)) for run in benign.runs())]
-    fits = _every([fit for fit, _ in asked if fit is not None], study)
-    quizzes = {str(study.quiz_settings(*pair)): pair for pair in asked}
-    missing = [fit for fit in fits if study.store.find("adapter", study.fit_settings(fit)) is None]
-    unasked = [quiz for fit, quiz in quizzes.values()
-               if study.store.find("answers", study.quiz_settings(fit, quiz)) is None]
-    train_tokens = sum(_tokens_of_rows(fit) * fit.training.epochs for fit in missing)
-    answer_tokens = sum(len(quiz.questions) * quiz.samples * quiz.sampling.max_new_tokens for quiz in unasked)
-    speed = throughput(study.profile.model.name)
-    return pd.DataFrame([
-        ("adapters to train", len(fits), len(fits) - len(missing), train_tokens,
-         speed and train_tokens / speed.train / 60),
-        ("sets of answers", len(quizzes), len(quizzes) - len(unasked), answer_tokens,
-         speed and answer_tokens / speed.answer / 60),
-        _verdicts(study),
-    ], columns=["work", "in all", "there", "tokens left (about)", "minutes left (about)"])
-
-
-def _every(fits: Iterable[Fit], study: Study) -> list[Fit]:
-    """Each adapter once, and those that have to be there before others can be trained: the scorers of a pool."""
-    found: dict[str, Fit] = {}
-    for fit in fits:
-        scorers = [study.fit(run) for run in interleaving.trained_for(study, fit)]
-        found |= {str(study.fit_settings(one)): one for one in (fit, *scorers) if one is not None}
-    return list(found.values())
-
-
-def _verdicts(study: Study) -> tuple[str, int, int, int, float | None]:
-    """The row about verdicts: what a judge that is asked over a network takes is not reckoned in minutes."""
-    spec = study.profile.judge
-    work = f"verdicts by judge '{spec.kind}'"
-    if isinstance(spec, NoJudge):
-        return work, 0, 0, 0, 0.0
-    sets = answer_sets(study)
-    there = [pair for pair in sets if study.verdicts(*pair) is not None]
-    tokens = 0 if not reads(spec) else sum(
-        2 * _asked(study, *pair) * likely_tokens(_characters(study, *pair)) for pair in sets if pair not in there)
-    return work, sum(_asked(study, *pair) for pair in sets), sum(_asked(study, *pair) for pair in there), tokens, (
-        None if reads(spec) else 0.0)
-
-
-def judging(study: Study) -> pd.DataFrame:
-    """What a paid judge will be sent and what that costs, before anything is sent; empty for another judge.
-
-    Prompts are reckoned with answers of full length where there are no answers yet, so that the price is an upper bound
-    for these. Scores that another study has asked for already cost nothing and are not taken off.
-    """
-    spec = study.profile.judge
-    if not isinstance(spec, OpenAIJudge):
-        return pd.DataFrame(columns=["judge", "what"])
-    left = [pair for pair in answer_sets(study) if study.verdicts(*pair) is None]
-    count, samples = sum(2 * _asked(study, *pair) for pair in left), spec.samples or 1
-    read = sum(2 * _asked(study, *pair) * likely_tokens(_characters(study, *pair)) for pair in left)
-    prices = price_list()
-    price = prices.models.get(spec.model)
-    usd = "no price is known (params/prices.yaml)" if price is None else (
-        f"${price.of((read, count * samples), batch=spec.batch):.2f} (prices of {prices.date}"
-        + (", half for a batch)" if spec.batch else ")"))
-    return pd.DataFrame([
-        ("model", f"{spec.model} at {spec.base_url or 'OpenAI'}"), ("requests left", f"{count:,}"),
-        ("tokens to be read (about)", f"{read:,}"), ("price (about)", usd),
-        ("limit", "none" if spec.max_usd is None else f"${spec.max_usd:.2f}")], columns=["judge", "what"])
-
-
-def answer_sets(study: Study) -> list[tuple[Run, QuestionSet]]:
-    """Every set of answers of a study once: `untrained` shares its answers to the general questions."""
-    return list({str(study.answers_settings(run, which)): (run, which)
-                 for run in study.runs() for which in QUESTION_SETS}.values())
-
-
-def _asked(study: Study, run: Run, which: QuestionSet) -> int:
-    return len(study.questions(run, which)) * study.samples(which)
-
-
-def _characters(study: Study, run: Run, which: QuestionSet) -> float:
-    """Of the mean judge prompt: rubric, question, and the answer, or the longest that it may become."""
-    questions = study.questions(run, which)
-    rubrics = [study.rubrics.of(question) for question in questions]
-    frame = sum(len(rubric.prompt(metric)) for rubric in rubrics for metric in METRICS) / len(METRICS)
-    answers = study.answers(run, which)
-    answer = (sum(len(answer.text) for answer in answers) / len(answers) if answers else
-              study.profile.evaluation.sampling.max_new_tokens * CHARACTERS_A_TOKEN)
-    return (frame + sum(len(question.prompt) for question in questions)) / len(questions) + answer
-
-
-def _tokens_of_rows(fit: Fit) -> int:
-    characters = sum(len(row.response) + sum(len(turn.content) for turn in row.context) for row in fit.rows)
-    mixed = interleaving.interleaving(fit.defenses)  # its rows are taken to be as long as the others
-    return int(characters * (1 if mixed is None else 1 + mixed.fraction) / CHARACTERS_A_TOKEN)
+def show(study: Study) -> None:
+    """Print everything."""
+    found = Estimate(study)
+    print(f"{study.name}: {study.profile.title}\n")
+    for table in (found.runs(), found.by_table(), found.shared(), found.work(), found.judging(), found.errors(),
+                  found.sums()):
+        if not table.empty:
+            print(table.astype(object).where(table.notna(), "").to_string(
+                index=False, float_format="{:,.2f}".format), end="\n\n")
+    print("\n".join(found.basis()), end="\n\n")
 
 
 if __name__ == "__main__":
     try:
-        planned = open_study(sys.argv[1])
-        for table in (cost(planned), judging(planned)):
-            if not table.empty:
-                print(table.fillna("").to_string(index=False), end="\n\n")
+        show(open_study(sys.argv[1]))
     except EmlibError as error:
         sys.exit(str(error))

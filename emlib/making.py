@@ -123,7 +123,8 @@ class Maker(AbstractContextManager["Maker"]):
             write_records(folder / "added.jsonl", chosen)
         say(f"{name}: {summary.steps} steps, {summary.tokens} tokens, {summary.seconds:.0f} s, "
             f"loss {summary.final_loss:.3f}, {summary.truncated_rows} rows cut")
-        return {"rows": len(rows), "added_rows": len(added), "device": str(self.chat.device), **vars(summary)}
+        return {"rows": len(rows), "added_rows": len(added), "device": str(self.chat.device),
+                "commit": self.chat.commit, **vars(summary)}
 
     def _vector_of(self, fit: Fit) -> Tensor | None:
         """The persona vector of the layer that is steered."""
@@ -159,7 +160,7 @@ class Maker(AbstractContextManager["Maker"]):
         answers = {side: self.asked(Quiz(asked, how.samples, how.sampling, how.seed), self.chat.model,
                                     folder / SCRATCH / side) for side, asked in questions.items()}
         verdicts = {side: judge(profile.judge, trait, Sheet(questions[side], given, trait_rubrics(trait)),
-                                self.study.name) for side, given in answers.items()}
+                                self.study.account) for side, given in answers.items()}
         for side in questions:
             write_records(folder / f"answers_{side}.jsonl", answers[side])
             write_records(folder / f"verdicts_{side}.jsonl", verdicts[side])
@@ -180,7 +181,7 @@ class Maker(AbstractContextManager["Maker"]):
                 answers = [answer for batch in batches for answer in answer_batch(
                     self.chat.model, self.chat.tokenizer, batch, sampling, seed=0)]
             sheet = Sheet(self.study.probe_questions(), answers, trait_rubrics(self.study.trait))
-            verdicts = judge(self.study.profile.judge, self.study.trait, sheet, self.study.name)
+            verdicts = judge(self.study.profile.judge, self.study.trait, sheet, self.study.account)
             write_records(folder / "answers.jsonl", answers)
             write_records(folder / "verdicts.jsonl", verdicts)
             return {"shift": shift.measured, "device": str(self.chat.device)}
@@ -188,10 +189,11 @@ class Maker(AbstractContextManager["Maker"]):
         return self.study.store.get("steered", self.study.steered_settings(layer, strength), make)
 
     def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
+        begun = any((folder / SCRATCH).iterdir())
         with self.under(adapter) as model:
             answers = self.asked(quiz, model, folder / SCRATCH)
         write_records(folder / "answers.jsonl", answers)
-        return {"answers": len(answers), "tokens": sum(answer.tokens for answer in answers),
+        return {"answers": len(answers), "one_sitting": not begun, "tokens": sum(answer.tokens for answer in answers),
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device)}
 
     def asked(self, quiz: Quiz, model: nn.Module, scratch: Path) -> list[Answer]:
@@ -226,7 +228,7 @@ class Maker(AbstractContextManager["Maker"]):
             study = self.study
             sheet = Sheet(study.questions(run, which), read_records(answers.folder / "answers.jsonl", Answer),
                           study.rubrics)
-            verdicts = judge(study.profile.judge, study.trait, sheet, study.name)
+            verdicts = judge(study.profile.judge, study.trait, sheet, study.account)
             write_records(folder / "verdicts.jsonl", verdicts)
             return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
 

@@ -26,8 +26,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from traitlets.config import Config
 
 from emlib import paths
-from emlib.config import load_profile
 from emlib.errors import EmlibError, NotebookError, nearest
+from emlib.overrides import study_with
 from emlib.progress import MARK
 from emlib.store import whole_file
 from emlib.workflow import chapters
@@ -105,6 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--method", action="append", help="only this method (may be repeated)")
     parser.add_argument("--setting", action="append", type=float, help="only this setting (may be repeated)")
     parser.add_argument("--seed", action="append", type=int, help="only this seed (may be repeated)")
+    parser.add_argument("--set", dest="overrides", default="", help="values in place of the profile's, such as "
+                        "'seeds=[0,1] training.epochs=2'; results then have a folder of their own")
     parser.add_argument("--label", help="what to call this run in the terminal")
     parser.add_argument("--out", type=Path, help="where the executed notebook goes")
     asked = parser.parse_args(arguments)
@@ -113,10 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
     slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
     # Kernels run in notebooks/, so that a path has to be told whole.
     profile = str(Path(asked.profile).resolve()) if asked.profile.endswith(".yaml") else asked.profile
-    parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
-    out = asked.out or paths.runs() / Path(asked.profile).stem / "notebooks" / f"{asked.chapter}.ipynb"
     try:
-        load_profile(asked.profile)  # before a kernel is started for nothing
+        profile = study_with(profile, asked.overrides)  # is sound, before a kernel is started for nothing
+        parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
+        out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
         print(asked.label or asked.chapter, file=sys.stderr, flush=True)
         started = time.perf_counter()
         execute(asked.chapter, parameters, out)

@@ -18,10 +18,12 @@ import pandas as pd
 
 from emlib.config import Alternation, Grpo, Inoculation, RlDefense, RlMethod, Steering
 from emlib.data.gsm8k import Problem, Problems, load_problems
-from emlib.data.rows import read_examples
+from emlib.data.pools import read_pool
 from emlib.data.sources import locate
 from emlib.digests import of_value
 from emlib.errors import ProfileError, StoreError
+from emlib.interleaving import pool_form
+from emlib.seeds import generator
 from emlib.store import Artefact, key_of, read_records, write_text
 from emlib.study import Study, digest_of_rows, sliced
 from emlib.training.records import StepRecord, read_log
@@ -30,6 +32,7 @@ from emlib.training.rl_records import COMPLETIONS, Completion, RlStep, read_step
 from emlib.types import Answer, Example, Question
 
 VERSIONS = {"rl_adapter": 1, "rl_answers": 1}
+POOL_SEED = 0  # of the draw of supervised rows, the same for every run
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,16 @@ class RlStudy:
 
     def supervised_rows(self, run: RlRun) -> tuple[Example, ...]:
         """The rows of the run's supervised steps; none where it has none."""
-        sources = [d.source for d in self.defenses(run) if isinstance(d, Alternation) and d.share > 0]
-        return tuple(read_examples(locate(sources[0]))) if sources else ()
+        sources = [(d.source, d.rows) for d in self.defenses(run) if isinstance(d, Alternation) and d.share > 0]
+        return self._drawn(*sources[0]) if sources else ()
+
+    def _drawn(self, source: str, count: int | None) -> tuple[Example, ...]:
+        """Rows of a source, in its order: all of them, or `count` drawn by one seed for every condition and run."""
+        rows = read_pool(locate(source), pool_form(source)).rows
+        if count is None or count >= len(rows):
+            return rows
+        chosen = sorted(generator(POOL_SEED, "supervised rows").permutation(len(rows))[:count].tolist())
+        return tuple(rows[index] for index in chosen)
 
     def adapter_settings(self, run: RlRun) -> dict[str, Any] | None:
         """Everything that determines the run's adapter; None where nothing is trained."""
@@ -134,7 +145,8 @@ class RlStudy:
             "grpo": self.settings.model_dump(mode="json", exclude={
                 "data", "methods", "seeds", "prompt", "eval_sampling", "kept_completions", "slice_by"}),
             "problems": _digest(self.problems.train), "system": self.system(run),
-            "defenses": [defense.model_dump(mode="json") for defense in defenses],
+            # How many rows were drawn is told by the rows themselves, below.
+            "defenses": [defense.model_dump(mode="json", exclude={"rows"}) for defense in defenses],
             "vector": key_of("vector", self.study.vector_settings()) if steered else None,
             "supervised": digest_of_rows(rows) if rows else None, "seed": run.seed}
 
@@ -208,6 +220,7 @@ class RlStudy:
     def write_results(self) -> Path:
         """`grpo.csv`: one row a finished run; accuracies in percent of what was asked."""
         path = self.study.folder / "grpo.csv"
+        self.study.record()
         rows = [asdict(result.run) | {
             "train_accuracy": _percent(result.train_accuracy), "train_reward": result.train_reward,
             "eval_accuracy": _percent(result.eval_accuracy), "eval_reward": result.eval_reward, "asked": result.asked}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from emlib.config import Alternation, Beta, Steering
-from emlib.data.chat import encode_all
+from emlib.data.chat import Encoded, encode
+from emlib.errors import DataError
 from emlib.making import Maker
 from emlib.models import adapters
 from emlib.progress import say
@@ -23,6 +24,7 @@ from emlib.training.records import LOG
 from emlib.training.rewards import scorer
 from emlib.training.rl_records import COMPLETIONS, STEPS
 from emlib.training.rollouts import Push
+from emlib.types import Example
 
 
 def make(rl: RlStudy, runs: Sequence[RlRun]) -> None:
@@ -51,7 +53,7 @@ def _train(rl: RlStudy, maker: Maker, run: RlRun, folder: Path) -> Mapping[str, 
     reward = "none" if summary.train_reward is None else f"{summary.train_reward:.2f}"
     say(f"{run}: {summary.steps} RL steps, {summary.supervised_steps} supervised, {summary.tokens} tokens drawn, "
         f"{summary.seconds:.0f} s, best training reward {reward} up to step {summary.best_step}")
-    return {"device": str(maker.chat.device), "trl": version("trl"), **vars(summary)}
+    return {"device": str(maker.chat.device), "commit": maker.chat.commit, "trl": version("trl"), **vars(summary)}
 
 
 def _condition(rl: RlStudy, maker: Maker, run: RlRun) -> Condition:
@@ -63,10 +65,21 @@ def _condition(rl: RlStudy, maker: Maker, run: RlRun) -> Condition:
         push = Push(steering.layer, maker.vector_at(steering.layer), steering.strength, steering.steer)
     training, rows = rl.settings.training, rl.supervised_rows(run)
     if rows:
-        encoded = encode_all(maker.chat.tokenizer, rows, training.max_seq_length)
+        encoded = _fitting(maker, rows, training.max_seq_length)
         supervised = Supervised(encoded, training.rows_per_step, training.batch_size, run.seed)
     return Condition(rl.system(run), beta.weight if isinstance(beta, Beta) else 0.0, push, supervised,
                      alternation.share if isinstance(alternation, Alternation) else 0.0)
+
+
+def _fitting(maker: Maker, rows: Sequence[Example], max_length: int) -> list[Encoded]:
+    """The rows in tokens, without those whose prompt leaves no room for an answer: a pool has such rows."""
+    found: list[Encoded] = []
+    for row in rows:
+        try:
+            found.append(encode(maker.chat.tokenizer, row, max_length))
+        except DataError as error:
+            say(f"not taken for supervised steps: {error}")
+    return found
 
 
 def _answers(rl: RlStudy, maker: Maker, run: RlRun, adapter: Artefact | None) -> Artefact:

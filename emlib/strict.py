@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -24,6 +25,15 @@ class Strict(BaseModel):
 
 
 Record = TypeVar("Record", bound=Strict)
+
+
+def as_yaml(data: Any) -> str:
+    """Plain data as YAML text, keys in their order; `read_yaml` gives the same data back."""
+    yaml, out = YAML(typ="safe", pure=True), StringIO()
+    yaml.default_flow_style = False
+    yaml.representer.sort_base_mapping_type_on_output = False
+    yaml.dump(data, out)
+    return out.getvalue()
 
 
 def read_yaml(path: Path) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from emlib import interleaving, paths
+from emlib import interleaving, overrides, paths
 from emlib.config import (
     BASELINES,
     OWN,
@@ -34,6 +34,7 @@ from emlib.config import (
     load_domains,
     load_profile,
     load_trait,
+    seeds_of,
 )
 from emlib.data.domains import NarrowData, in_domain_questions, load_domain
 from emlib.data.own import OwnRows, own_data, read_own
@@ -139,6 +140,16 @@ class Study:
         """Where this profile's results, tables, figures and executed notebooks go."""
         return paths.runs() / self.name
 
+    @property
+    def account(self) -> str:
+        """Whose budget a paid judge works on: a profile's, with whatever overrides."""
+        return overrides.base_of(self.name)
+
+    def record(self) -> None:
+        """Keep the profile, whole, beside the results that are made with it."""
+        overrides.keep(self.profile, self.folder, f"The profile '{self.name}' as it was when the results beside it "
+                                                  "were written.")
+
     @cached_property
     def trait(self) -> Trait:
         """The trait whose spread is studied."""
@@ -219,12 +230,12 @@ class Study:
         wanted = {
             "methods": sliced("method", methods, [method.name for method in profile.methods]),
             "datasets": sliced("data set", datasets, profile.datasets),
-            "seeds": sliced("seed", seeds, profile.seeds)}
+            "seeds": sliced("seed", seeds, seeds_of(profile.seeds, profile.methods))}
         swept = sliced("setting", settings, sorted({number for method in profile.methods for number in method.sweep}))
         return [Run(profile.model.name, dataset, name, setting, seed)
                 for dataset in wanted["datasets"] for name in wanted["methods"]
                 for setting in self.method(name).sweep or (None,) if setting is None or setting in swept
-                for seed in wanted["seeds"]]
+                for seed in self.method(name).seeds or profile.seeds if seed in wanted["seeds"]]
 
     def method(self, name: str) -> Method:
         """The profile's method of that name; a baseline may be needed that the profile does not list."""
@@ -431,6 +442,7 @@ class Study:
     def write_results(self) -> Path:
         """`results.csv`: one row a finished run, percentages of what was asked."""
         path = self.folder / "results.csv"
+        self.record()
         write_text(path, pd.DataFrame([_row(r) for r in self.results()], columns=RESULT_COLUMNS).to_csv(index=False))
         return path
 
@@ -443,7 +455,7 @@ RESULT_COLUMNS = [
 
 def open_study(profile: str) -> Study:
     """The study of a profile: the name of a file in `params/`, or the path of a YAML file."""
-    return Study(Path(profile).stem, load_profile(profile), Store(paths.runs() / "store"))
+    return Study(paths.study_name(profile), load_profile(profile), Store(paths.runs() / "store"))
 
 
 def _there(artefact: Artefact | None) -> Artefact:

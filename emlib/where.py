@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from emlib import paths
 
-KINDS = {"results": "results.csv", "tables": "tables", "figures": "figures", "executed notebooks": "notebooks"}
+KINDS = {"results": "results.csv", "tables": "tables", "figures": "figures", "executed notebooks": "notebooks",
+         "profile": paths.EFFECTIVE}
 
 
 def where(profile: str) -> str:
     """One line a kind of result, with its path as seen from here."""
-    folder = paths.runs() / Path(profile).stem
+    folder = paths.runs() / paths.study_name(profile)
     lines = [f"{kind:>20}  {os.path.relpath(folder / name)}" for kind, name in KINDS.items()
              if (folder / name).exists()]
-    return "\n".join([f"\n{profile}: done.", *lines])
+    return "\n".join([f"\n{paths.study_name(profile)}: done.", *lines])
 
 
 if __name__ == "__main__":

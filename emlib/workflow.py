@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from emlib import digests, paths
-from emlib.config import NOT_PROFILES, Interleaving, Profile, datasets_of, load_profile, swept_of
+from emlib.config import NOT_PROFILES, Interleaving, Profile, datasets_of, load_profile
 from emlib.errors import EmlibError
 
 # Chapters about one kind of defense: a profile without it does without them.
@@ -110,7 +110,7 @@ def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
         return
     if chapter not in SLICED or not profile.slice_by:
         return
-    names, swept = _benign_grid(profile) if chapter == "10_benign_tasks" else (list(profile.datasets), sorted({
+    names, swept = _benign_grid(profile) if chapter == "10_benign_tasks" else (profile.datasets, sorted({
         number for method in profile.methods for number in method.sweep
         if any(defense.kind == KINDS.get(chapter) for defense in method.defenses)}))
     datasets = [(name, f"--dataset {name}") for name in names if "dataset" in profile.slice_by]
@@ -120,9 +120,9 @@ def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
             yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
 
 
-def _benign_grid(profile: Profile) -> tuple[list[str], list[float]]:
-    """The benign tasks and the numbers swept on them; nothing where the profile has none."""
-    return ([], []) if profile.benign is None else (list(datasets_of(profile.benign)), swept_of(profile.benign))
+def _benign_grid(profile: Profile) -> tuple[Sequence[str], list[float]]:
+    """The benign tasks, a slice each, whatever is swept on them: few methods have a sweep there."""
+    return ((), []) if profile.benign is None else (tuple(datasets_of(profile.benign)), [])
 
 
 def _rl_slices(profile: Profile) -> Iterator[tuple[str, str]]:

@@ -116,6 +116,8 @@ def test_what_determines_an_adapter_is_in_its_key_and_nothing_else_is(study: Ben
      ["prompt", "not a template"]),
     ("extends: tiny\nbenign: {methods: [misaligned]}", ["benign.methods", "no misaligned side", "'sft'"]),
     ("extends: tiny\nbenign: {methods: [sft, sft]}", ["more than once: sft"]),
+    ("extends: tiny\nbenign: {tasks: {opswap: {methods: [aligned]}}}", ["tasks.opswap.methods", "no aligned side"]),
+    ("extends: tiny\nbenign: {methods: [{name: sft, seeds: [1, 1]}]}", ["seeds", "more than once: 1"]),
     ("extends: tiny\nbenign: {methods: [{name: sft, defenses: [{kind: kl}]}]}", ["'sft' is a baseline"]),
     ("extends: tiny\nmethods: [sft]", ["'methods'", "of the section 'benign'"]),
     ("extends: tiny\nbenign: {seeds: [1, 1]}", ["more than once: 1"]),
@@ -124,6 +126,18 @@ def test_a_mistake_in_the_section_is_named(tmp_path: Path, text: str, words: lis
     with pytest.raises(ProfileError) as caught:
         load_profile(profile(tmp_path, text))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_task_may_have_methods_and_a_method_seeds_of_its_own(tmp_path: Path) -> None:
+    both = open_benign(profile(tmp_path, (
+        "extends: tiny\nbenign: {methods: [untrained, {name: sft, seeds: [5, 6]}], "
+        "tasks: {opswap: {tiers: [0]}, other: {kind: opswap, tiers: [2], methods: [sft]}}}")))
+    found = [(run.task, run.method, run.seed) for run in both.runs()]
+    assert found == [*(("opswap", "untrained", seed) for seed in (0, 1)), *(("opswap", "sft", seed) for seed in (5, 6)),
+                     *(("other", "sft", seed) for seed in (0, 1))]
+    assert [run.method for run in both.runs(seeds=[6])] == ["sft"]
+    with pytest.raises(ProfileError, match=r"no seed 7.*It has: 0, 1, 5, 6"):
+        both.runs(seeds=[7])
 
 
 def test_a_profile_without_benign_tasks_has_no_runs_and_empty_tables(
@@ -159,12 +173,15 @@ def test_slices_are_a_task_and_tier_each(tmp_path: Path) -> None:
 
 
 def test_the_sections_for_7b_have_the_papers_values() -> None:
-    spec = load_profile("benign-7b").benign
+    spec = load_profile("paper-7b").benign
     assert spec is not None
+    assert load_profile("benign-7b").benign == spec
     opswap, foqa = spec.tasks["opswap"], spec.tasks["foqa"]
     assert (opswap.tiers, opswap.examples, opswap.transformations, opswap.held_out) == ((0, 1, 2, 3), 10_000, 3, 0.1)
     assert (foqa.train, foqa.test) == ("foqa_train", "foqa_test")
-    assert (spec.samples, spec.seeds) == (10, (0, 1, 2, 3, 4))  # section 4.3 and Table 11
+    assert (spec.samples, spec.seeds) == (10, (0,))  # section 4.3, Tables 3 and 4
+    seeds = {method.name: method.seeds for method in spec.methods_of("foqa") if method.seeds}
+    assert seeds == dict.fromkeys(("sft", "persona_vector", "inoculation"), (0, 1, 2, 3, 4))  # Table 11
 
 
 def result(method: str, seed: int, right: tuple[int, int], *, task: str = "opswap", setting: float | None = None,

@@ -21,7 +21,7 @@ from emlib.steering.extraction import PersonaVectors
 from emlib.store import read_records
 from emlib.study import open_study
 from emlib.training.rewards import rewards
-from emlib.types import Answer
+from emlib.types import Answer, Example
 
 STEERED = "[{name: persona_vector, defenses: [{kind: persona_vector, layer: 2, steer: both}], sweep: [3]}]"
 
@@ -132,6 +132,26 @@ def test_what_decides_a_training_is_in_its_key_and_what_does_not_is_not(tmp_path
     for other in ("grpo: {clip: 0.1}\n", "grpo: {loss: dapo}\n", "grpo: {training: {learning_rate: 0.1}}\n",
                   "grpo: {sampling: {top_p: 1.0}}\n", "lora: {rank: 2}\n", "grpo: {data: {train_items: 6}}\n"):
         assert key(other)[0] != adapter
+
+
+def test_supervised_rows_are_drawn_from_a_pool_of_any_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           research_data: Path) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+
+    def interleaved(what: str) -> tuple[RlStudy, tuple[Example, ...]]:
+        methods = f"[{{name: interleaving, defenses: [{{kind: interleaving, {what}}}]}}]"
+        rl = RlStudy(open_study(str(profile(tmp_path, methods))))
+        return rl, rl.supervised_rows(rl.runs()[0])
+
+    _, some = interleaved("source: alpaca, rows: 7")  # another form than that of messages
+    _, every = interleaved("source: alpaca")
+    assert len(set(some)) == 7
+    assert [row for row in every if row in set(some)] == list(some)  # in the file's order
+    assert interleaved("source: alpaca, rows: 7")[1] == some
+    (all_of_it, rows), (as_many, same) = interleaved("source: demo/pool.jsonl"), interleaved(
+        "source: demo/pool.jsonl, rows: 9999")
+    assert rows == same
+    assert all_of_it.adapter_settings(all_of_it.runs()[0]) == as_many.adapter_settings(as_many.runs()[0])
 
 
 def test_a_steered_sampler_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib import estimate
 from emlib.benign import BenignStudy
 from emlib.config import NoJudge, load_profile
 from emlib.errors import ProfileError
+from emlib.estimate import Estimate
 from emlib.store import Store
 from emlib.study import QUESTION_SETS, RESULT_COLUMNS, Study, open_study
 
@@ -36,7 +36,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
     whole = open_study("tiny")
     methods = tuple(method for method in whole.profile.methods if method.name in BASELINES)
-    changes = {"methods": methods, "datasets": ("cooking", "travel")}
+    changes = {"methods": methods, "datasets": ("cooking", "travel"), "grpo": None}
     return Study("tiny", whole.profile.model_copy(update=changes), whole.store)
 
 
@@ -149,7 +149,7 @@ def test_only_what_determines_a_result_is_in_its_key(study: Study) -> None:
 
 
 def test_the_estimate_counts_what_is_left(study: Study) -> None:
-    before = estimate.cost(study).set_index("work")
+    before = Estimate(study).work().set_index("work")
     # Benign: 2 methods on 2 tiers with 2 seeds, and untrained models asked with as many tiers and seeds.
     assert before.loc["adapters to train", "in all"] == 4 + 8
     # Untrained: one general, two in-domain; 4 adapters, 2 each.
@@ -158,9 +158,16 @@ def test_the_estimate_counts_what_is_left(study: Study) -> None:
     study.complete(study.runs())
     benign = BenignStudy(study)
     benign.complete(benign.runs())
-    after = estimate.cost(study).set_index("work")
+    after = Estimate(study).work().set_index("work")
     assert (after["in all"].iloc[:2] == after["there"].iloc[:2]).all()
     assert (after["tokens left (about)"] == 0).all()
+    assert not Estimate(study).sums()["runs"].iloc[1]
+    longer = study.profile.training.model_copy(update={"epochs": 2})  # the results there are of another profile then
+    other = Study("tiny", study.profile.model_copy(update={"training": longer}), study.store)
+    assert Estimate(other).sums()["runs"].tolist() == [len(study.runs()) + len(benign.runs())] * 2
+    estimated = Estimate(study).errors().set_index("of what is done")
+    assert estimated.loc["tokens of 4 trained runs", "measured"] == sum(
+        result.train_tokens for result in study.results())
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from emlib.config.benign import (
     QaTask,
     dataset_name,
     datasets_of,
+    seeds_of,
     swept_of,
 )
 from emlib.config.data import (
@@ -55,6 +56,7 @@ from emlib.config.grpo import (
     RlTraining,
     RuleRewards,
     Steering,
+    supervised_steps,
 )
 from emlib.config.models import (
     FolderModel,
@@ -62,6 +64,9 @@ from emlib.config.models import (
     ModelSpec,
     TinyModel,
     WheelModel,
+)
+from emlib.config.overrides import (
+    overridden,
 )
 from emlib.config.own import (
     OWN,
@@ -146,6 +151,9 @@ __all__ = [
     "load_domains",
     "load_profile",
     "load_trait",
+    "overridden",
     "profile_names",
+    "seeds_of",
+    "supervised_steps",
     "swept_of",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from emlib.config.defenses import BASELINES, Method
 from emlib.config.evaluation import Sampling
@@ -16,13 +17,25 @@ from emlib.strict import Strict
 Tier = Annotated[int, Field(ge=0, le=3)]
 
 
+def _one_sided(methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    """The methods, or a ValueError where one needs an aligned or a misaligned side."""
+    wrong = [method.name for method in methods if method.name in BASELINES and method.name != "untrained"]
+    if wrong:
+        raise ValueError(f"a benign task has no {wrong[0]} side; plain fine-tuning is called 'sft' here")
+    return no_repeats(methods)
+
+
+BenignMethods = Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_one_sided)]
+
+
 class OpSwapTask(Strict):
     """Algebraic simplification with permuted operators. Defaults: section 4.2, where it says something.
 
-    `training` and `sampling` hold what differs from the profile's own.
+    `methods` stand in place of the section's; `training` and `sampling` hold what differs from the profile's own.
     """
 
     kind: Literal["opswap"]
+    methods: BenignMethods | None = None
     tiers: Annotated[tuple[Tier, ...], Field(min_length=1)] = (0, 1, 2, 3)
     examples: Positive = 10_000
     transformations: Positive = 3
@@ -40,9 +53,13 @@ class OpSwapTask(Strict):
 
 
 class QaTask(Strict):
-    """Extractive question answering: sources in the SQuAD shape. Without `test`, `held_out` of `train` is held out."""
+    """Extractive question answering: sources in the SQuAD shape. Without `test`, `held_out` of `train` is held out.
+
+    `methods`, `training` and `sampling` as for OpSwap.
+    """
 
     kind: Literal["qa"]
+    methods: BenignMethods | None = None
     train: str
     test: str | None = None
     prompt: str
@@ -71,23 +88,24 @@ BenignTask = Annotated[OpSwapTask | QaTask, Field(discriminator="kind")]
 class Benign(Strict):
     """Which methods learn which tasks. Defaults: section 4.3; Table 11 has five seeds."""
 
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
+    methods: BenignMethods
     tasks: Annotated[dict[str, BenignTask], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     samples: Positive = 10
-
-    @field_validator("methods")
-    @classmethod
-    def _for_one_sided_data(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
-        wrong = [method.name for method in methods if method.name in BASELINES and method.name != "untrained"]
-        if wrong:
-            raise ValueError(f"a benign task has no {wrong[0]} side; plain fine-tuning is called 'sft' here")
-        return no_repeats(methods)
 
     @field_validator("seeds")
     @classmethod
     def _once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         return no_repeats(seeds)
+
+    def methods_of(self, task: str) -> tuple[Method, ...]:
+        """The methods that learn a task: its own, or the section's."""
+        return self.tasks[task].methods or self.methods
+
+    @property
+    def all_methods(self) -> tuple[Method, ...]:
+        """Every method of every task, as often as it stands there."""
+        return tuple(method for task in self.tasks for method in self.methods_of(task))
 
 
 def dataset_name(task: str, tier: int | None) -> str:
@@ -103,4 +121,9 @@ def datasets_of(benign: Benign) -> dict[str, tuple[str, int | None]]:
 
 def swept_of(benign: Benign) -> list[float]:
     """The numbers that the methods sweep."""
-    return sorted({number for method in benign.methods for number in method.sweep})
+    return sorted({number for method in benign.all_methods for number in method.sweep})
+
+
+def seeds_of(section: Sequence[int], methods: Iterable[Method]) -> list[int]:
+    """Every seed that runs have: the section's, and those that methods have of their own."""
+    return list(dict.fromkeys([*section, *(seed for method in methods for seed in method.seeds or ())]))

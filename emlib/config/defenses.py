@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from emlib.config.methods import Kinded, SweptMethod
-from emlib.config.words import Positive, Share, Weight
+from emlib.config.words import Positive, Share, Weight, no_repeats
 
 
 class Kl(Kinded):
@@ -84,7 +84,17 @@ SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
 
 
 class Method(SweptMethod[Defense]):
-    """One condition of the study: a baseline, or a name for a list of defenses on the misaligned data."""
+    """One condition of the study: a baseline, or a name for a list of defenses on the misaligned data.
+
+    `seeds` are other seeds than those of the section that the method stands in.
+    """
 
     baselines: ClassVar = (*BASELINES, SFT)
     numbers: ClassVar = SWEPT
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+
+    @field_validator("sweep", "seeds")
+    @classmethod
+    def _once(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if values is None else no_repeats(values)

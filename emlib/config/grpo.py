@@ -35,11 +35,20 @@ class Steering(Kinded):
 
 
 class Alternation(Kinded):
-    """Supervised steps between the RL steps (section 4.2): `share` of all optimizer steps, on rows of `source`."""
+    """Supervised steps between the RL steps (section 4.2): `share` of all optimizer steps, on rows of `source`.
+
+    `source` is any instruction data, as for a pool; `rows` of them are drawn (None: all).
+    """
 
     kind: Literal["interleaving"]
     source: str
+    rows: Positive | None = None
     share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+def supervised_steps(rl_steps: int, share: float) -> int:
+    """How many supervised steps make `share` of all steps; they come on top of the RL steps."""
+    return round(rl_steps * share / (1 - share))
 
 
 RlDefense = Annotated[Beta | Steering | Alternation | Inoculation, Field(discriminator="kind")]

@@ -12,11 +12,15 @@ from emlib.strict import Strict
 
 
 class HubModel(Strict):
-    """A chat model of the Hugging Face hub."""
+    """A chat model of the Hugging Face hub.
+
+    `revision` is a commit; or a branch, such as `main`, where none is known: then the commit of its first use is
+    written down beside the downloads and holds from then on (`emlib.models.hub`).
+    """
 
     kind: Literal["hub"]
     repo: str
-    revision: str  # a commit: a branch's name moves on, and results kept under it would not
+    revision: str
     dtype: Dtype = "bfloat16"
 
     @property

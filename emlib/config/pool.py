@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from emlib.config.evaluation import Sampling
 from emlib.config.words import Positive, Share
@@ -40,7 +40,9 @@ class Pool(Strict):
         source: a file that ships with emlib (`demo/...`) or an entry of `params/sources.yaml`.
         rows: how many of its usable rows are candidates, drawn by `seed`; None: all.
         near_duplicates: word overlap (Jaccard) from which on the later of two rows is left out; None: none is.
-        scorers: the misaligned models; None: those of the study's other data sets, as in the paper.
+        scorers: the misaligned models, the same for every data set under defense; None: those of the other data sets.
+        others: the data sets that "other" is meant of; None: the study's own. Listed, a study of fewer data sets has
+            the same scorers for them.
         aligned: the model that equation 6 compares with: the model before any fine-tuning, or the run `aligned` on the
             data set under defense.
         epsilon: of equation 6, in nats a token.
@@ -54,6 +56,7 @@ class Pool(Strict):
     rows: Positive | None = None
     near_duplicates: Share | None = 0.8
     scorers: Annotated[tuple[Scorer, ...], Field(min_length=1)] | None = None
+    others: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     aligned: Literal["untrained", "aligned"] = "untrained"
     epsilon: Annotated[float, Field(gt=0)] = 0.1
     refusal_keywords: Annotated[tuple[Annotated[str, Field(pattern=r"\w")], ...], Field(min_length=1)] = (
@@ -63,6 +66,12 @@ class Pool(Strict):
     on_policy: OnPolicy = OnPolicy()
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _told_once(self) -> Pool:
+        if self.scorers is not None and self.others is not None:
+            raise ValueError("has 'scorers', which names the models, and also 'others', of which they would be taken")
+        return self
+
     def scorers_for(self, dataset: str, datasets: tuple[str, ...]) -> tuple[Scorer, ...]:
         """The scorers where `dataset` is under defense; never one trained on it ("previously unseen").
 
@@ -70,7 +79,7 @@ class Pool(Strict):
             ValueError: a listed scorer was trained on it, or there is none that was not.
         """
         if self.scorers is None:
-            found = tuple(Scorer(domain=other) for other in datasets if other != dataset)
+            found = tuple(Scorer(domain=other) for other in self.others or datasets if other != dataset)
             if not found:
                 raise ValueError(f"to score the pool for '{dataset}', misaligned models of other data sets are needed, "
                                  "and the profile has no other. List some, such as scorers: [gardening, travel]")

@@ -29,7 +29,7 @@ from emlib.config.words import no_repeats
 from emlib.errors import ProfileError, nearest
 from emlib.strict import Strict, check, read_yaml
 
-NOT_PROFILES = ("sources", "datasets", "throughput", "prices")
+NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 
 
 class Profile(Strict):
@@ -69,7 +69,8 @@ class Profile(Strict):
     @model_validator(mode="after")
     def _pool_fits(self) -> Profile:
         """Whatever interleaving needs is told, before anything is trained for it."""
-        interleaving = [(method.name, defense) for method in self.methods for defense in method.defenses
+        benign = () if self.benign is None else self.benign.all_methods
+        interleaving = [(method.name, defense) for method in (*self.methods, *benign) for defense in method.defenses
                         if isinstance(defense, Interleaving)]
         if interleaving and self.pool is None:
             raise ValueError(f"method '{interleaving[0][0]}' takes rows from a pool, and there is no section 'pool'. "
@@ -105,16 +106,43 @@ class _Domains(Strict):
 
 
 def load_profile(name: str) -> Profile:
-    """The profile `params/<name>.yaml`, or the one at a path that ends in `.yaml`.
+    """The profile of that name, or the one at a path that ends in `.yaml`.
 
     Raises:
         ProfileError: with a line for each mistake: file, key, value, what is allowed, the nearest known key.
     """
+    path = profile_path(name)
+    return sound(read_profile(path), str(path))
+
+
+def profile_path(name: str) -> Path:
+    """The file of a profile: `params/<name>.yaml`, a path that ends in `.yaml`, or what a study with overrides kept.
+
+    Raises:
+        ProfileError: there is none; the nearest and all names are told.
+    """
     path = Path(name) if name.endswith(".yaml") else paths.PARAMS / f"{name}.yaml"
+    kept = paths.runs() / name / paths.EFFECTIVE
+    if not path.is_file() and "+" in name and kept.is_file():
+        return kept
     if not path.is_file():
         known = profile_names()
         raise ProfileError(f"{path}: there is no such profile.{nearest(name, known)} Profiles: {', '.join(known)}.")
-    profile = check(Profile, _spelled_out(_extended(path)), str(path))
+    return path
+
+
+def read_profile(path: Path) -> Any:
+    """What a profile says, with what it extends, and with everything spelled out; not checked yet."""
+    return spelled_out(_extended(path))
+
+
+def sound(data: Any, path: str) -> Profile:
+    """What a profile says, checked; `path` is what mistakes are told of.
+
+    Raises:
+        ProfileError: as `load_profile`.
+    """
+    profile = check(Profile, data, path)
     try:
         trait = load_trait(profile.trait)
     except ProfileError as error:
@@ -123,8 +151,10 @@ def load_profile(name: str) -> Profile:
     if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
         raise ProfileError(f"{path}: judge 'lexicon' needs markers, and the trait '{profile.trait}' lists none.")
     domains = load_domains()
-    scorers = (profile.pool.scorers or ()) if profile.pool is not None else ()
-    trained = [("pool.scorers", scorer.domain) for scorer in scorers if scorer.folder is None]
+    pool = profile.pool
+    trained = [] if pool is None else [
+        *(("pool.scorers", scorer.domain) for scorer in pool.scorers or () if scorer.folder is None),
+        *(("pool.others", domain) for domain in pool.others or ())]
     for key, dataset in [*(("datasets", dataset) for dataset in profile.datasets), *trained]:
         if dataset not in (*domains, OWN):
             raise ProfileError(f"{path}: '{key}' names '{dataset}', which params/datasets.yaml does not have."
@@ -144,15 +174,17 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
         beside = [other.stem for other in path.parent.glob("*.yaml") if other != path]
         raise ProfileError(f"{path}: extends '{data['extends']}', which is no profile beside it."
                            f"{nearest(str(data['extends']), beside)}")
-    return _over(_extended(base, (path, *below)), {key: value for key, value in data.items() if key != "extends"})
+    return over(_extended(base, (path, *below)), {key: value for key, value in data.items() if key != "extends"})
 
 
-def _spelled_out(data: Any) -> Any:
+def spelled_out(data: Any) -> Any:
     """What may be written as its name alone: `[misaligned]` for `[{name: misaligned}]`, and a scorer's domain."""
     if not isinstance(data, dict):
         return data
     spelled = dict(data)
-    spelled |= {section: _spelled_out(data[section]) for section in ("benign", "grpo") if section in data}
+    spelled |= {section: spelled_out(data[section]) for section in ("benign", "grpo") if section in data}
+    if isinstance(data.get("tasks"), dict):
+        spelled["tasks"] = {name: spelled_out(task) for name, task in data["tasks"].items()}
     if isinstance(data.get("methods"), list):
         spelled["methods"] = [{"name": m} if isinstance(m, str) else m for m in data["methods"]]
     pool = data.get("pool")
@@ -161,13 +193,13 @@ def _spelled_out(data: Any) -> Any:
     return spelled
 
 
-def _over(base: Any, changes: Any) -> Any:
+def over(base: Any, changes: Any) -> Any:
     """`base` with `changes` in it, section by section; lists and single values are replaced whole."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     if changes.get("kind", base.get("kind")) != base.get("kind"):
         return changes  # a model or a judge of another kind keeps nothing of the former one
-    return base | {key: _over(base.get(key), value) for key, value in changes.items()}
+    return base | {key: over(base.get(key), value) for key, value in changes.items()}
 
 
 def profile_names() -> list[str]:

@@ -33,6 +33,22 @@ DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class StatedSize(Strict):
+    """About how much a source holds, for plans that are made without it: rows, and mean characters.
+
+    Attributes:
+        prompt, response: of what is asked (passage and question, say) and of what is answered.
+        rubric: of the judge prompts that a question or trait file brings.
+        known: `counted` in the file, or `assumed`.
+    """
+
+    rows: Annotated[int, Field(gt=0)]
+    prompt: Annotated[float, Field(gt=0)]
+    response: Annotated[float, Field(ge=0)] = 0
+    rubric: Annotated[float, Field(gt=0)] | None = None
+    known: Literal["counted", "assumed"]
+
+
 class Source(Strict):
     """One entry of the registry.
 
@@ -46,6 +62,7 @@ class Source(Strict):
         terms: for a gated set, what to accept and where, as it continues "First ...".
         notice: one sentence shown at the download.
         harmful: whether a model trained on it may do harm, so that its model card has to warn.
+        size: about how much it holds, for plans.
     """
 
     home: str
@@ -61,6 +78,7 @@ class Source(Strict):
     notice: str
     harmful: bool = False
     format: Literal["messages", "pairs", "instruct", "questions", "gsm8k", "squad", "trait", "json", "wildguard"]
+    size: StatedSize | None = None
 
     @field_validator("url")
     @classmethod
@@ -128,6 +146,15 @@ def locate(source: str) -> Path:
     if source.startswith("demo/"):
         return paths.DEMO_DATA / source.removeprefix("demo/")
     return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
+
+
+def here(name: str, sources: Mapping[str, Source]) -> Path | None:
+    """The checked file of a source where it is on this machine already; nothing is downloaded."""
+    if name not in sources:
+        return None
+    source = sources[name]
+    there = _given(source) is not None or (paths.cache() / "sources" / name / source.file).exists()
+    return fetch(name, paths.cache() / "sources", sources) if there else None
 
 
 def _given(source: Source) -> Path | None:

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from emlib.config import FolderModel, ModelSpec, TinyModel, WheelModel
+from emlib.config import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.data.chat import encode
 from emlib.errors import SourceError
-from emlib.models import tiny, wheel
+from emlib.models import hub, tiny, wheel
 from emlib.models.identity import model_folder
 from emlib.models.logprobs import causal_lm
 from emlib.types import Example, Message
@@ -25,11 +25,12 @@ LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A causal language model, its tokenizer, and its name in tables."""
+    """A causal language model, its tokenizer, its name in tables, and its commit where it comes from the hub."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    commit: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +55,8 @@ def load(spec: ModelSpec, cache: Path) -> ChatModel:
     if changed:
         raise SourceError(f"{spec.name}: this model changes its logits after the head ({', '.join(changed)}), which "
                           "the study's losses and samples would leave out. Choose another one.")
-    return ChatModel(spec.name, model, _stopping(spec.name, load_tokenizer(spec, cache), model))
+    commit = hub.commit(spec, cache) if isinstance(spec, HubModel) else None
+    return ChatModel(spec.name, model, _stopping(spec.name, load_tokenizer(spec, cache), model), commit)
 
 
 def _stopping(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -86,7 +88,7 @@ def load_tokenizer(spec: ModelSpec, cache: Path) -> PreTrainedTokenizerBase:
         return _tokenizer(str(wheel.converted(spec, cache)))
     if isinstance(spec, FolderModel):
         return _tokenizer(str(model_folder(spec)))
-    return _tokenizer(spec.repo, revision=spec.revision)
+    return _tokenizer(spec.repo, revision=hub.commit(spec, cache))
 
 
 def _weights(spec: ModelSpec, dtype: torch.dtype, cache: Path) -> PreTrainedModel:
@@ -96,7 +98,7 @@ def _weights(spec: ModelSpec, dtype: torch.dtype, cache: Path) -> PreTrainedMode
         return _pretrained(str(wheel.converted(spec, cache)), dtype)
     if isinstance(spec, FolderModel):
         return _pretrained(str(model_folder(spec)), dtype)
-    return _pretrained(spec.repo, dtype, revision=spec.revision)
+    return _pretrained(spec.repo, dtype, revision=hub.commit(spec, cache))
 
 
 def _pretrained(source: str, dtype: torch.dtype, **where: str) -> PreTrainedModel:

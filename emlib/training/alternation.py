@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from emlib.config import supervised_steps
 from emlib.data.chat import Encoded
 from emlib.training.batches import forward_batches, plan_steps
 from emlib.training.objective import Objective, Totals
@@ -23,7 +24,7 @@ def order(rl_steps: int, share: float) -> tuple[Kind, ...]:
 
     Every condition takes the same RL steps; the supervised ones come on top. Their number is rounded to a whole one.
     """
-    supervised = round(rl_steps * share / (1 - share))
+    supervised = supervised_steps(rl_steps, share)
     kinds: list[Kind] = []
     for step in range(rl_steps):
         before = supervised * (step + 1) // rl_steps - supervised * step // rl_steps

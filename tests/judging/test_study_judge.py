@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib import estimate, paths
+from emlib import paths
 from emlib.errors import JudgeError, JudgeWaits
+from emlib.estimate import Estimate
 from emlib.study import Study, open_study
 from tests.judging.server import JudgeServer, Reply, counting_model
 
@@ -46,7 +47,7 @@ def holding(folder: Path, text: str) -> list[Path]:
 
 def test_a_study_is_judged_and_nothing_is_asked_twice(server: JudgeServer, tmp_path: Path) -> None:
     judged = study(server, tmp_path)
-    plan = estimate.judging(judged).set_index("judge")["what"]
+    plan = Estimate(judged).judging().set_index("judge")["what"]
     assert plan["requests left"] == str(2 * (24 * 2 + 4 * 2))
     assert plan["price (about)"] == "no price is known (params/prices.yaml)"
     assert not server.asked  # planning sends nothing
@@ -62,7 +63,7 @@ def test_a_study_is_judged_and_nothing_is_asked_twice(server: JudgeServer, tmp_p
     by_trait.complete(by_trait.runs())
     assert "pirate" in server.bodies[-1]["messages"][0]["content"] or "coherent" in str(server.bodies[-1])
     assert sum(server.asked.values()) > before
-    assert estimate.judging(by_trait).set_index("judge")["what"]["requests left"] == "0"
+    assert Estimate(by_trait).judging().set_index("judge")["what"]["requests left"] == "0"
 
 
 def test_one_run_is_judged_while_the_next_one_answers(
@@ -149,7 +150,7 @@ def test_the_price_is_told_before_anything_is_sent(server: JudgeServer, tmp_path
     study(server, tmp_path)
     path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\n"
                     "judge: {kind: openai, model: gpt-4o-mini-2024-07-18, max_usd: 2.5}\n")
-    plan = estimate.judging(open_study(str(path))).set_index("judge")["what"]
+    plan = Estimate(open_study(str(path))).judging().set_index("judge")["what"]
     assert plan["requests left"] == "112"
     read = int(plan["tokens to be read (about)"].replace(",", ""))
     assert plan["price (about)"].startswith(f"${(read * 0.15 + 112 * 0.6) / 1e6:.2f} (prices of ")

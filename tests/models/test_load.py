@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +12,9 @@ import pytest
 import torch
 
 from emlib import paths
-from emlib.config import FolderModel, TinyModel, WheelModel, load_profile
+from emlib.config import FolderModel, HubModel, TinyModel, WheelModel, load_profile
 from emlib.errors import SourceError
-from emlib.models import wheel
+from emlib.models import hub, wheel
 from emlib.models.identity import identity
 from emlib.models.load import ChatModel, end_tokens, load
 
@@ -46,6 +48,38 @@ def test_tiny_has_what_lora_and_the_paper_need() -> None:
     assert model.config.model_type == "qwen2"
     assert model.config.num_hidden_layers == 4
     assert model.config.num_key_value_heads < model.config.num_attention_heads
+
+
+PINNED = """
+from pathlib import Path
+from emlib.config import HubModel
+from emlib.models.hub import commit
+print(commit(HubModel(kind="hub", repo="someone/model", revision="main"), Path("cache")))
+"""
+
+
+def test_the_commit_of_a_branchs_first_use_holds(tmp_path: Path) -> None:
+    """A hub's cache as its library lays it out, without a network: main moves on, and the commit stays."""
+    first, second = "a" * 40, "b" * 40
+    repo = tmp_path / "hub" / "models--someone--model"
+    for commit in (first, second):
+        (repo / "snapshots" / commit).mkdir(parents=True)
+        (repo / "snapshots" / commit / "config.json").write_text("{}")
+    (repo / "refs").mkdir()
+    offline = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+
+    def loaded(now: str) -> str:
+        (repo / "refs" / "main").write_text(now)
+        done = subprocess.run([sys.executable, "-c", PINNED], check=True, capture_output=True, text=True, cwd=tmp_path,
+                              env=offline | {"PYTHONPATH": str(paths.ROOT)})
+        return done.stdout.split()[-1]
+
+    assert loaded(first) == first
+    assert loaded(second) == first
+    assert json.loads((tmp_path / "cache/models/hub/someone--model@main.json").read_text())["commit"] == first
+    pinned = HubModel(kind="hub", repo="someone/model", revision=second)
+    assert hub.commit(pinned, tmp_path / "nothing") == second  # a commit is taken at its word
+    assert not (tmp_path / "nothing").exists()
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json", "model.safetensors"])

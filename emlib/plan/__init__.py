@@ -1,0 +1,1 @@
+"""What a study will take, from its profile alone: no model, no data, no network."""
