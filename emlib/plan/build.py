@@ -65,5 +65,6 @@ def rows(path: Path, kind: type[AnyRun]) -> Iterator[tuple[AnyRun, dict[str, Any
     if not path.is_file():
         return
     for row in pd.read_csv(path, dtype={"tier": "Int64"}).to_dict("records"):
-        said = {field.name: None if pd.isna(row[field.name]) else row[field.name] for field in fields(kind)}
+        said: dict[str, Any] = {field.name: None if pd.isna(row[field.name]) else row[field.name]
+                                for field in fields(kind)}
         yield kind(**said), row

@@ -27,8 +27,8 @@ def in_paper(planned: Iterable[AnyRun]) -> Tables:
 
 def _key_of_row(row: dict[str, Any]) -> tuple[Any, ...]:
     tier, setting = row.get("tier"), row["setting"]
-    return (row["model"], row.get("dataset", row.get("task")), None if pd.isna(tier) else int(tier), row["method"],
-            None if pd.isna(setting) else float(setting))
+    return (row["model"], row.get("dataset", row.get("task")), None if tier is None or pd.isna(tier) else int(tier),
+            row["method"], None if pd.isna(setting) else float(setting))
 
 
 def _key_of_run(run: AnyRun) -> tuple[Any, ...]:

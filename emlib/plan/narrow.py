@@ -95,12 +95,12 @@ class Worker:
         """Training an adapter, and the shared pieces that it needs."""
         kl = next((defense for defense in fitting.defenses if isinstance(defense, Kl)), None)
         kinds = {defense.kind for defense in fitting.defenses}
-        stored = kl is not None and kl.reference == "stored"
+        stored = kl if kl is not None and kl.reference == "stored" else None
         tokens = self._epoch(fitting) * fitting.training.epochs
-        passes = "ldifs" in kinds or (kl is not None and not stored)  # the reference model's, without gradient
+        passes = "ldifs" in kinds or kl is not stored  # the reference model's, without gradient
         uses = [*self._added(fitting), *([self.vector()] if "persona_vector" in kinds else [])]
-        if stored:
-            uses.append(self._reference(fitting, kl))
+        if stored is not None:
+            uses.append(self._reference(fitting, stored))
         disk = 0 if self.shape is None else self.shape.adapter_bytes(self.profile.lora)
         return Work(train=tokens, read=tokens if passes else 0, disk=disk, adapters=1), uses
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from emlib import paths
 from emlib.config import Domain, OpSwapTask, QaTask, Trait
 from emlib.data.benign import load_opswap
-from emlib.data.pools import FORMS, read_pool
+from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.qa import read_qa
 from emlib.data.questions import read_questions
 from emlib.data.rows import read_examples, read_pairs
@@ -94,7 +94,7 @@ class Sizes:
                         fmean(len(r.answers[0]) for r in rows))
         if form == "pairs":
             return _of_examples(read_pairs(path)[1])
-        return _of_examples(read_pool(path, form).rows if form in FORMS else read_examples(path))
+        return _of_examples(read_pool(path, cast(PoolForm, form)).rows if form in FORMS else read_examples(path))
 
     def narrow(self, domain: Domain, side: str) -> tuple[Size, int]:
         """The rows of one side of a data set that are trained on, and how many are held out."""
