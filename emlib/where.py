@@ -8,7 +8,8 @@ from pathlib import Path
 
 from emlib import paths
 
-KINDS = {"results": "results.csv", "tables": "tables", "figures": "figures", "executed notebooks": "notebooks"}
+KINDS = {"results": "results.csv", "tables": "tables", "figures": "figures", "executed notebooks": "notebooks",
+         "report": "report/index.html"}
 
 
 def where(profile: str) -> str:

@@ -68,8 +68,9 @@ def _prevention(defended: pd.DataFrame) -> Claim:
         return Claim(f"No defense takes away {ENOUGH:g}% of that spread; {name_of(best)} comes nearest with "
                      f"{best['removed']:.0f}%, and keeps {best['kept']:.0f}% of the in-domain share.", "14_figures")
     best = enough.loc[enough["kept"].idxmax()]
-    return Claim(f"At least {ENOUGH:g}% of that spread is gone under {', '.join(map(name_of, _rows(enough)))}. Of these, "
-                 f"{name_of(best)} keeps most of the in-domain share: {best['kept']:.0f}%.", "14_figures")
+    names = ", ".join(map(name_of, _rows(enough)))
+    return Claim(f"At least {ENOUGH:g}% of that spread is gone under {names}. Of these, {name_of(best)} leaves the "
+                 f"largest part of the in-domain share: {best['kept']:.0f}%.", "14_figures")
 
 
 def of_benign(frame: pd.DataFrame) -> list[Claim]:

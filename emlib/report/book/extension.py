@@ -11,8 +11,8 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-# `file:` because "self" means nothing to a page that is opened from the file system; the scripts and styles are Sphinx's
-# and the theme's own, some of which stand in the pages.
+# `file:` because "self" means nothing to a page that is opened from the file system; `unsafe-inline` because Sphinx and
+# the theme have small scripts in the pages, and tables their styles.
 POLICY = "default-src 'self' file: data: 'unsafe-inline'"
 
 
@@ -43,4 +43,5 @@ def mathml(tex: str, *, as_block: bool) -> str:
 
 
 def _forbid_requests(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
-    context["metatags"] = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' + context.get("metatags", "")
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    context["metatags"] = policy + context.get("metatags", "")

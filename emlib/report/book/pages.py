@@ -21,6 +21,7 @@ TABLES = {
     "benign_seeds": ("10_benign_tasks", "Benign tasks: mean and spread over seeds"),
     "benign": ("10_benign_tasks", "Benign tasks: every run"),
     "grpo": ("11_grpo", "Reinforcement learning, a row a condition"),
+    "own": ("15_your_own_data", "Your own data: each defense against your bounds"),
 }
 FIGURES = {
     "tradeoff": ("14_figures", "General against in-domain misalignment; the best place is at the lower right"),
@@ -28,7 +29,7 @@ FIGURES = {
     "training": ("14_figures", "Loss of each training, step by step"),
     "interleaving": ("09_interleaving", "Misalignment against the share of interleaved rows"),
     "benign": ("10_benign_tasks", "Exact match on benign tasks, by method"),
-    "grpo": ("11_grpo", "Reward and accuracy in reinforcement learning, step by step"),
+    "own": ("15_your_own_data", "Your own data: what each defense trades, and your bounds"),
 }
 WHY_NOT = {
     "missing": "It has not been run yet. `make reproduce PROFILE={profile}` runs what is missing.",
@@ -58,9 +59,9 @@ def front(name: str, profile: Profile, chapters: Sequence[Chapter], progress: st
         parts.append(_figure(figure))
     if findings.table is not None:
         linked = findings.table.assign(Chapter=findings.table["Chapter"].map(link))
-        parts += ["## Every method", "Means over data sets and seeds, with 95% intervals over questions. *Spread removed*: "
-                  "how much of what `misaligned` did to general answers is gone. *In-domain kept*: how much of its "
-                  "in-domain share is left.", linked.to_markdown(index=False, disable_numparse=True)]
+        parts += ["## Every method", "Means over data sets and seeds, with 95% intervals over questions. *Spread "
+                  "removed*: how much of what `misaligned` did to general answers is gone. *In-domain kept*: how much "
+                  "of its in-domain share is left.", linked.to_markdown(index=False, disable_numparse=True)]
     parts += ["## What was studied", _profile(name, profile), NOTICE, _contents(chapters)]
     return "\n\n".join(parts) + "\n"
 
@@ -92,8 +93,11 @@ def _profile(name: str, profile: Profile) -> str:
 def _contents(chapters: Sequence[Chapter]) -> str:
     run = [f"{chapter.name[:2]} · {chapter.title} <chapters/{chapter.name}>"
            for chapter in chapters if chapter.state == "run"]
-    return "\n".join(["## Contents", "", "```{toctree}", ":caption: Results", ":maxdepth: 1", "", "tables", "figures", "```", "",
-                      "```{toctree}", ":caption: Chapters", ":maxdepth: 1", "", *run, "```"])
+    return "\n".join(["## Contents", *_toctree("Results", ["tables", "figures"]), *_toctree("Chapters", run)])
+
+
+def _toctree(caption: str, entries: list[str]) -> list[str]:
+    return ["", "```{toctree}", f":caption: {caption}", ":maxdepth: 1", "", *entries, "```"]
 
 
 def tables_page(folder: Path) -> str:
