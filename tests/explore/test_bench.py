@@ -25,7 +25,7 @@ from emlib.explore.talk import BASE, Talk, trained
 from emlib.study import Study
 
 pytestmark = pytest.mark.slow
-LONG = 180_000  # ms: the machine may be busy; nothing here is about speed
+LONG = 40_000  # ms: the machine may be busy; nothing here is about speed
 
 
 def test_browsing_filters_and_shows_a_row_in_full_with_its_markup_as_text(study: Study) -> None:

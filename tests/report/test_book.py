@@ -20,8 +20,11 @@ from playwright.sync_api import Browser, Page
 
 from emlib import paths
 from emlib.config import load_profile
+from emlib.errors import NotebookError
 from emlib.report.book import chapters, claims, extension, pages
+from emlib.report.book.build import build
 from emlib.report.tables import MEASURES
+from emlib.study import open_study
 from emlib.workflow import concerns
 
 PHONE = {"width": 360, "height": 740}
@@ -122,17 +125,10 @@ def test_an_equation_is_mathml_and_what_is_none_stays_readable() -> None:
     assert extension.mathml(r"\nosuchcommand{a<b}", as_block=False) == r"<code>\nosuchcommand{a&lt;b}</code>"
 
 
-def report(runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "emlib.report.book", "tiny", *more], check=False, capture_output=True,
-                          text=True, env=os.environ | {"EMLIB_RUNS_DIR": str(runs)})
-
-
-@pytest.mark.slow
-def test_a_report_of_nothing_is_refused(tmp_path: Path) -> None:
-    done = report(tmp_path)
-    assert done.returncode == 1
-    assert "no chapter of the profile 'tiny' has been run" in done.stderr
-    assert "make reproduce PROFILE=tiny" in done.stderr
+def test_a_report_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    with pytest.raises(NotebookError, match=r"no chapter of the profile 'tiny' .* `make reproduce PROFILE=tiny` first"):
+        build(open_study("tiny"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,7 +160,7 @@ def outside() -> Iterator[Listener]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
-    """The report of a study that lacks chapter 12; chapter 04 shows a wide table, and an answer with markup."""
+    """The report of a study that lacks chapter 12; chapter 01 shows a wide table, and an answer with markup."""
     runs = tmp_path_factory.mktemp("runs")
     folder = runs / "tiny"
     for name in ("notebooks", "tables", "figures"):
@@ -176,13 +172,15 @@ def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
         shutil.copy(paths.ROOT / "figures" / "demo" / name, folder / "figures")
     rates(*BASE, ("kl", 0.1, 30.0, 90.0)).to_csv(folder / "tables" / "rates.csv", index=False)
     (folder / "tables" / "rates.md").write_text("| Method |\n|:---|\n| kl |\n")
-    book = nbformat.read(folder / "notebooks" / "04_baselines.ipynb", as_version=4)
+    book = nbformat.read(folder / "notebooks" / "01_data.ipynb", as_version=4)
     port = outside.server_address[1]
     wide = "<table><tr>" + "<td>a cell of some width</td>" * 40 + "</tr></table>"
-    book.cells[4].outputs = [nbformat.v4.new_output("display_data", {"text/html": html}) for html in (
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    code[-1].outputs = [nbformat.v4.new_output("display_data", {"text/html": html}) for html in (
         wide, f'<img src="http://127.0.0.1:{port}/answer.png"><script>fetch("http://127.0.0.1:{port}/answer")</script>')]
-    nbformat.write(book, folder / "notebooks" / "04_baselines.ipynb")
-    done = report(runs)
+    nbformat.write(book, folder / "notebooks" / "01_data.ipynb")
+    done = subprocess.run([sys.executable, "-m", "emlib.report.book", "tiny"], check=False, capture_output=True,
+                          text=True, env=os.environ | {"EMLIB_RUNS_DIR": str(runs)})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # Sphinx warned of nothing
     return folder / "report"
@@ -208,12 +206,12 @@ def html_pages(built: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_every_page_opens_from_the_file_system_and_fits_a_phone(built: Path, page: Page) -> None:
-    pages_of_report = [path for path in html_pages(built) if path.stem != "04_baselines"]
+    pages_of_report = [path for path in html_pages(built) if path.stem != "01_data"]
     assert {path.stem for path in pages_of_report} >= {"index", "search", "tables", "figures", "05_kl", "12_costs"}
     page.set_viewport_size(PHONE)
     for path in pages_of_report:
         page.goto(path.as_uri())
-        assert page.locator("h1").first.is_visible(), path.name
+        assert len(page.locator(".main").inner_text()) > 30, path.name
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path.name
         broken = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
         assert broken == [], path.name
@@ -258,7 +256,7 @@ def test_markup_in_an_output_reaches_no_other_host_and_a_wide_table_scrolls_by_i
     refused: list[str] = []
     opened.on("console", lambda told: refused.append(told.text) if told.type == "error" else None)
     opened.set_viewport_size(PHONE)
-    opened.goto((built / "chapters" / "04_baselines.html").as_uri())
+    opened.goto((built / "chapters" / "01_data.html").as_uri())
     assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     assert opened.locator(".cell_output").first.evaluate("box => box.scrollWidth > box.clientWidth")
     opened.close()
