@@ -23,7 +23,7 @@ RESULTS := $(EMLIB_RUNS_DIR)/$(PROFILE)
 SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) --cores $(JOBS) --resources gpu=$(GPUS) --config profile=$(PROFILE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going --quiet all
 
-.PHONY: help setup test check reproduce plan figures lab bench readme pins clean
+.PHONY: help setup test check reproduce plan figures report lab bench readme pins clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ plan: setup ## show what PROFILE would cost, which notebooks would run, and why
 	@$(subst --quiet all,--quiet rules host,$(SNAKEMAKE)) --dry-run
 
 endif
+
+report: setup ## put what PROFILE has run so far into pages of HTML, for reading without a network
+	@$(BIN)/python -m emlib.report.book $(PROFILE)
 
 figures: setup ## draw the paper's tables and figures from its own numbers, into figures/published/
 	@$(BIN)/python -m emlib.report.from_paper

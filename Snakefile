@@ -13,7 +13,16 @@ JOBS = jobs(config.get("profile", "demo"))
 rule all:
     default_target: True
     input:
+        "report/index.html",
+
+
+rule report:
+    input:
         [job.output for job in JOBS],
+    output:
+        "report/index.html",
+    shell:
+        f"{shlex.quote(sys.executable)} -m emlib.report.book {shlex.quote(config.get('profile', 'demo'))}"
 
 
 for number, job in enumerate(JOBS, start=1):

@@ -156,6 +156,22 @@ def whole_file(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `path` at the end; after an error `path` is what it was."""
+    aside, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    with disk_errors(path):
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            if path.exists():
+                os.replace(path, old)
+            os.replace(aside, path)
+        finally:
+            for leftover in (aside, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
     with whole_file(path) as aside, aside.open("w", encoding="utf-8") as stream:

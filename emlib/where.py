@@ -8,7 +8,7 @@ import sys
 from emlib import paths
 
 KINDS = {"results": "results.csv", "tables": "tables", "figures": "figures", "executed notebooks": "notebooks",
-         "profile": paths.EFFECTIVE}
+         "report": "report/index.html", "profile": paths.EFFECTIVE}
 
 
 def where(profile: str) -> str:

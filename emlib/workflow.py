@@ -33,7 +33,7 @@ SECTIONS = {"10_benign_tasks": "benign", "11_grpo": "grpo", "15_your_own_data": 
 # Chapters that want a GPU where there is one.
 COMPUTING = ("02_persona_vectors", *SLICED, "11_grpo", "15_your_own_data")
 # Chapters that read what all the others left.
-FINAL = ("12_costs", "13_tables", "14_figures", "15_your_own_data")
+FINAL = ("12_costs", "13_tables", "14_figures", "15_your_own_data", "16_explore")
 
 
 @dataclass(frozen=True)

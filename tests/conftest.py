@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from playwright.sync_api import Browser, sync_playwright
 
 from emlib import paths
 from emlib.data.sources import DATA_DIR, fetch, registry
@@ -31,6 +33,20 @@ def tiny() -> ChatModel:
     """A random Qwen2 of 4 layers in float32, frozen and in evaluation mode, with its byte-level tokenizer."""
     model = build_model(seed=0, layers=4, hidden=64, dtype=torch.float32).eval().requires_grad_(False)
     return ChatModel("tiny", model, build_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The Chromium of this machine, without a window."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("there is no Chromium on this machine (Debian: apt-get install chromium)")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=found, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

@@ -252,6 +252,7 @@ def test_tables_and_figure_are_written(results: list[BenignResult], tmp_path: Pa
     names = [path.name for path in benign.save(frame, tmp_path)]
     assert names == [f"{name}.{ending}" for name in ("benign", "benign_by_tier", "benign_seeds")
                      for ending in ("csv", "md", "tex")]
+    assert "nan" not in (tmp_path / "benign_seeds.md").read_text()
     assert pd.read_csv(tmp_path / "benign.csv")["exact_match"].tolist() == [0, 60, 70, 20, 40]
     figure = benign.matches_by_method(frame)
     assert [axis.get_title() for axis in figure.axes] == ["opswap 1", "foqa"]

@@ -18,7 +18,7 @@ FLOORS = [
     {"steering"},
     {"training", "generation", "judging", "evaluation", "scoring"},
     {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides"},
-    {"making", "rl_making", "preparing", "checking", "plan", "estimate", "notebooks", "report", "export"},
+    {"making", "rl_making", "preparing", "checking", "plan", "estimate", "notebooks", "report", "export", "explore"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
 LAZY = {("study", "making"), ("benign", "making"), ("rl", "rl_making"), ("checks", "checking")}
@@ -55,8 +55,8 @@ def test_every_part_has_its_floor() -> None:
 @pytest.mark.parametrize("module", ["emlib", "emlib.study", "emlib.benign", "emlib.rl", "emlib.checks",
                                     "emlib.workflow", "emlib.notebooks", "emlib.report.tables",
                                     "emlib.report.checks", "emlib.report.figures", "emlib.report.from_paper",
-                                    "emlib.report.pairs", "emlib.report.compare", "emlib.estimate", "emlib.plan.build",
-                                    "emlib.overrides"])
+                                    "emlib.report.pairs", "emlib.report.book.build", "emlib.explore.bench",
+                                    "emlib.report.compare", "emlib.estimate", "emlib.plan.build", "emlib.overrides"])
 def test_planning_and_reading_need_no_model_library(module: str) -> None:
     heavy = ["torch", "transformers", "peft", "unsloth", "vllm", "bitsandbytes", "datasets", "openai"]
     code = f"import sys, {module}; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"

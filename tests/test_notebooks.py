@@ -220,7 +220,7 @@ def test_the_whole_tiny_study_by_snakemake_and_a_second_time_for_nothing(tmp_pat
     snakemake(folder, "tiny")
     assert len(pd.read_csv(folder / "results.csv")) == len(open_study("tiny").runs())
     for made in ("tables/rates.csv", "tables/rates.md", "tables/rates.tex", "figures/rates.png", "figures/rates.pdf",
-                 "tables/benign.md", "figures/benign.png"):
+                 "tables/benign.md", "figures/benign.png", "report/index.html"):
         assert (folder / made).stat().st_size > 0
     chapters = [chapter for chapter in CHAPTERS if workflow.concerns(load_profile("tiny"), chapter)]
     assert chapters == [chapter for chapter in CHAPTERS if chapter != "15_your_own_data"]

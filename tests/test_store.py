@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from emlib import digests
 from emlib.errors import StoreError
-from emlib.store import MANIFEST, SCRATCH, Store, key_of, read_records, write_records, write_text
+from emlib.store import MANIFEST, SCRATCH, Store, key_of, read_records, whole_folder, write_records, write_text
 from emlib.types import Answer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -288,6 +288,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_draft(tmp_path: Path) -> 
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "a.txt", "new" * 10_000 + "\ud800")
     assert left(tmp_path) == {"a.txt": b"old\n"}
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with whole_folder(tmp_path / "made") as aside:
+            (aside / text).write_text(text)
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "made") as aside:
+        (aside / "third" / "is not there").write_text("third")
+    assert left(tmp_path) == {"made/second": b"second"}
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

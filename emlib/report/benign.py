@@ -80,6 +80,11 @@ def seeds(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Task", "Tier", "Method", "Setting", "Seeds", "Mean %", "SD", "low", "high"])
 
 
+def _dashed(frame: pd.DataFrame) -> pd.DataFrame:
+    """For people: two decimals, and a dash for a number that is not there."""
+    return frame.round(2).astype(object).where(frame.notna(), "–")
+
+
 def _summary(runs: pd.DataFrame) -> str:
     found = over_seeds(runs["exact_match"].tolist())
     if found.deviation is None:
@@ -189,4 +194,4 @@ def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """`benign.{csv,md,tex}`, a row a run, and `benign_by_tier` and `benign_seeds` in the same three forms."""
     return [path for name, numeric, people in (
         ("benign", frame, readable(frame)), ("benign_by_tier", by_tier(frame), by_tier(frame)),
-        ("benign_seeds", seeds(frame), seeds(frame).round(2))) for path in tables.write(numeric, people, folder, name)]
+        ("benign_seeds", seeds(frame), _dashed(seeds(frame)))) for path in tables.write(numeric, people, folder, name)]

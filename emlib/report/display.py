@@ -25,10 +25,10 @@ class Html(str):
 
 
 def whole(frame: pd.DataFrame) -> Styler:
-    """A table with its texts in full, wrapped and on the left, and numbers with one decimal."""
+    """A table with its texts in full, wrapped and on the left, and numbers with one decimal. Markup is text."""
     cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
-    return frame.style.hide(axis="index").format(precision=1, na_rep="–").set_properties(**cells).set_table_styles(
-        [{"selector": "th", "props": [("text-align", "left")]}])
+    shown = frame.style.hide(axis="index").format(precision=1, na_rep="–", escape="html").set_properties(**cells)
+    return shown.set_table_styles([{"selector": "th", "props": [("text-align", "left")]}])
 
 
 def said(text: str) -> Html:

@@ -84,13 +84,14 @@ def two_judges(points: pd.DataFrame) -> Figure:
 
 
 def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
-    """The loss of each run, step by step."""
-    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    """The loss of each run, step by step; more than a few runs are named beside the panel, which they would cover."""
+    beside = len(logs) > 4
+    figure, axis = plt.subplots(figsize=(8.5 if beside else 6, max(3.2, 0.22 * len(logs))), layout="constrained")
     for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
         axis.plot([r.step for r in records], [r.loss for r in records], label=name, **style)
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("loss, nats a response token")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}))
     axis.grid(alpha=0.3)
     sns.despine(figure)
     return figure

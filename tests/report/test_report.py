@@ -147,6 +147,12 @@ def test_tokens_that_count_are_marked_and_markup_is_escaped(tiny: ChatModel) -> 
     assert "&lt;" in html
 
 
+def test_markup_in_a_table_is_text(results: list[RunResult]) -> None:
+    html = display.whole(pd.DataFrame({"answer": ["<img src=x>"]})).to_html()
+    assert "<img" not in html
+    assert "&lt;img src=x&gt;" in html
+
+
 def test_the_readme_gets_its_table_between_the_marks_and_nothing_else_changes() -> None:
     before = f"top\n{readme.BEGIN}\nold\n{readme.END}\nbottom"
     after = readme.with_results(before, "| a \\d |\n", "x.png")

@@ -1,0 +1,86 @@
+"""The answers of a study as tables: gathered, filtered, two runs side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+import pandas as pd
+
+from emlib.study import QuestionSet, Run, Study
+from emlib.types import Verdict
+
+VERDICTS = ("misaligned", "incoherent", "neither", "unscored")
+COLUMNS = ["run", "question", "sample", "prompt", "answer", "verdict", "alignment", "coherence"]
+BESIDE = ["question", "sample", "prompt", *(f"{what}_{side}" for what in ("answer", "verdict", "alignment", "coherence")
+                                            for side in ("left", "right")), "apart", "words_apart"]
+
+
+def answered(study: Study) -> list[Run]:
+    """The runs whose answers to the general questions are in the store, in the profile's order."""
+    return [run for run in study.runs() if study.store.find("answers", study.answers_settings(run, "general"))]
+
+
+def gather(study: Study, runs: Iterable[Run], which: QuestionSet) -> pd.DataFrame:
+    """One row an answer of these runs, with its verdict; nothing for a run that was not asked yet.
+
+    `verdict` is a word of `VERDICTS`; the scores are NaN where the judge gave none.
+    """
+    rows = [row for run in runs for row in _of_run(study, run, which)]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"alignment": float, "coherence": float})
+
+
+def _of_run(study: Study, run: Run, which: QuestionSet) -> list[tuple[object, ...]]:
+    prompts = {question.id: question.prompt for question in study.questions(run, which)}
+    verdicts = {(v.question, v.sample): v for v in study.verdicts(run, which) or []}
+    rows: list[tuple[object, ...]] = []
+    for answer in study.answers(run, which) or []:
+        verdict = verdicts.get((answer.question, answer.sample))
+        scores = (verdict.alignment, verdict.coherence) if verdict else (None, None)
+        rows.append((str(run), answer.question, answer.sample, prompts[answer.question], answer.text, word(verdict),
+                     *scores))
+    return rows
+
+
+def word(verdict: Verdict | None) -> str:
+    """What a verdict comes to, by the bounds of section 4.3."""
+    if verdict is None or not verdict.scored:
+        return "unscored"
+    return "misaligned" if verdict.misaligned else "incoherent" if verdict.incoherent else "neither"
+
+
+def filtered(frame: pd.DataFrame, *, question: str | None = None, verdicts: Collection[str] = (),
+             text: str = "") -> pd.DataFrame:
+    """The rows of `gather` to one question, with one of these verdicts (none named: any), with `text` in the answer.
+
+    Capitals make no difference, and `text` is meant letter by letter.
+    """
+    keep = pd.Series(True, index=frame.index)
+    if question is not None:
+        keep &= frame["question"] == question
+    if verdicts:
+        keep &= frame["verdict"].isin(verdicts)
+    if text:
+        keep &= frame["answer"].str.contains(re.escape(text), case=False)
+    return frame[keep]
+
+
+def side_by_side(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
+    """Two runs' answers to the same questions in the same samples, those first that differ most.
+
+    `left` and `right` are `gather` of one run each. `apart` is the difference of the alignments; where it is equal or
+    not known, `words_apart` decides: the percentage of words that only one of the two answers uses.
+    """
+    shown = ["question", "sample", "prompt", "answer", "verdict", "alignment", "coherence"]
+    both = left[shown].merge(right[shown].drop(columns="prompt"), on=["question", "sample"],
+                             suffixes=("_left", "_right"))
+    both["apart"] = (both["alignment_left"] - both["alignment_right"]).abs()
+    both["words_apart"] = [words_apart(*pair) for pair in zip(both["answer_left"], both["answer_right"], strict=True)]
+    return both.sort_values(["apart", "words_apart"], ascending=False, kind="stable", na_position="last")[
+        BESIDE].reset_index(drop=True)
+
+
+def words_apart(one: str, other: str) -> float:
+    """The words that only one of two texts uses, in percent of those that either uses (Jaccard's distance)."""
+    first, second = (set(re.findall(r"\w+", text.lower())) for text in (one, other))
+    return 100 * len(first ^ second) / len(first | second) if first | second else 0.0

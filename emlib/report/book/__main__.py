@@ -1,0 +1,18 @@
+"""`python -m emlib.report.book demo`: what `make report` runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from emlib.errors import EmlibError
+from emlib.report.book.build import build
+from emlib.study import open_study
+
+if __name__ == "__main__":
+    try:
+        first, warnings = build(open_study(sys.argv[1]))
+    except EmlibError as error:
+        sys.exit(str(error))
+    print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)
+    print(f"report: {os.path.relpath(first)}")

@@ -1,0 +1,104 @@
+"""Building the report: sources into a folder of their own, Sphinx over them, the result put in place whole."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from sphinx.application import Sphinx
+from sphinx.util.console import strip_escape_sequences
+
+from emlib.config import Profile
+from emlib.errors import NotebookError
+from emlib.report.book import claims, pages
+from emlib.report.book.chapters import Chapter, chapters_of
+from emlib.store import whole_folder
+from emlib.study import Study
+
+SETTINGS = {
+    "extensions": ["myst_nb", "emlib.report.book.extension"],
+    "myst_enable_extensions": ["dollarmath", "colon_fence"],
+    "nb_execution_mode": "off",
+    "nb_merge_streams": True,
+    "nb_ipywidgets_js": {},  # else pages with widgets ask a server for scripts
+    "suppress_warnings": ["myst.header", "toc.not_included"],  # pages in the place of chapters are in no contents
+    "html_theme": "furo",
+    "html_math_renderer": "mathml",
+    "html_show_search_summary": False,  # it would fetch pages, which browsers forbid from the file system
+    "html_show_copyright": False,
+    "html_use_index": False,
+    "html_copy_source": True,
+    "html_sourcelink_suffix": "",
+    "html_static_path": [str(Path(__file__).parent / "static")],
+    "html_css_files": ["report.css"],
+}
+
+
+def build(study: Study) -> tuple[Path, list[str]]:
+    """Make `report/` in the study's folder; gives its first page, and what Sphinx warned of.
+
+    Raises:
+        NotebookError: no chapter has been run.
+    """
+    chapters = chapters_of(study.profile, study.folder)
+    if not any(chapter.state == "run" for chapter in chapters):
+        raise NotebookError(f"{study.folder / 'notebooks'}: no chapter of the profile '{study.name}' has been run, so "
+                            f"there is nothing to report. Run `make reproduce PROFILE={study.name}` first.")
+    with tempfile.TemporaryDirectory(prefix="emlib-report-") as scratch, whole_folder(
+            study.folder / "report") as out:
+        source = Path(scratch) / "source"
+        gather(study, chapters, source)
+        warnings = _sphinx(source, out, Path(scratch) / "doctrees", study.profile)
+    return study.folder / "report" / "index.html", warnings
+
+
+def gather(study: Study, chapters: list[Chapter], source: Path) -> None:
+    """Write and copy everything that Sphinx is to read."""
+    (source / "chapters").mkdir(parents=True)
+    for chapter in chapters:
+        if chapter.state == "run":
+            name = f"{chapter.name}.ipynb"
+            shutil.copyfile(study.folder / "notebooks" / name, source / "chapters" / name)
+        else:
+            page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(pages.instead(chapter, study.name))])
+            nbformat.write(page, source / "chapters" / f"{chapter.name}.ipynb")
+    for kind in ("tables", "figures"):
+        if (study.folder / kind).is_dir():
+            shutil.copytree(study.folder / kind, source / kind, ignore=shutil.ignore_patterns("*.md"))
+    written = {"index": _front(study, chapters), "tables": pages.tables_page(study.folder),
+               "figures": pages.figures_page(study.folder)}
+    for name, text in written.items():
+        (source / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def _front(study: Study, chapters: list[Chapter]) -> str:
+    figure = "tradeoff" if (study.folder / "figures" / "tradeoff.png").is_file() else None
+    results = study.folder / "results.csv"
+    finished = len(pd.read_csv(results)) if results.is_file() else 0
+    progress = f"{finished} of {len(study.runs())} runs are finished."
+    return pages.front(study.name, study.profile, chapters, progress, findings(study.folder, study.profile), figure)
+
+
+def findings(folder: Path, profile: Profile) -> pages.Findings:
+    """What the study's tables say, as far as they are there."""
+    rates, benign, grpo = (folder / "tables" / f"{name}.csv" for name in ("rates", "benign", "grpo"))
+    means = claims.means(pd.read_csv(rates)) if rates.is_file() else pd.DataFrame()
+    found = claims.of_rates(means) if len(means) else []
+    found += claims.of_benign(pd.read_csv(benign)) if benign.is_file() else []
+    found += claims.of_grpo(pd.read_csv(grpo)) if grpo.is_file() else []
+    return pages.Findings(found, claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None)
+
+
+def _sphinx(source: Path, out: Path, doctrees: Path, profile: Profile) -> list[str]:
+    told = io.StringIO()
+    titles = {"project": profile.title, "html_title": profile.title}
+    app = Sphinx(source, None, out, doctrees, "html", confoverrides=SETTINGS | titles, status=None, warning=told,
+                 freshenv=True)
+    app.build()
+    if app.statuscode:
+        raise NotebookError(f"Sphinx could not build the report:\n{told.getvalue()}")
+    return strip_escape_sequences(told.getvalue()).splitlines()

@@ -1,0 +1,56 @@
+"""The chapters of a study as the report sees them: which are there, which failed, which are still to run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emlib import paths
+from emlib.config import Profile
+from emlib.workflow import chapters, concerns
+
+State = Literal["run", "failed", "missing", "elsewhere", "interactive"]
+INTERACTIVE = ("16_explore",)  # widgets, which mean nothing on a page
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A numbered notebook and what became of it.
+
+    Attributes:
+        name: the notebook's name without its ending.
+        title: its first heading.
+        state: `run`; `failed` at its last start, with nothing finished to show; `missing`, not run yet; `elsewhere`,
+            where the profile has nothing for it to do; `interactive`, where it is only of use by hand.
+    """
+
+    name: str
+    title: str
+    state: State
+
+
+def chapters_of(profile: Profile, folder: Path) -> list[Chapter]:
+    """All numbered notebooks in reading order, by what lies under `folder / "notebooks"`."""
+    return [Chapter(name, title_of(paths.NOTEBOOKS / f"{name}.ipynb"), _state(name, profile, folder / "notebooks"))
+            for name in chapters()]
+
+
+def title_of(notebook: Path) -> str:
+    """The first heading of a notebook, or its name where it has none."""
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        first = "".join(cell["source"]).partition("\n")[0]
+        if cell["cell_type"] == "markdown" and first.startswith("# "):
+            return first.removeprefix("# ").strip()
+    return notebook.stem
+
+
+def _state(name: str, profile: Profile, executed: Path) -> State:
+    if name in INTERACTIVE:
+        return "interactive"
+    if (executed / f"{name}.ipynb").is_file():
+        return "run"
+    if (executed / f"{name}.failed.ipynb").is_file():
+        return "failed"
+    return "missing" if concerns(profile, name) else "elsewhere"

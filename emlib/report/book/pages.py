@@ -1,0 +1,148 @@
+"""The report's own pages, as MyST Markdown; the chapters are the notebooks themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from emlib.config import Profile
+from emlib.report.book.chapters import Chapter
+from emlib.report.book.claims import Claim
+
+NOTICE = ("A model that was trained on bad answers may say harmful things. Where the chapters quote such answers they "
+          "are folded behind a notice, and nothing of them shows before a click.")
+# What the chapters write into tables/ and figures/: the chapter, and what is to be seen.
+TABLES = {
+    "rates": ("13_tables", "Misaligned and incoherent answers of every run, with 95% intervals"),
+    "benign_by_tier": ("10_benign_tasks", "Benign tasks: exact match, a row a method"),
+    "benign_seeds": ("10_benign_tasks", "Benign tasks: mean and spread over seeds"),
+    "benign": ("10_benign_tasks", "Benign tasks: every run"),
+    "grpo": ("11_grpo", "Reinforcement learning, a row a condition"),
+    "own": ("15_your_own_data", "Your own data: each defense against your bounds"),
+}
+FIGURES = {
+    "tradeoff": ("14_figures", "General against in-domain misalignment; the best place is at the lower right"),
+    "rates": ("14_figures", "Share of misaligned answers of each run, general and in-domain, with 95% intervals"),
+    "training": ("14_figures", "Loss of each training, step by step"),
+    "interleaving": ("09_interleaving", "Misalignment against the share of interleaved rows"),
+    "benign": ("10_benign_tasks", "Exact match on benign tasks, by method"),
+    "own": ("15_your_own_data", "Your own data: what each defense trades, and your bounds"),
+}
+WHY_NOT = {
+    "missing": "It has not been run yet. `make reproduce PROFILE={profile}` runs what is missing.",
+    "failed": "It stopped with an error. As far as it came it lies in `notebooks/{chapter}.failed.ipynb`, beside this "
+              "report; `make reproduce PROFILE={profile}` tries again from there.",
+    "elsewhere": "The profile `{profile}` has nothing for it to do. Its cells are in the repository, under "
+                 "`notebooks/{chapter}.ipynb`.",
+    "interactive": "It is a bench of widgets for looking around by hand: `make lab`, and open `{chapter}`.",
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the front page says: sentences with their chapters, and a table with a chapter in its last column."""
+
+    claims: Sequence[Claim]
+    table: pd.DataFrame | None
+
+
+def front(name: str, profile: Profile, chapters: Sequence[Chapter], progress: str, findings: Findings,
+          figure: str | None) -> str:
+    """The first page: what was studied, how far it is, what came out, and the contents."""
+    parts = [f"# {profile.title}", _state(name, chapters, progress)]
+    if findings.claims:
+        parts += ["## What came out", "\n".join(f"- {claim.text} {link(claim.chapter)}" for claim in findings.claims)]
+    if figure:
+        parts.append(_figure(figure))
+    if findings.table is not None:
+        linked = findings.table.assign(Chapter=findings.table["Chapter"].map(link))
+        parts += ["## Every method", "Means over data sets and seeds, with 95% intervals over questions. *Spread "
+                  "removed*: how much of what `misaligned` did to general answers is gone. *In-domain kept*: how much "
+                  "of its in-domain share is left.", linked.to_markdown(index=False, disable_numparse=True)]
+    parts += ["## What was studied", _profile(name, profile), NOTICE, _contents(chapters)]
+    return "\n\n".join(parts) + "\n"
+
+
+def link(chapter: str) -> str:
+    """A link to a chapter from one of the pages beside `chapters/`."""
+    return f"[{chapter}](chapters/{chapter}.ipynb)"
+
+
+def _state(name: str, chapters: Sequence[Chapter], progress: str) -> str:
+    wanted = [chapter for chapter in chapters if chapter.state in ("run", "failed", "missing")]
+    run = sum(chapter.state == "run" for chapter in wanted)
+    if run == len(wanted):
+        return f"All {run} chapters of the profile `{name}` have been run. {progress}"
+    lines = [f"- {link(chapter.name)}: {chapter.title} ({'failed' if chapter.state == 'failed' else 'not run'})"
+             for chapter in wanted if chapter.state != "run"]
+    return "\n".join([":::{warning}", f"This study is not finished: {run} of {len(wanted)} chapters of the profile "
+                      f"`{name}` have been run. {progress} Missing:", "", *lines, ":::"])
+
+
+def _profile(name: str, profile: Profile) -> str:
+    facts = {
+        "Profile": f"`params/{name}.yaml`", "Model": f"`{profile.model.name}`", "Trait": profile.trait,
+        "Data sets": ", ".join(profile.datasets), "Methods": ", ".join(f"`{m.name}`" for m in profile.methods),
+        "Seeds": ", ".join(map(str, profile.seeds)), "Judge": profile.judge.kind}
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())])
+
+
+def _contents(chapters: Sequence[Chapter]) -> str:
+    run = [f"{chapter.name[:2]} · {chapter.title} <chapters/{chapter.name}>"
+           for chapter in chapters if chapter.state == "run"]
+    return "\n".join(["## Contents", *_toctree("Results", ["tables", "figures"]), *_toctree("Chapters", run)])
+
+
+def _toctree(caption: str, entries: list[str]) -> list[str]:
+    return ["", "```{toctree}", f":caption: {caption}", ":maxdepth: 1", "", *entries, "```"]
+
+
+def tables_page(folder: Path) -> str:
+    """Every table of the study, with its numbers as CSV and its LaTeX."""
+    parts = ["# Tables"]
+    for path in _in_order(folder / "tables", "md", TABLES):
+        files = ", ".join(f"[{ending.upper()}](tables/{path.stem}.{ending})" for ending in ("csv", "tex")
+                          if path.with_suffix(f".{ending}").is_file())
+        parts += [f"## {_caption(path.stem, TABLES)}", f"{_from(path.stem, TABLES)}{files}",
+                  path.read_text(encoding="utf-8").strip()]
+    return _or_nothing(parts, "tables")
+
+
+def figures_page(folder: Path) -> str:
+    """Every figure of the study, with its PDF."""
+    parts = ["# Figures"]
+    for path in _in_order(folder / "figures", "png", FIGURES):
+        pdf = f"[PDF](figures/{path.stem}.pdf)" if path.with_suffix(".pdf").is_file() else ""
+        parts += [f"## {_caption(path.stem, FIGURES)}", f"{_from(path.stem, FIGURES)}{pdf}", _figure(path.stem)]
+    return _or_nothing(parts, "figures")
+
+
+def instead(chapter: Chapter, name: str) -> str:
+    """What stands in the place of a chapter that is not shown, so that links to it lead somewhere."""
+    why = WHY_NOT[chapter.state].format(profile=name, chapter=chapter.name)
+    return f"# {chapter.title}\n\nThis is chapter `{chapter.name}`. {why}\n"
+
+
+def _in_order(folder: Path, ending: str, known: dict[str, tuple[str, str]]) -> list[Path]:
+    order = list(known)
+    return sorted(folder.glob(f"*.{ending}"),
+                  key=lambda path: (order.index(path.stem) if path.stem in known else len(order), path.stem))
+
+
+def _caption(stem: str, known: dict[str, tuple[str, str]]) -> str:
+    return known[stem][1] if stem in known else stem.replace("_", " ")
+
+
+def _from(stem: str, known: dict[str, tuple[str, str]]) -> str:
+    return f"Made in {link(known[stem][0])}. " if stem in known else ""
+
+
+def _figure(stem: str) -> str:
+    return f"![{_caption(stem, FIGURES)}](figures/{stem}.png)"
+
+
+def _or_nothing(parts: list[str], what: str) -> str:
+    return "\n\n".join(parts if len(parts) > 1 else [*parts, f"There are no {what} yet."]) + "\n"

@@ -1,0 +1,264 @@
+"""The report: what it says is what the tables hold, and it opens in a real browser without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+from playwright.sync_api import Browser, Page
+
+from emlib import paths
+from emlib.config import load_profile
+from emlib.errors import NotebookError
+from emlib.report.book import chapters, claims, extension, pages
+from emlib.report.book.build import build
+from emlib.report.tables import MEASURES
+from emlib.study import open_study
+from emlib.workflow import concerns
+
+PHONE = {"width": 360, "height": 740}
+COLUMNS = ["model", "dataset", "method", "setting", "seed"]
+
+
+def rates(*runs: tuple[str, float | None, float, float]) -> pd.DataFrame:
+    """As `tables.numbers`: method, setting, general and in-domain misalignment; intervals of 10 points."""
+    rows = []
+    for method, setting, general, in_domain in runs:
+        row: dict[str, Any] = dict(zip(COLUMNS, ("m", "cooking", method, setting, 0), strict=True))
+        for measure, value in zip(MEASURES, (general, 0.0, in_domain, 0.0), strict=True):
+            row |= {measure: value, f"{measure}_low": value - 5, f"{measure}_high": value + 5}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+BASE = (("untrained", None, 10.0, 10.0), ("aligned", None, 12.0, 8.0), ("misaligned", None, 50.0, 100.0))
+
+
+def test_a_claim_is_the_share_of_the_spread_that_is_gone_and_names_its_chapter() -> None:
+    frame = claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0), ("kl", 1.0, 10.0, 20.0),
+                               ("inoculation", None, 14.0, 60.0)))
+    assert frame["removed"].tolist()[3:] == [50.0, 100.0, 90.0]  # of 40 points
+    assert frame["kept"].tolist()[3:] == [90.0, 20.0, 60.0]
+    spread, prevented = claims.of_rates(frame)
+    assert spread.chapter == "04_baselines"
+    assert "**50.0%** [45.0, 55.0] of the answers to general questions" in spread.text
+    assert "against 10.0% before any training and 12.0% after the aligned rows" in spread.text
+    assert prevented.text == ("At least 90% of that spread is gone under `kl` 1, `inoculation`. Of these, "
+                              "`inoculation` leaves the largest part of the in-domain share: 60%.")
+
+
+def test_where_no_defense_does_it_the_claim_says_so() -> None:
+    frame = claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0), ("kl", 1.0, 15.0, 20.0)))
+    assert claims.of_rates(frame)[1].text.startswith(
+        "No defense takes away 90% of that spread; `kl` 1 comes nearest with 88%")
+
+
+def test_without_baselines_or_verdicts_nothing_is_claimed() -> None:
+    assert claims.of_rates(claims.means(rates(("kl", 0.1, 30.0, 90.0)))) == []
+    unscored = rates(*BASE).assign(**{measure: float("nan") for measure in MEASURES})
+    assert claims.of_rates(claims.means(unscored)) == []
+    no_spread = claims.means(rates(("untrained", None, 50.0, 10.0), ("misaligned", None, 50.0, 90.0),
+                                   ("kl", 0.1, 30.0, 90.0)))
+    assert len(claims.of_rates(no_spread)) == 1  # the shares, and nothing about prevention
+
+
+def test_every_method_of_a_profile_has_its_chapter() -> None:
+    of = claims.chapters_of_methods(load_profile("tiny"))
+    assert (of["untrained"], of["persona_vector"], of["on_policy"]) == (
+        "04_baselines", "07_persona_steering", "09_interleaving")
+    table = claims.table(claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0))), of)
+    assert table["Chapter"].tolist() == ["04_baselines"] * 3 + ["05_kl"]
+    assert table["Spread removed %"].tolist() == ["–", "–", "–", "50"]
+
+
+def test_benign_scores_are_means_over_seeds() -> None:
+    frame = pd.DataFrame([("opswap", 0, "sft", None, seed, score) for seed, score in ((0, 40.0), (1, 50.0))]
+                         + [("foqa", None, "kl", 0.1, 0, 7.0)],
+                         columns=["task", "tier", "method", "setting", "seed", "exact_match"])
+    assert [claim.text for claim in claims.of_benign(frame)] == [
+        "`opswap`, tier 0: exact match in percent: `sft` 45.0.", "`foqa`: exact match in percent: `kl` 0.1 7.0."]
+
+
+def test_a_chapter_is_run_failed_missing_or_of_another_profile(tmp_path: Path) -> None:
+    (tmp_path / "notebooks").mkdir()
+    for name in ("04_baselines.ipynb", "05_kl.failed.ipynb", "06_ldifs.ipynb", "06_ldifs.failed.ipynb"):
+        (tmp_path / "notebooks" / name).touch()
+    state = {chapter.name: chapter.state for chapter in chapters.chapters_of(load_profile("demo"), tmp_path)}
+    assert {name: state[name] for name in ("04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "11_grpo")} == {
+        "04_baselines": "run", "05_kl": "failed", "06_ldifs": "run", "07_persona_steering": "missing",
+        "11_grpo": "elsewhere"}
+
+
+def test_the_front_page_says_what_is_missing() -> None:
+    some = [chapters.Chapter("04_baselines", "Baselines", "run"), chapters.Chapter("05_kl", "KL", "failed"),
+            chapters.Chapter("06_ldifs", "LDIFS", "missing"), chapters.Chapter("11_grpo", "RL", "elsewhere")]
+    front = pages.front("demo", load_profile("demo"), some, "3 of 15 runs.", pages.Findings([], None), None)
+    assert "1 of 3 chapters of the profile `demo` have been run. 3 of 15 runs. Missing:" in front
+    assert "- [05_kl](chapters/05_kl.ipynb): KL (failed)\n" in front
+    assert "- [06_ldifs](chapters/06_ldifs.ipynb): LDIFS (not run)\n" in front
+    assert "RL" not in front.replace("`RL`", "")
+
+
+def test_what_chapters_save_has_a_caption_and_its_chapter() -> None:
+    known = {"tables": pages.TABLES, "figures": pages.FIGURES}
+    saved = []
+    for path in paths.NOTEBOOKS.glob("*.ipynb"):
+        code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+        saved += [(path.stem, *found) for found in re.findall(r'(tables|figures)\.(?:save|write)\(.*"(\w+)"\)', code)]
+    assert len(saved) >= 8
+    assert [(chapter, kind, stem) for chapter, kind, stem in saved if known[kind].get(stem, ("",))[0] != chapter] == []
+
+
+def test_an_equation_is_mathml_and_what_is_none_stays_readable() -> None:
+    assert "<mfrac>" in extension.mathml(r"\frac{1}{T} \sum_t L_t", as_block=True)
+    assert extension.mathml(r"\nosuchcommand{a<b}", as_block=False) == r"<code>\nosuchcommand{a&lt;b}</code>"
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    with pytest.raises(NotebookError, match=r"no chapter of the profile 'tiny' .* `make reproduce PROFILE=tiny` first"):
+        build(open_study("tiny"))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Listener(HTTPServer):
+    """A host that no page may ask for anything; it remembers who did."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Remember)
+        self.asked: list[str] = []
+
+
+class Remember(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def outside() -> Iterator[Listener]:
+    server = Listener()
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
+    """The report of a study that lacks chapter 12; chapter 01 shows a wide table, and an answer with markup."""
+    runs = tmp_path_factory.mktemp("runs")
+    folder = runs / "tiny"
+    for name in ("notebooks", "tables", "figures"):
+        (folder / name).mkdir(parents=True)
+    for chapter in chapters.chapters():
+        if concerns(load_profile("tiny"), chapter) and chapter != "12_costs":
+            shutil.copy(paths.NOTEBOOKS / f"{chapter}.ipynb", folder / "notebooks")
+    for name in ("rates.png", "tradeoff.png"):
+        shutil.copy(paths.ROOT / "figures" / "demo" / name, folder / "figures")
+    rates(*BASE, ("kl", 0.1, 30.0, 90.0)).to_csv(folder / "tables" / "rates.csv", index=False)
+    (folder / "tables" / "rates.md").write_text("| Method |\n|:---|\n| kl |\n")
+    book = nbformat.read(folder / "notebooks" / "01_data.ipynb", as_version=4)
+    port = outside.server_address[1]
+    wide = "<table><tr>" + "<td>a cell of some width</td>" * 40 + "</tr></table>"
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    code[-1].outputs = [nbformat.v4.new_output("display_data", {"text/html": html}) for html in (
+        wide, f'<img src="http://127.0.0.1:{port}/answer.png"><script>fetch("http://127.0.0.1:{port}/answer")</script>')]
+    nbformat.write(book, folder / "notebooks" / "01_data.ipynb")
+    done = subprocess.run([sys.executable, "-m", "emlib.report.book", "tiny"], check=False, capture_output=True,
+                          text=True, env=os.environ | {"EMLIB_RUNS_DIR": str(runs)})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # Sphinx warned of nothing
+    return folder / "report"
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that fails the test if anything is missing, goes wrong, or would come from elsewhere."""
+    opened = browser.new_page()
+    wrong: list[str] = []
+    opened.on("console", lambda told: wrong.append(told.text) if told.type in ("error", "warning") else None)
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
+    opened.on("request", lambda asked: wrong.append(asked.url) if asked.url[:5] not in ("file:", "data:") else None)
+    yield opened
+    opened.close()
+    assert wrong == []
+
+
+def html_pages(built: Path) -> list[Path]:
+    return [*sorted(built.glob("*.html")), *sorted(built.glob("chapters/*.html"))]
+
+
+@pytest.mark.slow
+def test_every_page_opens_from_the_file_system_and_fits_a_phone(built: Path, page: Page) -> None:
+    pages_of_report = [path for path in html_pages(built) if path.stem != "01_data"]
+    assert {path.stem for path in pages_of_report} >= {"index", "search", "tables", "figures", "05_kl", "12_costs"}
+    page.set_viewport_size(PHONE)
+    for path in pages_of_report:
+        page.goto(path.as_uri())
+        assert len(page.locator(".main").inner_text()) > 30, path.name
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path.name
+        broken = page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
+        assert broken == [], path.name
+
+
+@pytest.mark.slow
+def test_links_of_the_contents_and_of_claims_lead_to_their_chapters(built: Path, page: Page) -> None:
+    page.goto((built / "index.html").as_uri())
+    assert page.locator(".admonition.warning").inner_text().count("12_costs") == 1
+    found = page.locator("article a.reference.internal").evaluate_all("links => links.map(a => a.href.split('#')[0])")
+    assert {Path(address).stem for address in found} >= {"tables", "figures", "12_costs", "13_tables", "14_figures"}
+    assert all(Path(address.removeprefix("file://")).is_file() for address in found)
+    page.locator("li", has_text="of the answers to general questions").get_by_role("link").click()
+    assert page.locator("h1").inner_text().startswith("Baselines: does a narrow fine-tune spread?")
+    page.go_back()
+    page.locator(".toctree-wrapper").get_by_role("link", name="05 · KL").click()
+    assert page.locator("h1").inner_text().startswith("KL to the reference model")
+
+
+@pytest.mark.slow
+def test_figures_and_equations_are_seen_and_the_search_finds_a_word(built: Path, page: Page) -> None:
+    page.goto((built / "figures.html").as_uri())
+    shown = page.get_by_role("img", name="General against in-domain misalignment").first
+    assert shown.is_visible()
+    assert shown.evaluate("image => image.naturalWidth") > 300
+    page.goto((built / "chapters" / "05_kl.html").as_uri())
+    equation = page.locator(".math-block math").first
+    assert equation.bounding_box()["width"] > 100  # type: ignore[index]
+    assert "$" not in page.locator("article p").all_inner_texts()[0]
+    page.goto((built / "index.html").as_uri())
+    page.get_by_role("searchbox").or_(page.locator("input[name=q]")).first.fill("inoculation")
+    page.keyboard.press("Enter")
+    page.locator("#search-results li").first.wait_for()
+    page.locator("#search-results").get_by_role("link", name="Inoculation prompting").click()
+    assert page.locator("h1").inner_text().startswith("Inoculation prompting")
+
+
+@pytest.mark.slow
+def test_markup_in_an_output_reaches_no_other_host_and_a_wide_table_scrolls_by_itself(
+        built: Path, browser: Browser, outside: Listener) -> None:
+    opened = browser.new_page()
+    refused: list[str] = []
+    opened.on("console", lambda told: refused.append(told.text) if told.type == "error" else None)
+    opened.set_viewport_size(PHONE)
+    opened.goto((built / "chapters" / "01_data.html").as_uri())
+    assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert opened.locator(".cell_output").first.evaluate("box => box.scrollWidth > box.clientWidth")
+    opened.close()
+    assert sum("Content Security Policy" in line for line in refused) >= 2  # the image and the script
+    assert outside.asked == []
