@@ -69,6 +69,7 @@ from emlib.config.pool import (
 )
 from emlib.config.profile import (
     NOT_PROFILES,
+    JobLimits,
     Profile,
     load_domains,
     load_profile,
@@ -101,6 +102,7 @@ __all__ = [
     "HubModel",
     "Inoculation",
     "Interleaving",
+    "JobLimits",
     "JudgeSpec",
     "Kl",
     "Ldifs",
