@@ -5,13 +5,23 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PROFILE ?= demo
+# Where jobs run: local, slurm, kubernetes, or a folder with a Snakemake profile of one's own (workflow/README.md).
+EXECUTOR ?= local
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
 # Two notebooks at once, each with its share of the cores: small models gain more from that than from threads. A job
 # takes up to 3 GiB of memory.
+ifeq ($(EXECUTOR),local)
 JOBS ?= $(shell test $(CORES) -ge 2 && echo 2 || echo 1)
 export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) / $(JOBS) > 0 ? $(CORES) / $(JOBS) : 1 )))
 # Notebooks that compute take a GPU each; without one there are as many places as jobs.
 GPUS ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | grep -c GPU || true); test "$$n" -gt 0 && echo $$n || echo $(JOBS))
+PLACES := --cores $(JOBS) --resources gpu=$(GPUS) judge=$(JUDGES)
+else
+JOBS ?= 40
+PLACES := --jobs $(JOBS) --resources judge=$(JUDGES)
+endif
+# Jobs at once that ask a judge which costs money.
+JUDGES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := requirements/cpu.txt requirements/model.txt
@@ -20,10 +30,11 @@ STAMP := $(VENV)/installed-$(shell cat $(PINS) pyproject.toml | sha256sum | cut 
 export EMLIB_RUNS_DIR := $(abspath $(or $(EMLIB_RUNS_DIR),runs))
 $(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name) := $(abspath $($(name))))))
 RESULTS := $(EMLIB_RUNS_DIR)/$(PROFILE)
-SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) --cores $(JOBS) --resources gpu=$(GPUS) --config profile=$(PROFILE) \
-	--rerun-triggers params input --rerun-incomplete --nolock --keep-going --quiet all
+SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLACES) --config profile=$(PROFILE) $(if $(ONLY),only='$(ONLY)') \
+	--workflow-profile $(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR)) \
+	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
-.PHONY: help setup test check reproduce plan figures report lab bench readme pins clean
+.PHONY: help setup test check reproduce plan status merge report figures lab bench readme pins clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,20 +53,25 @@ $(STAMP):
 
 # With SET="seeds=[0,1] training.epochs=2" the study is another one, with a name and a folder of its own.
 ifneq ($(SET),)
-.PHONY: status
 reproduce plan status: setup
 	@study="$$($(BIN)/python -m emlib.overrides '$(PROFILE)' "$$SET")" && echo "PROFILE=$$study" && \
 		$(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
 else
 reproduce: setup ## run the study: every notebook of PROFILE, in order; then say where the results lie
-	@$(BIN)/python -m emlib.workflow $(PROFILE)
-	@$(SNAKEMAKE)
+	@$(BIN)/python -m emlib.workflow $(PROFILE) $(if $(ONLY),'$(ONLY)')
+	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.status $(PROFILE); exit 1; }
 	@$(BIN)/python -m emlib.where $(PROFILE)
 
 plan: setup ## show what PROFILE would cost, which notebooks would run, and why
 	@$(BIN)/python -m emlib.workflow $(PROFILE)
 	@$(BIN)/python -m emlib.estimate $(PROFILE)
-	@$(subst --quiet all,--quiet rules host,$(SNAKEMAKE)) --dry-run
+	@$(SNAKEMAKE) --quiet rules host --dry-run
+
+status: setup ## what of PROFILE is done, running, failed and waiting; GPU-hours and money spent
+	@$(BIN)/python -m emlib.status $(PROFILE)
+
+merge: setup ## take over FROM=, the runs/ of another machine: nothing is overwritten, a conflict is refused
+	@$(BIN)/python -m emlib.merge '$(FROM)'
 
 endif
 
@@ -91,6 +107,5 @@ pins: ## write requirements/cpu.txt anew from requirements.txt (with the oldest 
 	   .venv-pins/bin/python -m pip freeze --all --exclude pip; } | sed -E 's/(==[^+]*)\+.*/\1/' > requirements/cpu.txt
 	@rm -rf .venv-pins
 
-clean: ## remove executed notebooks, tables and figures of PROFILE; adapters, answers and verdicts stay
-	@test -f params/$(PROFILE).yaml || { echo "there is no profile '$(PROFILE)': nothing removed" >&2; exit 1; }
-	@rm -rf $(RESULTS)
+clean: setup ## remove executed notebooks, tables and figures of PROFILE; its WHAT=adapters, answers, verdicts only if named
+	@$(BIN)/python -m emlib.cleaning $(PROFILE) $(WHAT)

@@ -20,11 +20,13 @@ import judging_api
 import judging_local
 import machine
 import opswap
+import scheduling
 import scoring_cpu
 import training_cpu
 
 BENCHMARKS = {benchmark.NAME: benchmark for benchmark in (
-    training_cpu, defenses_cpu, judging_api, judging_local, scoring_cpu, opswap, grpo_cpu)}
+    training_cpu, defenses_cpu, judging_api, judging_local, scoring_cpu, opswap, grpo_cpu,
+    scheduling)}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -143,7 +143,7 @@ class BenignStudy:
     def answers(self, run: BenignRun) -> list[Answer] | None:
         """The run's answers, if they are there."""
         found = self.study.store.find("answers", self.study.quiz_settings(self.fit(run), self.quiz(run)))
-        return None if found is None else read_records(found.folder / "answers.jsonl", Answer)
+        return None if found is None else read_records(found.file("answers.jsonl"), Answer)
 
     def marks(self, run: BenignRun, answers: Sequence[Answer]) -> list[Mark]:
         """How each answer comes out."""

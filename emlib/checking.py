@@ -73,7 +73,7 @@ def _projections(maker: Maker, run: Run, folder: Path) -> Mapping[str, Any]:
     study = maker.study
     layer = study.profile.evaluation.projection_layer
     assert layer is not None, "asked for by a profile that names a layer"
-    vector = extraction.load(maker.vector().folder).at(layer)
+    vector = extraction.load(maker.vector().checked()).at(layer)
     answers = study.answers(run, "general") or []
     conversations = extraction.examples(study.questions(run, "general"), answers)
     rows = encode_all(maker.chat.tokenizer, conversations, study.profile.training.max_seq_length)

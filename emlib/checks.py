@@ -76,7 +76,7 @@ def opinions(study: Study, run: Run) -> Opinions | None:
     if first is None or found is None:
         return None
     return Opinions(run, tuple(chosen(first, second_judge(study).answers, "second judge")),
-                    tuple(read_records(found.folder / "verdicts.jsonl", Verdict)))
+                    tuple(read_records(found.file("verdicts.jsonl"), Verdict)))
 
 
 def _model_of(study: Study, run: Run) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def projection_settings(study: Study, run: Run) -> dict[str, Any]:
 def projected(study: Study, run: Run) -> list[Projected] | None:
     """The projections of the run's general answers, if they are there."""
     found = study.store.find("projections", projection_settings(study, run))
-    return None if found is None else read_records(found.folder / "projections.jsonl", Projected)
+    return None if found is None else read_records(found.file("projections.jsonl"), Projected)
 
 
 def choices_settings(study: Study, run: Run, source: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def choices_settings(study: Study, run: Run, source: str) -> dict[str, Any]:
 def choices(study: Study, run: Run, source: str) -> list[Choice] | None:
     """What the run's model made of them, if it was asked."""
     found = study.store.find("choices", choices_settings(study, run, source))
-    return None if found is None else read_records(found.folder / "choices.jsonl", Choice)
+    return None if found is None else read_records(found.file("choices.jsonl"), Choice)
 
 
 def held_out_settings(study: Study, run: Run) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def losses(study: Study, dataset: str) -> list[RowLosses]:
         StoreError: they were not computed yet.
     """
     found = _found(study, "scores", scores_settings(study, dataset))
-    return cast(list[RowLosses], read_records(found.folder / "losses.jsonl", RowLosses))
+    return cast(list[RowLosses], read_records(found.file("losses.jsonl"), RowLosses))
 
 
 def selection(study: Study, fit: Fit) -> list[Ranked]:
@@ -207,7 +207,7 @@ def selection(study: Study, fit: Fit) -> list[Ranked]:
         StoreError: the order was not made yet.
     """
     found = _found(study, "selection", selection_settings(study, fit))
-    return cast(list[Ranked], read_records(found.folder / "order.jsonl", Ranked))
+    return cast(list[Ranked], read_records(found.file("order.jsonl"), Ranked))
 
 
 def is_missing(study: Study, fit: Fit) -> bool:

@@ -133,7 +133,7 @@ class Maker(AbstractContextManager["Maker"]):
 
     def vector_at(self, layer: int) -> Tensor:
         """The trait's persona vector of one layer, on the model's device."""
-        return extraction.load(self.vector().folder).at(layer).to(self.chat.device)
+        return extraction.load(self.vector().checked()).at(layer).to(self.chat.device)
 
     def _stored_reference(self, fit: Fit, rows: Sequence[Encoded], model: nn.Module) -> StoredReference | None:
         """The reference model's states on the rows, kept on disk if they are not there."""
@@ -220,13 +220,13 @@ class Maker(AbstractContextManager["Maker"]):
         if adapter is None:
             yield self.chat.model
         else:
-            with adapters.loaded(self.chat.model, adapter.folder) as model:
+            with adapters.loaded(self.chat.model, adapter.checked()) as model:
                 yield model
 
     def _verdicts(self, run: Run, which: QuestionSet, answers: Artefact) -> Artefact:
         def make(folder: Path) -> Mapping[str, Any]:
             study = self.study
-            sheet = Sheet(study.questions(run, which), read_records(answers.folder / "answers.jsonl", Answer),
+            sheet = Sheet(study.questions(run, which), read_records(answers.file("answers.jsonl"), Answer),
                           study.rubrics)
             verdicts = judge(study.profile.judge, study.trait, sheet, study.account)
             write_records(folder / "verdicts.jsonl", verdicts)

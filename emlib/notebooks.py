@@ -27,9 +27,11 @@ from traitlets.config import Config
 
 from emlib import paths
 from emlib.errors import EmlibError, NotebookError, nearest
+from emlib.gpus import VISIBLE, claimed, devices
+from emlib.joblog import AttemptLog, last_lines
 from emlib.overrides import study_with
 from emlib.progress import MARK
-from emlib.store import whole_file
+from emlib.store import whole_file, write_text
 from emlib.workflow import chapters
 
 KERNEL_START_SECONDS = 120
@@ -75,6 +77,29 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
     return out
 
 
+def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, digest: str | None = None,
+            gpu: bool = False) -> None:
+    """Run a notebook as a job of a study: with a log, alone among all that share the folder, on a GPU of its own.
+
+    What somebody else finished while this job waited for its turn, of the same content, is not run again.
+
+    Raises:
+        NotebookError: as `execute`; the end of its text stands beside the log, in a file that ends in `.error`.
+    """
+    attempts = AttemptLog(log)
+    with attempts.alone():
+        if out.is_file() and attempts.ended_with(digest):
+            print("    run by somebody else meanwhile", file=sys.stderr, flush=True)
+            return
+        with claimed(devices() if gpu else []) as device, attempts.writing(gpu=device, digest=digest):
+            os.environ |= {} if device is None else {VISIBLE: device}
+            try:
+                execute(chapter, parameters, out)
+            except EmlibError as error:
+                write_text(log.with_suffix(".error"), f"{last_lines(str(error))}\n")
+                raise
+
+
 @retry(retry=retry_if_exception_type((DeadKernelError, RuntimeError)), stop=stop_after_attempt(TRIES),
        wait=wait_random(1, 5), reraise=True)
 def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
@@ -109,6 +134,9 @@ def main(arguments: list[str] | None = None) -> int:
                         "'seeds=[0,1] training.epochs=2'; results then have a folder of their own")
     parser.add_argument("--label", help="what to call this run in the terminal")
     parser.add_argument("--out", type=Path, help="where the executed notebook goes")
+    parser.add_argument("--log", type=Path, help="append all that the notebook says to this file")
+    parser.add_argument("--digest", help="of the content, as the workflow reckons it; stands in the log")
+    parser.add_argument("--gpu", action="store_true", help="take a GPU that no other job has, where there is one")
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, handlers=[_SaidAloud()])
     os.environ["EMLIB_HEADLESS"] = "1"
@@ -121,7 +149,10 @@ def main(arguments: list[str] | None = None) -> int:
         out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
         print(asked.label or asked.chapter, file=sys.stderr, flush=True)
         started = time.perf_counter()
-        execute(asked.chapter, parameters, out)
+        if asked.log is None:
+            execute(asked.chapter, parameters, out)
+        else:
+            run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpu=asked.gpu)
         print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     except EmlibError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

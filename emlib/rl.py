@@ -177,12 +177,12 @@ class RlStudy:
     def completions(self, run: RlRun) -> list[Completion]:
         """The completions that were kept while it trained."""
         adapter = self.adapter(run)
-        return [] if adapter is None else read_records(adapter.folder / COMPLETIONS, Completion)
+        return [] if adapter is None else read_records(adapter.file(COMPLETIONS), Completion)
 
     def answers(self, run: RlRun) -> list[Answer] | None:
         """The run's answers to the held-out problems, if they are there."""
         found = self.study.store.find("rl_answers", self.answers_settings(run))
-        return None if found is None else read_records(found.folder / "answers.jsonl", Answer)
+        return None if found is None else read_records(found.file("answers.jsonl"), Answer)
 
     def result(self, run: RlRun) -> RlResult | None:
         """What came out of a run, or None where it is not finished."""

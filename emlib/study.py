@@ -365,12 +365,12 @@ class Study:
     def answers(self, run: Run, which: QuestionSet) -> list[Answer] | None:
         """The run's answers, if they are there."""
         found = self.store.find("answers", self.answers_settings(run, which))
-        return None if found is None else read_records(found.folder / "answers.jsonl", Answer)
+        return None if found is None else read_records(found.file("answers.jsonl"), Answer)
 
     def verdicts(self, run: Run, which: QuestionSet) -> list[Verdict] | None:
         """The verdicts on the run's answers, if they are there."""
         found = self.store.find("verdicts", self.verdicts_settings(run, which))
-        return None if found is None else read_records(found.folder / "verdicts.jsonl", Verdict)
+        return None if found is None else read_records(found.file("verdicts.jsonl"), Verdict)
 
     def result(self, run: Run, of: Denominator = "asked") -> RunResult | None:
         """What came out of a run, in shares of the answers asked for or scored; None where it is not finished."""
@@ -408,9 +408,9 @@ class Study:
                 maker.vector()
                 for pair in missing:
                     maker.steered(*pair)
-        folders = {pair: _there(self.store.find("steered", settings[pair])).folder for pair in tried}
-        return [Steered(*pair, read_records(folder / "answers.jsonl", Answer),
-                        read_records(folder / "verdicts.jsonl", Verdict)) for pair, folder in folders.items()]
+        found = {pair: _there(self.store.find("steered", settings[pair])) for pair in tried}
+        return [Steered(*pair, read_records(steered.file("answers.jsonl"), Answer),
+                        read_records(steered.file("verdicts.jsonl"), Verdict)) for pair, steered in found.items()]
 
     def select(self, runs: Sequence[Run]) -> None:
         """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""

@@ -12,11 +12,20 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import product
 
 from emlib import digests, paths
-from emlib.config import NOT_PROFILES, Interleaving, Profile, datasets_of, load_profile
-from emlib.errors import EmlibError
+from emlib.config import (
+    NOT_PROFILES,
+    Interleaving,
+    JobLimits,
+    OpenAIJudge,
+    Profile,
+    datasets_of,
+    load_profile,
+)
+from emlib.errors import EmlibError, ProfileError
 
 # Chapters about one kind of defense: a profile without it does without them.
 KINDS = {"02_persona_vectors": "persona_vector", "05_kl": "kl", "06_ldifs": "ldifs",
@@ -34,6 +43,8 @@ SECTIONS = {"10_benign_tasks": "benign", "11_grpo": "grpo", "15_your_own_data": 
 COMPUTING = ("02_persona_vectors", *SLICED, "11_grpo", "15_your_own_data")
 # Chapters that read what all the others left.
 FINAL = ("12_costs", "13_tables", "14_figures", "15_your_own_data", "16_explore")
+JUDGED = tuple(chapter for chapter in COMPUTING if chapter not in ("10_benign_tasks", "11_grpo"))
+READING = JobLimits(memory_gib=4, hours=1)  # for a chapter that computes nothing
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class Job:
     output: str  # under the profile's folder of results
     needs: tuple[str, ...]
     digest: str
+    limits: JobLimits
+    pays: bool  # whether it asks a judge that costs money
 
     @property
     def name(self) -> str:
@@ -56,6 +69,22 @@ class Job:
     def trains(self) -> bool:
         """Whether it wants a GPU where there is one."""
         return self.chapter in COMPUTING
+
+    @property
+    def log(self) -> str:
+        """Where it leaves what its notebook says, under the profile's folder of results."""
+        return f"logs/{self.chapter}{'.' if self.part else ''}{self.part}.log"
+
+    @property
+    def error(self) -> str:
+        """Where it leaves the end of its last error, in the same folder."""
+        return self.log.removesuffix(".log") + ".error"
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """What Snakemake reckons with, in its words: MB, minutes. What a job does not need is not named."""
+        return {"mem_mb": round(self.limits.memory_gib * 1024), "runtime": round(self.limits.hours * 60),
+                **({"gpu": 1} if self.trains else {}), **({"judge": 1} if self.pays else {})}
 
 
 def chapters() -> list[str]:
@@ -69,14 +98,30 @@ def jobs(profile_name: str) -> list[Job]:
     found: list[Job] = []
     for chapter in (chapter for chapter in chapters() if concerns(profile, chapter)):
         digest = content_digest(chapter, profile)
+        limits = profile.job if chapter in COMPUTING else READING
+        pays = isinstance(profile.judge, OpenAIJudge) and chapter in JUDGED
         before = tuple(job.output for job in found if chapter in FINAL or job.chapter in AFTER.get(chapter, ()))
         parts = tuple(Job(chapter, label, f"--profile {profile_name} {arguments}",
-                          f"notebooks/slices/{chapter}.{label}.ipynb", before, digest)
+                          f"notebooks/slices/{chapter}.{label}.ipynb", before, digest, limits, pays)
                       for label, arguments in _slices(profile, chapter))
         needs = (*before, *(part.output for part in parts))
-        whole = Job(chapter, "", f"--profile {profile_name}", f"notebooks/{chapter}.ipynb", needs, digest)
+        whole = Job(chapter, "", f"--profile {profile_name}", f"notebooks/{chapter}.ipynb", needs, digest,
+                    limits, pays)
         found += [*parts, whole]
     return found
+
+
+def chosen(found: list[Job], only: str = "") -> list[Job]:
+    """The jobs whose log, without its ending, fits a pattern such as `04*` or `*.legal_*`; all where there is none.
+
+    Raises:
+        ProfileError: none does.
+    """
+    fitting = [job for job in found if not only or fnmatchcase(job.log.split("/")[1].removesuffix(".log"), only)]
+    if not fitting:
+        names = ", ".join(job.log.split("/")[1].removesuffix(".log") for job in found[:12])
+        raise ProfileError(f"No job is named like '{only}'. They are named {names}, and so on.")
+    return fitting
 
 
 def concerns(profile: Profile, chapter: str) -> bool:
@@ -98,13 +143,14 @@ def content_digest(chapter: str, profile: Profile) -> str:
     cells = json.loads((paths.NOTEBOOKS / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
     files = [*paths.ROOT.glob("emlib/**/*.py"), *paths.ROOT.glob("emlib/data/demo/*"),
              *paths.ROOT.glob("params/traits/*.yaml"), *(paths.PARAMS / f"{name}.yaml" for name in NOT_PROFILES)]
+    values = profile.model_dump(mode="json", exclude={"job"})
     return digests.of_value([
-        profile.model_dump(mode="json"), [[cell["cell_type"], "".join(cell["source"])] for cell in cells],
+        values, [[cell["cell_type"], "".join(cell["source"])] for cell in cells],
         {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in sorted(files)}])
 
 
 def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
-    """A label and the arguments of each slice of a chapter: one for each data set and setting that is to be apart."""
+    """A label and the arguments of each slice of a chapter: one for each data set, setting and seed to be apart."""
     if chapter == "11_grpo":
         yield from _rl_slices(profile)
         return
@@ -115,7 +161,9 @@ def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
         if any(defense.kind == KINDS.get(chapter) for defense in method.defenses)}))
     datasets = [(name, f"--dataset {name}") for name in names if "dataset" in profile.slice_by]
     settings = [(f"{number:g}", f"--setting {number}") for number in swept if "setting" in profile.slice_by]
-    for parts in product(*filter(None, (datasets, settings))):
+    drawn = profile.seeds if chapter != "10_benign_tasks" or profile.benign is None else profile.benign.seeds
+    seeds = [(f"seed{seed}", f"--seed {seed}") for seed in drawn if "seed" in profile.slice_by]
+    for parts in product(*filter(None, (datasets, settings, seeds))):
         if parts:
             yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
 
@@ -138,6 +186,6 @@ def _rl_slices(profile: Profile) -> Iterator[tuple[str, str]]:
 
 if __name__ == "__main__":
     try:
-        jobs(sys.argv[1])
+        chosen(jobs(sys.argv[1]), *sys.argv[2:])
     except EmlibError as error:
         sys.exit(str(error))

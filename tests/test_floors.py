@@ -12,13 +12,14 @@ import pytest
 from emlib import paths
 
 FLOORS = [
-    {"errors", "digests", "seeds", "types", "paths", "strict", "progress"},
+    {"errors", "digests", "seeds", "types", "paths", "strict", "progress", "gpus", "joblog", "mounts"},
     {"config"},
     {"data", "models", "store"},
     {"steering"},
     {"training", "generation", "judging", "evaluation", "scoring"},
-    {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides"},
-    {"making", "rl_making", "preparing", "checking", "plan", "estimate", "notebooks", "report", "export", "explore"},
+    {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides", "inventory"},
+    {"making", "rl_making", "preparing", "checking", "plan", "estimate", "notebooks", "report", "export", "explore",
+     "status", "cleaning", "merge"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
 LAZY = {("study", "making"), ("benign", "making"), ("rl", "rl_making"), ("checks", "checking")}
@@ -56,7 +57,8 @@ def test_every_part_has_its_floor() -> None:
                                     "emlib.workflow", "emlib.notebooks", "emlib.report.tables",
                                     "emlib.report.checks", "emlib.report.figures", "emlib.report.from_paper",
                                     "emlib.report.pairs", "emlib.report.book.build", "emlib.explore.bench",
-                                    "emlib.report.compare", "emlib.estimate", "emlib.plan.build", "emlib.overrides"])
+                                    "emlib.report.compare", "emlib.estimate", "emlib.plan.build", "emlib.overrides",
+                                    "emlib.status", "emlib.cleaning", "emlib.merge"])
 def test_planning_and_reading_need_no_model_library(module: str) -> None:
     heavy = ["torch", "transformers", "peft", "unsloth", "vllm", "bitsandbytes", "datasets", "openai"]
     code = f"import sys, {module}; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"

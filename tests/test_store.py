@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -104,6 +105,34 @@ def test_a_maker_that_raises_is_continued_from_what_it_left(tmp_path: Path) -> N
     assert not (tmp_path / "answers" / KEY).exists()
     assert (Store(tmp_path).get("answers", SETTINGS, goes_on).folder / "out.txt").read_text() == "first second"
     assert [path.name for path in (tmp_path / "answers").iterdir() if path.suffix != ".lock"] == [KEY]
+
+
+def test_a_file_that_is_not_what_was_made_is_not_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = store.get("answers", SETTINGS, make)
+    assert made.file("out.txt").read_text() == "out"
+    assert made.checked() == made.folder
+    (made.folder / "out.txt").write_text("oud")
+    found = store.find("answers", SETTINGS)
+    assert found is not None
+    for read in (lambda: found.file("out.txt"), found.checked):
+        with pytest.raises(StoreError, match=r"out\.txt: is not what was made \(changed"):
+            read()
+    (made.folder / "out.txt").unlink()
+    with pytest.raises(StoreError, match="missing"):
+        found.checked()
+    (made.folder / "other.txt").write_text("of nobody")
+    with pytest.raises(StoreError, match=r"other\.txt: is not what was made"):
+        found.file("other.txt")
+
+
+def test_all_artefacts_are_listed_but_for_those_in_the_making(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert list(store.all()) == []
+    made = [store.get(stage, SETTINGS, make) for stage in ("answers", "verdicts")]
+    for suffix in (".partial", ".copy", ".gone"):
+        shutil.copytree(made[0].folder, made[0].folder.with_suffix(suffix))
+    assert list(store.all()) == made
 
 
 def changes(settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ from emlib.config.pool import (
 )
 from emlib.config.profile import (
     NOT_PROFILES,
+    JobLimits,
     Profile,
     load_domains,
     load_profile,
@@ -115,6 +116,7 @@ __all__ = [
     "HubSet",
     "Inoculation",
     "Interleaving",
+    "JobLimits",
     "JudgeSpec",
     "Kl",
     "Ldifs",

@@ -32,6 +32,13 @@ from emlib.strict import Strict, check, read_yaml
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 
 
+class JobLimits(Strict):
+    """What one job may take of a cluster's machine: memory in GiB, time in hours. They change no result."""
+
+    memory_gib: Annotated[float, Field(gt=0)] = 4.0
+    hours: Annotated[float, Field(gt=0)] = 8.0
+
+
 class Profile(Strict):
     """One study."""
 
@@ -52,7 +59,8 @@ class Profile(Strict):
     benign: Benign | None = None
     grpo: Grpo | None = None
     own: Own | None = None
-    slice_by: tuple[Literal["dataset", "setting"], ...] = ()
+    slice_by: tuple[Literal["dataset", "setting", "seed"], ...] = ()
+    job: JobLimits = JobLimits()
 
     @field_validator("datasets", "methods", "seeds")
     @classmethod

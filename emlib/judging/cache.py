@@ -1,8 +1,9 @@
 """Every score that a judge ever gave, in one SQLite file, so that nothing is paid for twice.
 
 A score stands under the SHA-256 of judge, rubric, question, answer and parameters; the texts themselves are not kept
-here. The file is in WAL mode: several processes read and write it at once, each score is on disk when `put` returns,
-and a killed process leaves nothing half written. SQLite's WAL needs a local disk, not a network file system.
+here. Several processes read and write the file at once, each score is on disk when `put` returns, and a killed process
+leaves nothing half written. On a local disk it is in WAL mode. On a network file system, where SQLite's WAL does not
+work, it has a rollback journal, which is slower and needs a file system that locks for all its machines.
 
     python -m emlib.judging.sharing export scores.parquet      # and `import`: share scores with a group
 """
@@ -22,6 +23,7 @@ from filelock import FileLock
 
 from emlib.errors import StoreError
 from emlib.judging.rubrics import Metric, Score
+from emlib.mounts import is_shared
 
 FORMAT = 1
 TABLES = """
@@ -49,8 +51,10 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_name(f".{path.name}.lock")):  # SQLite does not wait where two change the mode
                 self._connection = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = NORMAL")  # a kill loses nothing; a power cut, a moment
+                shared = is_shared(path)
+                self._connection.execute(f"PRAGMA journal_mode = {'DELETE' if shared else 'WAL'}")
+                # With WAL a kill loses nothing, and a power cut a moment. Without, less than FULL may break the file.
+                self._connection.execute(f"PRAGMA synchronous = {'FULL' if shared else 'NORMAL'}")
                 self._check_format()
 
     def __enter__(self) -> Cache:

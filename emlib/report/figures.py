@@ -91,7 +91,10 @@ def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
         axis.plot([r.step for r in records], [r.loss for r in records], label=name, **style)
     axis.set_xlabel("optimizer step")
     axis.set_ylabel("loss, nats a response token")
-    axis.legend(frameon=False, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}))
+    if beside:
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        axis.legend(frameon=False)
     axis.grid(alpha=0.3)
     sns.despine(figure)
     return figure
