@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 from sphinx.application import Sphinx
-from sphinx.util.console import strip_escape_sequences
+from sphinx.util.console import strip_escape_sequences  # type: ignore[attr-defined]  # documented there
 
 from emlib.config import Profile
 from emlib.errors import NotebookError
