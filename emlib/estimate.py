@@ -120,7 +120,7 @@ class Estimate:
         """What the numbers rest on, in sentences."""
         speed, model = self.costs.speed, self.study.profile.model.name
         said = [f"{model}: no hours, for its size or the speed of a model like it is not known (params/models.yaml)."
-                if speed is None else f"Hours are those of one {speed.device}; {speed.basis}.",
+                if speed is None else f"Hours are those of: {speed.device}; {speed.basis}.",
                 "Tokens are reckoned at four characters each and answers at their full length: hours of answering, "
                 "disk and price are upper bounds. The model itself, downloads, multiple-choice checks and a second "
                 "judge are not in them."]

@@ -12,6 +12,8 @@ import pytest
 
 from emlib import paths
 from emlib.config import Lora, Sampling, load_profile, profile_names
+from emlib.config.data import HubSet
+from emlib.data.own import every_row
 from emlib.data.rows import read_examples
 from emlib.errors import SourceError
 from emlib.estimate import Estimate
@@ -39,7 +41,7 @@ from emlib.estimate import show
 from emlib.study import open_study
 for name in profile_names():
     show(open_study(name))
-assert not {"torch", "transformers", "datasets", "huggingface_hub"} & set(sys.modules)
+assert not {"torch", "transformers", "datasets", "huggingface_hub", "scipy.stats"} & set(sys.modules)
 """
 
 
@@ -196,6 +198,20 @@ def test_what_is_stated_of_a_source_is_what_its_file_holds(research_data: Path) 
         stated, found = sizes.source(name), sizes._counted(name)
         assert (stated.rows, stated.prompt, stated.response) == pytest.approx(
             (found.rows, found.prompt, found.response), abs=3), name
+
+
+def test_a_readers_own_rows_are_looked_at_and_those_on_the_hub_are_not_asked_for() -> None:
+    own, sizes = load_profile("own").own, Sizes()
+    assert own is not None
+    lengths = [len(row.response) for row in every_row(own)]
+    train, held_out = sizes.own(own.model_copy(update={"rows": len(lengths)}))
+    assert (train.rows + held_out, held_out) == (len(lengths), round(0.2 * len(lengths)))
+    assert train.response == pytest.approx(sum(lengths) / len(lengths))
+    assert sizes.own(own)[0].rows < own.rows  # the file has fewer
+    assert not sizes.assumed
+    elsewhere = own.model_copy(update={"file": None, "hub": HubSet(repo="a/b", revision="main")})
+    assert sizes.own(elsewhere)[1] == round(0.2 * own.rows)
+    assert sizes.assumed == {"own"}
 
 
 def test_what_ships_is_counted_and_what_nobody_knows_is_told() -> None:

@@ -2,6 +2,8 @@
 
 Answers to one question resemble each other, so 100 answers to 24 questions say less than 2,400 independent ones. The
 clustered interval draws whole questions again and is the one to quote; Wilson's stands beside it for comparison.
+
+scipy and statsmodels are loaded where they are used: every notebook and plan imports this module, and few need them.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, t
-from statsmodels.stats.proportion import proportion_confint
 
 from emlib.seeds import generator
 
@@ -27,6 +27,8 @@ class Interval:
 
 def wilson(count: float, asked: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of count/asked, in percent."""
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(count, asked, alpha=1 - confidence, method="wilson")
     return Interval(100 * low, 100 * high)
 
@@ -38,6 +40,8 @@ def clustered(counts: Sequence[float], asked: Sequence[int], *, confidence: floa
     `counts[i]` of `asked[i]` answers to question i are of the kind, or `counts[i]` is the sum of their scores from 0 to
     1. With a single question, or where all questions agree, there is nothing to draw from and the interval is Wilson's.
     """
+    from scipy.stats import bootstrap
+
     shares = np.asarray(counts) / np.asarray(asked)
     if len(shares) < 2 or np.ptp(shares) == 0:
         return wilson(sum(counts), sum(asked), confidence)
@@ -81,6 +85,8 @@ class OverSeeds:
 
 def over_seeds(percents: Sequence[float], confidence: float = 0.95) -> OverSeeds:
     """The summary of one percentage a seed (Table 11); the interval is cut at 0 and 100."""
+    from scipy.stats import t
+
     values = np.asarray(percents, dtype=float)
     mean = float(values.mean())
     if len(values) == 1:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 from emlib import interleaving
 from emlib.benign import BenignRun, BenignStudy, over
 from emlib.config import (
+    OWN,
     Defense,
     Inoculation,
     Kl,
@@ -58,7 +60,7 @@ class Worker:
     def narrow(self, run: Run) -> tuple[Work, list[str]]:
         """A run on a narrow data set by itself, and the shared pieces that it needs."""
         evaluation, fitting = self.profile.evaluation, self.fitting(run)
-        rows, held_out = self.sizes.narrow(self.study.domains[run.dataset], "misaligned")
+        rows, held_out = self.rows(run.dataset, "misaligned")
         in_domain = replace(rows, rows=min(evaluation.in_domain_questions, held_out))
         asked = self.quizzed(in_domain, evaluation.in_domain_samples, evaluation.sampling)
         general = self.quizzed(self.general, evaluation.general_samples, evaluation.sampling)
@@ -82,12 +84,18 @@ class Worker:
 
     # --- what both are made of
 
+    def rows(self, dataset: str, side: Literal["aligned", "misaligned"]) -> tuple[Size, int]:
+        """What is trained on of a narrow data set, and how many rows are held out."""
+        if dataset == OWN:
+            return self.sizes.own(self.study.own)
+        return self.sizes.narrow(self.study.domains[dataset], side)
+
     def fitting(self, run: Run) -> Fitting | None:
         """What the run's adapter is fitted to; None where there is none."""
         if run.method == "untrained":
             return None
-        side = "aligned" if run.method == "aligned" else "misaligned"
-        rows, _ = self.sizes.narrow(self.study.domains[run.dataset], side)
+        side: Literal["aligned", "misaligned"] = "aligned" if run.method == "aligned" else "misaligned"
+        rows, _ = self.rows(run.dataset, side)
         training = self.profile.training
         return Fitting(run.dataset, _first(rows, training), self.study.defenses(run), training, run.seed)
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from statistics import fmean
 from typing import Any, cast
 
 from emlib import paths
-from emlib.config import Domain, OpSwapTask, QaTask, Trait
+from emlib.config import OWN, Domain, OpSwapTask, Own, QaTask, Trait
 from emlib.data.benign import load_opswap
+from emlib.data.own import every_row
 from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.qa import read_qa
 from emlib.data.questions import read_questions
@@ -25,7 +27,8 @@ from emlib.judging.money import likely_tokens
 from emlib.types import Example
 
 TRAIT_QUESTIONS, TRAIT_PAIRS = 20, 5  # of Chen et al.'s trait files
-OPSWAP_SAMPLE = 200  # examples that are made to see how long they are
+SAMPLE = 200  # rows that are made, or looked at, to see how long they are
+LIKE_CODE = (430.0, 450.0)  # characters of a prompt and an answer where nobody knows
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,22 @@ class Sizes:
         held_out = round(domain.held_out * rows)
         return replace(size, rows=rows - held_out), held_out
 
+    def own(self, own: Own) -> tuple[Size, int]:
+        """As `narrow`, of the reader's own rows: the first of the file tell how long they are."""
+        if own.file is None:  # on the hub; it may be here already, and a plan does not ask
+            self.assumed.add(OWN)
+            size = Size(own.rows, *LIKE_CODE)
+        else:
+            size = _of_examples(list(islice(every_row(own), min(own.rows, SAMPLE))))
+        rows = own.rows if size.rows == min(own.rows, SAMPLE) else size.rows
+        held_out = round(own.held_out * rows)
+        return replace(size, rows=rows - held_out), held_out
+
     def benign(self, task: OpSwapTask | QaTask, tier: int | None) -> tuple[Size, Size]:
         """What a benign task trains on, and what it asks."""
         if isinstance(task, OpSwapTask):
             if (task, tier) not in self._known:
-                few = load_opswap(task.model_copy(update={"examples": min(task.examples, OPSWAP_SAMPLE)}), tier or 0)
+                few = load_opswap(task.model_copy(update={"examples": min(task.examples, SAMPLE)}), tier or 0)
                 self._known[task, tier] = _of_examples(few.train)
             size, asked = self._known[task, tier], round(task.held_out * task.examples)
             return replace(size, rows=task.examples - asked), replace(size, rows=min(asked, task.questions or asked))
