@@ -75,6 +75,8 @@ from emlib.config.own import (
     Own,
 )
 from emlib.config.pool import (
+    JudgeRefusals,
+    KeywordRefusals,
     OnPolicy,
     Pool,
     Scorer,
@@ -118,7 +120,9 @@ __all__ = [
     "Inoculation",
     "Interleaving",
     "JobLimits",
+    "JudgeRefusals",
     "JudgeSpec",
+    "KeywordRefusals",
     "Kl",
     "Ldifs",
     "LexiconJudge",
