@@ -135,7 +135,7 @@ class Preparer:
             return
 
         def make(folder: Path) -> Mapping[str, Any]:
-            said = ask(candidates(study), how, study.name)
+            said = ask(candidates(study), how, study.account)
             write_records(folder / "declining.jsonl", said)
             unscored = Counter(one.reason for one in said if one.score is None)
             say(f"refusals: {len(said)} rows given to the judge" + "".join(
