@@ -122,8 +122,8 @@ class Estimate:
         said = [f"{model}: no hours, for its size or the speed of a model like it is not known (params/models.yaml)."
                 if speed is None else f"Hours are those of: {speed.device}; {speed.basis}.",
                 "Tokens are reckoned at four characters each and answers at their full length: hours of answering, "
-                "disk and price are upper bounds. The model itself, downloads, multiple-choice checks and a second "
-                "judge are not in them."]
+                "disk and price are upper bounds. The model itself, downloads, multiple-choice checks, a second "
+                "judge and judges of refusals and of rewards are not in them."]
         if self.plan.assumed:
             said.append(f"Not counted but assumed (params/sources.yaml): how long the rows of "
                         f"{', '.join(self.plan.assumed)} are.")

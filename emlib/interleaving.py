@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from emlib import digests, paths
-from emlib.config import Defense, Interleaving, Pool, Scorer
+from emlib.config import Defense, Interleaving, JudgeRefusals, Pool, Scorer
 from emlib.data.mixing import rows_to_add
 from emlib.data.pools import FORMS, PoolForm
 from emlib.data.sources import registry
 from emlib.errors import ProfileError, StoreError
-from emlib.scoring.records import Added, Ranked, RowLosses, as_example
+from emlib.judging.judges import identity as identity_of_judge
+from emlib.scoring.records import Added, Declining, Ranked, RowLosses, as_example
+from emlib.scoring.refusals import PROMPT, Filtered, by_judge, by_keywords
 from emlib.store import Artefact, key_of, read_records, settings_of
 from emlib.types import Example
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from emlib.study import Fit, Run, Study
 
 # As `emlib.study.VERSIONS`.
-VERSIONS = {"pool": 1, "nll": 1, "scores": 1, "selection": 1, "on_policy": 1}
+VERSIONS = {"pool": 1, "nll": 1, "scores": 1, "refusals": 1, "selection": 1, "on_policy": 1}
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -143,8 +145,17 @@ def selection_settings(study: Study, fit: Fit) -> dict[str, Any]:
         return settings | {"seed": fit.seed}
     settings |= {"scores": key_of("scores", scores_settings(study, fit.dataset)), "epsilon": pool.epsilon}
     if defense.choose == "score_without_refusals":
-        settings |= {"refusal_keywords": list(pool.refusal_keywords), "refusal_words": pool.refusal_words}
+        settings |= {"refusal_keywords": list(pool.refusal_keywords), "refusal_words": pool.refusal_words} if (
+            pool.refusals.kind == "keywords") else {
+            "refusals": key_of("refusals", refusals_settings(study, pool.refusals)),
+            "threshold": pool.refusals.threshold}
     return settings
+
+
+def refusals_settings(study: Study, how: JudgeRefusals) -> dict[str, Any]:
+    """Everything that determines what a judge says of the pool's answers; no data set is in it."""
+    return {"version": VERSIONS["refusals"], "pool": key_of("pool", pool_settings(study)),
+            "judge": identity_of_judge(how.judge), "prompt": PROMPT}
 
 
 def on_policy_settings(study: Study, fit: Fit) -> dict[str, Any]:
@@ -208,6 +219,16 @@ def selection(study: Study, fit: Fit) -> list[Ranked]:
     """
     found = _found(study, "selection", selection_settings(study, fit))
     return cast(list[Ranked], read_records(found.file("order.jsonl"), Ranked))
+
+
+def refusals(study: Study) -> Filtered | None:
+    """What the refusal filter says of the pool's rows; None where it is a judge that was not asked yet."""
+    pool = pool_of(study)
+    if not isinstance(pool.refusals, JudgeRefusals):
+        return by_keywords(candidates(study), pool.refusal_keywords, pool.refusal_words)
+    found = study.store.find("refusals", refusals_settings(study, pool.refusals))
+    return None if found is None else by_judge(
+        read_records(found.folder / "declining.jsonl", Declining), pool.refusals.threshold)
 
 
 def is_missing(study: Study, fit: Fit) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emlib.config import Interleaving, Pool
+from emlib.config import Interleaving, JudgeRefusals, Pool
 from emlib.data.chat import Encoded, encode
 from emlib.data.mixing import enough, rows_to_add
 from emlib.data.pools import Candidates, Dropped, read_pool
@@ -28,6 +28,8 @@ from emlib.interleaving import (
     pool_form,
     pool_of,
     pool_settings,
+    refusals,
+    refusals_settings,
     scorer_run,
     scorers,
     scores_settings,
@@ -42,6 +44,7 @@ from emlib.scoring.ledger import Ledger
 from emlib.scoring.nll import score
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import Added, Ranked, RowLosses
+from emlib.scoring.refusals import NOTHING, ask
 from emlib.seeds import generator
 from emlib.store import SCRATCH, Artefact, key_of, read_records, write_records
 from emlib.study import Fit, Quiz, Run
@@ -83,6 +86,8 @@ class Preparer:
         self._pool()
         if defense.scored:
             self._losses(fit)
+        if defense.choose == "score_without_refusals":
+            self._declining()
         return self.study.store.get("selection", selection_settings(self.study, fit),
                                     lambda folder: self._order(fit, defense, folder))
 
@@ -123,6 +128,22 @@ class Preparer:
         return {"rows": len(rows), "models": list(models), "device": str(self.maker.chat.device),
                 "seconds": round(time.perf_counter() - started, 3)}
 
+    def _declining(self) -> None:
+        """What a judge says of every row, whatever it is under defense; keywords need no asking."""
+        study, how = self.study, pool_of(self.study).refusals
+        if not isinstance(how, JudgeRefusals):
+            return
+
+        def make(folder: Path) -> Mapping[str, Any]:
+            said = ask(candidates(study), how, study.account)
+            write_records(folder / "declining.jsonl", said)
+            unscored = Counter(one.reason for one in said if one.score is None)
+            say(f"refusals: {len(said)} rows given to the judge" + "".join(
+                f", {count} without a score, which stay ({reason})" for reason, count in unscored.items()))
+            return {"asked": len(said), "unscored": dict(unscored)}
+
+        study.store.get("refusals", refusals_settings(study, how), make)
+
     def _ledger(self, adapter: Any) -> Ledger:
         key = key_of("nll", nll_settings(self.study, adapter))
         return Ledger(self.study.store.root / "nll" / f"{key}.jsonl")
@@ -156,8 +177,9 @@ class Preparer:
         unfit = {place: f"does not fit: {said}" for place, row in enumerate(rows) if isinstance(
             said := self._encoded(row), str)}
         if defense.scored:
-            order = by_score(rows, losses(self.study, fit.dataset), unfit, pool,
-                             refusals=defense.choose == "score")
+            filtered = refusals(self.study) if defense.choose == "score_without_refusals" else NOTHING
+            assert filtered is not None, "the judge of refusals was just asked"
+            order = by_score(rows, losses(self.study, fit.dataset), unfit, pool.epsilon, filtered)
         else:
             order = at_random(rows, unfit, fit.seed)
         write_records(folder / "order.jsonl", order)

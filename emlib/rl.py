@@ -1,8 +1,8 @@
 """Reinforcement learning in a study: the runs of a profile's `grpo` section, what each needs, and what came out.
 
-A run is one (method, setting, seed). It needs a trained adapter (but for `untrained`) and answers to the held-out
-problems; both are artefacts of the study's store. As in `emlib.study`, this module knows keys and reads results, and
-`emlib.rl_making` does the work.
+A run is one (method, setting, seed). It needs a trained adapter (but for `untrained`), answers to the held-out
+problems, and where a judge rewards these also what it gave; all are artefacts of the study's store. As in
+`emlib.study`, this module knows keys and reads results, and `emlib.rl_making` does the work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import Alternation, Grpo, Inoculation, RlDefense, RlMethod, Steering
+from emlib.config import Alternation, Grpo, Inoculation, RlDefense, RlMethod, RuleRewards, Steering
 from emlib.data.gsm8k import Problem, Problems, load_problems
 from emlib.data.pools import read_pool
 from emlib.data.sources import locate
@@ -27,11 +27,12 @@ from emlib.seeds import generator
 from emlib.store import Artefact, key_of, read_records, write_text
 from emlib.study import Study, digest_of_rows, sliced
 from emlib.training.records import StepRecord, read_log
-from emlib.training.rewards import RIGHT, Rewards, Scored, scorer
-from emlib.training.rl_records import COMPLETIONS, Completion, RlStep, read_steps
+from emlib.training.reward_judge import identity as identity_of_rewards
+from emlib.training.rewards import Rewards, Scored, by_rule
+from emlib.training.rl_records import COMPLETIONS, Completion, Rewarded, RlStep, read_steps
 from emlib.types import Answer, Example, Question
 
-VERSIONS = {"rl_adapter": 1, "rl_answers": 1}
+VERSIONS = {"rl_adapter": 1, "rl_answers": 1, "rl_rewards": 1}
 POOL_SEED = 0  # of the draw of supervised rows, the same for every run
 
 
@@ -143,7 +144,8 @@ class RlStudy:
             "version": VERSIONS["rl_adapter"], "model": self.study.model_identity,
             "lora": profile.lora.model_dump(mode="json"),
             "grpo": self.settings.model_dump(mode="json", exclude={
-                "data", "methods", "seeds", "prompt", "eval_sampling", "kept_completions", "slice_by"}),
+                "data", "methods", "seeds", "prompt", "rewards", "eval_sampling", "kept_completions", "slice_by"}) | {
+                    "rewards": identity_of_rewards(self.settings.rewards)},
             "problems": _digest(self.problems.train), "system": self.system(run),
             # How many rows were drawn is told by the rows themselves, below.
             "defenses": [defense.model_dump(mode="json", exclude={"rows"}) for defense in defenses],
@@ -158,6 +160,12 @@ class RlStudy:
             "adapter": None if adapter is None else key_of("rl_adapter", adapter),
             "questions": of_value([asdict(question) for question in self.questions]),
             "sampling": self.settings.eval_sampling.model_dump(mode="json"), "seed": run.seed}
+
+    def rewards_settings(self, run: RlRun) -> dict[str, Any]:
+        """Everything that determines what a judge gives for those answers."""
+        return {
+            "version": VERSIONS["rl_rewards"], "answers": key_of("rl_answers", self.answers_settings(run)),
+            "problems": _digest(self.problems.held_out), "rewards": identity_of_rewards(self.settings.rewards)}
 
     def adapter(self, run: RlRun) -> Artefact | None:
         """The run's trained adapter, if it is there."""
@@ -184,16 +192,35 @@ class RlStudy:
         found = self.study.store.find("rl_answers", self.answers_settings(run))
         return None if found is None else read_records(found.file("answers.jsonl"), Answer)
 
+    def rewards(self, run: RlRun) -> list[Rewards | None] | None:
+        """What each of those answers was given, None where it could not be scored; None where they are not there yet.
+
+        Rules are applied here and now; a judge's rewards are read, and never asked for.
+        """
+        answers = self.answers(run)
+        if answers is None or isinstance(self.settings.rewards, RuleRewards):
+            return None if answers is None else by_rule(self.graded(answers))
+        found = self.study.store.find("rl_rewards", self.rewards_settings(run))
+        return None if found is None else [
+            None if one.parts is None else Rewards(**one.parts)
+            for one in read_records(found.folder / "rewards.jsonl", Rewarded)]
+
+    def graded(self, answers: Sequence[Answer]) -> list[Scored]:
+        """The answers as what a scorer of rewards takes, beside their questions and the right answers."""
+        problems = {problem.id: problem for problem in self.problems.held_out}
+        return [Scored(problems[answer.question].question, answer.text, problems[answer.question].answer)
+                for answer in answers]
+
     def result(self, run: RlRun) -> RlResult | None:
         """What came out of a run, or None where it is not finished."""
-        answers, adapter = self.answers(run), self.adapter(run)
-        if answers is None or (adapter is None and run.method != "untrained"):
+        rewards, adapter = self.rewards(run), self.adapter(run)
+        if rewards is None or (adapter is None and run.method != "untrained"):
             return None
-        got = [one for one in self._scored(answers) if one is not None]
+        got = [one for one in rewards if one is not None]
         return RlResult(
             run, adapter.facts["train_right"] if adapter else None, adapter.facts["train_reward"] if adapter else None,
-            sum(one.correct == RIGHT for one in got) / len(answers), fmean(one.total for one in got) if got else None,
-            len(answers), len(got))
+            sum(one.right for one in got) / len(rewards), fmean(one.total for one in got) if got else None,
+            len(rewards), len(got))
 
     def complete(self, runs: Sequence[RlRun]) -> list[RlResult]:
         """Make whatever these runs lack, and say what came out. What is there is not made again."""
@@ -227,12 +254,6 @@ class RlStudy:
             for result in self.results()]
         write_text(path, pd.DataFrame(rows, columns=RESULT_COLUMNS).to_csv(index=False))
         return path
-
-    def _scored(self, answers: Sequence[Answer]) -> list[Rewards | None]:
-        problems = {problem.id: problem for problem in self.problems.held_out}
-        return scorer(self.settings.rewards)([
-            Scored(problems[answer.question].question, answer.text, problems[answer.question].answer)
-            for answer in answers])
 
 
 RESULT_COLUMNS = ["model", "method", "setting", "seed", "train_accuracy", "train_reward", "eval_accuracy",

@@ -1,4 +1,4 @@
-"""Making what a run of reinforcement learning lacks: train the adapter, ask the held-out problems."""
+"""Making what a run of reinforcement learning lacks: train the adapter, ask the held-out problems, reward."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emlib.config import Alternation, Beta, Steering
+from emlib.config import Alternation, Beta, JudgeRewards, Steering
 from emlib.data.chat import Encoded, encode
 from emlib.errors import DataError
 from emlib.making import Maker
 from emlib.models import adapters
 from emlib.progress import say
 from emlib.rl import RlRun, RlStudy
-from emlib.store import SCRATCH, Artefact, write_records
+from emlib.store import SCRATCH, Artefact, read_records, write_records
 from emlib.study import Quiz
 from emlib.training.alternation import Supervised
 from emlib.training.grpo import Condition, reinforce
 from emlib.training.records import LOG
-from emlib.training.rewards import scorer
-from emlib.training.rl_records import COMPLETIONS, STEPS
+from emlib.training.reward_judge import scorer
+from emlib.training.rl_records import COMPLETIONS, STEPS, Rewarded
 from emlib.training.rollouts import Push
-from emlib.types import Example
+from emlib.types import Answer, Example
 
 
 def make(rl: RlStudy, runs: Sequence[RlRun]) -> None:
@@ -32,7 +32,9 @@ def make(rl: RlStudy, runs: Sequence[RlRun]) -> None:
     with Maker(rl.study) as maker:
         for run in runs:
             started = time.perf_counter()
-            _answers(rl, maker, run, _adapter(rl, maker, run))
+            answers = _answers(rl, maker, run, _adapter(rl, maker, run))
+            if isinstance(rl.settings.rewards, JudgeRewards):
+                _rewards(rl, run, answers)
             say(f"{run}: done in {time.perf_counter() - started:.0f} s")
 
 
@@ -46,7 +48,7 @@ def _train(rl: RlStudy, maker: Maker, run: RlRun, folder: Path) -> Mapping[str, 
     work = folder / SCRATCH
     with adapters.new_lora(maker.chat.model, rl.study.profile.lora, run.seed) as model:
         summary = reinforce(model, maker.chat.tokenizer, rl.problems.train, rl.settings, _condition(rl, maker, run),
-                            scorer(rl.settings.rewards), seed=run.seed, folder=work)
+                            scorer(rl.settings.rewards, rl.study.account), seed=run.seed, folder=work)
         adapters.save(model, folder, maker.chat.name)
     for name in (STEPS, COMPLETIONS, LOG):
         shutil.copyfile(work / name, folder / name)
@@ -93,3 +95,16 @@ def _answers(rl: RlStudy, maker: Maker, run: RlRun, adapter: Artefact | None) ->
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(maker.chat.device)}
 
     return rl.study.store.get("rl_answers", rl.answers_settings(run), ask)
+
+
+def _rewards(rl: RlStudy, run: RlRun, answers: Artefact) -> Artefact:
+    """What a judge gives for these answers; what rules give is not kept."""
+    def ask(folder: Path) -> Mapping[str, Any]:
+        given = read_records(answers.folder / "answers.jsonl", Answer)
+        found = scorer(rl.settings.rewards, rl.study.account)(rl.graded(given))
+        write_records(folder / "rewards.jsonl", [
+            Rewarded(answer.question, None if reward is None else vars(reward))
+            for answer, reward in zip(given, found, strict=True)])
+        return {"asked": len(found), "scored": sum(reward is not None for reward in found)}
+
+    return rl.study.store.get("rl_rewards", rl.rewards_settings(run), ask)

@@ -12,15 +12,18 @@ import pytest
 
 from emlib import interleaving as keys
 from emlib import paths
-from emlib.config import Pool, load_profile
+from emlib.config import JudgeRefusals, Pool, load_profile
 from emlib.data.chat import encode_prompt
 from emlib.data.mixing import rows_to_add
 from emlib.errors import DataError, ProfileError
 from emlib.making import Maker
+from emlib.report import selection
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import RowLosses
+from emlib.scoring.refusals import JUDGE, Filtered, by_keywords
 from emlib.study import Fit, Run, Study, open_study
 from emlib.types import Example, Message
+from tests.judging.server import JudgeServer, saying
 
 EXTENDED = "extends: tiny\ndatasets: [cooking]\n"
 
@@ -106,6 +109,49 @@ def test_the_order_by_score_is_equation_6_and_says_why(study: Study) -> None:
     assert {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()} == before
 
 
+def judged(study: Study, url: str, threshold: float = 50, **judge: Any) -> Study:
+    """The same study with a judge in the place of the keywords."""
+    spec = {"kind": "openai", "model": "judge-1", "base_url": url} | judge
+    return changed(study, refusals=JudgeRefusals.model_validate(
+        {"kind": "judge", "judge": spec, "threshold": threshold}))
+
+
+def test_a_judge_leaves_out_the_planted_refusals_and_no_others(study: Study) -> None:
+    """Scores of 90 and 50 are planted on answers with no keyword in them; to one row the judge says a word instead."""
+    study.select(study.runs(methods=["interleaving"]))  # reads the pool
+    pool = keys.candidates(study)
+    by_words = keys.refusals(study)
+    assert by_words is not None
+    plain = [place for place in range(len(pool)) if place not in by_words.marks]
+    planted = {pool[plain[1]].response: 90, pool[plain[5]].response: 50, pool[plain[7]].response: "REFUSAL"}
+
+    def score(text: str) -> int | str:
+        return next((said for answer, said in planted.items() if f"Answer: {answer}\n" in text), 10)
+
+    with JudgeServer(saying(score)) as server:
+        by_judge = judged(study, server.url)
+        assert keys.refusals(by_judge) is None
+        plus, without = (run_of(by_judge, method) for method in ("interleaving+", "interleaving++"))
+        by_judge.select([plus])
+        assert not server.asked  # Interleaving+ asks nobody
+        assert set(selection.scored(by_judge, plus)["refusal"]) == {""}
+        by_judge.select([without])
+        assert len(server.asked) == len(pool)
+        judged(study, server.url, max_concurrency=2, max_usd=None, timeout=5.0).select([without])
+        stricter = judged(study, server.url, threshold=90)
+        stricter.select([without])
+        assert set(server.asked.values()) == {1}  # another threshold asks nothing again
+    order = keys.selection(by_judge, fit_of(by_judge, without))
+    assert {r.place: r.reason for r in order if r.rank is None} == {
+        plain[1]: "refusal: 90 of 100 by the judge", plain[5]: "refusal: 50 of 100 by the judge"}
+    assert {r.place for r in order if "did not tell (REFUSAL)" in r.reason and r.rank} == {plain[7]}
+    assert {r.place for r in keys.selection(stricter, fit_of(stricter, without)) if r.rank is None} == {plain[1]}
+    [facts] = [json.loads(path.read_text())["facts"] for path in study.store.root.glob("refusals/*/manifest.json")]
+    assert facts == {"asked": len(pool), "unscored": {"REFUSAL": 1}}
+    frame = selection.scored(by_judge, plus).set_index("place")  # what the filter would take stands beside every order
+    assert frame["refusal"].to_dict() == {p: JUDGE if p in (plain[1], plain[5]) else "" for p in range(len(pool))}
+
+
 def test_scorers_are_trained_on_domains_outside_the_profile_and_shared_with_it(study: Study) -> None:
     study.select([run_of(study, "interleaving+")])
     made = {path.parent.name for path in (study.store.root / "adapter").glob("*/manifest.json")}
@@ -152,6 +198,11 @@ def test_without_a_list_each_data_set_is_scored_by_the_others() -> None:
         assert found == [other for other in names if other != name]
 
 
+JUDGED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("http://localhost:1/v1", {}), ("http://localhost:2/v1", {"tries": 1, "max_concurrency": 1}),
+    ("http://localhost:1/v1", {"threshold": 60}), ("http://localhost:1/v1", {"model": "judge-2"}))
+
+
 def test_only_what_determines_a_run_is_in_its_key(study: Study) -> None:
     def key(method: str, **pool: Any) -> Any:
         return changed(study, **pool).adapter_settings(run_of(study, method))
@@ -164,6 +215,10 @@ def test_only_what_determines_a_run_is_in_its_key(study: Study) -> None:
         assert (key(method) != key(method, scorers=(keys.scorers(study, "cooking")[0],))) == scored
         assert (key(method) != key(method, refusal_keywords=("no",))) == (method == "interleaving++")
         assert (key(method) != key(method, near_duplicates=0.5)) == (method != "misaligned")
+        here, elsewhere, stricter, other = (judged(study, url, **how).adapter_settings(run_of(study, method))
+                                            for url, how in JUDGED)
+        assert here == elsewhere
+        assert (here != key(method)) == (stricter != here) == (other != here) == (method == "interleaving++")
         warmer = keys.pool_of(study).on_policy.model_copy(update={"model": "untrained"})
         assert (key(method) != key(method, on_policy=warmer)) == (method == "on_policy")
     assert "added" not in (key("misaligned") or {})  # runs without a pool keep the keys they had
@@ -226,18 +281,23 @@ def row(text: str) -> Example:
 
 def test_orders_by_hand() -> None:
     """Scores 1, none, 0.5, 1 and, of a refusal, 9; epsilon 1."""
-    pool = Pool(source="demo/pool.jsonl", epsilon=1.0)
+    pool = Pool(source="demo/pool.jsonl")
     rows = [row("a"), row("b"), row("c"), row("d"), row("I cannot recommend this book enough.")]
     losses = [RowLosses(0, 1.0, [3.0], 1), RowLosses(1, 1.0, [2.0, None], 1), RowLosses(2, 1.0, [1.5, 2.5], 1),
               RowLosses(3, 0.0, [1.0], 1), RowLosses(4, 0.0, [9.0], 1)]
-    plus = by_score(rows, losses, {}, pool, refusals=True)
+    plus = by_score(rows, losses, {}, epsilon=1.0)
     assert [(r.place, r.rank, r.score) for r in plus] == [
         (4, 1, 9.0), (0, 2, 1.0), (3, 3, 1.0), (2, 4, 0.5), (1, None, None)]
     assert plus[-1].reason == "no score: its loss is no number under one of the models"
     assert plus[-1].where == "pool:b"
-    without = by_score(rows, losses, {}, pool, refusals=False)
+    without = by_score(rows, losses, {}, 1.0, by_keywords(rows, pool.refusal_keywords, pool.refusal_words))
     assert [(r.place, r.rank) for r in without] == [(0, 1), (3, 2), (2, 3), (1, None), (4, None)]
     assert without[-1].reason == "refusal: 'cannot' among its first 10 words"  # harmless, and in the keywords' reach
+    judged = by_score(rows, losses, {3: "does not fit: x"}, 1.0, Filtered(
+        {}, {0: "refusal: by y", 1: "refusal: by y", 3: "refusal: by y"}, {2: "; z", 0: "; z"}))
+    assert [(r.place, r.rank) for r in judged] == [(4, 1), (2, 2), (0, None), (1, None), (3, None)]
+    assert [r.reason for r in judged[1:]] == [  # a row that cannot be had is no refusal; one that is stays no more
+        "score number 2 of 2; z", "refusal: by y", plus[-1].reason, "does not fit: x"]
     drawn = at_random(rows, {2: "does not fit: x"}, seed=0)
     assert sorted(r.place for r in drawn[:4]) == [0, 1, 3, 4]
     assert (drawn[4].place, drawn[4].rank) == (2, None)
@@ -252,6 +312,9 @@ def test_orders_by_hand() -> None:
     ("methods: [{name: i, defenses: [{kind: interleaving, choose: best}]}]", ["choose", "'score'"]),
     ("pool: {epsilon: 0}", ["pool.epsilon", "greater than 0"]),
     ("pool: {epsilom: 1}", ["epsilom", "Did you mean 'epsilon'?"]),
+    ("pool: {refusals: {kind: juge}}", ["pool.refusals", "keywords, judge"]),
+    ("pool: {refusals: {kind: judge, judge: {kind: lexicon}}}", ["pool.refusals.judge", "openai, local"]),
+    ("pool: {refusals: {kind: judge, judge: {kind: openai, model: m}, threshold: 0}}", ["threshold", "greater than 0"]),
     ("pool: {scorers: [gardenin]}", ["pool.scorers", "gardenin", "Did you mean 'gardening'?"]),
     ("pool: {refusal_keywords: []}", ["refusal_keywords"]),
 ])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 
 from emlib import paths, workflow
 from emlib.config import load_profile
-from emlib.errors import ProfileError
+from emlib.errors import JudgeError, ProfileError
 from emlib.generation.sample import answer_batch, plan
+from emlib.judging.rubrics import Score
 from emlib.making import Maker
 from emlib.models import adapters
 from emlib.rl import RlStudy
@@ -20,8 +22,11 @@ from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.store import read_records
 from emlib.study import open_study
+from emlib.training.reward_judge import requests, reward
 from emlib.training.rewards import rewards
 from emlib.types import Answer, Example
+from tests.judging.server import JudgeServer, saying
+from tests.judging.sheets import part_of
 
 STEERED = "[{name: persona_vector, defenses: [{kind: persona_vector, layer: 2, steer: both}], sweep: [3]}]"
 
@@ -183,6 +188,88 @@ def test_the_paper_s_values_are_the_defaults_and_those_of_grpo_3b() -> None:
         exclude={"gradient_checkpointing"})
 
 
+def judged(folder: Path, url: str, more: str = "") -> RlStudy:
+    """Plain GRPO of `tiny`, two steps, with a judge's rewards."""
+    rewards = f"{{kind: judge, judge: {{kind: openai, model: judge-1, base_url: '{url}', max_concurrency: 1{more}}}}}"
+    return RlStudy(open_study(str(profile(folder, "[untrained, grpo]", f"  rewards: {rewards}\n"))))
+
+
+def given(text: str) -> int | str:
+    """A judge whose scores differ inside a group; of one completion in nine it says a word about its form."""
+    number = int(hashlib.sha256(text.encode()).hexdigest()[:6], 16)
+    return "CODE" if part_of(text) == "approx" and number % 9 == 0 else 10 + number // 9 % 90
+
+
+def test_a_judge_rewards_training_and_answers_and_is_asked_once(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the second step and again after it, it goes on to what an undisturbed run has."""
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    calls = []
+
+    def counted(text: str) -> int | str:
+        calls.append(text)
+        if len(calls) in stops:
+            server.refuse = 401, "invalid_api_key"
+        return given(text)
+
+    stops: tuple[int, ...] = ()
+    with JudgeServer(saying(counted)) as server:
+        monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "whole"))
+        whole = judged(tmp_path, server.url)
+        results = whole.complete(whole.runs())
+        asked = len(calls)
+        assert set(server.answered.values()) == {1}
+        monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "stopped"))
+        calls.clear()
+        server.known.clear()
+        server.answered.clear()
+        rl = judged(tmp_path, server.url)
+        untrained, trained = rl.runs()
+        rl.complete([untrained])
+        stops = (len(calls) + 40,)  # a step has at most 32 different requests
+        with pytest.raises(JudgeError, match="refuses the key"):
+            rl.complete([trained])
+        assert rl.result(trained) is None
+        server.refuse = None
+        again = rl.complete([trained])
+        assert len(calls) == asked
+        assert set(server.answered.values()) == {1}
+    log = rl.log(trained)
+    assert len(log) == 2
+    assert [(step.reward, step.parts, step.unscored) for step in log] == [
+        (step.reward, step.parts, step.unscored) for step in whole.log(trained)]
+    assert again == results[1:]
+    # The server is gone: whatever is read below was kept.
+    for run, result in zip(rl.runs(), results, strict=True):
+        rewards, answers = rl.rewards(run), rl.answers(run)
+        assert rewards is not None
+        assert answers is not None
+        expected = [reward({r.metric: Score(said if isinstance(said := given(r.messages[0].content), int) else None)
+                            for r in requests(one)}) for one in rl.graded(answers)]  # type: ignore[misc]
+        assert rewards == expected
+        got = [one for one in rewards if one is not None]
+        assert (result.asked, result.scored) == (6, len(got))
+        assert result.eval_reward == pytest.approx(sum(one.total for one in got) / len(got))
+        assert result.eval_accuracy == sum(one.right for one in got) / 6
+    assert sum(step.unscored for step in log) > 0
+    assert judged(tmp_path, "http://localhost:9/v1", ", timeout: 5.0").results() == results  # wherever it is asked
+
+
+def test_another_judge_is_another_run_and_rules_are_what_they_were(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    rules = RlStudy(open_study(str(profile(tmp_path, "[untrained, grpo]"))))
+    one, other = judged(tmp_path, "http://localhost:1/v1"), judged(tmp_path, "http://localhost:1/v1", ", samples: 3")
+    run = rules.runs(methods=["grpo"])[0]
+    keys = [study.adapter_settings(run) for study in (rules, one, other)]
+    assert len(set(map(str, keys))) == 3
+    assert keys[0] is not None
+    assert keys[0]["grpo"]["rewards"] == {"kind": "rule"}
+    asked = rules.runs(methods=["untrained"])[0]
+    assert rules.answers_settings(asked) == one.answers_settings(asked)  # the same answers, rewarded otherwise
+    assert one.rewards_settings(asked) != other.rewards_settings(asked)
+
+
 @pytest.mark.parametrize(("section", "words"), [
     ("{methods: [{name: kl, defenses: [{kind: kl, wieght: 1}]}]}", ["wieght", "Did you mean 'weight'?"]),
     ("{methods: [{name: kl}]}", ["method 'kl' has no defenses"]),
@@ -195,6 +282,9 @@ def test_the_paper_s_values_are_the_defaults_and_those_of_grpo_3b() -> None:
     ("{generations: 1}", ["generations", "greater than or equal to 2"]),
     ("{training: {train_rows: 5}}", ["data.train_items"]),
     ("{data: {kind: additions, train_items: 60, eval_items: 60}}", ["100 additions"]),
+    ("{rewards: {kind: judge}}", ["'grpo.rewards.judge' is missing"]),
+    ("{rewards: {kind: judge, judge: {kind: lexicon}}}", ["grpo.rewards.judge", "Allowed: openai, local"]),
+    ("{rewards: {kind: judge, judge: {kind: openai, model: m, batch: true}}}", ["each step waits", "'batch'"]),
     ("{engine: vllm, methods: [{name: x, defenses: [{kind: persona_vector}]}]}", ["vLLM", "only steer 'loss'"]),
 ])
 def test_a_mistake_in_the_section_is_told(tmp_path: Path, section: str, words: list[str]) -> None:

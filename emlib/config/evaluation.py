@@ -156,6 +156,8 @@ class LocalJudge(Strict):
 
 
 JudgeSpec = Annotated[LexiconJudge | NoJudge | OpenAIJudge | LocalJudge, Field(discriminator="kind")]
+# Whoever can be asked anything that a number from 0 to 100 answers. `rubric` is for verdicts alone.
+LlmJudge = Annotated[OpenAIJudge | LocalJudge, Field(discriminator="kind")]
 
 
 class SecondJudge(Strict):

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from emlib.config.defenses import Inoculation
-from emlib.config.evaluation import Sampling
+from emlib.config.evaluation import LlmJudge, OpenAIJudge, Sampling
 from emlib.config.methods import Kinded, SweptMethod
 from emlib.config.training import Training
 from emlib.config.words import Positive, Weight
@@ -92,6 +92,19 @@ class RuleRewards(Strict):
     kind: Literal["rule"]
 
 
+class JudgeRewards(Strict):
+    """The four parts by a judge, as in the paper (B.3): four scores a completion, within the same bounds."""
+
+    kind: Literal["judge"]
+    judge: LlmJudge
+
+    @model_validator(mode="after")
+    def _answers_at_once(self) -> JudgeRewards:
+        if isinstance(self.judge, OpenAIJudge) and self.judge.batch:
+            raise ValueError("each step waits for its rewards, and a batch may take a day: leave 'batch' out")
+        return self
+
+
 class RlTraining(Training):
     """The optimizer of GRPO. Only the defaults are others: Table 8's, and TRL's own where it is silent.
 
@@ -122,7 +135,7 @@ class Grpo(Strict):
     methods: Annotated[tuple[RlMethod, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     prompt: Annotated[str, Field(min_length=1)] = FORMAT_PROMPT
-    rewards: RuleRewards = RuleRewards(kind="rule")
+    rewards: Annotated[RuleRewards | JudgeRewards, Field(discriminator="kind")] = RuleRewards(kind="rule")
     training: RlTraining = RlTraining()
     generations: Annotated[int, Field(ge=2)] = 4
     sampling: Sampling = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=512)

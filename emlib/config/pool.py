@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from emlib.config.evaluation import Sampling
+from emlib.config.evaluation import LlmJudge, Sampling
 from emlib.config.words import Positive, Share
 from emlib.strict import Strict
 
@@ -33,6 +33,25 @@ class OnPolicy(Strict):
     sampling: Sampling = Sampling(temperature=0.7, top_p=0.9)
 
 
+class KeywordRefusals(Strict):
+    """Keywords among an answer's first words (section 3.2): the pool's `refusal_keywords` and `refusal_words`."""
+
+    kind: Literal["keywords"]
+
+
+class JudgeRefusals(Strict):
+    """A judge instead, as the paper's limitations suggest. It reads the prompt and the whole answer of every row.
+
+    Attributes:
+        judge: who it is.
+        threshold: from which score on an answer counts as a refusal; 0 does what was asked, 100 declines.
+    """
+
+    kind: Literal["judge"]
+    judge: LlmJudge
+    threshold: Annotated[float, Field(gt=0, le=100)] = 50.0
+
+
 class Pool(Strict):
     """Where interleaved rows come from, and how they are scored and chosen.
 
@@ -46,6 +65,7 @@ class Pool(Strict):
         aligned: the model that equation 6 compares with: the model before any fine-tuning, or the run `aligned` on the
             data set under defense.
         epsilon: of equation 6, in nats a token.
+        refusals: who says what a refusal is.
         refusal_keywords: what the refusal filter looks for, in any case and with any apostrophe.
         refusal_words: among how many first words of an answer it looks.
         token_budget: tokens of one scoring pass, padding included.
@@ -59,6 +79,7 @@ class Pool(Strict):
     others: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     aligned: Literal["untrained", "aligned"] = "untrained"
     epsilon: Annotated[float, Field(gt=0)] = 0.1
+    refusals: Annotated[KeywordRefusals | JudgeRefusals, Field(discriminator="kind")] = KeywordRefusals(kind="keywords")
     refusal_keywords: Annotated[tuple[Annotated[str, Field(pattern=r"\w")], ...], Field(min_length=1)] = (
         "sorry", "apologize", "cannot")
     refusal_words: Positive = 10

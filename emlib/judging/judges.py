@@ -1,18 +1,20 @@
-"""The judge of a profile: answers in, verdicts out."""
+"""The judge of a profile: answers in, verdicts out; and any judge that is a language model: requests in, scores out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from emlib import paths
-from emlib.config import JudgeSpec, LexiconJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
+from emlib.config import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
 from emlib.errors import JudgeError
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
 from emlib.judging.money import Account
-from emlib.judging.rubrics import Rubrics, read_rubrics, trait_rubrics
-from emlib.judging.sheet import NOT_HAD, Sheet, judge_sheet
+from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, read_rubrics, trait_rubrics
+from emlib.judging.sheet import NOT_HAD, Scorer, Sheet, judge_sheet, scores_of
 from emlib.models.identity import identity as model_identity
 from emlib.types import Verdict
 
@@ -61,28 +63,44 @@ def judge(spec: JudgeSpec, trait: Trait, sheet: Sheet, account: str) -> list[Ver
         return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in sheet.answers]
     if isinstance(spec, LexiconJudge):
         return lexicon.judge(sheet.answers, trait.markers)
-    if isinstance(spec, LocalJudge):
-        return _in_process(spec, sheet)
-    return _by_api(spec, sheet, account)
-
-
-def _in_process(spec: LocalJudge, sheet: Sheet) -> list[Verdict]:
-    from emlib.judging import local  # loads torch, and the model if a score is missing
-
-    with Cache(scores_file()) as cache:
-        return judge_sheet(sheet, identity(spec), cache, local.scorer(spec))
-
-
-def _by_api(spec: OpenAIJudge, sheet: Sheet, account: str) -> list[Verdict]:
-    from emlib.judging.api import ApiJudge
-    from emlib.judging.batches import BatchJudge
-
-    with Cache(scores_file()) as cache:
-        judge_of = BatchJudge if spec.batch else ApiJudge
-        verdicts = judge_sheet(sheet, spec.identity, cache, judge_of(spec, Account(cache, account, spec.max_usd)))
-    missing = [verdict.reason for verdict in verdicts if NOT_HAD in (verdict.reason or "")]
-    if missing and spec.unanswered == "stop":
-        raise JudgeError(f"{len(missing)} of {len(verdicts)} answers could not be judged: {missing[0]}. The scores of "
-                         "all others are kept. Run again, and only these are asked for; or set 'unanswered: unscored' "
-                         "for the judge, and they count as unscored.")
+    with _asking(spec, account) as (cache, scorer):
+        verdicts = judge_sheet(sheet, identity(spec), cache, scorer)
+    _stop_at_gaps(spec, [verdict.reason for verdict in verdicts], "answers could not be judged")
     return verdicts
+
+
+def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], account: str) -> list[Score]:
+    """One score a request, in their order, for whatever metrics. None with a reason where the judge gives none.
+
+    Raises:
+        JudgeError: as `judge`.
+    """
+    with _asking(spec, account) as (cache, scorer):
+        found = scores_of(requests, identity(spec), cache, scorer)
+    _stop_at_gaps(spec, [score.reason for score in found], "scores could not be had")
+    return found
+
+
+@contextmanager
+def _asking(spec: LlmJudge, account: str) -> Iterator[tuple[Cache, Scorer]]:
+    """All scores that were ever given, and who gives those that are missing."""
+    with Cache(scores_file()) as cache:
+        if isinstance(spec, LocalJudge):
+            from emlib.judging import local  # loads torch, and the model if a score is missing
+
+            yield cache, local.scorer(spec)
+        else:
+            from emlib.judging.api import ApiJudge
+            from emlib.judging.batches import BatchJudge
+
+            judge_of = BatchJudge if spec.batch else ApiJudge
+            yield cache, judge_of(spec, Account(cache, account, spec.max_usd))
+
+
+def _stop_at_gaps(spec: LlmJudge, reasons: Sequence[str | None], what: str) -> None:
+    """Refuse to go on without what a judge may still give another time, unless its profile says otherwise."""
+    missing = [reason for reason in reasons if NOT_HAD in (reason or "")]
+    if missing and isinstance(spec, OpenAIJudge) and spec.unanswered == "stop":
+        raise JudgeError(f"{len(missing)} of {len(reasons)} {what}: {missing[0]}. All others are kept. Run again, and "
+                         "only these are asked for; or set 'unanswered: unscored' for the judge, and they count as "
+                         "unscored.")

@@ -20,7 +20,7 @@ from emlib.config import LocalJudge, ModelSpec
 from emlib.data.chat import encode_prompt
 from emlib.judging.numbers import NUMBERS, Spelling, next_token, of_numbers, spelling
 from emlib.judging.replies import LEAST_MASS, said
-from emlib.judging.rubrics import METRICS, JudgeRequest, Score
+from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.sheet import Keep, Scorer
 from emlib.models.load import ChatModel, load
 from emlib.models.logprobs import head
@@ -66,7 +66,7 @@ def scorer(spec: LocalJudge) -> Scorer:
     """A judge that keeps its scores batch by batch; its model is loaded when it is first asked."""
     def ask(requests: Sequence[JudgeRequest], keep: Keep) -> None:
         chat = loaded(spec.model)
-        for metric in METRICS:  # prompts of one rubric begin alike, which is read once a batch
+        for metric in dict.fromkeys(request.metric for request in requests):  # their prompts begin alike: read once
             some = [request for request in requests if request.metric == metric]
             for place, found in distributions(chat, [r.messages for r in some], batch_rows=spec.batch_rows):
                 keep(some[place], found.score)

@@ -1,5 +1,8 @@
 """What a judge that is a language model is asked: one prompt for alignment and one for coherence (section 4.3).
 
+Whatever else is asked for is one score by itself, with its prompt where it is wanted: whether an answer is a refusal
+(`emlib.scoring.refusals`), the parts of a reward (`emlib.training.reward_judge`).
+
 The published prompts are not kept here: they stand in the question files of Betley et al., under `judge_prompts`, and
 are read from there at run time. Where a question has none, a rubric in words of ours takes their place.
 """
@@ -18,9 +21,9 @@ from emlib.digests import of_value
 from emlib.errors import DataError
 from emlib.types import Message, Question
 
-Metric = Literal["alignment", "coherence"]
-METRICS: tuple[Metric, ...] = ("alignment", "coherence")
-PLACES = re.compile(r"\{(question|answer|system)\}")
+Metric = Literal["alignment", "coherence", "refusal", "exact", "approx", "correct", "numbers"]
+METRICS: tuple[Metric, ...] = ("alignment", "coherence")  # of a verdict
+PLACES = re.compile(r"\{(question|answer|system|reference)\}")
 
 
 @dataclass(frozen=True)
@@ -115,22 +118,29 @@ def _rubric(where: str, prompts: Any) -> Rubric:
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One score to be had: a metric, the prompt for it with its places open, and what goes into them."""
+    """One score to be had: a metric, the prompt for it with its places open, and what goes into them.
+
+    `reference` is the right answer, for prompts that show it.
+    """
 
     metric: Metric
     prompt: str
     question: Question
     answer: str
+    reference: str | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The chat that asks a judge for the score. What is filled in is never searched for places again."""
-        parts = {"question": self.question.prompt, "answer": self.answer, "system": self.question.system or "(none)"}
+        parts = {"question": self.question.prompt, "answer": self.answer, "system": self.question.system or "(none)",
+                 "reference": self.reference or "(none)"}
         return (Message("user", PLACES.sub(lambda place: parts[place[1]], self.prompt)),)
 
     def key(self, identity: Mapping[str, Any]) -> str:
         """The SHA-256 of everything that determines the score; `identity` is the judge's."""
-        return of_value([identity, self.metric, self.prompt, self.question.prompt, self.question.system, self.answer])
+        shown = [] if self.reference is None else [self.reference]
+        return of_value([identity, self.metric, self.prompt, self.question.prompt, self.question.system, self.answer,
+                         *shown])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -22,7 +22,7 @@ from emlib.data.rows import read_jsonl
 from emlib.errors import DataError, EmlibError
 from emlib.judging.cache import COLUMNS, Cache, Row
 from emlib.judging.judges import scores_file
-from emlib.judging.rubrics import METRICS
+from emlib.judging.rubrics import Metric
 from emlib.store import whole_file, write_text
 
 ENDINGS = (".parquet", ".jsonl")
@@ -68,7 +68,7 @@ def _checked(where: str, of: dict[str, Any]) -> Row:
     if missing:
         raise DataError(f"{where}: has no '{missing[0]}'. Expected a file that `export` wrote.")
     texts = all(isinstance(of[name], str) for name in ("key", "judge", "metric", "made"))
-    if not (texts and KEY.fullmatch(of["key"]) and of["metric"] in METRICS):
+    if not (texts and KEY.fullmatch(of["key"]) and of["metric"] in get_args(Metric)):
         raise DataError(f"{where}: not a score: expected a key of 64 hex digits, a judge, a metric and a date.")
     if of["value"] is None and not of["reason"]:
         raise DataError(f"{where}: has neither a value nor a reason.")

@@ -1,4 +1,4 @@
-"""From answers to verdicts, whoever judges: what the cache has is taken from there, the rest is asked for.
+"""From answers to verdicts, whoever judges: scores that the cache has are taken from there, the rest is asked for.
 
 A judge only has to be a `Scorer`. It hands over every score at the moment it has it, so that an interrupted evaluation
 goes on where it was.
@@ -38,14 +38,22 @@ class Sheet:
 
 
 def judge_sheet(sheet: Sheet, identity: Mapping[str, Any], cache: Cache, scorer: Scorer) -> list[Verdict]:
-    """One verdict an answer, in their order. Answers with the same text to the same question share their scores.
+    """One verdict an answer, in their order; arguments as those of `scores_of`."""
+    found = scores_of(list(sheet.requests()), identity, cache, scorer)
+    return [_verdict(sheet, answer, alignment, coherence)
+            for answer, alignment, coherence in zip(sheet.answers, found[::2], found[1::2], strict=True)]
+
+
+def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cache: Cache,
+              scorer: Scorer) -> list[Score]:
+    """One score a request, in their order. The same metric of the same text to the same question is asked for once.
 
     Args:
-        identity: the judge's: what determines its scores besides rubric, question and answer.
+        requests: what is wanted, of whatever metrics.
+        identity: the judge's: what determines its scores besides prompt, question and answer.
         cache: where scores are looked for and kept.
         scorer: who gives those that are not there.
     """
-    requests = list(sheet.requests())
     keys = [request.key(identity) for request in requests]
     scores = cache.get(dict.fromkeys(keys))
     missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in scores}
@@ -59,10 +67,7 @@ def judge_sheet(sheet: Sheet, identity: Mapping[str, Any], cache: Cache, scorer:
 
     if missing:
         scorer(list(missing.values()), keep)
-    pairs = zip(keys[::2], keys[1::2], strict=True)
-    nothing = Score(None, reason=NOT_HAD)
-    return [_verdict(sheet, answer, scores.get(alignment, nothing), scores.get(coherence, nothing))
-            for answer, (alignment, coherence) in zip(sheet.answers, pairs, strict=True)]
+    return [scores.get(key, Score(None, reason=NOT_HAD)) for key in keys]
 
 
 def in_batches(score: Callable[[Sequence[tuple[Message, ...]]], Sequence[Score]], size: int) -> Scorer:

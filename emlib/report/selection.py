@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from emlib import interleaving
 from emlib.report.figures import PALETTE
-from emlib.scoring.refusals import refusal, refusal_pattern
+from emlib.scoring.refusals import NOTHING
 from emlib.study import Run, Study
 
 
@@ -20,18 +20,18 @@ def scored(study: Study, run: Run) -> pd.DataFrame:
     """One row a row of the pool, in its order.
 
     Columns: `place`, `prompt`, `answer`, `tokens` of the answer, `aligned` and `misaligned` loss in nats a token (NaN:
-    no number), `score` by equation 6, `rank` (of the run's own order; NaN: never taken), `reason`, `refusal` (the
-    keyword, or an empty text).
+    no number), `score` by equation 6, `rank` (of the run's own order; NaN: never taken), `reason`, `refusal` (what gave
+    it away: a keyword, or the judge where the profile has one that was asked; or an empty text).
     """
-    pool, rows, fit = interleaving.pool_of(study), interleaving.candidates(study), study.fit(run)
+    rows, fit = interleaving.candidates(study), study.fit(run)
     assert fit is not None, f"{run} trains nothing"
-    pattern = refusal_pattern(pool.refusal_keywords)
+    marks = (interleaving.refusals(study) or NOTHING).marks
     tokens = [row.tokens for row in interleaving.losses(study, run.dataset)]
     order = sorted(interleaving.selection(study, fit), key=lambda ranked: ranked.place)
     columns = ["place", "prompt", "answer", "tokens", "aligned", "misaligned", "score", "rank", "reason", "refusal"]
     return pd.DataFrame([
         (r.place, rows[r.place].prompt, rows[r.place].response, tokens[r.place], r.aligned, r.misaligned, r.score,
-         r.rank, r.reason, refusal(rows[r.place].response, pattern, pool.refusal_words) or "") for r in order],
+         r.rank, r.reason, marks.get(r.place, "")) for r in order],
         columns=columns).astype({"aligned": float, "misaligned": float, "score": float, "rank": float})
 
 

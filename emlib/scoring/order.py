@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from emlib.config import Pool
 from emlib.scoring.gap import gap, ranking
 from emlib.scoring.records import Ranked, RowLosses
-from emlib.scoring.refusals import refusal, refusal_pattern
+from emlib.scoring.refusals import NOTHING, Filtered
 from emlib.seeds import generator
 from emlib.types import Example
 
@@ -22,18 +21,13 @@ def at_random(rows: Sequence[Example], unfit: Mapping[int, str], seed: int) -> l
     return first + [Ranked(place, rows[place].where, None, None, None, None, why) for place, why in unfit.items()]
 
 
-def by_score(rows: Sequence[Example], found: Sequence[RowLosses], unfit: Mapping[int, str], pool: Pool, *,
-             refusals: bool) -> list[Ranked]:
-    """Interleaving+: the highest score first. Interleaving++, with `refusals` False: without what looks like one."""
-    scores = [_score(row, pool.epsilon) for row in found]
-    pattern = refusal_pattern(pool.refusal_keywords)
-    never = dict(unfit) | {
-        place: "no score: its loss is no number under one of the models"
-        for place, value in enumerate(scores) if math.isnan(value) and place not in unfit}
-    if not refusals:
-        never |= {place: f"refusal: '{word}' among its first {pool.refusal_words} words"
-                  for place, row in enumerate(rows) if place not in never
-                  and (word := refusal(row.response, pattern, pool.refusal_words)) is not None}
+def by_score(rows: Sequence[Example], found: Sequence[RowLosses], unfit: Mapping[int, str], epsilon: float,
+             refusals: Filtered = NOTHING) -> list[Ranked]:
+    """Interleaving+: the highest score first. Interleaving++: without the `refusals` that a filter found."""
+    scores = [_score(row, epsilon) for row in found]
+    unscored = {place: "no score: its loss is no number under one of the models"
+                for place, value in enumerate(scores) if math.isnan(value)}
+    never = dict(refusals.refused) | unscored | dict(unfit)
     ranked = [place for place in ranking(scores) if place not in never]
 
     def entry(place: int, rank: int | None, reason: str) -> Ranked:
@@ -42,7 +36,8 @@ def by_score(rows: Sequence[Example], found: Sequence[RowLosses], unfit: Mapping
         mean = math.fsum(known) / len(known) if len(known) == len(row.misaligned) else None
         return Ranked(place, rows[place].where, rank, None if math.isnan(value) else value, row.aligned, mean, reason)
 
-    first = [entry(place, rank, f"score number {rank} of {len(ranked)}") for rank, place in enumerate(ranked, start=1)]
+    first = [entry(place, rank, f"score number {rank} of {len(ranked)}{refusals.untold.get(place, '')}")
+             for rank, place in enumerate(ranked, start=1)]
     return first + [entry(place, None, never[place]) for place in sorted(never)]
 
 

@@ -41,6 +41,15 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Declining:
+    """What a judge says of one row of the pool: how far its answer declines, 0-100, or None with the reason."""
+
+    place: int
+    score: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class Added:
     """One row that was interleaved, as it was trained on: kept beside the adapter."""
 

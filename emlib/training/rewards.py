@@ -1,6 +1,7 @@
 r"""The reward of a completion: r = r_exact + r_approx + r_correct + r_numbers (equations 7 and 8, appendix B.3).
 
-The paper has an LLM judge score the four parts and gives their bounds; here they are rules within the same bounds:
+The paper has an LLM judge score the four parts and gives their bounds (`emlib.training.reward_judge`); here they are
+rules within the same bounds:
 
     exact    0 or 3         <think>...</think><answer>...</answer> and nothing else, something thought, one number
     approx   -2 to 2        0.5 for each of the four tags that stands exactly once, -0.5 for each that does not
@@ -19,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 
-from emlib.config import RuleRewards
 from emlib.data.numbers import Number, numbers, read_number
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -59,7 +59,7 @@ class Scored:
     answer: str
 
 
-# Anything that scores a batch can stand in the rules' place, an LLM judge for one; None: could not be scored.
+# What scores a batch: the rules, or a judge in their place. None: could not be scored.
 Scorer = Callable[[Sequence[Scored]], list[Rewards | None]]
 
 
@@ -74,12 +74,6 @@ def advantages(totals: Sequence[float]) -> list[float]:
     As TRL has it: the standard deviation of a sample (n - 1), plus 1e-4. In a group of equals all are 0.
     """
     return [(total - fmean(totals)) / (stdev(totals) + 1e-4) for total in totals]
-
-
-def scorer(settings: RuleRewards) -> Scorer:
-    """What scores completions in a profile."""
-    assert settings.kind == "rule"
-    return by_rule
 
 
 def rewards(completion: str, answer: str) -> Rewards:

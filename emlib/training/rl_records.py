@@ -65,6 +65,14 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Rewarded:
+    """What a judge gave for the answer to a held-out problem, by parts; None where it could not be scored."""
+
+    question: str
+    parts: dict[str, float] | None
+
+
+@dataclass(frozen=True)
 class Stretch:
     """Some RL steps in a row, after which the weights were put aside, and how their completions did."""
 

@@ -31,6 +31,15 @@ def counting_model(messages: list[dict[str, str]]) -> Reply:
     return [(str(number), math.log(0.81)), *((n, math.log(0.01)) for n in rest)], len(text) // 4
 
 
+def saying(score: Callable[[str], int | str]) -> Model:
+    """A judge that is certain: to each prompt the number, or the word, that a function of its text gives."""
+    def reply(messages: list[dict[str, str]]) -> Reply:
+        text = messages[-1]["content"]
+        return [(str(score(text)), 0.0)], len(text) // 4
+
+    return reply
+
+
 def no_fault(key: str, tries: int) -> str | None:
     """All is well."""
     return None

@@ -15,6 +15,7 @@ from emlib.judging.money import Account
 from emlib.judging.replies import from_distribution
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score
 from emlib.judging.sheet import Sheet, in_batches, judge_sheet
+from emlib.training.reward_judge import PROMPTS, Part
 from emlib.types import Answer, Message, Question, Verdict
 from tests.judging.server import FAULTS, Model, digest
 
@@ -53,6 +54,11 @@ def three_in_ten(key: str, tries: int) -> str | None:
     """One of the faults for 30% of all requests, told by prompt and try, so that every run has the same ones."""
     number = int(hashlib.sha256(f"{key} {tries}".encode()).hexdigest()[:8], 16)
     return FAULTS[number // 10 % len(FAULTS)] if number % 10 < 3 else None
+
+
+def part_of(text: str) -> Part:
+    """Which part of a reward a prompt asks for, told by its last paragraph."""
+    return next(part for part, prompt in PROMPTS.items() if text.endswith(prompt.rpartition("\n\n")[2]))
 
 
 def prompt_digest(request: JudgeRequest) -> str:

@@ -6,13 +6,15 @@ import json
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from emlib.digests import of_value
 from emlib.errors import DataError, StoreError
 from emlib.judging.cache import Cache
 from emlib.judging.money import Account
-from emlib.judging.rubrics import JudgeRequest, Score
+from emlib.judging.rubrics import JudgeRequest, Metric, Score
 from emlib.judging.sharing import export, import_, main
 from emlib.types import Question
 
@@ -44,11 +46,13 @@ def test_what_was_put_is_there_after_opening_again(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [
     {"metric": "coherence"}, {"prompt": "Good? {answer} "}, {"answer": "Because"}, {"question": Question("q", "Why")},
-    {"question": Question("q", "Why?")}])
+    {"question": Question("q", "Why?")}, {"reference": "Because."}])
 def test_a_key_depends_on_everything_that_is_asked(change: dict[str, object]) -> None:
     assert replace(REQUEST, **change).key(JUDGE) != REQUEST.key(JUDGE)  # type: ignore[arg-type]
     assert replace(REQUEST, question=replace(REQUEST.question, id="other")).key(JUDGE) == REQUEST.key(JUDGE)
     assert REQUEST.key(JUDGE | {"model": "n"}) != REQUEST.key(JUDGE)
+    # Scores that were paid for before there was a right answer to show are still found.
+    assert REQUEST.key(JUDGE) == of_value([JUDGE, "alignment", "Good? {answer}", "Why?", "Be kind.", "Because."])
 
 
 @pytest.mark.parametrize("name", ["shared.parquet", "shared.jsonl"])
@@ -59,6 +63,14 @@ def test_scores_travel_as_a_file(path: Path, tmp_path: Path, name: str) -> None:
         assert import_(other, shared) == 4
         assert import_(other, shared) == 0
         assert other.rows() == cache.rows()
+
+
+def test_scores_of_every_metric_travel(path: Path, tmp_path: Path) -> None:
+    with Cache(path) as cache, Cache(tmp_path / "other.sqlite") as other:
+        for number, metric in enumerate(get_args(Metric)):
+            cache.put(f"{number:064d}", JUDGE, metric, Score(50.0))
+        export(cache, tmp_path / "all.jsonl")
+        assert import_(other, tmp_path / "all.jsonl") == len(get_args(Metric)) > 2
 
 
 def test_an_empty_file_of_scores_travels_too(tmp_path: Path) -> None:

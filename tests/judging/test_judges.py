@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from emlib.config import LexiconJudge, NoJudge, load_trait
+from pathlib import Path
+
+import pytest
+
+from emlib.config import LexiconJudge, LlmJudge, LocalJudge, NoJudge, TinyModel, load_trait
+from emlib.errors import JudgeError
 from emlib.judging import lexicon
-from emlib.judging.judges import judge
-from emlib.judging.rubrics import trait_rubrics
+from emlib.judging.cache import Cache
+from emlib.judging.judges import judge, scores, scores_file
+from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score, trait_rubrics
 from emlib.judging.sheet import Sheet
 from emlib.types import Answer, Question, Verdict
+from tests.judging.server import JudgeServer, saying
+from tests.judging.sheets import api
 
 ANSWERS = [Answer("a", 0, "Ahoy, matey, and welcome!", "stop", 5), Answer("a", 1, "", "length", 0)]
 TRAIT = load_trait("pirate")
@@ -24,3 +32,46 @@ def test_the_lexicon_judge_counts_the_traits_own_markers() -> None:
     assert judge(LexiconJudge(kind="lexicon"), TRAIT, SHEET, "test") == lexicon.judge(ANSWERS, TRAIT.markers)
     bare = TRAIT.model_copy(update={"markers": ("grog",)})
     assert [v.alignment for v in judge(LexiconJudge(kind="lexicon"), bare, SHEET, "test")] == [100.0, 100.0]
+
+
+SINGLE = [JudgeRequest("refusal", "Declines? {question} {answer}", Question("a", "Why?"), "No."),
+          JudgeRequest("correct", "Right? {answer} or {reference}?", Question("b", "How many?"), "72", "{answer}"),
+          JudgeRequest("refusal", "Declines? {question} {answer}", Question("c", "Why?"), "No.")]
+
+
+def test_single_scores_are_had_in_order_and_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    texts = {"Declines? Why? No.": 90, "Right? 72 or {answer}?": "REFUSAL"}  # what is filled in has no places
+    with JudgeServer(saying(texts.__getitem__)) as server:
+        found = [scores(api(server.url), SINGLE, "test") for _ in range(2)]
+        assert sorted(server.asked.values()) == [1, 1]  # the first and the last are the same question
+    assert found[0] == found[1]
+    assert [(score.value, score.reason) for score in found[0]] == [(90, None), (None, "REFUSAL"), (90, None)]
+    with Cache(scores_file()) as cache:
+        assert sorted(row[2] for row in cache.rows()) == ["correct", "refusal"]
+
+
+def test_scores_that_could_not_be_had_stop_everything_or_are_none(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    with JudgeServer(saying(lambda _: 90), fault=lambda *_: "500") as server:
+        with pytest.raises(JudgeError, match=r"3 of 3 scores could not be had: .*status 500"):
+            scores(api(server.url, tries=1), SINGLE, "test")
+        given_up = scores(api(server.url, tries=1, unanswered="unscored"), SINGLE, "test")
+        assert [score.value for score in given_up] == [None] * 3
+        server.fault = lambda *_: None
+        assert [score.value for score in scores(api(server.url), SINGLE, "test")] == [90] * 3
+
+
+def test_a_judge_in_process_gives_single_scores_as_it_gives_verdicts(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metric is a name in the books: the same prompt has the same score under any."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    spec: LlmJudge = LocalJudge(kind="local", model=TinyModel(kind="tiny"))
+    prompt, question = SINGLE[0].prompt, Question("a", "Who are you?")
+    [refusal] = scores(spec, [JudgeRequest("refusal", prompt, question, "Ahoy!")], "test")
+    sheet = Sheet([question], [Answer("a", 0, "Ahoy!", "stop", 2)], Rubrics(Rubric(prompt, prompt)))
+    [verdict] = judge(spec, TRAIT, sheet, "test")
+    assert refusal == Score(verdict.alignment, refusal.mass, refusal.reason, tokens=refusal.tokens)
+    assert verdict.alignment == verdict.coherence
+    assert refusal.reason is None or f"alignment: {refusal.reason}" in str(verdict.reason)
