@@ -25,7 +25,7 @@ from emlib.explore.talk import BASE, Talk, trained
 from emlib.study import Study
 
 pytestmark = pytest.mark.slow
-LONG = 40_000  # ms: the machine may be busy; nothing here is about speed
+LONG = 180_000  # ms: the machine may be busy; nothing here is about speed
 
 
 def test_browsing_filters_and_shows_a_row_in_full_with_its_markup_as_text(study: Study) -> None:
@@ -35,8 +35,8 @@ def test_browsing_filters_and_shows_a_row_in_full_with_its_markup_as_text(study:
     assert len(browser.shown) == len(everything) == 48
     browser.question.value = everything["question"][3]
     assert browser.shown["question"].unique().tolist() == [everything["question"][3]]
-    assert browser.table.caption.startswith("2 answers.")
-    browser.question.value = None
+    assert browser.count.value.startswith("2 answers.")
+    browser.question.value = ""
     browser.text.value = everything["answer"][5][:3]
     assert 5 in everything.index[everything["answer"].isin(browser.shown["answer"])]
     browser.shown.loc[0, "answer"] = "<img src=x>"
@@ -138,6 +138,8 @@ def test_in_jupyterlab_a_widget_is_moved_and_the_change_is_seen(lab: str, study:
     page.on("request", lambda asked: None if re.match(r"(http|ws)://127\.0\.0\.1:|data:|blob:", asked.url)
             else outside.append(asked.url))
     page.goto(f"{lab}lab/tree/16_explore.ipynb?token={TOKEN}")
+    page.locator(".jp-NotebookPanel .jp-Cell").first.click()
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_text("Run All Cells", exact=True).click()
     _filter_by_text(page, study)
