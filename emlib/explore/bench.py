@@ -26,7 +26,9 @@ from emlib.types import Answer, Question
 CLIPPED = 160  # characters of a text in a table's cell; a click shows all of it
 ROWS = 1000    # of a table: more would only make the browser slow
 OPTIONS: dict[str, Any] = {"maxBytes": 0, "showIndex": False, "select": "single", "pageLength": 5,
-                           "lengthMenu": [5, 10, 25], "classes": "display compact", "style": "width:100%"}
+                           "lengthMenu": [5, 10, 25], "classes": "display compact", "style": "width:100%",
+                           "layout": {"topEnd": None}}  # its own search would see the clipped texts alone
+ANY = ""  # None would leave a dropdown blank
 SETS = [(name.replace("_", "-"), name) for name in QUESTION_SETS]
 WIDE = w.Layout(width="100%")
 LABELS = {"description_width": "6em"}
@@ -45,31 +47,32 @@ class Answers(w.VBox):
         self.runs = w.SelectMultiple(options=[(str(run), run) for run in runs], rows=min(8, max(3, len(runs))),
                                      value=_first(runs, "misaligned") if harmless(study) else (),
                                      description="Runs", layout=WIDE, style=LABELS)
-        self.which = w.ToggleButtons(options=SETS, description="Questions", style=LABELS | {"button_width": "7em"})
+        self.which = w.Dropdown(options=SETS, description="Questions", style=LABELS)
         self.question = w.Dropdown(description="Question", layout=WIDE, style=LABELS)
         self.verdicts = w.SelectMultiple(options=found.VERDICTS, rows=4, description="Verdict", style=LABELS)
         self.text = w.Text(placeholder="words in the answer", continuous_update=False, description="Text", style=LABELS)
-        self.table, self.whole = _table(), w.HTML()
+        self.count, self.table, self.whole = w.Label(), ITable(pd.DataFrame(), **OPTIONS), w.HTML()
         self._ask()
         for part in (self.runs, self.which):
             part.observe(self._ask, "value")
         for part in (self.question, self.verdicts, self.text):
             part.observe(self._show, "value")
         self.table.observe(self._read, "selected_rows")
-        super().__init__([self.runs, self.which, self.question, w.HBox([self.verdicts, self.text]), self.table,
-                          self.whole])
+        super().__init__([self.runs, self.which, self.question, w.HBox([self.verdicts, self.text]), self.count,
+                          self.table, self.whole])
 
     def _ask(self, change: Mapping[str, Any] | None = None) -> None:
         """Read the answers of the chosen runs, and offer the questions they were asked."""
         self._all = found.gather(self.study, self.runs.value, self.which.value)
         asked = self._all.drop_duplicates("question")
-        self.question.options = [("any", None), *zip(asked["prompt"], asked["question"], strict=True)]
+        self.question.options = [("any", ANY), *zip(asked["prompt"], asked["question"], strict=True)]
         self._show()
 
     def _show(self, change: Mapping[str, Any] | None = None) -> None:
-        self.shown = found.filtered(self._all, question=self.question.value, verdicts=self.verdicts.value,
+        self.shown = found.filtered(self._all, question=self.question.value or None, verdicts=self.verdicts.value,
                                     text=self.text.value).reset_index(drop=True)
-        _fill(self.table, self.shown[["run", "prompt", "answer", "verdict", "alignment", "coherence"]], "answers")
+        self.count.value = _fill(self.table, self.shown[
+            ["run", "prompt", "answer", "verdict", "alignment", "coherence"]], "answers")
         self._read()
 
     def _read(self, change: Mapping[str, Any] | None = None) -> None:
@@ -84,24 +87,25 @@ class Comparison(w.VBox):
     def __init__(self, study: Study) -> None:
         self.study, self.shown = study, pd.DataFrame(columns=found.BESIDE)
         runs = found.answered(study)
-        options: list[tuple[str, Run | None]] = [("choose a run", None), *((str(run), run) for run in runs)]
-        chosen = [_first(runs, name)[0] if harmless(study) and _first(runs, name) else None
+        options: list[tuple[str, Run | str]] = [("choose a run", ANY), *((str(run), run) for run in runs)]
+        chosen = [_first(runs, name)[0] if harmless(study) and _first(runs, name) else ANY
                   for name in ("untrained", "misaligned")]
         self.left, self.right = (w.Dropdown(options=options, value=run, description=name, layout=WIDE, style=LABELS)
                                  for run, name in zip(chosen, ("Left", "Right"), strict=True))
-        self.which = w.ToggleButtons(options=SETS, description="Questions", style=LABELS | {"button_width": "7em"})
-        self.table, self.whole = _table(), w.HTML()
+        self.which = w.Dropdown(options=SETS, description="Questions", style=LABELS)
+        self.count, self.table, self.whole = w.Label(), ITable(pd.DataFrame(), **OPTIONS), w.HTML()
         self._show()
         for part in (self.left, self.right, self.which):
             part.observe(self._show, "value")
         self.table.observe(self._read, "selected_rows")
-        super().__init__([self.left, self.right, self.which, self.table, self.whole])
+        super().__init__([self.left, self.right, self.which, self.count, self.table, self.whole])
 
     def _show(self, change: Mapping[str, Any] | None = None) -> None:
         left, right = (found.gather(self.study, [side.value] if side.value else [], self.which.value)
                        for side in (self.left, self.right))
         self.shown = found.side_by_side(left, right)
-        _fill(self.table, self.shown[["prompt", "answer_left", "answer_right", "apart", "words_apart"]], "questions")
+        self.count.value = _fill(self.table, self.shown[
+            ["prompt", "answer_left", "answer_right", "apart", "words_apart"]], "pairs of answers")
         self._read()
 
     def _read(self, change: Mapping[str, Any] | None = None) -> None:
@@ -173,19 +177,21 @@ def _first(runs: Sequence[Run], method: str) -> tuple[Run, ...]:
     return tuple(run for run in runs if run.method == method)[:1]
 
 
-def _table() -> ITable:
-    return ITable(pd.DataFrame(), **OPTIONS)
-
-
-def _fill(table: ITable, frame: pd.DataFrame, what: str) -> None:
-    """Put these rows into the table, long texts clipped, and say how many there are; no row is chosen then."""
+def _fill(table: ITable, frame: pd.DataFrame, what: str) -> str:
+    """Put these rows into the table, long texts clipped, no row chosen; what is returned says how many there are."""
     cut = frame.head(ROWS).copy()
     for name in filter(lambda name: is_string_dtype(cut[name]), cut.columns):
-        cut[name] = [text if len(text) <= CLIPPED else text[:CLIPPED] + " …" for text in cut[name]]
+        cut[name] = cut[name].map(_clipped)
     more = f", of which the first {ROWS} are shown" if len(frame) > ROWS else ""
     cut.columns = [name.replace("_", " ") for name in cut.columns]
-    table.update(cut.round(1), caption=f"{len(frame)} {what}{more}. A click on a row shows it in full.",
-                 selected_rows=[], **OPTIONS)
+    table.update(cut.round(1), selected_rows=[], **OPTIONS)
+    return f"{len(frame)} {what}{more}. A click on a row shows it in full."
+
+
+def _clipped(text: str) -> str:
+    """On one line, and no longer than a cell should be."""
+    line = " ".join(text.split())
+    return line if len(line) <= CLIPPED else line[:CLIPPED] + " …"
 
 
 def _chosen(table: ITable, frame: pd.DataFrame) -> pd.Series | None:
