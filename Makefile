@@ -8,6 +8,8 @@ PROFILE ?= demo
 # Where jobs run: local, slurm, kubernetes, or a folder with a Snakemake profile of one's own (workflow/README.md).
 EXECUTOR ?= local
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
+# Jobs at once that ask a judge which costs money.
+JUDGES ?= 4
 # Two notebooks at once, each with its share of the cores: small models gain more from that than from threads. A job
 # takes up to 3 GiB of memory.
 ifeq ($(EXECUTOR),local)
@@ -20,8 +22,6 @@ else
 JOBS ?= 40
 PLACES := --jobs $(JOBS) --resources judge=$(JUDGES)
 endif
-# Jobs at once that ask a judge which costs money.
-JUDGES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := requirements/cpu.txt requirements/model.txt
