@@ -33,7 +33,8 @@ KINDS = {"02_persona_vectors": "persona_vector", "05_kl": "kl", "06_ldifs": "ldi
 # Chapters whose work begins with what another one made. Run at once, one of them would wait for the other.
 AFTER = {"05_kl": ("04_baselines",), "06_ldifs": ("04_baselines",),
          "07_persona_steering": ("02_persona_vectors", "04_baselines"), "08_inoculation": ("04_baselines",),
-         "09_interleaving": ("03_data_selection", "04_baselines")}
+         "09_interleaving": ("03_data_selection", "04_baselines"),
+         "10_benign_tasks": ("02_persona_vectors", "03_data_selection")}
 # Chapters that a profile may cut into slices.
 SLICED = ("03_data_selection", "04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "08_inoculation",
           "09_interleaving", "10_benign_tasks")
