@@ -30,7 +30,7 @@ OPTIONS: dict[str, Any] = {"maxBytes": 0, "showIndex": False, "select": "single"
                            "layout": {"topEnd": None}}  # its own search would see the clipped texts alone
 ANY = ""  # None would leave a dropdown blank
 SETS = [(name.replace("_", "-"), name) for name in QUESTION_SETS]
-WIDE = w.Layout(width="100%")
+WIDE = w.Layout(width="98%")
 LABELS = {"description_width": "6em"}
 
 
@@ -153,6 +153,7 @@ class Conversation(w.VBox):
                 self.said = self._asked()
                 self.replies.value = _texts(self.prompt.value, {name: one.text for name, one in self.said.items()})
                 self.state.value = ""
+                self.trouble.clear_output()  # the progress of loading
             except EmlibError as error:
                 self.state.value = str(error)
             finally:

@@ -167,6 +167,5 @@ def _ask_with_the_vector(page: Page) -> None:
     handle = page.locator(".widget-hslider", has_text="Strength").get_by_role("slider")
     handle.press("ArrowRight")
     expect(page.locator(".widget-hslider", has_text="Strength").locator(".widget-readout")).to_have_text("0.50")
-    page.get_by_role("button", name="Answer").click()
-    expect(page.get_by_text(BASE).last).to_be_visible()
+    page.get_by_role("button", name="Answer", exact=True).click()
     expect(page.locator("b", has_text=BASE)).to_be_visible()
