@@ -7,6 +7,8 @@ PYTHON ?= python3
 PROFILE ?= demo
 # Where jobs run: local, slurm, kubernetes, or a folder with a Snakemake profile of one's own (workflow/README.md).
 EXECUTOR ?= local
+# Jobs at once that ask a judge which costs money.
+JUDGES ?= 4
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
 # Jobs at once that ask a judge which costs money.
 JUDGES ?= 4
@@ -30,8 +32,11 @@ STAMP := $(VENV)/installed-$(shell cat $(PINS) pyproject.toml | sha256sum | cut 
 export EMLIB_RUNS_DIR := $(abspath $(or $(EMLIB_RUNS_DIR),runs))
 $(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name) := $(abspath $($(name))))))
 RESULTS := $(EMLIB_RUNS_DIR)/$(PROFILE)
+EXECUTION := $(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR))
+# Where an executor's files go through a storage, it is the same folder.
+STORAGE := $(if $(shell grep -s '^default-storage-provider' $(EXECUTION)/config.yaml),--default-storage-prefix $(RESULTS))
 SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLACES) --config profile=$(PROFILE) $(if $(ONLY),only='$(ONLY)') \
-	--workflow-profile $(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR)) \
+	--workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
 .PHONY: help setup test check reproduce plan status merge report figures lab bench readme pins clean

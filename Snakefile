@@ -6,9 +6,23 @@ import re
 import shlex
 import sys
 
+from emlib import paths
 from emlib.workflow import chosen, jobs
 
-JOBS = jobs(config.get("profile", "demo"))
+PROFILE = config.get("profile", "demo")
+JOBS = jobs(PROFILE)
+
+
+def command(number, job):
+    """How the job is run. What takes the output's place is no content to Snakemake: a folder may be moved."""
+
+    def words(wildcards, output):
+        log = paths.runs() / paths.study_name(PROFILE) / job.log  # where `make status` looks, whatever runs the job
+        given = [*shlex.split(job.arguments), "--digest", job.digest, *(["--gpu"] if job.trains else [])]
+        return shlex.join([sys.executable, "-m", "emlib.notebooks", job.chapter, *given, "--out", str(output),
+                           "--log", str(log), "--label", f"{number}/{len(JOBS)}  {job.name}"])
+
+    return words
 
 
 rule all:
@@ -39,11 +53,9 @@ for number, job in enumerate(JOBS, start=1):
             job.error,  # how the last attempt failed, for Snakemake to show; the whole log is beside it
         params:
             content=job.digest,  # a changed content, and nothing else, makes the notebook stale
-            arguments=f"{job.chapter} {job.arguments} --out {shlex.quote(job.output)} --log {shlex.quote(job.log)} "
-            f"--digest {job.digest} {'--gpu' if job.trains else ''} "
-            f"--label {shlex.quote(f'{number}/{len(JOBS)}  {job.name}')}",
+            command=command(number, job),
         priority: -number  # in reading order
         resources:
             **job.resources,
         shell:
-            f"{shlex.quote(sys.executable)} -m emlib.notebooks {{params.arguments}}"
+            "{params.command}"

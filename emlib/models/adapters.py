@@ -102,9 +102,11 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 def save(model: PeftModel, folder: Path, base_name: str) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`.
 
-    `base_name` is what the configuration calls the base model, instead of a path that holds on one machine only.
+    `base_name` is what the configuration calls the base model, instead of a path that holds on one machine only. The
+    layers' names are sorted, because PEFT holds them as a set, whose order differs from process to process.
     """
-    model.peft_config["default"].base_model_name_or_path = base_name
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.target_modules = base_name, sorted(config.target_modules)
     model.save_pretrained(str(folder), save_embedding_layers=False)  # LoRA leaves them alone
 
 

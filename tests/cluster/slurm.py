@@ -64,9 +64,19 @@ class Slurm:
         self.folder = folder
         ports = {"controller": _free_port(), "node": _free_port()}
         (folder / "slurm.conf").write_text(CONF.format(folder=folder, user="root", **ports))
-        (folder / "gres.conf").write_text("NodeName=localhost Name=gpu Count=2\n")
-        self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+        # A GPU has to be a device. Slurm counts these two and hands them out; nothing is ever written to them.
+        (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
+        self.environment = {"SLURM_CONF": str(folder / "slurm.conf"),
+                            "PATH": os.pathsep.join((str(self._own_srun()), os.environ["PATH"]))}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def _own_srun(self) -> Path:
+        """A folder with an `srun` that knows this Slurm: Snakemake's plugin drops SLURM_CONF before it."""
+        script = self.folder / "bin" / "srun"
+        script.parent.mkdir()
+        script.write_text(f'#!/bin/sh\nSLURM_CONF={self.folder}/slurm.conf exec {shutil.which("srun")} "$@"\n')
+        script.chmod(0o755)
+        return script.parent
 
     def start(self, name: str) -> None:
         """Start a daemon, in a session of its own: what ends this process does not end its jobs."""
@@ -93,9 +103,10 @@ def slurm(folder: Path) -> Iterator[Slurm]:
     try:
         for name in ("slurmctld", "slurmd"):
             cluster.start(name)
-        while cluster.ask("sinfo", "--noheader", "--format=%t") != "idle":
+        while (state := cluster.ask("sinfo", "--noheader", "--format=%t")) != "idle":
             ended = [name for name, daemon in cluster.daemons.items() if daemon.poll() is not None]
-            assert not ended, (folder / f"{ended[0]}.log").read_text()
+            if ended or state[:5] in ("inval", "drain"):
+                raise RuntimeError("\n".join((folder / f"{name}.log").read_text() for name in ("slurmctld", "slurmd")))
             time.sleep(0.2)
         yield cluster
     finally:

@@ -156,7 +156,8 @@ def test_forty_runs_survive_kills_failures_and_both_controllers(
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(runs))
     study = open_study(profile)
     with slurm(tmp_path / "slurm") as cluster:
-        environment = os.environ | cluster.environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+        environment = os.environ | cluster.environment | {
+            "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT), "EMLIB_GPU_LOCKS": str(tmp_path / "gpus")}
         faults = Faults(study, cluster)
         many = [faults.killed(0, "adapter", lambda run: study.result(faults.run(0, "cooking", "misaligned"))),
                 faults.killed(2, "answers", study.adapter),

@@ -105,6 +105,7 @@ def test_the_saved_configuration_is_table_6s_and_names_no_path(tiny: ChatModel, 
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"], config["use_rslora"]) == (32, 64, 0.0, True)
     assert config["base_model_name_or_path"] == "some/base"
+    assert config["target_modules"] == sorted(config["target_modules"])  # the same bytes in every process
     assert str(tmp_path) not in (tmp_path / "adapter_config.json").read_text()
     kinds = {name.split(".")[-3] for name in load_file(tmp_path / "adapter_model.safetensors")}
     assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
