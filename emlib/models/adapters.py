@@ -106,7 +106,9 @@ def save(model: PeftModel, folder: Path, base_name: str) -> None:
     layers' names are sorted, because PEFT holds them as a set, whose order differs from process to process.
     """
     config = model.peft_config["default"]
-    config.base_model_name_or_path, config.target_modules = base_name, sorted(config.target_modules)
+    assert isinstance(config, LoraConfig), "adapters of other kinds are not made here"
+    config.base_model_name_or_path = base_name
+    config.target_modules = sorted(config.target_modules or ())
     model.save_pretrained(str(folder), save_embedding_layers=False)  # LoRA leaves them alone
 
 
