@@ -228,7 +228,7 @@ def refusals(study: Study) -> Filtered | None:
         return by_keywords(candidates(study), pool.refusal_keywords, pool.refusal_words)
     found = study.store.find("refusals", refusals_settings(study, pool.refusals))
     return None if found is None else by_judge(
-        read_records(found.folder / "declining.jsonl", Declining), pool.refusals.threshold)
+        read_records(found.file("declining.jsonl"), Declining), pool.refusals.threshold)
 
 
 def is_missing(study: Study, fit: Fit) -> bool:

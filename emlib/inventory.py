@@ -34,8 +34,11 @@ def answers(study: Study) -> Iterator[Named]:
 
 
 def verdicts(study: Study) -> Iterator[Named]:
-    """The judge's verdicts; the scores that a paid judge gave lie in a file of their own and are never touched."""
+    """What judges gave: verdicts, and rewards. Single scores lie in a file of their own and are never touched."""
     yield from (("verdicts", study.verdicts_settings(run, which)) for run in study.runs() for which in QUESTION_SETS)
+    if study.profile.grpo is not None:
+        rl = RlStudy(study)
+        yield from (("rl_rewards", rl.rewards_settings(run)) for run in rl.runs())
 
 
 KINDS: Mapping[str, Callable[[Study], Iterator[Named]]] = {"adapters": adapters, "answers": answers,

@@ -161,8 +161,10 @@ class RlStudy:
             "questions": of_value([asdict(question) for question in self.questions]),
             "sampling": self.settings.eval_sampling.model_dump(mode="json"), "seed": run.seed}
 
-    def rewards_settings(self, run: RlRun) -> dict[str, Any]:
-        """Everything that determines what a judge gives for those answers."""
+    def rewards_settings(self, run: RlRun) -> dict[str, Any] | None:
+        """Everything that determines what a judge gives for those answers; None by rule, of which nothing is kept."""
+        if isinstance(self.settings.rewards, RuleRewards):
+            return None
         return {
             "version": VERSIONS["rl_rewards"], "answers": key_of("rl_answers", self.answers_settings(run)),
             "problems": _digest(self.problems.held_out), "rewards": identity_of_rewards(self.settings.rewards)}
@@ -197,13 +199,14 @@ class RlStudy:
 
         Rules are applied here and now; a judge's rewards are read, and never asked for.
         """
-        answers = self.answers(run)
-        if answers is None or isinstance(self.settings.rewards, RuleRewards):
+        settings = self.rewards_settings(run)
+        if settings is None:
+            answers = self.answers(run)
             return None if answers is None else by_rule(self.graded(answers))
-        found = self.study.store.find("rl_rewards", self.rewards_settings(run))
+        found = self.study.store.find("rl_rewards", settings)
         return None if found is None else [
             None if one.parts is None else Rewards(**one.parts)
-            for one in read_records(found.folder / "rewards.jsonl", Rewarded)]
+            for one in read_records(found.file("rewards.jsonl"), Rewarded)]
 
     def graded(self, answers: Sequence[Answer]) -> list[Scored]:
         """The answers as what a scorer of rewards takes, beside their questions and the right answers."""

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emlib.config import Alternation, Beta, JudgeRewards, Steering
+from emlib.config import Alternation, Beta, Steering
 from emlib.data.chat import Encoded, encode
 from emlib.errors import DataError
 from emlib.making import Maker
@@ -33,8 +33,7 @@ def make(rl: RlStudy, runs: Sequence[RlRun]) -> None:
         for run in runs:
             started = time.perf_counter()
             answers = _answers(rl, maker, run, _adapter(rl, maker, run))
-            if isinstance(rl.settings.rewards, JudgeRewards):
-                _rewards(rl, run, answers)
+            _rewards(rl, run, answers)
             say(f"{run}: done in {time.perf_counter() - started:.0f} s")
 
 
@@ -97,14 +96,18 @@ def _answers(rl: RlStudy, maker: Maker, run: RlRun, adapter: Artefact | None) ->
     return rl.study.store.get("rl_answers", rl.answers_settings(run), ask)
 
 
-def _rewards(rl: RlStudy, run: RlRun, answers: Artefact) -> Artefact:
+def _rewards(rl: RlStudy, run: RlRun, answers: Artefact) -> None:
     """What a judge gives for these answers; what rules give is not kept."""
+    settings = rl.rewards_settings(run)
+    if settings is None:
+        return
+
     def ask(folder: Path) -> Mapping[str, Any]:
-        given = read_records(answers.folder / "answers.jsonl", Answer)
+        given = read_records(answers.file("answers.jsonl"), Answer)
         found = scorer(rl.settings.rewards, rl.study.account)(rl.graded(given))
         write_records(folder / "rewards.jsonl", [
             Rewarded(answer.question, None if reward is None else vars(reward))
             for answer, reward in zip(given, found, strict=True)])
         return {"asked": len(found), "scored": sum(reward is not None for reward in found)}
 
-    return rl.study.store.get("rl_rewards", rl.rewards_settings(run), ask)
+    rl.study.store.get("rl_rewards", settings, ask)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emlib import paths, workflow
+from emlib import inventory, paths, workflow
 from emlib.config import load_profile
 from emlib.errors import JudgeError, ProfileError
 from emlib.generation.sample import answer_batch, plan
@@ -267,6 +267,8 @@ def test_another_judge_is_another_run_and_rules_are_what_they_were(tmp_path: Pat
     assert keys[0]["grpo"]["rewards"] == {"kind": "rule"}
     asked = rules.runs(methods=["untrained"])[0]
     assert rules.answers_settings(asked) == one.answers_settings(asked)  # the same answers, rewarded otherwise
+    assert rules.rewards_settings(asked) is None
+    assert ("rl_rewards", one.rewards_settings(asked)) in inventory.verdicts(one.study)  # so that they can be removed
     assert one.rewards_settings(asked) != other.rewards_settings(asked)
 
 

@@ -5,8 +5,8 @@ The paper names the judge, the parts and their bounds. The prompts are ours, and
 
     exact    [0, 3]      3 from s = 50 on, else 0
     approx   [-2, 2]     4 s / 100 - 2
-    correct  [-0.5, 3]   that of the nearest of 0 (wrong: -0.5), 50 (no number is given: 0) and 100 (right: 3), halfway
-                         the higher one. A judge that is torn between wrong and right so gives 0
+    correct  [-0.5, 3]   that of the nearest of 0 (wrong: -0.5), 50 (no number is given: 0) and 100 (right: 3); halfway
+                         the higher one. A judge that cannot decide between wrong and right thus gives 0
     numbers  [0, 1.5]    1.5 s / 100
 
 The judge is shown question and completion, and for `correct` the right answer too. Where it leaves one part without a
