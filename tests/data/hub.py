@@ -1,7 +1,8 @@
-"""A hub of data sets on loopback: as much of the Hugging Face hub's API as `datasets` asks for, over real HTTP."""
+"""A hub on loopback, over real HTTP: as much of the Hugging Face hub's API as fetching and uploading takes."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -14,12 +15,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """A context manager. `repos` holds the files of each repository; those in `gated` want `token`."""
+    """A context manager. `repos` holds the files of each data set; those in `gated` want `token`.
+
+    Attributes:
+        asked: what was asked for, method and path.
+        uploaded: the files of each model repository that was made, and whether it is private.
+    """
 
     def __init__(self, repos: Mapping[str, Mapping[str, bytes]], *, gated: frozenset[str] = frozenset(),
                  token: str = "") -> None:
         self.repos, self.gated, self.token = repos, gated, token
         self.asked: list[str] = []
+        self.uploaded: dict[str, dict[str, bytes]] = {}
+        self.private: dict[str, bool] = {}
 
     def __enter__(self) -> Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -53,6 +61,29 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_HEAD(self) -> None:
             self._answer(body=False)
+
+        def do_POST(self) -> None:
+            sent, path = self.rfile.read(int(self.headers["content-length"])), self.path.partition("?")[0]
+            hub.asked.append(f"POST {path}")
+            if self.headers.get("authorization") != f"Bearer {hub.token}":
+                return self._send(401, b'{"error": "Invalid username or password."}', {}, body=True)
+            if path == "/api/repos/create":
+                asked = json.loads(sent)
+                repo = f"{asked.get('organization', 'me')}/{asked['name']}"
+                hub.uploaded[repo], hub.private[repo] = {}, asked.get("visibility") == "private"
+                return self._send(200, json.dumps({"url": f"{hub.url}/{repo}", "name": repo}).encode(), {}, body=True)
+            repo = "/".join(path.split("/")[3:5])
+            if "/preupload/" in path:
+                plan = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for file in json.loads(sent)["files"]]
+                return self._send(200, json.dumps({"files": plan}).encode(), {}, body=True)
+            if "/commit/" not in path:  # is the card's front matter sound?
+                return self._send(200, b'{"errors": [], "warnings": []}', {}, body=True)
+            for line in map(json.loads, sent.splitlines()):
+                if line["key"] == "file":
+                    hub.uploaded[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            done = {"commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
+            return self._send(200, json.dumps(done).encode(), {}, body=True)
 
         def _answer(self, *, body: bool) -> None:
             path = unquote(self.path.partition("?")[0])

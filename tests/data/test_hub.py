@@ -80,6 +80,20 @@ def test_the_pool_of_the_paper_comes_with_a_token(hub: Hub, tmp_path: Path) -> N
     assert len(hub.asked) == asked
 
 
+def test_an_adapter_is_uploaded_where_it_is_told_and_privately(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    for name in ("README.md", "adapter_model.safetensors"):
+        (tmp_path / "adapter" / name).write_bytes(name.encode())
+    code = ("from pathlib import Path; from emlib.export import push; "
+            f"push(Path({str(tmp_path / 'adapter')!r}), 'me/mine')")
+    refused = ask(hub, tmp_path, code, "hf_other")
+    assert "StoreError: me/mine: the hub refused" in refused.stderr
+    assert "hf_other" not in refused.stderr
+    assert ask(hub, tmp_path, code, TOKEN).returncode == 0
+    assert hub.private == {"me/mine": True}
+    assert hub.uploaded["me/mine"] == {name: name.encode() for name in ("README.md", "adapter_model.safetensors")}
+
+
 @pytest.mark.parametrize(("split", "names"), [("train", ["Tórshavn"]), ("test", ["Klaksvík", "Vágur"])])
 def test_foqa_comes_in_its_own_splits(hub: Hub, tmp_path: Path, split: str, names: list[str]) -> None:
     done = located(hub, tmp_path, f"foqa_{split}", TOKEN)
