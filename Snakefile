@@ -28,7 +28,7 @@ def command(number, job):
 rule all:
     default_target: True
     input:
-        chosen(JOBS, config["only"]) if config.get("only") else "report/index.html",
+        [job.output for job in chosen(JOBS, str(config["only"]))] if config.get("only") else "report/index.html",
 
 
 rule report:
