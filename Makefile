@@ -10,8 +10,6 @@ EXECUTOR ?= local
 # Jobs at once that ask a judge which costs money.
 JUDGES ?= 4
 CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
-# Jobs at once that ask a judge which costs money.
-JUDGES ?= 4
 # Two notebooks at once, each with its share of the cores: small models gain more from that than from threads. A job
 # takes up to 3 GiB of memory.
 ifeq ($(EXECUTOR),local)

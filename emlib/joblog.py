@@ -61,10 +61,12 @@ class AttemptLog:
     @contextmanager
     def writing(self, **facts: Any) -> Iterator[None]:
         """Take down what is logged, between a line for the attempt's beginning and one for its end."""
+        self._end_the_line()
         handler = logging.FileHandler(self.path, encoding="utf-8")
         formatter = logging.Formatter("%(asctime)s %(message)s", TIME)
         formatter.converter = _utc
         handler.setFormatter(formatter)
+        logger.setLevel(logging.INFO)  # whatever level all other lines need
         root = logging.getLogger()
         root.addHandler(handler)
         try:
@@ -107,6 +109,15 @@ class AttemptLog:
                 return False
         except Timeout:
             return True
+
+    def _end_the_line(self) -> None:
+        """A killed attempt may have left half a line, with which the next one's first would be lost."""
+        if self.path.is_file():
+            with self.path.open("rb+") as stream:
+                if stream.seek(0, os.SEEK_END):
+                    stream.seek(-1, os.SEEK_END)
+                    if stream.read() != b"\n":
+                        stream.write(b"\n")
 
     def _lines(self) -> Iterator[tuple[datetime, Any, Mapping[str, Any]]]:
         """The time of each line, and its event with its facts where it has one."""

@@ -87,6 +87,8 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
         NotebookError: as `execute`; the end of its text stands beside the log, in a file that ends in `.error`.
     """
     attempts = AttemptLog(log)
+    if attempts.is_running():
+        print(f"    waits: somebody else runs it, see {log}", file=sys.stderr, flush=True)
     with attempts.alone():
         if out.is_file() and attempts.ended_with(digest):
             print("    run by somebody else meanwhile", file=sys.stderr, flush=True)

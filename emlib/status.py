@@ -107,8 +107,8 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
 
 def main(name: str) -> None:
     """Print it."""
-    profile, stem = load_profile(name), Path(name).stem
-    for line in report(stem, profile, statuses(paths.runs() / stem, jobs(name))):
+    study = paths.study_name(name)
+    for line in report(study, load_profile(name), statuses(paths.runs() / study, jobs(name))):
         print(line)
 
 

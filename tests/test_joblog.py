@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -75,7 +74,6 @@ def test_of_two_that_run_one_job_the_second_waits_and_goes_on_when_the_first_is_
 
 def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
     log = AttemptLog(tmp_path / "job.log")
-    logging.getLogger().setLevel(logging.INFO)
     with pytest.raises(RuntimeError, match="no\nway"), log.alone(), log.writing(gpu=None, digest=None):
         raise RuntimeError("no\nway")
     (attempt,) = log.attempts()
@@ -97,6 +95,10 @@ def test_times_reach_to_the_last_sign_of_life(tmp_path: Path) -> None:
     first, second = AttemptLog(tmp_path / "job.log").attempts()
     assert (first.state, first.seconds, first.host) == ("killed", 1800.0, "n1")
     assert (second.state, second.error) == ("failed", "NotebookError: no")
+    log = AttemptLog(tmp_path / "job.log")
+    with log.alone(), log.writing(gpu=None, digest=None):
+        pass
+    assert [one.state for one in log.attempts()] == ["killed", "failed", "ended"]  # and takes nothing of the next one
 
 
 def test_the_last_lines_of_an_error() -> None:
@@ -106,7 +108,6 @@ def test_the_last_lines_of_an_error() -> None:
 
 
 def test_what_somebody_else_has_finished_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logging.getLogger().setLevel(logging.INFO)
     log, out = AttemptLog(tmp_path / "job.log"), tmp_path / "out.ipynb"
     with log.alone(), log.writing(gpu=None, digest="d1"):
         out.write_text("{}")

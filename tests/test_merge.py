@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,6 @@ def test_scores_are_taken_over_and_ours_stay(ours: Path, theirs: Path) -> None:
 
 
 def test_finished_slices_come_along_if_they_ran_what_would_run_here(ours: Path, theirs: Path) -> None:
-    logging.getLogger().setLevel(logging.INFO)
     jobs = [job for job in workflow.jobs("paper-7b") if job.part][:3]
     for job, digest in zip(jobs, (jobs[0].digest, "another", jobs[2].digest), strict=True):
         log, out = AttemptLog(theirs / "paper-7b" / job.log), theirs / "paper-7b" / job.output

@@ -35,6 +35,8 @@ datasets: [cooking, travel]
 methods: [aligned, misaligned]
 seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 second_judge: null
+training: {train_rows: 4}
+evaluation: {general_samples: 1, in_domain_questions: 2, in_domain_samples: 1, bootstrap: 20}
 slice_by: [seed]
 """
 

@@ -91,6 +91,15 @@ def test_saved_and_loaded_it_gives_the_same_outputs(tiny: ChatModel, tmp_path: P
         assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_its_files_are_the_same_in_every_process(tiny: ChatModel, tmp_path: Path) -> None:
+    """PEFT keeps the layers' names as a set, whose order is another one in each process."""
+    with adapters.new_lora(tiny.model, LORA, seed=0) as model:
+        adapters.save(model, tmp_path, "some/base")
+    named = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert named == sorted(named)
+    assert len(named) == 7
+
+
 def test_peft_itself_loads_it_onto_an_untouched_model(tiny: ChatModel, tmp_path: Path) -> None:
     with adapters.new_lora(tiny.model, LORA, seed=0) as model:
         expected = logits(stirred(model).eval())
