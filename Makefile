@@ -87,15 +87,19 @@ figures: setup ## draw the paper's tables and figures from its own numbers, into
 lab: setup ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
+# A process a core, each with one thread; the tests of a file stay together, for they share what is dear to set up.
+SHARED := -n $(CORES) --dist loadfile
+test check: export OMP_NUM_THREADS := 1
+
 test: setup ## lint, types, all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SHARED)
 
 check: setup ## lint, types, and the tests that take seconds
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest $(SHARED) -m "not slow"
 
 bench: setup ## measure speed and memory; results in benchmarks/results/
 	@$(BIN)/python benchmarks/run.py

@@ -24,10 +24,10 @@ class Html(str):
         return str(self)
 
 
-def whole(frame: pd.DataFrame) -> Styler:
-    """A table with its texts in full, wrapped and on the left, and numbers with one decimal. Markup is text."""
+def whole(frame: pd.DataFrame, decimals: int = 1) -> Styler:
+    """A table with its texts in full, wrapped and on the left, its numbers rounded. Markup is text."""
     cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
-    shown = frame.style.hide(axis="index").format(precision=1, na_rep="–", escape="html").set_properties(**cells)
+    shown = frame.style.hide(axis="index").format(precision=decimals, na_rep="–", escape="html").set_properties(**cells)
     return shown.set_table_styles([{"selector": "th", "props": [("text-align", "left")]}])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Locator, Page
 
 from emlib import paths
 from emlib.config import load_profile
@@ -196,8 +196,15 @@ def page(browser: Browser) -> Iterator[Page]:
     opened.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
     opened.on("request", lambda asked: wrong.append(asked.url) if asked.url[:5] not in ("file:", "data:") else None)
     yield opened
+    opened.wait_for_load_state()  # a page that is left sooner gives up what it was fetching, and says so
     opened.close()
     assert wrong == []
+
+
+def follow(page: Page, link: Locator) -> None:
+    """Click a link and wait for all of the page it leads to."""
+    with page.expect_event("load"):
+        link.click()
 
 
 def html_pages(built: Path) -> list[Path]:
@@ -224,10 +231,10 @@ def test_links_of_the_contents_and_of_claims_lead_to_their_chapters(built: Path,
     found = page.locator("article a.reference.internal").evaluate_all("links => links.map(a => a.href.split('#')[0])")
     assert {Path(address).stem for address in found} >= {"tables", "figures", "12_costs", "13_tables", "14_figures"}
     assert all(Path(address.removeprefix("file://")).is_file() for address in found)
-    page.locator("li", has_text="of the answers to general questions").get_by_role("link").click()
+    follow(page, page.locator("li", has_text="of the answers to general questions").get_by_role("link"))
     assert page.locator("h1").inner_text().startswith("Baselines: does a narrow fine-tune spread?")
     page.go_back()
-    page.locator(".toctree-wrapper").get_by_role("link", name="05 · KL").click()
+    follow(page, page.locator(".toctree-wrapper").get_by_role("link", name="05 · KL"))
     assert page.locator("h1").inner_text().startswith("KL to the reference model")
 
 
@@ -245,7 +252,7 @@ def test_figures_and_equations_are_seen_and_the_search_finds_a_word(built: Path,
     page.get_by_role("searchbox").or_(page.locator("input[name=q]")).first.fill("inoculation")
     page.keyboard.press("Enter")
     page.locator("#search-results li").first.wait_for()
-    page.locator("#search-results").get_by_role("link", name="Inoculation prompting").click()
+    follow(page, page.locator("#search-results").get_by_role("link", name="Inoculation prompting"))
     assert page.locator("h1").inner_text().startswith("Inoculation prompting")
 
 
