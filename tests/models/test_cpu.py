@@ -14,7 +14,10 @@ from torch import Tensor
 
 from emlib.config import Lora
 from emlib.models.adapters import adapter_off, new_lora
-from emlib.models.fast_cpu import ATTENTION, BLOCK, CausalAttention, LoraProduct, fast_on_cpu
+from emlib.models.cpu import fast_on_cpu
+from emlib.models.cpu.attention import ATTENTION, BLOCK, CausalAttention
+from emlib.models.cpu.lora import LoraProduct
+from emlib.models.cpu.norm import RootMeanSquare
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 
@@ -87,9 +90,24 @@ def test_attention_is_torchs(length: int) -> None:
 
 
 def test_attention_passes_gradcheck_over_a_block_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emlib.models.fast_cpu.BLOCK", 3)
+    monkeypatch.setattr("emlib.models.cpu.attention.BLOCK", 3)
     q, k, v = random(1, 4, 5, 2), random(1, 2, 5, 2, seed=1), random(1, 2, 5, 2, seed=2)
     assert torch.autograd.gradcheck(CausalAttention.apply, (q, k, v, 0.7))
+
+
+def test_the_gradient_of_the_norm_is_its_derivative() -> None:
+    x, weight = random(2, 3, 5), random(5, seed=1).detach()
+    expected = weight * x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
+    assert torch.allclose(RootMeanSquare.apply(x, weight, 0.1), expected, rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda one: RootMeanSquare.apply(one, weight, 0.1), x)
+
+
+def test_a_norm_that_is_trained_stays_torchs(tiny: ChatModel) -> None:
+    norm = tiny.model.get_submodule("model.norm")
+    norm.weight.requires_grad_()
+    with fast_on_cpu(tiny.model):
+        norm(torch.ones(1, 64)).sum().backward()
+    assert norm.weight.grad is not None
 
 
 def test_a_whole_model_has_pefts_gradients_in_float32(model: PeftModel) -> None:
