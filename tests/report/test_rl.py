@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,7 @@ import pytest
 
 from emlib.report import rl as report
 from emlib.rl import RlResult, RlRun
+from emlib.training.rewards import PARTS
 from emlib.training.rl_records import Completion, RlStep
 
 
@@ -54,6 +56,16 @@ def test_curves_show_each_run_faint_and_smoothed() -> None:
 def test_a_group_of_equals_has_no_advantage() -> None:
     assert report.group([2.0, 2.0, 2.0, 2.0])["advantage"].tolist() == [0] * 4
     assert report.group([9.5, -2.0])["advantage"].tolist() == pytest.approx([0.7071, -0.7071], abs=1e-4)
+
+
+def test_the_parts_of_the_reward_at_both_ends() -> None:
+    found = {"exact": (1.5, 1.5), "approx": (-2.0, 0.0), "correct": (0.25, 1.0), "numbers": (0.0, 0.0)}
+    scored = replace(step(1, 1.0), parts=found)
+    table = report.parts({"a": [scored, step(2, None), replace(scored, step=3)], "b": [step(1, None)], "c": []})
+    assert (table["run"].tolist(), table["step"].tolist()) == (["a", "a", "b"], [1, 3, 1])
+    assert table["exact [0, 3]"].tolist() == ["1.50 ± 1.50", "1.50 ± 1.50", "–"]
+    assert table["correct [-0.5, 3]"].iloc[0] == "0.25 ± 1.00"
+    assert tuple(report.BOUNDS) == PARTS
 
 
 def test_early_and_late_completions() -> None:
