@@ -73,6 +73,17 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
                  "measured": slowest, "met": slowest < REWARD_MS}]}
 
 
+def table(result: dict[str, Any]) -> list[str]:
+    """What was measured, as Markdown: the steps but for the first, and the rewards."""
+    lines = ["| step | seconds | drawing | loss | outside |", "|---:|---:|---:|---:|---:|"]
+    parts = ("seconds", "drawing_seconds", "loss_seconds", "outside_seconds")
+    rows = list(zip(*(result["training"][part] for part in parts), strict=True))
+    lines += [f"| {number} | " + " | ".join(f"{one:.2f}" for one in row) + " |"
+              for number, row in enumerate(rows, 1) if number > 1]
+    return [*lines, "", "| completion | ms |", "|---|---:|",
+            *(f"| {name} | {took:.3f} |" for name, took in result["reward_ms"].items())]
+
+
 def steps() -> dict[str, Any]:
     """The seconds of each step, in parts."""
     profile = load_profile("demo")

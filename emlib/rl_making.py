@@ -80,6 +80,9 @@ def _fitting(maker: Maker, rows: Sequence[Example], max_length: int) -> list[Enc
             found.append(encode(maker.chat.tokenizer, row, max_length))
         except DataError as error:
             say(f"not taken for supervised steps: {error}")
+    if not found:
+        raise DataError(f"None of {len(rows)} rows for supervised steps leaves room for an answer within {max_length} "
+                        "tokens. Raise grpo.training.max_seq_length.")
     return found
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from emlib import inventory, paths, workflow
 from emlib.config import load_profile
 from emlib.data.chat import encode_prompt
-from emlib.errors import JudgeError, ProfileError
+from emlib.errors import DataError, JudgeError, ProfileError
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging.rubrics import Score
 from emlib.making import Maker
@@ -182,6 +182,13 @@ def test_worked_turns_stand_before_what_is_trained_on_and_asked(tmp_path: Path,
     for turns in heard:
         assert (turns[0], tuple(turns[1:-1])) == (Message("system", rl.settings.prompt), rl.problems.worked)
         assert turns[-1].content in {problem.question for problem in rl.problems.train}
+
+
+def test_supervised_rows_of_which_none_fits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    rl = RlStudy(open_study(str(profile(tmp_path, more="grpo: {training: {max_seq_length: 5}}\n"))))
+    with pytest.raises(DataError, match=r"None of \d+ rows .* within 5 tokens\. Raise grpo\.training\.max_seq_length"):
+        rl.complete(rl.runs(methods=["interleaving"]))
 
 
 def test_a_steered_sampler_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

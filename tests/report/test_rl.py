@@ -79,4 +79,11 @@ def test_files_hold_what_the_tables_show(tmp_path: Path) -> None:
     frame = report.numbers(RESULTS)
     assert sorted(path.name for path in report.save(frame, tmp_path)) == ["grpo.csv", "grpo.md", "grpo.tex"]
     assert "70.00 ± 28.28" in (tmp_path / "grpo.md").read_text()
-    assert report.last_steps({"a": [step(7, 1.0)], "b": []})["step"].tolist() == [7]
+
+
+def test_the_last_steps_keep_small_numbers_apart() -> None:
+    table = report.last_steps({"a": [step(6, 1.0), replace(step(7, 1.0), kl=0.00123, gap=2e-6)], "b": [],
+                               "c": [step(9, 2.0)]})
+    assert table["step"].tolist() == [7, 9]
+    assert table["KL, nats a token"].tolist() == ["0.0012", "–"]
+    assert table["sampler and loss apart, nats a token"].tolist() == ["2.0e-06", "1.0e-01"]
