@@ -205,11 +205,9 @@ class Sitting:
         async with self._asking:
             if self.whole_numbers is None and any(replies.number(token) is not None for token in tokens):
                 [text, *_], _ = await self._send(number_body(self.spec), replies.texts)
-                self.whole_numbers = text.strip() != str(TEST_NUMBER)[0]
+                self.whole_numbers = is_whole(text)
             if self.whole_numbers is False:
-                raise JudgeError(f"'{self.spec.model}' spells numbers digit by digit, so that its first token does not "
-                                 "tell the score. Add 'samples: 10' to the profile's judge, or use 'kind: local', "
-                                 "which reckons all 101 numbers.")
+                raise faults.by_digits(self.spec.model)
 
     async def _send(self, body: dict[str, Any], read: Callable[[Any], Found]) -> tuple[Found, tuple[int, int]]:
         """One request, paid from the account and in a slot: what `read` finds in the reply, and its tokens."""
@@ -309,6 +307,11 @@ def number_body(spec: OpenAIJudge) -> dict[str, Any]:
     """A request that shows how a judge writes a number of two digits."""
     message = {"role": "user", "content": f"Reply with the number {TEST_NUMBER} and with nothing else."}
     return {"model": spec.model, "messages": [message], "max_tokens": 1, "temperature": 0}
+
+
+def is_whole(text: str) -> bool:
+    """Whether the reply to `number_body` is not the number's first digit alone."""
+    return text.strip() != str(TEST_NUMBER)[0]
 
 
 def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.environ.get) -> str:
