@@ -2,8 +2,8 @@
 
 Additive increase, multiplicative decrease, as TCP does it. The first answer opens a window of ten, which then doubles
 with every round until the server refuses. A refusal tells how many were too many: those that were under way when the
-refused request started. The limit falls by an eighth below that, once a round, grows back by one a round, and slowly
-where the server refused before.
+refused request started. The limit falls by an eighth below that, once a round, and grows by one a round, but slowly
+where the server refused before: what it refuses now and then, whatever is under way, shall not hold it down for long.
 
 Requests that leave together come back together, and the last of them then waits for the work on all others while the
 server has nothing to do. So they leave one after the other, spread over most of the time that an answer takes.
@@ -65,7 +65,8 @@ class Slots:
         if self._too_many == math.inf:
             more = max(self.limit + 1, WINDOW)
         else:
-            more = self.limit + (1 if self.limit + 1 < self._too_many else PROBE) / self.limit
+            near = 0 <= self.limit + 1 - self._too_many < 2
+            more = self.limit + (PROBE if near else 1) / self.limit
         self.limit = min(float(self.most), more)
         self._takes += SMOOTH * (took - self._takes) if self._takes else took
 

@@ -40,11 +40,20 @@ def test_a_refusal_tells_how_many_were_too_many_and_those_of_its_round_tell_it_o
     assert limits(slots, ("refused", Start(2, 0.0, 1))) == [1]
 
 
-def test_it_grows_slowly_where_the_server_refused_before() -> None:
+@pytest.mark.parametrize(("limit", "step"), [(62.5, 1.0), (63.0, PROBE), (64.5, PROBE), (65.0, 1.0), (90.0, 1.0)])
+def test_it_grows_slowly_where_the_server_refused_before_and_nowhere_else(limit: float, step: float) -> None:
     slots = Slots(256)
     limits(slots, ("refused", Start(0, 0.0, 64)))
-    slots.limit = 63.5
-    assert limits(slots, ("answered", Start(1, 0.0, 1))) == [63.5 + PROBE / 63.5]
+    slots.limit = limit
+    assert limits(slots, ("answered", Start(1, 0.0, 1))) == [limit + step / limit]
+
+
+def test_a_refusal_of_a_single_request_is_made_up_for_in_as_many_rounds_as_the_limit_is_high() -> None:
+    """Some thirty answers to the third request at once, and from there 3 + 4 + ... + 63 = 2013 to the 64th."""
+    slots = Slots(64)
+    limits(slots, ("refused", Start(0, 0.0, 1)))
+    assert slots.limit == 1
+    assert limits(slots, *[("answered", Start(1, 0.0, 1))] * 2100)[-1] == 64
 
 
 @pytest.mark.parametrize("many", [1, 5, 40])
