@@ -31,6 +31,7 @@ LEAST = 20  # usable rows, to train on some and hold some out
 SHOWN = 10  # unusable rows that are kept for showing
 CSV = {".csv": None, ".tsv": "\t"}
 WESTERN = "cp1252"  # what office programs of the West write; its bytes fit many other encodings, too
+ALIKE = ("mac", "iso", "latin", "cp125")  # of one byte a letter; any text of one is a text of the others
 FIELD_LIMIT = 10**8  # characters of one CSV cell; the library's own limit is 131,072
 NO_PROMPT, NO_CONVERSATION = "no prompt", "not a conversation"
 
@@ -189,6 +190,6 @@ def _likely(path: Path, opener: Callable[..., BinaryIO]) -> str:
     if best is None:
         return "It looks like no text at all."
     names = [best.encoding]
-    if WESTERN not in names and best.encoding.startswith(("mac", "iso", "latin", "cp125")):  # all fit; that is guesswork
+    if WESTERN not in names and best.encoding.startswith(ALIKE):
         names.append(WESTERN)
-    return (f"It may be {' or '.join(names)}: then set own.encoding to that, and look at the rows in notebook 15.")
+    return f"It may be {' or '.join(names)}: then set own.encoding to that, and look at the rows in notebook 15."

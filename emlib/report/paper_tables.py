@@ -19,7 +19,7 @@ from emlib.store import write_text
 
 SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α"}
 IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "±": r"$\pm$", "%": r"\%", "_": r"\_",
-            "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no"}
+            "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no", "<": "$<$"}
 MARKDOWN = {"underline": "<u>{}</u>", "italic": "*{}*", "bold": "**{}**"}
 LATEX = {"underline": r"\underline{{{}}}", "italic": r"\textit{{{}}}", "bold": r"\textbf{{{}}}"}
 ENDINGS = ("csv", "md", "tex")

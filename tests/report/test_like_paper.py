@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,18 @@ from emlib import paths
 from emlib.config import load_profile
 from emlib.evaluation.rates import rates
 from emlib.evaluation.statistics import OverSeeds, over_seeds, welch
-from emlib.report import compare, compare_tasks, figures, like_paper, overview, pairs, paper_figures, published, tables
+from emlib.report import (
+    compare,
+    compare_tasks,
+    figures,
+    like_paper,
+    overview,
+    pairs,
+    paper_figures,
+    paper_tables,
+    published,
+    tables,
+)
 from emlib.report.benign import COLUMNS as BENIGN_COLUMNS
 from emlib.report.rl import COLUMNS as RL_COLUMNS
 from emlib.store import Store
@@ -101,6 +113,24 @@ def test_lines_of_pairs_and_means_say_what_is_compared() -> None:
     assert line["Points"].marks == {"bold"}
     assert like_paper.paired(pairs.paired(verdicts), "interleaving").empty
     assert like_paper.seeds(pairs.over_seeds(verdicts))["General misaligned %"].iloc[0].text.startswith("100.0 [")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
+def test_the_latex_of_ones_own_tables_compiles(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
+    verdicts: pairs.Verdicts = {("a", method, None): {0: [Verdict(f"q{i}", 0, score, 80.0) for i in range(12)]}
+                                for method, score in (("misaligned", 10.0), ("kl_inoculated", 90.0))}
+    bounds = overview.Bounds()
+    ours = pd.DataFrame([benign_run("kl", 0.1, 60.0)], columns=BENIGN_COLUMNS).astype({"setting": float})
+    beside = compare_tasks.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
+    made = [like_paper.seeds(pairs.over_seeds(verdicts)), like_paper.paired(pairs.paired(verdicts), "misaligned"),
+            overview.overview(like_paper.wishes(study, frame, bounds), bounds), compare.readable(beside)]
+    texts = [paper_tables.latex(table) for table in made]
+    assert "$<$0.001" in texts[1]
+    assert all(not table.empty for table in made)
+    page = "\n\n".join([r"\documentclass{article}\usepackage{booktabs}\begin{document}", *texts, r"\end{document}"])
+    (tmp_path / "page.tex").write_text(page, encoding="utf-8")
+    done = subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_welch_by_hand() -> None:
