@@ -18,6 +18,7 @@ from emlib.report.averages import over_datasets
 from emlib.report.from_paper import FIGURES, numbers
 from emlib.report.paper_figures import Sources
 from emlib.report.paper_tables import Cell, label
+from emlib.report.tables import MEASURES
 from emlib.rl import RlResult, RlStudy
 from emlib.study import Study
 
@@ -67,7 +68,8 @@ def beside(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 def wishes(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.DataFrame:
     """What Table 1 is derived from, `overview.measured`: here a row a method and setting."""
     rates, tasks, reinforced = (_settings_as_methods(each) for each in (
-        with_numbers(frame, study.profile.methods), benign_numbers(study), rl_numbers(study)))
+        with_numbers(frame, study.profile.methods).dropna(subset=list(MEASURES)), benign_numbers(study),
+        rl_numbers(study)))
     if "misaligned" not in set(rates["method"]):
         return pd.DataFrame(columns=["method", *overview.WISHES])
     with_baseline = rates[rates["dataset"].isin(rates.loc[rates["method"] == "misaligned", "dataset"])]

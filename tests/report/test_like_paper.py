@@ -85,6 +85,7 @@ def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_pat
     assert like_paper.sources(study, unscored) == {}
     assert like_paper.draw("pareto", {}, tmp_path) == []
     assert like_paper.draw_questions({}, tmp_path) == []
+    assert like_paper.wishes(study, unscored, overview.Bounds()).empty
 
 
 def test_each_figure_is_saved(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
