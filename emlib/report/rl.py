@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import cycle
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.report.figures import styles
-from emlib.rl import RlResult
+from emlib.rl import RlResult, RlRun
 from emlib.store import write_text
 from emlib.training.rewards import advantages
 from emlib.training.rl_records import Completion, RlStep
@@ -22,6 +22,7 @@ from emlib.training.rl_records import Completion, RlStep
 MEASURES = {"train_accuracy": "Train acc %", "train_reward": "Train reward", "eval_accuracy": "Eval acc %",
             "eval_reward": "Eval reward"}
 BOUNDS = {"exact": "[0, 3]", "approx": "[-2, 2]", "correct": "[-0.5, 3]", "numbers": "[0, 1.5]"}  # B.3
+COLUMNS = [*(field.name for field in fields(RlRun)), *MEASURES, "asked"]
 
 
 def group(totals: Sequence[float]) -> pd.DataFrame:
@@ -32,7 +33,7 @@ def group(totals: Sequence[float]) -> pd.DataFrame:
 def numbers(results: Sequence[RlResult]) -> pd.DataFrame:
     """One row a run; accuracies in percent; NaN where nothing was trained."""
     frame = pd.DataFrame([asdict(result.run) | {name: getattr(result, name) for name in (*MEASURES, "asked")}
-                          for result in results])
+                          for result in results], columns=COLUMNS)
     for name in MEASURES:
         frame[name] = frame[name].astype(float) * (100 if name.endswith("accuracy") else 1)
     return frame
