@@ -21,7 +21,7 @@ from contenders import versions
 from peft import PeftModel
 
 from emlib import paths
-from emlib.config import load_profile
+from emlib.config import ModelSpec, load_profile
 from emlib.data.chat import Encoded, encode_all
 from emlib.data.pools import read_pool
 from emlib.data.sources import locate
@@ -38,7 +38,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     """Load the first model, score everything, and report; loading that one counts for nobody, loading others does."""
     profile = load_profile(job["profile"])
     rows = read_pool(locate(job["source"]), "instruct").rows[:job["rows"]]
-    chat = load(profile.model, paths.cache())
+    chat = load(_spec(job), paths.cache())
     encoded = encode_all(chat.tokenizer, rows, profile.training.max_seq_length)
     folders = [Path(folder) for folder in job["adapters"]]
     others, started, busy = machine.Others(), time.perf_counter(), time.process_time()
@@ -90,8 +90,12 @@ def _under(chat: Any, folder: Path | None) -> Any:
     return nullcontext(chat.model) if folder is None else adapters.loaded(chat.model, folder)
 
 
+def _spec(job: dict[str, Any]) -> ModelSpec:
+    return load_profile(job["profile"]).model.model_copy(update={"dtype": job["dtype"]})
+
+
 def _own_model(folder: Path, job: dict[str, Any]) -> PeftModel:
-    base = load(load_profile(job["profile"]).model, paths.cache())
+    base = load(_spec(job), paths.cache())
     return PeftModel.from_pretrained(base.model, str(folder)).eval()
 
 

@@ -26,7 +26,8 @@ from emlib.models import adapters
 from emlib.models.load import load
 
 NAME = "scoring_cpu"
-JOB = {"profile": "code-smoke", "source": "alpaca", "rows": 300, "token_budget": 2048, "batch_rows": 8}
+JOB = {"profile": "code-smoke", "source": "alpaca", "rows": 300, "token_budget": 2048, "batch_rows": 8,
+       "dtype": machine.dtype()}
 K = 3
 SPEED, MEMORY, BATCHED = 1.6, 0.5, 1.15  # the bars: at least, at most, at least
 APART = 0.05  # nats that two ways may differ by in bf16, the mean over rows
@@ -53,7 +54,8 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
 def random_adapters(folder: Path) -> list[Path]:
     """K adapters of the profile's rank with random weights: what scoring costs does not depend on them."""
     profile = load_profile(str(JOB["profile"]))
-    chat, places = load(profile.model, paths.cache()), [folder / str(number) for number in range(K)]
+    spec = profile.model.model_copy(update={"dtype": JOB["dtype"]})
+    chat, places = load(spec, paths.cache()), [folder / str(number) for number in range(K)]
     for number, place in enumerate(places):
         with adapters.new_lora(chat.model, profile.lora, number) as model:
             drawn = torch.Generator().manual_seed(number)

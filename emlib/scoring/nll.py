@@ -15,6 +15,7 @@ from torch import nn
 
 from emlib.data.chat import Encoded
 from emlib.digests import of_value
+from emlib.models.cpu import fast_on_cpu
 from emlib.models.logprobs import head, last_hidden, predicting, token_nll
 from emlib.progress import bar
 from emlib.scoring.ledger import Ledger
@@ -48,7 +49,8 @@ def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
     the faster kernel that this allows.
     """
     batch = collate(rows, next(model.parameters()).device)
-    hidden = last_hidden(model, batch.input_ids, None)
+    with fast_on_cpu(model):
+        hidden = last_hidden(model, batch.input_ids, None)
     per_token = token_nll(*predicting(hidden, batch.input_ids, batch.response_mask), head(model))
     return [float(row.mean()) for row in per_token.split([row.response_tokens for row in rows])]
 

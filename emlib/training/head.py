@@ -17,10 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emlib.models.logprobs import causal_lm
+from emlib.models.logprobs import CHUNK, IN_CACHE, causal_lm
 
-CHUNK = 256  # tokens whose logits exist at once: 50 MB in float32 at 49,152 words, 156 MB at Qwen's 151,936
-IN_CACHE = 8  # tokens whose logits a CPU takes from them to their gradient at once
 IGNORED = -100  # a target on which cross-entropy does not count
 
 
