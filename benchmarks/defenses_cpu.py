@@ -23,7 +23,7 @@ from training_cpu import spread
 
 NAME = "defenses_cpu"
 JOB = {"profile": "code-smoke", "source": "insecure", "rows": 32, "seed": 0, "dtype": machine.dtype()}
-REPETITIONS = 3
+REPETITIONS = 2
 PATIENCE, QUIET = 30, 0.05
 PLAIN, NAIVE = "plain", "naive KL (second model, full logits)"
 CONTENDERS: dict[str, list[dict[str, Any]]] = {

@@ -201,6 +201,7 @@ def test_a_profile_that_extends_another_says_only_what_differs(tmp_path: Path) -
     ("extends: theirs\n", ["in turn"]),
     ("extends: mine\ntraining: {epocs: 1}\n", ["'training.epocs'", "Did you mean 'epochs'?"]),
     ("extends: mine\nseeds: 1\n", ["'seeds' is 1"]),
+    ("extends: mine\nlora: {target_modules: [q_proj, lm_head]}\n", ["'lora.target_modules'", "lm_head stays frozen"]),
 ])
 def test_a_mistake_in_a_profile_that_extends_another_is_named(tmp_path: Path, yours: str, words: list[str]) -> None:
     (tmp_path / "mine.yaml").write_text(MINE, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from emlib.config.words import Positive
 from emlib.strict import Strict
@@ -18,6 +18,15 @@ class Lora(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = True
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    @field_validator("target_modules")
+    @classmethod
+    def _between_embeddings_and_head(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The losses take the head as frozen, and the reference model's for the trained one's."""
+        for name in names:
+            if name in ("lm_head", "embed_tokens"):
+                raise ValueError(f"{name} stays frozen in this study. Name layers of the decoder blocks")
+        return names
 
 
 class Training(Strict):
