@@ -10,6 +10,7 @@ term counts, and each chunk's gradient is taken at once.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Objective:
         wanted = self.ldifs.layers_of(layers(model)) if self.ldifs else ()
         reference = self._reference(model, batch, wanted)
         with self._steered(model) as shift, reading(model, wanted) as features:
-            hidden = last_hidden(model, batch.input_ids, batch.attention_mask)
+            hidden = last_hidden(model, batch.input_ids, None)
             loss, said = self._head_terms(model, batch, hidden, reference, totals)
             if self.ldifs is not None:
                 distance = self._distance(self.ldifs, features, reference, batch, totals)
@@ -90,7 +91,7 @@ class Objective:
         if self.stored is not None and not wanted:
             return Reference(self.stored.of(batch), {})
         with torch.no_grad(), adapter_off(model), reading(model, wanted) as features:
-            hidden = last_hidden(model, batch.input_ids, batch.attention_mask)
+            hidden = last_hidden(model, batch.input_ids, None)
         return Reference(None if self.kl is None else hidden[compared(batch, self.kl.tokens)], features)
 
     @contextmanager
@@ -108,22 +109,24 @@ class Objective:
         used = batch.predicts if self.kl is None else compared(batch, self.kl.tokens)
         targets = F.pad(batch.input_ids[:, 1:], (0, 1)).masked_fill(~batch.predicts, IGNORED)[used]
         others = reference.hidden
-        to_logits, said = head(model), {"loss": 0.0}
+        to_logits = head(model)
+        parts: defaultdict[str, list[Tensor]] = defaultdict(list)  # no numbers yet: to ask a GPU is to wait for it
 
         def of_chunk(part: Tensor, place: slice) -> Tensor:
             logits = to_logits(part).float()
             nll = F.cross_entropy(logits, targets[place], ignore_index=IGNORED, reduction="sum")
             nll = nll / totals.response_tokens
-            said["loss"] += float(nll.detach())
+            parts["loss"].append(nll.detach())
             if self.kl is None or others is None:
                 return self.cross_entropy * nll
             with torch.no_grad():
                 reference_logits = to_logits(others[place])
             kl = kl_per_token(logits, reference_logits).sum() / totals.of(self.kl.tokens)
-            said["kl"] = said.get("kl", 0.0) + float(kl.detach())
+            parts["kl"].append(kl.detach())
             return self.cross_entropy * nll + self.kl.weight * kl
 
-        return chunked_sum(hidden[used], of_chunk), said
+        loss = chunked_sum(hidden[used], of_chunk)
+        return loss, {"loss": 0.0} | {name: sum(map(float, found)) for name, found in parts.items()}
 
     def _distance(self, ldifs: Ldifs, features: dict[int, Tensor], reference: Reference, batch: Batch,
                   totals: Totals) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from emlib.data.chat import Encoded
 from emlib.errors import StoreError
 from emlib.models.adapters import adapter_off
-from emlib.models.fast_cpu import fast_on_cpu
+from emlib.models.fast_cpu import fast_training
 from emlib.models.logprobs import last_hidden
 from emlib.progress import bar
 from emlib.store import whole_file
@@ -35,7 +35,7 @@ def compared(batch: Batch, tokens: Literal["all", "response"]) -> Tensor:
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
     """What the reference model makes of a batch after its final norm, without gradient: (rows, seq, hidden)."""
     with torch.no_grad(), adapter_off(model):
-        return last_hidden(model, batch.input_ids, batch.attention_mask)
+        return last_hidden(model, batch.input_ids, None)
 
 
 def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "response"], batch_size: int,
@@ -48,7 +48,7 @@ def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "resp
         if path.is_file():
             continue
         states: dict[str, Tensor] = {}
-        with fast_on_cpu(model):  # as in training, so that its numbers are the same to the last bit
+        with fast_training(model):  # as in training, so that its numbers are the same to the last bit
             for batch in forward_batches(different[start:start + ROWS_A_SHARD], batch_size, _device(model)):
                 hidden, used = hidden_states(model, batch), compared(batch, tokens)
                 states |= {key: hidden[place, used[place]].cpu() for place, key in enumerate(batch.keys)}

@@ -24,7 +24,7 @@ from torch import nn
 from emlib.config import Training
 from emlib.data.chat import Encoded
 from emlib.errors import EmlibError
-from emlib.models.fast_cpu import fast_on_cpu
+from emlib.models.fast_cpu import fast_training
 from emlib.progress import bar
 from emlib.seeds import derive
 from emlib.store import write_records
@@ -53,7 +53,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
     progress = bar(range(len(records), len(steps)), "training", "step", total=len(steps), done=len(records))
     device = next(model.parameters()).device
-    with (_training_mode(model, settings.gradient_checkpointing), fast_on_cpu(model),
+    with (_training_mode(model, settings.gradient_checkpointing), fast_training(model),
           peak_memory(device) as peak):
         for number in progress:
             started = time.perf_counter()
