@@ -1,4 +1,4 @@
-"""The pins of a GPU's packages: chosen where there is one, those of a CPU otherwise the same, and to be had together."""
+"""The pins of a GPU's packages: taken where there is one, else those of a CPU, and to be had together."""
 
 from __future__ import annotations
 

@@ -98,5 +98,12 @@ def token_nll(hidden: Tensor, targets: Tensor, to_logits: Callable[[Tensor], Ten
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
+@torch.inference_mode()
+def token_logprobs(model: nn.Module, ids: Tensor) -> list[float]:
+    """The log p of one row's second to last token given those before it, in nats: (seq,) -> seq - 1 numbers."""
+    hidden = last_hidden(model, ids[None], None)[0, :-1]
+    return (-token_nll(hidden, ids[1:], head(model))).tolist()
+
+
 def _nll(hidden: Tensor, targets: Tensor, to_logits: Callable[[Tensor], Tensor]) -> Tensor:
     return F.cross_entropy(to_logits(hidden).float(), targets, reduction="none")
