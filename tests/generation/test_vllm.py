@@ -175,7 +175,7 @@ def test_the_rank_is_one_that_the_kernels_take(tmp_path: Path) -> None:
     told = arguments(spec, tmp_path, 24, 100, 1)
     assert told[:4] == ["serve", "owner/model", "--revision", "a" * 40]
     assert told[told.index("--max-lora-rank") + 1] == "32"
-    with pytest.raises(EmlibError, match="lora.rank is 1024"):
+    with pytest.raises(EmlibError, match=r"lora\.rank is 1024"):
         arguments(spec, tmp_path, 1024, 100, 1)
 
 
