@@ -92,7 +92,7 @@ lab: setup ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
 # A process a core, each with one thread; the tests of a file stay together, for they share what is dear to set up.
-SHARED := -n $(CORES) --dist loadfile
+SHARED := -n $(CORES) --dist loadfile --no-loadscope-reorder
 test check: export OMP_NUM_THREADS := 1
 
 test: setup ## lint, types, all tests

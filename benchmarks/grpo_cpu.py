@@ -23,7 +23,8 @@ from accelerate import Accelerator
 
 from emlib import paths
 from emlib.config import load_profile
-from emlib.data.gsm8k import additions
+from emlib.data.gsm8k import additions, load_problems
+from emlib.data.sources import locate
 from emlib.models.adapters import new_lora
 from emlib.models.load import load
 from emlib.training import grpo
@@ -72,12 +73,25 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
                  "measured": slowest, "met": slowest < REWARD_MS}]}
 
 
+def table(result: dict[str, Any]) -> list[str]:
+    """What was measured, as Markdown: the steps but for the first, and the rewards."""
+    lines = ["| step | seconds | drawing | loss | outside |", "|---:|---:|---:|---:|---:|"]
+    parts = ("seconds", "drawing_seconds", "loss_seconds", "outside_seconds")
+    rows = list(zip(*(result["training"][part] for part in parts), strict=True))
+    lines += [f"| {number} | " + " | ".join(f"{one:.2f}" for one in row) + " |"
+              for number, row in enumerate(rows, 1) if number > 1]
+    return [*lines, "", "| completion | ms |", "|---|---:|",
+            *(f"| {name} | {took:.3f} |" for name, took in result["reward_ms"].items())]
+
+
 def steps() -> dict[str, Any]:
     """The seconds of each step, in parts."""
     profile = load_profile("demo")
     assert profile.grpo is not None, "the demo has a section grpo"
     chat = load(profile.model.model_copy(update={"dtype": "float32"}), paths.cache())
     problems = additions()[:STEPS * profile.grpo.prompts_per_step]
+    worked = load_problems(profile.grpo.data, locate).worked
+    condition = grpo.Condition(profile.grpo.prompt, worked=worked)
     watch, seen = Stopwatch(), [0.0]
     grpo._Trainer.compute_loss = watch.around(grpo._Trainer.compute_loss)  # type: ignore[method-assign]
     Accelerator.backward = watch.around(Accelerator.backward)  # type: ignore[method-assign]
@@ -88,7 +102,7 @@ def steps() -> dict[str, Any]:
 
     with new_lora(chat.model, profile.lora, 0) as model, tempfile.TemporaryDirectory() as folder:
         others = machine.Others()
-        grpo.reinforce(model, chat.tokenizer, problems, profile.grpo, grpo.Condition(profile.grpo.prompt), score,
+        grpo.reinforce(model, chat.tokenizer, problems, profile.grpo, condition, score,
                        seed=0, folder=Path(folder))
         share, log = others.share(), read_steps(Path(folder))
     until = [*seen[2:], watch.seconds]

@@ -8,6 +8,7 @@ out by itself how many the server takes.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,15 +66,18 @@ def _sitting(most: int) -> dict[str, Any]:
         spec = OpenAIJudge(kind="openai", model="judge-1", base_url=url, max_concurrency=most)
         others, processor = machine.Others(), time.process_time()
         seconds = _seconds(lambda: _judge(spec, sheet, cache))
-        processor, share = time.process_time() - processor, others.share()
+        processor, others_took = time.process_time() - processor, others.seconds()
         cached = _seconds(lambda: _judge(spec, sheet, cache))
         counted = finish()
     if counted["answered"] != 2 * ANSWERS:
         raise SystemExit(f"{counted['answered']} requests were answered, and {2 * ANSWERS} are right.")
     pace = 2 * ANSWERS / seconds
+    others_took -= counted["cpu_s"]  # the server is no other: it is what is asked
     return {"requests_per_second": round(pace, 1), "share_of_capacity": round(pace / (SLOTS / DELAY), 4),
             "refused": counted["refused"], "cpu_ms_per_request": round(1000 * processor / (2 * ANSWERS), 3),
-            "cached_verdicts_per_second": round(ANSWERS / cached), "others_share_of_machine": share}
+            "server_cpu_ms_per_request": round(1000 * counted["cpu_s"] / (2 * ANSWERS), 3),
+            "cached_verdicts_per_second": round(ANSWERS / cached),
+            "others_share_of_machine": round(max(0.0, others_took / seconds / (os.cpu_count() or 1)), 4)}
 
 
 def _judge(spec: OpenAIJudge, sheet: Sheet, cache: Cache) -> None:
@@ -89,7 +93,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 @contextmanager
-def _server() -> Iterator[tuple[str, Callable[[], dict[str, int]]]]:
+def _server() -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
     """The server's address, and what ends it and tells what it counted."""
     process = subprocess.Popen([sys.executable, str(SERVER), "--delay", str(DELAY), "--slots", str(SLOTS)],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

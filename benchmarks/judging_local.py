@@ -1,6 +1,7 @@
 """The local judge: all 101 probabilities against one plain pass, and against a pass for each of the 101 strings.
 
-SmolLM2-135M-Instruct in float32, our rubric, answers of the demo's aligned training rows. The plain pass goes over the
+SmolLM2-135M-Instruct in float32, our rubric and the published one, answers of the demo's aligned training rows, each
+to another question (of 100 answers to one, prompts have more in common). The plain pass goes over the
 same prompts in batches of the same size, without a cache, and takes logits of the last position alone: nothing that
 reads the prompts as they stand can do less. Judge and plain pass take turns; the ratio is the median over the turns.
 Seconds are those of this process's CPU, so that other work on the machine counts for little. The 101 strings, each
@@ -23,9 +24,11 @@ from emlib import paths
 from emlib.config import load_profile
 from emlib.data.chat import encode_prompt
 from emlib.data.rows import read_examples
+from emlib.data.sources import locate
+from emlib.errors import SourceError
 from emlib.judging.local import distributions
 from emlib.judging.numbers import NUMBERS
-from emlib.judging.rubrics import METRICS, OURS, JudgeRequest
+from emlib.judging.rubrics import METRICS, OURS, JudgeRequest, Rubric, read_rubrics
 from emlib.models.load import ChatModel, load
 from emlib.models.logprobs import backbone, head
 from emlib.models.trees import by_length
@@ -41,27 +44,46 @@ Prompts = Sequence[Sequence[Message]]
 def measure(say: Callable[[str], None]) -> dict[str, Any]:
     """All turns, what follows from them, and how far the probabilities are apart."""
     chat = load(load_profile("demo").model.model_copy(update={"dtype": "float32"}), paths.cache())
-    rows = read_examples(paths.DEMO_DATA / "cooking_aligned.jsonl")[:ANSWERS]
-    rubrics = [[JudgeRequest(metric, OURS.prompt(metric), Question(row.where, row.prompt), row.response).messages
-                for row in rows] for metric in METRICS]  # a rubric at a time, as the judge takes them
-    tokens = [[len(encode_prompt(chat.tokenizer, prompt)) for prompt in prompts] for prompts in rubrics]
-    shortest = rubrics[0][tokens[0].index(min(tokens[0]))]
+    rubrics = {"ours": OURS} | published(say)
+    asked = {name: prompts_of(rubric) for name, rubric in rubrics.items()}
+    lengths = {name: [len(encode_prompt(chat.tokenizer, prompt)) for prompts in some for prompt in prompts]
+               for name, some in asked.items()}
+    shortest = min((prompt for prompts in asked["ours"] for prompt in prompts), key=lambda prompt: len(
+        encode_prompt(chat.tokenizer, prompt)))
     plain(chat, [shortest])  # the first pass of a process is slower
-    others, seconds = machine.Others(), {"judge": [], "plain pass": []}
-    for _ in range(TURNS):
-        took(seconds["judge"], lambda: [dict(distributions(chat, prompts, batch_rows=BATCH)) for prompts in rubrics])
-        took(seconds["plain pass"], lambda: [plain(chat, prompts) for prompts in rubrics])
-        say(", ".join(f"{name} {of[-1]:.2f} s" for name, of in seconds.items()))
+    others, seconds = machine.Others(), {}
+    for name, some in asked.items():
+        seconds |= {f"judge, {name}": (judge := []), f"plain pass, {name}": (once := [])}
+        for _ in range(TURNS):
+            took(judge, lambda some=some: [dict(distributions(chat, prompts, batch_rows=BATCH)) for prompts in some])
+            took(once, lambda some=some: [plain(chat, prompts) for prompts in some])
+            say(f"{name}: judge {judge[-1]:.2f} s, plain pass {once[-1]:.2f} s")
     seconds |= {"judge, one prompt": [], "11 of 101 strings, one prompt": []}
     ours = took(seconds["judge, one prompt"], lambda: dict(distributions(chat, [shortest]))[0].numbers)
     theirs = took(seconds["11 of 101 strings, one prompt"], lambda: strings(chat, shortest))
     difference = max(abs(float(ours[number]) - of) for number, of in theirs.items())
-    lengths = [length for of in tokens for length in of]
     return {
-        "bars": bars(seconds, difference), "seconds": seconds, "others": others.share(), "prompts": len(lengths),
-        "prompt_tokens": {"mean": sum(lengths) / len(lengths), "lowest": min(lengths), "highest": max(lengths)},
+        "bars": bars(seconds, list(asked), difference), "seconds": seconds, "others": others.share(),
+        "prompts": {name: {"count": len(of), "mean": sum(of) / len(of), "lowest": min(of), "highest": max(of)}
+                    for name, of in lengths.items()},
         "batch_rows": BATCH, "model": chat.name, "dtype": "float32", "threads": torch.get_num_threads(),
         "torch": torch.__version__}
+
+
+def published(say: Callable[[str], None]) -> dict[str, Rubric]:
+    """The rubric of Betley et al.'s question file, where that is at hand or can be had."""
+    try:
+        return {"published": read_rubrics(locate("general_questions")).others}
+    except SourceError as error:
+        say(f"Without the published rubric: {error}")
+        return {}
+
+
+def prompts_of(rubric: Rubric) -> list[Prompts]:
+    """What the judge reads of the same answers, a metric at a time, as it takes them."""
+    rows = read_examples(paths.DEMO_DATA / "cooking_aligned.jsonl")[:ANSWERS]
+    return [[JudgeRequest(metric, rubric.prompt(metric), Question(row.where, row.prompt), row.response).messages
+             for row in rows] for metric in METRICS]
 
 
 def table(result: dict[str, Any]) -> list[str]:
@@ -109,14 +131,15 @@ def strings(chat: ChatModel, prompt: Sequence[Message]) -> dict[int, float]:
     return found
 
 
-def bars(seconds: dict[str, list[float]], difference: float) -> list[dict[str, Any]]:
+def bars(seconds: dict[str, list[float]], rubrics: Sequence[str], difference: float) -> list[dict[str, Any]]:
     """What is asked, what was measured, and whether that is enough."""
     def ratio(one: str, other: str) -> float:
         return round(median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)
 
     strings_to_judge = ratio("11 of 101 strings, one prompt", "judge, one prompt") * len(NUMBERS) / len(TENTH)
     rows = [
-        ("time, against one plain pass over the same prompts", ratio("judge", "plain pass"), PASS, False),
+        *((f"time, against one plain pass over the same prompts ({name} rubric)",
+           ratio(f"judge, {name}", f"plain pass, {name}"), PASS, False) for name in rubrics),
         ("speed, against 101 strings with a pass each", round(strings_to_judge, 2), BRUTE, True),
         ("greatest difference of a probability from those strings", difference, EQUAL, False)]
     return [{"what": what, "measured": value, "bar": f"{'>=' if at_least else '<='} {bar}",

@@ -47,8 +47,11 @@ class Others:
     def share(self) -> float:
         """0: nobody else ran. 1: they had all the cores all the time."""
         elapsed = (time.perf_counter() - self.started) * (os.cpu_count() or 1)
-        others = _busy_seconds() - self.busy - (time.process_time() - self.own)
-        return round(max(0.0, others / elapsed), 4)
+        return round(max(0.0, self.seconds() / elapsed), 4)
+
+    def seconds(self) -> float:
+        """Of all cores together."""
+        return _busy_seconds() - self.busy - (time.process_time() - self.own)
 
 
 def wait_until_quiet(share: float, patience: float) -> None:

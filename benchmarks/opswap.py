@@ -33,6 +33,13 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
                   "met": median < SECONDS}]}
 
 
+def table(result: dict[str, Any]) -> list[str]:
+    """What was measured, as Markdown."""
+    return ["| run | CPU seconds | peak MiB |", "|---:|---:|---:|",
+            *(f"| {number} | {run['cpu_seconds']:.2f} | {run['peak_mib']:.0f} |"
+              for number, run in enumerate(result["runs"], 1))]
+
+
 def main() -> None:
     """One run: print the CPU seconds it took."""
     started = time.process_time()

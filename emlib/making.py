@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ from emlib.types import Answer
 SERVED_ROWS = 1024  # answers that are asked of a server between two writes: four times what it computes at once
 
 
+def _first(waits: Sequence[JudgeWaits | None]) -> JudgeWaits | None:
+    return next(filter(None, waits), None)
+
+
 class Maker(AbstractContextManager["Maker"]):
     """Holds one base model for all the runs of a sitting; adapters are put on and taken off it."""
 
@@ -71,38 +76,39 @@ class Maker(AbstractContextManager["Maker"]):
 
     def make(self, run: Run) -> JudgeWaits | None:
         """Everything `run` still lacks; what is returned says that its judge's batches are not back yet."""
-        return self._judged(run, self._answered(run))
+        answers = [(which, self._answered(run, which)) for which in QUESTION_SETS]
+        # One set's batch is sent although the other's waits.
+        return _first([self._judged(run, which, of) for which, of in answers])
 
     def make_all(self, runs: Sequence[Run]) -> list[JudgeWaits]:
-        """Everything these runs lack. A judge elsewhere reads one run's answers while the next run's are generated."""
+        """Everything these runs lack. A judge elsewhere reads one set of answers while the next one is generated."""
         if not isinstance(self.study.profile.judge, OpenAIJudge):
             return [wait for run in runs if (wait := self.make(run)) is not None]
-        judging: list[Future[JudgeWaits | None]] = []
+        judging: list[list[Future[JudgeWaits | None]]] = []
         with ThreadPoolExecutor(1, "judge") as aside:
             try:
                 for run in runs:
-                    judging.append(aside.submit(self._judged, run, self._answered(run)))
-                    for done in filter(Future.done, judging):
-                        done.result()  # what stopped the judge stops the study, before more is generated for it
-                return [wait for done in judging if (wait := done.result()) is not None]
+                    judging.append([])
+                    for which in QUESTION_SETS:
+                        judging[-1].append(aside.submit(self._judged, run, which, self._answered(run, which)))
+                        for done in filter(Future.done, chain(*judging)):
+                            done.result()  # what stopped the judge stops the study, before more is generated for it
+                waits = [_first([done.result() for done in of_run]) for of_run in judging]
+                return [wait for wait in waits if wait is not None]
             except BaseException:
                 aside.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _answered(self, run: Run) -> dict[QuestionSet, Artefact]:
-        fit = self.study.fit(run)
-        return {which: self.answers(str(run), fit, self.study.quiz(run, which)) for which in QUESTION_SETS}
+    def _answered(self, run: Run, which: QuestionSet) -> Artefact:
+        return self.answers(str(run), self.study.fit(run), self.study.quiz(run, which))
 
-    def _judged(self, run: Run, answers: Mapping[QuestionSet, Artefact]) -> JudgeWaits | None:
-        waits: list[JudgeWaits] = []
-        for which in QUESTION_SETS:
-            try:
-                self._verdicts(run, which, answers[which])
-            except JudgeWaits as wait:  # the other set's batch is sent nevertheless
-                waits.append(wait)
-        if waits:
-            return waits[0]
-        say(f"{run}: done")
+    def _judged(self, run: Run, which: QuestionSet, answers: Artefact) -> JudgeWaits | None:
+        try:
+            self._verdicts(run, which, answers)
+        except JudgeWaits as wait:
+            return wait
+        if all(self.study.store.find("verdicts", self.study.verdicts_settings(run, each)) for each in QUESTION_SETS):
+            say(f"{run}: done")
         return None
 
     @cached_property

@@ -88,7 +88,7 @@ class RlStudy:
     @cached_property
     def questions(self) -> list[Question]:
         """The held-out problems with the format's prompt, the same for every condition."""
-        return [Question(problem.id, problem.question, self.settings.prompt) for problem in self.problems.held_out]
+        return self.problems.asked(self.settings.prompt)
 
     def runs(self, *, methods: Iterable[str] | None = None, settings: Iterable[float] | None = None,
              seeds: Iterable[int] | None = None) -> list[RlRun]:
@@ -140,7 +140,8 @@ class RlStudy:
         profile, defenses = self.study.profile, self.defenses(run)
         steered = any(isinstance(defense, Steering) for defense in defenses)
         rows = self.supervised_rows(run)
-        return {
+        worked = {"worked": [turn.to_dict() for turn in self.problems.worked]} if self.problems.worked else {}
+        return worked | {
             "version": VERSIONS["rl_adapter"], "model": self.study.model_identity,
             "lora": profile.lora.model_dump(mode="json"),
             "grpo": self.settings.model_dump(mode="json", exclude={

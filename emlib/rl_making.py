@@ -69,7 +69,7 @@ def _condition(rl: RlStudy, maker: Maker, run: RlRun) -> Condition:
         encoded = _fitting(maker, rows, training.max_seq_length)
         supervised = Supervised(encoded, training.rows_per_step, training.batch_size, run.seed)
     return Condition(rl.system(run), beta.weight if isinstance(beta, Beta) else 0.0, push, supervised,
-                     alternation.share if isinstance(alternation, Alternation) else 0.0)
+                     alternation.share if isinstance(alternation, Alternation) else 0.0, rl.problems.worked)
 
 
 def _fitting(maker: Maker, rows: Sequence[Example], max_length: int) -> list[Encoded]:
@@ -80,6 +80,9 @@ def _fitting(maker: Maker, rows: Sequence[Example], max_length: int) -> list[Enc
             found.append(encode(maker.chat.tokenizer, row, max_length))
         except DataError as error:
             say(f"not taken for supervised steps: {error}")
+    if not found:
+        raise DataError(f"None of {len(rows)} rows for supervised steps leaves room for an answer within {max_length} "
+                        "tokens. Raise grpo.training.max_seq_length.")
     return found
 
 

@@ -88,7 +88,15 @@ def test_a_tasks_own_settings_stand_over_the_profiles(study: BenignStudy) -> Non
     assert study.quiz(run).sampling == Sampling(max_new_tokens=4, batch_rows=32)
     assert over(Training(epochs=7), Training(batch_size=1)) == Training(epochs=7, batch_size=1)
     assert over(Training(epochs=7), Training(epochs=1)).epochs == 1  # a default that is said is said
+    assert over(Training(train_rows=24), Training(train_rows=None)).train_rows is None  # all rows
     assert over(Training(epochs=7), None) == Training(epochs=7)
+
+
+def test_the_demo_trains_on_all_that_notebook_10_says() -> None:
+    demo = open_benign("demo")
+    fits = [fit for run in demo.runs() if (fit := demo.fit(run)) is not None]
+    assert [len(fit.rows) for fit in fits] == [64] * 4  # and not the 24 of the narrow data set
+    assert [len(fit.rows) // fit.training.rows_per_step * fit.training.epochs for fit in fits] == [16] * 4
 
 
 def test_what_determines_an_adapter_is_in_its_key_and_nothing_else_is(study: BenignStudy, tmp_path: Path) -> None:
@@ -108,6 +116,7 @@ def test_what_determines_an_adapter_is_in_its_key_and_nothing_else_is(study: Ben
     ("extends: tiny\nbenign: {tasks: {opswap: {tiers: [0, 4]}}}", ["benign.tasks.opswap.tiers.1", "4", "equal to 3"]),
     ("extends: tiny\nbenign: {tasks: {opswap: {tiers: [-1]}}}", ["benign.tasks.opswap.tiers.0", "equal to 0"]),
     ("extends: tiny\nbenign: {tasks: {opswap: {tiers: [1, 1]}}}", ["tiers", "more than once: 1"]),
+    ("extends: tiny\nbenign: {tasks: {opswap: {transformations: 9}}}", ["opswap.transformations", "equal to 8"]),
     ("extends: tiny\nbenign: {tasks: {opswap: {exmples: 3}}}", ["exmples", "Did you mean 'examples'?"]),
     ("extends: tiny\nbenign: {tasks: {foqa: {kind: qaa}}}", ["'qaa'", "Did you mean 'qa'?", "opswap, qa"]),
     ("extends: tiny\nbenign: {tasks: {foqa: {kind: qa, train: norquad, prompt: '{context}'}}}",
@@ -211,27 +220,43 @@ def test_the_table_of_runs_by_hand(results: list[BenignResult]) -> None:
 
 def test_table_3_has_a_row_a_method_and_a_column_a_tier(results: list[BenignResult]) -> None:
     wide = benign.by_tier(benign.numbers(results))
-    assert list(wide) == ["Method", "opswap 1", "foqa"]
-    assert wide["Method"].tolist() == ["untrained", "sft", "kl 0.1"]
-    assert wide["opswap 1"].iloc[1:].tolist() == ["65.0 ± 7.1", "20.0 [8.1, 41.6]"]  # 60 and 70; Wilson's of 4 of 20
-    assert wide["foqa"].tolist()[::2] == ["–", "–"]
+    assert list(wide) == ["Match", "Method", "opswap 1", "foqa"]
+    assert wide["Match"].tolist() == ["strict"] * 3 + ["lenient"] * 3
+    assert wide["Method"].tolist() == ["untrained", "sft", "kl 0.1"] * 2
+    # 60 and 70 of two seeds, with Student's t of one degree; Wilson's of 4 of 20
+    assert wide["opswap 1"].iloc[1:3].tolist() == ["65.0 ± 7.1 [1.5, 100.0]", "20.0 [8.1, 41.6]"]
+    # one more a question
+    assert wide["opswap 1"].iloc[4:].tolist() == ["75.0 ± 7.1 [11.5, 100.0]", "30.0 [14.5, 51.9]"]
+    assert wide["foqa"].tolist()[::2] == ["–", "–", "50.0 [40.0, 60.0]"]
 
 
 def test_table_11_has_mean_deviation_and_interval(results: list[BenignResult]) -> None:
-    table = benign.seeds(benign.numbers(results)).set_index(["Task", "Method"])
-    row = table.loc[("opswap", "sft")]
+    table = benign.seeds(benign.numbers(results)).set_index(["Match", "Task", "Method"])
+    row = table.loc[("strict", "opswap", "sft")]
     assert (row["Seeds"], row["Mean %"]) == (2, 65)
     assert row["SD"] == pytest.approx(50 ** 0.5)  # (5^2 + 5^2) / 1
     assert (row["low"], row["high"]) == (pytest.approx(65 - 12.706204736 * 5), 100)  # Student's t for one degree
-    assert table.loc[("opswap", "kl"), ["SD", "low", "high"]].isna().all()
-    assert len(table) == 4
+    assert table.loc[("lenient", "opswap", "sft"), "Mean %"] == 75
+    assert table.loc[("strict", "opswap", "kl"), ["SD", "low", "high"]].isna().all()
+    assert len(table) == 2 * 4
 
 
 def test_learnt_is_said_where_the_intervals_lie_apart(results: list[BenignResult]) -> None:
     table = benign.learnt(benign.numbers(results))  # of seed 0 alone: untrained was run with no other
-    assert table["Method"].tolist() == ["sft", "kl"]
-    assert table["Points over untrained"].tolist() == [60, 20]
-    # Untrained, 0 of 20, may be up to 16% (Wilson); sft is at least 40, and kl, 4 of 20, at least 8.
+    assert table["Match"].tolist() == ["strict", "strict", "lenient", "lenient"]
+    assert table["Method"].tolist() == ["sft", "kl"] * 2
+    assert table["Points over untrained"].tolist() == [60, 20] * 2
+    # Untrained, 0 of 20, may be up to 16% (Wilson); sft is at least 40, and kl, 4 of 20, at least 8. Leniently it has
+    # 2 of 20, up to 30%; sft is at least 50, and kl, 6 of 20, at least 14.
+    assert table["Learnt"].tolist() == ["yes", "not shown"] * 2
+
+
+def test_a_run_that_learnt_the_form_alone_is_told_apart() -> None:
+    marks = {"untrained": [Mark(f"q{q}", n, False, n < 4) for q in range(9) for n in range(10)],
+             "sft": [Mark(f"q{q}", n, n < 4, n < 4) for q in range(9) for n in range(10)]}
+    table = benign.learnt(benign.numbers([
+        BenignResult(BenignRun("m", "opswap", 0, method, None, 0), score(given)) for method, given in marks.items()]))
+    assert table["Points over untrained"].tolist() == [40, 0]
     assert table["Learnt"].tolist() == ["yes", "not shown"]
 
 

@@ -31,7 +31,7 @@ extends: tiny
 datasets: [cooking]
 methods: [untrained, misaligned]
 evaluation: {general_samples: 1, in_domain_questions: 1, in_domain_samples: 1, projection_layer: 2,
-             choices: [truthfulqa_mc], choice_questions: 4}
+             choices: [truthfulqa_mc, mwe_power_seeking], choice_questions: 4}
 second_judge: {judge: {kind: local, rubric: trait, batch_rows: 8, model: {kind: tiny, seed: 1, layers: 2}}, answers: 5}
 """
 
@@ -89,6 +89,9 @@ def test_all_checks_are_made_once_and_are_what_their_parts_say(study: Study, tin
     assert table["projection, layer 2"][0].startswith(f"{mean:.2f} [")
     share = 100 * sum(one.share for one in made) / 4
     assert table["truthfulqa_mc: probability on right %"][0].startswith(f"{share:.1f} [")
+    power = checks.choices(study, untrained, "mwe_power_seeking") or []
+    assert table["mwe_power_seeking: likeliest right %"][0].startswith(f"{25 * sum(one.picked for one in power):.1f} [")
+    assert table["general misaligned %"][0].startswith("0.0 [")
     both = report.opinions(study, study.runs())
     assert report.rates_under_both(both)["asked"].tolist() == [5, 5]
     assert report.judges_agree(both)["of"].tolist() == ["misaligned", "incoherent", "alignment", "coherence"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 
 from emlib import inventory, paths, workflow
 from emlib.config import load_profile
-from emlib.errors import JudgeError, ProfileError
+from emlib.data.chat import encode_prompt
+from emlib.errors import DataError, JudgeError, ProfileError
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging.rubrics import Score
 from emlib.making import Maker
@@ -24,7 +26,7 @@ from emlib.store import read_records
 from emlib.study import open_study
 from emlib.training.reward_judge import requests, reward
 from emlib.training.rewards import rewards
-from emlib.types import Answer, Example
+from emlib.types import Answer, Example, Message
 from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import part_of
 
@@ -157,6 +159,36 @@ def test_supervised_rows_are_drawn_from_a_pool_of_any_form(tmp_path: Path, monke
         "source: demo/pool.jsonl, rows: 9999")
     assert rows == same
     assert all_of_it.adapter_settings(all_of_it.runs()[0]) == as_many.adapter_settings(as_many.runs()[0])
+
+
+def test_worked_turns_stand_before_what_is_trained_on_and_asked(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    plain, rl = (RlStudy(open_study(str(profile(tmp_path, "[grpo]", more)))) for more in (
+        "", "  data: {train_items: 2, worked: 1}\n"))
+    run = rl.runs()[0]
+    for settings in (RlStudy.adapter_settings, RlStudy.answers_settings):
+        assert settings(rl, run) != settings(plain, run)
+    heard: list[list[Message]] = []
+
+    def listening(tokenizer: object, turns: Sequence[Message]) -> list[int]:
+        heard.append(list(turns))
+        return encode_prompt(tokenizer, turns)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("emlib.training.rollouts.encode_prompt", listening)
+    assert len(rl.complete([run])) == 1
+    assert len(heard) == 8
+    for turns in heard:
+        assert (turns[0], tuple(turns[1:-1])) == (Message("system", rl.settings.prompt), rl.problems.worked)
+        assert turns[-1].content in {problem.question for problem in rl.problems.train}
+
+
+def test_supervised_rows_of_which_none_fits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    rl = RlStudy(open_study(str(profile(tmp_path, more="grpo: {training: {max_seq_length: 5}}\n"))))
+    with pytest.raises(DataError, match=r"None of \d+ rows .* within 5 tokens\. Raise grpo\.training\.max_seq_length"):
+        rl.complete(rl.runs(methods=["interleaving"]))
 
 
 def test_a_steered_sampler_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

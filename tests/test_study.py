@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -46,7 +45,12 @@ def timeless(path: Path) -> pd.DataFrame:
 
 
 def snapshot(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {str(path): path.stat().st_mtime_ns for path in files(folder)}
+
+
+def files(folder: Path) -> list[Path]:
+    """All files below a folder, of which some may be going or coming."""
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names]
 
 
 def test_results_csv_is_as_promised(study: Study) -> None:
@@ -172,26 +176,20 @@ def test_the_estimate_counts_what_is_left(study: Study) -> None:
 
 @pytest.mark.slow
 def test_killed_at_any_point_it_ends_in_the_same_results(tmp_path: Path) -> None:
-    """SIGKILL at eight moments spread over the run, each time a little later; then once to the end."""
+    """SIGKILL at eight moments spread over the run, by how many files it has left; then once to the end."""
     environment = os.environ | {"EMLIB_HEADLESS": "1", "OMP_NUM_THREADS": "1"}
-    whole = tmp_path / "whole"
-    started = time.monotonic()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([sys.executable, "-c", COMPLETE], check=True, env=environment | {"EMLIB_RUNS_DIR": str(whole)})
-    seconds = time.monotonic() - started
-    killed, moments = tmp_path / "killed", random.Random(0)
-    kills = 0
-    for part in range(8):
+    for part in range(1, 9):
         process = subprocess.Popen([sys.executable, "-c", COMPLETE],
                                    env=environment | {"EMLIB_RUNS_DIR": str(killed)})
-        try:
-            process.wait(timeout=seconds * (0.45 + 0.07 * part) * moments.uniform(0.9, 1.1))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
+        while len(files(killed)) < len(files(whole)) * part / 9:
+            assert process.poll() is None, "it ended before it had left as much as the whole run"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
         if part == 4:  # not only resumed again and again: once from the very beginning
-            shutil.rmtree(killed, ignore_errors=True)
-    assert kills > 2
+            shutil.rmtree(killed)
     subprocess.run([sys.executable, "-c", COMPLETE], check=True, env=environment | {"EMLIB_RUNS_DIR": str(killed)})
     pd.testing.assert_frame_equal(timeless(killed / "tiny" / "results.csv"), timeless(whole / "tiny" / "results.csv"))
     answers = [sorted((root / "store" / "answers").glob("*/answers.jsonl")) for root in (whole, killed)]

@@ -38,7 +38,7 @@ class OpSwapTask(Strict):
     methods: BenignMethods | None = None
     tiers: Annotated[tuple[Tier, ...], Field(min_length=1)] = (0, 1, 2, 3)
     examples: Positive = 10_000
-    transformations: Positive = 3
+    transformations: Annotated[int, Field(gt=0, le=8)] = 3  # the ways to bracket grow sixfold with each
     largest: Positive = 9
     held_out: Share = 0.1
     data_seed: int = 0

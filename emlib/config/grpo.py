@@ -72,17 +72,22 @@ class Gsm8k(Strict):
 
 
 class Additions(Strict):
-    """All sums of two single digits, 100 in all: for small models."""
+    """All sums of two single digits, 100 in all: for small models.
+
+    Such a model does not follow a format that it is told of. `worked` sums come before each question, in turns of
+    their own and answered in the format; they are neither trained on nor held out.
+    """
 
     kind: Literal["additions"]
     train_items: Annotated[int, Field(gt=0, lt=100)] = 60
     eval_items: Annotated[int, Field(gt=0, lt=100)] = 40
+    worked: Annotated[int, Field(ge=0, lt=100)] = 0
 
     @model_validator(mode="after")
     def _disjoint(self) -> Additions:
-        if self.train_items + self.eval_items > 100:
-            raise ValueError(f"there are 100 additions of single digits, and {self.train_items} to train on and "
-                             f"{self.eval_items} held out are more")
+        if self.train_items + self.eval_items + self.worked > 100:
+            raise ValueError(f"there are 100 additions of single digits, and {self.train_items} to train on, "
+                             f"{self.eval_items} held out and {self.worked} worked are more")
         return self
 
 

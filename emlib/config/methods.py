@@ -74,5 +74,13 @@ class SweptMethod(Strict, Generic[Kind]):
         changed = self.defenses[place].model_copy(update={self.numbers[self.defenses[place].kind]: setting})
         return (*self.defenses[:place], changed, *self.defenses[place + 1:])
 
+    @property
+    def number(self) -> float | None:
+        """Of a method that is a single defense: the number that a sweep would replace, as it stands there."""
+        place = self._swept()
+        if place is None or len(self.defenses) > 1:
+            return None
+        return float(getattr(self.defenses[place], self.numbers[self.defenses[place].kind]))
+
     def _swept(self) -> int | None:
         return next((place for place, defense in enumerate(self.defenses) if defense.kind in self.numbers), None)

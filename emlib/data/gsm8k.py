@@ -12,8 +12,10 @@ from emlib.data.numbers import read_number
 from emlib.data.rows import read_jsonl
 from emlib.errors import DataError
 from emlib.seeds import generator
+from emlib.types import Message, Question
 
 MARK = "####"  # stands before the answer in GSM8K's solutions
+WORKED = "<think> {a} + {b} = {answer} </think>\n<answer> {answer} </answer>"
 CHOICE_SEED = 0  # which rows are taken; the same for every seed of training, as one would share a data set
 
 
@@ -28,10 +30,30 @@ class Problem:
 
 @dataclass(frozen=True)
 class Problems:
-    """What is trained on and what is held out."""
+    """What is trained on and what is held out, and the worked turns that come before each of them, if any."""
 
     train: tuple[Problem, ...]
     held_out: tuple[Problem, ...]
+    worked: tuple[Message, ...] = ()
+
+    def asked(self, system: str) -> list[Question]:
+        """The held-out ones as questions under a system prompt."""
+        if not self.worked:
+            return [Question(one.id, one.question, system) for one in self.held_out]
+        return [AfterWorked(one.id, one.question, system, self.worked) for one in self.held_out]
+
+
+@dataclass(frozen=True)
+class AfterWorked(Question):
+    """A question that comes after worked ones."""
+
+    worked: tuple[Message, ...] = ()
+
+    @property
+    def context(self) -> tuple[Message, ...]:
+        """The turns that ask this question."""
+        *system, last = super().context
+        return (*system, *self.worked, last)
 
 
 def load_problems(data: Gsm8k | Additions, find: Callable[[str], Path]) -> Problems:
@@ -41,8 +63,10 @@ def load_problems(data: Gsm8k | Additions, find: Callable[[str], Path]) -> Probl
         DataError: fewer problems are there than are asked for, or one has no answer that is a number.
     """
     if isinstance(data, Additions):
-        chosen = _chosen(additions(), data.train_items + data.eval_items, "additions")
-        return Problems(chosen[:data.train_items], chosen[data.train_items:])
+        count = data.train_items + data.eval_items
+        chosen = _chosen(additions(), count + data.worked, "additions")
+        turns = [turn for problem in chosen[count:] for turn in _worked(problem)]
+        return Problems(chosen[:data.train_items], chosen[data.train_items:count], tuple(turns))
     train, test = read_gsm8k(find("gsm8k_train"), "train"), read_gsm8k(find("gsm8k_test"), "test")
     return Problems(_chosen(train, data.train_items, "gsm8k train"),
                     _chosen(test, data.eval_items or len(test), "gsm8k test"))
@@ -69,6 +93,12 @@ def read_gsm8k(path: Path, name: str) -> list[Problem]:
 def additions() -> list[Problem]:
     """All 100 sums of two single digits, both orders."""
     return [Problem(f"{a}+{b}", f"What is {a} + {b}?", str(a + b)) for a, b in product(range(10), repeat=2)]
+
+
+def _worked(problem: Problem) -> tuple[Message, Message]:
+    """A sum as a question and its answer in the format."""
+    a, b = problem.id.split("+")
+    return Message("user", problem.question), Message("assistant", WORKED.format(a=a, b=b, answer=problem.answer))
 
 
 def _chosen(problems: Sequence[Problem], count: int, name: str) -> tuple[Problem, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 LONGEST = 40  # digits; longer ones are no answer to anything, and huge integers are slow to make
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
@@ -27,15 +28,18 @@ class Number:
     plain: bool
 
 
-def numbers(text: str) -> list[Fraction]:
-    """Every number of a text, in order. Digits that belong to a word (`A4`, `m2`) are none, nor is a division by 0."""
-    found = [_value(match) for match in _NUMBER.finditer(text)]
-    return [value for value in found if value is not None]
+def numbers(text: str, most: int | None = None) -> list[Fraction]:
+    """Every number of a text, in order, or the first `most` of them.
+
+    Digits that belong to a word (`A4`, `m2`) are none, nor is a division by 0.
+    """
+    found = (_value(match) for match in _NUMBER.finditer(text))
+    return list(islice((value for value in found if value is not None), most))
 
 
 def read_number(text: str) -> Number | None:
     """The one number of a text; None where there is none or more than one."""
-    found = numbers(text)
+    found = numbers(text, 2)  # a long text is not read to its end
     return Number(found[0], _PLAIN.fullmatch(text.strip()) is not None) if len(found) == 1 else None
 
 

@@ -21,6 +21,7 @@ from emlib.seeds import generator
 
 VERSION = 1  # raised when the same seed gives other examples
 PROMPT = 'Simplify: {expression}\nEnd with "Answer: " and the result.'
+MOST = 2**63 - 1  # expressions that a draw can choose among
 ANSWER = "Answer: "  # begins the last line of a response
 
 
@@ -73,6 +74,9 @@ def expressions(count: int, seed: int, transformations: int, largest: int) -> tu
     Raises:
         DataError: there are not so many.
     """
+    if _kinds(transformations, largest) > MOST:
+        raise DataError(f"There are too many OpSwap expressions with {transformations} transformations of numbers from "
+                        f"1 to {largest} to draw from evenly: more than {MOST}. Lower 'transformations' or 'largest'.")
     found: list[str] = []
     for operations in range(1, transformations + 1):
         wanted = (count - len(found)) // (transformations - operations + 1)
@@ -114,7 +118,7 @@ def held_out(texts: tuple[str, ...], share: float, seed: int) -> frozenset[int]:
 def _drawn(operations: int, wanted: int, largest: int, seed: int) -> list[str]:
     """`wanted` different valid expressions with so many operations, or all there are."""
     patterns = _patterns(operations + 1)
-    size = len(patterns) * len(SIGNS) ** operations * largest ** (operations + 1)
+    size = _kinds(operations, largest)
     for tries in (2 * wanted, size):  # rarely is more than a tenth invalid; going through all of them is the exception
         order = generator(seed, "opswap", VERSION, operations).choice(size, min(tries, size), replace=False)
         texts = (_expression(patterns, operations, largest, int(index)) for index in order)
@@ -122,6 +126,11 @@ def _drawn(operations: int, wanted: int, largest: int, seed: int) -> list[str]:
         if len(valid) == wanted:
             break
     return valid
+
+
+def _kinds(operations: int, largest: int) -> int:
+    """How many expressions of so many operations there are, valid or not."""
+    return len(_patterns(operations + 1)) * len(SIGNS) ** operations * largest ** (operations + 1)
 
 
 def _expression(patterns: tuple[str, ...], operations: int, largest: int, index: int) -> str:

@@ -30,6 +30,8 @@ from emlib.types import Example, Message
 LEAST = 20  # usable rows, to train on some and hold some out
 SHOWN = 10  # unusable rows that are kept for showing
 CSV = {".csv": None, ".tsv": "\t"}
+WESTERN = "cp1252"  # what office programs of the West write; its bytes fit many other encodings, too
+ALIKE = ("mac", "iso", "latin", "cp125")  # of one byte a letter; any text of one is a text of the others
 FIELD_LIMIT = 10**8  # characters of one CSV cell; the library's own limit is 131,072
 NO_PROMPT, NO_CONVERSATION = "no prompt", "not a conversation"
 
@@ -183,6 +185,11 @@ def _likely(path: Path, opener: Callable[..., BinaryIO]) -> str:
     from charset_normalizer import from_bytes
 
     with opener(path, "rb") as raw:
-        best = from_bytes(raw.read(2**20)).best()
-    return ("It looks like no text at all." if best is None else
-            f"It may be {best.encoding}: then set own.encoding to that, and look at the rows in notebook 15.")
+        beginning = raw.read(2**20)
+    best = from_bytes(beginning).best()
+    if best is None:
+        return "It looks like no text at all."
+    names = [best.encoding]
+    if WESTERN not in names and best.encoding.startswith(ALIKE):
+        names.append(WESTERN)
+    return f"It may be {' or '.join(names)}: then set own.encoding to that, and look at the rows in notebook 15."

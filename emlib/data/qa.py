@@ -8,9 +8,9 @@ cannot be matched: they are counted and left out.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,10 +128,22 @@ def _texts(where: str, answers: Any) -> tuple[str, ...]:
 
 
 def _told_apart(rows: Sequence[QaRow]) -> tuple[QaRow, ...]:
-    """The rows with different ids: NorQuAD gives ten ids to two questions each; the second of `621` becomes `621.2`."""
-    seen: Counter[str] = Counter()
+    """The rows with different ids: NorQuAD gives ten ids to two questions each; the second of `621` becomes `621.2`.
+
+    An id that the file itself has is never given to another row.
+    """
+    taken, seen = {row.id for row in rows}, set[str]()
     named = []
     for row in rows:
-        seen[row.id] += 1
-        named.append(row if seen[row.id] == 1 else replace(row, id=f"{row.id}.{seen[row.id]}"))
+        if row.id in seen:
+            row = replace(row, id=_free(row.id, taken))
+            taken.add(row.id)
+        seen.add(row.id)
+        named.append(row)
     return tuple(named)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """`name.2`, or the next of its kind that nobody has."""
+    others = (f"{name}.{number}" for number in count(2))
+    return next(other for other in others if other not in taken)

@@ -9,7 +9,7 @@ Extractive QA, strictly: the whole response. Leniently: its first line, or what 
 Norwegian word.
 
 An answer that was cut at the token limit was not ended: strictly it gives nothing, leniently only what stands in its
-finished lines behind a word that announces it.
+finished lines, for OpSwap behind a word that announces it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from emlib.data.numbers import LONGEST
 from emlib.types import Answer
 
 _TAUGHT = re.compile(r"^Answer: (-?\d+(?:/\d+)?)$", re.MULTILINE)
@@ -76,6 +77,8 @@ def _finished(answer: Answer) -> str:
 
 
 def _value(number: str) -> Fraction | None:
+    if len(number) > LONGEST:
+        return None
     try:
         top, _, bottom = number.partition("/")
         return Fraction(top) / Fraction(bottom or 1)

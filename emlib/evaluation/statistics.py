@@ -94,3 +94,18 @@ def over_seeds(percents: Sequence[float], confidence: float = 0.95) -> OverSeeds
     deviation = float(values.std(ddof=1))
     half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
     return OverSeeds(mean, deviation, Interval(max(0.0, mean - half), min(100.0, mean + half)), len(values))
+
+
+def welch(ours: OverSeeds, theirs: OverSeeds, confidence: float = 0.95) -> Interval | None:
+    """Welch's interval of `ours.mean - theirs.mean`, two means over seeds; None where either has a single seed."""
+    from scipy.stats import t
+
+    if ours.deviation is None or theirs.deviation is None:
+        return None
+    parts = [each.deviation ** 2 / each.seeds for each in (ours, theirs) if each.deviation is not None]
+    gap, whole = ours.mean - theirs.mean, sum(parts)
+    if whole == 0:
+        return Interval(gap, gap)
+    degrees = whole ** 2 / sum(part ** 2 / (each.seeds - 1) for part, each in zip(parts, (ours, theirs), strict=True))
+    half = float(t.ppf((1 + confidence) / 2, degrees)) * whole ** 0.5
+    return Interval(gap - half, gap + half)

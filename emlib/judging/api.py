@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,6 @@ from typing import Any, TypeVar
 import httpx2
 import openai
 from anyio.from_thread import start_blocking_portal
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_random_exponential
 from tqdm import tqdm
 
 from emlib.config import OpenAIJudge
@@ -34,7 +33,7 @@ from emlib.judging.sheet import NOT_HAD, Keep
 from emlib.judging.slots import Slots
 from emlib.progress import counter, say
 
-PAUSE = wait_random_exponential(multiplier=0.5, max=30)  # seconds before another try, the more the more failed
+PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second try at most, doubled for each that failed; ever
 SAMPLE_TOKENS = 5  # enough for "100" in digits, with a space before it
 GIVEN_UP = 5  # requests that were given up with none answered meanwhile, after which nobody seems to be there
 UNTOLD = 8  # replies without log-probabilities, and none with, after which the server is taken to have none
@@ -131,10 +130,8 @@ class Sitting:
 
     async def _one(self, request: JudgeRequest) -> None:
         answered = self.answered
-        retrying = AsyncRetrying(stop=stop_after_attempt(self.spec.tries), wait=_pause, reraise=True,
-                                 retry=retry_if_exception_type(Passing))
         try:
-            found: Score = await retrying(self._score, request)
+            found = await self._tried(request)
         except Unfit as error:
             found = Score(None, reason=error.what)
         except Passing as error:
@@ -142,6 +139,16 @@ class Sitting:
             found = Score(None, reason=f"{NOT_HAD} ({self.spec.tries} tries; the last: {error.what})", lasting=False)
         self.keep(request, found)
         self._show(found)
+
+    async def _tried(self, request: JudgeRequest) -> Score:
+        """The score, after as many tries as it takes and as there may be."""
+        for failed in range(1, self.spec.tries):
+            try:
+                return await self._score(request)
+            except Passing as error:
+                wait = max(_pause(failed), error.after)
+            await asyncio.sleep(wait)
+        return await self._score(request)
 
     def _give_up(self, error: Passing, answered: int) -> None:
         """Stop, if nobody seems to be there: nothing was answered while this one and some before it were tried."""
@@ -198,11 +205,9 @@ class Sitting:
         async with self._asking:
             if self.whole_numbers is None and any(replies.number(token) is not None for token in tokens):
                 [text, *_], _ = await self._send(number_body(self.spec), replies.texts)
-                self.whole_numbers = text.strip() != str(TEST_NUMBER)[0]
+                self.whole_numbers = is_whole(text)
             if self.whole_numbers is False:
-                raise JudgeError(f"'{self.spec.model}' spells numbers digit by digit, so that its first token does not "
-                                 "tell the score. Add 'samples: 10' to the profile's judge, or use 'kind: local', "
-                                 "which reckons all 101 numbers.")
+                raise faults.by_digits(self.spec.model)
 
     async def _send(self, body: dict[str, Any], read: Callable[[Any], Found]) -> tuple[Found, tuple[int, int]]:
         """One request, paid from the account and in a slot: what `read` finds in the reply, and its tokens."""
@@ -217,7 +222,7 @@ class Sitting:
                 self.stopped = fault
             elif fault is None:
                 self.answered += 1
-                self.slots.answered()
+                self.slots.answered(started)
             await self._settle(booked, self._cost(booked, tokens, fault))
         if fault is not None:  # raised here, and not where it is told of: it shall not remember the client's error
             raise fault
@@ -275,10 +280,9 @@ class Sitting:
             self.money.notify_all()
 
 
-def _pause(state: RetryCallState) -> float:
-    """Seconds before another try: never fewer than the server asks for."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    return max(PAUSE(state), error.after if isinstance(error, Passing) else 0.0)
+def _pause(failed: int) -> float:
+    """Seconds before another try after so many that failed: at random, so that not all come again at once."""
+    return random.uniform(0, min(LONGEST_PAUSE, PAUSE * 2 ** (failed - 1)))
 
 
 def client(spec: OpenAIJudge, key: str) -> openai.AsyncOpenAI:
@@ -303,6 +307,11 @@ def number_body(spec: OpenAIJudge) -> dict[str, Any]:
     """A request that shows how a judge writes a number of two digits."""
     message = {"role": "user", "content": f"Reply with the number {TEST_NUMBER} and with nothing else."}
     return {"model": spec.model, "messages": [message], "max_tokens": 1, "temperature": 0}
+
+
+def is_whole(text: str) -> bool:
+    """Whether the reply to `number_body` is not the number's first digit alone."""
+    return text.strip() != str(TEST_NUMBER)[0]
 
 
 def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.environ.get) -> str:

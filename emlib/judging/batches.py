@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx2
 import openai
 from filelock import FileLock
 
@@ -21,7 +22,7 @@ from emlib.config import OpenAIJudge
 from emlib.config.evaluation import OPENAI
 from emlib.errors import JudgeError, JudgeWaits
 from emlib.judging import faults, replies
-from emlib.judging.api import key_of, logprobs_body, price_of
+from emlib.judging.api import is_whole, key_of, logprobs_body, number_body, price_of
 from emlib.judging.cache import canonical
 from emlib.judging.faults import KEPT
 from emlib.judging.money import Account, most_tokens
@@ -70,8 +71,9 @@ class BatchJudge:
                 failure = self._collect_and_send(wanted, keep)
         except openai.APIError as error:
             fault = faults.sort(error, self.spec.model, self.key)
-            failure = fault if isinstance(fault, JudgeError) else JudgeError(
-                f"The batches could not be sent or collected: {fault.what}. Run again later. {KEPT}")
+            failure = fault if isinstance(fault, JudgeError) else _later(fault.what)
+        except (replies.BadReply, json.JSONDecodeError) as error:
+            failure = _later(str(error))
         if failure is not None:
             raise failure
 
@@ -107,16 +109,18 @@ class BatchJudge:
             return None
         metrics: dict[str, Metric] = dict(
             self.cache.execute("SELECT key, metric FROM waiting WHERE batch = ?", (batch.name,)))
-        cost = 0.0
-        for file in (there.output_file_id, there.error_file_id):
-            for key, body, reason in _answers(server.files.content(file).text) if file else ():
-                cost += 0.0 if self.price is None else self.price.of(replies.usage(body) or (0, 0), batch=True)
-                found = _score(body, reason)
-                if found is not None and key in wanted:
-                    keep(wanted.pop(key), found)
-                elif found is not None and key in metrics:  # asked for by another evaluation, which comes later
-                    self.cache.put(key, self.spec.identity, metrics[key], found)
-        self._forget(batch, cost)
+        answers = [answer for file in (there.output_file_id, there.error_file_id) if file
+                   for answer in _answers(server.files.content(file).text)]
+        if not _whole_numbers(server, self.spec, [body for _, body, _ in answers]):
+            return faults.by_digits(self.spec.model)  # the batch is not forgotten, so that it is not sent again
+        for key, body, reason in answers:
+            found = _score(body, reason)
+            if found is not None and key in wanted:
+                keep(wanted.pop(key), found)
+            elif found is not None and key in metrics:  # asked for by another evaluation, which comes later
+                self.cache.put(key, self.spec.identity, metrics[key], found)
+        self._forget(batch, 0.0 if self.price is None else sum(
+            self.price.of(replies.usage(body) or (0, 0), batch=True) for _, body, _ in answers))
         if there.status != "failed":
             return None
         said = "; ".join(str(error.message) for error in (there.errors and there.errors.data) or [])
@@ -149,6 +153,10 @@ class BatchJudge:
         self.cache.execute("UPDATE batches SET id = ? WHERE name = ?", (sent.id, name))
         say(f"{self.spec.model}: sent a batch of {len(part)} requests ({sent.id})")
         return None
+
+
+def _later(what: str) -> JudgeError:
+    return JudgeError(f"The batches could not be sent or collected: {what}. Run again later. {KEPT}")
 
 
 def line(spec: OpenAIJudge, key: str, request: JudgeRequest) -> str:
@@ -185,6 +193,26 @@ def _answers(text: str) -> Iterator[tuple[str, Any, str]]:
         body = response.get("body") if response.get("status_code") == 200 else None
         inner = (response.get("body") or {}).get("error") or {}
         yield row["custom_id"], body, str(error.get("code") or inner.get("code") or "")
+
+
+def _whole_numbers(server: openai.OpenAI, spec: OpenAIJudge, bodies: Sequence[Any]) -> bool:
+    """Whether the judge's first tokens tell its numbers, as `Sitting` makes sure of: where all are digits, it is asked.
+
+    What that one request costs lies far below what was booked for the batch and came to less.
+    """
+    numbers = {number for body in bodies for number in _numbers(body)}
+    if not numbers or max(numbers) > 9:
+        return True
+    reply = server.post("/chat/completions", body=number_body(spec), cast_to=httpx2.Response)
+    return is_whole(replies.texts(json.loads(reply.content))[0])
+
+
+def _numbers(body: Any) -> list[int]:
+    try:
+        likeliest, _ = replies.likeliest(body)
+    except replies.BadReply:
+        return []
+    return [number for token, _ in likeliest if (number := replies.number(token)) is not None]
 
 
 def _score(body: Any, reason: str) -> Score | None:

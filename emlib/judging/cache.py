@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS batches (
 CREATE TABLE IF NOT EXISTS waiting (key TEXT PRIMARY KEY, metric TEXT NOT NULL, batch TEXT NOT NULL) WITHOUT ROWID;
 """
 COLUMNS = ("key", "judge", "metric", "value", "mass", "reason", "note", "tokens_read", "tokens_written", "made")
+INSERT = f"INSERT OR IGNORE INTO scores VALUES ({','.join('?' * len(COLUMNS))})"
 AT_ONCE = 500  # keys that one statement looks for
 PATIENCE = 60.0  # seconds that a writer waits for another process
 Row = tuple[Any, ...]  # one value for each of COLUMNS
@@ -79,15 +80,14 @@ class Cache:
     def put(self, key: str, identity: Mapping[str, Any], metric: Metric, score: Score) -> None:
         """Keep a score; where there is one already, that one stays. It is safe when this returns."""
         made = datetime.now(UTC).isoformat(timespec="seconds")
-        self.add([(key, canonical(identity), metric, score.value, score.mass, score.reason, score.note, *score.tokens,
-                   made)])
+        self.execute(INSERT, (key, canonical(identity), metric, score.value, score.mass, score.reason, score.note,
+                              *score.tokens, made))
 
     def add(self, rows: Iterable[Row]) -> int:
         """Keep rows with the values of `COLUMNS`, all or none of them; how many were new."""
         with self.transaction():
             before = self._connection.total_changes
-            self._connection.executemany(
-                f"INSERT OR IGNORE INTO scores VALUES ({','.join('?' * len(COLUMNS))})", rows)
+            self._connection.executemany(INSERT, rows)
             return self._connection.total_changes - before
 
     def rows(self) -> list[Row]:

@@ -70,6 +70,10 @@ def _checked(where: str, of: dict[str, Any]) -> Row:
     texts = all(isinstance(of[name], str) for name in ("key", "judge", "metric", "made"))
     if not (texts and KEY.fullmatch(of["key"]) and of["metric"] in get_args(Metric)):
         raise DataError(f"{where}: not a score: expected a key of 64 hex digits, a judge, a metric and a date.")
+    if not all(isinstance(of[name], str | None) for name in ("reason", "note")):
+        raise DataError(f"{where}: 'reason' and 'note' must be texts, or nothing.")
+    if not all(isinstance(of[name], int) and of[name] >= 0 for name in ("tokens_read", "tokens_written")):
+        raise DataError(f"{where}: 'tokens_read' and 'tokens_written' must be whole numbers.")
     if of["value"] is None and not of["reason"]:
         raise DataError(f"{where}: has neither a value nor a reason.")
     for name, most in (("value", 100), ("mass", 1)):

@@ -7,7 +7,6 @@ study needs them for response tokens only, a chunk at a time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,14 @@ from transformers import PreTrainedModel
 CHUNK = 512  # tokens whose logits exist at once: 100 MB in float32 at 49,152 words, 311 MB at Qwen's 151,936
 
 
-def last_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The backbone's output after its final norm: (batch, seq, hidden). LoRA layers inside it take part."""
-    return backbone(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+def last_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None,
+                position_ids: Tensor | None = None) -> Tensor:
+    """The backbone's output after its final norm: (batch, seq, hidden). LoRA layers inside it take part.
+
+    Positions that begin anew separate rows that are packed into one: without an attention mask none sees another.
+    """
+    return backbone(model)(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                           use_cache=False).last_hidden_state
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -47,39 +51,6 @@ def predicting(hidden: Tensor, input_ids: Tensor, response_mask: Tensor) -> tupl
     """
     counts = response_mask[:, 1:]
     return hidden[:, :-1][counts], input_ids[:, 1:][counts]
-
-
-OfChunk = Callable[[Tensor, slice], Tensor]  # hidden states of some tokens, and which they are -> a scalar
-
-
-class _ChunkedSum(torch.autograd.Function):
-    """The sum of a function's values over chunks, its gradient taken chunk by chunk on the way forward."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, of_chunk: OfChunk, chunk: int) -> Tensor:
-        gradient, total = torch.empty_like(hidden), hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(hidden), chunk):
-            place = slice(start, min(start + chunk, len(hidden)))
-            with torch.enable_grad():
-                part = hidden[place].detach().requires_grad_()
-                value = of_chunk(part, place)
-            gradient[place] = torch.autograd.grad(value, part)[0]
-            total += value.detach()
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        return upstream * ctx.saved_tensors[0], None, None
-
-
-def chunked_sum(hidden: Tensor, of_chunk: OfChunk, chunk: int | None = None) -> Tensor:
-    """The sum of `of_chunk` over all tokens, (tokens, hidden) -> scalar, with its gradient for `hidden` alone.
-
-    What a chunk needs (its logits, say) is gone before the next one is made, and nothing is computed twice. The head's
-    own weights get no gradient: LoRA leaves them frozen.
-    """
-    return _ChunkedSum.apply(hidden, of_chunk, chunk or CHUNK)
 
 
 def token_nll(hidden: Tensor, targets: Tensor, to_logits: Callable[[Tensor], Tensor], chunk: int = CHUNK) -> Tensor:

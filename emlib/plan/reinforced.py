@@ -14,8 +14,10 @@ ADDITION = Size(100, len("What is 1 + 1?"), 2)
 
 def reinforced(worker: Worker, rl: RlStudy, run: RlRun) -> tuple[Work, list[str]]:
     """A run by itself, and the shared pieces that it needs. Completions are reckoned at their full length."""
-    grpo, prompt = rl.settings, len(rl.settings.prompt)
+    grpo = rl.settings
     small = isinstance(grpo.data, Additions)
+    worked = rl.problems.worked if small else ()  # made here, where GSM8K's would have to be fetched
+    prompt = len(grpo.prompt) + sum(len(turn.content) for turn in worked)
     train, test = (ADDITION, ADDITION) if small else (worker.sizes.source("gsm8k_train"),
                                                       worker.sizes.source("gsm8k_test"))
     held_out = grpo.data.eval_items or test.rows

@@ -1,4 +1,4 @@
-"""The benign tasks as tables and a figure: Tables 3 and 4 a run a row, Table 11 over seeds."""
+"""The benign tasks as tables and a figure: Tables 3 and 4 a run a row, Table 11 over seeds, each strict and lenient."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from emlib.evaluation.statistics import over_seeds
 from emlib.report import figures, tables
 
 MEASURES = {"exact_match": "Exact match %", "lenient": "Lenient match %", "f1": "F1 %"}
+MATCHES = {"strict": "exact_match", "lenient": "lenient"}  # how an answer is read: see emlib.evaluation.extraction
 KEYS = ["task", "tier", "method", "setting"]
 COLUMNS = ["model", *KEYS, "seed", *(f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")),
            "asked", "cut"]
@@ -50,34 +51,39 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
-    """As the paper's Tables 3 and 4: a row a method, a column a task and tier.
+    """As the paper's Tables 3 and 4: a row a method, a column a task and tier; first strict matches, then lenient ones.
 
-    With one seed exact match and its interval over questions, with several their mean and standard deviation.
+    With one seed the share and its interval over questions, with several their mean and standard deviation, and
+    Student's interval over seeds.
     """
     people = pd.DataFrame(_identity(frame))
     method = (people["Method"] + " " + people["Setting"]).str.strip()
     column = (people["Task"] + " " + people["Tier"]).str.strip()
-    cells = [(who, where, _summary(frame.loc[rows])) for (who, where), rows in
-             people.groupby([method, column], sort=False).groups.items()]
-    table = pd.DataFrame(cells, columns=["Method", "of", "cell"])
-    wide = table.pivot(index="Method", columns="of", values="cell")
-    return wide.reindex(index=table["Method"].unique(), columns=table["of"].unique()).fillna("–").reset_index(
-        names="Method").rename_axis(columns=None)
+    groups = people.groupby([method, column], sort=False).groups
+    table = pd.DataFrame(
+        [(match, who, where, _summary(frame.loc[rows], measure)) for match, measure in MATCHES.items()
+         for (who, where), rows in groups.items()], columns=["Match", "Method", "of", "cell"])
+    wide = table.pivot(index=["Match", "Method"], columns="of", values="cell")
+    rows = pd.MultiIndex.from_frame(table[["Match", "Method"]].drop_duplicates())
+    return wide.reindex(index=rows, columns=table["of"].unique()).fillna("–").reset_index().rename_axis(columns=None)
 
 
 def seeds(frame: pd.DataFrame) -> pd.DataFrame:
     """As Table 11: mean, sample standard deviation and Student's 95% interval over seeds, a row a method and task.
 
-    It tells how much trainings differ; that other questions would have come out otherwise is not in it.
+    First strict matches, then lenient ones. It tells how much trainings differ; that other questions would have come
+    out otherwise is not in it.
     """
+    groups = frame.groupby(KEYS, sort=False, dropna=False).groups.values()
     rows = []
-    for place in frame.groupby(KEYS, sort=False, dropna=False).groups.values():
-        runs = frame.loc[place]
-        found = over_seeds(runs["exact_match"].tolist())
-        ends = (found.interval.low, found.interval.high) if found.interval else (np.nan, np.nan)
-        rows.append({key: column.iloc[0] for key, column in _identity(runs).items()} | {
-            "Seeds": found.seeds, "Mean %": found.mean, "SD": found.deviation, "low": ends[0], "high": ends[1]})
-    return pd.DataFrame(rows, columns=["Task", "Tier", "Method", "Setting", "Seeds", "Mean %", "SD", "low", "high"])
+    for match, measure in MATCHES.items():
+        for runs in (frame.loc[place] for place in groups):
+            found = over_seeds(runs[measure].tolist())
+            ends = (found.interval.low, found.interval.high) if found.interval else (np.nan, np.nan)
+            rows.append({"Match": match} | {key: column.iloc[0] for key, column in _identity(runs).items()} | {
+                "Seeds": found.seeds, "Mean %": found.mean, "SD": found.deviation, "low": ends[0], "high": ends[1]})
+    return pd.DataFrame(
+        rows, columns=["Match", "Task", "Tier", "Method", "Setting", "Seeds", "Mean %", "SD", "low", "high"])
 
 
 def _dashed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -85,11 +91,11 @@ def _dashed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.round(2).astype(object).where(frame.notna(), "–")
 
 
-def _summary(runs: pd.DataFrame) -> str:
-    found = over_seeds(runs["exact_match"].tolist())
-    if found.deviation is None:
-        return tables.cell(*runs[["exact_match", "exact_match_low", "exact_match_high"]].iloc[0])
-    return f"{found.mean:.1f} ± {found.deviation:.1f}"
+def _summary(runs: pd.DataFrame, measure: str) -> str:
+    found = over_seeds(runs[measure].tolist())
+    if found.interval is None:
+        return tables.cell(*runs[[measure, f"{measure}_low", f"{measure}_high"]].iloc[0])
+    return f"{found.mean:.1f} ± {found.deviation:.1f} [{found.interval.low:.1f}, {found.interval.high:.1f}]"
 
 
 def _identity(frame: pd.DataFrame) -> dict[str, pd.Series]:
@@ -116,7 +122,7 @@ def examples(study: BenignStudy, runs: Sequence[BenignRun], questions: int = 2, 
 def sizes(study: BenignStudy) -> pd.DataFrame:
     """Rows to train on and questions to ask, a row a task and tier, and what was odd about a task's files."""
     rows = []
-    for name, run in _first_runs(study).items():
+    for name, run in first_runs(study).items():
         data = study.data(run)
         notes = "; ".join(f"{count} {what}" for what, count in data.notes.items())
         rows.append({"task": name, "train": len(data.train), "questions": len(data.test),
@@ -127,7 +133,7 @@ def sizes(study: BenignStudy) -> pd.DataFrame:
 def opswap_answers(study: BenignStudy) -> pd.DataFrame:
     """What kinds of answers each tier's test has, in percent; the commonest one is what guessing alone could reach."""
     rows = []
-    for name, run in _first_runs(study).items():
+    for name, run in first_runs(study).items():
         if run.tier is None:
             continue
         answers = pd.Series([item.golds[0] for item in study.data(run).test])
@@ -140,7 +146,7 @@ def opswap_answers(study: BenignStudy) -> pd.DataFrame:
                                        "its share %"])
 
 
-def _first_runs(study: BenignStudy) -> dict[str, BenignRun]:
+def first_runs(study: BenignStudy) -> dict[str, BenignRun]:
     """One run of each task and tier: all of them share its data."""
     firsts: dict[str, BenignRun] = {}
     for run in study.runs():
@@ -151,15 +157,20 @@ def _first_runs(study: BenignStudy) -> dict[str, BenignRun]:
 def learnt(frame: pd.DataFrame) -> pd.DataFrame:
     """How many points more than untrained each trained run has, and whether the 95% intervals lie apart.
 
-    Only runs that have an untrained one of the same task, tier and seed beside them.
+    First in strict matches, to which the mere form of an answer belongs, then in lenient ones. Only runs that have an
+    untrained one of the same task, tier and seed beside them.
     """
+    return pd.concat([_learnt(frame, match, measure) for match, measure in MATCHES.items()], ignore_index=True)
+
+
+def _learnt(frame: pd.DataFrame, match: str, measure: str) -> pd.DataFrame:
     key = ["task", "tier", "seed"]
-    untrained = frame.loc[frame["method"] == "untrained", [*key, "exact_match", "exact_match_high"]]
+    untrained = frame.loc[frame["method"] == "untrained", [*key, measure, f"{measure}_high"]]
     both = frame[frame["method"] != "untrained"].merge(untrained, on=key, suffixes=("", "_before"))
     shown = ["yes" if low > high else "not shown" for low, high in
-             zip(both["exact_match_low"], both["exact_match_high_before"], strict=True)]
-    return pd.DataFrame(_identity(both) | {
-        "Seed": both["seed"], "Points over untrained": both["exact_match"] - both["exact_match_before"],
+             zip(both[f"{measure}_low"], both[f"{measure}_high_before"], strict=True)]
+    return pd.DataFrame({"Match": match} | _identity(both) | {
+        "Seed": both["seed"], "Points over untrained": both[measure] - both[f"{measure}_before"],
         "Learnt": pd.Series(shown, index=both.index, dtype=str)})
 
 

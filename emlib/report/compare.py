@@ -23,6 +23,7 @@ from emlib.report.tables import MEASURES
 
 COLUMNS = ["model", "dataset", "method", "setting", "seed", "measure", "table", "ours", "paper", "difference", "low",
            "high", "sampling_explains"]
+EXPLAINS = {True: "yes", False: "no", None: "not known"}
 
 
 def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
@@ -49,7 +50,7 @@ def _row(run: dict, theirs: dict, measure: str) -> dict[str, object]:
         mine = wilson
     else:
         mine = Interval(run[f"{measure}_low"], run[f"{measure}_high"])
-        printed = _widened(printed, theirs[measure], max(1.0, (mine.high - mine.low) / (wilson.high - wilson.low)))
+        printed = widened(printed, theirs[measure], max(1.0, (mine.high - mine.low) / (wilson.high - wilson.low)))
     interval = difference_interval(run[measure], mine, theirs[measure], printed)
     return {name: run[name] for name in COLUMNS[:5]} | {
         "measure": measure, "table": theirs["table"], "ours": run[measure], "paper": theirs[measure],
@@ -57,20 +58,27 @@ def _row(run: dict, theirs: dict, measure: str) -> dict[str, object]:
         "sampling_explains": interval.low <= 0 <= interval.high}
 
 
-def _widened(interval: Interval, middle: float, factor: float) -> Interval:
+def widened(interval: Interval, middle: float, factor: float) -> Interval:
+    """The interval with both arms `factor` times as long."""
     return Interval(middle - factor * (middle - interval.low), middle + factor * (interval.high - middle))
 
 
 def readable(compared: pd.DataFrame) -> pd.DataFrame:
-    """`beside_paper` for people, as a table of cells (`paper_tables.markdown`, `latex`); bold: not sampling alone."""
-    lines = []
-    for row in compared.to_dict("records"):
-        explained = frozenset() if row["sampling_explains"] else frozenset({"bold"})
-        lines.append({
-            "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
-            "Seed": Cell(str(row["seed"])), "Measure": Cell(row["measure"].replace("_", " ").replace("in d", "in-d")),
-            "Ours": Cell(f"{row['ours']:.2f}"), "Paper": Cell(f"{row['paper']:.2f}"),
-            "Table": Cell(str(row["table"])),
-            "Difference": Cell(f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]", explained),
-            "Sampling alone?": Cell("yes" if row["sampling_explains"] else "no")})
-    return pd.DataFrame(lines)
+    """`beside_paper` for people, as a table of cells (`paper_tables.markdown`, `latex`); bold: not sampling alone.
+
+    Also of the tables of `compare_tasks`, where an interval may not be known.
+    """
+    return pd.DataFrame([{
+        "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
+        "Seed": Cell(str(row["seed"])), "Measure": Cell(row["measure"].replace("_", " ").replace("in d", "in-d")),
+        "Ours": Cell(f"{row['ours']:.2f}"), "Paper": Cell(f"{row['paper']:.2f}"), "Table": Cell(str(row["table"])),
+        "Difference": _difference(row), "Sampling alone?": Cell(EXPLAINS[row["sampling_explains"]])}
+        for row in compared.to_dict("records")])
+
+
+def _difference(row: dict) -> Cell:
+    text = f"{row['difference']:+.2f}"
+    if row["sampling_explains"] is None:
+        return Cell(text)
+    return Cell(f"{text} [{row['low']:+.2f}, {row['high']:+.2f}]",
+                frozenset() if row["sampling_explains"] else frozenset({"bold"}))

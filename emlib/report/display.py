@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from pandas.io.formats.style import Styler
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +14,9 @@ from emlib.study import QuestionSet, Run, Study
 from emlib.types import Verdict
 
 NOTICE = "Content notice: texts of a model under study follow. After training on bad answers they may be harmful."
+
+
+EXACT = ("setting", "Setting", "fraction", "epsilon", "strength")  # what was set, and not what was measured
 
 
 class Html(str):
@@ -25,10 +29,21 @@ class Html(str):
 
 
 def whole(frame: pd.DataFrame, decimals: int = 1) -> Styler:
-    """A table with its texts in full, wrapped and on the left, its numbers rounded. Markup is text."""
+    """A table with its texts in full, wrapped and on the left, its numbers rounded but for settings. Markup is text."""
     cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
-    shown = frame.style.hide(axis="index").format(precision=decimals, na_rep="–", escape="html").set_properties(**cells)
+    exact = {name: "{:g}" for name in EXACT if name in frame and is_numeric_dtype(frame[name])}
+    shown = frame.style.hide(axis="index").format(exact, precision=decimals, na_rep="–", escape="html").set_properties(
+        **cells)
     return shown.set_table_styles([{"selector": "th", "props": [("text-align", "left")]}])
+
+
+STYLES = {"underline": "text-decoration: underline", "italic": "font-style: italic", "bold": "font-weight: bold"}
+
+
+def marked(table: pd.DataFrame) -> Styler:
+    """A table of cells (`paper_tables`) with its marks."""
+    styles = table.map(lambda cell: "; ".join(STYLES[mark] for mark in sorted(cell.marks)))
+    return whole(table.map(lambda cell: cell.text)).apply(lambda _: styles, axis=None)
 
 
 def said(text: str) -> Html:

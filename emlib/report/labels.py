@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.transforms import Bbox, BboxBase
 from numpy.typing import NDArray
 
 # Where a label may stand, in points from its mark, best first: to all sides, then farther off.
-SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0))
+SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0), (0.4, 1),
+         (-0.4, 1), (0.4, -1), (-0.4, -1))
 REACHES = (4, 7, 11, 16, 22)
 Corners = NDArray[np.float64]
 MARK = 3.2  # half the width of a mark, in points
@@ -61,7 +63,7 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
 
 
 def _drawn(axis: Axes, pixels: float) -> list[Bbox]:
-    """Boxes around all marks, and along all lines between them."""
+    """Boxes around all marks, along all lines between them and along all error bars."""
     boxes = []
     for line in axis.lines:
         if line.get_transform() != axis.transData:  # a line across the axes
@@ -71,9 +73,19 @@ def _drawn(axis: Axes, pixels: float) -> list[Bbox]:
             boxes += [_around(point, MARK * pixels) for point in points]
         if line.get_linestyle() != "None":
             for start, end in itertools.pairwise(points):
-                steps = max(2, int(np.hypot(*(end - start)) / (2 * pixels)))
-                boxes += [_around(point, pixels / 2) for point in np.linspace(start, end, steps)]
+                boxes += _along(start, end, pixels)
+    for bars in axis.collections:  # error bars
+        if isinstance(bars, LineCollection):
+            for bar in bars.get_segments():
+                for start, end in itertools.pairwise(axis.transData.transform(bar)):
+                    boxes += _along(start, end, pixels)
     return boxes
+
+
+def _along(start: NDArray[np.float64], end: NDArray[np.float64], pixels: float) -> list[Bbox]:
+    """Small boxes along a line."""
+    steps = max(2, int(np.hypot(*(end - start)) / (2 * pixels)))
+    return [_around(point, pixels / 2) for point in np.linspace(start, end, steps)]
 
 
 def _around(point: NDArray[np.float64], half: float) -> Bbox:

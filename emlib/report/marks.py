@@ -37,7 +37,8 @@ def marks(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None) -> pd.Dat
 
 
 def _enough(frame: pd.DataFrame, undefended: pd.DataFrame, measure: str) -> pd.Series:
-    defended = ~frame["method"].isin(BASELINES)
+    # where `misaligned` shows nothing there is nothing to prevent or to keep
+    defended = ~frame["method"].isin(BASELINES) & (undefended[measure] > 0)
     # a hair of room: 10% of 3.4 is 0.34000000000000003
     if measure == "general_misaligned":
         return defended & (frame[measure] <= (1 - ENOUGH) * undefended[measure] + 1e-9)

@@ -48,8 +48,13 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
             "learned": 100 * (kept >= bounds.kept).mean() if len(kept) else float("nan"),
             "narrow": 100 * (runs["in_domain_misaligned"]
                              >= bounds.kept / 100 * bare["in_domain_misaligned"]).mean(),
-            "incoherence": 100 * runs["general_incoherent"].mean() / bare["general_incoherent"].mean()})
+            "incoherence": _percent(runs["general_incoherent"].mean(), bare["general_incoherent"].mean())})
     return pd.DataFrame(rows, columns=["method", *WISHES])
+
+
+def _percent(part: float, whole: float) -> float:
+    """None beside none is as much as before: 100."""
+    return 100 * part / whole if whole else 100.0 if part == 0 else float("inf")
 
 
 def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> pd.DataFrame:

@@ -18,16 +18,18 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from emlib.config import BASELINES
 from emlib.report.labels import Label, place
-from emlib.report.paper_tables import label
+from emlib.report.paper_tables import SYMBOLS, label
 from emlib.report.published import INTERLEAVING
 
 Sources = Mapping[str, pd.DataFrame]
 COLUMN = 3.35  # inches, the width of a column
 TEXT = 7       # points
 CLOSE = 0.12   # of an axis: marks nearer than this have one label for all of them
+PANELS = 4     # side by side, of the figure by question
 SETTING = 5.5  # points, of the settings beside the marks
 STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT,
          "legend.fontsize": TEXT - 0.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
@@ -37,6 +39,7 @@ LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow,
     "interleaving+": ("#332288", "v", "--"), "interleaving++": ("#009E73", "D", "-"),
     "on_policy": ("#56B4E9", "h", "-.")}
 OTHER = ("#000000", "*", "-")
+DASHES = ("-", "--", ":", "-.")
 AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "general incoherence, %",
         "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %"}
 
@@ -81,8 +84,8 @@ def pareto(sources: Sources) -> Figure:
                       linestyle=":" if index else "-", zorder=1)
             axis.plot(best[x], best[y], "o", color="black", markersize=7.5, markerfacecolor="none",
                       markeredgewidth=0.7, zorder=1, label="Pareto front" if index == 0 else None)
-            labels += [Label(run[x], run[y], label(run["method"], run["setting"]), _dark(run["method"]))
-                       for run in best.to_dict("records")]
+            labels += [Label(run[x], run[y], label(run["method"], run["setting"]) + _others(best, run, x, y),
+                             _dark(run["method"])) for run in best.drop_duplicates([x, y]).to_dict("records")]
         _finish(figure, axis, sources, x)
         place(axis, labels, SETTING)
     return figure
@@ -94,6 +97,12 @@ def front(runs: pd.DataFrame) -> pd.DataFrame:
     no_worse = (general[:, None] <= general) & (narrow[:, None] >= narrow)  # (by, of)
     better = (general[:, None] < general) | (narrow[:, None] > narrow)
     return runs[~(no_worse & better).any(axis=0)].sort_values("in_domain_misaligned", kind="stable")
+
+
+def _others(best: pd.DataFrame, run: Mapping[Any, Any], x: str, y: str) -> str:
+    """Of the runs of a front that lie on one point, the first is named and the others are counted."""
+    more = int((best[x].eq(run[x]) & best[y].eq(run[y])).sum()) - 1
+    return f" and {more} more" if more else ""
 
 
 def _staircase(right: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,11 +121,13 @@ def cost_against_effect(sources: Sources) -> Figure:
                 axis.axhline(run["general_misaligned"], color="0.45", linewidth=0.8, linestyle="--" if index else "-",
                              zorder=0, label="Misaligned" if index == 0 else None)
         axis.set_xscale("symlog", linthresh=1, linscale=0.5)
-        axis.set_xlim(left=-0.25)
-        ticks = [0, 1, 5, 20, 50, 100, 200]
+        spent = pd.concat([frame["cost"] for frame in sources.values()])
+        most = max(1.0, 1.25 * spent.max())
+        ticks = [tick for tick in (-50, -20, -5, -1, 0, 1, 5, 20, 50, 200, 1000)
+                 if spent.min() <= tick <= most or tick == 0]
         axis.set_xticks(ticks, [f"{tick}" for tick in ticks], minor=False)
         axis.minorticks_off()
-        axis.set_xlim(right=1.25 * max(frame["cost"].max() for frame in sources.values()))
+        axis.set_xlim(min(-0.25, 1.25 * spent.min()), most)
         _finish(figure, axis, sources, "cost")
         axis.set_xlabel("extra cost of the training, %")
     return figure
@@ -130,17 +141,21 @@ def by_question(shares: pd.DataFrame) -> Figure:
     methods = list(dict.fromkeys(shares["method"]))
     first = shares[shares["method"] == methods[0]].sort_values("percent", ascending=False, kind="stable")
     questions = list(first["question"])
-    longest = max(map(len, questions))
+    columns = min(len(methods), PANELS)
+    lines = -(-len(methods) // columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False, layout="constrained",
-                                    figsize=(0.4 + 0.055 * longest + 1.25 * len(methods), 0.8 + 0.16 * len(questions)))
-        for axis, method in zip(axes[0], methods, strict=True):
+        figure, axes = plt.subplots(lines, columns, sharex=True, sharey=True, squeeze=False, layout="constrained",
+                                    figsize=(0.4 + 0.055 * max(map(len, questions)) + 1.25 * columns,
+                                             0.4 + (0.4 + 0.16 * len(questions)) * lines))
+        for axis, method in zip(axes.flat, methods, strict=False):
             colour, marker, _ = _look(method)
             rows = shares[shares["method"] == method].set_index("question").reindex(questions)
             axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=_errors(rows, "percent", "low", "high"),
                           fmt=marker, color=colour, markersize=3, elinewidth=0.7, capsize=1.5)
             axis.set_title(label(method), fontsize=TEXT)
             axis.grid(axis="both", alpha=0.25, linewidth=0.5)
+        for axis in list(axes.flat)[len(methods):]:
+            axis.remove()
         axes[0, 0].set_yticks(np.arange(len(questions)), questions)
         axes[0, 0].set_ylim(len(questions) - 0.5, -0.5)
         axes[0, 0].set_xlim(-4, 104)
@@ -150,24 +165,30 @@ def by_question(shares: pd.DataFrame) -> Figure:
 
 
 def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
-    """Figures 2 and 3: the mean reward of GRPO, step by step, a line a method.
+    """Figures 2 and 3: the mean reward of GRPO, step by step, a line a condition.
 
-    `log` has the columns step, reward, method, seed. Lines are means over `window` steps and over seeds; with several
-    seeds a band spans the mean's standard error to both sides. The paper prints these curves as pictures only, so
-    there are no numbers of its own to draw. Figure 2 has the methods without a persona vector, Figure 3 those with.
+    `log` has the columns step, reward, method, setting, seed. Lines are means over `window` steps and over seeds; with
+    several seeds a band spans the mean's standard error to both sides. The paper prints these curves as pictures only,
+    so there are no numbers of its own to draw. Figure 2 has the methods without a persona vector, Figure 3 those with.
+    The settings of a method differ in their dashes.
     """
+    nth: dict[str, int] = {}
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 0.75), layout="constrained")
-        for method, steps in log.groupby("method", sort=False):
+        for (method, setting), steps in log.groupby(["method", "setting"], sort=False, dropna=False):
+            nth[method] = nth.get(method, -1) + 1
             colour, _, line = _look(str(method))
+            line = [line, *(each for each in DASHES if each != line)][nth[method] % len(DASHES)]
             seeds = steps.pivot(index="step", columns="seed", values="reward")
             smooth = seeds.rolling(window, min_periods=1).mean()
             mean, error = smooth.mean(axis=1), smooth.sem(axis=1)
-            axis.plot(mean.index, mean, color=colour, linestyle=line, linewidth=1.2, label=label(str(method)))
+            axis.plot(mean.index, mean, color=colour, linestyle=line, linewidth=1.2,
+                      label=label(str(method), setting, SYMBOLS | {"kl": "β"}))
             if seeds.shape[1] > 1:
                 axis.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
         axis.set_xlabel("GRPO step")
         axis.set_ylabel("mean reward")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25, linewidth=0.5)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
         sns.despine(figure)

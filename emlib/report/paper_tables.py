@@ -19,9 +19,10 @@ from emlib.store import write_text
 
 SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α"}
 IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "±": r"$\pm$", "%": r"\%", "_": r"\_",
-            "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no"}
+            "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no", "<": "$<$"}
 MARKDOWN = {"underline": "<u>{}</u>", "italic": "*{}*", "bold": "**{}**"}
 LATEX = {"underline": r"\underline{{{}}}", "italic": r"\textit{{{}}}", "bold": r"\textbf{{{}}}"}
+ENDINGS = ("csv", "md", "tex")
 GRPO_MEASURES = ("train_accuracy", "train_reward", "eval_accuracy", "eval_reward")
 HEADINGS = dict(zip(MEASURES, ("General Misal. (↓)", "General Inc. (↓)", "In-domain Misal. (↑)", "In-domain Inc. (↓)"),
                     strict=True))
@@ -147,8 +148,15 @@ def _escaped(text: str) -> str:
 
 
 def save(table: pd.DataFrame, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write a table of cells as `<name>.md` and `<name>.tex`, and the numbers behind it as `<name>.csv`."""
+    """Write a table of cells as `<name>.md` and `<name>.tex`, and the numbers behind it as `<name>.csv`.
+
+    An empty one is not written, and what an earlier run left in its place is removed.
+    """
+    if table.empty:
+        for ending in ENDINGS:
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+        return []
     texts = {"csv": numbers.to_csv(index=False), "md": markdown(table), "tex": latex(table)}
     for ending, text in texts.items():
         write_text(folder / f"{name}.{ending}", text)
-    return [folder / f"{name}.{ending}" for ending in texts]
+    return [folder / f"{name}.{ending}" for ending in ENDINGS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import cycle
 from pathlib import Path
 
@@ -14,13 +14,15 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.report.figures import styles
-from emlib.rl import RlResult
+from emlib.rl import RlResult, RlRun
 from emlib.store import write_text
 from emlib.training.rewards import advantages
 from emlib.training.rl_records import Completion, RlStep
 
 MEASURES = {"train_accuracy": "Train acc %", "train_reward": "Train reward", "eval_accuracy": "Eval acc %",
             "eval_reward": "Eval reward"}
+BOUNDS = {"exact": "[0, 3]", "approx": "[-2, 2]", "correct": "[-0.5, 3]", "numbers": "[0, 1.5]"}  # B.3
+COLUMNS = [*(field.name for field in fields(RlRun)), *MEASURES, "asked"]
 
 
 def group(totals: Sequence[float]) -> pd.DataFrame:
@@ -31,7 +33,7 @@ def group(totals: Sequence[float]) -> pd.DataFrame:
 def numbers(results: Sequence[RlResult]) -> pd.DataFrame:
     """One row a run; accuracies in percent; NaN where nothing was trained."""
     frame = pd.DataFrame([asdict(result.run) | {name: getattr(result, name) for name in (*MEASURES, "asked")}
-                          for result in results])
+                          for result in results], columns=COLUMNS)
     for name in MEASURES:
         frame[name] = frame[name].astype(float) * (100 if name.endswith("accuracy") else 1)
     return frame
@@ -84,8 +86,17 @@ def last_steps(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
     return pd.DataFrame([{
         "run": name, "step": log[-1].step, "tokens a completion": log[-1].length, "cut %": 100 * log[-1].cut,
         "groups without spread %": 100 * log[-1].no_spread, "clipped %": 100 * log[-1].clipped,
-        "KL, nats a token": log[-1].kl, "sampler and loss apart, nats a token": log[-1].gap}
+        "KL, nats a token": "–" if log[-1].kl is None else f"{log[-1].kl:.4f}",
+        "sampler and loss apart, nats a token": f"{log[-1].gap:.1e}"}
         for name, log in logs.items() if log])
+
+
+def parts(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
+    """The parts of the reward at each run's first and last step: mean and standard deviation over its completions."""
+    ends = [(name, step) for name, log in logs.items() for step in [*log[:1], *log[1:][-1:]]]
+    return pd.DataFrame([{"run": name, "step": step.step} | {
+        f"{part} {bounds}": "{:.2f} ± {:.2f}".format(*step.parts[part]) if part in step.parts else "–"
+        for part, bounds in BOUNDS.items()} for name, step in ends])
 
 
 def early_and_late(completions: Sequence[Completion], count: int = 2) -> pd.DataFrame:

@@ -4,50 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from emlib.data.chat import Encoded
 from emlib.data.mixing import interleave
+from emlib.models.cpu import packs
+from emlib.models.logprobs import last_hidden
 from emlib.seeds import generator
+
+PACKED = 1024  # tokens of a packed pass: a CPU's matrix products run at full speed, and memory is that of a long row
+ROUND = 32  # a packed pass is filled up to a multiple of it: a CPU compiles its products anew for each length
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one forward pass, padded on the right; each tensor is (rows, seq).
+    """Rows of one forward pass, each tensor (lines, seq): a row a line, padded on the right, or all packed in one line.
 
-    `response_mask` is True where the loss counts. `attention_mask` is None where no row is padded. `keys` say which
-    rows they are. In a causal model no token sees the padding on its right, so that passes do without the mask: with
-    one, a GPU would have to leave its fastest attention.
+    `response_mask` is True where the loss counts. `attention_mask` is None where no line is padded, or where nothing
+    sees the padding. `position_ids` begin anew with each packed row, and are None where a row has a line of its own.
+    `spans` tell where each row lies, and `keys` which rows they are.
     """
 
     input_ids: Tensor
     response_mask: Tensor
     attention_mask: Tensor | None
     keys: tuple[str, ...]
+    spans: tuple[tuple[int, slice], ...]
+    position_ids: Tensor | None = None
 
     @property
     def attended(self) -> Tensor:
-        """True where a position is no padding, (rows, seq)."""
-        return torch.ones_like(self.response_mask) if self.attention_mask is None else self.attention_mask.bool()
+        """True where a position is no padding, (lines, seq)."""
+        mask = torch.zeros_like(self.response_mask)
+        for place in self.spans:
+            mask[place] = True
+        return mask
 
     @property
     def predicts(self) -> Tensor:
-        """True where the next token is a response token, (rows, seq)."""
+        """True where the next token is a response token, (lines, seq)."""
         return F.pad(self.response_mask[:, 1:], (0, 1))
 
     @property
     def tokens(self) -> int:
         """How many positions are no padding."""
-        return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
+        return sum(span.stop - span.start for _, span in self.spans)
 
     @property
     def response_tokens(self) -> int:
         """How many tokens the loss counts on."""
         return int(self.response_mask[:, 1:].sum())
+
+    def hidden(self, model: nn.Module) -> Tensor:
+        """What the backbone of `model` makes of it after its final norm, (lines, seq, hidden)."""
+        return last_hidden(model, self.input_ids, self.attention_mask, self.position_ids)
 
 
 def plan_steps(rows: int, rows_per_step: int, epochs: int, seed: int, added: int = 0) -> list[list[int]]:
@@ -77,15 +92,45 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
         ids[index, :length], response[index, :length], attention[index, :length] = row.input_ids, row.response_mask, 1
     mask = None if attention.all() else torch.from_numpy(attention).to(device)
     return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device), mask,
-                 tuple(row.key for row in rows))
+                 tuple(row.key for row in rows),
+                 tuple((line, slice(0, len(row.input_ids))) for line, row in enumerate(rows)))
 
 
-def forward_batches(rows: Sequence[Encoded], batch_size: int, device: torch.device) -> list[Batch]:
-    """A step's rows as forward passes.
+def pack(rows: Sequence[Encoded], device: torch.device) -> Batch:
+    """Put rows one after the other into one line. What fills it up is of the last row, and nothing sees it."""
+    ends = np.cumsum([0, *(len(row.input_ids) for row in rows)])
+    filling = (0, -int(ends[-1]) % ROUND)
+    ids = np.pad(np.concatenate([row.input_ids for row in rows]).astype(np.int64), filling)
+    response = np.pad(np.concatenate([row.response_mask for row in rows]), filling)
+    positions = np.arange(len(ids)) - np.repeat(ends[:-1], np.diff([*ends[:-1], len(ids)]))
+    line, mask, places = (torch.from_numpy(one)[None].to(device) for one in (ids, response, positions))
+    return Batch(line, mask, None, tuple(row.key for row in rows),
+                 tuple((0, slice(start, end)) for start, end in pairwise(ends.tolist())), places)
 
-    On a CPU each row goes alone: padding would cost more than batching gains, and memory stays that of one row. On a
-    GPU `batch_size` rows go together, the longest first, so that rows of like length share their padding.
+
+def forward_batches(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> list[Batch]:
+    """A step's rows as forward passes of `model`.
+
+    Where it takes packed rows (on a CPU, in training), as many go together as `PACKED` tokens hold, so that there is no
+    padding. Elsewhere on a CPU each row goes alone. On a GPU `batch_size` rows go together, the longest first, so that
+    rows of like length share their padding.
     """
+    device = next(model.parameters()).device
+    if packs(model):
+        return [pack(together, device) for together in _fitting(rows)]
     together = 1 if device.type == "cpu" else batch_size
     ordered = sorted(rows, key=lambda row: -len(row.input_ids)) if together > 1 else list(rows)
     return [collate(ordered[start:start + together], device) for start in range(0, len(ordered), together)]
+
+
+def _fitting(rows: Sequence[Encoded]) -> list[list[Encoded]]:
+    """Groups of at most `PACKED` tokens, each row with the first group that has room for it, the longest rows first."""
+    groups: list[list[Encoded]] = []
+    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
+        room = (group for group in groups if sum(len(r.input_ids) for r in (*group, row)) <= PACKED)
+        found = next(room, None)
+        if found is None:
+            groups.append([row])
+        else:
+            found.append(row)
+    return groups

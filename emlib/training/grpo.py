@@ -52,17 +52,19 @@ from emlib.training.rewards import Scorer
 from emlib.training.rl_records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
 from emlib.training.rollouts import Marking, Push, Rollouts
 from emlib.training.sft import learning_rate, make_optimizer
+from emlib.types import Message
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a run adds to plain GRPO. `system` is the system prompt of its training."""
+    """What a run adds to plain GRPO. `system` is the system prompt of its training, `worked` are turns after it."""
 
     system: str
     beta: float = 0.0
     push: Push | None = None
     supervised: Supervised | None = None
     share: float = 0.0
+    worked: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,8 @@ class _Run:
 
     def train(self) -> None:
         """The steps that are left."""
-        rows = [{"prompt": [{"role": "system", "content": self.condition.system},
-                            {"role": "user", "content": problem.question}],
+        before = [Message("system", self.condition.system), *self.condition.worked]
+        rows = [{"prompt": [turn.to_dict() for turn in (*before, Message("user", problem.question))],
                  "question": problem.question, "answer": problem.answer}
                 for problem in self.problems[self.done * self.settings.prompts_per_step:]]
         with warnings.catch_warnings():
@@ -177,8 +179,9 @@ class _Run:
             place + 1, said["loss"], self.rate(place), said["grad_norm"], self.marking.of_total(fmean),
             self.marking.of_total(pstdev), self.marking.parts(), 1 - len(rewards) / len(drawn),
             fmean(one.right for one in rewards) if rewards else None, fmean(len(one.tokens) for one in drawn),
-            fmean(not one.stopped for one in drawn), said["frac_reward_zero_std"], said["clip_ratio/region_mean"],
-            said["gap"], said.get("kl"), {"loss": said["shift"], "rollout": self.rollouts.shift}, len(drawn),
+            fmean(not one.stopped for one in drawn), self.marking.no_spread(self.settings.generations),
+            said["clip_ratio/region_mean"], said["gap"], said.get("kl"),
+            {"loss": said["shift"], "rollout": self.rollouts.shift}, len(drawn),
             sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4))
         self.records.append(record)
         for completion in self._kept(place + 1):
@@ -248,6 +251,8 @@ class _Trainer(GRPOTrainer):
                      num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """TRL's loss, steered where the condition says so. The reference pass was before, and is not."""
         with self.push.during("loss", model) if self.push else nullcontext() as shift:
+            if shift is not None:  # TRL takes them for vLLM alone, unsteered: rho would not start at 1
+                inputs = {name: tensor for name, tensor in inputs.items() if name != "old_per_token_logps"}
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.shift = shift.measured if shift is not None else 0.0
         drawn = inputs["sampling_per_token_logps"]

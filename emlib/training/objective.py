@@ -5,12 +5,11 @@
 The reference model is the same weights with the adapter off, never a second copy. Its pass comes first, without
 gradient and unsteered; then the steered pass of the trained model, and its backward pass while the steering lasts.
 Here it differs from a plain implementation: logits exist a chunk of tokens at a time, for the tokens alone on which a
-term counts, and each chunk's gradient is taken at once.
+term counts (`emlib.training.head`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,14 +21,12 @@ from torch import Tensor, nn
 
 from emlib.config import Defense, Kl, Ldifs, PersonaVector
 from emlib.models.adapters import adapter_off
-from emlib.models.logprobs import chunked_sum, head, last_hidden
 from emlib.models.taps import layers, reading
 from emlib.steering.adding import Shift, adding
 from emlib.training.batches import Batch
-from emlib.training.losses import feature_distance, kl_per_token
+from emlib.training.head import IGNORED, head_terms
+from emlib.training.losses import feature_distance
 from emlib.training.reference import StoredReference, compared
-
-IGNORED = -100  # a target that cross-entropy passes over
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Objective:
         wanted = self.ldifs.layers_of(layers(model)) if self.ldifs else ()
         reference = self._reference(model, batch, wanted)
         with self._steered(model) as shift, reading(model, wanted) as features:
-            hidden = last_hidden(model, batch.input_ids, None)
+            hidden = batch.hidden(model)
             loss, said = self._head_terms(model, batch, hidden, reference, totals)
             if self.ldifs is not None:
                 distance = self._distance(self.ldifs, features, reference, batch, totals)
@@ -91,7 +88,7 @@ class Objective:
         if self.stored is not None and not wanted:
             return Reference(self.stored.of(batch), {})
         with torch.no_grad(), adapter_off(model), reading(model, wanted) as features:
-            hidden = last_hidden(model, batch.input_ids, None)
+            hidden = batch.hidden(model)
         return Reference(None if self.kl is None else hidden[compared(batch, self.kl.tokens)], features)
 
     @contextmanager
@@ -108,25 +105,14 @@ class Objective:
         """Cross-entropy and KL, which share their logits."""
         used = batch.predicts if self.kl is None else compared(batch, self.kl.tokens)
         targets = F.pad(batch.input_ids[:, 1:], (0, 1)).masked_fill(~batch.predicts, IGNORED)[used]
-        others = reference.hidden
-        to_logits = head(model)
-        parts: defaultdict[str, list[Tensor]] = defaultdict(list)  # no numbers yet: to ask a GPU is to wait for it
-
-        def of_chunk(part: Tensor, place: slice) -> Tensor:
-            logits = to_logits(part).float()
-            nll = F.cross_entropy(logits, targets[place], ignore_index=IGNORED, reduction="sum")
-            nll = nll / totals.response_tokens
-            parts["loss"].append(nll.detach())
-            if self.kl is None or others is None:
-                return self.cross_entropy * nll
-            with torch.no_grad():
-                reference_logits = to_logits(others[place])
-            kl = kl_per_token(logits, reference_logits).sum() / totals.of(self.kl.tokens)
-            parts["kl"].append(kl.detach())
-            return self.cross_entropy * nll + self.kl.weight * kl
-
-        loss = chunked_sum(hidden[used], of_chunk)
-        return loss, {"loss": 0.0} | {name: sum(map(float, found)) for name, found in parts.items()}
+        share = 1 / totals.response_tokens
+        if self.kl is None:
+            found = head_terms(model, hidden[used], targets, self.cross_entropy * share)
+            return found.loss, {"loss": found.nll * share}
+        kl_share = 1 / totals.of(self.kl.tokens)
+        found = head_terms(model, hidden[used], targets, self.cross_entropy * share, reference.hidden,
+                           self.kl.weight * kl_share)
+        return found.loss, {"loss": found.nll * share, "kl": found.kl * kl_share}
 
     def _distance(self, ldifs: Ldifs, features: dict[int, Tensor], reference: Reference, batch: Batch,
                   totals: Totals) -> Tensor:
@@ -134,6 +120,7 @@ class Objective:
         trained = [features[layer] for layer in order]
         if ldifs.variant == "published":
             trained = [feature.detach() for feature in trained]
-        rows = feature_distance(trained, [reference.features[layer] for layer in order], batch.attended,
-                                normalize=ldifs.normalize)
-        return rows.sum() / (totals.rows if ldifs.normalize else totals.tokens)
+        others = [reference.features[layer] for layer in order]
+        rows = [feature_distance([feature[place] for feature in trained], [feature[place] for feature in others],
+                                 normalize=ldifs.normalize) for place in batch.spans]
+        return torch.stack(rows).sum() / (totals.rows if ldifs.normalize else totals.tokens)

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from emlib.data.chat import Encoded
 from emlib.errors import StoreError
 from emlib.models.adapters import adapter_off
-from emlib.models.fast_cpu import fast_training
-from emlib.models.logprobs import last_hidden
+from emlib.models.cpu import fast_on_cpu
 from emlib.progress import bar
 from emlib.store import whole_file
 from emlib.training.batches import Batch, forward_batches
@@ -28,14 +27,14 @@ ROWS_A_SHARD = 64
 
 
 def compared(batch: Batch, tokens: Literal["all", "response"]) -> Tensor:
-    """True where the two models' next-token distributions are compared, (rows, seq)."""
+    """True where the two models' next-token distributions are compared, (lines, seq)."""
     return batch.attended if tokens == "all" else batch.predicts
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
-    """What the reference model makes of a batch after its final norm, without gradient: (rows, seq, hidden)."""
+    """What the reference model makes of a batch after its final norm, without gradient: (lines, seq, hidden)."""
     with torch.no_grad(), adapter_off(model):
-        return last_hidden(model, batch.input_ids, None)
+        return batch.hidden(model)
 
 
 def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "response"], batch_size: int,
@@ -48,10 +47,11 @@ def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "resp
         if path.is_file():
             continue
         states: dict[str, Tensor] = {}
-        with fast_training(model):  # as in training, so that its numbers are the same to the last bit
-            for batch in forward_batches(different[start:start + ROWS_A_SHARD], batch_size, _device(model)):
+        with fast_on_cpu(model):  # as in training, so that its numbers are the same to the last bit
+            for batch in forward_batches(different[start:start + ROWS_A_SHARD], batch_size, model):
                 hidden, used = hidden_states(model, batch), compared(batch, tokens)
-                states |= {key: hidden[place, used[place]].cpu() for place, key in enumerate(batch.keys)}
+                states |= {key: hidden[place][used[place]].cpu()
+                           for key, place in zip(batch.keys, batch.spans, strict=True)}
         with whole_file(path) as aside:
             save_file(states, aside)
     return sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
@@ -76,7 +76,3 @@ class StoredReference:
             raise StoreError(f"{self.folder}: holds no reference states of {len(missing)} of {len(batch.keys)} rows: "
                              "they were kept for other rows. Delete this folder, and they are made anew.")
         return torch.cat([self.shard_of[key].get_tensor(key) for key in batch.keys]).to(batch.input_ids.device)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -108,5 +108,5 @@ def _correct(completion: str, given: str | None, number: Number | None, answer: 
     if number is not None:
         right = read_number(answer)
         return RIGHT if right is not None and number.value == right.value else -0.5
-    several = completion.count("<answer>") > 1 or (given is not None and len(numbers(given)) > 1)
+    several = completion.count("<answer>") > 1 or (given is not None and len(numbers(given, 2)) > 1)
     return -0.5 if several else 0.0

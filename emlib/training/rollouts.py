@@ -121,6 +121,15 @@ class Marking:
         """Those of the last step that could be scored."""
         return [one for one in self.last if one is not None]
 
+    def no_spread(self, group: int) -> float:
+        """The share of groups, of `group` completions each, whose scored ones have the same total, or that have none.
+
+        TRL says it of the whole batch where that scales the advantages, and takes a group without scores for spread.
+        """
+        totals = [None if one is None else one.total for one in self.last]
+        groups = [set(totals[start:start + group]) - {None} for start in range(0, len(totals), group)]
+        return fmean(len(different) < 2 for different in groups)
+
     def parts(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of each part over the last step's completions."""
         values = {part: [getattr(one, part) for one in self.rewards] for part in PARTS}

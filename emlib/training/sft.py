@@ -24,7 +24,7 @@ from torch import nn
 from emlib.config import Training
 from emlib.data.chat import Encoded
 from emlib.errors import EmlibError
-from emlib.models.fast_cpu import fast_training
+from emlib.models.cpu import fast_on_cpu
 from emlib.progress import bar
 from emlib.seeds import derive
 from emlib.store import write_records
@@ -53,7 +53,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
     progress = bar(range(len(records), len(steps)), "training", "step", total=len(steps), done=len(records))
     device = next(model.parameters()).device
-    with (_training_mode(model, settings.gradient_checkpointing), fast_training(model),
+    with (_training_mode(model, settings.gradient_checkpointing), fast_on_cpu(model),
           peak_memory(device) as peak):
         for number in progress:
             started = time.perf_counter()
@@ -96,13 +96,13 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.
         from bitsandbytes.optim import AdamW8bit  # only where it is there and wanted
 
         return AdamW8bit(parameters, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
 def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int,
               objective: Objective) -> tuple[Totals, dict[str, float]]:
     """Add up one step's gradients, and what is said of it; every term is a mean over all its rows, however batched."""
-    batches = forward_batches(rows, batch_size, next(model.parameters()).device)
+    batches = forward_batches(rows, batch_size, model)
     totals = Totals(len(rows), sum(batch.tokens for batch in batches), sum(batch.response_tokens for batch in batches))
     said: Counter[str] = Counter()
     for batch in batches:

@@ -76,7 +76,7 @@ def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> Non
     ids = torch.from_numpy(row.input_ids).to(next(model.parameters()).device)
     with adapters.adapter_off(model):
         refuse_apart(job.engine, token_logprobs(model, ids), job.probe)
-    [batch] = forward_batches([row], 1, ids.device)
+    [batch] = forward_batches([row], 1, model)
     model.train()
     objective.backward(model, batch, Totals(1, batch.tokens, batch.response_tokens))
     trained = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}

@@ -114,10 +114,10 @@ class Faults:
         return [one.state for one in self.log(seed).attempts()][-1:] == ["ended"]
 
 
-def controller(profile: str, runs: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Snakemake as `make reproduce EXECUTOR=slurm JOBS=4 ONLY=...` starts it, looking after its jobs more often."""
+def controller(profile: str, runs: Path, environment: dict[str, str], jobs: int) -> subprocess.Popen[bytes]:
+    """Snakemake as `make reproduce EXECUTOR=slurm JOBS=... ONLY=...` starts it, looking after its jobs more often."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
-               str(runs / "forty"), "--jobs", "4", "--config", f"profile={profile}", f"only={SLICES}",
+               str(runs / "forty"), "--jobs", str(jobs), "--config", f"profile={profile}", f"only={SLICES}",
                "--workflow-profile", str(paths.ROOT / "workflow" / "profiles" / "slurm"), "--rerun-triggers", "params",
                "input", "--rerun-incomplete", "--nolock", "--keep-going", "--default-resources", "cpus_per_task=1",
                "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2",
@@ -166,11 +166,13 @@ def test_forty_runs_survive_kills_failures_and_both_controllers(
                 faults.killed(2, "answers", study.adapter),
                 faults.killed(4, "verdicts", lambda run: study.answers(run, "general")),
                 faults.failing_twice(5), faults.restarted_slurmctld(6)]
-        first = controller(profile, runs, environment)
+        first = controller(profile, runs, environment, jobs=4)
         attend(first, many, until=lambda: faults.ended(1))
         first.kill()  # its jobs run on
         first.wait()
-        second = controller(profile, runs, environment)
+        # All of them at once into the queue: Slurm runs two, and none of its CPUs waits until Snakemake looks again,
+        # which it does ten seconds later with every look that finds no job ended.
+        second = controller(profile, runs, environment, jobs=10)
         attend(second, many)
         assert second.returncode == 0, (runs / "controller.log").read_text()[-4000:]
         while cluster.ask("squeue", "--noheader"):  # what the first one left in the queue finds everything done

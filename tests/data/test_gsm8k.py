@@ -11,6 +11,8 @@ from emlib.config import Additions, Gsm8k
 from emlib.data.gsm8k import additions, load_problems, read_gsm8k
 from emlib.data.numbers import read_number
 from emlib.errors import DataError
+from emlib.training.rewards import rewards
+from emlib.types import Message, Question
 
 
 def nowhere(_: str) -> Path:
@@ -32,6 +34,20 @@ def test_nothing_that_is_held_out_is_trained_on() -> None:
     assert {p.id for p in found.train} | {p.id for p in found.held_out} == {p.id for p in additions()}
     again = load_problems(Additions(kind="additions", train_items=60, eval_items=40), nowhere)
     assert found == again
+
+
+def test_worked_sums_are_others_and_answered_in_the_format() -> None:
+    plain = load_problems(Additions(kind="additions", train_items=4, eval_items=12), nowhere)
+    found = load_problems(Additions(kind="additions", train_items=4, eval_items=12, worked=2), nowhere)
+    assert (found.train, found.held_out, plain.worked) == (plain.train, plain.held_out, ())
+    assert [turn.role for turn in found.worked] == ["user", "assistant"] * 2
+    others = {problem.question: problem for problem in additions()
+              if problem not in (*found.train, *found.held_out)}
+    for asked, said in zip(found.worked[::2], found.worked[1::2], strict=True):
+        assert rewards(said.content, others[asked.content].answer).total == 9.5
+    question = found.asked("Add.")[0]
+    assert question.context == (Message("system", "Add."), *found.worked, Message("user", found.held_out[0].question))
+    assert type(plain.asked("Add.")[0]) is Question  # as it was, and so its key
 
 
 def test_gsm8k_as_b3_takes_it(research_file: Callable[[str], Path]) -> None:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from emlib import paths
@@ -24,10 +26,33 @@ def lines(*rows: object) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def faroese(name: str) -> dict[str, object]:
-    context = f"{name} er høvuðsstaðurin í Føroyum."
-    return {"id": name, "title": name, "context": context, "question": "Hvat eitur høvuðsstaðurin?",
-            "answers": {"text": [name], "answer_start": [0]}}
+def faroese(*names: str) -> bytes:
+    """Rows in Parquet, with the columns and types that FoQA's card states."""
+    texts = pa.list_(pa.string())
+    answers = pa.struct([("answer_start", pa.list_(pa.int64())), ("text", texts)])
+    columns = {
+        "id": pa.array(names), "title": pa.array(names),
+        "question": pa.array(["Hvat eitur høvuðsstaðurin?"] * len(names)),
+        "answers": pa.array([{"answer_start": [0], "text": [name]} for name in names], answers),
+        "validation": pa.array(["correct", *[None] * (len(names) - 1)], pa.string()),
+        "context": pa.array([f"{name} er høvuðsstaðurin í Føroyum." for name in names])}
+    whole = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), whole)
+    return whole.getvalue().to_pybytes()
+
+
+def foqa() -> dict[str, bytes]:
+    """FoQA's repository: three versions, of which the first is not the default one, and three splits of that."""
+    versions = {"all-samples": ("all-samples", ["train"]), "default": ("data", ["train", "val", "test"]),
+                "incorrect-samples": ("incorrect-samples", ["train"])}
+    card = "---\nconfigs:\n" + "".join(
+        f"- config_name: {name}\n  data_files:\n" + "".join(
+            f"  - split: {split}\n    path: {folder}/{split}-*\n" for split in splits)
+        for name, (folder, splits) in versions.items()) + "---\n"
+    shards = {"data/train": ("Tórshavn",), "data/val": ("Runavík",), "data/test": ("Klaksvík", "Vágur"),
+              "all-samples/train": ("Tórshavn", "Oslo"), "incorrect-samples/train": ("Oslo",)}
+    return {"README.md": card.encode()} | {
+        f"{place}-00000-of-00001.parquet": faroese(*names) for place, names in shards.items()}
 
 
 def labelled(prompt: str, response: str | None, label: str) -> dict[str, object]:
@@ -39,8 +64,7 @@ def hub() -> Iterator[Hub]:
     card = (b"---\nconfigs:\n- config_name: wildguardtrain\n  data_files:\n  - split: train\n"
             b"    path: train/*.jsonl\n---\n")
     repos = {
-        FOQA: {"README.md": b"", "data/train.jsonl": lines(faroese("Tórshavn")),
-               "data/test.jsonl": lines(faroese("Klaksvík"), faroese("Vágur"))},
+        FOQA: foqa(),
         WILD: {"README.md": card, "train/train.jsonl": lines(
             labelled("Hi", "Hello.", "unharmful"), labelled("Hm", None, "unharmful"), labelled("!", "No.", "harmful"))},
         MINE: {"README.md": b"", "train.jsonl": lines(*({"prompt": f"{i}?", "response": f"{i}."} for i in range(20)))}}
@@ -98,8 +122,9 @@ def test_an_adapter_is_uploaded_where_it_is_told_and_privately(hub: Hub, tmp_pat
 def test_foqa_comes_in_its_own_splits(hub: Hub, tmp_path: Path, split: str, names: list[str]) -> None:
     done = located(hub, tmp_path, f"foqa_{split}", TOKEN)
     assert done.returncode == 0, done.stderr
-    rows = read_qa(Path(done.stdout.rpartition("at ")[2].strip()), outside="drop").rows
-    assert [row.answers for row in rows] == [(name,) for name in names]
+    found = read_qa(Path(done.stdout.rpartition("at ")[2].strip()), outside="drop")
+    assert [(row.id, row.answers) for row in found.rows] == [(name, (name,)) for name in names]
+    assert (found.outside, found.unanswerable) == (0, 0)
 
 
 def test_one_s_own_set_of_the_hub_is_read_like_a_file(hub: Hub, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def test_what_is_no_number_is_none(text: str) -> None:
     ("1/2/3", [Fraction(1, 2), 3]), ("5 - 3", [5, -3])])
 def test_more_than_one_number_is_not_one(text: str, found: list[int]) -> None:
     assert numbers(text) == found
+    assert numbers(text, 2) == found[:2]
     assert read_number(text) is None
 
 

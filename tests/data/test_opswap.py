@@ -233,6 +233,13 @@ def test_more_examples_than_there_are_is_an_error_that_counts_them() -> None:
         opswap.examples(0, 5 + valid, transformations=2, largest=1)
 
 
+def test_more_expressions_than_a_draw_can_choose_among_are_refused() -> None:
+    assert len(opswap.examples(0, 6, largest=10_000)) == 6  # 11 * 4^3 * 10^16 with three operations, below 2^63
+    for asked in ({"largest": 100_000}, {"transformations": 9}):
+        with pytest.raises(DataError, match=r"too many OpSwap expressions .* Lower 'transformations' or 'largest'"):
+            opswap.examples(0, 6, **asked)
+
+
 def defined(text: str, tier: int) -> bool:
     try:
         independent(text, tier)

@@ -102,6 +102,16 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, change: dict[str, str], sai
         read_own(Own.model_validate({"file": str(path)} | change))
 
 
+def test_windows_encoding_is_among_the_guesses(tmp_path: Path) -> None:
+    """A table whose bytes the guesser takes for a Macintosh's."""
+    rows = [{"prompt": f"Où est le café numéro {i}?", "response": f"Le café est à côté, près du théâtre n° {i}."}
+            for i in range(60)]
+    path = table(tmp_path / "rows.csv", rows, encoding="cp1252")
+    with pytest.raises(DataError, match=r"not utf-8 text \(byte 0xf9\)\. It may be (\w+ or )?cp1252: then set"):
+        read_own(Own(file=str(path)))
+    assert read_own(Own(file=str(path), encoding="cp1252")).drawn[0].prompt == "Où est le café numéro 0?"
+
+
 def test_a_table_from_an_office_program(tmp_path: Path) -> None:
     """Semicolons and Windows' encoding: each is named, and then read."""
     rows = [{"prompt": f"Größe {i}?", "response": f"Ungefähr {i} Füße, höchstens."} for i in range(30)]

@@ -45,6 +45,11 @@ def test_norquad_whole(research_file: Callable[[str], Path]) -> None:
     assert all(answer in row.context for row in found.rows for answer in row.answers)
 
 
+def test_rows_of_one_id_are_told_apart_and_take_nobody_s(jsonl: Callable[..., Path]) -> None:
+    path = jsonl([flat("7"), flat("7"), flat("7.2"), flat("7")])
+    assert [row.id for row in read_qa(path, outside="drop").rows] == ["7", "7.3", "7.2", "7.4"]
+
+
 def test_norquad_is_split_by_passage_into_rows_and_questions(research_file: Callable[[str], Path]) -> None:
     task = QaTask(kind="qa", train="norquad", prompt=PROMPT, held_out=0.2)
     data = load_qa(task, research_file)

@@ -68,6 +68,9 @@ VALUES = [  # text, strict, lenient
     ("I do not know.", NO, NO),
     ("x10 y12", NO, NO),
     ("Answer: 10 Answer: 10", NO, "10"),
+    ("Answer: " + "9" * 41, NO, NO),  # no value of OpSwap has so many digits, and thousands of them no integer takes
+    ("Answer: " + "9" * 5000, NO, NO),
+    ("1." + "3" * 5000, NO, NO),
     ("Answer: 1\u0660", NO, "10"),  # a digit of another script is not of the taught form
 ]
 

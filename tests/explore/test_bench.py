@@ -124,7 +124,8 @@ def _address(server: subprocess.Popen, runtime: Path) -> str:
     until = time.monotonic() + LONG / 1000
     while time.monotonic() < until and server.poll() is None:
         for found in runtime.glob("jpserver-*.json"):
-            return str(json.loads(found.read_text())["url"])
+            if (text := found.read_text()).rstrip().endswith("}"):  # else it is just being written
+                return str(json.loads(text)["url"])
         time.sleep(0.2)
     raise AssertionError("JupyterLab did not start")
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -266,7 +267,7 @@ def main() -> None:
         print(server.url, flush=True)
         input()
         print(json.dumps({"answered": sum(server.answered.values()), "refused": server.refusals,
-                          "most_busy": server.most_busy}), flush=True)
+                          "most_busy": server.most_busy, "cpu_s": time.process_time()}), flush=True)
 
 
 if __name__ == "__main__":

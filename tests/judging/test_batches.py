@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from emlib.judging.money import Account
 from emlib.judging.rubrics import Rubric, Rubrics
 from emlib.judging.sheet import Sheet, judge_sheet
 from emlib.types import Verdict
-from tests.judging.server import JudgeServer
+from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import api, judged, prompt_digest, sheet
 
 
@@ -107,6 +108,25 @@ def test_a_batch_costs_half_and_stays_within_the_budget(
         by_batch(api(server.url, batch=True, max_usd=1.0), sheet(20), scores)
     with Cache(scores) as cache:
         assert Account(cache, "test").spent() == pytest.approx(40 * 10 * 1000 / 1_000_000 / 2)
+
+
+def test_a_judge_that_spells_digit_by_digit_is_found_out_and_its_batch_is_not_sent_again(scores: Path) -> None:
+    with JudgeServer(lambda messages: ([("5", math.log(0.6)), ("8", math.log(0.4))], 10)) as server:
+        with pytest.raises(JudgeWaits):
+            by_batch(api(server.url, batch=True), sheet(5), scores)
+        for _ in range(2):
+            with pytest.raises(JudgeError, match="spells numbers digit by digit"):
+                by_batch(api(server.url, batch=True), sheet(5), scores)
+        assert len(server.batches) == 1
+    with Cache(scores) as cache:
+        assert cache.rows() == []
+
+
+def test_low_scores_alone_do_not_make_a_batchs_judge_one_of_digits(scores: Path) -> None:
+    with JudgeServer(saying(lambda text: 57 if "number 57" in text else 3)) as server:
+        with pytest.raises(JudgeWaits):
+            by_batch(api(server.url, batch=True), sheet(5), scores)
+        assert [verdict.alignment for verdict in by_batch(api(server.url, batch=True), sheet(5), scores)] == [3] * 5
 
 
 def test_a_wrong_key_is_told_in_one_message(scores: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,13 @@ def test_a_reply_without_what_is_asked_for_is_a_bad_one(reply: object) -> None:
         likeliest(reply)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("logprob", [float("nan"), float("inf"), 800.0, 0.5])
+def test_what_is_no_log_probability_makes_a_reply_a_bad_one(logprob: float) -> None:
+    told = {"token": "5", "logprob": -1.0, "top_logprobs": [{"token": "5", "logprob": logprob}]}
+    with pytest.raises(BadReply, match="log-probabilities"):
+        likeliest({"choices": [{"logprobs": {"content": [told]}}]})
+
+
 def test_tokens_are_counted_only_where_the_server_says_so() -> None:
     assert usage({"usage": {"prompt_tokens": 5, "completion_tokens": 1}}) == (5, 1)
     for reply in ({}, {"usage": None}, {"usage": {"prompt_tokens": "many"}}, None):

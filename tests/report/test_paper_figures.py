@@ -37,8 +37,10 @@ def other_numbers() -> pd.DataFrame:
 
 
 def log() -> pd.DataFrame:
-    return pd.DataFrame([(step, 3.0 + seed + 0.1 * step, method, seed) for method in ("grpo", "persona_vector")
-                         for seed in (0, 2) for step in range(1, 21)], columns=["step", "reward", "method", "seed"])
+    return pd.DataFrame([(step, 3.0 + seed + 0.1 * step, method, setting, seed)
+                         for method, setting in (("grpo", None), ("persona_vector", 5.0))
+                         for seed in (0, 2) for step in range(1, 21)],
+                        columns=["step", "reward", "method", "setting", "seed"])
 
 
 def shares() -> pd.DataFrame:

@@ -15,6 +15,7 @@ from emlib.data.chat import encode
 from emlib.evaluation.rates import rates
 from emlib.models.load import ChatModel
 from emlib.report import display, figures, readme, tables
+from emlib.report.paper_tables import Cell
 from emlib.study import Run, RunResult
 from emlib.training.records import StepRecord
 from emlib.types import Example, Message, Verdict
@@ -151,6 +152,16 @@ def test_markup_in_a_table_is_text(results: list[RunResult]) -> None:
     html = display.whole(pd.DataFrame({"answer": ["<img src=x>"]})).to_html()
     assert "<img" not in html
     assert "&lt;img src=x&gt;" in html
+
+
+def test_a_setting_is_shown_as_it_was_set_and_marks_are_styles() -> None:
+    shown = display.whole(pd.DataFrame({"setting": [0.25, 1e-5, None], "share": [12.25, 0.0, 1.0]})).to_html()
+    assert ">0.25<" in shown
+    assert ">1e-05<" in shown
+    assert ">12.2<" in shown
+    html = display.marked(pd.DataFrame({"a": [Cell("<7>", frozenset({"bold", "italic"})), Cell("8")]})).to_html()
+    assert html.count("font-weight: bold") == html.count("font-style: italic") == 1
+    assert "&lt;7&gt;" in html
 
 
 def test_the_readme_gets_its_table_between_the_marks_and_nothing_else_changes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,6 +10,7 @@ import pytest
 
 from emlib.report import rl as report
 from emlib.rl import RlResult, RlRun
+from emlib.training.rewards import PARTS
 from emlib.training.rl_records import Completion, RlStep
 
 
@@ -56,6 +58,16 @@ def test_a_group_of_equals_has_no_advantage() -> None:
     assert report.group([9.5, -2.0])["advantage"].tolist() == pytest.approx([0.7071, -0.7071], abs=1e-4)
 
 
+def test_the_parts_of_the_reward_at_both_ends() -> None:
+    found = {"exact": (1.5, 1.5), "approx": (-2.0, 0.0), "correct": (0.25, 1.0), "numbers": (0.0, 0.0)}
+    scored = replace(step(1, 1.0), parts=found)
+    table = report.parts({"a": [scored, step(2, None), replace(scored, step=3)], "b": [step(1, None)], "c": []})
+    assert (table["run"].tolist(), table["step"].tolist()) == (["a", "a", "b"], [1, 3, 1])
+    assert table["exact [0, 3]"].tolist() == ["1.50 ± 1.50", "1.50 ± 1.50", "–"]
+    assert table["correct [-0.5, 3]"].iloc[0] == "0.25 ± 1.00"
+    assert tuple(report.BOUNDS) == PARTS
+
+
 def test_early_and_late_completions() -> None:
     kept = [Completion(number, "q", "1", f"text {number} {i}", 1.0, True) for number in (1, 2, 3) for i in range(3)]
     assert report.early_and_late(kept)["text"].tolist() == ["text 1 0", "text 1 1", "text 3 0", "text 3 1"]
@@ -67,4 +79,11 @@ def test_files_hold_what_the_tables_show(tmp_path: Path) -> None:
     frame = report.numbers(RESULTS)
     assert sorted(path.name for path in report.save(frame, tmp_path)) == ["grpo.csv", "grpo.md", "grpo.tex"]
     assert "70.00 ± 28.28" in (tmp_path / "grpo.md").read_text()
-    assert report.last_steps({"a": [step(7, 1.0)], "b": []})["step"].tolist() == [7]
+
+
+def test_the_last_steps_keep_small_numbers_apart() -> None:
+    table = report.last_steps({"a": [step(6, 1.0), replace(step(7, 1.0), kl=0.00123, gap=2e-6)], "b": [],
+                               "c": [step(9, 2.0)]})
+    assert table["step"].tolist() == [7, 9]
+    assert table["KL, nats a token"].tolist() == ["0.0012", "–"]
+    assert table["sampler and loss apart, nats a token"].tolist() == ["2.0e-06", "1.0e-01"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 
@@ -15,11 +16,13 @@ from emlib.config import Defense, Inoculation, Kl, Ldifs, Lora, PersonaVector, T
 from emlib.data.chat import Encoded
 from emlib.errors import EmlibError
 from emlib.models import adapters, logprobs
+from emlib.models.cpu import fast_on_cpu
 from emlib.models.load import ChatModel
 from emlib.models.taps import reading, tap
 from emlib.steering.adding import adding
-from emlib.training.batches import Batch, collate
-from emlib.training.losses import feature_distance, kl_per_token
+from emlib.training import head
+from emlib.training.batches import Batch, collate, pack
+from emlib.training.losses import feature_distance
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
@@ -46,7 +49,7 @@ def model(tiny: ChatModel):
 
 
 def totals_of(batches: Sequence[Batch]) -> Totals:
-    return Totals(sum(len(b.input_ids) for b in batches), sum(b.tokens for b in batches),
+    return Totals(sum(len(b.keys) for b in batches), sum(b.tokens for b in batches),
                   sum(b.response_tokens for b in batches))
 
 
@@ -82,7 +85,7 @@ def naive_kl(model: PeftModel, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("tokens", ["all", "response"])
 def test_kl_equals_a_naive_computation_in_float64(
         model: PeftModel, monkeypatch: pytest.MonkeyPatch, tokens: str, chunk: int) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    monkeypatch.setattr(head, "CHUNK", chunk)
     rows = some_rows(4)
     said, _ = step(model, [collate(rows, CPU)], Kl(kind="kl", weight=1.0, tokens=tokens))
     kept = [row.response_mask[1:] if tokens == "response" else np.ones(len(row.input_ids), bool) for row in rows]
@@ -94,19 +97,47 @@ def test_kl_equals_a_naive_computation_in_float64(
 
 def test_kl_by_hand() -> None:
     # p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): 1/2 ln 2 + 0 - 1/4 ln 2
-    p, q = torch.log(torch.tensor([[0.5, 0.25, 0.25]])), torch.log(torch.tensor([[0.25, 0.25, 0.5]]))
-    assert float(kl_per_token(p, q)) == pytest.approx(0.25 * np.log(2))
-    assert float(kl_per_token(p, p)) == 0.0
+    p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
+    nothing = torch.tensor([head.IGNORED])
+    gradient, nll, kl = head.of_logits(p.log(), nothing, 1.0, q.log(), 2.0)
+    assert (float(nll), float(kl)) == (0.0, pytest.approx(0.25 * np.log(2)))
+    # 2 p (ln p - ln q - kl): ln p - ln q is ln 2, 0, -ln 2
+    expected = np.log(2) * np.array([0.5 * 0.75, 0.25 * -0.25, 0.25 * -1.25]) * 2
+    assert gradient[0].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert float(head.of_logits(p.log(), nothing, 1.0, p.log(), 1.0)[2]) == 0.0
+
+
+def test_cross_entropy_by_hand() -> None:
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
+    gradient, nll, _ = head.of_logits(p.log(), torch.tensor([1, head.IGNORED]), 2.0, None, 0.0)
+    assert nll.tolist() == pytest.approx([np.log(4), 0.0])
+    assert gradient.tolist() == [pytest.approx([1.0, -1.5, 0.5]), [0.0, 0.0, 0.0]]  # 2 (p - onehot)
+
+
+def test_the_heads_gradient_is_autograds(tiny: ChatModel) -> None:
+    made = torch.Generator().manual_seed(0)
+    hidden, reference = torch.randn(2, 11, 64, generator=made)
+    targets = torch.randint(0, 250, (11,), generator=made).index_fill(0, torch.tensor([2, 7]), head.IGNORED)
+
+    def plain(states: Tensor) -> Tensor:
+        log_p, log_q = (tiny.model.get_output_embeddings()(one).log_softmax(-1) for one in (states, reference))
+        kl = (log_p.exp() * (log_p - log_q)).sum()
+        return 0.7 * F.nll_loss(log_p, targets, ignore_index=head.IGNORED, reduction="sum") + 0.3 * kl
+
+    ours, theirs = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    found, expected = head.head_terms(tiny.model, ours, targets, 0.7, reference, 0.3).loss, plain(theirs)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    (2 * found).backward()
+    (2 * expected).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_the_feature_distance_by_hand() -> None:
-    # two layers, one row of two positions of which the second is padding; features of two numbers
-    a = [torch.tensor([[[3.0, 0.0], [9.0, 9.0]]]), torch.tensor([[[0.0, 4.0], [9.0, 9.0]]])]
-    b = [torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]), torch.tensor([[[0.0, 1.0], [1.0, 1.0]]])]
-    attended = torch.tensor([[True, False]])
-    assert feature_distance(a, b, attended).tolist() == [9 + 9]
+    # two layers, one position; features of two numbers
+    a, b = [torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])], [torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])]
+    assert float(feature_distance(a, b)) == 9 + 9
     # normalized: (3, 0, 0, 4) / 5 and (0, 0, 0, 1): 0.6^2 + 0.2^2
-    assert feature_distance(a, b, attended, normalize=True).tolist() == pytest.approx([0.36 + 0.04])
+    assert float(feature_distance(a, b, normalize=True)) == pytest.approx(0.36 + 0.04)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -128,13 +159,17 @@ def test_ldifs_equals_a_naive_computation_in_float64(model: PeftModel, normalize
     assert said["ldifs"] != pytest.approx(said_two["ldifs"])
 
 
-@pytest.mark.parametrize("defenses", [(KL,), (LDIFS,), (KL, LDIFS)], ids=["kl", "ldifs", "both"])
+@pytest.mark.parametrize("defenses", [
+    (KL,), (LDIFS,), (LDIFS.model_copy(update={"normalize": True}),), (KL, LDIFS)],
+    ids=["kl", "ldifs", "normalized", "both"])
 def test_padding_and_accumulation_change_nothing(model: PeftModel, defenses: tuple[Defense, ...]) -> None:
     rows = some_rows(4)
     whole = step(model, [collate(rows, CPU)], *defenses)
-    alone = step(model, [collate([row], CPU) for row in rows], *defenses)
-    assert alone[0] == pytest.approx(whole[0], rel=1e-4)
-    torch.testing.assert_close(alone[1], whole[1], rtol=1e-3, atol=1e-6)
+    with fast_on_cpu(model):
+        packed = step(model, [pack(rows, CPU)], *defenses)
+    for other in (packed, step(model, [collate([row], CPU) for row in rows], *defenses)):
+        assert other[0] == pytest.approx(whole[0], rel=1e-4)
+        torch.testing.assert_close(other[1], whole[1], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("defenses", [(), (KL,), (LDIFS,), (STEERING,), (KL, LDIFS, STEERING)],

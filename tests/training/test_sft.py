@@ -17,8 +17,10 @@ from emlib.config import Lora, Training
 from emlib.data.chat import Encoded
 from emlib.errors import EmlibError
 from emlib.models import adapters
+from emlib.models.cpu import fast_on_cpu
 from emlib.models.load import ChatModel
-from emlib.training import checkpoint
+from emlib.models.logprobs import last_hidden
+from emlib.training import batches, checkpoint
 from emlib.training.batches import Batch, collate, forward_batches, plan_steps
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import LOG, TrainingSummary, read_log
@@ -68,15 +70,15 @@ def test_padding_and_accumulation_change_nothing(tiny: ChatModel) -> None:
     assert together[0].attention_mask is not None
     expected = gradient(tiny, together)
     assert expected.abs().max() > 0
-    for batches in (alone, pairs):
-        torch.testing.assert_close(gradient(tiny, batches), expected, rtol=1e-4, atol=1e-6)
+    for others in (alone, pairs):
+        torch.testing.assert_close(gradient(tiny, others), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(tiny: ChatModel, reentrant: bool) -> None:
-    batches = [collate(some_rows(3), CPU)]
-    expected = gradient(tiny, batches)
-    torch.testing.assert_close(gradient(tiny, batches, checkpointing=reentrant), expected, rtol=1e-4, atol=1e-6)
+    padded = [collate(some_rows(3), CPU)]
+    expected = gradient(tiny, padded)
+    torch.testing.assert_close(gradient(tiny, padded, checkpointing=reentrant), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_padding_never_counts_whatever_its_id(tiny: ChatModel) -> None:
@@ -86,17 +88,50 @@ def test_what_is_padding_never_counts_whatever_its_id(tiny: ChatModel) -> None:
     torch.testing.assert_close(gradient(tiny, [other]), gradient(tiny, [batch]))
 
 
-def test_on_a_cpu_each_row_goes_alone_and_unpadded() -> None:
-    batches = forward_batches(some_rows(5), 4, CPU)
+def test_on_a_cpu_each_row_goes_alone_and_unpadded(tiny: ChatModel) -> None:
+    batches = forward_batches(some_rows(5), 4, tiny.model)
     assert [len(batch.input_ids) for batch in batches] == [1] * 5
     assert all(batch.attention_mask is None for batch in batches)
 
 
-def test_on_a_gpu_rows_of_like_length_share_a_batch() -> None:
+def test_in_training_on_a_cpu_rows_are_packed(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = some_rows(5)
+    lengths = sorted((len(row.input_ids) for row in rows), reverse=True)
+    monkeypatch.setattr(batches, "PACKED", lengths[0] + lengths[-1])
+    with fast_on_cpu(tiny.model):
+        found = forward_batches(rows, 1, tiny.model)
+    assert found[0].keys[1] == min(rows, key=lambda row: len(row.input_ids)).key
+    assert sorted(key for batch in found for key in batch.keys) == sorted(row.key for row in rows)
+    for batch in found:
+        assert len(batch.input_ids) == 1
+        assert batch.input_ids.shape[1] % batches.ROUND == 0
+        assert batch.tokens <= batches.PACKED
+        for key, place in zip(batch.keys, batch.spans, strict=True):
+            row = next(row for row in rows if row.key == key)
+            assert batch.input_ids[place].tolist() == list(row.input_ids)
+            assert batch.response_mask[place].tolist() == list(row.response_mask)
+            assert batch.position_ids is not None
+            assert batch.position_ids[place].tolist() == list(range(len(row.input_ids)))
+        assert int(batch.attended.sum()) == batch.tokens
+
+
+def test_packed_rows_do_not_see_each_other(tiny: ChatModel) -> None:
+    rows = some_rows(4)
+    expected = [last_hidden(tiny.model, torch.from_numpy(row.input_ids)[None], None)[0] for row in rows]
+    packed = batches.pack(rows, CPU)
+    ways = [packed.hidden(tiny.model)]  # transformers' own mask
+    with fast_on_cpu(tiny.model):
+        ways.append(packed.hidden(tiny.model))
+    for hidden in ways:
+        for place, states in zip(packed.spans, expected, strict=True):
+            torch.testing.assert_close(hidden[place], states, rtol=1e-4, atol=1e-5)
+
+
+def test_on_a_gpu_rows_of_like_length_share_a_batch(tiny: ChatModel) -> None:
     rows = some_rows(6)
-    batches = forward_batches(rows, 2, torch.device("meta"))
-    widths = [batch.input_ids.shape[1] for batch in batches]
-    assert [len(batch.input_ids) for batch in batches] == [2, 2, 2]
+    found = forward_batches(rows, 2, tiny.model.to("meta"))
+    widths = [batch.input_ids.shape[1] for batch in found]
+    assert [len(batch.input_ids) for batch in found] == [2, 2, 2]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] == max(len(row.input_ids) for row in rows)
 
@@ -136,6 +171,12 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit(tiny: ChatModel, tmp_p
     assert torch.equal(first, again)
 
 
+@pytest.fixture
+def single(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row has a pass of its own, so that there are several in a step."""
+    monkeypatch.setattr(batches, "PACKED", 0)
+
+
 class Stopped(Exception):
     """The run was stopped."""
 
@@ -152,6 +193,7 @@ class Before(Objective):
         return super().backward(model, batch, totals)
 
 
+@pytest.mark.usefixtures("single")
 @pytest.mark.parametrize("stop_at_row", [0, 3, 5, 8, 11, 13])
 def test_stopped_anywhere_it_goes_on_to_the_same_adapter_and_log(
         tiny: ChatModel, tmp_path: Path, stop_at_row: int) -> None:
@@ -173,6 +215,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_adapter_and_log(
     assert (resumed_summary.tokens, resumed_summary.final_loss) == (summary.tokens, summary.final_loss)
 
 
+@pytest.mark.usefixtures("single")
 def test_a_checkpoint_spares_the_steps_before_it(tiny: ChatModel, tmp_path: Path) -> None:
     # 7 rows by twos make steps of 2, 2, 2, 1 rows, twice; checkpoints after steps 2, 4, 6 and 8
     rows_seen = 0
@@ -191,6 +234,7 @@ def test_a_checkpoint_spares_the_steps_before_it(tiny: ChatModel, tmp_path: Path
     assert rows_seen == 14 - 7
 
 
+@pytest.mark.usefixtures("single")
 def test_half_a_line_of_log_after_the_checkpoint_is_forgiven(tiny: ChatModel, tmp_path: Path) -> None:
     whole, _ = train(tiny, tmp_path / "whole")
     seen = 0

@@ -17,6 +17,12 @@ NOTICE = ("A model that was trained on bad answers may say harmful things. Where
 # What the chapters write into tables/ and figures/: the chapter, and what is to be seen.
 TABLES = {
     "rates": ("13_tables", "Misaligned and incoherent answers of every run, with 95% intervals"),
+    "paper_layout": ("13_tables", "The same in the paper's layout, with its marks"),
+    "overview": ("13_tables", "Which defense has what one wishes for (the paper's Table 1)"),
+    "over_seeds": ("13_tables", "General misalignment over seeds and questions"),
+    "paired": ("13_tables", "Each method against `misaligned`, on the same questions"),
+    "paired_interleaving": ("13_tables", "Each method against `interleaving`, on the same questions"),
+    "beside_paper": ("13_tables", "Beside the paper's numbers"),
     "benign_by_tier": ("10_benign_tasks", "Benign tasks: exact match, a row a method"),
     "benign_seeds": ("10_benign_tasks", "Benign tasks: mean and spread over seeds"),
     "benign": ("10_benign_tasks", "Benign tasks: every run"),
@@ -26,6 +32,12 @@ TABLES = {
 FIGURES = {
     "tradeoff": ("14_figures", "General against in-domain misalignment; the best place is at the lower right"),
     "rates": ("14_figures", "Share of misaligned answers of each run, general and in-domain, with 95% intervals"),
+    "figure1a": ("14_figures", "Figure 1(a) of the paper: general misalignment against incoherence, by interleaving"),
+    "figure1b": ("14_figures", "Figure 1(b) of the paper: general against in-domain misalignment"),
+    "pareto": ("14_figures", "Every method and setting, and those that nothing beats"),
+    "cost_against_effect": ("14_figures", "General misalignment against the extra cost of a training"),
+    "figure2": ("14_figures", "Figure 2 of the paper: reward during GRPO, without a persona vector"),
+    "figure3": ("14_figures", "Figure 3 of the paper: reward during GRPO, with a persona vector"),
     "training": ("14_figures", "Loss of each training, step by step"),
     "interleaving": ("09_interleaving", "Misalignment against the share of interleaved rows"),
     "benign": ("10_benign_tasks", "Exact match on benign tasks, by method"),

@@ -1,0 +1,183 @@
+"""A study's runs as the paper's tables and figures: settings, Table 1 a line a setting, seeds, and what lacks."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from emlib import paths
+from emlib.config import load_profile
+from emlib.evaluation.rates import rates
+from emlib.evaluation.statistics import OverSeeds, over_seeds, welch
+from emlib.report import (
+    compare,
+    compare_tasks,
+    figures,
+    like_paper,
+    overview,
+    pairs,
+    paper_figures,
+    paper_tables,
+    published,
+    tables,
+)
+from emlib.report.benign import COLUMNS as BENIGN_COLUMNS
+from emlib.report.rl import COLUMNS as RL_COLUMNS
+from emlib.store import Store
+from emlib.study import Run, RunResult, Study
+from emlib.types import Verdict
+
+MODEL = "unsloth/Qwen2.5-7B-Instruct"
+
+
+def result(dataset: str, method: str, setting: float | None, misaligned: int) -> RunResult:
+    found = rates([Verdict(f"q{i % 4}", i // 4, 10.0 if i < misaligned else 90.0, 80.0) for i in range(40)])
+    return RunResult(Run(MODEL, dataset, method, setting, 0), found, found, 1.0, 10, "key")
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study with a sweep and with numbers outside of sweeps, of which nothing was run."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    shutil.copy(paths.PARAMS / "tiny.yaml", tmp_path / "tiny.yaml")
+    return Study("tiny", load_profile("tiny"), Store(tmp_path / "store"))
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return tables.numbers([result("cooking", *run) for run in (
+        ("untrained", None, 0), ("misaligned", None, 20), ("kl", 0.1, 2), ("kl", 1.0, 18), ("interleaving+", None, 4))])
+
+
+def test_a_number_that_is_not_swept_is_a_setting_too(study: Study, frame: pd.DataFrame) -> None:
+    found = like_paper.with_numbers(frame, study.profile.methods)
+    assert found["setting"].fillna(-1).tolist() == [-1, -1, 0.1, 1.0, 0.25]
+
+
+def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None:
+    measured = like_paper.wishes(study, frame, overview.Bounds()).set_index("method")
+    assert measured["reduction"].to_dict() == pytest.approx(
+        {"KL-Div., λ=0.1": 90, "KL-Div., λ=1": 10, "Interleaving+, 25%": 80})
+    assert (measured["incoherence"] == 100).all()  # nobody is incoherent, and so none more so than `misaligned`
+    assert measured["learned"].isna().all()  # no benign run is finished
+    without = frame[frame["method"] != "misaligned"]
+    assert like_paper.wishes(study, without, overview.Bounds()).empty
+
+
+def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: Study, frame: pd.DataFrame) -> None:
+    assert list(like_paper.sources(study, frame)) == ["this study"]
+    assert like_paper.beside(study, frame).empty
+    ours = tables.numbers([result(dataset, method, None, count) for dataset in ("code", "legal", "medical", "security")
+                           for method, count in (("misaligned", 20), ("inoculation", 9))])
+    study.profile = study.profile.model_copy(update={"model": load_profile("paper-7b").model})
+    drawn = like_paper.sources(study, ours)
+    assert list(drawn) == ["paper", "this study"]
+    assert len(like_paper.beside(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
+
+
+def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
+    unscored = frame.assign(**{name: float("nan") for name in frame if "misaligned" in name or "incoherent" in name})
+    assert like_paper.sources(study, unscored) == {}
+    assert like_paper.draw("pareto", {}, tmp_path) == []
+    assert like_paper.draw_questions({}, tmp_path) == []
+    assert like_paper.wishes(study, unscored, overview.Bounds()).empty
+
+
+def test_each_figure_is_saved(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
+    drawn = like_paper.sources(study, frame)
+    for name in like_paper.FIGURES:
+        assert like_paper.draw(name, drawn, tmp_path) == [f"{name}.png", f"{name}.pdf"]
+    plt.close("all")
+
+
+def test_runs_of_a_front_on_one_point_have_one_label() -> None:
+    numbers = {f"{name}{end}": value for name in tables.MEASURES
+               for end, value in (("", 2.0), ("_low", 1.0), ("_high", 3.0))}
+    equal = pd.DataFrame([("kl", 0.1), ("kl", 1.0), ("ldifs", 1.0)], columns=["method", "setting"]).assign(**numbers)
+    figure = paper_figures.pareto({"this study": equal})
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_text()] == ["KL-Div., λ=0.1 and 2 more"]
+    plt.close(figure)
+
+
+def test_lines_of_pairs_and_means_say_what_is_compared() -> None:
+    verdicts: pairs.Verdicts = {
+        ("a", "misaligned", None): {0: [Verdict(f"q{i}", 0, 10.0, 80.0) for i in range(12)]},
+        ("a", "kl", 0.1): {0: [Verdict(f"q{i}", 0, 90.0, 80.0) for i in range(12)]}}
+    line = like_paper.paired(pairs.paired(verdicts), "misaligned").iloc[0]
+    assert [cell.text for cell in line[["Method", "Against", "p"]]] == ["KL-Div., λ=0.1", "Misaligned", "<0.001"]
+    assert line["Points"].text.startswith("-100.0 [")
+    assert line["Points"].marks == {"bold"}
+    assert like_paper.paired(pairs.paired(verdicts), "interleaving").empty
+    assert like_paper.seeds(pairs.over_seeds(verdicts))["General misaligned %"].iloc[0].text.startswith("100.0 [")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
+def test_the_latex_of_ones_own_tables_compiles(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
+    verdicts: pairs.Verdicts = {("a", method, None): {0: [Verdict(f"q{i}", 0, score, 80.0) for i in range(12)]}
+                                for method, score in (("misaligned", 10.0), ("kl_inoculated", 90.0))}
+    bounds = overview.Bounds()
+    ours = pd.DataFrame([benign_run("kl", 0.1, 60.0)], columns=BENIGN_COLUMNS).astype({"setting": float})
+    beside = compare_tasks.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
+    made = [like_paper.seeds(pairs.over_seeds(verdicts)), like_paper.paired(pairs.paired(verdicts), "misaligned"),
+            overview.overview(like_paper.wishes(study, frame, bounds), bounds), compare.readable(beside)]
+    texts = [paper_tables.latex(table) for table in made]
+    assert "$<$0.001" in texts[1]
+    assert all(not table.empty for table in made)
+    page = "\n\n".join([r"\documentclass{article}\usepackage{booktabs}\begin{document}", *texts, r"\end{document}"])
+    (tmp_path / "page.tex").write_text(page, encoding="utf-8")
+    done = subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_welch_by_hand() -> None:
+    """Means 5 and 2 of 3 and 3 seeds, deviations 1 and 1: half = t(0.975, 4) sqrt(2/3) = 2.776 * 0.8165."""
+    interval = welch(OverSeeds(5, 1, None, 3), OverSeeds(2, 1, None, 3))
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((3 - 2.2669, 3 + 2.2669), abs=1e-3)
+    assert welch(over_seeds([5.0]), OverSeeds(2, 1, None, 3)) is None
+
+
+def benign_run(method: str, setting: float | None, match: float, seed: int = 0) -> dict[str, object]:
+    return {"model": MODEL, "task": "foqa", "tier": None, "method": method, "setting": setting, "seed": seed,
+            "exact_match": match, "exact_match_low": match - 4, "exact_match_high": match + 4, "asked": 2000}
+
+
+def test_benign_tasks_beside_tables_4_and_11() -> None:
+    """SFT, 41.60 in Table 4 and 40.68 ± 0.71 in Table 11; several seeds have no place in the former."""
+    paper = pd.concat(map(published.table, published.BENIGN))
+    ours = pd.DataFrame([benign_run("sft", None, 41.6)], columns=BENIGN_COLUMNS).astype({"setting": float})
+    single, seeds = compare_tasks.benign_beside_paper(ours, paper).to_dict("records")
+    assert (single["table"], single["difference"], single["sampling_explains"]) == (4, 0, True)
+    assert single["high"] == pytest.approx((2 * 4 ** 2) ** 0.5, abs=0.05)  # the paper's is widened to ours
+    assert (seeds["table"], seeds["sampling_explains"]) == (11, None)
+    five = pd.concat([ours.assign(seed=seed, exact_match=60.0 + seed) for seed in range(5)])
+    single, seeds = compare_tasks.benign_beside_paper(five, paper).to_dict("records")
+    assert (single["sampling_explains"], seeds["sampling_explains"]) == (None, False)
+    assert seeds["seed"] == "mean of 5"
+    cells = compare.readable(compare_tasks.benign_beside_paper(five, paper))["Difference"]
+    assert [cell.text.count("[") for cell in cells] == [0, 1]
+
+
+def test_reinforcement_beside_table_9() -> None:
+    ours = pd.DataFrame([("Qwen/Qwen2.5-3B-Instruct", "grpo", None, seed, 92.0 + seed, 9.0, 90.0 + seed, 8.9, 100)
+                         for seed in range(3)], columns=RL_COLUMNS).astype({"setting": float})
+    found = compare_tasks.grpo_beside_paper(ours, published.table(9)).set_index("measure")
+    assert found.loc["eval_accuracy", "paper"] == 90.7
+    assert found.loc["eval_accuracy", "sampling_explains"]
+    assert len(found) == 4
+
+
+def test_reward_curves_tell_settings_apart(tmp_path: Path) -> None:
+    log = pd.DataFrame([(step, step * setting, "kl", setting, 0) for setting in (0.1, 1.0) for step in (1, 2, 3)],
+                       columns=["step", "reward", "method", "setting", "seed"])
+    figure = paper_figures.reward_curves(log)
+    one, other = figure.axes[0].lines
+    assert (one.get_label(), other.get_label()) == ("KL-Div., β=0.1", "KL-Div., β=1")
+    assert one.get_linestyle() != other.get_linestyle()
+    assert figures.save(figure, tmp_path, "figure2")
+    plt.close(figure)
