@@ -125,19 +125,58 @@ def test_no_module_of_emlib_imports_them_at_its_top(path: Path) -> None:
         assert not {name.split(".")[0] for name in names} & {"unsloth", "vllm", "bitsandbytes"}
 
 
-def test_importing_all_of_emlib_imports_neither(tmp_path: Path) -> None:
-    """There are packages on the path that would not let themselves be imported.
+def stand_in(folder: Path, name: str, code: str) -> None:
+    """A package that looks installed, and runs `code` when it is imported."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(code)
+    about = folder / f"{name}-0.99.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.99\n")
 
-    bitsandbytes is not among them: where it is installed, libraries that emlib stands on import it by themselves.
-    """
-    for name in ("unsloth", "vllm"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported: ' + __name__)\n")
-    code = ("import importlib, pkgutil, sys, emlib\n"
-            f"sys.path.insert(0, {str(tmp_path)!r})\n"
-            "names = [m.name for m in pkgutil.walk_packages(emlib.__path__, 'emlib.') if '__main__' not in m.name]\n"
-            "[importlib.import_module(name) for name in names]\n"
-            "found = {'unsloth', 'vllm'} & set(sys.modules)\n"
-            "assert len(names) > 100 and not found, (len(names), found)\n")
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=paths.ROOT)
+
+def runs_beside(folder: Path, code: str) -> None:
+    """`code` in a process that finds the packages of `folder` first."""
+    done = subprocess.run([sys.executable, "-c", f"import sys\nsys.path.insert(0, {str(folder)!r})\n{code}"],
+                          check=False, capture_output=True, text=True, cwd=paths.ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+REFUSE = "raise SystemExit('imported: ' + __name__)\n"
+UNTIL_A_MODEL = ("backends", "benign", "checks", "config", "environment", "estimate", "explore", "interleaving",
+                 "merge", "notebooks", "plan", "report", "rl", "status", "study", "workflow")
+
+
+def test_nothing_that_comes_before_a_model_imports_them(tmp_path: Path) -> None:
+    """Profiles, studies, plans, reports: with packages on the path that would not let themselves be imported."""
+    for name in ("unsloth", "vllm", "bitsandbytes"):
+        stand_in(tmp_path, name, REFUSE)
+    runs_beside(tmp_path, "import emlib\n" + "".join(f"import emlib.{name}\n" for name in UNTIL_A_MODEL))
+
+
+def test_all_of_emlib_leaves_them_to_the_libraries_beneath_it(tmp_path: Path) -> None:
+    """No module of emlib imports one of them, also on its way.
+
+    Two libraries do so by themselves where these are installed. PEFT 0.21 imports bitsandbytes while it is imported
+    (peft/helpers.py), and so does every module of emlib that knows an adapter. TRL 1.12 imports both bitsandbytes and
+    vLLM with its GRPOTrainer (trl/generation), and so does `emlib.training.grpo`. vLLM has an environment of its own,
+    so that TRL finds none, and none is here; of bitsandbytes it is seen who asks for it.
+    """
+    stand_in(tmp_path, "unsloth", REFUSE)
+    stand_in(tmp_path, "bitsandbytes", "from . import nn\n")
+    (tmp_path / "bitsandbytes" / "nn.py").touch()
+    runs_beside(tmp_path, """
+import builtins, importlib, pkgutil
+import emlib
+asked, really = set(), builtins.__import__
+def told(name, within=None, *rest, **named):
+    if name.split('.')[0] in ('unsloth', 'vllm', 'bitsandbytes'):
+        asked.add((name, (within or {}).get('__name__', '')))
+    return really(name, within, *rest, **named)
+builtins.__import__ = told
+names = [m.name for m in pkgutil.walk_packages(emlib.__path__, 'emlib.') if '__main__' not in m.name]
+[importlib.import_module(name) for name in names]
+assert len(names) > 100, len(names)
+assert not {'unsloth', 'vllm'} & set(sys.modules)
+assert asked and {(name, by.split('.')[0]) for name, by in asked} <= {
+    ('bitsandbytes', 'bitsandbytes'), ('bitsandbytes', 'peft'), ('bitsandbytes', 'trl')}, asked
+""")
