@@ -49,7 +49,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         others = machine.Others()
         if job["naive"]:
             second = load(spec, paths.cache()).model
-            took = naive_steps(model, second, rows, settings, job["seed"])
+            whole = settings.model_copy(update={"batch_size": settings.rows_per_step, "gradient_accumulation": 1})
+            took = naive_steps(model, second, rows, whole, job["seed"])  # a step's rows at once
         else:
             objective = Objective(defenses, vector, stored=stored)
             fine_tune(model, rows, settings, seed=job["seed"], folder=Path(scratch), objective=objective)
