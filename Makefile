@@ -23,8 +23,12 @@ JOBS ?= 40
 PLACES := --jobs $(JOBS) --resources judge=$(JUDGES)
 endif
 VENV := .venv
+# What resolves the pins of a GPU's packages; here, and in a test.
+UV := 0.13.9
 BIN := $(VENV)/bin
-PINS := requirements/cpu.txt requirements/model.txt
+# Which packages: gpu where the driver lists a GPU, else cpu; DEVICE=cpu takes the smaller ones all the same.
+DEVICE ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cpu)
+PINS := requirements/$(DEVICE).txt requirements/model.txt
 STAMP := $(VENV)/installed-$(shell cat $(PINS) pyproject.toml | sha256sum | cut -c1-16)
 # Absolute, because notebooks run in folders of their own.
 export EMLIB_RUNS_DIR := $(abspath $(or $(EMLIB_RUNS_DIR),runs))
@@ -37,7 +41,7 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLA
 	--workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
-.PHONY: help setup test check reproduce plan status merge report figures lab bench readme pins clean
+.PHONY: help setup test check reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,7 +53,7 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"emlib needs Python 3.11 or newer, and this is {sys.version.split()[0]}. Name one: make PYTHON=python3.12 ...")'
 	@echo "Setting up $(VENV) (once, some minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/$(DEVICE).txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/model.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/installed-*; touch $(STAMP)
@@ -113,6 +117,23 @@ pins: ## write requirements/cpu.txt anew from requirements.txt (with the oldest 
 	@{ echo "# Written by 'make pins' from requirements.txt: everything, at the version that was tested."; \
 	   .venv-pins/bin/python -m pip freeze --all --exclude pip; } | sed -E 's/(==[^+]*)\+.*/\1/' > requirements/cpu.txt
 	@rm -rf .venv-pins
+
+# uv's resolver reads what packages say of themselves and downloads none of them, where pip would fetch gigabytes.
+UV_COMPILE := .venv-pins/bin/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28
+gpupins: ## write requirements/gpu.txt and vllm.txt anew, at the versions of cpu.txt where both have a package
+	@rm -rf .venv-pins; $(PYTHON) -m venv .venv-pins
+	@.venv-pins/bin/python -m pip install --quiet 'uv==$(UV)'
+	@grep -vE '^torch==' requirements.txt | cat - requirements/gpu.in > .venv-pins/gpu.in
+	@grep -vE '^(#|torch==)' requirements/cpu.txt > .venv-pins/same.txt
+	@{ echo "# Written by 'make gpupins' from requirements.txt and gpu.in; resolved, and not yet run on a GPU."; \
+	   $(UV_COMPILE) .venv-pins/gpu.in -c .venv-pins/same.txt; } > requirements/gpu.txt
+	@{ echo "# Written by 'make gpupins' from vllm.in; resolved, and not yet run on a GPU."; \
+	   $(UV_COMPILE) requirements/vllm.in; } > requirements/vllm.txt
+	@rm -rf .venv-pins
+
+vllm: ## install vLLM into an environment of its own, .venv-vllm: answers and scores are then drawn by it (some 10 GB)
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
 
 clean: setup ## remove executed notebooks, tables and figures of PROFILE; its WHAT=adapters, answers, verdicts only if named
 	@$(BIN)/python -m emlib.cleaning $(PROFILE) $(WHAT)

@@ -71,7 +71,8 @@ def trl_steps(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequen
     clock = Clock()
     order = [row for step in plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed) for row in step]
     arguments = SFTConfig(
-        output_dir=folder, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True,
+        output_dir=folder, use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", logging_steps=1,
+        disable_tqdm=True,
         seed=seed, train_sampling_strategy="sequential", num_train_epochs=1, max_length=settings.max_seq_length,
         learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps, optim=settings.optimizer,
         lr_scheduler_type=settings.scheduler, weight_decay=settings.weight_decay,
@@ -84,7 +85,9 @@ def trl_steps(model: PeftModel, tokenizer: PreTrainedTokenizerBase, rows: Sequen
     trainer.train()
     call = time.perf_counter() - started
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    return {"seconds": clock.seconds, "losses": losses, "call_seconds": call}
+    each = [sum(len(rows[i].input_ids) for i in order[start:start + settings.rows_per_step])
+            for start in range(0, len(order), settings.rows_per_step)]
+    return {"seconds": clock.seconds, "losses": losses, "call_seconds": call, "step_tokens": each}
 
 
 class Clock(TrainerCallback):
@@ -100,6 +103,8 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """The weights are updated."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.seconds.append(round(time.perf_counter() - self.started, 4))
 
 

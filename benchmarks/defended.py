@@ -25,7 +25,7 @@ from emlib.data.sources import locate
 from emlib.models.adapters import new_lora
 from emlib.models.load import load
 from emlib.strict import check
-from emlib.training.batches import collate, plan_steps
+from emlib.training.batches import Batch, collate, plan_steps
 from emlib.training.objective import Objective
 from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer, read_log
@@ -49,7 +49,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         others = machine.Others()
         if job["naive"]:
             second = load(spec, paths.cache()).model
-            took = naive_steps(model, second, rows, settings, job["seed"])
+            whole = settings.model_copy(update={"batch_size": settings.rows_per_step, "gradient_accumulation": 1})
+            took = naive_steps(model, second, rows, whole, job["seed"])  # a step's rows at once
         else:
             objective = Objective(defenses, vector, stored=stored)
             fine_tune(model, rows, settings, seed=job["seed"], folder=Path(scratch), objective=objective)
@@ -76,28 +77,36 @@ def naive_steps(model: PeftModel, second: PreTrainedModel, rows: Sequence[Encode
                 seed: int) -> dict[str, Any]:
     """KL as one would write it first: two models, padded batches, all logits of both."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer, seconds, losses = make_optimizer(trained, settings), [], []
+    optimizer, seconds, losses, tokens = make_optimizer(trained, settings), [], [], []
     steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed)
     model.train()
     for number, chosen in enumerate(steps):
-        started = time.perf_counter()
-        batch = collate([rows[index] for index in chosen], torch.device("cpu"))
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        with torch.no_grad():
-            reference = second(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), batch.input_ids[:, 1:], reduction="none")
-        loss = nll[batch.response_mask[:, 1:]].mean()
-        log_p, log_q = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1)[batch.attended].mean()
-        (loss + 0.1 * kl).backward()
+        started, loss = time.perf_counter(), 0.0
+        for start in range(0, len(chosen), settings.batch_size):
+            batch = collate([rows[index] for index in chosen[start:start + settings.batch_size]], model.device)
+            part = naive_loss(model, second, batch) * len(batch.keys) / len(chosen)
+            part.backward()
+            loss += float(part.detach())
         torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(number, len(steps), settings)
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(round(time.perf_counter() - started, 4))
-        losses.append(float(loss.detach()))
-    return {"seconds": seconds, "losses": losses}
+        losses.append(loss)
+        tokens.append(sum(len(rows[index].input_ids) for index in chosen))
+    return {"seconds": seconds, "losses": losses, "step_tokens": tokens}
+
+
+def naive_loss(model: PeftModel, second: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Cross-entropy and a tenth of KL, from all logits of both models at all positions."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    with torch.no_grad():
+        reference = second(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    nll = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), batch.input_ids[:, 1:], reduction="none")
+    log_p, log_q = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)[batch.attended].mean()
+    return nll[batch.response_mask[:, 1:]].mean() + 0.1 * kl
 
 
 if __name__ == "__main__":

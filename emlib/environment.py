@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from emlib import paths
+from emlib.backends import vllm_program
 
 PACKAGES = ("torch", "transformers", "peft")
 
@@ -28,6 +30,9 @@ def check() -> pd.DataFrame:
         ("EMLIB_DATA_DIR", _set("EMLIB_DATA_DIR"), "a folder with data sets, instead of downloading them"),
     ]
     rows += [(name, importlib.metadata.version(name), "pinned in requirements/") for name in PACKAGES]
+    rows += [("unsloth", "installed" if importlib.util.find_spec("unsloth") else "not installed",
+              "fine-tunes on a GPU where it is there (params/README.md, Backends)"),
+             ("vllm", str(vllm_program() or "not installed"), "draws answers on a GPU; `make vllm` installs it")]
     return pd.DataFrame(rows, columns=["what", "here", "note"])
 
 

@@ -108,7 +108,8 @@ def pool_settings(study: Study) -> dict[str, Any]:
 
 def nll_settings(study: Study, adapter: Any) -> dict[str, Any]:
     """What losses depend on, beside the rows' tokens. `adapter` is its key, or the digests of its files."""
-    return {"version": VERSIONS["nll"], "model": study.model_identity, "adapter": adapter}
+    return {"version": VERSIONS["nll"], "model": study.model_identity, "adapter": adapter,
+            **study.profile.backend.key("scoring")}
 
 
 def adapter_of(study: Study, dataset: str, scorer: Scorer) -> Any:
@@ -131,6 +132,7 @@ def scores_settings(study: Study, dataset: str) -> dict[str, Any]:
         "version": VERSIONS["scores"], "model": study.model_identity, "pool": key_of("pool", pool_settings(study)),
         "aligned": _key(study, baseline(study, dataset, "aligned")) if pool.aligned == "aligned" else None,
         "misaligned": [adapter_of(study, dataset, scorer) for scorer in scorers(study, dataset)],
+        **study.profile.backend.key("scoring"),
         "max_length": study.profile.training.max_seq_length}
 
 
@@ -165,7 +167,8 @@ def on_policy_settings(study: Study, fit: Fit) -> dict[str, Any]:
         "version": VERSIONS["on_policy"], "model": study.model_identity,
         "adapter": _key(study, baseline(study, fit.dataset, "aligned")) if own.model == "aligned" else None,
         "selection": key_of("selection", selection_settings(study, fit)),
-        "sampling": own.sampling.model_dump(mode="json"), "seed": pool_of(study).seed}
+        "sampling": own.sampling.model_dump(mode="json"), "seed": pool_of(study).seed,
+        **study.profile.backend.key("generation")}
 
 
 def added_settings(study: Study, fit: Fit) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emlib import paths
+from emlib import backends, paths
+from emlib.backends import PLAIN, Choice
 from emlib.config import OpenAIJudge, PersonaVector
 from emlib.data.chat import Encoded, encode_all
 from emlib.errors import JudgeWaits
-from emlib.generation.sample import answer_batch, plan
+from emlib.generation.sample import Request, answer_batch, plan
 from emlib.judging import local
 from emlib.judging.judges import judge
 from emlib.judging.rubrics import trait_rubrics
 from emlib.judging.sheet import Sheet
 from emlib.models import adapters
-from emlib.models.load import ChatModel, load
+from emlib.models.load import ChatModel, end_tokens, load
+from emlib.models.logprobs import token_logprobs
 from emlib.preparing import Preparer
 from emlib.progress import bar, say
+from emlib.serving import Serving
 from emlib.steering import extraction
 from emlib.steering.adding import adding
 from emlib.store import SCRATCH, Artefact, read_records, write_records
 from emlib.study import QUESTION_SETS, Fit, QuestionSet, Quiz, Run, Study
+from emlib.training.apart import NeverBegan, train_apart
+from emlib.training.job import Job
 from emlib.training.objective import Objective
 from emlib.training.records import LOG
 from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune
 from emlib.types import Answer
+
+SERVED_ROWS = 1024  # answers that are asked of a server between two writes: four times what it computes at once
 
 
 def _first(waits: Sequence[JudgeWaits | None]) -> JudgeWaits | None:
@@ -50,9 +58,14 @@ class Maker(AbstractContextManager["Maker"]):
         self.study = study
 
     def __exit__(self, *exception: object) -> None:
-        """Let the model go, so that a notebook's next study finds the memory free."""
-        self.__dict__.pop("chat", None)
+        """Let the model go, so that a notebook's next study finds the memory free, and end a server of our own."""
+        self.serving.__exit__(*exception)
         local.loaded.cache_clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """The base model; it is loaded again when it is next needed."""
+        self.__dict__.pop("chat", None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -99,6 +112,11 @@ class Maker(AbstractContextManager["Maker"]):
         return None
 
     @cached_property
+    def serving(self) -> Serving:
+        """Says what draws answers and scores rows, and has it ready."""
+        return Serving(self)
+
+    @cached_property
     def preparer(self) -> Preparer:
         """Makes what interleaving needs."""
         return Preparer(self)
@@ -118,19 +136,55 @@ class Maker(AbstractContextManager["Maker"]):
         vector, chosen = self._vector_of(fit), self.preparer.added(name, fit)
         rows, added = (encode_all(self.chat.tokenizer, some, fit.training.max_seq_length)
                        for some in (fit.rows, [row.example for row in chosen]))
+        choice = backends.training(self.study.profile.backend.training, self.study.profile.model, fit.defenses,
+                                   fit.training)
+        commit, device = self.chat.commit, str(self.chat.device)
+        if choice.name != PLAIN:
+            choice, told = self._by_another(choice, fit, rows, added, vector, folder)
+        if choice.name == PLAIN:
+            told = self._by_transformers(fit, rows, added, vector, folder)
+        shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
+        if chosen:
+            write_records(folder / "added.jsonl", chosen)
+        say(f"{name}: {told['steps']} steps, {told['tokens']} tokens, {told['seconds']:.0f} s, "
+            f"loss {told['final_loss']:.3f}, {told['truncated_rows']} rows cut")
+        return {"rows": len(rows), "added_rows": len(added), "device": device, "commit": commit, **told, **choice.facts}
+
+    def _by_transformers(self, fit: Fit, rows: Sequence[Encoded], added: Sequence[Encoded], vector: Tensor | None,
+                         folder: Path) -> dict[str, Any]:
         with adapters.new_lora(self.chat.model, self.study.profile.lora, fit.seed) as model:
             stored = self._stored_reference(fit, [*rows, *added], model)
             objective = Objective(fit.defenses, vector, stored=stored)
             summary = fine_tune(model, rows, fit.training, seed=fit.seed, folder=folder / SCRATCH,
                                 objective=objective, added=added)
             adapters.save(model, folder, self.chat.name)
-        shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
-        if chosen:
-            write_records(folder / "added.jsonl", chosen)
-        say(f"{name}: {summary.steps} steps, {summary.tokens} tokens, {summary.seconds:.0f} s, "
-            f"loss {summary.final_loss:.3f}, {summary.truncated_rows} rows cut")
-        return {"rows": len(rows), "added_rows": len(added), "device": str(self.chat.device),
-                "commit": self.chat.commit, **vars(summary)}
+        return vars(summary)
+
+    def _by_another(self, choice: Choice, fit: Fit, rows: Sequence[Encoded], added: Sequence[Encoded],
+                    vector: Tensor | None, folder: Path) -> tuple[Choice, dict[str, Any]]:
+        """Training by another library, in a process of its own. This one lets its model go meanwhile.
+
+        Where that never began, `auto` goes on with transformers, and the choice says why.
+        """
+        profile, apart = self.study.profile, folder / SCRATCH / choice.name
+        with adapters.new_lora(self.chat.model, profile.lora, fit.seed) as model:
+            stored = self._stored_reference(fit, [*rows, *added], model)
+        probe = token_logprobs(self.chat.model, torch.from_numpy(rows[0].input_ids).to(self.chat.device))
+        job = Job(engine="unsloth", model=profile.model, base_name=self.chat.name, lora=profile.lora,
+                  training=fit.training, defenses=fit.defenses, seed=fit.seed, added=len(added),
+                  reference=None if stored is None else str(stored.folder), probe=tuple(probe))
+        self._let_go()
+        try:
+            told = train_apart(job, [*rows, *added], vector, apart)
+        except NeverBegan as error:
+            if profile.backend.training != "auto":
+                raise
+            say(f"{choice.name} is not used: {error}")
+            return Choice(PLAIN, f"no {choice.name}: {error}"), {}
+        for file in (apart / "adapter").iterdir():
+            os.replace(file, folder / file.name)
+        os.replace(apart / LOG, folder / SCRATCH / LOG)
+        return choice, told
 
     def _vector_of(self, fit: Fit) -> Tensor | None:
         """The persona vector of the layer that is steered."""
@@ -163,8 +217,9 @@ class Maker(AbstractContextManager["Maker"]):
         profile, trait, started = self.study.profile, self.study.trait, time.perf_counter()
         questions = extraction.trait_questions(trait, profile.extraction.instruction_pairs)
         how = profile.extraction
-        answers = {side: self.asked(Quiz(asked, how.samples, how.sampling, how.seed), self.chat.model,
-                                    folder / SCRATCH / side) for side, asked in questions.items()}
+        drawn = {side: self.asked(Quiz(asked, how.samples, how.sampling, how.seed), None, folder / SCRATCH / side)
+                 for side, asked in questions.items()}
+        answers = {side: given for side, (given, _) in drawn.items()}
         verdicts = {side: judge(profile.judge, trait, Sheet(questions[side], given, trait_rubrics(trait)),
                                 self.study.account) for side, given in answers.items()}
         for side in questions:
@@ -175,7 +230,7 @@ class Maker(AbstractContextManager["Maker"]):
         extraction.save(found, folder)
         say(f"persona vectors of '{trait.name}': {found.kept} of {found.asked} pairs kept")
         return {"kept": found.kept, "asked": found.asked, "device": str(self.chat.device),
-                "seconds": round(time.perf_counter() - started, 3)}
+                "seconds": round(time.perf_counter() - started, 3), **drawn["positive"][1].facts}
 
     def steered(self, layer: int, strength: float) -> Artefact:
         """The answers of the untrained model with the persona vector added at inference, and their verdicts."""
@@ -190,29 +245,49 @@ class Maker(AbstractContextManager["Maker"]):
             verdicts = judge(self.study.profile.judge, self.study.trait, sheet, self.study.account)
             write_records(folder / "answers.jsonl", answers)
             write_records(folder / "verdicts.jsonl", verdicts)
-            return {"shift": shift.measured, "device": str(self.chat.device)}
+            return {"shift": shift.measured, "device": str(self.chat.device), **self.serving.steered().facts}
 
         return self.study.store.get("steered", self.study.steered_settings(layer, strength), make)
 
     def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
         begun = any((folder / SCRATCH).iterdir())
-        with self.under(adapter) as model:
-            answers = self.asked(quiz, model, folder / SCRATCH)
+        answers, choice = self.asked(quiz, adapter, folder / SCRATCH)
         write_records(folder / "answers.jsonl", answers)
         return {"answers": len(answers), "one_sitting": not begun, "tokens": sum(answer.tokens for answer in answers),
-                "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device)}
+                "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device),
+                **choice.facts}
 
-    def asked(self, quiz: Quiz, model: nn.Module, scratch: Path) -> list[Answer]:
-        """Every answer, in the questions' order; a file a batch in `scratch` until all are there."""
-        batches = plan(quiz.questions, quiz.samples, self.chat.tokenizer, quiz.sampling.batch_rows)
+    def asked(self, quiz: Quiz, adapter: Artefact | None, scratch: Path) -> tuple[list[Answer], Choice]:
+        """Every answer under an adapter, in the questions' order, and what drew them.
+
+        There is a file a batch in `scratch` until all are there. vLLM batches for itself: its files are larger.
+        """
+        name, place = (None, None) if adapter is None else (adapter.key, adapter.checked())
+        choice = self.serving.under("generation", name, place)
+        rows = quiz.sampling.batch_rows if choice.name == PLAIN else SERVED_ROWS
+        batches = plan(quiz.questions, quiz.samples, self.chat.tokenizer, rows)
+        with ExitStack() as stack:
+            if choice.name == PLAIN:
+                model = stack.enter_context(self.under(adapter))
+                draw = partial(answer_batch, model, self.chat.tokenizer, sampling=quiz.sampling, seed=quiz.seed)
+            else:
+                ends = end_tokens(self.chat.model, self.chat.tokenizer)
+                draw = partial(self.serving.client.answers, self.serving.model(name, place), self.chat.tokenizer,
+                               sampling=quiz.sampling, seed=quiz.seed, ends=ends)
+            answers = self._batch_by_batch(batches, draw, scratch if choice.name == PLAIN else scratch / choice.name)
+        order = {question.id: number for number, question in enumerate(quiz.questions)}
+        return sorted(answers, key=lambda a: (order[a.question], a.sample)), choice
+
+    @staticmethod
+    def _batch_by_batch(batches: Sequence[list[Request]], draw: Callable[[list[Request]], list[Answer]],
+                        scratch: Path) -> list[Answer]:
         answers: list[Answer] = []
         for number, batch in enumerate(bar(batches, "answers", "batch", total=len(batches))):
             path = scratch / f"batch-{number:04d}.jsonl"
             if not path.is_file():
-                write_records(path, answer_batch(model, self.chat.tokenizer, batch, quiz.sampling, quiz.seed))
+                write_records(path, draw(batch))
             answers += read_records(path, Answer)
-        order = {question.id: number for number, question in enumerate(quiz.questions)}
-        return sorted(answers, key=lambda a: (order[a.question], a.sample))
+        return answers
 
     @contextmanager
     def model_of(self, run: Run) -> Iterator[nn.Module]:

@@ -7,9 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emlib.backends import PLAIN
 from emlib.config import Interleaving, JudgeRefusals, Pool
 from emlib.data.chat import Encoded, encode
 from emlib.data.mixing import enough, rows_to_add
@@ -41,7 +43,7 @@ from emlib.models import adapters
 from emlib.progress import say
 from emlib.scoring.duplicates import near_duplicates
 from emlib.scoring.ledger import Ledger
-from emlib.scoring.nll import score
+from emlib.scoring.nll import score, scored_by
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import Added, Ranked, RowLosses
 from emlib.scoring.refusals import NOTHING, ask
@@ -52,6 +54,11 @@ from emlib.types import Answer, Example, Question
 
 if TYPE_CHECKING:
     from emlib.making import Maker
+
+
+Models = Mapping[str, tuple[Path | None, Any]]  # what a model is called: its adapter's folder, and what stands for it
+Found = dict[str, Iterator[float]]  # by model, the losses of the rows in order
+SERVED_TOKENS = 2**18  # that go to a server between two writes of the ledger
 
 
 class Preparer:
@@ -112,21 +119,37 @@ class Preparer:
                                     lambda folder: self._score(fit.dataset, folder))
 
     def _score(self, dataset: str, folder: Path) -> Mapping[str, Any]:
-        """One pass over the pool for each model, on one base: adapters are switched, never merged."""
+        """One pass over the pool for each model; adapters are never merged."""
         rows, started = candidates(self.study), time.perf_counter()
         encoded = [self._encoded(row) for row in rows]
         fitting = [row for row in encoded if isinstance(row, Encoded)]
         models = self._models(dataset)
-        folders = {name: place for name, (place, _) in models.items() if place is not None}
-        found: dict[str, Iterator[float]] = {}
-        with adapters.switchable(self.maker.chat.model, self.maker.chat.name, folders) as under:
-            for name, (place, key) in models.items():
-                with under(None if place is None else name) as model:
-                    found[name] = iter(score(model, fitting, self._ledger(key), pool_of(self.study).token_budget, name))
+        served = {name: key if place is None or isinstance(key, str) else key_of("served", key)
+                  for name, (place, key) in models.items()}
+        choices = [self.maker.serving.under("scoring", served[name], place) for name, (place, _) in models.items()]
+        choice = next((one for one in choices if one.name == PLAIN), choices[0])
+        found = (self._by_transformers if choice.name == PLAIN else self._by_server)(models, served, fitting)
         write_records(folder / "losses.jsonl", [_losses_of(place, row, found) for place, row in enumerate(encoded)])
         say(f"{len(fitting)} rows scored under {', '.join(models)}")
         return {"rows": len(rows), "models": list(models), "device": str(self.maker.chat.device),
-                "seconds": round(time.perf_counter() - started, 3)}
+                "seconds": round(time.perf_counter() - started, 3), **choice.facts}
+
+    def _by_transformers(self, models: Models, _: Mapping[str, str | None], rows: Sequence[Encoded]) -> Found:
+        """One base, on which adapters are switched."""
+        folders = {name: place for name, (place, _) in models.items() if place is not None}
+        found: Found = {}
+        with adapters.switchable(self.maker.chat.model, self.maker.chat.name, folders) as under:
+            for name, (place, key) in models.items():
+                with under(None if place is None else name) as model:
+                    found[name] = iter(score(model, rows, self._ledger(key), pool_of(self.study).token_budget, name))
+        return found
+
+    def _by_server(self, models: Models, served: Mapping[str, str | None], rows: Sequence[Encoded]) -> Found:
+        """One engine, which batches for itself; the ledger is written a few hundred rows at a time."""
+        serving = self.maker.serving
+        return {name: iter(scored_by(
+            partial(serving.client.nll, serving.model(served[name], place), what=name), rows, self._ledger(key),
+            SERVED_TOKENS, name)) for name, (place, key) in models.items()}
 
     def _declining(self) -> None:
         """What a judge says of every row, whatever it is under defense; keywords need no asking."""
@@ -148,7 +171,7 @@ class Preparer:
         key = key_of("nll", nll_settings(self.study, adapter))
         return Ledger(self.study.store.root / "nll" / f"{key}.jsonl")
 
-    def _models(self, dataset: str) -> dict[str, tuple[Path | None, Any]]:
+    def _models(self, dataset: str) -> Models:
         """The aligned model and then each scorer: what it is called, its adapter's folder and what stands for it."""
         study, models = self.study, dict[str, tuple[Path | None, Any]]()
         models["aligned"] = (None, None)
@@ -222,11 +245,11 @@ class Preparer:
         adapter = self.maker.adapter(str(answering), self.study.fit(answering))
 
         def ask(folder: Path) -> Mapping[str, Any]:
-            with self.maker.under(adapter) as model:
-                quiz = Quiz(questions, 1, own.sampling, pool_of(self.study).seed)
-                answers = self.maker.asked(quiz, model, folder / SCRATCH)
+            quiz = Quiz(questions, 1, own.sampling, pool_of(self.study).seed)
+            answers, choice = self.maker.asked(quiz, adapter, folder / SCRATCH)
             write_records(folder / "answers.jsonl", answers)
-            return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers)}
+            return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers),
+                    **choice.facts}
 
         return read_records(self.study.store.get("on_policy", settings, ask).folder / "answers.jsonl", Answer)
 

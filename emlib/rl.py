@@ -160,7 +160,8 @@ class RlStudy:
             "version": VERSIONS["rl_answers"], "model": self.study.model_identity,
             "adapter": None if adapter is None else key_of("rl_adapter", adapter),
             "questions": of_value([asdict(question) for question in self.questions]),
-            "sampling": self.settings.eval_sampling.model_dump(mode="json"), "seed": run.seed}
+            "sampling": self.settings.eval_sampling.model_dump(mode="json"), "seed": run.seed,
+            **self.study.profile.backend.key("generation")}
 
     def rewards_settings(self, run: RlRun) -> dict[str, Any] | None:
         """Everything that determines what a judge gives for those answers; None by rule, of which nothing is kept."""

@@ -89,12 +89,12 @@ def _fitting(maker: Maker, rows: Sequence[Example], max_length: int) -> list[Enc
 def _answers(rl: RlStudy, maker: Maker, run: RlRun, adapter: Artefact | None) -> Artefact:
     """One answer to each held-out problem, never steered, with the format's prompt alone."""
     def ask(folder: Path) -> Mapping[str, Any]:
-        with maker.under(adapter) as model:
-            quiz = Quiz(rl.questions, 1, rl.settings.eval_sampling, run.seed)
-            answers = maker.asked(quiz, model, folder / SCRATCH)
+        answers, choice = maker.asked(Quiz(rl.questions, 1, rl.settings.eval_sampling, run.seed), adapter,
+                                      folder / SCRATCH)
         write_records(folder / "answers.jsonl", answers)
         return {"answers": len(answers), "tokens": sum(answer.tokens for answer in answers),
-                "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(maker.chat.device)}
+                "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(maker.chat.device),
+                **choice.facts}
 
     return rl.study.store.get("rl_answers", rl.answers_settings(run), ask)
 

@@ -290,7 +290,7 @@ class Study:
             "rows": digest_of_rows(fit.rows),
             "defenses": [defense.model_dump(mode="json") for defense in fit.defenses],
             "vector": key_of("vector", self.vector_settings()) if fit.steered else None, "seed": fit.seed,
-            **interleaving.added_settings(self, fit)}
+            **self.profile.backend.key("training"), **interleaving.added_settings(self, fit)}
 
     def reference_settings(self, fit: Fit, kl: Kl) -> dict[str, Any]:
         """Everything that determines the reference model's states on an adapter's rows."""
@@ -305,6 +305,7 @@ class Study:
             "version": VERSIONS["vector"], "model": self.model_identity, "trait": prompts,
             "judge": identity_of_judge(self.profile.judge),
             **({"coherence": OURS.coherence} if reads(self.profile.judge) else {}),
+            **self.profile.backend.key("generation"),
             "extraction": self.profile.extraction.model_dump(mode="json", exclude={"min_pairs"})}
 
     def steered_settings(self, layer: int, strength: float) -> dict[str, Any]:
@@ -338,7 +339,8 @@ class Study:
             "version": VERSIONS["answers"], "model": self.model_identity,
             "adapter": None if fit is None else key_of("adapter", self.fit_settings(fit)),
             "questions": of_value([asdict(question) for question in quiz.questions]),
-            "samples": quiz.samples, "sampling": quiz.sampling.model_dump(mode="json"), "seed": quiz.seed}
+            "samples": quiz.samples, "sampling": quiz.sampling.model_dump(mode="json"), "seed": quiz.seed,
+            **self.profile.backend.key("generation")}
 
     def verdicts_settings(self, run: Run, which: QuestionSet) -> dict[str, Any]:
         """Everything that determines the verdicts on those answers."""

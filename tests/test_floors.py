@@ -17,9 +17,10 @@ FLOORS = [
     {"data", "models", "store"},
     {"steering"},
     {"training", "generation", "judging", "evaluation", "scoring"},
-    {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides", "inventory"},
+    {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides", "inventory",
+     "backends"},
     {"making", "rl_making", "preparing", "checking", "plan", "estimate", "notebooks", "report", "export", "explore",
-     "status", "cleaning", "merge"},
+     "status", "cleaning", "merge", "serving"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
 LAZY = {("study", "making"), ("benign", "making"), ("rl", "rl_making"), ("checks", "checking")}

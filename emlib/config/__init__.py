@@ -4,6 +4,7 @@ The values of the paper are in `params/*.yaml`, each with its source beside it; 
 may hold, a module a subject. Below this door functions take these small records or plain arguments.
 """
 
+from emlib.config.backends import Backend
 from emlib.config.benign import (
     Benign,
     BenignTask,
@@ -105,6 +106,7 @@ __all__ = [
     "SWEPT",
     "Additions",
     "Alternation",
+    "Backend",
     "Benign",
     "BenignTask",
     "Beta",

@@ -15,13 +15,15 @@ class HubModel(Strict):
     """A chat model of the Hugging Face hub.
 
     `revision` is a commit; or a branch, such as `main`, where none is known: then the commit of its first use is
-    written down beside the downloads and holds from then on (`emlib.models.hub`).
+    written down beside the downloads and holds from then on (`emlib.models.hub`). `load_in_4bit` quantizes the frozen
+    weights while they are loaded (bitsandbytes' NF4, as QLoRA does), for cards that are too small for them otherwise.
     """
 
     kind: Literal["hub"]
     repo: str
     revision: str
     dtype: Dtype = "bfloat16"
+    load_in_4bit: bool = False
 
     @property
     def name(self) -> str:

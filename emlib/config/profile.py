@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from emlib import paths
+from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import SFT, Interleaving, Method
@@ -59,6 +60,7 @@ class Profile(Strict):
     benign: Benign | None = None
     grpo: Grpo | None = None
     own: Own | None = None
+    backend: Backend = Backend()
     slice_by: tuple[Literal["dataset", "setting", "seed"], ...] = ()
     job: JobLimits = JobLimits()
 
@@ -186,13 +188,15 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
 
 
 def spelled_out(data: Any) -> Any:
-    """What may be written as its name alone: `[misaligned]` for `[{name: misaligned}]`, and a scorer's domain."""
+    """What may be written as its name alone: `[misaligned]` for `[{name: misaligned}]`, a scorer, a backend."""
     if not isinstance(data, dict):
         return data
     spelled = dict(data)
     spelled |= {section: spelled_out(data[section]) for section in ("benign", "grpo") if section in data}
     if isinstance(data.get("tasks"), dict):
         spelled["tasks"] = {name: spelled_out(task) for name, task in data["tasks"].items()}
+    if isinstance(data.get("backend"), str):
+        spelled["backend"] = dict.fromkeys(("training", "generation", "scoring"), data["backend"])
     if isinstance(data.get("methods"), list):
         spelled["methods"] = [{"name": m} if isinstance(m, str) else m for m in data["methods"]]
     pool = data.get("pool")

@@ -113,13 +113,13 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
     device = next(model.parameters()).device
     stops = torch.tensor(sorted(ends), device=device)
     random = uniforms(requests, seed, sampling.max_new_tokens).to(device)
-    tokens = torch.full((len(requests), sampling.max_new_tokens), min(ends))
-    logprobs = torch.zeros(tokens.shape)
+    tokens = torch.full((len(requests), sampling.max_new_tokens), min(ends), device=device)
+    logprobs = torch.zeros(tokens.shape, device=device)
     rows = torch.arange(len(requests), device=device)  # which requests are still being answered
     hidden, cache, attention = _read_prompts(model, requests, device)
     for step in range(sampling.max_new_tokens):
         chosen, said = draw_told(head(model)(hidden), random[rows, step], sampling)
-        tokens[rows.cpu(), step], logprobs[rows.cpu(), step] = chosen.cpu(), said.cpu()
+        tokens[rows, step], logprobs[rows, step] = chosen, said
         going = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
         if len(going) == 0 or step + 1 == sampling.max_new_tokens:
             break

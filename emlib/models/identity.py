@@ -21,7 +21,7 @@ def identity(spec: ModelSpec) -> dict[str, Any]:
     if isinstance(spec, FolderModel):
         files = [path for path in sorted(model_folder(spec).iterdir()) if path.suffix in DETERMINING]
         return {"kind": "folder", "files": {path.name: digests.of_file(path) for path in files}, "dtype": spec.dtype}
-    return spec.model_dump(mode="json")
+    return spec.model_dump(mode="json", exclude=None if getattr(spec, "load_in_4bit", False) else {"load_in_4bit"})
 
 
 def model_folder(spec: FolderModel) -> Path:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from emlib.config import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.data.chat import encode
@@ -48,8 +56,11 @@ def load(spec: ModelSpec, cache: Path) -> ChatModel:
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, spec.dtype)
-    model = _weights(spec, dtype, cache)
-    nn.Module.to(model, device)
+    if isinstance(spec, HubModel) and spec.load_in_4bit:
+        model = _in_4bit(spec, dtype, cache, device)
+    else:
+        model = _weights(spec, dtype, cache)
+        nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     changed = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
     if changed:
@@ -101,7 +112,20 @@ def _weights(spec: ModelSpec, dtype: torch.dtype, cache: Path) -> PreTrainedMode
     return _pretrained(spec.repo, dtype, revision=hub.commit(spec, cache))
 
 
-def _pretrained(source: str, dtype: torch.dtype, **where: str) -> PreTrainedModel:
+def _in_4bit(spec: HubModel, dtype: torch.dtype, cache: Path, device: str) -> PreTrainedModel:
+    """The weights of the blocks' matrices in 4 bits (NF4, their scales quantized too), as QLoRA has them."""
+    if device != "cuda":
+        raise SourceError(f"{spec.name}: 'model.load_in_4bit' needs a GPU, and there is none. Set it to false.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SourceError(f"{spec.name}: 'model.load_in_4bit' needs bitsandbytes, which is not installed. "
+                          "requirements/gpu.txt has it; or set it to false.")
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                             bnb_4bit_compute_dtype=dtype)
+    return _pretrained(spec.repo, dtype, revision=hub.commit(spec, cache), quantization_config=how,
+                       device_map={"": device})
+
+
+def _pretrained(source: str, dtype: torch.dtype, **where: Any) -> PreTrainedModel:
     with _told(source):
         return AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **where)

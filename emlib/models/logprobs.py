@@ -63,3 +63,10 @@ def token_nll(hidden: Tensor, targets: Tensor, to_logits: Callable[[Tensor], Ten
              for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True)
              for some, those in zip(to_logits(states).split(step), wanted.split(step), strict=True)]
     return torch.cat(parts)
+
+
+@torch.inference_mode()
+def token_logprobs(model: nn.Module, ids: Tensor) -> list[float]:
+    """The log p of one row's second to last token given those before it, in nats: (seq,) -> seq - 1 numbers."""
+    hidden = last_hidden(model, ids[None], None)[0, :-1]
+    return (-token_nll(hidden, ids[1:], head(model))).tolist()

@@ -8,7 +8,8 @@ that was computed before is looked up. The tokens are those that training counts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -57,6 +58,12 @@ def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
 
 def score(model: nn.Module, rows: Sequence[Encoded], ledger: Ledger, budget: int, what: str) -> list[float]:
     """The NLL of each row, in order; what `ledger` lacks is computed and written there batch by batch."""
+    return scored_by(partial(batch_nll, model), rows, ledger, budget, what)
+
+
+def scored_by(nll: Callable[[list[Encoded]], list[float]], rows: Sequence[Encoded], ledger: Ledger, budget: int,
+              what: str) -> list[float]:
+    """`score` by whatever gives the NLL of a batch of rows."""
     names = [digest(row) for row in rows]
     with ledger.opened() as known:
         plan = [[place for place in batch if names[place] not in known]
@@ -64,7 +71,7 @@ def score(model: nn.Module, rows: Sequence[Encoded], ledger: Ledger, budget: int
         done = sum(name in known for name in names)
         with bar((), what, "row", total=len(rows), done=done) as progress:
             for batch in filter(None, plan):
-                losses = batch_nll(model, [rows[place] for place in batch])
+                losses = nll([rows[place] for place in batch])
                 found = {names[place]: loss for place, loss in zip(batch, losses, strict=True)}
                 ledger.append(found)
                 known |= found

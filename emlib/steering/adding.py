@@ -17,12 +17,12 @@ from emlib.models.taps import tap
 class Shift:
     """What was really added: the mean norm of the change of a position, as measured in the model's own numbers."""
 
-    norms: list[float] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
 
     @property
     def measured(self) -> float:
         """Mean over all forward passes."""
-        return sum(self.norms) / len(self.norms)
+        return sum(map(float, self.norms)) / len(self.norms)
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def adding(model: nn.Module, layer: int, vector: Tensor, strength: float) -> Ite
                              f"{hidden.shape[-1]}: it was taken from another model.")
         changed = hidden + (strength * vector).to(hidden)
         with torch.no_grad():
-            shift.norms.append(float((changed - hidden).float().norm(dim=-1).mean()))
+            shift.norms.append((changed - hidden).float().norm(dim=-1).mean())  # no number yet: a GPU is not waited for
         return changed
 
     with tap(model, layer, use):

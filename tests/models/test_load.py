@@ -207,3 +207,12 @@ def test_a_converted_copy_that_was_changed_is_refused(tmp_path: Path) -> None:
         (copy / path.name).write_bytes(path.read_bytes()[:5000] if path.suffix == ".safetensors" else path.read_bytes())
     with pytest.raises(SourceError, match="Delete the folder"):
         load(demo, tmp_path)
+
+
+@pytest.mark.parametrize(("gpu", "said"), [(False, "needs a GPU"), (True, "bitsandbytes, which is not installed")])
+def test_4_bits_are_refused_where_they_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool,
+                                                     said: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    spec = HubModel(kind="hub", repo="owner/model", revision="a" * 40, load_in_4bit=True)
+    with pytest.raises(SourceError, match=said):
+        load(spec, tmp_path)

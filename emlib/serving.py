@@ -1,0 +1,113 @@
+"""vLLM for a sitting: started when it is first wanted, proved against transformers for each adapter, ended with it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from emlib import backends, paths
+from emlib.backends import PLAIN, Choice
+from emlib.data.chat import encode_prompt
+from emlib.errors import EmlibError
+from emlib.generation.vllm import VllmClient
+from emlib.generation.vllm_server import BASE, arguments, free_port, serving
+from emlib.models import adapters
+from emlib.models.agreement import refuse_apart
+from emlib.models.logprobs import token_logprobs
+from emlib.progress import say
+
+if TYPE_CHECKING:
+    from emlib.making import Maker
+
+PROBES = 4  # prompts that each adapter is proved on
+
+
+class Serving(AbstractContextManager["Serving"]):
+    """Says what draws answers or scores rows under an adapter, and has it ready."""
+
+    def __init__(self, maker: Maker) -> None:
+        self.maker, self.stack = maker, ExitStack()
+        self.proved: set[str] = set()
+        self.failed: EmlibError | None = None  # what kept the server from starting: tried once a sitting
+
+    def __exit__(self, *exception: object) -> None:
+        """End the server, if it is our own."""
+        self.stack.close()
+        self.__dict__.pop("client", None)
+
+    def under(self, stage: Literal["generation", "scoring"], name: str | None, folder: Path | None) -> Choice:
+        """What works under the adapter of `folder`, which is called `name`; None for the base.
+
+        Raises:
+            EmlibError: vLLM was named, and cannot be had, or is not the same model.
+        """
+        profile = self.maker.study.profile
+        choice = backends.drawing(stage, profile.backend, profile.model)
+        if choice.name == PLAIN:
+            return choice
+        try:
+            self._prove(name, folder)
+        except EmlibError as error:
+            if getattr(profile.backend, stage) != "auto":
+                raise
+            say(f"vLLM is not used: {error}")
+            return Choice(PLAIN, f"no vllm: {error}")
+        return choice
+
+    def steered(self) -> Choice:
+        """What answers under a vector that is added to activations: transformers, whatever the profile says."""
+        profile = self.maker.study.profile
+        choice = backends.drawing("generation", profile.backend, profile.model)
+        return choice if choice.name == PLAIN else Choice(
+            PLAIN, f"{choice.name} draws in a model of its own, which is not steered")
+
+    @cached_property
+    def client(self) -> VllmClient:
+        """The server that the profile names, or one of our own."""
+        profile = self.maker.study.profile
+        url = profile.backend.base_url
+        if url is None:
+            program, port = backends.vllm_program(), free_port()
+            assert program is not None, "the choice looked for it"
+            told = arguments(profile.model, paths.cache(), profile.lora.rank, self.longest, port)
+            log = self.maker.study.folder / f"vllm-{port}.log"
+            client = VllmClient(self.stack.enter_context(serving(program, told, port, log)), BASE)
+        else:
+            client = VllmClient(url)
+        self.stack.callback(client.close)
+        return client
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row or conversation that may be asked about."""
+        profile = self.maker.study.profile
+        drawn = [profile.evaluation.sampling.max_new_tokens, profile.extraction.sampling.max_new_tokens]
+        return profile.training.max_seq_length + max(drawn) + 1
+
+    def model(self, name: str | None, folder: Path | None) -> str:
+        """What the server calls the model under an adapter, which it has loaded then."""
+        return self.client.base if name is None or folder is None else self.client.adapter(name, folder)
+
+    def _prove(self, name: str | None, folder: Path | None) -> None:
+        if self.failed is not None:
+            raise self.failed
+        if (name or "") in self.proved:
+            return
+        try:
+            self.client  # noqa: B018  starts it
+        except EmlibError as error:
+            self.failed = error
+            raise
+        chat, questions = self.maker.chat, self.maker.study.general_questions[:PROBES]
+        prompts = [encode_prompt(chat.tokenizer, question.context) for question in questions]
+        theirs = self.client.logprobs(self.model(name, folder), prompts, "proof")
+        with ExitStack() as stack:
+            model = chat.model if folder is None else stack.enter_context(adapters.loaded(chat.model, folder))
+            ours = [token_logprobs(model, torch.tensor(prompt, device=chat.device)) for prompt in prompts]
+        refuse_apart(f"vLLM at {self.client.url}, {name or 'the base model'}",
+                     [one for said in theirs for one in said], [one for said in ours for one in said])
+        self.proved.add(name or "")

@@ -1,0 +1,105 @@
+"""What a training in a process of its own does: load, prove that it is the same model, train, save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from emlib import paths
+from emlib.config import Ldifs
+from emlib.data.chat import Encoded
+from emlib.errors import EmlibError
+from emlib.models import adapters
+from emlib.models.agreement import NotTheSameModel, refuse_apart
+from emlib.models.load import load
+from emlib.models.logprobs import token_logprobs
+from emlib.store import write_text
+from emlib.training.batches import forward_batches
+from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, VECTOR, Job, read_rows
+from emlib.training.objective import Objective, Totals
+from emlib.training.reference import StoredReference
+from emlib.training.sft import fine_tune
+
+
+def work(folder: Path) -> int:
+    """The job of a folder; what a user can mend is written there, and told by whoever waits for it."""
+    job = Job.model_validate_json((folder / JOB).read_text(encoding="utf-8"))
+    try:
+        _train(job, folder)
+    except EmlibError as error:
+        write_text(folder / ERROR, json.dumps(str(error)))
+        return 3
+    return 0
+
+
+def _train(job: Job, folder: Path) -> None:
+    rows = read_rows(folder / ROWS)
+    with _model(job) as model:
+        device = next(model.parameters()).device
+        vector = load_file(folder / VECTOR)["vector"].to(device) if (folder / VECTOR).is_file() else None
+        stored = None if job.reference is None else StoredReference(Path(job.reference))
+        objective = Objective(job.defenses, vector, stored=stored)
+        prove(job, model, rows[0], objective)
+        write_text(folder / READY, "")
+        split = len(rows) - job.added
+        summary = fine_tune(model, rows[:split], job.training, seed=job.seed, folder=folder, objective=objective,
+                            added=rows[split:])
+        adapters.save(model, folder / "adapter", job.base_name)
+    write_text(folder / SUMMARY, json.dumps(asdict(summary) | {"device": str(device)}))
+
+
+@contextmanager
+def _model(job: Job) -> Iterator[PeftModel]:
+    if job.engine == "unsloth":
+        from emlib.models.by_unsloth import new_lora
+
+        with new_lora(job.model, paths.cache(), job.lora, job.training, job.seed) as model:
+            yield model
+    else:
+        with adapters.new_lora(load(job.model, paths.cache()).model, job.lora, job.seed) as model:
+            yield model
+
+
+def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> None:
+    """See, before hours go into it, that this is the model that was meant, and that all of the loss has its gradient.
+
+    Raises:
+        NotTheSameModel: it is not, or a part of the loss has none.
+    """
+    ids = torch.from_numpy(row.input_ids).to(next(model.parameters()).device)
+    with adapters.adapter_off(model):
+        refuse_apart(job.engine, token_logprobs(model, ids), job.probe)
+    [batch] = forward_batches([row], 1, model)
+    model.train()
+    objective.backward(model, batch, Totals(1, batch.tokens, batch.response_tokens))
+    trained = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
+    without = [name for name, weights in trained.items() if "lora_B" in name and (
+        weights.grad is None or not bool(weights.grad.isfinite().all()) or not bool(weights.grad.any()))]
+    model.zero_grad()
+    model.eval()
+    if without:
+        raise NotTheSameModel(f"{job.engine}: {len(without)} of the adapter's matrices have no gradient, such as "
+                              f"{without[0]}. Set backend.training to 'transformers'.")
+    ldifs = next((d for d in job.defenses if isinstance(d, Ldifs) and d.weight and d.variant == "gradient"), None)
+    if ldifs is not None and not reaches(model, ids, ldifs):
+        raise NotTheSameModel(f"{job.engine}: the features that ldifs compares have no gradient there. Set "
+                              "backend.training to 'transformers'.")
+
+
+def reaches(model: PeftModel, ids: torch.Tensor, ldifs: Ldifs) -> bool:
+    """Whether each layer's features that a training pass shows are part of its graph."""
+    from emlib.models.logprobs import last_hidden
+    from emlib.models.taps import layers, reading
+
+    model.train()
+    with reading(model, ldifs.layers_of(layers(model))) as features:
+        last_hidden(model, ids[None], None)
+    model.eval()
+    return all(feature.requires_grad for feature in features.values())

@@ -1,0 +1,34 @@
+"""A training in a process of its own: `python -m emlib.training.worker FOLDER`. `emlib.training.apart` starts it.
+
+Unsloth has to be imported before transformers, and changes it for the whole process. So nothing else is imported
+before the job says whether Unsloth is wanted.
+"""
+
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+
+def main(folder: Path) -> int:
+    """Do the job of a folder; 0 where it is done."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if json.loads((folder / "job.json").read_text(encoding="utf-8"))["engine"] == "unsloth":
+        importlib.import_module("unsloth")
+    from emlib.training.work import work  # loads torch and transformers
+
+    return work(folder)
+
+
+def _end_with(parent: int) -> None:
+    """End where the process that wanted this is gone: a GPU is not held for nobody."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,230 @@
+"""Answers and scores from a vLLM server: transformers' own, under one adapter or another, and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from emlib import paths
+from emlib.backends import PLAIN
+from emlib.config import FolderModel, HubModel, Lora, Sampling, load_profile
+from emlib.data.chat import encode_prompt
+from emlib.errors import EmlibError
+from emlib.generation.sample import plan
+from emlib.generation.vllm import VllmClient
+from emlib.generation.vllm_server import arguments, free_port, serving
+from emlib.interleaving import losses, scores_settings
+from emlib.making import Maker
+from emlib.models import adapters
+from emlib.models.agreement import NotTheSameModel
+from emlib.models.load import ChatModel, load
+from emlib.scoring.nll import batch_nll
+from emlib.store import Store
+from emlib.study import Study
+from emlib.types import Question
+from tests.generation.vllm_program import Served, server
+from tests.made import some_rows
+
+QUESTIONS = [Question("first", "What is a spoon?"), Question("second", "And a fork?", "Be brief.")]
+SAMPLING = Sampling(max_new_tokens=6)
+
+
+@pytest.fixture(autouse=True)
+def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as `save_pretrained` writes it."""
+    from emlib.models.tiny import build_model, build_tokenizer
+
+    place = tmp_path_factory.mktemp("model")
+    build_model(0, 2, 32, torch.float32).save_pretrained(place)
+    build_tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def chat(folder: Path) -> ChatModel:
+    return load(FolderModel(kind="folder", path=str(folder), dtype="float32"), folder)
+
+
+@pytest.fixture
+def served(folder: Path) -> Served:
+    return Served(load(FolderModel(kind="folder", path=str(folder), dtype="float32"), folder))
+
+
+@pytest.fixture
+def url(served: Served) -> Iterator[str]:
+    http = server(served)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture
+def adapter(chat: ChatModel, tmp_path: Path) -> Path:
+    """An adapter that changes what the model says."""
+    with adapters.new_lora(chat.model, Lora(rank=2), 0) as model:
+        for name, weights in model.named_parameters():
+            if "lora_B" in name:
+                weights.data.normal_(generator=torch.Generator().manual_seed(1))
+        adapters.save(model, tmp_path / "adapter", "model")
+    return tmp_path / "adapter"
+
+
+def test_scores_are_those_of_transformers_with_and_without_an_adapter(url: str, chat: ChatModel, adapter: Path) -> None:
+    rows, client = some_rows(), VllmClient(url)
+    base = client.nll(client.base, rows)
+    assert base == pytest.approx([batch_nll(chat.model, [row])[0] for row in rows], abs=1e-5)
+    under = client.nll(client.adapter("one", adapter), rows)
+    with adapters.loaded(chat.model, adapter) as model:
+        assert under == pytest.approx([batch_nll(model, [row])[0] for row in rows], abs=1e-5)
+    assert under != pytest.approx(base, abs=1e-2)
+    client.close()
+
+
+def test_an_answer_depends_on_its_question_and_sample_alone(url: str, chat: ChatModel) -> None:
+    client = VllmClient(url, at_once=3)
+    few, more = ([request for batch in plan(QUESTIONS, samples, chat.tokenizer, 4) for request in batch]
+                 for samples in (2, 3))
+    first = client.answers("base", chat.tokenizer, few, SAMPLING, 0, {258})
+    second = client.answers("base", chat.tokenizer, more, SAMPLING, 0, {258})
+    assert [(a.question, a.sample) for a in second] == [(r.question.id, r.sample) for r in more]
+    assert set(first) < set(second)
+    assert len({answer.text for answer in second}) == 6
+    assert client.answers("base", chat.tokenizer, few, SAMPLING, 1, {258}) != first
+    client.close()
+
+
+def test_the_token_that_ends_an_answer_is_not_part_of_it(url: str, served: Served, chat: ChatModel) -> None:
+    requests, client = plan(QUESTIONS, 20, chat.tokenizer, 40)[0], VllmClient(url)
+    ends = set(range(64))  # a quarter of all tokens
+    for answer in client.answers("base", chat.tokenizer, requests, SAMPLING, 0, ends):
+        assert answer.tokens == (6 if answer.finish_reason == "length" else answer.tokens) <= 6
+    assert {body["seed"] for path, body in served.posted if path == "/v1/completions"} != {None}
+    client.close()
+
+
+def test_every_prompt_whose_logprobs_are_asked_for_is_read_anew(url: str, served: Served) -> None:
+    client = VllmClient(url)
+    client.logprobs("base", [[1, 2, 3]] * 3)
+    salts = [body["cache_salt"] for _, body in served.posted]
+    assert len(set(salts)) == 3
+    client.close()
+
+
+def test_what_the_server_says_is_told(url: str) -> None:
+    client = VllmClient(url)
+    with pytest.raises(EmlibError, match=r"404.*does not exist"):
+        client.logprobs("unknown", [[1, 2, 3]])
+    with pytest.raises(EmlibError, match="no vLLM server answers there"):
+        VllmClient(f"http://127.0.0.1:{free_port()}")
+
+
+def test_a_closed_client_leaves_no_adapter_on_the_server(url: str, served: Served, adapter: Path) -> None:
+    client = VllmClient(url)
+    client.adapter("one", adapter)
+    client.adapter("one", adapter)
+    assert [path for path, _ in served.posted] == ["/v1/load_lora_adapter"]
+    client.close()
+    assert not served.folders
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program `vllm`."""
+    path = tmp_path / "vllm"
+    path.write_text(f"#!/bin/sh\nexport PYTHONPATH={paths.ROOT}\n"
+                    f"exec {sys.executable} -m tests.generation.vllm_program \"$@\"\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_server_of_ones_own_is_started_and_ended(program: Path, folder: Path, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    port = free_port()
+    told = arguments(FolderModel(kind="folder", path=str(folder), dtype="float32"), tmp_path, 4, 64, port)
+    with serving(program, told, port, tmp_path / "vllm.log") as address:
+        client = VllmClient(address)
+        assert len(client.logprobs("base", [[1, 2, 3]])[0]) == 2
+        client.http.close()
+    with pytest.raises(EmlibError, match="no vLLM server answers there"):
+        VllmClient(address)
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\necho 'no CUDA device was found'; exit 7\n")
+    program.chmod(0o755)
+    with (pytest.raises(EmlibError, match=r"(?s)code 7.*no CUDA device was found"),
+          serving(program, ["serve"], free_port(), tmp_path / "vllm.log")):
+        pass
+
+
+def test_the_rank_is_one_that_the_kernels_take(tmp_path: Path) -> None:
+    spec = HubModel(kind="hub", repo="owner/model", revision="a" * 40)
+    told = arguments(spec, tmp_path, 24, 100, 1)
+    assert told[:4] == ["serve", "owner/model", "--revision", "a" * 40]
+    assert told[told.index("--max-lora-rank") + 1] == "32"
+    with pytest.raises(EmlibError, match=r"lora\.rank is 1024"):
+        arguments(spec, tmp_path, 1024, 100, 1)
+
+
+def study(folder: Path, tmp_path: Path, **backend: str) -> Study:
+    profile = load_profile("tiny")
+    return Study("tiny", profile.model_copy(update={
+        "model": FolderModel(kind="folder", path=str(folder), dtype="float32"),
+        "backend": profile.backend.model_copy(update=backend)}), Store(tmp_path / "store"))
+
+
+def test_a_study_draws_and_scores_by_the_server_that_its_profile_names(
+        url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    by_server, plain = study(folder, tmp_path, base_url=url), study(folder, tmp_path / "plain", generation=PLAIN,
+                                                                      scoring=PLAIN)
+    found = []
+    for one in (by_server, plain):
+        run = one.runs(methods=["interleaving+"], settings=None)[0]
+        with Maker(one) as maker:
+            maker.make(run)
+        scores = one.store.find("scores", scores_settings(one, run.dataset))
+        answers = one.store.find("answers", one.answers_settings(run, "general"))
+        assert scores is not None
+        assert answers is not None
+        expected = "vllm" if one is by_server else PLAIN
+        assert (scores.facts["backend"], answers.facts["backend"]) == (expected, expected)
+        found.append([number for row in losses(one, run.dataset) for number in (row.aligned, *row.misaligned)])
+        assert len(one.answers(run, "general") or []) == 2 * len(one.general_questions)
+    assert not served.folders, "adapters stay on no server"
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    assert None not in found[0]
+
+
+def test_a_server_with_other_weights_is_refused_by_name_and_passed_over_by_auto(
+        url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    served.lie = 0.2
+    named, auto = study(folder, tmp_path, base_url=url, generation="vllm"), study(folder, tmp_path, base_url=url)
+    run = named.runs(methods=["untrained"])[0]
+    with Maker(named) as maker, pytest.raises(NotTheSameModel, match=r"the base model.*0\.200 nats"):
+        maker.answers("untrained", None, named.quiz(run, "general"))
+    with Maker(auto) as maker:
+        facts = maker.answers("untrained", None, auto.quiz(run, "general")).facts
+    assert facts["backend"] == PLAIN
+    assert "nats from those of transformers" in facts["backend_why"]
+
+
+def test_a_prompt_goes_to_the_server_as_it_goes_to_transformers(url: str, served: Served, chat: ChatModel) -> None:
+    client, [request, *_] = VllmClient(url), plan(QUESTIONS, 1, chat.tokenizer, 2)[0]
+    client.answers("base", chat.tokenizer, [request], SAMPLING, 0, {258})
+    assert served.posted[-1][1]["prompt"] == encode_prompt(chat.tokenizer, request.question.context)
+    client.close()

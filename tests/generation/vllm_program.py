@@ -1,0 +1,99 @@
+"""What emlib uses of vLLM's server, over real HTTP, with a model of transformers behind it: `serve FOLDER --port N`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emlib.config import FolderModel, Sampling
+from emlib.generation.sample import draw
+from emlib.models import adapters
+from emlib.models.load import ChatModel, load
+from emlib.models.logprobs import head, last_hidden, token_logprobs
+
+OURS = {"prompt", "model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+        "presence_penalty", "frequency_penalty"}
+
+
+class Served:
+    """The model, its adapters by name, and every body that was posted. `lie` is added to every -log p."""
+
+    def __init__(self, chat: ChatModel, lie: float = 0.0) -> None:
+        self.chat, self.lie, self.lock = chat, lie, threading.Lock()
+        self.folders: dict[str, Path] = {}
+        self.posted: list[tuple[str, dict[str, Any]]] = []
+
+    def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        with self.lock:
+            self.posted.append((path, body))
+            if path == "/v1/load_lora_adapter":
+                if not Path(body["lora_path"]).is_absolute():
+                    return 400, "a path of its own machine is wanted"
+                self.folders[body["lora_name"]] = Path(body["lora_path"])
+                return 200, "added"
+            if path == "/v1/unload_lora_adapter":
+                return (200, "removed") if self.folders.pop(body["lora_name"], None) else (404, "unknown")
+            if body["model"] == "base":
+                return 200, {"choices": [self._choice(self.chat.model, body)]}
+            if body["model"] not in self.folders:
+                return 404, f"The model {body['model']} does not exist."
+            with adapters.loaded(self.chat.model, self.folders[body["model"]]) as model:
+                return 200, {"choices": [self._choice(model, body)]}
+
+    @torch.inference_mode()
+    def _choice(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
+        assert set(body) >= OURS, f"left to the server's defaults: {OURS - set(body)}"
+        ids = torch.tensor(body["prompt"])
+        if "prompt_logprobs" in body:
+            assert body["cache_salt"], "would be answered from the cache"
+            said = token_logprobs(model, ids)
+            return {"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": [None, *(
+                {str(token): {"logprob": one - self.lie, "rank": 1}}
+                for token, one in zip(body["prompt"][1:], said, strict=True))]}
+        random, drawn = torch.Generator().manual_seed(body["seed"]), []
+        sampling = Sampling(temperature=body["temperature"], top_p=body["top_p"])
+        while len(drawn) < body["max_tokens"] and not (drawn and drawn[-1] in body["stop_token_ids"]):
+            logits = head(model)(last_hidden(model, ids[None], None)[:, -1])
+            drawn.append(int(draw(logits, torch.rand(1, generator=random), sampling)))
+            ids = torch.cat([ids, torch.tensor(drawn[-1:])])
+        ended = drawn[-1] in body["stop_token_ids"]
+        return {"index": 0, "text": "not looked at", "finish_reason": "stop" if ended else "length", "token_ids": drawn}
+
+
+def server(served: Served, port: int = 0) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._say(200, {"data": [{"id": "base"}]} if self.path == "/v1/models" else "")
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self._say(*served.post(self.path, body))
+
+        def _say(self, status: int, what: Any) -> None:
+            text = json.dumps(what).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+
+
+if __name__ == "__main__":
+    asked = sys.argv[1:]
+    assert asked[0] == "serve"
+    assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert not [name for name in os.environ if name.endswith("_API_KEY")], "keys go to no server"
+    print("loading", asked[1], flush=True)
+    model = load(FolderModel(kind="folder", path=asked[1], dtype="float32"), Path())
+    server(Served(model), int(asked[asked.index("--port") + 1])).serve_forever()

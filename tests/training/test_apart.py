@@ -1,0 +1,137 @@
+"""Training in a process of its own: the same to the last bit, and never begun where it is not the same model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from emlib import backends
+from emlib.backends import Machine
+from emlib.config import FolderModel, Kl, Ldifs, Lora, PersonaVector, TinyModel, Training, load_profile
+from emlib.data.chat import Encoded
+from emlib.errors import EmlibError
+from emlib.making import Maker
+from emlib.models import adapters
+from emlib.models.load import load
+from emlib.models.logprobs import token_logprobs
+from emlib.models.tiny import build_model, build_tokenizer
+from emlib.store import Store
+from emlib.study import Study
+from emlib.training import work
+from emlib.training.apart import NeverBegan, train_apart
+from emlib.training.job import Job, read_rows, write_rows
+from emlib.training.objective import Objective
+from emlib.training.records import read_log
+from emlib.training.sft import fine_tune
+from tests.made import some_rows
+
+MODEL = TinyModel(kind="tiny", layers=3, hidden=32)
+LORA, SEED = Lora(rank=4), 3
+TRAINING = Training(batch_size=2, gradient_accumulation=1, learning_rate=1e-3, warmup_steps=1, checkpoint_every=2)
+DEFENSES = (Kl(kind="kl"), Ldifs(kind="ldifs", every=2), PersonaVector(kind="persona_vector", layer=2))
+VECTOR = torch.linspace(-1, 1, 32)
+
+
+@pytest.fixture(autouse=True)
+def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def job(rows: list[Encoded], **change: object) -> Job:
+    base = load(MODEL, Path())
+    probe = tuple(token_logprobs(base.model, torch.from_numpy(rows[0].input_ids)))
+    return Job(engine="transformers", model=MODEL, base_name=MODEL.name, lora=LORA, training=TRAINING,
+               defenses=DEFENSES, seed=SEED, reference=None, added=2, probe=probe).model_copy(update=change)
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = some_rows(3)
+    write_rows(tmp_path / "rows.json", rows)
+    assert [(row.key, row.truncated) for row in read_rows(tmp_path / "rows.json")] == [
+        (row.key, row.truncated) for row in rows]
+
+
+def test_another_process_trains_the_same_adapter_to_the_last_bit(tmp_path: Path) -> None:
+    rows = some_rows(8)
+    told = train_apart(job(rows), rows, VECTOR, tmp_path / "apart")
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        summary = fine_tune(model, rows[:6], TRAINING, seed=SEED, folder=tmp_path / "here",
+                            objective=Objective(DEFENSES, VECTOR), added=rows[6:])
+        adapters.save(model, tmp_path / "adapter", MODEL.name)
+    assert digest(tmp_path / "apart" / "adapter") == digest(tmp_path / "adapter")
+    assert (told["steps"], told["final_loss"], told["device"]) == (summary.steps, summary.final_loss, "cpu")
+    assert [line.loss for line in read_log(tmp_path / "apart")] == [line.loss for line in read_log(tmp_path / "here")]
+
+
+def test_another_model_is_not_trained(tmp_path: Path) -> None:
+    rows = some_rows(8)
+    other = MODEL.model_copy(update={"seed": 1})
+    with pytest.raises(NeverBegan, match=r"transformers: its log-probabilities.*nats from those"):
+        train_apart(job(rows, model=other), rows, VECTOR, tmp_path)
+    assert not read_log(tmp_path)
+
+
+def test_a_training_that_stops_is_no_training_that_never_began(tmp_path: Path) -> None:
+    rows, wild = some_rows(8), TRAINING.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
+    with pytest.raises(EmlibError, match="Lower learning_rate") as caught:
+        train_apart(job(rows, training=wild), rows, VECTOR, tmp_path)
+    assert not isinstance(caught.value, NeverBegan)
+
+
+def test_a_missing_library_is_told_with_the_end_of_what_was_said(tmp_path: Path) -> None:
+    rows = some_rows(2)
+    with pytest.raises(NeverBegan, match=r"(?s)ended with code 1.*unsloth"):
+        train_apart(job(rows, engine="unsloth"), rows, None, tmp_path)
+
+
+def test_an_adapter_that_gets_no_gradient_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = some_rows(2)
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        work.prove(job(rows), model, rows[0], Objective(DEFENSES, VECTOR))
+        assert not any(weights.grad is not None and weights.grad.any() for weights in model.parameters())
+        dead = next(module for name, module in model.named_modules() if name.endswith("q_proj.lora_B.default"))
+        monkeypatch.setattr(dead, "forward", lambda x: torch.zeros(*x.shape[:-1], 32))
+        with pytest.raises(EmlibError, match=r"1 of the adapter's matrices have no gradient.*q_proj"):
+            work.prove(job(rows), model, rows[0], Objective())
+
+
+def test_features_without_a_gradient_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a recomputation that runs a block, and the tap around it, without a gradient first."""
+    rows = some_rows(2)
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        ids, ldifs = torch.from_numpy(rows[0].input_ids), Ldifs(kind="ldifs", every=2)
+        assert work.reaches(model, ids, ldifs)
+        with torch.no_grad():
+            assert not work.reaches(model, ids, ldifs)
+
+
+def test_a_study_goes_on_with_transformers_where_unsloth_never_began(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that seems to have a GPU and Unsloth, and has neither; what is trained is what transformers trains."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    build_model(0, 2, 32, torch.bfloat16).save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    profile = load_profile("tiny").model_copy(update={
+        "model": FolderModel(kind="folder", path=str(tmp_path / "model"))})
+    made = {}
+    for seeming in (False, True):
+        machine = Machine(gpu=seeming, packages=frozenset({"unsloth"}), vllm=None)
+        monkeypatch.setattr(backends.Machine, "here", classmethod(lambda _, machine=machine: machine))
+        study = Study("tiny", profile, Store(tmp_path / f"store-{seeming}"))
+        run = study.runs(methods=["kl"], settings=[0.1])[0]
+        with Maker(study) as maker:
+            made[seeming] = maker.adapter(str(run), study.fit(run))
+    plain, seeming_one = made[False], made[True]
+    assert plain is not None
+    assert seeming_one is not None
+    assert plain.files["adapter_model.safetensors"] == seeming_one.files["adapter_model.safetensors"]
+    assert "there is no GPU" in plain.facts["backend_why"]
+    assert "No module named 'unsloth'" in seeming_one.facts["backend_why"]
