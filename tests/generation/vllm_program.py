@@ -67,7 +67,11 @@ class Served:
         return {"index": 0, "text": "not looked at", "finish_reason": "stop" if ended else "length", "token_ids": drawn}
 
 
-def server(served: Served, port: int = 0) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    request_queue_size = 1024  # as many connections at once as a client may open; http.server has 5
+
+
+def server(served: Served, port: int = 0) -> Server:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._say(200, {"data": [{"id": "base"}]} if self.path == "/v1/models" else "")
@@ -86,7 +90,7 @@ def server(served: Served, port: int = 0) -> ThreadingHTTPServer:
         def log_message(self, *_: Any) -> None:
             """Nothing."""
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    return Server(("127.0.0.1", port), Handler)
 
 
 if __name__ == "__main__":
