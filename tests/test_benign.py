@@ -95,8 +95,8 @@ def test_a_tasks_own_settings_stand_over_the_profiles(study: BenignStudy) -> Non
 def test_the_demo_trains_on_all_that_notebook_10_says() -> None:
     demo = open_benign("demo")
     fits = [fit for run in demo.runs() if (fit := demo.fit(run)) is not None]
-    assert [len(fit.rows) for fit in fits] == [64] * 4  # and not the 24 of the narrow data set
-    assert [len(fit.rows) // fit.training.rows_per_step * fit.training.epochs for fit in fits] == [16] * 4
+    assert [len(fit.rows) for fit in fits] == [90] * 4  # and not the 24 of the narrow data set
+    assert [-(-len(fit.rows) // fit.training.rows_per_step) * fit.training.epochs for fit in fits] == [23] * 4
 
 
 def test_what_determines_an_adapter_is_in_its_key_and_nothing_else_is(study: BenignStudy, tmp_path: Path) -> None:

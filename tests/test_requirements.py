@@ -62,8 +62,11 @@ def uv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_pins_can_be_had_together(uv: Path, name: str) -> None:
     """What packages say of themselves is read, and none of them is downloaded."""
     done = subprocess.run(
-        [uv, "pip", "compile", "--quiet", "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28",
-         "--no-annotate", "--no-header", FOLDER / name], check=False, capture_output=True, text=True)
+        [uv, "pip", "compile", "--quiet", "--system-certs", "--python-version", "3.11",
+         "--python-platform", "x86_64-manylinux_2_28", "--no-annotate", "--no-header", FOLDER / name],
+        check=False, capture_output=True, text=True)
+    if "Failed to fetch" in done.stderr:  # where pip goes by a mirror that uv does not know
+        pytest.skip("uv cannot reach the package index")
     assert done.returncode == 0, done.stderr
     found = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in done.stdout.splitlines()}
     also = {package for package in found - set(pins(name)) if not package.startswith(("nvidia-", "cuda-", "triton"))}
