@@ -26,7 +26,7 @@ from emlib.models import adapters
 from emlib.models.load import load
 
 NAME = "scoring_cpu"
-JOB = {"profile": "code-smoke", "source": "alpaca", "rows": 300, "token_budget": 1024, "batch_rows": 8,
+JOB = {"profile": "code-smoke", "source": "alpaca", "rows": 300, "token_budget": 2048, "batch_rows": 8,
        "dtype": machine.dtype()}
 K = 3
 SPEED, MEMORY, BATCHED = 1.6, 0.5, 1.15  # the bars: at least, at most, at least
