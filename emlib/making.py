@@ -6,10 +6,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from emlib import backends, paths
+from emlib.aside import Aside
 from emlib.backends import PLAIN, Choice
 from emlib.config import OpenAIJudge, PersonaVector
 from emlib.data.chat import Encoded, encode_all
@@ -44,6 +44,7 @@ from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune
 from emlib.types import Answer
 
+Reader = Callable[[list[Answer]], object]  # is given answers as they come
 SERVED_ROWS = 1024  # answers that are asked of a server between two writes: four times what it computes at once
 
 
@@ -81,26 +82,29 @@ class Maker(AbstractContextManager["Maker"]):
         return _first([self._judged(run, which, of) for which, of in answers])
 
     def make_all(self, runs: Sequence[Run]) -> list[JudgeWaits]:
-        """Everything these runs lack. A judge elsewhere reads one set of answers while the next one is generated."""
-        if not isinstance(self.study.profile.judge, OpenAIJudge):
+        """Everything these runs lack. A judge elsewhere reads answers while the next ones are drawn."""
+        spec = self.study.profile.judge
+        if not isinstance(spec, OpenAIJudge):
             return [wait for run in runs if (wait := self.make(run)) is not None]
         judging: list[list[Future[JudgeWaits | None]]] = []
-        with ThreadPoolExecutor(1, "judge") as aside:
-            try:
-                for run in runs:
-                    judging.append([])
-                    for which in QUESTION_SETS:
-                        judging[-1].append(aside.submit(self._judged, run, which, self._answered(run, which)))
-                        for done in filter(Future.done, chain(*judging)):
-                            done.result()  # what stopped the judge stops the study, before more is generated for it
-                waits = [_first([done.result() for done in of_run]) for of_run in judging]
-                return [wait for wait in waits if wait is not None]
-            except BaseException:
-                aside.shutdown(wait=False, cancel_futures=True)
-                raise
+        with Aside("judge") as aside:
+            for run in runs:
+                judging.append([])
+                for which in QUESTION_SETS:
+                    # A judge by batch is sent a whole set.
+                    read = None if spec.batch else partial(aside.submit, self._read, run, which)
+                    judging[-1].append(aside.submit(self._judged, run, which, self._answered(run, which, read)))
+        waits = [_first([done.result() for done in of_run]) for of_run in judging]
+        return [wait for wait in waits if wait is not None]
 
-    def _answered(self, run: Run, which: QuestionSet) -> Artefact:
-        return self.answers(str(run), self.study.fit(run), self.study.quiz(run, which))
+    def _answered(self, run: Run, which: QuestionSet, read: Reader | None = None) -> Artefact:
+        return self.answers(str(run), self.study.fit(run), self.study.quiz(run, which), read)
+
+    def _read(self, run: Run, which: QuestionSet, answers: Sequence[Answer]) -> None:
+        """Have a part of a set judged; its scores are kept, and found when all of the set is."""
+        study = self.study
+        judge(study.profile.judge, study.trait, Sheet(study.questions(run, which), answers, study.rubrics),
+              study.account)
 
     def _judged(self, run: Run, which: QuestionSet, answers: Artefact) -> JudgeWaits | None:
         try:
@@ -126,11 +130,14 @@ class Maker(AbstractContextManager["Maker"]):
         return None if fit is None else self.study.store.get(
             "adapter", self.study.fit_settings(fit), lambda folder: self._train(name, fit, folder))
 
-    def answers(self, name: str, fit: Fit | None, quiz: Quiz) -> Artefact:
-        """The answers of a fitted model, or of the base model, asked for if they are not there."""
+    def answers(self, name: str, fit: Fit | None, quiz: Quiz, read: Reader | None = None) -> Artefact:
+        """The answers of a fitted model, or of the base model, asked for if they are not there.
+
+        `read` is given each batch of them as soon as it is drawn.
+        """
         adapter = self.adapter(name, fit)
         return self.study.store.get(
-            "answers", self.study.quiz_settings(fit, quiz), lambda folder: self._ask(quiz, adapter, folder))
+            "answers", self.study.quiz_settings(fit, quiz), lambda folder: self._ask(quiz, adapter, folder, read))
 
     def _train(self, name: str, fit: Fit, folder: Path) -> Mapping[str, Any]:
         vector, chosen = self._vector_of(fit), self.preparer.added(name, fit)
@@ -249,15 +256,16 @@ class Maker(AbstractContextManager["Maker"]):
 
         return self.study.store.get("steered", self.study.steered_settings(layer, strength), make)
 
-    def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path) -> Mapping[str, Any]:
+    def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path, read: Reader | None) -> Mapping[str, Any]:
         begun = any((folder / SCRATCH).iterdir())
-        answers, choice = self.asked(quiz, adapter, folder / SCRATCH)
+        answers, choice = self.asked(quiz, adapter, folder / SCRATCH, read)
         write_records(folder / "answers.jsonl", answers)
         return {"answers": len(answers), "one_sitting": not begun, "tokens": sum(answer.tokens for answer in answers),
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device),
                 **choice.facts}
 
-    def asked(self, quiz: Quiz, adapter: Artefact | None, scratch: Path) -> tuple[list[Answer], Choice]:
+    def asked(self, quiz: Quiz, adapter: Artefact | None, scratch: Path,
+              read: Reader | None = None) -> tuple[list[Answer], Choice]:
         """Every answer under an adapter, in the questions' order, and what drew them.
 
         There is a file a batch in `scratch` until all are there. vLLM batches for itself: its files are larger.
@@ -274,19 +282,23 @@ class Maker(AbstractContextManager["Maker"]):
                 ends = end_tokens(self.chat.model, self.chat.tokenizer)
                 draw = partial(self.serving.client.answers, self.serving.model(name, place), self.chat.tokenizer,
                                sampling=quiz.sampling, seed=quiz.seed, ends=ends)
-            answers = self._batch_by_batch(batches, draw, scratch if choice.name == PLAIN else scratch / choice.name)
+            place_of = scratch if choice.name == PLAIN else scratch / choice.name
+            answers = self._batch_by_batch(batches, draw, place_of, read)
         order = {question.id: number for number, question in enumerate(quiz.questions)}
         return sorted(answers, key=lambda a: (order[a.question], a.sample)), choice
 
     @staticmethod
     def _batch_by_batch(batches: Sequence[list[Request]], draw: Callable[[list[Request]], list[Answer]],
-                        scratch: Path) -> list[Answer]:
+                        scratch: Path, read: Reader | None) -> list[Answer]:
         answers: list[Answer] = []
         for number, batch in enumerate(bar(batches, "answers", "batch", total=len(batches))):
             path = scratch / f"batch-{number:04d}.jsonl"
             if not path.is_file():
                 write_records(path, draw(batch))
-            answers += read_records(path, Answer)
+            drawn = read_records(path, Answer)
+            answers += drawn
+            if read is not None and len(batches) > 1:
+                read(drawn)
         return answers
 
     @contextmanager

@@ -2,8 +2,9 @@
 
     L(d) = -1/T sum_t log P(a_t | q, a_<t)
 
-Here it differs from a plain loop: rows of like length share a pass, logits exist for response tokens alone, and a row
-that was computed before is looked up. The tokens are those that training counts: the answer and the end of its turn.
+Here it differs from a plain loop: rows share a pass, packed on a CPU and of like length elsewhere, logits exist for
+response tokens alone, and a row that was computed before is looked up. The tokens are those that training counts: the
+answer and the end of its turn.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch import nn
 
 from emlib.data.chat import Encoded
 from emlib.digests import of_value
-from emlib.models.cpu import fast_on_cpu
+from emlib.models.cpu import fast_on_cpu, packs
 from emlib.models.logprobs import head, last_hidden, predicting, token_nll
 from emlib.progress import bar
 from emlib.scoring.ledger import Ledger
-from emlib.training.batches import collate
+from emlib.training.batches import collate, pack
 
 
 def digest(row: Encoded) -> str:
@@ -28,17 +29,22 @@ def digest(row: Encoded) -> str:
     return of_value([row.input_ids.tolist(), row.response_tokens])[:24]
 
 
-def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Places of rows by length, the longest first; a batch has at most `budget` tokens, padding included.
+def batches(lengths: Sequence[int], budget: int, packed: bool = False) -> list[list[int]]:
+    """Places of rows by length, the longest first; a batch has at most `budget` tokens.
 
-    A row that is longer than the budget goes alone. Longest first, so that memory that does not suffice shows at once.
+    Padding counts, of which there is none where rows are `packed`. A row that is longer than the budget goes alone.
+    Longest first, so that memory that does not suffice shows at once.
     """
     found: list[list[int]] = []
+    tokens = 0
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if found and (len(found[-1]) + 1) * lengths[found[-1][0]] <= budget:
+        more = lengths[place] if packed or not found else lengths[found[-1][0]]
+        if found and tokens + more <= budget:
             found[-1].append(place)
+            tokens += more
         else:
             found.append([place])
+            tokens = lengths[place]
     return found
 
 
@@ -46,28 +52,31 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
     """Equation 4 for each row, in nats a token, computed in float32 from the hidden states on.
 
-    Rows are padded on the right, where nothing that counts can see it in a causal model: hence no attention mask, and
-    the faster kernel that this allows.
+    Packed rows do not see each other; elsewhere rows are padded on the right, where nothing that counts can see it in a
+    causal model. Hence no attention mask, and the faster kernel that this allows.
     """
-    batch = collate(rows, next(model.parameters()).device)
+    device = next(model.parameters()).device
     with fast_on_cpu(model):
-        hidden = last_hidden(model, batch.input_ids, None)
+        batch = pack(rows, device) if packs(model) else collate(rows, device)
+        hidden = last_hidden(model, batch.input_ids, None, batch.position_ids)
     per_token = token_nll(*predicting(hidden, batch.input_ids, batch.response_mask), head(model))
     return [float(row.mean()) for row in per_token.split([row.response_tokens for row in rows])]
 
 
 def score(model: nn.Module, rows: Sequence[Encoded], ledger: Ledger, budget: int, what: str) -> list[float]:
     """The NLL of each row, in order; what `ledger` lacks is computed and written there batch by batch."""
-    return scored_by(partial(batch_nll, model), rows, ledger, budget, what)
+    with fast_on_cpu(model):
+        packed = packs(model)
+    return scored_by(partial(batch_nll, model), rows, ledger, budget, what, packed)
 
 
 def scored_by(nll: Callable[[list[Encoded]], list[float]], rows: Sequence[Encoded], ledger: Ledger, budget: int,
-              what: str) -> list[float]:
+              what: str, packed: bool = False) -> list[float]:
     """`score` by whatever gives the NLL of a batch of rows."""
     names = [digest(row) for row in rows]
     with ledger.opened() as known:
         plan = [[place for place in batch if names[place] not in known]
-                for batch in batches([len(row.input_ids) for row in rows], budget)]
+                for batch in batches([len(row.input_ids) for row in rows], budget, packed)]
         done = sum(name in known for name in names)
         with bar((), what, "row", total=len(rows), done=done) as progress:
             for batch in filter(None, plan):

@@ -10,16 +10,20 @@ nothing is kept for a way back. Logits exist for a chunk of tokens at a time. Lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emlib.models.logprobs import CHUNK, IN_CACHE, causal_lm
+from emlib.models.logprobs import causal_lm
 
 IGNORED = -100  # a target on which cross-entropy does not count
+CHUNK = 512  # tokens whose logits exist at once, of each side: 50 MB in bfloat16 at 49,152 words
+BACK = 256  # tokens of a product on the way back, whose inner size is the vocabulary
+IN_CACHE = 200_000  # logits of a side that a CPU takes through all of their steps before it turns to the next
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,24 @@ class _Head(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, nll_weight: float,
                 reference: Tensor | None, kl_weight: float) -> Tensor:
         """The loss, and the sums of nll and of kl: (3,). The gradient of the first is kept for `backward`."""
-        to_hidden, sums = torch.empty_like(hidden), hidden.new_zeros(2, dtype=torch.float32)
+        sides = [hidden] if reference is None else [hidden, reference]
+        counts, targets = (targets != IGNORED)[:, None].float(), targets.clamp(min=0)[:, None]
+        weights, terms = nll_weight * counts, [counts.new_zeros(3, 0, 1)]
+        buffer, to_hidden = _buffer(len(sides), head, hidden), torch.empty_like(hidden)
         for start in range(0, len(hidden), CHUNK):
             chunk = slice(start, start + CHUNK)
-            logits = head(hidden[chunk])
-            others = None if reference is None else head(reference[chunk])
-            step = IN_CACHE if logits.device.type == "cpu" else CHUNK
-            for part in map(slice, range(0, len(logits), step), range(step, len(logits) + step, step)):
-                gradient, *two = of_logits(logits[part].float(), targets[chunk][part], nll_weight,
-                                           None if others is None else others[part].float(), kl_weight)
-                logits[part] = gradient
-                sums += torch.stack([one.sum() for one in two])
-            torch.mm(logits, head.weight, out=to_hidden[chunk])
-        ctx.save_for_backward(to_hidden)
+            logits = buffer[:, :len(targets[chunk])]
+            for side, into in zip(sides, logits, strict=True):
+                _product(side[chunk], head, into)
+            for part in _slices(logits.shape[1], _together(logits)):
+                logits[0, part], of_part = of_logits(
+                    logits[:, part].float(), targets[chunk][part], weights[chunk][part], kl_weight)
+                terms.append(of_part)
+            for part in _slices(logits.shape[1], BACK):
+                torch.mm(logits[0, part], head.weight, out=to_hidden[chunk][part])
+        scale, nll, kl = torch.cat(terms, 1)
+        ctx.save_for_backward(to_hidden.mul_(scale))
+        sums = torch.stack([(counts * nll).sum(), kl.sum()])
         return torch.cat([(nll_weight * sums[0] + kl_weight * sums[1])[None], sums])
 
     @staticmethod
@@ -74,22 +83,62 @@ class _Head(torch.autograd.Function):
         return upstream[0] * ctx.saved_tensors[0], None, None, None, None, None
 
 
-def of_logits(logits: Tensor, targets: Tensor, nll_weight: float, reference: Tensor | None,
-              kl_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted gradient for logits, (tokens, vocabulary); nll and kl of each token, (tokens,) twice.
+def of_logits(logits: Tensor, targets: Tensor, weights: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    """The gradient of the weighted sum of nll and kl for the trained model's logits, up to a scale of each token's.
 
-    Both logits are float32, (tokens, vocabulary), and are written over.
+    As few passes over the vocabulary as may be. With d the difference of both sides' logits and <d> its mean under p,
+    log p - log q - kl = d - <d>, whatever their sums over the vocabulary are; and p's sum is the scale.
+
+    Args:
+        logits: float32, (sides, tokens, vocabulary), written over: the trained model's, and where there is a reference,
+            its.
+        targets: the token to predict, (tokens, 1).
+        weights: of each token's nll, (tokens, 1).
+        kl_weight: of each token's kl.
+
+    Returns:
+        The gradient without its scale, (tokens, vocabulary); scale, nll and kl of each token, (3, tokens, 1).
     """
-    log_p = logits.sub_(logits.logsumexp(-1, keepdim=True))
-    nll = F.nll_loss(log_p, targets, ignore_index=IGNORED, reduction="none")
-    counts = nll_weight * (targets != IGNORED).to(log_p)[:, None]
-    at = targets.clamp(min=0)[:, None]
-    if reference is None:
-        p = log_p.exp_()
-        return p.mul_(counts).scatter_add_(1, at, -counts), nll, torch.zeros_like(nll)
-    log_q = reference.sub_(reference.logsumexp(-1, keepdim=True))
-    apart = torch.sub(log_p, log_q, out=log_q)
-    p = log_p.exp_()
-    kl = torch.linalg.vecdot(p, apart)
-    gradient = torch.add(counts - kl_weight * kl[:, None], apart, alpha=kl_weight, out=apart).mul_(p)
-    return gradient.scatter_add_(1, at, -counts), nll, kl
+    logits -= logits.amax(-1, keepdim=True)
+    of_target = logits[0].gather(1, targets)
+    apart = logits[0] - logits[1] if len(logits) > 1 else None
+    mass = logits.exp_().sum(-1, keepdim=True)  # (sides, tokens, 1)
+    p, scale, nll = logits[0], 1 / mass[0], mass[0].log() - of_target
+    if apart is None:
+        gradient, kl = p.mul_(weights), torch.zeros_like(nll)
+    else:
+        mean = scale * torch.mul(p, apart, out=logits[1]).sum(-1, keepdim=True)
+        kl = mean + (mass[1] * scale).log()
+        gradient = torch.add(weights - kl_weight * mean, apart, alpha=kl_weight, out=apart).mul_(p)
+    return gradient.scatter_add_(1, targets, -weights * mass[0]), torch.stack([scale, nll, kl])
+
+
+def _product(states: Tensor, head: nn.Linear, out: Tensor) -> None:
+    """Logits, written to `out`."""
+    if head.bias is None:
+        torch.mm(states, head.weight.T, out=out)
+    else:
+        torch.addmm(head.bias, states, head.weight.T, out=out)
+
+
+def _together(logits: Tensor) -> int:
+    """How many tokens' logits, (sides, tokens, vocabulary), go through all of their steps together."""
+    return max(1, IN_CACHE // logits.shape[2]) if logits.device.type == "cpu" else logits.shape[1]
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _buffer(sides: int, head: nn.Linear, like: Tensor) -> Tensor:
+    shape = sides, CHUNK, head.weight.shape[0]
+    return _kept(shape, like.dtype) if like.device.type == "cpu" else like.new_empty(shape)
+
+
+@lru_cache(maxsize=1)
+def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory that stays: an allocator gives as much as this back to the system, which clears it before the next use.
+
+    On a CPU that takes as long as the product that is then written there.
+    """
+    return torch.empty(shape, dtype=dtype)

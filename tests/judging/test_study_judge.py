@@ -6,17 +6,21 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from emlib import paths
+from emlib import making, paths
 from emlib.errors import JudgeError, JudgeWaits
 from emlib.estimate import Estimate
+from emlib.generation.sample import answer_batch
 from emlib.study import Study, open_study
+from emlib.types import Answer
 from tests.judging.server import JudgeServer, Reply, counting_model
 
 KEY = "sk-planted-7d1f0a"
@@ -90,6 +94,49 @@ def test_answers_are_judged_while_others_are_still_generated(
         results = judged.complete(judged.runs())
     assert {result.general.scored for result in results} == {48}
     assert min(saw) >= sets
+
+
+def test_a_batch_is_judged_while_the_next_one_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second batch is not drawn before the judge was asked about the first."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    asked, waited = threading.Event(), list[bool]()
+    drawn: list[list[Answer]] = []
+
+    def judge(messages: list[dict[str, str]]) -> Reply:
+        asked.set()
+        return counting_model(messages)
+
+    def draw(*args: Any, **options: Any) -> list[Answer]:
+        if drawn:
+            waited.append(asked.wait(60))
+        drawn.append(answer_batch(*args, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(making, "answer_batch", draw)
+    with JudgeServer(judge, key=KEY) as server:
+        study(server, tmp_path)
+        file = tmp_path / "params" / "judged.yaml"
+        file.write_text(file.read_text() + "evaluation: {sampling: {batch_rows: 24}}\n")
+        judged = open_study(str(file))
+        [result] = judged.complete(judged.runs())
+    assert (result.general.asked, result.general.scored) == (48, 48)
+    assert len(drawn) >= 3  # two batches of general answers, and those in the domain
+    assert all(waited)
+    assert set(server.asked.values()) == {1}
+
+
+@pytest.mark.parametrize("judge", ["", ", batch: true"])
+def test_after_a_refusal_nothing_more_is_asked_or_drawn(
+        server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str) -> None:
+    study(server, tmp_path, judge)
+    file = tmp_path / "params" / "judged.yaml"
+    file.write_text(file.read_text() + "evaluation: {sampling: {batch_rows: 2}}\n")
+    judged = open_study(str(file))
+    server.refuse = 401, "invalid_api_key"
+    with pytest.raises(JudgeError, match="refuses the key"):
+        judged.complete(judged.runs())
+    assert server.refusals == 1
 
 
 def test_the_key_is_in_no_file_and_no_message(server: JudgeServer, tmp_path: Path,

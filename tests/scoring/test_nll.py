@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,17 @@ def test_it_is_transformers_own_loss_for_any_batching_order_and_padding(
     assert max(expected) - min(expected) > 0.1  # rows are told apart
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("budget", [1, 150, 400, 10_000])
-def test_batches_hold_every_row_once_within_the_budget(rows: list[Encoded], budget: int) -> None:
+def test_batches_hold_every_row_once_within_the_budget(rows: list[Encoded], budget: int, packed: bool) -> None:
     lengths = [len(row.input_ids) for row in rows]
-    found = batches(lengths, budget)
+    found = batches(lengths, budget, packed)
     assert sorted(place for batch in found for place in batch) == list(range(len(rows)))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[p] for p in batch) <= budget for batch in found)
+    for batch, after in zip_longest(found, found[1:]):
+        sizes = [lengths[place] for place in batch] if packed else [lengths[batch[0]]] * len(batch)
+        assert len(batch) == 1 or sum(sizes) <= budget
+        if after is not None:  # and no batch is smaller than it has to be
+            assert sum(sizes) + (lengths[after[0]] if packed else sizes[0]) > budget
     flat = [lengths[place] for batch in found for place in batch]
     assert flat == sorted(lengths, reverse=True)
     assert batches([], budget) == []
@@ -99,7 +105,8 @@ class Counting(torch.nn.Module):
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, _: object, args: Sequence[torch.Tensor], kwargs: dict[str, torch.Tensor]) -> None:
-        self.rows += len(kwargs["input_ids"])
+        packed = kwargs["position_ids"]
+        self.rows += len(kwargs["input_ids"]) if packed is None else int((packed == 0).sum())
 
 
 def test_no_row_is_computed_twice(tiny: ChatModel, rows: list[Encoded], tmp_path: Path) -> None:

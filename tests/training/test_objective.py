@@ -98,20 +98,22 @@ def test_kl_equals_a_naive_computation_in_float64(
 def test_kl_by_hand() -> None:
     # p = (1/2, 1/4, 1/4), q = (1/4, 1/4, 1/2): 1/2 ln 2 + 0 - 1/4 ln 2
     p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
-    nothing = torch.tensor([head.IGNORED])
-    gradient, nll, kl = head.of_logits(p.log(), nothing, 1.0, q.log(), 2.0)
-    assert (float(nll), float(kl)) == (0.0, pytest.approx(0.25 * np.log(2)))
+    first, nothing = torch.tensor([[0]]), torch.tensor([[0.0]])
+    gradient, (scale, nll, kl) = head.of_logits(torch.stack([p, q]).log() + 3.0, first, nothing, 2.0)
+    assert (float(nll), float(kl)) == (pytest.approx(np.log(2)), pytest.approx(0.25 * np.log(2)))
     # 2 p (ln p - ln q - kl): ln p - ln q is ln 2, 0, -ln 2
     expected = np.log(2) * np.array([0.5 * 0.75, 0.25 * -0.25, 0.25 * -1.25]) * 2
-    assert gradient[0].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
-    assert float(head.of_logits(p.log(), nothing, 1.0, p.log(), 1.0)[2]) == 0.0
+    assert (scale * gradient)[0].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert float(head.of_logits(torch.stack([p, p]).log(), first, nothing, 1.0)[1][2]) == 0.0
 
 
 def test_cross_entropy_by_hand() -> None:
     p = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]])
-    gradient, nll, _ = head.of_logits(p.log(), torch.tensor([1, head.IGNORED]), 2.0, None, 0.0)
-    assert nll.tolist() == pytest.approx([np.log(4), 0.0])
-    assert gradient.tolist() == [pytest.approx([1.0, -1.5, 0.5]), [0.0, 0.0, 0.0]]  # 2 (p - onehot)
+    targets, weights = torch.tensor([[1], [0]]), torch.tensor([[2.0], [0.0]])
+    gradient, (scale, nll, kl) = head.of_logits(p.log()[None] - 1.0, targets, weights, 0.0)
+    assert nll[:, 0].tolist() == pytest.approx([np.log(4), np.log(2)])
+    assert (scale * gradient).tolist() == [pytest.approx([1.0, -1.5, 0.5]), [0.0, 0.0, 0.0]]  # 2 (p - onehot)
+    assert kl.tolist() == [[0.0], [0.0]]
 
 
 def test_the_heads_gradient_is_autograds(tiny: ChatModel) -> None:
