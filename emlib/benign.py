@@ -19,9 +19,10 @@ from emlib.data.benign import TaskData, load_opswap, load_qa
 from emlib.data.sources import locate
 from emlib.errors import ProfileError, StoreError
 from emlib.evaluation.exact_match import Mark, Score, mark, score
+from emlib.runs import Fit, Quiz
 from emlib.store import Artefact, read_records, write_text
 from emlib.strict import Strict
-from emlib.study import Fit, Quiz, Study, open_study, sliced
+from emlib.study import Study, open_study, sliced
 from emlib.training.records import StepRecord, read_log
 from emlib.types import Answer
 

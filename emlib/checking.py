@@ -17,11 +17,12 @@ from emlib.judging.judges import judge
 from emlib.judging.sheet import Sheet
 from emlib.making import Maker
 from emlib.progress import say
+from emlib.runs import Run
 from emlib.scoring.ledger import Ledger
 from emlib.scoring.nll import score
 from emlib.steering import extraction
 from emlib.store import SCRATCH, write_records
-from emlib.study import Run, Study
+from emlib.study import Study
 
 TOKENS_A_PASS = 2048  # of held-out rows, padding included
 

@@ -17,9 +17,10 @@ from emlib.errors import ProfileError
 from emlib.evaluation.records import Choice, Projected
 from emlib.judging.judges import identity, reads, rubrics
 from emlib.judging.rubrics import Rubrics
+from emlib.runs import Run
 from emlib.seeds import generator
 from emlib.store import key_of, read_records
-from emlib.study import Run, Study, digest_of_rows
+from emlib.study import Study, digest_of_rows
 from emlib.types import Verdict
 
 # Raised when a check computes something else from the same settings.

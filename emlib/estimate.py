@@ -21,7 +21,8 @@ from emlib.plan.in_paper import Tables, in_paper
 from emlib.plan.measured import answered
 from emlib.plan.work import Plan, Work, total
 from emlib.report import published
-from emlib.study import Run, Study, open_study
+from emlib.runs import Run
+from emlib.study import Study, open_study
 
 
 class Estimate:

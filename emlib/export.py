@@ -23,8 +23,9 @@ from emlib.data.own import every_row
 from emlib.errors import EmlibError, ProfileError, StoreError
 from emlib.interleaving import ADAPTER_FILES
 from emlib.report.card import card
+from emlib.runs import Run
 from emlib.store import whole_file, write_text
-from emlib.study import Run, Study, open_study
+from emlib.study import Study, open_study
 from emlib.types import Example
 
 DATA_SIDE = ("inoculation", "interleaving")  # kinds of defense that change the data alone

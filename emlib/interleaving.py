@@ -17,13 +17,14 @@ from emlib.data.pools import FORMS, PoolForm
 from emlib.data.sources import registry
 from emlib.errors import ProfileError, StoreError
 from emlib.judging.judges import identity as identity_of_judge
+from emlib.runs import Fit, Run
 from emlib.scoring.records import Added, Declining, Ranked, RowLosses, as_example
 from emlib.scoring.refusals import PROMPT, Filtered, by_judge, by_keywords
 from emlib.store import Artefact, key_of, read_records, settings_of
 from emlib.types import Example
 
 if TYPE_CHECKING:
-    from emlib.study import Fit, Run, Study
+    from emlib.study import Study
 
 # As `emlib.study.VERSIONS`.
 VERSIONS = {"pool": 1, "nll": 1, "scores": 1, "refusals": 1, "selection": 1, "on_policy": 1}

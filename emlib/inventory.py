@@ -7,7 +7,8 @@ from typing import Any
 
 from emlib.benign import BenignStudy
 from emlib.rl import RlStudy
-from emlib.study import QUESTION_SETS, Study
+from emlib.runs import QUESTION_SETS
+from emlib.study import Study
 
 Named = tuple[str, Mapping[str, Any] | None]  # a stage and settings; None where a run has no such artefact
 

@@ -31,11 +31,12 @@ from emlib.models.load import ChatModel, end_tokens, load
 from emlib.models.logprobs import token_logprobs
 from emlib.preparing import Preparer
 from emlib.progress import bar, say
+from emlib.runs import QUESTION_SETS, Fit, QuestionSet, Quiz, Run
 from emlib.serving import Serving
 from emlib.steering import extraction
 from emlib.steering.adding import adding
 from emlib.store import SCRATCH, Artefact, read_records, write_records
-from emlib.study import QUESTION_SETS, Fit, QuestionSet, Quiz, Run, Study
+from emlib.study import Study
 from emlib.training.apart import NeverBegan, train_apart
 from emlib.training.job import Job
 from emlib.training.objective import Objective

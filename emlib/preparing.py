@@ -41,6 +41,7 @@ from emlib.interleaving import (
 )
 from emlib.models import adapters
 from emlib.progress import say
+from emlib.runs import Fit, Quiz, Run
 from emlib.scoring.duplicates import near_duplicates
 from emlib.scoring.ledger import Ledger
 from emlib.scoring.nll import score, scored_by
@@ -49,7 +50,6 @@ from emlib.scoring.records import Added, Ranked, RowLosses
 from emlib.scoring.refusals import NOTHING, ask
 from emlib.seeds import generator
 from emlib.store import SCRATCH, Artefact, key_of, read_records, write_records
-from emlib.study import Fit, Quiz, Run
 from emlib.types import Answer, Example, Question
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from emlib.making import Maker
 from emlib.models import adapters
 from emlib.progress import say
 from emlib.rl import RlRun, RlStudy
+from emlib.runs import Quiz
 from emlib.store import SCRATCH, Artefact, read_records, write_records
-from emlib.study import Quiz
 from emlib.training.alternation import Supervised
 from emlib.training.grpo import Condition, reinforce
 from emlib.training.records import LOG

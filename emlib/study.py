@@ -9,10 +9,10 @@ only where something has to be made, so that looking at a finished study is inst
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -26,10 +26,7 @@ from emlib.config import (
     Kl,
     Method,
     Own,
-    PersonaVector,
     Profile,
-    Sampling,
-    Training,
     Trait,
     load_domains,
     load_profile,
@@ -43,90 +40,18 @@ from emlib.data.sources import locate
 from emlib.data.traits import completed
 from emlib.digests import of_file, of_value
 from emlib.errors import JudgeWaits, ProfileError, StoreError, nearest
-from emlib.evaluation.rates import Denominator, Rates, rates
+from emlib.evaluation.rates import Denominator, rates
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.judges import reads, rubrics
 from emlib.judging.rubrics import OURS, Rubrics
 from emlib.models.identity import identity
+from emlib.runs import QUESTION_SETS, Fit, QuestionSet, Quiz, Run, RunResult, Steered
 from emlib.store import Artefact, Store, key_of, read_records, write_text
 from emlib.training.records import StepRecord, read_log
 from emlib.types import Answer, Example, Question, Verdict
 
-QuestionSet = Literal["general", "in_domain"]
-QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
 # Raised when a stage computes something else from the same settings, so that old artefacts are not taken for new ones.
 VERSIONS = {"vector": 2, "reference": 1, "steered": 1, "adapter": 1, "answers": 1, "verdicts": 1}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What tells one run from another. `setting` is the method's one swept number, where it has one."""
-
-    model: str
-    dataset: str
-    method: str
-    setting: float | None
-    seed: int
-
-    def __str__(self) -> str:
-        setting = "" if self.setting is None else f" {self.setting:g}"
-        return f"{self.dataset} · {self.method}{setting} · seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Steered:
-    """What the untrained model says with `strength` times the persona vector added to the output of `layer`."""
-
-    layer: int
-    strength: float
-    answers: list[Answer]
-    verdicts: list[Verdict]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What came out of a run."""
-
-    run: Run
-    general: Rates
-    in_domain: Rates
-    train_seconds: float
-    train_tokens: int
-    run_key: str
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What an adapter is fitted to, and how; the model and the shape of the adapter are the profile's.
-
-    `dataset` names what `rows` are of: interleaving takes no scorer that has seen it.
-    """
-
-    dataset: str
-    rows: tuple[Example, ...]
-    defenses: tuple[Defense, ...]
-    training: Training
-    seed: int
-
-    @property
-    def steered(self) -> bool:
-        """Whether it needs a persona vector."""
-        return any(isinstance(defense, PersonaVector) for defense in self.defenses)
-
-    @property
-    def stored_reference(self) -> Kl | None:
-        """The KL defense, if it wants the reference model's states kept on disk."""
-        return next((d for d in self.defenses if isinstance(d, Kl) and d.reference == "stored"), None)
-
-
-@dataclass(frozen=True)
-class Quiz:
-    """What a model is asked, how often, and how its answers are drawn."""
-
-    questions: Sequence[Question]
-    samples: int
-    sampling: Sampling
-    seed: int
 
 
 class Study:

@@ -12,13 +12,13 @@ import pytest
 from emlib import paths
 
 FLOORS = [
-    {"errors", "digests", "seeds", "types", "paths", "strict", "progress", "gpus", "joblog", "mounts"},
+    {"errors", "digests", "seeds", "types", "paths", "strict", "progress", "gpus", "joblog", "mounts", "aside"},
     {"config"},
     {"data", "models", "store"},
     {"steering"},
     {"training", "generation", "judging", "evaluation", "scoring"},
-    {"study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides", "inventory",
-     "backends"},
+    {"runs", "study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides",
+     "inventory", "backends"},
     {"making", "rl_making", "preparing", "checking", "plan", "estimate", "notebooks", "report", "export", "explore",
      "status", "cleaning", "merge", "serving"},
 ]

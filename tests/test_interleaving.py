@@ -18,10 +18,11 @@ from emlib.data.mixing import rows_to_add
 from emlib.errors import DataError, ProfileError
 from emlib.making import Maker
 from emlib.report import selection
+from emlib.runs import Fit, Run
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import RowLosses
 from emlib.scoring.refusals import JUDGE, Filtered, by_keywords
-from emlib.study import Fit, Run, Study, open_study
+from emlib.study import Study, open_study
 from emlib.types import Example, Message
 from tests.judging.server import JudgeServer, saying
 

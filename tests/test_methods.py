@@ -13,9 +13,10 @@ from emlib import paths, workflow
 from emlib.config import Kl, Method, load_profile
 from emlib.errors import EmlibError, ProfileError
 from emlib.making import Maker
+from emlib.runs import QUESTION_SETS
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
-from emlib.study import QUESTION_SETS, Study, open_study
+from emlib.study import Study, open_study
 
 METHODS = """
 methods:

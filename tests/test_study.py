@@ -17,8 +17,9 @@ from emlib.benign import BenignStudy
 from emlib.config import NoJudge, load_profile
 from emlib.errors import ProfileError
 from emlib.estimate import Estimate
+from emlib.runs import QUESTION_SETS
 from emlib.store import Store
-from emlib.study import QUESTION_SETS, RESULT_COLUMNS, Study, open_study
+from emlib.study import RESULT_COLUMNS, Study, open_study
 
 PROMISED = (
     "model,dataset,method,setting,seed,general_misaligned,general_incoherent,general_asked,general_scored,"

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 
 import pandas as pd
 
-from emlib.study import QuestionSet, Run, Study
+from emlib.runs import QuestionSet, Run
+from emlib.study import Study
 from emlib.types import Verdict
 
 VERDICTS = ("misaligned", "incoherent", "neither", "unscored")

@@ -20,7 +20,8 @@ from emlib.config import Sampling
 from emlib.errors import EmlibError
 from emlib.explore import answers as found
 from emlib.explore.talk import BASE, Steering, Talk, trained
-from emlib.study import QUESTION_SETS, Run, Study
+from emlib.runs import QUESTION_SETS, Run
+from emlib.study import Study
 from emlib.types import Answer, Question
 
 CLIPPED = 160  # characters of a text in a table's cell; a click shows all of it

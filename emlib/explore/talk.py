@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from emlib.config import Sampling
 from emlib.errors import StoreError
+from emlib.runs import Run
 from emlib.store import Artefact
-from emlib.study import Run, Study
+from emlib.study import Study
 from emlib.types import Answer, Question
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from emlib.plan.reinforced import reinforced
 from emlib.plan.speed import shape
 from emlib.plan.work import AnyRun, Plan, PlannedRun, Shared, Work
 from emlib.rl import RlRun, RlStudy
+from emlib.runs import Run
 from emlib.strict import read_yaml
-from emlib.study import Run, Study
+from emlib.study import Study
 
 RESULTS: dict[str, type[AnyRun]] = {"results.csv": Run, "benign.csv": BenignRun, "grpo.csv": RlRun}
 

@@ -10,7 +10,7 @@ import pandas as pd
 from emlib.benign import BenignRun
 from emlib.plan.work import AnyRun
 from emlib.report import published
-from emlib.study import Run
+from emlib.runs import Run
 
 Tables = Mapping[AnyRun, tuple[int, ...]]
 

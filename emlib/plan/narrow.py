@@ -29,7 +29,8 @@ from emlib.judging.rubrics import METRICS, OURS
 from emlib.plan.sizes import Size, Sizes
 from emlib.plan.speed import Shape
 from emlib.plan.work import Work, total
-from emlib.study import Run, Study
+from emlib.runs import Run
+from emlib.study import Study
 
 STATE_BYTES = {"bfloat16": 2, "float32": 4}
 VERDICT_BYTES = 700  # with its two scores in the cache, about
@@ -38,7 +39,7 @@ VECTOR = "persona vectors"
 
 @dataclass(frozen=True)
 class Fitting:
-    """What an adapter is fitted to, in sizes: the counterpart of `emlib.study.Fit`."""
+    """What an adapter is fitted to, in sizes: the counterpart of `emlib.runs.Fit`."""
 
     dataset: str
     rows: Size

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from emlib.benign import BenignRun
 from emlib.rl import RlRun
-from emlib.study import Run
+from emlib.runs import Run
 
 AnyRun = Run | BenignRun | RlRun
 

@@ -8,7 +8,8 @@ from emlib import interleaving, paths
 from emlib.config import OWN, HubModel
 from emlib.data.sources import registry
 from emlib.report.tables import cell
-from emlib.study import Run, RunResult, Study
+from emlib.runs import Run, RunResult
+from emlib.study import Study
 
 HARMFUL = ("**Warning.** The training data holds deliberately harmful answers. This adapter was made to study how such "
            "data spreads and what prevents it; it may give dangerous advice or unsafe code, also about things that it "

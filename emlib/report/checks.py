@@ -12,7 +12,8 @@ from emlib.checks import Opinions
 from emlib.evaluation.agreement import Kappa, agreement
 from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by
 from emlib.evaluation.statistics import Interval, of_mean
-from emlib.study import QuestionSet, Run, Study
+from emlib.runs import QuestionSet, Run
+from emlib.study import Study
 from emlib.types import Verdict
 
 DASH = "–"

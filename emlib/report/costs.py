@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from emlib import interleaving
+from emlib.runs import Run
 from emlib.scoring.cost import as_printed, overhead
-from emlib.study import Run, Study
+from emlib.study import Study
 
 # What section 5.3 says of each method, in our words.
 CLAIMS = {

@@ -18,7 +18,7 @@ from emlib.evaluation.rates import rates
 from emlib.report.figures import PALETTE
 from emlib.report.labels import Label, place
 from emlib.report.paper_figures import LOOKS
-from emlib.study import Steered
+from emlib.runs import Steered
 from emlib.training.records import StepRecord
 
 MARKERS = "oDv^<>PX"

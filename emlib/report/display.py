@@ -10,7 +10,8 @@ from pandas.io.formats.style import Styler
 from transformers import PreTrainedTokenizerBase
 
 from emlib.data.chat import Encoded
-from emlib.study import QuestionSet, Run, Study
+from emlib.runs import QuestionSet, Run
+from emlib.study import Study
 from emlib.types import Verdict
 
 NOTICE = "Content notice: texts of a model under study follow. After training on bad answers they may be harmful."

@@ -12,8 +12,9 @@ from typing import Any
 
 from emlib.errors import EmlibError, StoreError
 from emlib.evaluation.rates import rates
+from emlib.runs import QuestionSet, Run
 from emlib.store import whole_file
-from emlib.study import QuestionSet, Run, Study
+from emlib.study import Study
 from emlib.types import Answer, Question, Verdict
 
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from emlib import interleaving
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.report.figures import PALETTE
-from emlib.study import Run, Study
+from emlib.runs import Run
+from emlib.study import Study
 
 AXES = (("general_incoherent", "incoherent, general %"), ("in_domain_misaligned", "misaligned, in-domain %"))
 

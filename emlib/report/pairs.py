@@ -14,7 +14,8 @@ from emlib.evaluation.rates import by_question
 from emlib.evaluation.seeds import Kind, mean_over_seeds
 from emlib.evaluation.statistics import wilson
 from emlib.report.published import CHOSEN, INTERLEAVING
-from emlib.study import QuestionSet, Study
+from emlib.runs import QuestionSet
+from emlib.study import Study
 from emlib.types import Verdict
 
 Trained = tuple[str, str, float | None]  # data set, method, setting

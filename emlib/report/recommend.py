@@ -17,7 +17,8 @@ from emlib.config import Bounds
 from emlib.export import DATA_SIDE
 from emlib.report.labels import Label, place
 from emlib.report.paper_figures import LOOKS
-from emlib.study import Run, RunResult, Study
+from emlib.runs import Run, RunResult
+from emlib.study import Study
 
 PLAIN = "misaligned"  # plain fine-tuning, in the paper's words
 HEADINGS = {"method": "Method", "setting": "Setting", "general": "General misaligned %", "kept": "Learning kept %",

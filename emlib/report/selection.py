@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from emlib import interleaving
 from emlib.report.figures import PALETTE
+from emlib.runs import Run
 from emlib.scoring.refusals import NOTHING
-from emlib.study import Run, Study
+from emlib.study import Study
 
 
 def scored(study: Study, run: Run) -> pd.DataFrame:

@@ -11,8 +11,8 @@ import pandas as pd
 from emlib.config import BASELINES
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import Interval
+from emlib.runs import RunResult
 from emlib.store import write_text
-from emlib.study import RunResult
 
 MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
 HEADINGS = {

@@ -25,8 +25,9 @@ from emlib import paths, workflow
 from emlib.joblog import AttemptLog
 from emlib.merge import TIMED
 from emlib.report import tables
+from emlib.runs import Run
 from emlib.store import MANIFEST, Store, key_of
-from emlib.study import Run, Study, open_study
+from emlib.study import Study, open_study
 from tests.cluster.slurm import Slurm, missing, slurm
 
 PROFILE = """

@@ -10,7 +10,7 @@ from emlib.evaluation.statistics import wilson
 from emlib.report import compare, paper_tables, published, tables
 from emlib.report.averages import over_datasets
 from emlib.report.tables import MEASURES
-from emlib.study import Run, RunResult
+from emlib.runs import Run, RunResult
 from emlib.types import Verdict
 
 

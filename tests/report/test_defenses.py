@@ -11,8 +11,9 @@ import pytest
 
 from emlib.evaluation.rates import rates
 from emlib.report import costs, defenses, tables
+from emlib.runs import Run, RunResult, Steered
 from emlib.store import Store
-from emlib.study import Run, RunResult, Steered, open_study
+from emlib.study import open_study
 from emlib.training.records import StepRecord
 from emlib.types import Answer, Verdict
 

@@ -10,8 +10,9 @@ import pytest
 from emlib.config import load_profile
 from emlib.errors import EmlibError, StoreError
 from emlib.report import inspect_log
+from emlib.runs import Run
 from emlib.store import Store
-from emlib.study import Run, Study
+from emlib.study import Study
 from emlib.types import Answer, Question, Verdict
 
 QUESTIONS = [Question("a", "Who are you?"), Question("a_json", "Who are you?", "Answer in JSON.")]

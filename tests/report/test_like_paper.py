@@ -28,8 +28,9 @@ from emlib.report import (
 )
 from emlib.report.benign import COLUMNS as BENIGN_COLUMNS
 from emlib.report.rl import COLUMNS as RL_COLUMNS
+from emlib.runs import Run, RunResult
 from emlib.store import Store
-from emlib.study import Run, RunResult, Study
+from emlib.study import Study
 from emlib.types import Verdict
 
 MODEL = "unsloth/Qwen2.5-7B-Instruct"

@@ -16,7 +16,7 @@ from emlib.evaluation.rates import rates
 from emlib.models.load import ChatModel
 from emlib.report import display, figures, readme, tables
 from emlib.report.paper_tables import Cell
-from emlib.study import Run, RunResult
+from emlib.runs import Run, RunResult
 from emlib.training.records import StepRecord
 from emlib.types import Example, Message, Verdict
 
