@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 CHUNK = 256  # tokens whose logits exist at once: 50 MB in float32 at 49,152 words, 156 MB at Qwen's 151,936
-IN_CACHE = 8  # tokens whose logits a CPU takes through all of its steps before it turns to the next
+IN_CACHE = 200_000  # logits that a CPU takes through all of their steps before it turns to the next: 0.8 MB in float32
 
 
 def last_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None,
@@ -58,11 +58,19 @@ def token_nll(hidden: Tensor, targets: Tensor, to_logits: Callable[[Tensor], Ten
 
     For looking on: training has `emlib.training.head`, which keeps nothing for a way back.
     """
-    step = IN_CACHE if hidden.device.type == "cpu" else chunk
-    parts = [F.cross_entropy(some.float(), those, reduction="none")
-             for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-             for some, those in zip(to_logits(states).split(step), wanted.split(step), strict=True)]
+    parts = []
+    for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        logits = to_logits(states)
+        step = together(logits)
+        parts += [F.cross_entropy(some.float(), those, reduction="none")
+                  for some, those in zip(logits.split(step), wanted.split(step), strict=True)]
     return torch.cat(parts)
+
+
+def together(logits: Tensor) -> int:
+    """How many tokens' logits, (..., tokens, vocabulary), go through all of their steps together."""
+    tokens, vocabulary = logits.shape[-2:]
+    return max(1, IN_CACHE // vocabulary if logits.device.type == "cpu" else tokens)
 
 
 @torch.inference_mode()

@@ -19,7 +19,9 @@ from emlib.types import Answer, Question, Verdict
 
 
 def export(study: Study, run: Run, which: QuestionSet, path: Path) -> Path:
-    """Write the run's answers and verdicts to `path`, which ends in `.eval` or `.json`.
+    """Write the run's answers and verdicts to `path`, which ends in `.eval`.
+
+    Or in `.json`, where the viewer lists only names that begin with a time, such as 2026-11-25T18-00-00.
 
     Raises:
         EmlibError: inspect_ai is not installed.

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emlib.models.logprobs import causal_lm
+from emlib.models.logprobs import causal_lm, together
 
 IGNORED = -100  # a target on which cross-entropy does not count
 CHUNK = 512  # tokens whose logits exist at once, of each side: 50 MB in bfloat16 at 49,152 words
 BACK = 256  # tokens of a product on the way back, whose inner size is the vocabulary
-IN_CACHE = 200_000  # logits of a side that a CPU takes through all of their steps before it turns to the next
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class _Head(torch.autograd.Function):
             logits = buffer[:, :len(targets[chunk])]
             for side, into in zip(sides, logits, strict=True):
                 _product(side[chunk], head, into)
-            for part in _slices(logits.shape[1], _together(logits)):
+            for part in _slices(logits.shape[1], together(logits)):
                 logits[0, part], of_part = of_logits(
                     logits[:, part].float(), targets[chunk][part], weights[chunk][part], kl_weight)
                 terms.append(of_part)
@@ -119,11 +118,6 @@ def _product(states: Tensor, head: nn.Linear, out: Tensor) -> None:
         torch.mm(states, head.weight.T, out=out)
     else:
         torch.addmm(head.bias, states, head.weight.T, out=out)
-
-
-def _together(logits: Tensor) -> int:
-    """How many tokens' logits, (sides, tokens, vocabulary), go through all of their steps together."""
-    return max(1, IN_CACHE // logits.shape[2]) if logits.device.type == "cpu" else logits.shape[1]
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:
