@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +22,7 @@ from emlib.training.records import StepRecord
 
 MARKERS = "oDv^<>PX"
 SETTING = 8  # points, of the settings beside the marks
-REFERENCES = {"untrained": ("s", "0.55"), "aligned": ("P", "0.35"), "misaligned": ("X", "black")}
+REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned": ("black", "X")}  # as LOOKS
 
 
 def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,30 +68,27 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     for axis, runs in zip(axes[0], panels, strict=True):
         place(axis, [Label(run["in_domain_misaligned"], run["general_misaligned"], f"{run['setting']:g}",
-                           _look(run["method"])[0])
+                           look(run["method"])[0])
                      for run in runs.to_dict("records") if not pd.isna(run["setting"])], SETTING)
     return figure
 
 
-def _look(method: str) -> tuple[str, str]:
+def look(method: str) -> tuple[str, str]:
     """Colour and marker of a method, the same in all figures; methods of one's own are black diamonds."""
-    return LOOKS[method][:2] if method in LOOKS else ("black", "D")
+    return REFERENCES[method] if method in REFERENCES else LOOKS.get(method, ("black", "D", "-"))[:2]
 
 
 def _tradeoff_panel(axis: Axes, runs: pd.DataFrame) -> None:
-    for name, (marker, colour) in REFERENCES.items():
-        _points(axis, runs[runs["method"] == name], marker, colour, "none", name)
-    defended = [name for name in dict.fromkeys(runs["method"]) if name not in BASELINES]
-    for name in defended:
-        colour, marker = _look(name)
-        _points(axis, runs[runs["method"] == name].sort_values(["seed", "setting"]), marker, colour, "-", name)
+    for name in dict.fromkeys([*REFERENCES, *runs["method"]]):
+        _points(axis, runs[runs["method"] == name].sort_values(["seed", "setting"]), *look(name),
+                "none" if name in REFERENCES else "-", name)
     axis.set_xlim(-5, 105)
     axis.set_ylim(-5, 105)
     axis.grid(alpha=0.3)
     sns.despine(ax=axis)
 
 
-def _points(axis: Axes, runs: pd.DataFrame, marker: str, colour: Any, line: str, label: str) -> None:
+def _points(axis: Axes, runs: pd.DataFrame, colour: str, marker: str, line: str, label: str) -> None:
     if runs.empty:
         return
     x, y = runs["in_domain_misaligned"].to_numpy(float), runs["general_misaligned"].to_numpy(float)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,7 +14,8 @@ from matplotlib.figure import Figure
 
 from emlib import interleaving
 from emlib.data.mixing import interleave, rows_to_add
-from emlib.report.figures import PALETTE
+from emlib.report.defenses import SETTING, look
+from emlib.report.labels import Label, place
 from emlib.runs import Run
 from emlib.study import Study
 
@@ -94,22 +94,24 @@ def trade_offs(frame: pd.DataFrame) -> Figure:
     variants = dict.fromkeys(frame.loc[frame["fraction"] > 0, "method"])
     shown = [name for name in ("aligned", "misaligned") if name in set(frame["method"])] + list(variants)
     for axis, (measure, label) in zip(axes[0], AXES, strict=True):
-        for name, colour, marker in zip(shown, cycle(PALETTE), cycle("osD^vPX*"), strict=False):
-            _line(axis, frame[frame["method"] == name].sort_values("fraction"), measure, name, colour, marker)
+        for name in shown:
+            _line(axis, frame[frame["method"] == name].sort_values("fraction"), measure, name)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("misaligned, general %")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     sns.despine(figure)
+    mixed = frame[frame["fraction"] > 0].to_dict("records")
+    for axis, (measure, _) in zip(axes[0], AXES, strict=True):
+        place(axis, [Label(row[measure], row["general_misaligned"], f"{row['fraction']:.0%}", look(row["method"])[0])
+                     for row in mixed if not pd.isna(row[measure])], SETTING)
     return figure
 
 
-def _line(axis: Axes, part: pd.DataFrame, measure: str, name: str, colour: Any, marker: str) -> None:
+def _line(axis: Axes, part: pd.DataFrame, measure: str, name: str) -> None:
     x, y = part[measure].to_numpy(dtype=float), part["general_misaligned"].to_numpy(dtype=float)
     spans = [np.clip(np.abs(part[[f"{m}_low", f"{m}_high"]].to_numpy(dtype=float).T - value), 0, None)
              for m, value in ((measure, x), ("general_misaligned", y))]
+    colour, marker = look(name)
     axis.errorbar(x, y, xerr=spans[0], yerr=spans[1], color=colour, marker=marker, capsize=2, linewidth=1, label=name)
-    for row in part[part["fraction"] > 0].to_dict("records"):
-        axis.annotate(f"{row['fraction']:.0%}", (row[measure], row["general_misaligned"]), xytext=(4, 4),
-                      textcoords="offset points", fontsize="small")
