@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 # Where a label may stand, in points from its mark, best first: to all sides, then farther off.
 SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0), (0.4, 1),
          (-0.4, 1), (0.4, -1), (-0.4, -1))
-REACHES = (4, 7, 11, 16, 22)
+REACHES = (4, 7, 11, 16, 22, 30)
+NEAR = 7  # points; a label that stands farther off has a line to its point
 Corners = NDArray[np.float64]
 MARK = 3.2  # half the width of a mark, in points
 
@@ -47,19 +48,30 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
         note = axis.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size,
                              color=label.colour, ha="center", va="center")
         extent = note.get_window_extent()
-        corner = axis.transData.transform((label.x, label.y)).tolist()
-        boxes = {(dx * reach, dy * reach): _box(corner, (dx * reach * pixels, dy * reach * pixels), extent)
+        corner = axis.transData.transform((label.x, label.y))
+        boxes = {(dx * reach, dy * reach): _box(corner.tolist(), (dx * reach * pixels, dy * reach * pixels), extent)
                  for reach in REACHES for dx, dy in SIDES}
         within = {offset: box for offset, box in boxes.items() if axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1}
-        spot = min(within or boxes, key=lambda offset: _covered(boxes[offset], taken, _corners(written), inside))
+        texts = _corners(written)
+        spot = min(within or boxes, key=lambda offset: (
+            _covered(boxes[offset], taken, texts, inside)
+            + sum(_common(piece, texts) for piece in _leader(corner, offset, pixels))))
         box = boxes[spot]
         written.append(box)
         centre = ((box.x0 + box.x1) / 2 - corner[0]) / pixels, ((box.y0 + box.y1) / 2 - corner[1]) / pixels
         note.set_position(centre)
-        if max(abs(spot[0]), abs(spot[1])) > REACHES[1]:
+        leader = _leader(corner, spot, pixels)
+        if leader:
+            taken = np.concatenate([taken, _corners(leader)])
             axis.annotate("", (label.x, label.y), spot, textcoords="offset points", arrowprops={
                 "arrowstyle": "-", "linewidth": 0.4, "color": label.colour, "shrinkA": 0, "shrinkB": 2})
     return written
+
+
+def _leader(corner: NDArray[np.float64], offset: tuple[float, float], pixels: float) -> list[Bbox]:
+    """Boxes along the line from a point to its label, where the label stands so far off that it has one."""
+    far = np.array(offset) * pixels
+    return _along(corner, corner + far, pixels) if np.abs(offset).max() > NEAR else []
 
 
 def _drawn(axis: Axes, pixels: float) -> list[Bbox]:
