@@ -91,8 +91,9 @@ figures: setup ## draw the paper's tables and figures from its own numbers, into
 lab: setup ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
-# A process a core, each with one thread; the tests of a file stay together, for they share what is dear to set up.
-SHARED := -n $(CORES) --dist loadfile --no-loadscope-reorder
+# A process a core and one more, as some tests wait for others' processes; each with one thread. The tests of a file stay
+# together, for they share what is dear to set up.
+SHARED := -n $(shell echo $$(( $(CORES) + 1 ))) --dist loadfile --no-loadscope-reorder
 test check: export OMP_NUM_THREADS := 1
 
 test: setup ## lint, types, all tests

@@ -283,8 +283,8 @@ class Maker(AbstractContextManager["Maker"]):
                 ends = end_tokens(self.chat.model, self.chat.tokenizer)
                 draw = partial(self.serving.client.answers, self.serving.model(name, place), self.chat.tokenizer,
                                sampling=quiz.sampling, seed=quiz.seed, ends=ends)
-            place_of = scratch if choice.name == PLAIN else scratch / choice.name
-            answers = self._batch_by_batch(batches, draw, place_of, read)
+            folder = scratch if choice.name == PLAIN else scratch / choice.name
+            answers = self._batch_by_batch(batches, draw, folder, read)
         order = {question.id: number for number, question in enumerate(quiz.questions)}
         return sorted(answers, key=lambda a: (order[a.question], a.sample)), choice
 
@@ -298,7 +298,7 @@ class Maker(AbstractContextManager["Maker"]):
                 write_records(path, draw(batch))
             drawn = read_records(path, Answer)
             answers += drawn
-            if read is not None and len(batches) > 1:
+            if read is not None and len(batches) > 1:  # a set of one batch is read as a set
                 read(drawn)
         return answers
 

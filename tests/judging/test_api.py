@@ -261,7 +261,7 @@ def test_the_budget_is_never_passed_and_more_money_goes_on(scores: Path, tmp_pat
         spent = bill()
         with pytest.raises(JudgeError, match="used up"):  # another sitting is on the same account
             judged(api(server.url, max_usd=1.5), sheet(100), scores)
-        assert bill() == spent
+        assert spent <= bill() <= 1.5  # prompts are not of one length: a shorter one may still be within it
         assert all(v.scored for v in judged(api(server.url, max_usd=100.0), sheet(100), scores))
         assert set(server.answered.values()) == {1}
         assert len(server.answered) == 200
