@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PROFILE ?= demo
+# A name in params/, or a file: absolute, as EMLIB_RUNS_DIR below.
+override PROFILE := $(if $(filter %.yaml,$(PROFILE)),$(abspath $(PROFILE)),$(PROFILE))
 # Where jobs run: local, slurm, kubernetes, or a folder with a Snakemake profile of one's own (workflow/README.md).
 EXECUTOR ?= local
 # Jobs at once that ask a judge which costs money.
@@ -33,7 +35,7 @@ STAMP := $(VENV)/installed-$(shell cat $(PINS) pyproject.toml | sha256sum | cut 
 # Absolute, because notebooks run in folders of their own.
 export EMLIB_RUNS_DIR := $(abspath $(or $(EMLIB_RUNS_DIR),runs))
 $(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name) := $(abspath $($(name))))))
-RESULTS := $(EMLIB_RUNS_DIR)/$(PROFILE)
+RESULTS := $(EMLIB_RUNS_DIR)/$(notdir $(patsubst %.yaml,%,$(patsubst %/profile.yaml,%,$(PROFILE))))
 EXECUTION := $(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR))
 # Where an executor's files go through a storage, it is the same folder.
 STORAGE := $(if $(shell grep -s '^default-storage-provider' $(EXECUTION)/config.yaml),--default-storage-prefix $(RESULTS))

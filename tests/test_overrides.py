@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,15 @@ def test_the_command_for_one_notebook_refuses_what_set_refuses(capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "SET" in said
     assert "Did you mean 'epochs'?" in said
+
+
+@pytest.mark.parametrize("profile", ["tiny", "some/mine.yaml", "some/study/profile.yaml"])
+def test_make_puts_a_study_where_the_notebooks_put_it(profile: str, tmp_path: Path) -> None:
+    said = subprocess.run(["make", "--dry-run", "reproduce", f"PROFILE={profile}", f"EMLIB_RUNS_DIR={tmp_path}"],
+                          cwd=paths.ROOT, check=True, capture_output=True, text=True).stdout
+    known = str(paths.ROOT / profile) if profile.endswith(".yaml") else profile
+    assert f"--directory {tmp_path / paths.study_name(known)} " in said
+    assert f"--config profile={known} " in said
 
 
 @pytest.mark.slow
