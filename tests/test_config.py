@@ -184,6 +184,13 @@ def test_two_letters_exchanged_in_a_setting_suggest_the_setting(tmp_path: Path, 
         load_profile(str(path))
 
 
+def test_a_profile_that_lies_elsewhere_extends_one_of_params(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: tiny\nseeds: [7]\n")
+    assert load_profile(str(tmp_path / "mine.yaml")) == load_profile("tiny").model_copy(update={"seeds": (7,)})
+    (tmp_path / "tiny.yaml").write_text("extends: demo\n")  # what lies beside it comes first
+    assert load_profile(str(tmp_path / "mine.yaml")).model == load_profile("demo").model
+
+
 def test_a_profile_that_extends_another_says_only_what_differs(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(MINE, encoding="utf-8")
     (tmp_path / "yours.yaml").write_text("extends: mine\ntitle: Yours\ntraining: {epochs: 3}\nseeds: [4, 5]\n")

@@ -177,13 +177,14 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
     data = read_yaml(path)
     if not isinstance(data, dict) or "extends" not in data:
         return data
-    base = path.parent / f"{data['extends']}.yaml"
+    named, folders = str(data["extends"]), dict.fromkeys([path.parent, paths.PARAMS])
+    beside = {other.stem: other for folder in reversed(folders) for other in folder.glob("*.yaml")}
+    base = beside.get(named)
+    if base is None:
+        raise ProfileError(f"{path}: extends '{named}', which is no profile beside it or in params/."
+                           f"{nearest(named, [name for name in beside if name != path.stem])}")
     if base in (path, *below):
-        raise ProfileError(f"{path}: extends '{data['extends']}', which extends it in turn.")
-    if base.parent != path.parent or not base.is_file():
-        beside = [other.stem for other in path.parent.glob("*.yaml") if other != path]
-        raise ProfileError(f"{path}: extends '{data['extends']}', which is no profile beside it."
-                           f"{nearest(str(data['extends']), beside)}")
+        raise ProfileError(f"{path}: extends '{named}', which extends it in turn.")
     return over(_extended(base, (path, *below)), {key: value for key, value in data.items() if key != "extends"})
 
 
