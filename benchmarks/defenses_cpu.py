@@ -19,22 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import machine
+from defenses import NAIVE, PLAIN, contenders
 from training_cpu import spread
 
 NAME = "defenses_cpu"
 JOB = {"profile": "code-smoke", "source": "insecure", "rows": 32, "seed": 0, "dtype": machine.dtype()}
 REPETITIONS = 2
 PATIENCE, QUIET = 30, 0.05
-PLAIN, NAIVE = "plain", "naive KL (second model, full logits)"
-CONTENDERS: dict[str, list[dict[str, Any]]] = {
-    PLAIN: [],
-    "kl": [{"kind": "kl", "weight": 0.1}],
-    "kl, reference from disk": [{"kind": "kl", "weight": 0.1, "reference": "stored"}],
-    "ldifs": [{"kind": "ldifs", "weight": 0.1}],
-    "persona_vector": [{"kind": "persona_vector", "strength": 5.0, "layer": 15}],
+CONTENDERS = contenders(layer=15) | {
     "inoculation": [{"kind": "inoculation", "prompt": "You write insecure code."}],
-    NAIVE: [{"kind": "kl", "weight": 0.1}],
-}
+    NAIVE: [{"kind": "kl", "weight": 0.1}]}
 # contender, against, time at most, memory at most
 BARS: tuple[tuple[str, str, float, float | None], ...] = (
     ("kl", PLAIN, 1.45, 1.25), ("kl, reference from disk", PLAIN, 1.10, None), ("ldifs", PLAIN, 1.45, 1.35),

@@ -23,7 +23,8 @@ from typing import Any
 
 import gpu_shape
 import torch
-from gpu_parts import NAIVE, PLAIN, WARM_UP
+from defenses import NAIVE, PLAIN
+from gpu_parts import WARM_UP
 from gpu_shape import FULL, SMALL
 from training_cpu import spread
 

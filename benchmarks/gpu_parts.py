@@ -17,6 +17,7 @@ from typing import Any
 import gpu_shape
 import torch
 from defended import naive_steps, stored_reference
+from defenses import NAIVE, PLAIN, contenders
 from gpu_shape import FULL, SMALL, Scale
 
 from emlib.config import Lora, Method, Training
@@ -32,15 +33,7 @@ from emlib.training.objective import Objective
 from emlib.training.sft import fine_tune, read_log
 from emlib.types import Question
 
-PLAIN, NAIVE = "plain", "naive KL (second model, full logits)"
-CONTENDERS: dict[str, list[dict[str, Any]]] = {
-    PLAIN: [],
-    "kl": [{"kind": "kl", "weight": 0.1}],
-    "kl, reference from disk": [{"kind": "kl", "weight": 0.1, "reference": "stored"}],
-    "ldifs": [{"kind": "ldifs", "weight": 0.1}],
-    "persona_vector": [{"kind": "persona_vector", "strength": 5.0, "layer": 20}],
-    "inoculation": [],  # plain fine-tuning on rows that are longer by the prompt
-}
+CONTENDERS = contenders(layer=20) | {"inoculation": []}  # plain fine-tuning on rows that are longer by the prompt
 PROMPT = 20  # tokens that an inoculation prompt adds; ours
 WARM_UP = 2  # steps of a run that are not counted
 

@@ -19,7 +19,7 @@ from emlib.data.benign import TaskData, load_opswap, load_qa
 from emlib.data.sources import locate
 from emlib.errors import ProfileError, StoreError
 from emlib.evaluation.exact_match import Mark, Score, mark, score
-from emlib.runs import Fit, Quiz
+from emlib.runs import Fit, Quiz, in_words
 from emlib.store import Artefact, read_records, write_text
 from emlib.strict import Strict
 from emlib.study import Study, open_study, sliced
@@ -46,8 +46,7 @@ class BenignRun:
         return dataset_name(self.task, self.tier)
 
     def __str__(self) -> str:
-        setting = "" if self.setting is None else f" {self.setting:g}"
-        return f"{self.dataset} · {self.method}{setting} · seed {self.seed}"
+        return in_words(self.dataset, self.method, self.setting, self.seed)
 
 
 @dataclass(frozen=True)

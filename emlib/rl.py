@@ -23,6 +23,7 @@ from emlib.data.sources import locate
 from emlib.digests import of_value
 from emlib.errors import ProfileError, StoreError
 from emlib.interleaving import pool_form
+from emlib.runs import in_words
 from emlib.seeds import generator
 from emlib.store import Artefact, key_of, read_records, write_text
 from emlib.study import Study, digest_of_rows, sliced
@@ -51,7 +52,7 @@ class RlRun:
         return self.method if self.setting is None else f"{self.method} {self.setting:g}"
 
     def __str__(self) -> str:
-        return f"grpo · {self.condition} · seed {self.seed}"
+        return in_words("grpo", self.condition, None, self.seed)
 
 
 @dataclass(frozen=True)

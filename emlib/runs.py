@@ -25,8 +25,13 @@ class Run:
     seed: int
 
     def __str__(self) -> str:
-        setting = "" if self.setting is None else f" {self.setting:g}"
-        return f"{self.dataset} · {self.method}{setting} · seed {self.seed}"
+        return in_words(self.dataset, self.method, self.setting, self.seed)
+
+
+def in_words(dataset: str, method: str, setting: float | None, seed: int) -> str:
+    """What people read of a run."""
+    swept = "" if setting is None else f" {setting:g}"
+    return f"{dataset} · {method}{swept} · seed {seed}"
 
 
 @dataclass(frozen=True)

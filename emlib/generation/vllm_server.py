@@ -84,11 +84,9 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path, patience: float
     while time.monotonic() < until:
         if server.poll() is not None:
             raise EmlibError(f"vLLM ended with code {server.returncode} before it was ready. {_tail(log)}")
-        try:
+        with suppress(httpx.HTTPError):  # it does not listen yet; if it never does, its log is shown below
             if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
                 return
-        except httpx.HTTPError:
-            pass  # not yet
         time.sleep(0.2)
     raise EmlibError(f"vLLM was not ready after {patience:.0f} s. {_tail(log)}")
 
