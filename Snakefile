@@ -18,7 +18,7 @@ def command(number, job):
 
     def words(wildcards, output):
         log = paths.runs() / paths.study_name(PROFILE) / job.log  # where `make status` looks, whatever runs the job
-        given = [*shlex.split(job.arguments), "--digest", job.digest, *(["--gpu"] if job.trains else [])]
+        given = [*shlex.split(job.arguments), "--digest", job.digest, *(["--gpus", str(job.limits.gpus)] if job.trains else [])]
         return shlex.join([sys.executable, "-m", "emlib.notebooks", job.chapter, *given, "--out", str(output),
                            "--log", str(log), "--label", f"{number}/{len(JOBS)}  {job.name}"])
 

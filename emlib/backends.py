@@ -11,7 +11,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ VLLM = "EMLIB_VLLM"  # the program `vllm`, where it is neither in .venv-vllm nor
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs, and why it is not what would have been taken first."""
+    """What runs, in how many processes, and why it is not what would have been taken first."""
 
     name: str
     why: str = ""
+    processes: int = 1
 
     @property
     def facts(self) -> dict[str, Any]:
         """What an artefact's manifest says of it."""
-        return {"backend": self.name, **({"backend_why": self.why} if self.why else {})}
+        return {"backend": self.name, **({"backend_why": self.why} if self.why else {}),
+                **({"processes": self.processes} if self.processes > 1 else {})}
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,15 @@ def vllm_program() -> Path | None:
 
 
 def training(wanted: str, model: ModelSpec, defenses: Sequence[Defense], settings: Training,
-             machine: Machine | None = None) -> Choice:
-    """What trains an adapter.
+             machine: Machine | None = None, processes: int = 1) -> Choice:
+    """What trains an adapter, spread over so many processes.
 
     Raises:
         ProfileError: Unsloth was named, and cannot be had or cannot do this; with the reason.
     """
-    return _chosen("training", wanted, "unsloth", lambda: _against_unsloth(
-        model, defenses, settings, machine or Machine.here()))
+    choice = _chosen("training", wanted, "unsloth", lambda: _against_unsloth(
+        model, defenses, settings, machine or Machine.here(), processes))
+    return replace(choice, processes=processes)
 
 
 def drawing(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> Choice:
@@ -93,10 +96,12 @@ def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str
 
 
 def _against_unsloth(model: ModelSpec, defenses: Sequence[Defense], settings: Training,
-                     machine: Machine) -> list[str]:
+                     machine: Machine, processes: int) -> list[str]:
     said = []
     if not machine.gpu:
         said.append("there is no GPU")
+    if processes > 1:
+        said.append(f"it trains on one GPU, and job.gpus is {processes}")
     if "unsloth" not in machine.packages:
         said.append("it is not installed (requirements/gpu.txt has it)")
     if isinstance(model, TinyModel):

@@ -1,4 +1,4 @@
-"""A GPU for each job: which there are, and taking one that no other job on this machine has.
+"""A GPU for each job, or several: which there are, and taking what no other job on this machine has.
 
 A job holds a lock on its device. The system lets go of the lock when the process ends, also when it is killed, so that
 no device stays taken. The locks lie on the machine's own disk: two machines have no device in common, and the
@@ -14,10 +14,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from emlib.errors import EmlibError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LOCKS = "EMLIB_GPU_LOCKS"  # the folder of the locks, instead of one in the machine's folder for temporary files
@@ -39,33 +41,48 @@ def devices() -> list[str]:
 
 
 @contextmanager
-def claimed(names: Sequence[str], folder: Path | None = None) -> Iterator[str | None]:
-    """One of these devices, which is this process's own until the end; None where there is none to have.
+def claimed(names: Sequence[str], count: int = 1, folder: Path | None = None) -> Iterator[list[str]]:
+    """So many of these devices, which are this process's own until the end; none where there are none to have.
 
-    It waits where all of them are taken. What uses the device has to end before this process does, or, if this process
-    is killed, at once: a notebook's kernel watches for that, within a second.
+    It waits where too few are free, and holds none meanwhile: two jobs would wait for each other's. What uses a device
+    has to end before this process does, or, if this process is killed, at once: a notebook's kernel watches for that,
+    within a second.
+
+    Raises:
+        EmlibError: there are fewer in all.
     """
-    if not names:
-        yield None
+    if not names or not count:
+        yield []
         return
+    if len(names) < count:
+        raise EmlibError(f"A job of this profile takes {count} GPUs (job.gpus), and there are {len(names)}. Lower it.")
     locks = folder or locks_folder()
-    lock, name = _first_free({name: locks / (re.sub(r"[^\w-]", "_", name) + ".lock") for name in names})
-    try:
-        yield name
-    finally:
-        lock.release()
+    with _when_free({name: locks / (re.sub(r"[^\w-]", "_", name) + ".lock") for name in names}, count) as taken:
+        yield taken
 
 
-def _first_free(files: Mapping[str, Path]) -> tuple[FileLock, str]:
+@contextmanager
+def _when_free(files: Mapping[str, Path], count: int) -> Iterator[list[str]]:
     while True:
-        for name, path in files.items():
-            lock = FileLock(path, mode=0o666)  # so that two people's jobs on one machine see each other
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                continue
-            return lock, name
+        with ExitStack() as held:
+            taken: list[str] = []
+            for name, path in files.items():
+                if len(taken) < count and _locked(path, held):
+                    taken.append(name)
+            if len(taken) == count:
+                yield taken
+                return
         time.sleep(PATIENCE)
+
+
+def _locked(path: Path, held: ExitStack) -> bool:
+    """Whether nobody had the lock; `held` has it then."""
+    lock = FileLock(path, mode=0o666)  # so that two people's jobs on one machine see each other
+    try:
+        held.enter_context(lock.acquire(blocking=False))
+    except Timeout:
+        return False
+    return True
 
 
 def locks_folder() -> Path:

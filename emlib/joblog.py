@@ -39,9 +39,14 @@ class Attempt:
     seconds: float
     host: str
     pid: int
-    gpu: str | None
+    gpu: str | None  # their names, with commas between them
     digest: str | None  # of the content that it ran
     error: str  # empty unless it failed
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs it had."""
+        return len(self.gpu.split(",")) if self.gpu else 0
 
 
 class AttemptLog:

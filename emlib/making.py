@@ -144,13 +144,15 @@ class Maker(AbstractContextManager["Maker"]):
         vector, chosen = self._vector_of(fit), self.preparer.added(name, fit)
         rows, added = (encode_all(self.chat.tokenizer, some, fit.training.max_seq_length)
                        for some in (fit.rows, [row.example for row in chosen]))
-        choice = backends.training(self.study.profile.backend.training, self.study.profile.model, fit.defenses,
-                                   fit.training)
+        profile = self.study.profile
+        choice = backends.training(profile.backend.training, profile.model, fit.defenses, fit.training,
+                                   processes=profile.job.gpus)
         commit, device = self.chat.commit, str(self.chat.device)
-        if choice.name != PLAIN:
-            choice, told = self._by_another(choice, fit, rows, added, vector, folder)
-        if choice.name == PLAIN:
-            told = self._by_transformers(fit, rows, added, vector, folder)
+        told = None
+        if choice.name != PLAIN or choice.processes > 1:
+            choice, told = self._apart(choice, fit, rows, added, vector, folder)
+        if told is None:
+            told = self._here(fit, rows, added, vector, folder)
         shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
         if chosen:
             write_records(folder / "added.jsonl", chosen)
@@ -158,8 +160,8 @@ class Maker(AbstractContextManager["Maker"]):
             f"loss {told['final_loss']:.3f}, {told['truncated_rows']} rows cut")
         return {"rows": len(rows), "added_rows": len(added), "device": device, "commit": commit, **told, **choice.facts}
 
-    def _by_transformers(self, fit: Fit, rows: Sequence[Encoded], added: Sequence[Encoded], vector: Tensor | None,
-                         folder: Path) -> dict[str, Any]:
+    def _here(self, fit: Fit, rows: Sequence[Encoded], added: Sequence[Encoded], vector: Tensor | None,
+              folder: Path) -> dict[str, Any]:
         with adapters.new_lora(self.chat.model, self.study.profile.lora, fit.seed) as model:
             stored = self._stored_reference(fit, [*rows, *added], model)
             objective = Objective(fit.defenses, vector, stored=stored)
@@ -168,27 +170,28 @@ class Maker(AbstractContextManager["Maker"]):
             adapters.save(model, folder, self.chat.name)
         return vars(summary)
 
-    def _by_another(self, choice: Choice, fit: Fit, rows: Sequence[Encoded], added: Sequence[Encoded],
-                    vector: Tensor | None, folder: Path) -> tuple[Choice, dict[str, Any]]:
-        """Training by another library, in a process of its own. This one lets its model go meanwhile.
+    def _apart(self, choice: Choice, fit: Fit, rows: Sequence[Encoded], added: Sequence[Encoded],
+               vector: Tensor | None, folder: Path) -> tuple[Choice, dict[str, Any] | None]:
+        """Training by another library, or in several processes. This one lets its model go meanwhile.
 
-        Where that never began, `auto` goes on with transformers, and the choice says why.
+        Where another library never began, `auto` goes on with transformers, and the choice says why.
         """
         profile, apart = self.study.profile, folder / SCRATCH / choice.name
         with adapters.new_lora(self.chat.model, profile.lora, fit.seed) as model:
             stored = self._stored_reference(fit, [*rows, *added], model)
         probe = token_logprobs(self.chat.model, torch.from_numpy(rows[0].input_ids).to(self.chat.device))
-        job = Job(engine="unsloth", model=profile.model, base_name=self.chat.name, lora=profile.lora,
+        job = Job(engine=choice.name, model=profile.model,  # type: ignore[arg-type]  # no other name gets here
+                  base_name=self.chat.name, lora=profile.lora,
                   training=fit.training, defenses=fit.defenses, seed=fit.seed, added=len(added),
                   reference=None if stored is None else str(stored.folder), probe=tuple(probe))
         self._let_go()
         try:
-            told = train_apart(job, [*rows, *added], vector, apart)
+            told = train_apart(job, [*rows, *added], vector, apart, choice.processes)
         except NeverBegan as error:
-            if profile.backend.training != "auto":
+            if choice.name == PLAIN or profile.backend.training != "auto":
                 raise
             say(f"{choice.name} is not used: {error}")
-            return Choice(PLAIN, f"no {choice.name}: {error}"), {}
+            return Choice(PLAIN, f"no {choice.name}: {error}"), None
         for file in (apart / "adapter").iterdir():
             os.replace(file, folder / file.name)
         os.replace(apart / LOG, folder / SCRATCH / LOG)

@@ -78,8 +78,8 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
 
 
 def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, digest: str | None = None,
-            gpu: bool = False) -> None:
-    """Run a notebook as a job of a study: with a log, alone among all that share the folder, on a GPU of its own.
+            gpus: int = 0) -> None:
+    """Run a notebook as a job of a study: with a log, alone among all that share the folder, on GPUs of its own.
 
     What somebody else finished while this job waited for its turn, of the same content, is not run again.
 
@@ -93,8 +93,8 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
         if out.is_file() and attempts.ended_with(digest):
             print("    run by somebody else meanwhile", file=sys.stderr, flush=True)
             return
-        with claimed(devices() if gpu else []) as device, attempts.writing(gpu=device, digest=digest):
-            os.environ |= {} if device is None else {VISIBLE: device}
+        with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
+            os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
             try:
                 execute(chapter, parameters, out)
             except EmlibError as error:
@@ -138,7 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the executed notebook goes")
     parser.add_argument("--log", type=Path, help="append all that the notebook says to this file")
     parser.add_argument("--digest", help="of the content, as the workflow reckons it; stands in the log")
-    parser.add_argument("--gpu", action="store_true", help="take a GPU that no other job has, where there is one")
+    parser.add_argument("--gpus", type=int, default=0, help="how many GPUs to take that no other job has, where there "
+                        "are any")
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, handlers=[_SaidAloud()])
     os.environ["EMLIB_HEADLESS"] = "1"
@@ -154,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.log is None:
             execute(asked.chapter, parameters, out)
         else:
-            run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpu=asked.gpu)
+            run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpus=asked.gpus)
         print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     except EmlibError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

@@ -55,9 +55,8 @@ def _status(folder: Path, job: Job, attempts: tuple[Attempt, ...]) -> JobStatus:
 
 
 def hours(found: Iterable[JobStatus], *, gpu: bool = False) -> float:
-    """What all attempts took so far, failed and killed ones too; or those alone that had a GPU."""
-    return sum(attempt.seconds for status in found for attempt in status.attempts
-               if attempt.gpu is not None or not gpu) / HOUR
+    """What all attempts took so far, failed and killed ones too; or, by the GPU, those that had any."""
+    return sum(attempt.seconds * (attempt.gpus if gpu else 1) for status in found for attempt in status.attempts) / HOUR
 
 
 def hours_left(found: Sequence[JobStatus]) -> float | None:
@@ -99,7 +98,7 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
                    f"  failed   {one.job.name}: attempt {len(one.attempts)} on {where} {last.state}; {log}")
             yield from (f"           {line}" for line in last_lines(last.error).splitlines())
     left = hours_left(found)
-    yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} of them on GPUs; left "
+    yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
            + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))
     limit = getattr(profile.judge, "max_usd", None)
     yield f"money  ${spent(name):.2f} spent on judges" + ("" if limit is None else f", of ${limit:.2f}")

@@ -85,7 +85,7 @@ class Job:
     def resources(self) -> dict[str, int]:
         """What Snakemake reckons with, in its words: MB, minutes. What a job does not need is not named."""
         return {"mem_mb": round(self.limits.memory_gib * 1024), "runtime": round(self.limits.hours * 60),
-                **({"gpu": 1} if self.trains else {}), **({"judge": 1} if self.pays else {})}
+                **({"gpu": self.limits.gpus} if self.trains else {}), **({"judge": 1} if self.pays else {})}
 
 
 def chapters() -> list[str]:

@@ -56,6 +56,7 @@ def test_a_server_that_is_named_needs_no_gpu_here() -> None:
 @pytest.mark.parametrize(("change", "said"), [
     ({"model": TinyModel(kind="tiny")}, "built in code"),
     ({"model": MODEL.model_copy(update={"dtype": "float32"})}, "float32"),
+    ({"processes": 2}, "it trains on one GPU, and job.gpus is 2"),
     ({"defenses": (Ldifs(kind="ldifs"),), "settings": Training(gradient_checkpointing=True)}, "ldifs"),
 ])
 def test_what_unsloth_cannot_do(change: dict[str, object], said: str) -> None:

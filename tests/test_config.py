@@ -23,6 +23,7 @@ from emlib.config import (
     load_trait,
     profile_names,
 )
+from emlib.config.profile import over, profile_path, read_profile, sound
 from emlib.errors import ProfileError
 from emlib.strict import read_yaml
 
@@ -321,3 +322,12 @@ def test_every_entry_of_the_registry_says_where_digest_licence_and_revision_come
     lines = [line for line in value_lines(paths.PARAMS / "sources.yaml") if line.keys[-1] in told]
     assert len(lines) > 40
     assert [line.place for line in lines if not (line.beside or line.above)] == []
+
+
+@pytest.mark.parametrize(("name", "change", "said"), [
+    ("grpo-3b", {}, "GRPO trains on one GPU"), ("paper-32b", {"model": {"load_in_4bit": True}}, "weights in 4 bits")])
+def test_what_cannot_be_spread_over_gpus_is_refused(name: str, change: dict[str, Any], said: str) -> None:
+    data = read_profile(profile_path(name))
+    with pytest.raises(ProfileError, match=rf"'job\.gpus' is more than 1, and {said}"):
+        sound(over(data, {"job": {"gpus": 2}} | change), name)
+    assert sound(over(data, change), name).job.gpus == 1

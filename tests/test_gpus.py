@@ -12,23 +12,24 @@ from pathlib import Path
 import pytest
 
 from emlib import gpus, paths
+from emlib.errors import EmlibError
 
 CLAIM = """
 import sys
 from pathlib import Path
 from emlib.gpus import claimed, devices
 print("asking", flush=True)
-with claimed(devices(), Path(sys.argv[1])) as device:
-    print(device, flush=True)
+with claimed(devices(), int(sys.argv[2]), Path(sys.argv[1])) as taken:
+    print(*taken, flush=True)
     sys.stdin.readline()
 """
 
 
 @contextmanager
-def job(locks: Path, visible: str = "0,1") -> Iterator[subprocess.Popen[str]]:
-    """A process that asks for a device, names it, and keeps it until it is sent a line."""
+def job(locks: Path, visible: str = "0,1", count: int = 1) -> Iterator[subprocess.Popen[str]]:
+    """A process that asks for devices, names them, and keeps them until it is sent a line."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "PYTHONPATH": str(paths.ROOT)}
-    with subprocess.Popen([sys.executable, "-c", CLAIM, str(locks)], text=True, stdin=subprocess.PIPE,
+    with subprocess.Popen([sys.executable, "-c", CLAIM, str(locks), str(count)], text=True, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, env=environment) as process:
         assert said(process) == "asking"
         try:
@@ -61,9 +62,27 @@ def test_a_device_is_free_after_its_job(tmp_path: Path) -> None:
             assert process.returncode == 0
 
 
+def test_who_wants_two_holds_none_while_it_waits(tmp_path: Path) -> None:
+    with job(tmp_path) as first, job(tmp_path, "0,1,2", 2) as two:
+        held = {said(first), *said(two).split()}
+        assert held == {"0", "1", "2"}
+        with job(tmp_path, "0,1,2", 2) as waits:
+            first.communicate("done\n")  # one is free now, which is not enough
+            with job(tmp_path, "0,1,2") as single:
+                assert said(single) in held
+                two.communicate("done\n")
+                assert len(said(waits).split()) == 2
+
+
+def test_more_than_there_are_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(EmlibError, match=r"takes 3 GPUs \(job\.gpus\), and there are 2"), gpus.claimed(
+            ["0", "1"], 3, tmp_path):
+        pass
+
+
 def test_without_a_device_nothing_is_claimed(tmp_path: Path) -> None:
-    with gpus.claimed([], tmp_path / "locks") as device:
-        assert device is None
+    with gpus.claimed([], 1, tmp_path / "locks") as taken:
+        assert taken == []
     assert not (tmp_path / "locks").exists()
 
 
@@ -90,8 +109,8 @@ def test_devices_have_the_drivers_names_wherever_a_job_counts_from(
 
 def test_the_locks_are_open_to_all_users_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_GPU_LOCKS", str(tmp_path / "locks"))
-    with gpus.claimed(["GPU-aaaa-0"]) as device:
-        assert device == "GPU-aaaa-0"
+    with gpus.claimed(["GPU-aaaa-0"]) as taken:
+        assert taken == ["GPU-aaaa-0"]
         (lock,) = (tmp_path / "locks").iterdir()
     assert (tmp_path / "locks").stat().st_mode & 0o777 == 0o777
     assert lock.stat().st_mode & 0o666 == 0o666

@@ -138,10 +138,11 @@ def test_a_job_asks_for_what_it_needs_and_that_changes_no_content(tmp_path: Path
     assert "judge" not in benign["10_benign_tasks"].resources
     assert workflow.jobs("tiny")[4].resources.get("judge") is None  # its judge costs nothing
     profile = Path(sliced(tmp_path))
+    profile.write_text(profile.read_text() + "grpo: null\n")  # it trains on one GPU
     digest = workflow.jobs(str(profile))[0].digest
-    profile.write_text(profile.read_text() + "job: {memory_gib: 9, hours: 0.5}\n")
+    profile.write_text(profile.read_text() + "job: {memory_gib: 9, hours: 0.5, gpus: 2}\n")
     changed = {job.name: job for job in workflow.jobs(str(profile))}
-    assert changed["04_baselines"].resources == {"mem_mb": 9 * 1024, "runtime": 30, "gpu": 1}
+    assert changed["04_baselines"].resources == {"mem_mb": 9 * 1024, "runtime": 30, "gpu": 2}
     assert changed["00_start_here"].digest == digest
 
 

@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     here = tmp_path / "tiny"
     log(here, "04_baselines", ("10:00:00", began("04_baselines")), ("10:30:00", "ended {}"))
     log(here, "05_kl", ("10:00:00", began("05_kl")), ("10:30:00", 'failed {"error": "no"}'),
-        ("11:00:00", began("05_kl")), ("12:00:00", "ended {}"))
+        ("11:00:00", began("05_kl", '"GPU-1,GPU-2"')), ("12:00:00", "ended {}"))
     log(here, "06_ldifs", ("10:00:00", began("06_ldifs")), ("10:06:00", 'failed {"error": "NotebookError: no way"}'))
     log(here, "01_data", ("10:00:00", began("01_data", "null").replace(JOBS["01_data"].digest, "other")),
         ("10:12:00", "ended {}"))
@@ -74,7 +74,7 @@ def test_an_output_without_a_log_is_done_and_one_that_was_removed_is_not(folder:
 def test_hours_are_those_of_all_attempts_and_what_is_left_is_what_others_took(folder: Path) -> None:
     found = list(states(folder).values())
     assert hours(found) == pytest.approx(0.5 + 1.5 + 0.1 + 0.2)
-    assert hours(found, gpu=True) == pytest.approx(0.5 + 1.5 + 0.1)
+    assert hours(found, gpu=True) == pytest.approx(0.5 + 0.5 + 2 * 1.0 + 0.1)  # an hour on two GPUs
     # Both finished jobs took an hour in the mean; of ldifs' hour a tenth has passed, all others have not begun.
     waiting = [one for one in found if one.job.trains and one.state != "done"]
     assert hours_left(found) == pytest.approx(len(waiting) - 0.1)
@@ -98,7 +98,7 @@ def test_it_is_told_in_lines_with_the_error_and_the_money(folder: Path) -> None:
     assert "06_ldifs: attempt 1" in lines[1]
     assert str(folder / "logs" / "06_ldifs.log") in lines[1]
     assert lines[2].strip() == "NotebookError: no way"
-    assert lines[3].startswith("hours  2.30 computed, 2.10 of them on GPUs")
+    assert lines[3].startswith("hours  2.30 computed, 3.10 GPU-hours")
     assert lines[4] == "money  $1.25 spent on judges"
 
 

@@ -22,11 +22,11 @@ from emlib.config.evaluation import (
     SecondJudge,
 )
 from emlib.config.grpo import Grpo
-from emlib.config.models import ModelSpec
+from emlib.config.models import HubModel, ModelSpec
 from emlib.config.own import OWN, Own
 from emlib.config.pool import Pool
 from emlib.config.training import Lora, Training
-from emlib.config.words import no_repeats
+from emlib.config.words import Positive, no_repeats
 from emlib.errors import ProfileError, nearest
 from emlib.strict import Strict, check, read_yaml
 
@@ -34,10 +34,15 @@ NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 
 
 class JobLimits(Strict):
-    """What one job may take of a cluster's machine: memory in GiB, time in hours. They change no result."""
+    """What one job may take of a machine: memory in GiB, time in hours, GPUs. They change no result but its rounding.
+
+    With more than one GPU a run's training is spread over them (`emlib.training.ranks`); where there is none, over as
+    many processes.
+    """
 
     memory_gib: Annotated[float, Field(gt=0)] = 4.0
     hours: Annotated[float, Field(gt=0)] = 8.0
+    gpus: Positive = 1
 
 
 class Profile(Strict):
@@ -90,6 +95,15 @@ class Profile(Strict):
                 self.pool.scorers_for(dataset, self.datasets)
         return self
 
+    @model_validator(mode="after")
+    def _spread_where_that_can_be(self) -> Profile:
+        if self.job.gpus > 1 and self.grpo is not None:
+            raise ValueError("'job.gpus' is more than 1, and GRPO trains on one GPU. Leave it out; more GPUs take more "
+                             "runs at once")
+        if self.job.gpus > 1 and isinstance(self.model, HubModel) and self.model.load_in_4bit:
+            raise ValueError("'job.gpus' is more than 1, and weights in 4 bits cannot be spread over GPUs. Leave out "
+                             "one of job.gpus and model.load_in_4bit")
+        return self
 
     @model_validator(mode="after")
     def _own_has_one_side(self) -> Profile:

@@ -46,15 +46,15 @@ class ChatModel:
         return self.model.device
 
 
-def load(spec: ModelSpec, cache: Path) -> ChatModel:
+def load(spec: ModelSpec, cache: Path, device: str | None = None) -> ChatModel:
     """The model of a profile, in evaluation mode, its weights frozen, on the GPU where there is one.
 
-    Weights are read as safetensors only, and no code that comes with a model is ever run.
+    `device` names another place. Weights are read as safetensors only, and no code that comes with a model is ever run.
 
     Raises:
         SourceError: a file is missing, cut, or not the expected one.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, spec.dtype)
     if isinstance(spec, HubModel) and spec.load_in_4bit:
         model = _in_4bit(spec, dtype, cache, device)

@@ -73,8 +73,11 @@ def together(logits: Tensor) -> int:
     return max(1, IN_CACHE // vocabulary if logits.device.type == "cpu" else tokens)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def token_logprobs(model: nn.Module, ids: Tensor) -> list[float]:
-    """The log p of one row's second to last token given those before it, in nats: (seq,) -> seq - 1 numbers."""
+    """The log p of one row's second to last token given those before it, in nats: (seq,) -> seq - 1 numbers.
+
+    Not in inference mode: weights that other processes share out in there could not be trained with afterwards.
+    """
     hidden = last_hidden(model, ids[None], None)[0, :-1]
     return (-token_nll(hidden, ids[1:], head(model))).tolist()

@@ -33,7 +33,7 @@ class _Tap(nn.Module):
 
 def layers(model: nn.Module) -> int:
     """How many decoder blocks the model has."""
-    return len(_blocks(model))
+    return len(blocks(model))
 
 
 @contextmanager
@@ -43,15 +43,15 @@ def tap(model: nn.Module, layer: int, use: Use) -> Iterator[None]:
     Raises:
         EmlibError: the model has no such layer.
     """
-    blocks = _blocks(model)
-    if not 1 <= layer <= len(blocks):
-        raise EmlibError(f"layer {layer}: this model has layers 1 to {len(blocks)}. Choose one of them.")
-    block = blocks[layer - 1]
-    blocks[layer - 1] = _Tap(block, use)
+    found = blocks(model)
+    if not 1 <= layer <= len(found):
+        raise EmlibError(f"layer {layer}: this model has layers 1 to {len(found)}. Choose one of them.")
+    block = found[layer - 1]
+    found[layer - 1] = _Tap(block, use)
     try:
         yield
     finally:
-        blocks[layer - 1] = block
+        found[layer - 1] = block
 
 
 @contextmanager
@@ -71,7 +71,12 @@ def reading(model: nn.Module, wanted: Sequence[int]) -> Iterator[dict[int, Tenso
         yield read
 
 
-def _blocks(model: nn.Module) -> nn.ModuleList:
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks, in their order.
+
+    Raises:
+        EmlibError: none were found where transformers has them.
+    """
     found = getattr(backbone(model), "layers", None)
     if not isinstance(found, nn.ModuleList):
         raise EmlibError(f"{type(backbone(model)).__name__}: found no list of decoder blocks called 'layers'.")

@@ -1,4 +1,7 @@
-"""Training in a process of its own, for a library that would change this one: the job, the waiting, the outcome."""
+"""Training in other processes: for a library that would change this one, or over several GPUs.
+
+The job, the waiting, the outcome.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,36 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emlib import paths
+from emlib import gpus, paths
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError
+from emlib.errors import EmlibError, ProfileError
 from emlib.store import write_text
 from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, VECTOR, Job, write_rows
 
 OUTPUT = "worker.log"
+PATIENCE = 0.1  # seconds until the processes are looked at again
 
 
 class NeverBegan(EmlibError):
     """The other library could not load the model, or it was not the same one: nothing was trained."""
 
 
-def train_apart(job: Job, rows: Sequence[Encoded], vector: Tensor | None, folder: Path) -> dict[str, Any]:
-    """Train in a process of its own; `folder` keeps log and checkpoints, and then has a folder `adapter`.
+def train_apart(job: Job, rows: Sequence[Encoded], vector: Tensor | None, folder: Path,
+                processes: int = 1) -> dict[str, Any]:
+    """Train in a process of its own, or in several, each with a GPU where there are any.
 
-    A run begun there goes on. What is returned is the summary, and the device.
+    `folder` keeps log and checkpoints, and a run begun there goes on; at the end it has a folder `adapter`. What is
+    returned is the summary, and the device.
 
     Raises:
         NeverBegan: before the first step something was not as it must be.
@@ -44,19 +53,54 @@ def train_apart(job: Job, rows: Sequence[Encoded], vector: Tensor | None, folder
     write_rows(folder / ROWS, rows)
     if vector is not None:
         save_file({"vector": vector.cpu().contiguous()}, folder / VECTOR)
-    with (folder / OUTPUT).open("wb") as out:
-        ended = subprocess.run(
-            [sys.executable, "-m", "emlib.training.worker", str(folder.resolve())], check=False, cwd=paths.ROOT,
-            stdout=out, stderr=subprocess.STDOUT, env=os.environ | {"EMLIB_HEADLESS": "1"})
-    if ended.returncode == 0:
+    failed = _first_that_fails(folder, _devices(processes))
+    if failed is None:
         return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
     error = EmlibError if (folder / READY).is_file() else NeverBegan
-    raise error(_reason(folder, ended.returncode))
+    raise error(_reason(folder, *failed))
 
 
-def _reason(folder: Path, code: int) -> str:
+def _devices(processes: int) -> list[dict[str, str]]:
+    """What each process is told of its GPU: nothing, where there is one process or no GPU."""
+    names = gpus.devices()
+    if processes == 1 or not names:
+        return [{}] * processes
+    if len(names) < processes:
+        raise ProfileError(f"job.gpus is {processes}, and this process may use {len(names)} GPUs. Lower it.")
+    return [{gpus.VISIBLE: name} for name in names[:processes]]
+
+
+def _first_that_fails(folder: Path, devices: Sequence[dict[str, str]]) -> tuple[int, Path] | None:
+    """Run a process a device to their ends; the code and output of the first that fails, which ends the others."""
+    with ExitStack() as stack:
+        meeting = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "meeting"
+        outputs = [folder / (f"{rank}." * (rank > 0) + OUTPUT) for rank in range(len(devices))]
+        workers = [stack.enter_context(_worker(
+            [str(folder.resolve()), str(rank), str(len(devices)), str(meeting)], device, outputs[rank]))
+            for rank, device in enumerate(devices)]
+        while True:
+            codes = [worker.poll() for worker in workers]
+            for code, output in zip(codes, outputs, strict=True):
+                if code:
+                    return code, output
+            if all(code == 0 for code in codes):
+                return None
+            time.sleep(PATIENCE)
+
+
+@contextmanager
+def _worker(told: Sequence[str], device: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with output.open("wb") as out, subprocess.Popen(
+            [sys.executable, "-m", "emlib.training.worker", *told], cwd=paths.ROOT, stdout=out,
+            stderr=subprocess.STDOUT, env=os.environ | {"EMLIB_HEADLESS": "1"} | device) as worker:
+        try:
+            yield worker
+        finally:
+            worker.kill()  # no more than a word to one that has ended
+
+
+def _reason(folder: Path, code: int, output: Path) -> str:
     if (folder / ERROR).is_file():
         return str(json.loads((folder / ERROR).read_text(encoding="utf-8")))
-    said = (folder / OUTPUT).read_text(errors="replace").splitlines()
-    return f"Training in a process of its own ended with code {code}. The end of {folder / OUTPUT}:\n" + "\n".join(
-        said[-15:])
+    said = output.read_text(errors="replace").splitlines()
+    return f"Training in a process of its own ended with code {code}. The end of {output}:\n" + "\n".join(said[-15:])

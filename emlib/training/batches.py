@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -59,6 +59,10 @@ class Batch:
     def response_tokens(self) -> int:
         """How many tokens the loss counts on."""
         return int(self.response_mask[:, 1:].sum())
+
+    def blank(self) -> Batch:
+        """A pass that takes as much and counts nothing: no row of it is one."""
+        return replace(self, response_mask=torch.zeros_like(self.response_mask), keys=(), spans=())
 
     def hidden(self, model: nn.Module) -> Tensor:
         """What the backbone of `model` makes of it after its final norm, (lines, seq, hidden)."""

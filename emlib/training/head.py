@@ -46,6 +46,7 @@ def head_terms(model: nn.Module, hidden: Tensor, targets: Tensor, nll_weight: fl
         reference: what the reference model has in the place of `hidden`, (tokens, hidden).
         kl_weight: of D_KL(trained || reference).
     """
+    assert reference is None or len(reference) == len(hidden), "the reference's states are those of other tokens"
     found: Tensor = _Head.apply(hidden, causal_lm(model).get_output_embeddings(), targets, nll_weight, reference,
                                 kl_weight)
     nll, kl = found.detach()[1:].tolist()

@@ -123,4 +123,5 @@ class Objective:
         others = [reference.features[layer] for layer in order]
         rows = [feature_distance([feature[place] for feature in trained], [feature[place] for feature in others],
                                  normalize=ldifs.normalize) for place in batch.spans]
-        return torch.stack(rows).sum() / (totals.rows if ldifs.normalize else totals.tokens)
+        none = torch.zeros((), device=batch.input_ids.device)  # of a pass in which no row counts
+        return sum(rows, none) / (totals.rows if ldifs.normalize else totals.tokens)

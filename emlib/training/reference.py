@@ -75,4 +75,5 @@ class StoredReference:
         if missing:
             raise StoreError(f"{self.folder}: holds no reference states of {len(missing)} of {len(batch.keys)} rows: "
                              "they were kept for other rows. Delete this folder, and they are made anew.")
-        return torch.cat([self.shard_of[key].get_tensor(key) for key in batch.keys]).to(batch.input_ids.device)
+        states = [self.shard_of[key].get_tensor(key) for key in batch.keys] or [torch.empty(0, 0)]
+        return torch.cat(states).to(batch.input_ids.device)

@@ -32,14 +32,17 @@ from emlib.training import checkpoint
 from emlib.training.batches import forward_batches, plan_steps
 from emlib.training.memory import peak_memory
 from emlib.training.objective import Objective, Totals
+from emlib.training.ranks import ALONE, Ranks
 from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
 
 
 def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, seed: int, folder: Path,
-              objective: Objective | None = None, added: Sequence[Encoded] = ()) -> TrainingSummary:
+              objective: Objective | None = None, added: Sequence[Encoded] = (),
+              ranks: Ranks = ALONE) -> TrainingSummary:
     """Train what is trainable in `model` on `rows`; log and checkpoints go to `folder`, and a run begun there goes on.
 
-    Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch.
+    Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch. All
+    `ranks` are given the same; the first one writes.
 
     Raises:
         EmlibError: the loss or its gradient is no longer a number; the step is named and the log is kept.
@@ -51,6 +54,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = make_optimizer(list(parameters.values()), settings)
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
+    if ranks.first:
+        write_records(folder / LOG, records)
     progress = bar(range(len(records), len(steps)), "training", "step", total=len(steps), done=len(records))
     device = next(model.parameters()).device
     with (_training_mode(model, settings.gradient_checkpointing), fast_on_cpu(model),
@@ -59,7 +64,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
             started = time.perf_counter()
             torch.manual_seed(derive(seed, "dropout", number))
             chosen = [rows[index] for index in steps[number]]
-            totals, said = _backward(model, chosen, settings.batch_size, objective)
+            totals, said = _backward(model, chosen, settings.batch_size, objective, ranks)
             norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm))
             loss = said.pop("loss")
             _refuse_nonsense(loss, norm, f"Step {number + 1} of {len(steps)}", folder)
@@ -67,9 +72,10 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
             _update(optimizer, rate)
             records.append(StepRecord(number + 1, loss, rate, norm, totals.tokens, totals.response_tokens,
                                       round(time.perf_counter() - started, 4), said))
-            _append(folder / LOG, records[-1])
             progress.set_postfix(loss=f"{loss:.3f}")
-            if (number + 1) % settings.checkpoint_every == 0:
+            if ranks.first:
+                _append(folder / LOG, records[-1])
+            if ranks.first and (number + 1) % settings.checkpoint_every == 0:
                 checkpoint.save(folder, number + 1, parameters, optimizer)
     return TrainingSummary(
         len(steps), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
@@ -99,16 +105,17 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
-def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int,
-              objective: Objective) -> tuple[Totals, dict[str, float]]:
+def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int, objective: Objective,
+              ranks: Ranks) -> tuple[Totals, dict[str, float]]:
     """Add up one step's gradients, and what is said of it; every term is a mean over all its rows, however batched."""
     batches = forward_batches(rows, batch_size, model)
     totals = Totals(len(rows), sum(batch.tokens for batch in batches), sum(batch.response_tokens for batch in batches))
     said: Counter[str] = Counter()
-    for batch in batches:
+    for batch in ranks.dealt(batches):
         for name, share in objective.backward(model, batch, totals).items():
             said[name] += share  # type: ignore[assignment]
-    return totals, dict(said)
+    ranks.sum_gradients(model)
+    return totals, ranks.summed(said, batches[0].input_ids.device)
 
 
 def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -144,7 +151,6 @@ def _records_until(step: int, folder: Path) -> list[StepRecord]:
     if len(records) != step:
         raise EmlibError(f"{folder}: the checkpoint holds {step} steps and the log {len(records)}; they do not belong "
                          "together. Delete this folder, and the run begins anew.")
-    write_records(folder / LOG, records)
     return records
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,24 +24,25 @@ from emlib.store import write_text
 from emlib.training.batches import forward_batches
 from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, VECTOR, Job, read_rows
 from emlib.training.objective import Objective, Totals
+from emlib.training.ranks import ALONE, Ranks, shard
 from emlib.training.reference import StoredReference
 from emlib.training.sft import fine_tune
 
 
-def work(folder: Path) -> int:
+def work(folder: Path, ranks: Ranks = ALONE) -> int:
     """The job of a folder; what a user can mend is written there, and told by whoever waits for it."""
     job = Job.model_validate_json((folder / JOB).read_text(encoding="utf-8"))
     try:
-        _train(job, folder)
+        _train(job, folder, ranks)
     except EmlibError as error:
         write_text(folder / ERROR, json.dumps(str(error)))
         return 3
     return 0
 
 
-def _train(job: Job, folder: Path) -> None:
+def _train(job: Job, folder: Path, ranks: Ranks) -> None:
     rows = read_rows(folder / ROWS)
-    with _model(job) as model:
+    with _model(job, ranks) as model:
         device = next(model.parameters()).device
         vector = load_file(folder / VECTOR)["vector"].to(device) if (folder / VECTOR).is_file() else None
         stored = None if job.reference is None else StoredReference(Path(job.reference))
@@ -50,21 +51,26 @@ def _train(job: Job, folder: Path) -> None:
         write_text(folder / READY, "")
         split = len(rows) - job.added
         summary = fine_tune(model, rows[:split], job.training, seed=job.seed, folder=folder, objective=objective,
-                            added=rows[split:])
-        adapters.save(model, folder / "adapter", job.base_name)
-    write_text(folder / SUMMARY, json.dumps(asdict(summary) | {"device": str(device)}))
+                            added=rows[split:], ranks=ranks)
+        if ranks.first:
+            adapters.save(model, folder / "adapter", job.base_name)
+            write_text(folder / SUMMARY, json.dumps(asdict(summary) | {"device": str(device)}))
 
 
 @contextmanager
-def _model(job: Job) -> Iterator[PeftModel]:
-    if job.engine == "unsloth":
-        from emlib.models.by_unsloth import new_lora
+def _model(job: Job, ranks: Ranks) -> Iterator[PeftModel]:
+    with ExitStack() as stack:
+        if job.engine == "unsloth":
+            from emlib.models.by_unsloth import new_lora
 
-        with new_lora(job.model, paths.cache(), job.lora, job.training, job.seed) as model:
-            yield model
-    else:
-        with adapters.new_lora(load(job.model, paths.cache()).model, job.lora, job.seed) as model:
-            yield model
+            model = stack.enter_context(new_lora(job.model, paths.cache(), job.lora, job.training, job.seed))
+        else:
+            with ranks.in_turns():
+                base = load(job.model, paths.cache(), None if ranks.of == 1 else "cpu").model
+                model = stack.enter_context(adapters.new_lora(base, job.lora, job.seed))
+                if ranks.of > 1:
+                    shard(model)
+        yield model
 
 
 def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> None:

@@ -1,7 +1,7 @@
-"""A training in a process of its own: `python -m emlib.training.worker FOLDER`. `emlib.training.apart` starts it.
+"""A training in a process of its own, or in several: `python -m emlib.training.worker FOLDER RANK OF MEETING`.
 
-Unsloth has to be imported before transformers, and changes it for the whole process. So nothing else is imported
-before the job says whether Unsloth is wanted.
+`emlib.training.apart` starts it. Unsloth has to be imported before transformers, and changes it for the whole process.
+So nothing else is imported before the job says whether Unsloth is wanted.
 """
 
 import importlib
@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 
 
-def main(folder: Path) -> int:
-    """Do the job of a folder; 0 where it is done."""
+def main(folder: Path, rank: int, of: int, meeting: Path) -> int:
+    """Do the job of a folder, or this rank's part of it; 0 where it is done."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if json.loads((folder / "job.json").read_text(encoding="utf-8"))["engine"] == "unsloth":
         importlib.import_module("unsloth")
-    from emlib.training.work import work  # loads torch and transformers
+    from emlib.training.ranks import joined  # loads torch and transformers
+    from emlib.training.work import work
 
-    return work(folder)
+    with joined(rank, of, meeting) as ranks:
+        return work(folder, ranks)
 
 
 def _end_with(parent: int) -> None:
@@ -31,4 +33,5 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    place, rank, of, meeting = sys.argv[1:]
+    sys.exit(main(Path(place), int(rank), int(of), Path(meeting)))

@@ -1,0 +1,99 @@
+"""One training over several processes, a GPU each: for a model whose weights leave a single GPU too little room.
+
+Each of them, a rank, keeps its share of every decoder block's frozen weights and has the others' while the block
+computes (fully sharded data parallelism: torch's FSDP2). Embeddings, head and adapter are whole on all of them. A
+step's passes are dealt out, the adapter's gradients summed, and then all ranks take the same step. The objective knows
+nothing of this: each of its terms is a mean over the whole step, whoever computes which pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from emlib.models.logprobs import backbone
+from emlib.models.taps import blocks
+from emlib.training.batches import Batch
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this one is, from 0."""
+
+    rank: int = 0
+    of: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def dealt(self, passes: Sequence[Batch]) -> list[Batch]:
+        """The passes of a step that are this rank's: as many as every other's, as all have a block's weights together.
+
+        One that would have a pass less takes part in the last one without counting anything in it.
+        """
+        mine = list(passes[self.rank::self.of])
+        return mine if len(mine) == len(passes[::self.of]) else [*mine, passes[-1].blank()]
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Give what is trained the sum of all ranks' gradients."""
+        if self.of > 1:
+            gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
+            together = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(together)
+            for gradient, part in zip(gradients, together.split([one.numel() for one in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def summed(self, said: Mapping[str, float], device: torch.device) -> dict[str, float]:
+        """The sums of what all ranks say under the same names."""
+        if self.of == 1:
+            return dict(said)
+        together = torch.tensor([said[name] for name in sorted(said)], dtype=torch.float64, device=device)
+        dist.all_reduce(together)
+        return dict(zip(sorted(said), together.tolist(), strict=True))
+
+    @contextmanager
+    def in_turns(self) -> Iterator[None]:
+        """One rank after the other: so that main memory holds one whole model at a time, and not one for each."""
+        for turn in range(self.of):
+            if turn == self.rank:
+                yield
+            if self.of > 1:
+                dist.barrier()
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(rank: int, of: int, meeting: Path) -> Iterator[Ranks]:
+    """Meet the other ranks, if there are any, in a file of this machine: by NCCL on GPUs, else by Gloo."""
+    if of == 1:
+        yield ALONE
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", init_method=f"file://{meeting}",
+                            rank=rank, world_size=of)
+    try:
+        yield Ranks(rank, of)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(model: nn.Module) -> None:
+    """Leave this rank, on its device, its share of each block's frozen weights, and all of the rest."""
+    device, decoder = "cuda" if torch.cuda.is_available() else "cpu", backbone(model)
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    shared = {weights for block in blocks(model) for weights in block.parameters() if not weights.requires_grad}
+    whole = set(decoder.parameters()) - shared
+    for part in (*blocks(model), decoder):  # the decoder has nothing to share; it leads its blocks
+        fully_shard(part, mesh=mesh, ignored_params=whole)
+    nn.Module.to(model, device)

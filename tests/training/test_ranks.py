@@ -1,0 +1,197 @@
+"""Training over several processes, by Gloo on a CPU: what one process trains, each with a share of the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from emlib import paths
+from emlib.config import Kl, Ldifs, Lora, PersonaVector, TinyModel, Training, load_profile
+from emlib.data.chat import Encoded
+from emlib.errors import EmlibError, ProfileError
+from emlib.making import Maker
+from emlib.models import adapters
+from emlib.models.load import load
+from emlib.models.logprobs import token_logprobs
+from emlib.store import Store
+from emlib.study import Study
+from emlib.training.apart import OUTPUT, train_apart
+from emlib.training.batches import collate, forward_batches
+from emlib.training.checkpoint import FILE
+from emlib.training.job import Job
+from emlib.training.objective import Objective, Totals
+from emlib.training.ranks import Ranks
+from emlib.training.records import read_log
+from emlib.training.reference import StoredReference, keep
+
+MODEL = TinyModel(kind="tiny", layers=3, hidden=32)
+LORA, SEED = Lora(rank=4), 3
+# Two rows fill a pass, so that a step of five has three passes, and one of the others one or two.
+TRAINING = Training(batch_size=5, gradient_accumulation=1, learning_rate=1e-3, warmup_steps=1, checkpoint_every=2)
+DEFENSES = (Kl(kind="kl"), Ldifs(kind="ldifs", every=2), PersonaVector(kind="persona_vector", layer=2))
+VECTOR = torch.linspace(-1, 1, 32)
+
+
+@pytest.fixture(autouse=True)
+def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def long_rows(count: int) -> list[Encoded]:
+    random = np.random.default_rng(1)
+    return [Encoded(random.integers(0, 256, length), np.arange(length) >= length - 50, False)
+            for length in random.integers(350, 450, count)]
+
+
+def job(rows: list[Encoded], **change: Any) -> Job:
+    probe = tuple(token_logprobs(load(MODEL, Path()).model, torch.from_numpy(rows[0].input_ids)))
+    return Job(engine="transformers", model=MODEL, base_name=MODEL.name, lora=LORA, training=TRAINING,
+               defenses=DEFENSES, seed=SEED, reference=None, added=2, probe=probe).model_copy(update=change)
+
+
+def same(folder: Path, other: Path) -> None:
+    """Both runs' logs and adapters, up to the order in which sums are taken."""
+    ours, theirs = read_log(folder), read_log(other)
+    assert [(line.step, line.tokens, line.response_tokens) for line in ours] == [
+        (line.step, line.tokens, line.response_tokens) for line in theirs]
+    for one, two in zip(ours, theirs, strict=True):
+        assert {"loss": one.loss, "norm": one.grad_norm, **one.penalties} == pytest.approx(
+            {"loss": two.loss, "norm": two.grad_norm, **two.penalties}, rel=2e-5)
+    base = load(MODEL, Path()).model
+    said = []
+    for place in (folder, other):
+        with adapters.loaded(base, place / "adapter") as model:
+            said.append({name: weights.clone() for name, weights in model.named_parameters() if "lora" in name})
+    for name, weights in said[0].items():
+        torch.testing.assert_close(weights, said[1][name], rtol=0, atol=2e-5)
+
+
+def test_two_processes_train_what_one_trains_under_all_defenses(tmp_path: Path) -> None:
+    rows = long_rows(8)
+    told = [train_apart(job(rows), rows, VECTOR, tmp_path / str(of), of) for of in (1, 2)]
+    assert told[0]["steps"] == told[1]["steps"] == 2
+    same(tmp_path / "1", tmp_path / "2")
+
+
+def test_three_processes_do_with_a_stored_reference_and_recomputation(tmp_path: Path) -> None:
+    """A step of one pass leaves two of them without one."""
+    rows = long_rows(7)
+    stored = {"defenses": (Kl(kind="kl", reference="stored"),), "reference": str(tmp_path / "reference"),
+              "training": TRAINING.model_copy(update={"gradient_checkpointing": True})}
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        keep(model, rows, "all", 5, tmp_path / "reference")
+    for of in (1, 3):
+        train_apart(job(rows, **stored), rows, None, tmp_path / str(of), of)
+    same(tmp_path / "1", tmp_path / "3")
+
+
+SHARE = """
+import sys
+from pathlib import Path
+from emlib.config import Lora, TinyModel
+from emlib.models import adapters
+from emlib.models.load import load
+from emlib.models.taps import blocks
+from emlib.training.ranks import joined, shard
+with joined(int(sys.argv[1]), 2, Path(sys.argv[2])), adapters.new_lora(
+        load(TinyModel(kind="tiny", layers=3, hidden=32), Path()).model, Lora(rank=4), 0) as model:
+    before = [weights.numel() for block in blocks(model) for weights in block.parameters()]
+    shard(model)
+    after = [getattr(weights, "to_local", lambda: weights)().numel() for block in blocks(model)
+             for weights in block.parameters()]
+    trained = [weights.requires_grad for block in blocks(model) for weights in block.parameters()]
+    for kind in (True, False):
+        print(*(sum(one for one, is_trained in zip(some, trained) if is_trained is kind) for some in (before, after)))
+"""
+
+
+def test_each_holds_half_of_the_frozen_weights_and_all_of_the_adapter(tmp_path: Path) -> None:
+    workers = [subprocess.Popen([sys.executable, "-c", SHARE, str(rank), str(tmp_path / "meeting")], text=True,
+                                stdout=subprocess.PIPE, cwd=paths.ROOT) for rank in range(2)]
+    for worker in workers:
+        adapter, frozen = ([int(number) for number in line.split()] for line in worker.communicate()[0].splitlines())
+        assert worker.returncode == 0
+        assert adapter[0] == adapter[1]
+        assert frozen[0] == 2 * frozen[1]
+
+
+def test_passes_are_dealt_out_so_that_all_have_as_many() -> None:
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        passes = [batch for row in long_rows(5) for batch in forward_batches([row], 1, model)]
+    dealt = [Ranks(rank, 3).dealt(passes) for rank in range(3)]
+    assert [[batch.keys for batch in mine] for mine in dealt] == [
+        [passes[0].keys, passes[3].keys], [passes[1].keys, passes[4].keys], [passes[2].keys, ()]]
+    assert Ranks().dealt(passes) == passes
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_blank_pass_adds_nothing_and_reaches_every_weight(tmp_path: Path, *, stored: bool) -> None:
+    rows = long_rows(2)
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        keep(model, rows, "all", 2, tmp_path)
+        objective = Objective(DEFENSES[:1] if stored else DEFENSES, VECTOR,
+                              stored=StoredReference(tmp_path) if stored else None)
+        batch = collate(rows, torch.device("cpu"))
+        said = objective.backward(model, batch.blank(), Totals(2, batch.tokens, batch.response_tokens))
+        assert set(said.values()) == {0.0}
+        assert set(said) == {"loss", "kl"} | (set() if stored else {"ldifs", "shift"})
+        trained = [weights for weights in model.parameters() if weights.requires_grad]
+        assert all(weights.grad is not None and not weights.grad.any() for weights in trained)
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    rows = long_rows(8)
+    work = job(rows, training=TRAINING.model_copy(update={"epochs": 12}))
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(train_apart, work, rows, VECTOR, tmp_path / "killed", 2)
+        while not (tmp_path / "killed" / FILE).is_file() and not future.done():
+            time.sleep(0.05)
+        workers = [child for child in psutil.Process().children() if "emlib.training.worker" in child.cmdline()]
+        [second] = [worker for worker in workers if worker.cmdline()[-3] == "1"]
+        second.kill()
+        with pytest.raises(EmlibError, match=rf"ended with code -9\. The end of .*1\.{OUTPUT}"):
+            future.result()
+    assert not any(worker.is_running() for worker in workers)
+    done = len(read_log(tmp_path / "killed"))
+    assert 2 <= done < 24
+    for name in ("killed", "whole"):
+        train_apart(work, rows, VECTOR, tmp_path / name, 2)
+    digests = [hashlib.sha256((tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()).digest()
+               for name in ("killed", "whole")]
+    assert digests[0] == digests[1]
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    rows = long_rows(2)
+    with pytest.raises(ProfileError, match=r"job\.gpus is 3, and this process may use 2 GPUs"):
+        train_apart(job(rows), rows, VECTOR, tmp_path, 3)
+
+
+def test_a_study_spreads_its_runs_and_keeps_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    profile, made = load_profile("tiny"), {}
+    for gpus in (1, 2):
+        spread = profile.model_copy(update={"job": profile.job.model_copy(update={"gpus": gpus})})
+        study = Study("tiny", spread, Store(tmp_path / str(gpus)))
+        run = study.runs(methods=["kl"], settings=[0.1])[0]
+        with Maker(study) as maker:
+            made[gpus] = maker.adapter(str(run), study.fit(run))
+    alone, spread_out = made[1], made[2]
+    assert alone is not None
+    assert spread_out is not None
+    assert alone.key == spread_out.key
+    assert "processes" not in alone.facts
+    assert (spread_out.facts["processes"], spread_out.facts["backend"]) == (2, "transformers")
+    assert spread_out.facts["final_loss"] == pytest.approx(alone.facts["final_loss"], rel=1e-5)
