@@ -26,11 +26,10 @@ def a_row_at_a_time(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale
     """What the kernel for packed rows has to compute, by torch's attention of one row after the other."""
     out = []
     for q, k, v in zip(*(side.split(rows.ends.diff().tolist()) for side in (query, key, value)), strict=True):
-        places = torch.arange(len(q))
-        back = places[:, None] - places
-        seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+        back = torch.arange(len(q))[:, None] - torch.arange(len(q))
+        mask = None if window is None else (back >= 0) & (back < window)
         out.append(F.scaled_dot_product_attention(
-            *(side.transpose(0, 1)[None] for side in (q, k, v)), attn_mask=seen, scale=scale,
+            *(side.transpose(0, 1)[None] for side in (q, k, v)), attn_mask=mask, is_causal=mask is None, scale=scale,
             enable_gqa=True)[0].transpose(0, 1))
     assert rows.longest == max(map(len, out))
     return torch.cat(out)

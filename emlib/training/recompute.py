@@ -25,6 +25,7 @@ from emlib.training.objective import Objective, Totals
 
 MARGIN = 1.15  # for what comes and goes on the way back, and for what the allocator cannot use
 ADAM = 3  # numbers beside a trained one: its gradient and two moments
+MEASURED = ("cuda",)  # devices whose memory is looked at; a pass on a CPU is small
 GIB = 2**30
 
 
@@ -65,7 +66,7 @@ def _choice(model: nn.Module, rows: Sequence[Encoded], steps: Sequence[Sequence[
     if by_unsloth():
         return Recompute(False, "Unsloth was loaded to keep everything")
     device = next(model.parameters()).device
-    if device.type != "cuda":
+    if device.type not in MEASURED:
         return Recompute(False, "passes are small where there is no GPU")
     try:
         needed = bytes_needed(model, rows, steps, settings, objective)

@@ -2,7 +2,8 @@
 
 A kernel that is missing, refuses a head's size or a number's format, or mixes rows up shows here, and not in a study's
 numbers. Rounding differs between kernels, and more so in a deep model: what a padded batch of the same rows differs by,
-which is what would be used instead, is the measure.
+which is what would be used instead, is the measure. On SmolLM2 in bfloat16 that is 0.045 of the norm; rows that see
+each other are 0.95 off, and without the keys' part of the gradient 0.5.
 """
 
 from __future__ import annotations
