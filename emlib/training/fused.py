@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+DEVICES = ("cuda",)  # where it is tried
 PROOF = ((300, 0.25), (7, 0.5), (41, 2.0))  # tokens, and the weight of kl
 TOLERANCE = 1e-2  # of the gradient's norm, which is rounded to the logits' precision; a wrong weight is far more
 COMPILED = "compiled"
@@ -57,7 +58,7 @@ def compiled() -> Step:
 
 def way(sides: int, like: Tensor, words: int, plain: Step) -> tuple[Step, str]:
     """How the logits of `sides` models are worked on, with `like`'s device and precision, and what is told of it."""
-    if sides < 2 or like.device.type != "cuda":
+    if sides < 2 or like.device.type not in DEVICES:
         return plain, "step by step"
     why = fault(like.device, like.dtype, words, plain)
     return (plain, f"step by step: {why}") if why else (compiled(), COMPILED)
