@@ -23,8 +23,9 @@ from emlib.config import (
     load_trait,
     profile_names,
 )
+from emlib.config.grpo import RlTraining
 from emlib.errors import ProfileError
-from emlib.strict import read_yaml
+from emlib.strict import check, read_yaml
 
 FILES = sorted(paths.PARAMS.glob("*.yaml"))
 PROFILES = [path for path in FILES if "title" in read_yaml(path)]  # nothing else has a title
@@ -321,3 +322,18 @@ def test_every_entry_of_the_registry_says_where_digest_licence_and_revision_come
     lines = [line for line in value_lines(paths.PARAMS / "sources.yaml") if line.keys[-1] in told]
     assert len(lines) > 40
     assert [line.place for line in lines if not (line.beside or line.above)] == []
+
+
+@pytest.mark.parametrize("given", ["auto", True, False])
+def test_recomputation_is_decided_by_the_profile_or_by_memory(given: object) -> None:
+    asked = check(Training, {"gradient_checkpointing": given}, "some profile")
+    assert asked.gradient_checkpointing == given
+    assert asked.key["gradient_checkpointing"] is (given is True)
+    assert Training().gradient_checkpointing == "auto"
+
+
+def test_recomputation_that_is_neither_is_refused_and_grpo_knows_no_auto() -> None:
+    for kind, given in ((Training, "sometimes"), (RlTraining, "auto")):
+        with pytest.raises(ProfileError, match="gradient_checkpointing"):
+            check(kind, {"gradient_checkpointing": given}, "some profile")
+    assert RlTraining().gradient_checkpointing is False

@@ -46,7 +46,7 @@ class Training(Strict):
     optimizer: Literal["adamw_8bit", "adamw_torch"] = "adamw_8bit"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
     checkpoint_every: Positive = 50
     train_rows: Positive | None = None
 

@@ -1,4 +1,4 @@
-"""The CPU's own LoRA layer and attention compute what PEFT and torch do, step aside where they must, and go away."""
+"""The functions of our own for LoRA layers, norms and a CPU's attention compute what PEFT and torch do, and go away."""
 
 from __future__ import annotations
 

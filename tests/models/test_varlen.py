@@ -116,6 +116,18 @@ def test_a_kernel_that_is_wrong_is_not_used(tiny: ChatModel, kernel: Kernel) -> 
         torch.testing.assert_close(in_line(tiny.model), alone(tiny.model), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 16])
+def test_torchs_kernel_takes_what_it_is_given_there_and_back(window: int | None) -> None:
+    """On the device "meta" torch computes shapes alone, by the same door."""
+    query, key, value = (torch.empty(30, heads, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
+                         for heads in (4, 2, 2))
+    rows = Rows(torch.empty(4, dtype=torch.int32, device="meta"), 20)
+    out = by_torch(query, key, value, rows, 0.25, window)
+    assert (out.shape, out.dtype) == (query.shape, query.dtype)
+    for side, gradient in zip((query, key, value), torch.autograd.grad(out.sum(), (query, key, value)), strict=True):
+        assert gradient.shape == side.shape
+
+
 def test_torchs_kernel_is_not_used_where_it_does_not_run(tiny: ChatModel) -> None:
     with packed_attention(tiny.model, by_torch) as why:  # there is none for a CPU
         assert why.startswith("the kernel for packed rows does not run: ")

@@ -27,6 +27,7 @@ from emlib.models.fast.varlen import packed_attention
 
 __all__ = ["by_unsloth", "fitted", "packs"]
 
+LAYERS = (plain_lora, plain_norms)
 # By the kind of device, what lets rows go packed for a while; it yields why they do not, or nothing.
 ATTENTION: dict[str, Callable[[nn.Module], AbstractContextManager[str]]] = {
     "cpu": plain_attention, "cuda": packed_attention}
@@ -39,16 +40,17 @@ def fitted(model: nn.Module) -> Iterator[str]:
     What one of the three functions cannot do, transformers, PEFT and torch do as ever; each says what that is. What is
     yielded says why rows do not go packed (`packs`), and is empty where they do.
     """
-    kind = next(model.parameters()).device.type
     if by_unsloth():
         yield "Unsloth's kernels take padded rows"
-    elif kind not in ATTENTION:
-        yield f"nothing takes packed rows on a device of the kind '{kind}'"
-    else:
-        with ExitStack() as stack:
-            for made in (plain_lora, plain_norms):
-                stack.enter_context(made(model))
+        return
+    kind = next(model.parameters()).device.type
+    with ExitStack() as stack:
+        for made in LAYERS:
+            stack.enter_context(made(model))
+        if kind in ATTENTION:
             yield stack.enter_context(ATTENTION[kind](model))
+        else:
+            yield f"no attention for packed rows on a device of the kind '{kind}'"
 
 
 def by_unsloth() -> bool:

@@ -44,7 +44,7 @@ _faults: WeakKeyDictionary[nn.Module, dict[Kernel, str]] = WeakKeyDictionary()
 
 def by_torch(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float, window: int | None) -> Tensor:
     """FlashAttention as torch has it: in half precision, on GPUs from Ampere on."""
-    from torch.nn.attention.varlen import varlen_attn  # new in torch 2.10
+    from torch.nn.attention.varlen import varlen_attn  # from torch 2.11 on it has windows
 
     back = -1 if window is None else window - 1
     out = varlen_attn(query, key, value, rows.ends, rows.ends, rows.longest, rows.longest, scale=scale,
