@@ -110,8 +110,12 @@ def _kept_of(model: nn.Module, row: Encoded, objective: Objective) -> int:
 
 @contextmanager
 def keeping(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of what autograd keeps meanwhile, by address: each storage once, and the model's weights not at all."""
-    own = {weights.untyped_storage().data_ptr() for weights in (*model.parameters(), *model.buffers())}
+    """Bytes of what autograd keeps meanwhile, by address: each storage once, and the model's weights not at all.
+
+    Weights that are shared out between GPUs (DTensors) have no address: put together for a pass, they count in it.
+    """
+    own = {weights.untyped_storage().data_ptr() for weights in (*model.parameters(), *model.buffers())
+           if not hasattr(weights, "to_local")}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
