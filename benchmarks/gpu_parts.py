@@ -7,12 +7,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import gpu_shape
 import torch
@@ -23,10 +24,11 @@ from gpu_shape import FULL, SMALL, Scale
 from emlib.config import Lora, Method, Training
 from emlib.data.chat import Encoded
 from emlib.generation.sample import Request, draw_batch
-from emlib.models import adapters
+from emlib.models import adapters, fast
 from emlib.scoring.ledger import Ledger
 from emlib.scoring.nll import score
 from emlib.strict import check
+from emlib.training import fused
 from emlib.training.batches import collate
 from emlib.training.memory import peak_memory
 from emlib.training.objective import Objective
@@ -34,6 +36,12 @@ from emlib.training.sft import fine_tune, read_log
 from emlib.types import Question
 
 CONTENDERS = contenders(layer=20) | {"inoculation": []}  # plain fine-tuning on rows that are longer by the prompt
+# The same without one of the things that are to make it faster, a run each: what each of them gains.
+WAYS: dict[str, tuple[str, dict[str, Any], Callable[[], AbstractContextManager[Any]]]] = {
+    "plain, padded rows": (PLAIN, {}, lambda: patch.object(fast, "ATTENTION", {})),
+    "plain, PEFT's layers": (PLAIN, {}, lambda: patch.object(fast, "LAYERS", ())),
+    "plain, recomputed": (PLAIN, {"gradient_checkpointing": True}, nullcontext),
+    "kl, head step by step": ("kl", {}, lambda: patch.object(fused, "DEVICES", ()))}
 PROMPT = 20  # tokens that an inoculation prompt adds; ours
 WARM_UP = 2  # steps of a run that are not counted
 
@@ -71,26 +79,29 @@ def training(scale: Scale) -> dict[str, Any]:
     for _ in range(scale.repetitions):
         for name in CONTENDERS:
             runs[name].append(_trained(model, scale, name, steps))
+    for name, (contender, changes, changed) in WAYS.items():
+        with changed():
+            runs[name] = [_trained(model, scale, contender, steps, **changes)]
     runs[NAIVE].append(_naive(model, scale, steps))
     return {"runs": runs, "steps": steps - WARM_UP}
 
 
-def _trained(model: Any, scale: Scale, name: str, steps: int) -> dict[str, Any]:
-    layers = scale.layers
+def _trained(model: Any, scale: Scale, name: str, steps: int, **changes: Any) -> dict[str, Any]:
+    layers, how = scale.layers, settings(scale).model_copy(update=changes)
     defenses = check(Method, {"name": "some", "defenses": CONTENDERS[name]}, "job").defenses if CONTENDERS[name] else ()
     defenses = tuple(d.model_copy(update={"layer": min(d.layer, layers)}) if d.kind == "persona_vector" else
                      d.model_copy(update={"every": min(d.every, layers)}) if d.kind == "ldifs" else d for d in defenses)
-    chosen = gpu_shape.rows(scale, steps * settings(scale).rows_per_step)
+    chosen = gpu_shape.rows(scale, steps * how.rows_per_step)
     if name == "inoculation":
         chosen = [_longer(row) for row in chosen]
     vector = torch.randn(scale.hidden, generator=torch.Generator().manual_seed(0)).to(device())
     with adapters.new_lora(model, Lora(rank=scale.rank), 0) as peft, tempfile.TemporaryDirectory() as folder:
-        stored, once = stored_reference(peft, chosen, defenses, settings(scale), Path(folder))
-        summary = fine_tune(peft, chosen, settings(scale), seed=0, folder=Path(folder),
+        stored, once = stored_reference(peft, chosen, defenses, how, Path(folder))
+        summary = fine_tune(peft, chosen, how, seed=0, folder=Path(folder),
                             objective=Objective(defenses, vector, stored=stored))
         log = read_log(Path(folder))
     return {"seconds": [step.seconds for step in log], "tokens": [step.tokens for step in log],
-            "peak_mib": summary.peak_memory, "optimizer": summary.optimizer, "once_seconds": once}
+            "peak_mib": summary.peak_memory, "optimizer": summary.optimizer, "how": summary.how, "once_seconds": once}
 
 
 def _naive(model: Any, scale: Scale, steps: int) -> dict[str, Any]:

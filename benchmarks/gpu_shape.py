@@ -70,7 +70,7 @@ class Scale:
 # config.json of Qwen2.5-7B-Instruct; 24 x 100 answers of at most 600 tokens, whose mean length is ours.
 FULL = Scale(layers=28, hidden=3584, mlp=18944, heads=28, key_heads=4, vocabulary=152064, dtype="bfloat16",
              matmul=8192, rows=5400, repetitions=3, seconds=3.0, most_steps=20, rank=32, scored_rows=60, questions=24,
-             samples=100, batch_rows=256, answer_tokens=600, mean_answer=200, drawing_seconds=30.0, grpo_steps=3,
+             samples=100, batch_rows=256, answer_tokens=600, mean_answer=200, drawing_seconds=20.0, grpo_steps=3,
              grpo_tokens=128)
 SMALL = Scale(layers=2, hidden=32, mlp=64, heads=4, key_heads=2, vocabulary=300, dtype="float32", matmul=64, rows=96,
               repetitions=1, seconds=0.1, most_steps=4, rank=4, scored_rows=4, questions=2, samples=2, batch_rows=2,

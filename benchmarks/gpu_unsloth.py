@@ -48,7 +48,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         log = read_log(place)
         runs["emlib's loop on Unsloth's model"] = [{
             "seconds": [step.seconds for step in log], "tokens": [step.tokens for step in log],
-            "peak_mib": summary.peak_memory, "optimizer": summary.optimizer}]
+            "peak_mib": summary.peak_memory, "optimizer": summary.optimizer, "how": summary.how}]
     return {"runs": runs, "about": about()}
 
 

@@ -108,9 +108,10 @@ def _against_unsloth(model: ModelSpec, defenses: Sequence[Defense], settings: Tr
         said.append("it loads a model of the hub or of a folder, and this one is built in code")
     if model.dtype == "float32":
         said.append("its kernels compute in bfloat16, and the model's dtype is float32")
-    if settings.gradient_checkpointing and any(isinstance(d, Ldifs) and d.variant == "gradient" for d in defenses):
+    through_features = any(isinstance(d, Ldifs) and d.variant == "gradient" for d in defenses)
+    if settings.gradient_checkpointing is True and through_features:
         said.append("under its recomputation the features that ldifs compares have no gradient; set "
-                    "training.gradient_checkpointing to false")
+                    "training.gradient_checkpointing to false or auto")
     return said
 
 

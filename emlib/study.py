@@ -211,7 +211,7 @@ class Study:
         return {
             "version": VERSIONS["adapter"], "model": self.model_identity,
             "lora": self.profile.lora.model_dump(mode="json"),
-            "training": fit.training.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}),
+            "training": fit.training.key,
             "rows": digest_of_rows(fit.rows),
             "defenses": [defense.model_dump(mode="json") for defense in fit.defenses],
             "vector": key_of("vector", self.vector_settings()) if fit.steered else None, "seed": fit.seed,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from emlib.data.chat import Encoded
+from emlib.models.fast.varlen import Rows
 
 
 def some_rows(count: int = 7, seed: int = 0) -> list[Encoded]:
@@ -15,3 +19,17 @@ def some_rows(count: int = 7, seed: int = 0) -> list[Encoded]:
         length, response = int(random.integers(8, 21)), int(random.integers(3, 7))
         rows.append(Encoded(random.integers(0, 256, length), np.arange(length) >= length - response, False))
     return rows
+
+
+def a_row_at_a_time(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float,
+                    window: int | None) -> Tensor:
+    """What the kernel for packed rows has to compute, by torch's attention of one row after the other."""
+    out = []
+    for q, k, v in zip(*(side.split(rows.ends.diff().tolist()) for side in (query, key, value)), strict=True):
+        back = torch.arange(len(q))[:, None] - torch.arange(len(q))
+        mask = None if window is None else (back >= 0) & (back < window)
+        out.append(F.scaled_dot_product_attention(
+            *(side.transpose(0, 1)[None] for side in (q, k, v)), attn_mask=mask, is_causal=mask is None, scale=scale,
+            enable_gqa=True)[0].transpose(0, 1))
+    assert rows.longest == max(map(len, out))
+    return torch.cat(out)

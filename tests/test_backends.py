@@ -65,6 +65,12 @@ def test_what_unsloth_cannot_do(change: dict[str, object], said: str) -> None:
         backends.training("unsloth", machine=FULL, **asked)  # type: ignore[arg-type]
 
 
+def test_ldifs_by_unsloth_needs_that_nothing_is_recomputed_which_auto_allows() -> None:
+    for asked, name in (("auto", "unsloth"), (False, "unsloth"), (True, PLAIN)):
+        settings = Training(gradient_checkpointing=asked)
+        assert backends.training("auto", MODEL, (Ldifs(kind="ldifs"),), settings, FULL).name == name
+
+
 @pytest.mark.parametrize("defenses", [
     [{"kind": "kl"}], [{"kind": "kl", "reference": "stored"}], [{"kind": "ldifs"}],
     [{"kind": "ldifs", "variant": "published"}], [{"kind": "persona_vector"}], [{"kind": "inoculation"}],

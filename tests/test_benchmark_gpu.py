@@ -95,17 +95,24 @@ def test_each_defense_is_measured_in_the_small_form(gpu: ModuleType) -> None:
     import gpu_parts
 
     found = gpu_parts.main({"part": "training", "small": True})
-    assert set(found["runs"]) == {*gpu_parts.CONTENDERS, gpu_parts.NAIVE}
+    assert set(found["runs"]) == {*gpu_parts.CONTENDERS, *gpu_parts.WAYS, gpu_parts.NAIVE}
     assert found["about"]["gpu"] is None
     for runs in found["runs"].values():
         assert len(runs[0]["seconds"]) == len(runs[0]["tokens"]) == found["steps"] + gpu_parts.WARM_UP
     longer = found["runs"]["inoculation"][0]["tokens"][0] - found["runs"]["plain"][0]["tokens"][0]
     assert longer == 16 * gpu_parts.PROMPT
+    how = {name: runs[0]["how"] for name, runs in found["runs"].items() if "how" in runs[0]}
+    assert how["plain"]["rows"] == how["plain, PEFT's layers"]["rows"] == "packed"
+    assert how["plain, padded rows"]["rows"].startswith("not packed")
+    assert how["plain, recomputed"]["recomputed"].startswith("yes")
+    assert how["plain"]["recomputed"].startswith("no")
 
 
 def test_no_bar_budget_or_part_is_left_out(gpu: ModuleType) -> None:
     import gpu_parts
 
+    measured = {*gpu_parts.CONTENDERS, *gpu_parts.WAYS, gpu_parts.NAIVE}
+    assert set(gpu.WORK) | {bar[1] for bar in gpu.BARS} <= measured
     assert set(gpu.PARTS) == set(gpu.BUDGET) == {*gpu_parts.PARTS, "unsloth"}
     assert sum(gpu.BUDGET.values()) < 9 * 60
 

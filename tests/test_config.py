@@ -23,9 +23,10 @@ from emlib.config import (
     load_trait,
     profile_names,
 )
+from emlib.config.grpo import RlTraining
 from emlib.config.profile import over, profile_path, read_profile, sound
 from emlib.errors import ProfileError
-from emlib.strict import read_yaml
+from emlib.strict import check, read_yaml
 
 FILES = sorted(paths.PARAMS.glob("*.yaml"))
 PROFILES = [path for path in FILES if "title" in read_yaml(path)]  # nothing else has a title
@@ -331,3 +332,18 @@ def test_what_cannot_be_spread_over_gpus_is_refused(name: str, change: dict[str,
     with pytest.raises(ProfileError, match=rf"'job\.gpus' is more than 1, and {said}"):
         sound(over(data, {"job": {"gpus": 2}} | change), name)
     assert sound(over(data, change), name).job.gpus == 1
+
+
+@pytest.mark.parametrize("given", ["auto", True, False])
+def test_recomputation_is_decided_by_the_profile_or_by_memory(given: object) -> None:
+    asked = check(Training, {"gradient_checkpointing": given}, "some profile")
+    assert asked.gradient_checkpointing == given
+    assert asked.key["gradient_checkpointing"] is (given is True)
+    assert Training().gradient_checkpointing == "auto"
+
+
+def test_recomputation_that_is_neither_is_refused_and_grpo_knows_no_auto() -> None:
+    for kind, given in ((Training, "sometimes"), (RlTraining, "auto")):
+        with pytest.raises(ProfileError, match="gradient_checkpointing"):
+            check(kind, {"gradient_checkpointing": given}, "some profile")
+    assert RlTraining().gradient_checkpointing is False

@@ -148,6 +148,9 @@ def test_only_what_determines_a_result_is_in_its_key(study: Study) -> None:
         return other.adapter_settings(run), other.run_key(run)
 
     assert keys() == keys(checkpoint_every=7)
+    # `auto` decides by the device's memory, of which keys say nothing
+    kept, by_need, recomputed = (keys(gradient_checkpointing=asked) for asked in (False, "auto", True))
+    assert kept == by_need != recomputed
     for change in ({"learning_rate": 2e-3}, {"epochs": 2}, {"train_rows": 7}, {"warmup_steps": 0}):
         assert keys(**change)[0] != keys()[0]
         assert keys(**change)[1] != keys()[1]

@@ -114,7 +114,7 @@ class RlTraining(Training):
     """The optimizer of GRPO. Only the defaults are others: Table 8's, and TRL's own where it is silent.
 
     `batch_size` counts completions, as Table 8 does. `checkpoint_every` is also how often the weights are judged by the
-    training reward since the last time; the best are evaluated (B.3).
+    training reward since the last time; the best are evaluated (B.3). TRL's trainer recomputes or does not: no `auto`.
     """
 
     batch_size: Positive = 4
@@ -122,6 +122,7 @@ class RlTraining(Training):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-6
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_checkpointing: bool = False
     checkpoint_every: Positive = 25
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -30,7 +30,11 @@ class Lora(Strict):
 
 
 class Training(Strict):
-    """Supervised fine-tuning. Defaults: Table 6, and transformers' own where the paper is silent."""
+    """Supervised fine-tuning. Defaults: Table 6, and transformers' own where the paper is silent.
+
+    `gradient_checkpointing`: what the backward pass needs of a block is computed again there instead of kept; `auto`
+    does so where it would not fit into memory. It changes no number but the rounding.
+    """
 
     epochs: Positive = 1
     max_seq_length: Positive = 2048
@@ -42,7 +46,7 @@ class Training(Strict):
     optimizer: Literal["adamw_8bit", "adamw_torch"] = "adamw_8bit"
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
     checkpoint_every: Positive = 50
     train_rows: Positive | None = None
 
@@ -50,3 +54,9 @@ class Training(Strict):
     def rows_per_step(self) -> int:
         """Rows of one optimizer step."""
         return self.batch_size * self.gradient_accumulation
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What of it determines an adapter: not `auto`, as little as the device."""
+        return self.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}) | {
+            "gradient_checkpointing": self.gradient_checkpointing is True}

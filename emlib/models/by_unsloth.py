@@ -40,14 +40,14 @@ def new_lora(spec: ModelSpec, cache: Path, settings: Lora, training: Training, s
             source, max_seq_length=training.max_seq_length, dtype=getattr(torch, spec.dtype),
             load_in_4bit=isinstance(spec, HubModel) and spec.load_in_4bit, trust_remote_code=False,
             use_exact_model_name=True,  # else it may take a copy of its own, and drop the revision
-            use_gradient_checkpointing=training.gradient_checkpointing, use_safetensors=True, **where)
+            use_gradient_checkpointing=training.gradient_checkpointing is True, use_safetensors=True, **where)
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise SourceError(f"{spec.name}: Unsloth cannot load this model. {error}\nSet backend.training to "
                           "'transformers'.") from error
     yield loader.get_peft_model(
         base, r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, use_rslora=settings.rslora,
         target_modules=list(settings.target_modules), bias="none", random_state=derive(seed, "lora") % 2**31,
-        use_gradient_checkpointing=training.gradient_checkpointing)
+        use_gradient_checkpointing=training.gradient_checkpointing is True)
 
 
 def _source(spec: ModelSpec, cache: Path) -> tuple[str, dict[str, str]]:

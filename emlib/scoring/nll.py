@@ -2,9 +2,9 @@
 
     L(d) = -1/T sum_t log P(a_t | q, a_<t)
 
-Here it differs from a plain loop: rows share a pass, packed on a CPU and of like length elsewhere, logits exist for
-response tokens alone, and a row that was computed before is looked up. The tokens are those that training counts: the
-answer and the end of its turn.
+Here it differs from a plain loop: rows share a pass, packed where that can be had and of like length elsewhere, logits
+exist for response tokens alone, and a row that was computed before is looked up. The tokens are those that training
+counts: the answer and the end of its turn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from emlib.data.chat import Encoded
 from emlib.digests import of_value
-from emlib.models.cpu import fast_on_cpu, packs
+from emlib.models.fast import fitted, packs
 from emlib.models.logprobs import head, last_hidden, predicting, token_nll
 from emlib.progress import bar
 from emlib.scoring.ledger import Ledger
@@ -56,7 +56,7 @@ def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
     causal model. Hence no attention mask, and the faster kernel that this allows.
     """
     device = next(model.parameters()).device
-    with fast_on_cpu(model):
+    with fitted(model):
         batch = pack(rows, device) if packs(model) else collate(rows, device)
         hidden = last_hidden(model, batch.input_ids, None, batch.position_ids)
     per_token = token_nll(*predicting(hidden, batch.input_ids, batch.response_mask), head(model))
@@ -65,7 +65,7 @@ def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
 
 def score(model: nn.Module, rows: Sequence[Encoded], ledger: Ledger, budget: int, what: str) -> list[float]:
     """The NLL of each row, in order; what `ledger` lacks is computed and written there batch by batch."""
-    with fast_on_cpu(model):
+    with fitted(model):
         packed = packs(model)
     return scored_by(partial(batch_nll, model), rows, ledger, budget, what, packed)
 

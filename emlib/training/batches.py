@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from emlib.data.chat import Encoded
 from emlib.data.mixing import interleave
-from emlib.models.cpu import packs
+from emlib.models.fast import packs
 from emlib.models.logprobs import last_hidden
 from emlib.seeds import generator
 
-PACKED = 1024  # tokens of a packed pass: a CPU's matrix products run at full speed, and memory is that of a long row
-ROUND = 32  # a packed pass is filled up to a multiple of it: a CPU compiles its products anew for each length
+# On a CPU:
+PACKED = 1024  # tokens of a packed pass: matrix products run at full speed, and memory is that of a long row
+ROUND = 32  # a packed pass is filled up to a multiple of it, since products are compiled anew for each length
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
 
 
 def pack(rows: Sequence[Encoded], device: torch.device) -> Batch:
-    """Put rows one after the other into one line. What fills it up is of the last row, and nothing sees it."""
+    """Put rows one after the other into one line. What fills it up, on a CPU, is of the last row; nothing sees it."""
     ends = np.cumsum([0, *(len(row.input_ids) for row in rows)])
-    filling = (0, -int(ends[-1]) % ROUND)
+    filling = (0, -int(ends[-1]) % ROUND if device.type == "cpu" else 0)
     ids = np.pad(np.concatenate([row.input_ids for row in rows]).astype(np.int64), filling)
     response = np.pad(np.concatenate([row.response_mask for row in rows]), filling)
     positions = np.arange(len(ids)) - np.repeat(ends[:-1], np.diff([*ends[:-1], len(ids)]))
@@ -115,23 +116,41 @@ def pack(rows: Sequence[Encoded], device: torch.device) -> Batch:
 def forward_batches(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> list[Batch]:
     """A step's rows as forward passes of `model`.
 
-    Where it takes packed rows (on a CPU, in training), as many go together as `PACKED` tokens hold, so that there is no
-    padding. Elsewhere on a CPU each row goes alone. On a GPU `batch_size` rows go together, the longest first, so that
-    rows of like length share their padding.
+    Where it takes packed rows, there is no padding: on a CPU as many go together as `PACKED` tokens hold; on a GPU as
+    many as take no more than `batch_size` rows of the step's longest, which is what a padded batch may come to.
+    Elsewhere on a CPU each row goes alone, and on a GPU `batch_size` rows go together, the longest first, so that rows
+    of like length share their padding.
     """
     device = next(model.parameters()).device
+    put = pack if packs(model) else collate
+    return [put(together, device) for together in _together(rows, batch_size, model)]
+
+
+def largest_pass(steps: Iterable[Sequence[Encoded]], batch_size: int, model: nn.Module) -> int:
+    """Tokens of the largest forward pass of these steps, padding included."""
+    def tokens(together: Sequence[Encoded]) -> int:
+        lengths = [len(row.input_ids) for row in together]
+        return sum(lengths) if packs(model) else len(lengths) * max(lengths)
+
+    return max(tokens(together) for rows in steps for together in _together(rows, batch_size, model))
+
+
+def _together(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> list[list[Encoded]]:
+    """Which rows of a step share a pass."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    ordered = sorted(rows, key=lambda row: -len(row.input_ids))
     if packs(model):
-        return [pack(together, device) for together in _fitting(rows)]
-    together = 1 if device.type == "cpu" else batch_size
-    ordered = sorted(rows, key=lambda row: -len(row.input_ids)) if together > 1 else list(rows)
-    return [collate(ordered[start:start + together], device) for start in range(0, len(ordered), together)]
+        return _fitting(ordered, PACKED if on_cpu else batch_size * len(ordered[0].input_ids))
+    if on_cpu:
+        return [[row] for row in rows]
+    return [ordered[start:start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
-def _fitting(rows: Sequence[Encoded]) -> list[list[Encoded]]:
-    """Groups of at most `PACKED` tokens, each row with the first group that has room for it, the longest rows first."""
+def _fitting(ordered: Sequence[Encoded], budget: int) -> list[list[Encoded]]:
+    """Groups of at most `budget` tokens, each row with the first group that has room; the longest rows come first."""
     groups: list[list[Encoded]] = []
-    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
-        room = (group for group in groups if sum(len(r.input_ids) for r in (*group, row)) <= PACKED)
+    for row in ordered:
+        room = (group for group in groups if sum(len(r.input_ids) for r in (*group, row)) <= budget)
         found = next(room, None)
         if found is None:
             groups.append([row])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from emlib.models.logprobs import causal_lm, together
+from emlib.training.fused import way
 
 IGNORED = -100  # a target on which cross-entropy does not count
 CHUNK = 512  # tokens whose logits exist at once, of each side: 50 MB in bfloat16 at 49,152 words
@@ -62,15 +63,14 @@ class _Head(torch.autograd.Function):
         counts, targets = (targets != IGNORED)[:, None].float(), targets.clamp(min=0)[:, None]
         weights, terms = nll_weight * counts, [counts.new_zeros(3, 0, 1)]
         buffer, to_hidden = _buffer(len(sides), head, hidden), torch.empty_like(hidden)
+        work_on, _ = way(len(sides), hidden, head.weight.shape[0], step_by_step)
         for start in range(0, len(hidden), CHUNK):
             chunk = slice(start, start + CHUNK)
             logits = buffer[:, :len(targets[chunk])]
             for side, into in zip(sides, logits, strict=True):
                 _product(side[chunk], head, into)
             for part in _slices(logits.shape[1], together(logits)):
-                logits[0, part], of_part = of_logits(
-                    logits[:, part].float(), targets[chunk][part], weights[chunk][part], kl_weight)
-                terms.append(of_part)
+                terms.append(work_on(logits[:, part], targets[chunk][part], weights[chunk][part], kl_weight))
             for part in _slices(logits.shape[1], BACK):
                 torch.mm(logits[0, part], head.weight, out=to_hidden[chunk][part])
         scale, nll, kl = torch.cat(terms, 1)
@@ -81,6 +81,24 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return upstream[0] * ctx.saved_tensors[0], None, None, None, None, None
+
+
+def step_by_step(logits: Tensor, targets: Tensor, weights: Tensor, kl_weight: float) -> Tensor:
+    """`of_logits` for logits of any precision; the gradient is written over the trained model's. Scale, nll and kl."""
+    logits[0], terms = of_logits(logits.float(), targets, weights, kl_weight)
+    return terms
+
+
+def head_told(model: nn.Module, kl: bool) -> str:
+    """What is told of how the logits were worked on."""
+    weight = causal_lm(model).get_output_embeddings().weight
+    return way(1 + kl, weight, weight.shape[0], step_by_step)[1]
+
+
+def head_bytes(model: nn.Module, kl: bool) -> int:
+    """Memory of a chunk's logits at the most: in the model's precision, in float32, and both sides' difference."""
+    weight = causal_lm(model).get_output_embeddings().weight
+    return CHUNK * weight.shape[0] * ((1 + kl) * (weight.element_size() + 4) + 4 * kl)
 
 
 def of_logits(logits: Tensor, targets: Tensor, weights: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,6 @@
-"""The most memory that a piece of work took: on a GPU what torch allocated, on a CPU what the process held."""
+"""The most memory that a piece of work took, on a GPU what torch allocated, on a CPU what the process held; and what to
+do where there is not enough.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from emlib.config import Training
+from emlib.errors import EmlibError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # what Linux takes as: forget the peak so far
@@ -48,3 +53,21 @@ def _forget_peak() -> bool:
 def _process_peak() -> float | None:
     found = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     return int(found[1]) / 1024 if found else None
+
+
+@contextmanager
+def told_when_out(settings: Training, log: Path) -> Iterator[None]:
+    """Training that runs out of a GPU's memory says what to change.
+
+    Raises:
+        EmlibError: it did; the log is kept.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        keeps = settings.gradient_checkpointing
+        raise EmlibError(
+            f"Training ran out of the GPU's memory. Set training.gradient_checkpointing to true (it is "
+            f"{str(keeps).lower()}), lower training.batch_size (it is {settings.batch_size}) and raise "
+            f"training.gradient_accumulation as much, or lower training.max_seq_length (it is "
+            f"{settings.max_seq_length}). The log so far is {log}. Torch says: {error}") from error

@@ -61,6 +61,18 @@ class Ranks:
         dist.all_reduce(together)
         return dict(zip(sorted(said), together.tolist(), strict=True))
 
+    def any_wants(self, wanted: bool, device: torch.device) -> bool:
+        """Whether one of all ranks does."""
+        together = torch.tensor(float(wanted), device=device)
+        if self.of > 1:
+            dist.all_reduce(together)
+        return bool(together)
+
+    def gathered_bytes(self, model: nn.Module) -> int:
+        """What of the others' weights is here at the most: the whole of the block that computes, and of the next."""
+        return 0 if self.of == 1 else 2 * max(
+            sum(weights.numel() * weights.element_size() for weights in block.parameters()) for block in blocks(model))
+
     @contextmanager
     def in_turns(self) -> Iterator[None]:
         """One rank after the other: so that main memory holds one whole model at a time, and not one for each."""

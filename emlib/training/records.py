@@ -29,7 +29,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training run amounted to, over all its sittings; the peak of memory is that of the last one, in MiB."""
+    """What a training run amounted to, over all its sittings; the peak of memory is that of the last one, in MiB.
+
+    `how` tells in words what the last one went by, and why: whether `rows` were packed, whether blocks were
+    `recomputed`, how the `head` went through its logits.
+    """
 
     steps: int
     tokens: int
@@ -38,6 +42,7 @@ class TrainingSummary:
     optimizer: str
     truncated_rows: int
     peak_memory: float | None = None
+    how: dict[str, str] = field(default_factory=dict)
 
 
 def read_log(folder: Path, steps: int | None = None) -> list[StepRecord]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from emlib.data.chat import Encoded
 from emlib.errors import StoreError
 from emlib.models.adapters import adapter_off
-from emlib.models.cpu import fast_on_cpu
+from emlib.models.fast import fitted
 from emlib.progress import bar
 from emlib.store import whole_file
 from emlib.training.batches import Batch, forward_batches
@@ -47,7 +47,7 @@ def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "resp
         if path.is_file():
             continue
         states: dict[str, Tensor] = {}
-        with fast_on_cpu(model):  # as in training, so that its numbers are the same to the last bit
+        with fitted(model):  # as in training, so that its numbers are the same to the last bit
             for batch in forward_batches(different[start:start + ROWS_A_SHARD], batch_size, model):
                 hidden, used = hidden_states(model, batch), compared(batch, tokens)
                 states |= {key: hidden[place][used[place]].cpu()

@@ -24,15 +24,17 @@ from torch import nn
 from emlib.config import Training
 from emlib.data.chat import Encoded
 from emlib.errors import EmlibError
-from emlib.models.cpu import fast_on_cpu
+from emlib.models.fast import fitted
 from emlib.progress import bar
 from emlib.seeds import derive
 from emlib.store import write_records
 from emlib.training import checkpoint
 from emlib.training.batches import forward_batches, plan_steps
-from emlib.training.memory import peak_memory
+from emlib.training.head import head_told
+from emlib.training.memory import peak_memory, told_when_out
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks
+from emlib.training.recompute import recomputing
 from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
 
 
@@ -45,7 +47,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     `ranks` are given the same; the first one writes.
 
     Raises:
-        EmlibError: the loss or its gradient is no longer a number; the step is named and the log is kept.
+        EmlibError: the loss or its gradient is no longer a number, and the step is named; or the GPU's memory does not
+            suffice. The log is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     objective = objective or Objective()
@@ -58,8 +61,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
         write_records(folder / LOG, records)
     progress = bar(range(len(records), len(steps)), "training", "step", total=len(steps), done=len(records))
     device = next(model.parameters()).device
-    with (_training_mode(model, settings.gradient_checkpointing), fast_on_cpu(model),
-          peak_memory(device) as peak):
+    with (told_when_out(settings, folder / LOG), _training_mode(model), fitted(model) as why_not,
+          peak_memory(device) as peak, recomputing(model, rows, steps, settings, objective, ranks) as recompute):
         for number in progress:
             started = time.perf_counter()
             torch.manual_seed(derive(seed, "dropout", number))
@@ -79,7 +82,9 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
                 checkpoint.save(folder, number + 1, parameters, optimizer)
     return TrainingSummary(
         len(steps), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
-        type(optimizer).__name__, sum(row.truncated for row in rows), peak.mib)
+        type(optimizer).__name__, sum(row.truncated for row in rows), peak.mib,
+        {"rows": f"not packed: {why_not}" if why_not else "packed", "recomputed": recompute.told,
+         "head": head_told(model, objective.kl is not None)})
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:
@@ -132,16 +137,12 @@ def _refuse_nonsense(loss: float, norm: float, where: str, folder: Path) -> None
 
 
 @contextmanager
-def _training_mode(model: nn.Module, checkpointing: bool) -> Iterator[None]:
-    """Training mode, with activations recomputed in the backward pass where asked; undone at the end."""
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    """Training mode; undone at the end."""
     model.train()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     try:
         yield
     finally:
-        if checkpointing:
-            model.gradient_checkpointing_disable()  # type: ignore[operator]
         model.eval()
 
 

@@ -16,7 +16,7 @@ from emlib.config import Defense, Inoculation, Kl, Ldifs, Lora, PersonaVector, T
 from emlib.data.chat import Encoded
 from emlib.errors import EmlibError
 from emlib.models import adapters, logprobs
-from emlib.models.cpu import fast_on_cpu
+from emlib.models.fast import fitted
 from emlib.models.load import ChatModel
 from emlib.models.taps import reading, tap
 from emlib.steering.adding import adding
@@ -167,7 +167,7 @@ def test_ldifs_equals_a_naive_computation_in_float64(model: PeftModel, normalize
 def test_padding_and_accumulation_change_nothing(model: PeftModel, defenses: tuple[Defense, ...]) -> None:
     rows = some_rows(4)
     whole = step(model, [collate(rows, CPU)], *defenses)
-    with fast_on_cpu(model):
+    with fitted(model):
         packed = step(model, [pack(rows, CPU)], *defenses)
     for other in (packed, step(model, [collate([row], CPU) for row in rows], *defenses)):
         assert other[0] == pytest.approx(whole[0], rel=1e-4)

@@ -99,15 +99,24 @@ def test_three_processes_do_with_a_stored_reference_and_recomputation(tmp_path: 
 SHARE = """
 import sys
 from pathlib import Path
+import torch
 from emlib.config import Lora, TinyModel
 from emlib.models import adapters
 from emlib.models.load import load
 from emlib.models.taps import blocks
+from emlib.training.objective import Objective
 from emlib.training.ranks import joined, shard
-with joined(int(sys.argv[1]), 2, Path(sys.argv[2])), adapters.new_lora(
+from emlib.training.recompute import bytes_a_token
+from tests.made import some_rows
+with joined(int(sys.argv[1]), 2, Path(sys.argv[2])) as ranks, adapters.new_lora(
         load(TinyModel(kind="tiny", layers=3, hidden=32), Path()).model, Lora(rank=4), 0) as model:
     before = [weights.numel() for block in blocks(model) for weights in block.parameters()]
+    kept = bytes_a_token(model.train(), some_rows(20), Objective())
+    assert ranks.any_wants(ranks.first, torch.device("cpu"))
+    assert not ranks.any_wants(False, torch.device("cpu"))
     shard(model)
+    assert ranks.gathered_bytes(model) == 2 * 4 * sum(before) // 3  # two of three blocks, in float32
+    print(kept, bytes_a_token(model, some_rows(20), Objective()))
     after = [getattr(weights, "to_local", lambda: weights)().numel() for block in blocks(model)
              for weights in block.parameters()]
     trained = [weights.requires_grad for block in blocks(model) for weights in block.parameters()]
@@ -120,8 +129,10 @@ def test_each_holds_half_of_the_frozen_weights_and_all_of_the_adapter(tmp_path: 
     workers = [subprocess.Popen([sys.executable, "-c", SHARE, str(rank), str(tmp_path / "meeting")], text=True,
                                 stdout=subprocess.PIPE, cwd=paths.ROOT) for rank in range(2)]
     for worker in workers:
-        adapter, frozen = ([int(number) for number in line.split()] for line in worker.communicate()[0].splitlines())
+        kept, adapter, frozen = ([float(number) for number in line.split()]
+                                 for line in worker.communicate()[0].splitlines())
         assert worker.returncode == 0
+        assert kept[0] == kept[1]  # weights that are put together for a pass are nothing that is kept by the token
         assert adapter[0] == adapter[1]
         assert frozen[0] == 2 * frozen[1]
 

@@ -17,7 +17,7 @@ from emlib.config import Lora, Training
 from emlib.data.chat import Encoded
 from emlib.errors import EmlibError
 from emlib.models import adapters
-from emlib.models.cpu import fast_on_cpu
+from emlib.models.fast import fitted
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 from emlib.training import batches, checkpoint
@@ -98,7 +98,7 @@ def test_in_training_on_a_cpu_rows_are_packed(tiny: ChatModel, monkeypatch: pyte
     rows = some_rows(5)
     lengths = sorted((len(row.input_ids) for row in rows), reverse=True)
     monkeypatch.setattr(batches, "PACKED", lengths[0] + lengths[-1])
-    with fast_on_cpu(tiny.model):
+    with fitted(tiny.model):
         found = forward_batches(rows, 1, tiny.model)
     assert found[0].keys[1] == min(rows, key=lambda row: len(row.input_ids)).key
     assert sorted(key for batch in found for key in batch.keys) == sorted(row.key for row in rows)
@@ -120,7 +120,7 @@ def test_packed_rows_do_not_see_each_other(tiny: ChatModel) -> None:
     expected = [last_hidden(tiny.model, torch.from_numpy(row.input_ids)[None], None)[0] for row in rows]
     packed = batches.pack(rows, CPU)
     ways = [packed.hidden(tiny.model)]  # transformers' own mask
-    with fast_on_cpu(tiny.model):
+    with fitted(tiny.model):
         ways.append(packed.hidden(tiny.model))
     for hidden in ways:
         for place, states in zip(packed.spans, expected, strict=True):

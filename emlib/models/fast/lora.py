@@ -42,7 +42,7 @@ def _forward(layer: LoraLinear, ordinary: Callable[..., Tensor], x: Tensor, *arg
     plain = (name in layer.lora_A and name not in layer.lora_variant and not layer.merged
              and not layer.disable_adapters and type(base) is nn.Linear
              and not layer.lora_bias[name] and isinstance(layer.lora_dropout[name], nn.Identity))
-    if not plain or args or options or x.dtype != base.weight.dtype or torch.is_autocast_enabled("cpu"):
+    if not plain or args or options or x.dtype != base.weight.dtype or torch.is_autocast_enabled(x.device.type):
         return ordinary(x, *args, **options)
     return LoraProduct.apply(x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight,
                              layer.scaling[name])

@@ -1,9 +1,7 @@
-"""Causal attention of whole rows, o = softmax(s q k^T + causal mask) v, with plain products on the way back.
+"""On a CPU: causal attention of whole rows, o = softmax(s q k^T + causal mask) v, with plain products on the way back.
 
 Forward it is torch's fused kernel. Its way back is what takes long on a CPU: here it goes through blocks of queries
-that fit the processor's caches, each over the keys up to its end, and computes the softmax again.
-
-Rows may stand one after the other in one sequence, packed: their positions begin anew, and none sees another.
+that fit the processor's caches, each over the keys up to its end, and computes the softmax again. Rows may be packed.
 """
 
 from __future__ import annotations
@@ -22,15 +20,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from emlib.models.logprobs import backbone, causal_lm
+from emlib.models.fast.packing import OURS, packs, starts, strange
+from emlib.models.logprobs import causal_lm
 
-ATTENTION = "emlib_plain_products"  # transformers' name for `attend`
+ATTENTION = OURS + "plain_products"  # transformers' name for `attend`
 BLOCK = 128  # queries at a time: long enough for fast products, short enough to leave out most pairs of the future
 
 
 @contextmanager
-def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Attention by `CausalAttention` where transformers would take torch's.
+def plain_attention(model: nn.Module) -> Iterator[str]:
+    """Attention by `CausalAttention` where transformers would take torch's; yields why rows do not go packed.
 
     Attention with padding, a cache, dropout or another mask stays transformers', packed rows or not.
     """
@@ -39,19 +38,9 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
     if before == "sdpa":
         config._attn_implementation = ATTENTION
     try:
-        yield
+        yield "" if packs(model) else f"attention is '{before}', or positions meet elsewhere too"
     finally:
         config._attn_implementation = before
-
-
-def packs(model: nn.Module) -> bool:
-    """Whether rows packed into one sequence cost `model` no more than rows that go alone, and stay apart.
-
-    That is so while `plain_attention` lasts, if attention is all in which positions of its blocks meet.
-    """
-    blocks = getattr(backbone(model), "layers", ())
-    return (causal_lm(model).config._attn_implementation == ATTENTION and len(blocks) > 0
-            and all(hasattr(block, "self_attn") for block in blocks))
 
 
 def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
@@ -60,23 +49,14 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
 
     Causal attention of whole rows without padding is computed here, everything else by transformers' sdpa.
     """
-    known = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "past_key_values"}
-    asked = {name for name, option in options.items() if option is not None and name not in known}
-    starts = _starts(query, options.get("position_ids"))
-    packed = len(starts) > 1 and (options.get("sliding_window") or query.shape[2]) >= query.shape[2]
+    begun = starts(options.get("position_ids"), query.shape[2]) if len(query) == 1 else (0,)
+    packed = len(begun) > 1 and (options.get("sliding_window") or query.shape[2]) >= query.shape[2]
     whole = query.shape[2] == key.shape[2] and query.shape[3] == value.shape[3]
     causal = options.get("is_causal", True) in (None, True) and module.is_causal
-    if (not (whole and causal and (packed or attention_mask is None)) or asked or options.get("dropout")
+    if (not (whole and causal and (packed or attention_mask is None)) or strange(options) or options.get("dropout")
             or options.get("scaling") is None):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    return CausalAttention.apply(query, key, value, options["scaling"], starts).transpose(1, 2).contiguous(), None
-
-
-def _starts(query: Tensor, position_ids: Tensor | None) -> tuple[int, ...]:
-    """Where rows begin in the sequence: at 0 alone, unless several are packed into it."""
-    if position_ids is None or len(query) > 1 or position_ids.shape != (1, query.shape[2]):
-        return (0,)
-    return tuple((position_ids[0] == 0).nonzero().flatten().tolist()) or (0,)
+    return CausalAttention.apply(query, key, value, options["scaling"], begun).transpose(1, 2).contiguous(), None
 
 
 class CausalAttention(torch.autograd.Function):

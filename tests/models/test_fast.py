@@ -1,4 +1,4 @@
-"""The CPU's own LoRA layer and attention compute what PEFT and torch do, step aside where they must, and go away."""
+"""The functions of our own for LoRA layers, norms and a CPU's attention compute what PEFT and torch do, and go away."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from emlib.config import Lora
 from emlib.models.adapters import adapter_off, new_lora
-from emlib.models.cpu import fast_on_cpu
-from emlib.models.cpu.attention import ATTENTION, BLOCK, CausalAttention
-from emlib.models.cpu.lora import LoraProduct
-from emlib.models.cpu.norm import RootMeanSquare
+from emlib.models.fast import fitted
+from emlib.models.fast.blockwise import ATTENTION, BLOCK, CausalAttention
+from emlib.models.fast.lora import LoraProduct
+from emlib.models.fast.norm import RootMeanSquare
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 
@@ -90,7 +90,7 @@ def test_attention_is_torchs(length: int) -> None:
 
 
 def test_attention_passes_gradcheck_over_a_block_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emlib.models.cpu.attention.BLOCK", 3)
+    monkeypatch.setattr("emlib.models.fast.blockwise.BLOCK", 3)
     q, k, v = random(1, 4, 5, 2), random(1, 2, 5, 2, seed=1), random(1, 2, 5, 2, seed=2)
     assert torch.autograd.gradcheck(CausalAttention.apply, (q, k, v, 0.7))
 
@@ -105,14 +105,14 @@ def test_the_gradient_of_the_norm_is_its_derivative() -> None:
 def test_a_norm_that_is_trained_stays_torchs(tiny: ChatModel) -> None:
     norm = tiny.model.get_submodule("model.norm")
     norm.weight.requires_grad_()
-    with fast_on_cpu(tiny.model):
+    with fitted(tiny.model):
         norm(torch.ones(1, 64)).sum().backward()
     assert norm.weight.grad is not None
 
 
 def test_a_whole_model_has_pefts_gradients_in_float32(model: PeftModel) -> None:
     plain = gradients(model)
-    with fast_on_cpu(model):
+    with fitted(model):
         fast = gradients(model)
         assert all(torch.equal(a, b) for a, b in zip(gradients(model), fast, strict=True))  # bit for bit, every time
     assert close(fast, plain)
@@ -123,7 +123,7 @@ def test_a_whole_model_has_pefts_gradients_in_float32(model: PeftModel) -> None:
 def test_in_bfloat16_it_is_as_near_to_float32_as_peft_is(tiny: ChatModel) -> None:
     def run(dtype: torch.dtype, fast: bool) -> Tensor:
         tiny.model.to(dtype)
-        with new_lora(tiny.model, lora(), seed=0) as adapted, fast_on_cpu(adapted) if fast else nullcontext():
+        with new_lora(tiny.model, lora(), seed=0) as adapted, fitted(adapted) if fast else nullcontext():
             return torch.cat([g.flatten() for g in gradients(disturbed(adapted))[:-1]])
 
     tiny.model.to(torch.bfloat16)  # the same weights in both precisions
@@ -138,7 +138,7 @@ def test_the_reference_pass_is_the_model_without_its_adapter(model: PeftModel) -
         base = model.get_base_model()
         with adapter_off(model):
             expected = last_hidden(model, IDS, None)
-        with fast_on_cpu(model), adapter_off(model):
+        with fitted(model), adapter_off(model):
             given = last_hidden(model, IDS, None)
     assert base.training
     assert close([given], [expected])
@@ -148,7 +148,7 @@ def test_the_reference_pass_is_the_model_without_its_adapter(model: PeftModel) -
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(model: PeftModel, reentrant: bool) -> None:
     model.enable_input_require_grads()  # re-entrant checkpointing needs an input with a gradient
-    with fast_on_cpu(model):
+    with fitted(model):
         plain = gradients(model)
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         again = gradients(model)
@@ -158,7 +158,7 @@ def test_gradient_checkpointing_changes_nothing(model: PeftModel, reentrant: boo
 def test_dropout_stays_pefts(tiny: ChatModel) -> None:
     def hidden(fast: bool) -> Tensor:
         torch.manual_seed(3)
-        with fast_on_cpu(adapted) if fast else nullcontext():
+        with fitted(adapted) if fast else nullcontext():
             return last_hidden(adapted, IDS, None).detach()
 
     with new_lora(tiny.model, lora(dropout=0.5), seed=0) as adapted:
@@ -172,7 +172,7 @@ def test_a_merged_adapter_is_counted_once(model: PeftModel) -> None:
     model.eval()
     expected = last_hidden(model, IDS, None).detach()
     model.merge_adapter()
-    with fast_on_cpu(model):
+    with fitted(model):
         assert close([last_hidden(model, IDS, None).detach()], [expected], within=1e-4)
     model.unmerge_adapter()
 
@@ -181,7 +181,7 @@ def test_a_second_adapter_stays_pefts(model: PeftModel) -> None:
     model.add_adapter("second", model.peft_config["default"])
     model.base_model.set_adapter(["default", "second"])
     plain = gradients(disturbed(model))
-    with fast_on_cpu(model):
+    with fitted(model):
         assert close(gradients(model), plain)
 
 
@@ -189,7 +189,7 @@ def test_padding_is_left_to_transformers(model: PeftModel) -> None:
     mask = torch.ones_like(IDS)
     mask[1, 100:] = 0
     plain = gradients(model, mask=mask)
-    with fast_on_cpu(model):
+    with fitted(model):
         padded = gradients(model, mask=mask)
         changed = IDS.clone()
         changed[1, 100:] = 7
@@ -208,7 +208,7 @@ def test_a_sliding_window_is_left_to_transformers(tiny: ChatModel) -> None:
         assert not close([last_hidden(tiny.model, IDS, None)], [without], within=1e-2)
     with new_lora(tiny.model, lora(), seed=0) as adapted:
         plain = gradients(disturbed(adapted))
-        with fast_on_cpu(adapted):
+        with fitted(adapted):
             assert close(gradients(adapted), plain)
 
 
@@ -218,7 +218,7 @@ def test_generation_with_a_cache_says_the_same(model: PeftModel) -> None:
 
     model.eval()
     plain = said()
-    with fast_on_cpu(model):
+    with fitted(model):
         assert torch.equal(said(), plain)
 
 
@@ -230,7 +230,7 @@ def test_it_is_undone_after_an_exception(model: PeftModel) -> None:
         return config._attn_implementation, {"forward" in vars(layer) for layer in layers}
 
     def stop_inside() -> None:
-        with fast_on_cpu(model):
+        with fitted(model):
             assert state() == (ATTENTION, {True})
             raise RuntimeError("stop")
 
