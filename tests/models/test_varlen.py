@@ -83,9 +83,15 @@ def test_padding_batches_and_generation_are_transformers(tiny: ChatModel) -> Non
     ids = torch.stack([LINE[0, :12], LINE[0, 12:24]])
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
-    plain = last_hidden(tiny.model, ids, None), last_hidden(tiny.model, ids, mask), said(ids, mask), said(ids[:1])
+
+    def ways() -> list[Tensor]:
+        return [last_hidden(tiny.model, ids, None), last_hidden(tiny.model, ids, mask)[:, 5:],
+                last_hidden(tiny.model, ids[1:], mask[1:])[:, 5:], said(ids, mask), said(ids[1:], mask[1:]),
+                said(ids[:1])]
+
+    plain = ways()
     with packed_attention(tiny.model, a_row_at_a_time):
-        again = last_hidden(tiny.model, ids, None), last_hidden(tiny.model, ids, mask), said(ids, mask), said(ids[:1])
+        again = ways()
     for one, other in zip(plain, again, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
 
@@ -126,6 +132,18 @@ def test_torchs_kernel_takes_what_it_is_given_there_and_back(window: int | None)
     assert (out.shape, out.dtype) == (query.shape, query.dtype)
     for side, gradient in zip((query, key, value), torch.autograd.grad(out.sum(), (query, key, value)), strict=True):
         assert gradient.shape == side.shape
+
+
+@pytest.mark.parametrize(("window", "meant"), [(None, (-1, 0)), (16, (15, 0)), (1, (0, 0))])
+def test_a_window_counts_the_position_itself_and_torchs_does_not(
+        monkeypatch: pytest.MonkeyPatch, window: int | None, meant: tuple[int, int]) -> None:
+    def noting(query: Tensor, *_: object, window_size: tuple[int, int], **__: object) -> Tensor:
+        assert window_size == meant
+        return query
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", noting)
+    some = torch.zeros(3, 2, 8)
+    assert by_torch(some, some, some, Rows(torch.tensor([0, 3]), 3), 1.0, window) is some
 
 
 def test_torchs_kernel_is_not_used_where_it_does_not_run(tiny: ChatModel) -> None:

@@ -73,11 +73,10 @@ def _weights(model: nn.Module) -> list[Tensor]:
 
 
 def _apart(some: Seen, others: Seen) -> float:
-    """The largest distance of what was seen, as a share of the norm."""
+    """The largest distance of what was seen, as a share of the norm; not a number where anything seen is none."""
     pairs = [(a.float(), b.float()) for one, other in zip(some, others, strict=True)
              for a, b in zip(one, other, strict=True)]
-    found = torch.stack([(a - b).norm() / b.norm() for a, b in pairs])
-    return float(found.nan_to_num(nan=torch.inf).max())
+    return float(torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max())
 
 
 @contextmanager
