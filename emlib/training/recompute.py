@@ -116,10 +116,12 @@ def _kept_of(model: nn.Module, row: Encoded, objective: Objective) -> int:
 def keeping(model: nn.Module) -> Iterator[dict[int, int]]:
     """Bytes of what autograd keeps meanwhile, by address: each storage once, and the model's weights not at all."""
     kept: dict[int, int] = {}
+    own = _addresses(model)
+    shared_out = any(hasattr(weights, "to_local") for weights in model.parameters())
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in _addresses(model):
+        if storage.data_ptr() not in (_addresses(model) if shared_out else own):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
