@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emlib import gpus, paths
-from emlib.config import Backend, Defense, HubModel, Ldifs, ModelSpec, TinyModel, Training
+from emlib.config import Backend, HubModel, ModelSpec, TinyModel
 from emlib.errors import ProfileError
 
 PLAIN = "transformers"
@@ -59,15 +59,13 @@ def vllm_program() -> Path | None:
     return None
 
 
-def training(wanted: str, model: ModelSpec, defenses: Sequence[Defense], settings: Training,
-             machine: Machine | None = None) -> Choice:
+def training(wanted: str, model: ModelSpec, machine: Machine | None = None) -> Choice:
     """What trains an adapter.
 
     Raises:
         ProfileError: Unsloth was named, and cannot be had or cannot do this; with the reason.
     """
-    return _chosen("training", wanted, "unsloth", lambda: _against_unsloth(
-        model, defenses, settings, machine or Machine.here()))
+    return _chosen("training", wanted, "unsloth", lambda: _against_unsloth(model, machine or Machine.here()))
 
 
 def drawing(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> Choice:
@@ -92,8 +90,7 @@ def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str
     return Choice(PLAIN, f"no {faster}: {'; '.join(reasons)}")
 
 
-def _against_unsloth(model: ModelSpec, defenses: Sequence[Defense], settings: Training,
-                     machine: Machine) -> list[str]:
+def _against_unsloth(model: ModelSpec, machine: Machine) -> list[str]:
     said = []
     if not machine.gpu:
         said.append("there is no GPU")
@@ -103,9 +100,6 @@ def _against_unsloth(model: ModelSpec, defenses: Sequence[Defense], settings: Tr
         said.append("it loads a model of the hub or of a folder, and this one is built in code")
     if model.dtype == "float32":
         said.append("its kernels compute in bfloat16, and the model's dtype is float32")
-    if settings.gradient_checkpointing and any(isinstance(d, Ldifs) and d.variant == "gradient" for d in defenses):
-        said.append("under its recomputation the features that ldifs compares have no gradient; set "
-                    "training.gradient_checkpointing to false")
     return said
 
 

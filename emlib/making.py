@@ -144,8 +144,7 @@ class Maker(AbstractContextManager["Maker"]):
         vector, chosen = self._vector_of(fit), self.preparer.added(name, fit)
         rows, added = (encode_all(self.chat.tokenizer, some, fit.training.max_seq_length)
                        for some in (fit.rows, [row.example for row in chosen]))
-        choice = backends.training(self.study.profile.backend.training, self.study.profile.model, fit.defenses,
-                                   fit.training)
+        choice = backends.training(self.study.profile.backend.training, self.study.profile.model)
         commit, device = self.chat.commit, str(self.chat.device)
         if choice.name != PLAIN:
             choice, told = self._by_another(choice, fit, rows, added, vector, folder)
