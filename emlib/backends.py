@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from emlib import gpus, paths
-from emlib.config import Backend, Defense, HubModel, Ldifs, ModelSpec, TinyModel, Training
+from emlib.config import Backend, HubModel, ModelSpec, TinyModel
 from emlib.errors import ProfileError
 
 PLAIN = "transformers"
@@ -61,15 +61,14 @@ def vllm_program() -> Path | None:
     return None
 
 
-def training(wanted: str, model: ModelSpec, defenses: Sequence[Defense], settings: Training,
-             machine: Machine | None = None, processes: int = 1) -> Choice:
+def training(wanted: str, model: ModelSpec, machine: Machine | None = None, processes: int = 1) -> Choice:
     """What trains an adapter, spread over so many processes.
 
     Raises:
         ProfileError: Unsloth was named, and cannot be had or cannot do this; with the reason.
     """
     choice = _chosen("training", wanted, "unsloth", lambda: _against_unsloth(
-        model, defenses, settings, machine or Machine.here(), processes))
+        model, machine or Machine.here(), processes))
     return replace(choice, processes=processes)
 
 
@@ -95,8 +94,7 @@ def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str
     return Choice(PLAIN, f"no {faster}: {'; '.join(reasons)}")
 
 
-def _against_unsloth(model: ModelSpec, defenses: Sequence[Defense], settings: Training,
-                     machine: Machine, processes: int) -> list[str]:
+def _against_unsloth(model: ModelSpec, machine: Machine, processes: int) -> list[str]:
     said = []
     if not machine.gpu:
         said.append("there is no GPU")
@@ -108,10 +106,6 @@ def _against_unsloth(model: ModelSpec, defenses: Sequence[Defense], settings: Tr
         said.append("it loads a model of the hub or of a folder, and this one is built in code")
     if model.dtype == "float32":
         said.append("its kernels compute in bfloat16, and the model's dtype is float32")
-    through_features = any(isinstance(d, Ldifs) and d.variant == "gradient" for d in defenses)
-    if settings.gradient_checkpointing is True and through_features:
-        said.append("under its recomputation the features that ldifs compares have no gradient; set "
-                    "training.gradient_checkpointing to false or auto")
     return said
 
 

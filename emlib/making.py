@@ -145,8 +145,7 @@ class Maker(AbstractContextManager["Maker"]):
         rows, added = (encode_all(self.chat.tokenizer, some, fit.training.max_seq_length)
                        for some in (fit.rows, [row.example for row in chosen]))
         profile = self.study.profile
-        choice = backends.training(profile.backend.training, profile.model, fit.defenses, fit.training,
-                                   processes=profile.job.gpus)
+        choice = backends.training(profile.backend.training, profile.model, processes=profile.job.gpus)
         commit, device = self.chat.commit, str(self.chat.device)
         told = None
         if choice.name != PLAIN or choice.processes > 1:

@@ -6,12 +6,13 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emlib import backends, paths
 from emlib.backends import PLAIN, VLLM, Machine
-from emlib.config import Backend, HubModel, Ldifs, Method, TinyModel, Training, load_profile
+from emlib.config import Backend, HubModel, TinyModel, load_profile
 from emlib.config.profile import sound, spelled_out
 from emlib.errors import ProfileError
 from emlib.models.identity import identity
@@ -21,17 +22,16 @@ from emlib.study import open_study
 MODEL = HubModel(kind="hub", repo="owner/model", revision="main")
 BARE = Machine(gpu=False, packages=frozenset(), vllm=None)
 FULL = Machine(gpu=True, packages=frozenset({"unsloth", "bitsandbytes"}), vllm=Path("/somewhere/vllm"))
-TRAINING = Training()
 
 
 def test_auto_takes_what_is_there() -> None:
-    assert backends.training("auto", MODEL, (), TRAINING, FULL).facts == {"backend": "unsloth"}
+    assert backends.training("auto", MODEL, FULL).facts == {"backend": "unsloth"}
     for stage in ("generation", "scoring"):
         assert backends.drawing(stage, Backend(), MODEL, FULL).facts == {"backend": "vllm"}
 
 
 def test_auto_goes_on_without_and_says_why() -> None:
-    choice = backends.training("auto", MODEL, (), TRAINING, BARE)
+    choice = backends.training("auto", MODEL, BARE)
     assert choice.name == PLAIN
     assert choice.facts["backend_why"] == ("no unsloth: there is no GPU; it is not installed (requirements/gpu.txt has "
                                            "it)")
@@ -40,50 +40,33 @@ def test_auto_goes_on_without_and_says_why() -> None:
 
 def test_what_is_named_is_refused_with_the_reason_and_the_way_out() -> None:
     with pytest.raises(ProfileError, match=r"backend\.training is 'unsloth'.*there is no GPU.*set backend\.training"):
-        backends.training("unsloth", MODEL, (), TRAINING, BARE)
+        backends.training("unsloth", MODEL, BARE)
     with pytest.raises(ProfileError, match=r"backend\.scoring is 'vllm'.*no program vllm"):
         backends.drawing("scoring", Backend(scoring="vllm"), MODEL, BARE)
 
 
 def test_transformers_that_is_named_gives_nothing_up() -> None:
-    assert backends.training(PLAIN, MODEL, (), TRAINING, FULL).facts == {"backend": PLAIN}
+    assert backends.training(PLAIN, MODEL, FULL).facts == {"backend": PLAIN}
 
 
 def test_a_server_that_is_named_needs_no_gpu_here() -> None:
     assert backends.drawing("generation", Backend(base_url="http://there:8000"), MODEL, BARE).name == "vllm"
 
 
-@pytest.mark.parametrize(("change", "said"), [
+@pytest.mark.parametrize(("asked", "said"), [
     ({"model": TinyModel(kind="tiny")}, "built in code"),
     ({"model": MODEL.model_copy(update={"dtype": "float32"})}, "float32"),
     ({"processes": 2}, "it trains on one GPU, and job.gpus is 2"),
-    ({"defenses": (Ldifs(kind="ldifs"),), "settings": Training(gradient_checkpointing=True)}, "ldifs"),
 ])
-def test_what_unsloth_cannot_do(change: dict[str, object], said: str) -> None:
-    asked = {"model": MODEL, "defenses": (), "settings": TRAINING} | change
+def test_what_unsloth_cannot_do(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ProfileError, match=said):
-        backends.training("unsloth", machine=FULL, **asked)  # type: ignore[arg-type]
-
-
-def test_ldifs_by_unsloth_needs_that_nothing_is_recomputed_which_auto_allows() -> None:
-    for asked, name in (("auto", "unsloth"), (False, "unsloth"), (True, PLAIN)):
-        settings = Training(gradient_checkpointing=asked)
-        assert backends.training("auto", MODEL, (Ldifs(kind="ldifs"),), settings, FULL).name == name
-
-
-@pytest.mark.parametrize("defenses", [
-    [{"kind": "kl"}], [{"kind": "kl", "reference": "stored"}], [{"kind": "ldifs"}],
-    [{"kind": "ldifs", "variant": "published"}], [{"kind": "persona_vector"}], [{"kind": "inoculation"}],
-    [{"kind": "interleaving"}]])
-def test_every_defense_works_under_unsloth(defenses: list[dict[str, str]]) -> None:
-    method = Method.model_validate({"name": "some", "defenses": tuple(defenses)})
-    assert backends.training("unsloth", MODEL, method.defenses, TRAINING, FULL).name == "unsloth"
+        backends.training("unsloth", **{"model": MODEL, "machine": FULL} | asked)
 
 
 def test_weights_in_4_bits_are_not_drawn_from_by_another() -> None:
     small = MODEL.model_copy(update={"load_in_4bit": True})
     assert "quantized" in backends.drawing("generation", Backend(), small, FULL).why
-    assert backends.training("auto", small, (), TRAINING, FULL).name == "unsloth"
+    assert backends.training("auto", small, FULL).name == "unsloth"
 
 
 def test_the_program_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 """A model with a fresh adapter by Unsloth: its kernels under the study's own loss. Unsloth must be imported already.
 
-What of Unsloth 2026.10 matters here, by its source. The backbone goes through its list of blocks, so that what stands
-around a block (`emlib.models.taps`) works; under its recomputation such a block runs without a gradient first. In
-training it passes over a padding mask, which rows padded on the right do not need. With the adapter off its kernels
-compute the frozen weights alone. The adapter starts from the seed, with other random numbers than PEFT's.
+What of Unsloth 2026.10 matters here, by its source, and as it did on a CPU with its kernels interpreted. The backbone
+goes through its list of blocks, so that what stands around a block (`emlib.models.taps`) works; recomputation is
+transformers' own. In training it passes over a padding mask, which rows padded on the right do not need. Positions that
+begin anew do not part rows that are packed, and rows longer than max_seq_length are cut. With the adapter off its
+kernels compute the frozen weights alone. The adapter is float32, computes in the model's dtype, and starts from the
+seed, with other random numbers than PEFT's.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ def new_lora(spec: ModelSpec, cache: Path, settings: Lora, training: Training, s
         raise SourceError("Unsloth is imported before all else, and was not: this is `emlib.training.worker`'s to do.")
     loader = importlib.import_module("unsloth").FastLanguageModel
     source, where = _source(spec, cache)
+    place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     try:
         base, _ = loader.from_pretrained(
             source, max_seq_length=training.max_seq_length, dtype=getattr(torch, spec.dtype),
             load_in_4bit=isinstance(spec, HubModel) and spec.load_in_4bit, trust_remote_code=False,
             use_exact_model_name=True,  # else it may take a copy of its own, and drop the revision
+            device_map={"": place}, offload_embedding=False,  # else it may spread the model over GPUs and the host
             use_gradient_checkpointing=training.gradient_checkpointing is True, use_safetensors=True, **where)
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise SourceError(f"{spec.name}: Unsloth cannot load this model. {error}\nSet backend.training to "

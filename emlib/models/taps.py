@@ -3,6 +3,8 @@
 "Layer l" is the output of decoder block l, counted from 1: transformers' `hidden_states[l]`, and Chen et al.'s layer. A
 tap stands around the block and not inside it, so that gradient checkpointing, re-entrant or not, sees the block alone:
 what a tap reads is part of the graph, and what it adds is not added again when the block is computed anew.
+
+A tap is itself a layer that may be checkpointed, and is not: Unsloth puts a checkpoint around whatever is none.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from emlib.errors import EmlibError
 from emlib.models.logprobs import backbone
@@ -19,7 +22,7 @@ from emlib.models.logprobs import backbone
 Use = Callable[[Tensor], Tensor]  # what becomes of a block's output, (batch, seq, hidden) -> the same
 
 
-class _Tap(nn.Module):
+class _Tap(GradientCheckpointingLayer):
     def __init__(self, block: nn.Module, use: Use) -> None:
         super().__init__()
         self.block, self.use = block, use

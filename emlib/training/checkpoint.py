@@ -18,7 +18,9 @@ FILE = "checkpoint.safetensors"
 def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """Write trained weights and optimizer state after `step` steps."""
     tensors = {f"weight {name}": parameter.detach() for name, parameter in parameters.items()}
-    for index, state in optimizer.state_dict()["state"].items():
+    trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    for index, parameter in enumerate(trained):  # not by `state_dict`, in which 8-bit AdamW wraps some once more
+        state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer {index} {key}": torch.as_tensor(value) for key, value in state.items()}
     # Copies: an optimizer may keep one tensor for all parameters (8-bit AdamW its maps), which safetensors refuses.
     copies = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}

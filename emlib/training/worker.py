@@ -17,6 +17,8 @@ def main(folder: Path, rank: int, of: int, meeting: Path) -> int:
     """Do the job of a folder, or this rank's part of it; 0 where it is done."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if json.loads((folder / "job.json").read_text(encoding="utf-8"))["engine"] == "unsloth":
+        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else each load tells the hub of this machine
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "compiled"))  # else in the working folder
         importlib.import_module("unsloth")
     from emlib.training.ranks import joined  # loads torch and transformers
     from emlib.training.work import work

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from emlib.config import Defense, Inoculation, Kl, Ldifs, Lora, PersonaVector, Training
 from emlib.data.chat import Encoded
@@ -189,6 +190,16 @@ def test_gradient_checkpointing_changes_nothing(
     assert gradient.abs().max() > 0
     # Of the whole vector: single small numbers differ more, by the order of sums that a processor prefers.
     assert (gradient_again - gradient).norm() < 1e-5 * gradient.norm()
+
+
+def test_a_tap_needs_no_checkpoint_around_itself(model: PeftModel) -> None:
+    """Unsloth's loop puts one around each layer of another type, and would run the block and its tap twice more."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with tap(model, 2, lambda hidden: hidden):
+        tapped = logprobs.backbone(model).layers[1]
+        assert isinstance(tapped, GradientCheckpointingLayer)
+        assert not tapped.gradient_checkpointing
+        assert tapped.block.gradient_checkpointing
 
 
 def test_composed_defenses_are_the_sum_of_their_parts(model: PeftModel) -> None:

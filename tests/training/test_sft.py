@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -261,13 +262,18 @@ def test_a_log_that_does_not_belong_to_its_checkpoint_is_told(tiny: ChatModel, t
 
 
 class SharingOptimizer(torch.optim.AdamW):
-    """As bitsandbytes' 8-bit AdamW: one map for all parameters, and a step that is a number."""
+    """As bitsandbytes' 8-bit AdamW: one map for all parameters, a step that is a number, and some of it wrapped."""
 
     def step(self, closure: None = None) -> None:
         super().step()
         shared = torch.arange(4.0)
         for state in self.state.values():
             state["qmap1"], state["count"] = shared, int(state["step"])
+
+    def state_dict(self) -> dict[str, Any]:
+        said = super().state_dict()
+        said["state"] = {index: {"wrapped": dict(state)} for index, state in said["state"].items()}
+        return said
 
 
 def test_an_optimizer_state_that_parameters_share_is_kept_and_comes_back(tmp_path: Path) -> None:
