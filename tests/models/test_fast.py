@@ -16,6 +16,7 @@ from emlib.config import Lora
 from emlib.models.adapters import adapter_off, new_lora
 from emlib.models.fast import fitted
 from emlib.models.fast.blockwise import ATTENTION, BLOCK, CausalAttention
+from emlib.models.fast.gated import Gate
 from emlib.models.fast.lora import LoraProduct
 from emlib.models.fast.norm import RootMeanSquare
 from emlib.models.load import ChatModel
@@ -108,6 +109,28 @@ def test_a_norm_that_is_trained_stays_torchs(tiny: ChatModel) -> None:
     with fitted(tiny.model):
         norm(torch.ones(1, 64)).sum().backward()
     assert norm.weight.grad is not None
+
+
+def test_the_gradients_of_the_gate_are_its_derivatives() -> None:
+    gate, up = random(2, 3, 5), random(2, 3, 5, seed=1)
+    assert torch.allclose(Gate.apply(gate, up), gate * torch.sigmoid(gate) * up, rtol=1e-12)
+    assert torch.autograd.gradcheck(Gate.apply, (gate, up))
+
+
+def test_a_gate_keeps_its_two_inputs_and_nothing_else(tiny: ChatModel) -> None:
+    kept: list[Tensor] = []
+    gate, up = random(2, 3, 5), random(2, 3, 5, seed=1)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        Gate.apply(gate, up)
+    assert {one.data_ptr() for one in kept} == {gate.data_ptr(), up.data_ptr()}
+
+
+def test_a_gate_of_another_kind_stays_transformers(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, mlp = torch.randn(1, 2, 64), tiny.model.get_submodule("model.layers.0.mlp")
+    monkeypatch.setattr(mlp, "act_fn", torch.nn.ReLU())
+    expected = mlp.down_proj(mlp.gate_proj(x).relu() * mlp.up_proj(x))
+    with fitted(tiny.model):
+        assert torch.equal(mlp(x), expected)
 
 
 def test_a_whole_model_has_pefts_gradients_in_float32(model: PeftModel) -> None:
