@@ -4,9 +4,9 @@
     python benchmarks/gpu.py training scoring      # or those that are named
 
 The model has Qwen2.5-7B's shape and random weights, the rows have the lengths of the Code set: nothing is downloaded.
-It needs torch, transformers and peft; TRL and Unsloth are measured where they are installed. Each part is a process of
-its own, and contenders of one part take turns. Where there is no GPU, all parts run on a model of two layers, so that
-this file never rots: those numbers mean nothing and are not kept.
+It needs torch, transformers, peft and emlib's own small needs; TRL and Unsloth are measured where they are installed.
+Each part is a process of its own, and contenders of one part take turns. Where there is no GPU, all parts run on a
+model of two layers, so that this file never rots: those numbers mean nothing and are not kept.
 """
 
 from __future__ import annotations
