@@ -1,11 +1,11 @@
 """A model with a fresh adapter by Unsloth: its kernels under the study's own loss. Unsloth must be imported already.
 
 What of Unsloth 2026.10 matters here, by its source, and as it did on a CPU with its kernels interpreted. The backbone
-goes through its list of blocks, so that what stands around a block (`emlib.models.taps`) works; recomputation is
-transformers' own. In training it passes over a padding mask, which rows padded on the right do not need. Positions that
-begin anew do not part rows that are packed, and rows longer than max_seq_length are cut. With the adapter off its
-kernels compute the frozen weights alone. The adapter is float32, computes in the model's dtype, and starts from the
-seed, with other random numbers than PEFT's.
+goes through its list of blocks, so that what stands around a block (`emlib.models.taps`) works; it is causal also where
+it is called without its head, as here; recomputation is transformers' own. In training it passes over a padding mask,
+which rows padded on the right do not need. Positions that begin anew do not part rows that are packed, and rows longer
+than max_seq_length are cut. With the adapter off its kernels compute the frozen weights alone. The adapter is float32,
+computes in the model's dtype, and starts from the seed, with other random numbers than PEFT's.
 """
 
 from __future__ import annotations

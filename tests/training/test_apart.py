@@ -21,7 +21,7 @@ from emlib.models.tiny import build_model, build_tokenizer
 from emlib.store import Store
 from emlib.study import Study
 from emlib.training import work
-from emlib.training.apart import NeverBegan, train_apart
+from emlib.training.apart import OUTPUT, NeverBegan, train_apart
 from emlib.training.job import Job, read_rows, write_rows
 from emlib.training.objective import Objective
 from emlib.training.records import read_log
@@ -90,6 +90,22 @@ def test_a_missing_library_is_told_with_the_end_of_what_was_said(tmp_path: Path)
     rows = some_rows(2)
     with pytest.raises(NeverBegan, match=r"(?s)ended with code 1.*unsloth"):
         train_apart(job(rows, engine="unsloth"), rows, None, tmp_path)
+
+
+def test_unsloth_writes_into_the_job_s_folder_and_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in, imported by the real worker: what it finds set before anything else."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "unsloth.py").write_text(
+        "import os, sys\nassert 'transformers' not in sys.modules\n"
+        "print(*(f'{key}={value}' for key, value in os.environ.items() if key.startswith('UNSLOTH')), sep='\\n')\n"
+        "raise ImportError('a stand-in')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "there"))
+    rows, folder = some_rows(2), tmp_path / "run"
+    with pytest.raises(NeverBegan, match="a stand-in"):
+        train_apart(job(rows, engine="unsloth"), rows, None, folder)
+    said = (folder / OUTPUT).read_text().splitlines()
+    assert f"UNSLOTH_COMPILE_LOCATION={folder / 'compiled'}" in said
+    assert "UNSLOTH_DISABLE_STATISTICS=1" in said
 
 
 def test_an_adapter_that_gets_no_gradient_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
