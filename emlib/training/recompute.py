@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from emlib.config import Training
 from emlib.data.chat import Encoded
-from emlib.models.fast import by_unsloth
 from emlib.training.batches import forward_batches, largest_pass
 from emlib.training.head import head_bytes
 from emlib.training.objective import Objective, Totals
@@ -64,8 +63,6 @@ def _choice(model: nn.Module, rows: Sequence[Encoded], steps: Sequence[Sequence[
             objective: Objective, ranks: Ranks) -> Recompute:
     if settings.gradient_checkpointing != "auto":
         return Recompute(settings.gradient_checkpointing, "as the settings say")
-    if by_unsloth():
-        return Recompute(False, "Unsloth was loaded to keep everything")
     device = next(model.parameters()).device
     if device.type not in MEASURED:
         return Recompute(False, "passes are small where there is no GPU")

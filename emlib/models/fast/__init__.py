@@ -27,7 +27,7 @@ from emlib.models.fast.norm import plain_norms
 from emlib.models.fast.packing import packs
 from emlib.models.fast.varlen import packed_attention
 
-__all__ = ["by_unsloth", "fitted", "packs"]
+__all__ = ["fitted", "packs"]
 
 LAYERS = (plain_lora, plain_norms, plain_gates)
 # By the kind of device, what lets rows go packed for a while; it yields why they do not, or nothing.
@@ -42,7 +42,7 @@ def fitted(model: nn.Module) -> Iterator[str]:
     What one of the four functions cannot do, transformers, PEFT and torch do as ever; each says what that is. What is
     yielded says why rows do not go packed (`packs`), and is empty where they do.
     """
-    if by_unsloth():
+    if "unsloth" in sys.modules:  # it has changed transformers and PEFT in this process
         yield "Unsloth's kernels take padded rows"
         return
     kind = next(model.parameters()).device.type
@@ -53,8 +53,3 @@ def fitted(model: nn.Module) -> Iterator[str]:
             yield stack.enter_context(ATTENTION[kind](model))
         else:
             yield f"no attention for packed rows on a device of the kind '{kind}'"
-
-
-def by_unsloth() -> bool:
-    """Whether Unsloth has changed transformers and PEFT in this process: its kernels stand in these places then."""
-    return "unsloth" in sys.modules
