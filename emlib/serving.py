@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from emlib import backends, paths
+from emlib import backends, gpus, paths
 from emlib.backends import PLAIN, Choice
 from emlib.data.chat import encode_prompt
 from emlib.errors import EmlibError
 from emlib.generation.vllm import VllmClient
 from emlib.generation.vllm_server import BASE, arguments, free_port, serving
+from emlib.interleaving import adapter_folder
 from emlib.models import adapters
 from emlib.models.agreement import refuse_apart
 from emlib.models.logprobs import token_logprobs
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from emlib.making import Maker
 
 PROBES = 4  # prompts that each adapter is proved on
+TOGETHER = 8  # adapters that a server of our own may have in one batch: each has room in the GPU's memory of its own
 
 
 class Serving(AbstractContextManager["Serving"]):
@@ -32,6 +35,7 @@ class Serving(AbstractContextManager["Serving"]):
     def __init__(self, maker: Maker) -> None:
         self.maker, self.stack = maker, ExitStack()
         self.proved: set[str] = set()
+        self.adapters = 1
         self.failed: EmlibError | None = None  # what kept the server from starting: tried once a sitting
 
     def __exit__(self, *exception: object) -> None:
@@ -58,10 +62,23 @@ class Serving(AbstractContextManager["Serving"]):
             return Choice(PLAIN, f"no vllm: {error}")
         return choice
 
+    def expect(self, adapters: int) -> None:
+        """So many adapters will be asked at once. A server that runs already computes as many together as it could."""
+        self.adapters = max(self.adapters, min(adapters, TOGETHER))
+
+    def stop(self) -> None:
+        """Send no more requests: something failed, and the sitting ends."""
+        if "client" in self.__dict__:
+            self.client.stop()
+
+    def drawing(self) -> Choice:
+        """What is to draw answers, before any adapter is proved."""
+        profile = self.maker.study.profile
+        return backends.drawing("generation", profile.backend, profile.model)
+
     def steered(self) -> Choice:
         """What answers under a vector that is added to activations: transformers, whatever the profile says."""
-        profile = self.maker.study.profile
-        choice = backends.drawing("generation", profile.backend, profile.model)
+        choice = self.drawing()
         return choice if choice.name == PLAIN else Choice(
             PLAIN, f"{choice.name} draws in a model of its own, which is not steered")
 
@@ -73,9 +90,11 @@ class Serving(AbstractContextManager["Serving"]):
         if url is None:
             program, port = backends.vllm_program(), free_port()
             assert program is not None, "the choice looked for it"
-            told = arguments(profile.model, paths.cache(), profile.lora.rank, self.longest, port)
+            rank, modules = self._shape()
+            told = arguments(profile.model, paths.cache(), rank, modules, self.longest, port, self.adapters,
+                             gpu=bool(gpus.devices()))
             log = self.maker.study.folder / f"vllm-{port}.log"
-            client = VllmClient(self.stack.enter_context(serving(program, told, port, log)), BASE)
+            client = VllmClient(self.stack.enter_context(serving(program, told, port, log)), BASE, log=log)
         else:
             client = VllmClient(url)
         self.stack.callback(client.close)
@@ -87,6 +106,16 @@ class Serving(AbstractContextManager["Serving"]):
         profile = self.maker.study.profile
         drawn = [profile.evaluation.sampling.max_new_tokens, profile.extraction.sampling.max_new_tokens]
         return profile.training.max_seq_length + max(drawn) + 1
+
+    def _shape(self) -> tuple[int, set[str]]:
+        """The largest rank, and the layers, of the adapters that the study trains and of one's own scorers."""
+        profile = self.maker.study.profile
+        rank, modules = profile.lora.rank, set(profile.lora.target_modules)
+        for scorer in (profile.pool.scorers if profile.pool else None) or ():
+            if scorer.folder is not None:
+                said = json.loads((adapter_folder(scorer) / "adapter_config.json").read_text(encoding="utf-8"))
+                rank, modules = max(rank, said["r"]), modules | set(said["target_modules"])
+        return rank, modules
 
     def model(self, name: str | None, folder: Path | None) -> str:
         """What the server calls the model under an adapter, which it has loaded then."""

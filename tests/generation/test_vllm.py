@@ -152,7 +152,7 @@ def test_a_server_of_ones_own_is_started_and_ended(program: Path, folder: Path, 
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     port = free_port()
-    told = arguments(FolderModel(kind="folder", path=str(folder), dtype="float32"), tmp_path, 4, 64, port)
+    told = arguments(FolderModel(kind="folder", path=str(folder), dtype="float32"), tmp_path, 4, ["q_proj"], 64, port)
     with serving(program, told, port, tmp_path / "vllm.log") as address:
         client = VllmClient(address)
         assert len(client.logprobs("base", [[1, 2, 3]])[0]) == 2
@@ -172,11 +172,12 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 def test_the_rank_is_one_that_the_kernels_take(tmp_path: Path) -> None:
     spec = HubModel(kind="hub", repo="owner/model", revision="a" * 40)
-    told = arguments(spec, tmp_path, 24, 100, 1)
+    told = arguments(spec, tmp_path, 24, ["q_proj", "v_proj"], 100, 1, 3)
     assert told[:4] == ["serve", "owner/model", "--revision", "a" * 40]
     assert told[told.index("--max-lora-rank") + 1] == "32"
+    assert told[told.index("--max-loras") + 1] == "3"
     with pytest.raises(EmlibError, match=r"lora\.rank is 1024"):
-        arguments(spec, tmp_path, 1024, 100, 1)
+        arguments(spec, tmp_path, 1024, ["q_proj"], 100, 1)
 
 
 def study(folder: Path, tmp_path: Path, **backend: str) -> Study:
