@@ -53,9 +53,10 @@ SERVED_ROWS = 1024  # answers that are asked of a server between two writes: fou
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a quiz is drawn: by what, in which batches, and what draws them, while `begun` lasts."""
+    """How a quiz is drawn: by what, under which adapter, in which batches, and what draws them while `begun` lasts."""
 
     choice: Choice
+    under: tuple[str | None, Path | None]
     batches: list[list[Request]]
     begun: AbstractContextManager[Draw]
 
@@ -309,9 +310,9 @@ class Maker(AbstractContextManager["Maker"]):
         rows = quiz.sampling.batch_rows if choice.name == PLAIN else SERVED_ROWS
         batches = plan(quiz.questions, quiz.samples, self.chat.tokenizer, rows)
         if choice.name == PLAIN:
-            return Drawing(choice, batches, self._by_model(quiz, adapter))
+            return Drawing(choice, (name, place), batches, self._by_model(quiz, adapter))
         ends = end_tokens(self.chat.model, self.chat.tokenizer)
-        return Drawing(choice, batches, nullcontext(partial(
+        return Drawing(choice, (name, place), batches, nullcontext(partial(
             self.serving.client.answers, self.serving.model(name, place), self.chat.tokenizer,
             sampling=quiz.sampling, seed=quiz.seed, ends=ends)))
 

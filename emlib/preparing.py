@@ -151,6 +151,8 @@ class Preparer:
         serving = self.maker.serving
         works = [partial(scored_by, partial(serving.client.nll, serving.model(served[name], place)), rows,
                          self._ledger(key), SERVED_TOKENS, name) for name, (place, key) in models.items()]
+        if not serving.mixes((served[name], place) for name, (place, _) in models.items()):
+            return {name: iter(work()) for name, work in zip(models, works, strict=True)}
         with together(works, serving.stop) as found:
             return {name: iter(losses) for name, losses in zip(models, found, strict=True)}
 

@@ -2,7 +2,8 @@
 
 A vLLM server computes requests under different adapters in one batch, and is at its best while it has many. So every
 adapter is trained and proved first, here, where the model is; then each set of answers is asked for in a thread of its
-own, which makes its artefact under its own lock as ever. The client bounds what is under way, over all of them.
+own, which makes its artefact under its own lock as ever. The client bounds what is under way, over all of them. Where
+a server does not compute several adapters rightly in one batch, one set is asked for after another.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 def answered(maker: Maker, asked: Sequence[Asked]) -> Iterator[Iterator[Artefact]]:
     """The answers to each, in their order, made where they are not there."""
     drawings = _ready(maker, asked) if maker.serving.drawing().name != PLAIN else [None] * len(asked)
-    served = [drawing is not None and drawing.choice.name != PLAIN for drawing in drawings]
-    works = [partial(maker.answers, one.name, one.fit, one.quiz, one.read, drawing)
+    served = [drawing for drawing in drawings if drawing is not None and drawing.choice.name != PLAIN]
+    works = [(partial(maker.answers, one.name, one.fit, one.quiz, one.read, drawing), drawing in served)
              for one, drawing in zip(asked, drawings, strict=True)]
-    with together([work for work, by_server in zip(works, served, strict=True) if by_server],
-                  maker.serving.stop) as found:
-        yield (next(found) if by_server else work() for work, by_server in zip(works, served, strict=True))
+    if not maker.serving.mixes(drawing.under for drawing in served):
+        yield (work() for work, _ in works)
+        return
+    with together([work for work, by_server in works if by_server], maker.serving.stop) as found:
+        yield (next(found) if by_server else work() for work, by_server in works)
 
 
 def _ready(maker: Maker, asked: Sequence[Asked]) -> list[Drawing | None]:

@@ -42,8 +42,9 @@ class VllmClient:
     Several threads may ask at once: together they have `at_once` requests under way, and the others wait their turn.
     """
 
-    def __init__(self, base_url: str, base: str | None = None, at_once: int = AT_ONCE,
+    def __init__(self, base_url: str, base: str | None = None, at_once: int | None = None,
                  log: Path | None = None) -> None:
+        at_once = at_once or AT_ONCE
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self.more = "" if log is None else f" Its log is {log}."
         self.http = httpx.Client(timeout=httpx.Timeout(3600, connect=30),
@@ -80,7 +81,11 @@ class VllmClient:
 
     def logprobs(self, model: str, prompts: Sequence[Sequence[int]], what: str = "scores") -> list[list[float]]:
         """The log p of each prompt's second to last token given those before it, in nats."""
-        return self._all(lambda prompt: self._prompt(model, prompt), prompts, what)
+        return self.mixed([(model, prompt) for prompt in prompts], what)
+
+    def mixed(self, asked: Sequence[tuple[str, Sequence[int]]], what: str) -> list[list[float]]:
+        """The same for prompts under one model or another, which the engine has in one batch."""
+        return self._all(lambda one: self._prompt(*one), asked, what)
 
     def nll(self, model: str, rows: Sequence[Encoded], what: str = "scores") -> list[float]:
         """Equation 4 for each row: the mean over its answer's tokens of -log p."""

@@ -23,10 +23,11 @@ from emlib.making import Maker
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel
 from emlib.models.load import ChatModel, load
+from emlib.runs import QUESTION_SETS, Run
 from emlib.scoring.nll import batch_nll
 from emlib.store import Store
 from emlib.study import Study
-from emlib.types import Question
+from emlib.types import Answer, Question
 from tests.generation.vllm_program import Served, server
 from tests.made import some_rows
 
@@ -229,3 +230,83 @@ def test_a_prompt_goes_to_the_server_as_it_goes_to_transformers(url: str, served
     client.answers("base", chat.tokenizer, [request], SAMPLING, 0, {258})
     assert served.posted[-1][1]["prompt"] == encode_prompt(chat.tokenizer, request.question.context)
     client.close()
+
+
+THREE = ["untrained", "aligned", "misaligned"]
+
+
+def made(study: Study, runs: list[Run]) -> list[list[Answer] | None]:
+    """The runs' answers to both sets of questions, after they were made."""
+    with Maker(study) as maker:
+        maker.make_all(runs)
+    return [study.answers(run, which) for run in runs for which in QUESTION_SETS]
+
+
+def test_all_questions_of_all_runs_are_asked_at_once(url: str, served: Served, folder: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr("emlib.generation.vllm.AT_ONCE", 120)
+    together, alone = (study(folder, tmp_path / name, base_url=url) for name in ("together", "alone"))
+    runs = together.runs(methods=THREE)
+    found = made(together, runs)
+    assert served.mixed == 3, "answers of both adapters and of the base were under way together"
+    assert 60 < served.most <= 120
+    with Maker(alone) as maker:
+        for run in runs:
+            maker.make(run)
+    assert found == [alone.answers(run, which) for run in runs for which in QUESTION_SETS]
+    assert None not in found
+    assert found[0] != found[2] != found[4]
+
+
+def test_a_server_that_mixes_adapters_up_is_asked_for_one_after_another(
+        url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    sound, spilling = (study(folder, tmp_path / name, base_url=url) for name in ("sound", "spilling"))
+    runs = sound.runs(methods=["untrained", "misaligned"])
+    expected = made(sound, runs)
+    served.spills = True
+    assert made(spilling, runs) == expected
+    assert "one adapter after another" in capsys.readouterr().out
+
+
+def test_scores_under_all_adapters_are_asked_for_at_once_where_that_changes_nothing(
+        url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    found, most = [], []
+    for spills in (False, True):
+        served.spills, served.most = spills, 0
+        one = study(folder, tmp_path / str(spills), base_url=url)
+        run = one.runs(methods=["interleaving+"])[0]
+        one.select([run])
+        found.append([number for row in losses(one, run.dataset) for number in (row.aligned, *row.misaligned)])
+        most.append(served.most)
+    assert most[0] > 40 >= most[1], "there are 40 rows"
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_an_error_in_one_run_ends_the_others_and_what_is_there_stays(
+        url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr("emlib.making.SERVED_ROWS", 8)
+    monkeypatch.setattr("emlib.generation.vllm.AT_ONCE", 8)
+    one = study(folder, tmp_path, base_url=url)
+    runs = one.runs(methods=THREE)
+    everything = len(runs) * sum(one.samples(which) * len(one.questions(runs[0], which)) for which in QUESTION_SETS)
+    served.answers_left = 60  # there are six sets, of which eight answers are asked for in turn
+    with pytest.raises(EmlibError, match="out of answers"):
+        made(one, runs)
+    assert answers_posted(served) <= 60 + 2 * 8, "others went on"
+    answers = tmp_path / "store" / "answers"
+    kept = [*answers.glob("*.partial/work/vllm/*.jsonl"), *answers.glob("*/answers.jsonl")]
+    assert len(kept) >= 6
+    served.answers_left = None
+    served.posted.clear()
+    assert None not in made(one, runs)
+    assert answers_posted(served) == everything - sum(len(path.read_text().splitlines()) for path in kept)
+
+
+def answers_posted(served: Served) -> int:
+    """How many answers it was asked for."""
+    return sum("seed" in body for _, body in served.posted)

@@ -30,26 +30,38 @@ class Served:
     """The model, its adapters by name, and every body that was posted. `lie` is added to every -log p.
 
     `rank` is the largest of adapters. With `head` adapters may change the head, where prompts' log-probabilities end
-    the engine. `most` and `mixed` are the most requests, and the most adapters, that were under way at once.
+    the engine. With `spills` the base is computed under the last adapter while one is asked for, as on a CPU. `most`
+    and `mixed` are the most requests, and the most models of answers, that were under way at once. After
+    `answers_left` answers there are only errors.
     """
 
-    def __init__(self, chat: ChatModel, lie: float = 0.0, rank: int = 512, head: bool = False) -> None:
-        self.chat, self.lie, self.rank, self.head, self.lock = chat, lie, rank, head, threading.Lock()
+    def __init__(self, chat: ChatModel, lie: float = 0.0, rank: int = 512, head: bool = False,
+                 spills: bool = False) -> None:
+        self.chat, self.lie, self.rank, self.head, self.spills = chat, lie, rank, head, spills
+        self.lock, self.counting = threading.Lock(), threading.Lock()
         self.folders: dict[str, Path] = {}
         self.posted: list[tuple[str, dict[str, Any]]] = []
-        self.under_way, self.most, self.mixed = Counter[str](), 0, 0
+        self.under_way, self.most, self.mixed = Counter[tuple[str, bool]](), 0, 0
+        self.answers_left: int | None = None
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        model = str(body.get("model"))
-        self.under_way[model] += 1
-        self.most = max(self.most, self.under_way.total())
-        self.mixed = max(self.mixed, sum(count > 0 for count in self.under_way.values()))
+        if path.endswith("_lora_adapter"):
+            with self.lock:
+                self.posted.append((path, body))
+                return self._adapter(path, body)
+        self._count(body, 1)
         try:
             with self.lock:
                 self.posted.append((path, body))
-                return self._adapter(path, body) if path.endswith("_lora_adapter") else self._completion(body)
+                return self._completion(body)
         finally:
-            self.under_way[model] -= 1
+            self._count(body, -1)
+
+    def _count(self, body: dict[str, Any], more: int) -> None:
+        with self.counting:
+            self.under_way[body["model"], "seed" in body] += more
+            self.most = max(self.most, self.under_way.total())
+            self.mixed = max(self.mixed, sum(count > 0 for (_, answer), count in self.under_way.items() if answer))
 
     def _adapter(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         name = body["lora_name"]
@@ -72,12 +84,19 @@ class Served:
     def _completion(self, body: dict[str, Any]) -> tuple[int, Any]:
         if "prompt_logprobs" in body and self.head:
             return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
-        if body["model"] == "base":
+        if "seed" in body and self.answers_left is not None:
+            self.answers_left -= 1
+            if self.answers_left < 0:
+                return _error(500, "out of answers")
+        model = body["model"]
+        if model == "base" and self.spills and any(self.under_way[name, "seed" in body] for name in self.folders):
+            model = list(self.folders)[-1]
+        if model == "base":
             return 200, {"choices": [self._choice(self.chat.model, body)]}
-        if body["model"] not in self.folders:
-            return _error(404, f"The model `{body['model']}` does not exist. Valid aliases: base.")
-        with adapters.loaded(self.chat.model, self.folders[body["model"]]) as model:
-            return 200, {"choices": [self._choice(model, body)]}
+        if model not in self.folders:
+            return _error(404, f"The model `{model}` does not exist. Valid aliases: base.")
+        with adapters.loaded(self.chat.model, self.folders[model]) as under:
+            return 200, {"choices": [self._choice(under, body)]}
 
     @torch.inference_mode()
     def _choice(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
