@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -142,13 +142,11 @@ class VllmClient:
         """Everything at once, as far as the server takes it; the first error ends the others."""
         asked = [self.pool.submit(ask, one) for one in things]
         try:
-            for done in bar(as_completed(asked), what, "request", total=len(asked)):
-                done.result()
+            return [one.result() for one in bar(asked, what, "request", total=len(asked))]
         except BaseException:
             for one in asked:
                 one.cancel()
             raise
-        return [one.result() for one in asked]
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, request: Request, drawn: Drawn) -> Answer:
