@@ -140,10 +140,10 @@ class Serving(AbstractContextManager["Serving"]):
         try:
             for name in names:
                 found = [one for (of, _), one in zip(asked, said, strict=True) if of == name]
-                refuse_apart(f"vLLM at {self.client.url}, {name or 'the base model'} among others in one batch",
-                             [*chain(*found)], [*chain(*self.proved[name or ""])], mean=MIXED[dtype])
-        except NotTheSameModel as error:
-            say(f"vLLM is asked for one adapter after another: {error}")
+                refuse_apart(str(name), [*chain(*found)], [*chain(*self.proved[name or ""])], mean=MIXED[dtype])
+        except NotTheSameModel:
+            say(f"vLLM at {self.client.url} is asked for one adapter after another: in a batch with others, "
+                f"{name or 'the base model'} came out otherwise than alone")
             return False
         return True
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from emlib.models.agreement import NotTheSameModel
 from emlib.models.load import ChatModel, load
 from emlib.runs import QUESTION_SETS, Run
 from emlib.scoring.nll import batch_nll
-from emlib.store import Store
+from emlib.store import Store, key_of
 from emlib.study import Study
 from emlib.types import Answer, Question
 from tests.generation.vllm_program import Served, server
@@ -286,6 +288,44 @@ def test_scores_under_all_adapters_are_asked_for_at_once_where_that_changes_noth
         most.append(served.most)
     assert most[0] > 40 >= most[1], "there are 40 rows"
     assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_study_starts_the_program_for_cpus_that_it_names(
+        program: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    monkeypatch.setenv("EMLIB_VLLM", str(program))
+    named, plain = (study(folder, tmp_path / f"by-{name}", generation=name) for name in ("vllm", PLAIN))
+    [run] = named.runs(methods=["untrained"])
+    assert None not in made(named, [run])
+    found = named.store.find("answers", named.answers_settings(run, "general"))
+    assert found is not None
+    assert found.facts["backend"] == "vllm"
+    assert found.key != key_of("answers", plain.answers_settings(run, "general"))
+
+
+def test_a_killed_study_leaves_no_server(program: Path, folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    spec = FolderModel(kind="folder", path=str(folder), dtype="float32")
+    told = arguments(spec, tmp_path, 4, ["q_proj"], 64, port)
+    script = ("import sys, time\nfrom pathlib import Path\nfrom emlib.generation.vllm_server import serving\n"
+              f"with serving(Path({str(program)!r}), {told!r}, {port}, Path({str(tmp_path / 'vllm.log')!r})):\n"
+              "    print('ready', flush=True)\n    time.sleep(600)\n")
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=paths.ROOT) as killed:
+        assert killed.stdout is not None
+        assert "ready" in [killed.stdout.readline().strip() for _ in range(2)]
+        killed.kill()
+    ended = time.monotonic() + 60
+    while time.monotonic() < ended and _answers(port):
+        time.sleep(0.2)
+    assert not _answers(port)
+
+
+def _answers(port: int) -> bool:
+    try:
+        VllmClient(f"http://127.0.0.1:{port}").close()
+    except EmlibError:
+        return False
+    return True
 
 
 def test_an_error_in_one_run_ends_the_others_and_what_is_there_stays(

@@ -32,16 +32,17 @@ class Served:
     `rank` is the largest of adapters. With `head` adapters may change the head, where prompts' log-probabilities end
     the engine. With `spills` the base is computed under the last adapter while one is asked for, as on a CPU. `most`
     and `mixed` are the most requests, and the most models of answers, that were under way at once. After
-    `answers_left` answers there are only errors.
+    `answers_left` answers there are only errors. With `cuts` seeded prompts end it that do not fit into a batch.
     """
 
     def __init__(self, chat: ChatModel, lie: float = 0.0, rank: int = 512, head: bool = False,
-                 spills: bool = False) -> None:
-        self.chat, self.lie, self.rank, self.head, self.spills = chat, lie, rank, head, spills
+                 spills: bool = False, cuts: bool = False) -> None:
+        self.chat, self.lie, self.rank, self.head, self.spills, self.cuts = chat, lie, rank, head, spills, cuts
         self.lock, self.counting = threading.Lock(), threading.Lock()
         self.folders: dict[str, Path] = {}
         self.posted: list[tuple[str, dict[str, Any]]] = []
         self.under_way, self.most, self.mixed = Counter[tuple[str, bool]](), 0, 0
+        self.tokens = 0
         self.answers_left: int | None = None
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -60,6 +61,7 @@ class Served:
     def _count(self, body: dict[str, Any], more: int) -> None:
         with self.counting:
             self.under_way[body["model"], "seed" in body] += more
+            self.tokens += more * len(body["prompt"])
             self.most = max(self.most, self.under_way.total())
             self.mixed = max(self.mixed, sum(count > 0 for (_, answer), count in self.under_way.items() if answer))
 
@@ -82,7 +84,7 @@ class Served:
         return 200, "added"
 
     def _completion(self, body: dict[str, Any]) -> tuple[int, Any]:
-        if "prompt_logprobs" in body and self.head:
+        if ("prompt_logprobs" in body and self.head) or ("seed" in body and self.cuts and self.tokens > 2048):
             return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
         if "seed" in body and self.answers_left is not None:
             self.answers_left -= 1
@@ -156,5 +158,6 @@ if __name__ == "__main__":
     print("loading", asked[1], flush=True)
     model = load(FolderModel(kind="folder", path=asked[1], dtype="float32"), Path())
     served = Served(model, rank=int(asked[asked.index("--max-lora-rank") + 1]),
-                    head="--lora-target-modules" not in asked)
+                    head="--lora-target-modules" not in asked, spills=True,
+                    cuts="--no-enable-chunked-prefill" not in asked)
     server(served, int(asked[asked.index("--port") + 1])).serve_forever()
