@@ -76,8 +76,9 @@ def drawing(stage: str, backend: Backend, model: ModelSpec, machine: Machine | N
     Raises:
         ProfileError: vLLM was named, and cannot be had; with the reason.
     """
-    return _chosen(stage, getattr(backend, stage), "vllm", lambda: _against_vllm(
-        model, backend.base_url, machine or Machine.here()))
+    wanted = getattr(backend, stage)
+    return _chosen(stage, wanted, "vllm", lambda: _against_vllm(
+        wanted, model, backend.base_url, machine or Machine.here()))
 
 
 def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str]]) -> Choice:
@@ -109,13 +110,14 @@ def _against_unsloth(model: ModelSpec, defenses: Sequence[Defense], settings: Tr
     return said
 
 
-def _against_vllm(model: ModelSpec, base_url: str | None, machine: Machine) -> list[str]:
+def _against_vllm(wanted: str, model: ModelSpec, base_url: str | None, machine: Machine) -> list[str]:
+    """Where it is named, a program for CPUs does as well; what is not one says so when it is started."""
     said = []
     if isinstance(model, TinyModel):
         said.append("it loads a model of the hub or of a folder, and this one is built in code")
     if isinstance(model, HubModel) and model.load_in_4bit:
         said.append("it is to read the weights that training reads, and those are quantized while loading")
-    if base_url is None and not machine.gpu:
+    if base_url is None and not machine.gpu and wanted == "auto":
         said.append("there is no GPU, and backend.base_url names no server")
     if base_url is None and machine.vllm is None:
         said.append(f"there is no program vllm (`make vllm` installs it, {VLLM} names one)")

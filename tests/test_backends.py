@@ -53,6 +53,12 @@ def test_a_server_that_is_named_needs_no_gpu_here() -> None:
     assert backends.drawing("generation", Backend(base_url="http://there:8000"), MODEL, BARE).name == "vllm"
 
 
+def test_a_program_for_cpus_is_taken_where_vllm_is_named() -> None:
+    machine = Machine(gpu=False, packages=frozenset(), vllm=Path("/somewhere/vllm"))
+    assert backends.drawing("generation", Backend(generation="vllm"), MODEL, machine).name == "vllm"
+    assert "there is no GPU" in backends.drawing("generation", Backend(), MODEL, machine).why
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"model": TinyModel(kind="tiny")}, "built in code"),
     ({"model": MODEL.model_copy(update={"dtype": "float32"})}, "float32"),

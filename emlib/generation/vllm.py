@@ -2,14 +2,16 @@
 
 Only token ids go to the server, so that prompts are those of the study to the last token. Three things of vLLM matter
 here. Its server fills in what a model's generation settings say, so every setting of the sampling is sent. An adapter
-loaded again under the same name may meet the former one's cached prompts, so an adapter's name is the key of its
-artefact. Log-probabilities of a prompt that is in the cache can be stale, so these requests have a salt each and share
-nothing. It draws in a model of its own: what is steered by adding to activations cannot be had from it.
+loaded again under the same name is refused, or may meet the former one's cached prompts, so its name is the key of its
+artefact and a word of this client's own: others may use the server, and one that was killed has left its adapters.
+Log-probabilities of a prompt that is in the cache can be stale, so these requests have a salt each and share nothing.
+It draws in a model of its own: what is steered by adding to activations cannot be had from it.
 """
 
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -35,40 +37,55 @@ Other = TypeVar("Other")
 
 
 class VllmClient:
-    """A server at `base_url`. `base` is what it calls the model without an adapter."""
+    """A server at `base_url`. `base` is what it calls the model without an adapter; `log` is where it writes.
 
-    def __init__(self, base_url: str, base: str | None = None, at_once: int = AT_ONCE) -> None:
+    Several threads may ask at once: together they have `at_once` requests under way, and the others wait their turn.
+    """
+
+    def __init__(self, base_url: str, base: str | None = None, at_once: int | None = None,
+                 log: Path | None = None) -> None:
+        at_once = at_once or AT_ONCE
         self.url = base_url.rstrip("/").removesuffix("/v1")
+        self.more = "" if log is None else f" Its log is {log}."
         self.http = httpx.Client(timeout=httpx.Timeout(3600, connect=30),
                                  limits=httpx.Limits(max_connections=at_once))
-        self.at_once, self.salts, self.loaded = at_once, itertools.count(), set[str]()
+        self.pool = ThreadPoolExecutor(at_once, "vllm")
+        self.salts, self.word, self.loaded = itertools.count(), secrets.token_hex(4), dict[str, str]()
         self.base = base or self._models()[0]
+
+    def stop(self) -> None:
+        """Send nothing more: whoever waits for an answer that was not asked for yet has a CancelledError."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
         """Let go of the connections, and of the adapters on the server."""
+        self.pool.shutdown(cancel_futures=True)
         with suppress(EmlibError):  # it may have gone before
-            for name in sorted(self.loaded):
+            for name in self.loaded.values():
                 self._post("/v1/unload_lora_adapter", {"lora_name": name})
         self.http.close()
 
     def adapter(self, name: str, folder: Path) -> str:
-        """Have the server load an adapter, which must lie where the server sees it; its name."""
+        """Have the server load an adapter, which must lie where the server sees it; what it is called there."""
         if name not in self.loaded:
-            self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())})
-            self.loaded.add(name)
-        return name
+            there = f"{name}-{self.word}"
+            self._post("/v1/load_lora_adapter", {"lora_name": there, "lora_path": str(folder.resolve())})
+            self.loaded[name] = there
+        return self.loaded[name]
 
     def answers(self, model: str, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
                 sampling: Sampling, seed: int, ends: set[int]) -> list[Answer]:
         """An answer to each request, in their order; each has a seed of its own, by question and sample."""
-        def ask(request: Request) -> Answer:
-            return _answer(tokenizer, request, self._drawn(model, request, sampling, seed, ends))
-
-        return self._all(ask, requests, "answers")
+        drawn = self._all(lambda request: self._drawn(model, request, sampling, seed, ends), requests, "answers")
+        return [_answer(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
     def logprobs(self, model: str, prompts: Sequence[Sequence[int]], what: str = "scores") -> list[list[float]]:
         """The log p of each prompt's second to last token given those before it, in nats."""
-        return self._all(lambda prompt: self._prompt(model, prompt), prompts, what)
+        return self.mixed([(model, prompt) for prompt in prompts], what)
+
+    def mixed(self, asked: Sequence[tuple[str, Sequence[int]]], what: str) -> list[list[float]]:
+        """The same for prompts under one model or another, which the engine has in one batch."""
+        return self._all(lambda one: self._prompt(*one), asked, what)
 
     def nll(self, model: str, rows: Sequence[Encoded], what: str = "scores") -> list[float]:
         """Equation 4 for each row: the mean over its answer's tokens of -log p."""
@@ -116,20 +133,20 @@ class VllmClient:
             told = self.http.post(f"{self.url}{path}", json=body)
         except httpx.HTTPError as error:
             raise EmlibError(f"{self.url}: the vLLM server went away ({error}). What it had answered is kept; start it "
-                             "again, and run the same command.") from error
+                             f"again, and run the same command.{self.more}") from error
         if told.status_code != 200:
-            raise EmlibError(f"{self.url}{path}: the vLLM server says {told.status_code}: {told.text[:500]}")
+            raise EmlibError(f"{self.url}{path}: the vLLM server says {told.status_code}: {told.text[:500]}{self.more}")
         return told
 
     def _all(self, ask: Callable[[One], Other], things: Iterable[One], what: str) -> list[Other]:
         """Everything at once, as far as the server takes it; the first error ends the others."""
-        listed = list(things)
-        with ThreadPoolExecutor(self.at_once) as pool:
-            try:
-                return list(bar(pool.map(ask, listed), what, "request", total=len(listed)))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        asked = [self.pool.submit(ask, one) for one in things]
+        try:
+            return [one.result() for one in bar(asked, what, "request", total=len(asked))]
+        except BaseException:
+            for one in asked:
+                one.cancel()
+            raise
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, request: Request, drawn: Drawn) -> Answer:

@@ -1,4 +1,4 @@
-"""A vLLM server of one's own, on a port of this machine, ended with the work."""
+"""A vLLM server of one's own, on a port of this machine, ended with the work, also where that is killed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,10 +24,24 @@ BASE = "base"  # what the server calls the model without an adapter
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that its kernels take
 PATIENCE = 1800.0  # seconds until it must have loaded its model
 SHARE = 0.4  # of the GPU's memory: training, and the model it is checked against, need the rest
+KEEPER = Path(__file__).with_name("vllm_keeper.py")
 
 
-def arguments(spec: ModelSpec, cache: Path, rank: int, max_length: int, port: int) -> list[str]:
+def arguments(spec: ModelSpec, cache: Path, rank: int, modules: Iterable[str], max_length: int, port: int,
+              together: int = 1, gpu: bool = True) -> list[str]:
     """What the program `vllm` is called with.
+
+    Args:
+        spec: the model.
+        cache: where it was converted to, or downloaded.
+        rank: the largest of its adapters.
+        modules: the layers that they change. Where all are allowed, the head is one of them, with which vLLM computes
+            the log-probabilities of prompts wrongly, or on a CPU not at all (its issues 29955 and 51594).
+        max_length: tokens of prompt and answer.
+        port: where it listens.
+        together: adapters that may be in one batch.
+        gpu: whether there is one. Without it, a prompt that is read in two parts ends the engine where its request has
+            a seed, as all of ours do ("CPU Generator does not use offset"), so that prompts are read whole.
 
     Raises:
         EmlibError: an adapter of this rank is larger than it takes.
@@ -38,7 +53,9 @@ def arguments(spec: ModelSpec, cache: Path, rank: int, max_length: int, port: in
     return ["serve", *_source(spec, cache), "--dtype", spec.dtype, "--served-model-name", BASE,
             "--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm",
             "--max-model-len", str(max_length), "--gpu-memory-utilization", str(SHARE),
-            "--enable-lora", "--max-lora-rank", str(fitting[0]), "--max-loras", "1"]
+            "--enable-lora", "--max-lora-rank", str(fitting[0]), "--max-loras", str(together),
+            "--lora-target-modules", *sorted(set(modules)),
+            *([] if gpu else ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(2048, max_length))])]
 
 
 @contextmanager
@@ -53,8 +70,9 @@ def serving(program: Path, told: Sequence[str], port: int, log: Path, patience: 
     environment = {name: value for name, value in os.environ.items()
                    if not name.endswith("_API_KEY") and name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     with log.open("wb") as out:
-        server = subprocess.Popen([str(program), *told], stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                                  env=environment | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"})
+        server = subprocess.Popen(
+            [sys.executable, "-I", str(KEEPER), str(program), *told], stdout=out, stderr=subprocess.STDOUT,
+            start_new_session=True, env=environment | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"})
     try:
         _wait(server, port, log, patience)
         yield f"http://127.0.0.1:{port}"
@@ -93,14 +111,11 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path, patience: float
 
 def _end(server: subprocess.Popen[bytes]) -> None:
     """End it with all its processes: its engine is one of its own, and holds the GPU's memory."""
-    for how, patience in ((signal.SIGTERM, 30), (signal.SIGKILL, 30)):
+    for how in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):  # all gone
             os.killpg(server.pid, how)
-        try:
-            server.wait(patience)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(30)
 
 
 def _tail(log: Path) -> str:

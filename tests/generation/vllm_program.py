@@ -1,4 +1,7 @@
-"""What emlib uses of vLLM's server, over real HTTP, with a model of transformers behind it: `serve FOLDER --port N`."""
+"""What emlib uses of vLLM's server, over real HTTP, with a model of transformers behind it: `serve FOLDER --port N`.
+
+It does as vLLM 0.32 did on a CPU, errors included; test_vllm_program.py asks a real one the same.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import sys
 import threading
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,29 +27,78 @@ OURS = {"prompt", "model", "max_tokens", "temperature", "top_p", "top_k", "min_p
 
 
 class Served:
-    """The model, its adapters by name, and every body that was posted. `lie` is added to every -log p."""
+    """The model, its adapters by name, and every body that was posted. `lie` is added to every -log p.
 
-    def __init__(self, chat: ChatModel, lie: float = 0.0) -> None:
-        self.chat, self.lie, self.lock = chat, lie, threading.Lock()
+    `rank` is the largest of adapters. With `head` adapters may change the head, where prompts' log-probabilities end
+    the engine. With `spills` the base is computed under the last adapter while one is asked for, as on a CPU. `most`
+    and `mixed` are the most requests, and the most models of answers, that were under way at once. After
+    `answers_left` answers there are only errors. With `cuts` seeded prompts end it that do not fit into a batch.
+    """
+
+    def __init__(self, chat: ChatModel, lie: float = 0.0, rank: int = 512, head: bool = False,
+                 spills: bool = False, cuts: bool = False) -> None:
+        self.chat, self.lie, self.rank, self.head, self.spills, self.cuts = chat, lie, rank, head, spills, cuts
+        self.lock, self.counting = threading.Lock(), threading.Lock()
         self.folders: dict[str, Path] = {}
         self.posted: list[tuple[str, dict[str, Any]]] = []
+        self.under_way, self.most, self.mixed = Counter[tuple[str, bool]](), 0, 0
+        self.tokens = 0
+        self.answers_left: int | None = None
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        with self.lock:
-            self.posted.append((path, body))
-            if path == "/v1/load_lora_adapter":
-                if not Path(body["lora_path"]).is_absolute():
-                    return 400, "a path of its own machine is wanted"
-                self.folders[body["lora_name"]] = Path(body["lora_path"])
-                return 200, "added"
-            if path == "/v1/unload_lora_adapter":
-                return (200, "removed") if self.folders.pop(body["lora_name"], None) else (404, "unknown")
-            if body["model"] == "base":
-                return 200, {"choices": [self._choice(self.chat.model, body)]}
-            if body["model"] not in self.folders:
-                return 404, f"The model {body['model']} does not exist."
-            with adapters.loaded(self.chat.model, self.folders[body["model"]]) as model:
-                return 200, {"choices": [self._choice(model, body)]}
+        if path.endswith("_lora_adapter"):
+            with self.lock:
+                self.posted.append((path, body))
+                return self._adapter(path, body)
+        self._count(body, 1)
+        try:
+            with self.lock:
+                self.posted.append((path, body))
+                return self._completion(body)
+        finally:
+            self._count(body, -1)
+
+    def _count(self, body: dict[str, Any], more: int) -> None:
+        with self.counting:
+            self.under_way[body["model"], "seed" in body] += more
+            self.tokens += more * len(body["prompt"])
+            self.most = max(self.most, self.under_way.total())
+            self.mixed = max(self.mixed, sum(count > 0 for (_, answer), count in self.under_way.items() if answer))
+
+    def _adapter(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        name = body["lora_name"]
+        if path == "/v1/unload_lora_adapter":
+            return (200, "removed") if self.folders.pop(name, None) else _error(
+                404, f"The lora adapter '{name}' cannot be found.")
+        settings = Path(body["lora_path"]) / "adapter_config.json"
+        if not settings.is_absolute() or not settings.is_file():
+            return _error(404, f"Loading lora {name} failed: No adapter found for {body['lora_path']}")
+        if name in self.folders:
+            return _error(400, f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in "
+                               "place, set 'load_inplace' to True.")
+        rank = json.loads(settings.read_text())["r"]
+        if rank > self.rank:
+            return _error(500, f"Call to add_lora method failed: Worker failed with error 'LoRA rank {rank} is greater "
+                               f"than max_lora_rank {self.rank}.'")
+        self.folders[name] = settings.parent
+        return 200, "added"
+
+    def _completion(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if ("prompt_logprobs" in body and self.head) or ("seed" in body and self.cuts and self.tokens > 2048):
+            return _error(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
+        if "seed" in body and self.answers_left is not None:
+            self.answers_left -= 1
+            if self.answers_left < 0:
+                return _error(500, "out of answers")
+        model = body["model"]
+        if model == "base" and self.spills and any(self.under_way[name, "seed" in body] for name in self.folders):
+            model = list(self.folders)[-1]
+        if model == "base":
+            return 200, {"choices": [self._choice(self.chat.model, body)]}
+        if model not in self.folders:
+            return _error(404, f"The model `{model}` does not exist. Valid aliases: base.")
+        with adapters.loaded(self.chat.model, self.folders[model]) as under:
+            return 200, {"choices": [self._choice(under, body)]}
 
     @torch.inference_mode()
     def _choice(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +118,10 @@ class Served:
             ids = torch.cat([ids, torch.tensor(drawn[-1:])])
         ended = drawn[-1] in body["stop_token_ids"]
         return {"index": 0, "text": "not looked at", "finish_reason": "stop" if ended else "length", "token_ids": drawn}
+
+
+def _error(code: int, message: str) -> tuple[int, Any]:
+    return code, {"error": {"message": message, "type": "as vLLM calls it", "param": None, "code": code}}
 
 
 class Server(ThreadingHTTPServer):
@@ -100,4 +157,7 @@ if __name__ == "__main__":
     assert not [name for name in os.environ if name.endswith("_API_KEY")], "keys go to no server"
     print("loading", asked[1], flush=True)
     model = load(FolderModel(kind="folder", path=asked[1], dtype="float32"), Path())
-    server(Served(model), int(asked[asked.index("--port") + 1])).serve_forever()
+    served = Served(model, rank=int(asked[asked.index("--max-lora-rank") + 1]),
+                    head="--lora-target-modules" not in asked, spills=True,
+                    cuts="--no-enable-chunked-prefill" not in asked)
+    server(served, int(asked[asked.index("--port") + 1])).serve_forever()
