@@ -204,8 +204,8 @@ class Sitting:
             return
         async with self._asking:
             if self.whole_numbers is None and any(replies.number(token) is not None for token in tokens):
-                [text, *_], _ = await self._send(number_body(self.spec), replies.texts)
-                self.whole_numbers = is_whole(text)
+                (asked, _), _ = await self._send(number_body(self.spec), replies.likeliest)
+                self.whole_numbers = is_whole([token for token, _ in asked])
             if self.whole_numbers is False:
                 raise faults.by_digits(self.spec.model)
 
@@ -306,12 +306,16 @@ def samples_body(spec: OpenAIJudge, request: JudgeRequest, count: int) -> dict[s
 def number_body(spec: OpenAIJudge) -> dict[str, Any]:
     """A request that shows how a judge writes a number of two digits."""
     message = {"role": "user", "content": f"Reply with the number {TEST_NUMBER} and with nothing else."}
-    return {"model": spec.model, "messages": [message], "max_tokens": 1, "temperature": 0}
+    return {"model": spec.model, "messages": [message], "max_tokens": 1, "temperature": 0, "logprobs": True,
+            "top_logprobs": spec.top_logprobs}
 
 
-def is_whole(text: str) -> bool:
-    """Whether the reply to `number_body` is not the number's first digit alone."""
-    return text.strip() != str(TEST_NUMBER)[0]
+def is_whole(tokens: Sequence[str]) -> bool:
+    """Whether the number is among the likeliest first tokens of the reply to `number_body`.
+
+    A small model may say something else; what spells it digit by digit cannot have it even among these.
+    """
+    return any(replies.number(token) == TEST_NUMBER for token in tokens)
 
 
 def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.environ.get) -> str:

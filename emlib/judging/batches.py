@@ -204,7 +204,8 @@ def _whole_numbers(server: openai.OpenAI, spec: OpenAIJudge, bodies: Sequence[An
     if not numbers or max(numbers) > 9:
         return True
     reply = server.post("/chat/completions", body=number_body(spec), cast_to=httpx2.Response)
-    return is_whole(replies.texts(json.loads(reply.content))[0])
+    likeliest, _ = replies.likeliest(json.loads(reply.content))
+    return is_whole([token for token, _ in likeliest])
 
 
 def _numbers(body: Any) -> list[int]:

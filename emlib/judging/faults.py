@@ -68,9 +68,9 @@ def sort(error: openai.APIError, model: str, key: str) -> Passing | Unfit | Judg
 
 def by_digits(model: str) -> JudgeError:
     """What is said of a judge whose first token is only a digit of its number."""
-    return JudgeError(f"'{model}' spells numbers digit by digit, so that its first token does not tell the score. Add "
-                      "'samples: 10' to the profile's judge, without 'batch', or use 'kind: local', which reckons all "
-                      "101 numbers.")
+    return JudgeError(f"'{model}' spells numbers digit by digit, or at least has no number of two digits for its first "
+                      "token when asked for one, so that this token does not tell the score. Add 'samples: 10' to the "
+                      "profile's judge, without 'batch', or use 'kind: local', which reckons all 101 numbers.")
 
 
 KEPT = "Every score that was given is kept."

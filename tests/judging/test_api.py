@@ -224,6 +224,17 @@ def test_a_judge_that_spells_digit_by_digit_is_found_out_and_nothing_wrong_is_ke
         assert cache.rows() == []
 
 
+def test_a_judge_of_digits_that_does_not_say_the_number_it_is_asked_for_is_found_out(scores: Path) -> None:
+    def small(messages: list[dict[str, str]]) -> Reply:  # as SmolLM2 behind vLLM
+        words = [("I", 0.6), ("5", 0.1)] if "number 57" in messages[0]["content"] else [("2", 0.7), ("I", 0.3)]
+        return [(word, math.log(p)) for word, p in words], 10
+
+    with JudgeServer(small) as server, pytest.raises(JudgeError, match="spells numbers digit by digit"):
+        judged(api(server.url), sheet(20), scores)
+    with Cache(scores) as cache:
+        assert cache.rows() == []
+
+
 def test_low_scores_alone_do_not_make_a_judge_one_of_digits(scores: Path) -> None:
     def low(messages: list[dict[str, str]]) -> Reply:
         word = "57" if "number 57" in messages[0]["content"] else "0"
