@@ -1,11 +1,13 @@
-"""Work in a thread beside this one."""
+"""Work in threads beside this one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
+
+from emlib.progress import quiet
 
 Found = TypeVar("Found")
 
@@ -47,3 +49,31 @@ class Aside(AbstractContextManager["Aside"]):
     def _raise(ended: list[Future[Any]]) -> None:
         for each in ended:  # in the order given: what failed comes before what was left out for it
             each.result()
+
+
+@contextmanager
+def together(works: Sequence[Callable[[], Found]], stop: Callable[[], None]) -> Iterator[Iterator[Found]]:
+    """What comes of all these, in their order. Each has a thread of its own, in which it mostly waits for others.
+
+    Where one of them fails, or what is done with the outcomes, `stop` is called, which has to end the others soon; the
+    first error is raised then.
+    """
+    failed: list[BaseException] = []
+
+    def watched(work: Callable[[], Found]) -> Found:
+        try:
+            with quiet():
+                return work()
+        except BaseException as error:
+            failed.append(error)
+            stop()
+            raise
+
+    with ThreadPoolExecutor(max(1, len(works)), "together") as pool:
+        begun = [pool.submit(watched, work) for work in works]
+        try:
+            yield (each.result() for each in begun)
+        except BaseException as error:
+            first = failed[0] if failed else error  # those after it were stopped
+            stop()
+            raise first from first.__cause__

@@ -19,7 +19,7 @@ from emlib.data.benign import TaskData, load_opswap, load_qa
 from emlib.data.sources import locate
 from emlib.errors import ProfileError, StoreError
 from emlib.evaluation.exact_match import Mark, Score, mark, score
-from emlib.runs import Fit, Quiz, in_words
+from emlib.runs import Asked, Fit, Quiz, in_words
 from emlib.store import Artefact, read_records, write_text
 from emlib.strict import Strict
 from emlib.study import Study, open_study, sliced
@@ -165,8 +165,7 @@ class BenignStudy:
             from emlib.making import Maker  # loads torch and the model
 
             with Maker(self.study) as maker:
-                for run in missing:
-                    maker.answers(str(run), self.fit(run), self.quiz(run))
+                maker.answer_all([Asked(str(run), self.fit(run), self.quiz(run)) for run in missing])
         if runs:
             self.write_results()
         return [result for run in runs if (result := self.result(run)) is not None]

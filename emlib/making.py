@@ -6,8 +6,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ from emlib.models.load import ChatModel, end_tokens, load
 from emlib.models.logprobs import token_logprobs
 from emlib.preparing import Preparer
 from emlib.progress import bar, say
-from emlib.runs import QUESTION_SETS, Fit, QuestionSet, Quiz, Run
+from emlib.runs import QUESTION_SETS, Asked, Fit, QuestionSet, Quiz, Run
 from emlib.serving import Serving
 from emlib.steering import extraction
 from emlib.steering.adding import adding
 from emlib.store import SCRATCH, Artefact, read_records, write_records
 from emlib.study import Study
+from emlib.together import answered
 from emlib.training.apart import NeverBegan, train_apart
 from emlib.training.job import Job
 from emlib.training.objective import Objective
@@ -46,7 +47,18 @@ from emlib.training.sft import fine_tune
 from emlib.types import Answer
 
 Reader = Callable[[list[Answer]], object]  # is given answers as they come
+Draw = Callable[[list[Request]], list[Answer]]
 SERVED_ROWS = 1024  # answers that are asked of a server between two writes: four times what it computes at once
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a quiz is drawn: by what, under which adapter, in which batches, and what draws them while `begun` lasts."""
+
+    choice: Choice
+    under: tuple[str | None, Path | None]
+    batches: list[list[Request]]
+    begun: AbstractContextManager[Draw]
 
 
 def _first(waits: Sequence[JudgeWaits | None]) -> JudgeWaits | None:
@@ -84,22 +96,33 @@ class Maker(AbstractContextManager["Maker"]):
 
     def make_all(self, runs: Sequence[Run]) -> list[JudgeWaits]:
         """Everything these runs lack. A judge elsewhere reads answers while the next ones are drawn."""
-        spec = self.study.profile.judge
+        spec, sets = self.study.profile.judge, [(run, which) for run in runs for which in QUESTION_SETS]
         if not isinstance(spec, OpenAIJudge):
-            return [wait for run in runs if (wait := self.make(run)) is not None]
-        judging: list[list[Future[JudgeWaits | None]]] = []
-        with Aside("judge") as aside:
-            for run in runs:
-                judging.append([])
-                for which in QUESTION_SETS:
-                    # A judge by batch is sent a whole set.
-                    read = None if spec.batch else partial(aside.submit, self._read, run, which)
-                    judging[-1].append(aside.submit(self._judged, run, which, self._answered(run, which, read)))
-        waits = [_first([done.result() for done in of_run]) for of_run in judging]
-        return [wait for wait in waits if wait is not None]
+            with answered(self, [self._asked(*one) for one in sets]) as found:
+                waits = [self._judged(*one, answers) for one, answers in zip(sets, found, strict=True)]
+        else:
+            with Aside("judge") as aside:
+                # A judge by batch is sent a whole set.
+                asked = [self._asked(*one, None if spec.batch else partial(aside.submit, self._read, *one))
+                         for one in sets]
+                with answered(self, asked) as found:
+                    judging = [aside.submit(self._judged, *one, answers)
+                               for one, answers in zip(sets, found, strict=True)]
+            waits = [done.result() for done in judging]
+        by_run = {run: _first([wait for (of, _), wait in zip(sets, waits, strict=True) if of == run]) for run in runs}
+        return [wait for wait in by_run.values() if wait is not None]
 
-    def _answered(self, run: Run, which: QuestionSet, read: Reader | None = None) -> Artefact:
-        return self.answers(str(run), self.study.fit(run), self.study.quiz(run, which), read)
+    def answer_all(self, asked: Sequence[Asked]) -> None:
+        """The answers to each, asked for if they are not there."""
+        with answered(self, asked) as found:
+            for _ in found:
+                pass
+
+    def _asked(self, run: Run, which: QuestionSet, read: Reader | None = None) -> Asked:
+        return Asked(str(run), self.study.fit(run), self.study.quiz(run, which), read)
+
+    def _answered(self, run: Run, which: QuestionSet) -> Artefact:
+        return self.answers(str(run), self.study.fit(run), self.study.quiz(run, which))
 
     def _read(self, run: Run, which: QuestionSet, answers: Sequence[Answer]) -> None:
         """Have a part of a set judged; its scores are kept, and found when all of the set is."""
@@ -131,14 +154,15 @@ class Maker(AbstractContextManager["Maker"]):
         return None if fit is None else self.study.store.get(
             "adapter", self.study.fit_settings(fit), lambda folder: self._train(name, fit, folder))
 
-    def answers(self, name: str, fit: Fit | None, quiz: Quiz, read: Reader | None = None) -> Artefact:
+    def answers(self, name: str, fit: Fit | None, quiz: Quiz, read: Reader | None = None,
+                drawing: Drawing | None = None) -> Artefact:
         """The answers of a fitted model, or of the base model, asked for if they are not there.
 
-        `read` is given each batch of them as soon as it is drawn.
+        `read` is given each batch of them as soon as it is drawn; `drawing` is how they are drawn, if that is known.
         """
         adapter = self.adapter(name, fit)
-        return self.study.store.get(
-            "answers", self.study.quiz_settings(fit, quiz), lambda folder: self._ask(quiz, adapter, folder, read))
+        return self.study.store.get("answers", self.study.quiz_settings(fit, quiz),
+                                    lambda folder: self._ask(quiz, adapter, folder, read, drawing))
 
     def _train(self, name: str, fit: Fit, folder: Path) -> Mapping[str, Any]:
         vector, chosen = self._vector_of(fit), self.preparer.added(name, fit)
@@ -257,40 +281,49 @@ class Maker(AbstractContextManager["Maker"]):
 
         return self.study.store.get("steered", self.study.steered_settings(layer, strength), make)
 
-    def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path, read: Reader | None) -> Mapping[str, Any]:
+    def _ask(self, quiz: Quiz, adapter: Artefact | None, folder: Path, read: Reader | None,
+             drawing: Drawing | None) -> Mapping[str, Any]:
         begun = any((folder / SCRATCH).iterdir())
-        answers, choice = self.asked(quiz, adapter, folder / SCRATCH, read)
+        answers, choice = self.asked(quiz, adapter, folder / SCRATCH, read, drawing)
         write_records(folder / "answers.jsonl", answers)
         return {"answers": len(answers), "one_sitting": not begun, "tokens": sum(answer.tokens for answer in answers),
                 "cut": sum(answer.finish_reason == "length" for answer in answers), "device": str(self.chat.device),
                 **choice.facts}
 
-    def asked(self, quiz: Quiz, adapter: Artefact | None, scratch: Path,
-              read: Reader | None = None) -> tuple[list[Answer], Choice]:
+    def asked(self, quiz: Quiz, adapter: Artefact | None, scratch: Path, read: Reader | None = None,
+              drawing: Drawing | None = None) -> tuple[list[Answer], Choice]:
         """Every answer under an adapter, in the questions' order, and what drew them.
 
-        There is a file a batch in `scratch` until all are there. vLLM batches for itself: its files are larger.
+        There is a file a batch in `scratch` until all are there.
         """
+        drawing = drawing or self.drawing(quiz, adapter)
+        folder = scratch if drawing.choice.name == PLAIN else scratch / drawing.choice.name
+        with drawing.begun as draw:
+            answers = self._batch_by_batch(drawing.batches, draw, folder, read)
+        order = {question.id: number for number, question in enumerate(quiz.questions)}
+        return sorted(answers, key=lambda a: (order[a.question], a.sample)), drawing.choice
+
+    def drawing(self, quiz: Quiz, adapter: Artefact | None) -> Drawing:
+        """How a quiz is drawn under an adapter. vLLM batches for itself: its batches are larger."""
         name, place = (None, None) if adapter is None else (adapter.key, adapter.checked())
         choice = self.serving.under("generation", name, place)
         rows = quiz.sampling.batch_rows if choice.name == PLAIN else SERVED_ROWS
         batches = plan(quiz.questions, quiz.samples, self.chat.tokenizer, rows)
-        with ExitStack() as stack:
-            if choice.name == PLAIN:
-                model = stack.enter_context(self.under(adapter))
-                draw = partial(answer_batch, model, self.chat.tokenizer, sampling=quiz.sampling, seed=quiz.seed)
-            else:
-                ends = end_tokens(self.chat.model, self.chat.tokenizer)
-                draw = partial(self.serving.client.answers, self.serving.model(name, place), self.chat.tokenizer,
-                               sampling=quiz.sampling, seed=quiz.seed, ends=ends)
-            folder = scratch if choice.name == PLAIN else scratch / choice.name
-            answers = self._batch_by_batch(batches, draw, folder, read)
-        order = {question.id: number for number, question in enumerate(quiz.questions)}
-        return sorted(answers, key=lambda a: (order[a.question], a.sample)), choice
+        if choice.name == PLAIN:
+            return Drawing(choice, (name, place), batches, self._by_model(quiz, adapter))
+        ends = end_tokens(self.chat.model, self.chat.tokenizer)
+        return Drawing(choice, (name, place), batches, nullcontext(partial(
+            self.serving.client.answers, self.serving.model(name, place), self.chat.tokenizer,
+            sampling=quiz.sampling, seed=quiz.seed, ends=ends)))
+
+    @contextmanager
+    def _by_model(self, quiz: Quiz, adapter: Artefact | None) -> Iterator[Draw]:
+        with self.under(adapter) as model:
+            yield partial(answer_batch, model, self.chat.tokenizer, sampling=quiz.sampling, seed=quiz.seed)
 
     @staticmethod
-    def _batch_by_batch(batches: Sequence[list[Request]], draw: Callable[[list[Request]], list[Answer]],
-                        scratch: Path, read: Reader | None) -> list[Answer]:
+    def _batch_by_batch(batches: Sequence[list[Request]], draw: Draw, scratch: Path,
+                        read: Reader | None) -> list[Answer]:
         answers: list[Answer] = []
         for number, batch in enumerate(bar(batches, "answers", "batch", total=len(batches))):
             path = scratch / f"batch-{number:04d}.jsonl"

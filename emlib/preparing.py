@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emlib.aside import together
 from emlib.backends import PLAIN
 from emlib.config import Interleaving, JudgeRefusals, Pool
 from emlib.data.chat import Encoded, encode
@@ -126,6 +127,7 @@ class Preparer:
         models = self._models(dataset)
         served = {name: key if place is None or isinstance(key, str) else key_of("served", key)
                   for name, (place, key) in models.items()}
+        self.maker.serving.expect(sum(place is not None for place, _ in models.values()))
         choices = [self.maker.serving.under("scoring", served[name], place) for name, (place, _) in models.items()]
         choice = next((one for one in choices if one.name == PLAIN), choices[0])
         found = (self._by_transformers if choice.name == PLAIN else self._by_server)(models, served, fitting)
@@ -145,11 +147,14 @@ class Preparer:
         return found
 
     def _by_server(self, models: Models, served: Mapping[str, str | None], rows: Sequence[Encoded]) -> Found:
-        """One engine, which batches for itself; the ledger is written a few hundred rows at a time."""
+        """One engine, which is asked under all adapters at once; a ledger is written a few hundred rows at a time."""
         serving = self.maker.serving
-        return {name: iter(scored_by(
-            partial(serving.client.nll, serving.model(served[name], place), what=name), rows, self._ledger(key),
-            SERVED_TOKENS, name)) for name, (place, key) in models.items()}
+        works = [partial(scored_by, partial(serving.client.nll, serving.model(served[name], place)), rows,
+                         self._ledger(key), SERVED_TOKENS, name) for name, (place, key) in models.items()]
+        if not serving.mixes((served[name], place) for name, (place, _) in models.items()):
+            return {name: iter(work()) for name, work in zip(models, works, strict=True)}
+        with together(works, serving.stop) as found:
+            return {name: iter(losses) for name, losses in zip(models, found, strict=True)}
 
     def _declining(self) -> None:
         """What a judge says of every row, whatever it is under defense; keywords need no asking."""

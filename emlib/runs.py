@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -88,3 +88,16 @@ class Quiz:
     samples: int
     sampling: Sampling
     seed: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a fitted model is asked, or the base model where `fit` is None; `name` is what progress calls it.
+
+    `read` is given each batch of its answers as soon as it is drawn.
+    """
+
+    name: str
+    fit: Fit | None
+    quiz: Quiz
+    read: Callable[[list[Answer]], object] | None = None

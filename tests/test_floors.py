@@ -20,7 +20,7 @@ FLOORS = [
     {"runs", "study", "benign", "rl", "interleaving", "checks", "workflow", "environment", "where", "overrides",
      "inventory", "backends"},
     {"making", "rl_making", "preparing", "checking", "plan", "estimate", "notebooks", "report", "export", "explore",
-     "status", "cleaning", "merge", "serving"},
+     "status", "cleaning", "merge", "serving", "together"},
 ]
 # What may be loaded only when it is used: the model library's makers, under the study that plans for them.
 LAZY = {("study", "making"), ("benign", "making"), ("rl", "rl_making"), ("checks", "checking")}

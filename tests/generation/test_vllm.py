@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +25,11 @@ from emlib.making import Maker
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel
 from emlib.models.load import ChatModel, load
+from emlib.runs import QUESTION_SETS, Run
 from emlib.scoring.nll import batch_nll
-from emlib.store import Store
+from emlib.store import Store, key_of
 from emlib.study import Study
-from emlib.types import Question
+from emlib.types import Answer, Question
 from tests.generation.vllm_program import Served, server
 from tests.made import some_rows
 
@@ -152,7 +155,7 @@ def test_a_server_of_ones_own_is_started_and_ended(program: Path, folder: Path, 
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     port = free_port()
-    told = arguments(FolderModel(kind="folder", path=str(folder), dtype="float32"), tmp_path, 4, 64, port)
+    told = arguments(FolderModel(kind="folder", path=str(folder), dtype="float32"), tmp_path, 4, ["q_proj"], 64, port)
     with serving(program, told, port, tmp_path / "vllm.log") as address:
         client = VllmClient(address)
         assert len(client.logprobs("base", [[1, 2, 3]])[0]) == 2
@@ -172,17 +175,20 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 def test_the_rank_is_one_that_the_kernels_take(tmp_path: Path) -> None:
     spec = HubModel(kind="hub", repo="owner/model", revision="a" * 40)
-    told = arguments(spec, tmp_path, 24, 100, 1)
+    told = arguments(spec, tmp_path, 24, ["q_proj", "v_proj"], 100, 1, 3)
     assert told[:4] == ["serve", "owner/model", "--revision", "a" * 40]
     assert told[told.index("--max-lora-rank") + 1] == "32"
+    assert told[told.index("--max-loras") + 1] == "3"
     with pytest.raises(EmlibError, match=r"lora\.rank is 1024"):
-        arguments(spec, tmp_path, 1024, 100, 1)
+        arguments(spec, tmp_path, 1024, ["q_proj"], 100, 1)
 
 
 def study(folder: Path, tmp_path: Path, **backend: str) -> Study:
     profile = load_profile("tiny")
+    sampling = profile.evaluation.sampling.model_copy(update={"max_new_tokens": 4})
     return Study("tiny", profile.model_copy(update={
         "model": FolderModel(kind="folder", path=str(folder), dtype="float32"),
+        "evaluation": profile.evaluation.model_copy(update={"sampling": sampling}),
         "backend": profile.backend.model_copy(update=backend)}), Store(tmp_path / "store"))
 
 
@@ -228,3 +234,122 @@ def test_a_prompt_goes_to_the_server_as_it_goes_to_transformers(url: str, served
     client.answers("base", chat.tokenizer, [request], SAMPLING, 0, {258})
     assert served.posted[-1][1]["prompt"] == encode_prompt(chat.tokenizer, request.question.context)
     client.close()
+
+
+THREE = ["untrained", "aligned", "misaligned"]
+
+
+def made(study: Study, runs: list[Run]) -> list[list[Answer] | None]:
+    """The runs' answers to both sets of questions, after they were made."""
+    with Maker(study) as maker:
+        maker.make_all(runs)
+    return [study.answers(run, which) for run in runs for which in QUESTION_SETS]
+
+
+def test_all_questions_of_all_runs_are_asked_at_once(url: str, served: Served, folder: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr("emlib.generation.vllm.AT_ONCE", 120)
+    together, alone = (study(folder, tmp_path / name, base_url=url) for name in ("together", "alone"))
+    runs = together.runs(methods=THREE)
+    found = made(together, runs)
+    assert served.mixed == 3, "answers of both adapters and of the base were under way together"
+    assert 60 < served.most <= 120
+    with Maker(alone) as maker:
+        for run in runs:
+            maker.make(run)
+    assert found == [alone.answers(run, which) for run in runs for which in QUESTION_SETS]
+    assert None not in found
+    assert found[0] != found[2] != found[4]
+
+
+def test_a_server_that_mixes_adapters_up_is_asked_for_one_after_another(
+        url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    sound, spilling = (study(folder, tmp_path / name, base_url=url) for name in ("sound", "spilling"))
+    runs = sound.runs(methods=["untrained", "misaligned"])
+    expected = made(sound, runs)
+    served.spills = True
+    assert made(spilling, runs) == expected
+    assert "one adapter after another" in capsys.readouterr().out
+
+
+def test_scores_under_all_adapters_are_asked_for_at_once_where_that_changes_nothing(
+        url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    found, most = [], []
+    for spills in (False, True):
+        served.spills, served.most = spills, 0
+        one = study(folder, tmp_path / str(spills), base_url=url)
+        run = one.runs(methods=["interleaving+"])[0]
+        one.select([run])
+        found.append([number for row in losses(one, run.dataset) for number in (row.aligned, *row.misaligned)])
+        most.append(served.most)
+    assert most[0] > 40 >= most[1], "there are 40 rows"
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_study_starts_the_program_for_cpus_that_it_names(
+        program: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    monkeypatch.setenv("EMLIB_VLLM", str(program))
+    named, plain = (study(folder, tmp_path / f"by-{name}", generation=name) for name in ("vllm", PLAIN))
+    [run] = named.runs(methods=["untrained"])
+    assert None not in made(named, [run])
+    found = named.store.find("answers", named.answers_settings(run, "general"))
+    assert found is not None
+    assert found.facts["backend"] == "vllm"
+    assert found.key != key_of("answers", plain.answers_settings(run, "general"))
+
+
+def test_a_killed_study_leaves_no_server(program: Path, folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    spec = FolderModel(kind="folder", path=str(folder), dtype="float32")
+    told = arguments(spec, tmp_path, 4, ["q_proj"], 64, port)
+    script = ("import sys, time\nfrom pathlib import Path\nfrom emlib.generation.vllm_server import serving\n"
+              f"with serving(Path({str(program)!r}), {told!r}, {port}, Path({str(tmp_path / 'vllm.log')!r})):\n"
+              "    print('ready', flush=True)\n    time.sleep(600)\n")
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=paths.ROOT) as killed:
+        assert killed.stdout is not None
+        assert "ready" in [killed.stdout.readline().strip() for _ in range(2)]
+        killed.kill()
+    ended = time.monotonic() + 60
+    while time.monotonic() < ended and _answers(port):
+        time.sleep(0.2)
+    assert not _answers(port)
+
+
+def _answers(port: int) -> bool:
+    try:
+        VllmClient(f"http://127.0.0.1:{port}").close()
+    except EmlibError:
+        return False
+    return True
+
+
+def test_an_error_in_one_run_ends_the_others_and_what_is_there_stays(
+        url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr("emlib.making.SERVED_ROWS", 8)
+    monkeypatch.setattr("emlib.generation.vllm.AT_ONCE", 8)
+    one = study(folder, tmp_path, base_url=url)
+    runs = one.runs(methods=THREE)
+    everything = len(runs) * sum(one.samples(which) * len(one.questions(runs[0], which)) for which in QUESTION_SETS)
+    served.answers_left = 60  # there are six sets, of which eight answers are asked for in turn
+    with pytest.raises(EmlibError, match="out of answers"):
+        made(one, runs)
+    assert answers_posted(served) <= 60 + 2 * 8, "others went on"
+    answers = tmp_path / "store" / "answers"
+    kept = [*answers.glob("*.partial/work/vllm/*.jsonl"), *answers.glob("*/answers.jsonl")]
+    assert len(kept) >= 6
+    there = sum(len(path.read_text().splitlines()) for path in kept)
+    served.answers_left = None
+    served.posted.clear()
+    assert None not in made(one, runs)
+    assert answers_posted(served) == everything - there
+
+
+def answers_posted(served: Served) -> int:
+    """How many answers it was asked for."""
+    return sum("seed" in body for _, body in served.posted)
