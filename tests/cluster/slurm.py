@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ SlurmdUser={user}
 SlurmctldPort={controller}
 SlurmdPort={node}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={spool}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 ProctrackType=proctrack/linuxproc
@@ -56,14 +57,13 @@ def missing() -> str:
 
 
 class Slurm:
-    """The two daemons over one folder."""
+    """The two daemons over one folder; `spool` has a short name, as a socket's may have 108 letters and no more."""
 
-    def __init__(self, folder: Path) -> None:
-        for name in ("state", "spool"):
-            (folder / name).mkdir(parents=True)
+    def __init__(self, folder: Path, spool: Path) -> None:
+        (folder / "state").mkdir(parents=True)
         self.folder = folder
         ports = {"controller": _free_port(), "node": _free_port()}
-        (folder / "slurm.conf").write_text(CONF.format(folder=folder, user="root", **ports))
+        (folder / "slurm.conf").write_text(CONF.format(folder=folder, spool=spool, user="root", **ports))
         # A GPU has to be a device. Slurm counts these two and hands them out; nothing is ever written to them.
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf"),
@@ -99,7 +99,8 @@ class Slurm:
 @contextmanager
 def slurm(folder: Path) -> Iterator[Slurm]:
     """A Slurm that takes jobs; its jobs end with it."""
-    cluster = Slurm(folder)
+    spool = Path(tempfile.mkdtemp(prefix="slurm-"))
+    cluster = Slurm(folder, spool)
     try:
         for name in ("slurmctld", "slurmd"):
             cluster.start(name)
@@ -115,6 +116,7 @@ def slurm(folder: Path) -> Iterator[Slurm]:
             time.sleep(0.2)
         for name in list(cluster.daemons):
             cluster.stop(name)
+        shutil.rmtree(spool)
 
 
 def _free_port() -> int:

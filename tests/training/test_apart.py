@@ -10,42 +10,28 @@ import torch
 
 from emlib import backends
 from emlib.backends import Machine
-from emlib.config import FolderModel, Kl, Ldifs, Lora, PersonaVector, TinyModel, Training, load_profile
-from emlib.data.chat import Encoded
+from emlib.config import FolderModel, Ldifs, load_profile
 from emlib.errors import EmlibError
 from emlib.making import Maker
 from emlib.models import adapters
 from emlib.models.load import load
-from emlib.models.logprobs import token_logprobs
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.store import Store
 from emlib.study import Study
 from emlib.training import work
 from emlib.training.apart import OUTPUT, NeverBegan, train_apart
-from emlib.training.job import Job, read_rows, write_rows
+from emlib.training.job import read_rows, write_rows
 from emlib.training.objective import Objective
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
 from tests.made import some_rows
-
-MODEL = TinyModel(kind="tiny", layers=3, hidden=32)
-LORA, SEED = Lora(rank=4), 3
-TRAINING = Training(batch_size=2, gradient_accumulation=1, learning_rate=1e-3, warmup_steps=1, checkpoint_every=2)
-DEFENSES = (Kl(kind="kl"), Ldifs(kind="ldifs", every=2), PersonaVector(kind="persona_vector", layer=2))
-VECTOR = torch.linspace(-1, 1, 32)
+from tests.training.jobs import DEFENSES, LORA, MODEL, SEED, TRAINING, VECTOR, job
 
 
 @pytest.fixture(autouse=True)
 def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def job(rows: list[Encoded], **change: object) -> Job:
-    base = load(MODEL, Path())
-    probe = tuple(token_logprobs(base.model, torch.from_numpy(rows[0].input_ids)))
-    return Job(engine="transformers", model=MODEL, base_name=MODEL.name, lora=LORA, training=TRAINING,
-               defenses=DEFENSES, seed=SEED, reference=None, added=2, probe=probe).model_copy(update=change)
 
 
 def digest(folder: Path) -> str:

@@ -16,13 +16,12 @@ import pytest
 import torch
 
 from emlib import paths
-from emlib.config import Kl, Ldifs, Lora, PersonaVector, TinyModel, Training, load_profile
+from emlib.config import Kl, load_profile
 from emlib.data.chat import Encoded
 from emlib.errors import EmlibError, ProfileError
 from emlib.making import Maker
 from emlib.models import adapters
 from emlib.models.load import load
-from emlib.models.logprobs import token_logprobs
 from emlib.store import Store
 from emlib.study import Study
 from emlib.training.apart import OUTPUT, train_apart
@@ -33,13 +32,10 @@ from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import Ranks
 from emlib.training.records import read_log
 from emlib.training.reference import StoredReference, keep
+from tests.training.jobs import DEFENSES, LORA, MODEL, SEED, TRAINING, VECTOR, job
 
-MODEL = TinyModel(kind="tiny", layers=3, hidden=32)
-LORA, SEED = Lora(rank=4), 3
 # Two rows fill a pass, so that a step of five has three passes, and one of the others one or two.
-TRAINING = Training(batch_size=5, gradient_accumulation=1, learning_rate=1e-3, warmup_steps=1, checkpoint_every=2)
-DEFENSES = (Kl(kind="kl"), Ldifs(kind="ldifs", every=2), PersonaVector(kind="persona_vector", layer=2))
-VECTOR = torch.linspace(-1, 1, 32)
+FIVE = TRAINING.model_copy(update={"batch_size": 5})
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +50,9 @@ def long_rows(count: int) -> list[Encoded]:
             for length in random.integers(350, 450, count)]
 
 
-def job(rows: list[Encoded], **change: Any) -> Job:
-    probe = tuple(token_logprobs(load(MODEL, Path()).model, torch.from_numpy(rows[0].input_ids)))
-    return Job(engine="transformers", model=MODEL, base_name=MODEL.name, lora=LORA, training=TRAINING,
-               defenses=DEFENSES, seed=SEED, reference=None, added=2, probe=probe).model_copy(update=change)
+def five(rows: list[Encoded], **change: Any) -> Job:
+    """A training of five rows a step."""
+    return job(rows, **{"training": FIVE} | change)
 
 
 def same(folder: Path, other: Path) -> None:
@@ -79,7 +74,7 @@ def same(folder: Path, other: Path) -> None:
 
 def test_two_processes_train_what_one_trains_under_all_defenses(tmp_path: Path) -> None:
     rows = long_rows(8)
-    told = [train_apart(job(rows), rows, VECTOR, tmp_path / str(of), of) for of in (1, 2)]
+    told = [train_apart(five(rows), rows, VECTOR, tmp_path / str(of), of) for of in (1, 2)]
     assert told[0]["steps"] == told[1]["steps"] == 2
     same(tmp_path / "1", tmp_path / "2")
 
@@ -88,11 +83,11 @@ def test_three_processes_do_with_a_stored_reference_and_recomputation(tmp_path: 
     """A step of one pass leaves two of them without one."""
     rows = long_rows(7)
     stored = {"defenses": (Kl(kind="kl", reference="stored"),), "reference": str(tmp_path / "reference"),
-              "training": TRAINING.model_copy(update={"gradient_checkpointing": True})}
+              "training": FIVE.model_copy(update={"gradient_checkpointing": True})}
     with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
         keep(model, rows, "all", 5, tmp_path / "reference")
     for of in (1, 3):
-        train_apart(job(rows, **stored), rows, None, tmp_path / str(of), of)
+        train_apart(five(rows, **stored), rows, None, tmp_path / str(of), of)
     same(tmp_path / "1", tmp_path / "3")
 
 
@@ -163,7 +158,7 @@ def test_a_blank_pass_adds_nothing_and_reaches_every_weight(tmp_path: Path, *, s
 
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_where_it_was(tmp_path: Path) -> None:
     rows = long_rows(8)
-    work = job(rows, training=TRAINING.model_copy(update={"epochs": 12}))
+    work = five(rows, training=FIVE.model_copy(update={"epochs": 12}))
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(train_apart, work, rows, VECTOR, tmp_path / "killed", 2)
         while not (tmp_path / "killed" / FILE).is_file() and not future.done():
@@ -187,7 +182,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     rows = long_rows(2)
     with pytest.raises(ProfileError, match=r"job\.gpus is 3, and this process may use 2 GPUs"):
-        train_apart(job(rows), rows, VECTOR, tmp_path, 3)
+        train_apart(five(rows), rows, VECTOR, tmp_path, 3)
 
 
 def test_a_study_spreads_its_runs_and_keeps_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,7 @@ of 198, for the products behind it are kept anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,19 +17,13 @@ from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from emlib.models.fast.forwards import computed_by
 
-@contextmanager
-def plain_gates(model: nn.Module) -> Iterator[None]:
+
+def plain_gates(model: nn.Module) -> AbstractContextManager[None]:
     """The gates of Llama and Qwen2 by `Gate`; those of other models, or with another activation, stay as they are."""
-    replaced = [part for part in model.modules()
-                if type(part) in (LlamaMLP, Qwen2MLP) and type(part.act_fn) in (nn.SiLU, SiLUActivation)]
-    for part in replaced:
-        part.forward = partial(_forward, part)
-    try:
-        yield
-    finally:
-        for part in replaced:
-            del part.forward  # the class's own shows again
+    return computed_by(_forward, (part for part in model.modules() if type(part) in (LlamaMLP, Qwen2MLP)
+                                  and type(part.act_fn) in (nn.SiLU, SiLUActivation)))
 
 
 def _forward(part: Any, x: Tensor) -> Tensor:

@@ -7,9 +7,7 @@ optimizer's state stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,32 +16,26 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from emlib.models.fast.forwards import computed_by
 
-@contextmanager
-def plain_lora(model: nn.Module) -> Iterator[None]:
+
+def plain_lora(model: nn.Module) -> AbstractContextManager[None]:
     """Every LoRA layer by `LoraProduct`.
 
     A layer with dropout, several adapters or a variant of LoRA stays PEFT's, as does one that is off or merged.
     """
-    replaced = [layer for layer in model.modules() if type(layer) is LoraLinear]
-    for layer in replaced:
-        layer.forward = partial(_forward, layer, layer.forward)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in replaced:
-            del layer.forward  # the class's own shows again
+    return computed_by(_forward, (layer for layer in model.modules() if type(layer) is LoraLinear))
 
 
-def _forward(layer: LoraLinear, ordinary: Callable[..., Tensor], x: Tensor, *args: Any, **options: Any) -> Tensor:
-    """The layer's output for x, (..., in) -> (..., out); `ordinary` where it is more than one plain adapter."""
+def _forward(layer: LoraLinear, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    """The layer's output for x, (..., in) -> (..., out); PEFT's own where it is more than one plain adapter."""
     base, active = layer.base_layer, layer.active_adapters
     name = active[0] if len(active) == 1 else ""
     plain = (name in layer.lora_A and name not in layer.lora_variant and not layer.merged
              and not layer.disable_adapters and type(base) is nn.Linear
              and not layer.lora_bias[name] and isinstance(layer.lora_dropout[name], nn.Identity))
     if not plain or args or options or x.dtype != base.weight.dtype or torch.is_autocast_enabled(x.device.type):
-        return ordinary(x, *args, **options)
+        return LoraLinear.forward(layer, x, *args, **options)
     return LoraProduct.apply(x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight,
                              layer.scaling[name])
 

@@ -5,9 +5,7 @@ As transformers has it for Llama and Qwen, the root and the quotient are taken i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,22 +14,16 @@ from torch.autograd.function import once_differentiable
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from emlib.models.fast.forwards import computed_by
 
-@contextmanager
-def plain_norms(model: nn.Module) -> Iterator[None]:
+
+def plain_norms(model: nn.Module) -> AbstractContextManager[None]:
     """The norms of Llama and Qwen2 by `RootMeanSquare`; those of other models stay as they are.
 
     So does one whose weight is trained.
     """
-    replaced = [layer for layer in model.modules()
-                if type(layer) in (LlamaRMSNorm, Qwen2RMSNorm) and not layer.weight.requires_grad]
-    for layer in replaced:
-        layer.forward = partial(_forward, layer)
-    try:
-        yield
-    finally:
-        for layer in replaced:
-            del layer.forward  # the class's own shows again
+    return computed_by(_forward, (layer for layer in model.modules() if type(layer) in (LlamaRMSNorm, Qwen2RMSNorm)
+                                  and not layer.weight.requires_grad))
 
 
 def _forward(layer: nn.Module, x: Tensor) -> Tensor:
