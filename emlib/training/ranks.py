@@ -8,6 +8,8 @@ nothing of this: each of its terms is a mean over the whole step, whoever comput
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +94,9 @@ def joined(rank: int, of: int, meeting: Path) -> Iterator[Ranks]:
     if of == 1:
         yield ALONE
         return
+    for _, name in socket.if_nameindex():
+        if name in ("lo", "lo0"):  # all are on this machine; Gloo would look up its name, which may lead nowhere
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", init_method=f"file://{meeting}",
                             rank=rank, world_size=of)
     try:
