@@ -90,9 +90,7 @@ class Maker(AbstractContextManager["Maker"]):
 
     def make(self, run: Run) -> JudgeWaits | None:
         """Everything `run` still lacks; what is returned says that its judge's batches are not back yet."""
-        answers = [(which, self._answered(run, which)) for which in QUESTION_SETS]
-        # One set's batch is sent although the other's waits.
-        return _first([self._judged(run, which, of) for which, of in answers])
+        return _first(self.make_all([run]))
 
     def make_all(self, runs: Sequence[Run]) -> list[JudgeWaits]:
         """Everything these runs lack. A judge elsewhere reads answers while the next ones are drawn."""
@@ -120,9 +118,6 @@ class Maker(AbstractContextManager["Maker"]):
 
     def _asked(self, run: Run, which: QuestionSet, read: Reader | None = None) -> Asked:
         return Asked(str(run), self.study.fit(run), self.study.quiz(run, which), read)
-
-    def _answered(self, run: Run, which: QuestionSet) -> Artefact:
-        return self.answers(str(run), self.study.fit(run), self.study.quiz(run, which))
 
     def _read(self, run: Run, which: QuestionSet, answers: Sequence[Answer]) -> None:
         """Have a part of a set judged; its scores are kept, and found when all of the set is."""
