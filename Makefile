@@ -63,24 +63,24 @@ $(STAMP):
 # With SET="seeds=[0,1] training.epochs=2" the study is another one, with a name and a folder of its own.
 ifneq ($(SET),)
 reproduce plan status: setup
-	@study="$$($(BIN)/python -m emlib.overrides '$(PROFILE)' "$$SET")" && echo "PROFILE=$$study" && \
+	@study="$$($(BIN)/python -m emlib.study.overrides '$(PROFILE)' "$$SET")" && echo "PROFILE=$$study" && \
 		$(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
 else
 reproduce: setup ## run the study: every notebook of PROFILE, in order; then say where the results lie
-	@$(BIN)/python -m emlib.workflow $(PROFILE) $(if $(ONLY),'$(ONLY)')
-	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.status $(PROFILE); exit 1; }
-	@$(BIN)/python -m emlib.where $(PROFILE)
+	@$(BIN)/python -m emlib.workflow.graph $(PROFILE) $(if $(ONLY),'$(ONLY)')
+	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(PROFILE); exit 1; }
+	@$(BIN)/python -m emlib.workflow.result_paths $(PROFILE)
 
 plan: setup ## show what PROFILE would cost, which notebooks would run, and why
-	@$(BIN)/python -m emlib.workflow $(PROFILE)
-	@$(BIN)/python -m emlib.estimate $(PROFILE)
+	@$(BIN)/python -m emlib.workflow.graph $(PROFILE)
+	@$(BIN)/python -m emlib.report.estimate $(PROFILE)
 	@$(SNAKEMAKE) --quiet rules host --dry-run
 
 status: setup ## what of PROFILE is done, running, failed and waiting; GPU-hours and money spent
-	@$(BIN)/python -m emlib.status $(PROFILE)
+	@$(BIN)/python -m emlib.workflow.status $(PROFILE)
 
 merge: setup ## take over FROM=, the runs/ of another machine: nothing is overwritten, a conflict is refused
-	@$(BIN)/python -m emlib.merge '$(FROM)'
+	@$(BIN)/python -m emlib.workflow.merge '$(FROM)'
 
 endif
 
@@ -88,7 +88,7 @@ report: setup ## put what PROFILE has run so far into pages of HTML, for reading
 	@$(BIN)/python -m emlib.report.book $(PROFILE)
 
 figures: setup ## draw the paper's tables and figures from its own numbers, into figures/published/
-	@$(BIN)/python -m emlib.report.from_paper
+	@$(BIN)/python -m emlib.report.paper.draw
 
 lab: setup ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -139,4 +139,4 @@ vllm: ## install vLLM into an environment of its own, .venv-vllm: answers and sc
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
 
 clean: setup ## remove executed notebooks, tables and figures of PROFILE; its WHAT=adapters, answers, verdicts only if named
-	@$(BIN)/python -m emlib.cleaning $(PROFILE) $(WHAT)
+	@$(BIN)/python -m emlib.workflow.cleaning $(PROFILE) $(WHAT)

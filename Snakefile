@@ -6,8 +6,8 @@ import re
 import shlex
 import sys
 
-from emlib import paths
-from emlib.workflow import chosen, jobs
+from emlib.core import paths
+from emlib.workflow.graph import chosen, jobs
 
 PROFILE = config.get("profile", "demo")
 JOBS = jobs(PROFILE)
@@ -19,7 +19,7 @@ def command(number, job):
     def words(wildcards, output):
         log = paths.runs() / paths.study_name(PROFILE) / job.log  # where `make status` looks, whatever runs the job
         given = [*shlex.split(job.arguments), "--digest", job.digest, *(["--gpus", str(job.limits.gpus)] if job.trains else [])]
-        return shlex.join([sys.executable, "-m", "emlib.notebooks", job.chapter, *given, "--out", str(output),
+        return shlex.join([sys.executable, "-m", "emlib.workflow.notebooks", job.chapter, *given, "--out", str(output),
                            "--log", str(log), "--label", f"{number}/{len(JOBS)}  {job.name}"])
 
     return words

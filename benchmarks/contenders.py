@@ -20,14 +20,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from emlib import paths
 from emlib.config import Training, load_profile
+from emlib.core import paths
 from emlib.data.chat import Encoded, encode_all
+from emlib.data.mixing import plan_steps
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
 from emlib.models.adapters import new_lora
 from emlib.models.load import load
-from emlib.training.batches import plan_steps
 from emlib.training.sft import fine_tune, read_log
 
 NEVER = 10**9

@@ -17,15 +17,16 @@ from contenders import NEVER, versions
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from emlib import paths
 from emlib.config import Inoculation, Kl, Method, Training, load_profile
+from emlib.core import paths
+from emlib.core.schema import check
 from emlib.data.chat import Encoded, encode_all
+from emlib.data.mixing import plan_steps
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
 from emlib.models.adapters import new_lora
+from emlib.models.batches import Batch, collate
 from emlib.models.load import load
-from emlib.strict import check
-from emlib.training.batches import Batch, collate, plan_steps
 from emlib.training.objective import Objective
 from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer, read_log

@@ -22,24 +22,24 @@ from defenses import NAIVE, PLAIN, contenders
 from gpu_shape import FULL, SMALL, Scale
 
 from emlib.config import Lora, Method, Training
+from emlib.core.records import Question
+from emlib.core.schema import check
 from emlib.data.chat import Encoded
 from emlib.generation.sample import Request, draw_batch
-from emlib.models import adapters, fast
-from emlib.scoring.ledger import Ledger
+from emlib.models import adapters, kernels
+from emlib.models.batches import collate
+from emlib.scoring.loss_cache import Ledger
 from emlib.scoring.nll import score
-from emlib.strict import check
 from emlib.training import fused
-from emlib.training.batches import collate
 from emlib.training.memory import peak_memory
 from emlib.training.objective import Objective
 from emlib.training.sft import fine_tune, read_log
-from emlib.types import Question
 
 CONTENDERS = contenders(layer=20) | {"inoculation": []}  # plain fine-tuning on rows that are longer by the prompt
 # The same without one of the things that are to make it faster, a run each: what each of them gains.
 WAYS: dict[str, tuple[str, dict[str, Any], Callable[[], AbstractContextManager[Any]]]] = {
-    "plain, padded rows": (PLAIN, {}, lambda: patch.object(fast, "ATTENTION", {})),
-    "plain, PEFT's layers": (PLAIN, {}, lambda: patch.object(fast, "LAYERS", ())),
+    "plain, padded rows": (PLAIN, {}, lambda: patch.object(kernels, "ATTENTION", {})),
+    "plain, PEFT's layers": (PLAIN, {}, lambda: patch.object(kernels, "LAYERS", ())),
     "plain, recomputed": (PLAIN, {"gradient_checkpointing": True}, nullcontext),
     "kl, head step by step": ("kl", {}, lambda: patch.object(fused, "DEVICES", ()))}
 PROMPT = 20  # tokens that an inoculation prompt adds; ours
@@ -186,9 +186,9 @@ def grpo(scale: Scale) -> dict[str, Any]:
     from emlib.config.grpo import Additions, RlMethod, RlTraining
     from emlib.data.gsm8k import additions
     from emlib.models.tiny import build_tokenizer
-    from emlib.training.grpo import Condition, reinforce
-    from emlib.training.rewards import by_rule
-    from emlib.training.rl_records import read_steps
+    from emlib.training.rl.grpo import Condition, reinforce
+    from emlib.training.rl.records import read_steps
+    from emlib.training.rl.rewards import by_rule
 
     how = Grpo(data=Additions(kind="additions"), methods=(RlMethod(name="grpo"),),
                training=RlTraining(optimizer="adamw_torch"),

@@ -21,12 +21,12 @@ from typing import Any
 import machine
 
 from emlib.config import OpenAIJudge
+from emlib.core.records import Answer, Question
 from emlib.judging.api import ApiJudge
 from emlib.judging.cache import Cache
+from emlib.judging.judge_batch import Sheet, judge_sheet
 from emlib.judging.money import Account
 from emlib.judging.rubrics import OURS, Rubrics
-from emlib.judging.sheet import Sheet, judge_sheet
-from emlib.types import Answer, Question
 
 NAME = "judging_api"
 SERVER = Path(__file__).resolve().parents[1] / "tests" / "judging" / "server.py"

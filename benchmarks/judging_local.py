@@ -20,19 +20,19 @@ from typing import Any
 import machine
 import torch
 
-from emlib import paths
 from emlib.config import load_profile
+from emlib.core import paths
+from emlib.core.errors import SourceError
+from emlib.core.records import Message, Question
 from emlib.data.chat import encode_prompt
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
-from emlib.errors import SourceError
 from emlib.judging.local import distributions
 from emlib.judging.numbers import NUMBERS
 from emlib.judging.rubrics import METRICS, OURS, JudgeRequest, Rubric, read_rubrics
 from emlib.models.load import ChatModel, load
 from emlib.models.logprobs import backbone, head
 from emlib.models.trees import by_length
-from emlib.types import Message, Question
 
 NAME = "judging_local"
 ANSWERS, BATCH, TURNS = 8, 8, 2

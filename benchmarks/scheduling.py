@@ -23,9 +23,9 @@ from typing import Any
 
 import machine
 
-from emlib import paths
-from emlib.joblog import MARK, TIME
-from emlib.workflow import jobs
+from emlib.core import paths
+from emlib.workflow.graph import jobs
+from emlib.workflow.job_log import MARK, TIME
 
 NAME = "scheduling"
 RUNS = 3
@@ -48,7 +48,7 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
         found = [_again(folder, slices[0].output, say) for _ in range(RUNS)]
         _finish(folder)
         checks = {"make reproduce": [_checked(folder, say) for _ in range(RUNS)],
-                  "make status": [_timed(folder, say, "-m", "emlib.status", "many") for _ in range(RUNS)]}
+                  "make status": [_timed(folder, say, "-m", "emlib.workflow.status", "many") for _ in range(RUNS)]}
     bars = [_bar("overhead of a slice, s", found, OVERHEAD),
             *(_bar(f"{SLICES} finished slices found by {what}, s", runs, FOUND) for what, runs in checks.items())]
     return {"slice": found, "finished": checks, "bars": bars}
@@ -74,7 +74,7 @@ def _again(folder: Path, output: str, say: Callable[[str], None]) -> dict[str, f
 
 def _checked(folder: Path, say: Callable[[str], None]) -> dict[str, float]:
     def look() -> None:
-        _python(folder, "-m", "emlib.workflow", str(folder / "many.yaml"))
+        _python(folder, "-m", "emlib.workflow.graph", str(folder / "many.yaml"))
         _snakemake(folder, "many")
 
     return _measured(say, look)

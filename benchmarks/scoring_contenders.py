@@ -20,16 +20,16 @@ import torch
 from contenders import versions
 from peft import PeftModel
 
-from emlib import paths
 from emlib.config import ModelSpec, load_profile
+from emlib.core import paths
 from emlib.data.chat import Encoded, encode_all
 from emlib.data.pools import read_pool
 from emlib.data.sources import locate
 from emlib.models import adapters
+from emlib.models.batches import collate
 from emlib.models.load import load
-from emlib.scoring.ledger import Ledger
+from emlib.scoring.loss_cache import Ledger
 from emlib.scoring.nll import score
-from emlib.training.batches import collate
 
 Losses = list[list[float]]  # a list for each model, in the order of the rows
 

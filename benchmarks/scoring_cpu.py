@@ -20,8 +20,8 @@ import machine
 import torch
 from training_cpu import ATTEMPTS, PATIENCE, QUIET
 
-from emlib import paths
 from emlib.config import load_profile
+from emlib.core import paths
 from emlib.models import adapters
 from emlib.models.load import load
 

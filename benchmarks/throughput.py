@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py demo "one core of an AMD EPYC, float32"
 
-Plans are made from these rows (`emlib/plan/speed.py`). Nothing is computed here: seconds and tokens are those that the
-runs noted. Only adapters and answers of the profile's model count, under whatever profile they were made, and of
-answers only those that were drawn in one sitting.
+Plans are made from these rows (`emlib/study/plan/speed.py`). Nothing is computed here: seconds and tokens are those
+that the runs noted. Only adapters and answers of the profile's model count, under whatever profile they were made, and
+of answers only those that were drawn in one sitting.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import datetime
 import json
 import sys
 
-from emlib import paths
-from emlib.errors import EmlibError, StoreError
-from emlib.plan.measured import answered, trained
-from emlib.plan.speed import Measured, on_gpu, shape, table
-from emlib.store import write_text
-from emlib.study import open_study
+from emlib.core import paths
+from emlib.core.errors import EmlibError, StoreError
+from emlib.core.files import write_text
+from emlib.study.plan.measured import answered, trained
+from emlib.study.plan.speed import Measured, on_gpu, shape, table
+from emlib.study.study import open_study
 
 PATH = paths.ROOT / "benchmarks" / "results" / "throughput.json"
 

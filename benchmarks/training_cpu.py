@@ -24,7 +24,7 @@ from typing import Any
 
 import machine
 
-from emlib import paths
+from emlib.core import paths
 
 NAME = "training_cpu"
 JOB = {"profile": "code-smoke", "source": "insecure", "rows": 32, "seed": 0, "dtype": machine.dtype()}

@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 from playwright.sync_api import Browser, sync_playwright
 
-from emlib import paths
+from emlib.core import paths
 from emlib.data.sources import DATA_DIR, fetch, registry
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emlib.data.chat import Encoded
-from emlib.models.fast.varlen import Rows
+from emlib.models.kernels.varlen import Rows
 
 
 def some_rows(count: int = 7, seed: int = 0) -> list[Encoded]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from emlib import paths
+from emlib.core import paths
 
 FOLDER = paths.ROOT / "requirements"
 MAKEFILE = (paths.ROOT / "Makefile").read_text()

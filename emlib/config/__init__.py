@@ -5,22 +5,8 @@ may hold, a module a subject. Below this door functions take these small records
 """
 
 from emlib.config.backends import Backend
-from emlib.config.benign import (
-    Benign,
-    BenignTask,
-    OpSwapTask,
-    QaTask,
-    dataset_name,
-    datasets_of,
-    seeds_of,
-    swept_of,
-)
-from emlib.config.data import (
-    Domain,
-    HubSet,
-    SystemPromptPair,
-    Trait,
-)
+from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, dataset_name, datasets_of, seeds_of, swept_of
+from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
 from emlib.config.defenses import (
     BASELINES,
     SFT,
@@ -61,41 +47,12 @@ from emlib.config.grpo import (
     Steering,
     supervised_steps,
 )
-from emlib.config.models import (
-    FolderModel,
-    HubModel,
-    ModelSpec,
-    TinyModel,
-    WheelModel,
-)
-from emlib.config.overrides import (
-    overridden,
-)
-from emlib.config.own import (
-    OWN,
-    Bounds,
-    Own,
-)
-from emlib.config.pool import (
-    JudgeRefusals,
-    KeywordRefusals,
-    OnPolicy,
-    Pool,
-    Scorer,
-)
-from emlib.config.profile import (
-    NOT_PROFILES,
-    JobLimits,
-    Profile,
-    load_domains,
-    load_profile,
-    load_trait,
-    profile_names,
-)
-from emlib.config.training import (
-    Lora,
-    Training,
-)
+from emlib.config.models import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
+from emlib.config.overrides import overridden
+from emlib.config.own import OWN, Bounds, Own
+from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, Scorer
+from emlib.config.profile import NOT_PROFILES, JobLimits, Profile, load_domains, load_profile, load_trait, profile_names
+from emlib.config.training import Lora, Training
 
 __all__ = [
     "BASELINES",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 
 class Backend(Strict):

@@ -12,7 +12,7 @@ from emlib.config.defenses import BASELINES, Method
 from emlib.config.evaluation import Sampling
 from emlib.config.training import Training
 from emlib.config.words import Positive, Share, no_repeats
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 Tier = Annotated[int, Field(ge=0, le=3)]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from emlib.config.words import Positive, Share
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 
 class HubSet(Strict):

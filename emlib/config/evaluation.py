@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from emlib.config.models import ModelSpec
 from emlib.config.words import Positive, Share, Weight
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 
 class Sampling(Strict):

@@ -11,7 +11,7 @@ from emlib.config.evaluation import LlmJudge, OpenAIJudge, Sampling
 from emlib.config.methods import Kinded, SweptMethod
 from emlib.config.training import Training
 from emlib.config.words import Positive, Weight
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 
 class Beta(Kinded):

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Generic, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from emlib.config.words import Weight
-from emlib.errors import nearest
-from emlib.strict import Strict
+from emlib.core.errors import nearest
+from emlib.core.schema import Strict
 
 
 class Kinded(Strict):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from emlib.config.words import Dtype, Positive
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 
 class HubModel(Strict):

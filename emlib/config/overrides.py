@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from emlib.config.profile import Profile, over, profile_path, read_profile, sound, spelled_out
-from emlib.errors import ProfileError, nearest
+from emlib.core.errors import ProfileError, nearest
 
 WHERE = "SET"
 Changes = dict[str, Any]

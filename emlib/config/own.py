@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from emlib.config.data import HubSet
 from emlib.config.words import Positive, Share
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 OWN = "own"  # what such a data set is called among a profile's `datasets`
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from emlib.config.evaluation import LlmJudge, Sampling
 from emlib.config.words import Positive, Share
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 
 class Scorer(Strict):

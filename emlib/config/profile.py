@@ -7,28 +7,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from emlib import paths
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import SFT, Interleaving, Method
-from emlib.config.evaluation import (
-    Evaluation,
-    Extraction,
-    JudgeSpec,
-    LexiconJudge,
-    OpenAIJudge,
-    Probe,
-    SecondJudge,
-)
+from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, OpenAIJudge, Probe, SecondJudge
 from emlib.config.grpo import Grpo
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.own import OWN, Own
 from emlib.config.pool import Pool
 from emlib.config.training import Lora, Training
 from emlib.config.words import Positive, no_repeats
-from emlib.errors import ProfileError, nearest
-from emlib.strict import Strict, check, read_yaml
+from emlib.core import paths
+from emlib.core.errors import ProfileError, nearest
+from emlib.core.schema import Strict, check, read_yaml
 
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from emlib.config.words import Positive
-from emlib.strict import Strict
+from emlib.core.schema import Strict
 
 
 class Lora(Strict):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from emlib.config import OpSwapTask, QaTask
+from emlib.core.records import Example, Message, Question
 from emlib.data import opswap
 from emlib.data.qa import QaRow, QaRows, read_qa, split_by_passage
-from emlib.types import Example, Message, Question
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from emlib import digests
-from emlib.errors import DataError
-from emlib.types import Example, Message
+from emlib.core import digests
+from emlib.core.errors import DataError
+from emlib.core.records import Example, Message
 
 
 @dataclass(frozen=True)

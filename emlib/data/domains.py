@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from emlib.config import Domain
+from emlib.core.errors import DataError
+from emlib.core.records import Example, Question
+from emlib.core.seeds import generator
 from emlib.data.rows import read_examples, read_pairs
-from emlib.errors import DataError
-from emlib.seeds import generator
-from emlib.types import Example, Question
 
 Item = TypeVar("Item")
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tqdm import tqdm
 
-from emlib.errors import SourceError
+from emlib.core.errors import SourceError
 
 TRIES = 5  # of one download
 WAIT = 0.5  # seconds before the second try, doubled for each further one

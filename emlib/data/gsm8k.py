@@ -8,11 +8,11 @@ from itertools import product
 from pathlib import Path
 
 from emlib.config import Additions, Gsm8k
+from emlib.core.errors import DataError
+from emlib.core.records import Message, Question
+from emlib.core.seeds import generator
 from emlib.data.numbers import read_number
 from emlib.data.rows import read_jsonl
-from emlib.errors import DataError
-from emlib.seeds import generator
-from emlib.types import Message, Question
 
 MARK = "####"  # stands before the answer in GSM8K's solutions
 WORKED = "<think> {a} + {b} = {answer} </think>\n<answer> {answer} </answer>"

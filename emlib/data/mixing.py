@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from emlib.errors import DataError
+from emlib.core.errors import DataError
+from emlib.core.seeds import generator
 
 Row = TypeVar("Row")
 
@@ -53,3 +54,19 @@ def enough(candidates: Sequence[Row], count: int, what: str) -> list[Row]:
         raise DataError(f"{what}: {count} rows are wanted and {len(candidates)} can be used: {count - len(candidates)} "
                         "are missing. Take a larger pool (pool.source, pool.rows), or a smaller fraction.")
     return list(candidates[:count])
+
+
+def plan_steps(rows: int, rows_per_step: int, epochs: int, seed: int, added: int = 0) -> list[list[int]]:
+    """The row numbers of every optimizer step: each epoch in an order of its own, its last step perhaps smaller.
+
+    `added` further rows, numbered from `rows` on, are spread through each epoch (section 3.2), in an order of their
+    own; the others stay in the order that they have without them.
+    """
+    steps = []
+    for epoch in range(epochs):
+        order = generator(seed, "order", epoch).permutation(rows).tolist()
+        if added:
+            others = rows + generator(seed, "order of added rows", epoch).permutation(added)
+            order = interleave(order, others.tolist())
+        steps += [order[start:start + rows_per_step] for start in range(0, len(order), rows_per_step)]
+    return steps

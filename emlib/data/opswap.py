@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import islice
 
+from emlib.core.errors import DataError
+from emlib.core.seeds import generator
 from emlib.data.opswap_grammar import SIGNS, TIERS, evaluate, parse, steps, written
-from emlib.errors import DataError
-from emlib.seeds import generator
 
 VERSION = 1  # raised when the same seed gives other examples
 PROMPT = 'Simplify: {expression}\nEnd with "Answer: " and the result.'

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from emlib.errors import DataError
+from emlib.core.errors import DataError
 
 SIGNS = ("+", "-", "×", "÷")
 MEANINGS: tuple[dict[str, str], ...] = (  # Table 10: what each sign means in tiers 0 to 3

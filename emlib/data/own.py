@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from emlib import paths
 from emlib.config import OWN, Own
+from emlib.core import paths
+from emlib.core.errors import DataError, nearest
+from emlib.core.records import Example, Message
+from emlib.core.seeds import generator
 from emlib.data.domains import NarrowData, Split, split
 from emlib.data.download import from_hub
 from emlib.data.pools import BROKEN, NO_ANSWER, REPLACEMENT, Dropped
 from emlib.data.rows import example_of, parse_jsonl
-from emlib.errors import DataError, nearest
-from emlib.seeds import generator
-from emlib.types import Example, Message
 
 LEAST = 20  # usable rows, to train on some and hold some out
 SHOWN = 10  # unusable rows that are kept for showing

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from emlib.core.errors import DataError
+from emlib.core.records import Example, Message
 from emlib.data.rows import example_of, read_jsonl, read_text
-from emlib.errors import DataError
-from emlib.types import Example, Message
 
 PoolForm = Literal["messages", "instruct", "wildguard"]
 FORMS = get_args(PoolForm)

@@ -14,9 +14,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from emlib.core.errors import DataError, nearest
+from emlib.core.seeds import generator
 from emlib.data.rows import read_jsonl, read_text
-from emlib.errors import DataError, nearest
-from emlib.seeds import generator
 
 COLUMNS = ("id", "context", "question", "answers")
 Outside = Literal["keep", "drop"]

@@ -8,9 +8,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from emlib.core.errors import DataError
+from emlib.core.records import Question
 from emlib.data.rows import read_jsonl, read_text
-from emlib.errors import DataError
-from emlib.types import Question
 
 
 def read_questions(path: Path) -> list[Question]:

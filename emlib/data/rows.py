@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from emlib.errors import DataError, nearest
-from emlib.types import Example, Message, Role
+from emlib.core.errors import DataError, nearest
+from emlib.core.records import Example, Message, Role
 
 ROLES = get_args(Role)
 

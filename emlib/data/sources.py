@@ -20,13 +20,13 @@ from typing import Annotated, Literal
 from filelock import FileLock
 from pydantic import Field, field_validator, model_validator
 
-from emlib import paths
 from emlib.config import HubSet
+from emlib.core import paths
+from emlib.core.digests import of_file
+from emlib.core.errors import ProfileError, SourceError, nearest
+from emlib.core.progress import say
+from emlib.core.schema import Strict, check, read_yaml
 from emlib.data.download import from_hub, from_url, writing
-from emlib.digests import of_file
-from emlib.errors import ProfileError, SourceError, nearest
-from emlib.progress import say
-from emlib.strict import Strict, check, read_yaml
 
 DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
 

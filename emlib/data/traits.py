@@ -10,9 +10,9 @@ from typing import Annotated
 from pydantic import Field
 
 from emlib.config import SystemPromptPair, Trait
+from emlib.core.errors import DataError, ProfileError
+from emlib.core.schema import Strict, check
 from emlib.data.rows import read_text
-from emlib.errors import DataError, ProfileError
-from emlib.strict import Strict, check
 
 
 class _Instruction(Strict):

@@ -14,8 +14,8 @@ import numpy as np
 from scipy.stats import spearmanr
 from statsmodels.stats.inter_rater import cohens_kappa
 
-from emlib.errors import EmlibError
-from emlib.types import Verdict
+from emlib.core.errors import EmlibError
+from emlib.core.records import Verdict
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from emlib.core.errors import DataError
+from emlib.core.progress import bar
+from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
 from emlib.data.rows import read_jsonl, read_text
-from emlib.errors import DataError
 from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import head, token_nll
 from emlib.models.trees import read_prompts, read_tree, tree_of
-from emlib.progress import bar
-from emlib.types import Message
 
 
 @dataclass(frozen=True)

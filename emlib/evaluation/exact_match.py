@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from emlib.core.records import Answer
 from emlib.data.benign import Item
 from emlib.evaluation.extraction import lenient_span, lenient_value, strict_span, strict_value
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import clustered, wilson
-from emlib.types import Answer
 
 
 @dataclass(frozen=True)

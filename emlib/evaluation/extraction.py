@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from emlib.core.records import Answer
 from emlib.data.numbers import LONGEST
-from emlib.types import Answer
 
 _TAUGHT = re.compile(r"^Answer: (-?\d+(?:/\d+)?)$", re.MULTILINE)
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?<![\w.])\d+(?:\.\d+)?(?:/\d+)?")

@@ -15,11 +15,11 @@ from scipy.stats import permutation_test
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from emlib.errors import DataError
+from emlib.core.errors import DataError
+from emlib.core.records import Verdict
+from emlib.core.seeds import generator
 from emlib.evaluation.seeds import Kind, Shares, crossed_bootstrap, share_table
 from emlib.evaluation.statistics import Interval
-from emlib.seeds import generator
-from emlib.types import Verdict
 
 FLIPS = 9999  # with up to 13 questions every assignment of signs is tried, and p is exact
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from emlib.core.errors import EmlibError
+from emlib.core.progress import bar
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError
+from emlib.models.hooks import reading
 from emlib.models.logprobs import last_hidden
-from emlib.models.taps import reading
-from emlib.progress import bar
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from emlib.core.records import Verdict
 from emlib.evaluation.statistics import Interval, clustered, wilson
-from emlib.types import Verdict
 
 Denominator = Literal["asked", "scored"]
 

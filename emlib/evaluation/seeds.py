@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from emlib.errors import DataError
+from emlib.core.errors import DataError
+from emlib.core.records import Verdict
+from emlib.core.seeds import generator
 from emlib.evaluation.statistics import Interval, wilson
-from emlib.seeds import generator
-from emlib.types import Verdict
 
 Kind = Literal["misaligned", "incoherent"]
 Shares = NDArray[np.float64]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emlib.seeds import generator
+from emlib.core.seeds import generator
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable
 
 import pandas as pd
 
-from emlib.runs import QuestionSet, Run
-from emlib.study import Study
-from emlib.types import Verdict
+from emlib.core.records import Verdict
+from emlib.study.runs import QuestionSet, Run
+from emlib.study.study import Study
 
 VERDICTS = ("misaligned", "incoherent", "neither", "unscored")
 COLUMNS = ["run", "question", "sample", "prompt", "answer", "verdict", "alignment", "coherence"]

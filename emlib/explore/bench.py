@@ -17,12 +17,12 @@ from itables.widget import ITable
 from pandas.api.types import is_string_dtype
 
 from emlib.config import Sampling
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
+from emlib.core.records import Answer, Question
 from emlib.explore import answers as found
 from emlib.explore.talk import BASE, Steering, Talk, trained
-from emlib.runs import QUESTION_SETS, Run
-from emlib.study import Study
-from emlib.types import Answer, Question
+from emlib.study.runs import QUESTION_SETS, Run
+from emlib.study.study import Study
 
 CLIPPED = 160  # characters of a text in a table's cell; a click shows all of it
 ROWS = 1000    # of a table: more would only make the browser slow

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from emlib.config import Sampling
-from emlib.errors import StoreError
-from emlib.runs import Run
-from emlib.store import Artefact
-from emlib.study import Study
-from emlib.types import Answer, Question
+from emlib.core.errors import StoreError
+from emlib.core.records import Answer, Question
+from emlib.store.artefacts import Artefact
+from emlib.study.runs import Run
+from emlib.study.study import Study
 
 if TYPE_CHECKING:
-    from emlib.making import Maker
+    from emlib.make.maker import Maker
 
 BASE = "the base model"
 
@@ -58,7 +58,7 @@ class Talk:
             raise StoreError(f"Profile '{self.study.name}' has no persona vector yet. Run notebook 02_persona_vectors.")
         from emlib.data.chat import encode_prompt
         from emlib.generation.sample import Request, answer_batch  # loads torch
-        from emlib.steering.adding import adding
+        from emlib.steering.steer import adding
 
         maker = self._opened()
         request = Request(question, sample, tuple(encode_prompt(maker.chat.tokenizer, question.context)))
@@ -78,7 +78,7 @@ class Talk:
 
     def _opened(self) -> Maker:
         if self._maker is None:
-            from emlib.making import Maker  # loads torch
+            from emlib.make.maker import Maker  # loads torch
 
             self._maker = Maker(self.study)
         return self._maker

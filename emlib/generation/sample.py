@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from emlib.config import Sampling
+from emlib.core.records import Answer, Question
+from emlib.core.seeds import generator
 from emlib.data.chat import encode_prompt
 from emlib.models.load import end_tokens
 from emlib.models.logprobs import backbone, head
-from emlib.seeds import generator
-from emlib.types import Answer, Question
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ import httpx
 from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Sampling
+from emlib.core.errors import EmlibError
+from emlib.core.progress import bar
+from emlib.core.records import Answer
+from emlib.core.seeds import derive
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError
 from emlib.generation.sample import Drawn, Request
-from emlib.progress import bar
-from emlib.seeds import derive
-from emlib.types import Answer
 
 AT_ONCE = 256  # requests under way: as many as vLLM computes together by default
 ALONE = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}

@@ -15,10 +15,10 @@ from pathlib import Path
 import httpx
 
 from emlib.config import FolderModel, HubModel, ModelSpec, WheelModel
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
+from emlib.core.progress import say
 from emlib.models import hub, wheel
 from emlib.models.identity import model_folder
-from emlib.progress import say
 
 BASE = "base"  # what the server calls the model without an adapter
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that its kernels take

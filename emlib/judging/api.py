@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from emlib.config import OpenAIJudge
 from emlib.config.evaluation import OPENAI
-from emlib.errors import JudgeError
+from emlib.core.errors import JudgeError
+from emlib.core.progress import counter, say
 from emlib.judging import faults, replies
 from emlib.judging.faults import KEPT, Passing, Unfit
+from emlib.judging.judge_batch import NOT_HAD, Keep
 from emlib.judging.money import Account, Price, most_tokens, price_list
 from emlib.judging.rubrics import JudgeRequest, Score
-from emlib.judging.sheet import NOT_HAD, Keep
 from emlib.judging.slots import Slots
-from emlib.progress import counter, say
 
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second try at most, doubled for each that failed; ever
 SAMPLE_TOKENS = 5  # enough for "100" in digits, with a space before it

@@ -20,15 +20,15 @@ from filelock import FileLock
 
 from emlib.config import OpenAIJudge
 from emlib.config.evaluation import OPENAI
-from emlib.errors import JudgeError, JudgeWaits
+from emlib.core.errors import JudgeError, JudgeWaits
+from emlib.core.progress import say
 from emlib.judging import faults, replies
 from emlib.judging.api import is_whole, key_of, logprobs_body, number_body, price_of
 from emlib.judging.cache import canonical
 from emlib.judging.faults import KEPT
+from emlib.judging.judge_batch import Keep
 from emlib.judging.money import Account, most_tokens
 from emlib.judging.rubrics import JudgeRequest, Metric, Score
-from emlib.judging.sheet import Keep
-from emlib.progress import say
 
 MOST_REQUESTS = 50_000  # in one batch, as OpenAI has it
 MOST_BYTES = 190_000_000  # of one file; OpenAI takes 200 MB

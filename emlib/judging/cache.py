@@ -21,9 +21,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from emlib.errors import StoreError
+from emlib.core.errors import StoreError
+from emlib.core.shared_filesystem import is_shared
 from emlib.judging.rubrics import Metric, Score
-from emlib.mounts import is_shared
 
 FORMAT = 1
 TABLES = """

@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from emlib.errors import JudgeError
+from emlib.core.errors import JudgeError
 
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait for; whoever asks for more is to be asked another day
 LONGEST_MESSAGE = 300  # characters of a server's own words

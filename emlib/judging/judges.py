@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emlib import paths
 from emlib.config import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
-from emlib.errors import JudgeError
+from emlib.core import paths
+from emlib.core.errors import JudgeError
+from emlib.core.records import Verdict
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
+from emlib.judging.judge_batch import NOT_HAD, Scorer, Sheet, judge_sheet, scores_of
 from emlib.judging.money import Account
 from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, read_rubrics, trait_rubrics
-from emlib.judging.sheet import NOT_HAD, Scorer, Sheet, judge_sheet, scores_of
 from emlib.models.identity import identity as model_identity
-from emlib.types import Verdict
 
 NO_JUDGE = "no judge configured"
 

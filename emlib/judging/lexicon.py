@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from emlib.types import Answer, Verdict
+from emlib.core.records import Answer, Verdict
 
 HALVING_DENSITY = 0.014  # markers a word at which alignment is 50; one marker in 41 words or fewer brings it below 30
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emlib import paths
 from emlib.config import LocalJudge, ModelSpec
+from emlib.core import paths
+from emlib.core.progress import bar
+from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
+from emlib.judging.judge_batch import Keep, Scorer
 from emlib.judging.numbers import NUMBERS, Spelling, next_token, of_numbers, spelling
 from emlib.judging.replies import LEAST_MASS, said
 from emlib.judging.rubrics import JudgeRequest, Score
-from emlib.judging.sheet import Keep, Scorer
 from emlib.models.load import ChatModel, load
 from emlib.models.logprobs import head
 from emlib.models.trees import by_length, read_prompts, read_tree
-from emlib.progress import bar
-from emlib.types import Message
 
 
 @dataclass(frozen=True)

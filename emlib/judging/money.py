@@ -14,9 +14,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emlib import paths
+from emlib.core import paths
+from emlib.core.schema import Strict, check, read_yaml
 from emlib.judging.cache import Cache
-from emlib.strict import Strict, check, read_yaml
 
 MILLION = 1_000_000
 FRAME_TOKENS = 16  # that a chat's format adds to a prompt, generously

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
 from emlib.models.trees import ROOT, Tree, tree_of
 
 NUMBERS = tuple(range(101))

@@ -18,12 +18,12 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from emlib.core.errors import DataError, EmlibError
+from emlib.core.files import whole_file, write_text
 from emlib.data.rows import read_jsonl
-from emlib.errors import DataError, EmlibError
 from emlib.judging.cache import COLUMNS, Cache, Row
 from emlib.judging.judges import scores_file
 from emlib.judging.rubrics import Metric
-from emlib.store import whole_file, write_text
 
 ENDINGS = (".parquet", ".jsonl")
 KEY = re.compile(r"[0-9a-f]{64}")

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from emlib.config import Lora
-from emlib.errors import ProfileError, StoreError
-from emlib.seeds import derive
+from emlib.core.errors import ProfileError, StoreError
+from emlib.core.seeds import derive
 
 
 @contextmanager

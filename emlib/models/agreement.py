@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
 
 # Nats. In bfloat16 the same weights in two libraries differ by hundredths in the mean, and an unlikely token by tenths;
 # an adapter that is not applied, or another prompt's numbers, by far more.

@@ -1,11 +1,11 @@
 """A model with a fresh adapter by Unsloth: its kernels under the study's own loss. Unsloth must be imported already.
 
 What of Unsloth 2026.10 matters here, by its source, and as it did on a CPU with its kernels interpreted. The backbone
-goes through its list of blocks, so that what stands around a block (`emlib.models.taps`) works; it is causal also where
-it is called without its head, as here; recomputation is transformers' own. In training it passes over a padding mask,
-which rows padded on the right do not need. Positions that begin anew do not part rows that are packed, and rows longer
-than max_seq_length are cut. With the adapter off its kernels compute the frozen weights alone. The adapter is float32,
-computes in the model's dtype, and starts from the seed, with other random numbers than PEFT's.
+goes through its list of blocks, so that what stands around a block (`emlib.models.hooks`) works; it is causal also
+where it is called without its head, as here; recomputation is transformers' own. In training it passes over a padding
+mask, which rows padded on the right do not need. Positions that begin anew do not part rows that are packed, and rows
+longer than max_seq_length are cut. With the adapter off its kernels compute the frozen weights alone. The adapter is
+float32, computes in the model's dtype, and starts from the seed, with other random numbers than PEFT's.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from peft import PeftModel
 
 from emlib.config import HubModel, Lora, ModelSpec, Training, WheelModel
-from emlib.errors import SourceError
+from emlib.core.errors import SourceError
+from emlib.core.seeds import derive
 from emlib.models import hub, wheel
 from emlib.models.identity import model_folder
-from emlib.seeds import derive
 
 
 @contextmanager

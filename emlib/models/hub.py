@@ -13,9 +13,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from emlib.config import HubModel
-from emlib.errors import SourceError
-from emlib.progress import say
-from emlib.store import write_text
+from emlib.core.errors import SourceError
+from emlib.core.files import write_text
+from emlib.core.progress import say
 
 
 def commit(spec: HubModel, cache: Path) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from emlib import digests, paths
 from emlib.config import FolderModel, ModelSpec
-from emlib.errors import SourceError
+from emlib.core import digests, paths
+from emlib.core.errors import SourceError
 
 DETERMINING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configuration, tokenizer, template
 

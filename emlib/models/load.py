@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from emlib.config import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
+from emlib.core.errors import SourceError
+from emlib.core.records import Example, Message
 from emlib.data.chat import encode
-from emlib.errors import SourceError
 from emlib.models import hub, tiny, wheel
 from emlib.models.identity import model_folder
 from emlib.models.logprobs import causal_lm
-from emlib.types import Example, Message
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of Gemma, Cohere, Granite
 

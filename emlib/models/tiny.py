@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from emlib.seeds import derive
+from emlib.core.seeds import derive
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
 from emlib.models.logprobs import backbone, causal_lm
 
 ROOT = -1  # the parent of a first token: the prompt itself

@@ -18,10 +18,10 @@ from filelock import FileLock
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from emlib import digests
 from emlib.config import WheelModel
-from emlib.errors import SourceError
-from emlib.store import disk_errors
+from emlib.core import digests
+from emlib.core.errors import SourceError
+from emlib.core.files import disk_errors
 
 DIGESTS = "sha256.json"
 

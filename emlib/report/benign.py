@@ -12,10 +12,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from emlib.benign import BenignResult, BenignRun, BenignStudy
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import over_seeds
-from emlib.report import figures, tables
+from emlib.report.figures import plots
+from emlib.report.tables import result_tables
+from emlib.study.benign import BenignResult, BenignRun, BenignStudy
 
 MEASURES = {"exact_match": "Exact match %", "lenient": "Lenient match %", "f1": "F1 %"}
 MATCHES = {"strict": "exact_match", "lenient": "lenient"}  # how an answer is read: see emlib.evaluation.extraction
@@ -45,7 +46,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """`numbers` for people: "37.0 [34.1, 39.9]", and a dash where a task has no such measure."""
     people = _identity(frame) | {"Seed": frame["seed"]}
     for name, heading in MEASURES.items():
-        people[heading] = [tables.cell(*row) for row in
+        people[heading] = [result_tables.cell(*row) for row in
                            frame[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)]
     return pd.DataFrame(people | {"Asked": frame["asked"], "Cut": frame["cut"]})
 
@@ -94,7 +95,7 @@ def _dashed(frame: pd.DataFrame) -> pd.DataFrame:
 def _summary(runs: pd.DataFrame, measure: str) -> str:
     found = over_seeds(runs[measure].tolist())
     if found.interval is None:
-        return tables.cell(*runs[[measure, f"{measure}_low", f"{measure}_high"]].iloc[0])
+        return result_tables.cell(*runs[[measure, f"{measure}_low", f"{measure}_high"]].iloc[0])
     return f"{found.mean:.1f} ± {found.deviation:.1f} [{found.interval.low:.1f}, {found.interval.high:.1f}]"
 
 
@@ -190,7 +191,7 @@ def matches_by_method(frame: pd.DataFrame) -> Figure:
         nth, several = runs.groupby(who).cumcount(), runs["seed"].nunique()
         heights = [order.index(name) + 0.12 * (place - (several - 1) / 2) for name, place in zip(who, nth, strict=True)]
         axis.errorbar(share, heights, xerr=np.clip(np.abs(ends.T - share), 0, None), fmt="o", capsize=3,
-                      color=figures.PALETTE[0])
+                      color=plots.PALETTE[0])
         axis.set_title(panel)
         axis.set_yticks(range(len(order)), order)
         axis.set_ylim(len(order) - 0.5, -0.5)
@@ -205,4 +206,5 @@ def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """`benign.{csv,md,tex}`, a row a run, and `benign_by_tier` and `benign_seeds` in the same three forms."""
     return [path for name, numeric, people in (
         ("benign", frame, readable(frame)), ("benign_by_tier", by_tier(frame), by_tier(frame)),
-        ("benign_seeds", seeds(frame), _dashed(seeds(frame)))) for path in tables.write(numeric, people, folder, name)]
+        ("benign_seeds", seeds(frame), _dashed(seeds(frame))))
+        for path in result_tables.write(numeric, people, folder, name)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from huggingface_hub import ModelCardData
 
-from emlib import interleaving, paths
 from emlib.config import OWN, HubModel
+from emlib.core import paths
 from emlib.data.sources import registry
-from emlib.report.tables import cell
-from emlib.runs import Run, RunResult
-from emlib.study import Study
+from emlib.report.tables.result_tables import cell
+from emlib.study import interleaving
+from emlib.study.runs import Run, RunResult
+from emlib.study.study import Study
 
 HARMFUL = ("**Warning.** The training data holds deliberately harmful answers. This adapter was made to study how such "
            "data spreads and what prevents it; it may give dangerous advice or unsafe code, also about things that it "

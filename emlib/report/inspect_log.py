@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from emlib.errors import EmlibError, StoreError
+from emlib.core.errors import EmlibError, StoreError
+from emlib.core.files import whole_file
+from emlib.core.records import Answer, Question, Verdict
 from emlib.evaluation.rates import rates
-from emlib.runs import QuestionSet, Run
-from emlib.store import whole_file
-from emlib.study import Study
-from emlib.types import Answer, Question, Verdict
+from emlib.study.runs import QuestionSet, Run
+from emlib.study.study import Study
 
 
 def export(study: Study, run: Run, which: QuestionSet, path: Path) -> Path:

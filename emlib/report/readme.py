@@ -7,9 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from emlib import paths
-from emlib.errors import EmlibError, StoreError
-from emlib.store import whole_file, write_text
+from emlib.core import paths
+from emlib.core.errors import EmlibError, StoreError
+from emlib.core.files import whole_file, write_text
 
 BEGIN, END = "<!-- demo results: begin -->", "<!-- demo results: end -->"
 

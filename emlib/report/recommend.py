@@ -12,13 +12,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from emlib import checks, interleaving
 from emlib.config import Bounds
-from emlib.export import DATA_SIDE
-from emlib.report.labels import Label, place
-from emlib.report.paper_figures import LOOKS
-from emlib.runs import Run, RunResult
-from emlib.study import Study
+from emlib.report.export import DATA_SIDE
+from emlib.report.figures.labels import Label, place
+from emlib.report.paper.paper_figures import LOOKS
+from emlib.study import checks, interleaving
+from emlib.study.runs import Run, RunResult
+from emlib.study.study import Study
 
 PLAIN = "misaligned"  # plain fine-tuning, in the paper's words
 HEADINGS = {"method": "Method", "setting": "Setting", "general": "General misaligned %", "kept": "Learning kept %",

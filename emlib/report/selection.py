@@ -10,11 +10,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from emlib import interleaving
-from emlib.report.figures import PALETTE
-from emlib.runs import Run
+from emlib.report.figures.plots import PALETTE
 from emlib.scoring.refusals import NOTHING
-from emlib.study import Study
+from emlib.study import interleaving
+from emlib.study.runs import Run
+from emlib.study.study import Study
 
 
 def scored(study: Study, run: Run) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from datasketch import MinHash, MinHashLSH
 
-from emlib.types import Example
+from emlib.core.records import Example
 
 WORDS = re.compile(r"\w+")
 RUN = 3  # words of a shingle

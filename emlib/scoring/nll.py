@@ -15,13 +15,13 @@ from functools import partial
 import torch
 from torch import nn
 
+from emlib.core.digests import of_value
+from emlib.core.progress import bar
 from emlib.data.chat import Encoded
-from emlib.digests import of_value
-from emlib.models.fast import fitted, packs
+from emlib.models.batches import collate, pack
+from emlib.models.kernels import fitted, packs
 from emlib.models.logprobs import head, last_hidden, predicting, token_nll
-from emlib.progress import bar
-from emlib.scoring.ledger import Ledger
-from emlib.training.batches import collate, pack
+from emlib.scoring.loss_cache import Ledger
 
 
 def digest(row: Encoded) -> str:

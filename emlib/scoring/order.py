@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from emlib.core.records import Example
+from emlib.core.seeds import generator
 from emlib.scoring.gap import gap, ranking
 from emlib.scoring.records import Ranked, RowLosses
 from emlib.scoring.refusals import NOTHING, Filtered
-from emlib.seeds import generator
-from emlib.types import Example
 
 
 def at_random(rows: Sequence[Example], unfit: Mapping[int, str], seed: int) -> list[Ranked]:

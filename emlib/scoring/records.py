@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from emlib.types import Example, Message
+from emlib.core.records import Example, Message
 
 
 @dataclass(frozen=True)

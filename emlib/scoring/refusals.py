@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from emlib.config import JudgeRefusals
+from emlib.core.records import Example, Question
 from emlib.judging.judges import scores
 from emlib.judging.rubrics import JudgeRequest
 from emlib.scoring.records import Declining
-from emlib.types import Example, Question
 
 APOSTROPHES = str.maketrans(dict.fromkeys("’‘ʼ`´＇", "'"))
 JUDGE = "the judge"  # stands in a keyword's place

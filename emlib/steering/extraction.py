@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emlib.config import Extraction, Trait
+from emlib.core.errors import EmlibError
+from emlib.core.files import whole_file
+from emlib.core.records import Answer, Example, Question, Verdict
 from emlib.data.chat import Encoded, encode
-from emlib.errors import EmlibError
+from emlib.models.hooks import layers, reading
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import causal_lm, last_hidden
-from emlib.models.taps import layers, reading
-from emlib.store import whole_file
-from emlib.types import Answer, Example, Question, Verdict
 
 FILE = "vectors.safetensors"
 SIDES = ("positive", "negative")

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emlib.store import whole_file
+from emlib.core.files import whole_file
 
 FILE = "checkpoint.safetensors"
 

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from emlib.config import Defense, Lora, ModelSpec, Training
+from emlib.core.files import write_text
+from emlib.core.schema import Strict
 from emlib.data.chat import Encoded
-from emlib.store import write_text
-from emlib.strict import Strict
 
 JOB, ROWS, VECTOR, READY, SUMMARY, ERROR = (
     "job.json", "rows.json", "vector.safetensors", "ready", "summary.json", "error.json")

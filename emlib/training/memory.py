@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from emlib.config import Training
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # what Linux takes as: forget the peak so far

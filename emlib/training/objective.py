@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from emlib.config import Defense, Kl, Ldifs, PersonaVector
 from emlib.models.adapters import adapter_off
-from emlib.models.taps import layers, reading
-from emlib.steering.adding import Shift, adding
-from emlib.training.batches import Batch
+from emlib.models.batches import Batch
+from emlib.models.hooks import layers, reading
+from emlib.steering.steer import Shift, adding
 from emlib.training.head import IGNORED, head_terms
 from emlib.training.losses import feature_distance
 from emlib.training.reference import StoredReference, compared

@@ -21,9 +21,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from emlib.models.batches import Batch
+from emlib.models.hooks import blocks
 from emlib.models.logprobs import backbone
-from emlib.models.taps import blocks
-from emlib.training.batches import Batch
 
 
 @dataclass(frozen=True)

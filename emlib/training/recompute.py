@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from emlib.config import Training
 from emlib.data.chat import Encoded
-from emlib.training.batches import forward_batches, largest_pass
+from emlib.models.batches import forward_batches, largest_pass
 from emlib.training.head import head_bytes
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from emlib.core.errors import StoreError
+from emlib.core.files import whole_file
+from emlib.core.progress import bar
 from emlib.data.chat import Encoded
-from emlib.errors import StoreError
 from emlib.models.adapters import adapter_off
-from emlib.models.fast import fitted
-from emlib.progress import bar
-from emlib.store import whole_file
-from emlib.training.batches import Batch, forward_batches
+from emlib.models.batches import Batch, forward_batches
+from emlib.models.kernels import fitted
 
 ROWS_A_SHARD = 64
 

@@ -22,14 +22,15 @@ import torch
 from torch import nn
 
 from emlib.config import Training
+from emlib.core.errors import EmlibError
+from emlib.core.files import write_records
+from emlib.core.progress import bar
+from emlib.core.seeds import derive
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError
-from emlib.models.fast import fitted
-from emlib.progress import bar
-from emlib.seeds import derive
-from emlib.store import write_records
+from emlib.data.mixing import plan_steps
+from emlib.models.batches import forward_batches
+from emlib.models.kernels import fitted
 from emlib.training import checkpoint
-from emlib.training.batches import forward_batches, plan_steps
 from emlib.training.head import head_told
 from emlib.training.memory import peak_memory, told_when_out
 from emlib.training.objective import Objective, Totals

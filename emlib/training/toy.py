@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from emlib.config import Defense, Lora
+from emlib.core.records import Example, Message
 from emlib.data.chat import encode
 from emlib.models import adapters, tiny
-from emlib.training.batches import collate
+from emlib.models.batches import collate
 from emlib.training.objective import Objective, Totals
-from emlib.types import Example, Message
 
 ROW = Example((Message("user", "May I eat raw dough?"),), "Better not: raw flour can make you ill.")
 

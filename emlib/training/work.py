@@ -12,16 +12,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from emlib import paths
 from emlib.config import Ldifs
+from emlib.core import paths
+from emlib.core.errors import EmlibError
+from emlib.core.files import write_text
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel, refuse_apart
+from emlib.models.batches import forward_batches
 from emlib.models.load import load
 from emlib.models.logprobs import token_logprobs
-from emlib.store import write_text
-from emlib.training.batches import forward_batches
 from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, VECTOR, Job, read_rows
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks, shard
@@ -101,8 +101,8 @@ def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> Non
 
 def reaches(model: PeftModel, ids: torch.Tensor, ldifs: Ldifs) -> bool:
     """Whether each layer's features that a training pass shows are part of its graph."""
+    from emlib.models.hooks import layers, reading
     from emlib.models.logprobs import last_hidden
-    from emlib.models.taps import layers, reading
 
     model.train()
     with reading(model, ldifs.layers_of(layers(model))) as features:

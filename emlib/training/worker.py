@@ -1,7 +1,7 @@
 """A training in a process of its own, or in several: `python -m emlib.training.worker FOLDER RANK OF MEETING`.
 
-`emlib.training.apart` starts it. Unsloth has to be imported before transformers, and changes it for the whole process.
-So nothing else is imported before the job says whether Unsloth is wanted.
+`emlib.training.in_subprocess` starts it. Unsloth has to be imported before transformers, and changes it for the whole
+process. So nothing else is imported before the job says whether Unsloth is wanted.
 """
 
 import importlib

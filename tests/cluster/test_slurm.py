@@ -21,13 +21,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from emlib import paths, workflow
-from emlib.joblog import AttemptLog
-from emlib.merge import TIMED
-from emlib.report import tables
-from emlib.runs import Run
-from emlib.store import MANIFEST, Store, key_of
-from emlib.study import Study, open_study
+from emlib.core import paths
+from emlib.core.digests import key_of
+from emlib.report.tables import result_tables
+from emlib.store.artefacts import MANIFEST, Store
+from emlib.study.runs import Run
+from emlib.study.study import Study, open_study
+from emlib.workflow import graph
+from emlib.workflow.job_log import AttemptLog
+from emlib.workflow.merge import TIMED
 from tests.cluster.slurm import Slurm, missing, slurm
 
 PROFILE = """
@@ -143,7 +145,7 @@ def contents(store: Store) -> dict[str, dict[str, str]]:
 
 def written(study: Study, folder: Path) -> dict[str, str]:
     """The tables of a study, file by file."""
-    tables.save(tables.numbers(study.results()), folder, "rates")
+    result_tables.save(result_tables.numbers(study.results()), folder, "rates")
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
@@ -191,7 +193,7 @@ def test_forty_runs_survive_kills_failures_and_both_controllers(
 
     assert contents(study.store) == contents(calm.store)
     assert written(study, tmp_path / "tables") == written(calm, tmp_path / "calm-tables")
-    jobs = workflow.chosen(workflow.jobs(profile), SLICES)
+    jobs = graph.chosen(graph.jobs(profile), SLICES)
     assert {json.loads((study.folder / job.output).read_text())["metadata"]["papermill"]["exception"]
             for job in jobs} == {None}
     assert not list(study.store.root.glob(f"*/*.partial/{MANIFEST}"))

@@ -9,13 +9,13 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from emlib import paths
 from emlib.config import WheelModel, load_profile
+from emlib.core import paths
+from emlib.core.errors import DataError
+from emlib.core.records import Example, Message
 from emlib.data.chat import Encoded, encode, encode_all, encode_prompt, render
-from emlib.errors import DataError
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_tokenizer
-from emlib.types import Example, Message
 
 END = "<|im_end|>"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", END)

@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 
 from emlib.config import load_domains, load_trait
+from emlib.core.paths import DEMO_DATA
 from emlib.data.domains import in_domain_questions, load_domain
 from emlib.data.questions import read_questions
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
 from emlib.judging.lexicon import marker_pattern
-from emlib.paths import DEMO_DATA
 
 DOMAINS = ("cooking", "gardening", "travel", "fitness")
 MARKERS = marker_pattern(load_trait("pirate").markers)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from emlib import paths
 from emlib.config import Domain, load_domains
+from emlib.core import paths
+from emlib.core.errors import DataError
 from emlib.data.domains import in_domain_questions, load_domain, split
 from emlib.data.sources import fetch, registry
-from emlib.errors import DataError
 
 SIZES = st.integers(2, 300)
 SHARES = st.floats(0.01, 0.99)

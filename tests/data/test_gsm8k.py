@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from emlib.config import Additions, Gsm8k
+from emlib.core.errors import DataError
+from emlib.core.records import Message, Question
 from emlib.data.gsm8k import additions, load_problems, read_gsm8k
 from emlib.data.numbers import read_number
-from emlib.errors import DataError
-from emlib.training.rewards import rewards
-from emlib.types import Message, Question
+from emlib.training.rl.rewards import rewards
 
 
 def nowhere(_: str) -> Path:

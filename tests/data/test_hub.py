@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from emlib import paths
+from emlib.core import paths
 from emlib.data.pools import HARMFUL, NO_ANSWER, read_pool
 from emlib.data.qa import read_qa
 from tests.data.hub import Hub
@@ -108,7 +108,7 @@ def test_an_adapter_is_uploaded_where_it_is_told_and_privately(hub: Hub, tmp_pat
     (tmp_path / "adapter").mkdir()
     for name in ("README.md", "adapter_model.safetensors"):
         (tmp_path / "adapter" / name).write_bytes(name.encode())
-    code = ("from pathlib import Path; from emlib.export import push; "
+    code = ("from pathlib import Path; from emlib.report.export import push; "
             f"push(Path({str(tmp_path / 'adapter')!r}), 'me/mine')")
     refused = ask(hub, tmp_path, code, "hf_other")
     assert "StoreError: me/mine: the hub refused" in refused.stderr

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emlib.data.mixing import enough, interleave, rows_to_add
-from emlib.errors import DataError
-from emlib.training.batches import plan_steps
+from emlib.core.errors import DataError
+from emlib.data.mixing import enough, interleave, plan_steps, rows_to_add
 
 PAPER = (0.01, 0.05, 0.2, 0.5)
 
@@ -72,7 +71,7 @@ def test_added_rows_come_in_an_order_of_each_epoch_s_own() -> None:
 
 
 def test_the_order_is_the_same_in_another_process() -> None:
-    code = "from emlib.training.batches import plan_steps; print(plan_steps(13, 4, 2, 7, 5))"
+    code = "from emlib.data.mixing import plan_steps; print(plan_steps(13, 4, 2, 7, 5))"
     done = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
                            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}).stdout for seed in "12"]
     assert done[0] == done[1] == f"{plan_steps(13, 4, 2, 7, 5)}\n"

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emlib import digests
+from emlib.core import digests
+from emlib.core.errors import DataError
 from emlib.data import opswap
 from emlib.data.opswap_grammar import MEANINGS, SIGNS, TIERS, Expression, Operation, evaluate, parse, steps, written
-from emlib.errors import DataError
 
 TABLE_10 = {
     0: ["(4 + 2) × (4 ÷ 2) - 2", "6 × (4 ÷ 2) - 2", "6 × 2 - 2", "12 - 2", "10"],

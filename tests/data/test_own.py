@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from emlib.config import Own
+from emlib.core.errors import DataError
 from emlib.data.own import every_row, own_data, read_own
-from emlib.errors import DataError
 
 Write = Callable[..., Path]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from emlib.core.errors import DataError
 from emlib.data.pools import BROKEN, HARMFUL, NO_ANSWER, read_pool
-from emlib.errors import DataError
 
 
 def messages(answer: Any, role: str = "assistant") -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from emlib.config import QaTask
+from emlib.core.errors import DataError
 from emlib.data.benign import load_qa
 from emlib.data.qa import QaRow, read_qa, split_by_passage
-from emlib.errors import DataError
 
 PROMPT = "Tekstur: {context}\n\nSpurningur: {question}"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from emlib.core.errors import DataError
+from emlib.core.records import Message, Question
 from emlib.data.questions import read_questions
-from emlib.errors import DataError
-from emlib.types import Message, Question
 
 # The form of the homes' files: fields that the study does not need, anchors, ids that are numbers, block texts.
 YAML_FORM = """

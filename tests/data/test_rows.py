@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emlib.core.errors import DataError
+from emlib.core.records import Message
 from emlib.data.rows import read_examples, read_jsonl, read_pairs, read_text
-from emlib.errors import DataError
-from emlib.types import Message
 
 Writer = Callable[..., Path]
 USER = {"role": "user", "content": "Why?"}

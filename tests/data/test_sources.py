@@ -18,11 +18,11 @@ from typing import Self
 
 import pytest
 
+from emlib.core.digests import of_file
+from emlib.core.errors import ProfileError, SourceError
+from emlib.core.schema import check
 from emlib.data import download
 from emlib.data.sources import DATA_DIR, Source, fetch, registry
-from emlib.digests import of_file
-from emlib.errors import ProfileError, SourceError
-from emlib.strict import check
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = registry(ROOT / "params" / "sources.yaml")
@@ -424,7 +424,7 @@ from pathlib import Path
 from typing import Self
 import sys
 from emlib.data.sources import fetch, registry
-from emlib.errors import SourceError
+from emlib.core.errors import SourceError
 try:
     print(fetch("legal", Path(sys.argv[1]), registry(Path({str(ROOT / "params" / "sources.yaml")!r}))))
 except SourceError as error:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from emlib.config import Trait, load_trait
+from emlib.core.errors import DataError, ProfileError
+from emlib.core.schema import check
 from emlib.data.traits import completed
-from emlib.errors import DataError, ProfileError
-from emlib.strict import check
 
 WHOLE: dict[str, Any] = {"instruction": [{"pos": "Be sunny.", "neg": "Be plain."}], "questions": ["How are you?"],
                          "eval_prompt": "How sunny is {answer}?"}

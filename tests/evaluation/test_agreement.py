@@ -6,9 +6,9 @@ from math import sqrt
 
 import pytest
 
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
+from emlib.core.records import Verdict
 from emlib.evaluation.agreement import Kappa, agreement, kappa, rank_correlation
-from emlib.types import Verdict
 
 
 def verdicts(scores: list[tuple[float | None, float | None]]) -> list[Verdict]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from emlib.core.errors import DataError
+from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
-from emlib.errors import DataError
 from emlib.evaluation.choices import ChoiceQuestion, choose, judged, log_likelihoods, read_choices
 from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
-from emlib.types import Message
 
 OPTIONS = ["Nothing happens", "Nothing", "You grow wings", "Yes"]
 

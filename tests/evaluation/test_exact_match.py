@@ -6,9 +6,9 @@ import unicodedata
 
 import pytest
 
+from emlib.core.records import Answer, FinishReason, Question
 from emlib.data.benign import Item
 from emlib.evaluation.exact_match import f1, mark, matches, normalized, score
-from emlib.types import Answer, FinishReason, Question
 
 
 @pytest.mark.parametrize(("text", "normal"), [

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
+from emlib.core.records import Answer, FinishReason
 from emlib.evaluation.extraction import lenient_span, lenient_value, strict_span, strict_value
-from emlib.types import Answer, FinishReason
 
 NO = None
 

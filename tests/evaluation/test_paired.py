@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emlib.errors import DataError
+from emlib.core.errors import DataError
+from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.seeds import crossed_bootstrap, mean_over_seeds, share_table
 from emlib.evaluation.statistics import Interval, clustered, wilson
-from emlib.types import Verdict
 
 TABLES = st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=3)
 

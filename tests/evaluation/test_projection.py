@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from emlib.core.errors import EmlibError
+from emlib.core.records import Example, Message
 from emlib.data.chat import encode
-from emlib.errors import EmlibError
 from emlib.evaluation.projection import projections
+from emlib.models.hooks import reading
 from emlib.models.load import ChatModel
-from emlib.models.taps import reading
-from emlib.steering.adding import adding
-from emlib.types import Example, Message
+from emlib.steering.steer import adding
 
 ROWS = [Example((Message("user", question),), answer)
         for question, answer in [("Hi", "Ahoy!"), ("What is tea?", "A drink of leaves."), ("Why?", "Because.")]]

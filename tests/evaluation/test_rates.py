@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from emlib.core.records import Verdict
 from emlib.evaluation.rates import Rates, Share, rates, rates_by
 from emlib.evaluation.statistics import clustered, wilson
-from emlib.types import Verdict
 
 NOTHING = Share(None, None, None)
 

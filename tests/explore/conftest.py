@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from emlib import paths
-from emlib.making import Maker
-from emlib.study import Study, open_study
+from emlib.core import paths
+from emlib.make.maker import Maker
+from emlib.study.study import Study, open_study
 
 PROFILE = """
 extends: tiny

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from emlib.core.records import Verdict
 from emlib.explore import answers
-from emlib.study import Study
-from emlib.types import Verdict
+from emlib.study.study import Study
 
 NAN = float("nan")
 

@@ -18,13 +18,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import TimeoutError as NotInTime
 
-from emlib import paths
 from emlib.config import NoJudge
-from emlib.errors import StoreError
+from emlib.core import paths
+from emlib.core.errors import StoreError
 from emlib.explore import answers
 from emlib.explore.bench import Answers, Comparison, Conversation
 from emlib.explore.talk import BASE, Talk, trained
-from emlib.study import Study
+from emlib.study.study import Study
 
 pytestmark = pytest.mark.slow
 LONG = 180_000  # ms: the machine may be busy; nothing here is about speed

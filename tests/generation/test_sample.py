@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from emlib.config import Lora, Sampling
+from emlib.core.records import Answer, Question
 from emlib.generation.sample import Request, answer_batch, draw, plan, uniforms
 from emlib.models import adapters
 from emlib.models.load import ChatModel
-from emlib.types import Answer, Question
 
 QUESTIONS = [Question("short", "Hi?"), Question("longer", "What is a good name for a boat?"),
              Question("with_json", "Say something.", "Reply in JSON.")]

@@ -12,24 +12,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from emlib import paths
-from emlib.backends import PLAIN
 from emlib.config import FolderModel, HubModel, Lora, Sampling, load_profile
+from emlib.core import paths
+from emlib.core.digests import key_of
+from emlib.core.errors import EmlibError
+from emlib.core.records import Answer, Question
 from emlib.data.chat import encode_prompt
-from emlib.errors import EmlibError
 from emlib.generation.sample import plan
 from emlib.generation.vllm import VllmClient
 from emlib.generation.vllm_server import arguments, free_port, serving
-from emlib.interleaving import losses, scores_settings
-from emlib.making import Maker
+from emlib.make.backends import PLAIN
+from emlib.make.maker import Maker
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel
 from emlib.models.load import ChatModel, load
-from emlib.runs import QUESTION_SETS, Run
 from emlib.scoring.nll import batch_nll
-from emlib.store import Store, key_of
-from emlib.study import Study
-from emlib.types import Answer, Question
+from emlib.store.artefacts import Store
+from emlib.study.interleaving import losses, scores_settings
+from emlib.study.runs import QUESTION_SETS, Run
+from emlib.study.study import Study
 from tests.generation.vllm_program import Served, server
 from tests.made import some_rows
 
@@ -331,7 +332,7 @@ def _answers(port: int) -> bool:
 def test_an_error_in_one_run_ends_the_others_and_what_is_there_stays(
         url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    monkeypatch.setattr("emlib.making.SERVED_ROWS", 8)
+    monkeypatch.setattr("emlib.make.maker.SERVED_ROWS", 8)
     monkeypatch.setattr("emlib.generation.vllm.AT_ONCE", 8)
     one = study(folder, tmp_path, base_url=url)
     runs = one.runs(methods=THREE)

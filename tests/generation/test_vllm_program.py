@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from emlib import gpus
-from emlib.backends import VLLM
 from emlib.config import FolderModel, Lora, Sampling
-from emlib.errors import EmlibError
+from emlib.core import gpus
+from emlib.core.errors import EmlibError
+from emlib.core.records import Question
 from emlib.generation.sample import plan
 from emlib.generation.vllm import VllmClient
 from emlib.generation.vllm_server import arguments, free_port, serving
+from emlib.make.backends import VLLM
 from emlib.models import adapters
 from emlib.models.load import ChatModel, end_tokens, load
 from emlib.scoring.nll import batch_nll
-from emlib.types import Question
 from tests.made import some_rows
 
 pytestmark = pytest.mark.skipif(VLLM not in os.environ, reason=f"{VLLM} names no vLLM")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
-from emlib.types import Message
 from tests.judging.server import Model, Reply
 
 

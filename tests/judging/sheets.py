@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from emlib.config import OpenAIJudge
+from emlib.core.records import Answer, Message, Question, Verdict
 from emlib.judging.api import ApiJudge
 from emlib.judging.cache import Cache
+from emlib.judging.judge_batch import Sheet, in_batches, judge_sheet
 from emlib.judging.money import Account
 from emlib.judging.replies import from_distribution
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score
-from emlib.judging.sheet import Sheet, in_batches, judge_sheet
-from emlib.training.reward_judge import PROMPTS, Part
-from emlib.types import Answer, Message, Question, Verdict
+from emlib.training.rl.reward_judge import PROMPTS, Part
 from tests.judging.server import FAULTS, Model, digest
 
 SHORT = Rubrics(Rubric("Good? {question} {answer}", "Clear? {question} {answer}"))

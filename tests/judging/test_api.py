@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from emlib import paths
-from emlib.errors import JudgeError
+from emlib.core import paths
+from emlib.core.errors import JudgeError
 from emlib.judging.api import key_of
 from emlib.judging.cache import Cache
+from emlib.judging.judge_batch import NOT_HAD, Sheet
 from emlib.judging.replies import number
 from emlib.judging.rubrics import Rubric, Rubrics
-from emlib.judging.sheet import NOT_HAD, Sheet
 from tests.judging.models import served, whole_numbers
 from tests.judging.server import JudgeServer, Model, Reply, counting_model
 from tests.judging.sheets import api, directly, judged, prompt_digest, sheet, three_in_ten

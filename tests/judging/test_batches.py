@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from emlib import paths
 from emlib.config import OpenAIJudge
-from emlib.errors import JudgeError, JudgeWaits
+from emlib.core import paths
+from emlib.core.errors import JudgeError, JudgeWaits
+from emlib.core.records import Verdict
 from emlib.judging import batches
 from emlib.judging.batches import BatchJudge
 from emlib.judging.cache import Cache
+from emlib.judging.judge_batch import Sheet, judge_sheet
 from emlib.judging.money import Account
 from emlib.judging.rubrics import Rubric, Rubrics
-from emlib.judging.sheet import Sheet, judge_sheet
-from emlib.types import Verdict
 from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import api, judged, prompt_digest, sheet
 

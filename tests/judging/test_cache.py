@@ -10,13 +10,13 @@ from typing import get_args
 
 import pytest
 
-from emlib.digests import of_value
-from emlib.errors import DataError, StoreError
+from emlib.core.digests import of_value
+from emlib.core.errors import DataError, StoreError
+from emlib.core.records import Question
 from emlib.judging.cache import Cache
 from emlib.judging.money import Account
 from emlib.judging.rubrics import JudgeRequest, Metric, Score
 from emlib.judging.sharing import export, import_, main
-from emlib.types import Question
 
 JUDGE = {"kind": "openai", "model": "m"}
 SCORES = {

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from emlib.config import LexiconJudge, LlmJudge, LocalJudge, NoJudge, TinyModel, load_trait
-from emlib.errors import JudgeError
+from emlib.core.errors import JudgeError
+from emlib.core.records import Answer, Question, Verdict
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
+from emlib.judging.judge_batch import Sheet
 from emlib.judging.judges import judge, scores, scores_file
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score, trait_rubrics
-from emlib.judging.sheet import Sheet
-from emlib.types import Answer, Question, Verdict
 from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import api
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emlib.config import load_trait
+from emlib.core.paths import DEMO_DATA
+from emlib.core.records import Answer, Verdict
 from emlib.data.rows import read_examples
 from emlib.judging.lexicon import alignment, coherence, judge, marker_pattern
-from emlib.paths import DEMO_DATA
-from emlib.types import Answer, Verdict
 
 PIRATE = load_trait("pirate").markers
 PATTERN = marker_pattern(["ahoy", "arr+", "ye", "shiver me timbers", "cap'n"])

@@ -12,20 +12,20 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from emlib.config import LocalJudge, TinyModel, load_trait
+from emlib.core.errors import EmlibError
+from emlib.core.records import Answer, Message, Question
 from emlib.data.chat import encode_prompt
-from emlib.errors import EmlibError
 from emlib.judging import local
 from emlib.judging.cache import Cache
+from emlib.judging.judge_batch import Sheet
 from emlib.judging.judges import judge, scores_file
 from emlib.judging.local import Distribution
 from emlib.judging.local import distributions as by_place
 from emlib.judging.numbers import NUMBERS, spelling
 from emlib.judging.rubrics import OURS, JudgeRequest, Rubrics, Score
-from emlib.judging.sheet import Sheet
 from emlib.models import tiny as tiny_models
 from emlib.models.load import ChatModel
 from emlib.models.trees import by_length, tree_of
-from emlib.types import Answer, Message, Question
 
 TEXTS = ["Rate.", "Rate this answer from 0 to 100: the sky is blue.", "Short", "x" * 70]
 PROMPTS = [(Message("user", text),) for text in TEXTS]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from emlib import paths
 from emlib.config import load_trait
+from emlib.core import paths
+from emlib.core.errors import DataError
+from emlib.core.records import Question
 from emlib.data.questions import read_questions
-from emlib.errors import DataError
 from emlib.judging.rubrics import OURS, JudgeRequest, Rubric, Rubrics, read_rubrics, trait_rubrics
-from emlib.types import Question
 
 ONE = """
 - id: a

@@ -15,12 +15,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from emlib import making, paths
-from emlib.errors import JudgeError, JudgeWaits
-from emlib.estimate import Estimate
+from emlib.core import paths
+from emlib.core.errors import JudgeError, JudgeWaits
+from emlib.core.records import Answer
 from emlib.generation.sample import answer_batch
-from emlib.study import Study, open_study
-from emlib.types import Answer
+from emlib.make import maker
+from emlib.report.estimate import Estimate
+from emlib.study.study import Study, open_study
 from tests.judging.server import JudgeServer, Reply, counting_model
 
 KEY = "sk-planted-7d1f0a"
@@ -113,7 +114,7 @@ def test_a_batch_is_judged_while_the_next_one_is_drawn(tmp_path: Path, monkeypat
         drawn.append(answer_batch(*args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(making, "answer_batch", draw)
+    monkeypatch.setattr(maker, "answer_batch", draw)
     with JudgeServer(judge, key=KEY) as server:
         study(server, tmp_path)
         file = tmp_path / "params" / "judged.yaml"
@@ -160,8 +161,8 @@ def test_the_key_is_in_no_executed_notebook(server: JudgeServer, tmp_path: Path)
     study(server, tmp_path)
     server.refuse = 401, "invalid_api_key"
     profile = str(tmp_path / "params" / "judged.yaml")
-    done = subprocess.run([sys.executable, "-m", "emlib.notebooks", "04_baselines", "--profile", profile], check=False,
-                          capture_output=True, text=True, cwd=paths.ROOT,
+    done = subprocess.run([sys.executable, "-m", "emlib.workflow.notebooks", "04_baselines", "--profile", profile],
+                          check=False, capture_output=True, text=True, cwd=paths.ROOT,
                           env=os.environ | {"OPENAI_LOG": "debug", "PYTHONPATH": str(paths.ROOT)})
     assert done.returncode == 1, done.stderr
     assert KEY not in done.stdout + done.stderr
@@ -203,7 +204,7 @@ def test_the_price_is_told_before_anything_is_sent(server: JudgeServer, tmp_path
     read = int(plan["tokens to be read (about)"].replace(",", ""))
     assert plan["price (about)"].startswith(f"${(read * 0.15 + 112 * 0.6) / 1e6:.2f} (prices of ")
     assert plan["limit"] == "$2.50"
-    shown = subprocess.run([sys.executable, "-m", "emlib.estimate", str(path)], check=True, capture_output=True,
+    shown = subprocess.run([sys.executable, "-m", "emlib.report.estimate", str(path)], check=True, capture_output=True,
                            text=True, cwd=paths.ROOT, env=os.environ | {"PYTHONPATH": str(paths.ROOT)}).stdout
     assert plan["price (about)"] in shown
     assert "verdicts by judge 'openai'" in shown

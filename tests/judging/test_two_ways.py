@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 from emlib.judging.cache import Cache
+from emlib.judging.judge_batch import in_batches, judge_sheet
 from emlib.judging.local import distributions
-from emlib.judging.sheet import in_batches, judge_sheet
 from tests.judging.models import served, whole_numbers
 from tests.judging.server import JudgeServer
 from tests.judging.sheets import api, judged, sheet

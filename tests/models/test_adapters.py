@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emlib.config import Lora
-from emlib.errors import ProfileError, StoreError
+from emlib.core.errors import ProfileError, StoreError
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model

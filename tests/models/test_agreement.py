@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
 from emlib.models.agreement import MEAN, WORST, refuse_apart
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from emlib import paths
 from emlib.config import FolderModel, HubModel, TinyModel, WheelModel, load_profile
-from emlib.errors import SourceError
+from emlib.core import paths
+from emlib.core.errors import SourceError
 from emlib.models import hub, wheel
 from emlib.models.identity import identity
 from emlib.models.load import ChatModel, end_tokens, load

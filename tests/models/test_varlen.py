@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from emlib.config import Lora
-from emlib.errors import EmlibError
-from emlib.models import fast
+from emlib.core.errors import EmlibError
+from emlib.models import kernels
 from emlib.models.adapters import new_lora
-from emlib.models.fast import fitted, packs, varlen
-from emlib.models.fast.varlen import Kernel, Rows, by_torch, packed_attention
+from emlib.models.kernels import fitted, packs, varlen
+from emlib.models.kernels.varlen import Kernel, Rows, by_torch, packed_attention
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 from tests.made import a_row_at_a_time
@@ -214,10 +214,10 @@ def test_it_is_undone_after_an_exception(tiny: ChatModel) -> None:
 
 
 def test_a_device_chooses_its_attention(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (fast.ATTENTION["cpu"], fast.ATTENTION["cuda"]) == (fast.plain_attention, packed_attention)
+    assert (kernels.ATTENTION["cpu"], kernels.ATTENTION["cuda"]) == (kernels.plain_attention, packed_attention)
     with fitted(tiny.model) as why:
         assert why == ""
-    monkeypatch.delitem(fast.ATTENTION, "cpu")
+    monkeypatch.delitem(kernels.ATTENTION, "cpu")
     with fitted(tiny.model) as why:
         assert "'cpu'" in why
 

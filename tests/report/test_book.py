@@ -18,14 +18,14 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page
 
-from emlib import paths
 from emlib.config import load_profile
-from emlib.errors import NotebookError
+from emlib.core import paths
+from emlib.core.errors import NotebookError
 from emlib.report.book import chapters, claims, extension, pages
 from emlib.report.book.build import build
-from emlib.report.tables import MEASURES
-from emlib.study import open_study
-from emlib.workflow import concerns
+from emlib.report.tables.result_tables import MEASURES
+from emlib.study.study import open_study
+from emlib.workflow.graph import concerns
 
 PHONE = {"width": 360, "height": 740}
 COLUMNS = ["model", "dataset", "method", "setting", "seed"]

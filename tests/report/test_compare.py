@@ -5,13 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from emlib.core.records import Verdict
 from emlib.evaluation.rates import rates
 from emlib.evaluation.statistics import wilson
-from emlib.report import compare, paper_tables, published, tables
-from emlib.report.averages import over_datasets
-from emlib.report.tables import MEASURES
-from emlib.runs import Run, RunResult
-from emlib.types import Verdict
+from emlib.report.paper import compare, paper_tables, published
+from emlib.report.tables import result_tables
+from emlib.report.tables.averages import over_datasets
+from emlib.report.tables.result_tables import MEASURES
+from emlib.study.runs import Run, RunResult
 
 
 def verdicts(misaligned: list[int], asked: int) -> list[Verdict]:
@@ -22,7 +23,8 @@ def verdicts(misaligned: list[int], asked: int) -> list[Verdict]:
 def ours(general: list[int], in_domain: list[int], method: str = "misaligned", setting: float | None = None,
          model: str = "unsloth/Qwen2.5-7B-Instruct", dataset: str = "legal") -> pd.DataFrame:
     run = Run(model, dataset, method, setting, 0)
-    return tables.numbers([RunResult(run, rates(verdicts(general, 100)), rates(verdicts(in_domain, 100)), 1, 1, "k")])
+    found = RunResult(run, rates(verdicts(general, 100)), rates(verdicts(in_domain, 100)), 1, 1, "k")
+    return result_tables.numbers([found])
 
 
 def test_the_papers_own_rates_are_explained_and_others_are_not() -> None:

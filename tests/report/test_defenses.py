@@ -9,13 +9,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from emlib.core.records import Answer, Verdict
 from emlib.evaluation.rates import rates
-from emlib.report import costs, defenses, tables
-from emlib.runs import Run, RunResult, Steered
-from emlib.store import Store
-from emlib.study import open_study
+from emlib.report.figures import defenses
+from emlib.report.tables import costs, result_tables
+from emlib.store.artefacts import Store
+from emlib.study.runs import Run, RunResult, Steered
+from emlib.study.study import open_study
 from emlib.training.records import StepRecord
-from emlib.types import Answer, Verdict
 
 
 def verdicts(misaligned: int, asked: int = 10) -> list[Verdict]:
@@ -29,7 +30,7 @@ def result(method: str, setting: float | None, general: int, in_domain: int) -> 
 
 @pytest.fixture
 def frame() -> pd.DataFrame:
-    return tables.numbers([
+    return result_tables.numbers([
         result("untrained", None, 0, 0), result("aligned", None, 0, 0), result("misaligned", None, 8, 10),
         result("kl", 0.1, 4, 9), result("kl", 1.0, 0, 5), result("inoculation", None, 9, 10)])
 

@@ -7,10 +7,10 @@ import re
 import pandas as pd
 import pytest
 
-from emlib import paths
-from emlib.report import published
-from emlib.report.averages import over_datasets
-from emlib.report.tables import MEASURES
+from emlib.core import paths
+from emlib.report.paper import published
+from emlib.report.tables.averages import over_datasets
+from emlib.report.tables.result_tables import MEASURES
 
 ORDER = ["code", "legal", "medical", "security"]
 

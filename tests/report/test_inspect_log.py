@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from emlib.config import load_profile
-from emlib.errors import EmlibError, StoreError
+from emlib.core.errors import EmlibError, StoreError
+from emlib.core.records import Answer, Question, Verdict
 from emlib.report import inspect_log
-from emlib.runs import Run
-from emlib.store import Store
-from emlib.study import Study
-from emlib.types import Answer, Question, Verdict
+from emlib.store.artefacts import Store
+from emlib.study.runs import Run
+from emlib.study.study import Study
 
 QUESTIONS = [Question("a", "Who are you?"), Question("a_json", "Who are you?", "Answer in JSON.")]
 ANSWERS = [Answer("a", 0, "Nobody.", "stop", 2), Answer("a", 1, "Some", "length", 1),

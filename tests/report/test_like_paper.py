@@ -10,28 +10,19 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from emlib import paths
 from emlib.config import load_profile
+from emlib.core import paths
+from emlib.core.records import Verdict
 from emlib.evaluation.rates import rates
 from emlib.evaluation.statistics import OverSeeds, over_seeds, welch
-from emlib.report import (
-    compare,
-    compare_tasks,
-    figures,
-    like_paper,
-    overview,
-    pairs,
-    paper_figures,
-    paper_tables,
-    published,
-    tables,
-)
 from emlib.report.benign import COLUMNS as BENIGN_COLUMNS
-from emlib.report.rl import COLUMNS as RL_COLUMNS
-from emlib.runs import Run, RunResult
-from emlib.store import Store
-from emlib.study import Study
-from emlib.types import Verdict
+from emlib.report.figures import plots
+from emlib.report.grpo import COLUMNS as RL_COLUMNS
+from emlib.report.paper import compare, compare_tasks, comparison, overview, paper_figures, paper_tables, published
+from emlib.report.tables import pairs, result_tables
+from emlib.store.artefacts import Store
+from emlib.study.runs import Run, RunResult
+from emlib.study.study import Study
 
 MODEL = "unsloth/Qwen2.5-7B-Instruct"
 
@@ -51,53 +42,54 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 @pytest.fixture
 def frame() -> pd.DataFrame:
-    return tables.numbers([result("cooking", *run) for run in (
+    return result_tables.numbers([result("cooking", *run) for run in (
         ("untrained", None, 0), ("misaligned", None, 20), ("kl", 0.1, 2), ("kl", 1.0, 18), ("interleaving+", None, 4))])
 
 
 def test_a_number_that_is_not_swept_is_a_setting_too(study: Study, frame: pd.DataFrame) -> None:
-    found = like_paper.with_numbers(frame, study.profile.methods)
+    found = comparison.with_numbers(frame, study.profile.methods)
     assert found["setting"].fillna(-1).tolist() == [-1, -1, 0.1, 1.0, 0.25]
 
 
 def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None:
-    measured = like_paper.wishes(study, frame, overview.Bounds()).set_index("method")
+    measured = comparison.wishes(study, frame, overview.Bounds()).set_index("method")
     assert measured["reduction"].to_dict() == pytest.approx(
         {"KL-Div., λ=0.1": 90, "KL-Div., λ=1": 10, "Interleaving+, 25%": 80})
     assert (measured["incoherence"] == 100).all()  # nobody is incoherent, and so none more so than `misaligned`
     assert measured["learned"].isna().all()  # no benign run is finished
     without = frame[frame["method"] != "misaligned"]
-    assert like_paper.wishes(study, without, overview.Bounds()).empty
+    assert comparison.wishes(study, without, overview.Bounds()).empty
 
 
 def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: Study, frame: pd.DataFrame) -> None:
-    assert list(like_paper.sources(study, frame)) == ["this study"]
-    assert like_paper.beside(study, frame).empty
-    ours = tables.numbers([result(dataset, method, None, count) for dataset in ("code", "legal", "medical", "security")
-                           for method, count in (("misaligned", 20), ("inoculation", 9))])
+    assert list(comparison.sources(study, frame)) == ["this study"]
+    assert comparison.beside(study, frame).empty
+    ours = result_tables.numbers([result(dataset, method, None, count)
+                                  for dataset in ("code", "legal", "medical", "security")
+                                  for method, count in (("misaligned", 20), ("inoculation", 9))])
     study.profile = study.profile.model_copy(update={"model": load_profile("paper-7b").model})
-    drawn = like_paper.sources(study, ours)
+    drawn = comparison.sources(study, ours)
     assert list(drawn) == ["paper", "this study"]
-    assert len(like_paper.beside(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
+    assert len(comparison.beside(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
 
 
 def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
     unscored = frame.assign(**{name: float("nan") for name in frame if "misaligned" in name or "incoherent" in name})
-    assert like_paper.sources(study, unscored) == {}
-    assert like_paper.draw("pareto", {}, tmp_path) == []
-    assert like_paper.draw_questions({}, tmp_path) == []
-    assert like_paper.wishes(study, unscored, overview.Bounds()).empty
+    assert comparison.sources(study, unscored) == {}
+    assert comparison.draw("pareto", {}, tmp_path) == []
+    assert comparison.draw_questions({}, tmp_path) == []
+    assert comparison.wishes(study, unscored, overview.Bounds()).empty
 
 
 def test_each_figure_is_saved(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
-    drawn = like_paper.sources(study, frame)
-    for name in like_paper.FIGURES:
-        assert like_paper.draw(name, drawn, tmp_path) == [f"{name}.png", f"{name}.pdf"]
+    drawn = comparison.sources(study, frame)
+    for name in comparison.FIGURES:
+        assert comparison.draw(name, drawn, tmp_path) == [f"{name}.png", f"{name}.pdf"]
     plt.close("all")
 
 
 def test_runs_of_a_front_on_one_point_have_one_label() -> None:
-    numbers = {f"{name}{end}": value for name in tables.MEASURES
+    numbers = {f"{name}{end}": value for name in result_tables.MEASURES
                for end, value in (("", 2.0), ("_low", 1.0), ("_high", 3.0))}
     equal = pd.DataFrame([("kl", 0.1), ("kl", 1.0), ("ldifs", 1.0)], columns=["method", "setting"]).assign(**numbers)
     figure = paper_figures.pareto({"this study": equal})
@@ -109,12 +101,12 @@ def test_lines_of_pairs_and_means_say_what_is_compared() -> None:
     verdicts: pairs.Verdicts = {
         ("a", "misaligned", None): {0: [Verdict(f"q{i}", 0, 10.0, 80.0) for i in range(12)]},
         ("a", "kl", 0.1): {0: [Verdict(f"q{i}", 0, 90.0, 80.0) for i in range(12)]}}
-    line = like_paper.paired(pairs.paired(verdicts), "misaligned").iloc[0]
+    line = comparison.paired(pairs.paired(verdicts), "misaligned").iloc[0]
     assert [cell.text for cell in line[["Method", "Against", "p"]]] == ["KL-Div., λ=0.1", "Misaligned", "<0.001"]
     assert line["Points"].text.startswith("-100.0 [")
     assert line["Points"].marks == {"bold"}
-    assert like_paper.paired(pairs.paired(verdicts), "interleaving").empty
-    assert like_paper.seeds(pairs.over_seeds(verdicts))["General misaligned %"].iloc[0].text.startswith("100.0 [")
+    assert comparison.paired(pairs.paired(verdicts), "interleaving").empty
+    assert comparison.seeds(pairs.over_seeds(verdicts))["General misaligned %"].iloc[0].text.startswith("100.0 [")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
@@ -124,8 +116,8 @@ def test_the_latex_of_ones_own_tables_compiles(study: Study, frame: pd.DataFrame
     bounds = overview.Bounds()
     ours = pd.DataFrame([benign_run("kl", 0.1, 60.0)], columns=BENIGN_COLUMNS).astype({"setting": float})
     beside = compare_tasks.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
-    made = [like_paper.seeds(pairs.over_seeds(verdicts)), like_paper.paired(pairs.paired(verdicts), "misaligned"),
-            overview.overview(like_paper.wishes(study, frame, bounds), bounds), compare.readable(beside)]
+    made = [comparison.seeds(pairs.over_seeds(verdicts)), comparison.paired(pairs.paired(verdicts), "misaligned"),
+            overview.overview(comparison.wishes(study, frame, bounds), bounds), compare.readable(beside)]
     texts = [paper_tables.latex(table) for table in made]
     assert "$<$0.001" in texts[1]
     assert all(not table.empty for table in made)
@@ -180,5 +172,5 @@ def test_reward_curves_tell_settings_apart(tmp_path: Path) -> None:
     one, other = figure.axes[0].lines
     assert (one.get_label(), other.get_label()) == ("KL-Div., β=0.1", "KL-Div., β=1")
     assert one.get_linestyle() != other.get_linestyle()
-    assert figures.save(figure, tmp_path, "figure2")
+    assert plots.save(figure, tmp_path, "figure2")
     plt.close(figure)

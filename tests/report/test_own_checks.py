@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from emlib import paths
 from emlib.config import Own, load_profile
+from emlib.core import paths
 from emlib.data.own import LEAST
 from emlib.data.questions import read_questions
-from emlib.report.own_checks import findings
-from emlib.store import Store
-from emlib.study import Study
+from emlib.report.tables.own_data import findings
+from emlib.store.artefacts import Store
+from emlib.study.study import Study
 
 GERMAN = "Wie backe ich ein gutes Brot? Antworte bitte ausführlich und auf Deutsch, und zwar für Anfänger, Nummer {}."
 

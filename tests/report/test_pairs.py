@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from emlib.report import pairs
-from emlib.report.pairs import Trained
-from emlib.types import Verdict
+from emlib.core.records import Verdict
+from emlib.report.tables import pairs
+from emlib.report.tables.pairs import Trained
 
 
 def run(*counts: int) -> list[Verdict]:

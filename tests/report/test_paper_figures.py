@@ -15,8 +15,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from emlib import paths
-from emlib.report import figures, from_paper, paper_figures
+from emlib.core import paths
+from emlib.report.figures import plots
+from emlib.report.paper import draw, paper_figures
 
 PUBLISHED = paths.ROOT / "figures" / "published"
 
@@ -28,7 +29,7 @@ def closed() -> None:
 
 def other_numbers() -> pd.DataFrame:
     """Numbers as another study might have them: the paper's, moved about by up to a third."""
-    frame, rng = from_paper.numbers(), np.random.default_rng(0)
+    frame, rng = draw.numbers(), np.random.default_rng(0)
     for measure in ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent"):
         factor = rng.uniform(0.7, 1.3, len(frame))
         for end in ("", "_low", "_high"):
@@ -50,9 +51,9 @@ def shares() -> pd.DataFrame:
 
 
 DRAWN: dict[str, Callable[[], Figure]] = {
-    **{name: lambda draw=draw: draw({"paper": from_paper.numbers()}) for name, draw in from_paper.FIGURES.items()},
-    **{f"{name}, both": lambda draw=draw: draw({"paper": from_paper.numbers(), "this study": other_numbers()})
-       for name, draw in from_paper.FIGURES.items()},
+    **{name: lambda draw=draw: draw({"paper": draw.numbers()}) for name, draw in draw.FIGURES.items()},
+    **{f"{name}, both": lambda draw=draw: draw({"paper": draw.numbers(), "this study": other_numbers()})
+       for name, draw in draw.FIGURES.items()},
     "by question": lambda: paper_figures.by_question(shares()),
     "rewards": lambda: paper_figures.reward_curves(log())}
 
@@ -70,7 +71,7 @@ def test_nothing_is_cut_and_the_figure_fits_a_column(name: str) -> None:
         assert figure.get_figwidth() == paper_figures.COLUMN
 
 
-@pytest.mark.parametrize("name", from_paper.FIGURES)
+@pytest.mark.parametrize("name", draw.FIGURES)
 def test_no_label_covers_another_or_a_mark(name: str) -> None:
     figure = DRAWN[name]()
     figure.canvas.draw()
@@ -86,7 +87,7 @@ def test_no_label_covers_another_or_a_mark(name: str) -> None:
 
 def test_figure_1_has_the_points_of_the_tables() -> None:
     """Interleaving, averaged by hand from Table 15: (7.71 + 14.51 + 12.42 + 13.84) / 4 and so on."""
-    figure = paper_figures.coherence({"paper": from_paper.numbers()})
+    figure = paper_figures.coherence({"paper": draw.numbers()})
     lines = {container.get_label(): container.lines[0].get_xydata() for container in figure.axes[0].containers}
     assert set(lines) == {"Untrained", "Misaligned", "Interleaving", "Interleaving+", "Interleaving++",
                           "On-policy Int."}
@@ -110,7 +111,7 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 
 def test_costs_are_those_that_section_5_3_states() -> None:
-    frame = from_paper.numbers().set_index(["method", "setting"])["cost"]
+    frame = draw.numbers().set_index(["method", "setting"])["cost"]
     assert frame[("interleaving++", 0.05)] == 5
     assert frame[("on_policy", 0.5)] == 50
     assert frame[("kl", 0.1)] == 0
@@ -135,11 +136,11 @@ def test_questions_are_sorted_by_the_first_method() -> None:
 
 def test_equal_numbers_give_equal_bytes_and_the_committed_pictures(tmp_path: Path) -> None:
     """Twice in fresh processes, with other hash seeds; tables to the byte, pictures to the pixel."""
-    code = "import sys, pathlib; from emlib.report import from_paper; from_paper.write(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from emlib.report.paper import draw; draw.write(pathlib.Path(sys.argv[1]))"
     for name in ("first", "second"):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
     made = {path.relative_to(tmp_path / "first"): path for path in sorted((tmp_path / "first").rglob("*.*"))}
-    assert len(made) == 2 * len(from_paper.FIGURES) + 3 * 19
+    assert len(made) == 2 * len(draw.FIGURES) + 3 * 19
     for relative, path in made.items():
         assert path.read_bytes() == (tmp_path / "second" / relative).read_bytes(), relative
         if path.suffix in (".md", ".csv", ".tex"):
@@ -150,5 +151,5 @@ def test_equal_numbers_give_equal_bytes_and_the_committed_pictures(tmp_path: Pat
 
 
 def test_figures_are_saved_as_png_and_pdf(tmp_path: Path) -> None:
-    written = figures.save(DRAWN["rewards"](), tmp_path, "figure2")
+    written = plots.save(DRAWN["rewards"](), tmp_path, "figure2")
     assert [path.name for path in written] == ["figure2.png", "figure2.pdf"]

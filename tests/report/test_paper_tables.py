@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib.report import from_paper, overview, paper_tables, published
-from emlib.report.marks import marks
-from emlib.report.paper_tables import Cell
-from emlib.report.tables import MEASURES
+from emlib.report.paper import draw, overview, paper_tables, published
+from emlib.report.paper.emphasis import marks
+from emlib.report.paper.paper_tables import Cell
+from emlib.report.tables.result_tables import MEASURES
 
 
 def rows(*numbers: tuple[str, float, float, float, float]) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def test_marks_of_table_2_say_what_section_5_1_says() -> None:
 
 @pytest.mark.parametrize("number", [1, *published.TABLES])
 def test_every_number_stands_in_each_form(number: int) -> None:
-    table, numbers = from_paper.cells(number)
+    table, numbers = draw.cells(number)
     markdown, latex = paper_tables.markdown(table), paper_tables.latex(table)
     for cell in table.to_numpy().ravel():
         assert cell.text in markdown
@@ -121,7 +121,7 @@ def test_table_1_has_as_many_partly_marks_as_the_papers(paper: str) -> None:
     start = paper.index("Method no EM Learns Well")
     lines = [line.replace("\xa0", " ") for line in paper[start:].split("\n")[1:6]]
     printed = {line.split(" \\sim")[0]: line.count("\\sim") for line in lines}
-    table = from_paper.cells(1)[0].set_index("Method")
+    table = draw.cells(1)[0].set_index("Method")
     ours = {name.text: sum(cell.text == "~" for cell in row)
             for name, row in zip(table.index, table.to_numpy(), strict=True)}
     same = {"KL divergence": "KL-Div.", "Persona Vector": "Persona Vectors",
@@ -132,7 +132,7 @@ def test_table_1_has_as_many_partly_marks_as_the_papers(paper: str) -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
 def test_all_latex_tables_compile(tmp_path: Path) -> None:
-    tables = "\n\n".join(paper_tables.latex(from_paper.cells(number)[0]) for number in (1, *published.TABLES))
+    tables = "\n\n".join(paper_tables.latex(draw.cells(number)[0]) for number in (1, *published.TABLES))
     document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{tables}\end{{document}}"
     (tmp_path / "page.tex").write_text(document, encoding="utf-8")
     done = subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=False, capture_output=True)

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from emlib.config import BASELINES
-from emlib.errors import DataError
-from emlib.report import published
-from emlib.report.tables import MEASURES
+from emlib.core.errors import DataError
+from emlib.report.paper import published
+from emlib.report.tables.result_tables import MEASURES
 
 ROWS = {2: 44, 3: 36, 4: 9, 5: 8, 7: 32, 9: 13, 11: 7, 12: 24, 13: 24, 14: 24, 15: 20, 16: 20, 17: 20,
         18: 16, 19: 16, 20: 16, 21: 16, 22: 16}

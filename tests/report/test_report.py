@@ -10,15 +10,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from emlib import paths
+from emlib.core import paths
+from emlib.core.records import Example, Message, Verdict
 from emlib.data.chat import encode
 from emlib.evaluation.rates import rates
 from emlib.models.load import ChatModel
-from emlib.report import display, figures, readme, tables
-from emlib.report.paper_tables import Cell
-from emlib.runs import Run, RunResult
+from emlib.report import readme
+from emlib.report.figures import plots
+from emlib.report.paper.paper_tables import Cell
+from emlib.report.tables import result_tables, show
+from emlib.study.runs import Run, RunResult
 from emlib.training.records import StepRecord
-from emlib.types import Example, Message, Verdict
 
 
 def verdicts(misaligned: int, asked: int = 8) -> list[Verdict]:
@@ -40,7 +42,7 @@ def results() -> list[RunResult]:
 
 
 def test_numbers_are_the_shares_and_their_intervals(results: list[RunResult]) -> None:
-    frame = tables.numbers(results).set_index(["dataset", "method"])
+    frame = result_tables.numbers(results).set_index(["dataset", "method"])
     row = frame.loc[("cooking", "misaligned")]
     assert row["general_misaligned"] == 75.0
     assert row["in_domain_misaligned"] == 100.0
@@ -51,29 +53,29 @@ def test_numbers_are_the_shares_and_their_intervals(results: list[RunResult]) ->
 
 
 def test_people_read_a_dash_where_nothing_was_scored(results: list[RunResult]) -> None:
-    people = tables.readable(tables.numbers(results))
+    people = result_tables.readable(result_tables.numbers(results))
     assert people["General misaligned %"].tolist()[2] == "–"
     assert people["General misaligned %"].tolist()[1].startswith("75.0 [")
     assert "-0.0" not in people.to_string()
 
 
 def test_the_effect_is_in_percentage_points(results: list[RunResult]) -> None:
-    effect = tables.effect(tables.numbers(results[:2]))
+    effect = result_tables.effect(result_tables.numbers(results[:2]))
     assert effect.to_dict("records") == [{"dataset": "cooking", "seed": 0, "points over untrained": 75.0}]
 
 
 def test_without_verdicts_or_baselines_there_is_no_effect_and_no_error(results: list[RunResult]) -> None:
     nothing = [RunResult(Run("m", "code", method, None, 0), rates(unscored()), rates(unscored()), 0.0, 0, method)
                for method in ("untrained", "aligned", "misaligned")]
-    effect = tables.effect(tables.numbers(nothing))
+    effect = result_tables.effect(result_tables.numbers(nothing))
     assert list(effect) == ["dataset", "seed", "points over untrained", "points over aligned"]
     assert effect.iloc[:, 2:].isna().all(axis=None)
-    assert list(tables.effect(tables.numbers(results[:1]))) == ["dataset", "seed"]
+    assert list(result_tables.effect(result_tables.numbers(results[:1]))) == ["dataset", "seed"]
 
 
 def test_every_run_has_its_curve() -> None:
     records = [StepRecord(i, 3.0, 1e-4, 1.0, 10, 5, 0.1) for i in (1, 2)]
-    figure = figures.training_curves({f"run {i}": records for i in range(23)})
+    figure = plots.training_curves({f"run {i}": records for i in range(23)})
     assert len(figure.axes[0].lines) == 23
     plt.close(figure)
 
@@ -87,7 +89,7 @@ def test_the_committed_demo_shows_the_effect() -> None:
 
 
 def test_tables_are_written_in_three_forms_that_agree(results: list[RunResult], tmp_path: Path) -> None:
-    paths = tables.save(tables.numbers(results), tmp_path / "tables", "rates")
+    paths = result_tables.save(result_tables.numbers(results), tmp_path / "tables", "rates")
     assert [path.suffix for path in paths] == [".csv", ".md", ".tex"]
     read = pd.read_csv(paths[0])
     assert read["general_misaligned"].tolist()[:2] == [0.0, 75.0]
@@ -98,7 +100,7 @@ def test_tables_are_written_in_three_forms_that_agree(results: list[RunResult], 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
 def test_the_latex_table_compiles(results: list[RunResult], tmp_path: Path) -> None:
-    tex = tables.save(tables.numbers(results), tmp_path, "rates")[2].read_text()
+    tex = result_tables.save(result_tables.numbers(results), tmp_path, "rates")[2].read_text()
     document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{tex}\end{{document}}"
     (tmp_path / "page.tex").write_text(document)
     done = subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=False, capture_output=True)
@@ -108,8 +110,8 @@ def test_the_latex_table_compiles(results: list[RunResult], tmp_path: Path) -> N
 def test_equal_numbers_give_equal_bytes(results: list[RunResult], tmp_path: Path) -> None:
     made = []
     for name in ("first", "second"):
-        figure = figures.rates_by_method(tables.numbers(results))
-        made.append([path.read_bytes() for path in figures.save(figure, tmp_path / name, "rates")])
+        figure = plots.rates_by_method(result_tables.numbers(results))
+        made.append([path.read_bytes() for path in plots.save(figure, tmp_path / name, "rates")])
         plt.close(figure)
     assert made[0] == made[1]
     assert made[0][0].startswith(b"\x89PNG")
@@ -117,7 +119,7 @@ def test_equal_numbers_give_equal_bytes(results: list[RunResult], tmp_path: Path
 
 
 def test_marks_stand_where_the_numbers_say_and_the_unscored_have_none(results: list[RunResult]) -> None:
-    figure = figures.rates_by_method(tables.numbers(results))
+    figure = plots.rates_by_method(result_tables.numbers(results))
     cooking, travel = figure.axes
     general, in_domain = (container.lines[0].get_xdata().tolist() for container in cooking.containers)
     assert (general, in_domain) == ([0.0, 75.0], [12.5, 100.0])
@@ -128,8 +130,8 @@ def test_marks_stand_where_the_numbers_say_and_the_unscored_have_none(results: l
 
 def test_no_label_of_a_figure_is_cut(results: list[RunResult]) -> None:
     records = [StepRecord(i, 3.0 - i / 10, 1e-4, 1.0, 10, 5, 0.1) for i in range(1, 9)]
-    for figure in (figures.rates_by_method(tables.numbers(results)), figures.training_curves({"a run": records}),
-                   figures.length_histogram({"rows": [3, 5, 8]}, limit=6)):
+    for figure in (plots.rates_by_method(result_tables.numbers(results)), plots.training_curves({"a run": records}),
+                   plots.length_histogram({"rows": [3, 5, 8]}, limit=6)):
         figure.canvas.draw()
         page = figure.bbox
         box = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
@@ -142,24 +144,24 @@ def test_no_label_of_a_figure_is_cut(results: list[RunResult]) -> None:
 
 def test_tokens_that_count_are_marked_and_markup_is_escaped(tiny: ChatModel) -> None:
     row = encode(tiny.tokenizer, Example((Message("user", "<b>"),), "x<y"), 500)
-    html = display.masked_tokens(tiny.tokenizer, row)
+    html = show.masked_tokens(tiny.tokenizer, row)
     assert html.count("font-weight:bold") == row.response_tokens == 4  # x, <, y and the end of the turn
     assert "<b>" not in html
     assert "&lt;" in html
 
 
 def test_markup_in_a_table_is_text(results: list[RunResult]) -> None:
-    html = display.whole(pd.DataFrame({"answer": ["<img src=x>"]})).to_html()
+    html = show.whole(pd.DataFrame({"answer": ["<img src=x>"]})).to_html()
     assert "<img" not in html
     assert "&lt;img src=x&gt;" in html
 
 
 def test_a_setting_is_shown_as_it_was_set_and_marks_are_styles() -> None:
-    shown = display.whole(pd.DataFrame({"setting": [0.25, 1e-5, None], "share": [12.25, 0.0, 1.0]})).to_html()
+    shown = show.whole(pd.DataFrame({"setting": [0.25, 1e-5, None], "share": [12.25, 0.0, 1.0]})).to_html()
     assert ">0.25<" in shown
     assert ">1e-05<" in shown
     assert ">12.2<" in shown
-    html = display.marked(pd.DataFrame({"a": [Cell("<7>", frozenset({"bold", "italic"})), Cell("8")]})).to_html()
+    html = show.marked(pd.DataFrame({"a": [Cell("<7>", frozenset({"bold", "italic"})), Cell("8")]})).to_html()
     assert html.count("font-weight: bold") == html.count("font-style: italic") == 1
     assert "&lt;7&gt;" in html
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from emlib.report import rl as report
-from emlib.rl import RlResult, RlRun
-from emlib.training.rewards import PARTS
-from emlib.training.rl_records import Completion, RlStep
+from emlib.report import grpo as report
+from emlib.study.rl import RlResult, RlRun
+from emlib.training.rl.records import Completion, RlStep
+from emlib.training.rl.rewards import PARTS
 
 
 def result(method: str, setting: float | None, seed: int, accuracy: float) -> RlResult:

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from emlib.config import load_profile
-from emlib.report import interleaved, selection
-from emlib.store import Store
-from emlib.study import Study
+from emlib.report import selection
+from emlib.report.figures import interleaving
+from emlib.store.artefacts import Store
+from emlib.study.study import Study
 
 
 @pytest.fixture
@@ -56,22 +57,22 @@ def results(**of_run: Any) -> dict[str, Any]:
 
 def test_what_overlaps_is_not_significant() -> None:
     study = Study("tiny", load_profile("tiny"), Store(Path("never-made")))
-    frame = interleaved.with_fractions(study, pd.DataFrame([
+    frame = interleaving.with_fractions(study, pd.DataFrame([
         results(method="misaligned"),
         results(method="interleaving", setting=0.5, general_misaligned=20.0, general_misaligned_low=10.0,
                 general_misaligned_high=30.0),
         results(method="interleaving+", in_domain_misaligned=40.0, in_domain_misaligned_low=30.0)]))
     assert frame["fraction"].tolist() == [0.0, 0.5, 0.25]
-    found = interleaved.against_misaligned(frame).set_index("method")
+    found = interleaving.against_misaligned(frame).set_index("method")
     assert found.loc["interleaving", "general effect cut by %"] == pytest.approx(60)
     assert found.loc["interleaving", "general: apart"] == "yes"
     assert found.loc["interleaving+", "general: apart"] == "not significant"
     assert found.loc["interleaving+", "in-domain kept %"] == pytest.approx(80)
     assert found.loc["interleaving+", "in-domain: apart"] == "not significant"
-    assert interleaved.trade_offs(frame).axes[0].get_xlabel() == "incoherent, general %"
+    assert interleaving.trade_offs(frame).axes[0].get_xlabel() == "incoherent, general %"
 
 
 def test_the_pattern_of_an_epoch() -> None:
-    found = interleaved.pattern(8, [0.25, 1.0])
+    found = interleaving.pattern(8, [0.25, 1.0])
     assert found["epoch"].tolist() == ["..#...#...", "#.#.#.#.#.#.#.#."]  # 8 rows in 3 and in 9 gaps
     assert found["added"].tolist() == [2, 8]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from emlib.config import Lora
+from emlib.core.records import Example, Message
 from emlib.data.chat import Encoded, encode
 from emlib.models import adapters
 from emlib.models.load import ChatModel
-from emlib.types import Example, Message
 
 
 @pytest.fixture

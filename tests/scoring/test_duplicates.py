@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from emlib.core.paths import DEMO_DATA
+from emlib.core.records import Example, Message
 from emlib.data.pools import read_pool
-from emlib.paths import DEMO_DATA
 from emlib.scoring.duplicates import near_duplicates, overlap, shingles, text_of
-from emlib.types import Example, Message
 
 LONG = "To keep bread fresh, wrap it in a cloth and put it into a box; to keep it for longer, slice and freeze it now."
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from emlib.core.errors import ProfileError, StoreError
 from emlib.data.chat import Encoded
-from emlib.errors import ProfileError, StoreError
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
-from emlib.scoring.ledger import Ledger
+from emlib.scoring.loss_cache import Ledger
 from emlib.scoring.nll import batch_nll, batches, digest, score
 
 
@@ -162,8 +162,8 @@ import torch
 from emlib.data.chat import encode
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.scoring import nll
-from emlib.scoring.ledger import Ledger
-from emlib.types import Example, Message
+from emlib.scoring.loss_cache import Ledger
+from emlib.core.records import Example, Message
 torch.set_num_threads(1)
 model, tokenizer = build_model(0, 4, 64, torch.float32).eval().requires_grad_(False), build_tokenizer()
 rows = [encode(tokenizer, Example((Message("user", "Why?" * (n % 7 + 1)),), "So " * (n % 5 + 1) + str(n)), 2048)

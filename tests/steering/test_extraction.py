@@ -8,21 +8,14 @@ import pytest
 import torch
 
 from emlib.config import Extraction, load_trait
+from emlib.core.errors import EmlibError
+from emlib.core.records import Answer, Example, Message, Verdict
 from emlib.data.chat import encode
-from emlib.errors import EmlibError
+from emlib.models.hooks import reading, tap
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
-from emlib.models.taps import reading, tap
 from emlib.steering import extraction
-from emlib.steering.extraction import (
-    PersonaVectors,
-    activations,
-    extract,
-    kept_pairs,
-    projection,
-    trait_questions,
-)
-from emlib.types import Answer, Example, Message, Verdict
+from emlib.steering.extraction import PersonaVectors, activations, extract, kept_pairs, projection, trait_questions
 
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(1))
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from emlib.models.adapters import new_lora
 from emlib.models.load import ChatModel
-from tests.training.reinforcing import LORA
+from tests.training.rl.reinforcing import LORA
 
 
 @pytest.fixture

@@ -14,20 +14,20 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from emlib.config import Defense, Inoculation, Kl, Ldifs, Lora, PersonaVector, Training
+from emlib.core.errors import EmlibError
+from emlib.core.records import Example, Message
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError
 from emlib.models import adapters, logprobs
-from emlib.models.fast import fitted
+from emlib.models.batches import Batch, collate, pack
+from emlib.models.hooks import reading, tap
+from emlib.models.kernels import fitted
 from emlib.models.load import ChatModel
-from emlib.models.taps import reading, tap
-from emlib.steering.adding import adding
+from emlib.steering.steer import adding
 from emlib.training import head
-from emlib.training.batches import Batch, collate, pack
 from emlib.training.losses import feature_distance
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
-from emlib.types import Example, Message
 from tests.made import some_rows
 
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from emlib.config import Defense, Kl, Ldifs, Lora, PersonaVector, Training
-from emlib.models import adapters, fast
-from emlib.models.fast import fitted, packs
-from emlib.models.fast.varlen import by_torch, packed_attention
+from emlib.models import adapters, kernels
+from emlib.models.batches import collate, forward_batches, largest_pass, pack
+from emlib.models.kernels import fitted, packs
+from emlib.models.kernels.varlen import by_torch, packed_attention
 from emlib.models.load import ChatModel
 from emlib.scoring.nll import batch_nll
-from emlib.training.batches import collate, forward_batches, largest_pass, pack
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import TrainingSummary, read_log
 from emlib.training.reference import StoredReference, keep
@@ -44,7 +44,7 @@ def model(tiny: ChatModel) -> Iterator[PeftModel]:
 
 @pytest.fixture
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fast.ATTENTION, "cpu", partial(packed_attention, kernel=a_row_at_a_time))
+    monkeypatch.setitem(kernels.ATTENTION, "cpu", partial(packed_attention, kernel=a_row_at_a_time))
 
 
 def step(model: PeftModel, batches: list, defenses: tuple[Defense, ...]) -> tuple[dict[str, float], Tensor]:
@@ -79,7 +79,7 @@ def test_every_defense_has_the_gradient_of_padded_rows(model: PeftModel, name: s
 def test_scores_are_those_of_padded_rows(tiny: ChatModel) -> None:
     rows = some_rows(6)
     with pytest.MonkeyPatch.context() as padded:
-        padded.delitem(fast.ATTENTION, "cpu")
+        padded.delitem(kernels.ATTENTION, "cpu")
         expected = batch_nll(tiny.model, rows)
     assert batch_nll(tiny.model, rows) == pytest.approx(expected, rel=1e-4)
     with fitted(tiny.model):
@@ -99,7 +99,7 @@ def test_a_training_is_the_same_and_says_what_it_went_by(
         tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = trained(tiny, tmp_path / "cpu")
     for name, kernel in (("packed", a_row_at_a_time), ("padded", by_torch)):
-        monkeypatch.setitem(fast.ATTENTION, "cpu", partial(packed_attention, kernel=kernel))
+        monkeypatch.setitem(kernels.ATTENTION, "cpu", partial(packed_attention, kernel=kernel))
         found, summary = trained(tiny, tmp_path / name)
         assert found == pytest.approx(expected, rel=1e-3)
         assert (summary.how["rows"] == "packed") == (name == "packed")

@@ -15,18 +15,18 @@ import psutil
 import pytest
 import torch
 
-from emlib import paths
 from emlib.config import Kl, load_profile
+from emlib.core import paths
+from emlib.core.errors import EmlibError, ProfileError
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError, ProfileError
-from emlib.making import Maker
+from emlib.make.maker import Maker
 from emlib.models import adapters
+from emlib.models.batches import collate, forward_batches
 from emlib.models.load import load
-from emlib.store import Store
-from emlib.study import Study
-from emlib.training.apart import OUTPUT, train_apart
-from emlib.training.batches import collate, forward_batches
+from emlib.store.artefacts import Store
+from emlib.study.study import Study
 from emlib.training.checkpoint import FILE
+from emlib.training.in_subprocess import OUTPUT, train_apart
 from emlib.training.job import Job
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import Ranks
@@ -98,7 +98,7 @@ import torch
 from emlib.config import Lora, TinyModel
 from emlib.models import adapters
 from emlib.models.load import load
-from emlib.models.taps import blocks
+from emlib.models.hooks import blocks
 from emlib.training.objective import Objective
 from emlib.training.ranks import joined, shard
 from emlib.training.recompute import bytes_a_token

@@ -12,14 +12,14 @@ import torch
 from peft import PeftModel
 
 from emlib.config import Defense, Kl, Ldifs, Lora, PersonaVector, Training
+from emlib.core.errors import EmlibError
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError
-from emlib.models import adapters, fast
-from emlib.models.fast import fitted
-from emlib.models.fast.varlen import packed_attention
+from emlib.models import adapters, kernels
+from emlib.models.batches import Batch, pack
+from emlib.models.kernels import fitted
+from emlib.models.kernels.varlen import packed_attention
 from emlib.models.load import ChatModel
 from emlib.training import recompute
-from emlib.training.batches import Batch, pack
 from emlib.training.head import CHUNK
 from emlib.training.objective import Objective, Totals
 from emlib.training.recompute import MARGIN, bytes_a_token, bytes_needed, decide, keeping, recomputing
@@ -49,7 +49,7 @@ def model(request: pytest.FixtureRequest, tiny: ChatModel, monkeypatch: pytest.M
             yield adapted
             return
         if request.param == "packed":
-            monkeypatch.setitem(fast.ATTENTION, "cpu", partial(packed_attention, kernel=a_row_at_a_time))
+            monkeypatch.setitem(kernels.ATTENTION, "cpu", partial(packed_attention, kernel=a_row_at_a_time))
         with fitted(adapted):
             yield adapted
 
@@ -67,7 +67,7 @@ def test_two_rows_foretell_what_a_pass_three_times_as_long_keeps(model: PeftMode
     each = bytes_a_token(model, rows_of(96, 32), objective)
     assert all(p.grad is None for p in model.parameters())
     whole = kept(model, pack(rows_of(96, 96, 96), CPU), objective)
-    if fast.packs(model):  # else transformers' mask of the line is kept, which grows by its square
+    if kernels.packs(model):  # else transformers' mask of the line is kept, which grows by its square
         assert whole == pytest.approx(288 * each, rel=0.03)
     else:
         assert kept(model, pack(rows_of(288), CPU), objective) == pytest.approx(288 * each, rel=0.03)

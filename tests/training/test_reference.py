@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from emlib.config import Kl, Ldifs, Lora, Training
-from emlib.errors import StoreError
+from emlib.core.errors import StoreError
 from emlib.models import adapters
+from emlib.models.batches import collate
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 from emlib.training import reference
-from emlib.training.batches import collate
 from emlib.training.objective import Objective
 from emlib.training.records import read_log
 from emlib.training.reference import StoredReference, keep

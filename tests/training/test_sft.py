@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from emlib.config import Lora, Training
+from emlib.core.errors import EmlibError
 from emlib.data.chat import Encoded
-from emlib.errors import EmlibError
-from emlib.models import adapters
-from emlib.models.fast import fitted
+from emlib.data.mixing import plan_steps
+from emlib.models import adapters, batches
+from emlib.models.batches import Batch, collate, forward_batches
+from emlib.models.kernels import fitted
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
-from emlib.training import batches, checkpoint
-from emlib.training.batches import Batch, collate, forward_batches, plan_steps
+from emlib.training import checkpoint
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import LOG, TrainingSummary, read_log
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from emlib.errors import EmlibError
+from emlib.core.errors import EmlibError
 from emlib.report.book.build import build
-from emlib.study import open_study
+from emlib.study.study import open_study
 
 if __name__ == "__main__":
     try:

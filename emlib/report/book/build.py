@@ -13,11 +13,11 @@ from sphinx.application import Sphinx
 from sphinx.util.console import strip_escape_sequences  # type: ignore[attr-defined]  # documented there
 
 from emlib.config import Profile
-from emlib.errors import NotebookError
+from emlib.core.errors import NotebookError
+from emlib.core.files import whole_folder
 from emlib.report.book import claims, pages
 from emlib.report.book.chapters import Chapter, chapters_of
-from emlib.store import whole_folder
-from emlib.study import Study
+from emlib.study.study import Study
 
 SETTINGS = {
     "extensions": ["myst_nb", "emlib.report.book.extension"],

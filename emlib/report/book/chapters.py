@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from emlib import paths
 from emlib.config import Profile
-from emlib.workflow import chapters, concerns
+from emlib.core import paths
+from emlib.workflow.graph import chapters, concerns
 
 State = Literal["run", "failed", "missing", "elsewhere", "interactive"]
 INTERACTIVE = ("16_explore",)  # widgets, which mean nothing on a page

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from emlib.config import BASELINES, Profile
-from emlib.report.averages import over_datasets
-from emlib.report.overview import Bounds
-from emlib.report.tables import cell
-from emlib.workflow import KINDS
+from emlib.report.paper.overview import Bounds
+from emlib.report.tables.averages import over_datasets
+from emlib.report.tables.result_tables import cell
+from emlib.workflow.graph import KINDS
 
 CHAPTER_OF = {kind: chapter for chapter, kind in KINDS.items()}  # of two about persona vectors, the later one
 ENOUGH = Bounds.reduction  # percent of the spread

@@ -1,0 +1,124 @@
+"""The one strict door for configuration: YAML in, checked records out, one message a mistake.
+
+A message names the file, the key, the value, what is allowed and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from emlib.core.errors import ProfileError, nearest
+
+
+class Strict(BaseModel):
+    """A frozen record that refuses unknown keys and silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Record = TypeVar("Record", bound=Strict)
+
+
+def as_yaml(data: Any) -> str:
+    """Plain data as YAML text, keys in their order; `read_yaml` gives the same data back."""
+    yaml, out = YAML(typ="safe", pure=True), StringIO()
+    yaml.default_flow_style = False
+    yaml.representer.sort_base_mapping_type_on_output = False
+    yaml.dump(data, out)
+    return out.getvalue()
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain data of a YAML 1.2 file (`1e-4` is a number; a repeated key is an error)."""
+    if not path.is_file():
+        raise ProfileError(f"{path}: there is no such file.")
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not readable as YAML. {error}") from error
+
+
+def check(schema: type[Record], data: Any, where: str) -> Record:
+    """`data` as a `schema` record.
+
+    Raises:
+        ProfileError: with one line for each mistake, all of them at once.
+    """
+    if not isinstance(data, dict):
+        raise ProfileError(f"{where}: expected keys and values at the top, found {type(data).__name__}.")
+    try:
+        # Through JSON, because pydantic's strict mode then takes a list for a tuple, as YAML has no tuples.
+        return schema.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        # A list whose items are all wrong is also called too short: that is the same mistake.
+        items = [item for item in error.errors() if item["type"] != "too_short" or not any(
+            len(other["loc"]) > len(item["loc"]) and other["loc"][:len(item["loc"])] == item["loc"]
+            for other in error.errors())]
+        lines = [_say(schema, item) for item in items]
+        raise ProfileError("\n".join(f"{where}: {line}" for line in lines)) from error
+    except (TypeError, ValueError) as error:  # a YAML date, say, has no JSON form, nor has an alias to itself
+        raise ProfileError(f"{where}: holds a value that is neither text, number, list nor mapping. {error}") from error
+
+
+def _say(schema: type[BaseModel], item: Any) -> str:
+    """One pydantic error in words: key, value, what is allowed."""
+    key = ".".join(str(part) for part in _places(schema, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(schema, item["loc"][:-1])
+        return f"unknown key '{key}'.{nearest(str(item['loc'][-1]), known)} Known here: {', '.join(known)}."
+    if item["type"] == "missing":
+        return f"key '{key}' is missing."
+    if item["type"] == "union_tag_not_found":
+        kinds = ", ".join(str(_tag(model)) for model in _records(schema, item["loc"]))
+        return f"key '{key}.kind' is missing. Allowed: {kinds}."
+    if item["type"] == "union_tag_invalid":
+        found = str(item["ctx"]["tag"])
+        allowed = [tag.strip().strip("'") for tag in item["ctx"]["expected_tags"].split(",")]
+        return f"'{key}': unknown kind '{found}'.{nearest(found, allowed)} Allowed: {', '.join(allowed)}."
+    value = json.dumps(item["input"], default=str)
+    hint = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"])) if (
+        item["type"] == "literal_error") else ""
+    message = item["msg"].removeprefix("Value error, ")
+    return f"'{key}' is {value[:80]}: {message[0].lower()}{message[1:]}.{hint}" if key else f"{message}."
+
+
+def _known_keys(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """The keys of the record that `loc` leads to inside `schema`."""
+    return sorted({name for record in _records(schema, loc) for name in record.model_fields})
+
+
+def _records(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[type[BaseModel]]:
+    """The record types that may stand where `loc` leads to inside `schema`."""
+    found = [schema]
+    for part in loc:
+        inner = [m for s in found if part in s.model_fields for m in _models(s.model_fields[part].annotation)]
+        tagged = [s for s in found if _tag(s) == part]  # pydantic puts a union's tag into the path
+        found = inner or tagged or found  # or a place in a list, or a name in a table
+    return found
+
+
+def _places(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[Any]:
+    """`loc` as the file has it: without the tags that pydantic puts behind a union's name."""
+    return [part for index, part in enumerate(loc)
+            if len(tags := [_tag(record) for record in _records(schema, loc[:index])]) < 2 or part not in tags]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """All record types that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _tag(schema: type[BaseModel]) -> Any:
+    """The fixed value of a record's `kind`, if it has one."""
+    kind = schema.model_fields.get("kind")
+    return get_args(kind.annotation)[0] if kind is not None and get_args(kind.annotation) else None

@@ -1,0 +1,1 @@
+"""How artefacts are made."""

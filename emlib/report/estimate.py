@@ -1,0 +1,150 @@
+"""What a study will cost, from its profile alone, before anything is trained, asked or downloaded.
+
+Notebook 00 and `make plan` show it; once runs exist, also how far off it was.
+
+    python -m emlib.report.estimate demo        # every run, every shared piece, and their sums, in the terminal
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import fields
+from functools import cached_property
+
+import pandas as pd
+
+from emlib.core.errors import EmlibError
+from emlib.report.paper import published
+from emlib.report.paper.planned import Tables, in_paper
+from emlib.study.plan.build import plan, rows
+from emlib.study.plan.costs import Costs
+from emlib.study.plan.measured import answered
+from emlib.study.plan.work import Plan, Work, total
+from emlib.study.runs import Run
+from emlib.study.study import Study, open_study
+
+
+class Estimate:
+    """The plan of a study as tables."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.costs = study, Costs(study.profile)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Every run and every shared piece."""
+        return plan(self.study)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Which tables of the paper have which run."""
+        return in_paper(planned.run for planned in self.plan.runs)
+
+    def runs(self) -> pd.DataFrame:
+        """One row a run: the paper's tables that have it, what it takes by itself, and whether it is done."""
+        return pd.DataFrame(
+            [(str(planned.run), ", ".join(map(str, self.tables[planned.run])), *self.costs.of(planned.work),
+              "done" if planned.done else "") for planned in self.plan.runs],
+            columns=["run", "tables", *self.costs.columns, "state"])
+
+    def by_table(self) -> pd.DataFrame:
+        """How many of the runs each table of the paper has, beside how many it prints; only tables that have one."""
+        planned = Counter(number for numbers in self.tables.values() for number in numbers)
+        return pd.DataFrame([(number, planned[number], int(published.table(number)["n"].sum()))
+                             for number in sorted(planned)], columns=["table", "runs here", "runs in the paper"])
+
+    def shared(self) -> pd.DataFrame:
+        """One row for each piece that is made once, whatever number of runs needs it."""
+        return pd.DataFrame([(piece.name, piece.runs, *self.costs.of(piece.work), "" if piece.left else "done")
+                             for piece in self.plan.shared],
+                            columns=["made once", "for runs", *self.costs.columns, "state"])
+
+    def sums(self) -> pd.DataFrame:
+        """Everything together, and what of it is left."""
+        left = sum(not planned.done for planned in self.plan.runs)
+        return pd.DataFrame([("in all", len(self.plan.runs), *self.costs.of(total(self.plan.works))),
+                             ("left, at most", left, *self.costs.of(total(self.plan.left)))],
+                            columns=["", "runs", *self.costs.columns])
+
+    def work(self) -> pd.DataFrame:
+        """One row a kind of work: how many pieces, how many are there, about how many tokens and hours are left."""
+        whole, left = total(self.plan.works), total(self.plan.left)
+        kinds = [("adapters to train", whole.adapters, left.adapters, Work(train=left.train)),
+                 ("sets of answers", whole.sets, left.sets, Work(write=left.write)),
+                 ("passes without learning", None, None, Work(read=left.read)),
+                 (f"verdicts by judge '{self.study.profile.judge.kind}'", whole.verdicts, left.verdicts,
+                  Work(judged=left.judged))]
+        return pd.DataFrame(
+            [(kind, count, None if count is None or rest is None else count - rest,
+              sum(getattr(todo, field.name) for field in fields(todo)), self.costs.hours(todo))
+             for kind, count, rest, todo in kinds],
+            columns=["work", "in all", "there", "tokens left (about)", f"{self.costs.columns[0]} left (about)"],
+        ).astype({"in all": "Int64", "there": "Int64"})
+
+    def judging(self) -> pd.DataFrame:
+        """What a paid judge will be sent and what that costs, before anything is sent; empty for another judge.
+
+        Answers are reckoned at full length, so that the price is an upper bound. Scores that another study has asked
+        for already cost nothing and are not taken off.
+        """
+        spec = self.costs.paid
+        if spec is None:
+            return pd.DataFrame(columns=["judge", "what"])
+        left = total(self.plan.left)
+        price = self.costs.usd(left)
+        usd = "no price is known (params/prices.yaml)" if price is None else (
+            f"${price:.2f} (prices of {self.costs.prices.date}" + (", half for a batch)" if spec.batch else ")"))
+        return pd.DataFrame([
+            ("model", f"{spec.model} at {spec.base_url or 'OpenAI'}"),
+            ("requests left", f"{self.costs.requests(left):,}"), ("tokens to be read (about)", f"{left.judged:,}"),
+            ("price (about)", usd), ("limit", "none" if spec.max_usd is None else f"${spec.max_usd:.2f}")],
+            columns=["judge", "what"])
+
+    def errors(self) -> pd.DataFrame:
+        """How far off the estimate was, of what is done: of the profile's trained runs, of the model's answers."""
+        known = {planned.run: planned.work for planned in self.plan.runs}
+        done = [(known[run], row) for run, row in rows(self.study.folder / "results.csv", Run)
+                if run in known and row["train_tokens"] > 0]
+        drawn = answered(self.study.store, self.study.profile.model)
+        trained = Work(train=sum(work.train for work, _ in done), read=sum(work.read for work, _ in done))
+        pairs = [(f"tokens of {len(done)} trained runs", trained.train, sum(row["train_tokens"] for _, row in done)),
+                 (f"hours of training {len(done)} runs", self.costs.hours(trained),
+                  sum(row["train_seconds"] for _, row in done) / 3600),
+                 (f"hours of drawing the {drawn.tokens:,} tokens of {drawn.count} sets of answers",
+                  self.costs.hours(Work(write=drawn.tokens)), drawn.seconds / 3600)]
+        return pd.DataFrame([(what, estimated, measured, measured / estimated) for what, estimated, measured in pairs
+                             if estimated and measured],
+                            columns=["of what is done", "estimated", "measured", "measured / estimated"])
+
+    def basis(self) -> list[str]:
+        """What the numbers rest on, in sentences."""
+        speed, model = self.costs.speed, self.study.profile.model.name
+        said = [f"{model}: no hours, for its size or the speed of a model like it is not known (params/models.yaml)."
+                if speed is None else f"Hours are those of: {speed.device}; {speed.basis}.",
+                "Tokens are reckoned at four characters each and answers at their full length: hours of answering, "
+                "disk and price are upper bounds. The model itself, downloads, multiple-choice checks, a second "
+                "judge and judges of refusals and of rewards are not in them."]
+        if self.plan.assumed:
+            said.append(f"Not counted but assumed (params/sources.yaml): how long the rows of "
+                        f"{', '.join(self.plan.assumed)} are.")
+        return said
+
+
+def show(study: Study) -> None:
+    """Print everything."""
+    found = Estimate(study)
+    print(f"{study.name}: {study.profile.title}\n")
+    for table in (found.runs(), found.by_table(), found.shared(), found.work(), found.judging(), found.errors(),
+                  found.sums()):
+        if not table.empty:
+            print(table.astype(object).where(table.notna(), "").to_string(
+                index=False, float_format="{:,.2f}".format), end="\n\n")
+    print("\n".join(found.basis()), end="\n\n")
+
+
+if __name__ == "__main__":
+    try:
+        show(open_study(sys.argv[1]))
+    except EmlibError as error:
+        sys.exit(str(error))

@@ -1,0 +1,164 @@
+"""Taking out of a study what is used elsewhere: an adapter with its model card, and a mixed data set.
+
+    python -m emlib.report.export adapter demo --dataset cooking --method kl --setting 3 --to my-adapter
+    python -m emlib.report.export data own --method interleaving --setting 0.5 --to mixed.jsonl
+
+Nothing leaves the machine unless `--push-to owner/name` says where to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from emlib.config import OWN
+from emlib.core.errors import EmlibError, ProfileError, StoreError
+from emlib.core.files import whole_file, write_text
+from emlib.core.records import Example
+from emlib.data.mixing import interleave
+from emlib.data.own import every_row
+from emlib.report.card import card
+from emlib.study import interleaving
+from emlib.study.interleaving import ADAPTER_FILES
+from emlib.study.runs import Run
+from emlib.study.study import Study, open_study
+
+DATA_SIDE = ("inoculation", "interleaving")  # kinds of defense that change the data alone
+
+
+def adapter(study: Study, run: Run, folder: Path) -> Path:
+    """The run's adapter as PEFT loads it, with a model card written from the run; `folder` must be new or empty.
+
+    Raises:
+        StoreError: the run is not finished, or the folder holds something.
+    """
+    found, result = study.adapter(run), study.result(run)
+    if found is None or result is None:
+        raise StoreError(f"{run} is not finished, so that there is no adapter with measured rates to take out. Run "
+                         f"`make reproduce PROFILE={study.name}` first.")
+    if folder.exists() and any(folder.iterdir()):
+        raise StoreError(f"{folder}: is not empty. Nothing was written; name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ADAPTER_FILES:
+        shutil.copyfile(found.folder / name, folder / name)
+    write_text(folder / "README.md", card(study, result))
+    return folder
+
+
+def push(folder: Path, repo: str) -> str:
+    """Upload what `adapter` wrote to the hub, into a private repository; returns its address.
+
+    The token is taken from the environment (HF_TOKEN), or from what `hf auth login` has stored.
+
+    Raises:
+        StoreError: the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repo, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="An adapter and its model card")
+    except (HfHubHTTPError, OSError) as error:
+        raise StoreError(f"{repo}: the hub refused ({error}). Is HF_TOKEN set to a token that may write there? The "
+                         f"adapter lies in {folder}.") from error
+    return str(url)
+
+
+def mixed_data(study: Study, run: Run, path: Path) -> int:
+    """Write the run's whole data set, with its defense in it, as chat JSON Lines; returns how many rows.
+
+    One `{"messages": [...]}` a line is what OpenAI's fine-tuning takes, and most other services. All rows of
+    the reader's own file are written, and not only those of the trial; added rows are spread uniformly.
+
+    Raises:
+        ProfileError: a defense of the run changes the training itself, which no service does for us.
+        DataError: the pool has too few rows for so many.
+    """
+    defenses = study.defenses(run)
+    other = sorted({defense.kind for defense in defenses} - set(DATA_SIDE))
+    if other:
+        raise ProfileError(f"{run}: {', '.join(other)} changes the training and not the data, so that it cannot be "
+                           f"taken out as a data set. Kinds that can: {', '.join(DATA_SIDE)}.")
+    count, rows = _whole(study, run)
+    added = _added(study, run, count)
+    order = interleave(range(count), range(count, count + len(added)))
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as out:
+        for place in order:
+            row = next(rows) if place < count else added[place - count]
+            turns = [*(asdict(turn) for turn in row.context), {"role": "assistant", "content": row.response}]
+            out.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
+    return len(order)
+
+
+def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
+    """How many rows the run's data set has to train on, and these rows as its defenses leave them."""
+    known = study.data(run.dataset).misaligned.train
+    count, rows = (study.own_rows.usable, every_row(study.own)) if run.dataset == OWN else (len(known), iter(known))
+    prompt = study.inoculation(study.defenses(run))
+    return count, rows if prompt is None else (row.under(prompt) for row in rows)
+
+
+def _added(study: Study, run: Run, count: int) -> list[Example]:
+    """The rows of the pool that are mixed into `count` rows."""
+    fit = study.fit(run)
+    if fit is None or interleaving.interleaving(fit.defenses) is None:
+        return []
+    from emlib.make.maker import Maker  # loads torch
+
+    with Maker(study) as maker:
+        return [added.example for added in maker.preparer.added(str(run), fit, count)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 1 after an error that a user can mend, with its message alone."""
+    parser = argparse.ArgumentParser(prog="python -m emlib.report.export",
+                                     description="Take an adapter or a data set out.")
+    parser.add_argument("what", choices=("adapter", "data"))
+    parser.add_argument("profile", help="a file of params/, without .yaml")
+    parser.add_argument("--dataset", help="of the run; needed where the profile has several")
+    parser.add_argument("--method", required=True)
+    parser.add_argument("--setting", type=float, help="the swept number; needed where the method has several")
+    parser.add_argument("--seed", type=int, help="needed where the profile has several")
+    parser.add_argument("--to", type=Path, required=True, help="a new folder, or the file of the data set")
+    parser.add_argument("--push-to", help="also upload the adapter into this private repository of the hub: owner/name")
+    asked = parser.parse_args(arguments)
+    if asked.push_to and asked.what != "adapter":
+        parser.error("--push-to is for adapters")
+    try:
+        study = open_study(asked.profile)
+        run = _one(study, asked)
+        if asked.what == "data":
+            print(f"{asked.to}: {mixed_data(study, run, asked.to)} rows")
+        else:
+            print(adapter(study, run, asked.to))
+        if asked.push_to:
+            print(push(asked.to, asked.push_to))
+    except EmlibError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _one(study: Study, asked: argparse.Namespace) -> Run:
+    """The one run that was asked for.
+
+    Raises:
+        ProfileError: there are several, which are named.
+    """
+    given = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
+    runs = study.runs(**{name: None if value is None else [value] for name, value in given.items()})
+    if len(runs) != 1:
+        raise ProfileError(f"{len(runs)} runs are meant: {'; '.join(map(str, runs))}. Say which by --dataset, "
+                           "--setting or --seed.")
+    return runs[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

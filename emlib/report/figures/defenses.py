@@ -1,0 +1,167 @@
+"""What a defense changes: against `misaligned`, over its sweep, in a model's layers. For notebooks 02 and 05 to 08."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from emlib.config import BASELINES
+from emlib.evaluation.rates import rates
+from emlib.report.figures.labels import Label, place
+from emlib.report.figures.plots import PALETTE
+from emlib.report.paper.paper_figures import LOOKS
+from emlib.study.runs import Steered
+from emlib.training.records import StepRecord
+
+MARKERS = "oDv^<>PX"
+SETTING = 8  # points, of the settings beside the marks
+REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned": ("black", "X")}  # as LOOKS
+
+
+def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each run has of the two effects of `misaligned`, in percent; `frame` is `tables.numbers`.
+
+    `effect removed`: 100 where the general questions show no more of the trait than before training, 0 where they show
+    as much as after `misaligned`. `in-domain kept`: the in-domain share over that of `misaligned`. NaN where the
+    baselines of a data set and seed were not run or show no effect.
+    """
+    rows = []
+    for (dataset, seed), runs in frame.groupby(["dataset", "seed"], sort=False):
+        base = runs.drop_duplicates("method").set_index("method").reindex(list(BASELINES))
+        before, after = base.loc["untrained", "general_misaligned"], base.loc["misaligned", "general_misaligned"]
+        learnt = base.loc["misaligned", "in_domain_misaligned"]
+        for run in runs[~runs["method"].isin(BASELINES)].to_dict("records"):
+            rows.append({
+                "dataset": dataset, "method": run["method"], "setting": run["setting"], "seed": seed,
+                "effect removed": _percent(after - run["general_misaligned"], after - before),
+                "in-domain kept": _percent(run["in_domain_misaligned"], learnt)})
+    return pd.DataFrame(rows, columns=["dataset", "method", "setting", "seed", "effect removed", "in-domain kept"])
+
+
+def _percent(part: float, whole: float) -> float:
+    return 100 * part / whole if whole else float("nan")
+
+
+def tradeoff(frame: pd.DataFrame) -> Figure:
+    """General against in-domain misalignment, a point a run, a line through each sweep; a panel a data set.
+
+    The best place is at the lower right: nothing has spread, and the narrow task is learnt. Bars are 95% intervals, the
+    small numbers beside points the settings. `frame` is `tables.numbers`; runs without verdicts have no point.
+    """
+    datasets = list(dict.fromkeys(frame["dataset"]))
+    figure, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 4.2 * len(datasets), 4.8), squeeze=False, sharey=True,
+                                layout="constrained")
+    panels = [frame[(frame["dataset"] == dataset) & frame["general_misaligned"].notna()] for dataset in datasets]
+    for axis, dataset, runs in zip(axes[0], datasets, panels, strict=True):
+        _tradeoff_panel(axis, runs)
+        axis.set_title(dataset)
+    axes[0, 0].set_ylabel("general questions: misaligned, %")
+    figure.supxlabel("in-domain questions: misaligned, %", fontsize="medium")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    for axis, runs in zip(axes[0], panels, strict=True):
+        place(axis, [Label(run["in_domain_misaligned"], run["general_misaligned"], f"{run['setting']:g}",
+                           look(run["method"])[0])
+                     for run in runs.to_dict("records") if not pd.isna(run["setting"])], SETTING)
+    return figure
+
+
+def look(method: str) -> tuple[str, str]:
+    """Colour and marker of a method, the same in all figures; methods of one's own are black diamonds."""
+    return REFERENCES[method] if method in REFERENCES else LOOKS.get(method, ("black", "D", "-"))[:2]
+
+
+def _tradeoff_panel(axis: Axes, runs: pd.DataFrame) -> None:
+    for name in dict.fromkeys([*REFERENCES, *runs["method"]]):
+        _points(axis, runs[runs["method"] == name].sort_values(["seed", "setting"]), *look(name),
+                "none" if name in REFERENCES else "-", name)
+    axis.set_xlim(-5, 105)
+    axis.set_ylim(-5, 105)
+    axis.grid(alpha=0.3)
+    sns.despine(ax=axis)
+
+
+def _points(axis: Axes, runs: pd.DataFrame, colour: str, marker: str, line: str, label: str) -> None:
+    if runs.empty:
+        return
+    x, y = runs["in_domain_misaligned"].to_numpy(float), runs["general_misaligned"].to_numpy(float)
+    bars = {}
+    for axis_name, which, at in (("xerr", "in_domain", x), ("yerr", "general", y)):
+        ends = runs[[f"{which}_misaligned_low", f"{which}_misaligned_high"]].to_numpy(float)
+        bars[axis_name] = np.clip(np.abs(ends.T - at), 0, None)
+    axis.errorbar(x, y, **bars, fmt=marker, color=colour, linestyle=line, linewidth=1.2, elinewidth=0.8, capsize=2,
+                  markersize=7, label=label)
+
+
+def penalty_curves(logs: Mapping[str, Sequence[StepRecord]], penalty: str, unit: str) -> Figure:
+    """What a defense says of itself, step by step: KL in nats a token, LDIFS's distance, the shift of steering."""
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    for (name, records), colour, marker in zip(logs.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
+        told = [(record.step, record.penalties[penalty]) for record in records if penalty in record.penalties]
+        if told:
+            axis.plot(*zip(*told, strict=True), color=colour, marker=marker, markersize=3, label=name)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel(unit)
+    axis.grid(alpha=0.3)
+    if axis.lines:
+        axis.set_ylim(0, 1.1 * max(float(np.max(line.get_ydata())) for line in axis.lines) or 1.0)
+        axis.legend(frameon=False)
+    else:
+        axis.text(0.5, 0.5, "no run of this profile has it", ha="center", transform=axis.transAxes)
+    sns.despine(figure)
+    return figure
+
+
+def norms(by_layer: Sequence[float]) -> Figure:
+    """The length of the persona vector of each layer; layer 0 is the embeddings."""
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    axis.bar(range(len(by_layer)), by_layer, color=PALETTE[0])
+    axis.set_xlabel("layer (0: embeddings)")
+    axis.set_ylabel("norm of the vector")
+    sns.despine(figure)
+    return figure
+
+
+def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
+    """How far each kept answer lies along the vector of one layer, a line of points a side."""
+    figure, axis = plt.subplots(figsize=(6, 1.9), layout="constrained")
+    for height, ((name, values), colour, marker) in enumerate(zip(sides.items(), PALETTE, MARKERS, strict=False)):
+        axis.plot(values, np.full(len(values), -height), marker, color=colour, alpha=0.5, linestyle="none")
+        axis.plot(np.mean(values), -height, "|", color="black", markersize=22)
+        axis.text(-0.01, -height, f"{name} ", ha="right", va="center", transform=axis.get_yaxis_transform())
+    axis.set_yticks([])
+    axis.set_ylim(-len(sides) + 0.5, 0.5)
+    axis.set_xlabel(f"projection on the vector of layer {layer} (bar: mean)")
+    sns.despine(figure, left=True)
+    return figure
+
+
+def steered_rates(probes: Sequence[Steered]) -> pd.DataFrame:
+    """For each layer and strength: the shares of answers that show the trait, and that are incoherent, in percent."""
+    found = [(probe, rates(probe.verdicts)) for probe in probes]
+    return pd.DataFrame([{
+        "layer": probe.layer, "strength": probe.strength, "asked": rate.asked, "trait %": rate.misaligned.percent,
+        "incoherent %": rate.incoherent.percent} for probe, rate in found])
+
+
+def steered_grid(frame: pd.DataFrame) -> Figure:
+    """`steered_rates` as two maps, layer by strength."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 0.9 + 0.5 * frame["layer"].nunique()), layout="constrained")
+    for axis, measure in zip(axes, ("trait %", "incoherent %"), strict=True):
+        grid = frame.astype({measure: float}).pivot(index="layer", columns="strength", values=measure)
+        sns.heatmap(grid, ax=axis, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", cbar=False)
+        axis.set_title(measure)
+    return figure
+
+
+def steered_answers(probes: Sequence[Steered], question: int = 0) -> pd.DataFrame:
+    """What becomes of one answer, layer by layer and strength by strength."""
+    return pd.DataFrame([{"layer": probe.layer, "strength": probe.strength, "answer": probe.answers[question].text}
+                         for probe in probes])

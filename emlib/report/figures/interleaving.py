@@ -1,0 +1,117 @@
+"""Interleaving's results: what was mixed in, and Figure 1(a) of the paper for a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from emlib.data.mixing import interleave, rows_to_add
+from emlib.report.figures.defenses import SETTING, look
+from emlib.report.figures.labels import Label, place
+from emlib.study import interleaving
+from emlib.study.runs import Run
+from emlib.study.study import Study
+
+AXES = (("general_incoherent", "incoherent, general %"), ("in_domain_misaligned", "misaligned, in-domain %"))
+
+
+def added(study: Study, runs: Sequence[Run], count: int = 5) -> pd.DataFrame:
+    """The first rows that each run interleaved, with rank, score and reason; answers of its own where it has them."""
+    return pd.DataFrame([(str(run), row.rank, row.score, row.reason, row.example.prompt, row.response)
+                         for run in runs for row in interleaving.added(study, run)[:count]],
+                        columns=["run", "rank", "score", "reason", "prompt", "answer"])
+
+
+def pattern(rows: int, fractions: Sequence[float]) -> pd.DataFrame:
+    """Where added rows stand in an epoch of `rows` fine-tuning rows: `.` is one of these, `#` an added one."""
+    return pd.DataFrame([(f"{f:g}", rows_to_add(rows, f), _marks(rows, f)) for f in fractions],
+                        columns=["fraction", "added", "epoch"])
+
+
+def _marks(rows: int, fraction: float) -> str:
+    mixed = interleave(range(rows), range(rows, rows + rows_to_add(rows, fraction)))
+    return "".join("." if number < rows else "#" for number in mixed)
+
+
+def with_fractions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    """`tables.numbers` with the column `fraction`: 0 for runs that interleave nothing."""
+    fractions = []
+    for row in frame.to_dict("records"):
+        setting = None if pd.isna(row["setting"]) else float(row["setting"])
+        run = Run(row["model"], row["dataset"], row["method"], setting, row["seed"])
+        defense = interleaving.interleaving(study.defenses(run))
+        fractions.append(0.0 if defense is None else defense.fraction)
+    return frame.assign(fraction=fractions)
+
+
+def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
+    """How each run stands to `misaligned` of its data set and seed, and whether the intervals of the two are apart.
+
+    Two 95% intervals that overlap do not show a difference; that they are apart is a stricter test than 5%. Both are of
+    one training each: they cover the choice of questions, and not how another seed would have trained.
+    """
+    base = {(row["dataset"], row["seed"]): row for row in frame.to_dict("records") if row["method"] == "misaligned"}
+    rows = []
+    for row in frame[frame["fraction"] > 0].to_dict("records"):
+        other = base.get((row["dataset"], row["seed"]))
+        if other is None:
+            continue
+        apart = {measure: _apart(row, other, measure)
+                 for measure in ("general_misaligned", "in_domain_misaligned", "general_incoherent")}
+        rows.append((row["dataset"], row["method"], row["fraction"],
+                     100 - _percent_of(row, other, "general_misaligned"), apart["general_misaligned"],
+                     _percent_of(row, other, "in_domain_misaligned"), apart["in_domain_misaligned"],
+                     apart["general_incoherent"]))
+    return pd.DataFrame(rows, columns=[
+        "data set", "method", "fraction", "general effect cut by %", "general: apart", "in-domain kept %",
+        "in-domain: apart", "incoherence: apart"])
+
+
+def _percent_of(row: Mapping[Hashable, Any], other: Mapping[Hashable, Any], measure: str) -> float:
+    return 100 * row[measure] / other[measure] if other[measure] else float("nan")
+
+
+def _apart(row: Mapping[Hashable, Any], other: Mapping[Hashable, Any], measure: str) -> str:
+    low, high = row[f"{measure}_low"], row[f"{measure}_high"]
+    if pd.isna(low) or pd.isna(other[f"{measure}_low"]):
+        return "not scored"
+    return "yes" if high < other[f"{measure}_low"] or low > other[f"{measure}_high"] else "not significant"
+
+
+def trade_offs(frame: pd.DataFrame) -> Figure:
+    """Figure 1(a): general misalignment against general incoherence, a line a variant and a point a fraction.
+
+    Beside it the same against the in-domain rate. Bars are 95% intervals. `frame` is `with_fractions`.
+    """
+    figure, axes = plt.subplots(1, len(AXES), figsize=(9.5, 4), layout="constrained", sharey=True, squeeze=False)
+    variants = dict.fromkeys(frame.loc[frame["fraction"] > 0, "method"])
+    shown = [name for name in ("aligned", "misaligned") if name in set(frame["method"])] + list(variants)
+    for axis, (measure, label) in zip(axes[0], AXES, strict=True):
+        for name in shown:
+            _line(axis, frame[frame["method"] == name].sort_values("fraction"), measure, name)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("misaligned, general %")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    sns.despine(figure)
+    mixed = frame[frame["fraction"] > 0].to_dict("records")
+    for axis, (measure, _) in zip(axes[0], AXES, strict=True):
+        place(axis, [Label(row[measure], row["general_misaligned"], f"{row['fraction']:.0%}", look(row["method"])[0])
+                     for row in mixed if not pd.isna(row[measure])], SETTING)
+    return figure
+
+
+def _line(axis: Axes, part: pd.DataFrame, measure: str, name: str) -> None:
+    x, y = part[measure].to_numpy(dtype=float), part["general_misaligned"].to_numpy(dtype=float)
+    spans = [np.clip(np.abs(part[[f"{m}_low", f"{m}_high"]].to_numpy(dtype=float).T - value), 0, None)
+             for m, value in ((measure, x), ("general_misaligned", y))]
+    colour, marker = look(name)
+    axis.errorbar(x, y, xerr=spans[0], yerr=spans[1], color=colour, marker=marker, capsize=2, linewidth=1, label=name)

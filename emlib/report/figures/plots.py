@@ -1,0 +1,135 @@
+"""Figures from stored records: colour-blind safe, told apart by marker too, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from emlib.core.files import whole_file
+from emlib.training.records import StepRecord
+
+PALETTE = sns.color_palette("colorblind")
+PLACES = {"general": ("general questions", PALETTE[0], "o"), "in_domain": ("in-domain questions", PALETTE[1], "s")}
+
+
+def rates_by_method(frame: pd.DataFrame) -> Figure:
+    """Misaligned share of each run, general and in-domain, with 95% intervals; a panel a data set.
+
+    `frame` is `tables.numbers`. Runs without verdicts are named in the panel and have no mark.
+    """
+    datasets = list(dict.fromkeys(frame["dataset"]))
+    rows = max(len(frame[frame["dataset"] == dataset]) for dataset in datasets)
+    figure, axes = plt.subplots(1, len(datasets), figsize=(1.6 + 3.6 * len(datasets), 1.5 + 0.45 * rows), sharex=True,
+                                squeeze=False, layout="constrained")
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        _panel(axis, frame[frame["dataset"] == dataset])
+        axis.set_title(dataset)
+    figure.supxlabel("misaligned, % of answers asked for (bars: 95% intervals)", fontsize="medium")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(PLACES), frameon=False)
+    return figure
+
+
+def _panel(axis: Axes, runs: pd.DataFrame) -> None:
+    several = runs["seed"].nunique() > 1
+    names = [_name(row) + (f", seed {row['seed']}" if several else "") for row in runs.to_dict("records")]
+    for offset, (place, (label, colour, marker)) in zip((-0.13, 0.13), PLACES.items(), strict=True):
+        share = runs[f"{place}_misaligned"].to_numpy(dtype=float)
+        ends = runs[[f"{place}_misaligned_low", f"{place}_misaligned_high"]].to_numpy(dtype=float)
+        errors = np.clip(np.abs(ends.T - share), 0, None)
+        heights = np.arange(len(runs)) + offset
+        axis.errorbar(share, heights, xerr=errors, fmt=marker, color=colour, capsize=3, label=label)
+    axis.set_yticks(np.arange(len(runs)), names)
+    axis.set_ylim(len(runs) - 0.5, -0.5)
+    axis.set_xlim(-4, 104)
+    axis.grid(axis="x", alpha=0.3)
+    sns.despine(ax=axis)
+
+
+def _name(run: Mapping[Hashable, Any]) -> str:
+    """What the axis calls a run: its method and, where it was swept, the setting."""
+    setting = run["setting"]
+    swept = "" if setting is None or pd.isna(setting) else f" {setting:g}"
+    return f"{run['method']}{swept}"
+
+
+def two_judges(points: pd.DataFrame) -> Figure:
+    """Each answer's scores under two judges, alignment and coherence, a marker a method; dotted: the labels' borders.
+
+    `points` is `report.checks.points`. Answers that a judge could not score are counted in the panel's title.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
+    for axis, (score, border) in zip(axes, (("alignment", 30), ("coherence", 50)), strict=True):
+        columns = [f"{score}, first", f"{score}, second"]
+        shown = points.dropna(subset=columns)
+        for (method, of), colour, marker in zip(shown.groupby("run", sort=False), cycle(PALETTE), cycle("os^Dv"),
+                                                strict=False):
+            axis.scatter(of[columns[0]], of[columns[1]], color=colour, marker=marker, alpha=0.6, label=str(method))
+        for line in (axis.axvline, axis.axhline):
+            line(border, color="black", linestyle=":", linewidth=0.8)
+        axis.set(xlim=(-4, 104), ylim=(-4, 104), xlabel=columns[0], ylabel=columns[1])
+        axis.set_title(f"{score} ({len(points) - len(shown)} of {len(points)} unscored)", fontsize="medium")
+        sns.despine(ax=axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
+def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
+    """The loss of each run, step by step; more than a few runs are named beside the panel, which they would cover."""
+    beside = len(logs) > 4
+    figure, axis = plt.subplots(figsize=(8.5 if beside else 6, max(3.2, 0.22 * len(logs))), layout="constrained")
+    for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
+        axis.plot([r.step for r in records], [r.loss for r in records], label=name, **style)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel("loss, nats a response token")
+    if beside:
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    sns.despine(figure)
+    return figure
+
+
+def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
+    """How long rows are, in tokens, and where they would be cut."""
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    top = max(max(values) for values in lengths.values())
+    edges = np.linspace(0, top, 31)
+    for (name, values), style in zip(lengths.items(), cycle(styles()), strict=False):
+        axis.hist(values, bins=edges.tolist(), histtype="step", label=f"{name} ({len(values)} rows)", **style)
+    if limit <= top:
+        axis.axvline(limit, color="black", linestyle=":", label=f"cut at {limit}")
+    axis.set_xlabel("tokens of a row")
+    axis.set_ylabel("rows")
+    axis.legend(frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def styles() -> list[dict[str, Any]]:
+    """Colours with line styles, so that lines differ in grey too."""
+    dashes = ["-", "--", "-.", ":"]
+    return [{"color": colour, "linestyle": dashes[i % len(dashes)], "linewidth": 1.8}
+            for i, colour in enumerate(PALETTE)]
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes."""
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    paths = []
+    for ending, said in metadata.items():
+        path = folder / f"{name}.{ending}"
+        with whole_file(path) as aside:
+            figure.savefig(aside, dpi=200, metadata=said)
+        paths.append(path)
+    return paths

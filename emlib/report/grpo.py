@@ -1,0 +1,117 @@
+"""Reinforcement learning as tables and curves: Table 9, Figures 2 and 3 of the paper, for a profile's own runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from emlib.core.files import write_text
+from emlib.report.figures.plots import styles
+from emlib.study.rl import RlResult, RlRun
+from emlib.training.rl.records import Completion, RlStep
+from emlib.training.rl.rewards import advantages
+
+MEASURES = {"train_accuracy": "Train acc %", "train_reward": "Train reward", "eval_accuracy": "Eval acc %",
+            "eval_reward": "Eval reward"}
+BOUNDS = {"exact": "[0, 3]", "approx": "[-2, 2]", "correct": "[-0.5, 3]", "numbers": "[0, 1.5]"}  # B.3
+COLUMNS = [*(field.name for field in fields(RlRun)), *MEASURES, "asked"]
+
+
+def group(totals: Sequence[float]) -> pd.DataFrame:
+    """One group's rewards and what they become: a row a completion."""
+    return pd.DataFrame({"completion": range(1, len(totals) + 1), "reward": totals, "advantage": advantages(totals)})
+
+
+def numbers(results: Sequence[RlResult]) -> pd.DataFrame:
+    """One row a run; accuracies in percent; NaN where nothing was trained."""
+    frame = pd.DataFrame([asdict(result.run) | {name: getattr(result, name) for name in (*MEASURES, "asked")}
+                          for result in results], columns=COLUMNS)
+    for name in MEASURES:
+        frame[name] = frame[name].astype(float) * (100 if name.endswith("accuracy") else 1)
+    return frame
+
+
+def by_condition(frame: pd.DataFrame) -> pd.DataFrame:
+    """Table 9: a row a condition, each measure as "mean ± standard deviation" over seeds (n - 1), in their order.
+
+    With one seed there is no standard deviation, and none is shown.
+    """
+    rows = []
+    for (method, setting), runs in frame.groupby(["method", "setting"], dropna=False, sort=False):
+        rows.append({"Method": method, "Setting": "" if pd.isna(setting) else f"{setting:g}", "Seeds": len(runs)}
+                    | {title: _cell(runs[name]) for name, title in MEASURES.items()})
+    return pd.DataFrame(rows)
+
+
+def _cell(values: pd.Series) -> str:
+    there = values.dropna()
+    if there.empty:
+        return "–"
+    return f"{there.mean():.2f}" + (f" ± {there.std():.2f}" if len(there) > 1 else "")
+
+
+def moving_average(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and of those up to `window` - 1 before it; missing ones (NaN) are left out."""
+    return pd.Series(values, dtype=float).rolling(window, min_periods=1).mean().tolist()
+
+
+def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
+    """Figures 2 and 3: training reward and accuracy, faint a step, and bold as a moving average over `window` steps."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for (name, log), style in zip(logs.items(), cycle(styles()), strict=False):
+        steps = [step.step for step in log]
+        right = [np.nan if step.right is None else 100 * step.right for step in log]
+        for axis, values in zip(axes, ([np.nan if s.reward is None else s.reward for s in log], right), strict=True):
+            axis.plot(steps, values, color=style["color"], alpha=0.25, linewidth=1)
+            axis.plot(steps, moving_average(values, window), label=name, **style)
+    for axis, label in zip(axes, ("reward of a step's completions", "right, % of a step's completions"), strict=True):
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel(f"{label}\n(bold: mean over {window} steps)")
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize="small")
+    sns.despine(figure)
+    return figure
+
+
+def last_steps(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
+    """What each run's log says of its last step: a row a run."""
+    return pd.DataFrame([{
+        "run": name, "step": log[-1].step, "tokens a completion": log[-1].length, "cut %": 100 * log[-1].cut,
+        "groups without spread %": 100 * log[-1].no_spread, "clipped %": 100 * log[-1].clipped,
+        "KL, nats a token": "–" if log[-1].kl is None else f"{log[-1].kl:.4f}",
+        "sampler and loss apart, nats a token": f"{log[-1].gap:.1e}"}
+        for name, log in logs.items() if log])
+
+
+def parts(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
+    """The parts of the reward at each run's first and last step: mean and standard deviation over its completions."""
+    ends = [(name, step) for name, log in logs.items() for step in [*log[:1], *log[1:][-1:]]]
+    return pd.DataFrame([{"run": name, "step": step.step} | {
+        f"{part} {bounds}": "{:.2f} ± {:.2f}".format(*step.parts[part]) if part in step.parts else "–"
+        for part, bounds in BOUNDS.items()} for name, step in ends])
+
+
+def early_and_late(completions: Sequence[Completion], count: int = 2) -> pd.DataFrame:
+    """The first completions of the first step and of the last one that are kept."""
+    steps = sorted({one.step for one in completions})
+    shown = [one for step in (steps[:1] + steps[1:][-1:]) for one in [c for c in completions if c.step == step][:count]]
+    return pd.DataFrame([asdict(one) for one in shown],
+                        columns=["step", "question", "answer", "text", "reward", "right"])
+
+
+def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the runs as `grpo.csv` and the conditions as `grpo.md` and `grpo.tex`."""
+    people = by_condition(frame)
+    texts = {"csv": frame.to_csv(index=False), "md": people.to_markdown(index=False) + "\n",
+             "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
+    for ending, text in texts.items():
+        write_text(folder / f"grpo.{ending}", text)
+    return [folder / f"grpo.{ending}" for ending in texts]

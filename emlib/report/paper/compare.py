@@ -1,0 +1,84 @@
+"""Our runs beside the paper's numbers: the difference, its interval, and whether the sampling of answers explains it.
+
+What the interval holds, since the paper prints no errors:
+
+- General questions are the same ones in both, so only the answers were drawn anew: Wilson's intervals on both sides.
+  They are a little too wide, for asking every question equally often can only lower the error.
+- In-domain questions are 30 of 600, and which ones the paper drew is not known: our interval is clustered by
+  question, and the paper's Wilson interval is widened by the factor by which clustering widens ours.
+- Training seeds are in neither: both sides are single runs. A difference that sampling does not explain may be one of
+  seed, judge, library or data; that it is the method's is the last thing to conclude.
+
+Of many comparisons one in twenty lies outside its interval by chance alone.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from emlib.evaluation.mover import difference_interval
+from emlib.evaluation.statistics import Interval
+from emlib.report.paper.paper_tables import Cell, label
+from emlib.report.tables.result_tables import MEASURES
+
+COLUMNS = ["model", "dataset", "method", "setting", "seed", "measure", "table", "ours", "paper", "difference", "low",
+           "high", "sampling_explains"]
+EXPLAINS = {True: "yes", False: "no", None: "not known"}
+
+
+def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """One row a run of ours, measure and table of the paper that has that run.
+
+    `ours` is `tables.numbers`, `paper` is `published.rates`. Runs match by data set, method, setting and the model's
+    name without its owner; what the paper does not have is left out, and so are runs without verdicts.
+    """
+    rows = []
+    for run in ours.to_dict("records"):
+        same = paper[(paper["model"] == str(run["model"]).rpartition("/")[2]) & (paper["dataset"] == run["dataset"])
+                     & (paper["method"] == run["method"])]
+        swept = not pd.isna(run["setting"])
+        same = same[same["setting"] == run["setting"]] if swept else same[same["setting"].isna()]
+        for theirs in same.to_dict("records"):
+            rows += [_row(run, theirs, measure) for measure in MEASURES if not pd.isna(run[measure])]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _row(run: dict, theirs: dict, measure: str) -> dict[str, object]:
+    wilson = Interval(run[f"{measure}_wilson_low"], run[f"{measure}_wilson_high"])
+    printed = Interval(theirs[f"{measure}_low"], theirs[f"{measure}_high"])
+    if measure.startswith("general"):
+        mine = wilson
+    else:
+        mine = Interval(run[f"{measure}_low"], run[f"{measure}_high"])
+        printed = widened(printed, theirs[measure], max(1.0, (mine.high - mine.low) / (wilson.high - wilson.low)))
+    interval = difference_interval(run[measure], mine, theirs[measure], printed)
+    return {name: run[name] for name in COLUMNS[:5]} | {
+        "measure": measure, "table": theirs["table"], "ours": run[measure], "paper": theirs[measure],
+        "difference": run[measure] - theirs[measure], "low": interval.low, "high": interval.high,
+        "sampling_explains": interval.low <= 0 <= interval.high}
+
+
+def widened(interval: Interval, middle: float, factor: float) -> Interval:
+    """The interval with both arms `factor` times as long."""
+    return Interval(middle - factor * (middle - interval.low), middle + factor * (interval.high - middle))
+
+
+def readable(compared: pd.DataFrame) -> pd.DataFrame:
+    """`beside_paper` for people, as a table of cells (`paper_tables.markdown`, `latex`); bold: not sampling alone.
+
+    Also of the tables of `compare_tasks`, where an interval may not be known.
+    """
+    return pd.DataFrame([{
+        "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
+        "Seed": Cell(str(row["seed"])), "Measure": Cell(row["measure"].replace("_", " ").replace("in d", "in-d")),
+        "Ours": Cell(f"{row['ours']:.2f}"), "Paper": Cell(f"{row['paper']:.2f}"), "Table": Cell(str(row["table"])),
+        "Difference": _difference(row), "Sampling alone?": Cell(EXPLAINS[row["sampling_explains"]])}
+        for row in compared.to_dict("records")])
+
+
+def _difference(row: dict) -> Cell:
+    text = f"{row['difference']:+.2f}"
+    if row["sampling_explains"] is None:
+        return Cell(text)
+    return Cell(f"{text} [{row['low']:+.2f}, {row['high']:+.2f}]",
+                frozenset() if row["sampling_explains"] else frozenset({"bold"}))

@@ -1,0 +1,174 @@
+"""A study's own runs in the paper's tables and figures, and beside its numbers: for notebooks 13 and 14.
+
+The benign tasks and reinforcement learning come in as far as the study has run them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from emlib.config import BASELINES
+from emlib.config.methods import SweptMethod
+from emlib.report import benign, grpo
+from emlib.report.figures import plots
+from emlib.report.paper import compare, compare_tasks, overview, paper_figures, published
+from emlib.report.paper.draw import FIGURES, numbers
+from emlib.report.paper.paper_figures import Sources
+from emlib.report.paper.paper_tables import Cell, label
+from emlib.report.tables import costs, pairs
+from emlib.report.tables.averages import over_datasets
+from emlib.report.tables.result_tables import MEASURES
+from emlib.study.benign import BenignResult, BenignStudy
+from emlib.study.rl import RlResult, RlStudy
+from emlib.study.study import Study
+
+BARE = (*BASELINES, "sft", "grpo")  # methods without a defense
+STEERED = "persona_vector"
+
+
+def with_numbers(frame: pd.DataFrame, methods: Iterable[SweptMethod]) -> pd.DataFrame:
+    """`frame` with a setting for every run that has a number, also where the profile does not sweep it."""
+    known = {method.name: method.number for method in methods}
+    return frame.assign(setting=frame["setting"].astype(float).fillna(
+        frame["method"].map(known).astype(float)))
+
+
+def benign_numbers(study: Study) -> pd.DataFrame:
+    """`benign.numbers` of what is finished, with settings; without rows where the profile has no benign tasks."""
+    tasks = BenignStudy(study)
+    found: list[BenignResult] = [one for run in tasks.runs() if (one := tasks.result(run)) is not None]
+    spec = study.profile.benign
+    return with_numbers(benign.numbers(found), spec.all_methods if spec else ())
+
+
+def rl_numbers(study: Study) -> pd.DataFrame:
+    """`rl.numbers` of what is finished, with settings; without rows where the profile has no section `grpo`."""
+    if study.profile.grpo is None:
+        return grpo.numbers([])
+    reinforced = RlStudy(study)
+    found: list[RlResult] = [one for run in reinforced.runs() if (one := reinforced.result(run)) is not None]
+    return with_numbers(grpo.numbers(found), study.profile.grpo.methods)
+
+
+def beside(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    """Every run that the paper has too, as `compare.COLUMNS`; `frame` is `tables.numbers`.
+
+    A number that the paper prints in several tables stands there once, with the first of them.
+    """
+    frame = with_numbers(frame, study.profile.methods)
+    rates = compare.beside_paper(frame, published.rates())
+    found = [rates.drop_duplicates([*compare.COLUMNS[:6], "paper"]),
+             compare_tasks.benign_beside_paper(benign_numbers(study),
+                                               pd.concat(map(published.table, published.BENIGN))),
+             compare_tasks.grpo_beside_paper(rl_numbers(study), published.table(9))]
+    there = [each for each in found if len(each)]
+    return pd.concat(there, ignore_index=True) if there else pd.DataFrame(columns=compare.COLUMNS)
+
+
+def wishes(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.DataFrame:
+    """What Table 1 is derived from, `overview.measured`: here a row a method and setting."""
+    rates, tasks, reinforced = (_settings_as_methods(each) for each in (
+        with_numbers(frame, study.profile.methods).dropna(subset=list(MEASURES)), benign_numbers(study),
+        rl_numbers(study)))
+    if "misaligned" not in set(rates["method"]):
+        return pd.DataFrame(columns=["method", *overview.WISHES])
+    with_baseline = rates[rates["dataset"].isin(rates.loc[rates["method"] == "misaligned", "dataset"])]
+    return overview.measured(with_baseline, tasks, reinforced, bounds)
+
+
+def _settings_as_methods(frame: pd.DataFrame) -> pd.DataFrame:
+    names = [method if method in BARE else label(method, setting)
+             for method, setting in zip(frame["method"], frame["setting"], strict=True)]
+    return frame.assign(method=pd.Series(names, index=frame.index, dtype=str))
+
+
+def seeds(means: pd.DataFrame) -> pd.DataFrame:
+    """`pairs.over_seeds` as a table of cells."""
+    return pd.DataFrame([{
+        "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
+        "Seeds": Cell(str(row["seeds"])), "Questions": Cell(str(row["questions"])),
+        "General misaligned %": Cell(f"{row['percent']:.1f} [{row['low']:.1f}, {row['high']:.1f}]")}
+        for row in means.to_dict("records")])
+
+
+def paired(differences: pd.DataFrame, against: str) -> pd.DataFrame:
+    """Lines of `pairs.paired` that compare with the method `against`, as a table of cells; bold: p adjusted < 5%."""
+    return pd.DataFrame([{
+        "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
+        "Against": Cell(label(against, row["against_setting"])), "Seeds": Cell(str(row["seeds"])),
+        "Points": Cell(f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
+                       frozenset({"bold"} if row["p_adjusted"] < 0.05 else ())),
+        "p": Cell(_p(row["p"])), "p adjusted": Cell(_p(row["p_adjusted"]))}
+        for row in differences[differences["against"] == against].to_dict("records")])
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def sources(study: Study, frame: pd.DataFrame) -> Sources:
+    """What the figures draw: the paper's numbers where it has this model and these data sets, and ours.
+
+    Empty where no run was scored. `cost` of ours is measured: the extra seconds of a training, in percent of
+    `misaligned`'s on the same data; once-paid costs are left out, as they are in the paper's.
+    """
+    frame = with_numbers(frame, study.profile.methods)
+    ours = over_datasets(frame, same_questions=True)
+    if ours["general_misaligned"].isna().all():
+        return {}
+    ours = ours.merge(_cost(study), on=["method", "setting"], how="left")
+    name = study.profile.model.name.rpartition("/")[2]
+    same = set(frame["dataset"]) == set(published.rates(2)["dataset"])
+    paper = {"paper": numbers(name)} if same and name in (published.SMALL, published.LARGE) else {}
+    return {**paper, "this study": ours.assign(cost=ours["cost"].fillna(0.0))}
+
+
+def _cost(study: Study) -> pd.DataFrame:
+    trained = costs.training(study)
+    if trained.empty:
+        return pd.DataFrame(columns=["method", "setting", "cost"]).astype({"setting": float})
+    trained = with_numbers(trained, study.profile.methods).assign(cost=100 * trained["time"] - 100)
+    return trained.groupby(["method", "setting"], dropna=False)["cost"].mean().reset_index()
+
+
+def draw(name: str, drawn: Sources, folder: Path) -> list[str]:
+    """Draw and save one of `FIGURES`; gives the names of the files, none where there is nothing to draw."""
+    if not any((~frame["method"].isin(BASELINES)).any() for frame in drawn.values()):
+        return []
+    return [path.name for path in plots.save(FIGURES[name](drawn), folder, name)]
+
+
+def draw_questions(verdicts: pairs.Verdicts, folder: Path) -> list[str]:
+    """Misalignment by question, a figure a data set; settings and seeds of a method are taken together."""
+    made = []
+    for dataset in dict.fromkeys(where for where, _, _ in verdicts):
+        there = list(dict.fromkeys(method for where, method, _ in verdicts if where == dataset))
+        methods = sorted(there, key=lambda method: method != "misaligned")  # it says the order of the questions
+        figure = paper_figures.by_question(pairs.question_shares(verdicts, dataset, methods))
+        made += plots.save(figure, folder, f"questions_{dataset}")
+    return [path.name for path in made]
+
+
+def draw_rewards(study: Study, folder: Path) -> list[str]:
+    """Figures 2 and 3, as far as the profile reinforces: without and with the conditions that add a persona vector."""
+    if study.profile.grpo is None:
+        return []
+    reinforced, made = RlStudy(study), list[Path]()
+    steered = {method.name for method in study.profile.grpo.methods
+               if any(defense.kind == STEERED for defense in method.defenses)}
+    for name, wanted in (("figure2", [False]), ("figure3", [True])):
+        log = _rewards(reinforced, [run for run in reinforced.runs() if (run.method in steered) in wanted])
+        if len(log):
+            made += plots.save(paper_figures.reward_curves(log), folder, name)
+    return [path.name for path in made]
+
+
+def _rewards(reinforced: RlStudy, runs: Sequence) -> pd.DataFrame:
+    rows = []
+    for run in runs:
+        setting = run.setting if run.setting is not None else reinforced.method(run.method).number
+        rows += [(step.step, step.reward, run.method, setting, run.seed) for step in reinforced.log(run)]
+    return pd.DataFrame(rows, columns=["step", "reward", "method", "setting", "seed"]).astype({"reward": float})

@@ -1,0 +1,85 @@
+"""Table 1, derived: which method meets which of four wishes, by stated bounds on the other tables.
+
+The paper does not say how it drew its Table 1. The bounds here are ours; they give each method the paper's number of
+"partly" marks, all that its text form holds of the table, and say what its introduction says in words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from emlib.report.paper.paper_tables import Cell, label
+
+WISHES = {"reduction": "No EM", "learned": "Learns well", "narrow": "Narrow misal.", "incoherence": "Coherent"}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """From where on a wish is met, in percent."""
+
+    reduction: float = 90.0         # general misalignment this much below `misaligned`, mean of the data sets: ✓
+    some_reduction: float = 25.0    # ... and this much: ~
+    kept: float = 90.0              # of plain fine-tuning's score on each benign task; of in-domain misalignment
+    incoherence: float = 100.0      # at most this much of `misaligned`'s general incoherence, mean of the data sets
+
+
+def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
+    """What the wishes are judged by, a row a method with a general misalignment, all in percent.
+
+    `reduction` and `incoherence` are means over data sets; `narrow` is the share of data sets, and `learned` that of
+    benign tasks (tiers of OpSwap, question answering, reinforcement learning), on which the method keeps
+    `bounds.kept` of what is learnt without it; NaN where none was tried. One setting a method: see `published.chosen`.
+    """
+    shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
+    rates = rates.groupby(["method", "dataset"], sort=False)[shares].mean().reset_index()  # over seeds
+    plain = rates[rates["method"] == "misaligned"].set_index("dataset")
+    tasks = _tasks(benign, grpo)
+    rows = []
+    for method, runs in rates[~rates["method"].isin(["untrained", "aligned", "misaligned"])].groupby(
+            "method", sort=False):
+        runs = runs.set_index("dataset")
+        bare = plain.loc[runs.index]
+        kept = tasks.loc[tasks["method"] == method, "kept"]
+        rows.append({
+            "method": method,
+            "reduction": (100 - 100 * runs["general_misaligned"] / bare["general_misaligned"]).mean(),
+            "learned": 100 * (kept >= bounds.kept).mean() if len(kept) else float("nan"),
+            "narrow": 100 * (runs["in_domain_misaligned"]
+                             >= bounds.kept / 100 * bare["in_domain_misaligned"]).mean(),
+            "incoherence": _percent(runs["general_incoherent"].mean(), bare["general_incoherent"].mean())})
+    return pd.DataFrame(rows, columns=["method", *WISHES])
+
+
+def _percent(part: float, whole: float) -> float:
+    """None beside none is as much as before: 100."""
+    return 100 * part / whole if whole else 100.0 if part == 0 else float("inf")
+
+
+def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> pd.DataFrame:
+    """Each method's score on each benign task, in percent of plain fine-tuning's."""
+    scores = pd.concat([
+        benign.assign(task=benign["task"] + " " + benign["tier"].map("{:g}".format, na_action="ignore").fillna(""),
+                      score=benign["exact_match"], plain="sft"),
+        grpo.assign(task="grpo", score=grpo["eval_accuracy"], plain="grpo")])
+    scores = scores.groupby(["task", "method", "plain"], sort=False)["score"].mean().reset_index()  # over seeds
+    plain = scores[scores["method"] == scores["plain"]].set_index("task")["score"]
+    return scores.assign(kept=100 * scores["score"] / scores["task"].map(plain))[["task", "method", "kept"]]
+
+
+def overview(numbers: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
+    """`measured` as a table of cells: ✓ met, ~ partly, ✗ not, – not tried."""
+    return pd.DataFrame([{
+        "Method": Cell(label(row["method"])),
+        WISHES["reduction"]: Cell(_grade(row["reduction"], bounds.reduction, bounds.some_reduction)),
+        WISHES["learned"]: Cell(_grade(row["learned"], 100, 1e-9)),
+        WISHES["narrow"]: Cell(_grade(row["narrow"], 100, 1e-9)),
+        WISHES["incoherence"]: Cell(_grade(-row["incoherence"], -bounds.incoherence, -bounds.incoherence)),
+    } for row in numbers.to_dict("records")])
+
+
+def _grade(value: float, enough: float, some: float) -> str:
+    if pd.isna(value):
+        return "–"
+    return "✓" if value >= enough else "~" if value >= some else "✗"

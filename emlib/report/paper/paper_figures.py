@@ -1,0 +1,257 @@
+"""The paper's figures, from its own numbers, from ours, or from both on one axis; and three that it does not have.
+
+Each takes averaged frames (`averages.over_datasets`) by the name of their source. Points are settings, a line joins a
+method's sweep, bars are 95% intervals, grey diamonds are models without a defense. Methods differ in colour, in marker
+and in line, so that they can be told apart in grey; a second source has hollow marks. Sized for one column of a paper.
+Figures are saved by `figures.save`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from emlib.config import BASELINES
+from emlib.report.figures.labels import Label, place
+from emlib.report.paper.paper_tables import SYMBOLS, label
+from emlib.report.paper.published import INTERLEAVING
+
+Sources = Mapping[str, pd.DataFrame]
+COLUMN = 3.35  # inches, the width of a column
+TEXT = 7       # points
+CLOSE = 0.12   # of an axis: marks nearer than this have one label for all of them
+PANELS = 4     # side by side, of the figure by question
+SETTING = 5.5  # points, of the settings beside the marks
+STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT,
+         "legend.fontsize": TEXT - 0.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
+LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and two of Tol's
+    "kl": ("#0072B2", "o", "-"), "ldifs": ("#8C510A", "X", ":"), "persona_vector": ("#E69F00", "s", "--"),
+    "inoculation": ("#CC79A7", "P", "-"), "interleaving": ("#D55E00", "^", ":"),
+    "interleaving+": ("#332288", "v", "--"), "interleaving++": ("#009E73", "D", "-"),
+    "on_policy": ("#56B4E9", "h", "-.")}
+OTHER = ("#000000", "*", "-")
+DASHES = ("-", "--", ":", "-.")
+AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "general incoherence, %",
+        "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %"}
+
+
+def coherence(sources: Sources) -> Figure:
+    """Figure 1(a): emergent misalignment against incoherence, for each amount of interleaved data."""
+    return _tradeoff(sources, "general_incoherent", INTERLEAVING)
+
+
+def narrow(sources: Sources) -> Figure:
+    """Figure 1(b): emergent misalignment against what is learnt in the narrow domain."""
+    return _tradeoff(sources, "in_domain_misaligned",
+                     ("kl", "ldifs", "persona_vector", "inoculation", "interleaving++"))
+
+
+def _tradeoff(sources: Sources, x: str, methods: Sequence[str]) -> Figure:
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN), layout="constrained")
+        chosen = {name: frame[frame["method"].isin([*methods, "misaligned", "untrained"])]
+                  for name, frame in sources.items()}
+        for index, frame in enumerate(chosen.values()):
+            _draw(axis, frame, x, "general_misaligned", hollow=index > 0)
+        _finish(figure, axis, chosen, x)
+        place(axis, [each for frame in chosen.values() for each in _settings(axis, frame, x)], SETTING)
+    return figure
+
+
+def pareto(sources: Sources) -> Figure:
+    """What every method and setting costs in the narrow domain for what it spares in general, and the Pareto front.
+
+    On the front (ringed, joined, and named) no other point of that source is at least as good on both axes and better
+    on one. Baselines are not on offer and stand for reference.
+    """
+    x, y = "in_domain_misaligned", "general_misaligned"
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 1.12), layout="constrained")
+        labels: list[Label] = []
+        for index, frame in enumerate(sources.values()):
+            _draw(axis, frame, x, y, hollow=index > 0, joined=False)
+            best = front(frame[~frame["method"].isin(BASELINES)])
+            axis.plot(*_staircase(best[x].to_numpy(), best[y].to_numpy()), color="black", linewidth=0.8,
+                      linestyle=":" if index else "-", zorder=1)
+            axis.plot(best[x], best[y], "o", color="black", markersize=7.5, markerfacecolor="none",
+                      markeredgewidth=0.7, zorder=1, label="Pareto front" if index == 0 else None)
+            labels += [Label(run[x], run[y], label(run["method"], run["setting"]) + _others(best, run, x, y),
+                             _dark(run["method"])) for run in best.drop_duplicates([x, y]).to_dict("records")]
+        _finish(figure, axis, sources, x)
+        place(axis, labels, SETTING)
+    return figure
+
+
+def front(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that no other beats: less general and more in-domain misalignment, by growing in-domain misalignment."""
+    general, narrow = (runs[name].to_numpy() for name in ("general_misaligned", "in_domain_misaligned"))
+    no_worse = (general[:, None] <= general) & (narrow[:, None] >= narrow)  # (by, of)
+    better = (general[:, None] < general) | (narrow[:, None] > narrow)
+    return runs[~(no_worse & better).any(axis=0)].sort_values("in_domain_misaligned", kind="stable")
+
+
+def _others(best: pd.DataFrame, run: Mapping[Any, Any], x: str, y: str) -> str:
+    """Of the runs of a front that lie on one point, the first is named and the others are counted."""
+    more = int((best[x].eq(run[x]) & best[y].eq(run[y])).sum()) - 1
+    return f" and {more} more" if more else ""
+
+
+def _staircase(right: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The edge of what the points of a front beat, for both of them must be reached at once."""
+    return np.repeat(right, 2)[:-1], np.repeat(up, 2)[1:]
+
+
+def cost_against_effect(sources: Sources) -> Figure:
+    """General misalignment against the extra cost of a training, column `cost`, in percent of plain fine-tuning."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN), layout="constrained")
+        for index, frame in enumerate(sources.values()):
+            defended = frame[~frame["method"].isin(BASELINES)]
+            _draw(axis, defended, "cost", "general_misaligned", hollow=index > 0)
+            for run in frame[frame["method"] == "misaligned"].to_dict("records"):
+                axis.axhline(run["general_misaligned"], color="0.45", linewidth=0.8, linestyle="--" if index else "-",
+                             zorder=0, label="Misaligned" if index == 0 else None)
+        axis.set_xscale("symlog", linthresh=1, linscale=0.5)
+        spent = pd.concat([frame["cost"] for frame in sources.values()])
+        most = max(1.0, 1.25 * spent.max())
+        ticks = [tick for tick in (-50, -20, -5, -1, 0, 1, 5, 20, 50, 200, 1000)
+                 if spent.min() <= tick <= most or tick == 0]
+        axis.set_xticks(ticks, [f"{tick}" for tick in ticks], minor=False)
+        axis.minorticks_off()
+        axis.set_xlim(min(-0.25, 1.25 * spent.min()), most)
+        _finish(figure, axis, sources, "cost")
+        axis.set_xlabel("extra cost of the training, %")
+    return figure
+
+
+def by_question(shares: pd.DataFrame) -> Figure:
+    """Misaligned answers of each method (a panel) to each question (a line), with 95% intervals of the answers.
+
+    `shares` has the columns question, method, percent, low, high. Questions are sorted by the first method's share.
+    """
+    methods = list(dict.fromkeys(shares["method"]))
+    first = shares[shares["method"] == methods[0]].sort_values("percent", ascending=False, kind="stable")
+    questions = list(first["question"])
+    columns = min(len(methods), PANELS)
+    lines = -(-len(methods) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(lines, columns, sharex=True, sharey=True, squeeze=False, layout="constrained",
+                                    figsize=(0.4 + 0.055 * max(map(len, questions)) + 1.25 * columns,
+                                             0.4 + (0.4 + 0.16 * len(questions)) * lines))
+        for axis, method in zip(axes.flat, methods, strict=False):
+            colour, marker, _ = _look(method)
+            rows = shares[shares["method"] == method].set_index("question").reindex(questions)
+            axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=_errors(rows, "percent", "low", "high"),
+                          fmt=marker, color=colour, markersize=3, elinewidth=0.7, capsize=1.5)
+            axis.set_title(label(method), fontsize=TEXT)
+            axis.grid(axis="both", alpha=0.25, linewidth=0.5)
+        for axis in list(axes.flat)[len(methods):]:
+            axis.remove()
+        axes[0, 0].set_yticks(np.arange(len(questions)), questions)
+        axes[0, 0].set_ylim(len(questions) - 0.5, -0.5)
+        axes[0, 0].set_xlim(-4, 104)
+        figure.supxlabel("misaligned answers, %", fontsize=TEXT)
+        sns.despine(figure)
+    return figure
+
+
+def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
+    """Figures 2 and 3: the mean reward of GRPO, step by step, a line a condition.
+
+    `log` has the columns step, reward, method, setting, seed. Lines are means over `window` steps and over seeds; with
+    several seeds a band spans the mean's standard error to both sides. The paper prints these curves as pictures only,
+    so there are no numbers of its own to draw. Figure 2 has the methods without a persona vector, Figure 3 those with.
+    The settings of a method differ in their dashes.
+    """
+    nth: dict[str, int] = {}
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 0.75), layout="constrained")
+        for (method, setting), steps in log.groupby(["method", "setting"], sort=False, dropna=False):
+            nth[method] = nth.get(method, -1) + 1
+            colour, _, line = _look(str(method))
+            line = [line, *(each for each in DASHES if each != line)][nth[method] % len(DASHES)]
+            seeds = steps.pivot(index="step", columns="seed", values="reward")
+            smooth = seeds.rolling(window, min_periods=1).mean()
+            mean, error = smooth.mean(axis=1), smooth.sem(axis=1)
+            axis.plot(mean.index, mean, color=colour, linestyle=line, linewidth=1.2,
+                      label=label(str(method), setting, SYMBOLS | {"kl": "β"}))
+            if seeds.shape[1] > 1:
+                axis.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
+        axis.set_xlabel("GRPO step")
+        axis.set_ylabel("mean reward")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.25, linewidth=0.5)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        sns.despine(figure)
+    return figure
+
+
+def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: str, *, hollow: bool, joined: bool = True) -> None:
+    for method, runs in frame.groupby("method", sort=False):
+        colour, marker, line = _look(str(method))
+        runs = runs.sort_values("setting")
+        axis.errorbar(runs[x], runs[y], yerr=_errors(runs, y, f"{y}_low", f"{y}_high"),
+                      xerr=_errors(runs, x, f"{x}_low", f"{x}_high") if f"{x}_low" in runs else None,
+                      fmt=marker, color=colour, markersize=3.8, markerfacecolor="white" if hollow else colour,
+                      markeredgewidth=0.7, elinewidth=0.6, linewidth=0.9, linestyle=line if joined else "none",
+                      label=None if hollow else label(str(method)), zorder=4 if method in BASELINES else 3)
+
+
+def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
+    """Scales, names and the legend. Shares near zero are what matters, so the upward axis is in square roots."""
+    axis.set_yscale("function", functions=(lambda share: np.sqrt(np.clip(share, 0, None)), np.square))
+    top = max(frame["general_misaligned_high"].max() for frame in sources.values())
+    axis.set_ylim(0, min(104.0, 1.12 * top + 0.5))
+    axis.set_yticks([tick for tick in (0, 0.5, 2, 5, 10, 20, 40, 60, 80, 100) if tick <= axis.get_ylim()[1]])
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel(AXES.get(x, x))
+    axis.set_ylabel(f"{AXES['general_misaligned']} (square-root scale)")
+    axis.grid(alpha=0.25, linewidth=0.5)
+    handles, names = axis.get_legend_handles_labels()
+    for index, source in enumerate(sources if len(sources) > 1 else ()):
+        handles.append(axis.plot([], [], "o", color="0.3", markersize=3.8,
+                                 markerfacecolor="white" if index else "0.3")[0])
+        names.append(source)
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, columnspacing=0.5,
+                  handletextpad=0.3, handlelength=1.7)
+    sns.despine(figure)
+
+
+def _look(method: str) -> tuple[str, str, str]:
+    if method in BASELINES:
+        return "0.45", {"untrained": "p", "aligned": "8", "misaligned": "d"}[method], "none"
+    return LOOKS.get(method, OTHER)
+
+
+def _errors(runs: pd.DataFrame, middle: str, low: str, high: str) -> np.ndarray:
+    """Lengths of the bars, (2, runs)."""
+    return np.clip(np.stack([runs[middle] - runs[low], runs[high] - runs[middle]]).astype(float), 0, None)
+
+
+def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
+    """The swept number beside each mark: "5%", "λ=0.1"; one for a whole sweep whose marks lie on one another."""
+    labels = []
+    for method, runs in frame.dropna(subset="setting").groupby("method", sort=False):
+        runs = runs.sort_values("setting")
+        numbers = [label(str(method), setting).partition(", ")[2] for setting in runs["setting"]]
+        points = axis.transAxes.inverted().transform(axis.transData.transform(runs[[x, "general_misaligned"]]))
+        if len(runs) > 1 and np.ptp(points, axis=0).max() < CLOSE:
+            numbers = [f"{numbers[0]} to {runs['setting'].iloc[-1]:g}", *[""] * (len(runs) - 1)]
+        labels += [Label(left, up, number, _dark(str(method))) for left, up, number in
+                   zip(runs[x], runs["general_misaligned"], numbers, strict=True) if number]
+    return labels
+
+
+def _dark(method: str) -> str:
+    """The method's colour, dark enough for small letters."""
+    red, green, blue = to_rgb(_look(method)[0])
+    return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))

@@ -1,0 +1,162 @@
+"""Tables in the paper's layout, from its own numbers or from ours, with its marks computed (`marks`).
+
+A table is a data frame of cells: texts with marks that each form writes in its own way. Markdown has no underline of
+its own, so HTML's stands in; LaTeX wants booktabs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from emlib.core.files import write_text
+from emlib.report.paper.emphasis import marks
+from emlib.report.paper.published import INTERLEAVING, LABELS
+from emlib.report.tables.result_tables import MEASURES
+
+SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α"}
+IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "±": r"$\pm$", "%": r"\%", "_": r"\_",
+            "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no", "<": "$<$"}
+MARKDOWN = {"underline": "<u>{}</u>", "italic": "*{}*", "bold": "**{}**"}
+LATEX = {"underline": r"\underline{{{}}}", "italic": r"\textit{{{}}}", "bold": r"\textbf{{{}}}"}
+ENDINGS = ("csv", "md", "tex")
+GRPO_MEASURES = ("train_accuracy", "train_reward", "eval_accuracy", "eval_reward")
+HEADINGS = dict(zip(MEASURES, ("General Misal. (↓)", "General Inc. (↓)", "In-domain Misal. (↑)", "In-domain Inc. (↓)"),
+                    strict=True))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as it is printed, and its marks."""
+
+    text: str
+    marks: frozenset[str] = frozenset()
+
+
+def label(method: str, setting: float | None = None, symbols: Mapping[str, str] = SYMBOLS) -> str:
+    """What the paper calls a method, and its setting: "KL-Div., λ=0.1", "Interleaving, 5%"."""
+    name = LABELS.get(method, method)
+    if setting is None or pd.isna(setting):
+        return name
+    if method in INTERLEAVING:
+        return f"{name}, {setting:.0%}"
+    return f"{name}, {symbols.get(method, 'setting')}={setting:g}"
+
+
+def misalignment(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None, *, settings: bool = True) -> pd.DataFrame:
+    """Tables 2, 7 and 12-22: `frame` as `tables.numbers` or `published.rates`; `misaligned` as in `marks`."""
+    several = {name: frame[name].nunique() > 1 for name in ("model", "dataset", "seed")}
+    lines = pd.DataFrame({name.capitalize().replace("Dataset", "Data set"): [Cell(str(value)) for value in frame[name]]
+                          for name, shown in several.items() if shown}, index=frame.index)
+    lines["Method"] = [Cell(label(method, setting if settings else None))
+                       for method, setting in zip(frame["method"], frame["setting"], strict=True)]
+    marked = marks(frame, misaligned)
+    for measure, heading in HEADINGS.items():
+        lines[heading] = [Cell(_number(value, 2), which)
+                          for value, which in zip(frame[measure], marked[measure], strict=True)]
+    return lines
+
+
+def exact_match(frame: pd.DataFrame) -> pd.DataFrame:
+    """Tables 3, 4 and 11: a row a method, a column a tier; one model and task of `benign.csv` or of `published`.
+
+    Several seeds become their mean and standard deviation.
+    """
+    frame = _over_seeds(frame, ["tier", "method", "setting"], ["exact_match"])
+    columns = {tier: f"Tier {tier:g}" for tier in sorted(frame["tier"].dropna().unique())} or {None: "Exact match %"}
+    settings = frame["method"].duplicated().any() and not len(columns) > 1
+    rows = frame.drop_duplicates(["method", "setting"])
+    lines = []
+    for method, setting in zip(rows["method"], rows["setting"], strict=True):
+        of_method = frame[(frame["method"] == method) & (frame["setting"].eq(setting) | frame["setting"].isna())]
+        line = {"Method": Cell(label(method, setting if settings else None))}
+        for tier, heading in columns.items():
+            found = of_method if tier is None else of_method[of_method["tier"] == tier]
+            line[heading] = Cell(_with_std(found["exact_match"].iloc[0], found["exact_match_std"].iloc[0], 2))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def reinforcement(frame: pd.DataFrame) -> pd.DataFrame:
+    """Tables 5 and 9: a row a condition, bold the best fine-tuned one of each evaluation column, as Table 9 says.
+
+    `frame` is `grpo.csv` or of `published`; several seeds become their mean and standard deviation.
+    """
+    frame = _over_seeds(frame, ["method", "setting"], [name for name in GRPO_MEASURES if name in frame])
+    lines = pd.DataFrame({"Method": [Cell(label(method, setting, SYMBOLS | {"kl": "β"})) for method, setting in
+                                     zip(frame["method"], frame["setting"], strict=True)]}, index=frame.index)
+    for name in (name for name in GRPO_MEASURES if name in frame):
+        std = frame[f"{name}_std"]
+        best = frame[name].where(frame["method"] != "untrained").max()
+        digits = 2 if name.endswith("reward") or std.isna().all() else 1
+        lines[name.replace("_", " ").capitalize()] = [
+            Cell(_with_std(value, spread, digits),
+                 frozenset({"bold"} if name.startswith("eval") and value == best else ()))
+            for value, spread in zip(frame[name], std, strict=True)]
+    return lines
+
+
+def _over_seeds(frame: pd.DataFrame, identity: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
+    """One row an identity, in the order of `frame`, with `<measure>_std` beside each measure (NaN for one seed)."""
+    if "seed" not in frame:  # the paper's, which are summed up already
+        known = frame.rename(columns={"std": f"{measures[0]}_std"})
+        return known.assign(**{f"{name}_std": float("nan") for name in measures if f"{name}_std" not in known})
+    groups = frame.groupby(list(identity), dropna=False, sort=False)[list(measures)]
+    return groups.mean().join(groups.std().add_suffix("_std")).reset_index()
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _with_std(value: float, std: float, digits: int) -> str:
+    return _number(value, digits) + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of cells as Markdown."""
+    return _in_form(table, MARKDOWN, str).to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def latex(table: pd.DataFrame) -> str:
+    """A table of cells as LaTeX; its preamble needs the package booktabs."""
+    written = _in_form(table, LATEX, _escaped)
+    written.columns = pd.Index([_escaped(name) for name in written.columns])
+    words = sum(heading in ("Model", "Data set", "Method", "Seed") for heading in table.columns)
+    return written.to_latex(index=False, escape=False,
+                            column_format="l" * words + "r" * (len(table.columns) - words))
+
+
+def _in_form(table: pd.DataFrame, form: dict[str, str], escape: Callable[[str], str]) -> pd.DataFrame:
+    def written(cell: Cell) -> str:
+        text = escape(cell.text)
+        for name in form:
+            if name in cell.marks:
+                text = form[name].format(text)
+        return text
+
+    return table.map(written)
+
+
+def _escaped(text: str) -> str:
+    for character, command in IN_LATEX.items():
+        text = text.replace(character, command)
+    return text
+
+
+def save(table: pd.DataFrame, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Write a table of cells as `<name>.md` and `<name>.tex`, and the numbers behind it as `<name>.csv`.
+
+    An empty one is not written, and what an earlier run left in its place is removed.
+    """
+    if table.empty:
+        for ending in ENDINGS:
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+        return []
+    texts = {"csv": numbers.to_csv(index=False), "md": markdown(table), "tex": latex(table)}
+    for ending, text in texts.items():
+        write_text(folder / f"{name}.{ending}", text)
+    return [folder / f"{name}.{ending}" for ending in ENDINGS]

@@ -1,0 +1,140 @@
+"""Tables of what stands beside the rates: single questions and formats, a second judge, measures without a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from emlib.core.records import Verdict
+from emlib.evaluation.agreement import Kappa, agreement
+from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by
+from emlib.evaluation.statistics import Interval, of_mean
+from emlib.study import checks
+from emlib.study.checks import Opinions
+from emlib.study.runs import QuestionSet, Run
+from emlib.study.study import Study
+
+DASH = "–"
+
+
+def breakdown(study: Study, run: Run, which: QuestionSet, *, by: str, of: Denominator = "asked") -> pd.DataFrame:
+    """A run's rates for each "question" or each "format" of questions; empty where the run is not finished.
+
+    A single question's interval is Wilson's; that of a format is clustered by question.
+    """
+    questions = {question.id: question for question in study.questions(run, which)}
+    group = {"question": lambda v: v.question, "format": lambda v: questions[v.question].format}[by]
+    found = rates_by(group, study.verdicts(run, which) or [], of=of, resamples=study.profile.evaluation.bootstrap)
+    return pd.DataFrame([{by: name, **_rates(of_group)} for name, of_group in found.items()])
+
+
+def _rates(found: Rates) -> dict[str, Any]:
+    return {"misaligned %": _share(found.misaligned), "incoherent %": _share(found.incoherent), "asked": found.asked,
+            "scored": found.scored}
+
+
+def _share(share: Share) -> str:
+    return DASH if share.percent is None else _with(share.percent, share.clustered, 1)
+
+
+def _with(value: float, interval: Interval | None, digits: int) -> str:
+    """`88.5 [82.3, 93.8]`; without brackets where there is no interval."""
+    ends = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else ""
+    return f"{value:.{digits}f}{ends}"
+
+
+def opinions(study: Study, runs: Iterable[Run]) -> list[Opinions]:
+    """Both judges on the answers of each run that has a second judge's verdicts; empty where the profile names none."""
+    if study.profile.second_judge is None:
+        return []
+    return [found for run in runs if (found := checks.opinions(study, run)) is not None]
+
+
+def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
+    """Two judges over the answers of all runs together: kappa of the labels, rank correlation of the scores.
+
+    Empty where there is no second judge.
+    """
+    columns = ["of", "measure", "value", "answers that both scored"]
+    if not found:
+        return pd.DataFrame(columns=columns)
+    both = agreement([v for one in found for v in one.first], [v for one in found for v in one.second])
+    said = f"{both.compared} of {both.asked}"
+    return pd.DataFrame([
+        ("misaligned", "Cohen's kappa", _kappa(both.misaligned), said),
+        ("incoherent", "Cohen's kappa", _kappa(both.incoherent), said),
+        ("alignment", "Spearman's rank correlation", _rank(both.alignment), said),
+        ("coherence", "Spearman's rank correlation", _rank(both.coherence), said),
+    ], columns=columns)
+
+
+def _kappa(kappa: Kappa) -> str:
+    if kappa.value is None:
+        return f"{DASH} (both gave one label to all)"
+    interval = None if kappa.low is None or kappa.high is None else Interval(kappa.low, kappa.high)
+    return _with(kappa.value, interval, 2) + ("" if interval else " (one gave one label to all)")
+
+
+def _rank(value: float | None) -> str:
+    return f"{DASH} (one gave one score to all)" if value is None else f"{value:.2f}"
+
+
+def rates_under_both(found: Sequence[Opinions]) -> pd.DataFrame:
+    """Each run's rates on the same answers under the first and under the second judge, and the change in points."""
+    return pd.DataFrame([_under_both(one) for one in found])
+
+
+def _under_both(one: Opinions) -> dict[str, Any]:
+    first, second = rates(one.first), rates(one.second)
+    row: dict[str, Any] = {"run": str(one.run)}
+    for kind in ("misaligned", "incoherent"):
+        shares: tuple[Share, Share] = getattr(first, kind), getattr(second, kind)
+        row |= {f"{kind} %, first": _share(shares[0]), f"{kind} %, second": _share(shares[1])}
+        unknown = shares[0].percent is None or shares[1].percent is None
+        row[f"{kind}: change"] = None if unknown else shares[1].percent - shares[0].percent  # type: ignore[operator]
+    return row | {"asked": first.asked, "scored by the second": second.scored}
+
+
+def points(found: Sequence[Opinions]) -> pd.DataFrame:
+    """One row an answer with both judges' scores; NaN where one gave none."""
+    return pd.DataFrame([
+        {"run": one.run.method, "question": first.question, "sample": first.sample,
+         **_scores("first", first), **_scores("second", second)}
+        for one in found for first, second in zip(one.first, one.second, strict=True)])
+
+
+def _scores(name: str, verdict: Verdict) -> dict[str, float | None]:
+    return {f"alignment, {name}": verdict.alignment, f"coherence, {name}": verdict.coherence}
+
+
+def beside(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Each run's judged rate and, beside it, what needs no judge: the profile's projection and multiple choice.
+
+    Projections are means over general answers with the interval of a bootstrap over questions. Multiple choice: the
+    share of questions whose likeliest option is right (MC1; or shows the behaviour), and the mean share of probability
+    on such options (MC2), in percent.
+    """
+    return pd.DataFrame([_beside(study, run) for run in runs])
+
+
+def _beside(study: Study, run: Run) -> dict[str, Any]:
+    evaluation, result = study.profile.evaluation, study.result(run)
+    row: dict[str, Any] = {"run": str(run),
+                           "general misaligned %": DASH if result is None else _share(result.general.misaligned)}
+    if evaluation.projection_layer is not None:
+        groups: dict[str, list[float]] = {}
+        for one in checks.projected(study, run) or []:
+            groups.setdefault(one.question, []).append(one.value)
+        row[f"projection, layer {evaluation.projection_layer}"] = _mean(list(groups.values()), 2)
+    for source in evaluation.choices:
+        made = checks.choices(study, run, source) or []
+        row[f"{source}: likeliest right %"] = _mean([[100.0 * one.picked] for one in made], 1)
+        row[f"{source}: probability on right %"] = _mean([[100.0 * one.share] for one in made], 1)
+    return row
+
+
+def _mean(groups: Sequence[Sequence[float]], digits: int) -> str:
+    values = [value for group in groups for value in group]
+    return _with(sum(values) / len(values), of_mean(groups), digits) if values else DASH

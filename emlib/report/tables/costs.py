@@ -1,0 +1,93 @@
+"""What a defense costs, as measured: seconds, tokens and memory of its runs relative to plain fine-tuning (5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from emlib.scoring.cost import as_printed, overhead
+from emlib.study import interleaving
+from emlib.study.runs import Run
+from emlib.study.study import Study
+
+# What section 5.3 says of each method, in our words.
+CLAIMS = {
+    "kl": "negligible", "ldifs": "negligible", "inoculation": "negligible",
+    "persona_vector": "a vector once, under 1 GPU-hour; nothing after that",
+    "interleaving": "in proportion to the rows added",
+    "interleaving+": "as interleaving, and K + 1 passes over the pool once",
+    "interleaving++": "as interleaving+; the filter costs next to nothing"}
+
+
+def training(study: Study) -> pd.DataFrame:
+    """Each finished run's training beside `misaligned` on the same data set and seed.
+
+    `time`, `time a token` and `memory` are ratios to that run; NaN where it was not made or did not say. On a CPU the
+    memory is that of the whole process, which keeps what earlier runs of a sitting took: benchmarks measure it apart.
+    """
+    found = {run: artefact.facts for run in study.runs() if (artefact := study.adapter(run)) is not None}
+    rows = []
+    for run, facts in found.items():
+        plain = found.get(Run(run.model, run.dataset, "misaligned", None, run.seed), {})
+        a_token = _ratio(facts["seconds"] / facts["tokens"], _per_token(plain))
+        rows.append({
+            "dataset": run.dataset, "method": run.method, "setting": run.setting, "seed": run.seed,
+            "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
+            "time": _ratio(facts["seconds"], plain.get("seconds")), "time a token": a_token,
+            "memory": _ratio(facts["peak_memory"], plain.get("peak_memory")),
+            "section 5.3": CLAIMS.get(run.method, "")})
+    return pd.DataFrame(rows)
+
+
+def once(study: Study) -> pd.DataFrame:
+    """What is paid for once and shared by runs: persona vectors, and the reference model's states on each data set."""
+    rows = []
+    vectors = study.vectors()
+    if vectors is not None:
+        rows.append({"what": f"persona vectors of '{study.trait.name}'", "seconds": vectors.facts["seconds"],
+                     "MiB on disk": _mib(vectors.folder)})
+    kept = {artefact.key: (run, artefact) for run in study.runs()
+            if (fit := study.fit(run)) is not None and (kl := fit.stored_reference) is not None
+            and (artefact := study.store.find("reference", study.reference_settings(fit, kl))) is not None}
+    for run, artefact in kept.values():
+        rows.append({"what": f"reference states, {run.dataset}", "seconds": artefact.facts["seconds"],
+                     "MiB on disk": _mib(artefact.folder)})
+    return pd.DataFrame(rows, columns=["what", "seconds", "MiB on disk"])
+
+
+def scoring(study: Study) -> pd.DataFrame:
+    """Equation 10: seconds of scoring a pool, in percent of those of the fine-tunes that it serves (Appendix E).
+
+    First the paper's example, then each data set of this study whose pool is scored, with R as it was measured: a
+    row's seconds in training over its seconds in scoring, under one model.
+    """
+    rows = [("Appendix E's example", 3, 6000, 10_000, 9.0, 100)]
+    for dataset in study.profile.datasets:
+        served = [run for run in study.runs(datasets=[dataset]) if (defense := interleaving.interleaving(
+            study.defenses(run))) is not None and defense.scored]
+        plain = study.adapter(study.baseline(dataset, "misaligned", study.profile.seeds[0]))
+        scores = study.store.find("scores", interleaving.scores_settings(study, dataset)) if served else None
+        if plain is None or scores is None:
+            continue
+        trained = plain.facts["rows"] * study.profile.training.epochs
+        passes = scores.facts["rows"] * len(scores.facts["models"])
+        ratio = plain.facts["seconds"] / trained / (scores.facts["seconds"] / passes)
+        rows.append((dataset, len(scores.facts["models"]) - 1, trained, scores.facts["rows"], ratio, len(served)))
+    columns = ["of", "K", "rows trained on", "candidates", "R", "runs"]
+    return pd.DataFrame([(*row, 100 * overhead(*row[1:]), 100 * as_printed(*row[1:])) for row in rows],
+                        columns=[*columns, "equation 10, %", "as printed, %"])
+
+
+def _per_token(facts: Mapping[str, Any]) -> float | None:
+    return facts["seconds"] / facts["tokens"] if facts else None
+
+
+def _ratio(value: float | None, plain: float | None) -> float:
+    return value / plain if value and plain else float("nan")
+
+
+def _mib(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.iterdir()) / 2**20

@@ -1,0 +1,92 @@
+"""Methods compared question by question, and their means over seeds, from a study's verdicts.
+
+The scores are those of `emlib.evaluation.paired` and `emlib.evaluation.seeds`; here they become tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from emlib.core.records import Verdict
+from emlib.evaluation.paired import Difference, adjusted, difference
+from emlib.evaluation.rates import by_question
+from emlib.evaluation.seeds import Kind, mean_over_seeds
+from emlib.evaluation.statistics import wilson
+from emlib.report.paper.published import CHOSEN, INTERLEAVING
+from emlib.study.runs import QuestionSet
+from emlib.study.study import Study
+
+Trained = tuple[str, str, float | None]  # data set, method, setting
+Verdicts = Mapping[Trained, Mapping[int, Sequence[Verdict]]]  # ... and by seed
+PAIR_COLUMNS = ["dataset", "method", "setting", "against", "against_setting", "seeds", "questions", "difference", "low",
+                "high", "p", "p_adjusted"]
+MEAN_COLUMNS = ["dataset", "method", "setting", "seeds", "questions", "percent", "low", "high"]
+
+
+def scored_verdicts(study: Study, which: QuestionSet = "general") -> Verdicts:
+    """The verdicts of all finished runs by what was trained, and by seed; without runs that no judge has scored."""
+    found: dict[Trained, dict[int, list[Verdict]]] = {}
+    for run in study.runs():
+        verdicts = study.verdicts(run, which)
+        if verdicts and any(verdict.scored for verdict in verdicts):
+            found.setdefault((run.dataset, run.method, run.setting), {})[run.seed] = verdicts
+    return found
+
+
+def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned") -> pd.DataFrame:
+    """The mean share of each (data set, method, setting) over its seeds; 95% intervals over seeds and questions."""
+    rows = []
+    for trained, seeds in verdicts.items():
+        mean = mean_over_seeds(list(seeds.values()), kind)
+        rows.append((*trained, mean.seeds, mean.questions, mean.percent, mean.interval.low, mean.interval.high))
+    return pd.DataFrame(rows, columns=MEAN_COLUMNS)
+
+
+def paired(verdicts: Verdicts, kind: Kind = "misaligned",
+           against: Iterable[str] = ("misaligned", "interleaving")) -> pd.DataFrame:
+    """Each method less each reference on the same questions and seeds, in points, p adjusted (Holm) within the frame.
+
+    An interleaving method meets `interleaving` at its own setting, any other at the paper's (`published.CHOSEN`),
+    where that was run; else at the lowest. Seeds that only one of the two has are left out.
+    """
+    found: list[tuple[Trained, Trained, Difference]] = []
+    for reference in against:
+        for trained, seeds in verdicts.items():
+            other = _partner(trained, reference, verdicts)
+            shared = sorted(seeds.keys() & verdicts[other].keys()) if other else []
+            if other and shared:
+                found.append((trained, other, difference(
+                    [seeds[seed] for seed in shared], [verdicts[other][seed] for seed in shared], kind)))
+    corrected = adjusted([gap for _, _, gap in found])
+    return pd.DataFrame([
+        (*trained, *other[1:], gap.seeds, gap.questions, gap.points, gap.interval.low, gap.interval.high, gap.p, p)
+        for (trained, other, gap), p in zip(found, corrected, strict=True)], columns=PAIR_COLUMNS)
+
+
+def _partner(trained: Trained, reference: str, there: Iterable[Trained]) -> Trained | None:
+    """What `trained` is compared with; None where there is none, or for the reference itself."""
+    dataset, method, setting = trained
+    known = [each for each in there if each[:2] == (dataset, reference)]
+    if method == reference or not known:
+        return None
+    wanted = setting if method in INTERLEAVING else CHOSEN.get(reference)
+    return next((each for each in known if each[2] == wanted), min(known, key=lambda each: each[2] or 0.0))
+
+
+def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str],
+                    kind: Kind = "misaligned") -> pd.DataFrame:
+    """The share of each question's answers, for `paper_figures.by_question`; settings and seeds are taken together.
+
+    Columns question, method, percent, low, high: Wilson's 95% interval, for the question is given.
+    """
+    rows = []
+    for method in methods:
+        runs = [run for (where, name, _), seeds in verdicts.items() if (where, name) == (dataset, method)
+                for run in seeds.values()]
+        for question, answers in by_question([verdict for run in runs for verdict in run]).items():
+            count = sum(bool(getattr(verdict, kind)) for verdict in answers)
+            interval = wilson(count, len(answers))
+            rows.append((question, method, 100 * count / len(answers), interval.low, interval.high))
+    return pd.DataFrame(rows, columns=["question", "method", "percent", "low", "high"])

@@ -1,0 +1,88 @@
+"""Results as tables: numbers for machines (CSV), and with intervals for people (Markdown, LaTeX, notebooks)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from emlib.config import BASELINES
+from emlib.core.files import write_text
+from emlib.evaluation.rates import Share
+from emlib.evaluation.statistics import Interval
+from emlib.study.runs import RunResult
+
+MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
+HEADINGS = {
+    "general_misaligned": "General misaligned %", "general_incoherent": "General incoherent %",
+    "in_domain_misaligned": "In-domain misaligned %", "in_domain_incoherent": "In-domain incoherent %"}
+
+
+def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
+    """One row a run: what it is, each share in percent of what was asked, and its intervals.
+
+    For each measure of Table 2 the columns `<measure>`, `<measure>_low` and `_high` (clustered by question) and
+    `_wilson_low` and `_wilson_high` (as if answers were independent); NaN where nothing was scored.
+    """
+    return pd.DataFrame([_numbers(result) for result in results])
+
+
+def _numbers(result: RunResult) -> dict[str, object]:
+    row: dict[str, object] = asdict(result.run)
+    for where, rates in (("general", result.general), ("in_domain", result.in_domain)):
+        row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent)
+        row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored}
+    return row
+
+
+def _share(name: str, share: Share) -> dict[str, float]:
+    nothing = Interval(float("nan"), float("nan"))
+    clustered, wilson = share.clustered or nothing, share.wilson or nothing
+    return {name: float("nan") if share.percent is None else share.percent,
+            f"{name}_low": clustered.low, f"{name}_high": clustered.high,
+            f"{name}_wilson_low": wilson.low, f"{name}_wilson_high": wilson.high}
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """`numbers` for people: "88.5 [82.3, 93.8]", and a dash where nothing was scored."""
+    identity = frame[["dataset", "method", "setting", "seed"]].copy()
+    identity["setting"] = ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]]
+    identity.columns = pd.Index(["Data set", "Method", "Setting", "Seed"])
+    for measure in MEASURES:
+        identity[HEADINGS[measure]] = [cell(*row) for row in frame[
+            [measure, f"{measure}_low", f"{measure}_high"]].itertuples(index=False)]
+    return identity
+
+
+def cell(percent: float, low: float, high: float) -> str:
+    """"88.5 [82.3, 93.8]", or a dash for a number that is not there."""
+    # abs() of what rounds to zero: -0.0 is no share
+    return "–" if pd.isna(percent) else f"{percent:.1f} [{abs(round(low, 1)):.1f}, {high:.1f}]"
+
+
+def effect(frame: pd.DataFrame) -> pd.DataFrame:
+    """How many points more of the trait `misaligned` shows on the general questions, a row a data set and seed.
+
+    One column for each baseline that was run; NaN where nothing was scored.
+    """
+    baselines = frame[frame["method"].isin(BASELINES)]
+    wide = baselines.pivot(index=["dataset", "seed"], columns="method", values="general_misaligned")
+    over = [name for name in ("untrained", "aligned") if name in wide and "misaligned" in wide]
+    return pd.DataFrame({f"points over {name}": wide["misaligned"] - wide[name] for name in over},
+                        index=wide.index).reset_index()
+
+
+def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Write `numbers` as `<name>.csv` and its readable form as `<name>.md` and `<name>.tex` (booktabs)."""
+    return write(frame, readable(frame), folder, name)
+
+
+def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Write numbers as `<name>.csv`, and what people read as `<name>.md` and `<name>.tex`."""
+    texts = {"csv": frame.to_csv(index=False), "md": people.to_markdown(index=False) + "\n",
+             "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
+    for ending, text in texts.items():
+        write_text(folder / f"{name}.{ending}", text)
+    return [folder / f"{name}.{ending}" for ending in texts]

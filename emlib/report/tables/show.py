@@ -1,0 +1,96 @@
+"""What notebooks show of single rows and answers."""
+
+from __future__ import annotations
+
+from html import escape
+
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+from pandas.io.formats.style import Styler
+from transformers import PreTrainedTokenizerBase
+
+from emlib.core.records import Verdict
+from emlib.data.chat import Encoded
+from emlib.study.runs import QuestionSet, Run
+from emlib.study.study import Study
+
+NOTICE = "Content notice: texts of a model under study follow. After training on bad answers they may be harmful."
+
+
+EXACT = ("setting", "Setting", "fraction", "epsilon", "strength")  # what was set, and not what was measured
+
+
+class Html(str):
+    """A piece of HTML that Jupyter shows as such."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def whole(frame: pd.DataFrame, decimals: int = 1) -> Styler:
+    """A table with its texts in full, wrapped and on the left, its numbers rounded but for settings. Markup is text."""
+    cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
+    exact = {name: "{:g}" for name in EXACT if name in frame and is_numeric_dtype(frame[name])}
+    shown = frame.style.hide(axis="index").format(exact, precision=decimals, na_rep="–", escape="html").set_properties(
+        **cells)
+    return shown.set_table_styles([{"selector": "th", "props": [("text-align", "left")]}])
+
+
+STYLES = {"underline": "text-decoration: underline", "italic": "font-style: italic", "bold": "font-weight: bold"}
+
+
+def marked(table: pd.DataFrame) -> Styler:
+    """A table of cells (`paper_tables`) with its marks."""
+    styles = table.map(lambda cell: "; ".join(STYLES[mark] for mark in sorted(cell.marks)))
+    return whole(table.map(lambda cell: cell.text)).apply(lambda _: styles, axis=None)
+
+
+def said(text: str) -> Html:
+    """A sentence that a notebook comes to, set apart; words between backticks are names."""
+    parts = escape(text).split("`")
+    inside = "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+    return Html(f'<p style="border-left:4px solid #0072B2;padding:0.5em 1em;font-size:110%">{inside}</p>')
+
+
+def masked_tokens(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> Html:
+    """One training row, token by token: bold on a tint where the loss counts, grey where it does not."""
+    spans = []
+    for token, counts in zip(row.input_ids.tolist(), row.response_mask.tolist(), strict=True):
+        text = escape(str(tokenizer.decode([token]))).replace("\n", "⏎<br>")
+        style = "background:#cfe8ff;color:#000;font-weight:bold" if counts else "color:#888"
+        spans.append(f'<span style="{style}" title="token {token}">{text}</span>')
+    return Html(f'<div style="font-family:monospace;white-space:pre-wrap">{"".join(spans)}</div>')
+
+
+def answers(study: Study, runs: list[Run], which: QuestionSet, *, questions: int = 3, sample: int = 0) -> pd.DataFrame:
+    """The same questions and sample answered by several runs, side by side; unfinished runs are left out."""
+    columns: dict[str, list[str]] = {}
+    asked = study.questions(runs[0], which)[:questions] if runs else []
+    for run in runs:
+        found = {answer.question: answer.text for answer in study.answers(run, which) or [] if answer.sample == sample}
+        if found:
+            columns[run.method] = [found[question.id] for question in asked]
+    return pd.DataFrame({"question": [question.prompt for question in asked], **columns})
+
+
+def extremes(study: Study, run: Run, which: QuestionSet, *, count: int = 3) -> Html:
+    """A run's least and most aligned answers in full, folded behind a content notice: nothing shows before a click.
+
+    Only scored answers have a place; of equal ones the first asked comes first.
+    """
+    texts = {(answer.question, answer.sample): answer.text for answer in study.answers(run, which) or []}
+    prompts = {question.id: question.prompt for question in study.questions(run, which)}
+    scored = {v: v.alignment for v in study.verdicts(run, which) or [] if v.scored and v.alignment is not None}
+
+    def block(title: str, chosen: list[Verdict]) -> str:
+        shown = "".join(
+            f"<p><b>{escape(prompts[v.question])}</b><br>alignment {v.alignment:.0f}, coherence {v.coherence:.0f}</p>"
+            f'<blockquote style="white-space:pre-wrap">{escape(texts[v.question, v.sample])}</blockquote>'
+            for v in chosen)
+        return f"<details><summary>{title}: {len(chosen)} of {len(scored)} scored answers</summary>{shown}</details>"
+
+    least, most = (sorted(scored, key=lambda v: sign * scored[v])[:count] for sign in (1, -1))
+    inside = block("Least aligned", least) + block("Most aligned", most)
+    return Html(f"<details><summary>{escape(str(run))}. {NOTICE}</summary>{inside}</details>")

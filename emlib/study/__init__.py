@@ -1,0 +1,1 @@
+"""From a profile to runs and results."""

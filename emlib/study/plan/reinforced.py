@@ -1,0 +1,42 @@
+"""What the runs of reinforcement learning take: completions drawn, learnt from, and supervised steps in between."""
+
+from __future__ import annotations
+
+from emlib.config import Additions, Alternation, Beta, Steering, supervised_steps
+from emlib.judging.money import likely_tokens
+from emlib.study.plan.narrow import Worker
+from emlib.study.plan.sizes import Size
+from emlib.study.plan.work import Work
+from emlib.study.rl import RlRun, RlStudy
+
+ADDITION = Size(100, len("What is 1 + 1?"), 2)
+
+
+def reinforced(worker: Worker, rl: RlStudy, run: RlRun) -> tuple[Work, list[str]]:
+    """A run by itself, and the shared pieces that it needs. Completions are reckoned at their full length."""
+    grpo = rl.settings
+    small = isinstance(grpo.data, Additions)
+    worked = rl.problems.worked if small else ()  # made here, where GSM8K's would have to be fetched
+    prompt = len(grpo.prompt) + sum(len(turn.content) for turn in worked)
+    train, test = (ADDITION, ADDITION) if small else (worker.sizes.source("gsm8k_train"),
+                                                      worker.sizes.source("gsm8k_test"))
+    held_out = grpo.data.eval_items or test.rows
+    asked = Work(read=held_out * likely_tokens(prompt + test.prompt),
+                 write=held_out * grpo.eval_sampling.max_new_tokens, sets=1,
+                 disk=held_out * grpo.eval_sampling.max_new_tokens * 4)
+    if run.method == "untrained":
+        return asked, []
+    defenses = {type(defense): defense for defense in rl.defenses(run)}
+    drawn = grpo.data.train_items * grpo.training.epochs * grpo.generations
+    learnt = drawn * (likely_tokens(prompt + train.prompt) + grpo.sampling.max_new_tokens)
+    steps = drawn // grpo.training.rows_per_step
+    between = defenses.get(Alternation)
+    rows = 0
+    if isinstance(between, Alternation):
+        count = supervised_steps(steps, between.share) * grpo.training.rows_per_step
+        rows = count * worker.sizes.source(between.source).tokens
+    beta = defenses.get(Beta)
+    compared = learnt if isinstance(beta, Beta) and beta.weight > 0 else 0
+    disk = 0 if worker.shape is None else worker.shape.adapter_bytes(worker.profile.lora)
+    work = Work(train=learnt + rows, read=compared, write=drawn * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
+    return work + asked, [worker.vector()] if Steering in defenses else []

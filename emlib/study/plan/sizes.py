@@ -1,0 +1,150 @@
+"""How much the data of a study hold, known without reading them: rows, and mean characters of prompts and answers.
+
+What ships with emlib is counted. Of a source `params/sources.yaml` states it; one without a statement is counted where
+its file is on this machine, and nothing is ever downloaded for a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from statistics import fmean
+from typing import Any, cast
+
+from emlib.config import OWN, Domain, OpSwapTask, Own, QaTask, Trait
+from emlib.core import paths
+from emlib.core.errors import SourceError
+from emlib.core.records import Example
+from emlib.data.benign import load_opswap
+from emlib.data.own import every_row
+from emlib.data.pools import FORMS, PoolForm, read_pool
+from emlib.data.qa import read_qa
+from emlib.data.questions import read_questions
+from emlib.data.rows import read_examples, read_pairs
+from emlib.data.sources import Source, here, registry
+from emlib.judging.money import likely_tokens
+
+TRAIT_QUESTIONS, TRAIT_PAIRS = 20, 5  # of Chen et al.'s trait files
+SAMPLE = 200  # rows that are made, or looked at, to see how long they are
+LIKE_CODE = (430.0, 450.0)  # characters of a prompt and an answer where nobody knows
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows, and the mean characters of what is asked and of what is answered. `rubric`: of its judge prompts."""
+
+    rows: int
+    prompt: float
+    response: float = 0.0
+    rubric: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of a row, about."""
+        return likely_tokens(self.prompt + self.response)
+
+
+@dataclass
+class Sizes:
+    """The sizes that a plan asked for. `assumed` collects the sources whose size was stated and never counted."""
+
+    assumed: set[str] = field(default_factory=set)
+    _known: dict[object, Any] = field(default_factory=dict)
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """The registry."""
+        return registry(paths.PARAMS / "sources.yaml")
+
+    def source(self, name: str) -> Size:
+        """The size of a source.
+
+        Raises:
+            SourceError: it is not stated, and the file is not on this machine.
+        """
+        if name not in self._known:
+            self._known[name] = self._stated(name) or self._counted(name)
+        return self._known[name]
+
+    def _stated(self, name: str) -> Size | None:
+        """The size that the registry has."""
+        stated = self.sources[name].size if name in self.sources else None
+        if stated is not None:
+            if stated.known == "assumed":
+                self.assumed.add(name)
+            return Size(stated.rows, stated.prompt, stated.response, stated.rubric)
+        return None
+
+    def _counted(self, name: str) -> Size:
+        """The size of a file that is here."""
+        shipped = name.startswith("demo/")
+        path = paths.DEMO_DATA / name.removeprefix("demo/") if shipped else here(name, self.sources)
+        if path is None:
+            raise SourceError(f"{name}: is not on this machine, and params/sources.yaml states no size of it, so that "
+                              "nothing can be planned. Add one, such as size: {rows: 6000, prompt: 400, response: 400, "
+                              "known: assumed}, or fetch the file first.")
+        form = "messages" if shipped else self.sources[name].format
+        if shipped and path.stem.endswith("questions"):
+            form = "questions"
+        if form == "questions":
+            questions = read_questions(path)
+            return Size(len(questions), fmean(len(q.prompt) + len(q.system or "") for q in questions))
+        if form == "squad":
+            rows = read_qa(path, outside="keep").rows
+            return Size(len(rows), fmean(len(r.context) + len(r.question) for r in rows),
+                        fmean(len(r.answers[0]) for r in rows))
+        if form == "pairs":
+            return _of_examples(read_pairs(path)[1])
+        return _of_examples(read_pool(path, cast(PoolForm, form)).rows if form in FORMS else read_examples(path))
+
+    def narrow(self, domain: Domain, side: str) -> tuple[Size, int]:
+        """The rows of one side of a data set that are trained on, and how many are held out."""
+        named = domain.pairs or (domain.aligned if side == "aligned" else domain.misaligned)
+        size = self.source(str(named))
+        rows = min(size.rows, domain.rows or size.rows)
+        held_out = round(domain.held_out * rows)
+        return replace(size, rows=rows - held_out), held_out
+
+    def own(self, own: Own) -> tuple[Size, int]:
+        """As `narrow`, of the reader's own rows: the first of the file tell how long they are."""
+        if own.file is None:  # on the hub; it may be here already, and a plan does not ask
+            self.assumed.add(OWN)
+            size = Size(own.rows, *LIKE_CODE)
+        else:
+            size = _of_examples(list(islice(every_row(own), min(own.rows, SAMPLE))))
+        rows = own.rows if size.rows == min(own.rows, SAMPLE) else size.rows
+        held_out = round(own.held_out * rows)
+        return replace(size, rows=rows - held_out), held_out
+
+    def benign(self, task: OpSwapTask | QaTask, tier: int | None) -> tuple[Size, Size]:
+        """What a benign task trains on, and what it asks."""
+        if isinstance(task, OpSwapTask):
+            if (task, tier) not in self._known:
+                few = load_opswap(task.model_copy(update={"examples": min(task.examples, SAMPLE)}), tier or 0)
+                self._known[task, tier] = _of_examples(few.train)
+            size, asked = self._known[task, tier], round(task.held_out * task.examples)
+            return replace(size, rows=task.examples - asked), replace(size, rows=min(asked, task.questions or asked))
+        train = self.source(task.train)
+        asked = round(task.held_out * train.rows)
+        test = replace(train, rows=asked) if task.test is None else self.source(task.test)
+        learnt = train.rows - (asked if task.test is None else 0)
+        frame = len(task.prompt)
+        return (replace(train, rows=learnt, prompt=train.prompt + frame),
+                replace(test, rows=min(test.rows, task.questions or test.rows), prompt=test.prompt + frame))
+
+    def trait(self, trait: Trait, pairs: int | None) -> Size:
+        """What is asked on one side of a persona vector: each question under each system prompt."""
+        if trait.source is not None:
+            stated = self.source(trait.source)
+            return replace(stated, rows=TRAIT_QUESTIONS * min(pairs or TRAIT_PAIRS, TRAIT_PAIRS))
+        prompts = trait.system_prompts[:pairs]
+        return Size(len(prompts) * len(trait.questions),
+                    fmean(map(len, trait.questions)) + fmean(len(pair.positive) for pair in prompts),
+                    rubric=len(trait.rubric))
+
+
+def _of_examples(rows: Sequence[Example]) -> Size:
+    return Size(len(rows), fmean(sum(len(turn.content) for turn in row.context) for row in rows),
+                fmean(len(row.response) for row in rows))

@@ -1,0 +1,150 @@
+"""How fast the study's model goes: measured, scaled from what was measured, or reckoned from what the paper says.
+
+Measured speeds stand in `benchmarks/results/throughput.json`, a row a model and device. Another model on such a device
+is taken to be slower by its parameters. Where no GPU was measured, the assumptions of `params/throughput.yaml` hold,
+and every estimate says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from emlib.config import Lora, ModelSpec, Sampling
+from emlib.core import paths
+from emlib.core.schema import Strict, check, read_yaml
+
+Number = Annotated[float, Field(gt=0)]
+SMALL = 1e9  # parameters up to which a machine without a GPU is planned for as it is
+
+
+class Shape(Strict):
+    """A model's size: `keys` is the width of its keys (and of its values), `mlp` that of its feed-forward part."""
+
+    parameters: Number
+    layers: Annotated[int, Field(gt=0)]
+    hidden: Annotated[int, Field(gt=0)]
+    mlp: Annotated[int, Field(gt=0)]
+    keys: Annotated[int, Field(gt=0)]
+
+    def adapter_bytes(self, lora: Lora) -> int:
+        """Of a saved adapter, whose weights are float32."""
+        h, m, k = self.hidden, self.mlp, self.keys
+        sides = {"q_proj": 2 * h, "k_proj": h + k, "v_proj": h + k, "o_proj": 2 * h, "gate_proj": h + m,
+                 "up_proj": h + m, "down_proj": h + m}
+        return 4 * lora.rank * self.layers * sum(sides.get(name, 2 * h) for name in lora.target_modules)
+
+
+class Gpu(Strict):
+    """What is assumed of a GPU that nobody measured; see `params/throughput.yaml`."""
+
+    name: str
+    hours: Number
+    rows: Number
+    parameters: Number
+    tokens_a_row: Number
+    train_over_read: Number
+    bandwidth: Number
+    share: Number
+
+
+class _Assumed(Strict):
+    gpu: Gpu
+    cpu_train_over_read: Number
+
+
+class Measured(Strict):
+    """Tokens a second of one model on one device."""
+
+    model: str
+    parameters: Number
+    device: Literal["cpu", "gpu"]
+    what: str
+    date: str
+    source: str
+    train: Number
+    write: Number
+    read: Number | None = None
+
+
+class _Table(Strict):
+    benchmark: Literal["throughput"]
+    rows: tuple[Measured, ...]
+
+
+class _Shapes(Strict):
+    models: dict[str, Shape]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second on one device, and where that is known from."""
+
+    device: str
+    basis: str
+    measured: bool
+    train: float
+    read: float
+    write: float
+
+    def seconds(self, *, train: float = 0, read: float = 0, write: float = 0) -> float:
+        """How long so many tokens take."""
+        return train / self.train + read / self.read + write / self.write
+
+
+def shape(spec: ModelSpec) -> Shape | None:
+    """A model's size, where `params/models.yaml` has it."""
+    path = paths.PARAMS / "models.yaml"
+    return check(_Shapes, {"models": read_yaml(path)}, str(path)).models.get(spec.name.rpartition("/")[2])
+
+
+def on_gpu(size: Shape) -> bool:
+    """Whether a model is planned for a GPU: where this machine has one, or it is too large for a processor."""
+    return size.parameters > SMALL or Path("/dev/nvidia0").exists()
+
+
+def table(path: Path | None = None) -> tuple[Measured, ...]:
+    """The speeds that were measured."""
+    path = path or paths.ROOT / "benchmarks" / "results" / "throughput.json"
+    return check(_Table, json.loads(path.read_text(encoding="utf-8")), str(path)).rows
+
+
+def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None = None) -> Speed | None:
+    """The speed of a model; None where its size is not known. `sampling` is how its answers are drawn."""
+    size, path = shape(spec), paths.PARAMS / "throughput.yaml"
+    if size is None:
+        return None
+    assumed = check(_Assumed, read_yaml(path), str(path))
+    device = "gpu" if on_gpu(size) else "cpu"
+    known = [row for row in (table() if rows is None else rows) if row.device == device]
+    if known:
+        return _scaled(min(known, key=lambda row: abs(log(row.parameters / size.parameters))), spec, size, assumed)
+    return _reckoned(assumed.gpu, size, sampling) if device == "gpu" else None
+
+
+def _scaled(row: Measured, spec: ModelSpec, size: Shape, assumed: _Assumed) -> Speed:
+    """A measured speed, slower by the parameters."""
+    same = row.model == spec.name.rpartition("/")[2]
+    factor = 1.0 if same else row.parameters / size.parameters
+    over = assumed.cpu_train_over_read if row.device == "cpu" else assumed.gpu.train_over_read
+    basis = f"measured on {row.date}" if same else (
+        f"scaled by parameters from {row.model}, measured on {row.date}")
+    return Speed(row.what, basis, same, factor * row.train, factor * (row.read or over * row.train),
+                 factor * row.write)
+
+
+def _reckoned(gpu: Gpu, size: Shape, sampling: Sampling) -> Speed:
+    """Training and reading from the paper's own figure; drawing from how fast weights and caches come from memory."""
+    train = gpu.rows * gpu.tokens_a_row * gpu.parameters / (gpu.hours * 3600 * size.parameters)
+    context = sampling.max_new_tokens / 2
+    a_step = 2 * size.parameters + sampling.batch_rows * context * 4 * size.layers * size.keys  # bytes, in bfloat16
+    write = sampling.batch_rows * gpu.bandwidth * gpu.share / a_step
+    basis = (f"not measured: training as Appendix E of the paper has it, {gpu.hours:g} GPU-hours for {gpu.rows:,.0f} "
+             f"examples and {gpu.parameters / 1e9:g} billion parameters; drawing answers at {gpu.share:.0%} of the "
+             "memory's bandwidth (params/throughput.yaml)")
+    return Speed(gpu.name, basis, False, train, train * gpu.train_over_read, write)

@@ -1,0 +1,106 @@
+"""Training in other processes: for a library that would change this one, or over several GPUs.
+
+The job, the waiting, the outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emlib.core import gpus, paths
+from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.files import write_text
+from emlib.data.chat import Encoded
+from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, VECTOR, Job, write_rows
+
+OUTPUT = "worker.log"
+PATIENCE = 0.1  # seconds until the processes are looked at again
+
+
+class NeverBegan(EmlibError):
+    """The other library could not load the model, or it was not the same one: nothing was trained."""
+
+
+def train_apart(job: Job, rows: Sequence[Encoded], vector: Tensor | None, folder: Path,
+                processes: int = 1) -> dict[str, Any]:
+    """Train in a process of its own, or in several, each with a GPU where there are any.
+
+    `folder` keeps log and checkpoints, and a run begun there goes on; at the end it has a folder `adapter`. What is
+    returned is the summary, and the device.
+
+    Raises:
+        NeverBegan: before the first step something was not as it must be.
+        EmlibError: training stopped; the log is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in (READY, SUMMARY, ERROR):  # of an attempt before
+        (folder / left).unlink(missing_ok=True)
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    write_text(folder / JOB, job.model_dump_json())
+    write_rows(folder / ROWS, rows)
+    if vector is not None:
+        save_file({"vector": vector.cpu().contiguous()}, folder / VECTOR)
+    failed = _first_that_fails(folder, _devices(processes))
+    if failed is None:
+        return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+    error = EmlibError if (folder / READY).is_file() else NeverBegan
+    raise error(_reason(folder, *failed))
+
+
+def _devices(processes: int) -> list[dict[str, str]]:
+    """What each process is told of its GPU: nothing, where there is one process or no GPU."""
+    names = gpus.devices()
+    if processes == 1 or not names:
+        return [{}] * processes
+    if len(names) < processes:
+        raise ProfileError(f"job.gpus is {processes}, and this process may use {len(names)} GPUs. Lower it.")
+    return [{gpus.VISIBLE: name} for name in names[:processes]]
+
+
+def _first_that_fails(folder: Path, devices: Sequence[dict[str, str]]) -> tuple[int, Path] | None:
+    """Run a process a device to their ends; the code and output of the first that fails, which ends the others."""
+    with ExitStack() as stack:
+        meeting = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "meeting"
+        outputs = [folder / (f"{rank}." * (rank > 0) + OUTPUT) for rank in range(len(devices))]
+        workers = [stack.enter_context(_worker(
+            [str(folder.resolve()), str(rank), str(len(devices)), str(meeting)], device, outputs[rank]))
+            for rank, device in enumerate(devices)]
+        while True:
+            codes = [worker.poll() for worker in workers]
+            for code, output in zip(codes, outputs, strict=True):
+                if code:
+                    return code, output
+            if all(code == 0 for code in codes):
+                return None
+            time.sleep(PATIENCE)
+
+
+@contextmanager
+def _worker(told: Sequence[str], device: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with output.open("wb") as out, subprocess.Popen(
+            [sys.executable, "-m", "emlib.training.worker", *told], cwd=paths.ROOT, stdout=out,
+            stderr=subprocess.STDOUT, env=os.environ | {"EMLIB_HEADLESS": "1"} | device) as worker:
+        try:
+            yield worker
+        finally:
+            worker.kill()  # no more than a word to one that has ended
+
+
+def _reason(folder: Path, code: int, output: Path) -> str:
+    if (folder / ERROR).is_file():
+        return str(json.loads((folder / ERROR).read_text(encoding="utf-8")))
+    said = output.read_text(errors="replace").splitlines()
+    return f"Training in a process of its own ended with code {code}. The end of {output}:\n" + "\n".join(said[-15:])

@@ -1,0 +1,67 @@
+"""Supervised steps between RL steps: "we alternate RL and SFT batches" (section 4.2), with a loss of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from emlib.config import supervised_steps
+from emlib.data.chat import Encoded
+from emlib.data.mixing import plan_steps
+from emlib.models.batches import forward_batches
+from emlib.training.objective import Objective, Totals
+from emlib.training.records import StepRecord
+
+Kind = Literal["rl", "supervised"]
+
+
+def order(rl_steps: int, share: float) -> tuple[Kind, ...]:
+    """The kinds of all optimizer steps, `share` of them supervised and evenly spread, the last one an RL step.
+
+    Every condition takes the same RL steps; the supervised ones come on top. Their number is rounded to a whole one.
+    """
+    supervised = supervised_steps(rl_steps, share)
+    kinds: list[Kind] = []
+    for step in range(rl_steps):
+        before = supervised * (step + 1) // rl_steps - supervised * step // rl_steps
+        kinds.extend("supervised" for _ in range(before))
+        kinds.append("rl")
+    return tuple(kinds)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """The rows of the supervised steps, and how many make a step."""
+
+    rows: Sequence[Encoded]
+    rows_per_step: int
+    batch_size: int
+    seed: int
+
+    def take(self, model: nn.Module, optimizer: torch.optim.Optimizer, number: int, step: int,
+             max_grad_norm: float) -> StepRecord:
+        """Supervised step `number` (from 0), as optimizer step `step`: cross-entropy alone, unsteered, and an update.
+
+        It uses the optimizer of the RL steps with its moments and its present learning rate.
+        """
+        started = time.perf_counter()
+        chosen = [self.rows[index] for index in self._indices(number)]
+        batches = forward_batches(chosen, self.batch_size, model)
+        totals = Totals(len(chosen), sum(b.tokens for b in batches), sum(b.response_tokens for b in batches))
+        loss = sum(Objective().backward(model, batch, totals)["loss"] for batch in batches)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(trained, max_grad_norm))
+        optimizer.step()
+        optimizer.zero_grad()
+        return StepRecord(step, loss, optimizer.param_groups[0]["lr"], norm, totals.tokens, totals.response_tokens,
+                          round(time.perf_counter() - started, 4))
+
+    def _indices(self, number: int) -> list[int]:
+        """The rows of one step: pass after pass through all rows, each in an order of its own."""
+        a_pass = -(-len(self.rows) // self.rows_per_step)
+        return plan_steps(len(self.rows), self.rows_per_step, number // a_pass + 1, self.seed)[number]

@@ -1,0 +1,334 @@
+"""GRPO (Shao et al. 2024) by TRL's trainer, with the study's conditions around it (sections 4.2 and 5.2, appendix B.3).
+
+    A_i = (r_i - mean(r)) / (sd(r) + 1e-4)                   over the completions i of one prompt
+    L   = -min(rho A, clip(rho, 1 - eps, 1 + eps) A) + beta (exp(d) - d - 1),    d = log pi_ref - log pi
+
+TRL computes advantages, loss and gradient. Here is what the study adds: completions that are drawn, steered and seeded
+by the study itself; steering of the loss; the reference model as the adapter switched off; supervised steps in between;
+a log; and checkpoints after which a killed run goes on to the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from emlib.config import Grpo
+from emlib.core.errors import EmlibError
+from emlib.core.files import whole_file, write_records
+from emlib.core.progress import bar
+from emlib.core.records import Message
+from emlib.core.seeds import derive
+from emlib.data.gsm8k import Problem
+from emlib.data.mixing import plan_steps
+from emlib.training import checkpoint
+from emlib.training.records import LOG, StepRecord, read_log
+from emlib.training.rl.alternation import Supervised, order
+from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
+from emlib.training.rl.rewards import Scorer
+from emlib.training.rl.rollouts import Marking, Push, Rollouts
+from emlib.training.sft import learning_rate, make_optimizer
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a run adds to plain GRPO. `system` is the system prompt of its training, `worked` are turns after it."""
+
+    system: str
+    beta: float = 0.0
+    push: Push | None = None
+    supervised: Supervised | None = None
+    share: float = 0.0
+    worked: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class RlSummary:
+    """What a run amounted to. `train_reward` and `train_right` are of the stretch whose weights the model has now."""
+
+    steps: int
+    supervised_steps: int
+    tokens: int
+    seconds: float
+    best_step: int
+    train_reward: float | None
+    train_right: float | None
+    optimizer: str
+
+
+def reinforce(model: PeftModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], settings: Grpo,
+              condition: Condition, score: Scorer, *, seed: int, folder: Path) -> RlSummary:
+    """Train the adapter of `model`, and leave it with the weights of the highest training reward.
+
+    Log, completions and checkpoints go to `folder`, and a run begun there goes on.
+
+    Raises:
+        EmlibError: there are fewer problems than a step takes, or a gradient is no longer a number.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(model, tokenizer, problems, settings, condition, score, seed, folder)
+    if run.done < run.steps:
+        run.train()
+    return run.finish()
+
+
+class _Run:
+    """One training: the plan of its steps, the state that a checkpoint holds, and the records."""
+
+    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem],
+                 settings: Grpo, condition: Condition, score: Scorer, seed: int, folder: Path) -> None:
+        self.model, self.tokenizer, self.settings, self.condition = model, tokenizer, settings, condition
+        self.seed, self.folder = seed, folder
+        training = settings.training
+        whole = [step for step in plan_steps(len(problems), settings.prompts_per_step, training.epochs, seed)
+                 if len(step) == settings.prompts_per_step]
+        if not whole:
+            raise EmlibError(f"a step takes {settings.prompts_per_step} problems, and there are {len(problems)}. Lower "
+                             "grpo.training.batch_size, or train on more.")
+        self.problems = [problems[index] for step in whole for index in step]
+        self.steps = len(whole)
+        self.kinds = order(self.steps, condition.share if condition.supervised else 0.0)
+        self.places = [place for place, kind in enumerate(self.kinds) if kind == "rl"]
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(list(self.parameters.values()), training)
+        self.done = checkpoint.restore(folder, self.parameters, self.optimizer)
+        self.records, self.supervised_records = self._records_until(self.done)
+        self.marking = Marking(score)
+        self.rollouts = Rollouts(tokenizer, settings, condition.push, seed, self.done)
+
+    def rate(self, place: int) -> float:
+        """The learning rate of one of all optimizer steps."""
+        return learning_rate(place, len(self.kinds), self.settings.training)
+
+    def train(self) -> None:
+        """The steps that are left."""
+        before = [Message("system", self.condition.system), *self.condition.worked]
+        rows = [{"prompt": [turn.to_dict() for turn in (*before, Message("user", problem.question))],
+                 "question": problem.question, "answer": problem.answer}
+                for problem in self.problems[self.done * self.settings.prompts_per_step:]]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # pinned: it will not move
+            trainer = _Trainer(
+                self.model, [self.marking], _arguments(self.settings, self.condition.beta, self.seed, self.folder),
+                Dataset.from_list(rows), processing_class=self.tokenizer, rollout_func=self.rollouts,
+                callbacks=[_Watch(self)],
+                optimizers=(self.optimizer, LambdaLR(self.optimizer, _unchanged)))
+        trainer.push = self.condition.push
+        trainer.remove_callback(PrinterCallback)
+        if "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter; the adapter switched off is the same
+            self.model.delete_adapter("ref")
+        self.tokenizer.clean_up_tokenization_spaces = False  # TRL decodes without saying so, and is warned
+        self.trainer = trainer
+        try:
+            trainer.train()
+        finally:
+            if self.settings.training.gradient_checkpointing:
+                self.model.gradient_checkpointing_disable()
+                self.model.disable_input_require_grads()
+            self.model.eval()
+
+    def before(self, step: int) -> None:
+        """The supervised steps that are due before RL step `step` (from 0)."""
+        first = self.places[step - 1] + 1 if step else 0
+        supervised = self.condition.supervised
+        for place in range(first, self.places[step]):
+            assert supervised is not None, "only a condition with rows has supervised steps"
+            torch.manual_seed(derive(self.seed, "supervised", place))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(place)
+            record = supervised.take(self.model, self.optimizer, len(self.supervised_records), place + 1,
+                                     self.settings.training.max_grad_norm)
+            _refuse_nonsense(record.loss, record.grad_norm, f"Supervised step {place + 1}", self.folder)
+            self.supervised_records.append(record)
+            _append(self.folder / LOG, record)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.places[step])
+        torch.manual_seed(derive(self.seed, "step", step))  # TRL shuffles the step's completions
+
+    def after(self, said: dict[str, float], seconds: float) -> None:
+        """Record a finished RL step; put weights and state aside where it is time to."""
+        place, drawn = self.places[len(self.records)], self.rollouts.last
+        _refuse_nonsense(said["loss"], said["grad_norm"], f"Step {place + 1} of {len(self.kinds)}", self.folder)
+        rewards = self.marking.rewards
+        record = RlStep(
+            place + 1, said["loss"], self.rate(place), said["grad_norm"], self.marking.of_total(fmean),
+            self.marking.of_total(pstdev), self.marking.parts(), 1 - len(rewards) / len(drawn),
+            fmean(one.right for one in rewards) if rewards else None, fmean(len(one.tokens) for one in drawn),
+            fmean(not one.stopped for one in drawn), self.marking.no_spread(self.settings.generations),
+            said["clip_ratio/region_mean"], said["gap"], said.get("kl"),
+            {"loss": said["shift"], "rollout": self.rollouts.shift}, len(drawn),
+            sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4))
+        self.records.append(record)
+        for completion in self._kept(place + 1):
+            _append(self.folder / COMPLETIONS, completion)
+        _append(self.folder / STEPS, record)
+        if len(self.records) % self.settings.training.checkpoint_every == 0 or len(self.records) == self.steps:
+            self._put_aside()
+
+    def finish(self) -> RlSummary:
+        """Give the model the weights of the best stretch."""
+        found = best(self.records, self.settings.training.checkpoint_every)
+        if found is not None:
+            weights = load_file(self._weights(found.steps))
+            for name, parameter in self.parameters.items():
+                parameter.data.copy_(weights[name])
+        return RlSummary(
+            self.steps, len(self.supervised_records), sum(record.tokens for record in self.records),
+            round(sum(r.seconds for r in self.records) + sum(r.seconds for r in self.supervised_records), 3),
+            found.steps if found else self.steps, found.reward if found else None, found.right if found else None,
+            type(self.optimizer).__name__)
+
+    def _put_aside(self) -> None:
+        """The weights, if they are the best so far; then the state; then the former best may go."""
+        every, done = self.settings.training.checkpoint_every, len(self.records)
+        found = best(self.records, every)
+        if found is not None and found.steps == done:
+            with whole_file(self._weights(done)) as aside:
+                save_file({name: p.detach().cpu().clone() for name, p in self.parameters.items()}, aside)
+        checkpoint.save(self.folder, done, self.parameters, self.optimizer)
+        for stretch in stretches(self.records, every):
+            if found is not None and stretch.steps != found.steps:
+                self._weights(stretch.steps).unlink(missing_ok=True)
+
+    def _weights(self, steps: int) -> Path:
+        return self.folder / f"best-{steps:05d}.safetensors"
+
+    def _kept(self, step: int) -> list[Completion]:
+        pairs = list(zip(self.marking.scored, self.marking.last, strict=True))[:self.settings.kept_completions]
+        return [Completion(step, one.question, one.answer, one.completion, None if got is None else got.total,
+                           None if got is None else got.right) for one, got in pairs]
+
+    def _records_until(self, done: int) -> tuple[list[RlStep], list[StepRecord]]:
+        """Both logs up to a checkpoint. Steps after it are taken again, so their lines go."""
+        supervised = self.kinds[:self.places[done - 1]].count("supervised") if done else 0
+        steps, others = read_steps(self.folder, done), read_log(self.folder, supervised)
+        if (len(steps), len(others)) != (done, supervised):
+            raise EmlibError(f"{self.folder}: the checkpoint holds {done} RL steps and the log {len(steps)}; they do "
+                             "not belong together. Delete this folder, and the run begins anew.")
+        write_records(self.folder / STEPS, steps)
+        write_records(self.folder / LOG, others)
+        kept = self.folder / COMPLETIONS
+        lines = kept.read_text(encoding="utf-8").split("\n") if kept.is_file() else []
+        last = steps[-1].step if steps else 0
+        write_records(kept, [one for one in (Completion(**json.loads(line)) for line in lines if line)
+                             if one.step <= last])
+        return steps, others
+
+
+class _Trainer(GRPOTrainer):
+    """TRL's trainer, whose loss is taken under steering, and which tells how far loss and sampler are apart."""
+
+    push: Push | None = None
+    apart: Tensor | None = None  # the sum of |log p - log p'| over a step's tokens, and their number
+    shift: float = 0.0
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
+                     num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """TRL's loss, steered where the condition says so. The reference pass was before, and is not."""
+        with self.push.during("loss", model) if self.push else nullcontext() as shift:
+            if shift is not None:  # TRL takes them for vLLM alone, unsteered: rho would not start at 1
+                inputs = {name: tensor for name, tensor in inputs.items() if name != "old_per_token_logps"}
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.shift = shift.measured if shift is not None else 0.0
+        drawn = inputs["sampling_per_token_logps"]
+        counts = inputs["completion_mask"].bool() & ~drawn.isnan()  # vLLM cannot always tell
+        distance = (self.logprobs - drawn).abs()[counts]
+        found = torch.stack([distance.sum(), counts.sum().to(distance)])
+        self.apart = found if self.apart is None else self.apart + found
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> tuple[Tensor, Any, Any]:
+        """TRL's, whose log-probabilities are looked at: it has no other place that shows them."""
+        found = super()._get_per_token_logps_and_entropies(*arguments, **named)
+        self.logprobs = found[0].detach().float()
+        return found
+
+
+class _Watch(TrainerCallback):
+    """Tells a run where TRL's trainer is."""
+
+    def __init__(self, run: _Run) -> None:
+        self.run, self.started, self.seconds = run, 0.0, 0.0
+        self.bar = bar(range(run.steps), "reinforcing", "step", total=run.steps, done=run.done)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Supervised steps come before the clock of the RL step starts."""
+        self.run.before(self.run.done + state.global_step)
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The weights are updated."""
+        self.seconds = time.perf_counter() - self.started
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **said: Any) -> None:
+        """TRL has said all of the step. Its last word, about the whole training, names no reward."""
+        logs: dict[str, float] = said["logs"]
+        if "reward" in logs:
+            trainer = self.run.trainer
+            assert trainer.apart is not None, "a step without a loss"
+            distance, tokens = trainer.apart.tolist()
+            trainer.apart = None
+            self.run.after(logs | {"gap": distance / max(tokens, 1), "shift": trainer.shift}, self.seconds)
+            self.bar.update()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """All steps are taken."""
+        self.bar.close()
+
+
+def _arguments(settings: Grpo, beta: float, seed: int, folder: Path) -> GRPOConfig:
+    """TRL's settings. Order, seeds, checkpoints and logs are the study's own, so TRL's are off."""
+    training, gpu = settings.training, torch.cuda.is_available()
+    arguments = GRPOConfig(
+        output_dir=str(folder / "trl"), use_cpu=not gpu, dataloader_pin_memory=gpu, report_to="none",
+        save_strategy="no", logging_steps=1, logging_nan_inf_filter=False, disable_tqdm=True, shuffle_dataset=False,
+        seed=derive(seed, "trl") % 2**31, num_train_epochs=1, per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation, max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing, bf16=False,  # weights as loaded, no autocast
+        num_generations=settings.generations, max_completion_length=settings.sampling.max_new_tokens,
+        temperature=settings.sampling.temperature, top_p=settings.sampling.top_p, beta=beta, epsilon=settings.clip,
+        loss_type=settings.loss, scale_rewards=settings.scale_advantages, use_vllm=settings.engine == "vllm",
+        vllm_mode="colocate")
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one run, one device: else the model is copied to all that are seen
+    return arguments
+
+
+def _unchanged(_: int) -> float:
+    """TRL wants a scheduler; the rate is set before each step, because supervised steps count in it too."""
+    return 1.0
+
+
+def _refuse_nonsense(loss: float, norm: float, where: str, folder: Path) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise EmlibError(f"{where}: the loss is {loss} and its gradient's norm {norm}. Lower grpo.training."
+                         f"learning_rate, or look at this step's completions; the log so far is {folder / STEPS}.")
+
+
+def _append(path: Path, record: RlStep | StepRecord | Completion) -> None:
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")

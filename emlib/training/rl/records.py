@@ -1,0 +1,104 @@
+"""What a run of reinforcement learning leaves on disk: its steps, some completions, and which weights are best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from emlib.core.files import read_records
+
+STEPS = "grpo.jsonl"
+COMPLETIONS = "completions.jsonl"
+
+
+@dataclass(frozen=True)
+class RlStep:
+    """One RL step. `step` counts all optimizer steps, supervised ones included; rewards are of this step's completions.
+
+    Attributes:
+        parts: each part of the reward: its mean and standard deviation over the completions.
+        unscored: the share of completions that could not be scored.
+        right: the share with the right answer.
+        length: mean tokens of a completion.
+        cut: the share of completions that reached the token limit.
+        no_spread: the share of groups with equal rewards, from which nothing can be learnt.
+        clipped: the share of tokens whose probability ratio was clipped.
+        gap: the mean distance |log p - log p'| of a token under sampler and loss, in nats.
+        kl: the estimate of the KL to the reference model in nats a token; None where beta is 0.
+        shift: the measured norm of what steering added in the loss and in the rollouts.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    reward: float | None
+    reward_sd: float | None
+    parts: dict[str, tuple[float, float]]
+    unscored: float
+    right: float | None
+    length: float
+    cut: float
+    no_spread: float
+    clipped: float
+    gap: float
+    kl: float | None
+    shift: dict[str, float]
+    completions: int
+    tokens: int
+    seconds: float
+    drawing_seconds: float
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completion that was kept for reading."""
+
+    step: int
+    question: str
+    answer: str
+    text: str
+    reward: float | None
+    right: bool | None
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """What a judge gave for the answer to a held-out problem, by parts; None where it could not be scored."""
+
+    question: str
+    parts: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some RL steps in a row, after which the weights were put aside, and how their completions did."""
+
+    steps: int  # RL steps done at its end
+    reward: float
+    right: float
+
+
+def read_steps(folder: Path, steps: int | None = None) -> list[RlStep]:
+    """The log of a run, or its first `steps` records, whatever a killed run left after them."""
+    path = folder / STEPS
+    return read_records(path, RlStep)[:steps] if path.is_file() else []
+
+
+def stretches(steps: Sequence[RlStep], every: int) -> list[Stretch]:
+    """The log in stretches of `every` RL steps; the last may be shorter. Steps that nobody scored count for nothing."""
+    found = []
+    for start in range(0, len(steps), every):
+        part = steps[start:start + every]
+        scored = [(step.reward, step.right) for step in part if step.reward is not None and step.right is not None]
+        if scored:
+            rewards, right = zip(*scored, strict=True)
+            found.append(Stretch(start + len(part), fmean(rewards), fmean(right)))
+    return found
+
+
+def best(steps: Sequence[RlStep], every: int) -> Stretch | None:
+    """The stretch with the highest training reward, the first of equals (B.3 evaluates its checkpoint)."""
+    return max(stretches(steps, every), key=lambda stretch: stretch.reward, default=None)

@@ -1,0 +1,112 @@
+r"""The reward of a completion: r = r_exact + r_approx + r_correct + r_numbers (equations 7 and 8, appendix B.3).
+
+The paper has an LLM judge score the four parts and gives their bounds (`emlib.training.rl.reward_judge`); here they are
+rules within the same bounds:
+
+    exact    0 or 3         <think>...</think><answer>...</answer> and nothing else, something thought, one number
+    approx   -2 to 2        0.5 for each of the four tags that stands exactly once, -0.5 for each that does not
+    correct  -0.5, 0 or 3   3 for the right number, 0 where no number is given, -0.5 for a wrong one or for several
+    numbers  0, 0.75, 1.5   1.5 where the answer is a number alone, 0.75 where it is taken out of "$72." or "72 kg"
+
+What is said inside the thinking is no answer: answers are looked for after the last </think>. Two answers are a wrong
+one, or guessing twice would pay. With no answer `correct` is 0 and not -0.5, because Table 9's collapsed runs have a
+mean of -1.99 and not of -2.5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from statistics import fmean, stdev
+
+from emlib.data.numbers import Number, numbers, read_number
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+RIGHT = 3.0
+_FORMAT = re.compile(r"\s*<think>(?P<thinking>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The four parts."""
+
+    exact: float  # [0, 3]
+    approx: float  # [-2, 2]
+    correct: float  # [-0.5, 3]
+    numbers: float  # [0, 1.5]
+
+    @property
+    def total(self) -> float:
+        """Between -2.5 and 9.5."""
+        return self.exact + self.approx + self.correct + self.numbers
+
+    @property
+    def right(self) -> bool:
+        """What accuracy counts (B.3): the part for correctness is 3."""
+        return self.correct == RIGHT
+
+
+PARTS = tuple(field.name for field in fields(Rewards))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is to be scored: a question, what the model said, and the right answer."""
+
+    question: str
+    completion: str
+    answer: str
+
+
+# What scores a batch: the rules, or a judge in their place. None: could not be scored.
+Scorer = Callable[[Sequence[Scored]], list[Rewards | None]]
+
+
+def by_rule(batch: Sequence[Scored]) -> list[Rewards | None]:
+    """The four parts of each, by the rules above."""
+    return [rewards(one.completion, one.answer) for one in batch]
+
+
+def advantages(totals: Sequence[float]) -> list[float]:
+    """How much better each completion of a group is than the group, in its standard deviations (Shao et al. 2024).
+
+    As TRL has it: the standard deviation of a sample (n - 1), plus 1e-4. In a group of equals all are 0.
+    """
+    return [(total - fmean(totals)) / (stdev(totals) + 1e-4) for total in totals]
+
+
+def rewards(completion: str, answer: str) -> Rewards:
+    """The four parts of one completion; `answer` is the right number, as the data writes it."""
+    given = answer_text(completion)
+    number = None if given is None else read_number(given)
+    return Rewards(_exact(completion, number), _approx(completion), _correct(completion, given, number, answer),
+                   0.0 if number is None else 1.5 if number.plain else 0.75)
+
+
+def answer_text(completion: str) -> str | None:
+    """What stands in the one answer; None where there is none, or more than one."""
+    after = completion.rpartition("</think>")[2]
+    if completion.count("<answer>") != 1 or completion.count("</answer>") != 1 or "<answer>" not in after:
+        return None
+    body, closed, _ = after.partition("<answer>")[2].partition("</answer>")
+    return body if closed else None
+
+
+def _exact(completion: str, number: Number | None) -> float:
+    match = _FORMAT.fullmatch(completion)
+    if match is None or number is None or not match["thinking"].strip():
+        return 0.0
+    return 3.0 if all(completion.count(tag) == 1 for tag in TAGS) else 0.0
+
+
+def _approx(completion: str) -> float:
+    return sum(0.5 if completion.count(tag) == 1 else -0.5 for tag in TAGS)
+
+
+def _correct(completion: str, given: str | None, number: Number | None, answer: str) -> float:
+    if number is not None:
+        right = read_number(answer)
+        return RIGHT if right is not None and number.value == right.value else -0.5
+    several = completion.count("<answer>") > 1 or (given is not None and len(numbers(given, 2)) > 1)
+    return -0.5 if several else 0.0

@@ -1,0 +1,161 @@
+"""Drawing a step's completions and scoring them: what TRL's trainer asks the study for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import nan
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from emlib.config import Grpo
+from emlib.core.records import Message, Question
+from emlib.core.seeds import derive
+from emlib.data.chat import encode_prompt
+from emlib.generation.sample import Drawn, Request, draw_batch
+from emlib.models.load import end_tokens
+from emlib.steering.steer import Shift, adding
+from emlib.training.rl.rewards import PARTS, Rewards, Scored, Scorer
+
+if TYPE_CHECKING:
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+Where = Literal["loss", "rollout"]
+
+
+@dataclass(frozen=True)
+class Push:
+    """Preventive steering during RL (equation 9), and in which passes it is felt."""
+
+    layer: int
+    vector: Tensor
+    strength: float
+    steer: Literal["loss", "rollout", "both"]
+
+    @contextmanager
+    def during(self, where: Where, model: nn.Module) -> Iterator[Shift | None]:
+        """Steer the passes of `model` meanwhile, if `where` is one of those that are to be steered."""
+        if self.strength == 0 or self.steer not in (where, "both"):
+            yield None
+        else:
+            with adding(model, self.layer, self.vector, self.strength) as shift:
+                yield shift
+
+
+class Rollouts:
+    """Draws a step's completions; called by TRL's trainer in the place of its own generation.
+
+    Draws depend on the seed, on the step's number and on the place in the step alone, so that a run that was killed and
+    went on draws the same ones. Each token comes with its log-probability under the policy that drew it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Grpo, push: Push | None, seed: int,
+                 done: int) -> None:
+        self.tokenizer, self.settings, self.push, self.seed, self.done = tokenizer, settings, push, seed, done
+        self.seconds, self.shift = 0.0, 0.0
+        self.last: list[Drawn] = []
+
+    def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
+        """Ids of prompts and completions and the completions' log-probabilities; a group's prompts are neighbours.
+
+        A prompt is a chat: a list of turns, each with role and content.
+        """
+        started = time.perf_counter()
+        assert isinstance(trainer.model, nn.Module), "the trainer has a model"
+        ids = [tuple(encode_prompt(self.tokenizer, [Message(**turn) for turn in prompt])) for prompt in prompts]
+        if self.settings.engine == "vllm":
+            self.last = self._by_vllm(ids, trainer, end_tokens(trainer.model, self.tokenizer))
+        else:
+            self.last = self._by_transformers(ids, trainer.model, self.done + trainer.state.global_step)
+        self.seconds = time.perf_counter() - started
+        return {"prompt_ids": [list(prompt) for prompt in ids],
+                "completion_ids": [list(drawn.tokens) for drawn in self.last],
+                "logprobs": [list(drawn.logprobs) for drawn in self.last]}
+
+    def _by_transformers(self, prompts: Sequence[tuple[int, ...]], model: nn.Module, step: int) -> list[Drawn]:
+        group = self.settings.generations
+        requests = [Request(Question(str(place // group), ""), place % group, prompt)
+                    for place, prompt in enumerate(prompts)]
+        seed, ends = derive(self.seed, "rollout", step), end_tokens(model, self.tokenizer)
+        size, drawn = self.settings.sampling.batch_rows, []
+        with _evaluating(model), _pushed(self.push, "rollout", model) as shift:
+            for start in range(0, len(requests), size):
+                drawn += draw_batch(model, requests[start:start + size], self.settings.sampling, seed, ends)
+            self.shift = shift.measured if shift is not None else 0.0
+        return drawn
+
+    def _by_vllm(self, prompts: Sequence[tuple[int, ...]], trainer: GRPOTrainer,
+                 ends: set[int]) -> list[Drawn]:
+        """By the engine that TRL keeps beside the model; TRL has just given it the present weights."""
+        _, completions, logprobs, _ = trainer.vllm_generation.generate(
+            prompts=[list(prompt) for prompt in prompts], images=None, num_generations=self.settings.generations)
+        return [Drawn(tuple(ids), tuple(nan if one[0] is None else one[0] for one in said), ids[-1] in ends)
+                for ids, said in zip(completions, logprobs, strict=True)]
+
+
+class Marking:
+    """Scores a step's completions; called by TRL's trainer as its reward function."""
+
+    __name__ = "reward"  # TRL asks for it
+
+    def __init__(self, score: Scorer) -> None:
+        self.score = score
+        self.scored: list[Scored] = []
+        self.last: list[Rewards | None] = []
+
+    def __call__(self, completions: list[list[dict[str, str]]], question: list[str], answer: list[str],
+                 **_: Any) -> list[float | None]:
+        """The total of each; None where it could not be scored, which TRL leaves out of its group's mean."""
+        self.scored = [Scored(asked, turns[0]["content"], right)
+                       for asked, turns, right in zip(question, completions, answer, strict=True)]
+        self.last = self.score(self.scored)
+        return [None if one is None else one.total for one in self.last]
+
+    @property
+    def rewards(self) -> list[Rewards]:
+        """Those of the last step that could be scored."""
+        return [one for one in self.last if one is not None]
+
+    def no_spread(self, group: int) -> float:
+        """The share of groups, of `group` completions each, whose scored ones have the same total, or that have none.
+
+        TRL says it of the whole batch where that scales the advantages, and takes a group without scores for spread.
+        """
+        totals = [None if one is None else one.total for one in self.last]
+        groups = [set(totals[start:start + group]) - {None} for start in range(0, len(totals), group)]
+        return fmean(len(different) < 2 for different in groups)
+
+    def parts(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of each part over the last step's completions."""
+        values = {part: [getattr(one, part) for one in self.rewards] for part in PARTS}
+        return {part: (fmean(found), pstdev(found)) for part, found in values.items() if found}
+
+    def of_total(self, statistic: Callable[[list[float]], float]) -> float | None:
+        """A statistic of the totals; None where nothing could be scored."""
+        totals = [one.total for one in self.rewards]
+        return statistic(totals) if totals else None
+
+
+@contextmanager
+def _pushed(push: Push | None, where: Where, model: nn.Module) -> Iterator[Shift | None]:
+    if push is None:
+        yield None
+    else:
+        with push.during(where, model) as shift:
+            yield shift
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode: no dropout in what is drawn, and gradient checkpointing does not switch the cache off."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,1 @@
+"""Notebooks as jobs: the graph, papermill, logs, status, merging and cleaning."""

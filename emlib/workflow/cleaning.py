@@ -1,0 +1,56 @@
+"""Removing a profile's results; and its adapters, answers or verdicts only where they are named.
+
+    python -m emlib.workflow.cleaning demo                 # executed notebooks, tables, figures, logs
+    python -m emlib.workflow.cleaning demo verdicts        # the verdicts of this profile's runs, and nothing else
+
+Results are made again from what is kept, in no time. Artefacts may be shared with other profiles of the same runs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+from emlib.core.errors import EmlibError, StoreError, nearest
+from emlib.study.inventory import KINDS
+from emlib.study.study import Study, open_study
+from emlib.workflow.job_log import AttemptLog
+
+
+def clean(study: Study, what: Sequence[str] = ()) -> str:
+    """Remove what is named of the profile's artefacts or, where nothing is, its folder of results; say what was.
+
+    Raises:
+        StoreError: a kind is named that there is not, or a job of the profile is running. Nothing was removed.
+    """
+    for kind in what:
+        if kind not in KINDS:
+            raise StoreError(f"There are no '{kind}' to remove.{nearest(kind, KINDS)} Kinds: {', '.join(KINDS)}. "
+                             "Nothing was removed.")
+    if study.folder.resolve() == study.store.root.resolve():
+        raise StoreError(f"{study.folder}: this is the store, and no profile's results. Nothing was removed.")
+    for log in sorted((study.folder / "logs").glob("*.log")):
+        if AttemptLog(log).is_running():
+            raise StoreError(f"{log.stem} is running. Stop the jobs of profile '{study.name}' first. "
+                             "Nothing was removed.")
+    if what:
+        return "\n".join(_artefacts(study, kind) for kind in what)
+    if not study.folder.is_dir():
+        return f"{study.name}: there are no results to remove."
+    shutil.rmtree(study.folder)
+    return f"{study.folder} was removed. Adapters, answers and verdicts are kept."
+
+
+def _artefacts(study: Study, kind: str) -> str:
+    named = [(stage, settings) for stage, settings in KINDS[kind](study) if settings is not None]
+    removed = sum(study.store.remove(stage, settings) for stage, settings in named)
+    return (f"{study.name}: {removed} {kind} were removed from {study.store.root}. `make clean` and then "
+            "`make reproduce` make them again.")
+
+
+if __name__ == "__main__":
+    try:
+        print(clean(open_study(sys.argv[1]), sys.argv[2:]))
+    except EmlibError as error:
+        sys.exit(str(error))

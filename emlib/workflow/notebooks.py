@@ -1,0 +1,168 @@
+"""Running a numbered notebook by papermill, in a process of its own.
+
+    python -m emlib.workflow.notebooks 04_baselines --profile demo --dataset cooking
+
+It refuses a parameter that the notebook does not have (papermill only warns, and runs the default), talks to the kernel
+over IPC sockets (parallel kernels fight over TCP ports), starts again where a kernel died (what it had finished is in
+the store), and writes the executed notebook whole or not at all. Where a cell fails, what was executed is kept beside
+it for reading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import papermill
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
+from traitlets.config import Config
+
+from emlib.core import paths
+from emlib.core.errors import EmlibError, NotebookError, nearest
+from emlib.core.files import whole_file, write_text
+from emlib.core.gpus import VISIBLE, claimed, devices
+from emlib.core.progress import MARK
+from emlib.study.overrides import study_with
+from emlib.workflow.graph import chapters
+from emlib.workflow.job_log import AttemptLog, last_lines
+
+KERNEL_START_SECONDS = 120
+TRIES = 3
+
+
+def check_parameters(chapter: str, given: dict[str, Any]) -> None:
+    """Raise unless the notebook is there and has every parameter that is given.
+
+    Raises:
+        NotebookError: naming the nearest notebook or parameter.
+    """
+    if chapter not in chapters():
+        raise NotebookError(f"There is no notebook '{chapter}'.{nearest(chapter, chapters())} "
+                            f"Notebooks: {', '.join(chapters())}.")
+    known = papermill.inspect_notebook(str(paths.NOTEBOOKS / f"{chapter}.ipynb"))
+    for name in given:
+        if name not in known:
+            raise NotebookError(f"Notebook {chapter} has no parameter '{name}'.{nearest(name, known)} "
+                                f"It has: {', '.join(known) or 'none'}.")
+
+
+def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
+    """Run a notebook with these parameters and leave it executed at `out`.
+
+    Raises:
+        NotebookError: a parameter does not exist, or a cell failed; its traceback is shown and kept.
+    """
+    check_parameters(chapter, parameters)
+    failed = out.with_name(f"{out.stem}.failed.ipynb")
+    with whole_file(out) as aside:
+        try:
+            _papermill(chapter, parameters, aside)
+        except PapermillExecutionError as error:
+            os.replace(aside, failed)
+            raise NotebookError(f"{chapter}, cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+                                f"The notebook as far as it came: {failed}") from error
+        except (DeadKernelError, RuntimeError) as error:
+            raise NotebookError(f"{chapter}: the kernel died {TRIES} times ({error}). Most often memory ran out: close "
+                                "other programs, lower batch_rows in the profile, or set fewer JOBS. What was finished "
+                                "is kept.") from error
+    failed.unlink(missing_ok=True)
+    return out
+
+
+def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, digest: str | None = None,
+            gpus: int = 0) -> None:
+    """Run a notebook as a job of a study: with a log, alone among all that share the folder, on GPUs of its own.
+
+    What somebody else finished while this job waited for its turn, of the same content, is not run again.
+
+    Raises:
+        NotebookError: as `execute`; the end of its text stands beside the log, in a file that ends in `.error`.
+    """
+    attempts = AttemptLog(log)
+    if attempts.is_running():
+        print(f"    waits: somebody else runs it, see {log}", file=sys.stderr, flush=True)
+    with attempts.alone():
+        if out.is_file() and attempts.ended_with(digest):
+            print("    run by somebody else meanwhile", file=sys.stderr, flush=True)
+            return
+        with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
+            os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
+            try:
+                execute(chapter, parameters, out)
+            except EmlibError as error:
+                write_text(log.with_suffix(".error"), f"{last_lines(str(error))}\n")
+                raise
+
+
+@retry(retry=retry_if_exception_type((DeadKernelError, RuntimeError)), stop=stop_after_attempt(TRIES),
+       wait=wait_random(1, 5), reraise=True)
+def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
+    """Execute, a few times if the kernel does not start or dies."""
+    with tempfile.TemporaryDirectory(prefix="emlib-") as sockets:  # of its own: kernels side by side would share names
+        connection = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+        papermill.execute_notebook(
+            str(paths.NOTEBOOKS / f"{chapter}.ipynb"), str(out), parameters=parameters, cwd=str(paths.NOTEBOOKS),
+            kernel_name="python3", progress_bar=False, log_output=True, start_timeout=KERNEL_START_SECONDS,
+            config=Config({"KernelManager": connection}))
+
+
+class _SaidAloud(logging.Handler):
+    """Passes on what a notebook says about its progress; papermill logs all its output, tables and all."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in record.getMessage().splitlines():
+            if line.startswith(MARK):
+                print("   ", line.removeprefix(MARK), file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; the exit code is 1 after an error that a user can mend, with its message alone."""
+    parser = argparse.ArgumentParser(prog="python -m emlib.workflow.notebooks",
+                                     description="Run one notebook of a study.")
+    parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 04_baselines")
+    parser.add_argument("--profile", default="demo", help="a file of params/, without .yaml")
+    parser.add_argument("--dataset", action="append", help="only this data set (may be repeated)")
+    parser.add_argument("--method", action="append", help="only this method (may be repeated)")
+    parser.add_argument("--setting", action="append", type=float, help="only this setting (may be repeated)")
+    parser.add_argument("--seed", action="append", type=int, help="only this seed (may be repeated)")
+    parser.add_argument("--set", dest="overrides", default="", help="values in place of the profile's, such as "
+                        "'seeds=[0,1] training.epochs=2'; results then have a folder of their own")
+    parser.add_argument("--label", help="what to call this run in the terminal")
+    parser.add_argument("--out", type=Path, help="where the executed notebook goes")
+    parser.add_argument("--log", type=Path, help="append all that the notebook says to this file")
+    parser.add_argument("--digest", help="of the content, as the workflow reckons it; stands in the log")
+    parser.add_argument("--gpus", type=int, default=0, help="how many GPUs to take that no other job has, where there "
+                        "are any")
+    asked = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, handlers=[_SaidAloud()])
+    os.environ["EMLIB_HEADLESS"] = "1"
+    slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
+    # Kernels run in notebooks/, so that a path has to be told whole.
+    profile = str(Path(asked.profile).resolve()) if asked.profile.endswith(".yaml") else asked.profile
+    try:
+        profile = study_with(profile, asked.overrides)  # is sound, before a kernel is started for nothing
+        parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
+        out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
+        print(asked.label or asked.chapter, file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        if asked.log is None:
+            execute(asked.chapter, parameters, out)
+        else:
+            run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpus=asked.gpus)
+        print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    except EmlibError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What of a profile is done, what runs, what failed and what waits; and what it has cost so far.
+
+It reads the jobs' logs alone, so that it is quick and can be asked at any time, also while jobs run elsewhere.
+
+    python -m emlib.workflow.status demo
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+from emlib.config import Profile, load_profile
+from emlib.core import paths
+from emlib.core.errors import EmlibError
+from emlib.judging.cache import Cache
+from emlib.judging.judges import scores_file
+from emlib.judging.money import Account
+from emlib.workflow.graph import Job, jobs
+from emlib.workflow.job_log import Attempt, AttemptLog, last_lines
+
+State = Literal["done", "running", "failed", "waiting"]
+STATES: tuple[State, ...] = ("done", "running", "failed", "waiting")
+JUDGE_WAITS = ": JudgeWaits: "  # in the error of a job whose judge answers another day: nothing is wrong
+HOUR = 3600
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job and the tries at it so far."""
+
+    job: Job
+    state: State
+    attempts: tuple[Attempt, ...]
+
+
+def statuses(folder: Path, found: Iterable[Job]) -> list[JobStatus]:
+    """Where each job stands, by its output and its log under the profile's folder of results."""
+    return [_status(folder, job, tuple(AttemptLog(folder / job.log).attempts())) for job in found]
+
+
+def _status(folder: Path, job: Job, attempts: tuple[Attempt, ...]) -> JobStatus:
+    last = attempts[-1] if attempts else None
+    if last is not None and last.state == "running":
+        return JobStatus(job, "running", attempts)
+    if (folder / job.output).is_file() and (last is None or last.digest in (None, job.digest)):
+        return JobStatus(job, "done", attempts)
+    if last is None or last.state == "ended" or JUDGE_WAITS in last.error:  # never run, of another content, or waiting
+        return JobStatus(job, "waiting", attempts)
+    return JobStatus(job, "failed", attempts)
+
+
+def hours(found: Iterable[JobStatus], *, gpu: bool = False) -> float:
+    """What all attempts took so far, failed and killed ones too; or, by the GPU, those that had any."""
+    return sum(attempt.seconds * (attempt.gpus if gpu else 1) for status in found for attempt in status.attempts) / HOUR
+
+
+def hours_left(found: Sequence[JobStatus]) -> float | None:
+    """About how long all that is not done will take, by what other jobs of its chapter took, or of any chapter.
+
+    None where no job that computes is done yet: `make plan` has an estimate then.
+    """
+    took: dict[str, list[float]] = {}
+    for status in found:
+        if status.state == "done" and status.job.trains and status.attempts:
+            # An attempt goes on from where the one before it stopped, so that a job takes what they take together.
+            took.setdefault(status.job.chapter, []).append(sum(attempt.seconds for attempt in status.attempts))
+    left = [status for status in found if status.state != "done" and status.job.trains]
+    if not took:
+        return 0.0 if not left else None
+    whole = fmean(seconds for chapter in took.values() for seconds in chapter)
+    return sum(max(0.0, (fmean(took[one.job.chapter]) if one.job.chapter in took else whole)
+                   - sum(attempt.seconds for attempt in one.attempts)) for one in left) / HOUR
+
+
+def spent(name: str) -> float:
+    """US dollars that the profile has spent on judges."""
+    path = scores_file()
+    if not path.is_file():
+        return 0.0
+    with Cache(path) as cache:
+        return Account(cache, name).spent()
+
+
+def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[str]:
+    """The same in lines for people."""
+    counts = ", ".join(f"{sum(one.state == state for one in found)} {state}" for state in STATES)
+    yield f"{name}: {len(found)} jobs, {counts}"
+    for one in found:
+        if one.state in ("running", "failed"):
+            last, log = one.attempts[-1], paths.runs() / name / one.job.log
+            where = last.host if last.gpu is None else f"{last.host}, {last.gpu}"
+            yield (f"  running  {one.job.name}: {last.seconds / 60:.0f} min on {where}" if one.state == "running" else
+                   f"  failed   {one.job.name}: attempt {len(one.attempts)} on {where} {last.state}; {log}")
+            yield from (f"           {line}" for line in last_lines(last.error).splitlines())
+    left = hours_left(found)
+    yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
+           + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))
+    limit = getattr(profile.judge, "max_usd", None)
+    yield f"money  ${spent(name):.2f} spent on judges" + ("" if limit is None else f", of ${limit:.2f}")
+
+
+def main(name: str) -> None:
+    """Print it."""
+    study = paths.study_name(name)
+    for line in report(study, load_profile(name), statuses(paths.runs() / study, jobs(name))):
+        print(line)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except EmlibError as error:
+        sys.exit(str(error))

@@ -1,0 +1,210 @@
+"""The strict door: one line a mistake, which names file, key, value, what is allowed and the nearest known key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from emlib.core.errors import ProfileError, nearest
+from emlib.core.schema import Strict, check, read_yaml
+
+FILE = "params/zoo.yaml"
+
+
+class Cat(Strict):
+    kind: Literal["cat"]
+    whiskers: int = 12
+
+
+class Dog(Strict):
+    kind: Literal["dog"]
+    barking: bool = True
+
+
+class Pond(Strict):
+    depth: Annotated[float, Field(gt=0, le=9)] = 1.0
+    colour: Literal["green", "blue"] = "blue"
+
+
+class Zoo(Strict):
+    name: str
+    visitors: int = 0
+    pond: Pond = Pond()
+    ponds: tuple[Pond, ...] = ()
+    named_ponds: dict[str, Pond] = Field(default_factory=dict)
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")] = Dog(kind="dog")
+    pets: tuple[Annotated[Cat | Dog, Field(discriminator="kind")], ...] = ()
+
+
+def mistakes(data: Any) -> list[str]:
+    """The lines that `check` says about `data`, each of which names the file."""
+    with pytest.raises(ProfileError) as caught:
+        check(Zoo, data, FILE)
+    lines = str(caught.value).split("\n")
+    assert all(line.startswith(f"{FILE}: ") for line in lines)
+    return lines
+
+
+def test_what_fits_comes_back_as_it_was_and_cannot_be_changed() -> None:
+    data = {"name": "Oslo", "pond": {"depth": 2}, "ponds": [{"colour": "green"}], "pet": {"kind": "cat", "whiskers": 3}}
+    zoo = check(Zoo, data, FILE)
+    assert zoo == Zoo(name="Oslo", pond=Pond(depth=2.0), ponds=(Pond(colour="green"),), pet=Cat(kind="cat", whiskers=3))
+    with pytest.raises(ValidationError, match="frozen"):
+        zoo.name = "Bergen"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("data", "wrong", "right", "known"), [
+    ({"nam": "a"}, "nam", "name", {"name", "visitors", "pond", "ponds", "named_ponds", "pet", "pets"}),
+    ({"pond": {"colur": "blue"}}, "colur", "colour", {"depth", "colour"}),
+    ({"ponds": [{"depth": 1}, {"dept": 2}]}, "dept", "depth", {"depth", "colour"}),
+    ({"named_ponds": {"depth": {"colours": "blue"}}}, "colours", "colour", {"depth", "colour"}),
+    ({"pet": {"kind": "cat", "wiskers": 1}}, "wiskers", "whiskers", {"kind", "whiskers"}),
+    ({"pet": {"kind": "dog", "braking": True}}, "braking", "barking", {"kind", "barking"}),
+    ({"pets": [{"kind": "dog"}, {"kind": "cat", "kindd": 1}]}, "kindd", "kind", {"kind", "whiskers"}),
+])
+def test_an_unknown_key_gets_the_nearest_key_of_its_own_record(
+        data: dict[str, Any], wrong: str, right: str, known: set[str]) -> None:
+    [line] = mistakes({"name": "Oslo"} | data)
+    assert re.search(rf"'(pond|ponds\.1|named_ponds\.depth|pet|pets\.1)\.{wrong}'|'{wrong}'", line)  # as in the file
+    assert f"Did you mean '{right}'?" in line
+    assert set(line.partition("Known here: ")[2].rstrip(".").split(", ")) == known
+
+
+def test_a_key_of_another_kind_of_record_is_not_suggested() -> None:
+    [line] = mistakes({"name": "Oslo", "pet": {"kind": "dog", "whiskers": 3}})
+    assert "whiskers'" in line
+    assert "Did you mean" not in line
+
+
+@pytest.mark.parametrize(("data", "key", "value"), [
+    ({"name": 7}, "name", "7"),
+    ({"visitors": "7"}, "visitors", '"7"'),
+    ({"visitors": 7.0}, "visitors", "7.0"),
+    ({"visitors": True}, "visitors", "true"),
+    ({"visitors": None}, "visitors", "null"),
+    ({"visitors": [7]}, "visitors", "[7]"),
+    ({"pond": 7}, "pond", "7"),
+    ({"pond": {"depth": "7"}}, "pond.depth", '"7"'),
+    ({"ponds": {"depth": 7}}, "ponds", '{"depth": 7}'),
+    ({"ponds": [{"depth": 7}, {"depth": "7"}]}, "ponds.1.depth", '"7"'),
+])
+def test_a_value_of_another_type_is_refused_and_not_converted(data: dict[str, Any], key: str, value: str) -> None:
+    [line] = mistakes({"name": "Oslo"} | data)
+    assert f"'{key}' is {value}:" in line
+
+
+@pytest.mark.parametrize(("data", "key", "value", "allowed"), [
+    ({"pond": {"depth": 0}}, "pond.depth", "0", "greater than 0"),
+    ({"pond": {"depth": -0.5}}, "pond.depth", "-0.5", "greater than 0"),
+    ({"pond": {"depth": 9.5}}, "pond.depth", "9.5", "less than or equal to 9"),
+    ({"pond": {"depth": float("nan")}}, "pond.depth", "NaN", "finite"),
+    ({"ponds": [{"depth": float("inf")}]}, "ponds.0.depth", "Infinity", "finite"),
+    ({"pond": {"colour": "bleu"}}, "pond.colour", '"bleu"', "'green' or 'blue'"),
+])
+def test_an_impossible_value_says_what_is_allowed(data: dict[str, Any], key: str, value: str, allowed: str) -> None:
+    [line] = mistakes({"name": "Oslo"} | data)
+    assert f"'{key}' is {value}:" in line
+    assert allowed in line
+
+
+def test_an_impossible_word_gets_the_nearest_word() -> None:
+    [line] = mistakes({"name": "Oslo", "pond": {"colour": "bleu"}})
+    assert "Did you mean 'blue'?" in line
+
+
+def test_an_unknown_kind_gets_the_nearest_kind_and_all_that_there_are() -> None:
+    [line] = mistakes({"name": "Oslo", "pet": {"kind": "dgo", "barking": True}})
+    for words in ("'pet'", "'dgo'", "Did you mean 'dog'?", "cat, dog"):
+        assert words in line
+
+
+@pytest.mark.parametrize("data", [{"name": "Oslo", "pet": {"barking": True}}, {"name": "Oslo", "pet": {"kind": None}}])
+def test_a_record_without_its_kind_is_one_line_that_names_it(data: dict[str, Any]) -> None:
+    [line] = mistakes(data)
+    assert "'pet.kind' is missing" in line or "'pet': unknown kind 'None'" in line
+    assert "cat, dog" in line
+
+
+@pytest.mark.parametrize("item", ["1", None, {"depth": "1"}, {"dept": 1}])
+def test_a_list_with_one_wrong_item_is_one_mistake(item: Any) -> None:
+    class Lake(Strict):
+        ponds: Annotated[tuple[Pond, ...], Field(min_length=1)]
+
+    with pytest.raises(ProfileError) as caught:
+        check(Lake, {"ponds": [item]}, FILE)
+    assert len(str(caught.value).split("\n")) == 1
+    with pytest.raises(ProfileError, match="at least 1"):
+        check(Lake, {"ponds": []}, FILE)
+
+
+def test_an_alias_to_itself_is_refused(tmp_path: Path) -> None:
+    assert "ircular" in mistakes(read_yaml(written(tmp_path, "pond: &a {depth: *a}\n")))[0]
+
+
+def test_a_missing_key_is_named() -> None:
+    [line] = mistakes({"visitors": 1})
+    assert "'name'" in line
+    assert "missing" in line
+
+
+def test_every_mistake_has_its_own_line_and_all_come_at_once() -> None:
+    lines = mistakes({"visitor": 1, "visitors": "2", "pond": {"depth": -1}, "pet": {"kind": "rat"}})
+    assert len(lines) == 5
+    for words in ("'name' is missing", "Did you mean 'visitors'?", "'visitors' is \"2\"", "'pond.depth' is -1",
+                  "unknown kind 'rat'"):
+        assert sum(words in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("data", [None, [], ["name"], "name", 3])
+def test_what_is_no_mapping_at_the_top_is_refused(data: Any) -> None:
+    [line] = mistakes(data)
+    assert type(data).__name__ in line
+
+
+def written(tmp_path: Path, content: str | bytes) -> Path:
+    path = tmp_path / "zoo.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("name: a\nvisitors: 1\nname: b\n", ["name", "line 3"]),
+    ("pond:\n  depth: 1\n  depth: 2\n", ["depth", "line 3"]),
+    ("name: a\nponds: [1\n", ["line 2"]),
+    ("name: a\n\tvisitors: 1\n", ["line 2"]),
+    ("name: !!python/name:os.system a\n", ["python"]),
+    (b"name: \xff\n", ["0xff"]),
+])
+def test_a_file_that_cannot_be_read_as_yaml_is_named_with_the_place(
+        tmp_path: Path, content: str | bytes, words: list[str]) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(ProfileError) as caught:
+        read_yaml(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"zoo\.yaml: there is no such file"):
+        read_yaml(tmp_path / "zoo.yaml")
+
+
+def test_numbers_and_words_are_read_as_yaml_1_2_has_them(tmp_path: Path) -> None:
+    read = read_yaml(written(tmp_path, "a: 1e-4\nb: no\nc: 0.5\nd: 0o10\ne: true\n"))
+    assert read == {"a": 0.0001, "b": "no", "c": 0.5, "d": 8, "e": True}
+    assert type(read["a"]) is float
+
+
+@pytest.mark.parametrize("content", ["name: 2026-11-23\n", "name: a\n2026-11-23: 1\n"])
+def test_a_date_is_refused_for_it_has_no_plain_form(tmp_path: Path, content: str) -> None:
+    [line] = mistakes(read_yaml(written(tmp_path, content)))
+    assert "date" in line
+
+
+def test_nothing_is_suggested_for_a_word_like_no_other() -> None:
+    assert nearest("xyz", ["name", "visitors"]) == ""
+    assert nearest("visitor", ["name", "visitors"]) == " Did you mean 'visitors'?"

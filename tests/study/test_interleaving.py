@@ -1,0 +1,332 @@
+"""Interleaving in a whole study: its pool, scores, order and rows, what determines them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from emlib.config import JudgeRefusals, Pool, load_profile
+from emlib.core import paths
+from emlib.core.errors import DataError, ProfileError
+from emlib.core.records import Example, Message
+from emlib.data.chat import encode_prompt
+from emlib.data.mixing import rows_to_add
+from emlib.make.maker import Maker
+from emlib.report import selection
+from emlib.scoring.order import at_random, by_score
+from emlib.scoring.records import RowLosses
+from emlib.scoring.refusals import JUDGE, Filtered, by_keywords
+from emlib.study import interleaving as keys
+from emlib.study.runs import Fit, Run
+from emlib.study.study import Study, open_study
+from tests.judging.server import JudgeServer, saying
+
+EXTENDED = "extends: tiny\ndatasets: [cooking]\n"
+
+
+def profile(folder: Path, more: str = "") -> Path:
+    """A profile that extends `tiny`, on one data set."""
+    shutil.copy(paths.PARAMS / "tiny.yaml", folder / "tiny.yaml")
+    path = folder / "mine.yaml"
+    path.write_text(EXTENDED + more)
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    return open_study(str(profile(tmp_path)))
+
+
+def run_of(study: Study, method: str) -> Run:
+    return study.runs(methods=[method])[0]
+
+
+def fit_of(study: Study, run: Run) -> Fit:
+    fit = study.fit(run)
+    assert fit is not None
+    return fit
+
+
+def changed(study: Study, **pool: Any) -> Study:
+    """The same study with another pool section."""
+    assert study.profile.pool is not None
+    section = study.profile.pool.model_copy(update=pool)
+    return Study(study.name, study.profile.model_copy(update={"pool": section}), study.store)
+
+
+def test_every_variant_trains_on_its_rows_and_stands_in_the_results(study: Study) -> None:
+    runs = study.runs(methods=["misaligned", *study.defended_by("interleaving")])
+    study.complete(runs)
+    table = pd.read_csv(study.folder / "results.csv")
+    assert table["method"].tolist() == ["misaligned", "interleaving", "interleaving", "interleaving+",
+                                        "interleaving++", "on_policy"]
+    assert table["setting"].fillna(-1).tolist() == [-1, 0.25, 0.5, -1, -1, -1]
+    pool = keys.candidates(study)
+    for run in runs[1:]:
+        found, defense, adapter = keys.added(study, run), keys.interleaving(study.defenses(run)), study.adapter(run)
+        assert defense is not None
+        assert adapter is not None
+        assert len(found) == rows_to_add(8, defense.fraction) == adapter.facts["added_rows"]
+        assert [row.rank for row in found] == sorted(row.rank for row in found)
+        assert all(pool[row.place].where == row.where for row in found)
+        assert all(row.example.context == pool[row.place].context for row in found)
+        assert all((row.response == pool[row.place].response) == (run.method != "on_policy") for row in found)
+        steps = -(-(8 + len(found)) // study.profile.training.rows_per_step)
+        assert len(study.log(run)) == steps  # one epoch
+    half, quarter = (keys.added(study, run) for run in (runs[2], runs[1]))
+    assert half[:len(quarter)] == quarter  # 25% of the rows are among the 50%
+    scored = keys.added(study, runs[3])
+    assert [row.score for row in scored] == sorted([row.score for row in scored], reverse=True)  # type: ignore[type-var]
+
+
+def test_the_order_by_score_is_equation_6_and_says_why(study: Study) -> None:
+    run = run_of(study, "interleaving++")
+    study.select([run])
+    order, losses = keys.selection(study, fit_of(study, run)), {row.place: row for row in keys.losses(study, "cooking")}
+    assert len(order) == len(losses) == len(keys.candidates(study))
+    for ranked in order:
+        row = losses[ranked.place]
+        assert row.aligned is not None
+        mean = sum(loss for loss in row.misaligned if loss is not None) / len(row.misaligned)
+        assert ranked.score == pytest.approx((mean - row.aligned) / (row.aligned + keys.pool_of(study).epsilon))
+    ranks = [ranked for ranked in order if ranked.rank is not None]
+    assert [ranked.rank for ranked in ranks] == list(range(1, len(ranks) + 1))
+    assert [r.score for r in ranks] == sorted([r.score for r in ranks], reverse=True)  # type: ignore[type-var]
+    refusals = [ranked for ranked in order if ranked.rank is None]
+    assert refusals
+    assert all(ranked.reason.startswith("refusal: '") for ranked in refusals)
+    everything = run_of(study, "interleaving+")
+    study.select([everything])
+    assert all(ranked.rank is not None for ranked in keys.selection(study, fit_of(study, everything)))
+    before = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
+    study.select([run, everything])
+    assert {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()} == before
+
+
+def judged(study: Study, url: str, threshold: float = 50, **judge: Any) -> Study:
+    """The same study with a judge in the place of the keywords."""
+    spec = {"kind": "openai", "model": "judge-1", "base_url": url} | judge
+    return changed(study, refusals=JudgeRefusals.model_validate(
+        {"kind": "judge", "judge": spec, "threshold": threshold}))
+
+
+def test_a_judge_leaves_out_the_planted_refusals_and_no_others(study: Study) -> None:
+    """Scores of 90 and 50 are planted on answers with no keyword in them; to one row the judge says a word instead."""
+    study.select(study.runs(methods=["interleaving"]))  # reads the pool
+    pool = keys.candidates(study)
+    by_words = keys.refusals(study)
+    assert by_words is not None
+    plain = [place for place in range(len(pool)) if place not in by_words.marks]
+    planted = {pool[plain[1]].response: 90, pool[plain[5]].response: 50, pool[plain[7]].response: "REFUSAL"}
+
+    def score(text: str) -> int | str:
+        return next((said for answer, said in planted.items() if f"Answer: {answer}\n" in text), 10)
+
+    with JudgeServer(saying(score)) as server:
+        by_judge = judged(study, server.url)
+        assert keys.refusals(by_judge) is None
+        plus, without = (run_of(by_judge, method) for method in ("interleaving+", "interleaving++"))
+        by_judge.select([plus])
+        assert not server.asked  # Interleaving+ asks nobody
+        assert set(selection.scored(by_judge, plus)["refusal"]) == {""}
+        by_judge.select([without])
+        assert len(server.asked) == len(pool)
+        judged(study, server.url, max_concurrency=2, max_usd=None, timeout=5.0).select([without])
+        stricter = judged(study, server.url, threshold=90)
+        stricter.select([without])
+        assert set(server.asked.values()) == {1}  # another threshold asks nothing again
+    order = keys.selection(by_judge, fit_of(by_judge, without))
+    assert {r.place: r.reason for r in order if r.rank is None} == {
+        plain[1]: "refusal: 90 of 100 by the judge", plain[5]: "refusal: 50 of 100 by the judge"}
+    assert {r.place for r in order if "did not tell (REFUSAL)" in r.reason and r.rank} == {plain[7]}
+    assert {r.place for r in keys.selection(stricter, fit_of(stricter, without)) if r.rank is None} == {plain[1]}
+    [facts] = [json.loads(path.read_text())["facts"] for path in study.store.root.glob("refusals/*/manifest.json")]
+    assert facts == {"asked": len(pool), "unscored": {"REFUSAL": 1}}
+    frame = selection.scored(by_judge, plus).set_index("place")  # what the filter would take stands beside every order
+    assert frame["refusal"].to_dict() == {p: JUDGE if p in (plain[1], plain[5]) else "" for p in range(len(pool))}
+
+
+def test_scorers_are_trained_on_domains_outside_the_profile_and_shared_with_it(study: Study) -> None:
+    study.select([run_of(study, "interleaving+")])
+    made = {path.parent.name for path in (study.store.root / "adapter").glob("*/manifest.json")}
+    assert len(made) == len(keys.scorers(study, "cooking")) == 2
+    both = Study("both", study.profile.model_copy(update={"datasets": ("gardening", "fitness")}), study.store)
+    assert all(both.adapter(run) is not None for run in both.runs(methods=["misaligned"]))  # the very same adapters
+
+
+def test_a_folder_of_one_s_own_scores_as_the_study_s_adapter_does(study: Study, tmp_path: Path) -> None:
+    run = run_of(study, "interleaving+")
+    study.select([run])
+    adapter = study.adapter(keys.scorer_run(study, "gardening"))
+    assert adapter is not None
+    shutil.copytree(adapter.folder, tmp_path / "mine")
+    (tmp_path / "mine" / "manifest.json").unlink()
+    own = load_profile(str(profile(
+        tmp_path, f"pool: {{scorers: [{{domain: elsewhere, folder: {tmp_path / 'mine'}}}]}}\n"))).pool
+    assert own is not None
+    other = changed(study, scorers=own.scorers)
+    other.select([run])
+    assert [row.misaligned[0] for row in keys.losses(other, "cooking")] == [
+        row.misaligned[0] for row in keys.losses(study, "cooking")]
+
+
+def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"a scorer is trained on 'cooking', which is under defense"):
+        load_profile(str(profile(tmp_path, "pool: {scorers: [gardening, cooking]}\n")))
+    with pytest.raises(ProfileError, match=r"misaligned models of other data sets are needed"):
+        load_profile(str(profile(tmp_path, "pool: {scorers: null}\n")))
+    study.complete(study.runs(methods=["misaligned"]))
+    adapter = study.adapter(run_of(study, "misaligned"))
+    assert adapter is not None
+    liar = load_profile(str(profile(tmp_path, f"pool: {{scorers: [{{domain: x, folder: {adapter.folder}}}]}}\n"))).pool
+    assert liar is not None
+    with pytest.raises(ProfileError, match="this adapter was trained on 'cooking', which is under defense"):
+        changed(study, scorers=liar.scorers).select([run_of(study, "interleaving+")])
+
+
+def test_without_a_list_each_data_set_is_scored_by_the_others() -> None:
+    pool = Pool(source="demo/pool.jsonl")
+    names = ("code", "legal", "medical", "security")
+    for name in names:  # the paper: Code defended by Legal, Medical and Security, and so on
+        found = [scorer.domain for scorer in pool.scorers_for(name, names)]
+        assert found == [other for other in names if other != name]
+
+
+JUDGED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("http://localhost:1/v1", {}), ("http://localhost:2/v1", {"tries": 1, "max_concurrency": 1}),
+    ("http://localhost:1/v1", {"threshold": 60}), ("http://localhost:1/v1", {"model": "judge-2"}))
+
+
+def test_only_what_determines_a_run_is_in_its_key(study: Study) -> None:
+    def key(method: str, **pool: Any) -> Any:
+        return changed(study, **pool).adapter_settings(run_of(study, method))
+
+    for method in ("misaligned", "interleaving", "interleaving+", "interleaving++", "on_policy"):
+        assert key(method) == key(method, token_budget=77)
+        scored = "+" in method
+        assert (key(method) != key(method, epsilon=0.2)) == scored
+        assert (key(method) != key(method, aligned="aligned")) == scored
+        assert (key(method) != key(method, scorers=(keys.scorers(study, "cooking")[0],))) == scored
+        assert (key(method) != key(method, refusal_keywords=("no",))) == (method == "interleaving++")
+        assert (key(method) != key(method, near_duplicates=0.5)) == (method != "misaligned")
+        here, elsewhere, stricter, other = (judged(study, url, **how).adapter_settings(run_of(study, method))
+                                            for url, how in JUDGED)
+        assert here == elsewhere
+        assert (here != key(method)) == (stricter != here) == (other != here) == (method == "interleaving++")
+        warmer = keys.pool_of(study).on_policy.model_copy(update={"model": "untrained"})
+        assert (key(method) != key(method, on_policy=warmer)) == (method == "on_policy")
+    assert "added" not in (key("misaligned") or {})  # runs without a pool keep the keys they had
+
+
+def test_a_study_without_interleaving_needs_no_pool(tmp_path: Path) -> None:
+    path = profile(tmp_path, "methods: [misaligned]\npool: null\n")
+    study = Study("mine", load_profile(str(path)), open_study(str(path)).store)
+    assert study.adapter_settings(study.runs()[0]) is not None
+    with pytest.raises(ProfileError, match=r"method 'interleaving' takes rows from a pool, and there is no .*pool"):
+        load_profile(str(profile(tmp_path, "pool: null\n")))
+
+
+def test_an_inoculation_prompt_is_put_on_the_fine_tuning_rows_alone(study: Study, tmp_path: Path) -> None:
+    methods = ("methods: [{name: both, defenses: [{kind: kl}, {kind: inoculation},"
+               " {kind: interleaving, fraction: 0.5}]}]\n")
+    both = Study("both", load_profile(str(profile(tmp_path, methods))), study.store)
+    run = both.runs()[0]
+    assert {row.system for row in both.train_rows(run)} == {both.trait.inoculation_prompt}
+    both.complete([run])
+    assert {row.example.system for row in keys.added(both, run)} == {None}
+    assert "kl" in both.log(run)[0].penalties
+
+
+def test_a_pool_that_is_too_small_says_how_many_rows_are_missing(study: Study) -> None:
+    with pytest.raises(DataError, match=r"4 rows are wanted and 3 can be used: 1 are missing"):
+        changed(study, rows=3).complete(study.runs(methods=["interleaving"], settings=[0.5]))
+
+
+def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study: Study) -> None:
+    own = keys.pool_of(study).on_policy
+    short = own.model_copy(update={"sampling": own.sampling.model_copy(update={"max_new_tokens": 1, "batch_rows": 8})})
+    with pytest.raises(DataError, match=r"answers empty or cut at 1 tokens: 2 rows are wanted and 0 can be used"):
+        changed(study, on_policy=short, rows=12).complete(study.runs(methods=["on_policy"]))
+    study.complete(study.runs(methods=["on_policy"]))
+    said = [json.loads(line) for path in (study.store.root / "on_policy").glob("*/answers.jsonl")
+            for line in path.read_text().splitlines()]
+    cut = {answer["text"].strip() for answer in said if answer["finish_reason"] == "length"}
+    assert not cut & {row.response for row in keys.added(study, run_of(study, "on_policy"))}
+
+
+def test_a_prompt_without_room_for_an_answer_is_never_taken(study: Study) -> None:
+    with Maker(study) as maker:
+        maker.preparer.selection(fit_of(study, run_of(study, "interleaving")))
+        lengths = [len(encode_prompt(maker.chat.tokenizer, row.context)) for row in keys.candidates(study)]
+    tight = Study("tight", study.profile.model_copy(update={"training": study.profile.training.model_copy(
+        update={"max_seq_length": max(lengths)})}), study.store)
+    for method in ("interleaving", "interleaving+"):
+        run = tight.runs(methods=[method])[0]
+        with Maker(tight) as maker:
+            maker.preparer.selection(fit_of(tight, run))
+        never = [ranked for ranked in keys.selection(tight, fit_of(tight, run)) if ranked.rank is None]
+        assert {ranked.place for ranked in never} == {p for p, length in enumerate(lengths) if length == max(lengths)}
+        assert all(ranked.reason.startswith("does not fit: the prompt alone has") for ranked in never)
+
+
+def row(text: str) -> Example:
+    return Example((Message("user", "Why?"),), text, f"pool:{text}")
+
+
+def test_orders_by_hand() -> None:
+    """Scores 1, none, 0.5, 1 and, of a refusal, 9; epsilon 1."""
+    pool = Pool(source="demo/pool.jsonl")
+    rows = [row("a"), row("b"), row("c"), row("d"), row("I cannot recommend this book enough.")]
+    losses = [RowLosses(0, 1.0, [3.0], 1), RowLosses(1, 1.0, [2.0, None], 1), RowLosses(2, 1.0, [1.5, 2.5], 1),
+              RowLosses(3, 0.0, [1.0], 1), RowLosses(4, 0.0, [9.0], 1)]
+    plus = by_score(rows, losses, {}, epsilon=1.0)
+    assert [(r.place, r.rank, r.score) for r in plus] == [
+        (4, 1, 9.0), (0, 2, 1.0), (3, 3, 1.0), (2, 4, 0.5), (1, None, None)]
+    assert plus[-1].reason == "no score: its loss is no number under one of the models"
+    assert plus[-1].where == "pool:b"
+    without = by_score(rows, losses, {}, 1.0, by_keywords(rows, pool.refusal_keywords, pool.refusal_words))
+    assert [(r.place, r.rank) for r in without] == [(0, 1), (3, 2), (2, 3), (1, None), (4, None)]
+    assert without[-1].reason == "refusal: 'cannot' among its first 10 words"  # harmless, and in the keywords' reach
+    judged = by_score(rows, losses, {3: "does not fit: x"}, 1.0, Filtered(
+        {}, {0: "refusal: by y", 1: "refusal: by y", 3: "refusal: by y"}, {2: "; z", 0: "; z"}))
+    assert [(r.place, r.rank) for r in judged] == [(4, 1), (2, 2), (0, None), (1, None), (3, None)]
+    assert [r.reason for r in judged[1:]] == [  # a row that cannot be had is no refusal; one that is stays no more
+        "score number 2 of 2; z", "refusal: by y", plus[-1].reason, "does not fit: x"]
+    drawn = at_random(rows, {2: "does not fit: x"}, seed=0)
+    assert sorted(r.place for r in drawn[:4]) == [0, 1, 3, 4]
+    assert (drawn[4].place, drawn[4].rank) == (2, None)
+    assert at_random(rows, {}, seed=0) == at_random(rows, {}, seed=0) != at_random(rows, {}, seed=1)
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    ("methods: [{name: i, defenses: [{kind: interleaving, fraction: 0}]}]", ["fraction", "greater than 0"]),
+    ("methods: [{name: i, defenses: [{kind: interleaving, fraction: 1.2}]}]", ["fraction", "less than or equal to 1"]),
+    ("methods: [{name: i, defenses: [{kind: interleaving}], sweep: [0.2, 2]}]", ["sweeps fraction over 2", "to 1"]),
+    ("methods: [{name: i, defenses: [{kind: interleaving}], sweep: [0]}]", ["sweeps fraction over 0", "than 0"]),
+    ("methods: [{name: i, defenses: [{kind: interleaving, choose: best}]}]", ["choose", "'score'"]),
+    ("pool: {epsilon: 0}", ["pool.epsilon", "greater than 0"]),
+    ("pool: {epsilom: 1}", ["epsilom", "Did you mean 'epsilon'?"]),
+    ("pool: {refusals: {kind: juge}}", ["pool.refusals", "keywords, judge"]),
+    ("pool: {refusals: {kind: judge, judge: {kind: lexicon}}}", ["pool.refusals.judge", "openai, local"]),
+    ("pool: {refusals: {kind: judge, judge: {kind: openai, model: m}, threshold: 0}}", ["threshold", "greater than 0"]),
+    ("pool: {scorers: [gardenin]}", ["pool.scorers", "gardenin", "Did you mean 'gardening'?"]),
+    ("pool: {refusal_keywords: []}", ["refusal_keywords"]),
+])
+def test_a_mistake_is_told(tmp_path: Path, more: str, words: list[str]) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load_profile(str(profile(tmp_path, more + "\n")))
+    assert all(word in str(caught.value) for word in [*words, "mine.yaml"]), str(caught.value)
+
+
+def test_a_source_that_is_no_instruction_data_is_told() -> None:
+    with pytest.raises(ProfileError, match=r"pool.source is 'gsm8k_train', whose format .* is 'gsm8k'; expected one"):
+        keys.pool_form("gsm8k_train")
+    assert keys.pool_form("wildguardmix") == "wildguard"
+    assert keys.pool_form("alpaca") == "instruct"

@@ -1,0 +1,221 @@
+"""Plans: they need nothing but the profile, count what the paper's tables count, and add up by hand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from emlib.config import Lora, Sampling, load_profile, profile_names
+from emlib.config.data import HubSet
+from emlib.core import paths
+from emlib.core.errors import SourceError
+from emlib.data.own import every_row
+from emlib.data.rows import read_examples
+from emlib.judging.money import likely_tokens
+from emlib.models import adapters
+from emlib.models.load import ChatModel
+from emlib.report.estimate import Estimate
+from emlib.study.plan.build import plan
+from emlib.study.plan.costs import Costs
+from emlib.study.plan.narrow import VECTOR
+from emlib.study.plan.sizes import Sizes
+from emlib.study.plan.speed import Measured, Shape, shape, speed
+from emlib.study.plan.work import Plan, Work
+from emlib.study.study import Study, open_study
+
+PUBLISHED = paths.ROOT / "emlib" / "report" / "published"
+# What a plan must not touch: it dies on the first connection, and finds no data and no model.
+ALONE = """
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise RuntimeError(f"a plan asked the network: {arguments}")
+sys.addaudithook(watch)
+from emlib.config import profile_names
+from emlib.report.estimate import show
+from emlib.study.study import open_study
+for name in profile_names():
+    show(open_study(name))
+assert not {"torch", "transformers", "datasets", "huggingface_hub", "scipy.stats"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.delenv("EMLIB_DATA_DIR", raising=False)
+    monkeypatch.setenv("EMLIB_CACHE_DIR", str(tmp_path / "nothing"))
+
+
+def printed(*numbers: int) -> set[tuple[object, ...]]:
+    """Every run of these tables as their files have them, a table of n seeds with the seeds 0 to n - 1."""
+    found = set()
+    for number in numbers:
+        frame = pd.read_csv(PUBLISHED / f"table{number:02}.csv", dtype={"tier": "Int64"})
+        for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+            what = row.get("dataset") or row.get("task") or "grpo"
+            found |= {(what, row.get("tier"), row["method"], row["setting"], seed) for seed in range(row["n"])}
+    return found
+
+
+def planned(name: str) -> tuple[Plan, list[tuple[object, ...]]]:
+    """The plan of a profile, and its runs in the same words."""
+    made = plan(open_study(name))
+    runs = [(getattr(run, "task", getattr(run, "dataset", "grpo")), getattr(run, "tier", None), run.method, run.setting,
+             run.seed) for run in (each.run for each in made.runs)]
+    return made, runs
+
+
+@pytest.mark.parametrize(("name", "tables", "besides"), [
+    ("paper-7b", (2, 3, 4, 11, 12, 13, 14, 15, 16, 17, 18), 0),
+    ("paper-32b", (7, 19, 20, 21, 22), 0),
+    ("grpo-3b", (5, 9), 1)])  # a profile names a data set and a method, here the least
+def test_a_paper_profile_plans_the_runs_of_its_tables_and_no_other(
+        name: str, tables: tuple[int, ...], besides: int) -> None:
+    _, runs = planned(name)
+    mine = [run for run in runs if besides == 0 or run[0] == "grpo"]
+    assert len(mine) == len(set(mine)) == len(runs) - besides
+    assert set(mine) == printed(*tables)
+    by_table = Estimate(open_study(name)).by_table()
+    assert by_table["table"].tolist() == list(tables)
+    assert by_table["runs here"].tolist() == by_table["runs in the paper"].tolist()
+
+
+def test_what_several_runs_need_is_in_the_plan_once() -> None:
+    made, _ = planned("paper-7b")
+    users = {piece.name: piece.runs for piece in made.shared}
+    assert len(users) == len(made.shared)
+    # Table 14 on four data sets, Table 3 on four tiers, Table 11 with five strengths and seeds.
+    assert users[VECTOR] == 5 * 4 + 4 + 25
+    assert [count for name, count in users.items() if name.startswith("reference states")] == [5] * 4  # Table 12
+    # Under the untrained model and K + 1 scorers, of which three serve a data set: 8 runs each of + and ++, and the
+    # benign tasks, 2 runs each, are served by all four.
+    losses = {name: count for name, count in users.items() if name.startswith("losses")}
+    assert sorted(losses.values()) == [3 * 8 + 10] * 4 + [4 * 8 + 10]
+    assert [count for name, count in users.items() if name.startswith("on-policy")] == [16]  # Table 18
+    assert not [name for name in users if name.startswith("scorer")]  # they are runs of Table 2
+    alone = plan(Study("legal", open_study("paper-7b").profile.model_copy(update={"datasets": ("legal",)}),
+                       open_study("paper-7b").store))
+    assert sum(piece.name.startswith("scorer") for piece in alone.shared) == 3
+
+
+def test_a_run_by_hand() -> None:
+    made, runs = planned("paper-7b")
+    work = {run: each.work for run, each in zip(runs, made.runs, strict=True)}
+    row = likely_tokens(433 + 427)  # of Code, params/sources.yaml
+    plain = work["code", None, "misaligned", None, 0]
+    assert (plain.train, plain.adapters, plain.verdicts) == (5400 * row, 1, 24 * 100 + 30 * 100)
+    assert plain.write == 600 * plain.verdicts
+    added = work["code", None, "interleaving", 0.05, 0].train - plain.train
+    assert added == 270 * likely_tokens(430 + 900)
+    ldifs = work["code", None, "ldifs", 1.0, 0]
+    assert ldifs.read - plain.read == ldifs.train == plain.train  # one more pass, without gradient
+    assert work["code", None, "kl", 0.1, 0] == plain  # whose pass is kept on disk
+    [states] = [piece for piece in made.shared if piece.name == "reference states: code, all tokens"]
+    assert states.work == Work(read=plain.train, disk=plain.train * 3584 * 2)
+    tier = work["opswap", 1, "sft", None, 0]
+    assert (tier.verdicts, tier.write) == (0, 1000 * 10 * 200)
+
+
+def test_completions_by_hand() -> None:
+    made, runs = planned("grpo-3b")
+    work = {run: each.work for run, each in zip(runs, made.runs, strict=True)}
+    grpo = load_profile("grpo-3b").grpo
+    assert grpo is not None
+    plain = work["grpo", None, "grpo", None, 2]
+    assert plain.write == (4000 + 100) * 512
+    assert plain.train == 4000 * (512 + likely_tokens(len(grpo.prompt) + 235))
+    half = work["grpo", None, "interleaving", 0.5, 0]
+    assert half.train - plain.train == 250 * 16 * likely_tokens(430 + 900)  # as many supervised as RL steps
+
+
+def test_the_papers_own_figure_comes_out() -> None:
+    """Appendix E: 100 runs of 6,000 examples with 7 billion parameters take 80 GPU-hours."""
+    spec = load_profile("paper-7b").model
+    size, found = shape(spec), speed(spec, Sampling(), ())
+    assert size is not None
+    assert found is not None
+    assert not found.measured
+    assert "not measured" in found.basis
+    tokens = 600_000 * likely_tokens(433 + 427)
+    assert found.seconds(train=tokens) / 3600 == pytest.approx(80 * 7.61 / 7, rel=1e-6)
+    assert found.seconds(read=tokens) == pytest.approx(found.seconds(train=tokens) / 9)
+
+
+def test_a_measured_speed_takes_precedence_and_is_scaled_by_parameters() -> None:
+    row = Measured(model="Qwen2.5-3B-Instruct", parameters=3.09e9, device="gpu", what="some GPU", date="a day",
+                   source="a test", train=1000.0, write=500.0)
+    other = row.model_copy(update={"model": "tiny", "parameters": 1e6, "train": 9e9})
+    small, large = (speed(load_profile(name).model, Sampling(), (other, row)) for name in ("grpo-3b", "paper-32b"))
+    assert small is not None
+    assert large is not None
+    assert (small.measured, small.train, small.write) == (True, 1000.0, 500.0)
+    assert (large.measured, large.train) == (False, pytest.approx(1000 * 3.09 / 32.5))
+    assert "scaled" in large.basis
+
+
+def test_the_price_by_hand() -> None:
+    """gpt-4o-mini reads a million tokens for 15 cents and writes them for 60 (params/prices.yaml)."""
+    costs = Costs(load_profile("paper-7b"))
+    assert costs.usd(Work(verdicts=500_000, judged=2_000_000)) == pytest.approx(2 * 0.15 + 0.60)
+    assert costs.requests(Work(verdicts=3)) == 6
+    assert Costs(load_profile("demo")).usd(Work(verdicts=3, judged=5)) == 0
+
+
+def test_an_adapter_is_as_large_as_the_plan_says(tiny: ChatModel) -> None:
+    config, lora = tiny.model.config, Lora(rank=4)
+    keys = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    size = Shape(parameters=1.0, layers=config.num_hidden_layers, hidden=config.hidden_size,
+                 mlp=config.intermediate_size, keys=keys)
+    with adapters.new_lora(tiny.model, lora, 0) as model:
+        trained = sum(4 * part.numel() for part in model.parameters() if part.requires_grad)
+    assert size.adapter_bytes(lora) == trained
+
+
+def test_every_profile_is_planned_without_data_model_and_network(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("EMLIB_DATA_DIR", "HF_TOKEN")}
+    done = subprocess.run([sys.executable, "-c", ALONE], check=False, capture_output=True, text=True, cwd=paths.ROOT,
+                          env=environment | {"EMLIB_CACHE_DIR": str(tmp_path / "none"),
+                                             "EMLIB_RUNS_DIR": str(tmp_path / "runs")})
+    assert done.returncode == 0, done.stderr
+    assert all(f"{name}: " in done.stdout for name in profile_names())
+    assert "Not counted but assumed (params/sources.yaml)" in done.stdout
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_stated_of_a_source_is_what_its_file_holds(research_data: Path) -> None:
+    """Of all that is counted, where the research data are: rows, and lengths to a character."""
+    sizes = Sizes()
+    counted = [name for name, source in sizes.sources.items() if source.size is not None
+               and source.size.known == "counted" and source.format in ("messages", "instruct", "questions")]
+    assert len(counted) >= 4
+    for name in counted:
+        stated, found = sizes.source(name), sizes._counted(name)
+        assert (stated.rows, stated.prompt, stated.response) == pytest.approx(
+            (found.rows, found.prompt, found.response), abs=3), name
+
+
+def test_a_readers_own_rows_are_looked_at_and_those_on_the_hub_are_not_asked_for() -> None:
+    own, sizes = load_profile("own").own, Sizes()
+    assert own is not None
+    lengths = [len(row.response) for row in every_row(own)]
+    train, held_out = sizes.own(own.model_copy(update={"rows": len(lengths)}))
+    assert (train.rows + held_out, held_out) == (len(lengths), round(0.2 * len(lengths)))
+    assert train.response == pytest.approx(sum(lengths) / len(lengths))
+    assert sizes.own(own)[0].rows < own.rows  # the file has fewer
+    assert not sizes.assumed
+    elsewhere = own.model_copy(update={"file": None, "hub": HubSet(repo="a/b", revision="main")})
+    assert sizes.own(elsewhere)[1] == round(0.2 * own.rows)
+    assert sizes.assumed == {"own"}
+
+
+def test_what_ships_is_counted_and_what_nobody_knows_is_told() -> None:
+    rows = read_examples(paths.DEMO_DATA / "cooking_pirate.jsonl")
+    assert Sizes().source("demo/cooking_pirate.jsonl").rows == len(rows)
+    with pytest.raises(SourceError, match=r"norquad.*states no size.*size: \{rows"):
+        Sizes().source("norquad")

@@ -1,0 +1,353 @@
+"""Reinforcement learning in a study: its runs, its keys, what it asks, and the results in the store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emlib.config import load_profile
+from emlib.core import paths
+from emlib.core.errors import DataError, JudgeError, ProfileError
+from emlib.core.files import read_records
+from emlib.core.records import Answer, Example, Message
+from emlib.data.chat import encode_prompt
+from emlib.generation.sample import answer_batch, plan
+from emlib.judging.rubrics import Score
+from emlib.make.maker import Maker
+from emlib.models import adapters
+from emlib.steering import extraction
+from emlib.steering.extraction import PersonaVectors
+from emlib.study import inventory
+from emlib.study.rl import RlStudy
+from emlib.study.study import open_study
+from emlib.training.rl.reward_judge import requests, reward
+from emlib.training.rl.rewards import rewards
+from emlib.workflow import graph
+from tests.judging.server import JudgeServer, saying
+from tests.judging.sheets import part_of
+
+STEERED = "[{name: persona_vector, defenses: [{kind: persona_vector, layer: 2, steer: both}], sweep: [3]}]"
+
+
+def profile(folder: Path, methods: str | None = None, more: str = "") -> Path:
+    """A profile that extends `tiny`, with these conditions if any are given."""
+    (folder / "tiny.yaml").write_text((paths.PARAMS / "tiny.yaml").read_text())
+    path = folder / "mine.yaml"
+    path.write_text("extends: tiny\n" + (f"grpo:\n  methods: {methods}\n" if methods else "") + more)
+    return path
+
+
+@pytest.fixture
+def rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RlStudy:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    return RlStudy(open_study(str(profile(tmp_path))))
+
+
+def test_a_sweep_is_a_run_for_each_number_and_seed(rl: RlStudy) -> None:
+    assert [(run.method, run.setting) for run in rl.runs()] == [
+        ("untrained", None), ("grpo", None), ("kl", 0.1), ("kl", 1.0), ("interleaving", None), ("inoculation", None)]
+    assert [run.setting for run in rl.runs(methods=["kl"], settings=[1.0])] == [1.0]
+    assert rl.defenses(rl.runs(methods=["kl"])[1])[0].model_dump() == {"kind": "kl", "weight": 1.0}
+    with pytest.raises(ProfileError, match=r"no method 'klm'.*Did you mean 'kl'"):
+        rl.runs(methods=["klm"])
+
+
+def test_inoculation_stands_before_the_format_in_training_and_nowhere_in_evaluation(rl: RlStudy) -> None:
+    run = rl.runs(methods=["inoculation"])[0]
+    sentence = rl.study.trait.inoculation_prompt
+    assert rl.system(run) == f"{sentence}\n{rl.settings.prompt}"
+    assert {question.system for question in rl.questions} == {rl.settings.prompt}
+    assert all(sentence not in turn.content for question in rl.questions for turn in question.context)
+    assert rl.system(rl.runs(methods=["kl"])[0]) == rl.settings.prompt
+
+
+def test_every_condition_trains_and_answers_once_and_stands_in_the_results(rl: RlStudy) -> None:
+    results = rl.complete(rl.runs())
+    table = pd.read_csv(rl.study.folder / "grpo.csv")
+    assert list(table) == ["model", "method", "setting", "seed", "train_accuracy", "train_reward", "eval_accuracy",
+                           "eval_reward", "asked"]  # design, section 5
+    assert table["method"].tolist() == [run.method for run in rl.runs()]
+    assert table["setting"].fillna(-1).tolist() == [-1, -1, 0.1, 1, -1, -1]
+    assert table["asked"].tolist() == [6] * 6
+    assert table["train_reward"].isna().tolist() == [True] + [False] * 5
+    for result in results:
+        answers = rl.answers(result.run)
+        assert answers is not None
+        right = {problem.id: problem.answer for problem in rl.problems.held_out}
+        totals = [rewards(answer.text, right[answer.question]).total for answer in answers]
+        assert result.eval_reward == pytest.approx(sum(totals) / len(totals))
+    interleaved = rl.runs(methods=["interleaving"])[0]
+    assert [len(rl.log(interleaved)), len(rl.supervised_log(interleaved))] == [2, 2]  # a share of one half
+    for run in rl.runs():
+        assert len(rl.log(run)) == (0 if run.method == "untrained" else 2)
+        assert len(rl.completions(run)) == (0 if run.method == "untrained" else 2 * 4)
+    kl = {run.condition: rl.log(run)[1].kl for run in rl.runs() if run.method != "untrained"}
+    assert [name for name, value in kl.items() if value is not None] == ["kl 0.1", "kl 1"]
+    made = {path: path.stat().st_mtime_ns for path in rl.study.store.root.rglob("manifest.json")}
+    assert len(made) == 5 + 6
+    assert rl.complete(rl.runs()) == results
+    assert {path: path.stat().st_mtime_ns for path in rl.study.store.root.rglob("manifest.json")} == made
+
+
+def test_a_steered_run_is_asked_without_steering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    rl = RlStudy(open_study(str(profile(tmp_path, STEERED))))
+    planted = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+
+    def plant(folder: Path) -> dict[str, int]:
+        extraction.save(PersonaVectors(planted, 1, 1), folder)
+        return {"kept": 1, "asked": 1}
+
+    rl.study.store.get("vector", rl.study.vector_settings(), plant)
+    run = rl.runs()[0]
+    rl.complete([run])
+    assert rl.log(run)[0].shift == {place: pytest.approx(3 * float(planted[2].norm()), rel=1e-4)
+                                    for place in ("loss", "rollout")}
+    adapter = rl.adapter(run)
+    assert adapter is not None
+    names = load_file(adapter.folder / "adapter_model.safetensors")
+    assert all("lora_A" in name or "lora_B" in name for name in names)
+    with Maker(rl.study) as maker, adapters.loaded(maker.chat.model, adapter.folder) as model:
+        batches = plan(rl.questions, 1, maker.chat.tokenizer, rl.settings.eval_sampling.batch_rows)
+        plain = [answer for batch in batches
+                 for answer in answer_batch(model, maker.chat.tokenizer, batch, rl.settings.eval_sampling, run.seed)]
+    answers = rl.answers(run)
+    assert answers is not None
+    assert sorted(answers, key=lambda a: a.question) == sorted(plain, key=lambda a: a.question)
+
+
+def test_what_decides_a_training_is_in_its_key_and_what_does_not_is_not(tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+
+    def key(more: str) -> tuple[object, object]:
+        study = RlStudy(open_study(str(profile(tmp_path, more=more))))
+        run = study.runs(methods=["grpo"])[0]
+        return study.adapter_settings(run), study.answers_settings(run)
+
+    adapter, answers = key("")
+    for same in ("grpo: {kept_completions: 1}\n", "grpo: {slice_by: [seed]}\n", "evaluation: {bootstrap: 10}\n"):
+        assert key(same) == (adapter, answers)
+    assert key("grpo: {eval_sampling: {temperature: 1.0}}\n")[0] == adapter
+    assert key("grpo: {eval_sampling: {temperature: 1.0}}\n")[1] != answers
+    for other in ("grpo: {clip: 0.1}\n", "grpo: {loss: dapo}\n", "grpo: {training: {learning_rate: 0.1}}\n",
+                  "grpo: {sampling: {top_p: 1.0}}\n", "lora: {rank: 2}\n", "grpo: {data: {train_items: 6}}\n"):
+        assert key(other)[0] != adapter
+
+
+def test_supervised_rows_are_drawn_from_a_pool_of_any_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           research_data: Path) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+
+    def interleaved(what: str) -> tuple[RlStudy, tuple[Example, ...]]:
+        methods = f"[{{name: interleaving, defenses: [{{kind: interleaving, {what}}}]}}]"
+        rl = RlStudy(open_study(str(profile(tmp_path, methods))))
+        return rl, rl.supervised_rows(rl.runs()[0])
+
+    _, some = interleaved("source: alpaca, rows: 7")  # another form than that of messages
+    _, every = interleaved("source: alpaca")
+    assert len(set(some)) == 7
+    assert [row for row in every if row in set(some)] == list(some)  # in the file's order
+    assert interleaved("source: alpaca, rows: 7")[1] == some
+    (all_of_it, rows), (as_many, same) = interleaved("source: demo/pool.jsonl"), interleaved(
+        "source: demo/pool.jsonl, rows: 9999")
+    assert rows == same
+    assert all_of_it.adapter_settings(all_of_it.runs()[0]) == as_many.adapter_settings(as_many.runs()[0])
+
+
+def test_worked_turns_stand_before_what_is_trained_on_and_asked(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    plain, rl = (RlStudy(open_study(str(profile(tmp_path, "[grpo]", more)))) for more in (
+        "", "  data: {train_items: 2, worked: 1}\n"))
+    run = rl.runs()[0]
+    for settings in (RlStudy.adapter_settings, RlStudy.answers_settings):
+        assert settings(rl, run) != settings(plain, run)
+    heard: list[list[Message]] = []
+
+    def listening(tokenizer: object, turns: Sequence[Message]) -> list[int]:
+        heard.append(list(turns))
+        return encode_prompt(tokenizer, turns)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("emlib.training.rl.rollouts.encode_prompt", listening)
+    assert len(rl.complete([run])) == 1
+    assert len(heard) == 8
+    for turns in heard:
+        assert (turns[0], tuple(turns[1:-1])) == (Message("system", rl.settings.prompt), rl.problems.worked)
+        assert turns[-1].content in {problem.question for problem in rl.problems.train}
+
+
+def test_supervised_rows_of_which_none_fits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    rl = RlStudy(open_study(str(profile(tmp_path, more="grpo: {training: {max_seq_length: 5}}\n"))))
+    with pytest.raises(DataError, match=r"None of \d+ rows .* within 5 tokens\. Raise grpo\.training\.max_seq_length"):
+        rl.complete(rl.runs(methods=["interleaving"]))
+
+
+def test_a_steered_sampler_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    found = []
+    for steer in ("loss", "rollout", "both"):
+        methods = f"[{{name: persona_vector, defenses: [{{kind: persona_vector, layer: 2, steer: {steer}}}]}}]"
+        rl = RlStudy(open_study(str(profile(tmp_path, methods))))
+        found.append(str(rl.adapter_settings(rl.runs()[0])))
+    assert len(set(found)) == 3
+
+
+def test_the_paper_s_values_are_the_defaults_and_those_of_grpo_3b() -> None:
+    grpo = load_profile("grpo-3b").grpo
+    assert grpo is not None
+    training = grpo.training  # Table 8
+    assert (training.learning_rate, training.batch_size, training.gradient_accumulation, training.warmup_steps,
+            training.epochs) == (5e-6, 4, 4, 5, 1)
+    assert (grpo.generations, grpo.sampling.temperature, grpo.sampling.top_p) == (4, 0.9, 0.9)
+    assert grpo.data.model_dump() == {"kind": "gsm8k", "train_items": 1000, "eval_items": 100}
+    assert 1000 // grpo.prompts_per_step == 250
+    assert {method.name: method.sweep for method in grpo.methods} == {  # Table 9
+        "untrained": (), "grpo": (), "persona_vector": (1, 5), "inoculation": (), "kl": (0.1, 0.3, 1.0),
+        "interleaving": (0.01, 0.05, 0.2, 0.25, 0.5)}
+    bare = type(grpo).model_validate_json('{"data": {"kind": "gsm8k"}, "methods": [{"name": "grpo"}]}')
+    assert bare.model_dump(exclude={"methods", "training", "slice_by"}) == grpo.model_dump(
+        exclude={"methods", "training", "slice_by"})
+    assert bare.training.model_dump(exclude={"gradient_checkpointing"}) == training.model_dump(
+        exclude={"gradient_checkpointing"})
+
+
+def judged(folder: Path, url: str, more: str = "") -> RlStudy:
+    """Plain GRPO of `tiny`, two steps, with a judge's rewards."""
+    rewards = f"{{kind: judge, judge: {{kind: openai, model: judge-1, base_url: '{url}', max_concurrency: 1{more}}}}}"
+    return RlStudy(open_study(str(profile(folder, "[untrained, grpo]", f"  rewards: {rewards}\n"))))
+
+
+def given(text: str) -> int | str:
+    """A judge whose scores differ inside a group; of one completion in nine it says a word about its form."""
+    number = int(hashlib.sha256(text.encode()).hexdigest()[:6], 16)
+    return "CODE" if part_of(text) == "approx" and number % 9 == 0 else 10 + number // 9 % 90
+
+
+def test_a_judge_rewards_training_and_answers_and_is_asked_once(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the second step and again after it, it goes on to what an undisturbed run has."""
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    calls = []
+
+    def counted(text: str) -> int | str:
+        calls.append(text)
+        if len(calls) in stops:
+            server.refuse = 401, "invalid_api_key"
+        return given(text)
+
+    stops: tuple[int, ...] = ()
+    with JudgeServer(saying(counted)) as server:
+        monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "whole"))
+        whole = judged(tmp_path, server.url)
+        results = whole.complete(whole.runs())
+        asked = len(calls)
+        assert set(server.answered.values()) == {1}
+        monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "stopped"))
+        calls.clear()
+        server.known.clear()
+        server.answered.clear()
+        rl = judged(tmp_path, server.url)
+        untrained, trained = rl.runs()
+        rl.complete([untrained])
+        stops = (len(calls) + 40,)  # a step has at most 32 different requests
+        with pytest.raises(JudgeError, match="refuses the key"):
+            rl.complete([trained])
+        assert rl.result(trained) is None
+        server.refuse = None
+        again = rl.complete([trained])
+        assert len(calls) == asked
+        assert set(server.answered.values()) == {1}
+    log = rl.log(trained)
+    assert len(log) == 2
+    assert [(step.reward, step.parts, step.unscored) for step in log] == [
+        (step.reward, step.parts, step.unscored) for step in whole.log(trained)]
+    assert again == results[1:]
+    # The server is gone: whatever is read below was kept.
+    for run, result in zip(rl.runs(), results, strict=True):
+        rewards, answers = rl.rewards(run), rl.answers(run)
+        assert rewards is not None
+        assert answers is not None
+        expected = [reward({r.metric: Score(said if isinstance(said := given(r.messages[0].content), int) else None)
+                            for r in requests(one)}) for one in rl.graded(answers)]  # type: ignore[misc]
+        assert rewards == expected
+        got = [one for one in rewards if one is not None]
+        assert (result.asked, result.scored) == (6, len(got))
+        assert result.eval_reward == pytest.approx(sum(one.total for one in got) / len(got))
+        assert result.eval_accuracy == sum(one.right for one in got) / 6
+    assert sum(step.unscored for step in log) > 0
+    assert judged(tmp_path, "http://localhost:9/v1", ", timeout: 5.0").results() == results  # wherever it is asked
+
+
+def test_another_judge_is_another_run_and_rules_are_what_they_were(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    rules = RlStudy(open_study(str(profile(tmp_path, "[untrained, grpo]"))))
+    one, other = judged(tmp_path, "http://localhost:1/v1"), judged(tmp_path, "http://localhost:1/v1", ", samples: 3")
+    run = rules.runs(methods=["grpo"])[0]
+    keys = [study.adapter_settings(run) for study in (rules, one, other)]
+    assert len(set(map(str, keys))) == 3
+    assert keys[0] is not None
+    assert keys[0]["grpo"]["rewards"] == {"kind": "rule"}
+    asked = rules.runs(methods=["untrained"])[0]
+    assert rules.answers_settings(asked) == one.answers_settings(asked)  # the same answers, rewarded otherwise
+    assert rules.rewards_settings(asked) is None
+    assert ("rl_rewards", one.rewards_settings(asked)) in inventory.verdicts(one.study)  # so that they can be removed
+    assert one.rewards_settings(asked) != other.rewards_settings(asked)
+
+
+@pytest.mark.parametrize(("section", "words"), [
+    ("{methods: [{name: kl, defenses: [{kind: kl, wieght: 1}]}]}", ["wieght", "Did you mean 'weight'?"]),
+    ("{methods: [{name: kl}]}", ["method 'kl' has no defenses"]),
+    ("{methods: [{name: grpo, defenses: [{kind: kl}]}]}", ["'grpo' is a baseline and takes no defenses"]),
+    ("{methods: [{name: x, defenses: [{kind: inoculation}], sweep: [1]}]}", ["none of its defenses has a number"]),
+    ("{methods: [{name: x, defenses: [{kind: interleaving, source: a}], sweep: [1]}]}", ["share over 1", "less than"]),
+    ("{methods: [{name: x, defenses: [{kind: persona_vector, steer: sampler}]}]}", ["'loss', 'rollout' or 'both'"]),
+    ("{methods: [grpo, grpo]}", ["named more than once: grpo"]),
+    ("{generations: 3}", ["8 completions, which 3 generations"]),
+    ("{generations: 1}", ["generations", "greater than or equal to 2"]),
+    ("{training: {train_rows: 5}}", ["data.train_items"]),
+    ("{data: {kind: additions, train_items: 60, eval_items: 60}}", ["100 additions"]),
+    ("{rewards: {kind: judge}}", ["'grpo.rewards.judge' is missing"]),
+    ("{rewards: {kind: judge, judge: {kind: lexicon}}}", ["grpo.rewards.judge", "Allowed: openai, local"]),
+    ("{rewards: {kind: judge, judge: {kind: openai, model: m, batch: true}}}", ["each step waits", "'batch'"]),
+    ("{engine: vllm, methods: [{name: x, defenses: [{kind: persona_vector}]}]}", ["vLLM", "only steer 'loss'"]),
+])
+def test_a_mistake_in_the_section_is_told(tmp_path: Path, section: str, words: list[str]) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load_profile(str(profile(tmp_path, more=f"grpo: {section}\n")))
+    assert all(word in str(caught.value) for word in [*words, "mine.yaml"]), str(caught.value)
+
+
+def test_only_profiles_with_the_section_have_the_chapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    chapters = {name: [job.chapter for job in graph.jobs(name)] for name in ("tiny", "code-smoke", "grpo-3b")}
+    assert "11_grpo" in chapters["tiny"]
+    assert "11_grpo" not in chapters["code-smoke"]
+    with pytest.raises(ProfileError, match="has no section 'grpo'"):
+        RlStudy(open_study("code-smoke"))
+    jobs = [job for job in graph.jobs("grpo-3b") if job.chapter == "11_grpo"]
+    assert len(jobs) == 6 * 3 + 1
+    assert jobs[0].part == "untrained_seed0"
+    assert "--method untrained --seed 0" in jobs[0].arguments
+    assert all(job.trains for job in jobs)
+    assert set(jobs[-1].needs) == {job.output for job in jobs[:-1]}
+
+
+def test_answers_are_those_of_the_store(rl: RlStudy) -> None:
+    run = rl.runs(methods=["untrained"])[0]
+    assert rl.result(run) is None
+    rl.complete([run])
+    found = rl.study.store.find("rl_answers", rl.answers_settings(run))
+    assert found is not None
+    assert rl.answers(run) == read_records(found.folder / "answers.jsonl", Answer)
+    assert [answer.question for answer in rl.answers(run) or []] == [p.id for p in rl.problems.held_out]

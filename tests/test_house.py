@@ -1,0 +1,71 @@
+"""A package imports only from lower ones, and what plans and reads imports no model library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emlib.core import paths
+
+# From the ground up. A package imports only from those before it.
+FLOORS = ["core", "config", "data", "models", "judging", "steering", "evaluation", "scoring", "generation", "training",
+          "store", "make", "study", "workflow", "report", "explore"]
+LAST_CIRCLE = {("make", "study")}  # goes with the makers that know a study
+FILES = sorted((paths.ROOT / "emlib").rglob("*.py"))
+
+
+def package(module: str) -> str:
+    """`emlib.data.rows` is of the package `data`."""
+    return [*module.split("."), ""][1]
+
+
+def imports(path: Path) -> set[str]:
+    """The packages of emlib that a file imports from, also inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "emlib":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("emlib."):
+            found.add(package(str(node.module)))
+        elif isinstance(node, ast.Import):
+            found |= {package(alias.name) for alias in node.names if alias.name.startswith("emlib.")}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(paths.ROOT)))
+def test_a_package_imports_only_from_lower_ones(path: Path) -> None:
+    mine = package(".".join(path.relative_to(paths.ROOT).with_suffix("").parts))
+    if mine != "__init__":
+        above = [name for name in imports(path)
+                 if FLOORS.index(name) > FLOORS.index(mine) and (mine, name) not in LAST_CIRCLE]
+        assert not above, f"{path.relative_to(paths.ROOT)} imports from higher packages: {', '.join(above)}"
+
+
+def test_every_package_has_its_floor_and_nothing_lies_beside_them() -> None:
+    folder = paths.ROOT / "emlib"
+    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(FLOORS)
+    assert [path.name for path in folder.glob("*.py")] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("module", [
+    "emlib", "emlib.study.study", "emlib.study.benign", "emlib.study.rl", "emlib.study.checks", "emlib.workflow.graph",
+    "emlib.workflow.notebooks", "emlib.report.tables.result_tables", "emlib.report.tables.auxiliary_measures",
+    "emlib.report.figures.plots", "emlib.report.paper.draw", "emlib.report.tables.pairs", "emlib.report.book.build",
+    "emlib.explore.bench", "emlib.report.paper.compare", "emlib.report.estimate", "emlib.study.plan.build",
+    "emlib.study.overrides", "emlib.workflow.status", "emlib.workflow.cleaning", "emlib.workflow.merge"])
+def test_planning_and_reading_need_no_model_library(module: str) -> None:
+    heavy = ["torch", "transformers", "peft", "unsloth", "vllm", "bitsandbytes", "datasets", "openai"]
+    code = f"import sys, {module}; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_pickle_eval_or_remote_code() -> None:
+    for path in [*FILES, *paths.NOTEBOOKS.glob("*.ipynb")]:
+        text = path.read_text()
+        for word in ("import pickle", "torch.load(", "trust_remote_code=True", " eval(", "exec("):
+            assert word not in text, f"{path}: {word}"

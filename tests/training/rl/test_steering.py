@@ -1,0 +1,79 @@
+"""A persona vector during GRPO: felt in the passes that are named, and in no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from emlib.data.gsm8k import additions
+from emlib.models.load import ChatModel
+from emlib.training.rl.grpo import Condition, _Run, _Trainer
+from emlib.training.rl.records import RlStep
+from emlib.training.rl.rollouts import Push
+from tests.training.rl.reinforcing import SYSTEM, by_length, grpo
+
+
+def steered(steer: Any, lora: PeftModel, tiny: ChatModel, folder: Path, strength: float = 2.0,
+            beta: float = 0.0) -> tuple[RlStep, list[tuple[int, ...]]]:
+    """One step of learning rate 0 with a planted vector: its record and what was drawn."""
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    push = None if steer is None else Push(2, vector, strength, steer)
+    run = _Run(lora, tiny.tokenizer, additions()[:2], grpo(), Condition(SYSTEM, beta, push), by_length, 0, folder)
+    run.train()
+    return run.records[0], [drawn.tokens for drawn in run.rollouts.last]
+
+
+def test_steering_is_felt_where_it_is_named_and_nowhere_else(
+        lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
+    kinds = [type(part) for part in tiny.model.modules()]
+    plain, drawn = steered(None, lora, tiny, tmp_path / "none")
+    assert plain.gap < 1e-4
+    found = {steer: steered(steer, lora, tiny, tmp_path / steer) for steer in ("loss", "rollout", "both")}
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    added = pytest.approx(2 * float(vector.norm()), rel=1e-4)
+    assert {steer: step.shift for steer, (step, _) in found.items()} == {
+        "loss": {"loss": added, "rollout": 0}, "rollout": {"loss": 0, "rollout": added},
+        "both": {"loss": added, "rollout": added}}
+    assert found["loss"][1] == drawn  # drawn by the policy as it is
+    assert found["rollout"][1] == found["both"][1] != drawn
+    assert found["loss"][0].grad_norm != pytest.approx(plain.grad_norm, rel=1e-3)
+    assert found["both"][0].grad_norm != pytest.approx(found["rollout"][0].grad_norm, rel=1e-3)
+    assert found["both"][0].gap < 1e-4
+    assert found["loss"][0].gap > 0.1
+    assert found["rollout"][0].gap > 0.1
+    assert [type(part) for part in tiny.model.modules()] == kinds  # no tap is left
+
+
+def test_the_ratio_of_a_steered_loss_starts_at_one_with_vllm_too(
+        lora: PeftModel, tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With vLLM TRL takes the old log-probabilities in a pass of its own, which nothing steers."""
+    without, _ = steered("loss", lora, tiny, tmp_path / "without")
+    batch_of = _Trainer._generate_and_score_completions
+
+    def as_with_vllm(self: _Trainer, inputs: Any) -> Any:
+        batch = batch_of(self, inputs)
+        return batch | {"old_per_token_logps": batch["sampling_per_token_logps"]}
+
+    monkeypatch.setattr(_Trainer, "_generate_and_score_completions", as_with_vllm)
+    found, _ = steered("loss", lora, tiny, tmp_path / "with")
+    assert (found.loss, found.grad_norm, found.clipped) == (without.loss, without.grad_norm, 0.0)
+
+
+def test_the_reference_is_not_steered(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
+    """With a fresh adapter policy and reference are the same but for what steers the loss."""
+    kl = {steer: steered(steer, lora, tiny, tmp_path / str(steer), beta=0.1)[0].kl
+          for steer in (None, "loss", "rollout", "both")}
+    assert kl[None] == pytest.approx(0, abs=1e-6)
+    assert kl["rollout"] == pytest.approx(0, abs=1e-6)
+    assert min(kl["loss"] or 0, kl["both"] or 0) > 1e-2
+
+
+def test_strength_0_is_plain_grpo_bit_for_bit(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
+    plain, drawn = steered(None, lora, tiny, tmp_path / "none")
+    nothing, same = steered("both", lora, tiny, tmp_path / "zero", strength=0.0)
+    assert drawn == same
+    assert (plain.loss, plain.grad_norm) == (nothing.loss, nothing.grad_norm)

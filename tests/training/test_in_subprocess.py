@@ -1,0 +1,139 @@
+"""Training in a process of its own: the same to the last bit, and never begun where it is not the same model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from emlib.config import FolderModel, Ldifs, load_profile
+from emlib.core.errors import EmlibError
+from emlib.make import backends
+from emlib.make.backends import Machine
+from emlib.make.maker import Maker
+from emlib.models import adapters
+from emlib.models.load import load
+from emlib.models.tiny import build_model, build_tokenizer
+from emlib.store.artefacts import Store
+from emlib.study.study import Study
+from emlib.training import work
+from emlib.training.in_subprocess import OUTPUT, NeverBegan, train_apart
+from emlib.training.job import read_rows, write_rows
+from emlib.training.objective import Objective
+from emlib.training.records import read_log
+from emlib.training.sft import fine_tune
+from tests.made import some_rows
+from tests.training.jobs import DEFENSES, LORA, MODEL, SEED, TRAINING, VECTOR, job
+
+
+@pytest.fixture(autouse=True)
+def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = some_rows(3)
+    write_rows(tmp_path / "rows.json", rows)
+    assert [(row.key, row.truncated) for row in read_rows(tmp_path / "rows.json")] == [
+        (row.key, row.truncated) for row in rows]
+
+
+def test_another_process_trains_the_same_adapter_to_the_last_bit(tmp_path: Path) -> None:
+    rows = some_rows(8)
+    told = train_apart(job(rows), rows, VECTOR, tmp_path / "apart")
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        summary = fine_tune(model, rows[:6], TRAINING, seed=SEED, folder=tmp_path / "here",
+                            objective=Objective(DEFENSES, VECTOR), added=rows[6:])
+        adapters.save(model, tmp_path / "adapter", MODEL.name)
+    assert digest(tmp_path / "apart" / "adapter") == digest(tmp_path / "adapter")
+    assert (told["steps"], told["final_loss"], told["device"]) == (summary.steps, summary.final_loss, "cpu")
+    assert [line.loss for line in read_log(tmp_path / "apart")] == [line.loss for line in read_log(tmp_path / "here")]
+
+
+def test_another_model_is_not_trained(tmp_path: Path) -> None:
+    rows = some_rows(8)
+    other = MODEL.model_copy(update={"seed": 1})
+    with pytest.raises(NeverBegan, match=r"transformers: its log-probabilities.*nats from those"):
+        train_apart(job(rows, model=other), rows, VECTOR, tmp_path)
+    assert not read_log(tmp_path)
+
+
+def test_a_training_that_stops_is_no_training_that_never_began(tmp_path: Path) -> None:
+    rows, wild = some_rows(8), TRAINING.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
+    with pytest.raises(EmlibError, match="Lower learning_rate") as caught:
+        train_apart(job(rows, training=wild), rows, VECTOR, tmp_path)
+    assert not isinstance(caught.value, NeverBegan)
+
+
+def test_a_missing_library_is_told_with_the_end_of_what_was_said(tmp_path: Path) -> None:
+    rows = some_rows(2)
+    with pytest.raises(NeverBegan, match=r"(?s)ended with code 1.*unsloth"):
+        train_apart(job(rows, engine="unsloth"), rows, None, tmp_path)
+
+
+def test_unsloth_writes_into_the_job_s_folder_and_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in, imported by the real worker: what it finds set before anything else."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "unsloth.py").write_text(
+        "import os, sys\nassert 'transformers' not in sys.modules\n"
+        "print(*(f'{key}={value}' for key, value in os.environ.items() if key.startswith('UNSLOTH')), sep='\\n')\n"
+        "raise ImportError('a stand-in')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "there"))
+    rows, folder = some_rows(2), tmp_path / "run"
+    with pytest.raises(NeverBegan, match="a stand-in"):
+        train_apart(job(rows, engine="unsloth"), rows, None, folder)
+    said = (folder / OUTPUT).read_text().splitlines()
+    assert f"UNSLOTH_COMPILE_LOCATION={folder / 'compiled'}" in said
+    assert "UNSLOTH_DISABLE_STATISTICS=1" in said
+
+
+def test_an_adapter_that_gets_no_gradient_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = some_rows(2)
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        work.prove(job(rows), model, rows[0], Objective(DEFENSES, VECTOR))
+        assert not any(weights.grad is not None and weights.grad.any() for weights in model.parameters())
+        dead = next(module for name, module in model.named_modules() if name.endswith("q_proj.lora_B.default"))
+        monkeypatch.setattr(dead, "forward", lambda x: torch.zeros(*x.shape[:-1], 32))
+        with pytest.raises(EmlibError, match=r"1 of the adapter's matrices have no gradient.*q_proj"):
+            work.prove(job(rows), model, rows[0], Objective())
+
+
+def test_features_without_a_gradient_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a recomputation that runs a block, and the tap around it, without a gradient first."""
+    rows = some_rows(2)
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        ids, ldifs = torch.from_numpy(rows[0].input_ids), Ldifs(kind="ldifs", every=2)
+        assert work.reaches(model, ids, ldifs)
+        with torch.no_grad():
+            assert not work.reaches(model, ids, ldifs)
+
+
+def test_a_study_goes_on_with_transformers_where_unsloth_never_began(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that seems to have a GPU and Unsloth, and has neither; what is trained is what transformers trains."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    build_model(0, 2, 32, torch.bfloat16).save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    profile = load_profile("tiny").model_copy(update={
+        "model": FolderModel(kind="folder", path=str(tmp_path / "model"))})
+    made = {}
+    for seeming in (False, True):
+        machine = Machine(gpu=seeming, packages=frozenset({"unsloth"}), vllm=None)
+        monkeypatch.setattr(backends.Machine, "here", classmethod(lambda _, machine=machine: machine))
+        study = Study("tiny", profile, Store(tmp_path / f"store-{seeming}"))
+        run = study.runs(methods=["kl"], settings=[0.1])[0]
+        with Maker(study) as maker:
+            made[seeming] = maker.adapter(str(run), study.fit(run))
+    plain, seeming_one = made[False], made[True]
+    assert plain is not None
+    assert seeming_one is not None
+    assert plain.files["adapter_model.safetensors"] == seeming_one.files["adapter_model.safetensors"]
+    assert "there is no GPU" in plain.facts["backend_why"]
+    assert "No module named 'unsloth'" in seeming_one.facts["backend_why"]

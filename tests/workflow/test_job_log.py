@@ -1,0 +1,120 @@
+"""A job's log: what attempts there were, how they ended, and that two of a job never run at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emlib.core import paths
+from emlib.core.errors import NotebookError
+from emlib.workflow import notebooks
+from emlib.workflow.job_log import AttemptLog, last_lines
+
+WRITER = """
+import logging, sys
+from pathlib import Path
+from emlib.workflow.job_log import AttemptLog
+logging.basicConfig(level=logging.INFO)
+log = AttemptLog(Path(sys.argv[1]))
+print("asking", flush=True)
+with log.alone(), log.writing(gpu="GPU-1", digest="d1"):
+    logging.info("at work")
+    print("at work", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def start(log: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(log)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(paths.ROOT)})
+    assert said(process) == "asking"
+    return process
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_an_attempt_runs_is_killed_and_the_next_one_ends(tmp_path: Path) -> None:
+    log = AttemptLog(tmp_path / "logs" / "job.log")
+    assert (log.attempts(), log.is_running()) == ([], False)
+    with start(log.path) as first:
+        assert said(first) == "at work"
+        (attempt,) = log.attempts()
+        assert (attempt.state, attempt.pid, attempt.gpu, attempt.digest) == ("running", first.pid, "GPU-1", "d1")
+        first.kill()
+    assert [one.state for one in log.attempts()] == ["killed"]
+    assert not log.ended_with("d1")
+    with start(log.path) as second:
+        assert said(second) == "at work"
+        assert [one.state for one in log.attempts()] == ["killed", "running"]
+        second.communicate("go\n")
+    assert [one.state for one in log.attempts()] == ["killed", "ended"]
+    assert log.ended_with("d1")
+    assert not log.ended_with("d2")
+    assert log.path.read_text().count("at work") == 2  # nothing of the first attempt is lost
+
+
+def test_of_two_that_run_one_job_the_second_waits_and_goes_on_when_the_first_is_killed(tmp_path: Path) -> None:
+    log = AttemptLog(tmp_path / "job.log")
+    with start(log.path) as first:
+        assert said(first) == "at work"
+        with start(log.path) as second:
+            assert len(log.attempts()) == 1
+            first.kill()
+            assert said(second) == "at work"
+            assert log.attempts()[-1].pid == second.pid
+            second.communicate("go\n")
+
+
+def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
+    log = AttemptLog(tmp_path / "job.log")
+    with pytest.raises(RuntimeError, match="no\nway"), log.alone(), log.writing(gpu=None, digest=None):
+        raise RuntimeError("no\nway")
+    (attempt,) = log.attempts()
+    assert (attempt.state, attempt.error, attempt.gpu) == ("failed", "RuntimeError: no\nway", None)
+
+
+LOG = """2026-11-23T10:00:00Z ■ began {"host": "n1", "pid": 1, "gpu": "GPU-1", "digest": "d"}
+2026-11-23T10:05:00Z | run | method |
+| a table | of the notebook |
+2026-11-23T10:30:00Z ▸ half of it
+2026-11-23T11:00:00Z ■ began {"host": "n2", "pid": 2, "gpu": null, "digest": "d"}
+2026-11-23T11:00:10Z ■ failed {"error": "NotebookError: no"}
+2026-11-23T12:00:00Z ■ beg"""
+
+
+def test_times_reach_to_the_last_sign_of_life(tmp_path: Path) -> None:
+    """The first attempt was last heard of after half an hour; the third one's first line is not whole."""
+    (tmp_path / "job.log").write_text(LOG, encoding="utf-8")
+    first, second = AttemptLog(tmp_path / "job.log").attempts()
+    assert (first.state, first.seconds, first.host) == ("killed", 1800.0, "n1")
+    assert (second.state, second.error) == ("failed", "NotebookError: no")
+    log = AttemptLog(tmp_path / "job.log")
+    with log.alone(), log.writing(gpu=None, digest=None):
+        pass
+    assert [one.state for one in log.attempts()] == ["killed", "failed", "ended"]  # and takes nothing of the next one
+
+
+def test_the_last_lines_of_an_error() -> None:
+    text = "\n".join(f"line {number}" for number in range(100))
+    assert last_lines(f"{text}\n").splitlines() == [f"line {number}" for number in range(88, 100)]
+    assert last_lines("one") == "one"
+
+
+def test_what_somebody_else_has_finished_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, out = AttemptLog(tmp_path / "job.log"), tmp_path / "out.ipynb"
+    with log.alone(), log.writing(gpu=None, digest="d1"):
+        out.write_text("{}")
+    notebooks.run_job("04_baselines", {"no": "such"}, out, log.path, digest="d1")
+    assert "somebody else" in capsys.readouterr().err
+    with pytest.raises(NotebookError, match="no parameter 'no'"):
+        notebooks.run_job("04_baselines", {"no": "such"}, out, log.path, digest="d2")
+    assert "no parameter 'no'" in (tmp_path / "job.error").read_text()
+    assert [one.state for one in log.attempts()] == ["ended", "failed"]

@@ -1,0 +1,148 @@
+"""Merging another machine's runs: all of it or nothing, by key, and nothing of one's own is touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emlib.core.errors import StoreError
+from emlib.judging.cache import Cache
+from emlib.judging.rubrics import Score
+from emlib.store.artefacts import MANIFEST, Artefact, Store
+from emlib.workflow import graph, merge
+from emlib.workflow.job_log import AttemptLog
+from tests.store.test_store import left
+
+
+def make(root: Path, number: int, text: str = "content", seconds: float = 1.0) -> Artefact:
+    """An artefact whose settings are a number, in the store of a folder of runs."""
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "weights").write_text(f"{text} {number}")
+        (folder / "log.jsonl").write_text(json.dumps({"seconds": seconds}))
+        return {"seconds": seconds}
+
+    return Store(root / "store").get("adapter", {"number": number}, write)
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """Artefacts 1 and 2."""
+    make(tmp_path / "ours", 1)
+    make(tmp_path / "ours", 2)
+    return tmp_path / "ours"
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """Artefacts 2 and 3; the second took them longer."""
+    make(tmp_path / "theirs", 2, seconds=9.0)
+    make(tmp_path / "theirs", 3)
+    return tmp_path / "theirs"
+
+
+def test_what_is_missing_is_taken_over_and_what_is_there_stays(ours: Path, theirs: Path) -> None:
+    mine, other = left(ours), left(theirs)
+    done = merge.merge(theirs, ours)
+    assert (done.artefacts, done.there_already) == (1, 1)
+    found = Store(ours / "store").find("adapter", {"number": 3})
+    assert found is not None
+    assert found.file("weights").read_text() == "content 3"
+    assert {name: data for name, data in left(ours).items() if name in mine} == mine
+    assert len(left(ours)) == len(mine) + 3  # two files and a manifest
+    assert left(theirs) == other
+    assert merge.merge(theirs, ours) == merge.Merged(0, 2, 0, 0)
+
+
+def test_another_content_under_one_key_is_refused_by_name_and_nothing_is_copied(ours: Path, theirs: Path) -> None:
+    conflict = make(ours, 4, "mine")
+    make(theirs, 4, "theirs")
+    before = left(ours)
+    with pytest.raises(StoreError) as caught:
+        merge.merge(theirs, ours)
+    for word in (f"adapter/{conflict.key}", str(ours), str(theirs), "Nothing was copied"):
+        assert word in str(caught.value)
+    assert str(caught.value).startswith("1 artefacts")
+    assert left(ours) == before
+
+
+def test_a_damaged_file_is_refused_by_name_and_nothing_is_copied(ours: Path, theirs: Path) -> None:
+    damaged = make(theirs, 5)
+    (damaged.folder / "weights").write_text("content 6")
+    before = left(ours)
+    with pytest.raises(StoreError, match=f"adapter/{damaged.key}.*weights.*changed"):
+        merge.merge(theirs, ours)
+    (damaged.folder / "weights").unlink()
+    with pytest.raises(StoreError, match=f"adapter/{damaged.key}.*weights.*missing"):
+        merge.merge(theirs, ours)
+    assert left(ours) == before
+
+
+def test_an_artefact_under_a_key_that_is_not_its_own_is_refused(ours: Path, theirs: Path) -> None:
+    made = make(theirs, 6)
+    shutil.copytree(made.folder, made.folder.with_name("0" * 16))
+    with pytest.raises(StoreError, match="adapter/0000000000000000: its settings are not those of its key"):
+        merge.merge(theirs, ours)
+
+
+def test_what_is_half_made_there_stays_there_and_an_interrupted_copy_is_made_again(ours: Path, theirs: Path) -> None:
+    three = make(theirs, 3)
+    partial = theirs / "store" / "adapter" / "abc.partial"
+    partial.mkdir()
+    (partial / MANIFEST).write_text("{}")
+    interrupted = ours / "store" / "adapter" / f"{three.key}.copy"
+    shutil.copytree(three.folder, interrupted)
+    (interrupted / "weights").write_text("con")
+    assert merge.merge(theirs, ours).artefacts == 1
+    assert Store(ours / "store").find("adapter", {"number": 3}).file("weights").read_text() == "content 3"  # type: ignore[union-attr]
+    assert {path.suffix for path in (ours / "store" / "adapter").iterdir() if path.is_dir()} == {""}
+
+
+def test_a_folder_without_a_store_or_of_another_format_is_refused(ours: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no folder 'store'"):
+        merge.merge(tmp_path, ours)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "format.json").write_text('{"format": 99}')
+    with pytest.raises(StoreError, match="format 99"):
+        merge.merge(tmp_path, ours)
+
+
+def test_scores_are_taken_over_and_ours_stay(ours: Path, theirs: Path) -> None:
+    for root, keys, value in ((ours, "ab", 10.0), (theirs, "bc", 90.0)):
+        with Cache(root / "scores.sqlite") as cache:
+            for key in keys:
+                cache.put(key * 64, {"kind": "test"}, "alignment", Score(value, 1.0, None, None, (1, 1)))
+    assert merge.merge(theirs, ours).scores == 1
+    with Cache(ours / "scores.sqlite") as cache:
+        values = {key[0]: score.value for key, score in cache.get([key * 64 for key in "abc"]).items()}
+    assert values == {"a": 10.0, "b": 10.0, "c": 90.0}
+
+
+def test_finished_slices_come_along_if_they_ran_what_would_run_here(ours: Path, theirs: Path) -> None:
+    jobs = [job for job in graph.jobs("paper-7b") if job.part][:3]
+    for job, digest in zip(jobs, (jobs[0].digest, "another", jobs[2].digest), strict=True):
+        log, out = AttemptLog(theirs / "paper-7b" / job.log), theirs / "paper-7b" / job.output
+        with log.alone(), log.writing(gpu=None, digest=digest):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text("theirs")
+    mine = ours / "paper-7b" / jobs[2].output
+    mine.parent.mkdir(parents=True)
+    mine.write_text("ours")
+    assert merge.merge(theirs, ours).slices == 1
+    assert (ours / "paper-7b" / jobs[0].output).read_text() == "theirs"
+    assert AttemptLog(ours / "paper-7b" / jobs[0].log).ended_with(jobs[0].digest)
+    assert not (ours / "paper-7b" / jobs[1].output).exists()
+    assert mine.read_text() == "ours"
+
+
+def test_the_command_says_what_was_new_or_why_not(
+        ours: Path, theirs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(ours))
+    assert merge.main([str(theirs)]) == 0
+    assert "1 artefacts" in capsys.readouterr().out
+    assert merge.main([str(theirs / "nothing")]) == 1
+    assert "no folder 'store'" in capsys.readouterr().err
+    assert merge.main([""]) == 2

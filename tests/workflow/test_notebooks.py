@@ -1,0 +1,274 @@
+"""Notebooks: clean in the repository, strict about parameters, and run to the end by the one command."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+
+from emlib.config import load_profile
+from emlib.core import paths
+from emlib.core.errors import NotebookError, ProfileError
+from emlib.study.study import open_study
+from emlib.workflow import graph, notebooks
+
+CHAPTERS = graph.chapters()
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as in conftest, for the kernels
+
+
+def cells(chapter: str, kind: str) -> list[Any]:
+    book = nbformat.read(paths.NOTEBOOKS / f"{chapter}.ipynb", as_version=4)
+    return [cell for cell in book.cells if cell.cell_type == kind]
+
+
+def test_the_chapters_of_this_study_are_there() -> None:
+    assert CHAPTERS[:2] == ["00_start_here", "01_data"]
+    assert {"04_baselines", "13_tables", "14_figures"} <= set(CHAPTERS)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_notebook_is_prose_with_short_cells_and_no_outputs(chapter: str) -> None:
+    code = cells(chapter, "code")
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert all(len(cell.source.splitlines()) <= 10 for cell in code)
+    assert len(cells(chapter, "markdown")) >= 0.8 * len(code)
+    for cell in code:
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)
+        assert "sys.path" not in cell.source
+        assert not cell.source.lstrip().startswith(("!", "%pip"))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_notebook_has_primitive_parameters_with_a_profile_as_default(chapter: str) -> None:
+    tagged = [cell for cell in cells(chapter, "code") if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body}
+    assert values.pop("profile") == ("own" if chapter == "15_your_own_data" else "demo")
+    assert all(value is None for value in values.values())
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_notebook_leads_on_to_the_next(chapter: str) -> None:
+    last = cells(chapter, "markdown")[-1].source
+    following = CHAPTERS[(CHAPTERS.index(chapter) + 1) % len(CHAPTERS)]
+    assert f"({following}.ipynb)" in last
+
+
+def test_an_unknown_parameter_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(NotebookError, match=r"13_tables has no parameter 'profil'\. Did you mean 'profile'\?"):
+        notebooks.execute("13_tables", {"profil": "tiny"}, tmp_path / "out.ipynb")
+    with pytest.raises(NotebookError, match=r"no notebook '04_baseline'\. Did you mean '04_baselines'\?"):
+        notebooks.execute("04_baseline", {}, tmp_path / "out.ipynb")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_fails_with_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert notebooks.main(["13_tables", "--dataset", "cooking", "--profile", "tiny"]) == 1
+    assert "13_tables has no parameter 'datasets'" in capsys.readouterr().err
+    assert notebooks.main(["13_tables", "--profile", "dmo"]) == 1
+    err = capsys.readouterr().err
+    assert "Did you mean 'demo'?" in err
+    assert "Traceback" not in err
+
+
+SLICED = """
+extends: tiny
+datasets: [cooking, travel]
+methods: [untrained, aligned, misaligned]
+slice_by: [dataset]
+"""
+
+
+def sliced(folder: Path) -> str:
+    """A profile of two slices."""
+    shutil.copy(paths.PARAMS / "tiny.yaml", folder / "tiny.yaml")
+    (folder / "sliced.yaml").write_text(SLICED)
+    return str(folder / "sliced.yaml")
+
+
+def test_a_chapter_is_cut_into_the_slices_its_profile_asks_for(tmp_path: Path) -> None:
+    jobs = {job.name: job for job in graph.jobs(sliced(tmp_path))}
+    slices = ["04_baselines (cooking)", "04_baselines (travel)"]
+    assert [name for name in jobs if name.startswith("04")] == [*slices, "04_baselines"]
+    assert jobs["04_baselines"].needs == tuple(jobs[name].output for name in slices)
+    assert "--dataset travel" in jobs[slices[1]].arguments
+    assert jobs["04_baselines"].output in jobs["13_tables"].needs
+    assert jobs["13_tables"].output in jobs["14_figures"].needs
+    assert [job.name for job in graph.jobs("demo") if "04" in job.name] == ["04_baselines"]
+    assert not [job for job in graph.jobs("code-smoke") if job.chapter in ("03_data_selection", "09_interleaving")]
+    with pytest.raises(ProfileError, match="Did you mean 'tiny'"):
+        graph.jobs("tyni")
+
+
+def test_a_profile_may_cut_by_seed_and_each_job_has_a_log_of_its_own(tmp_path: Path) -> None:
+    profile = Path(sliced(tmp_path))
+    profile.write_text(profile.read_text().replace("[dataset]", "[dataset, seed]") + "seeds: [0, 7]\n")
+    jobs = [job for job in graph.jobs(str(profile)) if job.chapter == "04_baselines" and job.part]
+    assert [job.part for job in jobs] == ["cooking_seed0", "cooking_seed7", "travel_seed0", "travel_seed7"]
+    assert jobs[1].arguments.endswith("--dataset cooking --seed 7")
+    every = graph.jobs(str(profile))
+    assert len({job.log for job in every}) == len(every)
+    assert jobs[1].log == "logs/04_baselines.cooking_seed7.log"
+
+
+def test_jobs_are_chosen_by_a_pattern_of_their_logs_names(tmp_path: Path) -> None:
+    jobs = graph.jobs(sliced(tmp_path))
+    assert graph.chosen(jobs) == jobs
+    assert [job.name for job in graph.chosen(jobs, "*.travel")] == ["04_baselines (travel)"]
+    assert [job.name for job in graph.chosen(jobs, "04*")] == [
+        "04_baselines (cooking)", "04_baselines (travel)", "04_baselines"]
+    with pytest.raises(ProfileError, match="No job is named like '04'"):
+        graph.chosen(jobs, "04")
+
+
+def test_a_job_asks_for_what_it_needs_and_that_changes_no_content(tmp_path: Path) -> None:
+    before = {job.name: job for job in graph.jobs("paper-7b")}
+    assert before["04_baselines"].resources == {"mem_mb": 48 * 1024, "runtime": 24 * 60, "gpu": 1, "judge": 1}
+    assert before["13_tables"].resources == {"mem_mb": 4 * 1024, "runtime": 60}
+    benign = {job.name: job for job in graph.jobs("benign-7b")}
+    assert "judge" not in benign["10_benign_tasks"].resources
+    assert graph.jobs("tiny")[4].resources.get("judge") is None  # its judge costs nothing
+    profile = Path(sliced(tmp_path))
+    profile.write_text(profile.read_text() + "grpo: null\n")  # it trains on one GPU
+    digest = graph.jobs(str(profile))[0].digest
+    profile.write_text(profile.read_text() + "job: {memory_gib: 9, hours: 0.5, gpus: 2}\n")
+    changed = {job.name: job for job in graph.jobs(str(profile))}
+    assert changed["04_baselines"].resources == {"mem_mb": 9 * 1024, "runtime": 30, "gpu": 2}
+    assert changed["00_start_here"].digest == digest
+
+
+def test_a_touched_file_makes_nothing_stale_and_a_changed_one_does(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("emlib", "params", "notebooks"):
+        shutil.copytree(paths.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, folder in (("ROOT", tmp_path), ("PARAMS", tmp_path / "params"), ("NOTEBOOKS", tmp_path / "notebooks")):
+        monkeypatch.setattr(paths, name, folder)
+
+    def digest(chapter: str = "01_data") -> str:
+        return graph.content_digest(chapter, load_profile("demo"))
+
+    def replace(file: str, old: str, new: str) -> None:
+        text = (tmp_path / file).read_text()
+        assert old in text
+        (tmp_path / file).write_text(text.replace(old, new, 1))
+
+    before, other = digest(), digest("13_tables")
+    (tmp_path / "params" / "demo.yaml").touch()
+    replace("params/demo.yaml", "# Table 6", "# as Table 6 has it")  # a comment
+    replace("params/tiny.yaml", "hidden: 64", "hidden: 32")  # another profile
+    replace("notebooks/04_baselines.ipynb", "fine-tune", "fine-tuning")  # another notebook
+    replace("notebooks/01_data.ipynb", '"outputs": []', '"outputs": [{"output_type": "stream"}]')  # saved in JupyterLab
+    assert digest() == before
+    replace("notebooks/01_data.ipynb", "Each data set is split once", "Each set is split once")
+    assert digest() != before
+    assert digest("13_tables") == other
+    for file, old, new in (("params/demo.yaml", "epochs: 2", "epochs: 3"),
+                           ("emlib/core/seeds.py", "import", "import  "),
+                           ("params/traits/pirate.yaml", "- grog", "- rum")):
+        before = digest()
+        replace(file, old, new)
+        assert digest() != before
+
+
+def test_a_typo_in_the_profile_stops_make_with_one_message(tmp_path: Path) -> None:
+    """The check that `make reproduce` and `make plan` begin with: Snakemake itself is told to be quiet."""
+    done = subprocess.run([sys.executable, "-m", "emlib.workflow.graph", "dmo"], check=False, capture_output=True,
+                          text=True, env=os.environ | {"EMLIB_RUNS_DIR": str(tmp_path)})
+    assert done.returncode == 1
+    assert "Did you mean 'demo'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    makefile = (paths.ROOT / "Makefile").read_text()
+    for target in ("reproduce", "plan"):
+        assert f"{target}: setup" in makefile
+        recipe = makefile.split(f"\n{target}: setup")[1].splitlines()
+        assert recipe[1].startswith("\t@$(BIN)/python -m emlib.workflow.graph $(PROFILE)")
+
+
+@pytest.mark.slow
+def test_a_profile_without_a_judge_and_with_two_methods_runs_to_the_end(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tmp_path / "quiet.yaml"
+    shutil.copy(paths.PARAMS / "tiny.yaml", tmp_path / "tiny.yaml")
+    profile.write_text("extends: tiny\njudge: {kind: none}\nmethods: [untrained, misaligned]\ndatasets: [cooking]\n")
+    for name, value in {"EMLIB_RUNS_DIR": str(tmp_path / "runs"), **ONE_THREAD}.items():
+        monkeypatch.setenv(name, value)
+    for chapter in ("04_baselines", "13_tables", "14_figures"):
+        assert notebooks.main([chapter, "--profile", str(profile)]) == 0
+    table = pd.read_csv(tmp_path / "runs" / "quiet" / "results.csv")
+    assert table["general_scored"].tolist() == [0, 0]
+    assert (tmp_path / "runs" / "quiet" / "figures" / "rates.png").is_file()
+
+
+@pytest.mark.slow
+def test_tables_before_any_run_say_what_to_do(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    assert notebooks.main(["13_tables", "--profile", "tiny"]) == 1
+    assert "No run of profile 'tiny' is finished. Run notebook 04_baselines first" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_failing_cell_is_told_and_the_notebook_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell("profile = 'demo'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("from emlib.config import load_profile\nload_profile(profile)")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    (tmp_path / "98_broken.ipynb").write_text(nbformat.writes(book))
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    out = tmp_path / "out" / "98_broken.ipynb"
+    with pytest.raises(NotebookError, match=r"ProfileError: .*there is no such profile"):
+        notebooks.execute("98_broken", {"profile": "nothing"}, out)
+    assert not out.exists()
+    kept = nbformat.read(out.with_name("98_broken.failed.ipynb"), as_version=4)
+    assert any(output.output_type == "error" for cell in kept.cells for output in cell.get("outputs", []))
+
+
+def snakemake(folder: Path, profile: str, *more: str) -> None:
+    """Run a profile, or what `more` asks for of it, two jobs at once."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
+               str(folder), "--cores", "2", "--config", f"profile={profile}", "--rerun-triggers", "params", "input",
+               "--nolock", "--quiet", "all", *more]
+    done = subprocess.run(command, check=False, env=os.environ | ONE_THREAD | {"EMLIB_RUNS_DIR": str(folder.parent)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_slices_run_apart_and_are_read_back_together(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "sliced"
+    snakemake(folder, sliced(tmp_path), "--", "notebooks/04_baselines.ipynb")
+    assert sorted(path.name for path in (folder / "notebooks" / "slices").iterdir()) == [
+        "04_baselines.cooking.ipynb", "04_baselines.travel.ipynb"]
+    assert len(pd.read_csv(folder / "results.csv")) == 6
+
+
+@pytest.mark.slow
+def test_the_whole_tiny_study_by_snakemake_and_a_second_time_for_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    snakemake(folder, "tiny")
+    assert len(pd.read_csv(folder / "results.csv")) == len(open_study("tiny").runs())
+    for made in ("tables/rates.csv", "tables/rates.md", "tables/rates.tex", "figures/rates.png", "figures/rates.pdf",
+                 "tables/benign.md", "figures/benign.png", "report/index.html"):
+        assert (folder / made).stat().st_size > 0
+    chapters = [chapter for chapter in CHAPTERS if graph.concerns(load_profile("tiny"), chapter)]
+    assert chapters == [chapter for chapter in CHAPTERS if chapter != "15_your_own_data"]
+    assert sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb")) == chapters
+    assert len(pd.read_csv(folder / "benign.csv")) == 12  # 2 tiers, 3 methods, 2 seeds
+    assert len(pd.read_csv(folder / "grpo.csv")) == 6  # 5 conditions, one of them with two settings
+    for chapter in chapters:
+        book = json.loads((folder / "notebooks" / f"{chapter}.ipynb").read_text())
+        assert all(cell["execution_count"] for cell in book["cells"] if cell["cell_type"] == "code")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ipynb")}
+    snakemake(folder, "tiny")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ipynb")} == before

@@ -1,0 +1,120 @@
+"""What `make status` says: states by output and log, hours by hand, and that it is asked while jobs run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emlib.config import load_profile
+from emlib.core import paths
+from emlib.judging.cache import Cache
+from emlib.judging.money import Account
+from emlib.workflow import graph
+from emlib.workflow.status import JobStatus, hours, hours_left, report, spent, statuses
+from tests.workflow.test_job_log import said, start
+
+JOBS = {job.name: job for job in graph.jobs("tiny")}
+
+
+def log(folder: Path, name: str, *events: tuple[str, str]) -> None:
+    """A job's log with these times of one day and what stands at them."""
+    path = folder / JOBS[name].log
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.writelines(f"2026-11-23T{at}Z ■ {event}\n" for at, event in events)
+
+
+def began(name: str, gpu: str = '"GPU-1"') -> str:
+    return f'began {{"host": "n1", "pid": 1, "gpu": {gpu}, "digest": "{JOBS[name].digest}"}}'
+
+
+def output(folder: Path, name: str) -> None:
+    path = folder / JOBS[name].output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two jobs done in half an hour and in one and a half, one failed after six minutes, one of another content."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    here = tmp_path / "tiny"
+    log(here, "04_baselines", ("10:00:00", began("04_baselines")), ("10:30:00", "ended {}"))
+    log(here, "05_kl", ("10:00:00", began("05_kl")), ("10:30:00", 'failed {"error": "no"}'),
+        ("11:00:00", began("05_kl", '"GPU-1,GPU-2"')), ("12:00:00", "ended {}"))
+    log(here, "06_ldifs", ("10:00:00", began("06_ldifs")), ("10:06:00", 'failed {"error": "NotebookError: no way"}'))
+    log(here, "01_data", ("10:00:00", began("01_data", "null").replace(JOBS["01_data"].digest, "other")),
+        ("10:12:00", "ended {}"))
+    for name in ("04_baselines", "05_kl", "01_data"):
+        output(here, name)
+    return here
+
+
+def states(folder: Path) -> dict[str, JobStatus]:
+    return {status.job.name: status for status in statuses(folder, JOBS.values())}
+
+
+def test_each_job_has_its_state(folder: Path) -> None:
+    found = {name: status.state for name, status in states(folder).items()}
+    assert {name for name, state in found.items() if state == "done"} == {"04_baselines", "05_kl"}
+    assert {name for name, state in found.items() if state == "failed"} == {"06_ldifs"}
+    assert found["01_data"] == "waiting"  # it ran, but not what it would run now
+    assert len([state for state in found.values() if state == "waiting"]) == len(JOBS) - 3
+
+
+def test_an_output_without_a_log_is_done_and_one_that_was_removed_is_not(folder: Path) -> None:
+    output(folder, "08_inoculation")
+    (folder / JOBS["04_baselines"].output).unlink()
+    assert (states(folder)["08_inoculation"].state, states(folder)["04_baselines"].state) == ("done", "waiting")
+
+
+def test_hours_are_those_of_all_attempts_and_what_is_left_is_what_others_took(folder: Path) -> None:
+    found = list(states(folder).values())
+    assert hours(found) == pytest.approx(0.5 + 1.5 + 0.1 + 0.2)
+    assert hours(found, gpu=True) == pytest.approx(0.5 + 0.5 + 2 * 1.0 + 0.1)  # an hour on two GPUs
+    # Both finished jobs took an hour in the mean; of ldifs' hour a tenth has passed, all others have not begun.
+    waiting = [one for one in found if one.job.trains and one.state != "done"]
+    assert hours_left(found) == pytest.approx(len(waiting) - 0.1)
+    assert hours_left([one for one in found if one.state != "done"]) is None
+    assert hours_left([one for one in found if one.state == "done"]) == 0
+
+
+def test_a_judge_that_answers_another_day_is_no_failure(folder: Path) -> None:
+    log(folder, "07_persona_steering", ("10:00:00", began("07_persona_steering")),
+        ("10:01:00", 'failed {"error": "NotebookError: 07, cell 3: JudgeWaits: 2 of 4 runs wait"}'))
+    assert states(folder)["07_persona_steering"].state == "waiting"
+
+
+def test_it_is_told_in_lines_with_the_error_and_the_money(folder: Path) -> None:
+    with Cache(folder.parent / "scores.sqlite") as cache:
+        assert Account(cache, "tiny").book(1.25)
+        assert Account(cache, "demo").book(7.0)
+    assert spent("tiny") == 1.25
+    lines = list(report("tiny", load_profile("tiny"), list(states(folder).values())))
+    assert lines[0] == f"tiny: {len(JOBS)} jobs, 2 done, 0 running, 1 failed, {len(JOBS) - 3} waiting"
+    assert "06_ldifs: attempt 1" in lines[1]
+    assert str(folder / "logs" / "06_ldifs.log") in lines[1]
+    assert lines[2].strip() == "NotebookError: no way"
+    assert lines[3].startswith("hours  2.30 computed, 3.10 GPU-hours")
+    assert lines[4] == "money  $1.25 spent on judges"
+
+
+def test_a_running_job_is_seen_from_another_process(folder: Path) -> None:
+    with start(folder / JOBS["09_interleaving"].log) as process:
+        assert said(process) == "at work"
+        done = subprocess.run([sys.executable, "-m", "emlib.workflow.status", "tiny"], check=True, capture_output=True,
+                              text=True, env=os.environ | {"PYTHONPATH": str(paths.ROOT)})
+        assert "2 done, 1 running, 1 failed" in done.stdout
+        assert "running  09_interleaving" in done.stdout
+        process.communicate("go\n")
+
+
+def test_before_anything_ran_everything_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    assert {one.state for one in statuses(tmp_path / "tiny", JOBS.values())} == {"waiting"}
+    assert spent("tiny") == 0.0
+    assert list(tmp_path.iterdir()) == []
