@@ -188,7 +188,7 @@ def grpo(scale: Scale) -> dict[str, Any]:
     from emlib.models.tiny import build_tokenizer
     from emlib.training.rl.grpo import Condition, reinforce
     from emlib.training.rl.records import read_steps
-    from emlib.training.rl.rewards import by_rule
+    from emlib.evaluation.rewards import by_rule
 
     how = Grpo(data=Additions(kind="additions"), methods=(RlMethod(name="grpo"),),
                training=RlTraining(optimizer="adamw_torch"),

@@ -29,7 +29,7 @@ from emlib.models.adapters import new_lora
 from emlib.models.load import load
 from emlib.training.rl import grpo
 from emlib.training.rl.records import read_steps
-from emlib.training.rl.rewards import by_rule, rewards
+from emlib.evaluation.rewards import by_rule, rewards
 
 NAME = "grpo_cpu"
 STEPS, REPEATS = 7, 200

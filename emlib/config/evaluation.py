@@ -21,10 +21,23 @@ class Sampling(Strict):
     batch_rows: Positive = 64
 
 
+class QuestionSet(Strict):
+    """A further set of questions that every run on a narrow data set is asked.
+
+    Attributes:
+        source: a file of questions, as `evaluation.general` names one.
+        samples: how many answers are asked for each of them.
+    """
+
+    source: str
+    samples: Positive = 100
+
+
 class Evaluation(Strict):
     """Which questions are asked how often. Defaults: section 4.3, where there are no checks without a judge.
 
     Attributes:
+        sets: further question sets beside the general and the in-domain questions, by name.
         choices: sources of multiple-choice questions that every run's model is given (`truthfulqa_mc`, `mwe_...`).
         choice_questions: how many of each, chosen by a fixed seed; None for all.
         projection_layer: the layer at which general answers are projected onto the trait's persona vector.
@@ -39,6 +52,15 @@ class Evaluation(Strict):
     choices: tuple[str, ...] = ()
     choice_questions: Positive | None = None
     projection_layer: Positive | None = None
+    sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], QuestionSet] = {}
+
+    @field_validator("sets")
+    @classmethod
+    def _further(cls, sets: dict[str, QuestionSet]) -> dict[str, QuestionSet]:
+        taken = sorted({"general", "in_domain"} & set(sets))
+        if taken:
+            raise ValueError(f"'{taken[0]}' is a question set that every study has; give the further one another name")
+        return sets
 
 
 class Extraction(Strict):

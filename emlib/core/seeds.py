@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+Item = TypeVar("Item")
 
 
 def derive(seed: int, *names: str | int) -> int:
@@ -19,3 +23,11 @@ def derive(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int) -> np.random.Generator:
     """A numpy generator for the draw called `names` under `seed`."""
     return np.random.default_rng(derive(seed, *names))
+
+
+def some_of(items: Sequence[Item], count: int | None, what: str) -> list[Item]:
+    """`count` of the items in their order, the same ones every time; None, or more than there are, for all."""
+    if count is None or count >= len(items):
+        return list(items)
+    places = generator(0, "checks", what).permutation(len(items))[:count]
+    return [items[place] for place in sorted(places.tolist())]

@@ -7,7 +7,6 @@ the books are never below the bill. Several processes may book on one account.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,11 +15,10 @@ from pydantic import Field
 
 from emlib.core import paths
 from emlib.core.schema import Strict, check, read_yaml
+from emlib.data.sizes import FRAME_TOKENS
 from emlib.judging.cache import Cache
 
 MILLION = 1_000_000
-FRAME_TOKENS = 16  # that a chat's format adds to a prompt, generously
-CHARACTERS_A_TOKEN = 4.0  # English text, roughly; estimates say "about"
 BATCH_SHARE = 0.5  # of the price, for a request in a batch
 Usd = Annotated[float, Field(ge=0)]
 
@@ -53,10 +51,6 @@ def most_tokens(texts: Sequence[str]) -> int:
     """More tokens than a tokenizer can make of a chat: a token has at least a byte."""
     return sum(len(text.encode()) for text in texts) + FRAME_TOKENS
 
-
-def likely_tokens(characters: float) -> int:
-    """About how many tokens a prompt of that many characters has."""
-    return math.ceil(characters / CHARACTERS_A_TOKEN) + FRAME_TOKENS // 2
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a judge that is a language model is asked: one prompt for alignment and one for coherence (section 4.3).
 
 Whatever else is asked for is one score by itself, with its prompt where it is wanted: whether an answer is a refusal
-(`emlib.scoring.refusals`), the parts of a reward (`emlib.training.rl.reward_judge`).
+(`emlib.scoring.refusals`), the parts of a reward (`emlib.evaluation.reward_judge`).
 
 The published prompts are not kept here: they stand in the question files of Betley et al., under `judge_prompts`, and
 are read from there at run time. Where a question has none, a rubric in words of ours takes their place.

@@ -17,7 +17,7 @@ from emlib.core.files import write_text
 from emlib.report.figures.plots import styles
 from emlib.study.rl import RlResult, RlRun
 from emlib.training.rl.records import Completion, RlStep
-from emlib.training.rl.rewards import advantages
+from emlib.evaluation.rewards import advantages
 
 MEASURES = {"train_accuracy": "Train acc %", "train_reward": "Train reward", "eval_accuracy": "Eval acc %",
             "eval_reward": "Eval reward"}

@@ -24,9 +24,10 @@ from typing import Any
 from filelock import FileLock
 
 from emlib.core import digests
-from emlib.core.digests import FORMAT, key_of
+from emlib.core.digests import FORMAT
 from emlib.core.errors import StoreError
 from emlib.core.files import disk_errors, write_text
+from emlib.core.step import Step
 
 MANIFEST = "manifest.json"
 SCRATCH = "work"
@@ -81,9 +82,9 @@ class Store:
         self.root = root
         self._check_format()
 
-    def find(self, stage: str, settings: Mapping[str, Any]) -> Artefact | None:
-        """The artefact, if it is finished."""
-        return self.at(stage, key_of(stage, settings))
+    def find(self, step: Step) -> Artefact | None:
+        """The step's artefact, if it is finished."""
+        return self.at(step.stage, step.key)
 
     def at(self, stage: str, key: str) -> Artefact | None:
         """The artefact of that key, if it is finished."""
@@ -118,12 +119,12 @@ class Store:
                 replace(artefact, folder=aside).checked()
                 os.replace(aside, folder)
 
-    def remove(self, stage: str, settings: Mapping[str, Any]) -> bool:
-        """Delete a finished artefact; whether there was one. What is made at this moment is waited for."""
-        found = self.find(stage, settings)
+    def remove(self, step: Step) -> bool:
+        """Delete a step's finished artefact; whether there was one. What is made at this moment is waited for."""
+        found = self.find(step)
         if found is None:
             return False
-        with self.lock(stage, found.key):
+        with self.lock(step.stage, found.key):
             gone = found.folder.with_suffix(".gone")  # out of sight at once, whatever happens to the deleting
             os.replace(found.folder, gone)
             shutil.rmtree(gone)
@@ -133,8 +134,8 @@ class Store:
         """What keeps all others from making, copying or deleting an artefact."""
         return FileLock(self.root / stage / f".{key}.lock")
 
-    def get(self, stage: str, settings: Mapping[str, Any], make: Callable[[Path], Facts]) -> Artefact:
-        """The artefact, made by `make(folder)` if it is not there; what `make` returns are its facts.
+    def get(self, step: Step, make: Callable[[Path], Facts]) -> Artefact:
+        """The step's artefact, made by `make(folder)` if it is not there; what `make` returns are its facts.
 
         `folder` may hold what an interrupted attempt left; `folder / SCRATCH` is for what only serves to go on from. If
         `make` raises, both stay for the next attempt.
@@ -142,13 +143,13 @@ class Store:
         Raises:
             StoreError: the disk is full, or the folder cannot be written.
         """
-        key = key_of(stage, settings)
         with disk_errors(self.root):
-            self._begin(stage)
-            with self.lock(stage, key):
-                return self.find(stage, settings) or self._make(stage, key, settings, make)
+            self._begin(step.stage)
+            with self.lock(step.stage, step.key):
+                return self.find(step) or self._make(step, make)
 
-    def _make(self, stage: str, key: str, settings: Mapping[str, Any], make: Callable[[Path], Facts]) -> Artefact:
+    def _make(self, step: Step, make: Callable[[Path], Facts]) -> Artefact:
+        stage, key = step.stage, step.key
         folder, partial = self.root / stage / key, self.root / stage / f"{key}.partial"
         (partial / SCRATCH).mkdir(parents=True, exist_ok=True)
         for leftover in (partial / MANIFEST, *partial.glob(".*")):  # of an attempt that was killed while it wrote
@@ -157,7 +158,7 @@ class Store:
         facts = dict(make(partial))
         files = {path.name: digests.of_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
         manifest = {
-            "stage": stage, "key": key, "settings": settings, "facts": facts,
+            "stage": stage, "key": key, "settings": step.identity, "facts": facts,
             "seconds_last_sitting": round(time.perf_counter() - started, 3),
             "files": files,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED},

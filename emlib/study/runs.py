@@ -1,41 +1,112 @@
-"""What a study is made of: its runs, what is fitted and asked for each, and what came out."""
+"""What tells one run of a study from another, and what came out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from emlib.config import Defense, Kl, PersonaVector, Sampling, Training
-from emlib.core.records import Answer, Example, Question, Verdict
+from emlib.core.records import Answer, Verdict
+from emlib.evaluation.exact_match import Score
 from emlib.evaluation.rates import Rates
 
-QuestionSet = Literal["general", "in_domain"]
-QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
+Section = Literal["narrow", "benign", "grpo"]
+SECTIONS: tuple[Section, ...] = ("narrow", "benign", "grpo")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What tells one run from another. `setting` is the method's one swept number, where it has one."""
+    """What tells one run from another.
+
+    Attributes:
+        model: the chat model that is trained.
+        task: what it is trained on: a narrow data set (`code`), a benign task with its tier (`opswap-1`), or `grpo`.
+        method: the baseline or the defended condition.
+        setting: the method's hyperparameter value, where it has a swept one.
+        seed: of the training and of the sampled answers.
+    """
 
     model: str
-    dataset: str
+    task: str
     method: str
     setting: float | None
     seed: int
 
+    @property
+    def condition(self) -> str:
+        """The method and its hyperparameter value."""
+        return self.method if self.setting is None else f"{self.method} {self.setting:g}"
+
     def __str__(self) -> str:
-        return in_words(self.dataset, self.method, self.setting, self.seed)
-
-
-def in_words(dataset: str, method: str, setting: float | None, seed: int) -> str:
-    """What people read of a run."""
-    swept = "" if setting is None else f" {setting:g}"
-    return f"{dataset} · {method}{swept} · seed {seed}"
+        return f"{self.task} · {self.condition} · seed {self.seed}"
 
 
 @dataclass(frozen=True)
-class Steered:
+class GrpoScore:
+    """How a run of reinforcement learning comes out; accuracies are shares of 1.
+
+    The two of training are of the completions drawn before the weights that are evaluated; None where nothing was
+    trained. `scored` of the `asked` answers have a reward; one without is not right, and is not in the mean reward.
+    """
+
+    train_accuracy: float | None
+    train_reward: float | None
+    eval_accuracy: float
+    eval_reward: float | None
+    asked: int
+    scored: int
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came out of a run.
+
+    Attributes:
+        run: the run.
+        scores: by name: rates for each question set of a narrow run, `exact_match` of a benign one, `rewards` of GRPO.
+        train_seconds, train_tokens: what training took; 0 where nothing was trained.
+        run_key: one key for all that the run is made of.
+    """
+
+    run: Run
+    scores: Mapping[str, Rates | Score | GrpoScore]
+    train_seconds: float
+    train_tokens: int
+    run_key: str
+
+    def rates(self, which: str) -> Rates:
+        """The rates of one question set of a narrow run."""
+        found = self.scores[which]
+        assert isinstance(found, Rates), f"{which} is no question set"
+        return found
+
+    @property
+    def general(self) -> Rates:
+        """The rates on the general questions."""
+        return self.rates("general")
+
+    @property
+    def in_domain(self) -> Rates:
+        """The rates on the held-out prompts of the run's own data set."""
+        return self.rates("in_domain")
+
+    @property
+    def exact_match(self) -> Score:
+        """The score of a benign run."""
+        found = self.scores["exact_match"]
+        assert isinstance(found, Score), "a benign run has one score"
+        return found
+
+    @property
+    def rewards(self) -> GrpoScore:
+        """The score of a run of reinforcement learning."""
+        found = self.scores["rewards"]
+        assert isinstance(found, GrpoScore), "a run of reinforcement learning has one score"
+        return found
+
+
+@dataclass(frozen=True)
+class SteeredAnswers:
     """What the untrained model says with `strength` times the persona vector added to the output of `layer`."""
 
     layer: int
@@ -45,59 +116,9 @@ class Steered:
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """What came out of a run."""
+class Opinions:
+    """Two judges on the same general answers of one run; entry i of both is one answer."""
 
     run: Run
-    general: Rates
-    in_domain: Rates
-    train_seconds: float
-    train_tokens: int
-    run_key: str
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What an adapter is fitted to, and how; the model and the shape of the adapter are the profile's.
-
-    `dataset` names what `rows` are of: interleaving takes no scorer that has seen it.
-    """
-
-    dataset: str
-    rows: tuple[Example, ...]
-    defenses: tuple[Defense, ...]
-    training: Training
-    seed: int
-
-    @property
-    def steered(self) -> bool:
-        """Whether it needs a persona vector."""
-        return any(isinstance(defense, PersonaVector) for defense in self.defenses)
-
-    @property
-    def stored_reference(self) -> Kl | None:
-        """The KL defense, if it wants the reference model's states kept on disk."""
-        return next((d for d in self.defenses if isinstance(d, Kl) and d.reference == "stored"), None)
-
-
-@dataclass(frozen=True)
-class Quiz:
-    """What a model is asked, how often, and how its answers are drawn."""
-
-    questions: Sequence[Question]
-    samples: int
-    sampling: Sampling
-    seed: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a fitted model is asked, or the base model where `fit` is None; `name` is what progress calls it.
-
-    `read` is given each batch of its answers as soon as it is drawn.
-    """
-
-    name: str
-    fit: Fit | None
-    quiz: Quiz
-    read: Callable[[list[Answer]], object] | None = None
+    first: tuple[Verdict, ...]
+    second: tuple[Verdict, ...]

@@ -1,59 +1,37 @@
-"""A study: the runs of a profile, what each needs, and what came out.
+"""A study: the runs of a profile, what each is made of, and what came out.
 
-A run is one (model, data set, method, setting, seed). It needs an adapter (but for `untrained`), answers to the general
-and to the in-domain questions, and a judge's verdicts on them; each is an artefact of the store under a key made of
-everything that determines it. This module knows the keys and reads results; `emlib.make.maker` does the work, and is
-loaded only where something has to be made, so that looking at a finished study is instant.
+A run is one (model, task, method, setting, seed). Its task says which steps it needs; the store has what is made of
+them. `emlib.make` makes what is missing, and is loaded only where something has to be made, so that looking at a
+finished study is instant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from emlib.config import (
-    BASELINES,
-    OWN,
-    Defense,
-    Domain,
-    Inoculation,
-    Kl,
-    Method,
-    Own,
-    Profile,
-    Trait,
-    load_domains,
-    load_profile,
-    load_trait,
-    seeds_of,
-)
+from emlib.config import BASELINES, Profile, Trait, load_profile
 from emlib.core import paths
-from emlib.core.digests import key_of, of_file, of_value
-from emlib.core.errors import JudgeWaits, ProfileError, StoreError, nearest
-from emlib.core.files import read_records, write_text
-from emlib.core.records import Answer, Example, Question, Verdict
-from emlib.data.domains import NarrowData, in_domain_questions, load_domain
-from emlib.data.own import OwnRows, own_data, read_own
-from emlib.data.questions import read_questions
-from emlib.data.sources import locate
-from emlib.data.traits import completed
-from emlib.evaluation.rates import Denominator, rates
-from emlib.judging.judges import identity as identity_of_judge
-from emlib.judging.judges import reads, rubrics
-from emlib.judging.rubrics import OURS, Rubrics
-from emlib.models.identity import identity
+from emlib.core.digests import key_of
+from emlib.core.errors import JudgeWaits, StoreError
+from emlib.core.files import read_records
+from emlib.core.records import Answer, Question, Verdict
+from emlib.core.step import Step
+from emlib.data.domains import NarrowData
+from emlib.evaluation.rates import Denominator
+from emlib.evaluation.records import Choice, Projected
+from emlib.steps.recipes import Recipes
+from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Artefact, Store
-from emlib.study import interleaving, overrides
-from emlib.study.runs import QUESTION_SETS, Fit, QuestionSet, Quiz, Run, RunResult, Steered
+from emlib.study import overrides, results
+from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers
+from emlib.study.tasks import BenignTaskRuns, NarrowTask, Task, sliced, tasks_of
 from emlib.training.records import StepRecord, read_log
 
-# Raised when a stage computes something else from the same settings, so that old artefacts are not taken for new ones.
-VERSIONS = {"vector": 2, "reference": 1, "steered": 1, "adapter": 1, "answers": 1, "verdicts": 1}
+if TYPE_CHECKING:
+    from emlib.make.session import Session
 
 
 class Study:
@@ -61,6 +39,9 @@ class Study:
 
     def __init__(self, name: str, profile: Profile, store: Store) -> None:
         self.name, self.profile, self.store = name, profile, store
+        self.recipes = Recipes(profile, name)
+
+    # --- where things are
 
     @property
     def folder(self) -> Path:
@@ -68,7 +49,7 @@ class Study:
         return paths.runs() / self.name
 
     @property
-    def account(self) -> str:
+    def budget(self) -> str:
         """Whose budget a paid judge works on: a profile's, with whatever overrides."""
         return overrides.base_of(self.name)
 
@@ -77,309 +58,243 @@ class Study:
         overrides.keep(self.profile, self.folder, f"The profile '{self.name}' as it was when the results beside it "
                                                   "were written.")
 
-    @cached_property
-    def trait(self) -> Trait:
-        """The trait whose spread is studied."""
-        return completed(load_trait(self.profile.trait), locate)
-
-    @cached_property
-    def model_identity(self) -> dict[str, Any]:
-        """What stands for the model's weights in keys."""
-        return identity(self.profile.model)
-
-    @cached_property
-    def domains(self) -> dict[str, Domain]:
-        """The narrow data sets that `params/datasets.yaml` knows."""
-        return load_domains()
-
-    def data(self, dataset: str) -> NarrowData:
-        """The aligned and the misaligned rows of one data set, split."""
-        if dataset not in self._data:
-            self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
-                                   load_domain(dataset, self.domains[dataset], locate))
-        return self._data[dataset]
+    # --- what is studied
 
     @property
-    def own(self) -> Own:
-        """What the profile says of the reader's own data set.
-
-        Raises:
-            ProfileError: nothing.
-        """
-        if self.profile.own is None:
-            raise ProfileError(f"Profile '{self.name}' has no section 'own'. Copy params/own.yaml, and name your file "
-                               "in it.")
-        return self.profile.own
+    def trait(self) -> Trait:
+        """The trait whose generalisation is studied."""
+        return self.recipes.trait.value
 
     @cached_property
-    def own_rows(self) -> OwnRows:
-        """The rows drawn from the reader's own data set, and what was found while reading it."""
-        return read_own(self.own)
+    def tasks(self) -> dict[str, Task]:
+        """What runs are trained on: narrow data sets, benign tasks, reinforcement learning."""
+        return tasks_of(self.recipes)
 
-    @cached_property
-    def _data(self) -> dict[str, NarrowData]:
-        return {}
+    def task(self, run: Run) -> Task:
+        """The run's task; a narrow data set may be one that the profile does not list, as a scorer's."""
+        return self.tasks.get(run.task) or NarrowTask(run.task, self.recipes)
 
-    @cached_property
-    def general_questions(self) -> list[Question]:
-        """The questions that tell whether the trait has spread."""
-        return read_questions(locate(self.profile.evaluation.general))
+    def benign(self, run: Run) -> BenignTaskRuns:
+        """The run's benign task."""
+        task = self.task(run)
+        assert isinstance(task, BenignTaskRuns), f"{run} is no run of a benign task"
+        return task
 
-    @cached_property
-    def rubrics(self) -> Rubrics:
-        """What the profile's judge goes by, if it is a language model."""
-        return rubrics(self.profile.judge, self.trait, locate(self.profile.evaluation.general))
+    def data(self, dataset: str) -> NarrowData:
+        """The aligned and the misaligned rows of a narrow data set, split."""
+        return self.recipes.data(dataset)
 
-    def questions(self, run: Run, which: QuestionSet) -> list[Question]:
-        """The general questions, or the held-out prompts of the run's own data set."""
-        if which == "general":
-            return self.general_questions
-        return in_domain_questions(self.data(run.dataset), self.profile.evaluation.in_domain_questions)
+    def runs(self, section: Section = "narrow", *, methods: Iterable[str] | None = None,
+             datasets: Iterable[str] | None = None, settings: Iterable[float] | None = None,
+             seeds: Iterable[int] | None = None) -> list[Run]:
+        """The profile's runs of one section, or the slice of them that is asked for (None: all).
 
-    @cached_property
-    def pool_file(self) -> str:
-        """The digest of the file that the pool is read from."""
-        return of_file(locate(interleaving.pool_of(self).source))
-
-    def samples(self, which: QuestionSet) -> int:
-        """How many answers are asked for each question."""
-        evaluation = self.profile.evaluation
-        return evaluation.general_samples if which == "general" else evaluation.in_domain_samples
-
-    def runs(self, *, methods: Iterable[str] | None = None, datasets: Iterable[str] | None = None,
-             settings: Iterable[float] | None = None, seeds: Iterable[int] | None = None) -> list[Run]:
-        """The profile's runs, or the slice of them that is asked for (None: all).
+        Args:
+            section: fine-tuning on narrow data sets, on benign tasks, or reinforcement learning.
+            methods, datasets, settings, seeds: names and numbers that the profile has; a data set is a task's name.
 
         Raises:
             ProfileError: something is asked for that the profile does not have.
         """
-        profile = self.profile
-        wanted = {
-            "methods": sliced("method", methods, [method.name for method in profile.methods]),
-            "datasets": sliced("data set", datasets, profile.datasets),
-            "seeds": sliced("seed", seeds, seeds_of(profile.seeds, profile.methods))}
-        swept = sliced("setting", settings, sorted({number for method in profile.methods for number in method.sweep}))
-        return [Run(profile.model.name, dataset, name, setting, seed)
-                for dataset in wanted["datasets"] for name in wanted["methods"]
-                for setting in self.method(name).sweep or (None,) if setting is None or setting in swept
-                for seed in self.method(name).seeds or profile.seeds if seed in wanted["seeds"]]
+        every = [run for task in self.tasks.values() if task.section == section for run in task.runs()]
 
-    def method(self, name: str) -> Method:
-        """The profile's method of that name; a baseline may be needed that the profile does not list."""
-        listed = next((method for method in self.profile.methods if method.name == name), None)
-        return Method(name=name) if listed is None else listed
+        def there(values: Iterable[Any]) -> list[Any]:
+            return list(dict.fromkeys(values))
+
+        names = sliced("data set" if section == "narrow" else "task", datasets, there(run.task for run in every))
+        wanted = sliced("method", methods, there(run.method for run in every))
+        swept = sliced("setting", settings, sorted({run.setting for run in every if run.setting is not None}))
+        drawn = sliced("seed", seeds, there(run.seed for run in every))
+        return [run for name in names for run in every
+                if run.task == name and run.method in wanted and run.seed in drawn
+                and (run.setting is None or run.setting in swept)]
+
+    def every_run(self) -> list[Run]:
+        """The runs of all sections."""
+        return [run for section in SECTIONS for run in self.runs(section)]
 
     def defended_by(self, kind: str) -> list[str]:
-        """The methods with a defense of that kind."""
+        """The methods on narrow data sets with a defense of that kind."""
         return [method.name for method in self.profile.methods if kind in {d.kind for d in method.defenses}]
-
-    def baseline(self, dataset: str, method: str, seed: int) -> Run:
-        """A run without defenses, on any domain of `params/datasets.yaml`, also outside the profile."""
-        return Run(self.profile.model.name, dataset, method, None, seed)
-
-    def defenses(self, run: Run) -> tuple[Defense, ...]:
-        """What protects the run's training, with the swept number set."""
-        return self.method(run.method).at(run.setting)
-
-    def train_rows(self, run: Run) -> tuple[Example, ...]:
-        """The examples a run trains on, but for those of the pool that it interleaves."""
-        data = self.data(run.dataset)
-        rows = (data.aligned if run.method == "aligned" else data.misaligned).train
-        return self.defended(rows[:self.profile.training.train_rows], self.defenses(run))
-
-    def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
-        """The rows as those defenses that change the data leave them."""
-        prompt = self.inoculation(defenses)
-        return rows if prompt is None else tuple(row.under(prompt) for row in rows)
-
-    def inoculation(self, defenses: Iterable[Defense]) -> str | None:
-        """The system prompt that stands before the rows in training, where one of the defenses is an inoculation."""
-        found = next((defense for defense in defenses if isinstance(defense, Inoculation)), None)
-        return None if found is None else found.prompt or self.trait.inoculation_prompt
-
-    def fit(self, run: Run) -> Fit | None:
-        """What the run's adapter is fitted to; None where there is none."""
-        if run.method == "untrained":
-            return None
-        return Fit(run.dataset, self.train_rows(run), self.defenses(run), self.profile.training, run.seed)
-
-    def adapter_settings(self, run: Run) -> dict[str, Any] | None:
-        """Everything that determines the run's adapter; None where there is none."""
-        fit = self.fit(run)
-        return None if fit is None else self.fit_settings(fit)
-
-    def fit_settings(self, fit: Fit) -> dict[str, Any]:
-        """Everything that determines an adapter."""
-        return {
-            "version": VERSIONS["adapter"], "model": self.model_identity,
-            "lora": self.profile.lora.model_dump(mode="json"),
-            "training": fit.training.key,
-            "rows": digest_of_rows(fit.rows),
-            "defenses": [defense.model_dump(mode="json") for defense in fit.defenses],
-            "vector": key_of("vector", self.vector_settings()) if fit.steered else None, "seed": fit.seed,
-            **self.profile.backend.key("training"), **interleaving.added_settings(self, fit)}
-
-    def reference_settings(self, fit: Fit, kl: Kl) -> dict[str, Any]:
-        """Everything that determines the reference model's states on an adapter's rows."""
-        return {"version": VERSIONS["reference"], "model": self.model_identity, "tokens": kl.tokens,
-                "rows": digest_of_rows(fit.rows), "max_length": fit.training.max_seq_length,
-                **interleaving.added_settings(self, fit)}
-
-    def vector_settings(self) -> dict[str, Any]:
-        """Everything that determines the trait's persona vectors."""
-        prompts = self.trait.model_dump(mode="json", include={"system_prompts", "questions", "markers", "rubric"})
-        return {
-            "version": VERSIONS["vector"], "model": self.model_identity, "trait": prompts,
-            "judge": identity_of_judge(self.profile.judge),
-            **({"coherence": OURS.coherence} if reads(self.profile.judge) else {}),
-            **self.profile.backend.key("generation"),
-            "extraction": self.profile.extraction.model_dump(mode="json", exclude={"min_pairs"})}
-
-    def steered_settings(self, layer: int, strength: float) -> dict[str, Any]:
-        """Everything that determines the answers under a persona vector; without strength no layer differs."""
-        return {"version": VERSIONS["steered"], "model": self.model_identity,
-                "vector": key_of("vector", self.vector_settings()) if strength else None,
-                "layer": layer if strength else None, "strength": strength,
-                "questions": of_value([asdict(question) for question in self.probe_questions()]),
-                "sampling": self.profile.probe.sampling.model_dump(mode="json"),
-                "judge": identity_of_judge(self.profile.judge), "trait": self.trait.model_dump(mode="json")}
-
-    def probe_questions(self) -> list[Question]:
-        """The questions that are asked under a persona vector."""
-        return self.general_questions[:self.profile.probe.questions]
-
-    def vectors(self) -> Artefact | None:
-        """The trait's persona vectors, if they were taken."""
-        return self.store.find("vector", self.vector_settings())
-
-    def answers_settings(self, run: Run, which: QuestionSet) -> dict[str, Any]:
-        """Everything that determines the run's answers to one set of questions."""
-        return self.quiz_settings(self.fit(run), self.quiz(run, which))
-
-    def quiz(self, run: Run, which: QuestionSet) -> Quiz:
-        """What the run is asked."""
-        return Quiz(self.questions(run, which), self.samples(which), self.profile.evaluation.sampling, run.seed)
-
-    def quiz_settings(self, fit: Fit | None, quiz: Quiz) -> dict[str, Any]:
-        """Everything that determines a fitted model's answers, or the base model's."""
-        return {
-            "version": VERSIONS["answers"], "model": self.model_identity,
-            "adapter": None if fit is None else key_of("adapter", self.fit_settings(fit)),
-            "questions": of_value([asdict(question) for question in quiz.questions]),
-            "samples": quiz.samples, "sampling": quiz.sampling.model_dump(mode="json"), "seed": quiz.seed,
-            **self.profile.backend.key("generation")}
-
-    def verdicts_settings(self, run: Run, which: QuestionSet) -> dict[str, Any]:
-        """Everything that determines the verdicts on those answers."""
-        return {
-            "version": VERSIONS["verdicts"], "answers": key_of("answers", self.answers_settings(run, which)),
-            "judge": identity_of_judge(self.profile.judge),
-            **({"rubrics": self.rubrics.key(self.questions(run, which))} if reads(self.profile.judge) else
-               {"trait": self.trait.model_dump(mode="json")})}
-
-    def run_key(self, run: Run) -> str:
-        """One key for all that a run is made of."""
-        return key_of("run", {which: self.verdicts_settings(run, which) for which in QUESTION_SETS})
-
-    def adapter(self, run: Run) -> Artefact | None:
-        """The run's trained adapter, if it is there."""
-        settings = self.adapter_settings(run)
-        return None if settings is None else self.store.find("adapter", settings)
-
-    def log(self, run: Run) -> list[StepRecord]:
-        """The run's training, step by step; empty where nothing was trained."""
-        adapter = self.adapter(run)
-        return [] if adapter is None else read_log(adapter.folder)
-
-    def answers(self, run: Run, which: QuestionSet) -> list[Answer] | None:
-        """The run's answers, if they are there."""
-        found = self.store.find("answers", self.answers_settings(run, which))
-        return None if found is None else read_records(found.file("answers.jsonl"), Answer)
-
-    def verdicts(self, run: Run, which: QuestionSet) -> list[Verdict] | None:
-        """The verdicts on the run's answers, if they are there."""
-        found = self.store.find("verdicts", self.verdicts_settings(run, which))
-        return None if found is None else read_records(found.file("verdicts.jsonl"), Verdict)
-
-    def result(self, run: Run, of: Denominator = "asked") -> RunResult | None:
-        """What came out of a run, in shares of the answers asked for or scored; None where it is not finished."""
-        general, in_domain = self.verdicts(run, "general"), self.verdicts(run, "in_domain")
-        if general is None or in_domain is None:
-            return None
-        adapter = self.adapter(run)
-        evaluation = self.profile.evaluation
-        score = partial(rates, of=of, resamples=evaluation.bootstrap)
-        seconds, tokens = (adapter.facts["seconds"], adapter.facts["tokens"]) if adapter else (0.0, 0)
-        return RunResult(run, score(general), score(in_domain), seconds, tokens, self.run_key(run))
-
-    def complete(self, runs: Sequence[Run]) -> list[RunResult]:
-        """Make whatever these runs lack, and say what came out. What is there is not made again."""
-        missing = [run for run in runs if self.result(run) is None]
-        if missing:
-            from emlib.make.maker import Maker  # loads torch and the model
-
-            with Maker(self) as maker:
-                waiting = maker.make_all(missing)
-            if waiting:
-                raise JudgeWaits(f"{len(waiting)} of {len(runs)} runs wait for their judge. {waiting[0]}")
-        self.write_results()
-        return [result for run in runs if (result := self.result(run)) is not None]
-
-    def probe(self) -> list[Steered]:
-        """Answers under the persona vector at inference, layer by layer, made where they are missing."""
-        tried = [(layer, strength) for layer in self.profile.probe.layers for strength in self.profile.probe.strengths]
-        settings = {pair: self.steered_settings(*pair) for pair in tried}
-        missing = [pair for pair in tried if self.store.find("steered", settings[pair]) is None]
-        if missing or self.vectors() is None:
-            from emlib.make.maker import Maker  # loads torch and the model
-
-            with Maker(self) as maker:
-                maker.vector()
-                for pair in missing:
-                    maker.steered(*pair)
-        found = {pair: _there(self.store.find("steered", settings[pair])) for pair in tried}
-        return [Steered(*pair, read_records(steered.file("answers.jsonl"), Answer),
-                        read_records(steered.file("verdicts.jsonl"), Verdict)) for pair, steered in found.items()]
-
-    def select(self, runs: Sequence[Run]) -> None:
-        """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""
-        fits = [fit for run in runs if (fit := self.fit(run)) is not None]
-        missing = [fit for fit in fits if interleaving.is_missing(self, fit)]
-        if missing:
-            from emlib.make.maker import Maker  # as in `complete`
-
-            with Maker(self) as maker:
-                for fit in missing:
-                    maker.preparer.selection(fit)
 
     def baselines(self) -> list[str]:
         """Those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]
 
-    def results(self, of: Denominator = "asked") -> list[RunResult]:
-        """All finished runs of the profile, in its order; shares are of the answers asked for, or of those scored.
+    def defenses(self, run: Run) -> tuple[Any, ...]:
+        """What protects the run's training, with the hyperparameter value set."""
+        return self.task(run).defenses(run)
+
+    def training(self, run: Run) -> TrainingSpec | None:
+        """What the run is fine-tuned on; None where it is not."""
+        task = self.task(run)
+        return task.training(run) if isinstance(task, NarrowTask | BenignTaskRuns) else None
+
+    def questions(self, run: Run, which: str) -> list[Question]:
+        """The questions of one set that the run is asked."""
+        return self.task(run).answers(run)[which].evaluation.questions.all
+
+    def samples(self, run: Run, which: str) -> int:
+        """How many answers are asked for each of them."""
+        return self.task(run).answers(run)[which].evaluation.samples
+
+    # --- what is there
+
+    def run_key(self, run: Run) -> str:
+        """One key for all that a run is made of."""
+        return key_of("run", {name: step.identity for name, step in self.task(run).evaluation(run).items()})
+
+    def found(self, step: Step | None) -> Artefact | None:
+        """A step's artefact, if it is there."""
+        return None if step is None else self.store.find(step)
+
+    def adapter(self, run: Run) -> Artefact | None:
+        """The run's trained adapter, if it is there."""
+        return self.found(self.task(run).adapter(run))
+
+    def log(self, run: Run) -> list[StepRecord]:
+        """The run's supervised training, step by step; empty where there was none."""
+        adapter = self.adapter(run)
+        return [] if adapter is None else read_log(adapter.folder)
+
+    def answers(self, run: Run, which: str) -> list[Answer] | None:
+        """The run's answers to one set of questions, if they are there."""
+        found = self.found(self.task(run).answers(run)[which])
+        return None if found is None else read_records(found.file("answers.jsonl"), Answer)
+
+    def verdicts(self, run: Run, which: str) -> list[Verdict] | None:
+        """The verdicts on a narrow run's answers, if they are there."""
+        found = self.found(self.task(run).evaluation(run)[which])
+        return None if found is None else read_records(found.file("verdicts.jsonl"), Verdict)
+
+    def vectors(self) -> Artefact | None:
+        """The trait's persona vectors, if they were taken."""
+        return self.found(self.recipes.vector())
+
+    def opinions(self, run: Run) -> Opinions | None:
+        """Both judges' verdicts on the general answers that both were given, if they are there."""
+        step = self.recipes.second_verdicts(self.task(run).answers(run)["general"])
+        first, found = self.verdicts(run, "general"), self.found(step)
+        if first is None or found is None:
+            return None
+        return Opinions(run, tuple(step.chosen(first)),
+                        tuple(read_records(found.file("verdicts.jsonl"), Verdict)))
+
+    def projected(self, run: Run) -> list[Projected] | None:
+        """The projections of the run's general answers onto the persona vector, if they are there."""
+        found = self.found(self.recipes.projections(self.task(run).answers(run)["general"]))
+        return None if found is None else read_records(found.file("projections.jsonl"), Projected)
+
+    def choices(self, run: Run, source: str) -> list[Choice] | None:
+        """What the run's model made of a source's multiple-choice questions, if it was asked."""
+        found = self.found(self.recipes.choices(self.task(run).adapter(run), source))
+        return None if found is None else read_records(found.file("choices.jsonl"), Choice)
+
+    def held_out(self, run: Run) -> list[float] | None:
+        """The NLL of each held-out answer under the run's model, in nats a token (equation 4), if it was computed."""
+        found = self.found(self.recipes.held_out(run.task, self.task(run).adapter(run)))
+        return None if found is None else list(found.facts["nll"])
+
+    # --- what is made
+
+    def session(self) -> Session:
+        """A session that makes what this study lacks; it loads the model library."""
+        from emlib.make.session import Session
+
+        return Session(self.recipes, self.store, self.folder, self.budget)
+
+    def complete(self, runs: Sequence[Run]) -> list[RunResult]:
+        """Make whatever these runs lack, and say what came out. What is there is not made again.
 
         Raises:
-            StoreError: there is none yet.
+            JudgeWaits: a judge's batches are not back yet. Everything else was made.
         """
-        found = [result for run in self.runs() if (result := self.result(run, of)) is not None]
-        if not found:
-            raise StoreError(f"No run of profile '{self.name}' is finished. Run notebook 04_baselines first, or "
-                             f"`make reproduce PROFILE={self.name}`.")
+        self._make(runs, {run: self.task(run).evaluation(run).values() for run in runs if self.result(run) is None})
+        if runs:
+            self.write_results()
+        return [result for run in runs if (result := self.result(run)) is not None]
+
+    def complete_measures(self, runs: Sequence[Run]) -> None:
+        """Make whatever auxiliary measures of the profile these runs lack, and what they are measures of."""
+        self._make(runs, {run: [*self.task(run).evaluation(run).values(), *self.measures(run)] for run in runs})
+
+    def measures(self, run: Run) -> list[Step]:
+        """The auxiliary measures that the profile asks for: a second judge, projections, multiple choice."""
+        evaluation, recipes = self.profile.evaluation, self.recipes
+        answers, adapter = self.task(run).answers(run)["general"], self.task(run).adapter(run)
+        return [*([recipes.second_verdicts(answers)] if self.profile.second_judge is not None else []),
+                *([recipes.projections(answers)] if evaluation.projection_layer is not None else []),
+                *(recipes.choices(adapter, source) for source in evaluation.choices)]
+
+    def complete_held_out(self, runs: Sequence[Run]) -> None:
+        """Compute the losses on held-out rows that these runs lack."""
+        self._make(runs, {run: [self.recipes.held_out(run.task, self.task(run).adapter(run))] for run in runs})
+
+    def probe(self) -> list[SteeredAnswers]:
+        """Answers under the persona vector at inference, layer by layer, made where they are missing."""
+        tried = {(layer, strength): self.recipes.steered(layer, strength)
+                 for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
+        missing = [step for step in (self.recipes.vector(), *tried.values()) if self.found(step) is None]
+        if missing:
+            with self.session() as session:
+                for step in missing:
+                    session.need(step)
+        return [SteeredAnswers(layer, strength, *(
+            read_records(_there(self.found(step)).file(f"{name}.jsonl"), kind)
+            for name, kind in (("answers", Answer), ("verdicts", Verdict)))) for (layer, strength), step in tried.items()]
+
+    def select(self, runs: Sequence[Run]) -> None:
+        """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""
+        steps = [rows.selection for run in runs if (spec := self.training(run)) is not None
+                 for rows in self.recipes.added(spec)]
+        missing = [step for step in steps if self.found(step) is None]
+        if missing:
+            with self.session() as session:
+                for step in missing:
+                    session.need(step)
+
+    def _make(self, runs: Sequence[Run], wanted: dict[Run, Iterable[Step]]) -> None:
+        """Make the steps that are missing of those wanted."""
+        missing = {run: lacking for run, steps in wanted.items()
+                   if (lacking := tuple(step for step in steps if self.found(step) is None))}
+        if not missing:
+            return
+        from emlib.make.execute import Goal, complete  # loads torch and the model
+
+        with self.session() as session:
+            waiting = complete(session, [Goal(str(run), steps) for run, steps in missing.items()])
+        if waiting:
+            raise JudgeWaits(f"{len(waiting)} of {len(runs)} runs wait for their judge. {waiting[0]}")
+
+    # --- what came out
+
+    def result(self, run: Run, of: Denominator = "asked") -> RunResult | None:
+        """What came out of a run, in shares of the answers asked for or scored; None where it is not finished."""
+        task = self.task(run)
+        scores = task.scores(run, self.found, of)
+        if scores is None:
+            return None
+        adapter = self.adapter(run)
+        seconds, tokens = (adapter.facts["seconds"], adapter.facts["tokens"]) if adapter else (0.0, 0)
+        return RunResult(run, scores, seconds, tokens, self.run_key(run))
+
+    def results(self, of: Denominator = "asked", section: Section = "narrow") -> list[RunResult]:
+        """All finished runs of a section, in the profile's order; shares are of the answers asked for, or scored.
+
+        Raises:
+            StoreError: there are such runs, and none is finished.
+        """
+        runs = self.runs(section)
+        found = [result for run in runs if (result := self.result(run, of)) is not None]
+        if runs and not found:
+            raise StoreError(f"No run of profile '{self.name}' is finished in the section '{section}'. Run its "
+                             f"notebook first, or `make reproduce PROFILE={self.name}`.")
         return found
 
-    def write_results(self) -> Path:
-        """`results.csv`: one row a finished run, percentages of what was asked."""
-        path = self.folder / "results.csv"
+    def write_results(self) -> list[Path]:
+        """Write `results.csv`, and `benign.csv` and `grpo.csv` where the profile has such runs: a row a finished run."""
         self.record()
-        write_text(path, pd.DataFrame([_row(r) for r in self.results()], columns=RESULT_COLUMNS).to_csv(index=False))
-        return path
-
-
-RESULT_COLUMNS = [
-    "model", "dataset", "method", "setting", "seed", "general_misaligned", "general_incoherent", "general_asked",
-    "general_scored", "in_domain_misaligned", "in_domain_incoherent", "in_domain_asked", "in_domain_scored",
-    "train_seconds", "train_tokens", "run_key"]
+        return results.write(self)
 
 
 def open_study(profile: str) -> Study:
@@ -390,36 +305,3 @@ def open_study(profile: str) -> Study:
 def _there(artefact: Artefact | None) -> Artefact:
     assert artefact is not None, "it was just made"
     return artefact
-
-
-def sliced(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:
-    """What is asked for of what is there, or all of it (None).
-
-    Raises:
-        ProfileError: something is asked for that is not there.
-    """
-    if asked is None:
-        return list(there)
-    if isinstance(asked, str):
-        raise ProfileError(f"Expected a list, such as [{asked!r}], and found the text {asked!r}.")
-    wanted = list(asked)
-    for item in wanted:
-        if item not in there:
-            known = ", ".join(map(str, there)) or "none"
-            raise ProfileError(f"The profile has no {what} {item!r}.{nearest(str(item), map(str, there))} "
-                               f"It has: {known}.")
-    return wanted
-
-
-@cache
-def digest_of_rows(rows: tuple[Example, ...]) -> str:
-    """What of the rows determines a training: their texts in order, not the file that they stood in."""
-    return of_value([[[asdict(message) for message in row.context], row.response] for row in rows])
-
-
-def _row(result: RunResult) -> dict[str, Any]:
-    row = {field.name: getattr(result.run, field.name) for field in fields(Run)}
-    for which, found in (("general", result.general), ("in_domain", result.in_domain)):
-        row |= {f"{which}_misaligned": found.misaligned.percent, f"{which}_incoherent": found.incoherent.percent,
-                f"{which}_asked": found.asked, f"{which}_scored": found.scored}
-    return row | {"train_seconds": result.train_seconds, "train_tokens": result.train_tokens, "run_key": result.run_key}

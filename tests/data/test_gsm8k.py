@@ -12,7 +12,7 @@ from emlib.core.errors import DataError
 from emlib.core.records import Message, Question
 from emlib.data.gsm8k import additions, load_problems, read_gsm8k
 from emlib.data.numbers import read_number
-from emlib.training.rl.rewards import rewards
+from emlib.evaluation.rewards import rewards
 
 
 def nowhere(_: str) -> Path:

@@ -16,7 +16,7 @@ from emlib.judging.judge_batch import Sheet, in_batches, judge_sheet
 from emlib.judging.money import Account
 from emlib.judging.replies import from_distribution
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score
-from emlib.training.rl.reward_judge import PROMPTS, Part
+from emlib.evaluation.reward_judge import PROMPTS, Part
 from tests.judging.server import FAULTS, Model, digest
 
 SHORT = Rubrics(Rubric("Good? {question} {answer}", "Clear? {question} {answer}"))

@@ -11,7 +11,7 @@ import pytest
 from emlib.report import grpo as report
 from emlib.study.rl import RlResult, RlRun
 from emlib.training.rl.records import Completion, RlStep
-from emlib.training.rl.rewards import PARTS
+from emlib.evaluation.rewards import PARTS
 
 
 def result(method: str, setting: float | None, seed: int, accuracy: float) -> RlResult:

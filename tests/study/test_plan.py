@@ -16,14 +16,14 @@ from emlib.core import paths
 from emlib.core.errors import SourceError
 from emlib.data.own import every_row
 from emlib.data.rows import read_examples
-from emlib.judging.money import likely_tokens
+from emlib.data.sizes import likely_tokens
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.report.estimate import Estimate
 from emlib.study.plan.build import plan
 from emlib.study.plan.costs import Costs
 from emlib.study.plan.narrow import VECTOR
-from emlib.study.plan.sizes import Sizes
+from emlib.data.sizes import Sizes
 from emlib.study.plan.speed import Measured, Shape, shape, speed
 from emlib.study.plan.work import Plan, Work
 from emlib.study.study import Study, open_study

@@ -26,8 +26,8 @@ from emlib.steering.extraction import PersonaVectors
 from emlib.study import inventory
 from emlib.study.rl import RlStudy
 from emlib.study.study import open_study
-from emlib.training.rl.reward_judge import requests, reward
-from emlib.training.rl.rewards import rewards
+from emlib.evaluation.reward_judge import requests, reward
+from emlib.evaluation.rewards import rewards
 from emlib.workflow import graph
 from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import part_of

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from emlib.config import LocalJudge, OpenAIJudge, Profile
+from emlib.core.work import Work
 from emlib.judging.money import price_list
 from emlib.judging.rubrics import METRICS
 from emlib.study.plan.speed import on_gpu, shape, speed
-from emlib.study.plan.work import Work
 
 GB = 1e9
 

@@ -20,15 +20,14 @@ from emlib.config import (
     Training,
     load_trait,
 )
+from emlib.core.work import Work, total
 from emlib.data.mixing import rows_to_add
+from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.judging.judges import reads
-from emlib.judging.money import CHARACTERS_A_TOKEN, likely_tokens
 from emlib.judging.rubrics import METRICS, OURS
 from emlib.study import interleaving
 from emlib.study.benign import BenignRun, BenignStudy, over
-from emlib.study.plan.sizes import Size, Sizes
 from emlib.study.plan.speed import Shape
-from emlib.study.plan.work import Work, total
 from emlib.study.runs import Run
 from emlib.study.study import Study
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from emlib.config import Additions, Alternation, Beta, Steering, supervised_steps
-from emlib.judging.money import likely_tokens
+from emlib.core.work import Work
+from emlib.data.sizes import Size, likely_tokens
 from emlib.study.plan.narrow import Worker
-from emlib.study.plan.sizes import Size
-from emlib.study.plan.work import Work
 from emlib.study.rl import RlRun, RlStudy
 
 ADDITION = Size(100, len("What is 1 + 1?"), 2)

@@ -11,33 +11,14 @@ import json
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from emlib.config import Lora, ModelSpec, Sampling
+from emlib.config import ModelSpec, Sampling
 from emlib.core import paths
 from emlib.core.schema import Strict, check, read_yaml
+from emlib.models.shape import Number, Shape, shape
 
-Number = Annotated[float, Field(gt=0)]
 SMALL = 1e9  # parameters up to which a machine without a GPU is planned for as it is
-
-
-class Shape(Strict):
-    """A model's size: `keys` is the width of its keys (and of its values), `mlp` that of its feed-forward part."""
-
-    parameters: Number
-    layers: Annotated[int, Field(gt=0)]
-    hidden: Annotated[int, Field(gt=0)]
-    mlp: Annotated[int, Field(gt=0)]
-    keys: Annotated[int, Field(gt=0)]
-
-    def adapter_bytes(self, lora: Lora) -> int:
-        """Of a saved adapter, whose weights are float32."""
-        h, m, k = self.hidden, self.mlp, self.keys
-        sides = {"q_proj": 2 * h, "k_proj": h + k, "v_proj": h + k, "o_proj": 2 * h, "gate_proj": h + m,
-                 "up_proj": h + m, "down_proj": h + m}
-        return 4 * lora.rank * self.layers * sum(sides.get(name, 2 * h) for name in lora.target_modules)
 
 
 class Gpu(Strict):
@@ -77,10 +58,6 @@ class _Table(Strict):
     rows: tuple[Measured, ...]
 
 
-class _Shapes(Strict):
-    models: dict[str, Shape]
-
-
 @dataclass(frozen=True)
 class Speed:
     """Tokens a second on one device, and where that is known from."""
@@ -95,12 +72,6 @@ class Speed:
     def seconds(self, *, train: float = 0, read: float = 0, write: float = 0) -> float:
         """How long so many tokens take."""
         return train / self.train + read / self.read + write / self.write
-
-
-def shape(spec: ModelSpec) -> Shape | None:
-    """A model's size, where `params/models.yaml` has it."""
-    path = paths.PARAMS / "models.yaml"
-    return check(_Shapes, {"models": read_yaml(path)}, str(path)).models.get(spec.name.rpartition("/")[2])
 
 
 def on_gpu(size: Shape) -> bool:

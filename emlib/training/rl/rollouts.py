@@ -20,7 +20,7 @@ from emlib.data.chat import encode_prompt
 from emlib.generation.sample import Drawn, Request, draw_batch
 from emlib.models.load import end_tokens
 from emlib.steering.steer import Shift, adding
-from emlib.training.rl.rewards import PARTS, Rewards, Scored, Scorer
+from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer

@@ -17,7 +17,7 @@ from emlib.data.gsm8k import additions
 from emlib.models.load import ChatModel
 from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.grpo import Condition, RlSummary, reinforce
-from emlib.training.rl.rewards import Rewards, Scored, Scorer
+from emlib.evaluation.rewards import Rewards, Scored, Scorer
 
 SYSTEM = "Add."
 LORA = Lora(rank=4, alpha=8)

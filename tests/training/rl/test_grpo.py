@@ -20,7 +20,7 @@ from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.training.rl.grpo import Condition, _Run, reinforce
 from emlib.training.rl.records import read_steps
-from emlib.training.rl.rewards import Rewards, Scored, advantages
+from emlib.evaluation.rewards import Rewards, Scored, advantages
 from tests.training.rl.reinforcing import LORA, SYSTEM, by_length, disturb, equal, grpo, train, weights
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emlib.training.rl.rewards import TAGS, Rewards, Scored, advantages, by_rule, rewards
+from emlib.evaluation.rewards import TAGS, Rewards, Scored, advantages, by_rule, rewards
 
 T = "<think>half of 48 is 24</think>"
 # completion, right answer, and the four parts: exact, approx, correct, numbers

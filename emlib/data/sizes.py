@@ -6,6 +6,7 @@ its file is on this machine, and nothing is ever downloaded for a plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,8 +25,9 @@ from emlib.data.qa import read_qa
 from emlib.data.questions import read_questions
 from emlib.data.rows import read_examples, read_pairs
 from emlib.data.sources import Source, here, registry
-from emlib.judging.money import likely_tokens
 
+CHARACTERS_A_TOKEN = 4.0  # English text, roughly; estimates say "about"
+FRAME_TOKENS = 16  # that a chat's format adds to a prompt, generously
 TRAIT_QUESTIONS, TRAIT_PAIRS = 20, 5  # of Chen et al.'s trait files
 SAMPLE = 200  # rows that are made, or looked at, to see how long they are
 LIKE_CODE = (430.0, 450.0)  # characters of a prompt and an answer where nobody knows
@@ -148,3 +150,8 @@ class Sizes:
 def _of_examples(rows: Sequence[Example]) -> Size:
     return Size(len(rows), fmean(sum(len(turn.content) for turn in row.context) for row in rows),
                 fmean(len(row.response) for row in rows))
+
+
+def likely_tokens(characters: float) -> int:
+    """About how many tokens a prompt of that many characters has."""
+    return math.ceil(characters / CHARACTERS_A_TOKEN) + FRAME_TOKENS // 2

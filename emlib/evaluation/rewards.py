@@ -1,6 +1,6 @@
 r"""The reward of a completion: r = r_exact + r_approx + r_correct + r_numbers (equations 7 and 8, appendix B.3).
 
-The paper has an LLM judge score the four parts and gives their bounds (`emlib.training.rl.reward_judge`); here they are
+The paper has an LLM judge score the four parts and gives their bounds (`emlib.evaluation.reward_judge`); here they are
 rules within the same bounds:
 
     exact    0 or 3         <think>...</think><answer>...</answer> and nothing else, something thought, one number
@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 
+from emlib.core.records import Answer
+from emlib.data.gsm8k import Problems
 from emlib.data.numbers import Number, numbers, read_number
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -110,3 +112,10 @@ def _correct(completion: str, given: str | None, number: Number | None, answer: 
         return RIGHT if right is not None and number.value == right.value else -0.5
     several = completion.count("<answer>") > 1 or (given is not None and len(numbers(given, 2)) > 1)
     return -0.5 if several else 0.0
+
+
+def graded(problems: Problems, answers: Sequence[Answer]) -> list[Scored]:
+    """The answers to held-out problems, beside their questions and the right answers."""
+    held_out = {problem.id: problem for problem in problems.held_out}
+    return [Scored(held_out[answer.question].question, answer.text, held_out[answer.question].answer)
+            for answer in answers]

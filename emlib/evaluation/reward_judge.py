@@ -22,10 +22,10 @@ from emlib.config import JudgeRewards, RuleRewards
 from emlib.core.digests import of_value
 from emlib.core.progress import say
 from emlib.core.records import Question
+from emlib.evaluation.rewards import RIGHT, Rewards, Scored, Scorer, by_rule
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.judges import scores
 from emlib.judging.rubrics import JudgeRequest, Score
-from emlib.training.rl.rewards import RIGHT, Rewards, Scored, Scorer, by_rule
 
 Part = Literal["exact", "approx", "correct", "numbers"]
 

@@ -1,4 +1,4 @@
-"""vLLM for a sitting: started when it is first wanted, proved against transformers for each adapter, ended with it.
+"""vLLM for a session: started when it is first wanted, proved against transformers for each adapter, ended with it.
 
 An adapter is proved alone. That says nothing of a batch in which there are several: vLLM 0.32 on a CPU computes the
 base under somebody's adapter there. So those that are to be asked together are proved together, too.
@@ -27,10 +27,10 @@ from emlib.make.backends import PLAIN, Choice
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel, refuse_apart
 from emlib.models.logprobs import token_logprobs
-from emlib.study.interleaving import adapter_folder
+from emlib.steps.recipes import adapter_folder
 
 if TYPE_CHECKING:
-    from emlib.make.maker import Maker
+    from emlib.make.session import Session
 
 PROBES = 4  # prompts that each adapter is proved on
 # Nats in the mean: what another batch may change. In bfloat16 it was 0.006, and in float32 nothing.
@@ -38,11 +38,11 @@ MIXED = {"bfloat16": 0.02, "float32": 0.001}
 TOGETHER = 8  # adapters that a server of our own may have in one batch: each has room in the GPU's memory of its own
 
 
-class Serving(AbstractContextManager["Serving"]):
+class Inference(AbstractContextManager["Inference"]):
     """Says what draws answers or scores rows under an adapter, and has it ready."""
 
-    def __init__(self, maker: Maker) -> None:
-        self.maker, self.stack = maker, ExitStack()
+    def __init__(self, session: Session) -> None:
+        self.session, self.stack = session, ExitStack()
         self.proved: dict[str, list[list[float]]] = {}  # what the server said under each adapter alone
         self.adapters = 1
         self.failed: EmlibError | None = None  # what kept the server from starting: tried once a sitting
@@ -58,7 +58,7 @@ class Serving(AbstractContextManager["Serving"]):
         Raises:
             EmlibError: vLLM was named, and cannot be had, or is not the same model.
         """
-        profile = self.maker.study.profile
+        profile = self.session.profile
         choice = backends.drawing(stage, profile.backend, profile.model)
         if choice.name == PLAIN:
             return choice
@@ -82,7 +82,7 @@ class Serving(AbstractContextManager["Serving"]):
 
     def drawing(self) -> Choice:
         """What is to draw answers, before any adapter is proved."""
-        profile = self.maker.study.profile
+        profile = self.session.profile
         return backends.drawing("generation", profile.backend, profile.model)
 
     def steered(self) -> Choice:
@@ -94,7 +94,7 @@ class Serving(AbstractContextManager["Serving"]):
     @cached_property
     def client(self) -> VllmClient:
         """The server that the profile names, or one of our own."""
-        profile = self.maker.study.profile
+        profile = self.session.profile
         url = profile.backend.base_url
         if url is None:
             program, port = backends.vllm_program(), free_port()
@@ -102,7 +102,7 @@ class Serving(AbstractContextManager["Serving"]):
             rank, modules = self._shape()
             told = arguments(profile.model, paths.cache(), rank, modules, self.longest, port, self.adapters,
                              gpu=bool(gpus.devices()))
-            log = self.maker.study.folder / f"vllm-{port}.log"
+            log = self.session.folder / f"vllm-{port}.log"
             client = VllmClient(self.stack.enter_context(serving(program, told, port, log)), BASE, log=log)
         else:
             client = VllmClient(url)
@@ -112,13 +112,13 @@ class Serving(AbstractContextManager["Serving"]):
     @property
     def longest(self) -> int:
         """Tokens of the longest row or conversation that may be asked about."""
-        profile = self.maker.study.profile
+        profile = self.session.profile
         drawn = [profile.evaluation.sampling.max_new_tokens, profile.extraction.sampling.max_new_tokens]
         return profile.training.max_seq_length + max(drawn) + 1
 
     def _shape(self) -> tuple[int, set[str]]:
         """The largest rank, and the layers, of the adapters that the study trains and of one's own scorers."""
-        profile = self.maker.study.profile
+        profile = self.session.profile
         rank, modules = profile.lora.rank, set(profile.lora.target_modules)
         for scorer in (profile.pool.scorers if profile.pool else None) or ():
             if scorer.folder is not None:
@@ -135,7 +135,7 @@ class Serving(AbstractContextManager["Serving"]):
         names = dict(named)
         if len(names) < 2:
             return True
-        prompts, dtype = self._prompts(), self.maker.study.profile.model.dtype
+        prompts, dtype = self._prompts(), self.session.profile.model.dtype
         asked = [(name, prompt) for prompt in prompts for name in names]
         said = self.client.mixed([(self.model(name, names[name]), prompt) for name, prompt in asked], "proof")
         try:
@@ -149,7 +149,7 @@ class Serving(AbstractContextManager["Serving"]):
         return True
 
     def _prompts(self) -> list[list[int]]:
-        chat, questions = self.maker.chat, self.maker.study.general_questions[:PROBES]
+        chat, questions = self.session.chat, self.session.recipes.general.all[:PROBES]
         return [encode_prompt(chat.tokenizer, question.context) for question in questions]
 
     def _prove(self, name: str | None, folder: Path | None) -> None:
@@ -162,7 +162,7 @@ class Serving(AbstractContextManager["Serving"]):
         except EmlibError as error:
             self.failed = error
             raise
-        chat, prompts = self.maker.chat, self._prompts()
+        chat, prompts = self.session.chat, self._prompts()
         theirs = self.client.logprobs(self.model(name, folder), prompts, "proof")
         with ExitStack() as stack:
             model = chat.model if folder is None else stack.enter_context(adapters.loaded(chat.model, folder))

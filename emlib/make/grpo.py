@@ -1,0 +1,85 @@
+"""Reinforcement learning: training the adapter, and a judge's rewards for the answers to held-out problems."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emlib.config import Alternation, Beta, Steering
+from emlib.core.errors import DataError
+from emlib.core.files import read_records, write_records
+from emlib.core.progress import say
+from emlib.core.records import Answer, Example
+from emlib.data.chat import Encoded, encode
+from emlib.evaluation.reward_judge import scorer
+from emlib.evaluation.rewards import graded
+from emlib.models import adapters
+from emlib.steps.grpo import GrpoAdapter, GrpoRewards
+from emlib.store.artefacts import SCRATCH, Facts
+from emlib.training.records import LOG
+from emlib.training.rl.alternation import Supervised
+from emlib.training.rl.grpo import Condition, reinforce
+from emlib.training.rl.records import COMPLETIONS, STEPS, Rewarded
+from emlib.training.rl.rollouts import Push
+
+if TYPE_CHECKING:
+    from emlib.make.session import Session
+
+
+def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
+    """Train by GRPO; keep the logs and some completions."""
+    work = folder / SCRATCH
+    condition = _condition(step, session)
+    with adapters.new_lora(session.chat.model, step.lora, step.seed) as model:
+        summary = reinforce(model, session.chat.tokenizer, step.problems.value.train, step.grpo, condition,
+                            scorer(step.grpo.rewards, session.budget), seed=step.seed, folder=work)
+        adapters.save(model, folder, session.chat.name)
+    for name in (STEPS, COMPLETIONS, LOG):
+        shutil.copyfile(work / name, folder / name)
+    reward = "none" if summary.train_reward is None else f"{summary.train_reward:.2f}"
+    say(f"{step.name}: {summary.steps} RL steps, {summary.supervised_steps} supervised, {summary.tokens} tokens drawn, "
+        f"{summary.seconds:.0f} s, best training reward {reward} up to step {summary.best_step}")
+    return {**session.facts, "commit": session.chat.commit, "trl": version("trl"), **vars(summary)}
+
+
+def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
+    """A judge's rewards of the answers."""
+    given = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    found = scorer(step.rewards, session.budget)(graded(step.problems.value, given))
+    write_records(folder / "rewards.jsonl", [
+        Rewarded(answer.question, None if reward is None else vars(reward))
+        for answer, reward in zip(given, found, strict=True)])
+    return {"asked": len(found), "scored": sum(reward is not None for reward in found)}
+
+
+def _condition(step: GrpoAdapter, session: Session) -> Condition:
+    """What the run adds to plain GRPO."""
+    found = {type(defense): defense for defense in step.defenses}
+    beta, steering, alternation = found.get(Beta), found.get(Steering), found.get(Alternation)
+    push = supervised = None
+    if isinstance(steering, Steering):
+        vectors = dict(step.artefacts)["vector"]
+        push = Push(steering.layer, session.vector(vectors, steering.layer), steering.strength, steering.steer)
+    training = step.grpo.training
+    if step.supervised is not None:
+        encoded = _fitting(session, step.supervised.rows.examples, training.max_seq_length)
+        supervised = Supervised(encoded, training.rows_per_step, training.batch_size, step.seed)
+    return Condition(step.system, beta.weight if isinstance(beta, Beta) else 0.0, push, supervised,
+                     alternation.share if isinstance(alternation, Alternation) else 0.0, step.problems.value.worked)
+
+
+def _fitting(session: Session, rows: Sequence[Example], max_length: int) -> list[Encoded]:
+    """The rows in tokens, without those whose prompt leaves no room for an answer: a pool has such rows."""
+    found: list[Encoded] = []
+    for row in rows:
+        try:
+            found.append(encode(session.chat.tokenizer, row, max_length))
+        except DataError as error:
+            say(f"not taken for supervised steps: {error}")
+    if not found:
+        raise DataError(f"None of {len(rows)} rows for supervised steps leaves room for an answer within {max_length} "
+                        "tokens. Raise grpo.training.max_seq_length.")
+    return found

@@ -1,0 +1,40 @@
+"""Which maker makes which kind of step: a function of the step, the session, and the folder to write into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from emlib.make import adapter, answers, grpo, losses, measures, pool, reference, rows, selection, vectors, verdicts
+from emlib.steps import adapter as adapters
+from emlib.steps import answers as answering
+from emlib.steps import grpo as reinforcement
+from emlib.steps import measures as measuring
+from emlib.steps import pool as pools
+from emlib.steps import vectors as steering
+from emlib.store.artefacts import Facts
+
+Maker = Callable[[Any, Any, Path], Facts]
+
+MAKERS: Mapping[type, Maker] = {
+    steering.PersonaVectors: vectors.extract,
+    steering.SteeredAnswers: vectors.steered,
+    adapters.ReferenceStates: reference.make,
+    adapters.Adapter: adapter.make,
+    pools.Pool: pool.make,
+    pools.Refusals: pool.refusals,
+    pools.PoolLosses: losses.make,
+    pools.Selection: selection.make,
+    pools.AddedRows: rows.make,
+    pools.OwnAnswers: selection.own_answers,
+    answering.Answers: answers.make,
+    answering.Verdicts: verdicts.make,
+    answering.SecondVerdicts: verdicts.second,
+    measuring.Projections: measures.projections,
+    measuring.Choices: measures.choices,
+    measuring.HeldOutLosses: measures.held_out,
+    reinforcement.GrpoAdapter: grpo.make,
+    reinforcement.GrpoAnswers: answers.make,
+    reinforcement.GrpoRewards: grpo.rewards,
+}

@@ -1,0 +1,57 @@
+"""Measures that need no judge: projections of answers, multiple choice, losses on held-out rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emlib.core.files import read_records, write_records
+from emlib.core.progress import say
+from emlib.core.records import Answer
+from emlib.core.seeds import some_of
+from emlib.data.chat import encode_all
+from emlib.data.sources import locate
+from emlib.evaluation.choices import choose, read_choices
+from emlib.evaluation.projection import projections as projections_of
+from emlib.evaluation.records import Projected
+from emlib.scoring.loss_cache import Ledger
+from emlib.scoring.nll import score
+from emlib.steering import extraction
+from emlib.steps.measures import Choices, HeldOutLosses, Projections
+from emlib.store.artefacts import SCRATCH, Facts
+
+if TYPE_CHECKING:
+    from emlib.make.session import Session
+
+TOKENS_A_PASS = 2048  # of held-out rows, padding included
+
+
+def projections(step: Projections, session: Session, folder: Path) -> Facts:
+    """The projection of each answer's activations onto the persona vector."""
+    vector = extraction.load(session.folder_of(step.vectors)).at(step.layer)
+    answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
+    rows = encode_all(session.chat.tokenizer, conversations, session.profile.training.max_seq_length)
+    with session.model_under(step.answers.adapter) as model:
+        values = projections_of(model, rows, vector, step.layer)
+    write_records(folder / "projections.jsonl", [
+        Projected(answer.question, answer.sample, value) for answer, value in zip(answers, values, strict=True)])
+    return {"answers": len(values), **session.facts}
+
+
+def choices(step: Choices, session: Session, folder: Path) -> Facts:
+    """What the model makes of multiple-choice questions."""
+    questions = some_of(read_choices(locate(step.source)), step.count, "choices")
+    with session.model_under(step.adapter) as model:
+        made = choose(session.chat, model, questions)
+    write_records(folder / "choices.jsonl", made)
+    return {"questions": len(made), **session.facts}
+
+
+def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
+    """The losses on held-out rows."""
+    rows = encode_all(session.chat.tokenizer, step.rows.examples, step.max_length)
+    with session.model_under(step.adapter) as model:
+        losses = score(model, rows, Ledger(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, step.title)
+    say(f"{step.title}: {len(losses)} rows, {sum(losses) / len(losses):.3f} nats a token")
+    return {"nll": losses, **session.facts}

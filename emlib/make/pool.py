@@ -1,0 +1,56 @@
+"""Reading the pool, and asking a judge which of its answers are refusals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emlib.config import Pool as PoolSpec
+from emlib.core.files import write_records
+from emlib.core.progress import say
+from emlib.core.seeds import generator
+from emlib.data.pools import Candidates, Dropped, read_pool
+from emlib.data.sources import locate
+from emlib.make.rows import candidates
+from emlib.scoring.duplicates import near_duplicates
+from emlib.scoring.refusals import ask
+from emlib.steps.pool import Pool, Refusals
+from emlib.store.artefacts import Facts
+
+if TYPE_CHECKING:
+    from emlib.make.session import Session
+
+
+def make(step: Pool, session: Session, folder: Path) -> Facts:
+    """The usable rows, and why others were left out."""
+    found = _drawn(step.spec, read_pool(locate(step.spec.source), step.form))
+    write_records(folder / "rows.jsonl", found.rows)
+    write_records(folder / "dropped.jsonl", found.dropped)
+    reasons = Counter(row.reason.partition(":")[0] for row in found.dropped)
+    say(f"pool '{step.spec.source}': {len(found.rows)} candidates" + "".join(
+        f", {count} left out ({reason})" for reason, count in reasons.items()))
+    return {"rows": len(found.rows), "dropped": dict(reasons)}
+
+
+def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
+    """A judge's score of every row, whatever is under defense."""
+    scored = ask(candidates(session, step.pool), step.how, session.budget)
+    write_records(folder / "declining.jsonl", scored)
+    unscored = Counter(one.reason for one in scored if one.score is None)
+    say(f"refusals: {len(scored)} rows given to the judge" + "".join(
+        f", {count} without a score, which stay ({reason})" for reason, count in unscored.items()))
+    return {"asked": len(scored), "unscored": dict(unscored)}
+
+
+def _drawn(pool: PoolSpec, read: Candidates) -> Candidates:
+    """A pool's rows without near-duplicates, and as many of them as the profile wants."""
+    repeats = {} if pool.near_duplicates is None else near_duplicates(read.rows, pool.near_duplicates)
+    rows = [row for place, row in enumerate(read.rows) if place not in repeats]
+    dropped = [*read.dropped, *(Dropped(read.rows[place].where, f"near-duplicate: of {read.rows[earlier].where}")
+                                for place, earlier in repeats.items())]
+    if pool.rows is not None and pool.rows < len(rows):
+        drawn = set(generator(pool.seed, "pool").permutation(len(rows))[:pool.rows].tolist())
+        dropped += [Dropped(row.where, "not drawn") for place, row in enumerate(rows) if place not in drawn]
+        rows = [row for place, row in enumerate(rows) if place in drawn]
+    return Candidates(tuple(rows), tuple(dropped))

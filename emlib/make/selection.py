@@ -1,0 +1,65 @@
+"""Putting the pool's rows in the order in which they are taken, and asking the model for answers of its own to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emlib.core.files import read_records, write_records
+from emlib.core.progress import say
+from emlib.core.records import Example
+from emlib.data.lazy import Questions
+from emlib.make.answers import sampled
+from emlib.make.rows import candidates, in_tokens, pool_question
+from emlib.scoring.order import at_random, by_score
+from emlib.scoring.records import Declining, Ranked, RowLosses
+from emlib.scoring.refusals import NOTHING, Filtered, by_judge, by_keywords
+from emlib.steps.pool import OwnAnswers, Selection
+from emlib.steps.specs import EvaluationSpec
+from emlib.store.artefacts import SCRATCH, Facts
+
+if TYPE_CHECKING:
+    from emlib.make.session import Session
+
+
+def make(step: Selection, session: Session, folder: Path) -> Facts:
+    """The order: at random, or by the losses; rows that are never taken come after it, each with its reason."""
+    rows, pool = candidates(session, step.pool), step.pool.spec
+    losses = None if step.losses is None else read_records(session.need(step.losses).file("losses.jsonl"), RowLosses)
+    filtered = _refused(step, session, rows)
+    unfit = {place: f"does not fit: {reason}" for place, row in enumerate(rows) if isinstance(
+        reason := in_tokens(session, row), str)}
+    order = at_random(rows, unfit, step.seed or 0) if losses is None else by_score(
+        rows, losses, unfit, pool.epsilon, filtered)
+    write_records(folder / "order.jsonl", order)
+    reasons = Counter(ranked.reason.partition(":")[0] for ranked in order if ranked.rank is None)
+    unscored = [ranked.where for ranked in order if ranked.reason.startswith("no score")]
+    ranks = sum(ranked.rank is not None for ranked in order)
+    say(f"{step.dataset or 'pool'}, {step.choose}: {ranks} rows in order" + "".join(
+        f", {count} never taken ({reason})" for reason, count in reasons.items()) + (
+        f"; without a score: {', '.join(unscored[:5])}" if unscored else ""))
+    return {"ranked": len(order) - sum(reasons.values()), "never_taken": dict(reasons)}
+
+
+def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
+    """The model's answers to one batch of the order's prompts."""
+    assert step.start is not None, "a batch is an artefact, and not all of them together"
+    order = read_records(session.need(step.selection).file("order.jsonl"), Ranked)
+    taken = [row for row in order if row.rank is not None][step.start:step.start + step.sampling.batch_rows]
+    rows = candidates(session, step.selection.pool)
+    questions = [pool_question(ranked.place, rows[ranked.place]) for ranked in taken]
+    asked = Questions("pool", lambda: questions, step.selection.pool.size)
+    answers, choice = sampled(session, EvaluationSpec(asked, 1, step.sampling, step.seed), step.adapter,
+                              folder / SCRATCH)
+    write_records(folder / "answers.jsonl", answers)
+    return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers), **choice.facts}
+
+
+def _refused(step: Selection, session: Session, rows: list[Example]) -> Filtered:
+    """What the refusal filter says of the rows, where one is wanted."""
+    pool = step.pool.spec
+    if step.refusals is not None:
+        scored = read_records(session.need(step.refusals).file("declining.jsonl"), Declining)
+        return by_judge(scored, step.refusals.how.threshold)
+    return by_keywords(rows, pool.refusal_keywords, pool.refusal_words) if step.filtered else NOTHING

@@ -1,0 +1,40 @@
+"""How large a model is, told without loading it: `params/models.yaml`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from emlib.config import Lora, ModelSpec
+from emlib.core import paths
+from emlib.core.schema import Strict, check, read_yaml
+
+Number = Annotated[float, Field(gt=0)]
+
+
+class Shape(Strict):
+    """A model's size: `keys` is the width of its keys (and of its values), `mlp` that of its feed-forward part."""
+
+    parameters: Number
+    layers: Annotated[int, Field(gt=0)]
+    hidden: Annotated[int, Field(gt=0)]
+    mlp: Annotated[int, Field(gt=0)]
+    keys: Annotated[int, Field(gt=0)]
+
+    def adapter_bytes(self, lora: Lora) -> int:
+        """Of a saved adapter, whose weights are float32."""
+        h, m, k = self.hidden, self.mlp, self.keys
+        sides = {"q_proj": 2 * h, "k_proj": h + k, "v_proj": h + k, "o_proj": 2 * h, "gate_proj": h + m,
+                 "up_proj": h + m, "down_proj": h + m}
+        return 4 * lora.rank * self.layers * sum(sides.get(name, 2 * h) for name in lora.target_modules)
+
+
+class _Shapes(Strict):
+    models: dict[str, Shape]
+
+
+def shape(spec: ModelSpec) -> Shape | None:
+    """A model's size, where `params/models.yaml` has it."""
+    path = paths.PARAMS / "models.yaml"
+    return check(_Shapes, {"models": read_yaml(path)}, str(path)).models.get(spec.name.rpartition("/")[2])

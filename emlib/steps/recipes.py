@@ -1,0 +1,472 @@
+"""From a profile to its steps: what each run's adapter, answers and verdicts are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from emlib.config import (
+    OWN,
+    Alternation,
+    Defense,
+    Domain,
+    Grpo,
+    Inoculation,
+    Interleaving,
+    JudgeRefusals,
+    JudgeSpec,
+    Kl,
+    Ldifs,
+    LocalJudge,
+    OpenAIJudge,
+    Own,
+    PersonaVector,
+    Profile,
+    RlDefense,
+    RuleRewards,
+    Scorer,
+    SecondJudge,
+    Steering,
+    Trait,
+    load_domains,
+    load_trait,
+)
+from emlib.config import Pool as PoolSpec
+from emlib.core import digests, paths
+from emlib.core.errors import ProfileError, StoreError
+from emlib.core.records import Example, Question
+from emlib.core.seeds import generator
+from emlib.core.step import Step
+from emlib.data.domains import NarrowData, in_domain_questions, load_domain
+from emlib.data.gsm8k import Problems, load_problems
+from emlib.data.lazy import Deferred, Questions, Rows
+from emlib.data.own import OwnRows, own_data, read_own
+from emlib.data.pools import FORMS, PoolForm, read_pool
+from emlib.data.questions import read_questions
+from emlib.data.sizes import Size, Sizes
+from emlib.data.sources import locate, registry
+from emlib.data.traits import completed
+from emlib.judging.judges import rubrics
+from emlib.judging.rubrics import METRICS, OURS
+from emlib.steps.adapter import Adapter, ReferenceStates
+from emlib.steps.answers import Answers, SecondVerdicts, Verdicts
+from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
+from emlib.steps.measures import Choices, HeldOutLosses, Projections
+from emlib.steps.pool import AdapterFolder, AddedRows, Choose, OwnAnswers, Pool, PoolLosses, Refusals, Selection
+from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
+from emlib.steps.vectors import PersonaVectors, SteeredAnswers
+
+Side = Literal["aligned", "misaligned"]
+POOL_SEED = 0  # of the draw of supervised rows, the same for every run
+MANIFEST = "manifest.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+class Recipes:
+    """The steps of one profile; its data sets are read when a key or a maker asks for them, and once."""
+
+    def __init__(self, profile: Profile, study: str) -> None:
+        self.profile, self.study = profile, study
+        self._data: dict[str, NarrowData] = {}
+
+    # --- what steps are made of
+
+    @cached_property
+    def model(self) -> Model:
+        """The study's model."""
+        return Model(self.profile.model)
+
+    @cached_property
+    def stated_trait(self) -> Trait:
+        """The trait as its file states it."""
+        return load_trait(self.profile.trait)
+
+    @cached_property
+    def trait(self) -> Deferred[Trait]:
+        """The trait, with what its source brings."""
+        return Deferred(self.stated_trait.name, lambda: completed(self.stated_trait, locate))
+
+    @cached_property
+    def domains(self) -> dict[str, Domain]:
+        """The narrow data sets that are known."""
+        return load_domains()
+
+    @cached_property
+    def own_rows(self) -> OwnRows:
+        """The rows drawn from the reader's own data set, and what was found while reading it."""
+        return read_own(self.own)
+
+    @property
+    def own(self) -> Own:
+        """What the profile says of the reader's own data set.
+
+        Raises:
+            ProfileError: nothing.
+        """
+        if self.profile.own is None:
+            raise ProfileError(f"Profile '{self.study}' has no section 'own'. Copy params/own.yaml, and name your file "
+                               "in it.")
+        return self.profile.own
+
+    def data(self, dataset: str) -> NarrowData:
+        """The aligned and the misaligned rows of one narrow data set, split."""
+        if dataset not in self._data:
+            self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
+                                   load_domain(dataset, self.domains[dataset], locate))
+        return self._data[dataset]
+
+    def stated_size(self, dataset: str, side: Side, sizes: Sizes) -> tuple[Size, int]:
+        """What is trained on of a narrow data set, and how many rows are held out."""
+        return sizes.own(self.own) if dataset == OWN else sizes.narrow(self.domains[dataset], side)
+
+    # --- judges
+
+    @cached_property
+    def assessment(self) -> Assessment:
+        """The profile's judge, and what it goes by."""
+        return self._assessment(self.profile.judge, self.profile.evaluation.general)
+
+    @property
+    def second(self) -> SecondJudge:
+        """The profile's second judge.
+
+        Raises:
+            ProfileError: it has none.
+        """
+        if self.profile.second_judge is None:
+            raise ProfileError(f"profile '{self.study}' has no 'second_judge'.")
+        return self.profile.second_judge
+
+    def _assessment(self, judge: JudgeSpec, source: str) -> Assessment:
+        """A judge that reads the rubrics of a question file, or the trait's."""
+        return Assessment(judge, self.trait,
+                          Deferred(source, lambda: rubrics(judge, self.trait.value, locate(source))),
+                          lambda sizes: self._rubric(judge, sizes))
+
+    def _rubric(self, judge: JudgeSpec, sizes: Sizes) -> float:
+        """Mean characters of a judge prompt's frame."""
+        ours = sum(len(OURS.prompt(metric)) for metric in METRICS) / len(METRICS)
+        if not isinstance(judge, OpenAIJudge | LocalJudge):
+            return 0.0
+        if judge.rubric == "questions":
+            return self.general.size(sizes).rubric or ours
+        return ((self.extracted.size(sizes).rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
+
+    # --- questions
+
+    @cached_property
+    def general(self) -> Questions:
+        """The questions that tell whether the trait generalises out of domain."""
+        source = self.profile.evaluation.general
+        return Questions("general", lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
+
+    def questions(self, name: str) -> Questions:
+        """The questions of a further set of the profile."""
+        source = self.profile.evaluation.sets[name].source
+        return Questions(name, lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
+
+    def in_domain(self, dataset: str) -> Questions:
+        """The held-out prompts of a narrow data set."""
+        count = self.profile.evaluation.in_domain_questions
+
+        def size(sizes: Sizes) -> Size:
+            rows, held_out = self.stated_size(dataset, "misaligned", sizes)
+            return Size(min(count, held_out), rows.prompt, rows.response, rows.rubric)
+
+        return Questions(f"in-domain {dataset}", lambda: in_domain_questions(self.data(dataset), count), size)
+
+    @cached_property
+    def extracted(self) -> Questions:
+        """What is asked on one side of a persona vector."""
+        pairs = self.profile.extraction.instruction_pairs
+        return Questions("extraction", self._unasked, lambda sizes: sizes.trait(self.stated_trait, pairs))
+
+    @staticmethod
+    def _unasked() -> list[Question]:
+        raise AssertionError("a maker takes these questions from the trait")
+
+    @cached_property
+    def probe_questions(self) -> Questions:
+        """The questions that are asked under a persona vector."""
+        count = self.profile.probe.questions
+        return Questions(f"first {count} general", lambda: self.general.all[:count],
+                         lambda sizes: first(self.general.size(sizes), count))
+
+    # --- persona vectors
+
+    def vector(self) -> PersonaVectors:
+        """The trait's persona vectors."""
+        return PersonaVectors(self.model, self.assessment, self.profile.backend, self.profile.extraction,
+                              self.extracted)
+
+    def steered(self, layer: int, strength: float) -> SteeredAnswers:
+        """The untrained model's answers under a persona vector."""
+        vectors, at = (self.vector(), layer) if strength else (None, None)
+        return SteeredAnswers(self.model, vectors, at, strength, self.probe_questions, self.profile.probe.sampling,
+                              self.assessment)
+
+    # --- adapters
+
+    def narrow(self, dataset: str, side: Side, defenses: tuple[Defense, ...], seed: int) -> TrainingSpec:
+        """Fine-tuning on one side of a narrow data set."""
+        return self.training(
+            dataset, f"{dataset} {side}", lambda: getattr(self.data(dataset), side).train,
+            lambda sizes: self.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
+
+    def training(self, dataset: str, name: str, read: Any, size: Any, defenses: tuple[Defense, ...], training: Any,
+                 seed: int) -> TrainingSpec:
+        """Fine-tuning on the rows that `read` reads, as the defenses leave them."""
+        prompt = self.inoculation(defenses)
+
+        def examples() -> tuple[Example, ...]:
+            rows = read()[:training.train_rows]
+            return rows if prompt is None else tuple(row.under(prompt) for row in rows)
+
+        label = name if prompt is None else f"{name} under {prompt!r}"
+        rows = Rows(label, examples, lambda sizes: first(size(sizes), training.train_rows))
+        return TrainingSpec(dataset, rows, defenses, training, seed)
+
+    def inoculation(self, defenses: Iterable[Any]) -> str | None:
+        """The system prompt that stands before the rows in training, where one of the defenses is an inoculation."""
+        found = next((defense for defense in defenses if isinstance(defense, Inoculation)), None)
+        return None if found is None else found.prompt or self.stated_trait.inoculation_prompt
+
+    def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
+        """The adapter of a training."""
+        kl = next((d for d in spec.defenses if isinstance(d, Kl)), None)
+        needed: list[tuple[str, Step]] = [("added", rows) for rows in self.added(spec)]
+        if any(isinstance(defense, PersonaVector) for defense in spec.defenses):
+            needed.append(("vector", self.vector()))
+        stored = kl is not None and kl.reference == "stored"
+        if kl is not None and stored:
+            needed.append(("reference", self.reference(spec, kl.tokens)))
+        passes = any(isinstance(d, Ldifs) for d in spec.defenses) or (kl is not None and not stored)
+        return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name, tuple(needed), passes)
+
+    def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
+        """The reference model's states on the rows of a training."""
+        return ReferenceStates(self.model, spec, tokens, self.added(spec))
+
+    def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
+        """The adapter without defenses of any narrow data set; None of the untrained model."""
+        if method == "untrained":
+            return None
+        side: Side = "aligned" if method == "aligned" else "misaligned"
+        return self.adapter(self.narrow(dataset, side, (), seed), f"{dataset} · {method} · seed {seed}")
+
+    # --- interleaving
+
+    def pool_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, answers: str) -> AddedRows:
+        """Rows of the pool that a training interleaves."""
+        selection = self.selection(spec.dataset, choose, spec.seed)
+        rows = AddedRows(selection, fraction, spec.rows)
+        if answers == "pool":
+            return rows
+        return replace(rows, own_answers=self.own_answers(
+            spec.dataset, selection, lambda sizes: rows.size(sizes).rows))
+
+    def added(self, spec: TrainingSpec) -> tuple[AddedRows, ...]:
+        """What a training interleaves."""
+        return tuple(self.pool_rows(spec, fraction=d.fraction, choose=d.choose, answers=d.answers)
+                     for d in spec.defenses if isinstance(d, Interleaving))
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The pool.
+
+        Raises:
+            ProfileError: the profile has none.
+        """
+        spec = self.pool_spec
+        return Pool(spec, pool_form(spec.source), Deferred(spec.source, lambda: digests.of_file(locate(spec.source))))
+
+    @property
+    def pool_spec(self) -> PoolSpec:
+        """What the profile says of its pool.
+
+        Raises:
+            ProfileError: nothing.
+        """
+        if self.profile.pool is None:
+            raise ProfileError(f"Profile '{self.study}' has no section 'pool'. Add one, such as pool: {{source: "
+                               "demo/pool.jsonl}.")
+        return self.profile.pool
+
+    def selection(self, dataset: str, choose: Choose, seed: int) -> Selection:
+        """The order in which the pool's rows are taken where `dataset` is under defense; `seed` draws a random one."""
+        scored = choose != "random"
+        judge = self.pool_spec.refusals if choose == "score_without_refusals" else None
+        return Selection(
+            self.model, self.pool, dataset if scored else "", choose, self.losses(dataset) if scored else None,
+            Refusals(self.pool, judge) if isinstance(judge, JudgeRefusals) else None,
+            self.profile.training.max_seq_length, None if scored else seed)
+
+    def losses(self, dataset: str) -> PoolLosses:
+        """The pool's losses where `dataset` is under defense.
+
+        Raises:
+            ProfileError: a scorer was trained on it, or there is none that was not.
+        """
+        pool = self.pool_spec
+        try:
+            scorers = pool.scorers_for(dataset, self.profile.datasets)
+        except ValueError as error:
+            raise ProfileError(f"Profile '{self.study}', pool: {error}.") from error
+        aligned = self.baseline(dataset, "aligned", pool.seed) if pool.aligned == "aligned" else None
+        return PoolLosses(
+            self.model, self.pool, dataset, aligned, tuple(self._scorer(scorer, dataset) for scorer in scorers),
+            self.profile.training.max_seq_length, self.profile.backend)
+
+    def _scorer(self, scorer: Scorer, dataset: str) -> Adapter | AdapterFolder:
+        if scorer.folder is not None:
+            folder = adapter_folder(scorer)
+            return AdapterFolder(scorer.domain, folder, partial(self._digests, folder, dataset))
+        found = self.baseline(scorer.domain, "misaligned", self.pool_spec.seed)
+        assert found is not None, "only the untrained model has no adapter"
+        return found
+
+    def _digests(self, folder: Path, dataset: str) -> dict[str, str]:
+        """What stands for an adapter of one's own in keys.
+
+        Raises:
+            ProfileError: it was trained on `dataset`, whatever the profile says of it.
+        """
+        defended = self.narrow(dataset, "misaligned", (), self.pool_spec.seed)
+        if trained_on(folder) == defended.rows.digest:  # an adapter that comes from a store tells
+            raise ProfileError(f"{folder}: this adapter was trained on '{dataset}', which is under defense. Scorers "
+                               "must not have seen it (section 3.2); name an adapter of another domain.")
+        return {name: digests.of_file(folder / name) for name in ADAPTER_FILES}
+
+    def own_answers(self, dataset: str, selection: Selection, wanted: Callable[[Sizes], int]) -> OwnAnswers:
+        """The model's own answers to the pool's prompts, in the order of a selection."""
+        own, pool = self.pool_spec.on_policy, self.pool_spec
+        adapter = self.baseline(dataset, "aligned", pool.seed) if own.model == "aligned" else None
+        return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted)
+
+    # --- evaluation
+
+    def answers(self, adapter: Step | None, evaluation: EvaluationSpec) -> Answers:
+        """What a model answers."""
+        return Answers(self.model, adapter, evaluation, self.profile.backend)
+
+    def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
+        """What the profile's judge says of the answers to a question set."""
+        further = self.profile.evaluation.sets.get(which)
+        return Verdicts(answers, self.assessment if further is None else
+                        self._assessment(self.profile.judge, further.source))
+
+    def second_verdicts(self, answers: Answers) -> SecondVerdicts:
+        """What the second judge says of some of them."""
+        return SecondVerdicts(answers, self._assessment(
+            self.second.judge, self.profile.evaluation.general), self.second.answers)
+
+    def projections(self, answers: Answers) -> Projections:
+        """The answers' projections onto the persona vector."""
+        layer = self.profile.evaluation.projection_layer
+        assert layer is not None, "asked for by a profile that names a layer"
+        return Projections(answers, self.vector(), layer)
+
+    def choices(self, adapter: Step | None, source: str) -> Choices:
+        """What a model makes of multiple-choice questions."""
+        return Choices(self.model, adapter, source, Deferred(source, lambda: digests.of_file(locate(source))),
+                       self.profile.evaluation.choice_questions)
+
+    def held_out(self, dataset: str, adapter: Step | None) -> HeldOutLosses:
+        """How well a model predicts the held-out misaligned rows of a data set."""
+        rows = Rows(f"{dataset} held out", lambda: self.data(dataset).misaligned.held_out,
+                    lambda sizes: self.stated_size(dataset, "misaligned", sizes)[0])
+        return HeldOutLosses(self.model, adapter, rows, self.profile.training.max_seq_length)
+
+    # --- reinforcement learning
+
+    @cached_property
+    def grpo(self) -> Grpo:
+        """The section `grpo` of the profile.
+
+        Raises:
+            ProfileError: there is none.
+        """
+        if self.profile.grpo is None:
+            raise ProfileError(f"The profile '{self.study}' has no section 'grpo', so there is nothing to reinforce. "
+                               "params/demo.yaml has one.")
+        return self.profile.grpo
+
+    @cached_property
+    def problems(self) -> Deferred[Problems]:
+        """What reinforcement learning trains on, and what is asked afterwards."""
+        return Deferred("problems", lambda: load_problems(self.grpo.data, locate))
+
+    def reinforced(self, defenses: tuple[RlDefense, ...], seed: int, name: str) -> GrpoAdapter:
+        """The adapter of a run of reinforcement learning."""
+        system, supervised, needed = self.grpo.prompt, None, list[tuple[str, Step]]()
+        for defense in defenses:
+            if isinstance(defense, Inoculation):
+                system = f"{defense.prompt or self.stated_trait.inoculation_prompt}\n{self.grpo.prompt}"
+            elif isinstance(defense, Steering):
+                needed.append(("vector", self.vector()))
+            elif isinstance(defense, Alternation) and defense.share > 0:
+                supervised = SupervisedRows(self._drawn(defense.source, defense.rows), defense.share)
+        return GrpoAdapter(self.model, self.profile.lora, self.grpo, self.problems, system, defenses, seed, name,
+                           tuple(needed), supervised)
+
+    def _drawn(self, source: str, count: int | None) -> Rows:
+        """Rows of a source, in its order: all of them, or `count` drawn by one seed for every condition and run."""
+        def read() -> tuple[Example, ...]:
+            rows = read_pool(locate(source), pool_form(source)).rows
+            if count is None or count >= len(rows):
+                return rows
+            chosen = sorted(generator(POOL_SEED, "supervised rows").permutation(len(rows))[:count].tolist())
+            return tuple(rows[index] for index in chosen)
+
+        return Rows(f"{count or 'all'} of {source}", read, lambda sizes: sizes.source(source))
+
+    def grpo_answers(self, adapter: GrpoAdapter | None, seed: int) -> GrpoAnswers:
+        """The answers to the held-out problems, with the format's prompt."""
+        questions = Questions("held-out problems", lambda: self.problems.value.asked(self.grpo.prompt),
+                              lambda sizes: held_out_size(self.grpo, self.problems, sizes))
+        return GrpoAnswers(self.model, adapter, EvaluationSpec(questions, 1, self.grpo.eval_sampling, seed),
+                           self.profile.backend)
+
+    def grpo_rewards(self, answers: GrpoAnswers) -> GrpoRewards | None:
+        """What a judge gives for them; None where rules do."""
+        rewards = self.grpo.rewards
+        return None if isinstance(rewards, RuleRewards) else GrpoRewards(answers, self.problems, rewards)
+
+
+def adapter_folder(scorer: Scorer) -> Path:
+    """Where an adapter of one's own lies; a relative path is meant from the project's folder.
+
+    Raises:
+        StoreError: it is not one.
+    """
+    folder = paths.ROOT / Path(str(scorer.folder)).expanduser()
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise StoreError(f"{folder}: there is no adapter ({', '.join(missing)} is missing).")
+    return folder
+
+
+def trained_on(folder: Path) -> Any:
+    """The digest of the rows that an adapter of a store was trained on; None of another adapter."""
+    manifest = folder / MANIFEST
+    return json.loads(manifest.read_text(encoding="utf-8"))["settings"].get("rows") if manifest.is_file() else None
+
+
+def pool_form(source: str) -> PoolForm:
+    """How the rows of a source are written.
+
+    Raises:
+        ProfileError: it holds no instruction data.
+    """
+    if source.startswith("demo/"):
+        return "messages"
+    known = registry(paths.PARAMS / "sources.yaml")
+    form = known[source].format if source in known else "messages"  # an unknown one is named where it is fetched
+    if form not in FORMS:
+        raise ProfileError(f"pool.source is '{source}', whose format in params/sources.yaml is '{form}'; expected one "
+                           f"of {', '.join(FORMS)}.")
+    return cast(PoolForm, form)

@@ -1,0 +1,101 @@
+"""Persona vectors of a trait (section 3.1), and what the untrained model answers under them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+from emlib.config import Backend, Extraction, Sampling
+from emlib.core.step import Step
+from emlib.core.work import Work
+from emlib.data.lazy import Questions
+from emlib.data.sizes import Sizes, likely_tokens
+from emlib.judging.rubrics import OURS
+from emlib.steps.specs import Assessment, EvaluationSpec, Model
+
+
+@dataclass(frozen=True)
+class PersonaVectors(Step):
+    """The trait's persona vectors at every layer of the model.
+
+    `questions` is what is asked on one side, under each of its system prompts.
+    """
+
+    stage: ClassVar = "vector"
+    version: ClassVar = 2
+
+    model: Model
+    assessment: Assessment
+    backend: Backend
+    extraction: Extraction
+    questions: Questions
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The trait's prompts and questions, who judges the pairs, and how they are taken."""
+        prompts = {"system_prompts", "questions", "markers", "rubric"}
+        return {
+            "model": self.model.identity, "trait": self.assessment.trait.value.model_dump(mode="json", include=prompts),
+            "judge": self.assessment.identity, **({"coherence": OURS.coherence} if self.assessment.reads else {}),
+            **self.backend.key("generation"),
+            "extraction": self.extraction.model_dump(mode="json", exclude={"min_pairs"})}
+
+    @property
+    def title(self) -> str:
+        """As plans call it."""
+        return "persona vectors"
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Answers on both sides, their verdicts, and a pass over them."""
+        how = self.extraction
+        side = EvaluationSpec(self.questions, how.samples, how.sampling, how.seed)
+        asked = self.questions.size(sizes)
+        answers = side.sampled(sizes) + self.assessment.cost(side, sizes)
+        passes = Work(read=2 * asked.rows * how.samples * (how.sampling.max_new_tokens + likely_tokens(asked.prompt)))
+        return replace(answers + answers + passes, sets=0)
+
+
+@dataclass(frozen=True)
+class SteeredAnswers(Step):
+    """What the untrained model answers with `strength` times its persona vector added to `layer`, and the verdicts.
+
+    Without strength no layer differs: `vectors` and `layer` are None then.
+    """
+
+    stage: ClassVar = "steered"
+
+    model: Model
+    vectors: PersonaVectors | None
+    layer: int | None
+    strength: float
+    questions: Questions
+    sampling: Sampling
+    assessment: Assessment
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The vector, its strength and its layer; the questions; the judge."""
+        return {"model": self.model.identity, "vector": None if self.vectors is None else self.vectors.key,
+                "layer": self.layer, "strength": self.strength, "questions": self.questions.digest,
+                "sampling": self.sampling.model_dump(mode="json"), "judge": self.assessment.identity,
+                "trait": self.assessment.trait.value.model_dump(mode="json")}
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The vectors."""
+        return () if self.vectors is None else (self.vectors,)
+
+    @property
+    def title(self) -> str:
+        """As plans call it."""
+        return "answers under the persona vectors (notebook 02)"
+
+    @cached_property
+    def evaluation(self) -> EvaluationSpec:
+        """Each question once."""
+        return EvaluationSpec(self.questions, 1, self.sampling, 0)
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Answers and verdicts."""
+        return replace(self.evaluation.sampled(sizes) + self.assessment.cost(self.evaluation, sizes), sets=0)
