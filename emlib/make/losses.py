@@ -57,10 +57,10 @@ def _models(step: PoolLosses, session: Session) -> Models:
     if step.aligned is not None:
         models["aligned"] = (session.need(step.aligned).folder, step.aligned.key)
     for number, scorer in enumerate(step.scorers, start=1):
-        own = isinstance(scorer, AdapterFolder)
-        domain = scorer.domain if isinstance(scorer, AdapterFolder) else scorer.spec.dataset
+        domain, folder = (scorer.domain, scorer.folder) if isinstance(scorer, AdapterFolder) else (
+            scorer.spec.dataset, session.need(scorer).folder)
         name = f"misaligned {number} ({domain})".replace(".", "_")  # PEFT takes no dots
-        models[name] = (scorer.folder if own else session.need(scorer).folder, step.stands_for(scorer))
+        models[name] = (folder, step.stands_for(scorer))
     return models
 
 

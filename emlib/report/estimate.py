@@ -17,11 +17,10 @@ import pandas as pd
 from emlib.core.errors import EmlibError
 from emlib.report.paper import published
 from emlib.report.paper.planned import Tables, in_paper
-from emlib.study.plan.build import plan, rows
+from emlib.study.plan.build import Plan, plan, rows
 from emlib.study.plan.costs import Costs
 from emlib.study.plan.measured import answered
-from emlib.study.plan.work import Plan, Work, total
-from emlib.study.runs import Run
+from emlib.core.work import Work, total
 from emlib.study.study import Study, open_study
 
 
@@ -56,7 +55,7 @@ class Estimate:
 
     def shared(self) -> pd.DataFrame:
         """One row for each piece that is made once, whatever number of runs needs it."""
-        return pd.DataFrame([(piece.name, piece.runs, *self.costs.of(piece.work), "" if piece.left else "done")
+        return pd.DataFrame([(piece.title, piece.runs, *self.costs.of(piece.work), "" if piece.left else "done")
                              for piece in self.plan.shared],
                             columns=["made once", "for runs", *self.costs.columns, "state"])
 
@@ -104,7 +103,7 @@ class Estimate:
     def errors(self) -> pd.DataFrame:
         """How far off the estimate was, of what is done: of the profile's trained runs, of the model's answers."""
         known = {planned.run: planned.work for planned in self.plan.runs}
-        done = [(known[run], row) for run, row in rows(self.study.folder / "results.csv", Run)
+        done = [(known[run], row) for run, row in rows(self.study.folder, "narrow")
                 if run in known and row["train_tokens"] > 0]
         drawn = answered(self.study.store, self.study.profile.model)
         trained = Work(train=sum(work.train for work, _ in done), read=sum(work.read for work, _ in done))

@@ -240,8 +240,9 @@ class Study:
                 for step in missing:
                     session.need(step)
         return [SteeredAnswers(layer, strength, *(
-            read_records(_there(self.found(step)).file(f"{name}.jsonl"), kind)
-            for name, kind in (("answers", Answer), ("verdicts", Verdict)))) for (layer, strength), step in tried.items()]
+                    read_records(_there(self.found(step)).file(f"{name}.jsonl"), kind)
+                    for name, kind in (("answers", Answer), ("verdicts", Verdict))))
+                for (layer, strength), step in tried.items()]
 
     def select(self, runs: Sequence[Run]) -> None:
         """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""
@@ -292,7 +293,7 @@ class Study:
         return found
 
     def write_results(self) -> list[Path]:
-        """Write `results.csv`, and `benign.csv` and `grpo.csv` where the profile has such runs: a row a finished run."""
+        """Write `results.csv`, `benign.csv` and `grpo.csv`: a row a finished run, and no file without one."""
         self.record()
         return results.write(self)
 

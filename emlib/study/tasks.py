@@ -269,8 +269,9 @@ class GrpoTask(Task):
         if rewards is None or (adapter is None) != (step is None):
             return None
         got = [one for one in rewards if one is not None]
-        trained = (None, None) if adapter is None else (adapter.facts["train_right"], adapter.facts["train_reward"])
-        return {"rewards": GrpoScore(*trained, sum(one.right for one in got) / len(rewards),
+        right, reward = (None, None) if adapter is None else (
+            adapter.facts["train_right"], adapter.facts["train_reward"])
+        return {"rewards": GrpoScore(right, reward, sum(one.right for one in got) / len(rewards),
                                      fmean(one.total for one in got) if got else None, len(rewards), len(got))}
 
 

@@ -8,14 +8,13 @@ from typing import Any
 import pandas as pd
 
 from emlib.report.paper import published
-from emlib.study.benign import BenignRun
-from emlib.study.plan.work import AnyRun
 from emlib.study.runs import Run
+from emlib.study.tasks import GRPO
 
-Tables = Mapping[AnyRun, tuple[int, ...]]
+Tables = Mapping[Run, tuple[int, ...]]
 
 
-def in_paper(planned: Iterable[AnyRun]) -> Tables:
+def in_paper(planned: Iterable[Run]) -> Tables:
     """The numbers of the tables that have each run; a table with n seeds has the seeds 0 to n - 1."""
     found: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     for number in published.TABLES:
@@ -27,10 +26,11 @@ def in_paper(planned: Iterable[AnyRun]) -> Tables:
 
 def _key_of_row(row: dict[str, Any]) -> tuple[Any, ...]:
     tier, setting = row.get("tier"), row["setting"]
-    return (row["model"], row.get("dataset", row.get("task")), None if tier is None or pd.isna(tier) else int(tier),
-            row["method"], None if pd.isna(setting) else float(setting))
+    task = row.get("dataset", row.get("task", GRPO))
+    named = task if tier is None or pd.isna(tier) else f"{task}-{int(tier)}"
+    return row["model"], named, row["method"], None if pd.isna(setting) else float(setting)
 
 
-def _key_of_run(run: AnyRun) -> tuple[Any, ...]:
-    what = (run.task, run.tier) if isinstance(run, BenignRun) else (run.dataset if isinstance(run, Run) else None, None)
-    return run.model.rpartition("/")[2], *what, run.method, None if run.setting is None else float(run.setting)
+def _key_of_run(run: Run) -> tuple[Any, ...]:
+    return (run.model.rpartition("/")[2], run.task, run.method,
+            None if run.setting is None else float(run.setting))

@@ -1,15 +1,15 @@
-"""The plan of a study: every run of its profile, every shared piece once, and what of them is done.
+"""The plan of a study: every run of its profile, every step that several runs share, and what of them is done.
 
 A run is done where the results beside the profile's record have it (`results.csv`, `benign.csv`, `grpo.csv`), and that
-record is the profile as it is now. Pieces that are in the store without their run being whole are not taken off: what
-is said to be left is the most that can be.
+record is the profile as it is now. Steps that are in the store without their run being whole are not taken off: what
+is said to be left is the most that can be. So a plan computes no key, and needs no data set on this machine.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +17,129 @@ import pandas as pd
 
 from emlib.core import paths
 from emlib.core.schema import read_yaml
-from emlib.study.benign import BenignRun
-from emlib.study.plan.narrow import Worker
-from emlib.study.plan.reinforced import reinforced
-from emlib.study.plan.speed import shape
-from emlib.study.plan.work import AnyRun, Plan, PlannedRun, Shared, Work
-from emlib.study.rl import RlRun, RlStudy
-from emlib.study.runs import Run
+from emlib.core.step import Step, closure
+from emlib.core.work import Work, total
+from emlib.data.sizes import Sizes
+from emlib.steps.adapter import Adapter
+from emlib.steps.pool import PoolLosses
+from emlib.steps.vectors import PersonaVectors
+from emlib.study.results import FILES
+from emlib.study.runs import Run, Section
 from emlib.study.study import Study
+from emlib.study.tasks import GRPO
 
-RESULTS: dict[str, type[AnyRun]] = {"results.csv": Run, "benign.csv": BenignRun, "grpo.csv": RlRun}
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run, what its own steps take, and the titles of the shared ones that it needs."""
+
+    run: Run
+    work: Work
+    uses: tuple[str, ...] = ()
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Steps of one title that are made once for several runs. `left`: whether one of these runs is not done."""
+
+    title: str
+    work: Work
+    runs: int
+    left: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every run of a profile, and every shared step once. `assumed` names the data whose size nobody counted."""
+
+    runs: tuple[PlannedRun, ...]
+    shared: tuple[Shared, ...]
+    assumed: tuple[str, ...]
+
+    @property
+    def works(self) -> list[Work]:
+        """All work, once."""
+        return [*(planned.work for planned in self.runs), *(one.work for one in self.shared)]
+
+    @property
+    def left(self) -> list[Work]:
+        """All work that is still to be done, once."""
+        return [*(planned.work for planned in self.runs if not planned.done),
+                *(one.work for one in self.shared if one.left)]
 
 
 def plan(study: Study) -> Plan:
     """Everything that a study takes."""
-    worker = Worker(study, shape(study.profile.model))
-    done = finished(study)
-    runs = tuple(PlannedRun(run, work, tuple(dict.fromkeys(uses)), run in done)
-                 for run, (work, uses) in _each(worker, study))
-    users = Counter(name for planned in runs for name in planned.uses)
-    left = {name for planned in runs if not planned.done for name in planned.uses}
-    shared = tuple(Shared(name, work, users[name], name in left or (users[name] == 0 and bool(left)))
-                   for name, work in worker.pieces.items())
-    return Plan(runs, shared, tuple(sorted(worker.sizes.assumed)))
+    sizes, done = Sizes(), finished(study)
+    goals = {run: own_steps(study, run) for run in study.every_run()}
+    owners = Counter(step for steps in goals.values() for step in dict.fromkeys(steps))
+    shared: dict[str, Work] = {}
+    runs = []
+    for run, steps in goals.items():
+        mine = [step for step in dict.fromkeys(steps) if owners[step] == 1]
+        needed = [step for step in closure(steps) if owners[step] != 1]
+        pieces = [piece for step in needed for piece in _pieces(step, sizes)]
+        for title, work in pieces:  # of two that differ in length, as the model's own answers do, the longer counts
+            if title not in shared or shared[title].write < work.write:
+                shared[title] = work
+        runs.append(PlannedRun(run, total(step.cost(sizes) for step in mine),
+                               tuple(dict.fromkeys(title for title, _ in pieces)), run in done))
+    shared |= _tried(study, goals.values(), sizes)
+    users = Counter(title for planned in runs for title in planned.uses)
+    left = {title for planned in runs if not planned.done for title in planned.uses}
+    return Plan(tuple(runs), tuple(
+        Shared(title, work, users[title], title in left or (users[title] == 0 and bool(left)))
+        for title, work in shared.items()), tuple(sorted(sizes.assumed)))
 
 
-def _each(worker: Worker, study: Study) -> Iterator[tuple[AnyRun, tuple[Work, list[str]]]]:
-    for run in study.runs():
-        yield run, worker.narrow(run)
-    for on_task in worker.benign.runs():
-        yield on_task, worker.on_task(on_task)
-    if study.profile.grpo is not None:
-        rl = RlStudy(study)
-        for rewarded in rl.runs():
-            yield rewarded, reinforced(worker, rl, rewarded)
+def own_steps(study: Study, run: Run) -> list[Step]:
+    """The steps that a run ends in: its adapter, its answers, and what is said of them."""
+    task = study.task(run)
+    adapter = task.adapter(run)
+    return [*([] if adapter is None else [adapter]), *task.answers(run).values(), *task.evaluation(run).values()]
 
 
-def finished(study: Study) -> frozenset[AnyRun]:
+def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
+    """What a plan shows of a shared step: its cost under its title; of losses, each model's pass."""
+    if isinstance(step, PoolLosses):
+        yield from step.under(sizes).items()
+    elif (work := step.cost(sizes)) != Work():
+        yield f"adapter of {step.title}" if isinstance(step, Adapter) else step.title, work
+
+
+def _tried(study: Study, goals: Iterable[list[Step]], sizes: Sizes) -> dict[str, Work]:
+    """What notebook 02 tries with the persona vectors, where runs on narrow data sets need any."""
+    narrow = [study.task(run).adapter(run) for run in study.runs()]
+    if not any(isinstance(step, PersonaVectors) for step in closure(step for step in narrow if step is not None)):
+        return {}
+    probe = study.profile.probe
+    tried = {study.recipes.steered(layer, strength) for layer in probe.layers for strength in probe.strengths}
+    return {step.title: total(one.cost(sizes) for one in tried) for step in tried}
+
+
+def finished(study: Study) -> frozenset[Run]:
     """The runs that stand in the study's results, if these were made with the profile as it is now."""
     record = study.folder / paths.EFFECTIVE
     if not record.is_file() or read_yaml(record) != study.profile.model_dump(mode="json"):
         return frozenset()
-    return frozenset(run for name, kind in RESULTS.items() for run, _ in rows(study.folder / name, kind))
+    return frozenset(run for section in FILES for run, _ in rows(study.folder, section))
 
 
-def rows(path: Path, kind: type[AnyRun]) -> Iterator[tuple[AnyRun, dict[str, Any]]]:
-    """Each row of a file of results: the run that it is of, and all that it says."""
+def rows(folder: Path, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Each row of a section's file of results: the run that it is of, and all that it says."""
+    path = folder / FILES[section]
     if not path.is_file():
         return
     for row in pd.read_csv(path, dtype={"tier": "Int64"}).to_dict("records"):
-        said: dict[str, Any] = {field.name: None if pd.isna(row[field.name]) else row[field.name]
-                                for field in fields(kind)}
-        yield kind(**said), row
+        said: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        yield Run(task=_task(said, section), **{field.name: said[field.name] for field in fields(Run)
+                                                if field.name != "task"}), said
+
+
+def _task(row: dict[str, Any], section: Section) -> str:
+    if section == "narrow":
+        return str(row["dataset"])
+    if section == "grpo":
+        return GRPO
+    return str(row["task"]) if row["tier"] is None else f"{row['task']}-{row['tier']}"

@@ -6,7 +6,8 @@ from emlib.config import LocalJudge, OpenAIJudge, Profile
 from emlib.core.work import Work
 from emlib.judging.money import price_list
 from emlib.judging.rubrics import METRICS
-from emlib.study.plan.speed import on_gpu, shape, speed
+from emlib.models.shape import shape
+from emlib.study.plan.speed import on_gpu, speed
 
 GB = 1e9
 
