@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from emlib.config import OpenAIJudge, PersonaVector
+from emlib.config import OpenAIJudge
 from emlib.core import paths
 from emlib.core.background import Aside
+from emlib.core.defense import needs_of
 from emlib.core.errors import JudgeWaits
 from emlib.core.files import read_records, write_records
+from emlib.core.plugins import CannotBeImported
 from emlib.core.progress import bar, say
-from emlib.core.records import Answer
+from emlib.core.records import AddedRow, Answer
 from emlib.data.chat import Encoded, encode_all
 from emlib.generation.sample import Request, answer_batch, plan
 from emlib.judging import local
@@ -31,21 +34,22 @@ from emlib.judging.rubrics import trait_rubrics
 from emlib.make import backends
 from emlib.make.backends import PLAIN, Choice
 from emlib.make.preparing import Preparer
+from emlib.make.recipes import ADDED, MakingRecipes, made_at_once, made_on_rows
 from emlib.make.serving import Serving
 from emlib.make.together import answered
 from emlib.models import adapters
 from emlib.models.load import ChatModel, end_tokens, load
 from emlib.models.logprobs import token_logprobs
+from emlib.models.reference import keep
 from emlib.steering import extraction
 from emlib.steering.steer import adding
 from emlib.store.artefacts import SCRATCH, Artefact
 from emlib.study.runs import QUESTION_SETS, Asked, Fit, QuestionSet, Quiz, Run
 from emlib.study.study import Study
 from emlib.training.in_subprocess import NeverBegan, train_apart
-from emlib.training.job import Job
+from emlib.training.job import Job, plugin_files
 from emlib.training.objective import Objective
 from emlib.training.records import LOG
-from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune
 
 Reader = Callable[[list[Answer]], object]  # is given answers as they come
@@ -61,6 +65,15 @@ class Drawing:
     under: tuple[str | None, Path | None]
     batches: list[list[Request]]
     begun: AbstractContextManager[Draw]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows of a training in tokens: its own, those spread through each epoch, and those that are held out."""
+
+    own: list[Encoded]
+    added: list[Encoded]
+    held_out: list[Encoded]
 
 
 def _first(waits: Sequence[JudgeWaits | None]) -> JudgeWaits | None:
@@ -162,52 +175,71 @@ class Maker(AbstractContextManager["Maker"]):
                                     lambda folder: self._ask(quiz, adapter, folder, read, drawing))
 
     def _train(self, name: str, fit: Fit, folder: Path) -> Mapping[str, Any]:
-        vector, chosen = self._vector_of(fit), self.preparer.added(name, fit)
-        rows, added = (encode_all(self.chat.tokenizer, some, fit.training.max_seq_length)
-                       for some in (fit.rows, [row.example for row in chosen]))
+        recipes = needs_of(fit.defenses, MakingRecipes(self, name, folder / SCRATCH), fit)
+        artefacts = made_at_once(recipes)
+        rows, chosen = self._rows(fit, artefacts)
         profile = self.study.profile
         choice = backends.training(profile.backend.training, profile.model, processes=profile.job.gpus)
         commit, device = self.chat.commit, str(self.chat.device)
+        if any(recipe.on_rows for recipe in recipes.values()):
+            with adapters.new_lora(self.chat.model, profile.lora, fit.seed) as model:
+                artefacts |= made_on_rows(recipes, [*rows.own, *rows.added], model)
         told = None
         if choice.name != PLAIN or choice.processes > 1:
-            choice, told = self._apart(choice, fit, rows, added, vector, folder)
+            choice, told = self._apart(choice, fit, rows, artefacts, folder)
         if told is None:
-            told = self._here(fit, rows, added, vector, folder)
+            told = self._here(fit, rows, artefacts, folder)
         shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
         if chosen:
-            write_records(folder / "added.jsonl", chosen)
+            write_records(folder / ADDED, chosen)
         say(f"{name}: {told['steps']} steps, {told['tokens']} tokens, {told['seconds']:.0f} s, "
             f"loss {told['final_loss']:.3f}, {told['truncated_rows']} rows cut")
-        return {"rows": len(rows), "added_rows": len(added), "device": device, "commit": commit, **told, **choice.facts}
+        return {"rows": len(rows.own), "added_rows": len(rows.added), "device": device, "commit": commit, **told,
+                **choice.facts}
 
-    def _here(self, fit: Fit, rows: Sequence[Encoded], added: Sequence[Encoded], vector: Tensor | None,
-              folder: Path) -> dict[str, Any]:
+    def _rows(self, fit: Fit, artefacts: Mapping[str, Path]) -> tuple[TrainingRows, list[AddedRow]]:
+        """The rows of a training in tokens, and the records of those that its defenses add."""
+        acting = [defense for defense in fit.defenses if not defense.is_null]
+        chosen = [row for defense in acting for row in defense.added(fit.rows, artefacts)]
+        held_out = {row for defense in acting for row in defense.held_out(fit.rows)}
+        encoded = partial(encode_all, self.chat.tokenizer, max_length=fit.training.max_seq_length)
+        penalised = [replace(row, penalised_by=defense.kind) for defense in acting
+                     for row in encoded(defense.penalised(fit.rows, artefacts))]
+        return TrainingRows(
+            encoded([row for row in fit.rows if row not in held_out]),
+            [*encoded([row.example for row in chosen]), *penalised],
+            encoded([row for row in fit.rows if row in held_out])), chosen
+
+    def added_rows(self, name: str, fit: Fit, among: int) -> list[AddedRow]:
+        """The rows that the defenses of a training add where they are mixed into `among` rows."""
+        with tempfile.TemporaryDirectory() as scratch:
+            artefacts = made_at_once(needs_of(fit.defenses, MakingRecipes(self, name, Path(scratch), among), fit))
+            return [row for defense in fit.defenses for row in defense.added(fit.rows, artefacts)]
+
+    def _here(self, fit: Fit, rows: TrainingRows, artefacts: Mapping[str, Path], folder: Path) -> dict[str, Any]:
         with adapters.new_lora(self.chat.model, self.study.profile.lora, fit.seed) as model:
-            stored = self._stored_reference(fit, [*rows, *added], model)
-            objective = Objective(fit.defenses, vector, stored=stored)
-            summary = fine_tune(model, rows, fit.training, seed=fit.seed, folder=folder / SCRATCH,
-                                objective=objective, added=added)
+            summary = fine_tune(model, rows.own, fit.training, seed=fit.seed, folder=folder / SCRATCH,
+                                objective=Objective(fit.defenses, artefacts), added=rows.added, held_out=rows.held_out)
             adapters.save(model, folder, self.chat.name)
         return vars(summary)
 
-    def _apart(self, choice: Choice, fit: Fit, rows: Sequence[Encoded], added: Sequence[Encoded],
-               vector: Tensor | None, folder: Path) -> tuple[Choice, dict[str, Any] | None]:
+    def _apart(self, choice: Choice, fit: Fit, rows: TrainingRows, artefacts: Mapping[str, Path],
+               folder: Path) -> tuple[Choice, dict[str, Any] | None]:
         """Training by another library, or in several processes. This one lets its model go meanwhile.
 
         Where another library never began, `auto` goes on with transformers, and the choice says why.
         """
         profile, apart = self.study.profile, folder / SCRATCH / choice.name
-        with adapters.new_lora(self.chat.model, profile.lora, fit.seed) as model:
-            stored = self._stored_reference(fit, [*rows, *added], model)
-        probe = token_logprobs(self.chat.model, torch.from_numpy(rows[0].input_ids).to(self.chat.device))
-        job = Job(engine=choice.name, model=profile.model,  # type: ignore[arg-type]  # no other name gets here
-                  base_name=self.chat.name, lora=profile.lora,
-                  training=fit.training, defenses=fit.defenses, seed=fit.seed, added=len(added),
-                  reference=None if stored is None else str(stored.folder), probe=tuple(probe))
-        self._let_go()
+        probe = token_logprobs(self.chat.model, torch.from_numpy(rows.own[0].input_ids).to(self.chat.device))
         try:
-            told = train_apart(job, [*rows, *added], vector, apart, choice.processes)
-        except NeverBegan as error:
+            job = Job(engine=choice.name, model=profile.model,  # type: ignore[arg-type]  # no other name gets here
+                      base_name=self.chat.name, lora=profile.lora,
+                      training=fit.training, plugins=plugin_files(fit.defenses), defenses=fit.defenses,
+                      artefacts={name: str(place.resolve()) for name, place in artefacts.items()}, seed=fit.seed,
+                      added=len(rows.added), held_out=len(rows.held_out), probe=tuple(probe))
+            self._let_go()
+            told = train_apart(job, [*rows.own, *rows.added, *rows.held_out], apart, choice.processes)
+        except (NeverBegan, CannotBeImported) as error:
             if choice.name == PLAIN or profile.backend.training != "auto":
                 raise
             say(f"{choice.name} is not used: {error}")
@@ -217,28 +249,19 @@ class Maker(AbstractContextManager["Maker"]):
         os.replace(apart / LOG, folder / SCRATCH / LOG)
         return choice, told
 
-    def _vector_of(self, fit: Fit) -> Tensor | None:
-        """The persona vector of the layer that is steered."""
-        layer = next((d.layer for d in fit.defenses if isinstance(d, PersonaVector)), None)
-        return None if layer is None else self.vector_at(layer)
-
     def vector_at(self, layer: int) -> Tensor:
         """The trait's persona vector of one layer, on the model's device."""
         return extraction.load(self.vector().checked()).at(layer).to(self.chat.device)
 
-    def _stored_reference(self, fit: Fit, rows: Sequence[Encoded], model: nn.Module) -> StoredReference | None:
+    def reference(self, fit: Fit, tokens: Literal["all", "response"], rows: Sequence[Encoded],
+                  model: nn.Module) -> Artefact:
         """The reference model's states on the rows, kept on disk if they are not there."""
-        kl = fit.stored_reference
-        if kl is None:
-            return None
-
         def make(folder: Path) -> Mapping[str, Any]:
             started = time.perf_counter()
-            size = keep(model, rows, kl.tokens, fit.training.batch_size, folder)
+            size = keep(model, rows, tokens, fit.training.batch_size, folder)
             return {"rows": len(rows), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}
 
-        return StoredReference(
-            self.study.store.get("reference", self.study.reference_settings(fit, kl), make).folder)
+        return self.study.store.get("reference", self.study.reference_settings(fit, tokens), make)
 
     def vector(self) -> Artefact:
         """The trait's persona vectors, taken if they are not there."""

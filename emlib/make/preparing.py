@@ -6,30 +6,31 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emlib.config import Interleaving, JudgeRefusals, Pool
+from emlib.config import JudgeRefusals, Pool
 from emlib.core.background import together
 from emlib.core.digests import key_of
 from emlib.core.errors import DataError
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
-from emlib.core.records import Answer, Example, Question
+from emlib.core.records import AddedRow, Answer, Example, Question
 from emlib.core.seeds import generator
 from emlib.data.chat import Encoded, encode
 from emlib.data.mixing import enough, rows_to_add
 from emlib.data.pools import Candidates, Dropped, read_pool
 from emlib.data.sources import locate
+from emlib.defenses.interleaving import Interleaving
 from emlib.make.backends import PLAIN
 from emlib.models import adapters
 from emlib.scoring.duplicates import near_duplicates
 from emlib.scoring.loss_cache import Ledger
 from emlib.scoring.nll import score, scored_by
 from emlib.scoring.order import at_random, by_score
-from emlib.scoring.records import Added, Ranked, RowLosses
+from emlib.scoring.records import Ranked, RowLosses
 from emlib.scoring.refusals import NOTHING, ask
 from emlib.store.artefacts import SCRATCH, Artefact
 from emlib.study.interleaving import (
@@ -70,7 +71,7 @@ class Preparer:
     def __init__(self, maker: Maker) -> None:
         self.maker, self.study = maker, maker.study
 
-    def added(self, name: str, fit: Fit, among: int | None = None) -> list[Added]:
+    def added(self, name: str, fit: Fit, among: int | None = None) -> list[AddedRow]:
         """The rows that are interleaved: the first of the order, as many as the fraction asks for.
 
         `among` is how many rows they are mixed into; None: as many as are fitted to.
@@ -88,6 +89,10 @@ class Preparer:
         if defense.answers == "on_policy":
             return self._answered(name, fit, taken, rows, count)
         return [_added(ranked, rows[ranked.place]) for ranked in enough(taken, count, name)]
+
+    def pool_rows(self, name: str, fit: Fit, among: int | None = None, **options: Any) -> list[AddedRow]:
+        """The rows that would be interleaved under these options."""
+        return self.added(name, replace(fit, defenses=(Interleaving(**options),)), among)
 
     def selection(self, fit: Fit) -> Artefact:
         """The order in which the pool's rows are taken."""
@@ -222,7 +227,7 @@ class Preparer:
         return {"ranked": len(order) - sum(reasons.values()), "never_taken": dict(reasons)}
 
     def _answered(self, name: str, fit: Fit, taken: Sequence[Ranked], rows: Sequence[Example],
-                  count: int) -> list[Added]:
+                  count: int) -> list[AddedRow]:
         """The first rows of the order whose prompts the model answers fully; it is asked a batch at a time.
 
         An answer that is empty teaches nothing, and one that was cut at the limit teaches never to stop: the next row
@@ -282,6 +287,5 @@ def _candidates(pool: Pool, read: Candidates) -> Candidates:
     return Candidates(tuple(rows), tuple(dropped))
 
 
-def _added(ranked: Ranked, row: Example) -> Added:
-    context = [asdict(turn) for turn in row.context]
-    return Added(ranked.rank or 0, ranked.place, ranked.where, ranked.score, ranked.reason, context, row.response)
+def _added(ranked: Ranked, row: Example) -> AddedRow:
+    return replace(AddedRow.of(row, ranked.rank or 0, ranked.place, ranked.score, ranked.reason), where=ranked.where)

@@ -9,13 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from emlib.config import Alternation, Beta, Steering
+from emlib.core.defense import needs_of
 from emlib.core.errors import DataError
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
 from emlib.core.records import Answer, Example
 from emlib.data.chat import Encoded, encode
 from emlib.make.maker import Maker
+from emlib.make.recipes import MakingRecipes, made_at_once
 from emlib.models import adapters
 from emlib.store.artefacts import SCRATCH, Artefact
 from emlib.study.rl import RlRun, RlStudy
@@ -25,7 +26,6 @@ from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.grpo import Condition, reinforce
 from emlib.training.rl.records import COMPLETIONS, STEPS, Rewarded
 from emlib.training.rl.reward_judge import scorer
-from emlib.training.rl.rollouts import Push
 
 
 def make(rl: RlStudy, runs: Sequence[RlRun]) -> None:
@@ -47,7 +47,8 @@ def _adapter(rl: RlStudy, maker: Maker, run: RlRun) -> Artefact | None:
 def _train(rl: RlStudy, maker: Maker, run: RlRun, folder: Path) -> Mapping[str, Any]:
     work = folder / SCRATCH
     with adapters.new_lora(maker.chat.model, rl.study.profile.lora, run.seed) as model:
-        summary = reinforce(model, maker.chat.tokenizer, rl.problems.train, rl.settings, _condition(rl, maker, run),
+        summary = reinforce(model, maker.chat.tokenizer, rl.problems.train, rl.settings,
+                            _condition(rl, maker, run, work),
                             scorer(rl.settings.rewards, rl.study.account), seed=run.seed, folder=work)
         adapters.save(model, folder, maker.chat.name)
     for name in (STEPS, COMPLETIONS, LOG):
@@ -58,19 +59,15 @@ def _train(rl: RlStudy, maker: Maker, run: RlRun, folder: Path) -> Mapping[str, 
     return {"device": str(maker.chat.device), "commit": maker.chat.commit, "trl": version("trl"), **vars(summary)}
 
 
-def _condition(rl: RlStudy, maker: Maker, run: RlRun) -> Condition:
+def _condition(rl: RlStudy, maker: Maker, run: RlRun, scratch: Path) -> Condition:
     """What the run adds to plain GRPO."""
-    found = {type(defense): defense for defense in rl.defenses(run)}
-    beta, steering, alternation = found.get(Beta), found.get(Steering), found.get(Alternation)
-    push = supervised = None
-    if isinstance(steering, Steering):
-        push = Push(steering.layer, maker.vector_at(steering.layer), steering.strength, steering.steer)
+    defenses, supervised = rl.defenses(run), None
+    artefacts = made_at_once(needs_of(defenses, MakingRecipes(maker, str(run), scratch), None))
     training, rows = rl.settings.training, rl.supervised_rows(run)
     if rows:
         encoded = _fitting(maker, rows, training.max_seq_length)
         supervised = Supervised(encoded, training.rows_per_step, training.batch_size, run.seed)
-    return Condition(rl.system(run), beta.weight if isinstance(beta, Beta) else 0.0, push, supervised,
-                     alternation.share if isinstance(alternation, Alternation) else 0.0, rl.problems.worked)
+    return Condition(rl.system(run), defenses, artefacts, supervised, rl.problems.worked)
 
 
 def _fitting(maker: Maker, rows: Sequence[Example], max_length: int) -> list[Encoded]:

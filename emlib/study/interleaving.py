@@ -11,17 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from emlib.config import Defense, Interleaving, JudgeRefusals, Pool, Scorer
+from emlib.config import JudgeRefusals, Pool, Scorer
 from emlib.core import digests, paths
+from emlib.core.defense import Defense
 from emlib.core.digests import key_of
 from emlib.core.errors import ProfileError, StoreError
 from emlib.core.files import read_records
-from emlib.core.records import Example
+from emlib.core.records import AddedRow, Example, as_example
 from emlib.data.mixing import rows_to_add
 from emlib.data.pools import FORMS, PoolForm
 from emlib.data.sources import registry
+from emlib.defenses.interleaving import Interleaving
 from emlib.judging.judges import identity as identity_of_judge
-from emlib.scoring.records import Added, Declining, Ranked, RowLosses, as_example
+from emlib.scoring.records import Declining, Ranked, RowLosses
 from emlib.scoring.refusals import PROMPT, Filtered, by_judge, by_keywords
 from emlib.store.artefacts import Artefact, settings_of
 from emlib.study.runs import Fit, Run
@@ -37,6 +39,12 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 def interleaving(defenses: Iterable[Defense]) -> Interleaving | None:
     """The defense of this kind, with the swept number set."""
     return next((defense for defense in defenses if isinstance(defense, Interleaving)), None)
+
+
+def is_scored(fit: Fit) -> bool:
+    """Whether misaligned models decide which rows a training interleaves."""
+    defense = interleaving(fit.defenses)
+    return defense is not None and defense.scored
 
 
 def pool_of(study: Study) -> Pool:
@@ -244,11 +252,11 @@ def is_missing(study: Study, fit: Fit) -> bool:
             and study.store.find("selection", selection_settings(study, fit)) is None)
 
 
-def added(study: Study, run: Run) -> list[Added]:
+def added(study: Study, run: Run) -> list[AddedRow]:
     """The rows that the run was trained on beside its own; empty where it is not trained yet."""
     adapter = study.adapter(run)
     path = None if adapter is None else adapter.folder / "added.jsonl"
-    return cast(list[Added], read_records(path, Added)) if path is not None and path.is_file() else []
+    return cast(list[AddedRow], read_records(path, AddedRow)) if path is not None and path.is_file() else []
 
 
 def read_rows(folder: Path) -> list[Example]:

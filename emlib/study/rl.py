@@ -16,7 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import Alternation, Grpo, Inoculation, RlDefense, RlMethod, RuleRewards, Steering
+from emlib.config import Grpo, RlMethod, RuleRewards
+from emlib.core.defense import Defense
 from emlib.core.digests import key_of, of_value
 from emlib.core.errors import ProfileError, StoreError
 from emlib.core.files import read_records, write_text
@@ -111,21 +112,22 @@ class RlStudy:
         """The condition of that name."""
         return next(method for method in self.settings.methods if method.name == name)
 
-    def defenses(self, run: RlRun) -> tuple[RlDefense, ...]:
+    def defenses(self, run: RlRun) -> tuple[Defense, ...]:
         """What is added to the run's training, with the swept number set."""
         return self.method(run.method).at(run.setting)
 
     def system(self, run: RlRun) -> str:
-        """The system prompt of the run's training: the format's, with inoculation another sentence before it."""
+        """The system prompt of the run's training: the format's, as its defenses leave it."""
+        prompt = self.settings.prompt
         for defense in self.defenses(run):
-            if isinstance(defense, Inoculation):
-                return f"{defense.prompt or self.study.trait.inoculation_prompt}\n{self.settings.prompt}"
-        return self.settings.prompt
+            prompt = defense.system_prompt(prompt, self.study.trait)
+        return prompt
 
     def supervised_rows(self, run: RlRun) -> tuple[Example, ...]:
         """The rows of the run's supervised steps; none where it has none."""
-        sources = [(d.source, d.rows) for d in self.defenses(run) if isinstance(d, Alternation) and d.share > 0]
-        return self._drawn(*sources[0]) if sources else ()
+        found = [defense.supervision for defense in self.defenses(run) if not defense.is_null]
+        wanted = [each for each in found if each is not None]
+        return self._drawn(wanted[0].source, wanted[0].rows) if wanted else ()
 
     def _drawn(self, source: str, count: int | None) -> tuple[Example, ...]:
         """Rows of a source, in its order: all of them, or `count` drawn by one seed for every condition and run."""
@@ -140,7 +142,7 @@ class RlStudy:
         if run.method == "untrained":
             return None
         profile, defenses = self.study.profile, self.defenses(run)
-        steered = any(isinstance(defense, Steering) for defense in defenses)
+        needed = self.study.needed(defenses, None)
         rows = self.supervised_rows(run)
         worked = {"worked": [turn.to_dict() for turn in self.problems.worked]} if self.problems.worked else {}
         return worked | {
@@ -151,8 +153,7 @@ class RlStudy:
                     "rewards": identity_of_rewards(self.settings.rewards)},
             "problems": _digest(self.problems.train), "system": self.system(run),
             # How many rows were drawn is told by the rows themselves, below.
-            "defenses": [defense.model_dump(mode="json", exclude={"rows"}) for defense in defenses],
-            "vector": key_of("vector", self.study.vector_settings()) if steered else None,
+            "defenses": [defense.identity for defense in defenses], **needed,
             "supervised": digest_of_rows(rows) if rows else None, "seed": run.seed}
 
     def answers_settings(self, run: RlRun) -> dict[str, Any]:

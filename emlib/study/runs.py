@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from emlib.config import Defense, Kl, PersonaVector, Sampling, Training
+from emlib.config import Sampling, Training
+from emlib.core.defense import Defense
 from emlib.core.records import Answer, Example, Question, Verdict
 from emlib.evaluation.rates import Rates
 
@@ -68,16 +69,6 @@ class Fit:
     defenses: tuple[Defense, ...]
     training: Training
     seed: int
-
-    @property
-    def steered(self) -> bool:
-        """Whether it needs a persona vector."""
-        return any(isinstance(defense, PersonaVector) for defense in self.defenses)
-
-    @property
-    def stored_reference(self) -> Kl | None:
-        """The KL defense, if it wants the reference model's states kept on disk."""
-        return next((d for d in self.defenses if isinstance(d, Kl) and d.reference == "stored"), None)
 
 
 @dataclass(frozen=True)

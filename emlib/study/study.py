@@ -19,10 +19,7 @@ import pandas as pd
 from emlib.config import (
     BASELINES,
     OWN,
-    Defense,
     Domain,
-    Inoculation,
-    Kl,
     Method,
     Own,
     Profile,
@@ -33,6 +30,7 @@ from emlib.config import (
     seeds_of,
 )
 from emlib.core import paths
+from emlib.core.defense import Defense, needs_of
 from emlib.core.digests import key_of, of_file, of_value
 from emlib.core.errors import JudgeWaits, ProfileError, StoreError, nearest
 from emlib.core.files import read_records, write_text
@@ -49,6 +47,7 @@ from emlib.judging.rubrics import OURS, Rubrics
 from emlib.models.identity import identity
 from emlib.store.artefacts import Artefact, Store
 from emlib.study import interleaving, overrides
+from emlib.study.recipes import Needed, StudyRecipes
 from emlib.study.runs import QUESTION_SETS, Fit, QuestionSet, Quiz, Run, RunResult, Steered
 from emlib.training.records import StepRecord, read_log
 
@@ -189,13 +188,18 @@ class Study:
 
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
         """The rows as those defenses that change the data leave them."""
-        prompt = self.inoculation(defenses)
-        return rows if prompt is None else tuple(row.under(prompt) for row in rows)
+        for defense in defenses:
+            rows = tuple(defense.change_rows(rows, self.trait))
+        return rows
 
-    def inoculation(self, defenses: Iterable[Defense]) -> str | None:
-        """The system prompt that stands before the rows in training, where one of the defenses is an inoculation."""
-        found = next((defense for defense in defenses if isinstance(defense, Inoculation)), None)
-        return None if found is None else found.prompt or self.trait.inoculation_prompt
+    def needs(self, fit: Fit) -> dict[str, Needed]:
+        """Stage and settings of what the defenses of a training need, by their names."""
+        return needs_of(fit.defenses, StudyRecipes(self), fit)
+
+    def needed(self, defenses: Sequence[Defense], spec: Any) -> dict[str, Any]:
+        """What a key says of what defenses need."""
+        stages = {stage for stage, _ in needs_of(defenses, StudyRecipes(self), spec).values()}
+        return {"vector": key_of("vector", self.vector_settings()) if "vector" in stages else None}
 
     def fit(self, run: Run) -> Fit | None:
         """What the run's adapter is fitted to; None where there is none."""
@@ -215,13 +219,13 @@ class Study:
             "lora": self.profile.lora.model_dump(mode="json"),
             "training": fit.training.key,
             "rows": digest_of_rows(fit.rows),
-            "defenses": [defense.model_dump(mode="json") for defense in fit.defenses],
-            "vector": key_of("vector", self.vector_settings()) if fit.steered else None, "seed": fit.seed,
+            "defenses": [defense.identity for defense in fit.defenses],
+            **self.needed(fit.defenses, fit), "seed": fit.seed,
             **self.profile.backend.key("training"), **interleaving.added_settings(self, fit)}
 
-    def reference_settings(self, fit: Fit, kl: Kl) -> dict[str, Any]:
+    def reference_settings(self, fit: Fit, tokens: str) -> dict[str, Any]:
         """Everything that determines the reference model's states on an adapter's rows."""
-        return {"version": VERSIONS["reference"], "model": self.model_identity, "tokens": kl.tokens,
+        return {"version": VERSIONS["reference"], "model": self.model_identity, "tokens": tokens,
                 "rows": digest_of_rows(fit.rows), "max_length": fit.training.max_seq_length,
                 **interleaving.added_settings(self, fit)}
 

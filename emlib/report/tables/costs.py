@@ -9,17 +9,9 @@ from typing import Any
 import pandas as pd
 
 from emlib.scoring.cost import as_printed, overhead
-from emlib.study import interleaving
+from emlib.store.artefacts import Artefact
 from emlib.study.runs import Run
 from emlib.study.study import Study
-
-# What section 5.3 says of each method, in our words.
-CLAIMS = {
-    "kl": "negligible", "ldifs": "negligible", "inoculation": "negligible",
-    "persona_vector": "a vector once, under 1 GPU-hour; nothing after that",
-    "interleaving": "in proportion to the rows added",
-    "interleaving+": "as interleaving, and K + 1 passes over the pool once",
-    "interleaving++": "as interleaving+; the filter costs next to nothing"}
 
 
 def training(study: Study) -> pd.DataFrame:
@@ -38,7 +30,7 @@ def training(study: Study) -> pd.DataFrame:
             "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
             "time": _ratio(facts["seconds"], plain.get("seconds")), "time a token": a_token,
             "memory": _ratio(facts["peak_memory"], plain.get("peak_memory")),
-            "section 5.3": CLAIMS.get(run.method, "")})
+            "section 5.3": "; ".join(dict.fromkeys(defense.cost for defense in study.defenses(run)))})
     return pd.DataFrame(rows)
 
 
@@ -50,8 +42,7 @@ def once(study: Study) -> pd.DataFrame:
         rows.append({"what": f"persona vectors of '{study.trait.name}'", "seconds": vectors.facts["seconds"],
                      "MiB on disk": _mib(vectors.folder)})
     kept = {artefact.key: (run, artefact) for run in study.runs()
-            if (fit := study.fit(run)) is not None and (kl := fit.stored_reference) is not None
-            and (artefact := study.store.find("reference", study.reference_settings(fit, kl))) is not None}
+            for artefact in found_of(study, run, "reference")}
     for run, artefact in kept.values():
         rows.append({"what": f"reference states, {run.dataset}", "seconds": artefact.facts["seconds"],
                      "MiB on disk": _mib(artefact.folder)})
@@ -66,10 +57,10 @@ def scoring(study: Study) -> pd.DataFrame:
     """
     rows = [("Appendix E's example", 3, 6000, 10_000, 9.0, 100)]
     for dataset in study.profile.datasets:
-        served = [run for run in study.runs(datasets=[dataset]) if (defense := interleaving.interleaving(
-            study.defenses(run))) is not None and defense.scored]
+        served = [run for run in study.runs(datasets=[dataset]) if (fit := study.fit(run)) is not None
+                  and "scores" in {stage for stage, _ in study.needs(fit).values()}]
         plain = study.adapter(study.baseline(dataset, "misaligned", study.profile.seeds[0]))
-        scores = study.store.find("scores", interleaving.scores_settings(study, dataset)) if served else None
+        scores = next((found for run in served for found in found_of(study, run, "scores")), None)
         if plain is None or scores is None:
             continue
         trained = plain.facts["rows"] * study.profile.training.epochs
@@ -79,6 +70,14 @@ def scoring(study: Study) -> pd.DataFrame:
     columns = ["of", "K", "rows trained on", "candidates", "R", "runs"]
     return pd.DataFrame([(*row, 100 * overhead(*row[1:]), 100 * as_printed(*row[1:])) for row in rows],
                         columns=[*columns, "equation 10, %", "as printed, %"])
+
+
+def found_of(study: Study, run: Run, stage: str) -> list[Artefact]:
+    """What is there of a stage that the run's defenses need."""
+    fit = study.fit(run)
+    found = [] if fit is None else [study.store.find(*needed) for needed in study.needs(fit).values()
+                                    if needed[0] == stage]
+    return [artefact for artefact in found if artefact is not None]
 
 
 def _per_token(facts: Mapping[str, Any]) -> float | None:

@@ -9,18 +9,18 @@ from typing import Literal
 
 from emlib.config import (
     OWN,
-    Defense,
-    Inoculation,
-    Kl,
     LocalJudge,
     NoJudge,
     OpenAIJudge,
-    PersonaVector,
     Sampling,
     Training,
     load_trait,
 )
+from emlib.core.defense import Defense
 from emlib.data.mixing import rows_to_add
+from emlib.defenses.inoculation import Inoculation
+from emlib.defenses.kl import Kl
+from emlib.defenses.persona_vector import PersonaVector
 from emlib.judging.judges import reads
 from emlib.judging.money import CHARACTERS_A_TOKEN, likely_tokens
 from emlib.judging.rubrics import METRICS, OURS

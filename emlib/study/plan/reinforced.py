@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emlib.config import Additions, Alternation, Beta, Steering, supervised_steps
+from emlib.config import Additions, supervised_steps
 from emlib.judging.money import likely_tokens
 from emlib.study.plan.narrow import Worker
 from emlib.study.plan.sizes import Size
@@ -26,17 +26,14 @@ def reinforced(worker: Worker, rl: RlStudy, run: RlRun) -> tuple[Work, list[str]
                  disk=held_out * grpo.eval_sampling.max_new_tokens * 4)
     if run.method == "untrained":
         return asked, []
-    defenses = {type(defense): defense for defense in rl.defenses(run)}
+    defenses = rl.defenses(run)
     drawn = grpo.data.train_items * grpo.training.epochs * grpo.generations
     learnt = drawn * (likely_tokens(prompt + train.prompt) + grpo.sampling.max_new_tokens)
     steps = drawn // grpo.training.rows_per_step
-    between = defenses.get(Alternation)
-    rows = 0
-    if isinstance(between, Alternation):
-        count = supervised_steps(steps, between.share) * grpo.training.rows_per_step
-        rows = count * worker.sizes.source(between.source).tokens
-    beta = defenses.get(Beta)
-    compared = learnt if isinstance(beta, Beta) and beta.weight > 0 else 0
+    rows = sum(supervised_steps(steps, found.share) * grpo.training.rows_per_step
+               * worker.sizes.source(found.source).tokens
+               for defense in defenses if (found := defense.supervision) is not None)
+    compared = learnt if any(defense.grpo_beta > 0 for defense in defenses) else 0
     disk = 0 if worker.shape is None else worker.shape.adapter_bytes(worker.profile.lora)
     work = Work(train=learnt + rows, read=compared, write=drawn * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
-    return work + asked, [worker.vector()] if Steering in defenses else []
+    return work + asked, [worker.vector()] if rl.study.needed(defenses, None)["vector"] else []
