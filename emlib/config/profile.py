@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
-from emlib.config.defenses import SFT, Interleaving, Method
+from emlib.config.defenses import SFT, Method
 from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, OpenAIJudge, Probe, SecondJudge
 from emlib.config.grpo import Grpo
 from emlib.config.models import HubModel, ModelSpec
@@ -18,8 +18,9 @@ from emlib.config.own import OWN, Own
 from emlib.config.pool import Pool
 from emlib.config.training import Lora, Training
 from emlib.config.words import Positive, no_repeats
-from emlib.core import paths
+from emlib.core import paths, plugins
 from emlib.core.errors import ProfileError, nearest
+from emlib.core.of_kind import are_unknown_kinds_allowed
 from emlib.core.schema import Strict, check, read_yaml
 
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
@@ -38,7 +39,7 @@ class JobLimits(Strict):
 
 
 class Profile(Strict):
-    """One study."""
+    """One study. `plugins` are files with defenses of one's own, relative to the profile."""
 
     title: str
     model: ModelSpec
@@ -58,6 +59,7 @@ class Profile(Strict):
     grpo: Grpo | None = None
     own: Own | None = None
     backend: Backend = Backend()
+    plugins: tuple[str, ...] = ()
     slice_by: tuple[Literal["dataset", "setting", "seed"], ...] = ()
     job: JobLimits = JobLimits()
 
@@ -74,17 +76,10 @@ class Profile(Strict):
         return methods
 
     @model_validator(mode="after")
-    def _pool_fits(self) -> Profile:
-        """Whatever interleaving needs is told, before anything is trained for it."""
-        benign = () if self.benign is None else self.benign.all_methods
-        interleaving = [(method.name, defense) for method in (*self.methods, *benign) for defense in method.defenses
-                        if isinstance(defense, Interleaving)]
-        if interleaving and self.pool is None:
-            raise ValueError(f"method '{interleaving[0][0]}' takes rows from a pool, and there is no section 'pool'. "
-                             "Add one, such as pool: {source: demo/pool.jsonl}")
-        if self.pool is not None and any(defense.scored for _, defense in interleaving):
-            for dataset in self.datasets:
-                self.pool.scorers_for(dataset, self.datasets)
+    def _defenses_fit(self) -> Profile:
+        """Whatever a defense needs of the profile is told, before anything is trained for it."""
+        for method in (*self.methods, *(() if self.benign is None else self.benign.all_methods)):
+            method.fits(self)
         return self
 
     @model_validator(mode="after")
@@ -152,13 +147,23 @@ def read_profile(path: Path) -> Any:
     return spelled_out(_extended(path))
 
 
+def with_plugins(data: Any, folder: Path) -> Any:
+    """What a profile in `folder` says, with its plugins run and their paths spelled out."""
+    if not isinstance(data, dict) or not isinstance(data.get("plugins"), list):
+        return data
+    files = [str((folder / str(name)).resolve()) for name in data["plugins"]]
+    if not are_unknown_kinds_allowed():
+        plugins.load(files)
+    return data | {"plugins": files}
+
+
 def sound(data: Any, path: str) -> Profile:
     """What a profile says, checked; `path` is what mistakes are told of.
 
     Raises:
         ProfileError: as `load_profile`.
     """
-    profile = check(Profile, data, path)
+    profile = check(Profile, with_plugins(data, Path(path).parent), path)
     try:
         trait = load_trait(profile.trait)
     except ProfileError as error:

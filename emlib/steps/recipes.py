@@ -11,32 +11,24 @@ from typing import Any, Literal, cast
 
 from emlib.config import (
     OWN,
-    Alternation,
-    Defense,
     Domain,
     Grpo,
-    Inoculation,
-    Interleaving,
     JudgeRefusals,
     JudgeSpec,
-    Kl,
-    Ldifs,
     LocalJudge,
     OpenAIJudge,
     Own,
-    PersonaVector,
     Profile,
-    RlDefense,
     RuleRewards,
     Scorer,
     SecondJudge,
-    Steering,
     Trait,
     load_domains,
     load_trait,
 )
 from emlib.config import Pool as PoolSpec
 from emlib.core import digests, paths
+from emlib.core.defense import Defense, needs_of
 from emlib.core.errors import ProfileError, StoreError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import generator
@@ -220,36 +212,31 @@ class Recipes:
     def training(self, dataset: str, name: str, read: Any, size: Any, defenses: tuple[Defense, ...], training: Any,
                  seed: int) -> TrainingSpec:
         """Fine-tuning on the rows that `read` reads, as the defenses leave them."""
-        prompt = self.inoculation(defenses)
-
-        def examples() -> tuple[Example, ...]:
-            rows = read()[:training.train_rows]
-            return rows if prompt is None else tuple(row.under(prompt) for row in rows)
-
-        label = name if prompt is None else f"{name} under {prompt!r}"
-        rows = Rows(label, examples, lambda sizes: first(size(sizes), training.train_rows))
+        changed = "".join(f", {defense.kind} {defense.model_dump(exclude_defaults=True) or ''}".rstrip()
+                          for defense in defenses if defense.has("change_rows"))
+        rows = Rows(name + changed, lambda: self.defended(read()[:training.train_rows], defenses),
+                    lambda sizes: first(size(sizes), training.train_rows))
         return TrainingSpec(dataset, rows, defenses, training, seed)
 
-    def inoculation(self, defenses: Iterable[Any]) -> str | None:
-        """The system prompt that stands before the rows in training, where one of the defenses is an inoculation."""
-        found = next((defense for defense in defenses if isinstance(defense, Inoculation)), None)
-        return None if found is None else found.prompt or self.stated_trait.inoculation_prompt
+    def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
+        """The rows as those defenses that change the data leave them."""
+        for defense in defenses:
+            rows = tuple(defense.change_rows(rows, self.stated_trait))
+        return rows
 
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
         """The adapter of a training."""
-        kl = next((d for d in spec.defenses if isinstance(d, Kl)), None)
-        needed: list[tuple[str, Step]] = [("added", rows) for rows in self.added(spec)]
-        if any(isinstance(defense, PersonaVector) for defense in spec.defenses):
-            needed.append(("vector", self.vector()))
-        stored = kl is not None and kl.reference == "stored"
-        if kl is not None and stored:
-            needed.append(("reference", self.reference(spec, kl.tokens)))
-        passes = any(isinstance(d, Ldifs) for d in spec.defenses) or (kl is not None and not stored)
-        return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name, tuple(needed), passes)
+        acting = [defense for defense in spec.defenses if not defense.is_null]
+        passes = any(defense.wants_reference or (defense.has("head_kl") and not any(
+            isinstance(step, ReferenceStates) for step in defense.needs(self, spec).values())) for defense in acting)
+        return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name,
+                       tuple(needs_of(spec.defenses, self, spec).items()), passes)
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
         """The reference model's states on the rows of a training."""
-        return ReferenceStates(self.model, spec, tokens, self.added(spec))
+        added = [(name, step) for defense in spec.defenses if defense.has("added")
+                 for name, step in defense.needs(self, spec).items() if isinstance(step, AddedRows)]
+        return ReferenceStates(self.model, spec, tokens, tuple(added))
 
     def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
         """The adapter without defenses of any narrow data set; None of the untrained model."""
@@ -268,11 +255,6 @@ class Recipes:
             return rows
         return replace(rows, own_answers=self.own_answers(
             spec.dataset, selection, lambda sizes: rows.size(sizes).rows))
-
-    def added(self, spec: TrainingSpec) -> tuple[AddedRows, ...]:
-        """What a training interleaves."""
-        return tuple(self.pool_rows(spec, fraction=d.fraction, choose=d.choose, answers=d.answers)
-                     for d in spec.defenses if isinstance(d, Interleaving))
 
     @cached_property
     def pool(self) -> Pool:
@@ -400,18 +382,16 @@ class Recipes:
         """What reinforcement learning trains on, and what is asked afterwards."""
         return Deferred("problems", lambda: load_problems(self.grpo.data, locate))
 
-    def reinforced(self, defenses: tuple[RlDefense, ...], seed: int, name: str) -> GrpoAdapter:
+    def reinforced(self, defenses: tuple[Defense, ...], seed: int, name: str) -> GrpoAdapter:
         """The adapter of a run of reinforcement learning."""
-        system, supervised, needed = self.grpo.prompt, None, list[tuple[str, Step]]()
+        system, supervised = self.grpo.prompt, None
         for defense in defenses:
-            if isinstance(defense, Inoculation):
-                system = f"{defense.prompt or self.stated_trait.inoculation_prompt}\n{self.grpo.prompt}"
-            elif isinstance(defense, Steering):
-                needed.append(("vector", self.vector()))
-            elif isinstance(defense, Alternation) and defense.share > 0:
-                supervised = SupervisedRows(self._drawn(defense.source, defense.rows), defense.share)
+            system = defense.system_prompt(system, self.stated_trait)
+            if defense.supervision is not None and defense.supervision.share > 0:
+                found = defense.supervision
+                supervised = SupervisedRows(self._drawn(found.source, found.rows), found.share)
         return GrpoAdapter(self.model, self.profile.lora, self.grpo, self.problems, system, defenses, seed, name,
-                           tuple(needed), supervised)
+                           tuple(needs_of(defenses, self, None).items()), supervised)
 
     def _drawn(self, source: str, count: int | None) -> Rows:
         """Rows of a source, in its order: all of them, or `count` drawn by one seed for every condition and run."""

@@ -22,6 +22,7 @@ from emlib.core.step import Step
 from emlib.data.domains import NarrowData
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import Choice, Projected
+from emlib.steps.pool import AddedRows
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Artefact, Store
@@ -263,8 +264,8 @@ class Study:
 
     def select(self, runs: Sequence[Run]) -> None:
         """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""
-        steps = [rows.selection for run in runs if (spec := self.training(run)) is not None
-                 for rows in self.recipes.added(spec)]
+        adapters = [adapter for run in runs if (adapter := self.task(run).adapter(run)) is not None]
+        steps = [rows.selection for adapter in adapters for rows in adapter.inputs if isinstance(rows, AddedRows)]
         missing = [step for step in steps if self.found(step) is None]
         if missing:
             with self.session() as session:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
 
-from emlib.config import NOT_PROFILES, Interleaving, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
+from emlib.config import NOT_PROFILES, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
 from emlib.core import digests, paths
 from emlib.core.errors import EmlibError, ProfileError
+from emlib.defenses.interleaving import Interleaving
 
 # Chapters about one kind of defense: a profile without it does without them.
 KINDS = {"02_persona_vectors": "persona_vector", "05_kl": "kl", "06_ldifs": "ldifs",
