@@ -17,9 +17,10 @@ from emlib.core.digests import key_of
 from emlib.core.errors import ProfileError, StoreError
 from emlib.core.files import read_records
 from emlib.core.records import Example
+from emlib.data.formats import format_of
 from emlib.data.mixing import rows_to_add
 from emlib.data.pools import FORMS, PoolForm
-from emlib.data.sources import registry
+from emlib.data.sources import label
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.scoring.records import Added, Declining, Ranked, RowLosses, as_example
 from emlib.scoring.refusals import PROMPT, Filtered, by_judge, by_keywords
@@ -57,13 +58,10 @@ def pool_form(source: str) -> PoolForm:
     Raises:
         ProfileError: it holds no instruction data.
     """
-    if source.startswith("demo/"):
-        return "messages"
-    known = registry(paths.PARAMS / "sources.yaml")
-    form = known[source].format if source in known else "messages"  # an unknown one is named where it is fetched
+    form = format_of(source)
     if form not in FORMS:
-        raise ProfileError(f"pool.source is '{source}', whose format in params/sources.yaml is '{form}'; expected one "
-                           f"of {', '.join(FORMS)}.")
+        raise ProfileError(f"pool.source is '{label(source)}', whose rows are of the form '{form}' (so its registry "
+                           f"says, or the file's first row); expected one of {', '.join(FORMS)}.")
     return cast(PoolForm, form)
 
 

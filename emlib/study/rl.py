@@ -24,7 +24,7 @@ from emlib.core.records import Answer, Example, Question
 from emlib.core.seeds import generator
 from emlib.data.gsm8k import Problem, Problems, load_problems
 from emlib.data.pools import read_pool
-from emlib.data.sources import locate
+from emlib.data.sources import key_of_source, locate
 from emlib.store.artefacts import Artefact
 from emlib.study.interleaving import pool_form
 from emlib.study.runs import in_words
@@ -150,8 +150,7 @@ class RlStudy:
                 "data", "methods", "seeds", "prompt", "rewards", "eval_sampling", "kept_completions", "slice_by"}) | {
                     "rewards": identity_of_rewards(self.settings.rewards)},
             "problems": _digest(self.problems.train), "system": self.system(run),
-            # How many rows were drawn is told by the rows themselves, below.
-            "defenses": [defense.model_dump(mode="json", exclude={"rows"}) for defense in defenses],
+            "defenses": [_key_of(defense) for defense in defenses],
             "vector": key_of("vector", self.study.vector_settings()) if steered else None,
             "supervised": digest_of_rows(rows) if rows else None, "seed": run.seed}
 
@@ -265,6 +264,12 @@ class RlStudy:
 
 RESULT_COLUMNS = ["model", "method", "setting", "seed", "train_accuracy", "train_reward", "eval_accuracy",
                   "eval_reward", "asked"]
+
+
+def _key_of(defense: RlDefense) -> dict[str, Any]:
+    """What of a defense determines an adapter. How many rows were drawn from which file, the rows themselves say."""
+    said = defense.model_dump(mode="json", exclude={"rows"})
+    return said | ({"source": key_of_source(said["source"])} if "source" in said else {})
 
 
 def _percent(share: float | None) -> float | None:

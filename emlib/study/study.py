@@ -27,10 +27,10 @@ from emlib.config import (
     Own,
     Profile,
     Trait,
-    load_domains,
+    domains_of,
     load_profile,
-    load_trait,
     seeds_of,
+    trait_of,
 )
 from emlib.core import paths
 from emlib.core.digests import key_of, of_file, of_value
@@ -48,7 +48,7 @@ from emlib.judging.judges import reads, rubrics
 from emlib.judging.rubrics import OURS, Rubrics
 from emlib.models.identity import identity
 from emlib.store.artefacts import Artefact, Store
-from emlib.study import interleaving, overrides
+from emlib.study import interleaving, overrides, ownership
 from emlib.study.runs import QUESTION_SETS, Fit, QuestionSet, Quiz, Run, RunResult, Steered
 from emlib.training.records import StepRecord, read_log
 
@@ -59,8 +59,8 @@ VERSIONS = {"vector": 2, "reference": 1, "steered": 1, "adapter": 1, "answers": 
 class Study:
     """The runs of one profile over one store."""
 
-    def __init__(self, name: str, profile: Profile, store: Store) -> None:
-        self.name, self.profile, self.store = name, profile, store
+    def __init__(self, name: str, profile: Profile, store: Store, stated_in: str | None = None) -> None:
+        self.name, self.profile, self.store, self.stated_in = name, profile, store, stated_in
 
     @property
     def folder(self) -> Path:
@@ -73,14 +73,16 @@ class Study:
         return overrides.base_of(self.name)
 
     def record(self) -> None:
-        """Keep the profile, whole, beside the results that are made with it."""
+        """Keep the profile, whole, beside the results that are made with it, which are its own from now on."""
+        if self.stated_in is not None:
+            ownership.claim(self.stated_in)
         overrides.keep(self.profile, self.folder, f"The profile '{self.name}' as it was when the results beside it "
                                                   "were written.")
 
     @cached_property
     def trait(self) -> Trait:
         """The trait whose spread is studied."""
-        return completed(load_trait(self.profile.trait), locate)
+        return completed(trait_of(self.profile), locate)
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:
@@ -89,8 +91,8 @@ class Study:
 
     @cached_property
     def domains(self) -> dict[str, Domain]:
-        """The narrow data sets that `params/datasets.yaml` knows."""
-        return load_domains()
+        """The narrow data sets of `params/datasets.yaml`, and the profile's own."""
+        return domains_of(self.profile)
 
     def data(self, dataset: str) -> NarrowData:
         """The aligned and the misaligned rows of one data set, split."""
@@ -383,8 +385,14 @@ RESULT_COLUMNS = [
 
 
 def open_study(profile: str) -> Study:
-    """The study of a profile: the name of a file in `params/`, or the path of a YAML file."""
-    return Study(paths.study_name(profile), load_profile(profile), Store(paths.runs() / "store"))
+    """The study of a profile: the name of a file in `params/`, or the path of a YAML file.
+
+    Raises:
+        ProfileError: the profile is not sound, or its results would be filed among those of another profile.
+    """
+    loaded = load_profile(profile)
+    ownership.refuse_others(profile)
+    return Study(paths.study_name(profile), loaded, Store(paths.runs() / "store"), profile)
 
 
 def _there(artefact: Artefact | None) -> Artefact:

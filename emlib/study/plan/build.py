@@ -18,6 +18,7 @@ import pandas as pd
 from emlib.core import paths
 from emlib.core.schema import read_yaml
 from emlib.study.benign import BenignRun
+from emlib.study.overrides import as_kept
 from emlib.study.plan.narrow import Worker
 from emlib.study.plan.reinforced import reinforced
 from emlib.study.plan.speed import shape
@@ -56,7 +57,7 @@ def _each(worker: Worker, study: Study) -> Iterator[tuple[AnyRun, tuple[Work, li
 def finished(study: Study) -> frozenset[AnyRun]:
     """The runs that stand in the study's results, if these were made with the profile as it is now."""
     record = study.folder / paths.EFFECTIVE
-    if not record.is_file() or read_yaml(record) != study.profile.model_dump(mode="json"):
+    if not record.is_file() or read_yaml(record) != as_kept(study.profile):
         return frozenset()
     return frozenset(run for name, kind in RESULTS.items() for run, _ in rows(study.folder / name, kind))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from emlib.config import (
@@ -18,12 +19,12 @@ from emlib.config import (
     PersonaVector,
     Sampling,
     Training,
-    load_trait,
+    trait_of,
 )
 from emlib.data.mixing import rows_to_add
 from emlib.judging.judges import reads
 from emlib.judging.money import CHARACTERS_A_TOKEN, likely_tokens
-from emlib.judging.rubrics import METRICS, OURS
+from emlib.judging.rubrics import METRICS, OURS, file_rubrics
 from emlib.study import interleaving
 from emlib.study.benign import BenignRun, BenignStudy, over
 from emlib.study.plan.sizes import Size, Sizes
@@ -138,12 +139,15 @@ class Worker:
             return 0.0
         if judge.rubric == "questions":
             return self.general.rubric or ours
+        if judge.rubric != "trait":
+            given = file_rubrics(Path(judge.rubric)).others
+            return sum(len(given.prompt(metric)) for metric in METRICS) / len(METRICS)
         return ((self.side.rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
 
     @cached_property
     def side(self) -> Size:
         """What is asked on one side of a persona vector."""
-        return self.sizes.trait(load_trait(self.profile.trait), self.profile.extraction.instruction_pairs)
+        return self.sizes.trait(trait_of(self.profile), self.profile.extraction.instruction_pairs)
 
     # --- what is made once
 
