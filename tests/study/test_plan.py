@@ -28,7 +28,7 @@ from emlib.study.plan.speed import Measured, Shape, shape, speed
 from emlib.study.plan.work import Plan, Work
 from emlib.study.study import Study, open_study
 
-PUBLISHED = paths.ROOT / "emlib" / "report" / "published"
+PUBLISHED = paths.ROOT / "emlib" / "report" / "paper" / "numbers"
 # What a plan must not touch: it dies on the first connection, and finds no data and no model.
 ALONE = """
 import sys
