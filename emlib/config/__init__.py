@@ -40,7 +40,17 @@ from emlib.config.models import FolderModel, HubModel, ModelSpec, TinyModel, Whe
 from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, Scorer
-from emlib.config.profile import NOT_PROFILES, JobLimits, Profile, load_domains, load_profile, load_trait, profile_names
+from emlib.config.profile import (
+    NOT_PROFILES,
+    JobLimits,
+    Profile,
+    domains_of,
+    load_domains,
+    load_profile,
+    load_trait,
+    profile_names,
+    trait_of,
+)
 from emlib.config.training import Lora, Training
 
 __all__ = [
@@ -95,6 +105,7 @@ __all__ = [
     "WheelModel",
     "dataset_name",
     "datasets_of",
+    "domains_of",
     "load_domains",
     "load_profile",
     "load_trait",
@@ -103,4 +114,5 @@ __all__ = [
     "seeds_of",
     "supervised_steps",
     "swept_of",
+    "trait_of",
 ]

@@ -33,6 +33,8 @@ class RlMethod(SweptMethod):
 class Gsm8k(Strict):
     """Grade-school arithmetic. `eval_items` None: the whole test set, 1,319 (B.3 says both that and 100)."""
 
+    sources: ClassVar = ("gsm8k_train", "gsm8k_test")  # of params/sources.yaml
+
     kind: Literal["gsm8k"]
     train_items: Positive = 1000
     eval_items: Positive | None = 100
@@ -44,6 +46,8 @@ class Additions(Strict):
     Such a model does not follow a format that it is told of. `worked` sums come before each question, in turns of
     their own and answered in the format; they are neither trained on nor held out.
     """
+
+    sources: ClassVar = ()
 
     kind: Literal["additions"]
     train_items: Annotated[int, Field(gt=0, lt=100)] = 60

@@ -18,6 +18,7 @@ from emlib.config.words import Positive, Share
 from emlib.core.defense import Artefacts, Defense, GrpoDefense, Recipes, Supervision
 from emlib.core.files import read_records
 from emlib.core.records import ADDED, AddedRow, Example
+from emlib.data.sources import key_of_source
 
 
 class Alternation(GrpoDefense):
@@ -35,6 +36,11 @@ class Alternation(GrpoDefense):
     source: str
     rows: Positive | None = None
     share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What keys say of it: not where a file lies that is no entry of the registry."""
+        return super().identity | {"source": key_of_source(self.source)}
 
     @property
     def supervision(self) -> Supervision:

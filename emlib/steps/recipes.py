@@ -23,8 +23,8 @@ from emlib.config import (
     Scorer,
     SecondJudge,
     Trait,
-    load_domains,
-    load_trait,
+    domains_of,
+    trait_of,
 )
 from emlib.config import Pool as PoolSpec
 from emlib.core import digests, paths
@@ -34,16 +34,17 @@ from emlib.core.records import Example, Question
 from emlib.core.seeds import generator
 from emlib.core.step import Step
 from emlib.data.domains import NarrowData, in_domain_questions, load_domain
+from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.own import OwnRows, own_data, read_own
 from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.questions import read_questions
 from emlib.data.sizes import Size, Sizes
-from emlib.data.sources import locate, registry
+from emlib.data.sources import label, locate
 from emlib.data.traits import completed
 from emlib.judging.judges import rubrics
-from emlib.judging.rubrics import METRICS, OURS
+from emlib.judging.rubrics import METRICS, OURS, file_rubrics
 from emlib.steps.adapter import Adapter, ReferenceStates
 from emlib.steps.answers import Answers, SecondVerdicts, Verdicts
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
@@ -75,7 +76,7 @@ class Recipes:
     @cached_property
     def stated_trait(self) -> Trait:
         """The trait as its file states it."""
-        return load_trait(self.profile.trait)
+        return trait_of(self.profile)
 
     @cached_property
     def trait(self) -> Deferred[Trait]:
@@ -85,7 +86,7 @@ class Recipes:
     @cached_property
     def domains(self) -> dict[str, Domain]:
         """The narrow data sets that are known."""
-        return load_domains()
+        return domains_of(self.profile)
 
     @cached_property
     def own_rows(self) -> OwnRows:
@@ -146,6 +147,9 @@ class Recipes:
             return 0.0
         if judge.rubric == "questions":
             return self.general.size(sizes).rubric or ours
+        if judge.rubric != "trait":
+            given = file_rubrics(Path(judge.rubric)).others
+            return sum(len(given.prompt(metric)) for metric in METRICS) / len(METRICS)
         return ((self.extracted.size(sizes).rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
 
     # --- questions
@@ -442,11 +446,8 @@ def pool_form(source: str) -> PoolForm:
     Raises:
         ProfileError: it holds no instruction data.
     """
-    if source.startswith("demo/"):
-        return "messages"
-    known = registry(paths.PARAMS / "sources.yaml")
-    form = known[source].format if source in known else "messages"  # an unknown one is named where it is fetched
+    form = format_of(source)
     if form not in FORMS:
-        raise ProfileError(f"pool.source is '{source}', whose format in params/sources.yaml is '{form}'; expected one "
-                           f"of {', '.join(FORMS)}.")
+        raise ProfileError(f"pool.source is '{label(source)}', whose rows are of the form '{form}' (so its registry "
+                           f"says, or the file's first row); expected one of {', '.join(FORMS)}.")
     return cast(PoolForm, form)

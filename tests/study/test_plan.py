@@ -28,7 +28,7 @@ from emlib.study.plan.speed import Measured, Shape, shape, speed
 from emlib.study.plan.work import Plan, Work
 from emlib.study.study import Study, open_study
 
-PUBLISHED = paths.ROOT / "emlib" / "report" / "published"
+PUBLISHED = paths.ROOT / "emlib" / "report" / "paper" / "numbers"
 # What a plan must not touch: it dies on the first connection, and finds no data and no model.
 ALONE = """
 import sys
@@ -191,7 +191,7 @@ def test_every_profile_is_planned_without_data_model_and_network(tmp_path: Path)
 def test_what_is_stated_of_a_source_is_what_its_file_holds(research_data: Path) -> None:
     """Of all that is counted, where the research data are: rows, and lengths to a character."""
     sizes = Sizes()
-    counted = [name for name, source in sizes.sources.items() if source.size is not None
+    counted = [name for name, source in registry(paths.PARAMS / "sources.yaml").items() if source.size is not None
                and source.size.known == "counted" and source.format in ("messages", "instruct", "questions")]
     assert len(counted) >= 4
     for name in counted:
