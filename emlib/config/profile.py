@@ -189,8 +189,8 @@ def sound(data: Any, path: str) -> Profile:
     Raises:
         ProfileError: as `load_profile`.
     """
-    profile = check(Profile, data, path)
     refuse_missing(data, path)
+    profile = check(Profile, data, path)
     try:
         trait = trait_of(profile)
     except ProfileError as error:

@@ -24,7 +24,7 @@ Kind = Literal["file", "folder", "source", "trait", "rubric"]
 PLACES: dict[str, Kind] = {
     "trait": "trait", "sources": "file", "plugins.*": "file",
     "data.*.aligned": "source", "data.*.misaligned": "source", "data.*.pairs": "source",
-    "evaluation.general": "source", "evaluation.choices.*": "source",
+    "evaluation.general": "source", "evaluation.choices.*": "source", "evaluation.sets.*.source": "source",
     "pool.source": "source", "pool.scorers.*.folder": "folder",
     "own.file": "file",
     "benign.tasks.*.train": "source", "benign.tasks.*.test": "source",

@@ -88,7 +88,7 @@ def baseline(study: Study, domain: str, method: str) -> Run:
 
 
 def adapter_folder(scorer: Scorer) -> Path:
-    """Where an adapter of one's own lies; a relative path is meant from the project's folder.
+    """Where an adapter of one's own lies: an absolute path in a loaded profile.
 
     Raises:
         StoreError: it is not one.
