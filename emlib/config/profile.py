@@ -192,9 +192,9 @@ def sound(data: Any, path: str) -> Profile:
     Raises:
         ProfileError: as `load_profile`.
     """
+    refuse_missing(data, path)
     run_plugins(data)
     profile = check(Profile, data, path)
-    refuse_missing(data, path)
     try:
         trait = trait_of(profile)
     except ProfileError as error:

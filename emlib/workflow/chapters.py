@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 from emlib.config import Profile
 from emlib.core import paths
 from emlib.core.errors import NotebookError, ProfileError, nearest
+from emlib.core.of_kind import UnknownDefense
 from emlib.core.schema import Strict, check
 
 KEY = "emlib"  # of a notebook's metadata
@@ -155,6 +156,8 @@ def _fits(defense: Any, when: When, chapter: str) -> bool:
     """Whether a defense is of the kind that a chapter is about, with the attributes that it asks for."""
     if defense.kind != when.defense:
         return False
+    if isinstance(defense, UnknownDefense):  # status runs no plugin, and shows each chapter that may be about it
+        return True
     for name in when.attributes:
         if not hasattr(defense, name):
             known = sorted(key for key in dir(type(defense)) if not key.startswith(("_", "model_")))

@@ -22,7 +22,7 @@ def contents_of(profile: Profile) -> Any:
 
     What is shared stands in it as far as the profile names it: its data sets, the entries of its sources, its trait.
     """
-    said = mapped(profile.model_dump(mode="json", exclude={"job", "name"}), _content)
+    said = mapped(_stated(profile), _content)
     shared = {name: domain.model_dump(mode="json") for name, domain in domains_of(profile).items()
               if name in _data_sets(profile)}
     domains = mapped({"data": shared}, _content)
@@ -31,6 +31,20 @@ def contents_of(profile: Profile) -> Any:
     sources = [_content("source", "source", named) for named in (trait.pop("source"), *fixed) if named is not None]
     return [said, domains, trait, sources,
             [digests.of_file(paths.PARAMS / f"{name}.yaml") for name in PLANNING]]
+
+
+def _stated(profile: Profile) -> dict[str, Any]:
+    """What a profile says, of defenses what it states: a plugin's defaults are its code's, which may not be run here."""
+    said = profile.model_dump(mode="json", exclude={"job", "name"})
+    parts: list[tuple[Any, Any]] = [(said, profile), (said["grpo"], profile.grpo), (said["benign"], profile.benign)]
+    if profile.benign is not None:
+        parts += [(said["benign"]["tasks"][name], task) for name, task in profile.benign.tasks.items()]
+    for plain, section in parts:
+        if section is not None and section.methods:
+            plain["methods"] = [method.model_dump(mode="json", exclude={"defenses"}) | {"defenses": [
+                defense.model_dump(mode="json", exclude_unset=True) for defense in method.defenses]}
+                for method in section.methods]
+    return said
 
 
 def _data_sets(profile: Profile) -> set[str]:
