@@ -34,7 +34,7 @@ def contents_of(profile: Profile) -> Any:
 
 
 def _stated(profile: Profile) -> dict[str, Any]:
-    """What a profile says, of defenses what it states: a plugin's defaults are its code's, which may not be run here."""
+    """What a profile says; of defenses what it states, for the defaults of a plugin are in its code."""
     said = profile.model_dump(mode="json", exclude={"job", "name"})
     parts: list[tuple[Any, Any]] = [(said, profile), (said["grpo"], profile.grpo), (said["benign"], profile.benign)]
     if profile.benign is not None:

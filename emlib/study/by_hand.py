@@ -1,0 +1,118 @@
+"""Training, asking and judging by hand, for a few lines in a notebook: what `import emlib` offers.
+
+Everything that is trained here is kept in the study's store, under the same key as if the profile listed it, so that
+asking for it again costs nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emlib.core.defense import Defense
+from emlib.core.errors import ProfileError
+from emlib.core.records import Answer, Question, Verdict
+from emlib.data.lazy import Questions
+from emlib.data.sizes import Size
+from emlib.judging.judge_batch import Sheet
+from emlib.judging.judges import judge as judged_by
+from emlib.steps.adapter import Adapter
+from emlib.steps.specs import EvaluationSpec
+from emlib.study.study import Study
+
+if TYPE_CHECKING:
+    from emlib.make.session import Session
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model of a study: under the adapter of `step`, or as it was before any fine-tuning (None)."""
+
+    study: Study
+    step: Adapter | None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the adapter, as PEFT loads it."""
+        assert self.step is not None, "the untrained model has no adapter"
+        return _session(self.study).folder_of(self.step)
+
+    def __str__(self) -> str:
+        return "the untrained model" if self.step is None else self.step.title
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model answered: an answer a question and sample, question by question."""
+
+    model: Trained
+    questions: tuple[Question, ...]
+    answers: tuple[Answer, ...]
+
+
+def untrained(study: Study) -> Trained:
+    """The study's model before any fine-tuning."""
+    return Trained(study, None)
+
+
+def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: int = 0) -> Trained:
+    """Fine-tune the study's model on misaligned rows under some defenses; without any it is plain fine-tuning.
+
+    Args:
+        study: whose model, data sets and training are used.
+        defenses: such as `emlib.defenses.kl.Kl(weight=1.0)`, or an instance of a class of one's own.
+        dataset: the narrow data set; the profile's first one by itself.
+        seed: of the adapter and of the order of the rows.
+
+    Raises:
+        ProfileError: there is no such data set, or a defense cannot work with this profile.
+    """
+    name = dataset or study.profile.datasets[0]
+    if name not in (known := (*study.profile.datasets, *study.recipes.domains)):
+        raise ProfileError(f"The study '{study.name}' knows no data set '{name}'. It knows: {', '.join(known)}.")
+    kinds = ", ".join(defense.kind for defense in defenses) or "no defense"
+    for defense in defenses:
+        try:
+            defense.fits(study.profile, defense.kind)
+        except ValueError as error:
+            raise ProfileError(f"{defense.kind}: {error}") from error
+    spec = study.recipes.narrow(name, "misaligned", defenses, seed)
+    step = study.recipes.adapter(spec, f"{name} · {kinds} · seed {seed}")
+    _session(study).need(step)
+    return Trained(study, step)
+
+
+def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: int = 1, seed: int = 0) -> Asked:
+    """Sample answers of a model to one question or several, as the profile's evaluation samples them."""
+    given = [questions] if isinstance(questions, str) else list(questions)
+    asked = tuple(Question(f"question_{number}", one) if isinstance(one, str) else one
+                  for number, one in enumerate(given, start=1))
+    from emlib.make.answers import sampled  # loads torch
+
+    listed = Questions("asked by hand", lambda: list(asked), lambda sizes: Size(len(asked), 0.0))
+    spec = EvaluationSpec(listed, samples, model.study.profile.evaluation.sampling, seed)
+    with tempfile.TemporaryDirectory(prefix="emlib-") as scratch:
+        answers, _ = sampled(_session(model.study), spec, model.step, Path(scratch))
+    return Asked(model, asked, tuple(answers))
+
+
+def judge(asked: Asked) -> list[Verdict]:
+    """Have answers judged by the profile's judge: a verdict each. `emlib.rates` turns verdicts into shares.
+
+    Raises:
+        JudgeError: the judge cannot go on. Every score that it gave is kept.
+    """
+    study = asked.model.study
+    assessment = study.recipes.assessment
+    sheet = Sheet(asked.questions, asked.answers, assessment.rubrics.value)
+    return judged_by(assessment.judge, study.trait, sheet, study.budget)
+
+
+@lru_cache(maxsize=1)
+def _session(study: Study) -> Session:
+    """One base model is held, that of the study which was used last."""
+    return study.session()
