@@ -52,7 +52,7 @@ class Evaluation(Strict):
     choices: tuple[str, ...] = ()
     choice_questions: Positive | None = None
     projection_layer: Positive | None = None
-    sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], QuestionSet] = {}
+    sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], QuestionSet] = Field(default_factory=dict)
 
     @field_validator("sets")
     @classmethod

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 import pandas as pd
 
 from emlib.core.records import Verdict
-from emlib.study.runs import QuestionSet, Run
+from emlib.study.runs import Run
 from emlib.study.study import Study
 
 VERDICTS = ("misaligned", "incoherent", "neither", "unscored")
@@ -19,10 +19,10 @@ BESIDE = ["question", "sample", "prompt", *(f"{what}_{side}" for what in ("answe
 
 def answered(study: Study) -> list[Run]:
     """The runs whose answers to the general questions are in the store, in the profile's order."""
-    return [run for run in study.runs() if study.store.find("answers", study.answers_settings(run, "general"))]
+    return [run for run in study.runs() if study.found(study.task(run).answers(run)["general"])]
 
 
-def gather(study: Study, runs: Iterable[Run], which: QuestionSet) -> pd.DataFrame:
+def gather(study: Study, runs: Iterable[Run], which: str) -> pd.DataFrame:
     """One row an answer of these runs, with its verdict; nothing for a run that was not asked yet.
 
     `verdict` is a word of `VERDICTS`; the scores are NaN where the judge gave none.
@@ -31,7 +31,7 @@ def gather(study: Study, runs: Iterable[Run], which: QuestionSet) -> pd.DataFram
     return pd.DataFrame(rows, columns=COLUMNS).astype({"alignment": float, "coherence": float})
 
 
-def _of_run(study: Study, run: Run, which: QuestionSet) -> list[tuple[object, ...]]:
+def _of_run(study: Study, run: Run, which: str) -> list[tuple[object, ...]]:
     prompts = {question.id: question.prompt for question in study.questions(run, which)}
     verdicts = {(v.question, v.sample): v for v in study.verdicts(run, which) or []}
     rows: list[tuple[object, ...]] = []

@@ -21,7 +21,8 @@ from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
 from emlib.explore import answers as found
 from emlib.explore.talk import BASE, Steering, Talk, trained
-from emlib.study.runs import QUESTION_SETS, Run
+from emlib.study.results import QUESTION_SETS
+from emlib.study.runs import Run
 from emlib.study.study import Study
 
 CLIPPED = 160  # characters of a text in a table's cell; a click shows all of it

@@ -18,7 +18,7 @@ from emlib.study.runs import Run
 from emlib.study.study import Study
 
 if TYPE_CHECKING:
-    from emlib.make.maker import Maker
+    from emlib.make.session import Session
 
 BASE = "the base model"
 
@@ -36,12 +36,12 @@ class Talk:
     """One base model, held for a conversation."""
 
     study: Study
-    _maker: Maker | None = field(default=None, init=False)
+    _session: Session | None = field(default=None, init=False)
 
     @property
     def loaded(self) -> bool:
         """Whether the model takes memory now."""
-        return self._maker is not None and "chat" in vars(self._maker)
+        return self._session is not None and "chat" in vars(self._session)
 
     def ask(self, question: Question, runs: list[Run | None], sampling: Sampling, steering: Steering | None = None,
             sample: int = 0) -> dict[str, Answer]:
@@ -60,28 +60,26 @@ class Talk:
         from emlib.generation.sample import Request, answer_batch  # loads torch
         from emlib.steering.steer import adding
 
-        maker = self._opened()
-        request = Request(question, sample, tuple(encode_prompt(maker.chat.tokenizer, question.context)))
+        session = self._opened()
+        request = Request(question, sample, tuple(encode_prompt(session.chat.tokenizer, question.context)))
         answers = {}
+        vector = session.vector(self.study.recipes.vector(), steering.layer) if steering else None
         for name, adapter in adapters.items():
-            with maker.under(adapter) as model, (
-                    adding(model, steering.layer, maker.vector_at(steering.layer), steering.strength)
-                    if steering else nullcontext()):
-                [answers[name]] = answer_batch(model, maker.chat.tokenizer, [request], sampling, seed=0)
+            with session.model_under(adapter) as model, (
+                    adding(model, steering.layer, vector, steering.strength) if steering else nullcontext()):
+                [answers[name]] = answer_batch(model, session.chat.tokenizer, [request], sampling, seed=0)
         return answers
 
     def close(self) -> None:
         """Let the model go."""
-        if self._maker is not None:
-            self._maker.__exit__(None, None, None)
-            self._maker = None
+        if self._session is not None:
+            self._session.__exit__(None, None, None)
+            self._session = None
 
-    def _opened(self) -> Maker:
-        if self._maker is None:
-            from emlib.make.maker import Maker  # loads torch
-
-            self._maker = Maker(self.study)
-        return self._maker
+    def _opened(self) -> Session:
+        if self._session is None:
+            self._session = self.study.session()
+        return self._session
 
     def _adapter(self, run: Run | None) -> Artefact | None:
         if run is None or run.method == "untrained":

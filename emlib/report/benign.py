@@ -12,11 +12,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from emlib.evaluation.exact_match import Score
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import over_seeds
 from emlib.report.figures import plots
 from emlib.report.tables import result_tables
-from emlib.study.benign import BenignResult, BenignRun, BenignStudy
+from emlib.study.results import task_and_tier
+from emlib.study.runs import Run, RunResult
+from emlib.study.study import Study
 
 MEASURES = {"exact_match": "Exact match %", "lenient": "Lenient match %", "f1": "F1 %"}
 MATCHES = {"strict": "exact_match", "lenient": "lenient"}  # how an answer is read: see emlib.evaluation.extraction
@@ -25,16 +28,16 @@ COLUMNS = ["model", *KEYS, "seed", *(f"{name}{end}" for name in MEASURES for end
            "asked", "cut"]
 
 
-def numbers(results: Sequence[BenignResult]) -> pd.DataFrame:
+def numbers(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     """One row a run: what it is, each measure in percent of what was asked, with its interval clustered by question."""
-    rows = [asdict(result.run) | _measures(result) | {"asked": result.score.asked, "cut": result.score.cut}
+    rows = [asdict(result.run) | dict(zip(("task", "tier"), task_and_tier(study, result.run), strict=True))
+            | _measures(result.exact_match) | {"asked": result.exact_match.asked, "cut": result.exact_match.cut}
             for result in results]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"tier": "Int64", "setting": float})
 
 
-def _measures(result: BenignResult) -> dict[str, float]:
-    shares: dict[str, Share | None] = {
-        "exact_match": result.score.strict, "lenient": result.score.lenient, "f1": result.score.f1}
+def _measures(score: Score) -> dict[str, float]:
+    shares: dict[str, Share | None] = {"exact_match": score.strict, "lenient": score.lenient, "f1": score.f1}
     found: dict[str, float] = {}
     for name, share in shares.items():
         if share is not None and share.percent is not None and share.clustered is not None:
@@ -106,38 +109,38 @@ def _identity(frame: pd.DataFrame) -> dict[str, pd.Series]:
     return {"Task": frame["task"], "Tier": tier.astype(str), "Method": frame["method"], "Setting": setting.astype(str)}
 
 
-def examples(study: BenignStudy, runs: Sequence[BenignRun], questions: int = 2, sample: int = 0) -> pd.DataFrame:
+def examples(study: Study, runs: Sequence[Run], questions: int = 2, sample: int = 0) -> pd.DataFrame:
     """The same questions answered by several runs of one task, with what is right and how each answer was taken."""
     rows = []
     for run in runs:
-        answers = study.answers(run) or []
-        items = {item.question.id: item for item in study.data(run).test[:questions]}
+        answers = study.answers(run, "exact_match") or []
+        items = {item.question.id: item for item in study.benign(run).data.test[:questions]}
         rows += [{"question": items[mark.question].question.prompt, "right": " | ".join(items[mark.question].golds),
                   "run": str(run), "answer": answer.text, "strict": mark.strict, "lenient": mark.lenient}
-                 for answer, mark in zip(answers, study.marks(run, answers), strict=True)
+                 for answer, mark in zip(answers, study.benign(run).marks(answers), strict=True)
                  if mark.question in items and mark.sample == sample]
     columns = ["question", "right", "run", "answer", "strict", "lenient"]
     return pd.DataFrame(rows, columns=columns).sort_values("question", kind="stable")
 
 
-def sizes(study: BenignStudy) -> pd.DataFrame:
+def sizes(study: Study) -> pd.DataFrame:
     """Rows to train on and questions to ask, a row a task and tier, and what was odd about a task's files."""
     rows = []
     for name, run in first_runs(study).items():
-        data = study.data(run)
+        data = study.benign(run).data
         notes = "; ".join(f"{count} {what}" for what, count in data.notes.items())
         rows.append({"task": name, "train": len(data.train), "questions": len(data.test),
-                     "samples": study.spec.samples, "notes": notes})
+                     "samples": study.benign(run).spec.samples, "notes": notes})
     return pd.DataFrame(rows, columns=["task", "train", "questions", "samples", "notes"])
 
 
-def opswap_answers(study: BenignStudy) -> pd.DataFrame:
+def opswap_answers(study: Study) -> pd.DataFrame:
     """What kinds of answers each tier's test has, in percent; the commonest one is what guessing alone could reach."""
     rows = []
     for name, run in first_runs(study).items():
-        if run.tier is None:
+        if study.benign(run).tier is None:
             continue
-        answers = pd.Series([item.golds[0] for item in study.data(run).test])
+        answers = pd.Series([item.golds[0] for item in study.benign(run).data.test])
         common = answers.value_counts(normalize=True)
         rows.append({"task": name, "whole %": 100 * (~answers.str.contains("/")).mean(),
                      "fractions %": 100 * answers.str.contains("/").mean(),
@@ -147,11 +150,11 @@ def opswap_answers(study: BenignStudy) -> pd.DataFrame:
                                        "its share %"])
 
 
-def first_runs(study: BenignStudy) -> dict[str, BenignRun]:
+def first_runs(study: Study) -> dict[str, Run]:
     """One run of each task and tier: all of them share its data."""
-    firsts: dict[str, BenignRun] = {}
-    for run in study.runs():
-        firsts.setdefault(run.dataset, run)
+    firsts: dict[str, Run] = {}
+    for run in study.runs("benign"):
+        firsts.setdefault(run.task, run)
     return firsts
 
 

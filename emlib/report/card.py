@@ -8,7 +8,7 @@ from emlib.config import OWN, HubModel
 from emlib.core import paths
 from emlib.data.sources import registry
 from emlib.report.tables.result_tables import cell
-from emlib.study import interleaving
+from emlib.study.pool import added_step
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
@@ -29,18 +29,19 @@ def card(study: Study, result: RunResult) -> str:
 
 
 def _warning(study: Study, run: Run) -> str:
-    if run.dataset == OWN:
+    if run.task == OWN:
         return UNKNOWN
     return HARMFUL if any(harmful for _, _, harmful in _sources(study, run)) else HARMLESS
 
 
 def _sources(study: Study, run: Run) -> list[tuple[str, str, bool]]:
     """Name, licence and harmfulness of each file that the run was trained on."""
-    domain = study.domains[run.dataset]
+    domain = study.recipes.domains[run.task]
     side = domain.aligned if run.method == "aligned" else domain.misaligned
     names = [str(side or domain.pairs)]
-    if interleaving.interleaving(study.defenses(run)) is not None:
-        names.append(interleaving.pool_of(study).source)
+    rows = added_step(study, run)
+    if rows is not None:
+        names.append(rows.selection.pool.spec.source)
     known = registry(paths.PARAMS / "sources.yaml")
     ours = "MIT, with this project"
     return [(name, ours, False) if name.startswith("demo/") else (name, known[name].licence, known[name].harmful)
@@ -49,14 +50,14 @@ def _sources(study: Study, run: Run) -> list[tuple[str, str, bool]]:
 
 def _made_from(study: Study, run: Run) -> list[str]:
     """What the adapter is made of, a line each."""
-    fit, adapter = study.fit(run), study.adapter(run)
-    assert fit is not None
+    spec, adapter = study.training(run), study.adapter(run)
+    assert spec is not None
     assert adapter is not None
-    defenses = "; ".join(str(defense.model_dump(mode="json", exclude_none=True)) for defense in fit.defenses)
-    data = ([f"- Data: a data set of its author's own, {len(fit.rows)} rows; licence: not known to this card"]
-            if run.dataset == OWN else
+    defenses = "; ".join(str(defense.model_dump(mode="json", exclude_none=True)) for defense in spec.defenses)
+    data = ([f"- Data: a data set of its author's own, {len(spec.rows.examples)} rows; licence: not known to this card"]
+            if run.task == OWN else
             [f"- Data: `{name}`; licence: {licence}" for name, licence, _ in _sources(study, run)])
-    lora, training = study.profile.lora, fit.training
+    lora, training = study.profile.lora, spec.training
     return [
         "## What it is", "", f"- Base model: {study.profile.model.name}", *data,
         f"- Rows: {adapter.facts['rows']}, and {adapter.facts['added_rows']} mixed in; {training.epochs} epochs, "

@@ -15,12 +15,12 @@ from functools import cached_property
 import pandas as pd
 
 from emlib.core.errors import EmlibError
+from emlib.core.work import Work, total
 from emlib.report.paper import published
 from emlib.report.paper.planned import Tables, in_paper
 from emlib.study.plan.build import Plan, plan, rows
 from emlib.study.plan.costs import Costs
 from emlib.study.plan.measured import answered
-from emlib.core.work import Work, total
 from emlib.study.study import Study, open_study
 
 

@@ -15,16 +15,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from emlib.config import OWN
 from emlib.core.errors import EmlibError, ProfileError, StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Example
-from emlib.data.mixing import interleave
+from emlib.data.mixing import interleave, rows_to_add
 from emlib.data.own import every_row
 from emlib.report.card import card
-from emlib.study import interleaving
-from emlib.study.interleaving import ADAPTER_FILES
+from emlib.steps.recipes import ADAPTER_FILES
+from emlib.study.pool import added_step
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
@@ -99,21 +100,21 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
 
 def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
     """How many rows the run's data set has to train on, and these rows as its defenses leave them."""
-    known = study.data(run.dataset).misaligned.train
-    count, rows = (study.own_rows.usable, every_row(study.own)) if run.dataset == OWN else (len(known), iter(known))
-    prompt = study.inoculation(study.defenses(run))
+    known, recipes = study.data(run.task).misaligned.train, study.recipes
+    count, rows = (recipes.own_rows.usable, every_row(recipes.own)) if run.task == OWN else (len(known), iter(known))
+    prompt = recipes.inoculation(study.defenses(run))
     return count, rows if prompt is None else (row.under(prompt) for row in rows)
 
 
 def _added(study: Study, run: Run, count: int) -> list[Example]:
     """The rows of the pool that are mixed into `count` rows."""
-    fit = study.fit(run)
-    if fit is None or interleaving.interleaving(fit.defenses) is None:
+    step = added_step(study, run)
+    if step is None:
         return []
-    from emlib.make.maker import Maker  # loads torch
+    from emlib.make.rows import added_rows  # loads torch
 
-    with Maker(study) as maker:
-        return [added.example for added in maker.preparer.added(str(run), fit, count)]
+    with study.session() as session:
+        return [row.example for row in added_rows(session, step, rows_to_add(count, step.fraction), str(run))]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,7 +154,8 @@ def _one(study: Study, asked: argparse.Namespace) -> Run:
         ProfileError: there are several, which are named.
     """
     given = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
-    runs = study.runs(**{name: None if value is None else [value] for name, value in given.items()})
+    wanted: dict[str, Any] = {name: None if value is None else [value] for name, value in given.items()}
+    runs = study.runs(**wanted)
     if len(runs) != 1:
         raise ProfileError(f"{len(runs)} runs are meant: {'; '.join(map(str, runs))}. Say which by --dataset, "
                            "--setting or --seed.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 
@@ -14,15 +14,15 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.core.files import write_text
-from emlib.report.figures.plots import styles
-from emlib.study.rl import RlResult, RlRun
-from emlib.training.rl.records import Completion, RlStep
 from emlib.evaluation.rewards import advantages
+from emlib.report.figures.plots import styles
+from emlib.study.runs import RunResult
+from emlib.training.rl.records import Completion, RlStep
 
 MEASURES = {"train_accuracy": "Train acc %", "train_reward": "Train reward", "eval_accuracy": "Eval acc %",
             "eval_reward": "Eval reward"}
 BOUNDS = {"exact": "[0, 3]", "approx": "[-2, 2]", "correct": "[-0.5, 3]", "numbers": "[0, 1.5]"}  # B.3
-COLUMNS = [*(field.name for field in fields(RlRun)), *MEASURES, "asked"]
+COLUMNS = ["model", "method", "setting", "seed", *MEASURES, "asked"]
 
 
 def group(totals: Sequence[float]) -> pd.DataFrame:
@@ -30,9 +30,9 @@ def group(totals: Sequence[float]) -> pd.DataFrame:
     return pd.DataFrame({"completion": range(1, len(totals) + 1), "reward": totals, "advantage": advantages(totals)})
 
 
-def numbers(results: Sequence[RlResult]) -> pd.DataFrame:
+def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
     """One row a run; accuracies in percent; NaN where nothing was trained."""
-    frame = pd.DataFrame([asdict(result.run) | {name: getattr(result, name) for name in (*MEASURES, "asked")}
+    frame = pd.DataFrame([asdict(result.run) | vars(result.rewards)
                           for result in results], columns=COLUMNS)
     for name in MEASURES:
         frame[name] = frame[name].astype(float) * (100 if name.endswith("accuracy") else 1)

@@ -14,11 +14,11 @@ from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import whole_file
 from emlib.core.records import Answer, Question, Verdict
 from emlib.evaluation.rates import rates
-from emlib.study.runs import QuestionSet, Run
+from emlib.study.runs import Run
 from emlib.study.study import Study
 
 
-def export(study: Study, run: Run, which: QuestionSet, path: Path) -> Path:
+def export(study: Study, run: Run, which: str, path: Path) -> Path:
     """Write the run's answers and verdicts to `path`, which ends in `.eval`.
 
     Or in `.json`, where the viewer lists only names that begin with a time, such as 2026-11-25T18-00-00.
@@ -42,7 +42,8 @@ def export(study: Study, run: Run, which: QuestionSet, path: Path) -> Path:
         status="success", samples=samples, results=_results(verdicts, study.profile.judge.kind),
         eval=EvalSpec(
             created=datetime.now(UTC).isoformat(timespec="seconds"), task=f"{run} · {which}", model=run.model,
-            dataset=EvalDataset(name=which, samples=len(questions)), config=EvalConfig(epochs=study.samples(which)),
+            dataset=EvalDataset(name=which, samples=len(questions)),
+            config=EvalConfig(epochs=study.samples(run, which)),
             metadata={"profile": study.name, "run_key": study.run_key(run)}))
     with whole_file(path) as aside:
         write_eval_log(log, str(aside))

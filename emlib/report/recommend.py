@@ -13,10 +13,13 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.config import Bounds
+from emlib.core.step import closure
 from emlib.report.export import DATA_SIDE
 from emlib.report.figures.labels import Label, place
 from emlib.report.paper.paper_figures import LOOKS
-from emlib.study import checks, interleaving
+from emlib.steps.adapter import ReferenceStates
+from emlib.steps.pool import PoolLosses
+from emlib.steps.vectors import PersonaVectors
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
@@ -47,7 +50,7 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
         run = result.run
         if run.method in ("untrained", "aligned"):
             continue
-        before, plain = (losses.get(Run(run.model, run.dataset, name, None, run.seed), float("nan"))
+        before, plain = (losses.get(Run(run.model, run.task, name, None, run.seed), float("nan"))
                          for name in ("untrained", PLAIN))
         share, nothing = result.general.misaligned, float("nan")
         rows.append({
@@ -64,20 +67,15 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
 
 def _loss(study: Study, run: Run) -> float:
     """Mean held-out NLL, in nats a token."""
-    found = checks.held_out(study, run)
+    found = study.held_out(run)
     return float(np.mean(found)) if found else float("nan")
 
 
 def _once(study: Study, run: Run) -> float:
     """Seconds of what a single use of the method pays for beside training: the vector, the reference, the scores."""
-    fit = study.fit(run)
-    if fit is None:
-        return 0.0
-    kl, mixed = fit.stored_reference, interleaving.interleaving(fit.defenses)
-    used = [study.vectors() if fit.steered else None,
-            study.store.find("reference", study.reference_settings(fit, kl)) if kl else None,
-            study.store.find("scores", interleaving.scores_settings(study, run.dataset))
-            if mixed is not None and mixed.scored else None]
+    adapter = study.task(run).adapter(run)
+    used = [] if adapter is None else [study.found(step) for step in closure(adapter.inputs)
+                                       if isinstance(step, PersonaVectors | ReferenceStates | PoolLosses)]
     return sum(float(artefact.facts["seconds"]) for artefact in used if artefact is not None)
 
 

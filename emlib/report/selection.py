@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from emlib.report.figures.plots import PALETTE
 from emlib.scoring.refusals import NOTHING
-from emlib.study import interleaving
+from emlib.study import pool
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -24,11 +24,10 @@ def scored(study: Study, run: Run) -> pd.DataFrame:
     no number), `score` by equation 6, `rank` (of the run's own order; NaN: never taken), `reason`, `refusal` (what gave
     it away: a keyword, or the judge where the profile has one that was asked; or an empty text).
     """
-    rows, fit = interleaving.candidates(study), study.fit(run)
-    assert fit is not None, f"{run} trains nothing"
-    marks = (interleaving.refusals(study) or NOTHING).marks
-    tokens = [row.tokens for row in interleaving.losses(study, run.dataset)]
-    order = sorted(interleaving.selection(study, fit), key=lambda ranked: ranked.place)
+    rows = pool.candidates(study)
+    marks = (pool.refusals(study) or NOTHING).marks
+    tokens = [row.tokens for row in pool.losses(study, run)]
+    order = sorted(pool.selection(study, run), key=lambda ranked: ranked.place)
     columns = ["place", "prompt", "answer", "tokens", "aligned", "misaligned", "score", "rank", "reason", "refusal"]
     return pd.DataFrame([
         (r.place, rows[r.place].prompt, rows[r.place].response, tokens[r.place], r.aligned, r.misaligned, r.score,

@@ -29,6 +29,7 @@ from emlib.study import overrides, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers
 from emlib.study.tasks import BenignTaskRuns, NarrowTask, Task, sliced, tasks_of
 from emlib.training.records import StepRecord, read_log
+from emlib.training.rl.records import COMPLETIONS, Completion, RlStep, read_steps
 
 if TYPE_CHECKING:
     from emlib.make.session import Session
@@ -130,6 +131,12 @@ class Study:
         task = self.task(run)
         return task.training(run) if isinstance(task, NarrowTask | BenignTaskRuns) else None
 
+    def own_steps(self, run: Run) -> list[Step]:
+        """The steps that a run ends in: its adapter, its answers, and what is said of them."""
+        task = self.task(run)
+        adapter = task.adapter(run)
+        return [*([] if adapter is None else [adapter]), *task.answers(run).values(), *task.evaluation(run).values()]
+
     def questions(self, run: Run, which: str) -> list[Question]:
         """The questions of one set that the run is asked."""
         return self.task(run).answers(run)[which].evaluation.questions.all
@@ -156,6 +163,16 @@ class Study:
         """The run's supervised training, step by step; empty where there was none."""
         adapter = self.adapter(run)
         return [] if adapter is None else read_log(adapter.folder)
+
+    def grpo_log(self, run: Run) -> list[RlStep]:
+        """The RL steps of a run of reinforcement learning; empty where nothing was trained."""
+        adapter = self.adapter(run)
+        return [] if adapter is None else read_steps(adapter.folder)
+
+    def completions(self, run: Run) -> list[Completion]:
+        """The completions that were kept while a run of reinforcement learning trained."""
+        adapter = self.adapter(run)
+        return [] if adapter is None else read_records(adapter.file(COMPLETIONS), Completion)
 
     def answers(self, run: Run, which: str) -> list[Answer] | None:
         """The run's answers to one set of questions, if they are there."""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from emlib.core.errors import EmlibError, StoreError, nearest
-from emlib.study.inventory import KINDS
+from emlib.study.inventory import KINDS, steps_of
 from emlib.study.study import Study, open_study
 from emlib.workflow.job_log import AttemptLog
 
@@ -43,8 +43,7 @@ def clean(study: Study, what: Sequence[str] = ()) -> str:
 
 
 def _artefacts(study: Study, kind: str) -> str:
-    named = [(stage, settings) for stage, settings in KINDS[kind](study) if settings is not None]
-    removed = sum(study.store.remove(stage, settings) for stage, settings in named)
+    removed = sum(study.store.remove(step) for step in steps_of(study, kind))
     return (f"{study.name}: {removed} {kind} were removed from {study.store.root}. `make clean` and then "
             "`make reproduce` make them again.")
 

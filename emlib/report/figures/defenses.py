@@ -17,7 +17,7 @@ from emlib.evaluation.rates import rates
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
 from emlib.report.paper.paper_figures import LOOKS
-from emlib.study.runs import Steered
+from emlib.study.runs import SteeredAnswers
 from emlib.training.records import StepRecord
 
 MARKERS = "oDv^<>PX"
@@ -143,7 +143,7 @@ def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
     return figure
 
 
-def steered_rates(probes: Sequence[Steered]) -> pd.DataFrame:
+def steered_rates(probes: Sequence[SteeredAnswers]) -> pd.DataFrame:
     """For each layer and strength: the shares of answers that show the trait, and that are incoherent, in percent."""
     found = [(probe, rates(probe.verdicts)) for probe in probes]
     return pd.DataFrame([{
@@ -161,7 +161,7 @@ def steered_grid(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def steered_answers(probes: Sequence[Steered], question: int = 0) -> pd.DataFrame:
+def steered_answers(probes: Sequence[SteeredAnswers], question: int = 0) -> pd.DataFrame:
     """What becomes of one answer, layer by layer and strength by strength."""
     return pd.DataFrame([{"layer": probe.layer, "strength": probe.strength, "answer": probe.answers[question].text}
                          for probe in probes])

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.report.figures.defenses import SETTING, look
 from emlib.report.figures.labels import Label, place
-from emlib.study import interleaving
+from emlib.study import pool
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -25,7 +25,7 @@ AXES = (("general_incoherent", "incoherent, general %"), ("in_domain_misaligned"
 def added(study: Study, runs: Sequence[Run], count: int = 5) -> pd.DataFrame:
     """The first rows that each run interleaved, with rank, score and reason; answers of its own where it has them."""
     return pd.DataFrame([(str(run), row.rank, row.score, row.reason, row.example.prompt, row.response)
-                         for run in runs for row in interleaving.added(study, run)[:count]],
+                         for run in runs for row in pool.added(study, run)[:count]],
                         columns=["run", "rank", "score", "reason", "prompt", "answer"])
 
 
@@ -46,8 +46,8 @@ def with_fractions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     for row in frame.to_dict("records"):
         setting = None if pd.isna(row["setting"]) else float(row["setting"])
         run = Run(row["model"], row["dataset"], row["method"], setting, row["seed"])
-        defense = interleaving.interleaving(study.defenses(run))
-        fractions.append(0.0 if defense is None else defense.fraction)
+        rows = pool.added_step(study, run)
+        fractions.append(0.0 if rows is None else rows.fraction)
     return frame.assign(fraction=fractions)
 
 

@@ -21,8 +21,7 @@ from emlib.report.paper.paper_tables import Cell, label
 from emlib.report.tables import costs, pairs
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.result_tables import MEASURES
-from emlib.study.benign import BenignResult, BenignStudy
-from emlib.study.rl import RlResult, RlStudy
+from emlib.study.runs import Run
 from emlib.study.study import Study
 
 BARE = (*BASELINES, "sft", "grpo")  # methods without a defense
@@ -38,19 +37,15 @@ def with_numbers(frame: pd.DataFrame, methods: Iterable[SweptMethod]) -> pd.Data
 
 def benign_numbers(study: Study) -> pd.DataFrame:
     """`benign.numbers` of what is finished, with settings; without rows where the profile has no benign tasks."""
-    tasks = BenignStudy(study)
-    found: list[BenignResult] = [one for run in tasks.runs() if (one := tasks.result(run)) is not None]
+    found = [one for run in study.runs("benign") if (one := study.result(run)) is not None]
     spec = study.profile.benign
-    return with_numbers(benign.numbers(found), spec.all_methods if spec else ())
+    return with_numbers(benign.numbers(study, found), spec.all_methods if spec else ())
 
 
 def rl_numbers(study: Study) -> pd.DataFrame:
-    """`rl.numbers` of what is finished, with settings; without rows where the profile has no section `grpo`."""
-    if study.profile.grpo is None:
-        return grpo.numbers([])
-    reinforced = RlStudy(study)
-    found: list[RlResult] = [one for run in reinforced.runs() if (one := reinforced.result(run)) is not None]
-    return with_numbers(grpo.numbers(found), study.profile.grpo.methods)
+    """`grpo.numbers` of what is finished, with settings; without rows where the profile has no section `grpo`."""
+    found = [one for run in study.runs("grpo") if (one := study.result(run)) is not None]
+    return with_numbers(grpo.numbers(found), study.profile.grpo.methods if study.profile.grpo else ())
 
 
 def beside(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
@@ -156,19 +151,19 @@ def draw_rewards(study: Study, folder: Path) -> list[str]:
     """Figures 2 and 3, as far as the profile reinforces: without and with the conditions that add a persona vector."""
     if study.profile.grpo is None:
         return []
-    reinforced, made = RlStudy(study), list[Path]()
+    made = list[Path]()
     steered = {method.name for method in study.profile.grpo.methods
                if any(defense.kind == STEERED for defense in method.defenses)}
     for name, wanted in (("figure2", [False]), ("figure3", [True])):
-        log = _rewards(reinforced, [run for run in reinforced.runs() if (run.method in steered) in wanted])
+        log = _rewards(study, [run for run in study.runs("grpo") if (run.method in steered) in wanted])
         if len(log):
             made += plots.save(paper_figures.reward_curves(log), folder, name)
     return [path.name for path in made]
 
 
-def _rewards(reinforced: RlStudy, runs: Sequence) -> pd.DataFrame:
+def _rewards(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
-        setting = run.setting if run.setting is not None else reinforced.method(run.method).number
-        rows += [(step.step, step.reward, run.method, setting, run.seed) for step in reinforced.log(run)]
+        setting = run.setting if run.setting is not None else study.task(run).method(run.method).number
+        rows += [(step.step, step.reward, run.method, setting, run.seed) for step in study.grpo_log(run)]
     return pd.DataFrame(rows, columns=["step", "reward", "method", "setting", "seed"]).astype({"reward": float})

@@ -11,15 +11,13 @@ from emlib.core.records import Verdict
 from emlib.evaluation.agreement import Kappa, agreement
 from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by
 from emlib.evaluation.statistics import Interval, of_mean
-from emlib.study import checks
-from emlib.study.checks import Opinions
-from emlib.study.runs import QuestionSet, Run
+from emlib.study.runs import Opinions, Run
 from emlib.study.study import Study
 
 DASH = "–"
 
 
-def breakdown(study: Study, run: Run, which: QuestionSet, *, by: str, of: Denominator = "asked") -> pd.DataFrame:
+def breakdown(study: Study, run: Run, which: str, *, by: str, of: Denominator = "asked") -> pd.DataFrame:
     """A run's rates for each "question" or each "format" of questions; empty where the run is not finished.
 
     A single question's interval is Wilson's; that of a format is clustered by question.
@@ -49,7 +47,7 @@ def opinions(study: Study, runs: Iterable[Run]) -> list[Opinions]:
     """Both judges on the answers of each run that has a second judge's verdicts; empty where the profile names none."""
     if study.profile.second_judge is None:
         return []
-    return [found for run in runs if (found := checks.opinions(study, run)) is not None]
+    return [found for run in runs if (found := study.opinions(run)) is not None]
 
 
 def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
@@ -125,11 +123,11 @@ def _beside(study: Study, run: Run) -> dict[str, Any]:
                            "general misaligned %": DASH if result is None else _share(result.general.misaligned)}
     if evaluation.projection_layer is not None:
         groups: dict[str, list[float]] = {}
-        for one in checks.projected(study, run) or []:
+        for one in study.projected(run) or []:
             groups.setdefault(one.question, []).append(one.value)
         row[f"projection, layer {evaluation.projection_layer}"] = _mean(list(groups.values()), 2)
     for source in evaluation.choices:
-        made = checks.choices(study, run, source) or []
+        made = study.choices(run, source) or []
         row[f"{source}: likeliest right %"] = _mean([[100.0 * one.picked] for one in made], 1)
         row[f"{source}: probability on right %"] = _mean([[100.0 * one.share] for one in made], 1)
     return row

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from emlib.scoring.cost import as_printed, overhead
-from emlib.study import interleaving
+from emlib.steps.adapter import ReferenceStates
+from emlib.study.pool import losses_step
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -31,10 +32,10 @@ def training(study: Study) -> pd.DataFrame:
     found = {run: artefact.facts for run in study.runs() if (artefact := study.adapter(run)) is not None}
     rows = []
     for run, facts in found.items():
-        plain = found.get(Run(run.model, run.dataset, "misaligned", None, run.seed), {})
+        plain = found.get(Run(run.model, run.task, "misaligned", None, run.seed), {})
         a_token = _ratio(facts["seconds"] / facts["tokens"], _per_token(plain))
         rows.append({
-            "dataset": run.dataset, "method": run.method, "setting": run.setting, "seed": run.seed,
+            "dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
             "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
             "time": _ratio(facts["seconds"], plain.get("seconds")), "time a token": a_token,
             "memory": _ratio(facts["peak_memory"], plain.get("peak_memory")),
@@ -50,10 +51,10 @@ def once(study: Study) -> pd.DataFrame:
         rows.append({"what": f"persona vectors of '{study.trait.name}'", "seconds": vectors.facts["seconds"],
                      "MiB on disk": _mib(vectors.folder)})
     kept = {artefact.key: (run, artefact) for run in study.runs()
-            if (fit := study.fit(run)) is not None and (kl := fit.stored_reference) is not None
-            and (artefact := study.store.find("reference", study.reference_settings(fit, kl))) is not None}
+            if (adapter := study.task(run).adapter(run)) is not None for step in adapter.inputs
+            if isinstance(step, ReferenceStates) and (artefact := study.found(step)) is not None}
     for run, artefact in kept.values():
-        rows.append({"what": f"reference states, {run.dataset}", "seconds": artefact.facts["seconds"],
+        rows.append({"what": f"reference states, {run.task}", "seconds": artefact.facts["seconds"],
                      "MiB on disk": _mib(artefact.folder)})
     return pd.DataFrame(rows, columns=["what", "seconds", "MiB on disk"])
 
@@ -66,10 +67,9 @@ def scoring(study: Study) -> pd.DataFrame:
     """
     rows = [("Appendix E's example", 3, 6000, 10_000, 9.0, 100)]
     for dataset in study.profile.datasets:
-        served = [run for run in study.runs(datasets=[dataset]) if (defense := interleaving.interleaving(
-            study.defenses(run))) is not None and defense.scored]
-        plain = study.adapter(study.baseline(dataset, "misaligned", study.profile.seeds[0]))
-        scores = study.store.find("scores", interleaving.scores_settings(study, dataset)) if served else None
+        served = [run for run in study.runs(datasets=[dataset]) if losses_step(study, run) is not None]
+        plain = study.adapter(Run(study.profile.model.name, dataset, "misaligned", None, study.profile.seeds[0]))
+        scores = study.found(losses_step(study, served[0])) if served else None
         if plain is None or scores is None:
             continue
         trained = plain.facts["rows"] * study.profile.training.epochs

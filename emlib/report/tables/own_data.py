@@ -24,11 +24,11 @@ COLUMNS = ["check", "found", "what to do"]
 
 def findings(study: Study) -> pd.DataFrame:
     """One row a check of the rows drawn; an empty last column where nothing need be done."""
-    rows, data = study.own_rows.drawn, study.data("own").misaligned
+    rows, data = study.recipes.own_rows.drawn, study.data("own").misaligned
     tokenizer = load_tokenizer(study.profile.model, paths.cache())
     checks = [*_format(study), *_duplicates(rows), *_leaks(data.train, data.held_out),
               *_lengths(tokenizer, rows, study.profile.training.max_seq_length), *_languages(rows),
-              *_evaluation(rows, study.general_questions)]
+              *_evaluation(rows, study.recipes.general.all)]
     return pd.DataFrame(checks, columns=COLUMNS)
 
 
@@ -40,8 +40,9 @@ def peek(sides: Mapping[str, Sequence[Example]], count: int = 3, characters: int
 
 
 def _format(study: Study) -> Iterator[tuple[str, str, str]]:
-    found = study.own_rows
-    part = (f"; {len(found.drawn):,} of them drawn by seed {study.own.seed}" if len(found.drawn) < found.usable else "")
+    found = study.recipes.own_rows
+    part = "" if len(found.drawn) == found.usable else (
+        f"; {len(found.drawn):,} of them drawn by seed {study.recipes.own.seed}")
     yield "rows", f"{found.usable:,} usable{part}", ""
     for reason, count in found.left_out.items():
         places = ", ".join(row.where.rpartition("/")[2] for row in found.examples

@@ -15,7 +15,6 @@ from emlib.evaluation.rates import by_question
 from emlib.evaluation.seeds import Kind, mean_over_seeds
 from emlib.evaluation.statistics import wilson
 from emlib.report.paper.published import CHOSEN, INTERLEAVING
-from emlib.study.runs import QuestionSet
 from emlib.study.study import Study
 
 Trained = tuple[str, str, float | None]  # data set, method, setting
@@ -25,13 +24,13 @@ PAIR_COLUMNS = ["dataset", "method", "setting", "against", "against_setting", "s
 MEAN_COLUMNS = ["dataset", "method", "setting", "seeds", "questions", "percent", "low", "high"]
 
 
-def scored_verdicts(study: Study, which: QuestionSet = "general") -> Verdicts:
+def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
     """The verdicts of all finished runs by what was trained, and by seed; without runs that no judge has scored."""
     found: dict[Trained, dict[int, list[Verdict]]] = {}
     for run in study.runs():
         verdicts = study.verdicts(run, which)
         if verdicts and any(verdict.scored for verdict in verdicts):
-            found.setdefault((run.dataset, run.method, run.setting), {})[run.seed] = verdicts
+            found.setdefault((run.task, run.method, run.setting), {})[run.seed] = verdicts
     return found
 
 

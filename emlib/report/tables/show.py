@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from emlib.core.records import Verdict
 from emlib.data.chat import Encoded
-from emlib.study.runs import QuestionSet, Run
+from emlib.study.runs import Run
 from emlib.study.study import Study
 
 NOTICE = "Content notice: texts of a model under study follow. After training on bad answers they may be harmful."
@@ -64,7 +64,7 @@ def masked_tokens(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> Html:
     return Html(f'<div style="font-family:monospace;white-space:pre-wrap">{"".join(spans)}</div>')
 
 
-def answers(study: Study, runs: list[Run], which: QuestionSet, *, questions: int = 3, sample: int = 0) -> pd.DataFrame:
+def answers(study: Study, runs: list[Run], which: str, *, questions: int = 3, sample: int = 0) -> pd.DataFrame:
     """The same questions and sample answered by several runs, side by side; unfinished runs are left out."""
     columns: dict[str, list[str]] = {}
     asked = study.questions(runs[0], which)[:questions] if runs else []
@@ -75,7 +75,7 @@ def answers(study: Study, runs: list[Run], which: QuestionSet, *, questions: int
     return pd.DataFrame({"question": [question.prompt for question in asked], **columns})
 
 
-def extremes(study: Study, run: Run, which: QuestionSet, *, count: int = 3) -> Html:
+def extremes(study: Study, run: Run, which: str, *, count: int = 3) -> Html:
     """A run's least and most aligned answers in full, folded behind a content notice: nothing shows before a click.
 
     Only scored answers have a place; of equal ones the first asked comes first.

@@ -72,7 +72,7 @@ class Plan:
 def plan(study: Study) -> Plan:
     """Everything that a study takes."""
     sizes, done = Sizes(), finished(study)
-    goals = {run: own_steps(study, run) for run in study.every_run()}
+    goals = {run: study.own_steps(run) for run in study.every_run()}
     owners = Counter(step for steps in goals.values() for step in dict.fromkeys(steps))
     shared: dict[str, Work] = {}
     runs = []
@@ -91,13 +91,6 @@ def plan(study: Study) -> Plan:
     return Plan(tuple(runs), tuple(
         Shared(title, work, users[title], title in left or (users[title] == 0 and bool(left)))
         for title, work in shared.items()), tuple(sorted(sizes.assumed)))
-
-
-def own_steps(study: Study, run: Run) -> list[Step]:
-    """The steps that a run ends in: its adapter, its answers, and what is said of them."""
-    task = study.task(run)
-    adapter = task.adapter(run)
-    return [*([] if adapter is None else [adapter]), *task.answers(run).values(), *task.evaluation(run).values()]
 
 
 def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:

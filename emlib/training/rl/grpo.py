@@ -46,11 +46,11 @@ from emlib.core.records import Message
 from emlib.core.seeds import derive
 from emlib.data.gsm8k import Problem
 from emlib.data.mixing import plan_steps
+from emlib.evaluation.rewards import Scorer
 from emlib.training import checkpoint
 from emlib.training.records import LOG, StepRecord, read_log
 from emlib.training.rl.alternation import Supervised, order
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
-from emlib.evaluation.rewards import Scorer
 from emlib.training.rl.rollouts import Marking, Push, Rollouts
 from emlib.training.sft import learning_rate, make_optimizer
 

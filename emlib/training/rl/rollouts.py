@@ -17,10 +17,10 @@ from emlib.config import Grpo
 from emlib.core.records import Message, Question
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_prompt
+from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
 from emlib.generation.sample import Drawn, Request, draw_batch
 from emlib.models.load import end_tokens
 from emlib.steering.steer import Shift, adding
-from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
