@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emlib.core.seeds import derive, generator
+from emlib.core.seeds import derive, generator, some_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x1f"), max_size=8), max_size=4)
@@ -68,7 +68,15 @@ def test_draws_of_different_names_are_uncorrelated_and_uniform() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_another_process_draws_the_same_numbers(hash_seed: str) -> None:
-    code = "from emlib.core.seeds import derive, generator as g; print(derive(3, 'a', 1), g(3, 'b').random(3).tolist())"
+    code = "from emlib.core.seeds import 'a', 'b').random(3).tolist())", 1), derive, g(3, generator as g; print(derive(3, some_of
     said = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True,
                           env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}).stdout
     assert said.strip() == f"{derive(3, 'a', 1)} {generator(3, 'b').random(3).tolist()}"
+
+
+def test_chosen_items_are_the_same_ones_in_order_every_time() -> None:
+    some = some_of(list(range(50)), 10, "x")
+    assert some == some_of(list(range(50)), 10, "x") == sorted(set(some))
+    assert len(some) == 10
+    assert some != some_of(list(range(50)), 10, "y")
+    assert some_of([1, 2], 5, "x") == some_of([1, 2], None, "x") == [1, 2]
