@@ -66,7 +66,8 @@ class Talk:
         vector = session.vector(self.study.recipes.vector(), steering.layer) if steering else None
         for name, adapter in adapters.items():
             with session.model_under(adapter) as model, (
-                    adding(model, steering.layer, vector, steering.strength) if steering else nullcontext()):
+                    adding(model, steering.layer, vector, steering.strength)
+                    if steering is not None and vector is not None else nullcontext()):
                 [answers[name]] = answer_batch(model, session.chat.tokenizer, [request], sampling, seed=0)
         return answers
 

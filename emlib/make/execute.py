@@ -36,14 +36,8 @@ def complete(session: Session, goals: Sequence[Goal]) -> list[JudgeWaits]:
     asked = [(goal, step) for goal, step in missing if _answers_of(step) is not None]
     waits = dict(_asked(session, asked))
     for goal, step in missing:
-        if _answers_of(step) is None:
-            try:
-                session.need(step)
-            except JudgeWaits as wait:
-                waits.setdefault(goal.name, wait)
-    for goal in dict.fromkeys(goal for goal, _ in missing):
-        if goal.name not in waits:
-            say(f"{goal.name}: done")
+        if _answers_of(step) is None and (wait := _made(session, goal, step)) is not None:
+            waits.setdefault(goal.name, wait)
     return list(waits.values())
 
 
@@ -70,18 +64,20 @@ def _asked(session: Session, asked: Sequence[tuple[Goal, Step]]) -> Iterator[tup
             assert answers is not None, "only such steps are asked for"
             requests.append(GenerationRequest(answers, read))
         with answered(session, requests) as found:
-            judging = [(goal, _judged(session, step) if background is None else background.submit(
-                _judged, session, step)) for (goal, step), _ in zip(asked, found, strict=True)]
+            judging = [(goal, _made(session, goal, step) if background is None else background.submit(
+                _made, session, goal, step)) for (goal, step), _ in zip(asked, found, strict=True)]
     for goal, wait in judging:
         outcome = wait if wait is None or isinstance(wait, JudgeWaits) else wait.result()
         if outcome is not None:
             yield goal.name, outcome
 
 
-def _judged(session: Session, step: Step) -> JudgeWaits | None:
-    """Have the answers of a step judged, if it wants that."""
+def _made(session: Session, goal: Goal, step: Step) -> JudgeWaits | None:
+    """Have a step made, whose answers are there; what is returned says that its judge's batch is not back yet."""
     try:
         session.need(step)
     except JudgeWaits as wait:
         return wait
+    if all(session.store.find(each) is not None for each in goal.steps):
+        say(f"{goal.name}: done")
     return None

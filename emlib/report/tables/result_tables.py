@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -23,15 +22,17 @@ HEADINGS = {
 def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
     """One row a run: what it is, each share in percent of what was asked, and its intervals.
 
-    For each measure of Table 2 the columns `<measure>`, `<measure>_low` and `_high` (clustered by question) and
+    For each measure of Table 2, and of further question sets, the columns `<measure>`, `<measure>_low` and `_high` (clustered by question) and
     `_wilson_low` and `_wilson_high` (as if answers were independent); NaN where nothing was scored.
     """
     return pd.DataFrame([_numbers(result) for result in results])
 
 
 def _numbers(result: RunResult) -> dict[str, object]:
-    row: dict[str, object] = asdict(result.run)
-    for where, rates in (("general", result.general), ("in_domain", result.in_domain)):
+    run = result.run
+    row: dict[str, object] = {"model": run.model, "dataset": run.task, "method": run.method, "setting": run.setting,
+                              "seed": run.seed}
+    for where, rates in ((name, result.rates(name)) for name in result.scores):
         row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent)
         row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored}
     return row
@@ -50,10 +51,20 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     identity = frame[["dataset", "method", "setting", "seed"]].copy()
     identity["setting"] = ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]]
     identity.columns = pd.Index(["Data set", "Method", "Setting", "Seed"])
-    for measure in MEASURES:
-        identity[HEADINGS[measure]] = [cell(*row) for row in frame[
+    for measure in measures_of(frame):
+        identity[heading(measure)] = [cell(*row) for row in frame[
             [measure, f"{measure}_low", f"{measure}_high"]].itertuples(index=False)]
     return identity
+
+
+def measures_of(frame: pd.DataFrame) -> list[str]:
+    """The measures of `numbers`: those of Table 2, then those of the profile's further question sets."""
+    return [str(name) for name in frame.columns if str(name).endswith(("_misaligned", "_incoherent"))]
+
+
+def heading(measure: str) -> str:
+    """What people read over a measure's column."""
+    return HEADINGS.get(measure, f"{measure.replace('_', ' ').capitalize()} %")
 
 
 def cell(percent: float, low: float, high: float) -> str:
