@@ -68,7 +68,7 @@ def test_draws_of_different_names_are_uncorrelated_and_uniform() -> None:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_another_process_draws_the_same_numbers(hash_seed: str) -> None:
-    code = "from emlib.core.seeds import 'a', 'b').random(3).tolist())", 1), derive, g(3, generator as g; print(derive(3, some_of
+    code = "from emlib.core.seeds import derive, generator as g; print(derive(3, 'a', 1), g(3, 'b').random(3).tolist())"
     said = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True,
                           env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}).stdout
     assert said.strip() == f"{derive(3, 'a', 1)} {generator(3, 'b').random(3).tolist()}"
