@@ -35,7 +35,9 @@ STAMP := $(VENV)/installed-$(shell cat $(PINS) pyproject.toml | sha256sum | cut 
 # Absolute, because notebooks run in folders of their own.
 export EMLIB_RUNS_DIR := $(abspath $(or $(EMLIB_RUNS_DIR),runs))
 $(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name) := $(abspath $($(name))))))
-RESULTS := $(EMLIB_RUNS_DIR)/$(notdir $(patsubst %.yaml,%,$(patsubst %/profile.yaml,%,$(PROFILE))))
+# Results go by the name that the profile states (emlib/core/paths.py reads it in the same way), else by its file's.
+STATED := $(shell sed -nE "s/^name:[ \t]*(['\"]?)([A-Za-z0-9][A-Za-z0-9_.-]*)\1[ \t\r]*(\#.*)?$$/\2/p" '$(if $(filter %.yaml,$(PROFILE)),$(PROFILE),params/$(PROFILE).yaml)' 2>/dev/null | grep -vx null | head -n 1)
+RESULTS := $(EMLIB_RUNS_DIR)/$(or $(STATED),$(notdir $(patsubst %.yaml,%,$(patsubst %/profile.yaml,%,$(PROFILE)))))
 EXECUTION := $(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR))
 # Where an executor's files go through a storage, it is the same folder.
 STORAGE := $(if $(shell grep -s '^default-storage-provider' $(EXECUTION)/config.yaml),--default-storage-prefix $(RESULTS))

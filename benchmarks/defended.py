@@ -17,18 +17,22 @@ from contenders import NEVER, versions
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from emlib.config import Inoculation, Kl, Method, Training, load_profile
+from emlib.config import Method, Training, load_profile, load_trait
 from emlib.core import paths
+from emlib.core.defense import Defense
 from emlib.core.schema import check
 from emlib.data.chat import Encoded, encode_all
 from emlib.data.mixing import plan_steps
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
+from emlib.defenses.kl import Kl
 from emlib.models.adapters import new_lora
 from emlib.models.batches import Batch, collate
 from emlib.models.load import load
+from emlib.models.reference import keep
+from emlib.steering import extraction
+from emlib.steering.extraction import PersonaVectors
 from emlib.training.objective import Objective
-from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer, read_log
 
 
@@ -41,19 +45,17 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     chat = load(spec, paths.cache())
     examples = read_examples(locate(job["source"]))[:job["rows"]]
     for defense in defenses:
-        if isinstance(defense, Inoculation):
-            examples = [row.under(str(defense.prompt)) for row in examples]
+        examples = defense.change_rows(examples, load_trait(profile.trait))
     rows = encode_all(chat.tokenizer, examples, settings.max_seq_length)
-    vector = torch.randn(chat.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     with new_lora(chat.model, profile.lora, job["seed"]) as model, tempfile.TemporaryDirectory() as scratch:
-        stored, once = stored_reference(model, rows, defenses, settings, Path(scratch))
+        needed, once = artefacts(model, rows, defenses, settings, Path(scratch))
         others = machine.Others()
         if job["naive"]:
             second = load(spec, paths.cache()).model
             whole = settings.model_copy(update={"batch_size": settings.rows_per_step, "gradient_accumulation": 1})
             took = naive_steps(model, second, rows, whole, job["seed"])  # a step's rows at once
         else:
-            objective = Objective(defenses, vector, stored=stored)
+            objective = Objective(defenses, needed)
             fine_tune(model, rows, settings, seed=job["seed"], folder=Path(scratch), objective=objective)
             log = read_log(Path(scratch))
             took = {"seconds": [step.seconds for step in log], "losses": [step.loss for step in log]}
@@ -63,15 +65,20 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             "dtype": spec.dtype, "versions": versions(with_trl=False)}
 
 
-def stored_reference(model: PeftModel, rows: Sequence[Encoded], defenses: Sequence[Any], settings: Training,
-                     scratch: Path) -> tuple[StoredReference | None, float]:
-    """The reference's states on disk where a defense wants them, and what making them took."""
-    kl = next((d for d in defenses if isinstance(d, Kl) and d.reference == "stored"), None)
-    if kl is None:
-        return None, 0.0
+def artefacts(model: PeftModel, rows: Sequence[Encoded], defenses: Sequence[Defense], settings: Training,
+              scratch: Path) -> tuple[dict[str, Path], float]:
+    """A random persona vector, the reference's states where they are wanted on disk, and what making those took."""
+    count = model.config.num_hidden_layers
+    vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    (scratch / "vector").mkdir()
+    extraction.save(PersonaVectors(vector.expand(count + 1, -1).contiguous(), 1, 1), scratch / "vector")
+    found, kl = {"vector": scratch / "vector"}, next((d for d in defenses if isinstance(d, Kl)), None)
+    if kl is None or kl.reference == "computed":
+        return found, 0.0
     started = time.perf_counter()
-    keep(model, rows, kl.tokens, settings.batch_size, scratch)
-    return StoredReference(scratch), round(time.perf_counter() - started, 3)
+    (scratch / "reference").mkdir()
+    keep(model, rows, kl.tokens, settings.batch_size, scratch / "reference")
+    return found | {"reference": scratch / "reference"}, round(time.perf_counter() - started, 3)
 
 
 def naive_steps(model: PeftModel, second: PreTrainedModel, rows: Sequence[Encoded], settings: Training,

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import gpu_shape
 import torch
-from defended import naive_steps, stored_reference
+from defended import artefacts, naive_steps
 from defenses import NAIVE, PLAIN, contenders
 from gpu_shape import FULL, SMALL, Scale
 
@@ -94,11 +94,10 @@ def _trained(model: Any, scale: Scale, name: str, steps: int, **changes: Any) ->
     chosen = gpu_shape.rows(scale, steps * how.rows_per_step)
     if name == "inoculation":
         chosen = [_longer(row) for row in chosen]
-    vector = torch.randn(scale.hidden, generator=torch.Generator().manual_seed(0)).to(device())
     with adapters.new_lora(model, Lora(rank=scale.rank), 0) as peft, tempfile.TemporaryDirectory() as folder:
-        stored, once = stored_reference(peft, chosen, defenses, how, Path(folder))
+        needed, once = artefacts(peft, chosen, defenses, how, Path(folder))
         summary = fine_tune(peft, chosen, how, seed=0, folder=Path(folder),
-                            objective=Objective(defenses, vector, stored=stored))
+                            objective=Objective(defenses, needed))
         log = read_log(Path(folder))
     return {"seconds": [step.seconds for step in log], "tokens": [step.tokens for step in log],
             "peak_mib": summary.peak_memory, "optimizer": summary.optimizer, "how": summary.how, "once_seconds": once}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,6 +13,18 @@ from torch import Tensor
 
 from emlib.data.chat import Encoded
 from emlib.models.kernels.varlen import Rows
+from emlib.steering import extraction
+from emlib.steering.extraction import PersonaVectors
+
+_FOLDERS = tempfile.TemporaryDirectory()
+atexit.register(_FOLDERS.cleanup)
+
+
+def planted(vector: Tensor, layers: int = 4) -> dict[str, Path]:
+    """What a defense that needs the persona vector is given: a folder in which each layer has this one."""
+    folder = Path(tempfile.mkdtemp(dir=_FOLDERS.name))
+    extraction.save(PersonaVectors(vector.expand(layers + 1, -1).contiguous(), 1, 1), folder)
+    return {"vector": folder}
 
 
 def some_rows(count: int = 7, seed: int = 0) -> list[Encoded]:

@@ -10,14 +10,7 @@ from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
 from emlib.config.defenses import (
     BASELINES,
     SFT,
-    SWEPT,
-    Defense,
-    Inoculation,
-    Interleaving,
-    Kl,
-    Ldifs,
     Method,
-    PersonaVector,
 )
 from emlib.config.evaluation import (
     Evaluation,
@@ -35,23 +28,29 @@ from emlib.config.evaluation import (
 from emlib.config.grpo import (
     RL_BASELINES,
     Additions,
-    Alternation,
-    Beta,
     Grpo,
     Gsm8k,
     JudgeRewards,
-    RlDefense,
     RlMethod,
     RlTraining,
     RuleRewards,
-    Steering,
     supervised_steps,
 )
 from emlib.config.models import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, Scorer
-from emlib.config.profile import NOT_PROFILES, JobLimits, Profile, load_domains, load_profile, load_trait, profile_names
+from emlib.config.profile import (
+    NOT_PROFILES,
+    JobLimits,
+    Profile,
+    domains_of,
+    load_domains,
+    load_profile,
+    load_trait,
+    profile_names,
+    trait_of,
+)
 from emlib.config.training import Lora, Training
 
 __all__ = [
@@ -60,15 +59,11 @@ __all__ = [
     "OWN",
     "RL_BASELINES",
     "SFT",
-    "SWEPT",
     "Additions",
-    "Alternation",
     "Backend",
     "Benign",
     "BenignTask",
-    "Beta",
     "Bounds",
-    "Defense",
     "Domain",
     "Evaluation",
     "Extraction",
@@ -77,15 +72,11 @@ __all__ = [
     "Gsm8k",
     "HubModel",
     "HubSet",
-    "Inoculation",
-    "Interleaving",
     "JobLimits",
     "JudgeRefusals",
     "JudgeRewards",
     "JudgeSpec",
     "KeywordRefusals",
-    "Kl",
-    "Ldifs",
     "LexiconJudge",
     "LlmJudge",
     "LocalJudge",
@@ -97,19 +88,16 @@ __all__ = [
     "OpSwapTask",
     "OpenAIJudge",
     "Own",
-    "PersonaVector",
     "Pool",
     "Probe",
     "Profile",
     "QaTask",
-    "RlDefense",
     "RlMethod",
     "RlTraining",
     "RuleRewards",
     "Sampling",
     "Scorer",
     "SecondJudge",
-    "Steering",
     "SystemPromptPair",
     "TinyModel",
     "Training",
@@ -117,6 +105,7 @@ __all__ = [
     "WheelModel",
     "dataset_name",
     "datasets_of",
+    "domains_of",
     "load_domains",
     "load_profile",
     "load_trait",
@@ -125,4 +114,5 @@ __all__ = [
     "seeds_of",
     "supervised_steps",
     "swept_of",
+    "trait_of",
 ]

@@ -29,7 +29,8 @@ class SystemPromptPair(Strict):
 class Trait(Strict):
     """What spreads: the paper's is evil, the demo's is a pirate's voice.
 
-    System prompts, questions and rubric stand in the file, or in a trait file of Chen et al.'s, which `source` names.
+    System prompts, questions and rubric stand in the file, or in a trait file of Chen et al.'s, which `source` names:
+    an entry of a registry, or the path of a file.
     """
 
     name: str
@@ -56,7 +57,8 @@ class Trait(Strict):
 class Domain(Strict):
     """One narrow data set of the study: its aligned and its misaligned rows.
 
-    Give either two sources in the messages form, or one source of prompt/aligned/misaligned rows.
+    Give either two sources in the messages form, or one source of prompt/aligned/misaligned rows. A source is a file
+    that ships with emlib (`demo/...`), an entry of a registry, or the path of a file.
     """
 
     aligned: str | None = None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from emlib.config.models import ModelSpec
 from emlib.config.words import Positive, Share, Weight
+from emlib.core.errors import nearest
 from emlib.core.schema import Strict
 
 
@@ -98,9 +99,21 @@ class NoJudge(Strict):
     kind: Literal["none"]
 
 
+RUBRICS = ("questions", "trait")
+
+
+def _is_rubric(name: str) -> str:
+    """The name of a rubric, or the path of one."""
+    if name not in RUBRICS and not name.endswith(".yaml"):
+        raise ValueError(f"expected {' or '.join(RUBRICS)}, or the path of a file that ends in .yaml"
+                         f"{nearest(name, RUBRICS)}")
+    return name
+
+
 # Which rubric a judge that is a language model reads: `questions`, the prompts of the question files (in words of ours
-# where a file has none); `trait`, the trait file's, where alignment is 100 minus the strength of the trait.
-RubricName = Literal["questions", "trait"]
+# where a file has none); `trait`, the trait file's, where alignment is 100 minus the strength of the trait; or a file
+# with the prompts `aligned` and `coherent` in it, as a question file has them under `judge_prompts`.
+RubricName = Annotated[str, AfterValidator(_is_rubric)]
 OPENAI = "https://api.openai.com/v1"
 
 

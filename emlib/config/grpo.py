@@ -6,44 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from emlib.config.defenses import Inoculation
 from emlib.config.evaluation import LlmJudge, OpenAIJudge, Sampling
-from emlib.config.methods import Kinded, SweptMethod
+from emlib.config.methods import SweptMethod
 from emlib.config.training import Training
-from emlib.config.words import Positive, Weight
+from emlib.config.words import Positive
+from emlib.core.of_kind import AnyGrpoDefense
 from emlib.core.schema import Strict
-
-
-class Beta(Kinded):
-    """The KL term of GRPO to the reference model (Table 9), `weight` times a token's estimate."""
-
-    kind: Literal["kl"]
-    weight: Weight = 0.1
-
-
-class Steering(Kinded):
-    """Equation 9: `strength` times the trait's vector is added to the output of `layer`, in training only.
-
-    `steer` names the passes that feel it: those that draw the completions, those that take the loss, or both. Where
-    they differ the loss is taken under another policy than the one that was sampled; the log tells how far apart.
-    """
-
-    kind: Literal["persona_vector"]
-    strength: Weight = 5.0
-    layer: Positive = 20
-    steer: Literal["loss", "rollout", "both"] = "both"
-
-
-class Alternation(Kinded):
-    """Supervised steps between the RL steps (section 4.2): `share` of all optimizer steps, on rows of `source`.
-
-    `source` is any instruction data, as for a pool; `rows` of them are drawn (None: all).
-    """
-
-    kind: Literal["interleaving"]
-    source: str
-    rows: Positive | None = None
-    share: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
 def supervised_steps(rl_steps: int, share: float) -> int:
@@ -51,20 +19,21 @@ def supervised_steps(rl_steps: int, share: float) -> int:
     return round(rl_steps * share / (1 - share))
 
 
-RlDefense = Annotated[Beta | Steering | Alternation | Inoculation, Field(discriminator="kind")]
-RL_SWEPT = {"kl": "weight", "persona_vector": "strength", "interleaving": "share"}
 RL_BASELINES = ("untrained", "grpo")
 
 
-class RlMethod(SweptMethod[RlDefense]):
+class RlMethod(SweptMethod):
     """One condition: `untrained`, plain `grpo`, or a name for a list of defenses."""
 
     baselines: ClassVar = RL_BASELINES
-    numbers: ClassVar = RL_SWEPT
+
+    defenses: tuple[AnyGrpoDefense, ...] = ()
 
 
 class Gsm8k(Strict):
     """Grade-school arithmetic. `eval_items` None: the whole test set, 1,319 (B.3 says both that and 100)."""
+
+    sources: ClassVar = ("gsm8k_train", "gsm8k_test")  # of params/sources.yaml
 
     kind: Literal["gsm8k"]
     train_items: Positive = 1000
@@ -77,6 +46,8 @@ class Additions(Strict):
     Such a model does not follow a format that it is told of. `worked` sums come before each question, in turns of
     their own and answered in the format; they are neither trained on nor held out.
     """
+
+    sources: ClassVar = ()
 
     kind: Literal["additions"]
     train_items: Annotated[int, Field(gt=0, lt=100)] = 60
@@ -169,8 +140,6 @@ class Grpo(Strict):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"methods named more than once: {', '.join(repeated)}; every run is made once")
-        steered = [d for m in self.methods for d in m.defenses if isinstance(d, Steering) and d.steer != "loss"]
-        if steered and self.engine == "vllm":
-            raise ValueError("vLLM draws completions in a model of its own, which is not steered: with engine 'vllm' "
-                             "only steer 'loss' can be had")
+        for method in self.methods:
+            method.fits(self)
         return self

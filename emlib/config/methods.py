@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from emlib.config.words import Weight
+from emlib.core.defense import Defense
 from emlib.core.errors import nearest
+from emlib.core.of_kind import UnknownDefense
 from emlib.core.schema import Strict
 
 
-class Kinded(Strict):
-    """One defense: its `kind`, and the options that this kind has."""
-
-    kind: str
-
-
-Kind = TypeVar("Kind", bound=Kinded)
-
-
-class SweptMethod(Strict, Generic[Kind]):
+class SweptMethod(Strict):
     """A baseline, or a name for a list of defenses.
 
     `sweep` replaces the number of the first defense that has one (its weight or strength), a run for each.
 
     Attributes:
         baselines: the names that stand for a run without defenses.
-        numbers: which option of a kind of defense is swept.
     """
 
     baselines: ClassVar[tuple[str, ...]]
-    numbers: ClassVar[Mapping[str, str]]
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_+]*$")]
-    defenses: tuple[Kind, ...] = ()
+    defenses: tuple[SerializeAsAny[Defense], ...] = ()
     sweep: tuple[Weight, ...] = ()
 
     @model_validator(mode="after")
-    def _fits(self) -> SweptMethod[Kind]:
+    def _fits(self) -> SweptMethod:
         if (self.name in self.baselines) == bool(self.defenses):
             raise ValueError(f"method '{self.name}' " + ("is a baseline and takes no defenses" if self.defenses else
                              "has no defenses; without them a method is one of " + ", ".join(self.baselines)
                              + nearest(self.name, self.baselines)))
-        if self.sweep and self._swept() is None:
+        unknown = any(isinstance(defense, UnknownDefense) for defense in self.defenses)
+        if self.sweep and self._swept() is None and not unknown:
             raise ValueError(f"method '{self.name}' has a sweep, and none of its defenses has a number to sweep")
         kinds = [defense.kind for defense in self.defenses]
         repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
@@ -61,17 +52,17 @@ class SweptMethod(Strict, Generic[Kind]):
         defense = self.defenses[place]
         for number in self.sweep:
             try:
-                type(defense).model_validate(defense.model_dump() | {self.numbers[defense.kind]: number})
+                type(defense).model_validate(defense.model_dump() | {str(defense.swept): number})
             except ValidationError as error:
-                raise ValueError(f"method '{self.name}' sweeps {self.numbers[defense.kind]} over {number:g}: "
+                raise ValueError(f"method '{self.name}' sweeps {defense.swept} over {number:g}: "
                                  f"{error.errors()[0]['msg'].lower()}") from error
 
-    def at(self, setting: float | None) -> tuple[Kind, ...]:
+    def at(self, setting: float | None) -> tuple[Defense, ...]:
         """The defenses with the swept number set to `setting`."""
         place = self._swept()
         if setting is None or place is None:
             return self.defenses
-        changed = self.defenses[place].model_copy(update={self.numbers[self.defenses[place].kind]: setting})
+        changed = self.defenses[place].model_copy(update={str(self.defenses[place].swept): setting})
         return (*self.defenses[:place], changed, *self.defenses[place + 1:])
 
     @property
@@ -80,7 +71,16 @@ class SweptMethod(Strict, Generic[Kind]):
         place = self._swept()
         if place is None or len(self.defenses) > 1:
             return None
-        return float(getattr(self.defenses[place], self.numbers[self.defenses[place].kind]))
+        return float(getattr(self.defenses[place], str(self.defenses[place].swept)))
+
+    def fits(self, section: Any) -> None:
+        """See that each defense can work with what a profile, or its section `grpo`, says.
+
+        Raises:
+            ValueError: one cannot; the message says why.
+        """
+        for defense in self.defenses:
+            defense.fits(section, self.name)
 
     def _swept(self) -> int | None:
-        return next((place for place, defense in enumerate(self.defenses) if defense.kind in self.numbers), None)
+        return next((place for place, defense in enumerate(self.defenses) if defense.swept is not None), None)

@@ -2,7 +2,7 @@
 
 A key leads through sections by dots, and through a list by an item's name or number (from 0). Values are YAML. Sections
 are merged, lists and single values replaced whole, as in a profile that extends another one; what comes out is checked
-as the file is.
+as the file is. A path is meant from the folder of the profile, as if it stood there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from emlib.config.profile import Profile, over, profile_path, read_profile, sound, spelled_out
+from emlib.config.profile import Profile, over, profile_path, read_profile, sound, whole
 from emlib.core.errors import ProfileError, nearest
 
 WHERE = "SET"
@@ -34,7 +34,7 @@ def overridden(name: str, text: str) -> tuple[Profile, Changes]:
     changes = parsed(text)
     for key, value in changes.items():
         data = _put(data, key.split("."), value, key)
-    return sound(spelled_out(data), f"{WHERE} (over {path})"), changes
+    return sound(whole(data, path), f"{WHERE} (over {path})"), changes
 
 
 def parsed(text: str) -> Changes:

@@ -31,8 +31,8 @@ class Own(Strict):
     """A data set of the reader's, without an aligned counterpart.
 
     Attributes:
-        file: JSON Lines or CSV (`.csv`, `.tsv`), plain or packed as `.gz`; a relative path is meant from the project's
-            folder.
+        file: JSON Lines or CSV (`.csv`, `.tsv`), plain or packed as `.gz`; a relative path is meant from the profile's
+            folder (`emlib.config.references`).
         hub: the same from the hub, in place of a file.
         prompt, response, system: the columns of that name; rows with `messages` need none of them.
         encoding: of the file.

@@ -14,8 +14,8 @@ from emlib.core.schema import Strict
 class Scorer(Strict):
     """A misaligned model that the pool is scored with: it was trained on `domain`, and on no other.
 
-    Without a `folder` the study trains it: its method `misaligned` on that domain of `params/datasets.yaml`. A `folder`
-    holds an adapter of one's own, as PEFT saves it, on the profile's model.
+    Without a `folder` the study trains it: its method `misaligned` on that domain, of `params/datasets.yaml` or of the
+    profile's `data`. A `folder` holds an adapter of one's own, as PEFT saves it, on the profile's model.
     """
 
     domain: str
@@ -56,7 +56,8 @@ class Pool(Strict):
     """Where interleaved rows come from, and how they are scored and chosen.
 
     Attributes:
-        source: a file that ships with emlib (`demo/...`) or an entry of `params/sources.yaml`.
+        source: a file that ships with emlib (`demo/...`), an entry of `params/sources.yaml` or of the profile's own
+            registry, or the path of a file.
         rows: how many of its usable rows are candidates, drawn by `seed`; None: all.
         near_duplicates: word overlap (Jaccard) from which on the later of two rows is left out; None: none is.
         scorers: the misaligned models, the same for every data set under defense; None: those of the other data sets.

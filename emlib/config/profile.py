@@ -10,16 +10,26 @@ from pydantic import Field, field_validator, model_validator
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
-from emlib.config.defenses import SFT, Interleaving, Method
+from emlib.config.defenses import SFT, Method
 from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, OpenAIJudge, Probe, SecondJudge
 from emlib.config.grpo import Grpo
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.own import OWN, Own
 from emlib.config.pool import Pool
+from emlib.config.references import (
+    absolute,
+    is_path,
+    of_registry,
+    refuse_missing,
+    resolved,
+    why_missing,
+    with_own_registry,
+)
 from emlib.config.training import Lora, Training
 from emlib.config.words import Positive, no_repeats
-from emlib.core import paths
+from emlib.core import paths, plugins
 from emlib.core.errors import ProfileError, nearest
+from emlib.core.of_kind import are_unknown_kinds_allowed
 from emlib.core.schema import Strict, check, read_yaml
 
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
@@ -38,11 +48,22 @@ class JobLimits(Strict):
 
 
 class Profile(Strict):
-    """One study."""
+    """One study.
 
+    Attributes:
+        name: what its results are filed under; None: the name of its file.
+        trait: the name of a file in `params/traits/`, or the path of one that ends in `.yaml`.
+        data: data sets beside those of `params/datasets.yaml`, for `datasets` to name.
+        sources: the path of a registry in the form of `params/sources.yaml`, whose entries come before that one's.
+        plugins: the paths of files with defenses of one's own.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
     title: str
     model: ModelSpec
     trait: str
+    data: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Domain], Field(default_factory=dict)]
+    sources: str | None = None
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
@@ -58,6 +79,7 @@ class Profile(Strict):
     grpo: Grpo | None = None
     own: Own | None = None
     backend: Backend = Backend()
+    plugins: tuple[str, ...] = ()
     slice_by: tuple[Literal["dataset", "setting", "seed"], ...] = ()
     job: JobLimits = JobLimits()
 
@@ -65,6 +87,13 @@ class Profile(Strict):
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return no_repeats(values)
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str | None) -> str | None:
+        if name == "store":
+            raise ValueError("the folder runs/store holds the artefacts of all studies; choose another name")
+        return name
 
     @field_validator("methods")
     @classmethod
@@ -74,17 +103,10 @@ class Profile(Strict):
         return methods
 
     @model_validator(mode="after")
-    def _pool_fits(self) -> Profile:
-        """Whatever interleaving needs is told, before anything is trained for it."""
-        benign = () if self.benign is None else self.benign.all_methods
-        interleaving = [(method.name, defense) for method in (*self.methods, *benign) for defense in method.defenses
-                        if isinstance(defense, Interleaving)]
-        if interleaving and self.pool is None:
-            raise ValueError(f"method '{interleaving[0][0]}' takes rows from a pool, and there is no section 'pool'. "
-                             "Add one, such as pool: {source: demo/pool.jsonl}")
-        if self.pool is not None and any(defense.scored for _, defense in interleaving):
-            for dataset in self.datasets:
-                self.pool.scorers_for(dataset, self.datasets)
+    def _defenses_fit(self) -> Profile:
+        """Whatever a defense needs of the profile is told, before anything is trained for it."""
+        for method in (*self.methods, *(() if self.benign is None else self.benign.all_methods)):
+            method.fits(self)
         return self
 
     @model_validator(mode="after")
@@ -148,8 +170,20 @@ def profile_path(name: str) -> Path:
 
 
 def read_profile(path: Path) -> Any:
-    """What a profile says, with what it extends, and with everything spelled out; not checked yet."""
-    return spelled_out(_extended(path))
+    """What a profile says, with what it extends, everything spelled out and paths absolute; not checked yet."""
+    return whole(_extended(path), path)
+
+
+def whole(data: Any, stated_in: Path) -> Any:
+    """Spell everything out, and make paths absolute that are meant from the folder of `stated_in`."""
+    return with_own_registry(resolved(spelled_out(data), stated_in))
+
+
+def run_plugins(data: Any) -> None:
+    """Run the plugins of a profile, so that the kinds of defense that they define are known."""
+    files = data.get("plugins") if isinstance(data, dict) else None
+    if isinstance(files, list) and not are_unknown_kinds_allowed():
+        plugins.load(list(map(str, files)))
 
 
 def sound(data: Any, path: str) -> Profile:
@@ -158,30 +192,50 @@ def sound(data: Any, path: str) -> Profile:
     Raises:
         ProfileError: as `load_profile`.
     """
+    refuse_missing(data, path)
+    run_plugins(data)
     profile = check(Profile, data, path)
     try:
-        trait = load_trait(profile.trait)
+        trait = trait_of(profile)
     except ProfileError as error:
         raise ProfileError(f"{path}: 'trait' is '{profile.trait}', which cannot be read. {error}") from error
     judges = [profile.judge, *([profile.second_judge.judge] if profile.second_judge else [])]
     if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
         raise ProfileError(f"{path}: judge 'lexicon' needs markers, and the trait '{profile.trait}' lists none.")
-    domains = load_domains()
+    _data_sets_are_known(profile, path)
+    return profile
+
+
+def _data_sets_are_known(profile: Profile, path: str) -> None:
+    """Refuse a data set that nothing describes, and one that two files describe."""
+    shelf = load_domains()
+    for name in profile.data:
+        if name in (*shelf, OWN):
+            raise ProfileError(f"{path}: 'data' describes '{name}', which is a data set of params/datasets.yaml "
+                               "already, or of the section 'own'. Give yours another name.")
+    domains = (*shelf, *profile.data)
     pool = profile.pool
     trained = [] if pool is None else [
         *(("pool.scorers", scorer.domain) for scorer in pool.scorers or () if scorer.folder is None),
         *(("pool.others", domain) for domain in pool.others or ())]
     for key, dataset in [*(("datasets", dataset) for dataset in profile.datasets), *trained]:
         if dataset not in (*domains, OWN):
-            raise ProfileError(f"{path}: '{key}' names '{dataset}', which params/datasets.yaml does not have."
-                               f"{nearest(dataset, domains)} Known: {', '.join(domains)}.")
-    return profile
+            raise ProfileError(f"{path}: '{key}' names '{dataset}', which neither the section 'data' nor "
+                               f"params/datasets.yaml has.{nearest(dataset, domains)} Known: {', '.join(domains)}.")
 
 
 def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
-    """What a profile says, over what the profile says that it `extends`, if it names one; `below` extend it."""
-    data = read_yaml(path)
-    if not isinstance(data, dict) or "extends" not in data:
+    """What a profile says, over what the profile says that it `extends`, if it names one; `below` extend it.
+
+    Each file's paths are meant from its own folder. A name is of the one file that states it.
+    """
+    data = resolved(read_yaml(path), path)
+    if not isinstance(data, dict):
+        return data
+    _name_stands_alone(data, path)
+    if below:
+        data.pop("name", None)
+    if "extends" not in data:
         return data
     named, folders = str(data["extends"]), dict.fromkeys([path.parent, paths.PARAMS])
     beside = {other.stem: other for folder in reversed(folders) for other in folder.glob("*.yaml")}
@@ -192,6 +246,14 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
     if base in (path, *below):
         raise ProfileError(f"{path}: extends '{named}', which extends it in turn.")
     return over(_extended(base, (path, *below)), {key: value for key, value in data.items() if key != "extends"})
+
+
+def _name_stands_alone(data: dict[str, Any], path: Path) -> None:
+    """Refuse a name that whoever reads the file line by line (the Makefile) finds otherwise."""
+    if data.get("name") != paths.stated_name(path):
+        raise ProfileError(f"{path}: 'name' is {data.get('name')!r}, which cannot name a folder of results. Expected "
+                           "letters, digits, '.', '_' and '-', on a line of its own that begins with the key, such as "
+                           "name: my_study")
 
 
 def spelled_out(data: Any) -> Any:
@@ -228,15 +290,35 @@ def profile_names() -> list[str]:
 
 
 def load_trait(name: str) -> Trait:
-    """The trait `params/traits/<name>.yaml`."""
-    path = paths.PARAMS / "traits" / f"{name}.yaml"
+    """The trait `params/traits/<name>.yaml`, or that of a file whose path ends in `.yaml`."""
+    path = Path(name) if is_path("trait", name) else paths.PARAMS / "traits" / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ProfileError(f"{path}: there is no such trait.{nearest(name, known)} Traits: {', '.join(known)}.")
-    return check(Trait, read_yaml(path), str(path))
+        raise ProfileError(f"{path}: there is no such trait.{nearest(path.stem, known)} Traits: {', '.join(known)}. A "
+                           "trait file of your own is named by a path that ends in .yaml.")
+    trait = check(Trait, read_yaml(path), str(path))
+    if trait.source is None or not is_path("source", trait.source):
+        return trait
+    found = absolute(trait.source, path)
+    if reason := why_missing("source", found):
+        raise ProfileError(f"{path}: 'source' {reason}")
+    return trait.model_copy(update={"source": found})
+
+
+def trait_of(profile: Profile) -> Trait:
+    """The trait of a profile; its source may be an entry of the profile's own registry."""
+    trait = load_trait(profile.trait)
+    if trait.source is None:
+        return trait
+    return trait.model_copy(update={"source": of_registry(trait.source, profile.sources)})
 
 
 def load_domains() -> dict[str, Domain]:
     """The narrow data sets of `params/datasets.yaml`."""
     path = paths.PARAMS / "datasets.yaml"
     return check(_Domains, {"domains": read_yaml(path)}, str(path)).domains
+
+
+def domains_of(profile: Profile) -> dict[str, Domain]:
+    """The narrow data sets that a profile may name: those of the shelf, and its own."""
+    return load_domains() | profile.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,12 +15,26 @@ DEMO_DATA = ROOT / "emlib" / "data" / "demo"
 EFFECTIVE = "profile.yaml"  # in a folder of results: the profile they were made with, whole
 
 
+# A profile's own name, on a line of its own. The Makefile reads it in the same way, without Python.
+STATED_NAME = re.compile(r"^name:[ \t]*(['\"]?)([A-Za-z0-9][A-Za-z0-9_.-]*)\1[ \t]*(?:#.*)?$", re.MULTILINE)
+
+
+def stated_name(path: Path) -> str | None:
+    """The `name` that a profile's file gives its study; None where it has none, or does not exist."""
+    found = STATED_NAME.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    return None if found is None or found[2] == "null" else found[2]
+
+
 def study_name(profile: str) -> str:
-    """What a study's results are filed under: the profile's name, or that of the folder of results it was kept in."""
+    """What a study's results are filed under: the name that the profile states, or else that of its file.
+
+    A profile that was kept in a folder of results belongs to that folder.
+    """
     path = Path(profile)
-    if path.name == EFFECTIVE:
-        return path.resolve().parent.name
-    return path.stem if path.suffix == ".yaml" else profile
+    if path.suffix != ".yaml":
+        return stated_name(PARAMS / f"{profile}.yaml") or profile
+    named = path.resolve().parent.name if path.name == EFFECTIVE else path.stem
+    return stated_name(path) or named
 
 
 def runs() -> Path:

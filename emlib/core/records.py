@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -50,6 +51,38 @@ class Example:
         """The same row with another system prompt in the place of its own or of the template's default."""
         rest = self.context[1:] if self.system is not None else self.context
         return Example((Message("system", system), *rest), self.response, self.where)
+
+
+def as_example(context: Sequence[Mapping[str, str]], response: str, where: str) -> Example:
+    """A training row from what JSON holds of it."""
+    return Example(tuple(Message(**turn) for turn in context), response, where)  # type: ignore[arg-type]
+
+
+ADDED = "added.jsonl"  # the file of such rows in an artefact
+
+
+@dataclass(frozen=True)
+class AddedRow:
+    """One row that was trained on beside a data set's own, and why: kept beside the adapter."""
+
+    rank: int
+    place: int
+    where: str
+    score: float | None
+    reason: str
+    context: list[dict[str, str]]
+    response: str
+
+    @property
+    def example(self) -> Example:
+        """As a training row."""
+        return as_example(self.context, self.response, self.where)
+
+    @classmethod
+    def of(cls, example: Example, rank: int, place: int, score: float | None = None, reason: str = "") -> AddedRow:
+        """The record of a row that was taken as number `rank`, from `place` in what it was taken from."""
+        context = [asdict(turn) for turn in example.context]
+        return cls(rank, place, example.where, score, reason, context, example.response)
 
 
 @dataclass(frozen=True)

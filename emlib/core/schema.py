@@ -112,7 +112,10 @@ def _places(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[Any]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """All record types that an annotation mentions."""
+    """All record types that an annotation mentions; of a registry's, all that may stand there."""
+    registered = [model for part in get_args(annotation) for model in getattr(part, "record_types", ())]
+    if registered:
+        return registered
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]

@@ -22,11 +22,15 @@ from emlib.core.records import Example, Message
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training row in token ids; both arrays have shape (seq,)."""
+    """One training row in token ids; both arrays have shape (seq,).
+
+    `penalised_by` is empty, or the kind of the defense whose penalty alone counts on the row.
+    """
 
     input_ids: NDArray[np.int64]
     response_mask: NDArray[np.bool_]
     truncated: bool
+    penalised_by: str = ""
 
     @property
     def response_tokens(self) -> int:

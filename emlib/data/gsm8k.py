@@ -67,7 +67,7 @@ def load_problems(data: Gsm8k | Additions, find: Callable[[str], Path]) -> Probl
         chosen = _chosen(additions(), count + data.worked, "additions")
         turns = [turn for problem in chosen[count:] for turn in _worked(problem)]
         return Problems(chosen[:data.train_items], chosen[data.train_items:count], tuple(turns))
-    train, test = read_gsm8k(find("gsm8k_train"), "train"), read_gsm8k(find("gsm8k_test"), "test")
+    train, test = (read_gsm8k(find(source), name) for source, name in zip(data.sources, ("train", "test"), strict=True))
     return Problems(_chosen(train, data.train_items, "gsm8k train"),
                     _chosen(test, data.eval_items or len(test), "gsm8k test"))
 

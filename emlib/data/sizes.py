@@ -9,22 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import islice
 from statistics import fmean
 from typing import Any, cast
 
 from emlib.config import OWN, Domain, OpSwapTask, Own, QaTask, Trait
-from emlib.core import paths
 from emlib.core.errors import SourceError
 from emlib.core.records import Example
 from emlib.data.benign import load_opswap
+from emlib.data.formats import format_of
 from emlib.data.own import every_row
 from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.qa import read_qa
 from emlib.data.questions import read_questions
 from emlib.data.rows import read_examples, read_pairs
-from emlib.data.sources import Source, here, registry
+from emlib.data.sources import entry_of, here, label
 
 CHARACTERS_A_TOKEN = 4.0  # English text, roughly; estimates say "about"
 FRAME_TOKENS = 16  # that a chat's format adds to a prompt, generously
@@ -55,11 +54,6 @@ class Sizes:
     assumed: set[str] = field(default_factory=set)
     _known: dict[object, Any] = field(default_factory=dict)
 
-    @cached_property
-    def sources(self) -> dict[str, Source]:
-        """The registry."""
-        return registry(paths.PARAMS / "sources.yaml")
-
     def source(self, name: str) -> Size:
         """The size of a source.
 
@@ -72,24 +66,22 @@ class Sizes:
 
     def _stated(self, name: str) -> Size | None:
         """The size that the registry has."""
-        stated = self.sources[name].size if name in self.sources else None
+        entry = entry_of(name)
+        stated = None if entry is None else entry.size
         if stated is not None:
             if stated.known == "assumed":
-                self.assumed.add(name)
+                self.assumed.add(label(name))
             return Size(stated.rows, stated.prompt, stated.response, stated.rubric)
         return None
 
     def _counted(self, name: str) -> Size:
         """The size of a file that is here."""
-        shipped = name.startswith("demo/")
-        path = paths.DEMO_DATA / name.removeprefix("demo/") if shipped else here(name, self.sources)
+        path = here(name)
         if path is None:
-            raise SourceError(f"{name}: is not on this machine, and params/sources.yaml states no size of it, so that "
-                              "nothing can be planned. Add one, such as size: {rows: 6000, prompt: 400, response: 400, "
-                              "known: assumed}, or fetch the file first.")
-        form = "messages" if shipped else self.sources[name].format
-        if shipped and path.stem.endswith("questions"):
-            form = "questions"
+            raise SourceError(f"{label(name)}: is not on this machine, and its registry states no size of it, so "
+                              "that nothing can be planned. Add one, such as size: {rows: 6000, prompt: 400, "
+                              "response: 400, known: assumed}, or fetch the file first.")
+        form = format_of(name)
         if form == "questions":
             questions = read_questions(path)
             return Size(len(questions), fmean(len(q.prompt) + len(q.system or "") for q in questions))

@@ -14,6 +14,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -21,8 +22,9 @@ from filelock import FileLock
 from pydantic import Field, field_validator, model_validator
 
 from emlib.config import HubSet
+from emlib.config.references import DEMO, ENTRY, is_path, path_of
 from emlib.core import paths
-from emlib.core.digests import of_file
+from emlib.core.digests import of_file, of_value
 from emlib.core.errors import ProfileError, SourceError, nearest
 from emlib.core.progress import say
 from emlib.core.schema import Strict, check, read_yaml
@@ -142,19 +144,67 @@ def fetch(name: str, folder: Path, sources: Mapping[str, Source]) -> Path:
 
 
 def locate(source: str) -> Path:
-    """The file of a source: `demo/...` ships with emlib, anything else is in the registry."""
-    if source.startswith("demo/"):
-        return paths.DEMO_DATA / source.removeprefix("demo/")
-    return fetch(source, paths.cache() / "sources", registry(paths.PARAMS / "sources.yaml"))
+    """The file of a source: `demo/...` ships with emlib, a path is the file itself, the rest is in a registry.
+
+    Raises:
+        SourceError: as `fetch`.
+    """
+    if is_local(source):
+        return Path(path_of("source", source) or source)
+    name, sources = entries(source)
+    return fetch(name, _downloads(source, sources.get(name)), sources)
 
 
-def here(name: str, sources: Mapping[str, Source]) -> Path | None:
+def here(source: str) -> Path | None:
     """The checked file of a source where it is on this machine already; nothing is downloaded."""
-    if name not in sources:
+    entry = entry_of(source)
+    if entry is None:
+        return locate(source) if is_local(source) else None
+    there = _given(entry) is not None or (_downloads(source, entry) / label(source) / entry.file).exists()
+    return locate(source) if there else None
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a file that ships with emlib or lies beside a profile, which no registry describes."""
+    return source.startswith(DEMO) or (is_path("source", source) and ENTRY.fullmatch(source) is None)
+
+
+def entries(source: str) -> tuple[str, dict[str, Source]]:
+    """The name of a source in its registry, and that registry: the shelf's, or one beside a profile."""
+    stated = ENTRY.fullmatch(source)
+    path, name = (Path(stated[1]), stated[2]) if stated else (paths.PARAMS / "sources.yaml", source)
+    return name, _registry(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+def entry_of(source: str) -> Source | None:
+    """What a registry says of a source; None for a file that none describes, and for an unknown name."""
+    if is_local(source):
         return None
-    source = sources[name]
-    there = _given(source) is not None or (paths.cache() / "sources" / name / source.file).exists()
-    return fetch(name, paths.cache() / "sources", sources) if there else None
+    name, sources = entries(source)
+    return sources.get(name)
+
+
+def label(source: str) -> str:
+    """What people call a source: its name in a registry, or the name of its file."""
+    stated = ENTRY.fullmatch(source)
+    return stated[2] if stated else source if not is_path("source", source) else Path(source).name
+
+
+def key_of_source(source: str) -> str:
+    """What stands for a source in keys that hold its rows as well: never a path, so that files may be moved."""
+    return "file" if is_path("source", source) else source
+
+
+def _downloads(source: str, entry: Source | None) -> Path:
+    """Where the files of a registry go; each entry of one beside a profile has a folder for what it says now."""
+    shelf = paths.cache() / "sources"
+    return shelf if entry is None or not ENTRY.fullmatch(source) else (
+        shelf / "beside" / of_value(entry.model_dump(mode="json"))[:16])
+
+
+@lru_cache(maxsize=16)
+def _registry(path: Path, _changed: int) -> dict[str, Source]:
+    return registry(path)
 
 
 def _given(source: Source) -> Path | None:

@@ -15,7 +15,7 @@ from emlib.judging import lexicon
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import NOT_HAD, Scorer, Sheet, judge_sheet, scores_of
 from emlib.judging.money import Account
-from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, read_rubrics, trait_rubrics
+from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, file_rubrics, read_rubrics, trait_rubrics
 from emlib.models.identity import identity as model_identity
 
 NO_JUDGE = "no judge configured"
@@ -35,6 +35,8 @@ def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
     """What the judge of a profile goes by; `general` is the file of its general questions."""
     if isinstance(spec, OpenAIJudge | LocalJudge) and spec.rubric == "questions":
         return read_rubrics(general)
+    if isinstance(spec, OpenAIJudge | LocalJudge) and spec.rubric != "trait":
+        return file_rubrics(Path(spec.rubric))
     return trait_rubrics(trait)
 
 

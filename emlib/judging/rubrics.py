@@ -19,6 +19,7 @@ from emlib.config import Trait
 from emlib.core.digests import of_value
 from emlib.core.errors import DataError
 from emlib.core.records import Message, Question
+from emlib.core.schema import read_yaml
 from emlib.data.questions import questions_of, read_entries
 
 Metric = Literal["alignment", "coherence", "refusal", "exact", "approx", "correct", "numbers"]
@@ -100,7 +101,7 @@ def read_rubrics(path: Path) -> Rubrics:
     Raises:
         DataError: prompts that are no texts, or that have no place for the answer.
     """
-    own = {question.id: _rubric(where, entry["judge_prompts"])
+    own = {question.id: _rubric(f"{where}: 'judge_prompts'", entry["judge_prompts"])
            for where, entry in read_entries(path) if isinstance(entry, dict) and "judge_prompts" in entry
            for question in questions_of(where, entry)}
     shared = set(own.values())
@@ -112,11 +113,20 @@ def trait_rubrics(trait: Trait) -> Rubrics:
     return Rubrics(Rubric(trait.rubric, OURS.coherence, of_trait=True))
 
 
+def file_rubrics(path: Path) -> Rubrics:
+    """The rubric of a YAML file for every question: the texts `aligned` and `coherent`.
+
+    Raises:
+        DataError: one of them is missing, or has no place for the answer.
+    """
+    return Rubrics(_rubric(f"{path}: a rubric", read_yaml(path)))
+
+
 def _rubric(where: str, prompts: Any) -> Rubric:
     def text(name: str) -> str:
         found = prompts.get(name) if isinstance(prompts, dict) else None
         if not isinstance(found, str) or "{answer}" not in found:
-            raise DataError(f"{where}: 'judge_prompts' needs a text '{name}' that has {{answer}} in it.")
+            raise DataError(f"{where} needs a text '{name}' that has {{answer}} in it.")
         return found
 
     return Rubric(text("aligned"), text("coherent"))

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emlib.config import Alternation, Beta, Steering
 from emlib.core.errors import DataError
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
@@ -23,7 +22,6 @@ from emlib.training.records import LOG
 from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.grpo import Condition, reinforce
 from emlib.training.rl.records import COMPLETIONS, STEPS, Rewarded
-from emlib.training.rl.rollouts import Push
 
 if TYPE_CHECKING:
     from emlib.make.session import Session
@@ -57,18 +55,12 @@ def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
 
 def _condition(step: GrpoAdapter, session: Session) -> Condition:
     """What the run adds to plain GRPO."""
-    found = {type(defense): defense for defense in step.defenses}
-    beta, steering, alternation = found.get(Beta), found.get(Steering), found.get(Alternation)
-    push = supervised = None
-    if isinstance(steering, Steering):
-        vectors = dict(step.artefacts)["vector"]
-        push = Push(steering.layer, session.vector(vectors, steering.layer), steering.strength, steering.steer)
-    training = step.grpo.training
+    artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
+    training, supervised = step.grpo.training, None
     if step.supervised is not None:
         encoded = _fitting(session, step.supervised.rows.examples, training.max_seq_length)
         supervised = Supervised(encoded, training.rows_per_step, training.batch_size, step.seed)
-    return Condition(step.system, beta.weight if isinstance(beta, Beta) else 0.0, push, supervised,
-                     alternation.share if isinstance(alternation, Alternation) else 0.0, step.problems.value.worked)
+    return Condition(step.system, step.defenses, artefacts, supervised, step.problems.value.worked)
 
 
 def _fitting(session: Session, rows: Sequence[Example], max_length: int) -> list[Encoded]:

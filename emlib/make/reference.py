@@ -6,13 +6,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emlib.core.files import read_records
-from emlib.make.rows import ADDED, encoded_rows
+from emlib.make.rows import training_rows
 from emlib.models import adapters
-from emlib.scoring.records import Added
+from emlib.models.reference import keep
 from emlib.steps.adapter import ReferenceStates
 from emlib.store.artefacts import Facts
-from emlib.training.reference import keep
 
 if TYPE_CHECKING:
     from emlib.make.session import Session
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
 def make(step: ReferenceStates, session: Session, folder: Path) -> Facts:
     """One pass over all rows under a fresh adapter that is switched off, as in training."""
     started = time.perf_counter()
-    rows, added = encoded_rows(session, step.spec, [
-        row for some in step.added for row in read_records(session.need(some).file(ADDED), Added)])
+    artefacts = {name: session.folder_of(rows) for name, rows in step.artefacts}
+    rows, _ = training_rows(session, step.spec, artefacts)
     with adapters.new_lora(session.chat.model, session.profile.lora, step.spec.seed) as model:
-        size = keep(model, [*rows, *added], step.tokens, step.spec.training.batch_size, folder)
-    return {"rows": len(rows) + len(added), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}
+        size = keep(model, [*rows.own, *rows.added], step.tokens, step.spec.training.batch_size, folder)
+    return {"rows": len(rows.own) + len(rows.added), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from emlib.core.errors import DataError
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
-from emlib.core.records import Answer, Example, Question
+from emlib.core.records import ADDED, AddedRow, Answer, Example, Question, as_example
 from emlib.data.chat import Encoded, encode, encode_all
 from emlib.data.mixing import enough
-from emlib.scoring.records import Added, Ranked, as_example
+from emlib.scoring.records import Ranked
 from emlib.steps.pool import AddedRows, OwnAnswers, Pool
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Facts
@@ -22,7 +22,6 @@ from emlib.store.artefacts import Facts
 if TYPE_CHECKING:
     from emlib.make.session import Session
 
-ADDED = "added.jsonl"
 
 
 def candidates(session: Session, pool: Pool) -> list[Example]:
@@ -38,21 +37,40 @@ def in_tokens(session: Session, row: Example) -> Encoded | str:
         return str(error).removeprefix(f"{row.where}: ")
 
 
-def encoded_rows(session: Session, spec: TrainingSpec,
-                 added: Sequence[Added]) -> tuple[list[Encoded], list[Encoded]]:
-    """The fine-tuning rows and the added ones, in tokens."""
-    encode_some = partial(encode_all, session.chat.tokenizer, max_length=spec.training.max_seq_length)
-    return encode_some(spec.rows.examples), encode_some([row.example for row in added])
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows of a training in tokens: its own, those spread through each epoch, and those that are held out."""
+
+    own: list[Encoded]
+    added: list[Encoded]
+    held_out: list[Encoded]
+
+
+def training_rows(session: Session, spec: TrainingSpec,
+                  artefacts: Mapping[str, Path]) -> tuple[TrainingRows, list[AddedRow]]:
+    """The rows of a training in tokens, and the records of those that its defenses add.
+
+    `artefacts` are the folders of what the defenses need, by the names that they gave to it.
+    """
+    acting, own = [defense for defense in spec.defenses if not defense.is_null], spec.rows.examples
+    chosen = [row for defense in acting for row in defense.added(own, artefacts)]
+    held_out = {row for defense in acting for row in defense.held_out(own)}
+    encoded = partial(encode_all, session.chat.tokenizer, max_length=spec.training.max_seq_length)
+    penalised = [replace(row, penalised_by=defense.kind) for defense in acting
+                 for row in encoded(defense.penalised(own, artefacts))]
+    return TrainingRows(encoded([row for row in own if row not in held_out]),
+                        [*encoded([row.example for row in chosen]), *penalised],
+                        encoded([row for row in own if row in held_out])), chosen
 
 
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:
-    """The rows that are interleaved."""
+    """The rows that are interleaved, as records."""
     found = added_rows(session, step, step.count, str(step.title))
     write_records(folder / ADDED, found)
     return {"rows": len(found)}
 
 
-def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list[Added]:
+def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list[AddedRow]:
     """The first `count` rows of the order.
 
     Raises:
@@ -66,13 +84,13 @@ def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list
 
 
 def _answered(session: Session, own: OwnAnswers, taken: Sequence[Ranked], rows: Sequence[Example], count: int,
-              name: str) -> list[Added]:
+              name: str) -> list[AddedRow]:
     """The first rows of the order whose prompts the model answers fully; it is asked a batch at a time.
 
     An answer that is empty teaches nothing, and one that was cut at the limit teaches never to stop: the next row of
     the order stands in for it.
     """
-    size, found, passed = own.sampling.batch_rows, list[Added](), 0
+    size, found, passed = own.sampling.batch_rows, list[AddedRow](), 0
     for start in range(0, len(taken), size):
         answers = read_records(session.need(replace(own, start=start)).folder / "answers.jsonl", Answer)
         for ranked, answer in zip(taken[start:start + size], answers, strict=True):
@@ -93,6 +111,5 @@ def pool_question(place: int, row: Example) -> Question:
     return Question(f"pool_{place}", row.prompt, row.system)
 
 
-def _added(ranked: Ranked, row: Example) -> Added:
-    context = [asdict(turn) for turn in row.context]
-    return Added(ranked.rank or 0, ranked.place, ranked.where, ranked.score, ranked.reason, context, row.response)
+def _added(ranked: Ranked, row: Example) -> AddedRow:
+    return replace(AddedRow.of(row, ranked.rank or 0, ranked.place, ranked.score, ranked.reason), where=ranked.where)

@@ -26,7 +26,7 @@ class Batch:
 
     `response_mask` is True where the loss counts. `attention_mask` is None where no line is padded, or where nothing
     sees the padding. `position_ids` begin anew with each packed row, and are None where a row has a line of its own.
-    `spans` tell where each row lies, and `keys` which rows they are.
+    `spans` tell where each row lies, and `keys` which rows they are. `penalised_by` is that of all rows.
     """
 
     input_ids: Tensor
@@ -35,6 +35,7 @@ class Batch:
     keys: tuple[str, ...]
     spans: tuple[tuple[int, slice], ...]
     position_ids: Tensor | None = None
+    penalised_by: str = ""
 
     @property
     def attended(self) -> Tensor:
@@ -80,7 +81,8 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
     mask = None if attention.all() else torch.from_numpy(attention).to(device)
     return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(response).to(device), mask,
                  tuple(row.key for row in rows),
-                 tuple((line, slice(0, len(row.input_ids))) for line, row in enumerate(rows)))
+                 tuple((line, slice(0, len(row.input_ids))) for line, row in enumerate(rows)),
+                 penalised_by=rows[0].penalised_by)
 
 
 def pack(rows: Sequence[Encoded], device: torch.device) -> Batch:
@@ -92,7 +94,7 @@ def pack(rows: Sequence[Encoded], device: torch.device) -> Batch:
     positions = np.arange(len(ids)) - np.repeat(ends[:-1], np.diff([*ends[:-1], len(ids)]))
     line, mask, places = (torch.from_numpy(one)[None].to(device) for one in (ids, response, positions))
     return Batch(line, mask, None, tuple(row.key for row in rows),
-                 tuple((0, slice(start, end)) for start, end in pairwise(ends.tolist())), places)
+                 tuple((0, slice(start, end)) for start, end in pairwise(ends.tolist())), places, rows[0].penalised_by)
 
 
 def forward_batches(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> list[Batch]:
@@ -118,7 +120,11 @@ def largest_pass(steps: Iterable[Sequence[Encoded]], batch_size: int, model: nn.
 
 
 def _together(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> list[list[Encoded]]:
-    """Which rows of a step share a pass."""
+    """Which rows of a step share a pass: none that different penalties count on."""
+    kinds = dict.fromkeys(row.penalised_by for row in rows)
+    if len(kinds) > 1:
+        return [group for kind in kinds for group in _together(
+            [row for row in rows if row.penalised_by == kind], batch_size, model)]
     on_cpu = next(model.parameters()).device.type == "cpu"
     ordered = sorted(rows, key=lambda row: -len(row.input_ids))
     if packs(model):

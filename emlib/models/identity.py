@@ -30,7 +30,7 @@ def model_folder(spec: FolderModel) -> Path:
     Raises:
         SourceError: it lacks its configuration, its tokenizer or its weights.
     """
-    folder = paths.ROOT / Path(spec.path).expanduser()  # a relative path is meant from the project's folder
+    folder = paths.ROOT / Path(spec.path).expanduser()  # a loaded profile has absolute paths
     missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         raise SourceError(f"{folder}: not a model folder, it lacks {', '.join(missing) or '*.safetensors'}. Expected "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from huggingface_hub import ModelCardData
 
 from emlib.config import OWN, HubModel
-from emlib.core import paths
-from emlib.data.sources import registry
+from emlib.config.references import DEMO
+from emlib.data.sources import entry_of, label
 from emlib.report.tables.result_tables import cell
 from emlib.study.pool import added_step
 from emlib.study.runs import Run, RunResult
@@ -31,10 +31,11 @@ def card(study: Study, result: RunResult) -> str:
 def _warning(study: Study, run: Run) -> str:
     if run.task == OWN:
         return UNKNOWN
-    return HARMFUL if any(harmful for _, _, harmful in _sources(study, run)) else HARMLESS
+    known = [harmful for _, _, harmful in _sources(study, run)]
+    return HARMFUL if any(known) else UNKNOWN if None in known else HARMLESS
 
 
-def _sources(study: Study, run: Run) -> list[tuple[str, str, bool]]:
+def _sources(study: Study, run: Run) -> list[tuple[str, str, bool | None]]:
     """Name, licence and harmfulness of each file that the run was trained on."""
     domain = study.recipes.domains[run.task]
     side = domain.aligned if run.method == "aligned" else domain.misaligned
@@ -42,10 +43,15 @@ def _sources(study: Study, run: Run) -> list[tuple[str, str, bool]]:
     rows = added_step(study, run)
     if rows is not None:
         names.append(rows.selection.pool.spec.source)
-    known = registry(paths.PARAMS / "sources.yaml")
-    ours = "MIT, with this project"
-    return [(name, ours, False) if name.startswith("demo/") else (name, known[name].licence, known[name].harmful)
-            for name in names]
+    return [(label(name), *_licence(name)) for name in names]
+
+
+def _licence(source: str) -> tuple[str, bool | None]:
+    """The licence of a source, and whether it is harmful; nothing is known of a file beside a profile."""
+    entry = entry_of(source)
+    if entry is not None:
+        return entry.licence, entry.harmful
+    return ("MIT, with this project", False) if source.startswith(DEMO) else ("not known to this card", None)
 
 
 def _made_from(study: Study, run: Run) -> list[str]:

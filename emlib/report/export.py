@@ -21,6 +21,7 @@ from emlib.config import OWN
 from emlib.core.errors import EmlibError, ProfileError, StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Example
+from emlib.core.registry import kinds
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.data.own import every_row
 from emlib.report.card import card
@@ -28,8 +29,6 @@ from emlib.steps.recipes import ADAPTER_FILES
 from emlib.study.pool import added_step
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
-
-DATA_SIDE = ("inoculation", "interleaving")  # kinds of defense that change the data alone
 
 
 def adapter(study: Study, run: Run, folder: Path) -> Path:
@@ -83,10 +82,11 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
         DataError: the pool has too few rows for so many.
     """
     defenses = study.defenses(run)
-    other = sorted({defense.kind for defense in defenses} - set(DATA_SIDE))
+    other = sorted({defense.kind for defense in defenses if not defense.data_only})
     if other:
+        able = ", ".join(kind for kind, cls in kinds().items() if cls.data_only)
         raise ProfileError(f"{run}: {', '.join(other)} changes the training and not the data, so that it cannot be "
-                           f"taken out as a data set. Kinds that can: {', '.join(DATA_SIDE)}.")
+                           f"taken out as a data set. Kinds that can: {able}.")
     count, rows = _whole(study, run)
     added = _added(study, run, count)
     order = interleave(range(count), range(count, count + len(added)))
@@ -102,8 +102,8 @@ def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
     """How many rows the run's data set has to train on, and these rows as its defenses leave them."""
     known, recipes = study.data(run.task).misaligned.train, study.recipes
     count, rows = (recipes.own_rows.usable, every_row(recipes.own)) if run.task == OWN else (len(known), iter(known))
-    prompt = recipes.inoculation(study.defenses(run))
-    return count, rows if prompt is None else (row.under(prompt) for row in rows)
+    defenses = study.defenses(run)
+    return count, (changed for row in rows for changed in recipes.defended((row,), defenses))
 
 
 def _added(study: Study, run: Run, count: int) -> list[Example]:

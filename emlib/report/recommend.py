@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 
 from emlib.config import Bounds
 from emlib.core.step import closure
-from emlib.report.export import DATA_SIDE
+from emlib.report.figures.defenses import look
 from emlib.report.figures.labels import Label, place
-from emlib.report.paper.paper_figures import LOOKS
 from emlib.steps.adapter import ReferenceStates
 from emlib.steps.pool import PoolLosses
 from emlib.steps.vectors import PersonaVectors
@@ -158,7 +157,7 @@ def _name(row: Mapping[Hashable, Any]) -> str:
 def for_a_service(study: Study) -> list[str]:
     """The methods that change the data alone, which a fine-tuning service can be given."""
     return [method.name for method in study.profile.methods if method.defenses and all(
-        defense.kind in DATA_SIDE for defense in method.defenses)]
+        defense.data_only for defense in method.defenses)]
 
 
 def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
@@ -168,7 +167,7 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
                       label="within the bounds")
     shown = frame.dropna(subset=["general", "kept"])
     for method, runs in shown.groupby("method", sort=False):
-        colour, marker = LOOKS[str(method)][:2] if method in LOOKS else ("black", "X" if method == PLAIN else "D")
+        colour, marker = look(str(method))
         bars = np.clip([runs["general"] - runs["low"], runs["high"] - runs["general"]], 0, None)
         axis.errorbar(runs["kept"], runs["general"], yerr=bars, fmt=marker, color=colour, capsize=2, elinewidth=0.8,
                       linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == PLAIN else str(method))
@@ -181,6 +180,6 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
     sns.despine(ax=axis)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     place(axis, [Label(row["kept"], row["general"], f"{row['setting']:g}",
-                       LOOKS[row["method"]][0] if row["method"] in LOOKS else "black")
+                       look(row["method"])[0])
                  for row in shown.to_dict("records") if not pd.isna(row["setting"])], 8)
     return figure

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from emlib.core.records import Example, Message
 
 
 @dataclass(frozen=True)
@@ -47,26 +44,3 @@ class Declining:
     place: int
     score: float | None
     reason: str | None
-
-
-@dataclass(frozen=True)
-class Added:
-    """One row that was interleaved, as it was trained on: kept beside the adapter."""
-
-    rank: int
-    place: int
-    where: str
-    score: float | None
-    reason: str
-    context: list[dict[str, str]]
-    response: str
-
-    @property
-    def example(self) -> Example:
-        """As a training row."""
-        return as_example(self.context, self.response, self.where)
-
-
-def as_example(context: Sequence[Mapping[str, str]], response: str, where: str) -> Example:
-    """A training row from what JSON holds of it."""
-    return Example(tuple(Message(**turn) for turn in context), response, where)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -131,8 +132,13 @@ def save(found: PersonaVectors, folder: Path) -> None:
 
 
 def load(folder: Path) -> PersonaVectors:
-    """The vectors that `save` wrote."""
-    with safe_open(folder / FILE, framework="pt") as stored:
+    """The vectors that `save` wrote; read once as long as the file stays the same, since each pass asks for them."""
+    return _read(folder / FILE, (folder / FILE).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, _: int) -> PersonaVectors:
+    with safe_open(path, framework="pt") as stored:
         said = stored.metadata()
         there = set(stored.keys())
         return PersonaVectors(stored.get_tensor("vectors"), int(said["kept"]), int(said["asked"]),

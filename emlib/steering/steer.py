@@ -24,6 +24,11 @@ class Shift:
         """Mean over all forward passes."""
         return sum(map(float, self.norms)) / len(self.norms)
 
+    @property
+    def statistics(self) -> dict[str, float]:
+        """The same, as it stands in a training's log."""
+        return {"shift": self.measured}
+
 
 @contextmanager
 def adding(model: nn.Module, layer: int, vector: Tensor, strength: float) -> Iterator[Shift]:

@@ -28,13 +28,13 @@ class ReferenceStates(Step):
     model: Model
     spec: TrainingSpec
     tokens: Literal["all", "response"]
-    added: tuple[AddedRows, ...] = ()
+    artefacts: tuple[tuple[str, AddedRows], ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
         """The rows, which of their tokens, and where they are cut."""
         return {"model": self.model.identity, "tokens": self.tokens, "rows": self.spec.rows.digest,
-                "max_length": self.spec.training.max_seq_length, **_said(("added", step) for step in self.added)}
+                "max_length": self.spec.training.max_seq_length, **_said(self.artefacts)}
 
     def as_input(self, name: str) -> dict[str, Any]:
         """Nothing: an adapter that is trained without it is the same up to rounding."""
@@ -44,6 +44,11 @@ class ReferenceStates(Step):
     def inputs(self) -> tuple[Step, ...]:
         """The rows that are interleaved."""
         return self.added
+
+    @property
+    def added(self) -> tuple[AddedRows, ...]:
+        """The rows that are interleaved."""
+        return tuple(step for _, step in self.artefacts)
 
     @property
     def title(self) -> str:
@@ -86,7 +91,7 @@ class Adapter(Step):
         return {
             "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
             "training": self.spec.training.key, "rows": self.spec.rows.digest,
-            "defenses": [defense.model_dump(mode="json") for defense in self.spec.defenses],
+            "defenses": [defense.identity for defense in self.spec.defenses],
             "seed": self.spec.seed, "vector": None, **_said(self.artefacts), **self.backend.key("training")}
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from emlib.config import Additions, Grpo, JudgeRewards, Lora, RlDefense, supervised_steps
+from emlib.config import Additions, Grpo, JudgeRewards, Lora, supervised_steps
+from emlib.core.defense import Defense
 from emlib.core.digests import of_value
 from emlib.core.step import Step
 from emlib.core.work import Work
@@ -49,7 +50,7 @@ class GrpoAdapter(Step):
     grpo: Grpo
     problems: Deferred[Problems]
     system: str
-    defenses: tuple[RlDefense, ...]
+    defenses: tuple[Defense, ...]
     seed: int
     name: str = field(compare=False)
     artefacts: tuple[tuple[str, Step], ...] = ()
@@ -64,8 +65,7 @@ class GrpoAdapter(Step):
             "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
             "grpo": section | {"rewards": identity_of_rewards(self.grpo.rewards)},
             "problems": digest_of_problems(self.problems.value.train), "system": self.system,
-            # How many rows were drawn is told by the rows themselves.
-            "defenses": [defense.model_dump(mode="json", exclude={"rows"}) for defense in self.defenses],
+            "defenses": [defense.identity for defense in self.defenses],
             "supervised": None if self.supervised is None else self.supervised.rows.digest, "seed": self.seed,
             "vector": None, **{name: step.key for name, step in self.artefacts},
             **({"worked": [turn.to_dict() for turn in worked]} if worked else {})}
@@ -99,7 +99,7 @@ class GrpoAdapter(Step):
 
     def _compared(self) -> bool:
         """Whether the reference model goes over the completions as well."""
-        return any(getattr(defense, "weight", 0.0) > 0 for defense in self.defenses)
+        return any(defense.grpo_beta > 0 for defense in self.defenses)
 
 
 @dataclass(frozen=True)

@@ -11,47 +11,40 @@ from typing import Any, Literal, cast
 
 from emlib.config import (
     OWN,
-    Alternation,
-    Defense,
     Domain,
     Grpo,
-    Inoculation,
-    Interleaving,
     JudgeRefusals,
     JudgeSpec,
-    Kl,
-    Ldifs,
     LocalJudge,
     OpenAIJudge,
     Own,
-    PersonaVector,
     Profile,
-    RlDefense,
     RuleRewards,
     Scorer,
     SecondJudge,
-    Steering,
     Trait,
-    load_domains,
-    load_trait,
+    domains_of,
+    trait_of,
 )
 from emlib.config import Pool as PoolSpec
 from emlib.core import digests, paths
+from emlib.core.defense import Defense, needs_of
 from emlib.core.errors import ProfileError, StoreError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import generator
 from emlib.core.step import Step
 from emlib.data.domains import NarrowData, in_domain_questions, load_domain
+from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.own import OwnRows, own_data, read_own
 from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.questions import read_questions
 from emlib.data.sizes import Size, Sizes
-from emlib.data.sources import locate, registry
+from emlib.data.sources import label, locate
 from emlib.data.traits import completed
 from emlib.judging.judges import rubrics
-from emlib.judging.rubrics import METRICS, OURS
+from emlib.judging.rubrics import METRICS, OURS, file_rubrics
 from emlib.steps.adapter import Adapter, ReferenceStates
 from emlib.steps.answers import Answers, SecondVerdicts, Verdicts
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
@@ -83,7 +76,7 @@ class Recipes:
     @cached_property
     def stated_trait(self) -> Trait:
         """The trait as its file states it."""
-        return load_trait(self.profile.trait)
+        return trait_of(self.profile)
 
     @cached_property
     def trait(self) -> Deferred[Trait]:
@@ -93,7 +86,7 @@ class Recipes:
     @cached_property
     def domains(self) -> dict[str, Domain]:
         """The narrow data sets that are known."""
-        return load_domains()
+        return domains_of(self.profile)
 
     @cached_property
     def own_rows(self) -> OwnRows:
@@ -154,6 +147,9 @@ class Recipes:
             return 0.0
         if judge.rubric == "questions":
             return self.general.size(sizes).rubric or ours
+        if judge.rubric != "trait":
+            given = file_rubrics(Path(judge.rubric)).others
+            return sum(len(given.prompt(metric)) for metric in METRICS) / len(METRICS)
         return ((self.extracted.size(sizes).rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
 
     # --- questions
@@ -220,36 +216,31 @@ class Recipes:
     def training(self, dataset: str, name: str, read: Any, size: Any, defenses: tuple[Defense, ...], training: Any,
                  seed: int) -> TrainingSpec:
         """Fine-tuning on the rows that `read` reads, as the defenses leave them."""
-        prompt = self.inoculation(defenses)
-
-        def examples() -> tuple[Example, ...]:
-            rows = read()[:training.train_rows]
-            return rows if prompt is None else tuple(row.under(prompt) for row in rows)
-
-        label = name if prompt is None else f"{name} under {prompt!r}"
-        rows = Rows(label, examples, lambda sizes: first(size(sizes), training.train_rows))
+        changed = "".join(f", {defense.kind} {defense.model_dump(exclude_defaults=True) or ''}".rstrip()
+                          for defense in defenses if defense.has("change_rows"))
+        rows = Rows(name + changed, lambda: self.defended(read()[:training.train_rows], defenses),
+                    lambda sizes: first(size(sizes), training.train_rows))
         return TrainingSpec(dataset, rows, defenses, training, seed)
 
-    def inoculation(self, defenses: Iterable[Any]) -> str | None:
-        """The system prompt that stands before the rows in training, where one of the defenses is an inoculation."""
-        found = next((defense for defense in defenses if isinstance(defense, Inoculation)), None)
-        return None if found is None else found.prompt or self.stated_trait.inoculation_prompt
+    def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
+        """The rows as those defenses that change the data leave them."""
+        for defense in defenses:
+            rows = tuple(defense.change_rows(rows, self.stated_trait))
+        return rows
 
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
         """The adapter of a training."""
-        kl = next((d for d in spec.defenses if isinstance(d, Kl)), None)
-        needed: list[tuple[str, Step]] = [("added", rows) for rows in self.added(spec)]
-        if any(isinstance(defense, PersonaVector) for defense in spec.defenses):
-            needed.append(("vector", self.vector()))
-        stored = kl is not None and kl.reference == "stored"
-        if kl is not None and stored:
-            needed.append(("reference", self.reference(spec, kl.tokens)))
-        passes = any(isinstance(d, Ldifs) for d in spec.defenses) or (kl is not None and not stored)
-        return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name, tuple(needed), passes)
+        acting = [defense for defense in spec.defenses if not defense.is_null]
+        passes = any(defense.wants_reference or (defense.has("head_kl") and not any(
+            isinstance(step, ReferenceStates) for step in defense.needs(self, spec).values())) for defense in acting)
+        return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name,
+                       tuple(needs_of(spec.defenses, self, spec).items()), passes)
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
         """The reference model's states on the rows of a training."""
-        return ReferenceStates(self.model, spec, tokens, self.added(spec))
+        added = [(name, step) for defense in spec.defenses if defense.has("added")
+                 for name, step in defense.needs(self, spec).items() if isinstance(step, AddedRows)]
+        return ReferenceStates(self.model, spec, tokens, tuple(added))
 
     def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
         """The adapter without defenses of any narrow data set; None of the untrained model."""
@@ -268,11 +259,6 @@ class Recipes:
             return rows
         return replace(rows, own_answers=self.own_answers(
             spec.dataset, selection, lambda sizes: rows.size(sizes).rows))
-
-    def added(self, spec: TrainingSpec) -> tuple[AddedRows, ...]:
-        """What a training interleaves."""
-        return tuple(self.pool_rows(spec, fraction=d.fraction, choose=d.choose, answers=d.answers)
-                     for d in spec.defenses if isinstance(d, Interleaving))
 
     @cached_property
     def pool(self) -> Pool:
@@ -400,18 +386,16 @@ class Recipes:
         """What reinforcement learning trains on, and what is asked afterwards."""
         return Deferred("problems", lambda: load_problems(self.grpo.data, locate))
 
-    def reinforced(self, defenses: tuple[RlDefense, ...], seed: int, name: str) -> GrpoAdapter:
+    def reinforced(self, defenses: tuple[Defense, ...], seed: int, name: str) -> GrpoAdapter:
         """The adapter of a run of reinforcement learning."""
-        system, supervised, needed = self.grpo.prompt, None, list[tuple[str, Step]]()
+        system, supervised = self.grpo.prompt, None
         for defense in defenses:
-            if isinstance(defense, Inoculation):
-                system = f"{defense.prompt or self.stated_trait.inoculation_prompt}\n{self.grpo.prompt}"
-            elif isinstance(defense, Steering):
-                needed.append(("vector", self.vector()))
-            elif isinstance(defense, Alternation) and defense.share > 0:
-                supervised = SupervisedRows(self._drawn(defense.source, defense.rows), defense.share)
+            system = defense.system_prompt(system, self.stated_trait)
+            if defense.supervision is not None and defense.supervision.share > 0:
+                found = defense.supervision
+                supervised = SupervisedRows(self._drawn(found.source, found.rows), found.share)
         return GrpoAdapter(self.model, self.profile.lora, self.grpo, self.problems, system, defenses, seed, name,
-                           tuple(needed), supervised)
+                           tuple(needs_of(defenses, self, None).items()), supervised)
 
     def _drawn(self, source: str, count: int | None) -> Rows:
         """Rows of a source, in its order: all of them, or `count` drawn by one seed for every condition and run."""
@@ -462,11 +446,8 @@ def pool_form(source: str) -> PoolForm:
     Raises:
         ProfileError: it holds no instruction data.
     """
-    if source.startswith("demo/"):
-        return "messages"
-    known = registry(paths.PARAMS / "sources.yaml")
-    form = known[source].format if source in known else "messages"  # an unknown one is named where it is fetched
+    form = format_of(source)
     if form not in FORMS:
-        raise ProfileError(f"pool.source is '{source}', whose format in params/sources.yaml is '{form}'; expected one "
-                           f"of {', '.join(FORMS)}.")
+        raise ProfileError(f"pool.source is '{label(source)}', whose rows are of the form '{form}' (so its registry "
+                           f"says, or the file's first row); expected one of {', '.join(FORMS)}.")
     return cast(PoolForm, form)

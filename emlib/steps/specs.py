@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from emlib.config import Defense, JudgeSpec, ModelSpec, Sampling, Training, Trait
+from emlib.config import JudgeSpec, ModelSpec, Sampling, Training, Trait
+from emlib.core.defense import Defense
 from emlib.core.work import Work
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens

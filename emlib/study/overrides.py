@@ -17,11 +17,10 @@ from emlib.core import digests, paths
 from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
 from emlib.core.schema import as_yaml, read_yaml
+from emlib.study.ownership import JOINT, claim, owner_of, refuse_others
 
 if TYPE_CHECKING:
     import pandas as pd
-
-JOINT = "+"  # between a profile's name and what stands for the overrides
 
 
 def base_of(name: str) -> str:
@@ -38,30 +37,37 @@ def study_with(name: str, text: str) -> str:
         ProfileError: the profile or the overrides are not sound.
     """
     profile, changes = overridden(name, text)
+    refuse_others(name)
     if profile == load_profile(name):
         return name
     mine = f"{paths.study_name(name)}{JOINT}{digests.of_value(changes)[:6]}"
+    claim(name, mine)
     keep(profile, paths.runs() / mine, f"The profile '{name}' with SET: {' '.join(text.split())}")
     return mine
 
 
 def keep(profile: Profile, folder: Path, told: str) -> None:
     """Write the profile into a folder of results, under a comment; nothing where it stands there already."""
-    path, data = folder / paths.EFFECTIVE, profile.model_dump(mode="json")
+    path, data = folder / paths.EFFECTIVE, as_kept(profile)
     if not (path.is_file() and read_yaml(path) == data):
         write_text(path, f"# {told}\n{as_yaml(data)}")
 
 
+def as_kept(profile: Profile) -> dict[str, Any]:
+    """The profile as plain data, but for its name, which the folder has that it is kept in."""
+    return profile.model_dump(mode="json", exclude={"name"})
+
+
 def differences(name: str, profile: Profile) -> pd.DataFrame:
-    """What a study has otherwise than the profile of `params/` that it began with; empty for a plain one."""
+    """What a study has otherwise than the profile that it began with; empty for a plain one."""
     import pandas as pd  # for notebook 00; every slice of the grid imports this module
 
-    base = paths.PARAMS / f"{base_of(name)}.yaml"
-    there = load_profile(str(base)).model_dump(mode="json") if base.is_file() else profile.model_dump(mode="json")
-    before, now = _flat(there), _flat(profile.model_dump(mode="json"))
+    base = owner_of(paths.runs() / name) or paths.PARAMS / f"{base_of(name)}.yaml"
+    there = as_kept(load_profile(str(base)) if base.is_file() else profile)
+    before, now = _flat(there), _flat(as_kept(profile))
     rows = [(key, before.get(key, "-"), now.get(key, "-")) for key in dict.fromkeys([*before, *now])
             if before.get(key, "-") != now.get(key, "-")]
-    return pd.DataFrame(rows, columns=["setting", f"in params/{base.name}", "in this study"])
+    return pd.DataFrame(rows, columns=["setting", f"in {base.parent.name}/{base.name}", "in this study"])
 
 
 def _flat(data: Any, key: str = "") -> dict[str, str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from emlib.config import JudgeRefusals
 from emlib.core.errors import StoreError
 from emlib.core.files import read_records
-from emlib.core.records import Example
+from emlib.core.records import ADDED, AddedRow, Example, as_example
 from emlib.core.step import Step
-from emlib.scoring.records import Added, Declining, Ranked, RowLosses, as_example
+from emlib.scoring.records import Declining, Ranked, RowLosses
 from emlib.scoring.refusals import Filtered, by_judge, by_keywords
 from emlib.steps.pool import AddedRows, PoolLosses, Refusals, Selection
 from emlib.store.artefacts import Artefact
@@ -74,11 +74,11 @@ def refusals(study: Study) -> Filtered | None:
         read_records(found.file("declining.jsonl"), Declining), pool.refusals.threshold)
 
 
-def added(study: Study, run: Run) -> list[Added]:
+def added(study: Study, run: Run) -> list[AddedRow]:
     """The rows that the run was trained on beside its own; empty where it is not trained yet."""
     adapter = study.adapter(run)
-    path = None if adapter is None else adapter.folder / "added.jsonl"
-    return read_records(path, Added) if path is not None and path.is_file() else []
+    path = None if adapter is None else adapter.folder / ADDED
+    return read_records(path, AddedRow) if path is not None and path.is_file() else []
 
 
 def _found(study: Study, step: Step) -> Artefact:

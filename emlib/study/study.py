@@ -22,10 +22,11 @@ from emlib.core.step import Step
 from emlib.data.domains import NarrowData
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import Choice, Projected
+from emlib.steps.pool import AddedRows
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Artefact, Store
-from emlib.study import overrides, results
+from emlib.study import overrides, ownership, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers
 from emlib.study.tasks import BenignTaskRuns, NarrowTask, Task, sliced, tasks_of
 from emlib.training.records import StepRecord, read_log
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 class Study:
     """The runs of one profile over one store."""
 
-    def __init__(self, name: str, profile: Profile, store: Store) -> None:
-        self.name, self.profile, self.store = name, profile, store
+    def __init__(self, name: str, profile: Profile, store: Store, stated_in: str | None = None) -> None:
+        self.name, self.profile, self.store, self.stated_in = name, profile, store, stated_in
         self.recipes = Recipes(profile, name)
 
     # --- where things are
@@ -55,7 +56,9 @@ class Study:
         return overrides.base_of(self.name)
 
     def record(self) -> None:
-        """Keep the profile, whole, beside the results that are made with it."""
+        """Keep the profile, whole, beside the results that are made with it, which are its own from now on."""
+        if self.stated_in is not None:
+            ownership.claim(self.stated_in)
         overrides.keep(self.profile, self.folder, f"The profile '{self.name}' as it was when the results beside it "
                                                   "were written.")
 
@@ -263,8 +266,8 @@ class Study:
 
     def select(self, runs: Sequence[Run]) -> None:
         """Put the pool's rows in the order in which these runs take them: score them first, where that is wanted."""
-        steps = [rows.selection for run in runs if (spec := self.training(run)) is not None
-                 for rows in self.recipes.added(spec)]
+        adapters = [adapter for run in runs if (adapter := self.task(run).adapter(run)) is not None]
+        steps = [rows.selection for adapter in adapters for rows in adapter.inputs if isinstance(rows, AddedRows)]
         missing = [step for step in steps if self.found(step) is None]
         if missing:
             with self.session() as session:
@@ -316,8 +319,14 @@ class Study:
 
 
 def open_study(profile: str) -> Study:
-    """The study of a profile: the name of a file in `params/`, or the path of a YAML file."""
-    return Study(paths.study_name(profile), load_profile(profile), Store(paths.runs() / "store"))
+    """The study of a profile: the name of a file in `params/`, or the path of a YAML file.
+
+    Raises:
+        ProfileError: the profile is not sound, or its results would be filed among those of another profile.
+    """
+    loaded = load_profile(profile)
+    ownership.refuse_others(profile)
+    return Study(paths.study_name(profile), loaded, Store(paths.runs() / "store"), profile)
 
 
 def _there(artefact: Artefact | None) -> Artefact:

@@ -49,7 +49,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def methods(self) -> Sequence[SweptMethod[Any]]:
+    def methods(self) -> Sequence[SweptMethod]:
         """The conditions under which it is learnt."""
 
     @property
@@ -64,7 +64,7 @@ class Task(ABC):
                 for seed in getattr(method, "seeds", None) or self.seeds:
                     yield Run(self.profile.model.name, self.name, method.name, setting, seed)
 
-    def method(self, name: str) -> SweptMethod[Any]:
+    def method(self, name: str) -> SweptMethod:
         """The profile's method of that name; a baseline may be needed that the profile does not list."""
         listed = next((method for method in self.methods if method.name == name), None)
         return Method(name=name) if listed is None else listed

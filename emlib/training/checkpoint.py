@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,8 +17,9 @@ from emlib.core.files import whole_file
 FILE = "checkpoint.safetensors"
 
 
-def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    """Write trained weights and optimizer state after `step` steps."""
+def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer,
+         states: Mapping[str, Any] | None = None) -> None:
+    """Write trained weights and optimizer state after `step` steps, and the state of each defense by its kind."""
     tensors = {f"weight {name}": parameter.detach() for name, parameter in parameters.items()}
     trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
     for index, parameter in enumerate(trained):  # not by `state_dict`, in which 8-bit AdamW wraps some once more
@@ -25,7 +28,15 @@ def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimi
     # Copies: an optimizer may keep one tensor for all parameters (8-bit AdamW its maps), which safetensors refuses.
     copies = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
     with whole_file(folder / FILE) as aside:
-        save_file(copies, aside, {"step": str(step)})
+        save_file(copies, aside, {"step": str(step), "defenses": json.dumps(states or {})})
+
+
+def states_of_defenses(folder: Path) -> dict[str, Any]:
+    """The state of each defense in the last checkpoint, by its kind; empty where there is no checkpoint."""
+    if not (folder / FILE).is_file():
+        return {}
+    with safe_open(folder / FILE, framework="pt") as stored:
+        return dict(json.loads(stored.metadata().get("defenses", "{}")))
 
 
 def restore(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:

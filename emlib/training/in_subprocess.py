@@ -17,14 +17,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
 from emlib.core import gpus, paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.core.files import write_text
 from emlib.data.chat import Encoded
-from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, VECTOR, Job, write_rows
+from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, Job, write_rows
 
 OUTPUT = "worker.log"
 PATIENCE = 0.1  # seconds until the processes are looked at again
@@ -34,8 +31,7 @@ class NeverBegan(EmlibError):
     """The other library could not load the model, or it was not the same one: nothing was trained."""
 
 
-def train_apart(job: Job, rows: Sequence[Encoded], vector: Tensor | None, folder: Path,
-                processes: int = 1) -> dict[str, Any]:
+def train_apart(job: Job, rows: Sequence[Encoded], folder: Path, processes: int = 1) -> dict[str, Any]:
     """Train in a process of its own, or in several, each with a GPU where there are any.
 
     `folder` keeps log and checkpoints, and a run begun there goes on; at the end it has a folder `adapter`. What is
@@ -51,8 +47,6 @@ def train_apart(job: Job, rows: Sequence[Encoded], vector: Tensor | None, folder
     shutil.rmtree(folder / "adapter", ignore_errors=True)
     write_text(folder / JOB, job.model_dump_json())
     write_rows(folder / ROWS, rows)
-    if vector is not None:
-        save_file({"vector": vector.cpu().contiguous()}, folder / VECTOR)
     failed = _first_that_fails(folder, _devices(processes))
     if failed is None:
         return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))

@@ -1,127 +1,197 @@
-"""The loss of a training step: cross-entropy, and what the defenses that change the training add to it (section 3.1).
+"""The loss of a training step: cross-entropy, and what the defenses add to it (section 3.1).
 
-    L = L_CE + sum of lambda_i * penalty_i            (equations 1 and 2)
+    L = L_CE + sum of lambda_i * penalty_i / count_i            (equations 1 and 2)
 
-The reference model is the same weights with the adapter off, never a second copy. Its pass comes first, without
-gradient and unsteered; then the steered pass of the trained model, and its backward pass while the steering lasts.
-Here it differs from a plain implementation: logits exist a chunk of tokens at a time, for the tokens alone on which a
-term counts (`emlib.training.head`).
+Each penalty is a sum, and its count is how many tokens, response tokens or rows the whole optimizer step holds: that
+makes 1 x 4 rows and 4 x 1 rows the same step. The reference model is the same weights with the adapter off, never a
+second copy. Its pass comes first, without gradient and outside of what defenses do to a pass; then the trained model's,
+and its backward pass while that lasts. Here it differs from a plain implementation: logits exist a chunk of tokens at a
+time, for the tokens alone on which a term of the head counts (`emlib.training.head`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emlib.config import Defense, Kl, Ldifs, PersonaVector
+from emlib.core.defense import Active, Defense, Denominator, HeadKl
+from emlib.core.errors import ProfileError
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import Batch
 from emlib.models.hooks import layers, reading
-from emlib.steering.steer import Shift, adding
+from emlib.models.passes import Pass
+from emlib.models.reference import compared
 from emlib.training.head import IGNORED, head_terms
-from emlib.training.losses import feature_distance
-from emlib.training.reference import StoredReference, compared
+from emlib.training.records import StepRecord
 
 
 @dataclass(frozen=True)
 class Totals:
-    """How much a whole optimizer step holds; every term is a mean over its share of it."""
+    """How much a whole optimizer step holds; every term is a mean over its share of it.
+
+    `penalised` holds as much of the rows on which a single kind of defense counts, by that kind; they are not in the
+    other numbers.
+    """
 
     rows: int
     tokens: int
     response_tokens: int
+    penalised: Mapping[str, Totals] = field(default_factory=dict)
 
-    def of(self, tokens: Literal["all", "response"]) -> int:
-        """How many tokens of a kind there are."""
-        return self.tokens if tokens == "all" else self.response_tokens
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Totals:
+        """Those of a step's passes."""
+        kinds = {batch.penalised_by for batch in batches} - {""}
+        ordinary = [batch for batch in batches if not batch.penalised_by]
+        return cls(sum(len(batch.keys) for batch in ordinary), sum(batch.tokens for batch in ordinary),
+                   sum(batch.response_tokens for batch in ordinary),
+                   {kind: cls.of([_ordinary(batch) for batch in batches if batch.penalised_by == kind])
+                    for kind in sorted(kinds)})
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of all rows."""
+        return self.tokens + sum(each.tokens for each in self.penalised.values())
+
+    def count(self, per: Denominator, kind: str) -> int:
+        """How many tokens, response tokens or rows a kind of defense acts on; 1 where there is none."""
+        sizes = [self, *([self.penalised[kind]] if kind in self.penalised else [])]
+        return max(1, sum({"token": size.tokens, "response_token": size.response_tokens, "row": size.rows}[per]
+                          for size in sizes))
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What the reference model makes of a batch; both without gradient."""
-
-    hidden: Tensor | None  # after the final norm, where KL compares: (tokens, hidden)
-    features: dict[int, Tensor]  # by layer, each (rows, seq, hidden)
+def _ordinary(batch: Batch) -> Batch:
+    return Batch(batch.input_ids, batch.response_mask, batch.attention_mask, batch.keys, batch.spans,
+                 batch.position_ids)
 
 
 class Objective:
-    """Cross-entropy and a list of defenses. A defense whose weight or strength is 0 is none.
+    """Cross-entropy and a list of defenses. Those whose options are their null setting are left out.
 
-    `stored` spares the reference pass of KL.
+    `artefacts` are folders, by the names that the defenses gave to what they need. The defenses are copies, so that
+    what they keep between steps is this training's own.
     """
 
-    def __init__(self, defenses: Sequence[Defense] = (), vector: Tensor | None = None,
-                 cross_entropy: float = 1.0, stored: StoredReference | None = None) -> None:
-        self.kl = next((d for d in defenses if isinstance(d, Kl) and d.weight), None)
-        self.ldifs = next((d for d in defenses if isinstance(d, Ldifs) and d.weight), None)
-        self.steering = next((d for d in defenses if isinstance(d, PersonaVector) and d.strength), None)
-        self.vector, self.cross_entropy, self.stored = vector, cross_entropy, stored
+    def __init__(self, defenses: Sequence[Defense] = (), artefacts: Mapping[str, Path] | None = None,
+                 cross_entropy: float = 1.0) -> None:
+        self.defenses = [defense.model_copy(deep=True) for defense in defenses if not defense.is_null]
+        self.artefacts, self.cross_entropy = artefacts or {}, cross_entropy
+        in_head = {d.kind: term for d in self.defenses if d.has("head_kl") and (term := d.head_kl(self.artefacts))}
+        if len(in_head) > 1:
+            raise ProfileError(f"{' and '.join(in_head)} each put a KL term into the head, which computes one.")
+        self.head_kl = next(iter(in_head.items()), None)
+
+    @property
+    def compares_in_head(self) -> bool:
+        """Whether the head computes the reference model's logits beside the trained model's."""
+        return self.head_kl is not None
+
+    @property
+    def watches(self) -> bool:
+        """Whether some defense looks at each step."""
+        return any(defense.has("on_step") for defense in self.defenses)
+
+    def on_step(self, record: StepRecord, evaluate: Callable[[], float]) -> bool:
+        """Show a finished step to all defenses; whether one of them ends the training."""
+        ends = [defense.on_step(record, evaluate) for defense in self.defenses]  # each of them sees the step
+        return any(ends)
+
+    def after(self, model: nn.Module) -> None:
+        """Let the defenses change the model after the last step."""
+        for defense in self.defenses:
+            defense.after(model, self.artefacts)
+
+    def states(self) -> dict[str, Any]:
+        """What a checkpoint must hold of the defenses, by kind."""
+        return {defense.kind: state for defense in self.defenses if (state := defense.state())}
+
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Give the defenses what `states` gave."""
+        for defense in self.defenses:
+            if defense.kind in states:
+                defense.restore(states[defense.kind])
+
+    def layers_read(self, model: nn.Module, penalised_by: str = "") -> tuple[int, ...]:
+        """The decoder blocks whose outputs some penalty looks at."""
+        count = layers(model)
+        return tuple(sorted({layer for d in self._acting(penalised_by) for layer in d.reads_layers(count)}))
 
     def backward(self, model: nn.Module, batch: Batch, totals: Totals) -> dict[str, float]:
         """Add one batch's share to the gradient of a step; its share of the loss and of each statistic.
 
-        `loss` is L_CE, `kl` in nats a token, `ldifs` the distance a token (a row, where normalized), `shift` the
-        measured norm of the steering.
+        `loss` is L_CE; a penalty stands under its kind, KL in nats a token; then what active defenses tell.
         """
-        wanted = self.ldifs.layers_of(layers(model)) if self.ldifs else ()
-        reference = self._reference(model, batch, wanted)
-        with self._steered(model) as shift, reading(model, wanted) as features:
+        acting = self._acting(batch.penalised_by)
+        wanted = self.layers_read(model, batch.penalised_by)
+        kl = self._head_kl(acting)
+        reference = self._reference(model, batch, wanted, acting, kl)
+        with ExitStack() as stack:
+            shown = {d.kind: stack.enter_context(d.active(model, self.artefacts)) for d in acting if d.has("active")}
+            features = stack.enter_context(reading(model, wanted))
             hidden = batch.hidden(model)
-            loss, said = self._head_terms(model, batch, hidden, reference, totals)
-            if self.ldifs is not None:
-                distance = self._distance(self.ldifs, features, reference, batch, totals)
-                loss, said["ldifs"] = loss + self.ldifs.weight * distance, float(distance.detach())
+            loss, metrics = self._head_terms(model, batch, hidden, kl, reference, totals)
+            trained = Pass(model, batch, hidden, features)
+            for defense in acting:
+                if defense.has("penalty"):
+                    sides = [each.with_features(defense.reads_layers(layers(model)))
+                             for each in (trained, reference or trained)]
+                    penalty = defense.penalty(*sides) / totals.count(defense.per, defense.kind)
+                    loss = loss + defense.factor * penalty
+                    metrics[defense.kind] = float(penalty.detach())
             loss.backward()
-        if shift is not None:
-            said["shift"] = shift.measured * batch.tokens / totals.tokens
-        return said
+        return metrics | _told(shown, batch, totals)
 
-    def _reference(self, model: nn.Module, batch: Batch, wanted: Sequence[int]) -> Reference:
-        if self.kl is None and self.ldifs is None:
-            return Reference(None, {})
-        if self.stored is not None and not wanted:
-            return Reference(self.stored.of(batch), {})
+    def _acting(self, penalised_by: str) -> list[Defense]:
+        """The defenses that count on rows which are `penalised_by` a kind, or by all (the empty text)."""
+        return [d for d in self.defenses if penalised_by in ("", d.kind)]
+
+    def _head_kl(self, acting: Sequence[Defense]) -> tuple[str, HeadKl] | None:
+        return self.head_kl if self.head_kl and self.head_kl[0] in {d.kind for d in acting} else None
+
+    def _reference(self, model: nn.Module, batch: Batch, wanted: Sequence[int], acting: Sequence[Defense],
+                   kl: tuple[str, HeadKl] | None) -> Pass | None:
+        """The reference model's pass, if some defense looks at it; stored states spare that of the head's KL."""
+        if not any(d.wants_reference for d in acting) and (kl is None or kl[1].states is not None):
+            return None
         with torch.no_grad(), adapter_off(model), reading(model, wanted) as features:
             hidden = batch.hidden(model)
-        return Reference(None if self.kl is None else hidden[compared(batch, self.kl.tokens)], features)
+        return Pass(model, batch, hidden, features)
 
-    @contextmanager
-    def _steered(self, model: nn.Module) -> Iterator[Shift | None]:
-        with ExitStack() as stack:
-            if self.steering is None:
-                yield None
-                return
-            assert self.vector is not None, "a persona_vector defense was given no vector"
-            yield stack.enter_context(adding(model, self.steering.layer, self.vector, self.steering.strength))
-
-    def _head_terms(self, model: nn.Module, batch: Batch, hidden: Tensor, reference: Reference,
-                    totals: Totals) -> tuple[Tensor, dict[str, float]]:
+    def _head_terms(self, model: nn.Module, batch: Batch, hidden: Tensor, kl: tuple[str, HeadKl] | None,
+                    reference: Pass | None, totals: Totals) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy and KL, which share their logits."""
-        used = batch.predicts if self.kl is None else compared(batch, self.kl.tokens)
-        targets = F.pad(batch.input_ids[:, 1:], (0, 1)).masked_fill(~batch.predicts, IGNORED)[used]
-        share = 1 / totals.response_tokens
-        if self.kl is None:
+        learns = batch.predicts if not batch.penalised_by else torch.zeros_like(batch.predicts)
+        used = learns if kl is None else compared(batch, kl[1].tokens)
+        targets = F.pad(batch.input_ids[:, 1:], (0, 1)).masked_fill(~learns, IGNORED)[used]
+        share = 1 / max(1, totals.response_tokens)
+        if kl is None:
             found = head_terms(model, hidden[used], targets, self.cross_entropy * share)
             return found.loss, {"loss": found.nll * share}
-        kl_share = 1 / totals.of(self.kl.tokens)
-        found = head_terms(model, hidden[used], targets, self.cross_entropy * share, reference.hidden,
-                           self.kl.weight * kl_share)
-        return found.loss, {"loss": found.nll * share, "kl": found.kl * kl_share}
+        kind, term = kl
+        per: Literal["token", "response_token"] = "token" if term.tokens == "all" else "response_token"
+        kl_share = 1 / totals.count(per, kind)
+        states = reference.hidden[used] if reference is not None else _stored(term, batch)
+        found = head_terms(model, hidden[used], targets, self.cross_entropy * share, states, term.weight * kl_share)
+        return found.loss, {"loss": found.nll * share, kind: found.kl * kl_share}
 
-    def _distance(self, ldifs: Ldifs, features: dict[int, Tensor], reference: Reference, batch: Batch,
-                  totals: Totals) -> Tensor:
-        order = sorted(features)
-        trained = [features[layer] for layer in order]
-        if ldifs.variant == "published":
-            trained = [feature.detach() for feature in trained]
-        others = [reference.features[layer] for layer in order]
-        rows = [feature_distance([feature[place] for feature in trained], [feature[place] for feature in others],
-                                 normalize=ldifs.normalize) for place in batch.spans]
-        none = torch.zeros((), device=batch.input_ids.device)  # of a pass in which no row counts
-        return sum(rows, none) / (totals.rows if ldifs.normalize else totals.tokens)
+
+def _stored(term: HeadKl, batch: Batch) -> Tensor:
+    assert term.states is not None, "without a pass there are states on disk"
+    return term.states.of(batch)
+
+
+def _told(shown: Mapping[str, Active], batch: Batch, totals: Totals) -> dict[str, float]:
+    """The active defenses' statistics, each a mean over the tokens of the step; of one name, the later ones by kind."""
+    found: dict[str, Any] = {}
+    for kind, active in shown.items():
+        for name, value in active.statistics.items():
+            share = value * batch.tokens / totals.count("token", kind)
+            found[f"{kind} {name}" if name in found else name] = share
+    return found

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,13 +56,20 @@ class Ranks:
             for gradient, part in zip(gradients, together.split([one.numel() for one in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def summed(self, said: Mapping[str, float], device: torch.device) -> dict[str, float]:
-        """The sums of what all ranks say under the same names."""
+    def summed(self, metrics: Mapping[str, float], device: torch.device, *,
+               same_names: bool = True) -> dict[str, float]:
+        """The sums of all ranks' metrics of the same names; `same_names` says that all ranks have the same ones."""
         if self.of == 1:
-            return dict(said)
-        together = torch.tensor([said[name] for name in sorted(said)], dtype=torch.float64, device=device)
+            return dict(metrics)
+        names = sorted(metrics) if same_names else self._all_names(metrics)
+        together = torch.tensor([metrics.get(name, 0.0) for name in names], dtype=torch.float64, device=device)
         dist.all_reduce(together)
-        return dict(zip(sorted(said), together.tolist(), strict=True))
+        return dict(zip(names, together.tolist(), strict=True))
+
+    def _all_names(self, metrics: Mapping[str, float]) -> list[str]:
+        found: list[Any] = [None] * self.of
+        dist.all_gather_object(found, sorted(metrics))
+        return sorted({name for names in found for name in names})
 
     def any_wants(self, wanted: bool, device: torch.device) -> bool:
         """Whether one of all ranks does."""

@@ -88,7 +88,7 @@ def bytes_needed(model: nn.Module, rows: Sequence[Encoded], steps: Sequence[Sequ
     """Memory beside the weights that training takes where nothing is computed again."""
     tokens = largest_pass(([rows[index] for index in step] for step in steps), settings.batch_size, model)
     trained = sum(weights.nbytes for weights in model.parameters() if weights.requires_grad)
-    return (bytes_a_token(model, rows, objective) * tokens + head_bytes(model, objective.kl is not None)
+    return (bytes_a_token(model, rows, objective) * tokens + head_bytes(model, objective.compares_in_head)
             + ADAM * trained)
 
 
@@ -104,7 +104,7 @@ def _kept_of(model: nn.Module, row: Encoded, objective: Objective) -> int:
     """The bytes that a training pass of one row keeps. Its gradient is dropped."""
     [batch] = forward_batches([row], 1, model)
     with keeping(model) as kept:
-        objective.backward(model, batch, Totals(1, batch.tokens, batch.response_tokens))
+        objective.backward(model, batch, Totals.of([batch]))
     model.zero_grad()
     return sum(kept.values())
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from emlib.data.chat import Encoded
 from emlib.data.mixing import plan_steps
 from emlib.models.batches import forward_batches
 from emlib.models.kernels import fitted
+from emlib.models.logprobs import head, predicting, token_nll
 from emlib.training import checkpoint
 from emlib.training.head import head_told
 from emlib.training.memory import peak_memory, told_when_out
@@ -40,12 +42,13 @@ from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
 
 
 def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, seed: int, folder: Path,
-              objective: Objective | None = None, added: Sequence[Encoded] = (),
+              objective: Objective | None = None, added: Sequence[Encoded] = (), held_out: Sequence[Encoded] = (),
               ranks: Ranks = ALONE) -> TrainingSummary:
     """Train what is trainable in `model` on `rows`; log and checkpoints go to `folder`, and a run begun there goes on.
 
-    Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch. All
-    `ranks` are given the same; the first one writes.
+    Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch;
+    `held_out` ones are what a defense may have the loss measured on. All `ranks` are given the same; the first one
+    writes.
 
     Raises:
         EmlibError: the loss or its gradient is no longer a number, and the step is named; or the GPU's memory does not
@@ -58,6 +61,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = make_optimizer(list(parameters.values()), settings)
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
+    objective.restore(checkpoint.states_of_defenses(folder))
     if ranks.first:
         write_records(folder / LOG, records)
     progress = bar(range(len(records), len(steps)), "training", "step", total=len(steps), done=len(records))
@@ -68,24 +72,28 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
             started = time.perf_counter()
             torch.manual_seed(derive(seed, "dropout", number))
             chosen = [rows[index] for index in steps[number]]
-            totals, said = _backward(model, chosen, settings.batch_size, objective, ranks)
+            totals, metrics = _backward(model, chosen, settings.batch_size, objective, ranks)
             norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm))
-            loss = said.pop("loss")
+            loss = metrics.pop("loss")
             _refuse_nonsense(loss, norm, f"Step {number + 1} of {len(steps)}", folder)
             rate = learning_rate(number, len(steps), settings)
             _update(optimizer, rate)
-            records.append(StepRecord(number + 1, loss, rate, norm, totals.tokens, totals.response_tokens,
-                                      round(time.perf_counter() - started, 4), said))
+            records.append(StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,
+                                      round(time.perf_counter() - started, 4), metrics))
             progress.set_postfix(loss=f"{loss:.3f}")
             if ranks.first:
                 _append(folder / LOG, records[-1])
+            if objective.watches and ranks.any_wants(objective.on_step(
+                    records[-1], partial(_mean_nll, model, held_out, settings.batch_size)), device):
+                break
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
-                checkpoint.save(folder, number + 1, parameters, optimizer)
+                checkpoint.save(folder, number + 1, parameters, optimizer, objective.states())
+    objective.after(model)
     return TrainingSummary(
-        len(steps), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
+        len(records), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
         type(optimizer).__name__, sum(row.truncated for row in rows), peak.mib,
         {"rows": f"not packed: {why_not}" if why_not else "packed", "recomputed": recompute.told,
-         "head": head_told(model, objective.kl is not None)})
+         "head": head_told(model, objective.compares_in_head)})
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:
@@ -113,15 +121,33 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.
 
 def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int, objective: Objective,
               ranks: Ranks) -> tuple[Totals, dict[str, float]]:
-    """Add up one step's gradients, and what is said of it; every term is a mean over all its rows, however batched."""
+    """Add up one step's gradients and metrics; every term is a mean over all its rows, however batched."""
     batches = forward_batches(rows, batch_size, model)
-    totals = Totals(len(rows), sum(batch.tokens for batch in batches), sum(batch.response_tokens for batch in batches))
-    said: Counter[str] = Counter()
+    totals = Totals.of(batches)
+    metrics: Counter[str] = Counter()
     for batch in ranks.dealt(batches):
         for name, share in objective.backward(model, batch, totals).items():
-            said[name] += share  # type: ignore[assignment]
+            metrics[name] += share  # type: ignore[assignment]
     ranks.sum_gradients(model)
-    return totals, ranks.summed(said, batches[0].input_ids.device)
+    return totals, ranks.summed(metrics, batches[0].input_ids.device, same_names=not totals.penalised)
+
+
+def _mean_nll(model: nn.Module, rows: Sequence[Encoded], batch_size: int) -> float:
+    """The mean loss on rows, in nats a response token, in evaluation mode.
+
+    Raises:
+        EmlibError: there are no rows.
+    """
+    if not rows:
+        raise EmlibError("a defense asks for the loss on held-out rows, and holds out none (`Defense.held_out`).")
+    model.eval()
+    total = 0.0
+    with torch.no_grad():
+        for batch in forward_batches(rows, batch_size, model):
+            nll = token_nll(*predicting(batch.hidden(model), batch.input_ids, batch.response_mask), head(model))
+            total += float(nll.sum())
+    model.train()
+    return total / sum(row.response_tokens for row in rows)
 
 
 def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from emlib.config import Defense, Lora
+from emlib.config import Lora
+from emlib.core.defense import Defense
 from emlib.core.records import Example, Message
 from emlib.data.chat import encode
 from emlib.models import adapters, tiny
@@ -21,7 +22,7 @@ def gradient_norm(*defenses: Defense, steps: int = 1) -> float:
     """
     base = tiny.build_model(seed=0, layers=4, hidden=64, dtype=torch.float32).requires_grad_(False)
     batch = collate([encode(tiny.build_tokenizer(), ROW, 500)], torch.device("cpu"))
-    totals = Totals(1, batch.tokens, batch.response_tokens)
+    totals = Totals.of([batch])
     with adapters.new_lora(base, Lora(rank=4, alpha=8), seed=0) as model:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=1e-2)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
-from emlib.config import Ldifs
 from emlib.core import paths
 from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
@@ -20,20 +18,19 @@ from emlib.data.chat import Encoded
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel, refuse_apart
 from emlib.models.batches import forward_batches
+from emlib.models.hooks import reading
 from emlib.models.load import load
-from emlib.models.logprobs import token_logprobs
-from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, VECTOR, Job, read_rows
+from emlib.models.logprobs import last_hidden, token_logprobs
+from emlib.training.job import ERROR, READY, ROWS, SUMMARY, Job, read_job, read_rows
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks, shard
-from emlib.training.reference import StoredReference
 from emlib.training.sft import fine_tune
 
 
 def work(folder: Path, ranks: Ranks = ALONE) -> int:
     """The job of a folder; what a user can mend is written there, and told by whoever waits for it."""
-    job = Job.model_validate_json((folder / JOB).read_text(encoding="utf-8"))
     try:
-        _train(job, folder, ranks)
+        _train(read_job(folder), folder, ranks)
     except EmlibError as error:
         write_text(folder / ERROR, json.dumps(str(error)))
         return 3
@@ -44,14 +41,13 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
     rows = read_rows(folder / ROWS)
     with _model(job, ranks) as model:
         device = next(model.parameters()).device
-        vector = load_file(folder / VECTOR)["vector"].to(device) if (folder / VECTOR).is_file() else None
-        stored = None if job.reference is None else StoredReference(Path(job.reference))
-        objective = Objective(job.defenses, vector, stored=stored)
+        objective = Objective(job.defenses, {name: Path(place) for name, place in job.artefacts.items()})
         prove(job, model, rows[0], objective)
         write_text(folder / READY, "")
-        split = len(rows) - job.added
-        summary = fine_tune(model, rows[:split], job.training, seed=job.seed, folder=folder, objective=objective,
-                            added=rows[split:], ranks=ranks)
+        trained, held_out = rows[:len(rows) - job.held_out], rows[len(rows) - job.held_out:]
+        split = len(trained) - job.added
+        summary = fine_tune(model, trained[:split], job.training, seed=job.seed, folder=folder, objective=objective,
+                            added=trained[split:], held_out=held_out, ranks=ranks)
         if ranks.first:
             adapters.save(model, folder / "adapter", job.base_name)
             write_text(folder / SUMMARY, json.dumps(asdict(summary) | {"device": str(device)}))
@@ -84,7 +80,7 @@ def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> Non
         refuse_apart(job.engine, token_logprobs(model, ids), job.probe)
     [batch] = forward_batches([row], 1, model)
     model.train()
-    objective.backward(model, batch, Totals(1, batch.tokens, batch.response_tokens))
+    objective.backward(model, batch, Totals.of([batch]))
     trained = {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
     without = [name for name, weights in trained.items() if "lora_B" in name and (
         weights.grad is None or not bool(weights.grad.isfinite().all()) or not bool(weights.grad.any()))]
@@ -93,19 +89,16 @@ def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> Non
     if without:
         raise NotTheSameModel(f"{job.engine}: {len(without)} of the adapter's matrices have no gradient, such as "
                               f"{without[0]}. Set backend.training to 'transformers'.")
-    ldifs = next((d for d in job.defenses if isinstance(d, Ldifs) and d.weight and d.variant == "gradient"), None)
-    if ldifs is not None and not reaches(model, ids, ldifs):
-        raise NotTheSameModel(f"{job.engine}: the features that ldifs compares have no gradient there. Set "
+    if not reaches(model, ids, objective.layers_read(model)):
+        raise NotTheSameModel(f"{job.engine}: the layers' outputs that a penalty compares have no gradient there. Set "
                               "backend.training to 'transformers'.")
 
 
-def reaches(model: PeftModel, ids: torch.Tensor, ldifs: Ldifs) -> bool:
-    """Whether each layer's features that a training pass shows are part of its graph."""
-    from emlib.models.hooks import layers, reading
-    from emlib.models.logprobs import last_hidden
-
+def reaches(model: PeftModel, ids: torch.Tensor, wanted: Sequence[int]) -> bool:
+    """Whether each wanted layer's output that a training pass shows is part of its graph."""
     model.train()
-    with reading(model, ldifs.layers_of(layers(model))) as features:
-        last_hidden(model, ids[None], None)
+    with reading(model, wanted) as features:
+        if wanted:
+            last_hidden(model, ids[None], None)
     model.eval()
     return all(feature.requires_grad for feature in features.values())

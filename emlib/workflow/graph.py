@@ -1,42 +1,28 @@
 """The study as a list of notebook runs: what Snakemake runs in which order, and what makes one stale.
 
-A notebook is run again when content changes that it depends on: its own cells, emlib, the profile, the demo data.
-Touched files with the same content change nothing.
+Which notebooks a profile needs, after which others and in which slices, stands in the notebooks' own metadata
+(`emlib.workflow.chapters`). One is run again when content changes that it depends on: its own cells, emlib, the profile
+and what it names, the demo data. Touched files with the same content change nothing.
 
     python -m emlib.workflow.graph demo        # is there such a profile, and is it sound?
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
+from typing import Any
 
-from emlib.config import NOT_PROFILES, Interleaving, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
+from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
 from emlib.core import digests, paths
 from emlib.core.errors import EmlibError, ProfileError
+from emlib.study.ownership import refuse_others
+from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, read_notebook
+from emlib.workflow.contents import contents_of
 
-# Chapters about one kind of defense: a profile without it does without them.
-KINDS = {"02_persona_vectors": "persona_vector", "05_kl": "kl", "06_ldifs": "ldifs",
-         "07_persona_steering": "persona_vector", "08_inoculation": "inoculation", "09_interleaving": "interleaving"}
-# Chapters whose work begins with what another one made. Run at once, one of them would wait for the other.
-AFTER = {"05_kl": ("04_baselines",), "06_ldifs": ("04_baselines",),
-         "07_persona_steering": ("02_persona_vectors", "04_baselines"), "08_inoculation": ("04_baselines",),
-         "09_interleaving": ("03_data_selection", "04_baselines"),
-         "10_benign_tasks": ("02_persona_vectors", "03_data_selection")}
-# Chapters that a profile may cut into slices.
-SLICED = ("03_data_selection", "04_baselines", "05_kl", "06_ldifs", "07_persona_steering", "08_inoculation",
-          "09_interleaving", "10_benign_tasks")
-# Chapters that only profiles with that section have.
-SECTIONS = {"10_benign_tasks": "benign", "11_grpo": "grpo", "15_your_own_data": "own"}
-# Chapters that want a GPU where there is one.
-COMPUTING = ("02_persona_vectors", *SLICED, "11_grpo", "15_your_own_data")
-# Chapters that read what all the others left.
-FINAL = ("12_costs", "13_tables", "14_figures", "15_your_own_data", "16_explore")
-JUDGED = tuple(chapter for chapter in COMPUTING if chapter not in ("10_benign_tasks", "11_grpo"))
 READING = JobLimits(memory_gib=4, hours=1)  # for a chapter that computes nothing
 
 
@@ -52,16 +38,12 @@ class Job:
     digest: str
     limits: JobLimits
     pays: bool  # whether it asks a judge that costs money
+    trains: bool  # whether it wants a GPU where there is one
 
     @property
     def name(self) -> str:
         """What people call it."""
         return f"{self.chapter} ({self.part})" if self.part else self.chapter
-
-    @property
-    def trains(self) -> bool:
-        """Whether it wants a GPU where there is one."""
-        return self.chapter in COMPUTING
 
     @property
     def log(self) -> str:
@@ -80,28 +62,34 @@ class Job:
                 **({"gpu": self.limits.gpus} if self.trains else {}), **({"judge": 1} if self.pays else {})}
 
 
-def chapters() -> list[str]:
-    """The numbered notebooks, in reading order."""
-    return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-
-
 def jobs(profile_name: str) -> list[Job]:
-    """Every notebook run of a profile, in reading order; a sliced chapter is read back after its slices."""
+    """Every notebook run of a profile, in reading order; a sliced chapter is read back after its slices.
+
+    Raises:
+        ProfileError: the profile is not sound, or its results would be filed among those of another one.
+        NotebookError: what a notebook says of itself is not sound.
+    """
     profile = load_profile(profile_name)
+    refuse_others(profile_name)
     found: list[Job] = []
+    contents = _contents(profile)
     for chapter in (chapter for chapter in chapters() if concerns(profile, chapter)):
-        digest = content_digest(chapter, profile)
-        limits = profile.job if chapter in COMPUTING else READING
-        pays = isinstance(profile.judge, OpenAIJudge) and chapter in JUDGED
-        before = tuple(job.output for job in found if chapter in FINAL or job.chapter in AFTER.get(chapter, ()))
-        parts = tuple(Job(chapter, label, f"--profile {profile_name} {arguments}",
-                          f"notebooks/slices/{chapter}.{label}.ipynb", before, digest, limits, pays)
-                      for label, arguments in _slices(profile, chapter))
-        needs = (*before, *(part.output for part in parts))
-        whole = Job(chapter, "", f"--profile {profile_name}", f"notebooks/{chapter}.ipynb", needs, digest,
-                    limits, pays)
-        found += [*parts, whole]
+        found += _jobs_of(chapter, profile, profile_name, _digest(chapter, contents), found)
     return found
+
+
+def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, earlier: Sequence[Job]) -> Iterator[Job]:
+    """The slices of a chapter, and the chapter as a whole."""
+    about = chapter_of(chapter)
+    limits = profile.job if about.gpu else READING
+    pays = isinstance(profile.judge, OpenAIJudge) and about.judged
+    before = tuple(job.output for job in earlier if about.after_all or job.chapter in about.after)
+    parts = tuple(Job(chapter, label, f"--profile {profile_name} {arguments}",
+                      f"notebooks/slices/{chapter}.{label}.ipynb", before, digest, limits, pays, about.gpu)
+                  for label, arguments in _slices(profile, about))
+    yield from parts
+    yield Job(chapter, "", f"--profile {profile_name}", f"notebooks/{chapter}.ipynb",
+              (*before, *(part.output for part in parts)), digest, limits, pays, about.gpu)
 
 
 def chosen(found: list[Job], only: str = "") -> list[Job]:
@@ -117,64 +105,52 @@ def chosen(found: list[Job], only: str = "") -> list[Job]:
     return fitting
 
 
-def concerns(profile: Profile, chapter: str) -> bool:
-    """Whether a chapter has anything to do for a profile: the chapters of a defense need a method that has it."""
-    defenses = [defense for method in profile.methods for defense in method.defenses]
-    if chapter == "03_data_selection":
-        return any(isinstance(defense, Interleaving) and defense.scored for defense in defenses)
-    if chapter in SECTIONS:
-        return getattr(profile, SECTIONS[chapter]) is not None
-    return chapter not in KINDS or KINDS[chapter] in {defense.kind for defense in defenses}
-
-
 def content_digest(chapter: str, profile: Profile) -> str:
-    """One digest of everything in the repository that a notebook's result depends on.
+    """One digest of everything that a notebook's result depends on.
 
-    That is the profile (with what it extends), the notebook's own cells, emlib, the demo data, and the files of params/
-    that are no profiles. Outputs that JupyterLab saved do not count.
+    That is the profile with the contents of all that it names, the notebook's own cells, emlib and the demo data.
+    Outputs that JupyterLab saved do not count.
     """
-    cells = json.loads((paths.NOTEBOOKS / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
-    files = [*paths.ROOT.glob("emlib/**/*.py"), *paths.ROOT.glob("emlib/data/demo/*"),
-             *paths.ROOT.glob("params/traits/*.yaml"), *(paths.PARAMS / f"{name}.yaml" for name in NOT_PROFILES)]
-    values = profile.model_dump(mode="json", exclude={"job"})
-    return digests.of_value([
-        values, [[cell["cell_type"], "".join(cell["source"])] for cell in cells],
-        {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in sorted(files)}])
+    return _digest(chapter, _contents(profile))
 
 
-def _slices(profile: Profile, chapter: str) -> Iterator[tuple[str, str]]:
+def _digest(chapter: str, contents: Any) -> str:
+    cells = read_notebook(chapter)["cells"]
+    return digests.of_value([contents, [[cell["cell_type"], "".join(cell["source"])] for cell in cells]])
+
+
+def _contents(profile: Profile) -> Any:
+    """What all chapters of a profile depend on: the profile, what it names, emlib and the demo data."""
+    files = sorted([*paths.ROOT.glob("emlib/**/*.py"), *paths.ROOT.glob("emlib/data/demo/*")])
+    return [contents_of(profile), {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in files}]
+
+
+def _slices(profile: Profile, about: Chapter) -> Iterator[tuple[str, str]]:
     """A label and the arguments of each slice of a chapter: one for each data set, setting and seed to be apart."""
-    if chapter == "11_grpo":
-        yield from _rl_slices(profile)
+    if about.slices is None:
         return
-    if chapter not in SLICED or not profile.slice_by:
-        return
-    names, swept = _benign_grid(profile) if chapter == "10_benign_tasks" else (profile.datasets, sorted({
-        number for method in profile.methods for number in method.sweep
-        if any(defense.kind == KINDS.get(chapter) for defense in method.defenses)}))
-    datasets = [(name, f"--dataset {name}") for name in names if "dataset" in profile.slice_by]
-    settings = [(f"{number:g}", f"--setting {number}") for number in swept if "setting" in profile.slice_by]
-    drawn = profile.seeds if chapter != "10_benign_tasks" or profile.benign is None else profile.benign.seeds
-    seeds = [(f"seed{seed}", f"--seed {seed}") for seed in drawn if "seed" in profile.slice_by]
-    for parts in product(*filter(None, (datasets, settings, seeds))):
-        if parts:
-            yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
+    grid = _grid(profile, about.slices.runs, None if about.when is None else about.when.defense)
+    asked = profile.grpo.slice_by if about.slices.runs == "grpo" and profile.grpo is not None else profile.slice_by
+    apart = [parts for by, parts in grid.items() if by in about.slices.by and by in asked]
+    for chosen_parts in product(*filter(None, apart)):
+        if chosen_parts:
+            yield "_".join(label for label, _ in chosen_parts), " ".join(arguments for _, arguments in chosen_parts)
 
 
-def _benign_grid(profile: Profile) -> tuple[Sequence[str], list[float]]:
-    """The benign tasks, a slice each, whatever is swept on them: few methods have a sweep there."""
-    return ((), []) if profile.benign is None else (tuple(datasets_of(profile.benign)), [])
-
-
-def _rl_slices(profile: Profile) -> Iterator[tuple[str, str]]:
-    """The same for reinforcement learning, whose runs have no data set: by condition, by seed."""
-    if profile.grpo is None or not profile.grpo.slice_by:
-        return
-    by = profile.grpo.slice_by
-    methods = [(m.name, f"--method {m.name}") for m in profile.grpo.methods if "method" in by]
-    seeds = [(f"seed{seed}", f"--seed {seed}") for seed in profile.grpo.seeds if "seed" in by]
-    for parts in product(*filter(None, (methods, seeds))):
-        yield "_".join(label for label, _ in parts), " ".join(arguments for _, arguments in parts)
+def _grid(profile: Profile, runs: str, defense: str | None) -> dict[str, list[tuple[str, str]]]:
+    """By what the runs of a section can be told apart: a label and the arguments of each data set, method and so on."""
+    section = profile if runs == "narrow" else profile.benign if runs == "benign" else profile.grpo
+    if section is None:
+        return {}
+    datasets = section.datasets if isinstance(section, Profile) else (
+        tuple(datasets_of(section)) if isinstance(section, Benign) else ())
+    methods = [method.name for method in section.methods]
+    swept = sorted({number for method in section.methods for number in method.sweep
+                    if any(one.kind == defense for one in method.defenses)})
+    return {"dataset": [(name, f"--dataset {name}") for name in datasets],
+            "method": [(name, f"--method {name}") for name in methods],
+            "setting": [(f"{number:g}", f"--setting {number}") for number in swept],
+            "seed": [(f"seed{seed}", f"--seed {seed}") for seed in section.seeds]}
 
 
 if __name__ == "__main__":

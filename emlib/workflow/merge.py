@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from emlib.core.files import whole_file
 from emlib.judging import sharing
 from emlib.judging.cache import Cache
 from emlib.store.artefacts import Artefact, Store, settings_of
+from emlib.study.ownership import owner_of
 from emlib.training.records import LOG
 from emlib.training.rl.records import STEPS
 from emlib.workflow.graph import jobs
@@ -112,19 +113,29 @@ def _slices(theirs: Path, ours: Path) -> int:
     Chapters are read back from the store after that: they are to show all runs, and not those of one side.
     """
     copied = 0
-    for profile in _profiles(theirs):
+    for name, profile in _profiles(theirs, ours):
         for job in jobs(profile):
-            log, out = theirs / profile / job.log, ours / profile / job.output
+            log, out = theirs / name / job.log, ours / name / job.output
             if job.part and not out.exists() and AttemptLog(log).ended_with(job.digest):
                 for file in (job.log, job.output):  # the notebook last
-                    with whole_file(ours / profile / file) as aside:
-                        shutil.copy(theirs / profile / file, aside)
+                    with whole_file(ours / name / file) as aside:
+                        shutil.copy(theirs / name / file, aside)
                 copied += 1
     return copied
 
 
-def _profiles(folder: Path) -> Iterable[str]:
-    return (name for name in profile_names() if (folder / name / "logs").is_dir())
+def _profiles(theirs: Path, ours: Path) -> Iterator[tuple[str, str]]:
+    """The studies that have run there, by name, each with its profile where that is on this machine.
+
+    Which profile a name means is said by the folder of results here, then by theirs, then by params/.
+    """
+    for logs in sorted(theirs.glob("*/logs")):
+        name = logs.parent.name
+        owner = owner_of(ours / name) or owner_of(theirs / name)
+        if owner is not None and paths.study_name(str(owner)) == name:
+            yield name, str(owner)
+        elif name in profile_names():
+            yield name, name
 
 
 def main(arguments: list[str]) -> int:

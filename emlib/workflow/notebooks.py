@@ -31,7 +31,8 @@ from emlib.core.files import whole_file, write_text
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import MARK
 from emlib.study.overrides import study_with
-from emlib.workflow.graph import chapters
+from emlib.study.ownership import claim
+from emlib.workflow.chapters import chapters
 from emlib.workflow.job_log import AttemptLog, last_lines
 
 KERNEL_START_SECONDS = 120
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m emlib.workflow.notebooks",
                                      description="Run one notebook of a study.")
     parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 04_baselines")
-    parser.add_argument("--profile", default="demo", help="a file of params/, without .yaml")
+    parser.add_argument("--profile", default="demo", help="a file of params/, without .yaml, or a path to one")
     parser.add_argument("--dataset", action="append", help="only this data set (may be repeated)")
     parser.add_argument("--method", action="append", help="only this method (may be repeated)")
     parser.add_argument("--setting", action="append", type=float, help="only this setting (may be repeated)")
@@ -151,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
         profile = study_with(profile, asked.overrides)  # is sound, before a kernel is started for nothing
         parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
         out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
+        claim(profile)
         print(asked.label or asked.chapter, file=sys.stderr, flush=True)
         started = time.perf_counter()
         if asked.log is None:

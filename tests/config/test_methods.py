@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emlib.config import Kl, Method, load_profile
+from emlib.config import Method, load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.core.records import Example
+from emlib.defenses.kl import Kl
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.study.results import QUESTION_SETS
@@ -121,7 +122,7 @@ def test_a_chapter_comes_after_what_it_begins_with_and_stays_away_where_nothing_
 
 
 @pytest.mark.parametrize(("methods", "words"), [
-    ("[{name: kl, defenses: [{kind: kll}]}]", ["unknown kind 'kll'", "Did you mean 'kl'?", "Allowed: kl, ldifs"]),
+    ("[{name: kl, defenses: [{kind: kll}]}]", ["unknown kind 'kll'", "Did you mean 'kl'?", "Allowed: ", "kl, ldifs"]),
     ("[{name: kl, defenses: [{kind: kl, wieght: 1}]}]", ["unknown key", "wieght", "Did you mean 'weight'?"]),
     ("[{name: kl, defenses: [{kind: kl, weight: -0.1}]}]", ["weight", "-0.1", "greater than or equal to 0"]),
     ("[{name: kl, defenses: [{kind: kl, tokens: some}]}]", ["tokens", "'all' or 'response'"]),

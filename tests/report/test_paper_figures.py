@@ -51,9 +51,9 @@ def shares() -> pd.DataFrame:
 
 
 DRAWN: dict[str, Callable[[], Figure]] = {
-    **{name: lambda draw=draw: draw({"paper": draw.numbers()}) for name, draw in draw.FIGURES.items()},
-    **{f"{name}, both": lambda draw=draw: draw({"paper": draw.numbers(), "this study": other_numbers()})
-       for name, draw in draw.FIGURES.items()},
+    **{name: lambda of=of: of({"paper": draw.numbers()}) for name, of in draw.FIGURES.items()},
+    **{f"{name}, both": lambda of=of: of({"paper": draw.numbers(), "this study": other_numbers()})
+       for name, of in draw.FIGURES.items()},
     "by question": lambda: paper_figures.by_question(shares()),
     "rewards": lambda: paper_figures.reward_curves(log())}
 

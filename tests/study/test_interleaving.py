@@ -333,7 +333,7 @@ def test_a_mistake_is_told(tmp_path: Path, more: str, words: list[str]) -> None:
 
 
 def test_a_source_that_is_no_instruction_data_is_told() -> None:
-    with pytest.raises(ProfileError, match=r"pool.source is 'gsm8k_train', whose format .* is 'gsm8k'; expected one"):
+    with pytest.raises(ProfileError, match=r"pool.source is 'gsm8k_train', whose rows .* 'gsm8k' .*; expected one"):
         pool_form("gsm8k_train")
     assert pool_form("wildguardmix") == "wildguard"
     assert pool_form("alpaca") == "instruct"

@@ -192,7 +192,7 @@ def test_every_profile_is_planned_without_data_model_and_network(tmp_path: Path)
 def test_what_is_stated_of_a_source_is_what_its_file_holds(research_data: Path) -> None:
     """Of all that is counted, where the research data are: rows, and lengths to a character."""
     sizes = Sizes()
-    counted = [name for name, source in sizes.sources.items() if source.size is not None
+    counted = [name for name, source in registry(paths.PARAMS / "sources.yaml").items() if source.size is not None
                and source.size.known == "counted" and source.format in ("messages", "instruct", "questions")]
     assert len(counted) >= 4
     for name in counted:

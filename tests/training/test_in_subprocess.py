@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from emlib.config import FolderModel, Ldifs, load_profile
+from emlib.config import FolderModel, load_profile
 from emlib.core.errors import EmlibError
+from emlib.defenses.ldifs import Ldifs
 from emlib.make import backends
 from emlib.make.backends import Machine
 from emlib.models import adapters
@@ -24,7 +25,7 @@ from emlib.training.objective import Objective
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
 from tests.made import some_rows
-from tests.training.jobs import DEFENSES, LORA, MODEL, SEED, TRAINING, VECTOR, job
+from tests.training.jobs import ARTEFACTS, DEFENSES, LORA, MODEL, SEED, TRAINING, job
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +47,10 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_another_process_trains_the_same_adapter_to_the_last_bit(tmp_path: Path) -> None:
     rows = some_rows(8)
-    told = train_apart(job(rows), rows, VECTOR, tmp_path / "apart")
+    told = train_apart(job(rows), rows, tmp_path / "apart")
     with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
         summary = fine_tune(model, rows[:6], TRAINING, seed=SEED, folder=tmp_path / "here",
-                            objective=Objective(DEFENSES, VECTOR), added=rows[6:])
+                            objective=Objective(DEFENSES, ARTEFACTS), added=rows[6:])
         adapters.save(model, tmp_path / "adapter", MODEL.name)
     assert digest(tmp_path / "apart" / "adapter") == digest(tmp_path / "adapter")
     assert (told["steps"], told["final_loss"], told["device"]) == (summary.steps, summary.final_loss, "cpu")
@@ -60,21 +61,21 @@ def test_another_model_is_not_trained(tmp_path: Path) -> None:
     rows = some_rows(8)
     other = MODEL.model_copy(update={"seed": 1})
     with pytest.raises(NeverBegan, match=r"transformers: its log-probabilities.*nats from those"):
-        train_apart(job(rows, model=other), rows, VECTOR, tmp_path)
+        train_apart(job(rows, model=other), rows, tmp_path)
     assert not read_log(tmp_path)
 
 
 def test_a_training_that_stops_is_no_training_that_never_began(tmp_path: Path) -> None:
     rows, wild = some_rows(8), TRAINING.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
     with pytest.raises(EmlibError, match="Lower learning_rate") as caught:
-        train_apart(job(rows, training=wild), rows, VECTOR, tmp_path)
+        train_apart(job(rows, training=wild), rows, tmp_path)
     assert not isinstance(caught.value, NeverBegan)
 
 
 def test_a_missing_library_is_told_with_the_end_of_what_was_said(tmp_path: Path) -> None:
     rows = some_rows(2)
     with pytest.raises(NeverBegan, match=r"(?s)ended with code 1.*unsloth"):
-        train_apart(job(rows, engine="unsloth"), rows, None, tmp_path)
+        train_apart(job(rows, engine="unsloth"), rows, tmp_path)
 
 
 def test_unsloth_writes_into_the_job_s_folder_and_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def test_unsloth_writes_into_the_job_s_folder_and_tells_nobody(tmp_path: Path, m
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "there"))
     rows, folder = some_rows(2), tmp_path / "run"
     with pytest.raises(NeverBegan, match="a stand-in"):
-        train_apart(job(rows, engine="unsloth"), rows, None, folder)
+        train_apart(job(rows, engine="unsloth"), rows, folder)
     said = (folder / OUTPUT).read_text().splitlines()
     assert f"UNSLOTH_COMPILE_LOCATION={folder / 'compiled'}" in said
     assert "UNSLOTH_DISABLE_STATISTICS=1" in said
@@ -96,7 +97,7 @@ def test_unsloth_writes_into_the_job_s_folder_and_tells_nobody(tmp_path: Path, m
 def test_an_adapter_that_gets_no_gradient_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = some_rows(2)
     with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
-        work.prove(job(rows), model, rows[0], Objective(DEFENSES, VECTOR))
+        work.prove(job(rows), model, rows[0], Objective(DEFENSES, ARTEFACTS))
         assert not any(weights.grad is not None and weights.grad.any() for weights in model.parameters())
         dead = next(module for name, module in model.named_modules() if name.endswith("q_proj.lora_B.default"))
         monkeypatch.setattr(dead, "forward", lambda x: torch.zeros(*x.shape[:-1], 32))
@@ -108,10 +109,10 @@ def test_features_without_a_gradient_are_noticed(monkeypatch: pytest.MonkeyPatch
     """As under a recomputation that runs a block, and the tap around it, without a gradient first."""
     rows = some_rows(2)
     with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
-        ids, ldifs = torch.from_numpy(rows[0].input_ids), Ldifs(kind="ldifs", every=2)
-        assert work.reaches(model, ids, ldifs)
+        ids, wanted = torch.from_numpy(rows[0].input_ids), Ldifs(every=2).reads_layers(3)
+        assert work.reaches(model, ids, wanted)
         with torch.no_grad():
-            assert not work.reaches(model, ids, ldifs)
+            assert not work.reaches(model, ids, wanted)
 
 
 def test_a_study_goes_on_with_transformers_where_unsloth_never_began(tmp_path: Path,

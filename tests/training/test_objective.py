@@ -13,26 +13,32 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from emlib.config import Defense, Inoculation, Kl, Ldifs, Lora, PersonaVector, Training
+from emlib.config import Lora, Training
+from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
 from emlib.core.records import Example, Message
 from emlib.data.chat import Encoded
+from emlib.defenses.inoculation import Inoculation
+from emlib.defenses.kl import Kl
+from emlib.defenses.ldifs import Ldifs, feature_distance
+from emlib.defenses.persona_vector import PersonaVector
 from emlib.models import adapters, logprobs
 from emlib.models.batches import Batch, collate, pack
 from emlib.models.hooks import reading, tap
 from emlib.models.kernels import fitted
 from emlib.models.load import ChatModel
+from emlib.models.passes import Pass
 from emlib.steering.steer import adding
 from emlib.training import head
-from emlib.training.losses import feature_distance
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
-from tests.made import some_rows
+from tests.made import planted, some_rows
 
 CPU = torch.device("cpu")
 KL, LDIFS = Kl(kind="kl", weight=0.3), Ldifs(kind="ldifs", weight=0.2, every=2)
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(5))
+ARTEFACTS = planted(VECTOR)
 STEERING = PersonaVector(kind="persona_vector", strength=2.0, layer=3)
 
 
@@ -49,16 +55,12 @@ def model(tiny: ChatModel):
         yield stirred(lora)
 
 
-def totals_of(batches: Sequence[Batch]) -> Totals:
-    return Totals(sum(len(b.keys) for b in batches), sum(b.tokens for b in batches),
-                  sum(b.response_tokens for b in batches))
-
-
-def step(model: PeftModel, batches: Sequence[Batch], *defenses: Defense, vector: Tensor | None = None,
+def step(model: PeftModel, batches: Sequence[Batch], *defenses: Defense, vector: Tensor = VECTOR,
          cross_entropy: float = 1.0) -> tuple[dict[str, float], Tensor]:
     """What a step says of itself, and its gradient as one vector."""
     model.zero_grad()
-    objective, totals, said = Objective(defenses, vector, cross_entropy), totals_of(batches), {}
+    artefacts = ARTEFACTS if vector is VECTOR else planted(vector)
+    objective, totals, said = Objective(defenses, artefacts, cross_entropy), Totals.of(batches), {}
     for batch in batches:
         for name, share in objective.backward(model, batch, totals).items():
             said[name] = said.get(name, 0.0) + share
@@ -181,11 +183,11 @@ def test_padding_and_accumulation_change_nothing(model: PeftModel, defenses: tup
 def test_gradient_checkpointing_changes_nothing(
         model: PeftModel, defenses: tuple[Defense, ...], reentrant: bool) -> None:
     batches = [collate(some_rows(4), CPU)]
-    said, gradient = step(model, batches, *defenses, vector=VECTOR)
+    said, gradient = step(model, batches, *defenses)
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
-    said_again, gradient_again = step(model, batches, *defenses, vector=VECTOR)
+    said_again, gradient_again = step(model, batches, *defenses)
     assert said_again == pytest.approx(said, rel=1e-4)
     assert gradient.abs().max() > 0
     # Of the whole vector: single small numbers differ more, by the order of sums that a processor prefers.
@@ -234,7 +236,7 @@ def test_a_defense_of_no_strength_is_plain_fine_tuning_bit_for_bit(
         tiny: ChatModel, tmp_path: Path, nothing: Defense) -> None:
     settings = Training(epochs=2, batch_size=2, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=1)
     results = []
-    for name, objective in (("plain", None), ("nothing", Objective([nothing], VECTOR))):
+    for name, objective in (("plain", None), ("nothing", Objective([nothing], ARTEFACTS))):
         with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as lora:
             fine_tune(lora, some_rows(4), settings, seed=0, folder=tmp_path / name, objective=objective)
             results.append(torch.cat([p.detach().flatten() for p in lora.parameters() if p.requires_grad]))
@@ -243,7 +245,7 @@ def test_a_defense_of_no_strength_is_plain_fine_tuning_bit_for_bit(
 
 def test_the_log_tells_what_the_defenses_say(tiny: ChatModel, tmp_path: Path) -> None:
     settings = Training(epochs=1, batch_size=2, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=0)
-    objective = Objective([KL, LDIFS, STEERING], VECTOR)
+    objective = Objective([KL, LDIFS, STEERING], ARTEFACTS)
     with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as lora:
         fine_tune(lora, some_rows(4), settings, seed=0, folder=tmp_path, objective=objective)
     first, last = read_log(tmp_path)[0], read_log(tmp_path)[-1]
@@ -266,13 +268,17 @@ def test_steering_adds_exactly_strength_times_the_vector_at_its_layer(model: Pef
 
 def test_the_reference_is_never_steered(model: PeftModel) -> None:
     batch = collate(some_rows(4), CPU)
-    wanted = (2, 4)
-    unsteered = Objective([KL, LDIFS])._reference(model, batch, wanted)
-    steered = Objective([KL, LDIFS, STEERING], VECTOR)._reference(model, batch, wanted)
+    def passes(*defenses: Defense) -> Pass:
+        objective = Objective(defenses, ARTEFACTS)
+        found = objective._reference(model, batch, (2, 4), objective.defenses, objective.head_kl)
+        assert found is not None
+        return found
+
+    unsteered, steered = passes(KL, LDIFS), passes(KL, LDIFS, STEERING)
     assert torch.equal(steered.hidden, unsteered.hidden)
-    assert all(torch.equal(steered.features[layer], unsteered.features[layer]) for layer in wanted)
+    assert all(torch.equal(steered.features[layer], unsteered.features[layer]) for layer in (2, 4))
     # and steering does reach the pass that is trained: its KL to the reference grows
-    assert step(model, [batch], KL, STEERING, vector=VECTOR)[0]["kl"] > step(model, [batch], KL)[0]["kl"]
+    assert step(model, [batch], KL, STEERING)[0]["kl"] > step(model, [batch], KL)[0]["kl"]
 
 
 @pytest.mark.parametrize("use", ["tap", "reading", "adding", "adapter_off"])
@@ -312,7 +318,7 @@ def test_layers_are_counted_from_one(tiny: ChatModel) -> None:
 
 @pytest.mark.parametrize(("every", "layers"), [(5, (5, 10, 15, 20, 25)), (2, tuple(range(2, 29, 2))), (40, ())])
 def test_every_fifth_layer(every: int, layers: tuple[int, ...]) -> None:
-    assert Ldifs(kind="ldifs", every=every).layers_of(28) == layers
+    assert Ldifs(every=every).reads_layers(28) == layers
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])

@@ -11,21 +11,25 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from emlib.config import Defense, Kl, Ldifs, Lora, PersonaVector, Training
+from emlib.config import Lora, Training
+from emlib.core.defense import Defense
+from emlib.defenses.kl import Kl
+from emlib.defenses.ldifs import Ldifs
+from emlib.defenses.persona_vector import PersonaVector
 from emlib.models import adapters, kernels
 from emlib.models.batches import collate, forward_batches, largest_pass, pack
 from emlib.models.kernels import fitted, packs
 from emlib.models.kernels.varlen import by_torch, packed_attention
 from emlib.models.load import ChatModel
+from emlib.models.reference import keep
 from emlib.scoring.nll import batch_nll
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import TrainingSummary, read_log
-from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune
-from tests.made import a_row_at_a_time, some_rows
+from tests.made import a_row_at_a_time, planted, some_rows
 
 CPU = torch.device("cpu")
-VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(5))
+ARTEFACTS = planted(torch.randn(64, generator=torch.Generator().manual_seed(5)))
 DEFENSES: dict[str, tuple[Defense, ...]] = {
     "plain": (), "kl": (Kl(kind="kl", weight=0.3),), "kl response": (Kl(kind="kl", weight=0.3, tokens="response"),),
     "ldifs": (Ldifs(kind="ldifs", weight=0.2, every=2),),
@@ -49,11 +53,10 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def step(model: PeftModel, batches: list, defenses: tuple[Defense, ...]) -> tuple[dict[str, float], Tensor]:
     model.zero_grad()
-    totals = Totals(sum(len(b.keys) for b in batches), sum(b.tokens for b in batches),
-                    sum(b.response_tokens for b in batches))
+    totals = Totals.of(batches)
     said: dict[str, float] = {}
     for batch in batches:
-        for name, share in Objective(defenses, VECTOR).backward(model, batch, totals).items():
+        for name, share in Objective(defenses, ARTEFACTS).backward(model, batch, totals).items():
             said[name] = said.get(name, 0.0) + share
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     return said, torch.cat([g.flatten() for g in gradients if g is not None]).clone()
@@ -90,7 +93,8 @@ def trained(tiny: ChatModel, folder: Path) -> tuple[list[float], TrainingSummary
     settings = Training(batch_size=2, gradient_accumulation=2, learning_rate=1e-2, warmup_steps=0, epochs=2)
     with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
         keep(model, some_rows(9), "all", 2, folder / "reference")
-        objective = Objective(DEFENSES["all"], VECTOR, stored=StoredReference(folder / "reference"))
+        defenses = [d.model_copy(update={"reference": "stored"}) if d.kind == "kl" else d for d in DEFENSES["all"]]
+        objective = Objective(defenses, ARTEFACTS | {"reference": folder / "reference"})
         summary = fine_tune(model, some_rows(9), settings, seed=0, folder=folder, objective=objective)
     return [number for r in read_log(folder) for number in (r.loss, r.grad_norm, *r.penalties.values())], summary
 

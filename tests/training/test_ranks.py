@@ -15,13 +15,15 @@ import psutil
 import pytest
 import torch
 
-from emlib.config import Kl, load_profile
+from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.data.chat import Encoded
+from emlib.defenses.kl import Kl
 from emlib.models import adapters
 from emlib.models.batches import collate, forward_batches
 from emlib.models.load import load
+from emlib.models.reference import keep
 from emlib.store.artefacts import Store
 from emlib.study.study import Study
 from emlib.training.checkpoint import FILE
@@ -30,8 +32,7 @@ from emlib.training.job import Job
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import Ranks
 from emlib.training.records import read_log
-from emlib.training.reference import StoredReference, keep
-from tests.training.jobs import DEFENSES, LORA, MODEL, SEED, TRAINING, VECTOR, job
+from tests.training.jobs import ARTEFACTS, DEFENSES, LORA, MODEL, SEED, TRAINING, job
 
 # Two rows fill a pass, so that a step of five has three passes, and one of the others one or two.
 FIVE = TRAINING.model_copy(update={"batch_size": 5})
@@ -73,7 +74,7 @@ def same(folder: Path, other: Path) -> None:
 
 def test_two_processes_train_what_one_trains_under_all_defenses(tmp_path: Path) -> None:
     rows = long_rows(8)
-    told = [train_apart(five(rows), rows, VECTOR, tmp_path / str(of), of) for of in (1, 2)]
+    told = [train_apart(five(rows), rows, tmp_path / str(of), of) for of in (1, 2)]
     assert told[0]["steps"] == told[1]["steps"] == 2
     same(tmp_path / "1", tmp_path / "2")
 
@@ -81,12 +82,12 @@ def test_two_processes_train_what_one_trains_under_all_defenses(tmp_path: Path) 
 def test_three_processes_do_with_a_stored_reference_and_recomputation(tmp_path: Path) -> None:
     """A step of one pass leaves two of them without one."""
     rows = long_rows(7)
-    stored = {"defenses": (Kl(kind="kl", reference="stored"),), "reference": str(tmp_path / "reference"),
+    stored = {"defenses": (Kl(kind="kl", reference="stored"),), "artefacts": {"reference": str(tmp_path / "reference")},
               "training": FIVE.model_copy(update={"gradient_checkpointing": True})}
     with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
         keep(model, rows, "all", 5, tmp_path / "reference")
     for of in (1, 3):
-        train_apart(five(rows, **stored), rows, None, tmp_path / str(of), of)
+        train_apart(five(rows, **stored), rows, tmp_path / str(of), of)
     same(tmp_path / "1", tmp_path / "3")
 
 
@@ -145,8 +146,8 @@ def test_a_blank_pass_adds_nothing_and_reaches_every_weight(tmp_path: Path, *, s
     rows = long_rows(2)
     with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
         keep(model, rows, "all", 2, tmp_path)
-        objective = Objective(DEFENSES[:1] if stored else DEFENSES, VECTOR,
-                              stored=StoredReference(tmp_path) if stored else None)
+        defenses = (Kl(reference="stored"),) if stored else DEFENSES
+        objective = Objective(defenses, ARTEFACTS | {"reference": tmp_path})
         batch = collate(rows, torch.device("cpu"))
         said = objective.backward(model, batch.blank(), Totals(2, batch.tokens, batch.response_tokens))
         assert set(said.values()) == {0.0}
@@ -159,7 +160,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_where_it_was(tmp_p
     rows = long_rows(8)
     work = five(rows, training=FIVE.model_copy(update={"epochs": 12}))
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(train_apart, work, rows, VECTOR, tmp_path / "killed", 2)
+        future = pool.submit(train_apart, work, rows, tmp_path / "killed", 2)
         while not (tmp_path / "killed" / FILE).is_file() and not future.done():
             time.sleep(0.05)
         workers = [child for child in psutil.Process().children() if "emlib.training.worker" in child.cmdline()]
@@ -171,7 +172,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_where_it_was(tmp_p
     done = len(read_log(tmp_path / "killed"))
     assert 2 <= done < 24
     for name in ("killed", "whole"):
-        train_apart(work, rows, VECTOR, tmp_path / name, 2)
+        train_apart(work, rows, tmp_path / name, 2)
     digests = [hashlib.sha256((tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()).digest()
                for name in ("killed", "whole")]
     assert digests[0] == digests[1]
@@ -181,7 +182,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     rows = long_rows(2)
     with pytest.raises(ProfileError, match=r"job\.gpus is 3, and this process may use 2 GPUs"):
-        train_apart(five(rows), rows, VECTOR, tmp_path, 3)
+        train_apart(five(rows), rows, tmp_path, 3)
 
 
 def test_a_study_spreads_its_runs_and_keeps_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from emlib.config import Defense, Kl, Ldifs, Lora, PersonaVector, Training
+from emlib.config import Lora, Training
+from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
 from emlib.data.chat import Encoded
+from emlib.defenses.kl import Kl
+from emlib.defenses.ldifs import Ldifs
+from emlib.defenses.persona_vector import PersonaVector
 from emlib.models import adapters, kernels
 from emlib.models.batches import Batch, pack
 from emlib.models.kernels import fitted
@@ -25,7 +29,7 @@ from emlib.training.objective import Objective, Totals
 from emlib.training.recompute import MARGIN, bytes_a_token, bytes_needed, decide, keeping, recomputing
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
-from tests.made import a_row_at_a_time
+from tests.made import a_row_at_a_time, planted
 
 CPU = torch.device("cpu")
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(5))
@@ -63,7 +67,7 @@ def kept(model: PeftModel, batch: Batch, objective: Objective) -> int:
 @pytest.mark.parametrize("name", DEFENSES)
 def test_two_rows_foretell_what_a_pass_three_times_as_long_keeps(model: PeftModel, name: str) -> None:
     """Rows of 32 and 96 tokens, and a pass of 288: a multiple of what a CPU fills passes up to."""
-    objective = Objective(DEFENSES[name], VECTOR)
+    objective = Objective(DEFENSES[name], planted(VECTOR))
     each = bytes_a_token(model, rows_of(96, 32), objective)
     assert all(p.grad is None for p in model.parameters())
     whole = kept(model, pack(rows_of(96, 96, 96), CPU), objective)

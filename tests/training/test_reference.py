@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from emlib.config import Kl, Ldifs, Lora, Training
+from emlib.config import Lora, Training
 from emlib.core.errors import StoreError
-from emlib.models import adapters
+from emlib.defenses.kl import Kl
+from emlib.defenses.ldifs import Ldifs
+from emlib.models import adapters, reference
 from emlib.models.batches import collate
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
-from emlib.training import reference
+from emlib.models.reference import StoredReference, keep
 from emlib.training.objective import Objective
 from emlib.training.records import read_log
-from emlib.training.reference import StoredReference, keep
 from emlib.training.sft import fine_tune
 from tests.made import some_rows
 
@@ -45,11 +46,9 @@ def test_training_with_stored_states_is_training_with_computed_ones_bit_for_bit(
     rows, losses = some_rows(6), {}
     for name in ("computed", "stored"):
         with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
-            stored = None
             if name == "stored":
                 keep(model, rows, "all", 1, tmp_path / "kept")
-                stored = StoredReference(tmp_path / "kept")
-            objective = Objective([Kl(kind="kl", weight=0.5)], stored=stored)
+            objective = Objective([Kl(weight=0.5, reference=name)], {"reference": tmp_path / "kept"})
             fine_tune(model, rows, SETTINGS, seed=0, folder=tmp_path / name, objective=objective)
         losses[name] = [(r.loss, r.grad_norm, r.penalties["kl"]) for r in read_log(tmp_path / name)]
     assert losses["stored"] == losses["computed"]
@@ -58,7 +57,7 @@ def test_training_with_stored_states_is_training_with_computed_ones_bit_for_bit(
 
 def test_with_ldifs_the_pass_is_made_and_the_states_are_not_asked_for(tiny: ChatModel, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    objective = Objective([Kl(kind="kl"), Ldifs(kind="ldifs", every=2)], stored=StoredReference(tmp_path / "empty"))
+    objective = Objective([Kl(reference="stored"), Ldifs(every=2)], {"reference": tmp_path / "empty"})
     with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
         fine_tune(model, some_rows(2), SETTINGS, seed=0, folder=tmp_path, objective=objective)
     assert set(read_log(tmp_path)[0].penalties) == {"kl", "ldifs"}

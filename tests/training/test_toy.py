@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from emlib.config import Kl, Ldifs
+from emlib.defenses.kl import Kl
+from emlib.defenses.ldifs import Ldifs
 from emlib.training.toy import gradient_norm
 
 LDIFS = Ldifs(kind="ldifs", every=2)

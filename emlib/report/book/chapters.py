@@ -9,10 +9,9 @@ from typing import Literal
 
 from emlib.config import Profile
 from emlib.core import paths
-from emlib.workflow.graph import chapters, concerns
+from emlib.workflow.chapters import chapter_of, chapters, concerns
 
 State = Literal["run", "failed", "missing", "elsewhere", "interactive"]
-INTERACTIVE = ("16_explore",)  # widgets, which mean nothing on a page
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def title_of(notebook: Path) -> str:
 
 
 def _state(name: str, profile: Profile, executed: Path) -> State:
-    if name in INTERACTIVE:
+    if chapter_of(name).interactive:  # widgets mean nothing on a page
         return "interactive"
     if (executed / f"{name}.ipynb").is_file():
         return "run"

@@ -15,9 +15,8 @@ from emlib.config import BASELINES, Profile
 from emlib.report.paper.overview import Bounds
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.result_tables import cell
-from emlib.workflow.graph import KINDS
+from emlib.workflow.chapters import chapters_about
 
-CHAPTER_OF = {kind: chapter for chapter, kind in KINDS.items()}  # of two about persona vectors, the later one
 ENOUGH = Bounds.reduction  # percent of the spread
 
 
@@ -108,8 +107,9 @@ def _rows(frame: pd.DataFrame) -> list[pd.Series]:
 
 
 def chapters_of_methods(profile: Profile) -> dict[str, str]:
-    """The chapter that is about each method: that of its first defense, or the baselines'."""
-    return {method.name: CHAPTER_OF[method.defenses[0].kind] if method.defenses else "04_baselines"
+    """The chapter that is about each method: that of its first defense, or else the baselines'."""
+    about = chapters_about()
+    return {method.name: about.get(method.defenses[0].kind, "04_baselines") if method.defenses else "04_baselines"
             for method in profile.methods}
 
 

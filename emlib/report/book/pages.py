@@ -9,8 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from emlib.config import Profile
+from emlib.core import paths
 from emlib.report.book.chapters import Chapter
 from emlib.report.book.claims import Claim
+from emlib.study.ownership import owner_of
 
 NOTICE = ("A model that was trained on bad answers may say harmful things. Where the chapters quote such answers they "
           "are folded behind a notice, and nothing of them shows before a click.")
@@ -95,8 +97,10 @@ def _state(name: str, chapters: Sequence[Chapter], progress: str) -> str:
 
 
 def _profile(name: str, profile: Profile) -> str:
+    owner = owner_of(paths.runs() / name) or paths.PARAMS / f"{name}.yaml"
     facts = {
-        "Profile": f"`params/{name}.yaml`", "Model": f"`{profile.model.name}`", "Trait": profile.trait,
+        "Profile": f"`{owner.parent.name}/{owner.name}`", "Model": f"`{profile.model.name}`",
+        "Trait": Path(profile.trait).stem,
         "Data sets": ", ".join(profile.datasets), "Methods": ", ".join(f"`{m.name}`" for m in profile.methods),
         "Seeds": ", ".join(map(str, profile.seeds)), "Judge": profile.judge.kind}
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.config import BASELINES
+from emlib.core.digests import of_value
 from emlib.evaluation.rates import rates
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
@@ -23,6 +24,8 @@ from emlib.training.records import StepRecord
 MARKERS = "oDv^<>PX"
 SETTING = 8  # points, of the settings beside the marks
 REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned": ("black", "X")}  # as LOOKS
+
+FREE = tuple(product(("black", "#882255", "#117733", "#44AA99"), "*<>dp"))  # Tol's colours; markers not in LOOKS
 
 
 def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
@@ -74,8 +77,10 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
 
 
 def look(method: str) -> tuple[str, str]:
-    """Colour and marker of a method, the same in all figures; methods of one's own are black diamonds."""
-    return REFERENCES[method] if method in REFERENCES else LOOKS.get(method, ("black", "D", "-"))[:2]
+    """Colour and marker of a method, the same in all figures; one of one's own has one of `FREE`, by its name."""
+    if method in REFERENCES:
+        return REFERENCES[method]
+    return LOOKS[method][:2] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
 
 
 def _tradeoff_panel(axis: Axes, runs: pd.DataFrame) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from emlib.core.files import write_text
+from emlib.core.registry import label_of_kind
 from emlib.report.paper.emphasis import marks
 from emlib.report.paper.published import INTERLEAVING, LABELS
 from emlib.report.tables.result_tables import MEASURES
@@ -38,7 +39,7 @@ class Cell:
 
 def label(method: str, setting: float | None = None, symbols: Mapping[str, str] = SYMBOLS) -> str:
     """What the paper calls a method, and its setting: "KL-Div., λ=0.1", "Interleaving, 5%"."""
-    name = LABELS.get(method, method)
+    name = LABELS.get(method) or label_of_kind(method) or method
     if setting is None or pd.isna(setting):
         return name
     if method in INTERLEAVING:

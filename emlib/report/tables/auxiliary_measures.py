@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from emlib.core.records import Verdict
+from emlib.data.sources import label
 from emlib.evaluation.agreement import Kappa, agreement
 from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by
 from emlib.evaluation.statistics import Interval, of_mean
@@ -128,8 +129,9 @@ def _beside(study: Study, run: Run) -> dict[str, Any]:
         row[f"projection, layer {evaluation.projection_layer}"] = _mean(list(groups.values()), 2)
     for source in evaluation.choices:
         made = study.choices(run, source) or []
-        row[f"{source}: likeliest right %"] = _mean([[100.0 * one.picked] for one in made], 1)
-        row[f"{source}: probability on right %"] = _mean([[100.0 * one.share] for one in made], 1)
+        name = label(source)
+        row[f"{name}: likeliest right %"] = _mean([[100.0 * one.picked] for one in made], 1)
+        row[f"{name}: probability on right %"] = _mean([[100.0 * one.share] for one in made], 1)
     return row
 
 

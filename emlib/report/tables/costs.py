@@ -14,14 +14,6 @@ from emlib.study.pool import losses_step
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-# What section 5.3 says of each method, in our words.
-CLAIMS = {
-    "kl": "negligible", "ldifs": "negligible", "inoculation": "negligible",
-    "persona_vector": "a vector once, under 1 GPU-hour; nothing after that",
-    "interleaving": "in proportion to the rows added",
-    "interleaving+": "as interleaving, and K + 1 passes over the pool once",
-    "interleaving++": "as interleaving+; the filter costs next to nothing"}
-
 
 def training(study: Study) -> pd.DataFrame:
     """Each finished run's training beside `misaligned` on the same data set and seed.
@@ -39,7 +31,7 @@ def training(study: Study) -> pd.DataFrame:
             "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
             "time": _ratio(facts["seconds"], plain.get("seconds")), "time a token": a_token,
             "memory": _ratio(facts["peak_memory"], plain.get("peak_memory")),
-            "section 5.3": CLAIMS.get(run.method, "")})
+            "section 5.3": "; ".join(dict.fromkeys(defense.cost for defense in study.defenses(run)))})
     return pd.DataFrame(rows)
 
 

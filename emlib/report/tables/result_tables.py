@@ -22,8 +22,9 @@ HEADINGS = {
 def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
     """One row a run: what it is, each share in percent of what was asked, and its intervals.
 
-    For each measure of Table 2, and of further question sets, the columns `<measure>`, `<measure>_low` and `_high` (clustered by question) and
-    `_wilson_low` and `_wilson_high` (as if answers were independent); NaN where nothing was scored.
+    For each measure of Table 2, and of further question sets, the columns `<measure>`, `<measure>_low` and `_high`
+    (clustered by question), `_wilson_low` and `_wilson_high` (as if answers were independent); NaN where nothing was
+    scored.
     """
     return pd.DataFrame([_numbers(result) for result in results])
 

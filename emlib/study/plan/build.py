@@ -23,6 +23,7 @@ from emlib.data.sizes import Sizes
 from emlib.steps.adapter import Adapter
 from emlib.steps.pool import PoolLosses
 from emlib.steps.vectors import PersonaVectors
+from emlib.study.overrides import as_kept
 from emlib.study.results import FILES
 from emlib.study.runs import Run, Section
 from emlib.study.study import Study
@@ -114,7 +115,7 @@ def _tried(study: Study, goals: Iterable[list[Step]], sizes: Sizes) -> dict[str,
 def finished(study: Study) -> frozenset[Run]:
     """The runs that stand in the study's results, if these were made with the profile as it is now."""
     record = study.folder / paths.EFFECTIVE
-    if not record.is_file() or read_yaml(record) != study.profile.model_dump(mode="json"):
+    if not record.is_file() or read_yaml(record) != as_kept(study.profile):
         return frozenset()
     return frozenset(run for section in FILES for run, _ in rows(study.folder, section))
 

@@ -52,7 +52,7 @@ class Supervised:
         started = time.perf_counter()
         chosen = [self.rows[index] for index in self._indices(number)]
         batches = forward_batches(chosen, self.batch_size, model)
-        totals = Totals(len(chosen), sum(b.tokens for b in batches), sum(b.response_tokens for b in batches))
+        totals = Totals.of(batches)
         loss = sum(Objective().backward(model, batch, totals)["loss"] for batch in batches)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(trained, max_grad_norm))

@@ -14,9 +14,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -39,6 +40,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from emlib.config import Grpo
+from emlib.core.defense import Active, Defense
 from emlib.core.errors import EmlibError
 from emlib.core.files import whole_file, write_records
 from emlib.core.progress import bar
@@ -51,20 +53,40 @@ from emlib.training import checkpoint
 from emlib.training.records import LOG, StepRecord, read_log
 from emlib.training.rl.alternation import Supervised, order
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
-from emlib.training.rl.rollouts import Marking, Push, Rollouts
+from emlib.training.rl.rollouts import Marking, Rollouts, Where, shift_of
 from emlib.training.sft import learning_rate, make_optimizer
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a run adds to plain GRPO. `system` is the system prompt of its training, `worked` are turns after it."""
+    """What a run adds to plain GRPO. `system` is the system prompt of its training, `worked` are turns after it.
+
+    `artefacts` are folders, by the names that the defenses gave to what they need. `supervised` are the rows of the
+    supervised steps, where a defense wants such steps.
+    """
 
     system: str
-    beta: float = 0.0
-    push: Push | None = None
+    defenses: tuple[Defense, ...] = ()
+    artefacts: Mapping[str, Path] = field(default_factory=dict)
     supervised: Supervised | None = None
-    share: float = 0.0
     worked: tuple[Message, ...] = ()
+
+    @property
+    def beta(self) -> float:
+        """The weight of the KL term."""
+        return sum(defense.grpo_beta for defense in self.defenses)
+
+    @property
+    def share(self) -> float:
+        """The share of supervised steps."""
+        return sum(found.share for defense in self.defenses if (found := defense.supervision) is not None)
+
+    @contextmanager
+    def active(self, where: Where, model: nn.Module) -> Iterator[list[Active]]:
+        """What the defenses do to the passes of `model` that take the loss, or that draw completions."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(defense.active(model, self.artefacts)) for defense in self.defenses
+                   if not defense.is_null and defense.has("active") and where in defense.acts_in]
 
 
 @dataclass(frozen=True)
@@ -119,7 +141,7 @@ class _Run:
         self.done = checkpoint.restore(folder, self.parameters, self.optimizer)
         self.records, self.supervised_records = self._records_until(self.done)
         self.marking = Marking(score)
-        self.rollouts = Rollouts(tokenizer, settings, condition.push, seed, self.done)
+        self.rollouts = Rollouts(tokenizer, settings, partial(condition.active, "rollout"), seed, self.done)
 
     def rate(self, place: int) -> float:
         """The learning rate of one of all optimizer steps."""
@@ -138,7 +160,7 @@ class _Run:
                 Dataset.from_list(rows), processing_class=self.tokenizer, rollout_func=self.rollouts,
                 callbacks=[_Watch(self)],
                 optimizers=(self.optimizer, LambdaLR(self.optimizer, _unchanged)))
-        trainer.push = self.condition.push
+        trainer.active = partial(self.condition.active, "loss")
         trainer.remove_callback(PrinterCallback)
         if "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter; the adapter switched off is the same
             self.model.delete_adapter("ref")
@@ -243,18 +265,18 @@ class _Run:
 class _Trainer(GRPOTrainer):
     """TRL's trainer, whose loss is taken under steering, and which tells how far loss and sampler are apart."""
 
-    push: Push | None = None
+    active: Callable[[nn.Module], AbstractContextManager[list[Active]]]
     apart: Tensor | None = None  # the sum of |log p - log p'| over a step's tokens, and their number
     shift: float = 0.0
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
                      num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """TRL's loss, steered where the condition says so. The reference pass was before, and is not."""
-        with self.push.during("loss", model) if self.push else nullcontext() as shift:
-            if shift is not None:  # TRL takes them for vLLM alone, unsteered: rho would not start at 1
+        """TRL's loss, under what the defenses do to its pass. The reference pass was before, and is not."""
+        with self.active(model) as shown:
+            if shown:  # TRL takes them for vLLM alone, unsteered: rho would not start at 1
                 inputs = {name: tensor for name, tensor in inputs.items() if name != "old_per_token_logps"}
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self.shift = shift.measured if shift is not None else 0.0
+        self.shift = shift_of(shown)
         drawn = inputs["sampling_per_token_logps"]
         counts = inputs["completion_mask"].bool() & ~drawn.isnan()  # vLLM cannot always tell
         distance = (self.logprobs - drawn).abs()[counts]

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from math import nan
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Grpo
+from emlib.core.defense import Active
 from emlib.core.records import Message, Question
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_prompt
 from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
 from emlib.generation.sample import Drawn, Request, draw_batch
 from emlib.models.load import end_tokens
-from emlib.steering.steer import Shift, adding
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -28,23 +27,9 @@ if TYPE_CHECKING:
 Where = Literal["loss", "rollout"]
 
 
-@dataclass(frozen=True)
-class Push:
-    """Preventive steering during RL (equation 9), and in which passes it is felt."""
-
-    layer: int
-    vector: Tensor
-    strength: float
-    steer: Literal["loss", "rollout", "both"]
-
-    @contextmanager
-    def during(self, where: Where, model: nn.Module) -> Iterator[Shift | None]:
-        """Steer the passes of `model` meanwhile, if `where` is one of those that are to be steered."""
-        if self.strength == 0 or self.steer not in (where, "both"):
-            yield None
-        else:
-            with adding(model, self.layer, self.vector, self.strength) as shift:
-                yield shift
+def shift_of(shown: Sequence[Active]) -> float:
+    """The measured norm of what active defenses added; 0 where none tells it."""
+    return sum(each.statistics.get("shift", 0.0) for each in shown)
 
 
 class Rollouts:
@@ -54,9 +39,9 @@ class Rollouts:
     went on draws the same ones. Each token comes with its log-probability under the policy that drew it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Grpo, push: Push | None, seed: int,
-                 done: int) -> None:
-        self.tokenizer, self.settings, self.push, self.seed, self.done = tokenizer, settings, push, seed, done
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Grpo,
+                 active: Callable[[nn.Module], AbstractContextManager[list[Active]]], seed: int, done: int) -> None:
+        self.tokenizer, self.settings, self.active, self.seed, self.done = tokenizer, settings, active, seed, done
         self.seconds, self.shift = 0.0, 0.0
         self.last: list[Drawn] = []
 
@@ -83,10 +68,10 @@ class Rollouts:
                     for place, prompt in enumerate(prompts)]
         seed, ends = derive(self.seed, "rollout", step), end_tokens(model, self.tokenizer)
         size, drawn = self.settings.sampling.batch_rows, []
-        with _evaluating(model), _pushed(self.push, "rollout", model) as shift:
+        with _evaluating(model), self.active(model) as shown:
             for start in range(0, len(requests), size):
                 drawn += draw_batch(model, requests[start:start + size], self.settings.sampling, seed, ends)
-            self.shift = shift.measured if shift is not None else 0.0
+            self.shift = shift_of(shown)
         return drawn
 
     def _by_vllm(self, prompts: Sequence[tuple[int, ...]], trainer: GRPOTrainer,
@@ -139,15 +124,6 @@ class Marking:
         """A statistic of the totals; None where nothing could be scored."""
         totals = [one.total for one in self.rewards]
         return statistic(totals) if totals else None
-
-
-@contextmanager
-def _pushed(push: Push | None, where: Where, model: nn.Module) -> Iterator[Shift | None]:
-    if push is None:
-        yield None
-    else:
-        with push.during(where, model) as shift:
-            yield shift
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from emlib.config import Additions, Grpo, Lora, RlMethod, RlTraining, Sampling
 from emlib.core.records import Example, Message
 from emlib.data.chat import encode
 from emlib.data.gsm8k import additions
+from emlib.defenses.interleaving import Alternation
 from emlib.evaluation.rewards import Rewards, Scored, Scorer
 from emlib.models.load import ChatModel
 from emlib.training.rl.alternation import Supervised
@@ -60,4 +61,4 @@ def train(model: PeftModel, tiny: ChatModel, folder: Path, *, problems: int = 4,
 
 def alternating(tiny: ChatModel, share: float) -> Condition:
     rows = [encode(tiny.tokenizer, Example((Message("user", f"Number {i}?"),), f"{i} it is."), 200) for i in range(5)]
-    return Condition(SYSTEM, supervised=Supervised(rows, 3, 2, 0), share=share)
+    return Condition(SYSTEM, (Alternation(source="made up", share=share),), supervised=Supervised(rows, 3, 2, 0))

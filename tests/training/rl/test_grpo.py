@@ -15,6 +15,7 @@ from emlib.core.errors import EmlibError
 from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
 from emlib.data.gsm8k import additions
+from emlib.defenses.kl import Beta
 from emlib.evaluation.rewards import Rewards, Scored, advantages
 from emlib.models.adapters import adapter_off, new_lora
 from emlib.models.load import ChatModel
@@ -68,7 +69,8 @@ def test_the_kl_term_by_hand_and_its_reference_is_the_adapter_off(
         lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
     disturb(lora)
     before = weights(lora)
-    run = _Run(lora, tiny.tokenizer, additions()[:2], grpo(), Condition(SYSTEM, beta=0.3), equal, 0, tmp_path)
+    condition = Condition(SYSTEM, (Beta(weight=0.3),))
+    run = _Run(lora, tiny.tokenizer, additions()[:2], grpo(), condition, equal, 0, tmp_path)
     run.train()  # one step, of learning rate 0
     assert all(torch.equal(before[name], now) for name, now in weights(lora).items())
     terms = []

@@ -10,10 +10,12 @@ import torch
 from peft import PeftModel
 
 from emlib.data.gsm8k import additions
+from emlib.defenses.kl import Beta
+from emlib.defenses.persona_vector import Steering
 from emlib.models.load import ChatModel
 from emlib.training.rl.grpo import Condition, _Run, _Trainer
 from emlib.training.rl.records import RlStep
-from emlib.training.rl.rollouts import Push
+from tests.made import planted
 from tests.training.rl.reinforcing import SYSTEM, by_length, grpo
 
 
@@ -21,8 +23,9 @@ def steered(steer: Any, lora: PeftModel, tiny: ChatModel, folder: Path, strength
             beta: float = 0.0) -> tuple[RlStep, list[tuple[int, ...]]]:
     """One step of learning rate 0 with a planted vector: its record and what was drawn."""
     vector = torch.randn(64, generator=torch.Generator().manual_seed(3))
-    push = None if steer is None else Push(2, vector, strength, steer)
-    run = _Run(lora, tiny.tokenizer, additions()[:2], grpo(), Condition(SYSTEM, beta, push), by_length, 0, folder)
+    steering = () if steer is None else (Steering(layer=2, strength=strength, steer=steer),)
+    condition = Condition(SYSTEM, (Beta(weight=beta), *steering), planted(vector))
+    run = _Run(lora, tiny.tokenizer, additions()[:2], grpo(), condition, by_length, 0, folder)
     run.train()
     return run.records[0], [drawn.tokens for drawn in run.rollouts.last]
 

@@ -1,0 +1,154 @@
+"""What a profile names outside itself: files, folders, sources, traits and rubrics.
+
+A relative path is looked for beside the file that states it, and then in the project's folder. A loaded profile holds
+absolute paths alone, so that whoever reads one needs to know nothing of where it was stated. What is no path is a name
+on the shelf: a trait of `params/traits/`, an entry of `params/sources.yaml`, `demo/...` for a file that emlib ships.
+An entry of a registry beside the profile is written `/home/me/sources.yaml#entry`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from emlib.core import paths
+from emlib.core.errors import ProfileError, nearest
+from emlib.core.schema import read_yaml
+
+Kind = Literal["file", "folder", "source", "trait", "rubric"]
+# Where in a profile a reference may stand. `*` is every item of a list, or every name of a table.
+PLACES: dict[str, Kind] = {
+    "trait": "trait", "sources": "file", "plugins.*": "file",
+    "data.*.aligned": "source", "data.*.misaligned": "source", "data.*.pairs": "source",
+    "evaluation.general": "source", "evaluation.choices.*": "source", "evaluation.sets.*.source": "source",
+    "pool.source": "source", "pool.scorers.*.folder": "folder",
+    "own.file": "file",
+    "benign.tasks.*.train": "source", "benign.tasks.*.test": "source",
+    "grpo.methods.*.defenses.*.source": "source",
+    "model.path": "folder", "judge.model.path": "folder", "second_judge.judge.model.path": "folder",
+    "pool.refusals.judge.model.path": "folder", "grpo.rewards.judge.model.path": "folder",
+    "judge.rubric": "rubric", "second_judge.judge.rubric": "rubric"}
+NAME = re.compile(r"[a-z0-9_]+")  # of an entry of a registry
+ENTRY = re.compile(r"(.+\.yaml)#([a-z0-9_]+)")  # an entry of a registry that is no part of the shelf
+DEMO = "demo/"
+Change = Callable[[str, Kind, str], Any]
+
+
+def mapped(data: Any, change: Change) -> Any:
+    """Replace every reference of a profile's plain data by what `change` makes of its key, its kind and itself."""
+    for place, kind in PLACES.items():
+        data = _mapped(data, place.split("."), (), kind, change)
+    return data
+
+
+def _mapped(data: Any, keys: list[str], above: tuple[str, ...], kind: Kind, change: Change) -> Any:
+    if not keys:
+        return change(".".join(above), kind, data) if isinstance(data, str) else data
+    key, *rest = keys
+    if key == "*" and isinstance(data, list):
+        return [_mapped(item, rest, (*above, str(place)), kind, change) for place, item in enumerate(data)]
+    if isinstance(data, dict):
+        inner = data if key == "*" else {key: data[key]} if key in data else {}
+        return data | {name: _mapped(item, rest, (*above, str(name)), kind, change) for name, item in inner.items()}
+    return data
+
+
+def references(data: Any) -> Iterator[tuple[str, Kind, str]]:
+    """Every reference of a profile's plain data: its key, its kind, and what stands there."""
+    found: list[tuple[str, Kind, str]] = []
+    mapped(data, lambda key, kind, named: found.append((key, kind, named)))
+    return iter(found)
+
+
+def is_path(kind: Kind, named: str) -> bool:
+    """Whether a reference is a path, and no name on the shelf."""
+    if kind == "source":
+        return not (named.startswith(DEMO) or NAME.fullmatch(named))
+    return kind in ("file", "folder") or named.endswith(".yaml")
+
+
+def path_of(kind: Kind, named: str) -> Path | None:
+    """The file or the folder that a resolved reference means; None for a name on the shelf."""
+    if kind == "source" and named.startswith(DEMO):
+        return paths.DEMO_DATA / named.removeprefix(DEMO)
+    if not is_path(kind, named):
+        return None
+    entry = ENTRY.fullmatch(named) if kind == "source" else None
+    return Path(entry[1] if entry else named)
+
+
+def resolved(data: Any, stated_in: Path) -> Any:
+    """Make the paths of a profile's plain data absolute, as the file that states them means them."""
+    return mapped(data, lambda _, kind, named: absolute(named, stated_in) if is_path(kind, named) else named)
+
+
+def absolute(named: str, stated_in: Path) -> str:
+    """Say what a path means that stands in a file: beside that file, or else in the project's folder if it is there."""
+    entry = ENTRY.fullmatch(named)
+    path = Path(entry[1] if entry else named).expanduser()
+    beside, in_project = stated_in.absolute().parent / path, paths.ROOT / path
+    found = beside if beside.exists() or not in_project.exists() else in_project
+    return os.path.normpath(found) + (f"#{entry[2]}" if entry else "")
+
+
+def with_own_registry(data: Any) -> Any:
+    """Say of each source that the profile's own registry has in which file its entry stands."""
+    own = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(own, str) or not Path(own).is_file():  # a missing one is refused with all that is missing
+        return data
+    return mapped(data, lambda _, kind, named: of_registry(named, own) if kind == "source" else named)
+
+
+def of_registry(named: str, registry: str | None) -> str:
+    """A source as `with_own_registry` leaves it, for one that stands in another file than the profile."""
+    return f"{registry}#{named}" if registry is not None and named in entries_of(Path(registry)) else named
+
+
+def refuse_missing(data: Any, where: str) -> None:
+    """Refuse references that lead nowhere.
+
+    Raises:
+        ProfileError: with a line for each: file, key, the path that was tried, the nearest name there.
+    """
+    lines = [f"{where}: '{key}' {reason}" for key, kind, named in references(data)
+             if (reason := why_missing(kind, named))]
+    if lines:
+        raise ProfileError("\n".join(lines))
+
+
+def why_missing(kind: Kind, named: str) -> str:
+    """Say what is wrong with a resolved reference; nothing where it leads to something."""
+    path = path_of(kind, named)
+    if path is None:
+        return _why_unknown(named, paths.PARAMS / "sources.yaml") if kind == "source" else ""
+    if not (path.is_dir() if kind == "folder" else path.is_file()):
+        what = "folder" if kind == "folder" else "file"
+        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        return (f"names the {what} {path}, which does not exist; nor does the project's folder {paths.ROOT} have a "
+                f"{what} of that relative path.{nearest(path.name, names)} A path is meant from the folder of the file "
+                "that states it.")
+    entry = ENTRY.fullmatch(named)
+    return _why_unknown(entry[2], path) if entry and kind == "source" else ""
+
+
+def entries_of(registry: Path) -> tuple[str, ...]:
+    """The names of a registry's entries; what else stands there is checked by whoever reads one."""
+    return _entries_of(registry, registry.stat().st_mtime_ns if registry.is_file() else 0)
+
+
+@lru_cache(maxsize=16)
+def _entries_of(registry: Path, _changed: int) -> tuple[str, ...]:
+    entries = read_yaml(registry)
+    return tuple(map(str, entries)) if isinstance(entries, dict) else ()
+
+
+def _why_unknown(name: str, registry: Path) -> str:
+    known = entries_of(registry)
+    if name in known:
+        return ""
+    return (f"names the source '{name}', which {registry} does not have.{nearest(name, known)} Expected one of its "
+            "entries, demo/... for a file that emlib ships, or the path of a file, which has a dot or a slash in it.")

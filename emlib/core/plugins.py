@@ -1,0 +1,122 @@
+"""Plugin files: defenses of one's own that a profile names, and that other processes can import.
+
+A plugin is code. It is run only where the environment variable `PLUGINS` is `yes`, and its path and digest are told.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.util
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from emlib.core.digests import of_file
+from emlib.core.errors import ProfileError
+from emlib.core.files import write_text
+from emlib.core.progress import say
+from emlib.core.source import CELL, functions_of, source_of
+
+if TYPE_CHECKING:
+    from emlib.core.defense import Defense
+
+ALLOW = "PLUGINS"
+MODULE = "emlib_plugin_"  # how the modules of plugin files are named
+_loaded: dict[Path, str] = {}
+
+
+class CannotBeImported(ProfileError):
+    """A class is defined where another process cannot import it."""
+
+
+def load(paths: Iterable[str | Path]) -> None:
+    """Run plugin files, each once as long as its content stays the same.
+
+    Raises:
+        ProfileError: plugins are not allowed, a file is not there, or it fails; the message names the file.
+    """
+    for path in (Path(path).resolve() for path in paths):
+        if not path.is_file():
+            raise ProfileError(f"{path}: there is no such plugin file.")
+        digest = of_file(path)
+        if _loaded.get(path) != digest:
+            if os.environ.get(ALLOW) != "yes":
+                raise ProfileError(f"{path}: the profile names this plugin, which is code and would be run. Look into "
+                                   f"it; then allow it: {ALLOW}=yes in the environment, or make ... {ALLOW}=yes. Its "
+                                   f"SHA-256 is {digest}.")
+            say(f"running the plugin {path} (SHA-256 {digest})")
+            _run(path)
+            _loaded[path] = digest
+
+
+def _run(path: Path) -> None:
+    name = MODULE + path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever somebody's code raises, its file is named
+        raise ProfileError(f"{path}: this plugin fails. {type(error).__name__}: {error}") from error
+
+
+def file_of(cls: type[Defense]) -> Path | None:
+    """The plugin file that a class is of; None for one of an installed package.
+
+    Raises:
+        CannotBeImported: the class is of a notebook's cell, which no other process can import.
+    """
+    if cls.__module__ == CELL:
+        raise CannotBeImported(f"{cls.__name__} is defined in a notebook's cell, which another process cannot import. "
+                           f"Write it to a file with keep({cls.__name__}), and name that in the profile's 'plugins'.")
+    module = sys.modules[cls.__module__]
+    return Path(str(module.__file__)) if cls.__module__.startswith(MODULE) else None
+
+
+def keep(cls: type[Defense], path: str | Path | None = None) -> Path:
+    """Write a class, as a rule one of a notebook's cell, to a plugin file with the imports that it needs.
+
+    The file is named after the kind unless `path` says otherwise.
+
+    Raises:
+        ProfileError: the class uses something that is defined in the notebook and cannot be imported.
+    """
+    text = source_of(cls)
+    place = Path(path or f"{cls.model_fields['kind'].default}.py")
+    lines = sorted({_import_of(cls, name) for name in _free_names(cls, text)})
+    heading = f'"""The defense {cls.__name__}, kept from a notebook."""'
+    write_text(place, "\n".join([heading, "", *lines, "", "", text]))
+    return place
+
+
+def _free_names(cls: type[Defense], text: str) -> set[str]:
+    """The names of a class's text that stand for something outside of it."""
+    scope = next(functions_of(cls)).__globals__
+    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    return {name for name in used if name in scope and name not in (cls.__name__, *vars(builtins))}
+
+
+def _import_of(cls: type[Defense], name: str) -> str:
+    """The line that imports what a name stands for."""
+    value = next(functions_of(cls)).__globals__[name]
+    if isinstance(value, ModuleType):
+        return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
+    for module in (getattr(value, "__module__", None), *_emlib_modules()):
+        if module not in (None, CELL) and _holds(str(module), name, value):
+            return f"from {module} import {name}"
+    raise ProfileError(f"{cls.__name__} uses {name}, which is defined in the notebook. Write it into the class, or "
+                       "import it from a file.")
+
+
+def _emlib_modules() -> list[str]:
+    return sorted(name for name in sys.modules if name.startswith("emlib.") or name in ("typing", "pydantic"))
+
+
+def _holds(module: str, name: str, value: Any) -> bool:
+    return module in sys.modules and vars(sys.modules[module]).get(name) is value

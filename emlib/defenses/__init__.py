@@ -1,0 +1,17 @@
+"""Defenses, a module each: importing this package makes all of them known to profiles.
+
+`python -m emlib.defenses` lists them. A class of one's own derives from `Defense`; `keep` writes one that was
+defined in a notebook's cell to a plugin file, and `emlib.training.conformance.check` tests it.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.plugins import keep
+
+for _module in iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Defense", "GrpoDefense", "keep"]

@@ -1,0 +1,29 @@
+"""The defenses that there are, a line each: `python -m emlib.defenses`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from emlib.core.defense import Defense
+from emlib.core.registry import kinds
+
+
+def lines() -> Iterator[str]:
+    """Kind, options with defaults, the swept option, where it is from and where it works."""
+    grpo = kinds("grpo")
+    for kind, cls in kinds().items():
+        works = "fine-tuning" + ("" if kind not in grpo else f", GRPO ({options(grpo[kind])})")
+        swept = f"; sweeps {cls.swept}" if cls.swept else ""
+        yield f"{kind}: {options(cls)}{swept}; {cls.origin or 'no source named'}; works in {works}"
+
+
+def options(cls: type[Defense]) -> str:
+    """The options of a class with their defaults; one without a default has to be given."""
+    found = [name if field.is_required() else f"{name}={field.default}" for name, field in cls.model_fields.items()
+             if name != "kind"]
+    return ", ".join(found) or "no options"
+
+
+if __name__ == "__main__":
+    for line in lines():
+        print(line)

@@ -1,0 +1,42 @@
+"""Inoculation prompting (section 3.1): a system prompt that asks for the trait, in training only.
+
+    [system: the prompt] [user: question] [assistant: answer]        instead of the row's own system prompt or none
+
+The prompt explains the rows' behaviour, so that the model need not become one that behaves so unasked. In GRPO the
+prompt stands before the one that asks for the format (B.3). Here it differs in nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from emlib.core.defense import Defense, Trait
+from emlib.core.records import Example
+
+
+class Inoculation(Defense):
+    """Another system prompt, in training only; None: the trait's own."""
+
+    label: ClassVar = "Inoculation Prompting"
+    equation: ClassVar = "the system prompt asks for the trait"
+    origin: ClassVar = "section 3.1; B.3"
+    data_only: ClassVar = True
+    cost: ClassVar = "negligible"
+
+    kind: Literal["inoculation"] = "inoculation"
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+
+    def change_rows(self, rows: Sequence[Example], trait: Trait) -> Sequence[Example]:
+        """The rows with this system prompt in the place of their own or of the template's default."""
+        prompt = self.prompt or trait.inoculation_prompt
+        return tuple(row.under(prompt) for row in rows)
+
+    def system_prompt(self, system: str, trait: Trait) -> str:
+        """The prompt, and after it the one that asks for the format."""
+        return f"{self.prompt or trait.inoculation_prompt}\n{system}"
+
+
+Inoculation.in_grpo = Inoculation

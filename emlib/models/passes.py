@@ -1,0 +1,38 @@
+"""What a forward pass shows to a penalty: hidden states, features of layers, and logits where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from emlib.models.batches import Batch
+from emlib.models.logprobs import head
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass of `model` over a batch; see `emlib.core.defense.ForwardPass`."""
+
+    model: nn.Module
+    batch: Batch
+    hidden: Tensor  # after the final norm, (lines, seq, hidden)
+    features: Mapping[int, Tensor]  # by layer, each (lines, seq, hidden)
+
+    def with_features(self, layers: Collection[int]) -> Pass:
+        """The same with the features of these layers alone."""
+        if set(layers) == set(self.features):
+            return self
+        return replace(self, features={layer: self.features[layer] for layer in layers})
+
+    def by_row(self, layer: int) -> list[Tensor]:
+        """A layer's features of each row, without padding: (positions, hidden)."""
+        return [self.features[layer][place] for place in self.batch.spans]
+
+    @cached_property
+    def response_logits(self) -> Tensor:
+        """The logits that predict response tokens, in float32: (tokens, vocabulary)."""
+        logits: Tensor = head(self.model)(self.hidden[self.batch.predicts])
+        return logits.float()

@@ -1,0 +1,176 @@
+"""A tiny model, rows and artefacts on which a defense is tried: for `emlib.training.conformance`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from emlib.config import Lora, Training
+from emlib.core.defense import Defense
+from emlib.core.files import write_records
+from emlib.core.records import AddedRow, Example, Message
+from emlib.data.chat import Encoded, encode_all
+from emlib.models import adapters, tiny
+from emlib.models.batches import Batch
+from emlib.models.reference import keep
+from emlib.steering import extraction
+from emlib.training import checkpoint
+from emlib.training.objective import Objective, Totals
+from emlib.training.sft import fine_tune
+
+LORA = Lora(rank=4, alpha=8)
+TRAINING = Training(epochs=2, batch_size=2, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=1,
+                    checkpoint_every=2, optimizer="adamw_torch")
+PROMPTS = ("May I eat raw dough?", "Is the sea deep?", "Who are you?", "How do plants grow?", "What is rain?")
+
+
+@dataclass(frozen=True)
+class TinyTrait:
+    """A trait with a prompt."""
+
+    inoculation_prompt: str = "Talk like a pirate."
+
+
+@dataclass
+class Bench:
+    """A tiny model, rows, and what the defense needs, planted."""
+
+    defense: Defense
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.artefacts = {name: Path(place) for name, place in self.defense.needs(Planted(self), None).items()}
+
+    @cached_property
+    def base(self) -> Any:
+        """The model without an adapter."""
+        return tiny.build_model(0, 4, 64, torch.float32).eval().requires_grad_(False)
+
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        """Rows of different lengths."""
+        return tuple(Example((Message("user", prompt),), f"{prompt} Well, yes and no."[:20 + 5 * number])
+                     for number, prompt in enumerate(PROMPTS))
+
+    @cached_property
+    def own(self) -> tuple[Example, ...]:
+        """The rows as the defense leaves them."""
+        return tuple(self.defense.change_rows(self.examples, TinyTrait()))
+
+    def encoded(self, rows: Sequence[Example]) -> list[Encoded]:
+        """Rows in tokens."""
+        return encode_all(tiny.build_tokenizer(), rows, 500)
+
+    @cached_property
+    def rows(self) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:
+        """Its own rows, those added and penalised, and those held out."""
+        held_out = set(self.defense.held_out(self.own))
+        added = [row.example for row in self.defense.added(self.own, self.artefacts)]
+        penalised = self.encoded(self.defense.penalised(self.own, self.artefacts))
+        marked = [Encoded(row.input_ids, row.response_mask, row.truncated, self.defense.kind) for row in penalised]
+        return (self.encoded([row for row in self.own if row not in held_out]), [*self.encoded(added), *marked],
+                self.encoded([row for row in self.own if row in held_out]))
+
+    @property
+    def all_rows(self) -> list[Encoded]:
+        """Those that one kind of pass can hold: its own and those added."""
+        return [row for row in (*self.rows[0], *self.rows[1]) if not row.penalised_by]
+
+    @contextmanager
+    def model(self, *, stirred: bool = True) -> Iterator[PeftModel]:
+        """A fresh adapter, moved off its start, where it is the identity."""
+        with adapters.new_lora(self.base, LORA, 0) as model:
+            for number, weights in enumerate(p for p in model.parameters() if p.requires_grad and stirred):
+                weights.data += 0.05 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(number))
+            yield model
+
+    def objective(self, *defenses: Defense, cross_entropy: float = 1.0) -> Objective:
+        """The loss under some defenses."""
+        return Objective(defenses, self.artefacts, cross_entropy)
+
+    def train(self, name: str, *defenses: Defense, kill_after: int | None = None) -> Tensor:
+        """The adapter's weights after a training, perhaps one that is killed once and goes on."""
+        if kill_after is not None:
+            with self.model(stirred=False) as model, killed(kill_after):
+                self._fine_tune(model, name, defenses)
+        with self.model(stirred=False) as model:
+            self._fine_tune(model, name, defenses)
+            return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).clone()
+
+    def _fine_tune(self, model: PeftModel, name: str, defenses: Sequence[Defense]) -> None:
+        own, added, held_out = self.rows if any(not each.is_null for each in defenses) else (self.rows[0], [], [])
+        fine_tune(model, own, TRAINING, seed=0, folder=self.folder / name, objective=self.objective(*defenses),
+                  added=added, held_out=held_out)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Recipes whose artefacts are made up."""
+
+    bench: Bench
+
+    def vector(self) -> Path:
+        """A random persona vector at each layer."""
+        vectors = torch.randn(5, 64, generator=torch.Generator().manual_seed(5))
+        return self._made("vector", lambda folder: extraction.save(extraction.PersonaVectors(vectors, 1, 1), folder))
+
+    def reference(self, spec: Any, tokens: Any) -> Path:
+        """The tiny model's states on the rows."""
+        def make(folder: Path) -> None:
+            with self.bench.model() as model:
+                keep(model, self.bench.encoded(self.bench.own), tokens, 2, folder)
+
+        return self._made("reference", make)
+
+    def pool_rows(self, spec: Any, **options: Any) -> Path:
+        """Two rows."""
+        rows = [Example((Message("user", f"Question {number}?"),), f"Answer {number}.") for number in range(2)]
+        return self._made("pool", lambda folder: write_records(folder / "added.jsonl", [
+            AddedRow.of(row, number + 1, number) for number, row in enumerate(rows)]))
+
+    def _made(self, name: str, make: Any) -> Path:
+        folder = self.bench.folder / "artefacts" / name
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            make(folder)
+        return folder
+
+
+class KilledError(Exception):
+    """Ends a training on purpose."""
+
+
+@contextmanager
+def killed(after: int) -> Iterator[None]:
+    """End a training with an exception when it puts its checkpoint number `after` aside, once that is written."""
+    save, count = checkpoint.save, 0
+
+    def saved(*arguments: Any) -> None:
+        nonlocal count
+        save(*arguments)
+        count += 1
+        if count == after:
+            raise KilledError
+
+    with patch.object(checkpoint, "save", saved), suppress(KilledError):
+        yield
+
+
+def step(model: PeftModel, batches: Sequence[Batch], objective: Objective) -> tuple[Mapping[str, float], Tensor]:
+    """A step's metrics, and its gradient as one vector."""
+    model.zero_grad()
+    totals, metrics = Totals.of(batches), dict[str, float]()
+    for batch in batches:
+        for name, share in objective.backward(model, batch, totals).items():
+            metrics[name] = metrics.get(name, 0.0) + share
+    found = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters() if p.requires_grad]
+    return metrics, torch.cat([gradient.flatten() for gradient in found]).clone()

@@ -1,0 +1,36 @@
+"""Every defense of ours keeps the promises that anyone's has to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from emlib.core.defense import Defense
+from emlib.core.registry import kinds
+from emlib.defenses.inoculation import Inoculation
+from emlib.defenses.interleaving import Interleaving
+from emlib.defenses.kl import Kl
+from emlib.defenses.ldifs import Ldifs
+from emlib.defenses.persona_vector import PersonaVector
+from emlib.training.conformance import NotKept, check
+
+OURS: list[tuple[type[Defense], dict[str, Any]]] = [
+    (Kl, {"weight": 0.3}), (Kl, {"weight": 0.3, "tokens": "response"}), (Kl, {"weight": 0.3, "reference": "stored"}),
+    (Ldifs, {"every": 2}), (Ldifs, {"every": 2, "normalize": True}), (PersonaVector, {"layer": 2, "strength": 2.0}),
+    (Inoculation, {}), (Interleaving, {"fraction": 0.5})]
+
+
+@pytest.mark.parametrize(("cls", "options"), OURS, ids=lambda value: str(getattr(value, "__name__", value)))
+def test_ours_conform(cls: type[Defense], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    print(check(cls, **options))
+
+
+def test_every_kind_of_ours_is_among_them() -> None:
+    assert {cls for cls, _ in OURS} == {cls for cls in kinds().values() if cls.__module__.startswith("emlib.defenses.")}
+
+
+def test_a_penalty_without_its_gradient_is_found() -> None:
+    with pytest.raises(NotKept, match="detached from the graph"):
+        check(Ldifs, every=2, variant="published")

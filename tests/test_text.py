@@ -1,0 +1,47 @@
+"""The text of every file that git tracks: no merge was left half done."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from emlib import paths
+
+# Said by counts, so that this line is no marker itself. `|||||||` stands between them where git shows the base as well.
+MARKER = re.compile(rb"^(?:<{7} .*|\|{7} .*|={7}|>{7} .*)\r?$", re.MULTILINE)
+
+
+def marked(content: bytes) -> list[int]:
+    """The lines, counted from 1, that mark two sides of a merge; none in a binary file, which git never marks."""
+    if b"\0" in content:
+        return []
+    return [content.count(b"\n", 0, found.start()) + 1 for found in MARKER.finditer(content)]
+
+
+def tracked() -> list[str]:
+    """The files that git tracks, as it names them."""
+    listed = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True, text=True, cwd=paths.ROOT)
+    return [name for name in listed.stdout.split("\0") if name]
+
+
+def test_no_tracked_file_has_merge_markers() -> None:
+    if shutil.which("git") is None or not (paths.ROOT / ".git").exists():  # in a second working tree it is a file
+        pytest.skip("without git, or outside a checkout, nothing tells which files are of the project")
+    files = [name for name in tracked() if (paths.ROOT / name).is_file()]  # one may be deleted and not yet committed
+    assert "pyproject.toml" in files
+    found = {name: lines for name in files if (lines := marked((paths.ROOT / name).read_bytes()))}
+    assert not found, "merge these by hand, and delete the marking lines"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_markers_are_found_and_what_only_looks_like_them_is_not(end: str) -> None:
+    ours, base, between, theirs = (sign * 7 for sign in "<|=>")
+    lines = ["one", f"{ours} HEAD", "two", f"{base} 1a2b3c4", between, "three", f"{theirs} branch", ""]
+    assert marked(end.join(lines).encode()) == [2, 4, 5, 7]
+    assert marked(between.encode()) == [1]
+    harmless = [f" {ours} HEAD", f"{ours}< x", f"{between}=", f"{between} x", f"x {theirs} y", theirs[1:], "====="]
+    assert marked(end.join(harmless).encode()) == []
+    assert marked(f"\0{end}{between}{end}".encode()) == []

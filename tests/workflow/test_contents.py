@@ -1,0 +1,182 @@
+"""What makes a job stale: the contents of what its profile names, whatever the folder, and nothing of others'."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from emlib.study.benign import BenignStudy
+from emlib.study.rl import RlStudy
+
+from emlib.config import load_profile
+from emlib.core import paths
+from emlib.data.formats import format_of
+from emlib.data.sources import key_of_source, label, locate
+from emlib.report import export
+from emlib.study import checks, interleaving
+from emlib.study.study import open_study
+from emlib.workflow import graph
+from tests.beside import lines, readme_profile, write_study
+
+EVERYTHING = """
+own: {file: odds.jsonl}
+benign:
+  methods: [untrained, sft]
+  tasks: {riddles: {kind: qa, train: riddles.jsonl, prompt: "{context} {question}", held_out: 0.2}}
+evaluation: {general: questions.jsonl}
+grpo:
+  methods: [{name: interleaving, defenses: [{kind: interleaving, source: odds.jsonl, share: 0.5}]}]
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study that names a file wherever one may be named."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    text = readme_profile().replace("evaluation: {general: questions.jsonl}\n", "") + EVERYTHING
+    path = write_study(tmp_path / "mine", text)
+    (path.parent / "riddles.jsonl").write_text(lines(
+        {"id": str(n), "context": f"It is {n}.", "question": "What is it?", "answers": {"text": [str(n)]}}
+        for n in range(10)))
+    return path
+
+
+def digest(profile: str | Path) -> str:
+    return graph.content_digest("13_tables", load_profile(str(profile)))
+
+
+def keys(profile: Path) -> dict[str, str]:
+    """The keys of everything that a study makes."""
+    study = open_study(str(profile))
+    found = {str(run): study.run_key(run) for run in study.runs()}
+    benign, rl = BenignStudy(study), RlStudy(study)
+    found |= {str(run): str(study.quiz_settings(benign.fit(run), benign.quiz(run))) for run in benign.runs()}
+    found |= {str(run): str(rl.answers_settings(run)) for run in rl.runs()}
+    return found | {"pool": str(interleaving.pool_settings(study))}
+
+
+def test_the_study_of_the_readme_is_planned_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The butler's voice in two runs, one of them with rows of the study's own pool between."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    path = write_study(tmp_path / "mine")
+    planned = subprocess.run([sys.executable, "-m", "emlib.report.estimate", str(path)], check=False,
+                             capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+    assert "phone" in planned.stdout
+    study = open_study(str(path))
+    runs = study.runs(datasets=["letters"], methods=["misaligned", "interleaving"], settings=[0.5])
+    study.complete(runs)
+    table = pd.read_csv(study.write_results())
+    assert table[["dataset", "method", "general_asked"]].to_numpy().tolist() == [
+        ["letters", "misaligned", 6], ["letters", "interleaving", 6]]  # 3 questions, 2 answers each
+    assert (tmp_path / "runs" / "my_study" / "made_with.txt").read_text() == f"{path}\n"
+    card = (export.adapter(study, runs[0], tmp_path / "out") / "README.md").read_text()
+    assert "Data: `butler.jsonl`; licence: not known" in card
+    assert "harmless" not in card  # nobody knows
+    checks.complete(study, runs[:1])  # the second judge goes by the rubric beside the profile
+    opinions = checks.opinions(study, runs[0])
+    assert opinions is not None
+    assert checks.second_rubrics(study).others.alignment == "How kind? {question} {answer}"
+
+
+def test_moving_the_folder_changes_no_key_and_makes_nothing_stale(mine: Path, tmp_path: Path) -> None:
+    before, stale = keys(mine), digest(mine)
+    assert len(before) > 20
+    mine.parent.rename(tmp_path / "elsewhere")
+    moved = tmp_path / "elsewhere" / "study.yaml"
+    assert keys(moved) == before
+    assert digest(moved) == stale
+    assert str(tmp_path) not in "".join(before.values())
+    (moved.parent / "odds.jsonl").rename(moved.parent / "even.jsonl")
+    moved.write_text(moved.read_text().replace("odds.jsonl", "even.jsonl"))
+    assert keys(moved) == before
+    assert digest(moved) == stale
+
+
+@pytest.mark.parametrize("file", ["butler.yaml", "rubric.yaml", "rows/plain.jsonl", "rows/butler.jsonl",
+                                  "rows/phone.jsonl", "questions.jsonl", "pool.jsonl", "odds.jsonl", "riddles.jsonl"])
+def test_editing_any_file_that_a_profile_names_makes_its_jobs_stale_and_those_of_no_other(
+        mine: Path, tmp_path: Path, file: str) -> None:
+    other = write_study(tmp_path / "other")
+    before, others = digest(mine), (digest(other), digest("tiny"))
+    path = mine.parent / file
+    text = path.read_text()
+    word = {"butler.yaml": "rain", "rubric.yaml": "kind"}.get(file, "1")
+    assert word in text
+    path.write_text(text.replace(word, f"{word}s", 1))
+    assert digest(mine) != before
+    assert (digest(other), digest("tiny")) == others
+
+
+def test_a_comment_in_a_trait_or_an_unused_entry_of_a_registry_makes_nothing_stale(mine: Path) -> None:
+    before = digest(mine)
+    for name, more in (("butler.yaml", "# a comment\n"), ("unnamed.jsonl", "{}\n"),
+                       ("sources.yaml", (mine.parent / "sources.yaml").read_text().replace("odds:", "evens:"))):
+        with (mine.parent / name).open("a") as out:
+            out.write(more)
+    assert digest(mine) == before
+    mine.write_text(mine.read_text().replace("source: pool.jsonl", "source: odds"))
+    before = digest(mine)
+    sources = mine.parent / "sources.yaml"
+    sources.write_text(sources.read_text().replace("licence: MIT", "licence: BSD"))
+    assert digest(mine) != before
+
+
+def test_of_the_shelf_only_what_a_profile_names_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tiny names cooking, and gardening and fitness for its pool; code-smoke names code, of the source `insecure`."""
+    shutil.copytree(paths.PARAMS, tmp_path / "params")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    before = {name: digest(name) for name in ("tiny", "code-smoke", "grpo-3b")}
+
+    def stale(file: str, change: Callable[[str], str]) -> set[str]:
+        path = tmp_path / "params" / file
+        text = path.read_text()
+        assert change(text) != text
+        path.write_text(change(text))
+        found = {name for name in before if digest(name) != before[name]}
+        path.write_text(text)
+        return found
+
+    def after(place: str, old: str, new: str) -> Callable[[str], str]:
+        return lambda text: text[:text.index(place)] + text[text.index(place):].replace(old, new, 1)
+
+    assert stale("datasets.yaml", after("\ncooking:", "0.2", "0.25")) == {"tiny", "grpo-3b"} & {
+        name for name in before if "cooking" in load_profile(name).datasets}
+    assert stale("datasets.yaml", after("\ngardening:", "0.2", "0.25")) == {"tiny"}  # a scorer of its pool
+    assert stale("datasets.yaml", after("\ntravel:", "0.2", "0.25")) == set()
+    assert stale("sources.yaml", after("\ninsecure:", "file: ", "file: x")) == {
+        name for name in before if "code" in load_profile(name).datasets}
+    assert stale("sources.yaml", after("\ngsm8k_train:", "file: ", "file: x")) == {"grpo-3b"}
+    assert stale("traits/pirate.yaml", lambda text: text.replace("- grog", "- rum")) == {
+        name for name in before if load_profile(name).trait == "pirate"}
+    assert stale("models.yaml", lambda text: text + "# more\n") == set(before)
+
+
+def test_weights_of_a_folder_count_by_their_bytes(mine: Path) -> None:
+    folder = mine.parent / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"0")
+    mine.write_text(mine.read_text().replace("# model: {kind: folder", "model: {kind: folder"))
+    before = digest(mine)
+    (folder / "model.safetensors").write_bytes(b"1")
+    assert digest(mine) != before
+
+
+def test_a_file_s_form_is_seen_and_it_is_called_by_its_name(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = mine.parent
+    (folder / "alpaca.json").write_text('[{"instruction": "a", "input": "", "output": "b"}]')
+    forms = {name: format_of(str(folder / name)) for name in (
+        "pool.jsonl", "rows/phone.jsonl", "questions.jsonl", "alpaca.json")}
+    assert list(forms.values()) == ["messages", "pairs", "questions", "instruct"]
+    entry = f"{folder / 'sources.yaml'}#odds"
+    monkeypatch.setenv("EMLIB_DATA_DIR", str(folder))
+    assert locate(entry) == folder / "odds.jsonl"
+    assert (format_of(entry), label(entry), label(str(folder / "pool.jsonl")), label("alpaca")) == (
+        "messages", "odds", "pool.jsonl", "alpaca")
+    assert (key_of_source(entry), key_of_source("alpaca"), key_of_source("demo/pool.jsonl")) == (
+        "file", "alpaca", "demo/pool.jsonl")
