@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from emlib.config import Interleaving, JudgeRefusals, Pool, Scorer, load_profile
+from emlib.config import JudgeRefusals, Pool, Scorer, load_profile
 from emlib.core import paths
 from emlib.core.errors import DataError, ProfileError
 from emlib.core.records import Example, Message
 from emlib.data.chat import encode_prompt
 from emlib.data.mixing import rows_to_add
+from emlib.defenses.interleaving import Interleaving
 from emlib.report import selection
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import RowLosses

@@ -18,6 +18,7 @@ from emlib.core.work import Work
 from emlib.data.own import every_row
 from emlib.data.rows import read_examples
 from emlib.data.sizes import Sizes, likely_tokens
+from emlib.data.sources import registry
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.models.shape import Shape, shape
