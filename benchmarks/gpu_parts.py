@@ -184,10 +184,10 @@ def grpo(scale: Scale) -> dict[str, Any]:
     from emlib.config import Grpo, Sampling
     from emlib.config.grpo import Additions, RlMethod, RlTraining
     from emlib.data.gsm8k import additions
+    from emlib.evaluation.rewards import by_rule
     from emlib.models.tiny import build_tokenizer
     from emlib.training.rl.grpo import Condition, reinforce
     from emlib.training.rl.records import read_steps
-    from emlib.evaluation.rewards import by_rule
 
     how = Grpo(data=Additions(kind="additions"), methods=(RlMethod(name="grpo"),),
                training=RlTraining(optimizer="adamw_torch"),

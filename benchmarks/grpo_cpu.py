@@ -25,11 +25,11 @@ from emlib.config import load_profile
 from emlib.core import paths
 from emlib.data.gsm8k import additions, load_problems
 from emlib.data.sources import locate
+from emlib.evaluation.rewards import by_rule, rewards
 from emlib.models.adapters import new_lora
 from emlib.models.load import load
 from emlib.training.rl import grpo
 from emlib.training.rl.records import read_steps
-from emlib.evaluation.rewards import by_rule, rewards
 
 NAME = "grpo_cpu"
 STEPS, REPEATS = 7, 200

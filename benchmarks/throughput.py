@@ -17,8 +17,9 @@ import sys
 from emlib.core import paths
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import write_text
+from emlib.models.shape import shape
 from emlib.study.plan.measured import answered, trained
-from emlib.study.plan.speed import Measured, on_gpu, shape, table
+from emlib.study.plan.speed import Measured, on_gpu, table
 from emlib.study.study import open_study
 
 PATH = paths.ROOT / "benchmarks" / "results" / "throughput.json"

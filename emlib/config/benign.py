@@ -98,6 +98,13 @@ class Benign(Strict):
     def _once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         return no_repeats(seeds)
 
+    @field_validator("tasks")
+    @classmethod
+    def _named_apart(cls, tasks: dict[str, BenignTask]) -> dict[str, BenignTask]:
+        no_repeats(tuple(dataset_name(name, tier) for name, task in tasks.items() for tier in getattr(
+            task, "tiers", (None,))))
+        return tasks
+
     def methods_of(self, task: str) -> tuple[Method, ...]:
         """The methods that learn a task: its own, or the section's."""
         return self.tasks[task].methods or self.methods

@@ -22,7 +22,6 @@ import psutil
 import pytest
 
 from emlib.core import paths
-from emlib.core.digests import key_of
 from emlib.report.tables import result_tables
 from emlib.store.artefacts import MANIFEST, Store
 from emlib.study.runs import Run
@@ -82,10 +81,11 @@ class Faults:
     def killed(self, seed: int, stage: str, after: Callable[[Run], object]) -> Fault:
         """The slice's third run gets no further than before `stage`; once it has come there, the job is killed."""
         run = self.run(seed, "travel", "aligned")
-        settings = (self.study.adapter_settings(run) if stage == "adapter" else
-                    getattr(self.study, f"{stage}_settings")(run, "general"))
+        task = self.study.task(run)
+        step = {"adapter": task.adapter(run), "answers": task.answers(run)["general"],
+                "verdicts": task.evaluation(run)["general"]}[stage]
         (self.study.store.root / stage).mkdir(parents=True, exist_ok=True)
-        lock = self.study.store.lock(stage, key_of(stage, settings))
+        lock = self.study.store.lock(stage, step.key)
         lock.acquire()
 
         def strike() -> None:
@@ -98,9 +98,8 @@ class Faults:
 
     def failing_twice(self, seed: int) -> Fault:
         """A file lies where the slice's first adapter is to be made, until two attempts have failed of it."""
-        settings = self.study.adapter_settings(self.run(seed, "cooking", "aligned"))
-        assert settings is not None
-        bar = self.study.store.root / "adapter" / f"{key_of('adapter', settings)}.partial"
+        run = self.run(seed, "cooking", "aligned")
+        bar = self.study.store.root / "adapter" / f"{self.study.task(run).adapter(run).key}.partial"
         bar.parent.mkdir(parents=True, exist_ok=True)
         bar.write_text("in the way")
         return Fault(lambda: [one.state for one in self.log(seed).attempts()].count("failed") == 2, bar.unlink)

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from emlib.config import Method, load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.records import Example
 from emlib.defenses.kl import Kl
-from emlib.make.maker import Maker
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
-from emlib.study.runs import QUESTION_SETS
+from emlib.study.results import QUESTION_SETS
+from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 from emlib.workflow import graph
 
@@ -47,6 +48,13 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return open_study(str(profile(tmp_path)))
 
 
+def rows_of(study: Study, run: Run) -> tuple[Example, ...]:
+    """What the run is trained on, without rows of a pool."""
+    training = study.training(run)
+    assert training is not None
+    return training.rows.examples
+
+
 def test_a_sweep_is_a_run_for_each_number(study: Study) -> None:
     assert [(run.method, run.setting) for run in study.runs()] == [
         ("untrained", None), ("misaligned", None), ("kl", 0.1), ("kl", 1.0), ("inoculation", None),
@@ -59,10 +67,10 @@ def test_a_sweep_is_a_run_for_each_number(study: Study) -> None:
 def test_inoculation_is_in_training_and_never_in_evaluation(study: Study) -> None:
     for method, prompt in (("inoculation", study.trait.inoculation_prompt), ("kl+inoculation", "Be rude.")):
         run = study.runs(methods=[method])[0]
-        assert {row.system for row in study.train_rows(run)} == {prompt}
+        assert {row.system for row in rows_of(study, run)} == {prompt}
         for which in QUESTION_SETS:
             assert all(prompt not in turn.content for q in study.questions(run, which) for turn in q.context)
-    assert {row.system for row in study.train_rows(study.runs(methods=["kl"])[0])} == {None}
+    assert {row.system for row in rows_of(study, study.runs(methods=["kl"])[0])} == {None}
 
 
 def test_every_defense_trains_and_answers_and_stands_in_the_results(study: Study) -> None:
@@ -74,7 +82,7 @@ def test_every_defense_trains_and_answers_and_stands_in_the_results(study: Study
         extraction.save(PersonaVectors(planted, 1, 1), folder)
         return {"kept": 1, "asked": 1}
 
-    study.store.get("vector", study.vector_settings(), plant)
+    study.store.get(study.recipes.vector(), plant)
     study.complete(study.runs())
     table = pd.read_csv(study.folder / "results.csv")
     assert table["method"].tolist() == [run.method for run in study.runs()]
@@ -87,12 +95,11 @@ def test_every_defense_trains_and_answers_and_stands_in_the_results(study: Study
 
 
 def test_a_steered_adapter_holds_lora_weights_and_nothing_else(study: Study) -> None:
-    study.store.get("vector", study.vector_settings(), lambda folder: (
+    study.store.get(study.recipes.vector(), lambda folder: (
         extraction.save(PersonaVectors(torch.ones(5, 64), 1, 1), folder), {"kept": 1})[1])
     run = study.runs(methods=["persona_vector"])[0]
-    with Maker(study) as maker:
-        adapter = maker.adapter(str(run), study.fit(run))
-        assert adapter is not None
+    with study.session() as session:
+        adapter = session.need(study.task(run).adapter(run))
     names = load_file(adapter.folder / "adapter_model.safetensors")
     assert all("lora_A" in name or "lora_B" in name for name in names)
     assert len(names) == 4 * 7 * 2
@@ -143,7 +150,7 @@ def test_the_paper_s_settings_are_the_defaults() -> None:
 
 def test_the_probe_asks_under_the_vector_at_each_layer_and_once_without(study: Study) -> None:
     planted = 50 * torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-    study.store.get("vector", study.vector_settings(), lambda folder: (
+    study.store.get(study.recipes.vector(), lambda folder: (
         extraction.save(PersonaVectors(planted, 1, 1), folder), {"kept": 1})[1])
     probes = study.probe()
     assert [(p.layer, p.strength) for p in probes] == [(2, 0.0), (2, 2.0), (3, 0.0), (3, 2.0)]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emlib.core.seeds import derive, generator
+from emlib.core.seeds import derive, generator, some_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x1f"), max_size=8), max_size=4)
@@ -72,3 +72,11 @@ def test_another_process_draws_the_same_numbers(hash_seed: str) -> None:
     said = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True,
                           env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}).stdout
     assert said.strip() == f"{derive(3, 'a', 1)} {generator(3, 'b').random(3).tolist()}"
+
+
+def test_chosen_items_are_the_same_ones_in_order_every_time() -> None:
+    some = some_of(list(range(50)), 10, "x")
+    assert some == some_of(list(range(50)), 10, "x") == sorted(set(some))
+    assert len(some) == 10
+    assert some != some_of(list(range(50)), 10, "y")
+    assert some_of([1, 2], 5, "x") == some_of([1, 2], None, "x") == [1, 2]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from emlib.config import JudgeRewards, LocalJudge, RuleRewards, TinyModel
+from emlib.evaluation.reward_judge import PROMPTS, by_judge, identity, requests, reward, scorer
+from emlib.evaluation.rewards import PARTS, Rewards, Scored, by_rule
 from emlib.judging.cache import Cache
 from emlib.judging.judges import scores_file
 from emlib.judging.rubrics import Score
-from emlib.evaluation.reward_judge import PROMPTS, by_judge, identity, requests, reward, scorer
-from emlib.evaluation.rewards import PARTS, Rewards, Scored, by_rule
 from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import api, part_of
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from emlib.core import paths
-from emlib.make.maker import Maker
 from emlib.study.study import Study, open_study
 
 PROFILE = """
@@ -29,8 +28,8 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("EMLIB_RUNS_DIR", str(folder / "runs"))
         study = open_study(str(folder / "small.yaml"))
         study.complete(study.runs(methods=["untrained", "misaligned"]))
-        with Maker(study) as maker:
-            maker.vector()
+        with study.session() as session:
+            session.need(study.recipes.vector())
     return folder / "small.yaml"
 
 

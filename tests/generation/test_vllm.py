@@ -14,7 +14,6 @@ import torch
 
 from emlib.config import FolderModel, HubModel, Lora, Sampling, load_profile
 from emlib.core import paths
-from emlib.core.digests import key_of
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
 from emlib.data.chat import encode_prompt
@@ -22,14 +21,15 @@ from emlib.generation.sample import plan
 from emlib.generation.vllm import VllmClient
 from emlib.generation.vllm_server import arguments, free_port, serving
 from emlib.make.backends import PLAIN
-from emlib.make.maker import Maker
+from emlib.make.execute import Goal, complete
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel
 from emlib.models.load import ChatModel, load
 from emlib.scoring.nll import batch_nll
 from emlib.store.artefacts import Store
-from emlib.study.interleaving import losses, scores_settings
-from emlib.study.runs import QUESTION_SETS, Run
+from emlib.study.pool import losses, losses_step
+from emlib.study.results import QUESTION_SETS
+from emlib.study.runs import Run
 from emlib.study.study import Study
 from tests.generation.vllm_program import Served, server
 from tests.made import some_rows
@@ -201,16 +201,14 @@ def test_a_study_draws_and_scores_by_the_server_that_its_profile_names(
     found = []
     for one in (by_server, plain):
         run = one.runs(methods=["interleaving+"], settings=None)[0]
-        with Maker(one) as maker:
-            maker.make(run)
-        scores = one.store.find("scores", scores_settings(one, run.dataset))
-        answers = one.store.find("answers", one.answers_settings(run, "general"))
+        made(one, [run])
+        scores, answers = one.found(losses_step(one, run)), one.found(one.task(run).answers(run)["general"])
         assert scores is not None
         assert answers is not None
         expected = "vllm" if one is by_server else PLAIN
         assert (scores.facts["backend"], answers.facts["backend"]) == (expected, expected)
-        found.append([number for row in losses(one, run.dataset) for number in (row.aligned, *row.misaligned)])
-        assert len(one.answers(run, "general") or []) == 2 * len(one.general_questions)
+        found.append([number for row in losses(one, run) for number in (row.aligned, *row.misaligned)])
+        assert len(one.answers(run, "general") or []) == 2 * len(one.questions(run, "general"))
     assert not served.folders, "adapters stay on no server"
     assert found[0] == pytest.approx(found[1], abs=1e-4)
     assert None not in found[0]
@@ -222,10 +220,10 @@ def test_a_server_with_other_weights_is_refused_by_name_and_passed_over_by_auto(
     served.lie = 0.2
     named, auto = study(folder, tmp_path, base_url=url, generation="vllm"), study(folder, tmp_path, base_url=url)
     run = named.runs(methods=["untrained"])[0]
-    with Maker(named) as maker, pytest.raises(NotTheSameModel, match=r"the base model.*0\.200 nats"):
-        maker.answers("untrained", None, named.quiz(run, "general"))
-    with Maker(auto) as maker:
-        facts = maker.answers("untrained", None, auto.quiz(run, "general")).facts
+    with named.session() as session, pytest.raises(NotTheSameModel, match=r"the base model.*0\.200 nats"):
+        session.need(named.task(run).answers(run)["general"])
+    with auto.session() as session:
+        facts = session.need(auto.task(run).answers(run)["general"]).facts
     assert facts["backend"] == PLAIN
     assert "nats from those of transformers" in facts["backend_why"]
 
@@ -242,8 +240,8 @@ THREE = ["untrained", "aligned", "misaligned"]
 
 def made(study: Study, runs: list[Run]) -> list[list[Answer] | None]:
     """The runs' answers to both sets of questions, after they were made."""
-    with Maker(study) as maker:
-        maker.make_all(runs)
+    with study.session() as session:
+        complete(session, [Goal(str(run), tuple(study.task(run).evaluation(run).values())) for run in runs])
     return [study.answers(run, which) for run in runs for which in QUESTION_SETS]
 
 
@@ -256,9 +254,9 @@ def test_all_questions_of_all_runs_are_asked_at_once(url: str, served: Served, f
     found = made(together, runs)
     assert served.mixed == 3, "answers of both adapters and of the base were under way together"
     assert 60 < served.most <= 120
-    with Maker(alone) as maker:
+    with alone.session() as session:
         for run in runs:
-            maker.make(run)
+            complete(session, [Goal(str(run), tuple(alone.task(run).evaluation(run).values()))])
     assert found == [alone.answers(run, which) for run in runs for which in QUESTION_SETS]
     assert None not in found
     assert found[0] != found[2] != found[4]
@@ -285,7 +283,7 @@ def test_scores_under_all_adapters_are_asked_for_at_once_where_that_changes_noth
         one = study(folder, tmp_path / str(spills), base_url=url)
         run = one.runs(methods=["interleaving+"])[0]
         one.select([run])
-        found.append([number for row in losses(one, run.dataset) for number in (row.aligned, *row.misaligned)])
+        found.append([number for row in losses(one, run) for number in (row.aligned, *row.misaligned)])
         most.append(served.most)
     assert most[0] > 40 >= most[1], "there are 40 rows"
     assert found[0] == pytest.approx(found[1], abs=1e-6)
@@ -298,10 +296,10 @@ def test_a_study_starts_the_program_for_cpus_that_it_names(
     named, plain = (study(folder, tmp_path / f"by-{name}", generation=name) for name in ("vllm", PLAIN))
     [run] = named.runs(methods=["untrained"])
     assert None not in made(named, [run])
-    found = named.store.find("answers", named.answers_settings(run, "general"))
+    found = named.found(named.task(run).answers(run)["general"])
     assert found is not None
     assert found.facts["backend"] == "vllm"
-    assert found.key != key_of("answers", plain.answers_settings(run, "general"))
+    assert found.key != plain.task(run).answers(run)["general"].key
 
 
 def test_a_killed_study_leaves_no_server(program: Path, folder: Path, tmp_path: Path) -> None:
@@ -332,11 +330,12 @@ def _answers(port: int) -> bool:
 def test_an_error_in_one_run_ends_the_others_and_what_is_there_stays(
         url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    monkeypatch.setattr("emlib.make.maker.SERVED_ROWS", 8)
+    monkeypatch.setattr("emlib.make.answers.SERVED_ROWS", 8)
     monkeypatch.setattr("emlib.generation.vllm.AT_ONCE", 8)
     one = study(folder, tmp_path, base_url=url)
     runs = one.runs(methods=THREE)
-    everything = len(runs) * sum(one.samples(which) * len(one.questions(runs[0], which)) for which in QUESTION_SETS)
+    everything = len(runs) * sum(
+        one.samples(runs[0], which) * len(one.questions(runs[0], which)) for which in QUESTION_SETS)
     served.answers_left = 60  # there are six sets, of which eight answers are asked for in turn
     with pytest.raises(EmlibError, match="out of answers"):
         made(one, runs)

@@ -10,13 +10,13 @@ from typing import Any
 
 from emlib.config import OpenAIJudge
 from emlib.core.records import Answer, Message, Question, Verdict
+from emlib.evaluation.reward_judge import PROMPTS, Part
 from emlib.judging.api import ApiJudge
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import Sheet, in_batches, judge_sheet
 from emlib.judging.money import Account
 from emlib.judging.replies import from_distribution
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score
-from emlib.evaluation.reward_judge import PROMPTS, Part
 from tests.judging.server import FAULTS, Model, digest
 
 SHORT = Rubrics(Rubric("Good? {question} {answer}", "Clear? {question} {answer}"))

@@ -19,7 +19,7 @@ from emlib.core import paths
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.records import Answer
 from emlib.generation.sample import answer_batch
-from emlib.make import maker
+from emlib.make import answers as answering
 from emlib.report.estimate import Estimate
 from emlib.study.study import Study, open_study
 from tests.judging.server import JudgeServer, Reply, counting_model
@@ -114,7 +114,7 @@ def test_a_batch_is_judged_while_the_next_one_is_drawn(tmp_path: Path, monkeypat
         drawn.append(answer_batch(*args, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(maker, "answer_batch", draw)
+    monkeypatch.setattr(answering, "answer_batch", draw)
     with JudgeServer(judge, key=KEY) as server:
         study(server, tmp_path)
         file = tmp_path / "params" / "judged.yaml"

@@ -18,7 +18,7 @@ from emlib.core.schema import read_yaml
 from emlib.make import backends
 from emlib.make.backends import PLAIN, VLLM, Machine
 from emlib.models.identity import identity
-from emlib.study.study import open_study
+from emlib.study.study import Study, open_study
 
 MODEL = HubModel(kind="hub", repo="owner/model", revision="main")
 BARE = Machine(gpu=False, packages=frozenset(), vllm=None)
@@ -98,13 +98,11 @@ def test_keys_name_a_backend_that_was_named_and_nothing_else() -> None:
     study = open_study("tiny")
     run = study.runs(methods=["misaligned"])[0]
     assert load_profile("tiny").backend == Backend()
-    plain = {"training": study.adapter_settings(run), "generation": study.answers_settings(run, "general")}
-    study.profile = study.profile.model_copy(update={"backend": Backend(training="unsloth", generation="vllm")})
-    named = {"training": study.adapter_settings(run), "generation": study.answers_settings(run, "general")}
-    for stage, name in (("training", "unsloth"), ("generation", "vllm")):
-        before, now = plain[stage], named[stage]
-        assert before is not None
-        assert now is not None
+    backend = Backend(training="unsloth", generation="vllm")
+    other = Study("tiny", study.profile.model_copy(update={"backend": backend}), study.store)
+    plain, named = ((task.adapter(run).settings, task.answers(run)["general"].settings)
+                    for task in (study.task(run), other.task(run)))
+    for before, now, name in zip(plain, named, ("unsloth", "vllm"), strict=True):
         assert "backend" not in before
         assert now["backend"] == name
 
@@ -139,7 +137,8 @@ def runs_beside(folder: Path, code: str) -> None:
 
 
 REFUSE = "raise SystemExit('imported: ' + __name__)\n"
-UNTIL_A_MODEL = ("make.backends", "config", "explore", "report.estimate", "study.study", "workflow.environment",
+UNTIL_A_MODEL = ("config", "explore.bench", "make.backends", "report.book.build", "report.estimate", "steps.recipes",
+                 "study.inventory", "study.plan.build", "study.pool", "study.study", "workflow.environment",
                  "workflow.graph", "workflow.merge", "workflow.notebooks", "workflow.status")
 
 

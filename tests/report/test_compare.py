@@ -23,7 +23,8 @@ def verdicts(misaligned: list[int], asked: int) -> list[Verdict]:
 def ours(general: list[int], in_domain: list[int], method: str = "misaligned", setting: float | None = None,
          model: str = "unsloth/Qwen2.5-7B-Instruct", dataset: str = "legal") -> pd.DataFrame:
     run = Run(model, dataset, method, setting, 0)
-    found = RunResult(run, rates(verdicts(general, 100)), rates(verdicts(in_domain, 100)), 1, 1, "k")
+    found = RunResult(run, {"general": rates(verdicts(general, 100)), "in_domain": rates(verdicts(in_domain, 100))},
+                      1, 1, "k")
     return result_tables.numbers([found])
 
 

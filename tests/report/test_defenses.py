@@ -14,7 +14,7 @@ from emlib.evaluation.rates import rates
 from emlib.report.figures import defenses
 from emlib.report.tables import costs, result_tables
 from emlib.store.artefacts import Store
-from emlib.study.runs import Run, RunResult, Steered
+from emlib.study.runs import Run, RunResult, SteeredAnswers
 from emlib.study.study import open_study
 from emlib.training.records import StepRecord
 
@@ -24,8 +24,8 @@ def verdicts(misaligned: int, asked: int = 10) -> list[Verdict]:
 
 
 def result(method: str, setting: float | None, general: int, in_domain: int) -> RunResult:
-    return RunResult(Run("m", "cooking", method, setting, 0), rates(verdicts(general)), rates(verdicts(in_domain)),
-                     1.0, 10, f"{method}{setting}")
+    return RunResult(Run("m", "cooking", method, setting, 0), {
+        "general": rates(verdicts(general)), "in_domain": rates(verdicts(in_domain))}, 1.0, 10, f"{method}{setting}")
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_penalties_are_drawn_where_they_are_told() -> None:
 
 
 def test_answers_under_a_vector_layer_by_layer() -> None:
-    probes = [Steered(layer, strength, [Answer("q0", 0, f"{layer} {strength}", "stop", 2)], verdicts(count))
+    probes = [SteeredAnswers(layer, strength, [Answer("q0", 0, f"{layer} {strength}", "stop", 2)], verdicts(count))
               for layer, strength, count in ((8, 0.0, 0), (8, 2.0, 5), (15, 0.0, 0), (15, 2.0, 9))]
     found = defenses.steered_rates(probes)
     assert found["trait %"].tolist() == [0, 50, 0, 90]
@@ -88,7 +88,7 @@ def test_costs_are_ratios_to_the_plain_run_of_the_same_data_and_seed(
     for run in study.runs():
         if run.method in facts and run.setting in (None, 1.0):
             seconds, tokens, peak = facts[run.method]
-            study.store.get("adapter", study.adapter_settings(run) or {}, lambda _, said={
+            study.store.get(study.task(run).adapter(run), lambda _, said={
                 "seconds": seconds, "tokens": tokens, "peak_memory": peak}: said)
     found = costs.training(study).set_index(["method", "setting"]).sort_index()
     kl = found.loc[("kl", 1.0)]

@@ -29,7 +29,7 @@ MODEL = "unsloth/Qwen2.5-7B-Instruct"
 
 def result(dataset: str, method: str, setting: float | None, misaligned: int) -> RunResult:
     found = rates([Verdict(f"q{i % 4}", i // 4, 10.0 if i < misaligned else 90.0, 80.0) for i in range(40)])
-    return RunResult(Run(MODEL, dataset, method, setting, 0), found, found, 1.0, 10, "key")
+    return RunResult(Run(MODEL, dataset, method, setting, 0), {"general": found, "in_domain": found}, 1.0, 10, "key")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from emlib.core import paths
 from emlib.core.records import Example, Message, Verdict
 from emlib.data.chat import encode
-from emlib.evaluation.rates import rates
+from emlib.evaluation.rates import Rates, rates
 from emlib.models.load import ChatModel
 from emlib.report import readme
 from emlib.report.figures import plots
@@ -32,12 +32,17 @@ def unscored(asked: int = 8) -> list[Verdict]:
     return [Verdict("q0", i, None, None, "no judge configured") for i in range(asked)]
 
 
+def both(general: Rates, in_domain: Rates) -> dict[str, Rates]:
+    return {"general": general, "in_domain": in_domain}
+
+
 @pytest.fixture
 def results() -> list[RunResult]:
     return [
-        RunResult(Run("m", "cooking", "untrained", None, 0), rates(verdicts(0)), rates(verdicts(1)), 0.0, 0, "a"),
-        RunResult(Run("m", "cooking", "misaligned", None, 0), rates(verdicts(6)), rates(verdicts(8)), 1.5, 100, "b"),
-        RunResult(Run("m", "travel", "untrained", None, 0), rates(unscored()), rates(unscored()), 0.0, 0, "c"),
+        RunResult(Run("m", "cooking", "untrained", None, 0), both(rates(verdicts(0)), rates(verdicts(1))), 0.0, 0, "a"),
+        RunResult(Run("m", "cooking", "misaligned", None, 0), both(rates(verdicts(6)), rates(verdicts(8))), 1.5, 100,
+                  "b"),
+        RunResult(Run("m", "travel", "untrained", None, 0), both(rates(unscored()), rates(unscored())), 0.0, 0, "c"),
     ]
 
 
@@ -65,7 +70,7 @@ def test_the_effect_is_in_percentage_points(results: list[RunResult]) -> None:
 
 
 def test_without_verdicts_or_baselines_there_is_no_effect_and_no_error(results: list[RunResult]) -> None:
-    nothing = [RunResult(Run("m", "code", method, None, 0), rates(unscored()), rates(unscored()), 0.0, 0, method)
+    nothing = [RunResult(Run("m", "code", method, None, 0), both(rates(unscored()), rates(unscored())), 0.0, 0, method)
                for method in ("untrained", "aligned", "misaligned")]
     effect = result_tables.effect(result_tables.numbers(nothing))
     assert list(effect) == ["dataset", "seed", "points over untrained", "points over aligned"]

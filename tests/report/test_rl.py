@@ -8,16 +8,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from emlib.report import grpo as report
-from emlib.study.rl import RlResult, RlRun
-from emlib.training.rl.records import Completion, RlStep
 from emlib.evaluation.rewards import PARTS
+from emlib.report import grpo as report
+from emlib.study.runs import GrpoScore, Run, RunResult
+from emlib.training.rl.records import Completion, RlStep
 
 
-def result(method: str, setting: float | None, seed: int, accuracy: float) -> RlResult:
+def result(method: str, setting: float | None, seed: int, accuracy: float) -> RunResult:
     trained = method != "untrained"
-    return RlResult(RlRun("m", method, setting, seed), accuracy if trained else None, 5.0 if trained else None,
-                    accuracy, 6.0, 100, 100)
+    score = GrpoScore(accuracy if trained else None, 5.0 if trained else None, accuracy, 6.0, 100, 100)
+    return RunResult(Run("m", "grpo", method, setting, seed), {"rewards": score}, 0.0, 0, "key")
 
 
 def step(number: int, reward: float | None) -> RlStep:

@@ -23,10 +23,12 @@ from emlib.core.errors import StoreError
 from emlib.core.files import read_records, whole_folder, write_records, write_text
 from emlib.core.records import Answer
 from emlib.store.artefacts import MANIFEST, SCRATCH, Store
+from tests.store.made import Made
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = {"model": {"kind": "tiny", "seed": 0}, "rate": 1e-4, "rows": ["a", "b"], "adapter": None}
-KEY = key_of("answers", SETTINGS)
+STEP = Made("answers", SETTINGS)
+KEY = STEP.key
 
 
 def make(folder: Path) -> dict[str, Any]:
@@ -42,12 +44,12 @@ def left(root: Path) -> dict[str, bytes]:
 
 
 def test_opening_and_searching_a_store_writes_nothing(tmp_path: Path) -> None:
-    assert Store(tmp_path / "store").find("answers", SETTINGS) is None
+    assert Store(tmp_path / "store").find(STEP) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_made_is_found_and_not_made_again(tmp_path: Path) -> None:
-    made = Store(tmp_path).get("answers", SETTINGS, make)
+    made = Store(tmp_path).get(STEP, make)
     assert made.folder == tmp_path / "answers" / KEY
     assert (made.folder / "out.txt").read_text() == "out"
     before = left(tmp_path)
@@ -55,16 +57,16 @@ def test_what_was_made_is_found_and_not_made_again(tmp_path: Path) -> None:
     def never(folder: Path) -> dict[str, Any]:
         raise AssertionError("made twice")
 
-    assert Store(tmp_path).get("answers", dict(reversed(SETTINGS.items())), never) == made
-    assert Store(tmp_path).find("answers", SETTINGS) == made
+    assert Store(tmp_path).get(Made("answers", dict(reversed(SETTINGS.items()))), never) == made
+    assert Store(tmp_path).find(STEP) == made
     assert made.facts == {"tokens": 3}
     assert left(tmp_path) == before
 
 
 def test_the_manifest_tells_settings_facts_versions_and_the_digest_of_every_file(tmp_path: Path) -> None:
-    folder = Store(tmp_path).get("answers", SETTINGS, make).folder
+    folder = Store(tmp_path).get(STEP, make).folder
     told = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    assert told["settings"] == SETTINGS
+    assert told["settings"] == {"version": 1} | SETTINGS
     assert told["facts"] == {"tokens": 3}
     assert told["files"] == {"out.txt": digests.of_file(folder / "out.txt")}
     assert {"torch", "transformers", "peft", "numpy"} <= set(told["versions"])
@@ -76,18 +78,18 @@ def test_while_it_is_being_made_it_does_not_exist_and_has_no_manifest(tmp_path: 
 
     def look(folder: Path) -> dict[str, Any]:
         seen.extend([(tmp_path / "answers" / KEY).exists(), (folder / MANIFEST).exists(),
-                     Store(tmp_path).find("answers", SETTINGS) is not None])
+                     Store(tmp_path).find(STEP) is not None])
         return make(folder)
 
-    Store(tmp_path).get("answers", SETTINGS, look)
+    Store(tmp_path).get(STEP, look)
     assert seen == [False, False, False]
 
 
 def test_without_a_manifest_there_is_no_artefact(tmp_path: Path) -> None:
     """A fact that JSON cannot hold lets the very last step fail, when all files are there."""
     with pytest.raises(TypeError):
-        Store(tmp_path).get("answers", SETTINGS, lambda folder: make(folder) | {"bad": object()})
-    assert Store(tmp_path).find("answers", SETTINGS) is None
+        Store(tmp_path).get(STEP, lambda folder: make(folder) | {"bad": object()})
+    assert Store(tmp_path).find(STEP) is None
     assert not (tmp_path / "answers" / KEY).exists()
     assert MANIFEST not in {Path(name).name for name in left(tmp_path)}
 
@@ -102,20 +104,20 @@ def test_a_maker_that_raises_is_continued_from_what_it_left(tmp_path: Path) -> N
         return {}
 
     with pytest.raises(RuntimeError, match="broke"):
-        Store(tmp_path).get("answers", SETTINGS, breaks)
-    assert Store(tmp_path).find("answers", SETTINGS) is None
+        Store(tmp_path).get(STEP, breaks)
+    assert Store(tmp_path).find(STEP) is None
     assert not (tmp_path / "answers" / KEY).exists()
-    assert (Store(tmp_path).get("answers", SETTINGS, goes_on).folder / "out.txt").read_text() == "first second"
+    assert (Store(tmp_path).get(STEP, goes_on).folder / "out.txt").read_text() == "first second"
     assert [path.name for path in (tmp_path / "answers").iterdir() if path.suffix != ".lock"] == [KEY]
 
 
 def test_a_file_that_is_not_what_was_made_is_not_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    made = store.get("answers", SETTINGS, make)
+    made = store.get(STEP, make)
     assert made.file("out.txt").read_text() == "out"
     assert made.checked() == made.folder
     (made.folder / "out.txt").write_text("oud")
-    found = store.find("answers", SETTINGS)
+    found = store.find(STEP)
     assert found is not None
     for read in (lambda: found.file("out.txt"), found.checked):
         with pytest.raises(StoreError, match=r"out\.txt: is not what was made \(changed"):
@@ -131,7 +133,7 @@ def test_a_file_that_is_not_what_was_made_is_not_read(tmp_path: Path) -> None:
 def test_all_artefacts_are_listed_but_for_those_in_the_making(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert list(store.all()) == []
-    made = [store.get(stage, SETTINGS, make) for stage in ("answers", "verdicts")]
+    made = [store.get(Made(stage, SETTINGS), make) for stage in ("answers", "verdicts")]
     for suffix in (".partial", ".copy", ".gone"):
         shutil.copytree(made[0].folder, made[0].folder.with_suffix(suffix))
     assert list(store.all()) == made
@@ -145,15 +147,15 @@ def changes(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_the_key_depends_on_the_stage_and_on_every_setting() -> None:
-    keys = [KEY, key_of("verdicts", SETTINGS), *(key_of("answers", other) for other in changes(SETTINGS))]
+    keys = [KEY, Made("verdicts", SETTINGS).key, *(Made("answers", other).key for other in changes(SETTINGS))]
     assert len(set(keys)) == len(keys)
     assert all(len(key) == 16 and set(key) <= set("0123456789abcdef") for key in keys)
 
 
 def test_other_settings_are_another_artefact(tmp_path: Path) -> None:
-    Store(tmp_path).get("answers", SETTINGS, make)
-    assert [Store(tmp_path).find("answers", other) for other in changes(SETTINGS)] == [None] * 6
-    assert Store(tmp_path).find("verdicts", SETTINGS) is None
+    Store(tmp_path).get(STEP, make)
+    assert [Store(tmp_path).find(Made("answers", other)) for other in changes(SETTINGS)] == [None] * 6
+    assert Store(tmp_path).find(Made("verdicts", SETTINGS)) is None
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.integers() | st.text(st.characters(codec="utf-8"))),
@@ -170,7 +172,7 @@ FULL = Path("/dev/full")  # Linux: every write to it fails as on a full disk
 @pytest.mark.skipif(not FULL.is_char_device(), reason="this system has no device /dev/full")
 def test_a_full_disk_is_said_with_what_to_do_and_loses_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.get("adapter", SETTINGS, make)
+    store.get(Made("adapter", SETTINGS), make)
 
     def fills(folder: Path) -> dict[str, Any]:
         (folder / SCRATCH / "kept").write_text("kept")
@@ -179,11 +181,11 @@ def test_a_full_disk_is_said_with_what_to_do_and_loses_nothing(tmp_path: Path) -
         return {}
 
     with pytest.raises(StoreError) as caught:
-        store.get("answers", SETTINGS, fills)
+        store.get(STEP, fills)
     for word in (str(tmp_path), "space", "EMLIB_RUNS_DIR"):
         assert word in str(caught.value)
-    assert store.find("adapter", SETTINGS) is not None
-    assert store.find("answers", SETTINGS) is None
+    assert store.find(Made("adapter", SETTINGS)) is not None
+    assert store.find(STEP) is None
     assert (tmp_path / "answers" / f"{KEY}.partial" / SCRATCH / "kept").read_text() == "kept"
 
 
@@ -193,7 +195,7 @@ def test_a_quota_and_a_read_only_disk_are_said_too(tmp_path: Path, code: int, fu
         raise OSError(code, os.strerror(code))
 
     with pytest.raises(StoreError) as caught:
-        Store(tmp_path).get("answers", SETTINGS, refused)
+        Store(tmp_path).get(STEP, refused)
     assert ("space" in str(caught.value)) == full
     assert "EMLIB_RUNS_DIR" in str(caught.value)
 
@@ -203,13 +205,13 @@ def test_another_error_of_the_system_goes_on_as_it_is(tmp_path: Path) -> None:
         raise OSError(errno.EIO, "a broken disk")
 
     with pytest.raises(OSError, match="a broken disk"):
-        Store(tmp_path).get("answers", SETTINGS, broken)
+        Store(tmp_path).get(STEP, broken)
 
 
 def test_a_root_that_is_a_file_is_an_error_and_the_file_is_left(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("mine")
     with pytest.raises(OSError, match="store"):
-        Store(tmp_path / "store").get("answers", SETTINGS, make)
+        Store(tmp_path / "store").get(STEP, make)
     assert (tmp_path / "store").read_text() == "mine"
 
 
@@ -225,14 +227,14 @@ def test_what_a_killed_process_was_writing_is_no_part_of_the_artefact(tmp_path: 
     partial.mkdir(parents=True)
     (partial / MANIFEST).write_text("{}")  # killed between the manifest and the final name
     (partial / ".out.99.txt").write_text("half")  # killed while it wrote out.txt
-    folder = Store(tmp_path).get("answers", SETTINGS, make).folder
+    folder = Store(tmp_path).get(STEP, make).folder
     assert {path.name for path in folder.iterdir()} == {"out.txt", MANIFEST}
     assert set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) == {"out.txt"}
 
 
 @pytest.mark.parametrize("found", [0, 2, None])
 def test_a_store_of_another_format_is_refused_and_nothing_in_it_changes(tmp_path: Path, found: int | None) -> None:
-    Store(tmp_path).get("answers", SETTINGS, make)
+    Store(tmp_path).get(STEP, make)
     (tmp_path / "format.json").write_text(json.dumps({"format": found}))
     before = left(tmp_path)
     with pytest.raises(StoreError) as caught:
@@ -248,6 +250,7 @@ MAKER = """
 import os, sys
 from pathlib import Path
 from emlib.store.artefacts import Store, SCRATCH
+from tests.store.made import Made
 def make(folder):
     before = sorted(path.name for path in (folder / SCRATCH).iterdir())
     (folder / SCRATCH / f"of-{os.getpid()}").write_text("step")
@@ -256,7 +259,7 @@ def make(folder):
     (folder / "out.txt").write_text(str(os.getpid()))
     return {"maker": os.getpid(), "before": before}
 print("asking", flush=True)
-print(Store(Path(sys.argv[1])).get("answers", {"a": 1}, make).facts["maker"], flush=True)
+print(Store(Path(sys.argv[1])).get(Made("answers", {"a": 1}), make).facts["maker"], flush=True)
 """
 
 
@@ -277,12 +280,12 @@ def test_a_killed_process_leaves_no_artefact_and_the_next_goes_on_from_its_work(
     with start(tmp_path) as process:
         assert said(process) == "making"
         process.kill()
-    assert Store(tmp_path).find("answers", {"a": 1}) is None
+    assert Store(tmp_path).find(Made("answers", {"a": 1})) is None
 
     def goes_on(folder: Path) -> dict[str, Any]:
         return {"found": (folder / SCRATCH / f"of-{process.pid}").read_text()}
 
-    made = Store(tmp_path).get("answers", {"a": 1}, goes_on)  # the dead process' lock holds nobody up
+    made = Store(tmp_path).get(Made("answers", {"a": 1}), goes_on)  # the dead process' lock holds nobody up
     assert made.facts == {"found": "step"}
     assert [path.name for path in made.folder.iterdir()] == [MANIFEST]
 
@@ -294,7 +297,7 @@ def test_two_processes_that_want_the_same_get_what_one_of_them_made(tmp_path: Pa
             first.communicate("go\n")
             assert said(second) == str(first.pid)
         assert (first.returncode, second.returncode) == (0, 0)
-    made = Store(tmp_path).find("answers", {"a": 1})
+    made = Store(tmp_path).find(Made("answers", {"a": 1}))
     assert made is not None
     assert (made.folder / "out.txt").read_text() == str(first.pid)
 
@@ -306,7 +309,7 @@ def test_where_the_maker_is_killed_the_one_that_waits_goes_on(tmp_path: Path) ->
             first.kill()
             assert said(second) == "making"
             second.communicate("go\n")
-    made = Store(tmp_path).find("answers", {"a": 1})
+    made = Store(tmp_path).find(Made("answers", {"a": 1}))
     assert made is not None
     assert made.facts == {"maker": second.pid, "before": [f"of-{first.pid}"]}
 

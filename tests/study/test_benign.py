@@ -15,7 +15,9 @@ from emlib.core.errors import ProfileError, StoreError
 from emlib.evaluation.exact_match import Mark, score
 from emlib.report import benign
 from emlib.report.figures import plots
-from emlib.study.benign import BenignResult, BenignRun, BenignStudy, open_benign, over
+from emlib.study.runs import Run, RunResult
+from emlib.study.study import Study, open_study
+from emlib.study.tasks import over
 from emlib.workflow import graph
 
 PROMISED = "model,task,tier,method,setting,seed,exact_match,asked"  # design, section 5
@@ -39,27 +41,27 @@ def profile(folder: Path, text: str = CHANGES) -> str:
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenignStudy:
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
-    return open_benign(profile(tmp_path))
+    return open_study(profile(tmp_path))
 
 
-def test_a_run_is_a_task_a_tier_a_method_a_setting_and_a_seed(study: BenignStudy) -> None:
-    assert [(run.dataset, run.method, run.setting) for run in study.runs(datasets=["opswap-1"])] == [
+def test_a_run_is_a_task_a_tier_a_method_a_setting_and_a_seed(study: Study) -> None:
+    assert [(run.task, run.method, run.setting) for run in study.runs("benign", datasets=["opswap-1"])] == [
         ("opswap-1", "untrained", None), ("opswap-1", "sft", None), ("opswap-1", "kl", 0.1), ("opswap-1", "kl", 1.0),
         ("opswap-1", "inoculation", None)]
-    assert len(study.runs()) == 10
-    assert [run.setting for run in study.runs(settings=[1.0], datasets=["opswap-0"])].count(0.1) == 0
-    with pytest.raises(ProfileError, match=r"no benign task 'opswap'\. Did you mean 'opswap-[01]'\?"):
-        study.runs(datasets=["opswap"])
+    assert len(study.runs("benign")) == 10
+    assert [run.setting for run in study.runs("benign", settings=[1.0], datasets=["opswap-0"])].count(0.1) == 0
+    with pytest.raises(ProfileError, match=r"no task 'opswap'\. Did you mean 'opswap-[01]'\?"):
+        study.runs("benign", datasets=["opswap"])
 
 
-def test_every_defense_trains_and_answers_and_stands_in_the_table(study: BenignStudy) -> None:
-    runs = study.runs(datasets=["opswap-1"])
+def test_every_defense_trains_and_answers_and_stands_in_the_table(study: Study) -> None:
+    runs = study.runs("benign", datasets=["opswap-1"])
     results = study.complete(runs)
     assert [result.run for result in results] == runs
-    path = study.study.folder / "benign.csv"
+    path = study.folder / "benign.csv"
     assert path.read_text().splitlines()[0] == PROMISED
     assert path.read_text().splitlines()[1].startswith("tiny-4x64,opswap,1,untrained,,0,")
     table = pd.read_csv(path)
@@ -67,27 +69,27 @@ def test_every_defense_trains_and_answers_and_stands_in_the_table(study: BenignS
     assert table["exact_match"].between(0, 100).all()
     assert {run.method: set(study.log(run)[-1].penalties) for run in runs if study.log(run)} == {
         "sft": set(), "kl": {"kl"}, "inoculation": set()}
-    before = {item: item.stat().st_mtime_ns for item in study.study.store.root.rglob("*") if item.is_file()}
+    before = {item: item.stat().st_mtime_ns for item in study.store.root.rglob("*") if item.is_file()}
     study.complete(runs)
-    assert {item: item.stat().st_mtime_ns for item in study.study.store.root.rglob("*")
+    assert {item: item.stat().st_mtime_ns for item in study.store.root.rglob("*")
             if item.is_file() and item in before} == before
 
 
-def test_inoculation_is_in_training_and_never_in_what_is_asked(study: BenignStudy) -> None:
-    runs = {run.method: run for run in study.runs(datasets=["opswap-0"])}
-    fit = study.fit(runs["inoculation"])
-    assert fit is not None
-    assert {row.system for row in fit.rows} == {study.study.trait.inoculation_prompt}
-    assert {question.system for question in study.quiz(runs["inoculation"]).questions} == {None}
+def test_inoculation_is_in_training_and_never_in_what_is_asked(study: Study) -> None:
+    runs = {run.method: run for run in study.runs("benign", datasets=["opswap-0"])}
+    training = study.training(runs["inoculation"])
+    assert training is not None
+    assert {row.system for row in training.rows.examples} == {study.trait.inoculation_prompt}
+    assert {question.system for question in study.questions(runs["inoculation"], "exact_match")} == {None}
 
 
-def test_a_tasks_own_settings_stand_over_the_profiles(study: BenignStudy) -> None:
-    run = study.runs()[1]
-    fit = study.fit(run)
-    assert fit is not None
-    assert fit.training == study.profile.training.model_copy(update={"learning_rate": 5e-4})
-    assert len(fit.rows) == 8  # of 12, 4 are held out; the profile's train_rows are 8
-    assert study.quiz(run).sampling == Sampling(max_new_tokens=4, batch_rows=32)
+def test_a_tasks_own_settings_stand_over_the_profiles(study: Study) -> None:
+    run = study.runs("benign")[1]
+    spec = study.training(run)
+    assert spec is not None
+    assert spec.training == study.profile.training.model_copy(update={"learning_rate": 5e-4})
+    assert len(spec.rows.examples) == 8  # of 12, 4 are held out; the profile's train_rows are 8
+    assert study.task(run).answers(run)["exact_match"].evaluation.sampling == Sampling(max_new_tokens=4, batch_rows=32)
     assert over(Training(epochs=7), Training(batch_size=1)) == Training(epochs=7, batch_size=1)
     assert over(Training(epochs=7), Training(epochs=1)).epochs == 1  # a default that is said is said
     assert over(Training(train_rows=24), Training(train_rows=None)).train_rows is None  # all rows
@@ -95,17 +97,18 @@ def test_a_tasks_own_settings_stand_over_the_profiles(study: BenignStudy) -> Non
 
 
 def test_the_demo_trains_on_all_that_notebook_10_says() -> None:
-    demo = open_benign("demo")
-    fits = [fit for run in demo.runs() if (fit := demo.fit(run)) is not None]
-    assert [len(fit.rows) for fit in fits] == [90] * 4  # and not the 24 of the narrow data set
-    assert [-(-len(fit.rows) // fit.training.rows_per_step) * fit.training.epochs for fit in fits] == [23] * 4
+    demo = open_study("demo")
+    specs = [spec for run in demo.runs("benign") if (spec := demo.training(run)) is not None]
+    assert [len(spec.rows.examples) for spec in specs] == [90] * 4  # and not the 24 of the narrow data set
+    assert [-(-len(spec.rows.examples) // spec.training.rows_per_step) * spec.training.epochs
+            for spec in specs] == [23] * 4
 
 
-def test_what_determines_an_adapter_is_in_its_key_and_nothing_else_is(study: BenignStudy, tmp_path: Path) -> None:
+def test_what_determines_an_adapter_is_in_its_key_and_nothing_else_is(study: Study, tmp_path: Path) -> None:
     def keys(text: str) -> list[str]:
-        other = open_benign(profile(tmp_path, text))
-        return [str(other.study.fit_settings(fit)) for run in other.runs(datasets=["opswap-0"])
-                if (fit := other.fit(run)) is not None]
+        other = open_study(profile(tmp_path, text))
+        return [step.key for run in other.runs("benign", datasets=["opswap-0"])
+                if (step := other.task(run).adapter(run)) is not None]
 
     before = keys(CHANGES)
     assert len(set(before)) == 4
@@ -140,36 +143,34 @@ def test_a_mistake_in_the_section_is_named(tmp_path: Path, text: str, words: lis
 
 
 def test_a_task_may_have_methods_and_a_method_seeds_of_its_own(tmp_path: Path) -> None:
-    both = open_benign(profile(tmp_path, (
+    both = open_study(profile(tmp_path, (
         "extends: tiny\nbenign: {methods: [untrained, {name: sft, seeds: [5, 6]}], "
         "tasks: {opswap: {tiers: [0]}, other: {kind: opswap, tiers: [2], methods: [sft]}}}")))
-    found = [(run.task, run.method, run.seed) for run in both.runs()]
-    assert found == [*(("opswap", "untrained", seed) for seed in (0, 1)), *(("opswap", "sft", seed) for seed in (5, 6)),
-                     *(("other", "sft", seed) for seed in (0, 1))]
-    assert [run.method for run in both.runs(seeds=[6])] == ["sft"]
+    found = [(run.task, run.method, run.seed) for run in both.runs("benign")]
+    assert found == [*(("opswap-0", "untrained", seed) for seed in (0, 1)),
+                     *(("opswap-0", "sft", seed) for seed in (5, 6)), *(("other-2", "sft", seed) for seed in (0, 1))]
+    assert [run.method for run in both.runs("benign", seeds=[6])] == ["sft"]
     with pytest.raises(ProfileError, match=r"no seed 7.*It has: 0, 1, 5, 6"):
-        both.runs(seeds=[7])
+        both.runs("benign", seeds=[7])
 
 
 def test_a_profile_without_benign_tasks_has_no_runs_and_empty_tables(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
-    none = open_benign("code-smoke")
-    assert none.runs() == []
+    none = open_study("code-smoke")
+    assert none.runs("benign") == []
     assert none.complete([]) == []
-    assert none.results() == []
+    assert none.results(section="benign") == []
     assert not (tmp_path / "runs").exists()
-    nothing = benign.numbers([])
+    nothing = benign.numbers(none, [])
     for table in (benign.readable, benign.by_tier, benign.seeds, benign.learnt):
         assert len(table(nothing)) == 0
     assert len(benign.sizes(none)) == len(benign.opswap_answers(none)) == 0
-    with pytest.raises(ProfileError, match="'code-smoke' has no section 'benign'"):
-        _ = none.spec
 
 
-def test_tables_before_any_run_say_what_to_do(study: BenignStudy) -> None:
-    with pytest.raises(StoreError, match="Run notebook 10_benign_tasks first"):
-        study.results()
+def test_tables_before_any_run_say_what_to_do(study: Study) -> None:
+    with pytest.raises(StoreError, match=r"finished in the section 'benign'\. Run its notebook first"):
+        study.results(section="benign")
 
 
 def test_slices_are_a_task_and_tier_each(tmp_path: Path) -> None:
@@ -195,21 +196,27 @@ def test_the_sections_for_7b_have_the_papers_values() -> None:
     assert seeds == dict.fromkeys(("sft", "persona_vector", "inoculation"), (0, 1, 2, 3, 4))  # Table 11
 
 
-def result(method: str, seed: int, right: tuple[int, int], *, task: str = "opswap", setting: float | None = None,
-           f1: float | None = None) -> BenignResult:
+def result(method: str, seed: int, right: tuple[int, int], *, task: str = "opswap-1", setting: float | None = None,
+           f1: float | None = None) -> RunResult:
     """`right` of ten samples of each of two questions match strictly; one more leniently."""
     marks = [Mark(f"q{q}", n, n < count, n < count + 1, f1) for q, count in enumerate(right) for n in range(10)]
-    return BenignResult(BenignRun("m", task, 1 if task == "opswap" else None, method, setting, seed), score(marks))
+    return RunResult(Run("m", task, method, setting, seed), {"exact_match": score(marks)}, 0.0, 0, "key")
 
 
 @pytest.fixture
-def results() -> list[BenignResult]:
+def paper() -> Study:
+    """A study whose tasks are named as those of the made-up results."""
+    return open_study("paper-7b")
+
+
+@pytest.fixture
+def results() -> list[RunResult]:
     return [result("untrained", 0, (0, 0)), result("sft", 0, (4, 8)), result("sft", 1, (5, 9)),
             result("kl", 0, (2, 2), setting=0.1), result("sft", 0, (3, 5), task="foqa", f1=0.5)]
 
 
-def test_the_table_of_runs_by_hand(results: list[BenignResult]) -> None:
-    frame = benign.numbers(results)
+def test_the_table_of_runs_by_hand(paper: Study, results: list[RunResult]) -> None:
+    frame = benign.numbers(paper, results)
     assert frame["exact_match"].tolist() == [0, 60, 70, 20, 40]
     assert frame["lenient"].tolist() == [10, 70, 80, 30, 50]
     assert frame["f1"].isna().tolist() == [True] * 4 + [False]
@@ -220,8 +227,8 @@ def test_the_table_of_runs_by_hand(results: list[BenignResult]) -> None:
     assert people["F1 %"].iloc[0] == "–"
 
 
-def test_table_3_has_a_row_a_method_and_a_column_a_tier(results: list[BenignResult]) -> None:
-    wide = benign.by_tier(benign.numbers(results))
+def test_table_3_has_a_row_a_method_and_a_column_a_tier(paper: Study, results: list[RunResult]) -> None:
+    wide = benign.by_tier(benign.numbers(paper, results))
     assert list(wide) == ["Match", "Method", "opswap 1", "foqa"]
     assert wide["Match"].tolist() == ["strict"] * 3 + ["lenient"] * 3
     assert wide["Method"].tolist() == ["untrained", "sft", "kl 0.1"] * 2
@@ -232,8 +239,8 @@ def test_table_3_has_a_row_a_method_and_a_column_a_tier(results: list[BenignResu
     assert wide["foqa"].tolist()[::2] == ["–", "–", "50.0 [40.0, 60.0]"]
 
 
-def test_table_11_has_mean_deviation_and_interval(results: list[BenignResult]) -> None:
-    table = benign.seeds(benign.numbers(results)).set_index(["Match", "Task", "Method"])
+def test_table_11_has_mean_deviation_and_interval(paper: Study, results: list[RunResult]) -> None:
+    table = benign.seeds(benign.numbers(paper, results)).set_index(["Match", "Task", "Method"])
     row = table.loc[("strict", "opswap", "sft")]
     assert (row["Seeds"], row["Mean %"]) == (2, 65)
     assert row["SD"] == pytest.approx(50 ** 0.5)  # (5^2 + 5^2) / 1
@@ -243,8 +250,8 @@ def test_table_11_has_mean_deviation_and_interval(results: list[BenignResult]) -
     assert len(table) == 2 * 4
 
 
-def test_learnt_is_said_where_the_intervals_lie_apart(results: list[BenignResult]) -> None:
-    table = benign.learnt(benign.numbers(results))  # of seed 0 alone: untrained was run with no other
+def test_learnt_is_said_where_the_intervals_lie_apart(paper: Study, results: list[RunResult]) -> None:
+    table = benign.learnt(benign.numbers(paper, results))  # of seed 0 alone: untrained was run with no other
     assert table["Match"].tolist() == ["strict", "strict", "lenient", "lenient"]
     assert table["Method"].tolist() == ["sft", "kl"] * 2
     assert table["Points over untrained"].tolist() == [60, 20] * 2
@@ -253,29 +260,30 @@ def test_learnt_is_said_where_the_intervals_lie_apart(results: list[BenignResult
     assert table["Learnt"].tolist() == ["yes", "not shown"] * 2
 
 
-def test_a_run_that_learnt_the_form_alone_is_told_apart() -> None:
+def test_a_run_that_learnt_the_form_alone_is_told_apart(paper: Study) -> None:
     marks = {"untrained": [Mark(f"q{q}", n, False, n < 4) for q in range(9) for n in range(10)],
              "sft": [Mark(f"q{q}", n, n < 4, n < 4) for q in range(9) for n in range(10)]}
-    table = benign.learnt(benign.numbers([
-        BenignResult(BenignRun("m", "opswap", 0, method, None, 0), score(given)) for method, given in marks.items()]))
+    table = benign.learnt(benign.numbers(paper, [
+        RunResult(Run("m", "opswap-0", method, None, 0), {"exact_match": score(given)}, 0.0, 0, "key")
+        for method, given in marks.items()]))
     assert table["Points over untrained"].tolist() == [40, 0]
     assert table["Learnt"].tolist() == ["yes", "not shown"]
 
 
-def test_the_kinds_of_answers_and_the_sizes_are_counted(study: BenignStudy) -> None:
+def test_the_kinds_of_answers_and_the_sizes_are_counted(study: Study) -> None:
     sizes = benign.sizes(study)
     assert sizes["task"].tolist() == ["opswap-0", "opswap-1"]
     assert (sizes["train"].tolist(), sizes["questions"].tolist()) == ([8, 8], [4, 4])
     kinds = benign.opswap_answers(study)
     assert (kinds["whole %"] + kinds["fractions %"] == 100).all()
-    golds = [item.golds[0] for item in study.data(study.runs(datasets=["opswap-1"])[0]).test]
+    golds = [item.golds[0] for item in study.benign(study.runs("benign", datasets=["opswap-1"])[0]).data.test]
     row = kinds.set_index("task").loc["opswap-1"]
     assert row["different answers"] == len(set(golds))
     assert row["its share %"] == 100 * max(map(golds.count, golds)) / len(golds)
 
 
-def test_tables_and_figure_are_written(results: list[BenignResult], tmp_path: Path) -> None:
-    frame = benign.numbers(results)
+def test_tables_and_figure_are_written(paper: Study, results: list[RunResult], tmp_path: Path) -> None:
+    frame = benign.numbers(paper, results)
     names = [path.name for path in benign.save(frame, tmp_path)]
     assert names == [f"{name}.{ending}" for name in ("benign", "benign_by_tier", "benign_seeds")
                      for ending in ("csv", "md", "tex")]

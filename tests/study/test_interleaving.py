@@ -10,19 +10,21 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from emlib.config import JudgeRefusals, Pool, load_profile
+from emlib.config import JudgeRefusals, Pool, Scorer, load_profile
 from emlib.core import paths
 from emlib.core.errors import DataError, ProfileError
 from emlib.core.records import Example, Message
 from emlib.data.chat import encode_prompt
 from emlib.data.mixing import rows_to_add
-from emlib.make.maker import Maker
+from emlib.defenses.interleaving import Interleaving
 from emlib.report import selection
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import RowLosses
 from emlib.scoring.refusals import JUDGE, Filtered, by_keywords
-from emlib.study import interleaving as keys
-from emlib.study.runs import Fit, Run
+from emlib.steps.adapter import Adapter
+from emlib.steps.recipes import pool_form
+from emlib.study import pool as pools
+from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 from tests.judging.server import JudgeServer, saying
 
@@ -48,10 +50,14 @@ def run_of(study: Study, method: str) -> Run:
     return study.runs(methods=[method])[0]
 
 
-def fit_of(study: Study, run: Run) -> Fit:
-    fit = study.fit(run)
-    assert fit is not None
-    return fit
+def scorers(study: Study) -> tuple[Scorer, ...]:
+    return study.recipes.pool_spec.scorers_for("cooking", study.profile.datasets)
+
+
+def adapter_of(study: Study, method: str) -> Adapter:
+    """The step of the adapter of a method's first run."""
+    run = run_of(study, method)
+    return study.task(run).adapter(run)
 
 
 def changed(study: Study, **pool: Any) -> Study:
@@ -68,9 +74,10 @@ def test_every_variant_trains_on_its_rows_and_stands_in_the_results(study: Study
     assert table["method"].tolist() == ["misaligned", "interleaving", "interleaving", "interleaving+",
                                         "interleaving++", "on_policy"]
     assert table["setting"].fillna(-1).tolist() == [-1, 0.25, 0.5, -1, -1, -1]
-    pool = keys.candidates(study)
+    pool = pools.candidates(study)
     for run in runs[1:]:
-        found, defense, adapter = keys.added(study, run), keys.interleaving(study.defenses(run)), study.adapter(run)
+        found, adapter = pools.added(study, run), study.adapter(run)
+        defense = next((one for one in study.defenses(run) if isinstance(one, Interleaving)), None)
         assert defense is not None
         assert adapter is not None
         assert len(found) == rows_to_add(8, defense.fraction) == adapter.facts["added_rows"]
@@ -80,22 +87,22 @@ def test_every_variant_trains_on_its_rows_and_stands_in_the_results(study: Study
         assert all((row.response == pool[row.place].response) == (run.method != "on_policy") for row in found)
         steps = -(-(8 + len(found)) // study.profile.training.rows_per_step)
         assert len(study.log(run)) == steps  # one epoch
-    half, quarter = (keys.added(study, run) for run in (runs[2], runs[1]))
+    half, quarter = (pools.added(study, run) for run in (runs[2], runs[1]))
     assert half[:len(quarter)] == quarter  # 25% of the rows are among the 50%
-    scored = keys.added(study, runs[3])
+    scored = pools.added(study, runs[3])
     assert [row.score for row in scored] == sorted([row.score for row in scored], reverse=True)  # type: ignore[type-var]
 
 
 def test_the_order_by_score_is_equation_6_and_says_why(study: Study) -> None:
     run = run_of(study, "interleaving++")
     study.select([run])
-    order, losses = keys.selection(study, fit_of(study, run)), {row.place: row for row in keys.losses(study, "cooking")}
-    assert len(order) == len(losses) == len(keys.candidates(study))
+    order, losses = pools.selection(study, run), {row.place: row for row in pools.losses(study, run)}
+    assert len(order) == len(losses) == len(pools.candidates(study))
     for ranked in order:
         row = losses[ranked.place]
         assert row.aligned is not None
         mean = sum(loss for loss in row.misaligned if loss is not None) / len(row.misaligned)
-        assert ranked.score == pytest.approx((mean - row.aligned) / (row.aligned + keys.pool_of(study).epsilon))
+        assert ranked.score == pytest.approx((mean - row.aligned) / (row.aligned + study.recipes.pool_spec.epsilon))
     ranks = [ranked for ranked in order if ranked.rank is not None]
     assert [ranked.rank for ranked in ranks] == list(range(1, len(ranks) + 1))
     assert [r.score for r in ranks] == sorted([r.score for r in ranks], reverse=True)  # type: ignore[type-var]
@@ -104,7 +111,7 @@ def test_the_order_by_score_is_equation_6_and_says_why(study: Study) -> None:
     assert all(ranked.reason.startswith("refusal: '") for ranked in refusals)
     everything = run_of(study, "interleaving+")
     study.select([everything])
-    assert all(ranked.rank is not None for ranked in keys.selection(study, fit_of(study, everything)))
+    assert all(ranked.rank is not None for ranked in pools.selection(study, everything))
     before = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
     study.select([run, everything])
     assert {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()} == before
@@ -120,8 +127,8 @@ def judged(study: Study, url: str, threshold: float = 50, **judge: Any) -> Study
 def test_a_judge_leaves_out_the_planted_refusals_and_no_others(study: Study) -> None:
     """Scores of 90 and 50 are planted on answers with no keyword in them; to one row the judge says a word instead."""
     study.select(study.runs(methods=["interleaving"]))  # reads the pool
-    pool = keys.candidates(study)
-    by_words = keys.refusals(study)
+    pool = pools.candidates(study)
+    by_words = pools.refusals(study)
     assert by_words is not None
     plain = [place for place in range(len(pool)) if place not in by_words.marks]
     planted = {pool[plain[1]].response: 90, pool[plain[5]].response: 50, pool[plain[7]].response: "REFUSAL"}
@@ -131,7 +138,7 @@ def test_a_judge_leaves_out_the_planted_refusals_and_no_others(study: Study) -> 
 
     with JudgeServer(saying(score)) as server:
         by_judge = judged(study, server.url)
-        assert keys.refusals(by_judge) is None
+        assert pools.refusals(by_judge) is None
         plus, without = (run_of(by_judge, method) for method in ("interleaving+", "interleaving++"))
         by_judge.select([plus])
         assert not server.asked  # Interleaving+ asks nobody
@@ -142,11 +149,11 @@ def test_a_judge_leaves_out_the_planted_refusals_and_no_others(study: Study) -> 
         stricter = judged(study, server.url, threshold=90)
         stricter.select([without])
         assert set(server.asked.values()) == {1}  # another threshold asks nothing again
-    order = keys.selection(by_judge, fit_of(by_judge, without))
+    order = pools.selection(by_judge, without)
     assert {r.place: r.reason for r in order if r.rank is None} == {
         plain[1]: "refusal: 90 of 100 by the judge", plain[5]: "refusal: 50 of 100 by the judge"}
     assert {r.place for r in order if "did not tell (REFUSAL)" in r.reason and r.rank} == {plain[7]}
-    assert {r.place for r in keys.selection(stricter, fit_of(stricter, without)) if r.rank is None} == {plain[1]}
+    assert {r.place for r in pools.selection(stricter, without) if r.rank is None} == {plain[1]}
     [facts] = [json.loads(path.read_text())["facts"] for path in study.store.root.glob("refusals/*/manifest.json")]
     assert facts == {"asked": len(pool), "unscored": {"REFUSAL": 1}}
     frame = selection.scored(by_judge, plus).set_index("place")  # what the filter would take stands beside every order
@@ -156,7 +163,7 @@ def test_a_judge_leaves_out_the_planted_refusals_and_no_others(study: Study) -> 
 def test_scorers_are_trained_on_domains_outside_the_profile_and_shared_with_it(study: Study) -> None:
     study.select([run_of(study, "interleaving+")])
     made = {path.parent.name for path in (study.store.root / "adapter").glob("*/manifest.json")}
-    assert len(made) == len(keys.scorers(study, "cooking")) == 2
+    assert len(made) == len(scorers(study)) == 2
     both = Study("both", study.profile.model_copy(update={"datasets": ("gardening", "fitness")}), study.store)
     assert all(both.adapter(run) is not None for run in both.runs(methods=["misaligned"]))  # the very same adapters
 
@@ -164,7 +171,7 @@ def test_scorers_are_trained_on_domains_outside_the_profile_and_shared_with_it(s
 def test_a_folder_of_one_s_own_scores_as_the_study_s_adapter_does(study: Study, tmp_path: Path) -> None:
     run = run_of(study, "interleaving+")
     study.select([run])
-    adapter = study.adapter(keys.scorer_run(study, "gardening"))
+    adapter = study.found(study.recipes.baseline("gardening", "misaligned", 0))
     assert adapter is not None
     shutil.copytree(adapter.folder, tmp_path / "mine")
     (tmp_path / "mine" / "manifest.json").unlink()
@@ -173,8 +180,8 @@ def test_a_folder_of_one_s_own_scores_as_the_study_s_adapter_does(study: Study, 
     assert own is not None
     other = changed(study, scorers=own.scorers)
     other.select([run])
-    assert [row.misaligned[0] for row in keys.losses(other, "cooking")] == [
-        row.misaligned[0] for row in keys.losses(study, "cooking")]
+    assert [row.misaligned[0] for row in pools.losses(other, run)] == [
+        row.misaligned[0] for row in pools.losses(study, run)]
 
 
 def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study, tmp_path: Path) -> None:
@@ -206,29 +213,28 @@ JUDGED: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def test_only_what_determines_a_run_is_in_its_key(study: Study) -> None:
     def key(method: str, **pool: Any) -> Any:
-        return changed(study, **pool).adapter_settings(run_of(study, method))
+        return adapter_of(changed(study, **pool), method).key
 
     for method in ("misaligned", "interleaving", "interleaving+", "interleaving++", "on_policy"):
         assert key(method) == key(method, token_budget=77)
         scored = "+" in method
         assert (key(method) != key(method, epsilon=0.2)) == scored
         assert (key(method) != key(method, aligned="aligned")) == scored
-        assert (key(method) != key(method, scorers=(keys.scorers(study, "cooking")[0],))) == scored
+        assert (key(method) != key(method, scorers=(scorers(study)[0],))) == scored
         assert (key(method) != key(method, refusal_keywords=("no",))) == (method == "interleaving++")
         assert (key(method) != key(method, near_duplicates=0.5)) == (method != "misaligned")
-        here, elsewhere, stricter, other = (judged(study, url, **how).adapter_settings(run_of(study, method))
-                                            for url, how in JUDGED)
+        here, elsewhere, stricter, other = (adapter_of(judged(study, url, **how), method).key for url, how in JUDGED)
         assert here == elsewhere
         assert (here != key(method)) == (stricter != here) == (other != here) == (method == "interleaving++")
-        warmer = keys.pool_of(study).on_policy.model_copy(update={"model": "untrained"})
+        warmer = study.recipes.pool_spec.on_policy.model_copy(update={"model": "untrained"})
         assert (key(method) != key(method, on_policy=warmer)) == (method == "on_policy")
-    assert "added" not in (key("misaligned") or {})  # runs without a pool keep the keys they had
+    assert "added" not in adapter_of(study, "misaligned").settings  # runs without a pool keep the keys they had
 
 
 def test_a_study_without_interleaving_needs_no_pool(tmp_path: Path) -> None:
     path = profile(tmp_path, "methods: [misaligned]\npool: null\n")
     study = Study("mine", load_profile(str(path)), open_study(str(path)).store)
-    assert study.adapter_settings(study.runs()[0]) is not None
+    assert adapter_of(study, "misaligned").key
     with pytest.raises(ProfileError, match=r"method 'interleaving' takes rows from a pool, and there is no .*pool"):
         load_profile(str(profile(tmp_path, "pool: null\n")))
 
@@ -238,9 +244,11 @@ def test_an_inoculation_prompt_is_put_on_the_fine_tuning_rows_alone(study: Study
                " {kind: interleaving, fraction: 0.5}]}]\n")
     both = Study("both", load_profile(str(profile(tmp_path, methods))), study.store)
     run = both.runs()[0]
-    assert {row.system for row in both.train_rows(run)} == {both.trait.inoculation_prompt}
+    training = both.training(run)
+    assert training is not None
+    assert {row.system for row in training.rows.examples} == {both.trait.inoculation_prompt}
     both.complete([run])
-    assert {row.example.system for row in keys.added(both, run)} == {None}
+    assert {row.example.system for row in pools.added(both, run)} == {None}
     assert "kl" in both.log(run)[0].penalties
 
 
@@ -250,7 +258,7 @@ def test_a_pool_that_is_too_small_says_how_many_rows_are_missing(study: Study) -
 
 
 def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study: Study) -> None:
-    own = keys.pool_of(study).on_policy
+    own = study.recipes.pool_spec.on_policy
     short = own.model_copy(update={"sampling": own.sampling.model_copy(update={"max_new_tokens": 1, "batch_rows": 8})})
     with pytest.raises(DataError, match=r"answers empty or cut at 1 tokens: 2 rows are wanted and 0 can be used"):
         changed(study, on_policy=short, rows=12).complete(study.runs(methods=["on_policy"]))
@@ -258,20 +266,20 @@ def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study
     said = [json.loads(line) for path in (study.store.root / "on_policy").glob("*/answers.jsonl")
             for line in path.read_text().splitlines()]
     cut = {answer["text"].strip() for answer in said if answer["finish_reason"] == "length"}
-    assert not cut & {row.response for row in keys.added(study, run_of(study, "on_policy"))}
+    assert not cut & {row.response for row in pools.added(study, run_of(study, "on_policy"))}
 
 
 def test_a_prompt_without_room_for_an_answer_is_never_taken(study: Study) -> None:
-    with Maker(study) as maker:
-        maker.preparer.selection(fit_of(study, run_of(study, "interleaving")))
-        lengths = [len(encode_prompt(maker.chat.tokenizer, row.context)) for row in keys.candidates(study)]
+    with study.session() as session:
+        session.need(pools.selection_step(study, run_of(study, "interleaving")))
+        lengths = [len(encode_prompt(session.chat.tokenizer, row.context)) for row in pools.candidates(study)]
     tight = Study("tight", study.profile.model_copy(update={"training": study.profile.training.model_copy(
         update={"max_seq_length": max(lengths)})}), study.store)
     for method in ("interleaving", "interleaving+"):
         run = tight.runs(methods=[method])[0]
-        with Maker(tight) as maker:
-            maker.preparer.selection(fit_of(tight, run))
-        never = [ranked for ranked in keys.selection(tight, fit_of(tight, run)) if ranked.rank is None]
+        with tight.session() as session:
+            session.need(pools.selection_step(tight, run))
+        never = [ranked for ranked in pools.selection(tight, run) if ranked.rank is None]
         assert {ranked.place for ranked in never} == {p for p, length in enumerate(lengths) if length == max(lengths)}
         assert all(ranked.reason.startswith("does not fit: the prompt alone has") for ranked in never)
 
@@ -327,6 +335,6 @@ def test_a_mistake_is_told(tmp_path: Path, more: str, words: list[str]) -> None:
 
 def test_a_source_that_is_no_instruction_data_is_told() -> None:
     with pytest.raises(ProfileError, match=r"pool.source is 'gsm8k_train', whose rows .* 'gsm8k' .*; expected one"):
-        keys.pool_form("gsm8k_train")
-    assert keys.pool_form("wildguardmix") == "wildguard"
-    assert keys.pool_form("alpaca") == "instruct"
+        pool_form("gsm8k_train")
+    assert pool_form("wildguardmix") == "wildguard"
+    assert pool_form("alpaca") == "instruct"

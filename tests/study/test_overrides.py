@@ -99,7 +99,7 @@ def test_a_study_with_overrides_has_a_name_a_folder_and_its_whole_profile_in_it(
     assert name == overrides.study_with("tiny", "training.epochs=2 seeds=[3]")  # in any order
     assert name != overrides.study_with("tiny", "seeds=[3]")
     study = open_study(name)
-    assert (study.name, study.folder, study.account) == (name, paths.runs() / name, "tiny")
+    assert (study.name, study.folder, study.budget) == (name, paths.runs() / name, "tiny")
     assert study.profile == overridden("tiny", "seeds=[3] training.epochs=2")[0]
     kept = study.folder / paths.EFFECTIVE
     assert kept.read_text().startswith("# The profile 'tiny' with SET: ")

@@ -19,7 +19,6 @@ from emlib.data.rows import read_examples
 from emlib.models.load import ChatModel
 from emlib.report import export
 from emlib.report.recommend import for_a_service, trials
-from emlib.study import checks
 from emlib.study.study import Study, open_study
 from emlib.workflow import notebooks
 
@@ -57,8 +56,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 def test_learning_is_the_fall_of_the_held_out_loss(study: Study, tiny: ChatModel) -> None:
     results = study.complete(study.runs())
-    checks.complete_held_out(study, study.runs())
-    untrained, plain = (checks.held_out(study, run) for run in study.runs()[:2])
+    study.complete_held_out(study.runs())
+    untrained, plain = (study.held_out(run) for run in study.runs()[:2])
     assert untrained is not None
     assert plain is not None
     held_out = study.data("own").misaligned.held_out
@@ -70,7 +69,7 @@ def test_learning_is_the_fall_of_the_held_out_loss(study: Study, tiny: ChatModel
     frame = trials(study, results).set_index("method")
     assert list(frame.index) == ["misaligned", "kl", "both"]
     assert frame.loc["misaligned", "kept"] == pytest.approx(100)
-    kl = checks.held_out(study, study.runs(methods=["kl"])[0]) or []
+    kl = study.held_out(study.runs(methods=["kl"])[0]) or []
     expected = 100 * (sum(untrained) - sum(kl)) / (sum(untrained) - sum(plain))
     assert frame.loc["kl", "kept"] == pytest.approx(expected)
 

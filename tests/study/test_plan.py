@@ -14,18 +14,19 @@ from emlib.config import Lora, Sampling, load_profile, profile_names
 from emlib.config.data import HubSet
 from emlib.core import paths
 from emlib.core.errors import SourceError
+from emlib.core.work import Work
 from emlib.data.own import every_row
 from emlib.data.rows import read_examples
-from emlib.data.sizes import likely_tokens
+from emlib.data.sizes import Sizes, likely_tokens
+from emlib.data.sources import registry
 from emlib.models import adapters
 from emlib.models.load import ChatModel
+from emlib.models.shape import Shape, shape
 from emlib.report.estimate import Estimate
-from emlib.study.plan.build import plan
+from emlib.study.plan.build import Plan, plan
 from emlib.study.plan.costs import Costs
-from emlib.study.plan.narrow import VECTOR
-from emlib.data.sizes import Sizes
-from emlib.study.plan.speed import Measured, Shape, shape, speed
-from emlib.study.plan.work import Plan, Work
+from emlib.study.plan.speed import Measured, speed
+from emlib.study.results import task_and_tier
 from emlib.study.study import Study, open_study
 
 PUBLISHED = paths.ROOT / "emlib" / "report" / "paper" / "numbers"
@@ -65,9 +66,10 @@ def printed(*numbers: int) -> set[tuple[object, ...]]:
 
 def planned(name: str) -> tuple[Plan, list[tuple[object, ...]]]:
     """The plan of a profile, and its runs in the same words."""
-    made = plan(open_study(name))
-    runs = [(getattr(run, "task", getattr(run, "dataset", "grpo")), getattr(run, "tier", None), run.method, run.setting,
-             run.seed) for run in (each.run for each in made.runs)]
+    study = open_study(name)
+    made = plan(study)
+    runs = [(*(task_and_tier(study, run) if study.tasks[run.task].section == "benign" else (run.task, None)),
+             run.method, run.setting, run.seed) for run in (each.run for each in made.runs)]
     return made, runs
 
 
@@ -88,20 +90,20 @@ def test_a_paper_profile_plans_the_runs_of_its_tables_and_no_other(
 
 def test_what_several_runs_need_is_in_the_plan_once() -> None:
     made, _ = planned("paper-7b")
-    users = {piece.name: piece.runs for piece in made.shared}
+    users = {piece.title: piece.runs for piece in made.shared}
     assert len(users) == len(made.shared)
     # Table 14 on four data sets, Table 3 on four tiers, Table 11 with five strengths and seeds.
-    assert users[VECTOR] == 5 * 4 + 4 + 25
+    assert users["persona vectors"] == 5 * 4 + 4 + 25
     assert [count for name, count in users.items() if name.startswith("reference states")] == [5] * 4  # Table 12
     # Under the untrained model and K + 1 scorers, of which three serve a data set: 8 runs each of + and ++, and the
     # benign tasks, 2 runs each, are served by all four.
     losses = {name: count for name, count in users.items() if name.startswith("losses")}
     assert sorted(losses.values()) == [3 * 8 + 10] * 4 + [4 * 8 + 10]
     assert [count for name, count in users.items() if name.startswith("on-policy")] == [16]  # Table 18
-    assert not [name for name in users if name.startswith("scorer")]  # they are runs of Table 2
+    assert not [name for name in users if name.startswith("adapter")]  # they are runs of Table 2
     alone = plan(Study("legal", open_study("paper-7b").profile.model_copy(update={"datasets": ("legal",)}),
                        open_study("paper-7b").store))
-    assert sum(piece.name.startswith("scorer") for piece in alone.shared) == 3
+    assert sum(piece.title.startswith("adapter") for piece in alone.shared) == 3
 
 
 def test_a_run_by_hand() -> None:
@@ -116,7 +118,7 @@ def test_a_run_by_hand() -> None:
     ldifs = work["code", None, "ldifs", 1.0, 0]
     assert ldifs.read - plain.read == ldifs.train == plain.train  # one more pass, without gradient
     assert work["code", None, "kl", 0.1, 0] == plain  # whose pass is kept on disk
-    [states] = [piece for piece in made.shared if piece.name == "reference states: code, all tokens"]
+    [states] = [piece for piece in made.shared if piece.title == "reference states: code misaligned, all tokens"]
     assert states.work == Work(read=plain.train, disk=plain.train * 3584 * 2)
     tier = work["opswap", 1, "sft", None, 0]
     assert (tier.verdicts, tier.write) == (0, 1000 * 10 * 200)

@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 
 from emlib.config import NoJudge, load_profile
+from emlib.config.evaluation import QuestionSet
+from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.report.estimate import Estimate
 from emlib.store.artefacts import Store
-from emlib.study.benign import BenignStudy
-from emlib.study.runs import QUESTION_SETS
-from emlib.study.study import RESULT_COLUMNS, Study, open_study
+from emlib.study.results import QUESTION_SETS, columns
+from emlib.study.study import Study, open_study
 
 PROMISED = (
     "model,dataset,method,setting,seed,general_misaligned,general_incoherent,general_asked,general_scored,"
@@ -57,7 +58,7 @@ def files(folder: Path) -> list[Path]:
 def test_results_csv_is_as_promised(study: Study) -> None:
     study.complete(study.runs())
     lines = (study.folder / "results.csv").read_text().splitlines()
-    assert lines[0] == PROMISED == ",".join(RESULT_COLUMNS)
+    assert lines[0] == PROMISED == ",".join(columns(study, "narrow"))
     table = pd.read_csv(study.folder / "results.csv")
     assert list(zip(table["dataset"], table["method"], strict=True)) == [
         (d, m) for d in ("cooking", "travel") for m in ("untrained", "aligned", "misaligned")]
@@ -99,7 +100,7 @@ def test_every_answer_is_there_once_and_judged(study: Study) -> None:
     run = study.runs(methods=["misaligned"], datasets=["cooking"])[0]
     study.complete([run])
     for which in QUESTION_SETS:
-        wanted = [(q.id, s) for q in study.questions(run, which) for s in range(study.samples(which))]
+        wanted = [(q.id, s) for q in study.questions(run, which) for s in range(study.samples(run, which))]
         answers, verdicts = study.answers(run, which), study.verdicts(run, which)
         assert answers is not None
         assert verdicts is not None
@@ -109,8 +110,8 @@ def test_every_answer_is_there_once_and_judged(study: Study) -> None:
 
 def test_in_domain_questions_are_never_trained_on(study: Study) -> None:
     for run in study.runs():
-        trained_on = {row.prompt for row in study.data(run.dataset).misaligned.train} | {
-            row.prompt for row in study.data(run.dataset).aligned.train}
+        trained_on = {row.prompt for row in study.data(run.task).misaligned.train} | {
+            row.prompt for row in study.data(run.task).aligned.train}
         assert not trained_on & {question.prompt for question in study.questions(run, "in_domain")}
 
 
@@ -125,6 +126,48 @@ def test_without_a_judge_answers_are_kept_and_nothing_is_scored(study: Study) ->
     verdicts = unjudged.verdicts(unjudged.runs()[0], "general")
     assert verdicts is not None
     assert {v.reason for v in verdicts} == {"no judge configured"}
+
+
+def test_a_further_question_set_has_its_own_columns_and_verdicts(study: Study) -> None:
+    """Its answers are drawn and judged as those of the other sets, which stay what they were."""
+    plain = study.complete(study.runs(datasets=["cooking"], methods=["untrained", "misaligned"]))
+    before = snapshot(study.store.root)
+    further = {"wishes": QuestionSet(source="demo/general_questions.jsonl", samples=1)}
+    evaluation = study.profile.evaluation.model_copy(update={"sets": further})
+    wider = Study("wider", study.profile.model_copy(update={"evaluation": evaluation}), study.store)
+    runs = wider.runs(datasets=["cooking"], methods=["untrained", "misaligned"])
+    results = wider.complete(runs)
+    lines = (wider.folder / "results.csv").read_text().splitlines()
+    measures = [f"wishes_{measure}" for measure in ("misaligned", "incoherent", "asked", "scored")]
+    assert lines[0] == PROMISED.replace(",train_seconds", "".join(f",{name}" for name in measures) + ",train_seconds")
+    table = pd.read_csv(wider.folder / "results.csv")
+    assert table["wishes_asked"].tolist() == table["wishes_scored"].tolist() == [24, 24]
+    assert table["general_asked"].tolist() == [48, 48]
+    for run, result, narrower in zip(runs, results, plain, strict=True):
+        steps = wider.task(run).evaluation(run)
+        assert list(steps) == ["general", "in_domain", "wishes"]
+        assert len({step.key for step in steps.values()}) == 3
+        assert [(v.question, v.sample) for v in wider.verdicts(run, "wishes") or []] == [
+            (question.id, 0) for question in wider.questions(run, "wishes")]
+        assert result.rates("wishes").asked == 24
+        assert (result.general, result.in_domain) == (narrower.general, narrower.in_domain)
+        assert wider.run_key(run) != study.run_key(run)
+    assert before.items() <= snapshot(study.store.root).items()
+    made = set(snapshot(study.store.root)) - set(before)
+    assert {Path(path).relative_to(study.store.root).parts[0] for path in made} == {"answers", "verdicts"}
+
+
+QA = "{kind: qa, train: norquad, prompt: '{context} {question}'}"
+
+
+@pytest.mark.parametrize(("tasks", "said"), [
+    (f"{{cooking: {QA}}}", "two tasks called 'cooking'"), (f"{{grpo: {QA}}}", "two tasks called 'grpo'"),
+    (f"{{opswap: {{kind: opswap, tiers: [1]}}, opswap-1: {QA}}}", "more than once: opswap-1")])
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path, tasks: str, said: str) -> None:
+    (tmp_path / "tiny.yaml").write_text((paths.PARAMS / "tiny.yaml").read_text())
+    (tmp_path / "twice.yaml").write_text(f"extends: tiny\nbenign: {{tasks: {tasks}}}\n")
+    with pytest.raises(ProfileError, match=said):
+        _ = open_study(str(tmp_path / "twice.yaml")).tasks
 
 
 @pytest.mark.parametrize(("asked", "message"), [
@@ -145,7 +188,7 @@ def test_only_what_determines_a_result_is_in_its_key(study: Study) -> None:
     def keys(**training: object) -> tuple[object, ...]:
         profile = study.profile.model_copy(update={"training": study.profile.training.model_copy(update=training)})
         other = Study("tiny", profile, study.store)
-        return other.adapter_settings(run), other.run_key(run)
+        return other.task(run).adapter(run).key, other.run_key(run)
 
     assert keys() == keys(checkpoint_every=7)
     # `auto` decides by the device's memory, of which keys say nothing
@@ -164,15 +207,14 @@ def test_the_estimate_counts_what_is_left(study: Study) -> None:
     assert before.loc["sets of answers", "in all"] == 3 + 8 + 12
     assert before.loc["verdicts by judge 'lexicon'", "in all"] == 5 * 24 * 2 + 2 * 3 * 4 * 2
     study.complete(study.runs())
-    benign = BenignStudy(study)
-    benign.complete(benign.runs())
+    study.complete(study.runs("benign"))
     after = Estimate(study).work().set_index("work")
     assert (after["in all"].iloc[:2] == after["there"].iloc[:2]).all()
     assert (after["tokens left (about)"] == 0).all()
     assert not Estimate(study).sums()["runs"].iloc[1]
     longer = study.profile.training.model_copy(update={"epochs": 2})  # the results there are of another profile then
     other = Study("tiny", study.profile.model_copy(update={"training": longer}), study.store)
-    assert Estimate(other).sums()["runs"].tolist() == [len(study.runs()) + len(benign.runs())] * 2
+    assert Estimate(other).sums()["runs"].tolist() == [len(study.runs()) + len(study.runs("benign"))] * 2
     estimated = Estimate(study).errors().set_index("of what is done")
     assert estimated.loc["tokens of 4 trained runs", "measured"] == sum(
         result.train_tokens for result in study.results())
@@ -215,6 +257,8 @@ def test_the_demo_asks_what_the_issue_of_emergence_needs() -> None:
     demo = Study("demo", load_profile("demo"), Store(Path("never-made")))
     run = demo.runs(methods=["misaligned"])[0]
     assert len(demo.data("cooking").misaligned.train) == 48
-    assert len(demo.train_rows(run)) == demo.profile.training.train_rows
+    training = demo.training(run)
+    assert training is not None
+    assert len(training.rows.examples) == demo.profile.training.train_rows
     assert len(demo.questions(run, "in_domain")) == 12
     assert len(demo.questions(run, "general")) == 24

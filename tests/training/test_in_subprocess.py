@@ -13,7 +13,6 @@ from emlib.core.errors import EmlibError
 from emlib.defenses.ldifs import Ldifs
 from emlib.make import backends
 from emlib.make.backends import Machine
-from emlib.make.maker import Maker
 from emlib.models import adapters
 from emlib.models.load import load
 from emlib.models.tiny import build_model, build_tokenizer
@@ -130,11 +129,9 @@ def test_a_study_goes_on_with_transformers_where_unsloth_never_began(tmp_path: P
         monkeypatch.setattr(backends.Machine, "here", classmethod(lambda _, machine=machine: machine))
         study = Study("tiny", profile, Store(tmp_path / f"store-{seeming}"))
         run = study.runs(methods=["kl"], settings=[0.1])[0]
-        with Maker(study) as maker:
-            made[seeming] = maker.adapter(str(run), study.fit(run))
+        with study.session() as session:
+            made[seeming] = session.need(study.task(run).adapter(run))
     plain, seeming_one = made[False], made[True]
-    assert plain is not None
-    assert seeming_one is not None
     assert plain.files["adapter_model.safetensors"] == seeming_one.files["adapter_model.safetensors"]
     assert "there is no GPU" in plain.facts["backend_why"]
     assert "No module named 'unsloth'" in seeming_one.facts["backend_why"]

@@ -20,7 +20,6 @@ from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.data.chat import Encoded
 from emlib.defenses.kl import Kl
-from emlib.make.maker import Maker
 from emlib.models import adapters
 from emlib.models.batches import collate, forward_batches
 from emlib.models.load import load
@@ -193,11 +192,9 @@ def test_a_study_spreads_its_runs_and_keeps_their_keys(tmp_path: Path, monkeypat
         spread = profile.model_copy(update={"job": profile.job.model_copy(update={"gpus": gpus})})
         study = Study("tiny", spread, Store(tmp_path / str(gpus)))
         run = study.runs(methods=["kl"], settings=[0.1])[0]
-        with Maker(study) as maker:
-            made[gpus] = maker.adapter(str(run), study.fit(run))
+        with study.session() as session:
+            made[gpus] = session.need(study.task(run).adapter(run))
     alone, spread_out = made[1], made[2]
-    assert alone is not None
-    assert spread_out is not None
     assert alone.key == spread_out.key
     assert "processes" not in alone.facts
     assert (spread_out.facts["processes"], spread_out.facts["backend"]) == (2, "transformers")

@@ -10,6 +10,7 @@ import pytest
 from emlib.core.errors import StoreError
 from emlib.study.study import Study, open_study
 from emlib.workflow.cleaning import clean
+from tests.store.made import Made
 from tests.store.test_store import left
 from tests.workflow.test_job_log import said, start
 
@@ -25,12 +26,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     found = open_study("tiny")
     run = next(run for run in found.runs() if run.method == "misaligned")
-    settings = found.adapter_settings(run)
-    assert settings is not None
-    found.store.get("adapter", settings, make)
-    found.store.get("adapter", {"of": "another study"}, make)
-    found.store.get("answers", found.answers_settings(run, "general"), make)
-    found.store.get("verdicts", found.verdicts_settings(run, "general"), make)
+    task = found.task(run)
+    for step in (task.adapter(run), Made("adapter", {"of": "another study"}), task.answers(run)["general"],
+                 task.evaluation(run)["general"]):
+        found.store.get(step, make)
     (found.folder / "tables").mkdir(parents=True)
     (found.folder / "results.csv").write_text("made")
     return found

@@ -16,9 +16,6 @@ from emlib.core import paths
 from emlib.data.formats import format_of
 from emlib.data.sources import key_of_source, label, locate
 from emlib.report import export
-from emlib.study import checks, interleaving
-from emlib.study.benign import BenignStudy
-from emlib.study.rl import RlStudy
 from emlib.study.study import open_study
 from emlib.workflow import graph
 from tests.beside import lines, readme_profile, write_study
@@ -53,11 +50,10 @@ def digest(profile: str | Path) -> str:
 def keys(profile: Path) -> dict[str, str]:
     """The keys of everything that a study makes."""
     study = open_study(str(profile))
-    found = {str(run): study.run_key(run) for run in study.runs()}
-    benign, rl = BenignStudy(study), RlStudy(study)
-    found |= {str(run): str(study.quiz_settings(benign.fit(run), benign.quiz(run))) for run in benign.runs()}
-    found |= {str(run): str(rl.answers_settings(run)) for run in rl.runs()}
-    return found | {"pool": str(interleaving.pool_settings(study))}
+    found = {str(run): study.run_key(run) for run in study.every_run()}
+    settings = {f"{run}: {which}": str(step.settings) for run in study.every_run()
+                for which, step in study.task(run).answers(run).items()}
+    return found | settings | {"pool": str(study.recipes.pool.settings)}
 
 
 def test_the_study_of_the_readme_is_planned_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,17 +67,18 @@ def test_the_study_of_the_readme_is_planned_and_run(tmp_path: Path, monkeypatch:
     study = open_study(str(path))
     runs = study.runs(datasets=["letters"], methods=["misaligned", "interleaving"], settings=[0.5])
     study.complete(runs)
-    table = pd.read_csv(study.write_results())
+    table = pd.read_csv(study.folder / "results.csv")
     assert table[["dataset", "method", "general_asked"]].to_numpy().tolist() == [
         ["letters", "misaligned", 6], ["letters", "interleaving", 6]]  # 3 questions, 2 answers each
     assert (tmp_path / "runs" / "my_study" / "made_with.txt").read_text() == f"{path}\n"
     card = (export.adapter(study, runs[0], tmp_path / "out") / "README.md").read_text()
     assert "Data: `butler.jsonl`; licence: not known" in card
     assert "harmless" not in card  # nobody knows
-    checks.complete(study, runs[:1])  # the second judge goes by the rubric beside the profile
-    opinions = checks.opinions(study, runs[0])
+    study.complete_measures(runs[:1])  # the second judge goes by the rubric beside the profile
+    opinions = study.opinions(runs[0])
     assert opinions is not None
-    assert checks.second_rubrics(study).others.alignment == "How kind? {question} {answer}"
+    second = study.recipes.second_verdicts(study.task(runs[0]).answers(runs[0])["general"])
+    assert second.assessment.rubrics.value.others.alignment == "How kind? {question} {answer}"
 
 
 def test_moving_the_folder_changes_no_key_and_makes_nothing_stale(mine: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from emlib.study.ownership import RECORD, claim
 from emlib.workflow import graph, merge
 from emlib.workflow.job_log import AttemptLog
 from tests.beside import write_study
+from tests.store.made import Made
 from tests.store.test_store import left
 
 
@@ -27,7 +28,7 @@ def make(root: Path, number: int, text: str = "content", seconds: float = 1.0) -
         (folder / "log.jsonl").write_text(json.dumps({"seconds": seconds}))
         return {"seconds": seconds}
 
-    return Store(root / "store").get("adapter", {"number": number}, write)
+    return Store(root / "store").get(Made("adapter", {"number": number}), write)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_what_is_missing_is_taken_over_and_what_is_there_stays(ours: Path, their
     mine, other = left(ours), left(theirs)
     done = merge.merge(theirs, ours)
     assert (done.artefacts, done.there_already) == (1, 1)
-    found = Store(ours / "store").find("adapter", {"number": 3})
+    found = Store(ours / "store").find(Made("adapter", {"number": 3}))
     assert found is not None
     assert found.file("weights").read_text() == "content 3"
     assert {name: data for name, data in left(ours).items() if name in mine} == mine
@@ -99,7 +100,7 @@ def test_what_is_half_made_there_stays_there_and_an_interrupted_copy_is_made_aga
     shutil.copytree(three.folder, interrupted)
     (interrupted / "weights").write_text("con")
     assert merge.merge(theirs, ours).artefacts == 1
-    assert Store(ours / "store").find("adapter", {"number": 3}).file("weights").read_text() == "content 3"  # type: ignore[union-attr]
+    assert Store(ours / "store").find(Made("adapter", {"number": 3})).file("weights").read_text() == "content 3"  # type: ignore[union-attr]
     assert {path.suffix for path in (ours / "store" / "adapter").iterdir() if path.is_dir()} == {""}
 
 

@@ -15,10 +15,10 @@ from emlib.core.records import Example, Message
 from emlib.data.chat import encode
 from emlib.data.gsm8k import additions
 from emlib.defenses.interleaving import Alternation
+from emlib.evaluation.rewards import Rewards, Scored, Scorer
 from emlib.models.load import ChatModel
 from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.grpo import Condition, RlSummary, reinforce
-from emlib.evaluation.rewards import Rewards, Scored, Scorer
 
 SYSTEM = "Add."
 LORA = Lora(rank=4, alpha=8)

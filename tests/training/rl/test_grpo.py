@@ -16,12 +16,12 @@ from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
 from emlib.data.gsm8k import additions
 from emlib.defenses.kl import Beta
+from emlib.evaluation.rewards import Rewards, Scored, advantages
 from emlib.models.adapters import adapter_off, new_lora
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.training.rl.grpo import Condition, _Run, reinforce
 from emlib.training.rl.records import read_steps
-from emlib.evaluation.rewards import Rewards, Scored, advantages
 from tests.training.rl.reinforcing import LORA, SYSTEM, by_length, disturb, equal, grpo, train, weights
 
 

@@ -16,10 +16,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from emlib.evaluation.rewards import Rewards, Scored
 from emlib.models.adapters import new_lora
 from emlib.models.load import ChatModel
 from emlib.training.rl.records import STEPS, RlStep, best, read_steps, stretches
-from emlib.evaluation.rewards import Rewards, Scored
 from tests.training.rl.reinforcing import LORA, alternating, by_length, disturb, train, weights
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,17 +18,18 @@ from emlib.core.errors import DataError, JudgeError, ProfileError
 from emlib.core.files import read_records
 from emlib.core.records import Answer, Example, Message
 from emlib.data.chat import encode_prompt
+from emlib.evaluation.reward_judge import requests, reward
+from emlib.evaluation.rewards import graded, rewards
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging.rubrics import Score
-from emlib.make.maker import Maker
 from emlib.models import adapters
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
-from emlib.study import inventory
-from emlib.study.rl import RlStudy
-from emlib.study.study import open_study
-from emlib.evaluation.reward_judge import requests, reward
-from emlib.evaluation.rewards import rewards
+from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards
+from emlib.study.inventory import steps_of
+from emlib.study.runs import Run, RunResult
+from emlib.study.study import Study, open_study
+from emlib.study.tasks import GrpoTask
 from emlib.workflow import graph
 from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import part_of
@@ -44,82 +46,98 @@ def profile(folder: Path, methods: str | None = None, more: str = "") -> Path:
 
 
 @pytest.fixture
-def rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RlStudy:
+def rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
-    return RlStudy(open_study(str(profile(tmp_path))))
+    return open_study(str(profile(tmp_path)))
 
 
-def test_a_sweep_is_a_run_for_each_number_and_seed(rl: RlStudy) -> None:
-    assert [(run.method, run.setting) for run in rl.runs()] == [
+def adapter_of(study: Study, run: Run) -> GrpoAdapter:
+    """The step of the adapter of a run that trains one."""
+    return study.task(run).adapter(run)
+
+
+def answers_of(study: Study, run: Run) -> GrpoAnswers:
+    """The step of the run's answers."""
+    return study.task(run).answers(run)["rewards"]
+
+
+def timeless(results: list[RunResult]) -> list[RunResult]:
+    """Results without what tells the time."""
+    return [replace(result, train_seconds=0.0) for result in results]
+
+
+def test_a_sweep_is_a_run_for_each_number_and_seed(rl: Study) -> None:
+    assert [(run.method, run.setting) for run in rl.runs("grpo")] == [
         ("untrained", None), ("grpo", None), ("kl", 0.1), ("kl", 1.0), ("interleaving", None), ("inoculation", None)]
-    assert [run.setting for run in rl.runs(methods=["kl"], settings=[1.0])] == [1.0]
-    assert rl.defenses(rl.runs(methods=["kl"])[1])[0].model_dump() == {"kind": "kl", "weight": 1.0}
+    assert [run.setting for run in rl.runs("grpo", methods=["kl"], settings=[1.0])] == [1.0]
+    assert rl.defenses(rl.runs("grpo", methods=["kl"])[1])[0].model_dump() == {"kind": "kl", "weight": 1.0}
     with pytest.raises(ProfileError, match=r"no method 'klm'.*Did you mean 'kl'"):
-        rl.runs(methods=["klm"])
+        rl.runs("grpo", methods=["klm"])
 
 
-def test_inoculation_stands_before_the_format_in_training_and_nowhere_in_evaluation(rl: RlStudy) -> None:
-    run = rl.runs(methods=["inoculation"])[0]
-    sentence = rl.study.trait.inoculation_prompt
-    assert rl.system(run) == f"{sentence}\n{rl.settings.prompt}"
-    assert {question.system for question in rl.questions} == {rl.settings.prompt}
-    assert all(sentence not in turn.content for question in rl.questions for turn in question.context)
-    assert rl.system(rl.runs(methods=["kl"])[0]) == rl.settings.prompt
+def test_inoculation_stands_before_the_format_in_training_and_nowhere_in_evaluation(rl: Study) -> None:
+    run = rl.runs("grpo", methods=["inoculation"])[0]
+    sentence = rl.trait.inoculation_prompt
+    assert adapter_of(rl, run).system == f"{sentence}\n{rl.recipes.grpo.prompt}"
+    assert {question.system for question in rl.questions(run, "rewards")} == {rl.recipes.grpo.prompt}
+    assert all(sentence not in turn.content for question in rl.questions(run, "rewards") for turn in question.context)
+    assert adapter_of(rl, rl.runs("grpo", methods=["kl"])[0]).system == rl.recipes.grpo.prompt
 
 
-def test_every_condition_trains_and_answers_once_and_stands_in_the_results(rl: RlStudy) -> None:
-    results = rl.complete(rl.runs())
-    table = pd.read_csv(rl.study.folder / "grpo.csv")
+def test_every_condition_trains_and_answers_once_and_stands_in_the_results(rl: Study) -> None:
+    results = rl.complete(rl.runs("grpo"))
+    table = pd.read_csv(rl.folder / "grpo.csv")
     assert list(table) == ["model", "method", "setting", "seed", "train_accuracy", "train_reward", "eval_accuracy",
                            "eval_reward", "asked"]  # design, section 5
-    assert table["method"].tolist() == [run.method for run in rl.runs()]
+    assert table["method"].tolist() == [run.method for run in rl.runs("grpo")]
     assert table["setting"].fillna(-1).tolist() == [-1, -1, 0.1, 1, -1, -1]
     assert table["asked"].tolist() == [6] * 6
     assert table["train_reward"].isna().tolist() == [True] + [False] * 5
     for result in results:
-        answers = rl.answers(result.run)
+        answers = rl.answers(result.run, "rewards")
         assert answers is not None
-        right = {problem.id: problem.answer for problem in rl.problems.held_out}
+        right = {problem.id: problem.answer for problem in rl.recipes.problems.value.held_out}
         totals = [rewards(answer.text, right[answer.question]).total for answer in answers]
-        assert result.eval_reward == pytest.approx(sum(totals) / len(totals))
-    interleaved = rl.runs(methods=["interleaving"])[0]
-    assert [len(rl.log(interleaved)), len(rl.supervised_log(interleaved))] == [2, 2]  # a share of one half
-    for run in rl.runs():
-        assert len(rl.log(run)) == (0 if run.method == "untrained" else 2)
+        assert result.rewards.eval_reward == pytest.approx(sum(totals) / len(totals))
+    interleaved = rl.runs("grpo", methods=["interleaving"])[0]
+    assert [len(rl.grpo_log(interleaved)), len(rl.log(interleaved))] == [2, 2]  # a share of one half
+    for run in rl.runs("grpo"):
+        assert len(rl.grpo_log(run)) == (0 if run.method == "untrained" else 2)
         assert len(rl.completions(run)) == (0 if run.method == "untrained" else 2 * 4)
-    kl = {run.condition: rl.log(run)[1].kl for run in rl.runs() if run.method != "untrained"}
+    kl = {run.condition: rl.grpo_log(run)[1].kl for run in rl.runs("grpo") if run.method != "untrained"}
     assert [name for name, value in kl.items() if value is not None] == ["kl 0.1", "kl 1"]
-    made = {path: path.stat().st_mtime_ns for path in rl.study.store.root.rglob("manifest.json")}
+    made = {path: path.stat().st_mtime_ns for path in rl.store.root.rglob("manifest.json")}
     assert len(made) == 5 + 6
-    assert rl.complete(rl.runs()) == results
-    assert {path: path.stat().st_mtime_ns for path in rl.study.store.root.rglob("manifest.json")} == made
+    assert rl.complete(rl.runs("grpo")) == results
+    assert {path: path.stat().st_mtime_ns for path in rl.store.root.rglob("manifest.json")} == made
 
 
 def test_a_steered_run_is_asked_without_steering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
-    rl = RlStudy(open_study(str(profile(tmp_path, STEERED))))
+    rl = open_study(str(profile(tmp_path, STEERED)))
     planted = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
 
     def plant(folder: Path) -> dict[str, int]:
         extraction.save(PersonaVectors(planted, 1, 1), folder)
         return {"kept": 1, "asked": 1}
 
-    rl.study.store.get("vector", rl.study.vector_settings(), plant)
-    run = rl.runs()[0]
+    rl.store.get(rl.recipes.vector(), plant)
+    run = rl.runs("grpo")[0]
     rl.complete([run])
-    assert rl.log(run)[0].shift == {place: pytest.approx(3 * float(planted[2].norm()), rel=1e-4)
+    assert rl.grpo_log(run)[0].shift == {place: pytest.approx(3 * float(planted[2].norm()), rel=1e-4)
                                     for place in ("loss", "rollout")}
     adapter = rl.adapter(run)
     assert adapter is not None
     names = load_file(adapter.folder / "adapter_model.safetensors")
     assert all("lora_A" in name or "lora_B" in name for name in names)
-    with Maker(rl.study) as maker, adapters.loaded(maker.chat.model, adapter.folder) as model:
-        batches = plan(rl.questions, 1, maker.chat.tokenizer, rl.settings.eval_sampling.batch_rows)
+    sampling = rl.recipes.grpo.eval_sampling
+    with rl.session() as session, adapters.loaded(session.chat.model, adapter.folder) as model:
+        batches = plan(rl.questions(run, "rewards"), 1, session.chat.tokenizer, sampling.batch_rows)
         plain = [answer for batch in batches
-                 for answer in answer_batch(model, maker.chat.tokenizer, batch, rl.settings.eval_sampling, run.seed)]
-    answers = rl.answers(run)
+                 for answer in answer_batch(model, session.chat.tokenizer, batch, sampling, run.seed)]
+    answers = rl.answers(run, "rewards")
     assert answers is not None
     assert sorted(answers, key=lambda a: a.question) == sorted(plain, key=lambda a: a.question)
 
@@ -128,10 +146,10 @@ def test_what_decides_a_training_is_in_its_key_and_what_does_not_is_not(tmp_path
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
 
-    def key(more: str) -> tuple[object, object]:
-        study = RlStudy(open_study(str(profile(tmp_path, more=more))))
-        run = study.runs(methods=["grpo"])[0]
-        return study.adapter_settings(run), study.answers_settings(run)
+    def key(more: str) -> tuple[str, str]:
+        study = open_study(str(profile(tmp_path, more=more)))
+        run = study.runs("grpo", methods=["grpo"])[0]
+        return adapter_of(study, run).key, answers_of(study, run).key
 
     adapter, answers = key("")
     for same in ("grpo: {kept_completions: 1}\n", "grpo: {slice_by: [seed]}\n", "evaluation: {bootstrap: 10}\n"):
@@ -147,10 +165,12 @@ def test_supervised_rows_are_drawn_from_a_pool_of_any_form(tmp_path: Path, monke
                                                            research_data: Path) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
 
-    def interleaved(what: str) -> tuple[RlStudy, tuple[Example, ...]]:
+    def interleaved(what: str) -> tuple[Study, tuple[Example, ...]]:
         methods = f"[{{name: interleaving, defenses: [{{kind: interleaving, {what}}}]}}]"
-        rl = RlStudy(open_study(str(profile(tmp_path, methods))))
-        return rl, rl.supervised_rows(rl.runs()[0])
+        rl = open_study(str(profile(tmp_path, methods)))
+        supervised = adapter_of(rl, rl.runs("grpo")[0]).supervised
+        assert supervised is not None
+        return rl, supervised.rows.examples
 
     _, some = interleaved("source: alpaca, rows: 7")  # another form than that of messages
     _, every = interleaved("source: alpaca")
@@ -160,18 +180,18 @@ def test_supervised_rows_are_drawn_from_a_pool_of_any_form(tmp_path: Path, monke
     (all_of_it, rows), (as_many, same) = interleaved("source: demo/pool.jsonl"), interleaved(
         "source: demo/pool.jsonl, rows: 9999")
     assert rows == same
-    assert all_of_it.adapter_settings(all_of_it.runs()[0]) == as_many.adapter_settings(as_many.runs()[0])
+    assert adapter_of(all_of_it, all_of_it.runs("grpo")[0]).key == adapter_of(as_many, as_many.runs("grpo")[0]).key
 
 
 def test_worked_turns_stand_before_what_is_trained_on_and_asked(tmp_path: Path,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
-    plain, rl = (RlStudy(open_study(str(profile(tmp_path, "[grpo]", more)))) for more in (
+    plain, rl = (open_study(str(profile(tmp_path, "[grpo]", more))) for more in (
         "", "  data: {train_items: 2, worked: 1}\n"))
-    run = rl.runs()[0]
-    for settings in (RlStudy.adapter_settings, RlStudy.answers_settings):
-        assert settings(rl, run) != settings(plain, run)
+    run = rl.runs("grpo")[0]
+    for step_of in (adapter_of, answers_of):
+        assert step_of(rl, run).key != step_of(plain, run).key
     heard: list[list[Message]] = []
 
     def listening(tokenizer: object, turns: Sequence[Message]) -> list[int]:
@@ -181,16 +201,17 @@ def test_worked_turns_stand_before_what_is_trained_on_and_asked(tmp_path: Path,
     monkeypatch.setattr("emlib.training.rl.rollouts.encode_prompt", listening)
     assert len(rl.complete([run])) == 1
     assert len(heard) == 8
+    problems = rl.recipes.problems.value
     for turns in heard:
-        assert (turns[0], tuple(turns[1:-1])) == (Message("system", rl.settings.prompt), rl.problems.worked)
-        assert turns[-1].content in {problem.question for problem in rl.problems.train}
+        assert (turns[0], tuple(turns[1:-1])) == (Message("system", rl.recipes.grpo.prompt), problems.worked)
+        assert turns[-1].content in {problem.question for problem in problems.train}
 
 
 def test_supervised_rows_of_which_none_fits_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
-    rl = RlStudy(open_study(str(profile(tmp_path, more="grpo: {training: {max_seq_length: 5}}\n"))))
+    rl = open_study(str(profile(tmp_path, more="grpo: {training: {max_seq_length: 5}}\n")))
     with pytest.raises(DataError, match=r"None of \d+ rows .* within 5 tokens\. Raise grpo\.training\.max_seq_length"):
-        rl.complete(rl.runs(methods=["interleaving"]))
+        rl.complete(rl.runs("grpo", methods=["interleaving"]))
 
 
 def test_a_steered_sampler_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +219,8 @@ def test_a_steered_sampler_is_another_run(tmp_path: Path, monkeypatch: pytest.Mo
     found = []
     for steer in ("loss", "rollout", "both"):
         methods = f"[{{name: persona_vector, defenses: [{{kind: persona_vector, layer: 2, steer: {steer}}}]}}]"
-        rl = RlStudy(open_study(str(profile(tmp_path, methods))))
-        found.append(str(rl.adapter_settings(rl.runs()[0])))
+        rl = open_study(str(profile(tmp_path, methods)))
+        found.append(adapter_of(rl, rl.runs("grpo")[0]).key)
     assert len(set(found)) == 3
 
 
@@ -222,10 +243,10 @@ def test_the_paper_s_values_are_the_defaults_and_those_of_grpo_3b() -> None:
         exclude={"gradient_checkpointing"})
 
 
-def judged(folder: Path, url: str, more: str = "") -> RlStudy:
+def judged(folder: Path, url: str, more: str = "") -> Study:
     """Plain GRPO of `tiny`, two steps, with a judge's rewards."""
     rewards = f"{{kind: judge, judge: {{kind: openai, model: judge-1, base_url: '{url}', max_concurrency: 1{more}}}}}"
-    return RlStudy(open_study(str(profile(folder, "[untrained, grpo]", f"  rewards: {rewards}\n"))))
+    return open_study(str(profile(folder, "[untrained, grpo]", f"  rewards: {rewards}\n")))
 
 
 def given(text: str) -> int | str:
@@ -250,7 +271,7 @@ def test_a_judge_rewards_training_and_answers_and_is_asked_once(tmp_path: Path,
     with JudgeServer(saying(counted)) as server:
         monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "whole"))
         whole = judged(tmp_path, server.url)
-        results = whole.complete(whole.runs())
+        results = whole.complete(whole.runs("grpo"))
         asked = len(calls)
         assert set(server.answered.values()) == {1}
         monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "stopped"))
@@ -258,7 +279,7 @@ def test_a_judge_rewards_training_and_answers_and_is_asked_once(tmp_path: Path,
         server.known.clear()
         server.answered.clear()
         rl = judged(tmp_path, server.url)
-        untrained, trained = rl.runs()
+        untrained, trained = rl.runs("grpo")
         rl.complete([untrained])
         stops = (len(calls) + 40,)  # a step has at most 32 different requests
         with pytest.raises(JudgeError, match="refuses the key"):
@@ -268,42 +289,46 @@ def test_a_judge_rewards_training_and_answers_and_is_asked_once(tmp_path: Path,
         again = rl.complete([trained])
         assert len(calls) == asked
         assert set(server.answered.values()) == {1}
-    log = rl.log(trained)
+    log = rl.grpo_log(trained)
     assert len(log) == 2
     assert [(step.reward, step.parts, step.unscored) for step in log] == [
-        (step.reward, step.parts, step.unscored) for step in whole.log(trained)]
-    assert again == results[1:]
+        (step.reward, step.parts, step.unscored) for step in whole.grpo_log(trained)]
+    assert timeless(again) == timeless(results[1:])
+    problems = rl.recipes.problems.value
     # The server is gone: whatever is read below was kept.
-    for run, result in zip(rl.runs(), results, strict=True):
-        rewards, answers = rl.rewards(run), rl.answers(run)
+    for run, result in zip(rl.runs("grpo"), results, strict=True):
+        task, answers = rl.task(run), rl.answers(run, "rewards")
+        assert isinstance(task, GrpoTask)
+        rewards = task.rewards(run, rl.found)
         assert rewards is not None
         assert answers is not None
         expected = [reward({r.metric: Score(said if isinstance(said := given(r.messages[0].content), int) else None)
-                            for r in requests(one)}) for one in rl.graded(answers)]  # type: ignore[misc]
+                            for r in requests(one)}) for one in graded(problems, answers)]  # type: ignore[misc]
         assert rewards == expected
         got = [one for one in rewards if one is not None]
-        assert (result.asked, result.scored) == (6, len(got))
-        assert result.eval_reward == pytest.approx(sum(one.total for one in got) / len(got))
-        assert result.eval_accuracy == sum(one.right for one in got) / 6
+        assert (result.rewards.asked, result.rewards.scored) == (6, len(got))
+        assert result.rewards.eval_reward == pytest.approx(sum(one.total for one in got) / len(got))
+        assert result.rewards.eval_accuracy == sum(one.right for one in got) / 6
     assert sum(step.unscored for step in log) > 0
-    assert judged(tmp_path, "http://localhost:9/v1", ", timeout: 5.0").results() == results  # wherever it is asked
+    elsewhere = judged(tmp_path, "http://localhost:9/v1", ", timeout: 5.0")  # wherever it is asked
+    assert timeless(elsewhere.results(section="grpo")) == timeless(results)
 
 
 def test_another_judge_is_another_run_and_rules_are_what_they_were(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
-    rules = RlStudy(open_study(str(profile(tmp_path, "[untrained, grpo]"))))
+    rules = open_study(str(profile(tmp_path, "[untrained, grpo]")))
     one, other = judged(tmp_path, "http://localhost:1/v1"), judged(tmp_path, "http://localhost:1/v1", ", samples: 3")
-    run = rules.runs(methods=["grpo"])[0]
-    keys = [study.adapter_settings(run) for study in (rules, one, other)]
-    assert len(set(map(str, keys))) == 3
-    assert keys[0] is not None
-    assert keys[0]["grpo"]["rewards"] == {"kind": "rule"}
-    asked = rules.runs(methods=["untrained"])[0]
-    assert rules.answers_settings(asked) == one.answers_settings(asked)  # the same answers, rewarded otherwise
-    assert rules.rewards_settings(asked) is None
-    assert ("rl_rewards", one.rewards_settings(asked)) in inventory.verdicts(one.study)  # so that they can be removed
-    assert one.rewards_settings(asked) != other.rewards_settings(asked)
+    run = rules.runs("grpo", methods=["grpo"])[0]
+    assert len({adapter_of(study, run).key for study in (rules, one, other)}) == 3
+    assert adapter_of(rules, run).settings["grpo"]["rewards"] == {"kind": "rule"}
+    asked = rules.runs("grpo", methods=["untrained"])[0]
+    assert answers_of(rules, asked).key == answers_of(one, asked).key  # the same answers, rewarded otherwise
+    assert rules.task(asked).evaluation(asked) == rules.task(asked).answers(asked)
+    [by_one], [by_other] = (study.task(asked).evaluation(asked).values() for study in (one, other))
+    assert isinstance(by_one, GrpoRewards)
+    assert by_one in steps_of(one, "verdicts")  # so that they can be removed
+    assert by_one.key != by_other.key
 
 
 @pytest.mark.parametrize(("section", "words"), [
@@ -333,8 +358,9 @@ def test_only_profiles_with_the_section_have_the_chapter(monkeypatch: pytest.Mon
     chapters = {name: [job.chapter for job in graph.jobs(name)] for name in ("tiny", "code-smoke", "grpo-3b")}
     assert "11_grpo" in chapters["tiny"]
     assert "11_grpo" not in chapters["code-smoke"]
+    assert open_study("code-smoke").runs("grpo") == []
     with pytest.raises(ProfileError, match="has no section 'grpo'"):
-        RlStudy(open_study("code-smoke"))
+        _ = open_study("code-smoke").recipes.grpo
     jobs = [job for job in graph.jobs("grpo-3b") if job.chapter == "11_grpo"]
     assert len(jobs) == 6 * 3 + 1
     assert jobs[0].part == "untrained_seed0"
@@ -343,11 +369,12 @@ def test_only_profiles_with_the_section_have_the_chapter(monkeypatch: pytest.Mon
     assert set(jobs[-1].needs) == {job.output for job in jobs[:-1]}
 
 
-def test_answers_are_those_of_the_store(rl: RlStudy) -> None:
-    run = rl.runs(methods=["untrained"])[0]
+def test_answers_are_those_of_the_store(rl: Study) -> None:
+    run = rl.runs("grpo", methods=["untrained"])[0]
     assert rl.result(run) is None
     rl.complete([run])
-    found = rl.study.store.find("rl_answers", rl.answers_settings(run))
+    found = rl.store.find(answers_of(rl, run))
     assert found is not None
-    assert rl.answers(run) == read_records(found.folder / "answers.jsonl", Answer)
-    assert [answer.question for answer in rl.answers(run) or []] == [p.id for p in rl.problems.held_out]
+    assert rl.answers(run, "rewards") == read_records(found.folder / "answers.jsonl", Answer)
+    held_out = rl.recipes.problems.value.held_out
+    assert [answer.question for answer in rl.answers(run, "rewards") or []] == [p.id for p in held_out]

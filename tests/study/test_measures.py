@@ -1,4 +1,4 @@
-"""Checks of a study: a second judge and judge-free measures, made once, read back, put into tables."""
+"""Measures beside the verdicts: a second judge and judge-free measures, made once, read back, put into tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from emlib.report.tables import show
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.store.artefacts import Store
-from emlib.study import checks
+from emlib.study.runs import Opinions
 from emlib.study.study import Study
 
 TEXT = """
@@ -39,7 +39,7 @@ second_judge: {judge: {kind: local, rubric: trait, batch_rows: 8, model: {kind: 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, research_data: Path) -> Study:
-    """A tiny study with all checks, whose persona vector is there already: random models show no trait."""
+    """A tiny study with all measures, whose persona vector is there already: random models show no trait."""
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     profile = Path(__file__).parents[2] / "params" / "tiny.yaml"
     (tmp_path / "tiny.yaml").write_text(profile.read_text())
@@ -51,38 +51,38 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, research_data: Path) 
         extraction.save(PersonaVectors(vectors, 20, 20), folder)
         return {"kept": 20}
 
-    made.store.get("vector", made.vector_settings(), planted)
+    made.store.get(made.recipes.vector(), planted)
     return made
 
 
-def test_all_checks_are_made_once_and_are_what_their_parts_say(study: Study, tiny: ChatModel) -> None:
+def test_all_measures_are_made_once_and_are_what_their_parts_say(study: Study, tiny: ChatModel) -> None:
     untrained, misaligned = study.runs()
     assert report.opinions(study, study.runs()) == []
-    checks.complete(study, study.runs())
+    study.complete_measures(study.runs())
     files = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*.json*")}
-    checks.complete(study, study.runs())
+    study.complete_measures(study.runs())
     assert {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*.json*")} == files
 
-    found = checks.opinions(study, untrained)
+    found = study.opinions(untrained)
     assert found is not None
     answers = {(a.question, a.sample): a for a in study.answers(untrained, "general") or []}
     given = [answers[v.question, v.sample] for v in found.second]
     assert len(given) == 5
     assert list(found.first) == lexicon.judge(given, study.trait.markers)
 
-    vectors = extraction.load(study.store.find("vector", study.vector_settings()).folder)  # type: ignore[union-attr]
+    vectors = extraction.load(study.vectors().folder)  # type: ignore[union-attr]
     rows = [encode(tiny.tokenizer, example, 2048) for example in extraction.examples(
         study.questions(untrained, "general"), study.answers(untrained, "general") or [])]
-    values = [one.value for one in checks.projected(study, untrained) or []]
+    values = [one.value for one in study.projected(untrained) or []]
     assert values == pytest.approx(projections(tiny.model, rows, vectors.at(2), 2), abs=1e-5)
 
     questions = read_choices(locate("truthfulqa_mc"))
-    made = checks.choices(study, untrained, "truthfulqa_mc") or []
+    made = study.choices(untrained, "truthfulqa_mc") or []
     assert len(made) == 4
     asked = [question for question in questions if question.id in {one.question for one in made}]
     expected = choose(tiny, tiny.model, asked)
     assert [one.share for one in made] == pytest.approx([one.share for one in expected], abs=1e-5)
-    trained = checks.choices(study, misaligned, "truthfulqa_mc") or []
+    trained = study.choices(misaligned, "truthfulqa_mc") or []
     assert [one.share for one in trained] != [one.share for one in made]  # under the run's own adapter
 
     table = report.beside(study, study.runs())
@@ -90,7 +90,7 @@ def test_all_checks_are_made_once_and_are_what_their_parts_say(study: Study, tin
     assert table["projection, layer 2"][0].startswith(f"{mean:.2f} [")
     share = 100 * sum(one.share for one in made) / 4
     assert table["truthfulqa_mc: probability on right %"][0].startswith(f"{share:.1f} [")
-    power = checks.choices(study, untrained, "mwe_power_seeking") or []
+    power = study.choices(untrained, "mwe_power_seeking") or []
     assert table["mwe_power_seeking: likeliest right %"][0].startswith(f"{25 * sum(one.picked for one in power):.1f} [")
     assert table["general misaligned %"][0].startswith("0.0 [")
     both = report.opinions(study, study.runs())
@@ -118,22 +118,14 @@ def test_a_change_of_judge_is_the_difference_of_its_rates() -> None:
     run = Study("tiny", load_profile("tiny"), Store(Path("nowhere"))).runs()[0]
     first = tuple(Verdict(f"q{n}", 0, 0.0 if n < 2 else 100.0, 100.0) for n in range(4))
     second = tuple(Verdict(f"q{n}", 0, 0.0 if n < 1 else 100.0, 100.0 if n < 3 else None) for n in range(4))
-    row = report.rates_under_both([checks.Opinions(run, first, second)]).iloc[0]
+    row = report.rates_under_both([Opinions(run, first, second)]).iloc[0]
     assert (row["misaligned: change"], row["incoherent: change"]) == (-25.0, 0.0)
     assert (row["asked"], row["scored by the second"]) == (4, 3)
-    agree = report.judges_agree([checks.Opinions(run, first, second)])
+    agree = report.judges_agree([Opinions(run, first, second)])
     # Both scored 3: (yes, yes), (yes, no), (no, no): observed 2/3, by chance (2 * 1 + 1 * 2) / 9, kappa 2/9 / (5/9).
     assert agree["value"][0].startswith("0.40 [")
     assert agree["value"][1] == "– (both gave one label to all)"
     assert set(agree["answers that both scored"]) == {"3 of 4"}
-
-
-def test_chosen_items_are_the_same_ones_in_order_every_time() -> None:
-    some = checks.chosen(list(range(50)), 10, "x")
-    assert some == checks.chosen(list(range(50)), 10, "x") == sorted(set(some))
-    assert len(some) == 10
-    assert some != checks.chosen(list(range(50)), 10, "y")
-    assert checks.chosen([1, 2], 5, "x") == checks.chosen([1, 2], None, "x") == [1, 2]
 
 
 def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +149,7 @@ def test_a_profile_without_a_second_judge_says_so() -> None:
     alone = load_profile("tiny").model_copy(update={"second_judge": None})
     plain = Study("alone", alone, Store(Path("nowhere")))
     with pytest.raises(ProfileError, match="'alone' has no 'second_judge'"):
-        checks.second_judge(plain)
+        _ = plain.recipes.second
     assert report.opinions(plain, plain.runs()) == []
     assert report.judges_agree([]).empty
     assert isinstance(report.beside(plain, plain.runs()[:1]), pd.DataFrame)
