@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 Needed = tuple[str, dict[str, Any]]  # stage and settings
 
 
+class StageNames:
+    """Recipes that say the stage alone: for plans, which read no data and no trait file."""
+
+    def vector(self) -> str:
+        """The trait's persona vectors."""
+        return "vector"
+
+    def reference(self, spec: Any, tokens: str) -> str:
+        """The reference model's states."""
+        return "reference"
+
+    def pool_rows(self, spec: Any, **options: Any) -> str:
+        """Rows of the pool."""
+        return "selection"
+
+
 @dataclass(frozen=True)
 class StudyRecipes:
     """`emlib.core.defense.Recipes` in a study."""

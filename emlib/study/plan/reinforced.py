@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from emlib.config import Additions, supervised_steps
+from emlib.core.defense import needs_of
 from emlib.judging.money import likely_tokens
 from emlib.study.plan.narrow import Worker
 from emlib.study.plan.sizes import Size
 from emlib.study.plan.work import Work
+from emlib.study.recipes import StageNames
 from emlib.study.rl import RlRun, RlStudy
 
 ADDITION = Size(100, len("What is 1 + 1?"), 2)
@@ -36,4 +38,4 @@ def reinforced(worker: Worker, rl: RlStudy, run: RlRun) -> tuple[Work, list[str]
     compared = learnt if any(defense.grpo_beta > 0 for defense in defenses) else 0
     disk = 0 if worker.shape is None else worker.shape.adapter_bytes(worker.profile.lora)
     work = Work(train=learnt + rows, read=compared, write=drawn * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
-    return work + asked, [worker.vector()] if rl.study.needed(defenses, None)["vector"] else []
+    return work + asked, [worker.vector()] if "vector" in needs_of(defenses, StageNames(), None).values() else []
