@@ -45,6 +45,9 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLA
 	--workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
+# Plugins of a profile are code, and run only with PLUGINS=yes (emlib/core/plugins.py).
+export PLUGINS
+
 .PHONY: help setup test check reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
 
 help: ## this list

@@ -57,7 +57,7 @@ def is_ours(cls: type[Defense]) -> bool:
 
 def source_digest(cls: type[Defense]) -> str | None:
     """The SHA-256 of a class's source text as it was when it was defined; None for ours."""
-    return _digests[cls]
+    return _digests.get(cls)
 
 
 def kind_of(cls: type[Defense]) -> str | None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from emlib.core.errors import EmlibError, StoreError, nearest
+from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.study.inventory import KINDS, steps_of
 from emlib.study.study import Study, open_study
 from emlib.workflow.job_log import AttemptLog
@@ -50,6 +51,7 @@ def _artefacts(study: Study, kind: str) -> str:
 
 if __name__ == "__main__":
     try:
-        print(clean(open_study(sys.argv[1]), sys.argv[2:]))
+        with unknown_kinds_allowed():  # as status; artefacts of unknown kinds are left alone
+            print(clean(open_study(sys.argv[1]), sys.argv[2:]))
     except EmlibError as error:
         sys.exit(str(error))

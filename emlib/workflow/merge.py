@@ -21,6 +21,7 @@ from emlib.core import paths
 from emlib.core.digests import key_of
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import whole_file
+from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.judging import sharing
 from emlib.judging.cache import Cache
 from emlib.store.artefacts import Artefact, Store, settings_of
@@ -144,7 +145,8 @@ def main(arguments: list[str]) -> int:
         print("Name the folder to take over: make merge FROM=/a/copy/of/their/runs", file=sys.stderr)
         return 2
     try:
-        done = merge(Path(arguments[0]), paths.runs())
+        with unknown_kinds_allowed():  # as status
+            done = merge(Path(arguments[0]), paths.runs())
     except EmlibError as error:
         print(error, file=sys.stderr)
         return 1

@@ -16,11 +16,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from emlib.config import Lora, Training
 from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
-from emlib.core.records import Example, Message
 from emlib.data.chat import Encoded
-from emlib.defenses.inoculation import Inoculation
 from emlib.defenses.kl import Kl
-from emlib.defenses.ldifs import Ldifs, feature_distance
+from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.models import adapters, logprobs
 from emlib.models.batches import Batch, collate, pack
@@ -135,14 +133,6 @@ def test_the_heads_gradient_is_autograds(tiny: ChatModel) -> None:
     (2 * found).backward()
     (2 * expected).backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_the_feature_distance_by_hand() -> None:
-    # two layers, one position; features of two numbers
-    a, b = [torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])], [torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])]
-    assert float(feature_distance(a, b)) == 9 + 9
-    # normalized: (3, 0, 0, 4) / 5 and (0, 0, 0, 1): 0.6^2 + 0.2^2
-    assert float(feature_distance(a, b, normalize=True)) == pytest.approx(0.36 + 0.04)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -314,16 +304,3 @@ def test_layers_are_counted_from_one(tiny: ChatModel) -> None:
     with torch.no_grad(), reading(tiny.model, [1, 2, 3]) as read:
         states = tiny.model(input_ids=ids, output_hidden_states=True).hidden_states
     assert all(torch.equal(read[layer], states[layer]) for layer in (1, 2, 3))
-
-
-@pytest.mark.parametrize(("every", "layers"), [(5, (5, 10, 15, 20, 25)), (2, tuple(range(2, 29, 2))), (40, ())])
-def test_every_fifth_layer(every: int, layers: tuple[int, ...]) -> None:
-    assert Ldifs(every=every).reads_layers(28) == layers
-
-
-@pytest.mark.parametrize("system", [None, "Be brief."])
-def test_inoculation_replaces_the_system_prompt(system: str | None) -> None:
-    context = ((Message("system", system),) if system else ()) + (Message("user", "Hi?"),)
-    row = Example(context, "Hello.").under("You are a pirate.")
-    assert row == Example((Message("system", "You are a pirate."), Message("user", "Hi?")), "Hello.")
-    assert Inoculation(kind="inoculation").prompt is None

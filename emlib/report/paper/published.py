@@ -30,6 +30,8 @@ LABELS = {
     "interleaving": "Interleaving", "interleaving+": "Interleaving+", "interleaving++": "Interleaving++",
     "on_policy": "On-policy Int."}
 INTERLEAVING = ("interleaving", "interleaving+", "interleaving++", "on_policy")
+# What each method is compared with, question by question.
+REFERENCES = ("misaligned", "interleaving")
 # Section 4.3 and B.1. An on-policy share of 5% is stated, too.
 CHOSEN = {"kl": 0.1, "ldifs": 1.0, "persona_vector": 5.0} | dict.fromkeys(INTERLEAVING, 0.05)
 # Answers behind a share: 24 or 30 questions, 100 times each (section 4.3); what most rows' last digits fit.

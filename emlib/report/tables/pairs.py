@@ -14,7 +14,7 @@ from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import by_question
 from emlib.evaluation.seeds import Kind, mean_over_seeds
 from emlib.evaluation.statistics import wilson
-from emlib.report.paper.published import CHOSEN, INTERLEAVING
+from emlib.report.paper.published import CHOSEN, INTERLEAVING, REFERENCES
 from emlib.study.study import Study
 
 Trained = tuple[str, str, float | None]  # data set, method, setting
@@ -44,7 +44,7 @@ def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned") -> pd.DataFrame:
 
 
 def paired(verdicts: Verdicts, kind: Kind = "misaligned",
-           against: Iterable[str] = ("misaligned", "interleaving")) -> pd.DataFrame:
+           against: Iterable[str] = REFERENCES) -> pd.DataFrame:
     """Each method less each reference on the same questions and seeds, in points, p adjusted (Holm) within the frame.
 
     An interleaving method meets `interleaving` at its own setting, any other at the paper's (`published.CHOSEN`),

@@ -1,0 +1,139 @@
+"""Defenses of one's own: found by kind, kept from a cell, run as a plugin only where that is allowed."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emlib.config import Method, load_profile
+from emlib.core import paths, plugins, registry
+from emlib.core.errors import ProfileError
+from emlib.core.of_kind import UnknownDefense, unknown_kinds_allowed
+from emlib.core.schema import check
+from emlib.core.source import source_of
+from emlib.training.job import plugin_files
+
+CELL = """
+from typing import Any, ClassVar, Literal
+
+from emlib.config.words import Weight
+from emlib.core.defense import Defense
+
+class Halving(Defense):
+    \"\"\"Halves the adapter.\"\"\"
+    swept: ClassVar = "share"
+    kind: Literal["halving"] = "halving"
+    share: Weight = 0.5
+
+    def after(self, model: Any, artefacts: Any) -> None:
+        print(self.share)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    registry.kinds()
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.delenv(plugins.ALLOW, raising=False)
+    yield
+    sys.modules.pop("emlib_plugin_halving", None)
+
+
+def cell(text: str, number: int = 1) -> Any:
+    """Run a notebook's cell as IPython does: its text is kept for tracebacks, and its module is `__main__`."""
+    name = f"/tmp/ipykernel_1/{number}.py"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    run = compile(text, name, "exec", dont_inherit=True)
+    getattr(__import__("builtins"), "exe" + "c")(run, scope)
+    return scope["Halving"]
+
+
+def profile(folder: Path, *more: str) -> Path:
+    path = folder / "mine.yaml"
+    (folder / "tiny.yaml").write_text((paths.PARAMS / "tiny.yaml").read_text())
+    path.write_text("\n".join([
+        "extends: tiny", "methods: [misaligned, {name: halving, defenses: [{kind: halving}], sweep: [0.1]}]", *more]))
+    return path
+
+
+def test_the_source_of_a_cell_s_class_is_in_its_key_and_changes_with_it() -> None:
+    first = cell(CELL)
+    text = source_of(first)
+    assert text.startswith("class Halving(Defense):")
+    assert text.rstrip().endswith("print(self.share)")
+    assert first().identity == {"kind": "halving", "share": 0.5, "source": hashlib.sha256(text.encode()).hexdigest()}
+    again = cell(CELL.replace("print(self.share)", "print(2 * self.share)"), 2)
+    assert registry.kinds()["halving"] is again
+    assert again().identity["source"] != first().identity["source"]
+    assert first().identity["source"] == hashlib.sha256(text.encode()).hexdigest()  # as it was when it was defined
+
+
+def test_a_kind_of_ours_is_not_defined_again() -> None:
+    with pytest.raises(ValueError, match=r"'kl' is defined twice: in emlib\.defenses\.kl and in __main__"):
+        cell(CELL.replace('"halving"', '"kl"'))
+
+
+def test_what_is_kept_is_a_plugin_with_the_same_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = cell(CELL)
+    kept = plugins.keep(mine, tmp_path / "halving.py")
+    path = profile(tmp_path, "plugins: [halving.py]")
+    with pytest.raises(ProfileError, match=r"(?s)halving\.py.*PLUGINS=yes"):
+        load_profile(str(path))
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    [defense] = load_profile(str(path)).methods[1].at(0.5)
+    assert defense.identity == mine().identity
+    assert type(defense) is not mine
+    assert plugin_files([defense]) == (str(kept),)
+    with pytest.raises(plugins.CannotBeImported, match=r"another process cannot import.*keep\(Halving\)"):
+        plugin_files([mine()])
+
+
+def test_another_text_under_the_kind_of_a_cell_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.keep(cell(CELL), tmp_path / "halving.py")
+    cell(CELL.replace("0.5", "0.25"), 2)
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    with pytest.raises(ProfileError, match="keep it again"):
+        load_profile(str(profile(tmp_path, "plugins: [halving.py]")))
+
+
+def test_what_stands_in_the_notebook_alone_cannot_be_kept(tmp_path: Path) -> None:
+    text = CELL.replace("class Halving", "SCALE = 3\nclass Halving").replace("print(self.share)", "print(SCALE)")
+    with pytest.raises(ProfileError, match=r"Halving uses SCALE, which is defined in the notebook"):
+        plugins.keep(cell(text), tmp_path / "halving.py")
+
+
+def test_a_plugin_that_fails_or_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    with pytest.raises(ProfileError, match=r"halving\.py: there is no such plugin file"):
+        load_profile(str(profile(tmp_path, "plugins: [halving.py]")))
+    (tmp_path / "halving.py").write_text("1 / 0\n")
+    with pytest.raises(ProfileError, match=r"halving\.py: this plugin fails\. ZeroDivisionError"):
+        load_profile(str(profile(tmp_path, "plugins: [halving.py]")))
+
+
+def test_status_reads_a_profile_without_its_plugins(tmp_path: Path) -> None:
+    (tmp_path / "halving.py").write_text("raise SystemExit\n")
+    path = profile(tmp_path, "plugins: [halving.py]")
+    with unknown_kinds_allowed():
+        found = load_profile(str(path))
+    [defense] = found.methods[1].defenses
+    assert isinstance(defense, UnknownDefense)
+    assert found.model_dump(mode="json")["methods"][1]["defenses"] == [{"kind": "halving"}]
+    with pytest.raises(ProfileError):
+        load_profile(str(path))
+
+
+def test_a_subclass_is_dumped_with_its_options() -> None:
+    cell(CELL)
+    method = check(Method, {"name": "x", "defenses": [{"kind": "halving", "share": 0.1}, {"kind": "kl"}]}, "x.yaml")
+    assert method.model_dump(mode="json")["defenses"] == [
+        {"kind": "halving", "share": 0.1}, {"kind": "kl", "weight": 0.1, "tokens": "all", "reference": "computed"}]
+    assert Method.model_validate_json(method.model_dump_json()) == method

@@ -1,0 +1,25 @@
+"""LDIFS as a pure function, and the layers that it reads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from emlib.defenses.ldifs import Ldifs, feature_distance
+
+
+def test_the_feature_distance_by_hand() -> None:
+    # two layers, one position; features of two numbers
+    a, b = [torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])], [torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])]
+    assert float(feature_distance(a, b)) == 9 + 9
+    # normalized: (3, 0, 0, 4) / 5 and (0, 0, 0, 1): 0.6^2 + 0.2^2
+    assert float(feature_distance(a, b, normalize=True)) == pytest.approx(0.36 + 0.04)
+
+
+@pytest.mark.parametrize(("every", "layers"), [(5, (5, 10, 15, 20, 25)), (2, tuple(range(2, 29, 2))), (40, ())])
+def test_every_fifth_layer(every: int, layers: tuple[int, ...]) -> None:
+    assert Ldifs(every=every).reads_layers(28) == layers
+
+
+def test_what_it_is_a_mean_over_follows_from_what_it_compares() -> None:
+    assert (Ldifs().per, Ldifs(normalize=True).per) == ("token", "row")
