@@ -336,7 +336,7 @@ def test_another_judge_is_another_run_and_rules_are_what_they_were(tmp_path: Pat
     ("{methods: [{name: kl}]}", ["method 'kl' has no defenses"]),
     ("{methods: [{name: grpo, defenses: [{kind: kl}]}]}", ["'grpo' is a baseline and takes no defenses"]),
     ("{methods: [{name: x, defenses: [{kind: inoculation}], sweep: [1]}]}", ["none of its defenses has a number"]),
-    ("{methods: [{name: x, defenses: [{kind: interleaving, source: a}], sweep: [1]}]}", ["share over 1", "less than"]),
+    ("{methods: [{name: x, defenses: [{kind: interleaving, source: demo/pool.jsonl}], sweep: [1]}]}", ["share over 1", "less than"]),
     ("{methods: [{name: x, defenses: [{kind: persona_vector, steer: sampler}]}]}", ["'loss', 'rollout' or 'both'"]),
     ("{methods: [grpo, grpo]}", ["named more than once: grpo"]),
     ("{generations: 3}", ["8 completions, which 3 generations"]),
