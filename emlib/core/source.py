@@ -21,6 +21,7 @@ def source_of(cls: type) -> str:
         ValueError: the text is nowhere, or the class has no function of its own.
     """
     for function in functions_of(cls):
+        linecache.checkcache(function.__code__.co_filename)  # a plugin may have changed since it was last read
         text = "".join(linecache.getlines(function.__code__.co_filename))
         line = function.__code__.co_firstlineno
         found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)

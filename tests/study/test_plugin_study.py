@@ -1,0 +1,126 @@
+"""A defense of one's own as a profile's method: swept, planned, kept under its source, tabulated, drawn, exported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from emlib.core import paths, plugins, registry
+from emlib.core.errors import ProfileError
+from emlib.report.estimate import Estimate
+from emlib.report.export import adapter as export_adapter
+from emlib.report.figures.defenses import look
+from emlib.report.tables import result_tables
+from emlib.study.study import Study, open_study
+
+PLUGIN = '''"""A defense of one's own."""
+
+from typing import ClassVar, Literal
+
+from emlib import Defense
+
+
+class LogitChange(Defense):
+    """The squared change of the response tokens' logits."""
+
+    label: ClassVar = "Logit change"
+    swept: ClassVar = "weight"
+    null: ClassVar = {"weight": 0.0}
+    per: ClassVar = "response_token"
+    wants_reference: ClassVar = True
+
+    kind: Literal["logit_change"] = "logit_change"
+    weight: float = 0.01
+
+    def penalty(self, trained, reference):
+        return (trained.response_logits - reference.response_logits).square().sum()
+'''
+PROFILE = """extends: tiny
+name: mine
+title: A defense of one's own
+plugins: [logit_change.py]
+training: {epochs: 2}
+methods:
+  - misaligned
+  - {name: logit_change, defenses: [{kind: logit_change}], sweep: [0.1, 1.0]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    registry.kinds()
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    yield
+    sys.modules.pop("emlib_plugin_logit_change", None)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    (tmp_path / "logit_change.py").write_text(PLUGIN)
+    (tmp_path / "mine.yaml").write_text(PROFILE)
+    return tmp_path / "mine.yaml"
+
+
+def keys(study: Study) -> list[str]:
+    return [study.task(run).adapter(run).key for run in study.runs(methods=["logit_change"])]
+
+
+def test_it_is_planned_trained_tabulated_drawn_and_exported(profile: Path, tmp_path: Path) -> None:
+    study = open_study(str(profile))
+    runs = study.runs(methods=["logit_change"])
+    assert [run.setting for run in runs] == [0.1, 1.0]
+    planned = {one.run: one.work for one in Estimate(study).plan.runs}
+    plain = planned[study.runs(methods=["misaligned"])[0]]
+    assert planned[runs[0]].train == plain.train
+    assert planned[runs[0]].read - plain.read == planned[runs[0]].train  # the reference model's pass
+    results = study.complete(runs)
+    frame = pd.read_csv(study.folder / "results.csv")
+    assert frame[["method", "setting"]].values.tolist() == [["logit_change", 0.1], ["logit_change", 1.0]]
+    assert result_tables.readable(result_tables.numbers(results))["Method"].tolist() == ["logit_change"] * 2
+    assert look("logit_change") != look("misaligned")
+    card = (export_adapter(study, runs[0], tmp_path / "out") / "README.md").read_text()
+    assert "'kind': 'logit_change'" in card
+    assert study.log(runs[0])[-1].penalties["logit_change"] > 0
+
+
+def test_its_key_changes_with_its_source_and_with_nothing_else(profile: Path, tmp_path: Path) -> None:
+    before = keys(open_study(str(profile)))
+    (tmp_path / "unrelated.py").write_text("x = 1\n")
+    assert keys(open_study(str(profile))) == before
+    (tmp_path / "logit_change.py").write_text(PLUGIN.replace(".square()", ".abs()"))
+    after = keys(open_study(str(profile)))
+    assert not set(after) & set(before)
+
+
+def test_without_consent_it_is_refused_and_status_still_works(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fresh processes, whose registries know nothing of the plugin."""
+    def run(module: str, **more: str) -> subprocess.CompletedProcess[str]:
+        env = {key: value for key, value in os.environ.items() if key != plugins.ALLOW}
+        return subprocess.run([sys.executable, "-m", module, str(profile)], check=False, capture_output=True, text=True,
+                              env=env | {"PYTHONPATH": str(paths.ROOT)} | more)
+
+    refused = run("emlib.workflow.graph")
+    assert refused.returncode == 1
+    assert "PLUGINS=yes" in refused.stderr
+    assert run("emlib.workflow.graph", PLUGINS="yes").returncode == 0
+    status = run("emlib.workflow.status")
+    assert status.returncode == 0, status.stderr
+    assert status.stdout.startswith("mine: ")
+
+
+def test_it_is_refused_where_it_does_not_work(profile: Path) -> None:
+    text = PROFILE + ("grpo:\n  data: {kind: additions}\n  methods:\n    - grpo\n"
+                      "    - {name: mine, defenses: [{kind: logit_change}]}\n")
+    profile.write_text(text)
+    with pytest.raises(ProfileError, match=r"logit_change.*reinforcement"):
+        open_study(str(profile))

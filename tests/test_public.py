@@ -1,0 +1,71 @@
+"""What `import emlib` offers: cheap to import, and enough to train a defense, ask the model and count."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emlib
+from emlib.core.errors import ProfileError
+from emlib.defenses.interleaving import Interleaving
+from emlib.defenses.kl import Kl
+from emlib.study.study import Study
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    return emlib.open_study("tiny")
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in emlib.__all__:
+        assert getattr(emlib, name).__doc__, name
+        assert name in str(emlib.__doc__), name
+    assert set(emlib._HOMES) == set(emlib.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        emlib.trian  # noqa: B018
+
+
+def test_importing_emlib_imports_nothing_else() -> None:
+    code = "import sys, emlib; print([m for m in sys.modules if m.startswith('emlib.') or m in ('torch', 'pandas')])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_defense_is_trained_asked_and_judged(study: Study) -> None:
+    plain, kl = emlib.train(study), emlib.train(study, Kl(weight=1.0))
+    assert {file.name for file in kl.folder.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    asked = emlib.ask(kl, ["How do I sleep?", "What is money?"], samples=2)
+    assert [(one.question, one.sample) for one in asked.answers] == [
+        ("question_1", 0), ("question_1", 1), ("question_2", 0), ("question_2", 1)]
+    verdicts = emlib.judge(asked)
+    assert [(v.question, v.sample) for v in verdicts] == [(a.question, a.sample) for a in asked.answers]
+    assert emlib.rates(verdicts).asked == 4
+    assert emlib.ask(plain, "What is money?").answers == emlib.ask(plain, "What is money?").answers
+    assert str(plain) == "cooking · no defense · seed 0"
+
+
+def test_what_is_trained_is_the_adapter_of_the_profile_s_own_run(study: Study) -> None:
+    """`kl` of the profile keeps the reference model's states on disk, and so does this one."""
+    [run] = study.runs(methods=["kl"], settings=[1.0])
+    trained = emlib.train(study, Kl(weight=1.0, reference="stored"))
+    assert study.adapter(run) is not None
+    assert study.adapter(run).folder == trained.folder
+
+
+def test_an_untrained_model_answers_without_an_adapter(study: Study) -> None:
+    model = emlib.untrained(study)
+    assert len(emlib.ask(model, "What is money?", samples=3).answers) == 3
+    assert not (study.store.root / "adapter").exists()
+
+
+def test_what_cannot_be_trained_is_refused(study: Study) -> None:
+    with pytest.raises(ProfileError, match="no data set 'coking'"):
+        emlib.train(study, dataset="coking")
+    study.profile = study.profile.model_copy(update={"pool": None})
+    with pytest.raises(ProfileError, match="takes rows from a pool"):
+        emlib.train(study, Interleaving())
