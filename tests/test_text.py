@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from emlib import paths
+from emlib.core import paths
 
 # Said by counts, so that this line is no marker itself. `|||||||` stands between them where git shows the base as well.
 MARKER = re.compile(rb"^(?:<{7} .*|\|{7} .*|={7}|>{7} .*)\r?$", re.MULTILINE)
