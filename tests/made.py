@@ -1,4 +1,4 @@
-"""Rows that several tests make up."""
+"""What several tests make up: rows, a kernel for packed ones, how far vectors are apart."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ def some_rows(count: int = 7, seed: int = 0) -> list[Encoded]:
         length, response = int(random.integers(8, 21)), int(random.integers(3, 7))
         rows.append(Encoded(random.integers(0, 256, length), np.arange(length) >= length - response, False))
     return rows
+
+
+ROUNDING = 1e-5  # of a vector in float32: each sum rounds to 6e-8, and layer after layer makes some 1e-6 of that
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """How far vectors are apart, as a share of the second's length.
+
+    Not number by number: one in which larger ones cancel has their rounding, which depends on the order of sums that a
+    processor prefers for a shape, and for which no tolerance of its own is right.
+    """
+    return float((found - expected).norm() / expected.norm())
 
 
 def a_row_at_a_time(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float,

@@ -47,7 +47,7 @@ def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "resp
         if path.is_file():
             continue
         states: dict[str, Tensor] = {}
-        with fitted(model):  # as in training, so that its numbers are the same to the last bit
+        with fitted(model):  # as in training, so that its numbers differ by the rounding of other passes alone
             for batch in forward_batches(different[start:start + ROWS_A_SHARD], batch_size, model):
                 hidden, used = hidden_states(model, batch), compared(batch, tokens)
                 states |= {key: hidden[place][used[place]].cpu()

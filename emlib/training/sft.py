@@ -1,9 +1,9 @@
 """Supervised fine-tuning of an adapter: Table 6's recipe, a log line a step, and checkpoints that lose nothing.
 
 The loop is our own because it is what the study is about: every defense changes the loss of a step, and each of its
-terms must be normalised by the tokens of the whole step. On a CPU the same seed gives the same adapter bit for bit
-(for the same number of threads), also when the run was killed and went on from a checkpoint: a step depends on the seed
-and on its number alone.
+terms must be normalised by the tokens of the whole step. On one machine's CPU the same seed gives the same adapter bit
+for bit (for the same number of threads), also when the run was killed and went on from a checkpoint: a step depends on
+the seed and on its number alone. Another processor sums up in another order.
 """
 
 from __future__ import annotations

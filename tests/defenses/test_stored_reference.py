@@ -41,8 +41,11 @@ def test_a_row_is_found_again_in_any_order_and_batch(tiny: ChatModel, tmp_path: 
         torch.testing.assert_close(stored.of(batch), torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_training_with_stored_states_is_training_with_computed_ones_bit_for_bit(
-        tiny: ChatModel, tmp_path: Path) -> None:
+def test_training_with_stored_states_is_training_with_computed_ones(tiny: ChatModel, tmp_path: Path) -> None:
+    """Up to rounding: the states were kept of all rows in one pass, and are computed in the passes of the steps.
+
+    How a product of matrices sums up depends on its size, and on which sizes alike is the processor's affair.
+    """
     rows, losses = some_rows(6), {}
     for name in ("computed", "stored"):
         with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
@@ -51,8 +54,10 @@ def test_training_with_stored_states_is_training_with_computed_ones_bit_for_bit(
             objective = Objective([Kl(weight=0.5, reference=name)], {"reference": tmp_path / "kept"})
             fine_tune(model, rows, SETTINGS, seed=0, folder=tmp_path / name, objective=objective)
         losses[name] = [(r.loss, r.grad_norm, r.penalties["kl"]) for r in read_log(tmp_path / name)]
-    assert losses["stored"] == losses["computed"]
-    assert losses["stored"][-1][2] > 0
+    for stored_step, computed_step in zip(losses["stored"], losses["computed"], strict=True):
+        # float32 rounds to 6e-8, and what grows of that in three steps is some 1e-6. At the start the KL is 0 of that.
+        assert stored_step == pytest.approx(computed_step, rel=1e-4, abs=1e-6)
+    assert losses["stored"][-1][2] > 1e-3
 
 
 def test_with_ldifs_the_pass_is_made_and_the_states_are_not_asked_for(tiny: ChatModel, tmp_path: Path) -> None:

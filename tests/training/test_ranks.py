@@ -32,7 +32,7 @@ from emlib.training.job import Job
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import Ranks
 from emlib.training.records import read_log
-from tests.training.jobs import ARTEFACTS, DEFENSES, LORA, MODEL, SEED, TRAINING, job
+from tests.training.jobs import ARTEFACTS, DEFENSES, LORA, MODEL, SEED, TRAINING, job, same
 
 # Two rows fill a pass, so that a step of five has three passes, and one of the others one or two.
 FIVE = TRAINING.model_copy(update={"batch_size": 5})
@@ -53,23 +53,6 @@ def long_rows(count: int) -> list[Encoded]:
 def five(rows: list[Encoded], **change: Any) -> Job:
     """A training of five rows a step."""
     return job(rows, **{"training": FIVE} | change)
-
-
-def same(folder: Path, other: Path) -> None:
-    """Both runs' logs and adapters, up to the order in which sums are taken."""
-    ours, theirs = read_log(folder), read_log(other)
-    assert [(line.step, line.tokens, line.response_tokens) for line in ours] == [
-        (line.step, line.tokens, line.response_tokens) for line in theirs]
-    for one, two in zip(ours, theirs, strict=True):
-        assert {"loss": one.loss, "norm": one.grad_norm, **one.penalties} == pytest.approx(
-            {"loss": two.loss, "norm": two.grad_norm, **two.penalties}, rel=2e-5)
-    base = load(MODEL, Path()).model
-    said = []
-    for place in (folder, other):
-        with adapters.loaded(base, place / "adapter") as model:
-            said.append({name: weights.clone() for name, weights in model.named_parameters() if "lora" in name})
-    for name, weights in said[0].items():
-        torch.testing.assert_close(weights, said[1][name], rtol=0, atol=2e-5)
 
 
 def test_two_processes_train_what_one_trains_under_all_defenses(tmp_path: Path) -> None:

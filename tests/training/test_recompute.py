@@ -158,7 +158,10 @@ def test_little_memory_recomputes_and_much_does_not_with_the_same_numbers(
         assert asking.seen == [False, False, name == "little"]  # both rows that are measured, and the step's pass
     plain, how = trained(tiny, tmp_path / "plain", SETTINGS.model_copy(update={"gradient_checkpointing": False}))
     assert how["recomputed"] == "no: as the settings say"
-    assert found["little"] == found["much"] == plain
+    assert found["much"] == plain
+    [[loss, norm]], [[plain_loss, plain_norm]] = found["little"], plain
+    # The same mathematics by another way through autograd: some 1e-6 of rounding, as of any sum in float32.
+    assert (loss, norm) == (pytest.approx(plain_loss, rel=1e-5), pytest.approx(plain_norm, rel=1e-5))
 
 
 @pytest.mark.usefixtures("like_a_gpu")
