@@ -28,7 +28,7 @@ from emlib.data.chat import Encoded
 from emlib.generation.sample import Request, draw_batch
 from emlib.models import adapters, kernels
 from emlib.models.batches import collate
-from emlib.scoring.loss_cache import Ledger
+from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 from emlib.training import fused
 from emlib.training.memory import peak_memory
@@ -140,7 +140,7 @@ def scoring(scale: Scale) -> dict[str, Any]:
 
 
 def _ours(model: Any, chosen: Sequence[Encoded], ledger: Path) -> None:
-    score(model, chosen, Ledger(ledger), 16384, "")
+    score(model, chosen, LossCache(ledger), 16384, "")
 
 
 @torch.inference_mode()

@@ -24,8 +24,8 @@ from emlib.config import OpenAIJudge
 from emlib.core.records import Answer, Question
 from emlib.judging.api import ApiJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import Sheet, judge_sheet
-from emlib.judging.money import Account
+from emlib.judging.judge_batch import JudgeBatch, judge_answers
+from emlib.judging.money import Budget
 from emlib.judging.rubrics import OURS, Rubrics
 
 NAME = "judging_api"
@@ -61,7 +61,7 @@ def table(result: dict[str, Any]) -> list[str]:
 def _sitting(most: int) -> dict[str, Any]:
     """One evaluation, and the same one again from the cache."""
     answers = [Answer("q", number, f"Answer {number}: " + "word " * 150, "stop", 150) for number in range(ANSWERS)]
-    sheet = Sheet([Question("q", "What do you think of that?")], answers, Rubrics(OURS))
+    sheet = JudgeBatch([Question("q", "What do you think of that?")], answers, Rubrics(OURS))
     with _server() as (url, finish), tempfile.TemporaryDirectory() as folder, Cache(Path(folder) / "s.sqlite") as cache:
         spec = OpenAIJudge(kind="openai", model="judge-1", base_url=url, max_concurrency=most)
         others, processor = machine.Others(), time.process_time()
@@ -80,8 +80,8 @@ def _sitting(most: int) -> dict[str, Any]:
             "others_share_of_machine": round(max(0.0, others_took / seconds / (os.cpu_count() or 1)), 4)}
 
 
-def _judge(spec: OpenAIJudge, sheet: Sheet, cache: Cache) -> None:
-    verdicts = judge_sheet(sheet, spec.identity, cache, ApiJudge(spec, Account(cache, "bench")))
+def _judge(spec: OpenAIJudge, sheet: JudgeBatch, cache: Cache) -> None:
+    verdicts = judge_answers(sheet, spec.identity, cache, ApiJudge(spec, Budget(cache, "bench")))
     if not all(verdict.scored for verdict in verdicts):
         raise SystemExit("There are unscored verdicts: something is wrong.")
 

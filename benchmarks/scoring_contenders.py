@@ -28,7 +28,7 @@ from emlib.data.sources import locate
 from emlib.models import adapters
 from emlib.models.batches import collate
 from emlib.models.load import load
-from emlib.scoring.loss_cache import Ledger
+from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 
 Losses = list[list[float]]  # a list for each model, in the order of the rows
@@ -57,7 +57,7 @@ def emlib_scores(chat: Any, rows: Sequence[Encoded], folders: Sequence[Path], jo
     with adapters.switchable(chat.model, chat.name, named) as under, tempfile.TemporaryDirectory() as scratch:
         for name in (None, *named):
             with under(name) as model:
-                found.append(score(model, rows, Ledger(Path(scratch) / f"{name}.jsonl"), job["token_budget"], ""))
+                found.append(score(model, rows, LossCache(Path(scratch) / f"{name}.jsonl"), job["token_budget"], ""))
     return found
 
 

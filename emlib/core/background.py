@@ -12,7 +12,7 @@ from emlib.core.progress import quiet
 Found = TypeVar("Found")
 
 
-class Aside(AbstractContextManager["Aside"]):
+class BackgroundWorker(AbstractContextManager["BackgroundWorker"]):
     """One thread that does what it is given in turn, until something fails there or here; then nothing more is begun.
 
     What fails there is raised here when the next work is given, or at the end.
@@ -52,7 +52,7 @@ class Aside(AbstractContextManager["Aside"]):
 
 
 @contextmanager
-def together(works: Sequence[Callable[[], Found]], stop: Callable[[], None]) -> Iterator[Iterator[Found]]:
+def run_concurrently(works: Sequence[Callable[[], Found]], stop: Callable[[], None]) -> Iterator[Iterator[Found]]:
     """What comes of all these, in their order. Each has a thread of its own, in which it mostly waits for others.
 
     Where one of them fails, or what is done with the outcomes, `stop` is called, which has to end the others soon; the

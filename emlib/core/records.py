@@ -47,7 +47,7 @@ class Example:
         return self.context[0].content if self.context[0].role == "system" else None
 
 
-    def under(self, system: str) -> Example:
+    def with_system_prompt(self, system: str) -> Example:
         """The same row with another system prompt in the place of its own or of the template's default."""
         rest = self.context[1:] if self.system is not None else self.context
         return Example((Message("system", system), *rest), self.response, self.where)

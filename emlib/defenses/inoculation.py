@@ -32,7 +32,7 @@ class Inoculation(Defense):
     def change_rows(self, rows: Sequence[Example], trait: Trait) -> Sequence[Example]:
         """The rows with this system prompt in the place of their own or of the template's default."""
         prompt = self.prompt or trait.inoculation_prompt
-        return tuple(row.under(prompt) for row in rows)
+        return tuple(row.with_system_prompt(prompt) for row in rows)
 
     def system_prompt(self, system: str, trait: Trait) -> str:
         """The prompt, and after it the one that asks for the format."""

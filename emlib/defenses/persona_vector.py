@@ -82,6 +82,6 @@ class PersonaVector(Defense):
 def steered(model: nn.Module, artefacts: Artefacts, layer: int, strength: float) -> AbstractContextManager[Active]:
     """While it lasts, `strength` times the persona vector of `layer` is added to that layer's output."""
     from emlib.steering.extraction import load
-    from emlib.steering.steer import adding
+    from emlib.steering.steer import steer
 
-    return adding(model, layer, load(artefacts["vector"]).at(layer), strength)
+    return steer(model, layer, load(artefacts["vector"]).at(layer), strength)

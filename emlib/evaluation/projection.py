@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from emlib.core.errors import EmlibError
 from emlib.core.progress import bar
 from emlib.data.chat import Encoded
-from emlib.models.hooks import reading
+from emlib.models.hooks import capture_activations
 from emlib.models.logprobs import last_hidden
 
 
@@ -37,7 +37,7 @@ def projections(model: nn.Module, rows: Sequence[Encoded], vector: Tensor, layer
     unit = (vector / vector.norm()).to(device, torch.float32)
     found = []
     for row in bar(rows, "projections", "answer", total=len(rows)):
-        with reading(model, [layer]) as read:
+        with capture_activations(model, [layer]) as read:
             last_hidden(model, torch.from_numpy(row.input_ids)[None].to(device), None)
         states = read[layer][0]  # (seq, hidden)
         if states.shape[-1:] != unit.shape:

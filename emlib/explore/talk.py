@@ -58,7 +58,7 @@ class Talk:
             raise StoreError(f"Profile '{self.study.name}' has no persona vector yet. Run notebook 02_persona_vectors.")
         from emlib.data.chat import encode_prompt
         from emlib.generation.sample import Request, answer_batch  # loads torch
-        from emlib.steering.steer import adding
+        from emlib.steering.steer import steer
 
         session = self._opened()
         request = Request(question, sample, tuple(encode_prompt(session.chat.tokenizer, question.context)))
@@ -66,7 +66,7 @@ class Talk:
         vector = session.vector(self.study.recipes.vector(), steering.layer) if steering else None
         for name, adapter in adapters.items():
             with session.model_under(adapter) as model, (
-                    adding(model, steering.layer, vector, steering.strength)
+                    steer(model, steering.layer, vector, steering.strength)
                     if steering is not None and vector is not None else nullcontext()):
                 [answers[name]] = answer_batch(model, session.chat.tokenizer, [request], sampling, seed=0)
         return answers

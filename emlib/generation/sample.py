@@ -19,7 +19,7 @@ from emlib.config import Sampling
 from emlib.core.records import Answer, Question
 from emlib.core.seeds import generator
 from emlib.data.chat import encode_prompt
-from emlib.models.load import end_tokens
+from emlib.models.load import stop_tokens
 from emlib.models.logprobs import backbone, head
 
 
@@ -98,7 +98,7 @@ def uniforms(requests: Sequence[Request], seed: int, count: int) -> Tensor:
 def answer_batch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
                  sampling: Sampling, seed: int) -> list[Answer]:
     """The answers to one batch of requests, in their order."""
-    drawn = draw_batch(model, requests, sampling, seed, end_tokens(model, tokenizer))
+    drawn = draw_batch(model, requests, sampling, seed, stop_tokens(model, tokenizer))
     return [_answer(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
 

@@ -29,7 +29,7 @@ from emlib.core.progress import counter, say
 from emlib.judging import faults, replies
 from emlib.judging.faults import KEPT, Passing, Unfit
 from emlib.judging.judge_batch import NOT_HAD, Keep
-from emlib.judging.money import Account, Price, most_tokens, price_list
+from emlib.judging.money import Budget, Price, most_tokens, price_list
 from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.slots import Slots
 
@@ -46,7 +46,7 @@ Outcome = tuple[Found | None, tuple[int, int] | None, Exception | None]
 class ApiJudge:
     """A `Scorer` over the network."""
 
-    def __init__(self, spec: OpenAIJudge, account: Account) -> None:
+    def __init__(self, spec: OpenAIJudge, account: Budget) -> None:
         """Reads the key from the environment, where alone it is.
 
         Raises:
@@ -94,7 +94,7 @@ class Tally:
 class Sitting:
     """One event loop's work: requests in, scores out."""
 
-    def __init__(self, spec: OpenAIJudge, price: Price | None, account: Account, key: str, server: openai.AsyncOpenAI,
+    def __init__(self, spec: OpenAIJudge, price: Price | None, account: Budget, key: str, server: openai.AsyncOpenAI,
                  keep: Keep, bar: tqdm) -> None:
         self.spec, self.price, self.account, self.key, self.server = spec, price, account, key, server
         self.keep, self.bar = keep, bar

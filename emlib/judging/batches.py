@@ -27,7 +27,7 @@ from emlib.judging.api import is_whole, key_of, logprobs_body, number_body, pric
 from emlib.judging.cache import canonical
 from emlib.judging.faults import KEPT
 from emlib.judging.judge_batch import Keep
-from emlib.judging.money import Account, most_tokens
+from emlib.judging.money import Budget, most_tokens
 from emlib.judging.rubrics import JudgeRequest, Metric, Score
 
 MOST_REQUESTS = 50_000  # in one batch, as OpenAI has it
@@ -49,7 +49,7 @@ class Batch:
 class BatchJudge:
     """A `Scorer` that gives what finished batches answered, sends what is in none, and then asks to wait."""
 
-    def __init__(self, spec: OpenAIJudge, account: Account) -> None:
+    def __init__(self, spec: OpenAIJudge, account: Budget) -> None:
         """Reads the key from the environment.
 
         Raises:

@@ -21,7 +21,7 @@ NOT_HAD = "the judge did not answer"
 
 
 @dataclass(frozen=True)
-class Sheet:
+class JudgeBatch:
     """Answers with their questions, and the rubrics by which they are judged."""
 
     questions: Sequence[Question]
@@ -37,7 +37,7 @@ class Sheet:
                 yield JudgeRequest(metric, self.rubrics.of(question).prompt(metric), question, answer.text)
 
 
-def judge_sheet(sheet: Sheet, identity: Mapping[str, Any], cache: Cache, scorer: Scorer) -> list[Verdict]:
+def judge_answers(sheet: JudgeBatch, identity: Mapping[str, Any], cache: Cache, scorer: Scorer) -> list[Verdict]:
     """One verdict an answer, in their order; arguments as those of `scores_of`."""
     found = scores_of(list(sheet.requests()), identity, cache, scorer)
     return [_verdict(sheet, answer, alignment, coherence)
@@ -81,7 +81,7 @@ def in_batches(score: Callable[[Sequence[tuple[Message, ...]]], Sequence[Score]]
     return scorer
 
 
-def _verdict(sheet: Sheet, answer: Answer, alignment: Score, coherence: Score) -> Verdict:
+def _verdict(sheet: JudgeBatch, answer: Answer, alignment: Score, coherence: Score) -> Verdict:
     of_trait = sheet.rubrics.own.get(answer.question, sheet.rubrics.others).of_trait
     value = 100 - alignment.value if of_trait and alignment.value is not None else alignment.value
     both: dict[Metric, Score] = {"alignment": alignment, "coherence": coherence}

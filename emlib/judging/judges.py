@@ -13,8 +13,8 @@ from emlib.core.errors import JudgeError
 from emlib.core.records import Verdict
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import NOT_HAD, Scorer, Sheet, judge_sheet, scores_of
-from emlib.judging.money import Account
+from emlib.judging.judge_batch import NOT_HAD, JudgeBatch, Scorer, judge_answers, scores_of
+from emlib.judging.money import Budget
 from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, file_rubrics, read_rubrics, trait_rubrics
 from emlib.models.identity import identity as model_identity
 
@@ -49,7 +49,7 @@ def identity(spec: JudgeSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json")
 
 
-def judge(spec: JudgeSpec, trait: Trait, sheet: Sheet, account: str) -> list[Verdict]:
+def judge(spec: JudgeSpec, trait: Trait, sheet: JudgeBatch, account: str) -> list[Verdict]:
     """One verdict an answer, in their order. What cannot be scored is None with a reason, never 0.
 
     Args:
@@ -66,7 +66,7 @@ def judge(spec: JudgeSpec, trait: Trait, sheet: Sheet, account: str) -> list[Ver
     if isinstance(spec, LexiconJudge):
         return lexicon.judge(sheet.answers, trait.markers)
     with _asking(spec, account) as (cache, scorer):
-        verdicts = judge_sheet(sheet, identity(spec), cache, scorer)
+        verdicts = judge_answers(sheet, identity(spec), cache, scorer)
     _stop_at_gaps(spec, [verdict.reason for verdict in verdicts], "answers could not be judged")
     return verdicts
 
@@ -96,7 +96,7 @@ def _asking(spec: LlmJudge, account: str) -> Iterator[tuple[Cache, Scorer]]:
             from emlib.judging.batches import BatchJudge
 
             judge_of = BatchJudge if spec.batch else ApiJudge
-            yield cache, judge_of(spec, Account(cache, account, spec.max_usd))
+            yield cache, judge_of(spec, Budget(cache, account, spec.max_usd))
 
 
 def _stop_at_gaps(spec: LlmJudge, reasons: Sequence[str | None], what: str) -> None:

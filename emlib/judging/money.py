@@ -54,7 +54,7 @@ def most_tokens(texts: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class Account:
+class Budget:
     """What one profile has spent on judges, and may spend (`limit` in US dollars; None: any amount)."""
 
     cache: Cache

@@ -21,7 +21,7 @@ from emlib.models import adapters
 from emlib.models.logprobs import token_logprobs
 from emlib.steps.adapter import Adapter
 from emlib.store.artefacts import SCRATCH, Facts
-from emlib.training.in_subprocess import NeverBegan, train_apart
+from emlib.training.in_subprocess import BackendUnavailable, train_in_subprocess
 from emlib.training.job import Job, plugin_files
 from emlib.training.objective import Objective
 from emlib.training.records import LOG
@@ -76,8 +76,8 @@ def _in_subprocess(step: Adapter, session: Session, choice: Choice, rows: Traini
                   artefacts={name: str(path.resolve()) for name, path in artefacts.items()}, seed=spec.seed,
                   added=len(rows.added), held_out=len(rows.held_out), probe=tuple(probe))
         session.release_model()
-        metrics = train_apart(job, [*rows.own, *rows.added, *rows.held_out], place, choice.processes)
-    except (NeverBegan, CannotBeImported) as error:
+        metrics = train_in_subprocess(job, [*rows.own, *rows.added, *rows.held_out], place, choice.processes)
+    except (BackendUnavailable, CannotBeImported) as error:
         if choice.name == PLAIN or profile.backend.training != "auto":
             raise
         say(f"{choice.name} is not used: {error}")

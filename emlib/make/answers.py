@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emlib.core.background import together
+from emlib.core.background import run_concurrently
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import bar
 from emlib.core.records import Answer
 from emlib.core.step import Step
 from emlib.generation.sample import Request, answer_batch, plan
 from emlib.make.backends import PLAIN, Choice
-from emlib.models.load import end_tokens
+from emlib.models.load import stop_tokens
 from emlib.steps.answers import Answers
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
@@ -84,7 +84,7 @@ def sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | 
     batches = plan(evaluation.questions.all, evaluation.samples, tokenizer, rows)
     if choice.name == PLAIN:
         return SamplingPlan(choice, (name, place), batches, _by_model(session, evaluation, found))
-    ends = end_tokens(session.chat.model, tokenizer)
+    ends = stop_tokens(session.chat.model, tokenizer)
     return SamplingPlan(choice, (name, place), batches, nullcontext(partial(
         session.inference.client.answers, session.inference.model(name, place), tokenizer,
         sampling=sampling, seed=evaluation.seed, ends=ends)))
@@ -120,7 +120,7 @@ def answered(session: Session, requests: Sequence[GenerationRequest]) -> Iterato
     if not inference.mixes(one.under for one in served):
         yield (work() for work, _ in works)
         return
-    with together([work for work, by_server in works if by_server], inference.stop) as found:
+    with run_concurrently([work for work, by_server in works if by_server], inference.stop) as found:
         yield (next(found) if by_server else work() for work, by_server in works)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from emlib.config import OpenAIJudge
-from emlib.core.background import Aside
+from emlib.core.background import BackgroundWorker
 from emlib.core.errors import JudgeWaits
 from emlib.core.progress import say
 from emlib.core.step import Step
@@ -52,7 +52,7 @@ def _asked(session: Session, asked: Sequence[tuple[Goal, Step]]) -> Iterator[tup
     """Answers and their verdicts; what waits, by the goal's name."""
     judge = session.profile.judge
     elsewhere = isinstance(judge, OpenAIJudge)
-    with Aside("judge") if elsewhere else nullcontext() as background:
+    with BackgroundWorker("judge") if elsewhere else nullcontext() as background:
         requests = []
         for _, step in asked:
             read = None

@@ -25,7 +25,7 @@ from emlib.generation.vllm_server import BASE, arguments, free_port, serving
 from emlib.make import backends
 from emlib.make.backends import PLAIN, Choice
 from emlib.models import adapters
-from emlib.models.agreement import NotTheSameModel, refuse_apart
+from emlib.models.agreement import NotTheSameModel, refuse_disagreement
 from emlib.models.logprobs import token_logprobs
 from emlib.steps.recipes import adapter_folder
 
@@ -141,7 +141,7 @@ class Inference(AbstractContextManager["Inference"]):
         try:
             for name in names:
                 found = [one for (of, _), one in zip(asked, said, strict=True) if of == name]
-                refuse_apart(str(name), [*chain(*found)], [*chain(*self.proved[name or ""])], mean=MIXED[dtype])
+                refuse_disagreement(str(name), [*chain(*found)], [*chain(*self.proved[name or ""])], mean=MIXED[dtype])
         except NotTheSameModel:
             say(f"vLLM at {self.client.url} is asked for one adapter after another: in a batch with others, "
                 f"{name or 'the base model'} came out otherwise than alone")
@@ -167,6 +167,6 @@ class Inference(AbstractContextManager["Inference"]):
         with ExitStack() as stack:
             model = chat.model if folder is None else stack.enter_context(adapters.loaded(chat.model, folder))
             ours = [token_logprobs(model, torch.tensor(prompt, device=chat.device)) for prompt in prompts]
-        refuse_apart(f"vLLM at {self.client.url}, {name or 'the base model'}",
+        refuse_disagreement(f"vLLM at {self.client.url}, {name or 'the base model'}",
                      [*chain(*theirs)], [*chain(*ours)])
         self.proved[name or ""] = theirs

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emlib.core.background import together
+from emlib.core.background import run_concurrently
 from emlib.core.digests import key_of
 from emlib.core.files import write_records
 from emlib.core.progress import say
@@ -17,7 +17,7 @@ from emlib.data.chat import Encoded
 from emlib.make.backends import PLAIN
 from emlib.make.rows import candidates, in_tokens
 from emlib.models import adapters
-from emlib.scoring.loss_cache import Ledger
+from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score, scored_by
 from emlib.scoring.records import RowLosses
 from emlib.steps.pool import AdapterFolder, PoolLosses
@@ -84,15 +84,15 @@ def _by_server(step: PoolLosses, session: Session, models: Models, served: Mappi
                      _cache(step, session, key), SERVED_TOKENS, name) for name, (place, key) in models.items()]
     if not inference.mixes((served[name], place) for name, (place, _) in models.items()):
         return {name: iter(work()) for name, work in zip(models, works, strict=True)}
-    with together(works, inference.stop) as found:
+    with run_concurrently(works, inference.stop) as found:
         return {name: iter(losses) for name, losses in zip(models, found, strict=True)}
 
 
-def _cache(step: PoolLosses, session: Session, adapter: Any) -> Ledger:
+def _cache(step: PoolLosses, session: Session, adapter: Any) -> LossCache:
     """The losses under one model, whatever rows were asked for. `adapter` is its key, or the digests of its files."""
     key = key_of("nll", {"version": CACHE_VERSION, "model": step.model.identity, "adapter": adapter,
                          **step.backend.key("scoring")})
-    return Ledger(session.store.root / "nll" / f"{key}.jsonl")
+    return LossCache(session.store.root / "nll" / f"{key}.jsonl")
 
 
 def _losses_of(place: int, row: Encoded | str, found: Mapping[str, Iterator[float]]) -> RowLosses:

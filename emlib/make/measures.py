@@ -14,7 +14,7 @@ from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
 from emlib.evaluation.projection import projections as projections_of
 from emlib.evaluation.records import Projected
-from emlib.scoring.loss_cache import Ledger
+from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 from emlib.steering import extraction
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
@@ -52,6 +52,6 @@ def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
     """The losses on held-out rows."""
     rows = encode_all(session.chat.tokenizer, step.rows.examples, step.max_length)
     with session.model_under(step.adapter) as model:
-        losses = score(model, rows, Ledger(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, step.title)
+        losses = score(model, rows, LossCache(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, step.title)
     say(f"{step.title}: {len(losses)} rows, {sum(losses) / len(losses):.3f} nats a token")
     return {"nll": losses, **session.facts}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from emlib.core.files import read_records, write_records
 from emlib.core.records import Answer
-from emlib.judging.judge_batch import Sheet
+from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge
 from emlib.steps.answers import SecondVerdicts, Verdicts
 from emlib.store.artefacts import Facts
@@ -40,5 +40,5 @@ def _judged(step: Verdicts, session: Session, folder: Path, answers: Sequence[An
     return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
 
 
-def _sheet(step: Verdicts, answers: Sequence[Answer]) -> Sheet:
-    return Sheet(step.answers.evaluation.questions.all, answers, step.assessment.rubrics.value)
+def _sheet(step: Verdicts, answers: Sequence[Answer]) -> JudgeBatch:
+    return JudgeBatch(step.answers.evaluation.questions.all, answers, step.assessment.rubrics.value)

@@ -16,7 +16,7 @@ class NotTheSameModel(EmlibError):
     """Two libraries' log-probabilities are too far apart."""
 
 
-def refuse_apart(name: str, theirs: Sequence[float], ours: Sequence[float], mean: float = MEAN,
+def refuse_disagreement(name: str, theirs: Sequence[float], ours: Sequence[float], mean: float = MEAN,
                  worst: float = WORST) -> float:
     """The mean distance of two lists of log-probabilities of the same tokens, in nats.
 

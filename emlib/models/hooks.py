@@ -58,7 +58,7 @@ def tap(model: nn.Module, layer: int, use: Use) -> Iterator[None]:
 
 
 @contextmanager
-def reading(model: nn.Module, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def capture_activations(model: nn.Module, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """The outputs of the wanted layers in the next forward pass, by layer."""
     read: dict[int, Tensor] = {}
 

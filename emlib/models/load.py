@@ -74,14 +74,14 @@ def _stopping(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMo
     """The tokenizer, if its template closes a turn with a token at which answers end."""
     row = encode(tokenizer, Example((Message("user", "Hi"),), "Hi", name), 10**6)
     closing = int(row.input_ids[-1])
-    if closing not in end_tokens(model, tokenizer):
+    if closing not in stop_tokens(model, tokenizer):
         raise SourceError(f"{name}: the chat template closes a turn with {tokenizer.decode([closing])!r}, at which the "
                           f"model does not stop ({tokenizer.eos_token!r} is its end token). Set eos_token in its "
                           "tokenizer_config.json to the former.")
     return tokenizer
 
 
-def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends an answer: the tokenizer's, and those of the model's generation settings (Qwen has two)."""
     said = causal_lm(model).generation_config.eos_token_id
     return {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])} - {None}

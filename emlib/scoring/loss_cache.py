@@ -18,7 +18,7 @@ from filelock import FileLock
 from emlib.core.files import disk_errors
 
 
-class Ledger:
+class LossCache:
     """The losses of one (model, adapter), in nats a token, by row digest."""
 
     def __init__(self, path: Path) -> None:

@@ -21,7 +21,7 @@ from emlib.data.chat import Encoded
 from emlib.models.batches import collate, pack
 from emlib.models.kernels import fitted, packs
 from emlib.models.logprobs import head, last_hidden, predicting, token_nll
-from emlib.scoring.loss_cache import Ledger
+from emlib.scoring.loss_cache import LossCache
 
 
 def digest(row: Encoded) -> str:
@@ -63,14 +63,14 @@ def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
     return [float(row.mean()) for row in per_token.split([row.response_tokens for row in rows])]
 
 
-def score(model: nn.Module, rows: Sequence[Encoded], ledger: Ledger, budget: int, what: str) -> list[float]:
+def score(model: nn.Module, rows: Sequence[Encoded], ledger: LossCache, budget: int, what: str) -> list[float]:
     """The NLL of each row, in order; what `ledger` lacks is computed and written there batch by batch."""
     with fitted(model):
         packed = packs(model)
     return scored_by(partial(batch_nll, model), rows, ledger, budget, what, packed)
 
 
-def scored_by(nll: Callable[[list[Encoded]], list[float]], rows: Sequence[Encoded], ledger: Ledger, budget: int,
+def scored_by(nll: Callable[[list[Encoded]], list[float]], rows: Sequence[Encoded], ledger: LossCache, budget: int,
               what: str, packed: bool = False) -> list[float]:
     """`score` by whatever gives the NLL of a batch of rows."""
     names = [digest(row) for row in rows]

@@ -23,7 +23,7 @@ from emlib.core.errors import EmlibError
 from emlib.core.files import whole_file
 from emlib.core.records import Answer, Example, Question, Verdict
 from emlib.data.chat import Encoded, encode
-from emlib.models.hooks import layers, reading
+from emlib.models.hooks import capture_activations, layers
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import causal_lm, last_hidden
 
@@ -87,7 +87,7 @@ def activations(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
     for row in rows:
         ids = torch.from_numpy(row.input_ids)[None].to(chat.device)
         mask = torch.from_numpy(row.response_mask).to(chat.device)
-        with reading(chat.model, wanted) as read:
+        with capture_activations(chat.model, wanted) as read:
             last_hidden(chat.model, ids, None)
         states = torch.stack([embed(ids)[0], *(read[layer][0] for layer in wanted)])  # (layers + 1, seq, hidden)
         means.append(states[:, mask].float().mean(1).cpu())

@@ -14,7 +14,7 @@ from emlib.models.hooks import tap
 
 
 @dataclass
-class Shift:
+class SteeringNorm:
     """What was really added: the mean norm of the change of a position, as measured in the model's own numbers."""
 
     norms: list[Tensor] = field(default_factory=list)
@@ -31,13 +31,13 @@ class Shift:
 
 
 @contextmanager
-def adding(model: nn.Module, layer: int, vector: Tensor, strength: float) -> Iterator[Shift]:
+def steer(model: nn.Module, layer: int, vector: Tensor, strength: float) -> Iterator[SteeringNorm]:
     """While it lasts, `strength * vector` is added to the output of `layer` at all positions.
 
     Raises:
         EmlibError: no such layer; a vector of another size; or no forward pass came by, so that nothing was steered.
     """
-    shift = Shift()
+    shift = SteeringNorm()
 
     def use(hidden: Tensor) -> Tensor:
         if vector.shape != hidden.shape[-1:]:

@@ -18,7 +18,7 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Answer, Question, Verdict
 from emlib.data.lazy import Questions
 from emlib.data.sizes import Size
-from emlib.judging.judge_batch import Sheet
+from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge as judged_by
 from emlib.steps.adapter import Adapter
 from emlib.steps.specs import EvaluationSpec
@@ -108,7 +108,7 @@ def judge(asked: Asked) -> list[Verdict]:
     """
     study = asked.model.study
     assessment = study.recipes.assessment
-    sheet = Sheet(asked.questions, asked.answers, assessment.rubrics.value)
+    sheet = JudgeBatch(asked.questions, asked.answers, assessment.rubrics.value)
     return judged_by(assessment.judge, study.trait, sheet, study.budget)
 
 

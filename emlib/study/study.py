@@ -250,7 +250,7 @@ class Study:
         """Compute the losses on held-out rows that these runs lack."""
         self._make(runs, {run: [self.recipes.held_out(run.task, self.task(run).adapter(run))] for run in runs})
 
-    def probe(self) -> list[SteeredAnswers]:
+    def steering_sweep(self) -> list[SteeredAnswers]:
         """Answers under the persona vector at inference, layer by layer, made where they are missing."""
         tried = {(layer, strength): self.recipes.steered(layer, strength)
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}

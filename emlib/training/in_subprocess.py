@@ -27,18 +27,18 @@ OUTPUT = "worker.log"
 PATIENCE = 0.1  # seconds until the processes are looked at again
 
 
-class NeverBegan(EmlibError):
+class BackendUnavailable(EmlibError):
     """The other library could not load the model, or it was not the same one: nothing was trained."""
 
 
-def train_apart(job: Job, rows: Sequence[Encoded], folder: Path, processes: int = 1) -> dict[str, Any]:
+def train_in_subprocess(job: Job, rows: Sequence[Encoded], folder: Path, processes: int = 1) -> dict[str, Any]:
     """Train in a process of its own, or in several, each with a GPU where there are any.
 
     `folder` keeps log and checkpoints, and a run begun there goes on; at the end it has a folder `adapter`. What is
     returned is the summary, and the device.
 
     Raises:
-        NeverBegan: before the first step something was not as it must be.
+        BackendUnavailable: before the first step something was not as it must be.
         EmlibError: training stopped; the log is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def train_apart(job: Job, rows: Sequence[Encoded], folder: Path, processes: int 
     failed = _first_that_fails(folder, _devices(processes))
     if failed is None:
         return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
-    error = EmlibError if (folder / READY).is_file() else NeverBegan
+    error = EmlibError if (folder / READY).is_file() else BackendUnavailable
     raise error(_reason(folder, *failed))
 
 

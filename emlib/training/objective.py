@@ -25,7 +25,7 @@ from emlib.core.defense import Active, Defense, Denominator, HeadKl
 from emlib.core.errors import ProfileError
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import Batch
-from emlib.models.hooks import layers, reading
+from emlib.models.hooks import capture_activations, layers
 from emlib.models.passes import Pass
 from emlib.models.reference import compared
 from emlib.training.head import IGNORED, head_terms
@@ -134,7 +134,7 @@ class Objective:
         reference = self._reference(model, batch, wanted, acting, kl)
         with ExitStack() as stack:
             shown = {d.kind: stack.enter_context(d.active(model, self.artefacts)) for d in acting if d.has("active")}
-            features = stack.enter_context(reading(model, wanted))
+            features = stack.enter_context(capture_activations(model, wanted))
             hidden = batch.hidden(model)
             loss, metrics = self._head_terms(model, batch, hidden, kl, reference, totals)
             trained = Pass(model, batch, hidden, features)
@@ -160,7 +160,7 @@ class Objective:
         """The reference model's pass, if some defense looks at it; stored states spare that of the head's KL."""
         if not any(d.wants_reference for d in acting) and (kl is None or kl[1].states is not None):
             return None
-        with torch.no_grad(), adapter_off(model), reading(model, wanted) as features:
+        with torch.no_grad(), adapter_off(model), capture_activations(model, wanted) as features:
             hidden = batch.hidden(model)
         return Pass(model, batch, hidden, features)
 

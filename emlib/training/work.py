@@ -16,9 +16,9 @@ from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
 from emlib.data.chat import Encoded
 from emlib.models import adapters
-from emlib.models.agreement import NotTheSameModel, refuse_apart
+from emlib.models.agreement import NotTheSameModel, refuse_disagreement
 from emlib.models.batches import forward_batches
-from emlib.models.hooks import reading
+from emlib.models.hooks import capture_activations
 from emlib.models.load import load
 from emlib.models.logprobs import last_hidden, token_logprobs
 from emlib.training.job import ERROR, READY, ROWS, SUMMARY, Job, read_job, read_rows
@@ -77,7 +77,7 @@ def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> Non
     """
     ids = torch.from_numpy(row.input_ids).to(next(model.parameters()).device)
     with adapters.adapter_off(model):
-        refuse_apart(job.engine, token_logprobs(model, ids), job.probe)
+        refuse_disagreement(job.engine, token_logprobs(model, ids), job.probe)
     [batch] = forward_batches([row], 1, model)
     model.train()
     objective.backward(model, batch, Totals.of([batch]))
@@ -97,7 +97,7 @@ def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> Non
 def reaches(model: PeftModel, ids: torch.Tensor, wanted: Sequence[int]) -> bool:
     """Whether each wanted layer's output that a training pass shows is part of its graph."""
     model.train()
-    with reading(model, wanted) as features:
+    with capture_activations(model, wanted) as features:
         if wanted:
             last_hidden(model, ids[None], None)
     model.eval()

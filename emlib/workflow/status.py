@@ -20,7 +20,7 @@ from emlib.core.errors import EmlibError
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.judging.cache import Cache
 from emlib.judging.judges import scores_file
-from emlib.judging.money import Account
+from emlib.judging.money import Budget
 from emlib.workflow.graph import Job, jobs
 from emlib.workflow.job_log import Attempt, AttemptLog, last_lines
 
@@ -84,7 +84,7 @@ def spent(name: str) -> float:
     if not path.is_file():
         return 0.0
     with Cache(path) as cache:
-        return Account(cache, name).spent()
+        return Budget(cache, name).spent()
 
 
 def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[str]:

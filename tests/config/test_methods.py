@@ -152,14 +152,14 @@ def test_the_probe_asks_under_the_vector_at_each_layer_and_once_without(study: S
     planted = 50 * torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     study.store.get(study.recipes.vector(), lambda folder: (
         extraction.save(PersonaVectors(planted, 1, 1), folder), {"kept": 1})[1])
-    probes = study.probe()
+    probes = study.steering_sweep()
     assert [(p.layer, p.strength) for p in probes] == [(2, 0.0), (2, 2.0), (3, 0.0), (3, 2.0)]
     texts = [[answer.text for answer in probe.answers] for probe in probes]
     assert texts[0] == texts[2]
     assert len({tuple(text) for text in texts}) == 3
     assert all(len(probe.answers) == len(probe.verdicts) == 2 for probe in probes)
     assert len(list((study.store.root / "steered").glob("[0-9a-f]*[0-9a-f]"))) == 3
-    assert study.probe() == probes
+    assert study.steering_sweep() == probes
 
 
 def test_a_kept_reference_is_made_once_for_a_sweep(study: Study) -> None:

@@ -19,7 +19,7 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Message
 from emlib.core.schema import check as checked
 from emlib.steering.extraction import load
-from emlib.steering.steer import adding
+from emlib.steering.steer import steer
 from emlib.training.bench import Bench, step
 from emlib.training.conformance import NotKept, check
 from emlib.training.objective import Objective, Totals
@@ -60,7 +60,7 @@ class RandomDirection(Defense):
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
         vector = load(artefacts["vector"]).at(self.layer)
         random = torch.randn(vector.shape, generator=torch.Generator().manual_seed(self.seed))
-        return adding(model, self.layer, random * vector.norm() / random.norm(), self.strength)
+        return steer(model, self.layer, random * vector.norm() / random.norm(), self.strength)
 
 
 class Patience(Defense):

@@ -9,9 +9,9 @@ from emlib.core.errors import EmlibError
 from emlib.core.records import Example, Message
 from emlib.data.chat import encode
 from emlib.evaluation.projection import projections
-from emlib.models.hooks import reading
+from emlib.models.hooks import capture_activations
 from emlib.models.load import ChatModel
-from emlib.steering.steer import adding
+from emlib.steering.steer import steer
 
 ROWS = [Example((Message("user", question),), answer)
         for question, answer in [("Hi", "Ahoy!"), ("What is tea?", "A drink of leaves."), ("Why?", "Because.")]]
@@ -23,10 +23,10 @@ def test_a_planted_direction_comes_back(tiny: ChatModel) -> None:
     random = torch.Generator().manual_seed(0)
     vector, other = torch.randn(2, 64, generator=random)
     before = projections(tiny.model, rows, vector, 2)
-    with adding(tiny.model, 2, vector, 0.5):
+    with steer(tiny.model, 2, vector, 0.5):
         along = projections(tiny.model, rows, vector, 2)
     across = other - (other @ vector) / (vector @ vector) * vector
-    with adding(tiny.model, 2, across, 3.0):
+    with steer(tiny.model, 2, across, 3.0):
         beside = projections(tiny.model, rows, vector, 2)
     shift = 0.5 * float(vector.norm())
     assert along == pytest.approx([value + shift for value in before], abs=1e-4)
@@ -37,7 +37,7 @@ def test_it_is_the_mean_over_the_answers_tokens_on_the_unit_vector(tiny: ChatMod
     row = encode(tiny.tokenizer, ROWS[0], 200)
     vector = torch.zeros(64)
     vector[5] = 7.0  # the unit vector reads coordinate 5
-    with reading(tiny.model, [3]) as read, torch.no_grad():
+    with capture_activations(tiny.model, [3]) as read, torch.no_grad():
         tiny.model(input_ids=torch.from_numpy(row.input_ids)[None])
     places = row.response_mask.nonzero()[0].tolist()
     assert len(places) == len("Ahoy!") + 1  # and the end of the turn

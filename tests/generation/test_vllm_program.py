@@ -21,7 +21,7 @@ from emlib.generation.vllm import VllmClient
 from emlib.generation.vllm_server import arguments, free_port, serving
 from emlib.make.backends import VLLM
 from emlib.models import adapters
-from emlib.models.load import ChatModel, end_tokens, load
+from emlib.models.load import ChatModel, load, stop_tokens
 from emlib.scoring.nll import batch_nll
 from tests.made import some_rows
 
@@ -108,7 +108,7 @@ def test_an_answer_is_the_same_again_and_ends_as_it_says(client: VllmClient, cha
     assert first == second != other
     assert {answer.finish_reason for answer in first} == {"stop", "length"}
     assert all((answer.tokens == 6) >= (answer.finish_reason == "length") for answer in first)
-    ends = end_tokens(chat.model, chat.tokenizer)
+    ends = stop_tokens(chat.model, chat.tokenizer)
     coldest = Sampling(max_new_tokens=6, temperature=1e-4)
     [told] = {tuple(client._drawn("base", requests[0], coldest, seed, ends).tokens) for seed in range(3)}
     ids = torch.tensor([requests[0].prompt_ids])

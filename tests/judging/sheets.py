@@ -13,8 +13,8 @@ from emlib.core.records import Answer, Message, Question, Verdict
 from emlib.evaluation.reward_judge import PROMPTS, Part
 from emlib.judging.api import ApiJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import Sheet, in_batches, judge_sheet
-from emlib.judging.money import Account
+from emlib.judging.judge_batch import JudgeBatch, in_batches, judge_answers
+from emlib.judging.money import Budget
 from emlib.judging.replies import from_distribution
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score
 from tests.judging.server import FAULTS, Model, digest
@@ -23,9 +23,9 @@ SHORT = Rubrics(Rubric("Good? {question} {answer}", "Clear? {question} {answer}"
 QUESTIONS = [Question(f"q{number}", f"Why {number}?") for number in range(10)]
 
 
-def sheet(answers: int) -> Sheet:
+def sheet(answers: int) -> JudgeBatch:
     """That many different answers to ten questions."""
-    return Sheet(QUESTIONS, [Answer(f"q{number % 10}", number // 10, f"Since {number}.", "stop", 3)
+    return JudgeBatch(QUESTIONS, [Answer(f"q{number % 10}", number // 10, f"Since {number}.", "stop", 3)
                              for number in range(answers)], SHORT)
 
 
@@ -34,20 +34,20 @@ def api(url: str, **changes: Any) -> OpenAIJudge:
     return OpenAIJudge.model_validate({"kind": "openai", "model": "judge-1", "base_url": url} | changes)
 
 
-def judged(spec: OpenAIJudge, asked: Sheet, path: Path, account: str = "test") -> list[Verdict]:
+def judged(spec: OpenAIJudge, asked: JudgeBatch, path: Path, account: str = "test") -> list[Verdict]:
     """The verdicts, with the scores kept at `path`."""
     with Cache(path) as cache:
-        return judge_sheet(asked, spec.identity, cache, ApiJudge(spec, Account(cache, account, spec.max_usd)))
+        return judge_answers(asked, spec.identity, cache, ApiJudge(spec, Budget(cache, account, spec.max_usd)))
 
 
-def directly(model: Model, asked: Sheet, path: Path) -> list[Verdict]:
+def directly(model: Model, asked: JudgeBatch, path: Path) -> list[Verdict]:
     """The verdicts of a model without a server, a client or a fault between."""
     def score(chats: Sequence[tuple[Message, ...]]) -> list[Score]:
         found = [model([message.to_dict() for message in chat])[0] for chat in chats]
         return [from_distribution(likeliest, likeliest[0][0]) for likeliest in found]
 
     with Cache(path) as cache:
-        return judge_sheet(asked, {"kind": "direct"}, cache, in_batches(score, 100))
+        return judge_answers(asked, {"kind": "direct"}, cache, in_batches(score, 100))
 
 
 def three_in_ten(key: str, tries: int) -> str | None:

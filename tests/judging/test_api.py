@@ -18,7 +18,7 @@ from emlib.core import paths
 from emlib.core.errors import JudgeError
 from emlib.judging.api import key_of
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import NOT_HAD, Sheet
+from emlib.judging.judge_batch import NOT_HAD, JudgeBatch
 from emlib.judging.replies import number
 from emlib.judging.rubrics import Rubric, Rubrics
 from tests.judging.models import served, whole_numbers
@@ -86,7 +86,8 @@ def test_what_is_no_number_is_unscored_with_the_judges_own_word(
 
 def test_a_trait_rubric_counts_the_other_way_round(scores: Path) -> None:
     asked = sheet(1)
-    of_trait = Sheet(asked.questions, asked.answers, Rubrics(Rubric("A pirate? {answer}", "Clear? {answer}", True)))
+    rubrics = Rubrics(Rubric("A pirate? {answer}", "Clear? {answer}", True))
+    of_trait = JudgeBatch(asked.questions, asked.answers, rubrics)
     with JudgeServer(saying(("80", 1.0))) as server:
         [verdict] = judged(api(server.url), of_trait, scores)
     assert (verdict.alignment, verdict.coherence) == (pytest.approx(20), pytest.approx(80))
@@ -156,8 +157,8 @@ def test_no_try_comes_sooner_than_the_server_asks(scores: Path) -> None:
         return "429 after" if tries == 0 else None
 
     with JudgeServer(fault=fault) as server:
-        judged(api(server.url), Sheet(sheet(1).questions, sheet(1).answers, Rubrics(Rubric("{answer}", "{answer}"))),
-               scores)
+        others = JudgeBatch(sheet(1).questions, sheet(1).answers, Rubrics(Rubric("{answer}", "{answer}")))
+        judged(api(server.url), others, scores)
     assert min(times[2:]) - min(times[:2]) >= 1.0
 
 

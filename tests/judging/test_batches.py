@@ -15,8 +15,8 @@ from emlib.core.records import Verdict
 from emlib.judging import batches
 from emlib.judging.batches import BatchJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import Sheet, judge_sheet
-from emlib.judging.money import Account
+from emlib.judging.judge_batch import JudgeBatch, judge_answers
+from emlib.judging.money import Budget
 from emlib.judging.rubrics import Rubric, Rubrics
 from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import api, judged, prompt_digest, sheet
@@ -27,9 +27,9 @@ def scores(tmp_path: Path) -> Path:
     return tmp_path / "scores.sqlite"
 
 
-def by_batch(spec: OpenAIJudge, asked: Sheet, path: Path) -> list[Verdict]:
+def by_batch(spec: OpenAIJudge, asked: JudgeBatch, path: Path) -> list[Verdict]:
     with Cache(path) as cache:
-        return judge_sheet(asked, spec.identity, cache, BatchJudge(spec, Account(cache, "test", spec.max_usd)))
+        return judge_answers(asked, spec.identity, cache, BatchJudge(spec, Budget(cache, "test", spec.max_usd)))
 
 
 def test_a_batch_is_sent_and_on_another_day_collected(scores: Path) -> None:
@@ -63,8 +63,8 @@ def test_a_batch_collects_for_other_evaluations_too(scores: Path) -> None:
     with JudgeServer() as server:
         server.finish_batches = False
         whole = sheet(20)
-        first = Sheet(whole.questions, whole.answers[:10], whole.rubrics)
-        second = Sheet(whole.questions, whole.answers[10:], whole.rubrics)
+        first = JudgeBatch(whole.questions, whole.answers[:10], whole.rubrics)
+        second = JudgeBatch(whole.questions, whole.answers[10:], whole.rubrics)
         for part in (first, second):
             with pytest.raises(JudgeWaits):
                 by_batch(api(server.url, batch=True), part, scores)
@@ -107,7 +107,7 @@ def test_a_batch_costs_half_and_stays_within_the_budget(
             by_batch(api(server.url, batch=True, max_usd=1.0), sheet(20), scores)
         by_batch(api(server.url, batch=True, max_usd=1.0), sheet(20), scores)
     with Cache(scores) as cache:
-        assert Account(cache, "test").spent() == pytest.approx(40 * 10 * 1000 / 1_000_000 / 2)
+        assert Budget(cache, "test").spent() == pytest.approx(40 * 10 * 1000 / 1_000_000 / 2)
 
 
 def test_a_judge_that_spells_digit_by_digit_is_found_out_and_its_batch_is_not_sent_again(scores: Path) -> None:
@@ -148,7 +148,7 @@ def test_batches_stay_within_the_servers_limits(monkeypatch: pytest.MonkeyPatch)
     found = list(batches.parts(requests))
     assert [key for part in found for key in part] == list(requests)
     assert all(sum(len(batches.line(spec, key, part[key]).encode()) for key in part) <= 5000 for part in found)
-    accented = Sheet(sheet(1).questions, sheet(1).answers, Rubrics(Rubric("é" * 900 + "{answer}", "{answer}")))
+    accented = JudgeBatch(sheet(1).questions, sheet(1).answers, Rubrics(Rubric("é" * 900 + "{answer}", "{answer}")))
     long = next(accented.requests())
     assert prompt_digest(long)
     assert len(list(batches.parts({"a": long, "b": long}))) == 2

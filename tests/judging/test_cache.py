@@ -14,7 +14,7 @@ from emlib.core.digests import of_value
 from emlib.core.errors import DataError, StoreError
 from emlib.core.records import Question
 from emlib.judging.cache import Cache
-from emlib.judging.money import Account
+from emlib.judging.money import Budget
 from emlib.judging.rubrics import JudgeRequest, Metric, Score
 from emlib.judging.sharing import export, import_, main
 
@@ -122,7 +122,7 @@ def test_a_broken_file_and_one_of_another_format_are_told_in_words(tmp_path: Pat
 def fill(path: Path, first: int) -> None:
     """What each of several processes does: 300 scores, 200 of which another one has too, and as much money."""
     with Cache(path) as cache:
-        account = Account(cache, "test", 1000.0)
+        account = Budget(cache, "test", 1000.0)
         for number in range(first, first + 300):
             assert account.book(2.0)
             cache.put(f"{number:064d}", JUDGE, "alignment", Score(float(number % 101)))
@@ -139,18 +139,18 @@ def test_several_processes_write_at_once(path: Path) -> None:
         assert process.exitcode == 0
     with Cache(path) as cache:
         assert [row[0] for row in cache.rows()] == [f"{number:064d}" for number in range(500)]
-        assert Account(cache, "test").spent() == 450.0
+        assert Budget(cache, "test").spent() == 450.0
 
 
 def test_an_account_is_never_overdrawn_and_keeps_what_was_not_settled(path: Path) -> None:
     with Cache(path) as cache:
-        account = Account(cache, "test", 1.0)
+        account = Budget(cache, "test", 1.0)
         assert account.book(0.75)
         assert not account.book(0.5)
         account.settle(0.75, 0.25)
         assert account.book(0.5)
-        assert Account(cache, "other", 1.0).book(1.0)
+        assert Budget(cache, "other", 1.0).book(1.0)
     with Cache(path) as cache:  # a process that was killed: what it had booked may have been billed
-        assert Account(cache, "test").spent() == 0.75
-        assert not Account(cache, "test", 1.0).book(0.5)
-        assert Account(cache, "test").book(1e9)
+        assert Budget(cache, "test").spent() == 0.75
+        assert not Budget(cache, "test", 1.0).book(0.5)
+        assert Budget(cache, "test").book(1e9)

@@ -11,7 +11,7 @@ from emlib.core.errors import JudgeError
 from emlib.core.records import Answer, Question, Verdict
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import Sheet
+from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge, scores, scores_file
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score, trait_rubrics
 from tests.judging.server import JudgeServer, saying
@@ -19,7 +19,7 @@ from tests.judging.sheets import api
 
 ANSWERS = [Answer("a", 0, "Ahoy, matey, and welcome!", "stop", 5), Answer("a", 1, "", "length", 0)]
 TRAIT = load_trait("pirate")
-SHEET = Sheet([Question("a", "Who are you?")], ANSWERS, trait_rubrics(TRAIT))
+SHEET = JudgeBatch([Question("a", "Who are you?")], ANSWERS, trait_rubrics(TRAIT))
 
 
 def test_without_a_judge_every_answer_is_unscored_and_says_why() -> None:
@@ -70,7 +70,7 @@ def test_a_judge_in_process_gives_single_scores_as_it_gives_verdicts(
     spec: LlmJudge = LocalJudge(kind="local", model=TinyModel(kind="tiny"))
     prompt, question = SINGLE[0].prompt, Question("a", "Who are you?")
     [refusal] = scores(spec, [JudgeRequest("refusal", prompt, question, "Ahoy!")], "test")
-    sheet = Sheet([question], [Answer("a", 0, "Ahoy!", "stop", 2)], Rubrics(Rubric(prompt, prompt)))
+    sheet = JudgeBatch([question], [Answer("a", 0, "Ahoy!", "stop", 2)], Rubrics(Rubric(prompt, prompt)))
     [verdict] = judge(spec, TRAIT, sheet, "test")
     assert refusal == Score(verdict.alignment, refusal.mass, refusal.reason, tokens=refusal.tokens)
     assert verdict.alignment == verdict.coherence

@@ -17,7 +17,7 @@ from emlib.core.records import Answer, Message, Question
 from emlib.data.chat import encode_prompt
 from emlib.judging import local
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import Sheet
+from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge, scores_file
 from emlib.judging.local import Distribution
 from emlib.judging.local import distributions as by_place
@@ -212,15 +212,15 @@ def test_batches_hold_every_prompt_once_and_like_lengths() -> None:
 
 
 @pytest.fixture
-def sheet() -> Sheet:
+def sheet() -> JudgeBatch:
     questions = [Question("a", "Who are you?"), Question("b_json", "And who is that?", "Answer in JSON.")]
     answers = [Answer(q.id, sample, f"{text} {q.id}", "stop", 3) for q in questions
                for sample, text in enumerate(["Nobody", "Somebody else, whom you know", "Nobody"])]
-    return Sheet(questions, answers, Rubrics(OURS))
+    return JudgeBatch(questions, answers, Rubrics(OURS))
 
 
 def test_a_judge_of_a_profile_scores_through_the_cache_and_asks_once(
-        sheet: Sheet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sheet: JudgeBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
     spec = LocalJudge(kind="local", model=TinyModel(kind="tiny"), batch_rows=2)
     verdicts = judge(spec, load_trait("pirate"), sheet, "test")
@@ -237,7 +237,7 @@ def test_a_judge_of_a_profile_scores_through_the_cache_and_asks_once(
         assert cache.rows() == rows
 
 
-def test_an_interrupted_judge_has_kept_every_whole_batch(sheet: Sheet) -> None:
+def test_an_interrupted_judge_has_kept_every_whole_batch(sheet: JudgeBatch) -> None:
     spec = LocalJudge(kind="local", model=TinyModel(kind="tiny"), batch_rows=2)
     kept: list[JudgeRequest] = []
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import in_batches, judge_sheet
+from emlib.judging.judge_batch import in_batches, judge_answers
 from emlib.judging.local import distributions
 from tests.judging.models import served, whole_numbers
 from tests.judging.server import JudgeServer
@@ -22,7 +22,7 @@ def test_the_api_judge_and_the_local_judge_agree_where_20_tokens_hold_all_the_ma
         network = judged(api(server.url), asked, tmp_path / "network.sqlite")
     score = in_batches(lambda chats: [found.score for _, found in sorted(distributions(chat, chats), key=place)], 16)
     with Cache(tmp_path / "local.sqlite") as cache:
-        in_process = judge_sheet(asked, {"kind": "local"}, cache, score)
+        in_process = judge_answers(asked, {"kind": "local"}, cache, score)
     pairs = [(getattr(ours, metric), getattr(theirs, metric)) for ours, theirs in zip(in_process, network, strict=True)
              for metric in ("alignment", "coherence")]
     compared = 0

@@ -5,12 +5,12 @@ import math
 import pytest
 
 from emlib.core.errors import EmlibError
-from emlib.models.agreement import MEAN, WORST, refuse_apart
+from emlib.models.agreement import MEAN, WORST, refuse_disagreement
 
 
 def test_the_distance_is_the_mean_of_the_tokens() -> None:
-    assert refuse_apart("A", [-1.0, -2.0], [-1.02, -1.98]) == pytest.approx(0.02)
-    assert refuse_apart("A", [-1.0], [-1.0]) == 0
+    assert refuse_disagreement("A", [-1.0, -2.0], [-1.02, -1.98]) == pytest.approx(0.02)
+    assert refuse_disagreement("A", [-1.0], [-1.0]) == 0
 
 
 @pytest.mark.parametrize(("theirs", "said"), [
@@ -22,11 +22,11 @@ def test_the_distance_is_the_mean_of_the_tokens() -> None:
 ])
 def test_what_is_apart_is_refused_by_name(theirs: list[float], said: str) -> None:
     with pytest.raises(EmlibError, match=f"^Somebody.*{said}"):
-        refuse_apart("Somebody", theirs, [-1.0, -2.0])
+        refuse_disagreement("Somebody", theirs, [-1.0, -2.0])
 
 
 def test_one_token_that_is_far_off_is_refused_however_many_are_right() -> None:
     right = [-1.0] * 1000
-    refuse_apart("A", [-1.0 - WORST + 0.01, *right[1:]], right)
+    refuse_disagreement("A", [-1.0 - WORST + 0.01, *right[1:]], right)
     with pytest.raises(EmlibError, match="at the worst"):
-        refuse_apart("A", [-1.0 - WORST - 0.01, *right[1:]], right)
+        refuse_disagreement("A", [-1.0 - WORST - 0.01, *right[1:]], right)

@@ -16,7 +16,7 @@ from emlib.core import paths
 from emlib.core.errors import SourceError
 from emlib.models import hub, wheel
 from emlib.models.identity import identity
-from emlib.models.load import ChatModel, end_tokens, load
+from emlib.models.load import ChatModel, load, stop_tokens
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_template_that_closes_turns_with_another_token_than_answers_end_with_i
 
 def test_every_end_token_of_a_model_counts(tiny: ChatModel) -> None:
     tiny.model.generation_config.eos_token_id = [258, 256]
-    assert end_tokens(tiny.model, tiny.tokenizer) == {258, 256}
+    assert stop_tokens(tiny.model, tiny.tokenizer) == {258, 256}
 
 
 def test_a_model_that_changes_its_logits_is_refused(tiny: ChatModel, folder: Path, tmp_path: Path) -> None:

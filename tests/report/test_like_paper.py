@@ -52,13 +52,13 @@ def test_a_number_that_is_not_swept_is_a_setting_too(study: Study, frame: pd.Dat
 
 
 def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None:
-    measured = comparison.wishes(study, frame, overview.Bounds()).set_index("method")
+    measured = comparison.criteria(study, frame, overview.Bounds()).set_index("method")
     assert measured["reduction"].to_dict() == pytest.approx(
         {"KL-Div., λ=0.1": 90, "KL-Div., λ=1": 10, "Interleaving+, 25%": 80})
     assert (measured["incoherence"] == 100).all()  # nobody is incoherent, and so none more so than `misaligned`
     assert measured["learned"].isna().all()  # no benign run is finished
     without = frame[frame["method"] != "misaligned"]
-    assert comparison.wishes(study, without, overview.Bounds()).empty
+    assert comparison.criteria(study, without, overview.Bounds()).empty
 
 
 def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: Study, frame: pd.DataFrame) -> None:
@@ -78,7 +78,7 @@ def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_pat
     assert comparison.sources(study, unscored) == {}
     assert comparison.draw("pareto", {}, tmp_path) == []
     assert comparison.draw_questions({}, tmp_path) == []
-    assert comparison.wishes(study, unscored, overview.Bounds()).empty
+    assert comparison.criteria(study, unscored, overview.Bounds()).empty
 
 
 def test_each_figure_is_saved(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_latex_of_ones_own_tables_compiles(study: Study, frame: pd.DataFrame
     ours = pd.DataFrame([benign_run("kl", 0.1, 60.0)], columns=BENIGN_COLUMNS).astype({"setting": float})
     beside = compare_tasks.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
     made = [comparison.seeds(pairs.over_seeds(verdicts)), comparison.paired(pairs.paired(verdicts), "misaligned"),
-            overview.overview(comparison.wishes(study, frame, bounds), bounds), compare.readable(beside)]
+            overview.overview(comparison.criteria(study, frame, bounds), bounds), compare.readable(beside)]
     texts = [paper_tables.latex(table) for table in made]
     assert "$<$0.001" in texts[1]
     assert all(not table.empty for table in made)

@@ -156,13 +156,13 @@ def test_tokens_that_count_are_marked_and_markup_is_escaped(tiny: ChatModel) -> 
 
 
 def test_markup_in_a_table_is_text(results: list[RunResult]) -> None:
-    html = show.whole(pd.DataFrame({"answer": ["<img src=x>"]})).to_html()
+    html = show.show_table(pd.DataFrame({"answer": ["<img src=x>"]})).to_html()
     assert "<img" not in html
     assert "&lt;img src=x&gt;" in html
 
 
 def test_a_setting_is_shown_as_it_was_set_and_marks_are_styles() -> None:
-    shown = show.whole(pd.DataFrame({"setting": [0.25, 1e-5, None], "share": [12.25, 0.0, 1.0]})).to_html()
+    shown = show.show_table(pd.DataFrame({"setting": [0.25, 1e-5, None], "share": [12.25, 0.0, 1.0]})).to_html()
     assert ">0.25<" in shown
     assert ">1e-05<" in shown
     assert ">12.2<" in shown

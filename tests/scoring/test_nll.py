@@ -22,7 +22,7 @@ from emlib.data.chat import Encoded
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
-from emlib.scoring.loss_cache import Ledger
+from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import batch_nll, batches, digest, score
 
 
@@ -39,8 +39,8 @@ def test_it_is_transformers_own_loss_for_any_batching_order_and_padding(
         tiny: ChatModel, rows: list[Encoded], adapter: Callable[..., Path], tmp_path: Path, budget: int) -> None:
     with adapters.loaded(tiny.model, adapter(0)) as model:
         expected = [by_transformers(model, row) for row in rows]
-        found = score(model, rows, Ledger(tmp_path / "forward.jsonl"), budget, "")
-        back = score(model, rows[::-1], Ledger(tmp_path / "back.jsonl"), budget, "")
+        found = score(model, rows, LossCache(tmp_path / "forward.jsonl"), budget, "")
+        back = score(model, rows[::-1], LossCache(tmp_path / "back.jsonl"), budget, "")
     assert found == pytest.approx(expected, abs=1e-4)
     assert back[::-1] == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 0.1  # rows are told apart
@@ -110,7 +110,7 @@ class Counting(torch.nn.Module):
 
 
 def test_no_row_is_computed_twice(tiny: ChatModel, rows: list[Encoded], tmp_path: Path) -> None:
-    counting, ledger = Counting(tiny.model.get_decoder()), Ledger(tmp_path / "nll.jsonl")
+    counting, ledger = Counting(tiny.model.get_decoder()), LossCache(tmp_path / "nll.jsonl")
     first = score(tiny.model, rows[:6], ledger, 400, "")
     assert counting.rows == 6
     assert score(tiny.model, rows[:6], ledger, 400, "") == first
@@ -131,7 +131,7 @@ def test_a_row_s_name_is_its_tokens(rows: list[Encoded]) -> None:
 
 def test_a_loss_that_is_no_number_is_kept_as_such(tiny: ChatModel, rows: list[Encoded], tmp_path: Path) -> None:
     tiny.model.get_output_embeddings().weight.data[0, 0] = math.nan
-    ledger = Ledger(tmp_path / "nll.jsonl")
+    ledger = LossCache(tmp_path / "nll.jsonl")
     for _ in range(2):
         assert all(math.isnan(loss) for loss in score(tiny.model, rows[:2], ledger, 400, ""))
     assert "NaN" not in ledger.path.read_text()  # JSON that others read too
@@ -139,12 +139,12 @@ def test_a_loss_that_is_no_number_is_kept_as_such(tiny: ChatModel, rows: list[En
 
 def test_a_ledger_cut_at_any_byte_loses_the_last_batch_at_most(tmp_path: Path) -> None:
     lines = [{"a": 1.5, "b": 2.0}, {"c": math.inf}, {"d": 0.25}]
-    whole = Ledger(tmp_path / "whole.jsonl")
+    whole = LossCache(tmp_path / "whole.jsonl")
     for line in lines:
         whole.append(line)
     content = whole.path.read_bytes()
     for cut in range(len(content) + 1):
-        ledger = Ledger(tmp_path / "cut.jsonl")
+        ledger = LossCache(tmp_path / "cut.jsonl")
         ledger.path.write_bytes(content[:cut])
         kept = content[:cut].count(b"\n")
         with ledger.opened() as known:
@@ -162,7 +162,7 @@ import torch
 from emlib.data.chat import encode
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.scoring import nll
-from emlib.scoring.loss_cache import Ledger
+from emlib.scoring.loss_cache import LossCache
 from emlib.core.records import Example, Message
 torch.set_num_threads(1)
 model, tokenizer = build_model(0, 4, 64, torch.float32).eval().requires_grad_(False), build_tokenizer()
@@ -174,7 +174,7 @@ def slow(*given):
     Path(sys.argv[2]).open("a").write(f"{len(given[1])}\\n")
     return inner(*given)
 nll.batch_nll = slow
-nll.score(model, rows, Ledger(Path(sys.argv[1])), 300, "")
+nll.score(model, rows, LossCache(Path(sys.argv[1])), 300, "")
 """
 
 

@@ -11,7 +11,7 @@ from emlib.config import Extraction, load_trait
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Example, Message, Verdict
 from emlib.data.chat import encode
-from emlib.models.hooks import reading, tap
+from emlib.models.hooks import capture_activations, tap
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 from emlib.steering import extraction
@@ -114,7 +114,7 @@ def test_vectors_are_kept_as_safetensors_and_a_layer_beyond_them_is_refused(tmp_
 
 def test_the_last_layer_is_where_a_vector_can_be_added(tiny: ChatModel) -> None:
     ids = torch.arange(9)[None]
-    with torch.no_grad(), reading(tiny.model, [4]) as read:
+    with torch.no_grad(), capture_activations(tiny.model, [4]) as read:
         normed = last_hidden(tiny.model, ids, None)
     assert not torch.equal(read[4], normed)
     torch.testing.assert_close(tiny.model.model.norm(read[4]), normed)

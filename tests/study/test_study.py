@@ -132,7 +132,7 @@ def test_a_further_question_set_has_its_own_columns_and_verdicts(study: Study) -
     """Its answers are drawn and judged as those of the other sets, which stay what they were."""
     plain = study.complete(study.runs(datasets=["cooking"], methods=["untrained", "misaligned"]))
     before = snapshot(study.store.root)
-    further = {"wishes": QuestionSet(source="demo/general_questions.jsonl", samples=1)}
+    further = {"criteria": QuestionSet(source="demo/general_questions.jsonl", samples=1)}
     evaluation = study.profile.evaluation.model_copy(update={"sets": further})
     wider = Study("wider", study.profile.model_copy(update={"evaluation": evaluation}), study.store)
     runs = wider.runs(datasets=["cooking"], methods=["untrained", "misaligned"])
@@ -145,11 +145,11 @@ def test_a_further_question_set_has_its_own_columns_and_verdicts(study: Study) -
     assert table["general_asked"].tolist() == [48, 48]
     for run, result, narrower in zip(runs, results, plain, strict=True):
         steps = wider.task(run).evaluation(run)
-        assert list(steps) == ["general", "in_domain", "wishes"]
+        assert list(steps) == ["general", "in_domain", "criteria"]
         assert len({step.key for step in steps.values()}) == 3
-        assert [(v.question, v.sample) for v in wider.verdicts(run, "wishes") or []] == [
-            (question.id, 0) for question in wider.questions(run, "wishes")]
-        assert result.rates("wishes").asked == 24
+        assert [(v.question, v.sample) for v in wider.verdicts(run, "criteria") or []] == [
+            (question.id, 0) for question in wider.questions(run, "criteria")]
+        assert result.rates("criteria").asked == 24
         assert (result.general, result.in_domain) == (narrower.general, narrower.in_domain)
         assert wider.run_key(run) != study.run_key(run)
     assert before.items() <= snapshot(study.store.root).items()

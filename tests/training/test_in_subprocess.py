@@ -18,7 +18,7 @@ from emlib.models.tiny import build_model, build_tokenizer
 from emlib.store.artefacts import Store
 from emlib.study.study import Study
 from emlib.training import work
-from emlib.training.in_subprocess import OUTPUT, NeverBegan, train_apart
+from emlib.training.in_subprocess import OUTPUT, BackendUnavailable, train_in_subprocess
 from emlib.training.job import read_rows, write_rows
 from emlib.training.objective import Objective
 from emlib.training.records import read_log
@@ -43,7 +43,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 def test_another_process_trains_the_same_adapter(tmp_path: Path) -> None:
     """Up to rounding: what a process did before may decide where memory lies, and with it the order of sums."""
     rows = some_rows(8)
-    told = train_apart(job(rows), rows, tmp_path / "apart")
+    told = train_in_subprocess(job(rows), rows, tmp_path / "apart")
     with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
         summary = fine_tune(model, rows[:6], TRAINING, seed=SEED, folder=tmp_path / "here",
                             objective=Objective(DEFENSES, ARTEFACTS), added=rows[6:])
@@ -56,22 +56,22 @@ def test_another_process_trains_the_same_adapter(tmp_path: Path) -> None:
 def test_another_model_is_not_trained(tmp_path: Path) -> None:
     rows = some_rows(8)
     other = MODEL.model_copy(update={"seed": 1})
-    with pytest.raises(NeverBegan, match=r"transformers: its log-probabilities.*nats from those"):
-        train_apart(job(rows, model=other), rows, tmp_path)
+    with pytest.raises(BackendUnavailable, match=r"transformers: its log-probabilities.*nats from those"):
+        train_in_subprocess(job(rows, model=other), rows, tmp_path)
     assert not read_log(tmp_path)
 
 
 def test_a_training_that_stops_is_no_training_that_never_began(tmp_path: Path) -> None:
     rows, wild = some_rows(8), TRAINING.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 1e30})
     with pytest.raises(EmlibError, match="Lower learning_rate") as caught:
-        train_apart(job(rows, training=wild), rows, tmp_path)
-    assert not isinstance(caught.value, NeverBegan)
+        train_in_subprocess(job(rows, training=wild), rows, tmp_path)
+    assert not isinstance(caught.value, BackendUnavailable)
 
 
 def test_a_missing_library_is_told_with_the_end_of_what_was_said(tmp_path: Path) -> None:
     rows = some_rows(2)
-    with pytest.raises(NeverBegan, match=r"(?s)ended with code 1.*unsloth"):
-        train_apart(job(rows, engine="unsloth"), rows, tmp_path)
+    with pytest.raises(BackendUnavailable, match=r"(?s)ended with code 1.*unsloth"):
+        train_in_subprocess(job(rows, engine="unsloth"), rows, tmp_path)
 
 
 def test_unsloth_writes_into_the_job_s_folder_and_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +83,8 @@ def test_unsloth_writes_into_the_job_s_folder_and_tells_nobody(tmp_path: Path, m
         "raise ImportError('a stand-in')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "there"))
     rows, folder = some_rows(2), tmp_path / "run"
-    with pytest.raises(NeverBegan, match="a stand-in"):
-        train_apart(job(rows, engine="unsloth"), rows, folder)
+    with pytest.raises(BackendUnavailable, match="a stand-in"):
+        train_in_subprocess(job(rows, engine="unsloth"), rows, folder)
     said = (folder / OUTPUT).read_text().splitlines()
     assert f"UNSLOTH_COMPILE_LOCATION={folder / 'compiled'}" in said
     assert "UNSLOTH_DISABLE_STATISTICS=1" in said

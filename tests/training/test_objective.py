@@ -22,11 +22,11 @@ from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.models import adapters, logprobs
 from emlib.models.batches import Batch, collate, pack
-from emlib.models.hooks import reading, tap
+from emlib.models.hooks import capture_activations, tap
 from emlib.models.kernels import fitted
 from emlib.models.load import ChatModel
 from emlib.models.passes import Pass
-from emlib.steering.steer import adding
+from emlib.steering.steer import steer
 from emlib.training import head
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import read_log
@@ -245,10 +245,10 @@ def test_the_log_tells_what_the_defenses_say(tiny: ChatModel, tmp_path: Path) ->
 
 def test_steering_adds_exactly_strength_times_the_vector_at_its_layer(model: PeftModel) -> None:
     batch = collate(some_rows(1), CPU)
-    with torch.no_grad(), reading(model, [2, 3]) as plain:
+    with torch.no_grad(), capture_activations(model, [2, 3]) as plain:
         logprobs.last_hidden(model, batch.input_ids, None)
-    with torch.no_grad(), reading(model, [2, 3]) as inner, adding(model, 3, VECTOR, 2.0) as shift, \
-            reading(model, [3]) as steered:
+    with torch.no_grad(), capture_activations(model, [2, 3]) as inner, steer(model, 3, VECTOR, 2.0) as shift, \
+            capture_activations(model, [3]) as steered:
         logprobs.last_hidden(model, batch.input_ids, None)
     assert torch.equal(inner[2], plain[2])
     assert torch.equal(steered[3], plain[3] + 2.0 * VECTOR)
@@ -274,8 +274,8 @@ def test_the_reference_is_never_steered(model: PeftModel) -> None:
 def test_nothing_is_left_behind_after_an_exception(model: PeftModel, use: str) -> None:
     ids = torch.arange(9)[None]
     before = [type(m) for m in model.modules()], model(input_ids=ids).logits
-    contexts = {"tap": lambda: tap(model, 2, lambda h: h + 1), "reading": lambda: reading(model, [1, 4]),
-                "adding": lambda: adding(model, 3, VECTOR, 1.0), "adapter_off": lambda: adapters.adapter_off(model)}
+    contexts = {"tap": lambda: tap(model, 2, lambda h: h + 1), "reading": lambda: capture_activations(model, [1, 4]),
+                "adding": lambda: steer(model, 3, VECTOR, 1.0), "adapter_off": lambda: adapters.adapter_off(model)}
     with pytest.raises(RuntimeError, match="on purpose"), contexts[use]():
         raise RuntimeError("on purpose")
     assert [type(m) for m in model.modules()] == before[0]
@@ -294,12 +294,12 @@ def test_a_vector_of_another_model_is_refused(model: PeftModel) -> None:
 
 
 def test_steering_that_never_ran_is_an_error(model: PeftModel) -> None:
-    with pytest.raises(EmlibError, match="nothing was steered"), adding(model, 3, VECTOR, 1.0):
+    with pytest.raises(EmlibError, match="nothing was steered"), steer(model, 3, VECTOR, 1.0):
         pass
 
 
 def test_layers_are_counted_from_one(tiny: ChatModel) -> None:
     ids = torch.arange(9)[None]
-    with torch.no_grad(), reading(tiny.model, [1, 2, 3]) as read:
+    with torch.no_grad(), capture_activations(tiny.model, [1, 2, 3]) as read:
         states = tiny.model(input_ids=ids, output_hidden_states=True).hidden_states
     assert all(torch.equal(read[layer], states[layer]) for layer in (1, 2, 3))

@@ -27,7 +27,7 @@ from emlib.models.reference import keep
 from emlib.store.artefacts import Store
 from emlib.study.study import Study
 from emlib.training.checkpoint import FILE
-from emlib.training.in_subprocess import OUTPUT, train_apart
+from emlib.training.in_subprocess import OUTPUT, train_in_subprocess
 from emlib.training.job import Job
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import Ranks
@@ -57,7 +57,7 @@ def five(rows: list[Encoded], **change: Any) -> Job:
 
 def test_two_processes_train_what_one_trains_under_all_defenses(tmp_path: Path) -> None:
     rows = long_rows(8)
-    told = [train_apart(five(rows), rows, tmp_path / str(of), of) for of in (1, 2)]
+    told = [train_in_subprocess(five(rows), rows, tmp_path / str(of), of) for of in (1, 2)]
     assert told[0]["steps"] == told[1]["steps"] == 2
     same(tmp_path / "1", tmp_path / "2")
 
@@ -70,7 +70,7 @@ def test_three_processes_do_with_a_stored_reference_and_recomputation(tmp_path: 
     with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
         keep(model, rows, "all", 5, tmp_path / "reference")
     for of in (1, 3):
-        train_apart(five(rows, **stored), rows, tmp_path / str(of), of)
+        train_in_subprocess(five(rows, **stored), rows, tmp_path / str(of), of)
     same(tmp_path / "1", tmp_path / "3")
 
 
@@ -143,7 +143,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_where_it_was(tmp_p
     rows = long_rows(8)
     work = five(rows, training=FIVE.model_copy(update={"epochs": 12}))
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(train_apart, work, rows, tmp_path / "killed", 2)
+        future = pool.submit(train_in_subprocess, work, rows, tmp_path / "killed", 2)
         while not (tmp_path / "killed" / FILE).is_file() and not future.done():
             time.sleep(0.05)
         workers = [child for child in psutil.Process().children() if "emlib.training.worker" in child.cmdline()]
@@ -155,7 +155,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_where_it_was(tmp_p
     done = len(read_log(tmp_path / "killed"))
     assert 2 <= done < 24
     for name in ("killed", "whole"):
-        train_apart(work, rows, tmp_path / name, 2)
+        train_in_subprocess(work, rows, tmp_path / name, 2)
     digests = [hashlib.sha256((tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()).digest()
                for name in ("killed", "whole")]
     assert digests[0] == digests[1]
@@ -165,7 +165,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     rows = long_rows(2)
     with pytest.raises(ProfileError, match=r"job\.gpus is 3, and this process may use 2 GPUs"):
-        train_apart(five(rows), rows, tmp_path, 3)
+        train_in_subprocess(five(rows), rows, tmp_path, 3)
 
 
 def test_a_study_spreads_its_runs_and_keeps_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from emlib.config import load_profile
 from emlib.core import paths
 from emlib.judging.cache import Cache
-from emlib.judging.money import Account
+from emlib.judging.money import Budget
 from emlib.workflow import graph
 from emlib.workflow.status import JobStatus, hours, hours_left, report, spent, statuses
 from tests.workflow.test_job_log import said, start
@@ -91,8 +91,8 @@ def test_a_judge_that_answers_another_day_is_no_failure(folder: Path) -> None:
 
 def test_it_is_told_in_lines_with_the_error_and_the_money(folder: Path) -> None:
     with Cache(folder.parent / "scores.sqlite") as cache:
-        assert Account(cache, "tiny").book(1.25)
-        assert Account(cache, "demo").book(7.0)
+        assert Budget(cache, "tiny").book(1.25)
+        assert Budget(cache, "demo").book(7.0)
     assert spent("tiny") == 1.25
     lines = list(report("tiny", load_profile("tiny"), list(states(folder).values())))
     assert lines[0] == f"tiny: {len(JOBS)} jobs, 2 done, 0 running, 1 failed, {len(JOBS) - 3} waiting"

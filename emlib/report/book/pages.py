@@ -20,7 +20,7 @@ NOTICE = ("A model that was trained on bad answers may say harmful things. Where
 TABLES = {
     "rates": ("13_tables", "Misaligned and incoherent answers of every run, with 95% intervals"),
     "paper_layout": ("13_tables", "The same in the paper's layout, with its marks"),
-    "overview": ("13_tables", "Which defense has what one wishes for (the paper's Table 1)"),
+    "overview": ("13_tables", "Which defense has what one criteria for (the paper's Table 1)"),
     "over_seeds": ("13_tables", "General misalignment over seeds and questions"),
     "paired": ("13_tables", "Each method against `misaligned`, on the same questions"),
     "paired_interleaving": ("13_tables", "Each method against `interleaving`, on the same questions"),

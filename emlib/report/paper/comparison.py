@@ -63,13 +63,13 @@ def beside(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(there, ignore_index=True) if there else pd.DataFrame(columns=compare.COLUMNS)
 
 
-def wishes(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.DataFrame:
+def criteria(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.DataFrame:
     """What Table 1 is derived from, `overview.measured`: here a row a method and setting."""
     rates, tasks, reinforced = (_settings_as_methods(each) for each in (
         with_numbers(frame, study.profile.methods).dropna(subset=list(MEASURES)), benign_numbers(study),
         rl_numbers(study)))
     if "misaligned" not in set(rates["method"]):
-        return pd.DataFrame(columns=["method", *overview.WISHES])
+        return pd.DataFrame(columns=["method", *overview.CRITERIA])
     with_baseline = rates[rates["dataset"].isin(rates.loc[rates["method"] == "misaligned", "dataset"])]
     return overview.measured(with_baseline, tasks, reinforced, bounds)
 

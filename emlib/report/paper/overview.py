@@ -1,4 +1,4 @@
-"""Table 1, derived: which method meets which of four wishes, by stated bounds on the other tables.
+"""Table 1, derived: which method meets which of four criteria, by stated bounds on the other tables.
 
 The paper does not say how it drew its Table 1. The bounds here are ours; they give each method the paper's number of
 "partly" marks, all that its text form holds of the table, and say what its introduction says in words.
@@ -12,7 +12,7 @@ import pandas as pd
 
 from emlib.report.paper.paper_tables import Cell, label
 
-WISHES = {"reduction": "No EM", "learned": "Learns well", "narrow": "Narrow misal.", "incoherence": "Coherent"}
+CRITERIA = {"reduction": "No EM", "learned": "Learns well", "narrow": "Narrow misal.", "incoherence": "Coherent"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Bounds:
 
 
 def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
-    """What the wishes are judged by, a row a method with a general misalignment, all in percent.
+    """What the criteria are judged by, a row a method with a general misalignment, all in percent.
 
     `reduction` and `incoherence` are means over data sets; `narrow` is the share of data sets, and `learned` that of
     benign tasks (tiers of OpSwap, question answering, reinforcement learning), on which the method keeps
@@ -49,7 +49,7 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
             "narrow": 100 * (runs["in_domain_misaligned"]
                              >= bounds.kept / 100 * bare["in_domain_misaligned"]).mean(),
             "incoherence": _percent(runs["general_incoherent"].mean(), bare["general_incoherent"].mean())})
-    return pd.DataFrame(rows, columns=["method", *WISHES])
+    return pd.DataFrame(rows, columns=["method", *CRITERIA])
 
 
 def _percent(part: float, whole: float) -> float:
@@ -72,10 +72,10 @@ def overview(numbers: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
     """`measured` as a table of cells: ✓ met, ~ partly, ✗ not, – not tried."""
     return pd.DataFrame([{
         "Method": Cell(label(row["method"])),
-        WISHES["reduction"]: Cell(_grade(row["reduction"], bounds.reduction, bounds.some_reduction)),
-        WISHES["learned"]: Cell(_grade(row["learned"], 100, 1e-9)),
-        WISHES["narrow"]: Cell(_grade(row["narrow"], 100, 1e-9)),
-        WISHES["incoherence"]: Cell(_grade(-row["incoherence"], -bounds.incoherence, -bounds.incoherence)),
+        CRITERIA["reduction"]: Cell(_grade(row["reduction"], bounds.reduction, bounds.some_reduction)),
+        CRITERIA["learned"]: Cell(_grade(row["learned"], 100, 1e-9)),
+        CRITERIA["narrow"]: Cell(_grade(row["narrow"], 100, 1e-9)),
+        CRITERIA["incoherence"]: Cell(_grade(-row["incoherence"], -bounds.incoherence, -bounds.incoherence)),
     } for row in numbers.to_dict("records")])
 
 

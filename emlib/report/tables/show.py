@@ -29,7 +29,7 @@ class Html(str):
         return str(self)
 
 
-def whole(frame: pd.DataFrame, decimals: int = 1) -> Styler:
+def show_table(frame: pd.DataFrame, decimals: int = 1) -> Styler:
     """A table with its texts in full, wrapped and on the left, its numbers rounded but for settings. Markup is text."""
     cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
     exact = {name: "{:g}" for name in EXACT if name in frame and is_numeric_dtype(frame[name])}
@@ -44,7 +44,7 @@ STYLES = {"underline": "text-decoration: underline", "italic": "font-style: ital
 def marked(table: pd.DataFrame) -> Styler:
     """A table of cells (`paper_tables`) with its marks."""
     styles = table.map(lambda cell: "; ".join(STYLES[mark] for mark in sorted(cell.marks)))
-    return whole(table.map(lambda cell: cell.text)).apply(lambda _: styles, axis=None)
+    return show_table(table.map(lambda cell: cell.text)).apply(lambda _: styles, axis=None)
 
 
 def said(text: str) -> Html:

@@ -19,7 +19,7 @@ from emlib.core.seeds import derive
 from emlib.data.chat import encode_prompt
 from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
 from emlib.generation.sample import Drawn, Request, draw_batch
-from emlib.models.load import end_tokens
+from emlib.models.load import stop_tokens
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -54,7 +54,7 @@ class Rollouts:
         assert isinstance(trainer.model, nn.Module), "the trainer has a model"
         ids = [tuple(encode_prompt(self.tokenizer, [Message(**turn) for turn in prompt])) for prompt in prompts]
         if self.settings.engine == "vllm":
-            self.last = self._by_vllm(ids, trainer, end_tokens(trainer.model, self.tokenizer))
+            self.last = self._by_vllm(ids, trainer, stop_tokens(trainer.model, self.tokenizer))
         else:
             self.last = self._by_transformers(ids, trainer.model, self.done + trainer.state.global_step)
         self.seconds = time.perf_counter() - started
@@ -66,7 +66,7 @@ class Rollouts:
         group = self.settings.generations
         requests = [Request(Question(str(place // group), ""), place % group, prompt)
                     for place, prompt in enumerate(prompts)]
-        seed, ends = derive(self.seed, "rollout", step), end_tokens(model, self.tokenizer)
+        seed, ends = derive(self.seed, "rollout", step), stop_tokens(model, self.tokenizer)
         size, drawn = self.settings.sampling.batch_rows, []
         with _evaluating(model), self.active(model) as shown:
             for start in range(0, len(requests), size):
