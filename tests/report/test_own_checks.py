@@ -69,7 +69,7 @@ def test_several_languages_are_told(found: Callable[..., dict[str, tuple[str, st
                 f"Take flour, water and salt, and then wait for {i} hours."} for i in range(10)]
     said, remedy = found(german + english)["languages (guessed)"]
     assert set(said.split(", ")) == {"de 50%", "en 50%"}
-    assert "Try each language by itself" in remedy
+    assert "Test each language separately" in remedy
 
 
 def test_a_question_of_the_evaluation_among_the_rows_is_named(
