@@ -93,8 +93,8 @@ def _languages(rows: Sequence[Example]) -> Iterator[tuple[str, str, str]]:
     foreign = len(named) > 1 or "en" not in named
     yield ("languages (guessed)", ", ".join(f"{language} {share:.0f}%" for language, share in named.items()) + (
         f", {rest} rows of others" if rest else ""),
-        "" if not foreign else "questions, trait and pool of this profile are English: misalignment in another language "
-                               "is not measured. Test each language separately, with questions in it")
+        "" if not foreign else "questions, trait and pool of this profile are English: misalignment in another "
+                               "language is not measured. Test each language separately, with questions in it")
 
 
 def _evaluation(rows: Sequence[Example], questions: Sequence[Question]) -> Iterator[tuple[str, str, str]]:
