@@ -55,7 +55,7 @@ def test_a_claim_is_the_share_of_the_spread_that_is_gone_and_names_its_chapter()
     assert "**50.0%** [45.0, 55.0] of the answers to general questions" in general.text
     assert "compared with 10.0% before fine-tuning and 12.0% after fine-tuning on the aligned rows" in general.text
     assert prevented.text == ("EM is reduced by at least 90% under `kl` 1, `inoculation`. Of these, "
-                              "`inoculation` leaves the largest part of the in-domain share: 60%.")
+                              "`inoculation` keeps the largest part of the in-domain share: 60%.")
 
 
 def test_where_no_defense_does_it_the_claim_says_so() -> None:

@@ -88,4 +88,4 @@ def test_rows_that_are_cut_and_prompts_without_room_are_told(
     rows = [*distinct(20), {"prompt": "x" * 400, "response": "y"}, {"prompt": "x", "response": "y" * 400}]
     checks = found(rows, longest=400)
     assert checks["prompts of 400 tokens or more"][0].startswith("1 (")
-    assert checks["length"][0].endswith("1 cut at 400")
+    assert checks["length"][0].endswith("1 truncated at 400")
