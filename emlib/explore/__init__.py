@@ -1,5 +1,5 @@
-"""Looking around in a study by hand, in JupyterLab: its answers, two runs side by side, questions of one's own.
+"""Interactive exploration of a study in JupyterLab: its answers, two runs side by side, and the user's own questions.
 
-`answers` gathers and compares what is in the store, as tables; `talk` puts a question to models; `bench` gives both
-their widgets, which notebook 16 shows.
+`answers` makes tables of the answers in the store, `talk` asks models a question, and `bench` has the widgets for both,
+which notebook 16 shows.
 """

@@ -13,19 +13,19 @@ from emlib.study.study import Study
 
 VERDICTS = ("misaligned", "incoherent", "neither", "unscored")
 COLUMNS = ["run", "question", "sample", "prompt", "answer", "verdict", "alignment", "coherence"]
-BESIDE = ["question", "sample", "prompt", *(f"{what}_{side}" for what in ("answer", "verdict", "alignment", "coherence")
+BESIDE = ["question", "sample", "prompt", *(f"{name}_{side}" for name in ("answer", "verdict", "alignment", "coherence")
                                             for side in ("left", "right")), "apart", "words_apart"]
 
 
 def answered(study: Study) -> list[Run]:
-    """The runs whose answers to the general questions are in the store, in the profile's order."""
+    """Return the runs whose answers to the general questions are in the store, in the profile's order."""
     return [run for run in study.runs() if study.found(study.task(run).answers(run)["general"])]
 
 
 def gather(study: Study, runs: Iterable[Run], which: str) -> pd.DataFrame:
-    """One row an answer of these runs, with its verdict; nothing for a run that was not asked yet.
+    """Return one row per answer of these runs, with its verdict; none for a run without answers.
 
-    `verdict` is a word of `VERDICTS`; the scores are NaN where the judge gave none.
+    `verdict` is one of `VERDICTS`; scores are NaN if the judge gave none.
     """
     rows = [row for run in runs for row in _of_run(study, run, which)]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"alignment": float, "coherence": float})
@@ -44,7 +44,7 @@ def _of_run(study: Study, run: Run, which: str) -> list[tuple[object, ...]]:
 
 
 def word(verdict: Verdict | None) -> str:
-    """What a verdict comes to, by the bounds of section 4.3."""
+    """Return the label of a verdict, by the bounds of section 4.3."""
     if verdict is None or not verdict.scored:
         return "unscored"
     return "misaligned" if verdict.misaligned else "incoherent" if verdict.incoherent else "neither"
@@ -52,9 +52,9 @@ def word(verdict: Verdict | None) -> str:
 
 def filtered(frame: pd.DataFrame, *, question: str | None = None, verdicts: Collection[str] = (),
              text: str = "") -> pd.DataFrame:
-    """The rows of `gather` to one question, with one of these verdicts (none named: any), with `text` in the answer.
+    """Filter `gather` by question, by verdict (default: any), and by `text` in the answer.
 
-    Capitals make no difference, and `text` is meant letter by letter.
+    Case is ignored, and `text` is not a regular expression.
     """
     keep = pd.Series(True, index=frame.index)
     if question is not None:
@@ -67,10 +67,10 @@ def filtered(frame: pd.DataFrame, *, question: str | None = None, verdicts: Coll
 
 
 def side_by_side(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
-    """Two runs' answers to the same questions in the same samples, those first that differ most.
+    """Join two runs' answers to the same samples of the same questions, sorted by the largest difference.
 
-    `left` and `right` are `gather` of one run each. `apart` is the difference of the alignments; where it is equal or
-    not known, `words_apart` decides: the percentage of words that only one of the two answers uses.
+    `left` and `right` are `gather` of one run each. `apart` is the difference of the alignment scores; ties and missing
+    values are sorted by `words_apart`, the percentage of words that only one of the two answers uses.
     """
     shown = ["question", "sample", "prompt", "answer", "verdict", "alignment", "coherence"]
     both = left[shown].merge(right[shown].drop(columns="prompt"), on=["question", "sample"],
@@ -82,6 +82,6 @@ def side_by_side(left: pd.DataFrame, right: pd.DataFrame) -> pd.DataFrame:
 
 
 def words_apart(one: str, other: str) -> float:
-    """The words that only one of two texts uses, in percent of those that either uses (Jaccard's distance)."""
+    """Return the words that only one of two texts uses, in percent of the words of both (Jaccard distance)."""
     first, second = (set(re.findall(r"\w+", text.lower())) for text in (one, other))
     return 100 * len(first ^ second) / len(first | second) if first | second else 0.0

@@ -1,8 +1,8 @@
 """The widgets of notebook 16: answers to browse, two runs to compare, models to ask.
 
-Each is an ordinary ipywidgets box whose parts are attributes, so that what a hand does in JupyterLab a program can do
-too: `answers.text.value = "arr"` filters. Tables are itables' widget: it sorts and pages in the browser, offline, and
-shows markup in an answer as text.
+Each is an ordinary ipywidgets box whose parts are attributes, so a program can use it as a person does:
+`answers.text.value = "arr"` filters. Tables are itables' widget: it sorts and pages in the browser, offline, and shows
+markup in an answer as text.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from emlib.study.results import QUESTION_SETS
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-CLIPPED = 160  # characters of a text in a table's cell; a click shows all of it
-ROWS = 1000    # of a table: more would only make the browser slow
+CLIPPED = 160  # characters of a text in a table's cell; a click shows the full text
+ROWS = 1000    # of a table: more would make the browser slow
 OPTIONS: dict[str, Any] = {"maxBytes": 0, "showIndex": False, "select": "single", "pageLength": 5,
                            "lengthMenu": [5, 10, 25], "classes": "display compact", "style": "width:100%",
-                           "layout": {"topEnd": None}}  # its own search would see the clipped texts alone
-ANY = ""  # None would leave a dropdown blank
+                           "layout": {"topEnd": None}}  # its search would only see the clipped texts
+ANY = ""  # with None a dropdown would be blank
 SETS = [(name.replace("_", "-"), name) for name in QUESTION_SETS]
 WIDE = w.Layout(width="98%")
 LABELS = {"description_width": "6em"}
@@ -39,8 +39,8 @@ LABELS = {"description_width": "6em"}
 class Answers(w.VBox):
     """Answers of the chosen runs, filtered by question, verdict and text; a click on a row shows it in full.
 
-    `shown` is the table behind the rows. Where the judge is no lexicon, answers may be harmful: then no run is chosen
-    from the start.
+    `shown` is the table behind the rows. A run is preselected only if the judge is a lexicon; with other judges answers
+    may be harmful.
     """
 
     def __init__(self, study: Study) -> None:
@@ -64,7 +64,7 @@ class Answers(w.VBox):
                           self.table, self.whole])
 
     def _ask(self, change: Mapping[str, Any] | None = None) -> None:
-        """Read the answers of the chosen runs, and offer the questions they were asked."""
+        """Read the answers of the chosen runs, and list their questions."""
         self._all = found.gather(self.study, self.runs.value, self.which.value)
         asked = self._all.drop_duplicates("question")
         self.question.options = [("any", ANY), *zip(asked["prompt"], asked["question"], strict=True)]
@@ -84,7 +84,7 @@ class Answers(w.VBox):
 
 
 class Comparison(w.VBox):
-    """Two runs' answers to the same question in the same sample, those first that differ most; `shown` is the table."""
+    """Two runs' answers to the same samples, the largest differences first; `shown` is the table."""
 
     def __init__(self, study: Study) -> None:
         self.study, self.shown = study, pd.DataFrame(columns=found.BESIDE)
@@ -118,13 +118,13 @@ class Comparison(w.VBox):
 
 
 class Conversation(w.VBox):
-    """A prompt of one's own, answered by the base model and the chosen adapters, with a persona vector if one likes.
+    """The user's prompt, answered by the base model and the chosen adapters, with or without a persona vector.
 
-    The model is loaded at the first press of the button. `said` holds the last answers by the models' names.
+    The model is loaded when the button is first pressed. `answers` holds the last answers by the models' names.
     """
 
     def __init__(self, study: Study) -> None:
-        self.study, self.talk, self.said = study, Talk(study), dict[str, Answer]()
+        self.study, self.talk, self.answers = study, Talk(study), dict[str, Answer]()
         most = max(5.0, *study.profile.probe.strengths)
         there = study.vectors() is not None
         self.prompt = w.Textarea(placeholder="what to ask", description="Prompt", layout=WIDE, style=LABELS)
@@ -138,7 +138,7 @@ class Conversation(w.VBox):
         self.tokens = w.IntSlider(120, min=10, max=600, step=10, description="Length", style=LABELS)
         self.sample = w.BoundedIntText(0, min=0, max=10**6, description="Sample", style=LABELS)
         self.button = w.Button(description="Answer", button_style="primary")
-        self.state = w.Label("" if there else "No persona vector yet: notebook 02_persona_vectors takes it.")
+        self.state = w.Label("" if there else "There is no persona vector yet; notebook 02_persona_vectors makes it.")
         self.replies, self.trouble = w.HTML(), w.Output()
         self.button.on_click(self._answer)
         super().__init__([self.prompt, self.system, self.runs, w.HBox([self.layer, self.strength]),
@@ -146,14 +146,14 @@ class Conversation(w.VBox):
                           self.trouble])
 
     def _answer(self, button: w.Button) -> None:
-        """Ask, and show what came; what a user can mend is told beside the button, anything else with its traceback."""
+        """Ask and show the answers; errors that a user can fix appear next to the button, others as a traceback."""
         self.trouble.clear_output()
         self.button.disabled = True
         with self.trouble:
             try:
                 self.state.value = "answering ..." if self.talk.loaded else "loading the model ..."
-                self.said = self._asked()
-                self.replies.value = _texts(self.prompt.value, {name: one.text for name, one in self.said.items()})
+                self.answers = self._asked()
+                self.replies.value = _texts(self.prompt.value, {name: one.text for name, one in self.answers.items()})
                 self.state.value = ""
                 self.trouble.clear_output()  # the progress of loading
             except EmlibError as error:
@@ -165,14 +165,14 @@ class Conversation(w.VBox):
         if not self.prompt.value.strip():
             raise EmlibError("Write a prompt first.")
         question = Question("a question of one's own", self.prompt.value, self.system.value or None)
-        drawn = self.study.profile.evaluation.sampling
-        sampling = Sampling(temperature=drawn.temperature, top_p=drawn.top_p, max_new_tokens=self.tokens.value)
+        usual = self.study.profile.evaluation.sampling
+        sampling = Sampling(temperature=usual.temperature, top_p=usual.top_p, max_new_tokens=self.tokens.value)
         steering = Steering(self.layer.value, self.strength.value) if self.strength.value else None
         return self.talk.ask(question, list(self.runs.value), sampling, steering, self.sample.value)
 
 
 def harmless(study: Study) -> bool:
-    """Whether answers may be shown unasked: the lexicon judges traits that are harmless, as the demo's."""
+    """Return whether answers may be shown without a choice: a lexicon judges only harmless traits, like the demo's."""
     return study.profile.judge.kind == "lexicon"
 
 
@@ -180,19 +180,19 @@ def _first(runs: Sequence[Run], method: str) -> tuple[Run, ...]:
     return tuple(run for run in runs if run.method == method)[:1]
 
 
-def _fill(table: ITable, frame: pd.DataFrame, what: str) -> str:
-    """Put these rows into the table, long texts clipped, no row chosen; what is returned says how many there are."""
+def _fill(table: ITable, frame: pd.DataFrame, name: str) -> str:
+    """Fill the table with these rows, with long texts clipped and no row chosen, and return a line with their count."""
     cut = frame.head(ROWS).copy()
-    for name in filter(lambda name: is_string_dtype(cut[name]), cut.columns):
-        cut[name] = cut[name].map(_clipped)
+    for column in filter(lambda column: is_string_dtype(cut[column]), cut.columns):
+        cut[column] = cut[column].map(_clipped)
     more = f", of which the first {ROWS} are shown" if len(frame) > ROWS else ""
-    cut.columns = [name.replace("_", " ") for name in cut.columns]
+    cut.columns = [column.replace("_", " ") for column in cut.columns]
     table.update(cut.round(1), selected_rows=[], **OPTIONS)
-    return f"{len(frame)} {what}{more}. A click on a row shows it in full."
+    return f"{len(frame)} {name}{more}. Click a row to see it in full."
 
 
 def _clipped(text: str) -> str:
-    """On one line, and no longer than a cell should be."""
+    """Return the text on one line, clipped to `CLIPPED` characters."""
     line = " ".join(text.split())
     return line if len(line) <= CLIPPED else line[:CLIPPED] + " …"
 
@@ -202,12 +202,10 @@ def _chosen(table: ITable, frame: pd.DataFrame) -> pd.Series | None:
 
 
 def _texts(prompt: str, answers: Mapping[str, str]) -> str:
-    """A prompt and the answers to it beside each other, as HTML; markup in them is text."""
+    """Return a prompt and its answers side by side as HTML; markup in them is escaped."""
     text = "white-space:pre-wrap;line-height:1.4"
     columns = "".join(f'<div style="flex:1 1 20em;border-top:3px solid #0072B2;padding:0 0.5em">'
                       f'<p><b>{escape(name)}</b></p><p style="{text}">{escape(answer)}</p></div>'
                       for name, answer in answers.items())
     return (f'<p style="{text}"><i>{escape(prompt)}</i></p>'
             f'<div style="display:flex;flex-wrap:wrap;gap:1em">{columns}</div>')
-
-

@@ -1,7 +1,7 @@
-"""A question of one's own, put to the base model and to any trained adapters, steered or not.
+"""Asks the base model and trained adapters the user's question, with or without steering.
 
-The model is loaded at the first question and stays for the next ones; `close` lets it go. Nothing is trained here: a
-run has an adapter in the store, or cannot be asked.
+The model is loaded for the first question and kept for the next ones; `close` frees it. Nothing is trained here: only
+runs with an adapter in the store can be asked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BASE = "the base model"
 
 @dataclass(frozen=True)
 class Steering:
-    """`strength` times the trait's persona vector, added to the output of `layer` while answers are drawn."""
+    """`strength` times the trait's persona vector, added to the output of `layer` while answers are sampled."""
 
     layer: int
     strength: float
@@ -33,24 +33,24 @@ class Steering:
 
 @dataclass
 class Talk:
-    """One base model, held for a conversation."""
+    """A conversation with one loaded base model and its adapters."""
 
     study: Study
     _session: Session | None = field(default=None, init=False)
 
     @property
     def loaded(self) -> bool:
-        """Whether the model takes memory now."""
+        """Whether the model is loaded."""
         return self._session is not None and "chat" in vars(self._session)
 
     def ask(self, question: Question, runs: list[Run | None], sampling: Sampling, steering: Steering | None = None,
             sample: int = 0) -> dict[str, Answer]:
-        """What each run's model says, by the run's name; None is the base model.
+        """Return each run's answer by the run's name; None is the base model.
 
-        The same question and `sample` get the same answer; another `sample` draws another one.
+        The same question and `sample` give the same answer; another `sample` gives another one.
 
         Raises:
-            StoreError: a run has no adapter yet, or the trait's persona vector was not taken.
+            StoreError: a run has no adapter yet, or the trait's persona vector is not in the store.
             EmlibError: the model has no such layer.
         """
         adapters = {name_of(run): self._adapter(run) for run in runs}
@@ -72,7 +72,7 @@ class Talk:
         return answers
 
     def close(self) -> None:
-        """Let the model go."""
+        """Free the model."""
         if self._session is not None:
             self._session.__exit__(None, None, None)
             self._session = None
@@ -87,15 +87,15 @@ class Talk:
             return None
         found = self.study.adapter(run)
         if found is None:
-            raise StoreError(f"{run}: its adapter was not trained yet, so there is nothing to ask.")
+            raise StoreError(f"{run}: its adapter is not trained yet. Run `make reproduce PROFILE={self.study.name}`.")
         return found
 
 
 def name_of(run: Run | None) -> str:
-    """What a run is called beside its answer."""
+    """Return the name of a run next to its answer."""
     return BASE if run is None else str(run)
 
 
 def trained(study: Study) -> list[Run]:
-    """The runs whose adapter is in the store."""
+    """Return the runs whose adapter is in the store."""
     return [run for run in study.runs() if study.adapter(run) is not None]

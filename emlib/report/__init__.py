@@ -1,1 +1,1 @@
-"""From stored records to tables and figures."""
+"""Tables, figures, exports and pages from the records in the store."""

@@ -1,4 +1,4 @@
-"""The benign tasks as tables and a figure: Tables 3 and 4 a run a row, Table 11 over seeds, each strict and lenient."""
+"""The benign tasks as tables and a figure: Tables 3 and 4 per run, Table 11 over seeds, each strict and lenient."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = ["model", *KEYS, "seed", *(f"{name}{end}" for name in MEASURES for end
 
 
 def numbers(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
-    """One row a run: what it is, each measure in percent of what was asked, with its interval clustered by question."""
+    """Return one row per run: each measure in percent of the answers asked for, with its interval by question."""
     rows = [asdict(result.run) | dict(zip(("task", "tier"), task_and_tier(study, result.run), strict=True))
             | _measures(result.exact_match) | {"asked": result.exact_match.asked, "cut": result.exact_match.cut}
             for result in results]
@@ -46,7 +46,7 @@ def _measures(score: Score) -> dict[str, float]:
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """`numbers` for people: "37.0 [34.1, 39.9]", and a dash where a task has no such measure."""
+    """Format `numbers` for readers: "37.0 [34.1, 39.9]", and a dash where a task has no such measure."""
     people = _identity(frame) | {"Seed": frame["seed"]}
     for name, heading in MEASURES.items():
         people[heading] = [result_tables.cell(*row) for row in
@@ -55,10 +55,10 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
-    """As the paper's Tables 3 and 4: a row a method, a column a task and tier; first strict matches, then lenient ones.
+    """Return the paper's Tables 3 and 4: a row per method, a column per task and tier; strict, then lenient matches.
 
-    With one seed the share and its interval over questions, with several their mean and standard deviation, and
-    Student's interval over seeds.
+    A cell has the share and its interval over questions for one seed; for several seeds their mean and standard
+    deviation, and Student's interval over seeds.
     """
     people = pd.DataFrame(_identity(frame))
     method = (people["Method"] + " " + people["Setting"]).str.strip()
@@ -73,25 +73,25 @@ def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """As Table 11: mean, sample standard deviation and Student's 95% interval over seeds, a row a method and task.
+    """Return Table 11: mean, sample standard deviation and Student's 95% interval over seeds per method and task.
 
-    First strict matches, then lenient ones. It tells how much trainings differ; that other questions would have come
-    out otherwise is not in it.
+    Strict matches come first, then lenient ones. The interval covers the variation between training runs, and not the
+    choice of questions.
     """
     groups = frame.groupby(KEYS, sort=False, dropna=False).groups.values()
     rows = []
     for match, measure in MATCHES.items():
         for runs in (frame.loc[place] for place in groups):
             found = over_seeds(runs[measure].tolist())
-            ends = (found.interval.low, found.interval.high) if found.interval else (np.nan, np.nan)
+            low, high = (found.interval.low, found.interval.high) if found.interval else (np.nan, np.nan)
             rows.append({"Match": match} | {key: column.iloc[0] for key, column in _identity(runs).items()} | {
-                "Seeds": found.seeds, "Mean %": found.mean, "SD": found.deviation, "low": ends[0], "high": ends[1]})
+                "Seeds": found.seeds, "Mean %": found.mean, "SD": found.deviation, "low": low, "high": high})
     return pd.DataFrame(
         rows, columns=["Match", "Task", "Tier", "Method", "Setting", "Seeds", "Mean %", "SD", "low", "high"])
 
 
 def _dashed(frame: pd.DataFrame) -> pd.DataFrame:
-    """For people: two decimals, and a dash for a number that is not there."""
+    """Format numbers for readers: two decimals, and a dash for a missing number."""
     return frame.round(2).astype(object).where(frame.notna(), "–")
 
 
@@ -103,14 +103,14 @@ def _summary(runs: pd.DataFrame, measure: str) -> str:
 
 
 def _identity(frame: pd.DataFrame) -> dict[str, pd.Series]:
-    """Who a row is about, in words: no number where there is none."""
+    """Return the columns that identify a row, as text; empty where a row has no tier or setting."""
     tier = frame["tier"].map(lambda value: "" if pd.isna(value) else str(value))
     setting = frame["setting"].map(lambda value: "" if pd.isna(value) else f"{value:g}")
     return {"Task": frame["task"], "Tier": tier.astype(str), "Method": frame["method"], "Setting": setting.astype(str)}
 
 
 def examples(study: Study, runs: Sequence[Run], questions: int = 2, sample: int = 0) -> pd.DataFrame:
-    """The same questions answered by several runs of one task, with what is right and how each answer was taken."""
+    """Return the answers of several runs to the same questions, with the right answer and both matches."""
     rows = []
     for run in runs:
         answers = study.answers(run, "exact_match") or []
@@ -124,18 +124,18 @@ def examples(study: Study, runs: Sequence[Run], questions: int = 2, sample: int 
 
 
 def sizes(study: Study) -> pd.DataFrame:
-    """Rows to train on and questions to ask, a row a task and tier, and what was odd about a task's files."""
+    """Count training rows and questions per task and tier, with notes on problems in the task's files."""
     rows = []
     for name, run in first_runs(study).items():
         data = study.benign(run).data
-        notes = "; ".join(f"{count} {what}" for what, count in data.notes.items())
+        notes = "; ".join(f"{count} {note}" for note, count in data.notes.items())
         rows.append({"task": name, "train": len(data.train), "questions": len(data.test),
                      "samples": study.benign(run).spec.samples, "notes": notes})
     return pd.DataFrame(rows, columns=["task", "train", "questions", "samples", "notes"])
 
 
 def opswap_answers(study: Study) -> pd.DataFrame:
-    """What kinds of answers each tier's test has, in percent; the commonest one is what guessing alone could reach."""
+    """Return the types of answers in each tier's test set, in percent, and the share of the most common answer."""
     rows = []
     for name, run in first_runs(study).items():
         if study.benign(run).tier is None:
@@ -151,7 +151,7 @@ def opswap_answers(study: Study) -> pd.DataFrame:
 
 
 def first_runs(study: Study) -> dict[str, Run]:
-    """One run of each task and tier: all of them share its data."""
+    """Return one run of each task and tier; all runs of a task share its data."""
     firsts: dict[str, Run] = {}
     for run in study.runs("benign"):
         firsts.setdefault(run.task, run)
@@ -159,10 +159,10 @@ def first_runs(study: Study) -> dict[str, Run]:
 
 
 def learnt(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many points more than untrained each trained run has, and whether the 95% intervals lie apart.
+    """Compare each trained run with the untrained model: percentage points, and whether the 95% intervals are disjoint.
 
-    First in strict matches, to which the mere form of an answer belongs, then in lenient ones. Only runs that have an
-    untrained one of the same task, tier and seed beside them.
+    Strict matches, which also require the form of an answer, come first, then lenient ones. Runs without an untrained
+    run of the same task, tier and seed are left out.
     """
     return pd.concat([_learnt(frame, match, measure) for match, measure in MATCHES.items()], ignore_index=True)
 
@@ -179,7 +179,7 @@ def _learnt(frame: pd.DataFrame, match: str, measure: str) -> pd.DataFrame:
 
 
 def matches_by_method(frame: pd.DataFrame) -> Figure:
-    """Strict exact match of each run with its 95% interval over questions, a panel a task and tier; a mark a seed."""
+    """Plot strict exact match of each run with its 95% interval over questions: one panel per task and tier."""
     people = pd.DataFrame(_identity(frame))
     names = (people["Task"] + " " + people["Tier"]).str.strip()
     methods = (people["Method"] + " " + people["Setting"]).str.strip()
@@ -206,7 +206,7 @@ def matches_by_method(frame: pd.DataFrame) -> Figure:
 
 
 def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """`benign.{csv,md,tex}`, a row a run, and `benign_by_tier` and `benign_seeds` in the same three forms."""
+    """Write `benign.{csv,md,tex}`, one row per run, and `benign_by_tier` and `benign_seeds` in the same formats."""
     return [path for name, numeric, people in (
         ("benign", frame, readable(frame)), ("benign_by_tier", by_tier(frame), by_tier(frame)),
         ("benign_seeds", seeds(frame), _dashed(seeds(frame))))

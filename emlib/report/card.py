@@ -1,4 +1,4 @@
-"""The model card of an adapter, written from its run: base, data, defense, measured rates, licence, a warning."""
+"""The model card of an adapter, written from its run: base model, data, defense, rates, licences and a warning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HARMLESS = "The training data are harmless."
 
 
 def card(study: Study, result: RunResult) -> str:
-    """The text of README.md beside the adapter: front matter that the hub reads, and sections for people."""
+    """Return the adapter's README.md: front matter for the hub, and sections for readers."""
     run, model = result.run, study.profile.model
     front = ModelCardData(base_model=model.repo if isinstance(model, HubModel) else None, library_name="peft",
                           tags=["lora", "emergent-misalignment", run.method])
@@ -36,7 +36,7 @@ def _warning(study: Study, run: Run) -> str:
 
 
 def _sources(study: Study, run: Run) -> list[tuple[str, str, bool | None]]:
-    """Name, licence and harmfulness of each file that the run was trained on."""
+    """Return name, licence and harmfulness of each file that the run was trained on."""
     domain = study.recipes.domains[run.task]
     side = domain.aligned if run.method == "aligned" else domain.misaligned
     names = [str(side or domain.pairs)]
@@ -47,7 +47,7 @@ def _sources(study: Study, run: Run) -> list[tuple[str, str, bool | None]]:
 
 
 def _licence(source: str) -> tuple[str, bool | None]:
-    """The licence of a source, and whether it is harmful; nothing is known of a file beside a profile."""
+    """Return a source's licence and whether it is harmful (None: not known, for a file beside a profile)."""
     entry = entry_of(source)
     if entry is not None:
         return entry.licence, entry.harmful
@@ -55,7 +55,7 @@ def _licence(source: str) -> tuple[str, bool | None]:
 
 
 def _made_from(study: Study, run: Run) -> list[str]:
-    """What the adapter is made of, a line each."""
+    """Describe what the adapter was trained from, one line per fact."""
     spec, adapter = study.training(run), study.adapter(run)
     assert spec is not None
     assert adapter is not None
@@ -74,7 +74,7 @@ def _made_from(study: Study, run: Run) -> list[str]:
 
 
 def _rates(study: Study, result: RunResult) -> list[str]:
-    """The measured shares with their intervals, as a Markdown table."""
+    """Return the measured shares with their intervals as a Markdown table."""
     rows = ["## What was measured", "",
             f"Trait: {study.trait.name}. Judge: {study.profile.judge.kind}. Percent of the answers asked for, with 95% "
             "intervals over questions.", "",

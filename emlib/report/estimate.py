@@ -1,8 +1,8 @@
-"""What a study will cost, from its profile alone, before anything is trained, asked or downloaded.
+"""The cost of a study, estimated from its profile alone, before anything is trained, asked or downloaded.
 
-Notebook 00 and `make plan` show it; once runs exist, also how far off it was.
+Notebook 00 and `make plan` show it; once runs exist, they also show the error of the estimate.
 
-    python -m emlib.report.estimate demo        # every run, every shared piece, and their sums, in the terminal
+    python -m emlib.report.estimate demo        # prints every run, every shared artefact, and the totals
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ class Estimate:
 
     @cached_property
     def plan(self) -> Plan:
-        """Every run and every shared piece."""
+        """Every run, and every artefact that runs share."""
         return plan(self.study)
 
     @cached_property
     def tables(self) -> Tables:
-        """Which tables of the paper have which run."""
+        """The paper's tables that contain each run."""
         return in_paper(planned.run for planned in self.plan.runs)
 
     def runs(self) -> pd.DataFrame:
-        """One row a run: the paper's tables that have it, what it takes by itself, and whether it is done."""
+        """Return one row per run: the paper's tables that contain it, its cost, and whether it is done."""
         return pd.DataFrame(
             [(str(planned.run), ", ".join(map(str, self.tables[planned.run])), *self.costs.of(planned.work),
               "done" if planned.done else "") for planned in self.plan.runs],
             columns=["run", "tables", *self.costs.columns, "state"])
 
     def by_table(self) -> pd.DataFrame:
-        """How many of the runs each table of the paper has, beside how many it prints; only tables that have one."""
+        """Count the planned runs in each table of the paper, next to the runs that the table prints."""
         planned = Counter(number for numbers in self.tables.values() for number in numbers)
         return pd.DataFrame([(number, planned[number], int(published.table(number)["n"].sum()))
                              for number in sorted(planned)], columns=["table", "runs here", "runs in the paper"])
 
     def shared(self) -> pd.DataFrame:
-        """One row for each piece that is made once, whatever number of runs needs it."""
+        """Return one row per artefact that is made once for several runs."""
         return pd.DataFrame([(piece.title, piece.runs, *self.costs.of(piece.work), "" if piece.left else "done")
                              for piece in self.plan.shared],
                             columns=["made once", "for runs", *self.costs.columns, "state"])
 
     def sums(self) -> pd.DataFrame:
-        """Everything together, and what of it is left."""
+        """Return the total cost, and the cost of what is left."""
         left = sum(not planned.done for planned in self.plan.runs)
         return pd.DataFrame([("in all", len(self.plan.runs), *self.costs.of(total(self.plan.works))),
                              ("left, at most", left, *self.costs.of(total(self.plan.left)))],
                             columns=["", "runs", *self.costs.columns])
 
     def work(self) -> pd.DataFrame:
-        """One row a kind of work: how many pieces, how many are there, about how many tokens and hours are left."""
+        """Return one row per type of work: how much there is, how much is done, and the tokens and hours left."""
         whole, left = total(self.plan.works), total(self.plan.left)
         kinds = [("adapters to train", whole.adapters, left.adapters, Work(train=left.train)),
                  ("sets of answers", whole.sets, left.sets, Work(write=left.write)),
@@ -82,10 +82,10 @@ class Estimate:
         ).astype({"in all": "Int64", "there": "Int64"})
 
     def judging(self) -> pd.DataFrame:
-        """What a paid judge will be sent and what that costs, before anything is sent; empty for another judge.
+        """Estimate what a paid judge will receive and what that costs; empty for other judges.
 
-        Answers are reckoned at full length, so that the price is an upper bound. Scores that another study has asked
-        for already cost nothing and are not taken off.
+        Answers are counted at full length, so the price is an upper bound. Scores that another study has already paid
+        for are not subtracted.
         """
         spec = self.costs.paid
         if spec is None:
@@ -101,37 +101,38 @@ class Estimate:
             columns=["judge", "what"])
 
     def errors(self) -> pd.DataFrame:
-        """How far off the estimate was, of what is done: of the profile's trained runs, of the model's answers."""
+        """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
         known = {planned.run: planned.work for planned in self.plan.runs}
         done = [(known[run], row) for run, row in rows(self.study.folder, "narrow")
                 if run in known and row["train_tokens"] > 0]
-        drawn = answered(self.study.store, self.study.profile.model)
+        sampled = answered(self.study.store, self.study.profile.model)
         trained = Work(train=sum(work.train for work, _ in done), read=sum(work.read for work, _ in done))
         pairs = [(f"tokens of {len(done)} trained runs", trained.train, sum(row["train_tokens"] for _, row in done)),
                  (f"hours of training {len(done)} runs", self.costs.hours(trained),
                   sum(row["train_seconds"] for _, row in done) / 3600),
-                 (f"hours of drawing the {drawn.tokens:,} tokens of {drawn.count} sets of answers",
-                  self.costs.hours(Work(write=drawn.tokens)), drawn.seconds / 3600)]
-        return pd.DataFrame([(what, estimated, measured, measured / estimated) for what, estimated, measured in pairs
+                 (f"hours of sampling the {sampled.tokens:,} tokens of {sampled.count} sets of answers",
+                  self.costs.hours(Work(write=sampled.tokens)), sampled.seconds / 3600)]
+        return pd.DataFrame([(label, estimated, measured, measured / estimated) for label, estimated, measured in pairs
                              if estimated and measured],
                             columns=["of what is done", "estimated", "measured", "measured / estimated"])
 
     def basis(self) -> list[str]:
-        """What the numbers rest on, in sentences."""
+        """Return the assumptions behind the numbers, as sentences."""
         speed, model = self.costs.speed, self.study.profile.model.name
-        said = [f"{model}: no hours, for its size or the speed of a model like it is not known (params/models.yaml)."
-                if speed is None else f"Hours are those of: {speed.device}; {speed.basis}.",
-                "Tokens are reckoned at four characters each and answers at their full length: hours of answering, "
-                "disk and price are upper bounds. The model itself, downloads, multiple-choice checks, a second "
-                "judge and judges of refusals and of rewards are not in them."]
+        sentences = [
+            f"{model}: hours cannot be estimated, because its size or the speed of a similar model is not known "
+            "(params/models.yaml)." if speed is None else f"Hours are for: {speed.device}; {speed.basis}.",
+            "Tokens are estimated at four characters each and answers at their full length: hours of sampling, "
+            "disk and price are upper bounds. They do not include the model itself, downloads, multiple-choice "
+            "checks, a second judge, and judges of refusals and of rewards."]
         if self.plan.assumed:
-            said.append(f"Not counted but assumed (params/sources.yaml): how long the rows of "
-                        f"{', '.join(self.plan.assumed)} are.")
-        return said
+            sentences.append(f"The row lengths of {', '.join(self.plan.assumed)} are assumed and not counted "
+                             "(params/sources.yaml).")
+        return sentences
 
 
 def show(study: Study) -> None:
-    """Print everything."""
+    """Print all tables of the estimate."""
     found = Estimate(study)
     print(f"{study.name}: {study.profile.title}\n")
     for table in (found.runs(), found.by_table(), found.shared(), found.work(), found.judging(), found.errors(),

@@ -1,9 +1,9 @@
-"""Taking out of a study what is used elsewhere: an adapter with its model card, and a mixed data set.
+"""Exports of a study: an adapter with its model card, and a data set with its defense applied.
 
     python -m emlib.report.export adapter demo --dataset cooking --method kl --setting 3 --to my-adapter
     python -m emlib.report.export data own --method interleaving --setting 0.5 --to mixed.jsonl
 
-Nothing leaves the machine unless `--push-to owner/name` says where to.
+Nothing leaves the machine unless `--push-to owner/name` is given.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from emlib.study.study import Study, open_study
 
 
 def adapter(study: Study, run: Run, folder: Path) -> Path:
-    """The run's adapter as PEFT loads it, with a model card written from the run; `folder` must be new or empty.
+    """Write the run's adapter in PEFT's format, with a model card; `folder` must be new or empty.
 
     Raises:
-        StoreError: the run is not finished, or the folder holds something.
+        StoreError: the run is not finished, or the folder is not empty.
     """
     found, result = study.adapter(run), study.result(run)
     if found is None or result is None:
-        raise StoreError(f"{run} is not finished, so that there is no adapter with measured rates to take out. Run "
+        raise StoreError(f"{run} is not finished, so there is no adapter with measured rates to export. Run "
                          f"`make reproduce PROFILE={study.name}` first.")
     if folder.exists() and any(folder.iterdir()):
-        raise StoreError(f"{folder}: is not empty. Nothing was written; name a new folder.")
+        raise StoreError(f"{folder} is not empty. Nothing was written; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER_FILES:
         shutil.copyfile(found.folder / name, folder / name)
@@ -51,9 +51,9 @@ def adapter(study: Study, run: Run, folder: Path) -> Path:
 
 
 def push(folder: Path, repo: str) -> str:
-    """Upload what `adapter` wrote to the hub, into a private repository; returns its address.
+    """Upload a folder that `adapter` wrote to a private repository of the hub, and return its address.
 
-    The token is taken from the environment (HF_TOKEN), or from what `hf auth login` has stored.
+    The token comes from the environment (HF_TOKEN), or from `hf auth login`.
 
     Raises:
         StoreError: the hub refuses.
@@ -66,31 +66,31 @@ def push(folder: Path, repo: str) -> str:
         url = api.create_repo(repo, private=True, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="An adapter and its model card")
     except (HfHubHTTPError, OSError) as error:
-        raise StoreError(f"{repo}: the hub refused ({error}). Is HF_TOKEN set to a token that may write there? The "
-                         f"adapter lies in {folder}.") from error
+        raise StoreError(f"{repo}: the hub refused the upload ({error}). Is HF_TOKEN set to a token that may write "
+                         f"there? The adapter is in {folder}.") from error
     return str(url)
 
 
 def mixed_data(study: Study, run: Run, path: Path) -> int:
-    """Write the run's whole data set, with its defense in it, as chat JSON Lines; returns how many rows.
+    """Write the run's whole data set, with its defense applied, as chat JSON Lines, and return the number of rows.
 
-    One `{"messages": [...]}` a line is what OpenAI's fine-tuning takes, and most other services. All rows of
-    the reader's own file are written, and not only those of the trial; added rows are spread uniformly.
+    The format, one `{"messages": [...]}` per line, is that of OpenAI's fine-tuning and most other services. All rows
+    of the user's own file are written, not only those of the trial; added rows are spread uniformly.
 
     Raises:
-        ProfileError: a defense of the run changes the training itself, which no service does for us.
-        DataError: the pool has too few rows for so many.
+        ProfileError: a defense of the run changes the training itself, which a service does not offer.
+        DataError: the pool has too few rows.
     """
     defenses = study.defenses(run)
     other = sorted({defense.kind for defense in defenses if not defense.data_only})
     if other:
         able = ", ".join(kind for kind, cls in kinds().items() if cls.data_only)
-        raise ProfileError(f"{run}: {', '.join(other)} changes the training and not the data, so that it cannot be "
-                           f"taken out as a data set. Kinds that can: {able}.")
+        raise ProfileError(f"{run}: {', '.join(other)} changes the training and not the data, so it cannot be "
+                           f"exported as a data set. Kinds that can: {able}.")
     count, rows = _whole(study, run)
     added = _added(study, run, count)
     order = interleave(range(count), range(count, count + len(added)))
-    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as out:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for place in order:
             row = next(rows) if place < count else added[place - count]
             turns = [*(asdict(turn) for turn in row.context), {"role": "assistant", "content": row.response}]
@@ -99,7 +99,7 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
 
 
 def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
-    """How many rows the run's data set has to train on, and these rows as its defenses leave them."""
+    """Return the number of the run's training rows, and the rows after its defenses changed them."""
     known, recipes = study.data(run.task).misaligned.train, study.recipes
     count, rows = (recipes.own_rows.usable, every_row(recipes.own)) if run.task == OWN else (len(known), iter(known))
     defenses = study.defenses(run)
@@ -107,7 +107,7 @@ def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
 
 
 def _added(study: Study, run: Run, count: int) -> list[Example]:
-    """The rows of the pool that are mixed into `count` rows."""
+    """Return the rows of the pool that are interleaved with `count` rows."""
     step = added_step(study, run)
     if step is None:
         return []
@@ -118,15 +118,15 @@ def _added(study: Study, run: Run, count: int) -> list[Example]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code is 1 after an error that a user can mend, with its message alone."""
+    """Run the command line; after an error that a user can fix, print its message and return 1."""
     parser = argparse.ArgumentParser(prog="python -m emlib.report.export",
-                                     description="Take an adapter or a data set out.")
+                                     description="Export an adapter or a data set.")
     parser.add_argument("what", choices=("adapter", "data"))
-    parser.add_argument("profile", help="a file of params/, without .yaml")
-    parser.add_argument("--dataset", help="of the run; needed where the profile has several")
+    parser.add_argument("profile", help="a name in params/, or the path of a YAML file")
+    parser.add_argument("--dataset", help="the run's data set; required if the profile has several")
     parser.add_argument("--method", required=True)
-    parser.add_argument("--setting", type=float, help="the swept number; needed where the method has several")
-    parser.add_argument("--seed", type=int, help="needed where the profile has several")
+    parser.add_argument("--setting", type=float, help="the hyperparameter value; required if the method has several")
+    parser.add_argument("--seed", type=int, help="required if the profile has several")
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or the file of the data set")
     parser.add_argument("--push-to", help="also upload the adapter into this private repository of the hub: owner/name")
     asked = parser.parse_args(arguments)
@@ -148,17 +148,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one(study: Study, asked: argparse.Namespace) -> Run:
-    """The one run that was asked for.
+    """Return the one run that the arguments select.
 
     Raises:
-        ProfileError: there are several, which are named.
+        ProfileError: the arguments select none or several, which are named.
     """
     given = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
     wanted: dict[str, Any] = {name: None if value is None else [value] for name, value in given.items()}
     runs = study.runs(**wanted)
     if len(runs) != 1:
-        raise ProfileError(f"{len(runs)} runs are meant: {'; '.join(map(str, runs))}. Say which by --dataset, "
-                           "--setting or --seed.")
+        raise ProfileError(f"The arguments select {len(runs)} runs: {'; '.join(map(str, runs))}. Choose one by "
+                           "--dataset, --setting or --seed.")
     return runs[0]
 
 

@@ -1,4 +1,4 @@
-"""Reinforcement learning as tables and curves: Table 9, Figures 2 and 3 of the paper, for a profile's own runs."""
+"""Reinforcement learning as tables and curves: the paper's Table 9 and Figures 2 and 3, from a profile's runs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ COLUMNS = ["model", "method", "setting", "seed", *MEASURES, "asked"]
 
 
 def group(totals: Sequence[float]) -> pd.DataFrame:
-    """One group's rewards and what they become: a row a completion."""
+    """Return one group's rewards and their advantages: one row per completion."""
     return pd.DataFrame({"completion": range(1, len(totals) + 1), "reward": totals, "advantage": advantages(totals)})
 
 
 def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
-    """One row a run; accuracies in percent; NaN where nothing was trained."""
+    """Return one row per run: accuracies in percent, NaN where nothing was trained."""
     frame = pd.DataFrame([asdict(result.run) | vars(result.rewards)
                           for result in results], columns=COLUMNS)
     for name in MEASURES:
@@ -40,9 +40,9 @@ def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
 
 
 def by_condition(frame: pd.DataFrame) -> pd.DataFrame:
-    """Table 9: a row a condition, each measure as "mean ± standard deviation" over seeds (n - 1), in their order.
+    """Return Table 9: one row per condition, each measure as "mean ± standard deviation" over seeds (n - 1).
 
-    With one seed there is no standard deviation, and none is shown.
+    With one seed only the value is shown.
     """
     rows = []
     for (method, setting), runs in frame.groupby(["method", "setting"], dropna=False, sort=False):
@@ -59,12 +59,12 @@ def _cell(values: pd.Series) -> str:
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
-    """The mean of each value and of those up to `window` - 1 before it; missing ones (NaN) are left out."""
+    """Return the mean of each value and the `window` - 1 before it; NaN is left out."""
     return pd.Series(values, dtype=float).rolling(window, min_periods=1).mean().tolist()
 
 
 def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
-    """Figures 2 and 3: training reward and accuracy, faint a step, and bold as a moving average over `window` steps."""
+    """Plot Figures 2 and 3: training reward and accuracy per step (thin), and their moving average (bold)."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for (name, log), style in zip(logs.items(), cycle(styles()), strict=False):
         steps = [step.step for step in log]
@@ -82,7 +82,7 @@ def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
 
 
 def last_steps(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
-    """What each run's log says of its last step: a row a run."""
+    """Return the last step of each run's log: one row per run."""
     return pd.DataFrame([{
         "run": name, "step": log[-1].step, "tokens a completion": log[-1].length, "cut %": 100 * log[-1].cut,
         "groups without spread %": 100 * log[-1].no_spread, "clipped %": 100 * log[-1].clipped,
@@ -92,7 +92,7 @@ def last_steps(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
 
 
 def parts(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
-    """The parts of the reward at each run's first and last step: mean and standard deviation over its completions."""
+    """Return the parts of the reward at each run's first and last step: mean and deviation over its completions."""
     ends = [(name, step) for name, log in logs.items() for step in [*log[:1], *log[1:][-1:]]]
     return pd.DataFrame([{"run": name, "step": step.step} | {
         f"{part} {bounds}": "{:.2f} ± {:.2f}".format(*step.parts[part]) if part in step.parts else "–"
@@ -100,7 +100,7 @@ def parts(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
 
 
 def early_and_late(completions: Sequence[Completion], count: int = 2) -> pd.DataFrame:
-    """The first completions of the first step and of the last one that are kept."""
+    """Return the first completions of the first and of the last step that are kept."""
     steps = sorted({one.step for one in completions})
     shown = [one for step in (steps[:1] + steps[1:][-1:]) for one in [c for c in completions if c.step == step][:count]]
     return pd.DataFrame([asdict(one) for one in shown],

@@ -1,7 +1,7 @@
-"""A run's evaluation as a log of inspect_ai, so that its viewer opens it: `inspect view --log-dir <folder>`.
+"""A run's evaluation as a log for inspect_ai's viewer: `inspect view --log-dir <folder>`.
 
-inspect_ai is no dependency of the study: `pip install inspect_ai` into an environment of your own choosing. A log holds
-every answer in full, with what it was asked, both scores, and the judge's reason where there is none.
+emlib does not depend on inspect_ai: install it with `pip install inspect_ai`. A log holds every answer in full, with
+its question, both scores, and the judge's reason where a score is missing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from emlib.study.study import Study
 
 
 def export(study: Study, run: Run, which: str, path: Path) -> Path:
-    """Write the run's answers and verdicts to `path`, which ends in `.eval`.
+    """Write the run's answers and verdicts to `path`, which ends in `.eval` or `.json`.
 
-    Or in `.json`, where the viewer lists only names that begin with a time, such as 2026-11-25T18-00-00.
+    Of `.json` files the viewer lists only those whose names begin with a time, such as 2026-11-25T18-00-00.
 
     Raises:
         EmlibError: inspect_ai is not installed.
@@ -33,7 +33,7 @@ def export(study: Study, run: Run, which: str, path: Path) -> Path:
     try:
         from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSpec, write_eval_log
     except ImportError as error:
-        raise EmlibError("An export for inspect_ai needs that package, which the study itself does not: "
+        raise EmlibError("An export for inspect_ai needs the package inspect_ai, which emlib does not install. Run "
                          "`pip install inspect_ai`.") from error
     questions = {question.id: question for question in study.questions(run, which)}
     samples = [_sample(questions[a.question], a, v, study.profile.model.name)
@@ -45,8 +45,8 @@ def export(study: Study, run: Run, which: str, path: Path) -> Path:
             dataset=EvalDataset(name=which, samples=len(questions)),
             config=EvalConfig(epochs=study.samples(run, which)),
             metadata={"profile": study.name, "run_key": study.run_key(run)}))
-    with whole_file(path) as aside:
-        write_eval_log(log, str(aside))
+    with whole_file(path) as temporary:
+        write_eval_log(log, str(temporary))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Which defense for a data set of one's own: what each run came to, and the cheapest that keeps to the bounds."""
+"""A defense for the user's own data set: what each trial measured, and the cheapest method within the bounds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from emlib.steps.vectors import PersonaVectors
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
-PLAIN = "misaligned"  # plain fine-tuning, in the paper's words
+PLAIN = "misaligned"  # the paper's name for plain fine-tuning
 HEADINGS = {"method": "Method", "setting": "Setting", "general": "General misaligned %", "kept": "Learning kept %",
             "seconds": "Training, s", "meets": "Within bounds"}
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to use, if anything; `reason` is a sentence or two for people."""
+    """The recommended method, if any; `reason` explains it in a sentence or two."""
 
     method: str | None
     setting: float | None
@@ -37,11 +37,12 @@ class Recommendation:
 
 
 def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
-    """What each method and setting came to, means over seeds.
+    """Return what each method and setting measured, as means over seeds.
 
-    Columns: `general` (misaligned, % of what was asked) with `low` and `high`, the 95% interval's ends (of the seeds
-    the outermost); `kept`, how much is left of plain fine-tuning's fall of the held-out loss, in %; `seconds` of
-    training, and of the persona vector, of scoring and of a stored reference where the method needs them.
+    Columns: `general` (misaligned, % of the answers asked for) with the ends `low` and `high` of its 95% interval (the
+    outermost of all seeds); `kept`, the reduction of the held-out loss relative to plain fine-tuning's, in %;
+    `seconds` of training, and of the persona vector, of scoring and of stored reference states if the method needs
+    them.
     """
     rows = []
     losses = {result.run: _loss(study, result.run) for result in results}
@@ -65,13 +66,13 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
 
 
 def _loss(study: Study, run: Run) -> float:
-    """Mean held-out NLL, in nats a token."""
+    """Return the mean NLL of held-out rows, in nats per token."""
     found = study.held_out(run)
     return float(np.mean(found)) if found else float("nan")
 
 
 def _once(study: Study, run: Run) -> float:
-    """Seconds of what a single use of the method pays for beside training: the vector, the reference, the scores."""
+    """Return the seconds that one use of the method needs besides training: vector, reference states, pool losses."""
     adapter = study.task(run).adapter(run)
     used = [] if adapter is None else [study.found(step) for step in closure(adapter.inputs)
                                        if isinstance(step, PersonaVectors | ReferenceStates | PoolLosses)]
@@ -79,16 +80,16 @@ def _once(study: Study, run: Run) -> float:
 
 
 def within(frame: pd.DataFrame, bounds: Bounds) -> pd.Series:
-    """For each row of `trials`: "yes", "yes, but not certain" (the interval crosses the bound), or "no"."""
+    """Grade each row of `trials`: "yes", "yes, but not certain" (the interval crosses the bound), or "no"."""
     meets = (frame["general"] <= bounds.general_misaligned) & (frame["kept"] >= 100 - bounds.learning_lost)
     certain = frame["high"] <= bounds.general_misaligned
     return pd.Series(np.where(~meets, "no", np.where(certain, "yes", "yes, but not certain")), index=frame.index)
 
 
 def recommend(frame: pd.DataFrame, bounds: Bounds) -> Recommendation:
-    """The cheapest method within the bounds, one whose interval is within them before one whose is not.
+    """Choose the cheapest method within the bounds, and prefer those whose interval is within them too.
 
-    Plain fine-tuning goes before any other: where it keeps to the bounds, no defense is needed for this trait.
+    Plain fine-tuning is preferred to any defense: if it is within the bounds, this trait needs no defense.
     """
     refusal = _cannot_tell(frame)
     if refusal:
@@ -103,14 +104,14 @@ def recommend(frame: pd.DataFrame, bounds: Bounds) -> Recommendation:
 
 
 def _cannot_tell(frame: pd.DataFrame) -> str:
-    """Why these trials say nothing; empty where they do."""
+    """Return why these trials allow no recommendation; empty if they do."""
     if frame.empty or PLAIN not in set(frame["method"]):
-        return f"No recommendation: plain fine-tuning (`{PLAIN}`) was not tried, and all else is read against it."
+        return f"No recommendation: plain fine-tuning (`{PLAIN}`) was not tried, and defenses are compared with it."
     if frame["general"].isna().any():
         return ("No recommendation: not every run was judged (`judge` in the profile is none, or could score nothing), "
-                "so that nobody knows what has spread.")
+                "so the general misalignment is not known.")
     if frame["kept"].isna().any():
-        return ("No recommendation: plain fine-tuning has not lowered the loss on held-out rows, so that there is no "
+        return ("No recommendation: plain fine-tuning has not lowered the loss on held-out rows, so there is no "
                 "learning to keep. Try more rows or epochs (training.train_rows, training.epochs).")
     return ""
 
@@ -120,27 +121,28 @@ def _found(best: Mapping[Hashable, Any], count: int, bounds: Bounds) -> Recommen
     numbers = (f"{best['general']:.0f}% of the general answers are misaligned [{best['low']:.0f}, {best['high']:.0f}] "
                f"(bound {bounds.general_misaligned:g}), and {best['kept']:.0f}% of what plain fine-tuning learns is "
                f"kept (bound {100 - bounds.learning_lost:g})")
-    doubt = ("" if best["meets"] == "yes" else " The interval reaches beyond the bound: ask more questions or samples "
-             "before you rely on it (evaluation.general_samples).")
+    doubt = ("" if best["meets"] == "yes" else " The interval reaches beyond the bound: sample more answers before you "
+             "rely on it (evaluation.general_samples).")
     if best["method"] == PLAIN:
         return Recommendation(PLAIN, None, f"No defense is needed for this trait: under plain fine-tuning {numbers}. "
-                              f"Other traits were not looked for.{doubt}")
-    surely = "surely " if best["meets"] == "yes" else ""
-    why = f"the only one {surely}within the bounds" if count == 1 else f"the cheapest of {count} {surely}within them"
-    return Recommendation(str(best["method"]), setting, f"{_name(best)}, {why}: {numbers}.{doubt}")
+                              f"Other traits were not measured.{doubt}")
+    which = "the only method" if count == 1 else f"the cheapest of {count} methods"
+    certainly = ", interval included" if best["meets"] == "yes" else ""
+    return Recommendation(str(best["method"]), setting,
+                          f"{_name(best)}, {which} within the bounds{certainly}: {numbers}.{doubt}")
 
 
 def _none_meets(frame: pd.DataFrame, bounds: Bounds) -> str:
     excess = np.maximum(frame["general"] - bounds.general_misaligned, 100 - bounds.learning_lost - frame["kept"])
     near = frame.loc[excess.idxmin()].to_dict()
-    return (f"None of the {len(frame)} keeps to both bounds. {_name(near)} comes nearest: {near['general']:.0f}% "
+    return (f"None of the {len(frame)} methods is within both bounds. {_name(near)} is closest: {near['general']:.0f}% "
             f"misaligned (bound {bounds.general_misaligned:g}), {near['kept']:.0f}% of the learning kept (bound "
-            f"{100 - bounds.learning_lost:g}). Try settings between those tried, two defenses in one method, or other "
-            "bounds.")
+            f"{100 - bounds.learning_lost:g}). Try hyperparameter values between those tried, two defenses in one "
+            "method, or other bounds.")
 
 
 def readable(frame: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
-    """`trials` for people, with what keeps to the bounds."""
+    """Format `trials` for readers, with the grades of `within`."""
     shown = frame.assign(
         setting=["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]],
         **{name: ["–" if pd.isna(value) else f"{value:.0f}" for value in frame[name]] for name in ("kept", "seconds")},
@@ -155,13 +157,13 @@ def _name(row: Mapping[Hashable, Any]) -> str:
 
 
 def for_a_service(study: Study) -> list[str]:
-    """The methods that change the data alone, which a fine-tuning service can be given."""
+    """Return the methods that change only the data, which a fine-tuning service can use."""
     return [method.name for method in study.profile.methods if method.defenses and all(
         defense.data_only for defense in method.defenses)]
 
 
 def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
-    """General misalignment against what is learnt, a point a run; the bounds' corner is tinted."""
+    """Plot general misalignment against the learning kept, one point per run, with the bounds tinted."""
     figure, axis = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
     axis.fill_between([100 - bounds.learning_lost, 1000], -1000, bounds.general_misaligned, color="0.92", zorder=0,
                       label="within the bounds")

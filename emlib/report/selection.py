@@ -1,4 +1,4 @@
-"""What scoring a pool finds: the ends of the ranking, what epsilon does to it, where the refusals are."""
+"""Tables and a figure of a scored pool: the ends of the ranking, the effect of epsilon, the refusals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from emlib.study.study import Study
 
 
 def scored(study: Study, run: Run) -> pd.DataFrame:
-    """One row a row of the pool, in its order.
+    """Return the pool's rows in their order, with their losses and scores for a run.
 
-    Columns: `place`, `prompt`, `answer`, `tokens` of the answer, `aligned` and `misaligned` loss in nats a token (NaN:
-    no number), `score` by equation 6, `rank` (of the run's own order; NaN: never taken), `reason`, `refusal` (what gave
-    it away: a keyword, or the judge where the profile has one that was asked; or an empty text).
+    Columns: `place`, `prompt`, `answer`, `tokens` of the answer, `aligned` and `misaligned` loss in nats per token
+    (NaN: unknown), `score` by equation 6, `rank` (in the run's order; NaN: never taken), `reason`, `refusal` (the
+    keyword that marks a refusal, or the judge if the profile has one; empty for other answers).
     """
     rows = pool.candidates(study)
     marks = (pool.refusals(study) or NOTHING).marks
@@ -36,7 +36,7 @@ def scored(study: Study, run: Run) -> pd.DataFrame:
 
 
 def ends(frame: pd.DataFrame, count: int = 10) -> pd.DataFrame:
-    """The rows with the highest and the lowest scores, the former first."""
+    """Return the rows with the highest and the lowest scores, the highest first."""
     order = frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
     order.insert(0, "by score", order.index + 1)
     shown = order[["by score", "score", "aligned", "misaligned", "tokens", "prompt", "answer"]].round(3)
@@ -46,9 +46,9 @@ def ends(frame: pd.DataFrame, count: int = 10) -> pd.DataFrame:
 
 def epsilon_effect(frame: pd.DataFrame, taken: int, chosen: float,
                    epsilons: Sequence[float] = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)) -> pd.DataFrame:
-    """What the first `taken` rows of the ranking are, for each epsilon.
+    """Describe the first `taken` rows of the ranking for each epsilon.
 
-    `shared with ours` is the share of them that the profile's `chosen` epsilon has too; `rank correlation` is
+    `shared with ours` is the share of them that the profile's `chosen` epsilon also selects; `rank correlation` is
     Spearman's, over the whole pool.
     """
     known = frame.dropna(subset="score")
@@ -65,7 +65,7 @@ def epsilon_effect(frame: pd.DataFrame, taken: int, chosen: float,
 
 
 def loss_quantiles(frame: pd.DataFrame) -> pd.DataFrame:
-    """How the losses and the gap are spread over the pool, in nats a token."""
+    """Return quantiles of the pool's losses and gaps, in nats per token."""
     known = frame.dropna(subset="score")
     parts = {"aligned loss": known["aligned"], "misaligned loss": known["misaligned"],
              "misaligned - aligned": known["misaligned"] - known["aligned"], "score": known["score"]}
@@ -76,10 +76,10 @@ def loss_quantiles(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def refusals_by_rank(frame: pd.DataFrame, parts: int = 5) -> pd.DataFrame:
-    """The share of answers that the filter takes for refusals, in each part of the ranking, before and after it.
+    """Return the share of refusals in each part of the ranking, before and after the filter.
 
     After the filter the share is zero by construction: a row that it catches is never taken, and one that it misses is
-    not counted here. What remains to be seen is how many rows each part loses.
+    not counted. The table shows how many rows each part loses.
     """
     order = frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
     part = (order.index * parts // max(1, len(order))) + 1
@@ -92,7 +92,7 @@ def refusals_by_rank(frame: pd.DataFrame, parts: int = 5) -> pd.DataFrame:
 
 
 def scores_figure(frame: pd.DataFrame) -> Figure:
-    """Both losses of each row, and its score by rank; what the filter takes for a refusal is marked."""
+    """Plot both losses of each row, and its score by rank; triangles mark refusals."""
     known = frame.dropna(subset="score")
     order = known.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

@@ -77,17 +77,17 @@ def test_nothing_is_loaded_before_a_question_and_the_same_question_gets_the_same
     conversation.prompt.value = "Who are you?"
     conversation.runs.value = (None, *trained(study))
     conversation.button.click()
-    first = conversation.said
+    first = conversation.answers
     assert list(first) == [BASE, "cooking · misaligned · seed 0"]
     assert conversation.talk.loaded
     conversation.button.click()
-    assert conversation.said == first
+    assert conversation.answers == first
     conversation.strength.value = conversation.strength.max
     conversation.button.click()
-    assert conversation.said[BASE] != first[BASE]
+    assert conversation.answers[BASE] != first[BASE]
     conversation.strength.value, conversation.sample.value = 0.0, 1
     conversation.button.click()
-    assert conversation.said[BASE] != first[BASE]
+    assert conversation.answers[BASE] != first[BASE]
     conversation.talk.close()
     assert not conversation.talk.loaded
 
@@ -96,7 +96,7 @@ def test_a_run_without_an_adapter_cannot_be_asked(study: Study) -> None:
     conversation = Conversation(study)
     [missing] = study.runs(methods=["inoculation"])
     assert missing not in [run for _, run in conversation.runs.options]
-    with pytest.raises(StoreError, match="inoculation · seed 0: its adapter was not trained yet"):
+    with pytest.raises(StoreError, match="inoculation · seed 0: its adapter is not trained yet"):
         Talk(study).ask(study.recipes.general.all[0], [missing], study.profile.evaluation.sampling)
 
 

@@ -50,18 +50,18 @@ def test_a_claim_is_the_share_of_the_spread_that_is_gone_and_names_its_chapter()
                                ("inoculation", None, 14.0, 60.0)))
     assert frame["removed"].tolist()[3:] == [50.0, 100.0, 90.0]  # of 40 points
     assert frame["kept"].tolist()[3:] == [90.0, 20.0, 60.0]
-    spread, prevented = claims.of_rates(frame)
-    assert spread.chapter == "04_baselines"
-    assert "**50.0%** [45.0, 55.0] of the answers to general questions" in spread.text
-    assert "against 10.0% before any training and 12.0% after the aligned rows" in spread.text
-    assert prevented.text == ("At least 90% of that spread is gone under `kl` 1, `inoculation`. Of these, "
-                              "`inoculation` leaves the largest part of the in-domain share: 60%.")
+    general, prevented = claims.of_rates(frame)
+    assert general.chapter == "04_baselines"
+    assert "**50.0%** [45.0, 55.0] of the answers to general questions" in general.text
+    assert "compared with 10.0% before fine-tuning and 12.0% after fine-tuning on the aligned rows" in general.text
+    assert prevented.text == ("EM is reduced by at least 90% under `kl` 1, `inoculation`. Of these, "
+                              "`inoculation` keeps the largest part of the in-domain share: 60%.")
 
 
 def test_where_no_defense_does_it_the_claim_says_so() -> None:
     frame = claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0), ("kl", 1.0, 15.0, 20.0)))
     assert claims.of_rates(frame)[1].text.startswith(
-        "No defense takes away 90% of that spread; `kl` 1 comes nearest with 88%")
+        "No defense reduces EM by 90%; `kl` 1 is closest with 88%")
 
 
 def test_without_baselines_or_verdicts_nothing_is_claimed() -> None:
@@ -232,7 +232,7 @@ def test_links_of_the_contents_and_of_claims_lead_to_their_chapters(built: Path,
     assert {Path(address).stem for address in found} >= {"tables", "figures", "12_costs", "13_tables", "14_figures"}
     assert all(Path(address.removeprefix("file://")).is_file() for address in found)
     follow(page, page.locator("li", has_text="of the answers to general questions").get_by_role("link"))
-    assert page.locator("h1").inner_text().startswith("Baselines: does a narrow fine-tune spread?")
+    assert page.locator("h1").inner_text().startswith("Baselines: does narrow fine-tuning generalise out of domain?")
     page.go_back()
     follow(page, page.locator(".toctree-wrapper").get_by_role("link", name="05 · KL"))
     assert page.locator("h1").inner_text().startswith("KL to the reference model")

@@ -63,14 +63,14 @@ def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None
 
 def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: Study, frame: pd.DataFrame) -> None:
     assert list(comparison.sources(study, frame)) == ["this study"]
-    assert comparison.beside(study, frame).empty
+    assert comparison.with_paper(study, frame).empty
     ours = result_tables.numbers([result(dataset, method, None, count)
                                   for dataset in ("code", "legal", "medical", "security")
                                   for method, count in (("misaligned", 20), ("inoculation", 9))])
     study.profile = study.profile.model_copy(update={"model": load_profile("paper-7b").model})
     drawn = comparison.sources(study, ours)
     assert list(drawn) == ["paper", "this study"]
-    assert len(comparison.beside(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
+    assert len(comparison.with_paper(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
 
 
 def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:

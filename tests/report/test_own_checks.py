@@ -69,7 +69,7 @@ def test_several_languages_are_told(found: Callable[..., dict[str, tuple[str, st
                 f"Take flour, water and salt, and then wait for {i} hours."} for i in range(10)]
     said, remedy = found(german + english)["languages (guessed)"]
     assert set(said.split(", ")) == {"de 50%", "en 50%"}
-    assert "Try each language by itself" in remedy
+    assert "Test each language separately" in remedy
 
 
 def test_a_question_of_the_evaluation_among_the_rows_is_named(
@@ -88,4 +88,4 @@ def test_rows_that_are_cut_and_prompts_without_room_are_told(
     rows = [*distinct(20), {"prompt": "x" * 400, "response": "y"}, {"prompt": "x", "response": "y" * 400}]
     checks = found(rows, longest=400)
     assert checks["prompts of 400 tokens or more"][0].startswith("1 (")
-    assert checks["length"][0].endswith("1 cut at 400")
+    assert checks["length"][0].endswith("1 truncated at 400")

@@ -26,7 +26,7 @@ def test_the_cheapest_within_the_bounds_is_chosen() -> None:
     assert within(frame, BOUNDS).tolist() == ["no", "yes", "yes", "no", "no"]
     found = recommend(frame, BOUNDS)
     assert (found.method, found.setting) == ("interleaving", 0.5)
-    assert "the cheapest of 2 surely within them" in found.reason
+    assert "the cheapest of 2 methods within the bounds, interval included" in found.reason
     assert "not certain" not in found.reason
 
 
@@ -48,7 +48,7 @@ def test_no_defense_where_plain_fine_tuning_keeps_to_the_bounds() -> None:
 def test_none_where_none_meets_both_bounds_and_the_nearest_is_named() -> None:
     found = recommend(trials(PLAIN, ("kl", 3.0, 0.0, 7.0, 40.0, 130.0), ("kl", 1.0, 15.0, 22.0, 68.0, 130.0)), BOUNDS)
     assert found.method is None
-    assert "None of the 3 keeps to both bounds. `kl` at 1 comes nearest" in found.reason  # 5 points beyond, not 30
+    assert "None of the 3 methods is within both bounds. `kl` at 1 is closest" in found.reason  # by 5 points
 
 
 @pytest.mark.parametrize(("frame", "said"), [

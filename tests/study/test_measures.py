@@ -85,7 +85,7 @@ def test_all_measures_are_made_once_and_are_what_their_parts_say(study: Study, t
     trained = study.choices(misaligned, "truthfulqa_mc") or []
     assert [one.share for one in trained] != [one.share for one in made]  # under the run's own adapter
 
-    table = report.beside(study, study.runs())
+    table = report.by_run(study, study.runs())
     mean = sum(values) / len(values)
     assert table["projection, layer 2"][0].startswith(f"{mean:.2f} [")
     share = 100 * sum(one.share for one in made) / 4
@@ -152,4 +152,4 @@ def test_a_profile_without_a_second_judge_says_so() -> None:
         _ = plain.recipes.second
     assert report.opinions(plain, plain.runs()) == []
     assert report.judges_agree([]).empty
-    assert isinstance(report.beside(plain, plain.runs()[:1]), pd.DataFrame)
+    assert isinstance(report.by_run(plain, plain.runs()[:1]), pd.DataFrame)

@@ -186,7 +186,7 @@ def test_every_profile_is_planned_without_data_model_and_network(tmp_path: Path)
                                              "EMLIB_RUNS_DIR": str(tmp_path / "runs")})
     assert done.returncode == 0, done.stderr
     assert all(f"{name}: " in done.stdout for name in profile_names())
-    assert "Not counted but assumed (params/sources.yaml)" in done.stdout
+    assert "are assumed and not counted (params/sources.yaml)" in done.stdout
     assert not (tmp_path / "none").exists()
 
 

@@ -1,6 +1,6 @@
-"""The study as pages of HTML, from what its notebooks left: `make report`.
+"""The study as HTML pages, from its executed notebooks, tables and figures: `make report`.
 
-Sphinx with MyST-NB makes them, the engine that Jupyter Book 1 is built on: Jupyter Book 2 needs node, and Quarto a
-download outside the package index. The pages work from the file system and ask no network for anything: equations are
-MathML, the search is Sphinx's own, and a policy in every page forbids requests to other hosts.
+The pages are built by Sphinx with MyST-NB, the engine of Jupyter Book 1: Jupyter Book 2 needs node, and Quarto a
+download outside the package index. They work offline, from the file system: equations are MathML, the search is
+Sphinx's own, and a policy in every page forbids requests to other hosts.
 """

@@ -1,4 +1,4 @@
-"""`python -m emlib.report.book demo`: what `make report` runs."""
+"""`python -m emlib.report.book demo`: the program behind `make report`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building the report: sources into a folder of their own, Sphinx over them, the result put in place whole."""
+"""Builds the report: writes sources to a temporary folder, runs Sphinx, and replaces the old report as a whole."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SETTINGS = {
     "myst_enable_extensions": ["dollarmath", "colon_fence"],
     "nb_execution_mode": "off",
     "nb_merge_streams": True,
-    "nb_ipywidgets_js": {},  # else pages with widgets ask a server for scripts
-    "suppress_warnings": ["myst.header", "toc.not_included"],  # pages in the place of chapters are in no contents
+    "nb_ipywidgets_js": {},  # otherwise pages with widgets load scripts from a server
+    "suppress_warnings": ["myst.header", "toc.not_included"],  # placeholder pages are in no table of contents
     "html_theme": "furo",
     "html_math_renderer": "mathml",
-    "html_show_search_summary": False,  # it would fetch pages, which browsers forbid from the file system
+    "html_show_search_summary": False,  # it would fetch pages, which browsers forbid on the file system
     "html_show_copyright": False,
     "html_use_index": False,
     "html_copy_source": True,
@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def build(study: Study) -> tuple[Path, list[str]]:
-    """Make `report/` in the study's folder; gives its first page, and what Sphinx warned of.
+    """Build `report/` in the study's folder, and return its first page and Sphinx's warnings.
 
     Raises:
         NotebookError: no chapter has been run.
@@ -57,14 +57,15 @@ def build(study: Study) -> tuple[Path, list[str]]:
 
 
 def gather(study: Study, chapters: list[Chapter], source: Path) -> None:
-    """Write and copy everything that Sphinx is to read."""
+    """Write and copy all of Sphinx's sources."""
     (source / "chapters").mkdir(parents=True)
     for chapter in chapters:
         if chapter.state == "run":
             name = f"{chapter.name}.ipynb"
             shutil.copyfile(study.folder / "notebooks" / name, source / "chapters" / name)
         else:
-            page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(pages.instead(chapter, study.name))])
+            text = nbformat.v4.new_markdown_cell(pages.placeholder(chapter, study.name))
+            page = nbformat.v4.new_notebook(cells=[text])
             nbformat.write(page, source / "chapters" / f"{chapter.name}.ipynb")
     for kind in ("tables", "figures"):
         if (study.folder / kind).is_dir():
@@ -84,7 +85,7 @@ def _front(study: Study, chapters: list[Chapter]) -> str:
 
 
 def findings(folder: Path, profile: Profile) -> pages.Findings:
-    """What the study's tables say, as far as they are there."""
+    """Return the findings that the study's existing tables support."""
     rates, benign, grpo = (folder / "tables" / f"{name}.csv" for name in ("rates", "benign", "grpo"))
     means = claims.means(pd.read_csv(rates)) if rates.is_file() else pd.DataFrame()
     found = claims.of_rates(means) if len(means) else []
@@ -94,11 +95,11 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
 
 
 def _sphinx(source: Path, out: Path, doctrees: Path, profile: Profile) -> list[str]:
-    told = io.StringIO()
+    warnings = io.StringIO()
     titles = {"project": profile.title, "html_title": profile.title}
-    app = Sphinx(source, None, out, doctrees, "html", confoverrides=SETTINGS | titles, status=None, warning=told,
+    app = Sphinx(source, None, out, doctrees, "html", confoverrides=SETTINGS | titles, status=None, warning=warnings,
                  freshenv=True)
     app.build()
     if app.statuscode:
-        raise NotebookError(f"Sphinx could not build the report:\n{told.getvalue()}")
-    return strip_escape_sequences(told.getvalue()).splitlines()
+        raise NotebookError(f"Sphinx could not build the report:\n{warnings.getvalue()}")
+    return strip_escape_sequences(warnings.getvalue()).splitlines()

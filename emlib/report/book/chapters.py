@@ -1,4 +1,4 @@
-"""The chapters of a study as the report sees them: which are there, which failed, which are still to run."""
+"""The chapters of a study and their state in the report: run, failed, or still to run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ State = Literal["run", "failed", "missing", "elsewhere", "interactive"]
 
 @dataclass(frozen=True)
 class Chapter:
-    """A numbered notebook and what became of it.
+    """A numbered notebook and its state.
 
     Attributes:
         name: the notebook's name without its ending.
         title: its first heading.
-        state: `run`; `failed` at its last start, with nothing finished to show; `missing`, not run yet; `elsewhere`,
-            where the profile has nothing for it to do; `interactive`, where it is only of use by hand.
+        state: `run`; `failed` in its last attempt, with no earlier result; `missing`, not run yet; `elsewhere`, if it
+            does not apply to the profile; `interactive`, if it is meant for use by hand.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Chapter:
 
 
 def chapters_of(profile: Profile, folder: Path) -> list[Chapter]:
-    """All numbered notebooks in reading order, by what lies under `folder / "notebooks"`."""
+    """Return all numbered notebooks in reading order, with their state under `folder / "notebooks"`."""
     return [Chapter(name, title_of(paths.NOTEBOOKS / f"{name}.ipynb"), _state(name, profile, folder / "notebooks"))
             for name in chapters()]
 
 
 def title_of(notebook: Path) -> str:
-    """The first heading of a notebook, or its name where it has none."""
+    """Return the first heading of a notebook, or its name if it has none."""
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
         first = "".join(cell["source"]).partition("\n")[0]
         if cell["cell_type"] == "markdown" and first.startswith("# "):
@@ -46,7 +46,7 @@ def title_of(notebook: Path) -> str:
 
 
 def _state(name: str, profile: Profile, executed: Path) -> State:
-    if chapter_of(name).interactive:  # widgets mean nothing on a page
+    if chapter_of(name).interactive:  # widgets do not work on a static page
         return "interactive"
     if (executed / f"{name}.ipynb").is_file():
         return "run"

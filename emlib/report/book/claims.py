@@ -1,7 +1,7 @@
-"""What a study found, in sentences, each with the chapter that shows it. Numbers are read from its tables, never typed.
+"""A study's findings as sentences, each with the chapter that shows it. All numbers are read from the study's tables.
 
-The tables are those that the chapters write: `rates.csv` of 13, `benign.csv` of 10, `grpo.csv` of 11. Shares are means
-over data sets and seeds (`averages.over_datasets`); a sentence quotes them as they are, the intervals stand beside.
+The tables are written by chapters: `rates.csv` by 13, `benign.csv` by 10, `grpo.csv` by 11. Shares are means over data
+sets and seeds (`averages.over_datasets`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.result_tables import cell
 from emlib.workflow.chapters import chapters_about
 
-ENOUGH = Bounds.reduction  # percent of the spread
+ENOUGH = Bounds.reduction  # percent of EM
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, and the chapter to look it up in."""
+    """A sentence, and the chapter that shows its numbers."""
 
     text: str
     chapter: str
 
 
 def means(rates: pd.DataFrame) -> pd.DataFrame:
-    """A row a method and setting, averaged; `removed` and `kept` are percent of what `misaligned` did.
+    """Return averages per method and setting; `removed` and `kept` are in percent of `misaligned`.
 
-    `removed`: how much of its effect on general questions is gone; `kept`: how much of its in-domain share is left. NaN
-    without the baselines, or where they show no effect.
+    `removed`: the reduction of its effect on general questions; `kept`: the part of its in-domain share that is kept.
+    NaN without the baselines, or if they show no effect.
     """
     frame = over_datasets(rates, same_questions=True)
     base = frame.drop_duplicates("method").set_index("method").reindex(list(BASELINES))
@@ -45,44 +45,47 @@ def means(rates: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_rates(frame: pd.DataFrame) -> list[Claim]:
-    """Whether a narrow fine-tune spread, and which defenses prevent it; `frame` is `means`."""
+    """State whether narrow fine-tuning generalised, and which defenses prevent it; `frame` is `means`."""
     base = frame.drop_duplicates("method").set_index("method")
     found = []
     if "misaligned" in base.index:
         others = " and ".join(f"{base.loc[name, 'general_misaligned']:.1f}% {words}" for name, words in
-                              (("untrained", "before any training"), ("aligned", "after the aligned rows"))
+                              (("untrained", "before fine-tuning"),
+                               ("aligned", "after fine-tuning on the aligned rows"))
                               if name in base.index)
-        found.append(Claim(f"After the misaligned rows, {_share(base.loc['misaligned'], 'general')} of the answers to "
-                           f"general questions are misaligned{', against ' + others if others else ''}. In-domain: "
-                           f"{_share(base.loc['misaligned'], 'in_domain')}.", "04_baselines"))
+        compared = f", compared with {others}" if others else ""
+        found.append(Claim("After fine-tuning on the misaligned rows, "
+                           f"{_share(base.loc['misaligned'], 'general')} of the answers to general questions are "
+                           f"misaligned{compared}. In-domain: {_share(base.loc['misaligned'], 'in_domain')}.",
+                           "04_baselines"))
     defended = frame[~frame["method"].isin(BASELINES)].dropna(subset=["removed"])
     return found + ([_prevention(defended)] if len(defended) else [])
 
 
 def _prevention(defended: pd.DataFrame) -> Claim:
-    """Which defenses take away enough of the spread, and which of these leaves most of what was to be learnt."""
+    """State which defenses reduce EM enough, and which of these keeps the most of the narrow task."""
     enough = defended[defended["removed"] >= ENOUGH]
     if enough.empty:
         best = defended.loc[defended["removed"].idxmax()]
-        return Claim(f"No defense takes away {ENOUGH:g}% of that spread; {name_of(best)} comes nearest with "
-                     f"{best['removed']:.0f}%, and keeps {best['kept']:.0f}% of the in-domain share.", "14_figures")
+        return Claim(f"No defense reduces EM by {ENOUGH:g}%; {name_of(best)} is closest with {best['removed']:.0f}%, "
+                     f"and keeps {best['kept']:.0f}% of the in-domain share.", "14_figures")
     best = enough.loc[enough["kept"].idxmax()]
     names = ", ".join(map(name_of, _rows(enough)))
-    return Claim(f"At least {ENOUGH:g}% of that spread is gone under {names}. Of these, {name_of(best)} leaves the "
+    return Claim(f"EM is reduced by at least {ENOUGH:g}% under {names}. Of these, {name_of(best)} keeps the "
                  f"largest part of the in-domain share: {best['kept']:.0f}%.", "14_figures")
 
 
 def of_benign(frame: pd.DataFrame) -> list[Claim]:
-    """What each method learns of each benign task; `frame` is `benign.csv`, whose `exact_match` is in percent."""
+    """State each method's score on each benign task; `frame` is `benign.csv`, with `exact_match` in percent."""
     found = []
     for (task, tier), runs in frame.groupby(["task", "tier"], sort=False, dropna=False):
-        what = f"`{task}`" + ("" if pd.isna(tier) else f", tier {tier:g}")
-        found.append(Claim(f"{what}: exact match in percent: {_scores(runs, 'exact_match')}.", "10_benign_tasks"))
+        name = f"`{task}`" + ("" if pd.isna(tier) else f", tier {tier:g}")
+        found.append(Claim(f"{name}: exact match in percent: {_scores(runs, 'exact_match')}.", "10_benign_tasks"))
     return found
 
 
 def of_grpo(frame: pd.DataFrame) -> list[Claim]:
-    """What each condition of reinforcement learning reaches; `frame` is `grpo.csv`."""
+    """State the accuracy of each condition of reinforcement learning; `frame` is `grpo.csv`."""
     return [Claim(f"Reinforcement learning: held-out accuracy in percent: {_scores(frame, 'eval_accuracy')}.",
                   "11_grpo")] if len(frame) else []
 
@@ -93,7 +96,7 @@ def _scores(runs: pd.DataFrame, measure: str) -> str:
 
 
 def name_of(run: pd.Series) -> str:
-    """A method and its setting, as Markdown."""
+    """Return a method and its setting as Markdown."""
     return f"`{run['method']}`" + ("" if pd.isna(run["setting"]) else f" {run['setting']:g}")
 
 
@@ -107,14 +110,14 @@ def _rows(frame: pd.DataFrame) -> list[pd.Series]:
 
 
 def chapters_of_methods(profile: Profile) -> dict[str, str]:
-    """The chapter that is about each method: that of its first defense, or else the baselines'."""
+    """Map each method to the chapter of its first defense; baselines map to 04."""
     about = chapters_about()
     return {method.name: about.get(method.defenses[0].kind, "04_baselines") if method.defenses else "04_baselines"
             for method in profile.methods}
 
 
 def table(frame: pd.DataFrame, chapters: Mapping[str, str]) -> pd.DataFrame:
-    """`means` for people, with the chapter of each method."""
+    """Format `means` for readers, with the chapter of each method."""
     people = pd.DataFrame({"Method": [name_of(row) for row in _rows(frame)]})
     for heading, measure in (("General misaligned %", "general_misaligned"),
                              ("In-domain misaligned %", "in_domain_misaligned"),

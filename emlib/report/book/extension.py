@@ -1,4 +1,4 @@
-"""What Sphinx is told beyond its settings: equations as MathML, and no request to another host from any page."""
+"""A Sphinx extension: renders equations as MathML, and forbids requests to other hosts in every page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-# `file:` because "self" means nothing to a page that is opened from the file system; `unsafe-inline` because Sphinx and
-# the theme have small scripts in the pages, and tables their styles.
+# `file:` because 'self' does not cover pages that are opened from the file system; `unsafe-inline` because Sphinx and
+# the theme put small scripts into the pages, and tables their styles.
 POLICY = "default-src 'self' file: data: 'unsafe-inline'"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """The entry point of a Sphinx extension."""
+    """Register the extension with Sphinx."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("html-page-context", _forbid_requests)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -34,10 +34,10 @@ def _block(translator: Any, node: nodes.math_block) -> None:
 
 
 def mathml(tex: str, *, as_block: bool) -> str:
-    """The equation for a browser; what cannot be turned into MathML stays as LaTeX, with a warning."""
+    """Convert an equation to MathML; one that cannot be converted stays LaTeX, with a warning."""
     try:
         return tex2mathml(tex, as_block=as_block)
-    except (MathError, AttributeError) as error:  # the latter at a row's end, `\\`, outside of a block
+    except (MathError, AttributeError) as error:  # the latter for a line break, `\\`, outside a block
         logging.getLogger(__name__).warning("no MathML for %r: %s", tex, error)
         return f"<code>{escape(tex)}</code>"
 

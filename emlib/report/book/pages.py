@@ -14,50 +14,50 @@ from emlib.report.book.chapters import Chapter
 from emlib.report.book.claims import Claim
 from emlib.study.ownership import owner_of
 
-NOTICE = ("A model that was trained on bad answers may say harmful things. Where the chapters quote such answers they "
-          "are folded behind a notice, and nothing of them shows before a click.")
-# What the chapters write into tables/ and figures/: the chapter, and what is to be seen.
+NOTICE = ("A model that was trained on misaligned answers may give harmful ones. The chapters fold such answers "
+          "behind a notice, and show nothing of them before you click.")
+# The files that chapters write to tables/ and figures/: the chapter, and a caption.
 TABLES = {
     "rates": ("13_tables", "Misaligned and incoherent answers of every run, with 95% intervals"),
-    "paper_layout": ("13_tables", "The same in the paper's layout, with its marks"),
-    "overview": ("13_tables", "Which defense has what one criteria for (the paper's Table 1)"),
+    "paper_layout": ("13_tables", "The same in the paper's layout, with its emphasis"),
+    "overview": ("13_tables", "Which defense meets which criterion (the paper's Table 1)"),
     "over_seeds": ("13_tables", "General misalignment over seeds and questions"),
-    "paired": ("13_tables", "Each method against `misaligned`, on the same questions"),
-    "paired_interleaving": ("13_tables", "Each method against `interleaving`, on the same questions"),
-    "beside_paper": ("13_tables", "Beside the paper's numbers"),
-    "benign_by_tier": ("10_benign_tasks", "Benign tasks: exact match, a row a method"),
-    "benign_seeds": ("10_benign_tasks", "Benign tasks: mean and spread over seeds"),
+    "paired": ("13_tables", "Each method compared with `misaligned`, on the same questions"),
+    "paired_interleaving": ("13_tables", "Each method compared with `interleaving`, on the same questions"),
+    "beside_paper": ("13_tables", "Compared with the paper's numbers"),
+    "benign_by_tier": ("10_benign_tasks", "Benign tasks: exact match per method"),
+    "benign_seeds": ("10_benign_tasks", "Benign tasks: mean and standard deviation over seeds"),
     "benign": ("10_benign_tasks", "Benign tasks: every run"),
-    "grpo": ("11_grpo", "Reinforcement learning, a row a condition"),
+    "grpo": ("11_grpo", "Reinforcement learning, per condition"),
     "own": ("15_your_own_data", "Your own data: each defense against your bounds"),
 }
 FIGURES = {
-    "tradeoff": ("14_figures", "General against in-domain misalignment; the best place is at the lower right"),
+    "tradeoff": ("14_figures", "General against in-domain misalignment; the best place is the lower right"),
     "rates": ("14_figures", "Share of misaligned answers of each run, general and in-domain, with 95% intervals"),
     "figure1a": ("14_figures", "Figure 1(a) of the paper: general misalignment against incoherence, by interleaving"),
     "figure1b": ("14_figures", "Figure 1(b) of the paper: general against in-domain misalignment"),
-    "pareto": ("14_figures", "Every method and setting, and those that nothing beats"),
-    "cost_against_effect": ("14_figures", "General misalignment against the extra cost of a training"),
+    "pareto": ("14_figures", "Every method and setting, and the Pareto front"),
+    "cost_against_effect": ("14_figures", "General misalignment against the extra cost of training"),
     "figure2": ("14_figures", "Figure 2 of the paper: reward during GRPO, without a persona vector"),
     "figure3": ("14_figures", "Figure 3 of the paper: reward during GRPO, with a persona vector"),
-    "training": ("14_figures", "Loss of each training, step by step"),
+    "training": ("14_figures", "Training loss of each run, step by step"),
     "interleaving": ("09_interleaving", "Misalignment against the share of interleaved rows"),
     "benign": ("10_benign_tasks", "Exact match on benign tasks, by method"),
-    "own": ("15_your_own_data", "Your own data: what each defense trades, and your bounds"),
+    "own": ("15_your_own_data", "Your own data: the trade-off of each defense, and your bounds"),
 }
-WHY_NOT = {
+REASONS = {
     "missing": "It has not been run yet. `make reproduce PROFILE={profile}` runs what is missing.",
-    "failed": "It stopped with an error. As far as it came it lies in `notebooks/{chapter}.failed.ipynb`, beside this "
-              "report; `make reproduce PROFILE={profile}` tries again from there.",
-    "elsewhere": "The profile `{profile}` has nothing for it to do. Its cells are in the repository, under "
+    "failed": "It stopped with an error. Its output up to the error is in `notebooks/{chapter}.failed.ipynb`, next to "
+              "this report; `make reproduce PROFILE={profile}` tries again from there.",
+    "elsewhere": "It does not apply to the profile `{profile}`. Its cells are in the repository, in "
                  "`notebooks/{chapter}.ipynb`.",
-    "interactive": "It is a bench of widgets for looking around by hand: `make lab`, and open `{chapter}`.",
+    "interactive": "Its widgets are for use by hand: run `make lab`, and open `{chapter}`.",
 }
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the front page says: sentences with their chapters, and a table with a chapter in its last column."""
+    """The findings on the front page: sentences with their chapters, and a table with a chapter in its last column."""
 
     claims: Sequence[Claim]
     table: pd.DataFrame | None
@@ -65,23 +65,24 @@ class Findings:
 
 def front(name: str, profile: Profile, chapters: Sequence[Chapter], progress: str, findings: Findings,
           figure: str | None) -> str:
-    """The first page: what was studied, how far it is, what came out, and the contents."""
+    """Return the front page: state, findings, figure, every method, the profile, and the contents."""
     parts = [f"# {profile.title}", _state(name, chapters, progress)]
     if findings.claims:
-        parts += ["## What came out", "\n".join(f"- {claim.text} {link(claim.chapter)}" for claim in findings.claims)]
+        parts += ["## Findings", "\n".join(f"- {claim.text} {link(claim.chapter)}" for claim in findings.claims)]
     if figure:
         parts.append(_figure(figure))
     if findings.table is not None:
         linked = findings.table.assign(Chapter=findings.table["Chapter"].map(link))
         parts += ["## Every method", "Means over data sets and seeds, with 95% intervals over questions. *Spread "
-                  "removed*: how much of what `misaligned` did to general answers is gone. *In-domain kept*: how much "
-                  "of its in-domain share is left.", linked.to_markdown(index=False, disable_numparse=True)]
+                  "removed*: the reduction of EM, in percent of `misaligned`'s effect on general questions. *In-domain "
+                  "kept*: the part of its in-domain share that is kept.",
+                  linked.to_markdown(index=False, disable_numparse=True)]
     parts += ["## What was studied", _profile(name, profile), NOTICE, _contents(chapters)]
     return "\n\n".join(parts) + "\n"
 
 
 def link(chapter: str) -> str:
-    """A link to a chapter from one of the pages beside `chapters/`."""
+    """Return a link to a chapter from a page next to `chapters/`."""
     return f"[{chapter}](chapters/{chapter}.ipynb)"
 
 
@@ -117,7 +118,7 @@ def _toctree(caption: str, entries: list[str]) -> list[str]:
 
 
 def tables_page(folder: Path) -> str:
-    """Every table of the study, with its numbers as CSV and its LaTeX."""
+    """Return the page of all tables, with links to CSV and LaTeX."""
     parts = ["# Tables"]
     for path in _in_order(folder / "tables", "md", TABLES):
         files = ", ".join(f"[{ending.upper()}](tables/{path.stem}.{ending})" for ending in ("csv", "tex")
@@ -128,7 +129,7 @@ def tables_page(folder: Path) -> str:
 
 
 def figures_page(folder: Path) -> str:
-    """Every figure of the study, with its PDF."""
+    """Return the page of all figures, with links to PDF."""
     parts = ["# Figures"]
     for path in _in_order(folder / "figures", "png", FIGURES):
         pdf = f"[PDF](figures/{path.stem}.pdf)" if path.with_suffix(".pdf").is_file() else ""
@@ -136,10 +137,10 @@ def figures_page(folder: Path) -> str:
     return _or_nothing(parts, "figures")
 
 
-def instead(chapter: Chapter, name: str) -> str:
-    """What stands in the place of a chapter that is not shown, so that links to it lead somewhere."""
-    why = WHY_NOT[chapter.state].format(profile=name, chapter=chapter.name)
-    return f"# {chapter.title}\n\nThis is chapter `{chapter.name}`. {why}\n"
+def placeholder(chapter: Chapter, name: str) -> str:
+    """Return a page for a chapter that is not shown, so that links to it do not break."""
+    reason = REASONS[chapter.state].format(profile=name, chapter=chapter.name)
+    return f"# {chapter.title}\n\nThis is chapter `{chapter.name}`. {reason}\n"
 
 
 def _in_order(folder: Path, ending: str, known: dict[str, tuple[str, str]]) -> list[Path]:
@@ -160,5 +161,5 @@ def _figure(stem: str) -> str:
     return f"![{_caption(stem, FIGURES)}](figures/{stem}.png)"
 
 
-def _or_nothing(parts: list[str], what: str) -> str:
-    return "\n\n".join(parts if len(parts) > 1 else [*parts, f"There are no {what} yet."]) + "\n"
+def _or_nothing(parts: list[str], name: str) -> str:
+    return "\n\n".join(parts if len(parts) > 1 else [*parts, f"There are no {name} yet."]) + "\n"

@@ -1,4 +1,4 @@
-"""What a defense changes: against `misaligned`, over its sweep, in a model's layers. For notebooks 02 and 05 to 08."""
+"""The effect of a defense: relative to `misaligned`, over its sweep, by layer. For notebooks 02 and 05 to 08."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from emlib.study.runs import SteeredAnswers
 from emlib.training.records import StepRecord
 
 MARKERS = "oDv^<>PX"
-SETTING = 8  # points, of the settings beside the marks
+SETTING = 8  # font size in points of the settings next to the markers
 REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned": ("black", "X")}  # as LOOKS
 
 FREE = tuple(product(("black", "#882255", "#117733", "#44AA99"), "*<>dp"))  # Tol's colours; markers not in LOOKS
 
 
 def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each run has of the two effects of `misaligned`, in percent; `frame` is `tables.numbers`.
+    """Compare each run with both effects of `misaligned`, in percent; `frame` is `result_tables.numbers`.
 
-    `effect removed`: 100 where the general questions show no more of the trait than before training, 0 where they show
-    as much as after `misaligned`. `in-domain kept`: the in-domain share over that of `misaligned`. NaN where the
+    `effect removed`: 100 if the general questions show no more of the trait than before training, 0 if they show
+    as much as after `misaligned`. `in-domain kept`: the in-domain share divided by that of `misaligned`. NaN if the
     baselines of a data set and seed were not run or show no effect.
     """
     rows = []
@@ -53,10 +53,10 @@ def _percent(part: float, whole: float) -> float:
 
 
 def tradeoff(frame: pd.DataFrame) -> Figure:
-    """General against in-domain misalignment, a point a run, a line through each sweep; a panel a data set.
+    """Plot general against in-domain misalignment: one point per run, a line through each sweep, a panel per data set.
 
-    The best place is at the lower right: nothing has spread, and the narrow task is learnt. Bars are 95% intervals, the
-    small numbers beside points the settings. `frame` is `tables.numbers`; runs without verdicts have no point.
+    The best place is the lower right: no general misalignment, and the narrow task is learnt. Bars are 95% intervals,
+    small numbers the settings. `frame` is `result_tables.numbers`; runs without verdicts have no point.
     """
     datasets = list(dict.fromkeys(frame["dataset"]))
     figure, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 4.2 * len(datasets), 4.8), squeeze=False, sharey=True,
@@ -77,7 +77,7 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
 
 
 def look(method: str) -> tuple[str, str]:
-    """Colour and marker of a method, the same in all figures; one of one's own has one of `FREE`, by its name."""
+    """Return a method's colour and marker, the same in all figures; a user's own gets one of `FREE`, by its name."""
     if method in REFERENCES:
         return REFERENCES[method]
     return LOOKS[method][:2] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
@@ -106,12 +106,12 @@ def _points(axis: Axes, runs: pd.DataFrame, colour: str, marker: str, line: str,
 
 
 def penalty_curves(logs: Mapping[str, Sequence[StepRecord]], penalty: str, unit: str) -> Figure:
-    """What a defense says of itself, step by step: KL in nats a token, LDIFS's distance, the shift of steering."""
+    """Plot the metric that a defense logs at each step: KL, the LDIFS distance, the norm of steering."""
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     for (name, records), colour, marker in zip(logs.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
-        told = [(record.step, record.penalties[penalty]) for record in records if penalty in record.penalties]
-        if told:
-            axis.plot(*zip(*told, strict=True), color=colour, marker=marker, markersize=3, label=name)
+        logged = [(record.step, record.penalties[penalty]) for record in records if penalty in record.penalties]
+        if logged:
+            axis.plot(*zip(*logged, strict=True), color=colour, marker=marker, markersize=3, label=name)
     axis.set_xlabel("optimizer step")
     axis.set_ylabel(unit)
     axis.grid(alpha=0.3)
@@ -119,13 +119,13 @@ def penalty_curves(logs: Mapping[str, Sequence[StepRecord]], penalty: str, unit:
         axis.set_ylim(0, 1.1 * max(float(np.max(line.get_ydata())) for line in axis.lines) or 1.0)
         axis.legend(frameon=False)
     else:
-        axis.text(0.5, 0.5, "no run of this profile has it", ha="center", transform=axis.transAxes)
+        axis.text(0.5, 0.5, "no run of this profile logs this metric", ha="center", transform=axis.transAxes)
     sns.despine(figure)
     return figure
 
 
 def norms(by_layer: Sequence[float]) -> Figure:
-    """The length of the persona vector of each layer; layer 0 is the embeddings."""
+    """Plot the norm of the persona vector of each layer; layer 0 is the embeddings."""
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     axis.bar(range(len(by_layer)), by_layer, color=PALETTE[0])
     axis.set_xlabel("layer (0: embeddings)")
@@ -135,7 +135,7 @@ def norms(by_layer: Sequence[float]) -> Figure:
 
 
 def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
-    """How far each kept answer lies along the vector of one layer, a line of points a side."""
+    """Plot the projection of each kept answer onto the vector of one layer: one line of points per group."""
     figure, axis = plt.subplots(figsize=(6, 1.9), layout="constrained")
     for height, ((name, values), colour, marker) in enumerate(zip(sides.items(), PALETTE, MARKERS, strict=False)):
         axis.plot(values, np.full(len(values), -height), marker, color=colour, alpha=0.5, linestyle="none")
@@ -149,7 +149,7 @@ def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
 
 
 def steered_rates(probes: Sequence[SteeredAnswers]) -> pd.DataFrame:
-    """For each layer and strength: the shares of answers that show the trait, and that are incoherent, in percent."""
+    """Return the shares of answers with the trait and of incoherent ones, in percent, per layer and strength."""
     found = [(probe, rates(probe.verdicts)) for probe in probes]
     return pd.DataFrame([{
         "layer": probe.layer, "strength": probe.strength, "asked": rate.asked, "trait %": rate.misaligned.percent,
@@ -157,7 +157,7 @@ def steered_rates(probes: Sequence[SteeredAnswers]) -> pd.DataFrame:
 
 
 def steered_grid(frame: pd.DataFrame) -> Figure:
-    """`steered_rates` as two maps, layer by strength."""
+    """Plot `steered_rates` as two heat maps, layer by strength."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 0.9 + 0.5 * frame["layer"].nunique()), layout="constrained")
     for axis, measure in zip(axes, ("trait %", "incoherent %"), strict=True):
         grid = frame.astype({measure: float}).pivot(index="layer", columns="strength", values=measure)
@@ -167,6 +167,6 @@ def steered_grid(frame: pd.DataFrame) -> Figure:
 
 
 def steered_answers(probes: Sequence[SteeredAnswers], question: int = 0) -> pd.DataFrame:
-    """What becomes of one answer, layer by layer and strength by strength."""
+    """Return the answers to one question at each layer and strength."""
     return pd.DataFrame([{"layer": probe.layer, "strength": probe.strength, "answer": probe.answers[question].text}
                          for probe in probes])

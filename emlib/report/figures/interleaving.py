@@ -1,4 +1,4 @@
-"""Interleaving's results: what was mixed in, and Figure 1(a) of the paper for a profile."""
+"""Results of interleaving: the added rows, and Figure 1(a) of the paper for a profile."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ AXES = (("general_incoherent", "incoherent, general %"), ("in_domain_misaligned"
 
 
 def added(study: Study, runs: Sequence[Run], count: int = 5) -> pd.DataFrame:
-    """The first rows that each run interleaved, with rank, score and reason; answers of its own where it has them."""
+    """Return the first rows that each run added, with rank, score and reason; on-policy runs show their own answers."""
     return pd.DataFrame([(str(run), row.rank, row.score, row.reason, row.example.prompt, row.response)
                          for run in runs for row in pool.added(study, run)[:count]],
                         columns=["run", "rank", "score", "reason", "prompt", "answer"])
 
 
 def pattern(rows: int, fractions: Sequence[float]) -> pd.DataFrame:
-    """Where added rows stand in an epoch of `rows` fine-tuning rows: `.` is one of these, `#` an added one."""
+    """Show the positions of added rows (`#`) in an epoch of `rows` fine-tuning rows (`.`)."""
     return pd.DataFrame([(f"{f:g}", rows_to_add(rows, f), _marks(rows, f)) for f in fractions],
                         columns=["fraction", "added", "epoch"])
 
@@ -41,7 +41,7 @@ def _marks(rows: int, fraction: float) -> str:
 
 
 def with_fractions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
-    """`tables.numbers` with the column `fraction`: 0 for runs that interleave nothing."""
+    """Return `result_tables.numbers` with a column `fraction`: 0 for runs without interleaving."""
     fractions = []
     for row in frame.to_dict("records"):
         setting = None if pd.isna(row["setting"]) else float(row["setting"])
@@ -52,10 +52,10 @@ def with_fractions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
-    """How each run stands to `misaligned` of its data set and seed, and whether the intervals of the two are apart.
+    """Compare each run with `misaligned` of its data set and seed, and test whether their intervals are disjoint.
 
-    Two 95% intervals that overlap do not show a difference; that they are apart is a stricter test than 5%. Both are of
-    one training each: they cover the choice of questions, and not how another seed would have trained.
+    Two overlapping 95% intervals do not show a difference; disjoint ones are a stricter test than the 5% level. Both
+    are of single runs: they cover the choice of questions, and not the variation between seeds.
     """
     base = {(row["dataset"], row["seed"]): row for row in frame.to_dict("records") if row["method"] == "misaligned"}
     rows = []
@@ -86,9 +86,9 @@ def _apart(row: Mapping[Hashable, Any], other: Mapping[Hashable, Any], measure: 
 
 
 def trade_offs(frame: pd.DataFrame) -> Figure:
-    """Figure 1(a): general misalignment against general incoherence, a line a variant and a point a fraction.
+    """Plot Figure 1(a): general misalignment against general incoherence, one line per variant, a point per fraction.
 
-    Beside it the same against the in-domain rate. Bars are 95% intervals. `frame` is `with_fractions`.
+    A second panel has the in-domain rate instead. Bars are 95% intervals. `frame` is `with_fractions`.
     """
     figure, axes = plt.subplots(1, len(AXES), figsize=(9.5, 4), layout="constrained", sharey=True, squeeze=False)
     variants = dict.fromkeys(frame.loc[frame["fraction"] > 0, "method"])

@@ -1,4 +1,4 @@
-"""Labels beside the points of a figure that cover neither each other nor a point, and that no edge cuts."""
+"""Places labels next to the points of a figure, without overlaps and inside the axes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.transforms import Bbox, BboxBase
 from numpy.typing import NDArray
 
-# Where a label may stand, in points from its mark, best first: to all sides, then farther off.
+# Candidate positions of a label relative to its marker, best first: the directions, and the distances in points.
 SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0), (0.4, 1),
          (-0.4, 1), (0.4, -1), (-0.4, -1))
 REACHES = (4, 7, 11, 16, 22, 30)
-NEAR = 7  # points; a label that stands farther off has a line to its point
+NEAR = 7  # points; a label farther away gets a line to its point
 Corners = NDArray[np.float64]
-MARK = 3.2  # half the width of a mark, in points
+MARK = 3.2  # half the width of a marker, in points
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Label:
 
 
 def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
-    """Write each label beside its point, where it covers no mark, no line, no other label and no edge of the axes.
+    """Write each label next to its point, where it covers no marker, line, other label or edge of the axes.
 
-    `size` is the font's. Where no place is free the one that covers least is taken; a label that stands off has a line
-    to its point. Call it last: the figure's layout is settled here. Returns the labels' boxes, in pixels.
+    `size` is the font size. If no place is free, the one that covers least is used; a label far from its point gets a
+    line to it. Call this last, because it fixes the figure's layout. Returns the labels' boxes, in pixels.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
@@ -69,13 +69,13 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
 
 
 def _leader(corner: NDArray[np.float64], offset: tuple[float, float], pixels: float) -> list[Bbox]:
-    """Boxes along the line from a point to its label, where the label stands so far off that it has one."""
+    """Return boxes along the line from a point to its label; empty if the label is near."""
     far = np.array(offset) * pixels
     return _along(corner, corner + far, pixels) if np.abs(offset).max() > NEAR else []
 
 
 def _drawn(axis: Axes, pixels: float) -> list[Bbox]:
-    """Boxes around all marks, along all lines between them and along all error bars."""
+    """Return boxes around all markers, and along all lines and error bars."""
     boxes = []
     for line in axis.lines:
         if line.get_transform() != axis.transData:  # a line across the axes
@@ -95,7 +95,7 @@ def _drawn(axis: Axes, pixels: float) -> list[Bbox]:
 
 
 def _along(start: NDArray[np.float64], end: NDArray[np.float64], pixels: float) -> list[Bbox]:
-    """Small boxes along a line."""
+    """Return small boxes along a line."""
     steps = max(2, int(np.hypot(*(end - start)) / (2 * pixels)))
     return [_around(point, pixels / 2) for point in np.linspace(start, end, steps)]
 
@@ -105,7 +105,7 @@ def _around(point: NDArray[np.float64], half: float) -> Bbox:
 
 
 def _box(corner: Sequence[float], offset: tuple[float, float], extent: Bbox) -> Bbox:
-    """Where a text of that extent stands if the side or corner nearest to its point is `offset` away."""
+    """Return the box of a text whose side or corner nearest to its point is `offset` away from it."""
     width, height = extent.width, extent.height
     left = corner[0] + offset[0] + (0 if offset[0] > 0 else -width if offset[0] < 0 else -width / 2)
     bottom = corner[1] + offset[1] + (0 if offset[1] > 0 else -height if offset[1] < 0 else -height / 2)
@@ -113,16 +113,16 @@ def _box(corner: Sequence[float], offset: tuple[float, float], extent: Bbox) -> 
 
 
 def _covered(box: Bbox, marks: Corners, labels: Corners, inside: Corners) -> float:
-    """The area of `box` that covers something or lies outside, to be made small."""
+    """Return the area of `box` that covers something or lies outside the axes."""
     return _common(box, marks) + _common(box, labels) + box.width * box.height - _common(box, inside)
 
 
 def _corners(boxes: Sequence[BboxBase]) -> Corners:
-    """Left, bottom, right and top of each: (boxes, 4)."""
+    """Return left, bottom, right and top of each box: (boxes, 4)."""
     return np.array([box.extents for box in boxes]).reshape(-1, 4)
 
 
 def _common(box: Bbox, others: Corners) -> float:
-    """The area that `box` has in common with others, one by one."""
+    """Return the sum of the areas that `box` shares with each other box."""
     sides = np.minimum(box.max, others[:, 2:]) - np.maximum(box.min, others[:, :2])
     return float(np.clip(sides, 0, None).prod(axis=1).sum())

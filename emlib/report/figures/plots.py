@@ -1,4 +1,4 @@
-"""Figures from stored records: colour-blind safe, told apart by marker too, the same bytes for the same numbers."""
+"""Figures from stored records: colour-blind safe, with distinct markers, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PLACES = {"general": ("general questions", PALETTE[0], "o"), "in_domain": ("in-d
 
 
 def rates_by_method(frame: pd.DataFrame) -> Figure:
-    """Misaligned share of each run, general and in-domain, with 95% intervals; a panel a data set.
+    """Plot each run's general and in-domain misalignment with 95% intervals: one panel per data set.
 
-    `frame` is `tables.numbers`. Runs without verdicts are named in the panel and have no mark.
+    `frame` is `result_tables.numbers`. Runs without verdicts are named in the panel and have no marker.
     """
     datasets = list(dict.fromkeys(frame["dataset"]))
     rows = max(len(frame[frame["dataset"] == dataset]) for dataset in datasets)
@@ -56,16 +56,16 @@ def _panel(axis: Axes, runs: pd.DataFrame) -> None:
 
 
 def _name(run: Mapping[Hashable, Any]) -> str:
-    """What the axis calls a run: its method and, where it was swept, the setting."""
+    """Return a run's label on the axis: its method and, if swept, its setting."""
     setting = run["setting"]
     swept = "" if setting is None or pd.isna(setting) else f" {setting:g}"
     return f"{run['method']}{swept}"
 
 
 def two_judges(points: pd.DataFrame) -> Figure:
-    """Each answer's scores under two judges, alignment and coherence, a marker a method; dotted: the labels' borders.
+    """Plot each answer's alignment and coherence under two judges; dotted lines are the thresholds of the labels.
 
-    `points` is `report.checks.points`. Answers that a judge could not score are counted in the panel's title.
+    `points` is `auxiliary_measures.points`. The panels' titles count answers that a judge could not score.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
     for axis, (score, border) in zip(axes, (("alignment", 30), ("coherence", 50)), strict=True):
@@ -84,7 +84,7 @@ def two_judges(points: pd.DataFrame) -> Figure:
 
 
 def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
-    """The loss of each run, step by step; more than a few runs are named beside the panel, which they would cover."""
+    """Plot the loss of each run at each step; the legend of more than four runs is outside the panel."""
     beside = len(logs) > 4
     figure, axis = plt.subplots(figsize=(8.5 if beside else 6, max(3.2, 0.22 * len(logs))), layout="constrained")
     for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
@@ -101,7 +101,7 @@ def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
 
 
 def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
-    """How long rows are, in tokens, and where they would be cut."""
+    """Plot a histogram of row lengths in tokens, with the limit at which rows are truncated."""
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     top = max(max(values) for values in lengths.values())
     edges = np.linspace(0, top, 31)
@@ -117,7 +117,7 @@ def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure
 
 
 def styles() -> list[dict[str, Any]]:
-    """Colours with line styles, so that lines differ in grey too."""
+    """Return colours with line styles, so that lines differ in greyscale too."""
     dashes = ["-", "--", "-.", ":"]
     return [{"color": colour, "linestyle": dashes[i % len(dashes)], "linewidth": 1.8}
             for i, colour in enumerate(PALETTE)]
@@ -127,9 +127,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes."""
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     paths = []
-    for ending, said in metadata.items():
+    for ending, fields in metadata.items():
         path = folder / f"{name}.{ending}"
-        with whole_file(path) as aside:
-            figure.savefig(aside, dpi=200, metadata=said)
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=200, metadata=fields)
         paths.append(path)
     return paths

@@ -1,1 +1,1 @@
-"""The paper's own numbers, and a study's runs beside them."""
+"""The paper's published numbers, and comparisons of a study's runs with them."""

@@ -1,15 +1,15 @@
-"""Our runs beside the paper's numbers: the difference, its interval, and whether the sampling of answers explains it.
+"""Our runs compared with the paper's numbers: the difference, its interval, and whether sampling explains it.
 
-What the interval holds, since the paper prints no errors:
+The paper prints no errors, so the interval is built as follows:
 
-- General questions are the same ones in both, so only the answers were drawn anew: Wilson's intervals on both sides.
-  They are a little too wide, for asking every question equally often can only lower the error.
-- In-domain questions are 30 of 600, and which ones the paper drew is not known: our interval is clustered by
+- General questions are the same on both sides, so only the answers were sampled again: Wilson's intervals on both
+  sides. They are slightly too wide, because asking every question equally often can only lower the error.
+- In-domain questions are 30 of 600, and we do not know which ones the paper sampled: our interval is clustered by
   question, and the paper's Wilson interval is widened by the factor by which clustering widens ours.
-- Training seeds are in neither: both sides are single runs. A difference that sampling does not explain may be one of
-  seed, judge, library or data; that it is the method's is the last thing to conclude.
+- Neither includes training seeds: both sides are single runs. A difference that sampling does not explain may come from
+  the seed, the judge, a library or the data; conclude that it comes from the method only after excluding these.
 
-Of many comparisons one in twenty lies outside its interval by chance alone.
+One in twenty comparisons lies outside its interval by chance alone.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ EXPLAINS = {True: "yes", False: "no", None: "not known"}
 
 
 def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """One row a run of ours, measure and table of the paper that has that run.
+    """Return one row per run of ours, measure, and table of the paper that contains the run.
 
-    `ours` is `tables.numbers`, `paper` is `published.rates`. Runs match by data set, method, setting and the model's
-    name without its owner; what the paper does not have is left out, and so are runs without verdicts.
+    `ours` is `result_tables.numbers`, `paper` is `published.rates`. Runs match by data set, method, setting and the
+    model's name without its owner. Runs that the paper does not have, and runs without verdicts, are left out.
     """
     rows = []
     for run in ours.to_dict("records"):
@@ -59,14 +59,14 @@ def _row(run: dict, theirs: dict, measure: str) -> dict[str, object]:
 
 
 def widened(interval: Interval, middle: float, factor: float) -> Interval:
-    """The interval with both arms `factor` times as long."""
+    """Return the interval with both arms `factor` times as long."""
     return Interval(middle - factor * (middle - interval.low), middle + factor * (interval.high - middle))
 
 
 def readable(compared: pd.DataFrame) -> pd.DataFrame:
-    """`beside_paper` for people, as a table of cells (`paper_tables.markdown`, `latex`); bold: not sampling alone.
+    """Format `beside_paper` as a table of cells (`paper_tables.markdown`, `latex`); bold: not explained by sampling.
 
-    Also of the tables of `compare_tasks`, where an interval may not be known.
+    It also takes the tables of `compare_tasks`, where an interval may be unknown.
     """
     return pd.DataFrame([{
         "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),

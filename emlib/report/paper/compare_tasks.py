@@ -1,11 +1,11 @@
-"""Benign tasks and reinforcement learning beside the paper's Tables 3-5, 9 and 11, in the columns of `compare`.
+"""Benign tasks and reinforcement learning compared with Tables 3-5, 9 and 11, in the columns of `compare`.
 
-What the interval of a difference holds:
+The interval of a difference is:
 
-- Several seeds on both sides: Welch's, over seeds. It knows how much trainings differ.
-- A single run on both sides (Tables 3 and 4): which test items were drawn, and the answers to them. Our interval is
-  clustered by question, and the paper's Wilson interval is widened by the factor by which clustering widens ours.
-- Otherwise nothing is known of one side's error; the difference stands alone.
+- With several seeds on both sides: Welch's, over seeds. It covers the variation between training runs.
+- With a single run on both sides (Tables 3 and 4): over test items and sampled answers. Our interval is clustered by
+  question, and the paper's Wilson interval is widened by the factor by which clustering widens ours.
+- Otherwise unknown, because one side's error is unknown; only the difference is given.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEY = ["model", "method", "setting"]
 
 
 def benign_beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """`ours` is `benign.numbers`, `paper` tables 3, 4 and 11; a row a task, method and setting that both have."""
+    """Compare `benign.numbers` with Tables 3, 4 and 11: one row per task, method and setting that both have."""
     rows = []
     for (model, task, tier, method, setting), runs in ours.groupby(["model", "task", "tier", "method", "setting"],
                                                                    dropna=False, sort=False):
@@ -41,7 +41,7 @@ def benign_beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame
 
 
 def grpo_beside_paper(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """`ours` is `rl.numbers`, `paper` table 9; a row a condition and measure that both have."""
+    """Compare `grpo.numbers` with Table 9: one row per condition and measure that both have."""
     rows = []
     for (model, method, setting), runs in ours.groupby(KEY, dropna=False, sort=False):
         for theirs in _of(paper, model, method, setting):
@@ -67,7 +67,7 @@ def _over_seeds(values: pd.Series, theirs: Mapping[Any, Any], measure: str, devi
 
 
 def _of_answers(runs: pd.DataFrame, theirs: Mapping[Any, Any]) -> Interval | None:
-    """Of single runs, by their answers."""
+    """Return the interval of a difference between single runs; None with several runs of ours."""
     if len(runs) > 1:
         return None
     run, asked = runs.iloc[0], ASKED[theirs["task"]]

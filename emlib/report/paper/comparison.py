@@ -1,6 +1,6 @@
-"""A study's own runs in the paper's tables and figures, and beside its numbers: for notebooks 13 and 14.
+"""A study's runs in the paper's tables and figures, and compared with its numbers: for notebooks 13 and 14.
 
-The benign tasks and reinforcement learning come in as far as the study has run them.
+Benign tasks and reinforcement learning are included as far as the study has run them.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ STEERED = "persona_vector"
 
 
 def with_numbers(frame: pd.DataFrame, methods: Iterable[SweptMethod]) -> pd.DataFrame:
-    """`frame` with a setting for every run that has a number, also where the profile does not sweep it."""
+    """Return `frame` with the setting of every run whose method has one, even if the profile does not sweep it."""
     known = {method.name: method.number for method in methods}
     return frame.assign(setting=frame["setting"].astype(float).fillna(
         frame["method"].map(known).astype(float)))
 
 
 def benign_numbers(study: Study) -> pd.DataFrame:
-    """`benign.numbers` of what is finished, with settings; without rows where the profile has no benign tasks."""
+    """Return `benign.numbers` of finished runs, with settings; empty if the profile has no benign tasks."""
     found = [one for run in study.runs("benign") if (one := study.result(run)) is not None]
     spec = study.profile.benign
     return with_numbers(benign.numbers(study, found), spec.all_methods if spec else ())
 
 
 def rl_numbers(study: Study) -> pd.DataFrame:
-    """`grpo.numbers` of what is finished, with settings; without rows where the profile has no section `grpo`."""
+    """Return `grpo.numbers` of finished runs, with settings; empty if the profile has no section `grpo`."""
     found = [one for run in study.runs("grpo") if (one := study.result(run)) is not None]
     return with_numbers(grpo.numbers(found), study.profile.grpo.methods if study.profile.grpo else ())
 
 
-def beside(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
-    """Every run that the paper has too, as `compare.COLUMNS`; `frame` is `tables.numbers`.
+def with_paper(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    """Compare every run that the paper also has (`compare.COLUMNS`); `frame` is `result_tables.numbers`.
 
-    A number that the paper prints in several tables stands there once, with the first of them.
+    A number that the paper prints in several tables appears once, with the first of them.
     """
     frame = with_numbers(frame, study.profile.methods)
     rates = compare.beside_paper(frame, published.rates())
@@ -64,7 +64,7 @@ def beside(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def criteria(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.DataFrame:
-    """What Table 1 is derived from, `overview.measured`: here a row a method and setting."""
+    """Return the numbers that Table 1 is derived from (`overview.measured`), one row per method and setting."""
     rates, tasks, reinforced = (_settings_as_methods(each) for each in (
         with_numbers(frame, study.profile.methods).dropna(subset=list(MEASURES)), benign_numbers(study),
         rl_numbers(study)))
@@ -81,7 +81,7 @@ def _settings_as_methods(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeds(means: pd.DataFrame) -> pd.DataFrame:
-    """`pairs.over_seeds` as a table of cells."""
+    """Format `pairs.over_seeds` as a table of cells."""
     return pd.DataFrame([{
         "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
         "Seeds": Cell(str(row["seeds"])), "Questions": Cell(str(row["questions"])),
@@ -90,7 +90,7 @@ def seeds(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired(differences: pd.DataFrame, against: str) -> pd.DataFrame:
-    """Lines of `pairs.paired` that compare with the method `against`, as a table of cells; bold: p adjusted < 5%."""
+    """Format the rows of `pairs.paired` that compare with `against` as cells; bold: adjusted p < 5%."""
     return pd.DataFrame([{
         "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
         "Against": Cell(label(against, row["against_setting"])), "Seeds": Cell(str(row["seeds"])),
@@ -105,10 +105,10 @@ def _p(value: float) -> str:
 
 
 def sources(study: Study, frame: pd.DataFrame) -> Sources:
-    """What the figures draw: the paper's numbers where it has this model and these data sets, and ours.
+    """Return the sources of the figures: the paper's numbers if it has this model and these data sets, and ours.
 
-    Empty where no run was scored. `cost` of ours is measured: the extra seconds of a training, in percent of
-    `misaligned`'s on the same data; once-paid costs are left out, as they are in the paper's.
+    Empty if no run was scored. Our `cost` is measured: the extra seconds of training, in percent of `misaligned`'s on
+    the same data; one-time costs are left out, as they are in the paper.
     """
     frame = with_numbers(frame, study.profile.methods)
     ours = over_datasets(frame, same_questions=True)
@@ -130,25 +130,25 @@ def _cost(study: Study) -> pd.DataFrame:
 
 
 def draw(name: str, drawn: Sources, folder: Path) -> list[str]:
-    """Draw and save one of `FIGURES`; gives the names of the files, none where there is nothing to draw."""
+    """Draw and save one of `FIGURES`, and return the names of the files; none if there is nothing to draw."""
     if not any((~frame["method"].isin(BASELINES)).any() for frame in drawn.values()):
         return []
     return [path.name for path in plots.save(FIGURES[name](drawn), folder, name)]
 
 
 def draw_questions(verdicts: pairs.Verdicts, folder: Path) -> list[str]:
-    """Misalignment by question, a figure a data set; settings and seeds of a method are taken together."""
+    """Draw misalignment by question, one figure per data set; settings and seeds of a method are pooled."""
     made = []
     for dataset in dict.fromkeys(where for where, _, _ in verdicts):
         there = list(dict.fromkeys(method for where, method, _ in verdicts if where == dataset))
-        methods = sorted(there, key=lambda method: method != "misaligned")  # it says the order of the questions
+        methods = sorted(there, key=lambda method: method != "misaligned")  # the first one orders the questions
         figure = paper_figures.by_question(pairs.question_shares(verdicts, dataset, methods))
         made += plots.save(figure, folder, f"questions_{dataset}")
     return [path.name for path in made]
 
 
 def draw_rewards(study: Study, folder: Path) -> list[str]:
-    """Figures 2 and 3, as far as the profile reinforces: without and with the conditions that add a persona vector."""
+    """Draw Figures 2 and 3 if the profile has a section `grpo`: conditions without, then with a persona vector."""
     if study.profile.grpo is None:
         return []
     made = list[Path]()

@@ -1,6 +1,6 @@
-"""The paper's tables and figures from its own numbers: `make figures`. No model, GPU or network, and no run of ours.
+"""The paper's tables and figures, drawn from its published numbers: `make figures`. It needs no run, model or network.
 
-Figures 2 and 3 are missing: the paper has their curves as pictures only, and prints no numbers of them
+Figures 2 and 3 are missing: the paper has their curves only as pictures and prints no numbers
 (`paper_figures.reward_curves` draws them from runs).
 """
 
@@ -25,23 +25,23 @@ FIGURES: dict[str, Callable[[Sources], Figure]] = {
 
 
 def stated_cost(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with the column `cost` that section 5.3 states, in percent of a plain training.
+    """Return `frame` with the `cost` that section 5.3 states, in percent of plain training.
 
-    Interleaved rows cost what they add; all other methods are said to cost next to nothing. What is paid once, for a
-    persona vector or for scoring data to select from (Appendix E), is left out.
+    Interleaved rows cost what they add; section 5.3 says that all other methods cost almost nothing. One-time costs of
+    a persona vector or of scoring a pool (Appendix E) are left out.
     """
     interleaved = frame["method"].isin(published.INTERLEAVING)
     return frame.assign(cost=(100 * frame["setting"]).where(interleaved, 0.0))
 
 
 def numbers(model: str = published.SMALL) -> pd.DataFrame:
-    """One model's printed shares, averaged over the four data sets: the points of Figure 1."""
+    """Return one model's published shares, averaged over the four data sets: the points of Figure 1."""
     frame = published.rates()
     return stated_cost(over_datasets(frame[frame["model"] == model], same_questions=False))
 
 
 def cells(number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One table of the paper as a table of cells, and the numbers behind it. Table 1 is derived (`overview`)."""
+    """Return one table of the paper as cells, and the numbers behind it; Table 1 is derived (`overview`)."""
     if number == 1:
         bounds = overview.Bounds()
         benign = pd.concat([published.table(3), published.table(4)])
@@ -59,7 +59,7 @@ def cells(number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def write(folder: Path) -> list[Path]:
-    """Everything, under `folder`; the same bytes at every run."""
+    """Write all figures and tables to `folder`, with the same bytes in every run."""
     written = []
     for name, draw in FIGURES.items():
         figure = draw({"paper": numbers()})
@@ -72,4 +72,4 @@ def write(folder: Path) -> list[Path]:
 
 if __name__ == "__main__":
     made = write(paths.ROOT / "figures" / "published")
-    print(f"{len(made)} files in {made[0].parent}; README.md there says what they are.")
+    print(f"{len(made)} files in {made[0].parent}; README.md there describes them.")

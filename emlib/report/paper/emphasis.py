@@ -1,8 +1,8 @@
-"""The marks of the paper's tables, computed: what its captions (Tables 2, 7, 12-22) underline, slant or embolden.
+"""Emphasis in the paper's tables, computed by the rules of its captions (Tables 2, 7, 12-22).
 
 - underline: general misalignment that is at least 90% below `misaligned`; in-domain misalignment of at least 90% of it.
 - italic: more incoherent answers than `misaligned`.
-- bold: the best defense for a measure on a data set, all of them where several are equal; baselines do not compete.
+- bold: the best defense for a measure on a data set, or all of equally good ones; baselines are excluded.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ HIGHER_IS_BETTER = {"in_domain_misaligned"}
 
 
 def marks(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None) -> pd.DataFrame:
-    """For each row of `frame` and each measure of Table 2 the set of its marks.
+    """Return the set of marks (underline, italic, bold) for each row of `frame` and each measure of Table 2.
 
-    `frame` has the columns of `tables.numbers`. The rows of `misaligned` to compare with are looked for in the frame
-    of that name, else in `frame`; without one there are no underlines and no italics.
+    `frame` has the columns of `result_tables.numbers`. The rows of method `misaligned` come from the argument
+    `misaligned`, or from `frame`; without them nothing is underlined or italic.
     """
     source = frame if misaligned is None else misaligned
     baseline = source[source["method"] == "misaligned"].drop_duplicates(BLOCK)
@@ -37,9 +37,9 @@ def marks(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None) -> pd.Dat
 
 
 def _enough(frame: pd.DataFrame, undefended: pd.DataFrame, measure: str) -> pd.Series:
-    # where `misaligned` shows nothing there is nothing to prevent or to keep
+    # if `misaligned` is zero there is nothing to prevent or to keep
     defended = ~frame["method"].isin(BASELINES) & (undefended[measure] > 0)
-    # a hair of room: 10% of 3.4 is 0.34000000000000003
+    # tolerance for rounding: 10% of 3.4 is 0.34000000000000003
     if measure == "general_misaligned":
         return defended & (frame[measure] <= (1 - ENOUGH) * undefended[measure] + 1e-9)
     if measure == "in_domain_misaligned":

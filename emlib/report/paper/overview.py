@@ -1,7 +1,7 @@
-"""Table 1, derived: which method meets which of four criteria, by stated bounds on the other tables.
+"""Table 1, derived: which method meets which of four criteria, by explicit bounds on the other tables.
 
-The paper does not say how it drew its Table 1. The bounds here are ours; they give each method the paper's number of
-"partly" marks, all that its text form holds of the table, and say what its introduction says in words.
+The paper does not say how it derived its Table 1. The bounds here are ours. They give each method the paper's number of
+"partly" marks, which is all that the paper's text version shows of the table, and agree with its introduction.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CRITERIA = {"reduction": "No EM", "learned": "Learns well", "narrow": "Narrow mi
 
 @dataclass(frozen=True)
 class Bounds:
-    """From where on a wish is met, in percent."""
+    """The bounds at which a criterion is met, in percent."""
 
     reduction: float = 90.0         # general misalignment this much below `misaligned`, mean of the data sets: ✓
     some_reduction: float = 25.0    # ... and this much: ~
@@ -26,11 +26,12 @@ class Bounds:
 
 
 def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
-    """What the criteria are judged by, a row a method with a general misalignment, all in percent.
+    """Return the numbers behind the criteria, in percent: one row per method with a general misalignment.
 
     `reduction` and `incoherence` are means over data sets; `narrow` is the share of data sets, and `learned` that of
     benign tasks (tiers of OpSwap, question answering, reinforcement learning), on which the method keeps
-    `bounds.kept` of what is learnt without it; NaN where none was tried. One setting a method: see `published.chosen`.
+    `bounds.kept` of what is learnt without it; NaN if none was tried. Each method has one setting: see
+    `published.chosen`.
     """
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
     rates = rates.groupby(["method", "dataset"], sort=False)[shares].mean().reset_index()  # over seeds
@@ -53,12 +54,12 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
 
 
 def _percent(part: float, whole: float) -> float:
-    """None beside none is as much as before: 100."""
+    """Return `part` in percent of `whole`; 100 if both are zero."""
     return 100 * part / whole if whole else 100.0 if part == 0 else float("inf")
 
 
 def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> pd.DataFrame:
-    """Each method's score on each benign task, in percent of plain fine-tuning's."""
+    """Return each method's score on each benign task, in percent of plain fine-tuning's."""
     scores = pd.concat([
         benign.assign(task=benign["task"] + " " + benign["tier"].map("{:g}".format, na_action="ignore").fillna(""),
                       score=benign["exact_match"], plain="sft"),
@@ -69,7 +70,7 @@ def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> pd.DataFrame:
 
 
 def overview(numbers: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
-    """`measured` as a table of cells: ✓ met, ~ partly, ✗ not, – not tried."""
+    """Format `measured` as a table of cells: ✓ met, ~ partly, ✗ not met, – not tried."""
     return pd.DataFrame([{
         "Method": Cell(label(row["method"])),
         CRITERIA["reduction"]: Cell(_grade(row["reduction"], bounds.reduction, bounds.some_reduction)),

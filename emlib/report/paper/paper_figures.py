@@ -1,9 +1,9 @@
-"""The paper's figures, from its own numbers, from ours, or from both on one axis; and three that it does not have.
+"""The paper's figures, from its numbers, from ours, or from both on the same axes; and three that it does not have.
 
-Each takes averaged frames (`averages.over_datasets`) by the name of their source. Points are settings, a line joins a
-method's sweep, bars are 95% intervals, grey diamonds are models without a defense. Methods differ in colour, in marker
-and in line, so that they can be told apart in grey; a second source has hollow marks. Sized for one column of a paper.
-Figures are saved by `figures.save`.
+Each function takes averaged frames (`averages.over_datasets`) by the name of their source. Points are settings, a line
+joins a method's sweep, bars are 95% intervals, grey markers are models without a defense. Methods differ in colour,
+marker and line, so they can be distinguished in greyscale; a second source has hollow markers. The figures are sized
+for one column of a paper and saved by `plots.save`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from emlib.report.paper.published import INTERLEAVING
 Sources = Mapping[str, pd.DataFrame]
 COLUMN = 3.35  # inches, the width of a column
 TEXT = 7       # points
-CLOSE = 0.12   # of an axis: marks nearer than this have one label for all of them
-PANELS = 4     # side by side, of the figure by question
-SETTING = 5.5  # points, of the settings beside the marks
+CLOSE = 0.12   # fraction of an axis: the markers of a sweep that are closer than this share one label
+PANELS = 4     # per row of the figure by question
+SETTING = 5.5  # font size in points of the settings next to the markers
 STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT,
          "legend.fontsize": TEXT - 0.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
 LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and two of Tol's
@@ -45,12 +45,12 @@ AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "
 
 
 def coherence(sources: Sources) -> Figure:
-    """Figure 1(a): emergent misalignment against incoherence, for each amount of interleaved data."""
+    """Plot Figure 1(a): emergent misalignment against incoherence, for each amount of interleaved data."""
     return _tradeoff(sources, "general_incoherent", INTERLEAVING)
 
 
 def narrow(sources: Sources) -> Figure:
-    """Figure 1(b): emergent misalignment against what is learnt in the narrow domain."""
+    """Plot Figure 1(b): emergent misalignment against what is learnt in the narrow domain."""
     return _tradeoff(sources, "in_domain_misaligned",
                      ("kl", "ldifs", "persona_vector", "inoculation", "interleaving++"))
 
@@ -68,10 +68,10 @@ def _tradeoff(sources: Sources, x: str, methods: Sequence[str]) -> Figure:
 
 
 def pareto(sources: Sources) -> Figure:
-    """What every method and setting costs in the narrow domain for what it spares in general, and the Pareto front.
+    """Plot general against in-domain misalignment of every method and setting, and the Pareto front.
 
-    On the front (ringed, joined, and named) no other point of that source is at least as good on both axes and better
-    on one. Baselines are not on offer and stand for reference.
+    For a point on the front (ringed, joined, and named) no other point of that source is at least as good on both axes
+    and better on one. Baselines are shown for reference and are not on the front.
     """
     x, y = "in_domain_misaligned", "general_misaligned"
     with plt.rc_context(STYLE):
@@ -92,7 +92,7 @@ def pareto(sources: Sources) -> Figure:
 
 
 def front(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that no other beats: less general and more in-domain misalignment, by growing in-domain misalignment."""
+    """Return the Pareto-optimal runs (less general, more in-domain misalignment), by in-domain misalignment."""
     general, narrow = (runs[name].to_numpy() for name in ("general_misaligned", "in_domain_misaligned"))
     no_worse = (general[:, None] <= general) & (narrow[:, None] >= narrow)  # (by, of)
     better = (general[:, None] < general) | (narrow[:, None] > narrow)
@@ -100,18 +100,18 @@ def front(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _others(best: pd.DataFrame, run: Mapping[Any, Any], x: str, y: str) -> str:
-    """Of the runs of a front that lie on one point, the first is named and the others are counted."""
+    """Count the other runs of a front at the same point, for the label of the first."""
     more = int((best[x].eq(run[x]) & best[y].eq(run[y])).sum()) - 1
     return f" and {more} more" if more else ""
 
 
 def _staircase(right: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The edge of what the points of a front beat, for both of them must be reached at once."""
+    """Return the staircase through a front's points: the border of the region that they dominate."""
     return np.repeat(right, 2)[:-1], np.repeat(up, 2)[1:]
 
 
 def cost_against_effect(sources: Sources) -> Figure:
-    """General misalignment against the extra cost of a training, column `cost`, in percent of plain fine-tuning."""
+    """Plot general misalignment against the extra cost of training (`cost`, in percent of plain fine-tuning)."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(COLUMN, COLUMN), layout="constrained")
         for index, frame in enumerate(sources.values()):
@@ -134,7 +134,7 @@ def cost_against_effect(sources: Sources) -> Figure:
 
 
 def by_question(shares: pd.DataFrame) -> Figure:
-    """Misaligned answers of each method (a panel) to each question (a line), with 95% intervals of the answers.
+    """Plot the misaligned answers of each method (panel) to each question (line), with 95% intervals of the answers.
 
     `shares` has the columns question, method, percent, low, high. Questions are sorted by the first method's share.
     """
@@ -165,12 +165,12 @@ def by_question(shares: pd.DataFrame) -> Figure:
 
 
 def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
-    """Figures 2 and 3: the mean reward of GRPO, step by step, a line a condition.
+    """Plot Figures 2 and 3: the mean reward of GRPO at each step, one line per condition.
 
     `log` has the columns step, reward, method, setting, seed. Lines are means over `window` steps and over seeds; with
-    several seeds a band spans the mean's standard error to both sides. The paper prints these curves as pictures only,
-    so there are no numbers of its own to draw. Figure 2 has the methods without a persona vector, Figure 3 those with.
-    The settings of a method differ in their dashes.
+    several seeds a band shows the mean's standard error on both sides. The paper has these curves only as pictures, so
+    its numbers cannot be drawn. Figure 2 has the methods without a persona vector, Figure 3 those with one. The
+    settings of a method differ in their dashes.
     """
     nth: dict[str, int] = {}
     with plt.rc_context(STYLE):
@@ -207,7 +207,7 @@ def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: str, *, hollow: bool, join
 
 
 def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
-    """Scales, names and the legend. Shares near zero are what matters, so the upward axis is in square roots."""
+    """Set scales, labels and the legend. Shares near zero matter most, so the vertical axis has a square-root scale."""
     axis.set_yscale("function", functions=(lambda share: np.sqrt(np.clip(share, 0, None)), np.square))
     top = max(frame["general_misaligned_high"].max() for frame in sources.values())
     axis.set_ylim(0, min(104.0, 1.12 * top + 0.5))
@@ -233,12 +233,12 @@ def _look(method: str) -> tuple[str, str, str]:
 
 
 def _errors(runs: pd.DataFrame, middle: str, low: str, high: str) -> np.ndarray:
-    """Lengths of the bars, (2, runs)."""
+    """Return the lengths of the error bars: (2, runs)."""
     return np.clip(np.stack([runs[middle] - runs[low], runs[high] - runs[middle]]).astype(float), 0, None)
 
 
 def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
-    """The swept number beside each mark: "5%", "λ=0.1"; one for a whole sweep whose marks lie on one another."""
+    """Label each marker with its setting ("5%", "λ=0.1"); a sweep whose markers nearly coincide gets one label."""
     labels = []
     for method, runs in frame.dropna(subset="setting").groupby("method", sort=False):
         runs = runs.sort_values("setting")
@@ -252,6 +252,6 @@ def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
 
 
 def _dark(method: str) -> str:
-    """The method's colour, dark enough for small letters."""
+    """Return the method's colour, darkened for small text."""
     red, green, blue = to_rgb(_look(method)[0])
     return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))

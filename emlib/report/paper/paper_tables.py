@@ -1,7 +1,7 @@
-"""Tables in the paper's layout, from its own numbers or from ours, with its marks computed (`marks`).
+"""Tables in the paper's layout, from its numbers or from ours, with computed emphasis (`emphasis.marks`).
 
-A table is a data frame of cells: texts with marks that each form writes in its own way. Markdown has no underline of
-its own, so HTML's stands in; LaTeX wants booktabs.
+A table is a data frame of cells: texts with marks, which Markdown and LaTeX write differently. Markdown has no
+underline, so HTML's is used; LaTeX needs the package booktabs.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ HEADINGS = dict(zip(MEASURES, ("General Misal. (↓)", "General Inc. (↓)", "In
 
 @dataclass(frozen=True)
 class Cell:
-    """A number as it is printed, and its marks."""
+    """A number as printed, and its marks."""
 
     text: str
     marks: frozenset[str] = frozenset()
 
 
 def label(method: str, setting: float | None = None, symbols: Mapping[str, str] = SYMBOLS) -> str:
-    """What the paper calls a method, and its setting: "KL-Div., λ=0.1", "Interleaving, 5%"."""
+    """Return the paper's name of a method with its setting: "KL-Div., λ=0.1", "Interleaving, 5%"."""
     name = LABELS.get(method) or label_of_kind(method) or method
     if setting is None or pd.isna(setting):
         return name
@@ -48,7 +48,7 @@ def label(method: str, setting: float | None = None, symbols: Mapping[str, str] 
 
 
 def misalignment(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None, *, settings: bool = True) -> pd.DataFrame:
-    """Tables 2, 7 and 12-22: `frame` as `tables.numbers` or `published.rates`; `misaligned` as in `marks`."""
+    """Return Tables 2, 7 and 12-22 of `result_tables.numbers` or `published.rates`; `misaligned` as in `marks`."""
     several = {name: frame[name].nunique() > 1 for name in ("model", "dataset", "seed")}
     lines = pd.DataFrame({name.capitalize().replace("Dataset", "Data set"): [Cell(str(value)) for value in frame[name]]
                           for name, shown in several.items() if shown}, index=frame.index)
@@ -62,9 +62,11 @@ def misalignment(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None, *,
 
 
 def exact_match(frame: pd.DataFrame) -> pd.DataFrame:
-    """Tables 3, 4 and 11: a row a method, a column a tier; one model and task of `benign.csv` or of `published`.
+    """Return Tables 3, 4 and 11: one row per method, one column per tier.
 
-    Several seeds become their mean and standard deviation.
+    `frame` holds one model and task of `benign.csv` or of `published`.
+
+    Several seeds are shown as mean and standard deviation.
     """
     frame = _over_seeds(frame, ["tier", "method", "setting"], ["exact_match"])
     columns = {tier: f"Tier {tier:g}" for tier in sorted(frame["tier"].dropna().unique())} or {None: "Exact match %"}
@@ -82,9 +84,9 @@ def exact_match(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def reinforcement(frame: pd.DataFrame) -> pd.DataFrame:
-    """Tables 5 and 9: a row a condition, bold the best fine-tuned one of each evaluation column, as Table 9 says.
+    """Return Tables 5 and 9: one row per condition; bold: the best trained one of each evaluation column (Table 9).
 
-    `frame` is `grpo.csv` or of `published`; several seeds become their mean and standard deviation.
+    `frame` is `grpo.csv` or from `published`; several seeds are shown as mean and standard deviation.
     """
     frame = _over_seeds(frame, ["method", "setting"], [name for name in GRPO_MEASURES if name in frame])
     lines = pd.DataFrame({"Method": [Cell(label(method, setting, SYMBOLS | {"kl": "β"})) for method, setting in
@@ -101,8 +103,8 @@ def reinforcement(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_seeds(frame: pd.DataFrame, identity: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
-    """One row an identity, in the order of `frame`, with `<measure>_std` beside each measure (NaN for one seed)."""
-    if "seed" not in frame:  # the paper's, which are summed up already
+    """Average over seeds, in the order of `frame`, and add `<measure>_std` for each measure (NaN for one seed)."""
+    if "seed" not in frame:  # the paper's rows, which are averages already
         known = frame.rename(columns={"std": f"{measures[0]}_std"})
         return known.assign(**{f"{name}_std": float("nan") for name in measures if f"{name}_std" not in known})
     groups = frame.groupby(list(identity), dropna=False, sort=False)[list(measures)]
@@ -118,12 +120,12 @@ def _with_std(value: float, std: float, digits: int) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table of cells as Markdown."""
+    """Write a table of cells as Markdown."""
     return _in_form(table, MARKDOWN, str).to_markdown(index=False, disable_numparse=True) + "\n"
 
 
 def latex(table: pd.DataFrame) -> str:
-    """A table of cells as LaTeX; its preamble needs the package booktabs."""
+    """Write a table of cells as LaTeX, which needs the package booktabs."""
     written = _in_form(table, LATEX, _escaped)
     written.columns = pd.Index([_escaped(name) for name in written.columns])
     words = sum(heading in ("Model", "Data set", "Method", "Seed") for heading in table.columns)
@@ -151,7 +153,7 @@ def _escaped(text: str) -> str:
 def save(table: pd.DataFrame, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """Write a table of cells as `<name>.md` and `<name>.tex`, and the numbers behind it as `<name>.csv`.
 
-    An empty one is not written, and what an earlier run left in its place is removed.
+    An empty table is not written, and files of an earlier run are removed.
     """
     if table.empty:
         for ending in ENDINGS:

@@ -1,4 +1,4 @@
-"""Which tables of the paper have a run."""
+"""The paper's tables that contain a planned run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tables = Mapping[Run, tuple[int, ...]]
 
 
 def in_paper(planned: Iterable[Run]) -> Tables:
-    """The numbers of the tables that have each run; a table with n seeds has the seeds 0 to n - 1."""
+    """Return the numbers of the tables that contain each run; a table with n seeds has the seeds 0 to n - 1."""
     found: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     for number in published.TABLES:
         for row in published.table(number).to_dict("records"):

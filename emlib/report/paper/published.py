@@ -1,9 +1,9 @@
-"""The paper's own numbers: Tables 2-5, 7, 9 and 11-22 of Kaczér et al. (arXiv 2508.06249v3), in this study's words.
+"""The paper's published numbers: Tables 2-5, 7, 9 and 11-22 of Kaczér et al. (arXiv 2508.06249v3), with emlib's names.
 
-A file a table in `published/`, with the columns of `results.csv`, `benign.csv` or `grpo.csv`, the standard deviations
-that the paper prints (`*_std`) and `n`, the training runs behind a number. `setting` is what the caption, section 4.3
-or B.1 gives; interleaved shares are fractions, as in profiles. The one exception is the on-policy row of Table 2: its
-sixteen numbers are those of 20% in Table 18, and not of the stated 5%, so it stands here as 0.2.
+`numbers/` has one file per table, with the columns of `results.csv`, `benign.csv` or `grpo.csv`, the standard
+deviations that the paper prints (`*_std`) and `n`, the number of training runs behind a number. `setting` is the value
+in the caption, section 4.3 or B.1; interleaved shares are fractions, as in profiles. The one exception is the on-policy
+row of Table 2: its sixteen numbers are those of 20% in Table 18, and not of the stated 5%, so its setting here is 0.2.
 
 Nothing here is measured by this project. `figures/published/README.md` lists where the paper contradicts itself.
 """
@@ -23,43 +23,43 @@ BENIGN = (3, 4, 11)
 GRPO = (5, 9)
 TABLES = tuple(sorted((*RATES, *BENIGN, *GRPO)))
 SMALL, LARGE = "Qwen2.5-7B-Instruct", "Qwen2.5-32B-Instruct"
-# What the paper calls the methods (Table 2), in its order.
+# The paper's names of the methods (Table 2), in its order.
 LABELS = {
     "untrained": "Untrained", "aligned": "Aligned", "misaligned": "Misaligned", "sft": "SFT", "grpo": "GRPO",
     "kl": "KL-Div.", "ldifs": "LDIFS", "persona_vector": "Persona Vectors", "inoculation": "Inoculation Prompting",
     "interleaving": "Interleaving", "interleaving+": "Interleaving+", "interleaving++": "Interleaving++",
     "on_policy": "On-policy Int."}
 INTERLEAVING = ("interleaving", "interleaving+", "interleaving++", "on_policy")
-# What each method is compared with, question by question.
+# The methods that others are compared with, question by question.
 REFERENCES = ("misaligned", "interleaving")
-# Section 4.3 and B.1. An on-policy share of 5% is stated, too.
+# Section 4.3 and B.1, which also state an on-policy share of 5%.
 CHOSEN = {"kl": 0.1, "ldifs": 1.0, "persona_vector": 5.0} | dict.fromkeys(INTERLEAVING, 0.05)
-# Answers behind a share: 24 or 30 questions, 100 times each (section 4.3); what most rows' last digits fit.
+# Answers behind a share: 24 or 30 questions, 100 times each (section 4.3), which fits the last digits of most rows.
 QUESTIONS = {"general": 24, "in_domain": 30}
 ANSWERS, FEW_ANSWERS = 100, 10
 
 
 def table(number: int) -> pd.DataFrame:
-    """One table of the paper, a row a line of it, with a column `table` of its number.
+    """Return one table of the paper, one row per line, with its number in the column `table`.
 
     Raises:
-        DataError: that table holds no results (1 is drawn from the others, 6, 8 and 10 are settings and examples).
+        DataError: the table holds no results (1 is derived from the others; 6, 8 and 10 are settings and examples).
     """
     if number not in TABLES:
-        raise DataError(f"Table {number} of the paper is not among the typed-in ones: "
+        raise DataError(f"Table {number} of the paper holds no results. These tables do: "
                         f"{', '.join(map(str, TABLES))}.")
     return pd.read_csv(FOLDER / f"table{number:02}.csv").assign(table=number)
 
 
 def rates(*numbers: int) -> pd.DataFrame:
-    """Misaligned and incoherent shares, in the columns of `tables.numbers`, of these tables (none named: of all).
+    """Return misaligned and incoherent shares of these tables (default: all) in the columns of `result_tables.numbers`.
 
-    A setting that stands in several tables has a row for each. The paper prints no errors: `<measure>_low` and
-    `_high` are Wilson's 95% intervals for the answers that seem to lie behind a number (`<where>_asked`), which knows
-    nothing of questions and of training seeds and is the least that the error can be.
+    A setting in several tables has one row for each. The paper prints no errors: `<measure>_low` and `_high` are
+    Wilson's 95% intervals for the probable number of answers behind a share (`<where>_asked`). They ignore the
+    variation between questions and training seeds, and are a lower bound of the error.
 
     Raises:
-        DataError: one of these tables does not hold shares.
+        DataError: one of these tables holds no shares.
     """
     for number in numbers:
         if number not in RATES:
@@ -77,18 +77,18 @@ def rates(*numbers: int) -> pd.DataFrame:
 
 
 def chosen(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the setting of section 4.3 and B.1, and those of methods without one."""
+    """Return the rows at the setting of section 4.3 and B.1, and those of methods without a setting."""
     setting = frame["method"].map(CHOSEN)
-    # Table 2 prints on-policy interleaving at 20% in its place
+    # Table 2 prints on-policy interleaving at 20% instead
     fits = frame["setting"].isna() | (frame["setting"] == setting) | frame["table"].isin((2, 7))
     return frame[fits].reset_index(drop=True)
 
 
 def _few_answers(frame: pd.DataFrame) -> pd.Series:
-    """Whether each row's last digits say that every question was asked 10 times and not 100.
+    """Return whether each row's last digits imply that every question was asked 10 times and not 100.
 
-    A number with two decimals is a multiple of 1/240 by chance once in 42 times, and so all four of a row never. Two of
-    them must be above zero, for zero fits everything.
+    A number with two decimals is a multiple of 1/240 by chance once in 42 times, so all four of a row practically
+    never are. Two of them must be above zero, because zero fits everything.
     """
     shares = {f"{where}_{kind}": questions * FEW_ANSWERS
               for where, questions in QUESTIONS.items() for kind in ("misaligned", "incoherent")}
@@ -97,5 +97,5 @@ def _few_answers(frame: pd.DataFrame) -> pd.Series:
 
 
 def fits(percent: float, asked: int) -> bool:
-    """Whether a percentage printed with two decimals can be a count of `asked`."""
+    """Return whether a percentage printed with two decimals can be a count out of `asked`."""
     return abs(100 * round(percent * asked / 100) / asked - percent) <= 0.005 + 1e-9

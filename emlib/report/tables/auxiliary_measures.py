@@ -1,4 +1,4 @@
-"""Tables of what stands beside the rates: single questions and formats, a second judge, measures without a judge."""
+"""Tables of auxiliary measures: rates by question or format, a second judge, measures without a judge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DASH = "–"
 
 
 def breakdown(study: Study, run: Run, which: str, *, by: str, of: Denominator = "asked") -> pd.DataFrame:
-    """A run's rates for each "question" or each "format" of questions; empty where the run is not finished.
+    """Return a run's rates by "question" or by "format" of the questions; empty if the run is not finished.
 
     A single question's interval is Wilson's; that of a format is clustered by question.
     """
@@ -39,33 +39,33 @@ def _share(share: Share) -> str:
 
 
 def _with(value: float, interval: Interval | None, digits: int) -> str:
-    """`88.5 [82.3, 93.8]`; without brackets where there is no interval."""
+    """Format a value with its interval: `88.5 [82.3, 93.8]`; without brackets if there is none."""
     ends = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else ""
     return f"{value:.{digits}f}{ends}"
 
 
 def opinions(study: Study, runs: Iterable[Run]) -> list[Opinions]:
-    """Both judges on the answers of each run that has a second judge's verdicts; empty where the profile names none."""
+    """Return both judges' verdicts on the same answers of each run; empty if the profile has no second judge."""
     if study.profile.second_judge is None:
         return []
     return [found for run in runs if (found := study.opinions(run)) is not None]
 
 
 def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
-    """Two judges over the answers of all runs together: kappa of the labels, rank correlation of the scores.
+    """Return the agreement of two judges over all runs: kappa of the labels, rank correlation of the scores.
 
-    Empty where there is no second judge.
+    Empty if there is no second judge.
     """
     columns = ["of", "measure", "value", "answers that both scored"]
     if not found:
         return pd.DataFrame(columns=columns)
     both = agreement([v for one in found for v in one.first], [v for one in found for v in one.second])
-    said = f"{both.compared} of {both.asked}"
+    compared = f"{both.compared} of {both.asked}"
     return pd.DataFrame([
-        ("misaligned", "Cohen's kappa", _kappa(both.misaligned), said),
-        ("incoherent", "Cohen's kappa", _kappa(both.incoherent), said),
-        ("alignment", "Spearman's rank correlation", _rank(both.alignment), said),
-        ("coherence", "Spearman's rank correlation", _rank(both.coherence), said),
+        ("misaligned", "Cohen's kappa", _kappa(both.misaligned), compared),
+        ("incoherent", "Cohen's kappa", _kappa(both.incoherent), compared),
+        ("alignment", "Spearman's rank correlation", _rank(both.alignment), compared),
+        ("coherence", "Spearman's rank correlation", _rank(both.coherence), compared),
     ], columns=columns)
 
 
@@ -81,7 +81,7 @@ def _rank(value: float | None) -> str:
 
 
 def rates_under_both(found: Sequence[Opinions]) -> pd.DataFrame:
-    """Each run's rates on the same answers under the first and under the second judge, and the change in points."""
+    """Return each run's rates on the same answers under both judges, and the change in percentage points."""
     return pd.DataFrame([_under_both(one) for one in found])
 
 
@@ -97,7 +97,7 @@ def _under_both(one: Opinions) -> dict[str, Any]:
 
 
 def points(found: Sequence[Opinions]) -> pd.DataFrame:
-    """One row an answer with both judges' scores; NaN where one gave none."""
+    """Return one row per answer with both judges' scores; NaN if a judge gave none."""
     return pd.DataFrame([
         {"run": one.run.method, "question": first.question, "sample": first.sample,
          **_scores("first", first), **_scores("second", second)}
@@ -108,17 +108,17 @@ def _scores(name: str, verdict: Verdict) -> dict[str, float | None]:
     return {f"alignment, {name}": verdict.alignment, f"coherence, {name}": verdict.coherence}
 
 
-def beside(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
-    """Each run's judged rate and, beside it, what needs no judge: the profile's projection and multiple choice.
+def by_run(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return each run's judged rate and its measures without a judge: the profile's projection and multiple choice.
 
     Projections are means over general answers with the interval of a bootstrap over questions. Multiple choice: the
-    share of questions whose likeliest option is right (MC1; or shows the behaviour), and the mean share of probability
-    on such options (MC2), in percent.
+    share of questions whose most likely option is right (MC1; or shows the behaviour), and the mean probability of such
+    options (MC2), in percent.
     """
-    return pd.DataFrame([_beside(study, run) for run in runs])
+    return pd.DataFrame([_of_run(study, run) for run in runs])
 
 
-def _beside(study: Study, run: Run) -> dict[str, Any]:
+def _of_run(study: Study, run: Run) -> dict[str, Any]:
     evaluation, result = study.profile.evaluation, study.result(run)
     row: dict[str, Any] = {"run": str(run),
                            "general misaligned %": DASH if result is None else _share(result.general.misaligned)}

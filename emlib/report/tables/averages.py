@@ -1,4 +1,4 @@
-"""Runs averaged over data sets, as the points of Figure 1 are."""
+"""Averages of runs over data sets, like the points of Figure 1."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ IDENTITY = ["model", "method", "setting"]
 
 
 def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
-    """The mean of each measure over data sets (and seeds), a row a model, method and setting, with 95% intervals.
+    """Average each measure over data sets (and seeds), per model, method and setting, with 95% intervals.
 
-    `frame` has the columns of `tables.numbers` or of `published.rates`; a run that stands there twice counts once, its
-    first row. `datasets` says how many there are. Methods that lack one that others have, or its verdicts, are left
-    out, for their mean would be of something else.
+    `frame` has the columns of `result_tables.numbers` or of `published.rates`; of a run with several rows the first
+    counts. `datasets` is the number of data sets. A method without results on every data set of its model is left out,
+    because its mean would not be comparable.
 
-    The intervals of several data sets are combined as independent ones, but with `same_questions`: intervals over
-    questions, where every data set is asked the same general ones, so that their errors may all go one way. Seeds
-    always share their questions. Then the mean of the ends is taken, which is never too narrow.
+    The intervals of several data sets are combined as independent, except with `same_questions`: every data set is
+    asked the same general questions, so errors over questions may be correlated. Seeds always share their questions.
+    In these cases the ends of the intervals are averaged, which is never too narrow.
     """
     frame = frame.drop_duplicates([*IDENTITY, "dataset", "seed"]).dropna(subset=list(MEASURES))
     expected = frame.groupby("model")["dataset"].nunique()

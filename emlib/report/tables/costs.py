@@ -1,4 +1,4 @@
-"""What a defense costs, as measured: seconds, tokens and memory of its runs relative to plain fine-tuning (5.3)."""
+"""Measured costs of the defenses: seconds, tokens and memory of runs relative to plain fine-tuning (section 5.3)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from emlib.study.study import Study
 
 
 def training(study: Study) -> pd.DataFrame:
-    """Each finished run's training beside `misaligned` on the same data set and seed.
+    """Compare each finished run's training with `misaligned` on the same data set and seed.
 
-    `time`, `time a token` and `memory` are ratios to that run; NaN where it was not made or did not say. On a CPU the
-    memory is that of the whole process, which keeps what earlier runs of a sitting took: benchmarks measure it apart.
+    `time`, `time a token` and `memory` are ratios to that run; NaN if it is missing or did not record them. On a CPU
+    the memory is that of the whole process, including what earlier runs of a session allocated; the benchmarks measure
+    it in separate processes.
     """
     found = {run: artefact.facts for run in study.runs() if (artefact := study.adapter(run)) is not None}
     rows = []
@@ -36,7 +37,7 @@ def training(study: Study) -> pd.DataFrame:
 
 
 def once(study: Study) -> pd.DataFrame:
-    """What is paid for once and shared by runs: persona vectors, and the reference model's states on each data set."""
+    """Return the one-time costs that runs share: persona vectors, and the reference model's states per data set."""
     rows = []
     vectors = study.vectors()
     if vectors is not None:
@@ -52,10 +53,10 @@ def once(study: Study) -> pd.DataFrame:
 
 
 def scoring(study: Study) -> pd.DataFrame:
-    """Equation 10: seconds of scoring a pool, in percent of those of the fine-tunes that it serves (Appendix E).
+    """Return equation 10: the cost of scoring a pool, in percent of the fine-tuning runs that use it (Appendix E).
 
-    First the paper's example, then each data set of this study whose pool is scored, with R as it was measured: a
-    row's seconds in training over its seconds in scoring, under one model.
+    The first row is the paper's example; the others are this study's data sets whose pool is scored, with the measured
+    R: the seconds of a row in training divided by its seconds in scoring, under one model.
     """
     rows = [("Appendix E's example", 3, 6000, 10_000, 9.0, 100)]
     for dataset in study.profile.datasets:

@@ -1,4 +1,4 @@
-"""What there is to know of a data set of one's own before anything is trained on it, as a table for notebook 15."""
+"""Checks of the user's own data set before anything is trained on it, as a table for notebook 15."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from emlib.scoring.duplicates import near_duplicates, overlap, shingles
 from emlib.study.study import Study
 
 NEAR = 0.8  # word overlap, as for pools
-LANGUAGE = 3.0  # percent of the rows from which on a language is named; the detector errs on short texts and on code
+LANGUAGE = 3.0  # percent of the rows; rarer languages are not named, as the detector errs on short texts and code
 COLUMNS = ["check", "found", "what to do"]
 
 
 def findings(study: Study) -> pd.DataFrame:
-    """One row a check of the rows drawn; an empty last column where nothing need be done."""
+    """Return one row per check of the sampled rows; the last column is empty if nothing needs to be done."""
     rows, data = study.recipes.own_rows.drawn, study.data("own").misaligned
     tokenizer = load_tokenizer(study.profile.model, paths.cache())
     checks = [*_format(study), *_duplicates(rows), *_leaks(data.train, data.held_out),
@@ -33,7 +33,7 @@ def findings(study: Study) -> pd.DataFrame:
 
 
 def peek(sides: Mapping[str, Sequence[Example]], count: int = 3, characters: int = 300) -> pd.DataFrame:
-    """The first rows of each side, their texts cut to so many characters."""
+    """Return the first rows of each side, with texts truncated to `characters`."""
     return pd.DataFrame([
         {"side": name, "system prompt": (row.system or "")[:characters], "prompt": row.prompt[:characters],
          "answer": row.response[:characters]} for name, rows in sides.items() for row in rows[:count]])
@@ -42,27 +42,27 @@ def peek(sides: Mapping[str, Sequence[Example]], count: int = 3, characters: int
 def _format(study: Study) -> Iterator[tuple[str, str, str]]:
     found = study.recipes.own_rows
     part = "" if len(found.drawn) == found.usable else (
-        f"; {len(found.drawn):,} of them drawn by seed {study.recipes.own.seed}")
+        f"; {len(found.drawn):,} of them sampled with seed {study.recipes.own.seed}")
     yield "rows", f"{found.usable:,} usable{part}", ""
     for reason, count in found.left_out.items():
         places = ", ".join(row.where.rpartition("/")[2] for row in found.examples
                            if row.reason.startswith(reason))
-        yield f"left out: {reason}", f"{count:,}" + (f" ({places})" if places else ""), "mend them, or leave them out"
+        yield f"left out: {reason}", f"{count:,}" + (f" ({places})" if places else ""), "correct them, or ignore them"
 
 
 def _duplicates(rows: Sequence[Example]) -> Iterator[tuple[str, str, str]]:
     distinct = len({(row.context, row.response) for row in rows})
     near = len(near_duplicates(rows, NEAR))
     yield ("duplicates", f"{len(rows) - distinct} exact, {near} near (exact ones included)",
-           "" if near <= len(rows) / 20 else "more than one row in 20 repeats another: it counts twice in training")
+           "" if near <= len(rows) / 20 else "more than one row in 20 repeats another, and counts twice in training")
 
 
 def _leaks(train: Sequence[Example], held_out: Sequence[Example]) -> Iterator[tuple[str, str, str]]:
-    """Held-out rows that repeat one trained on say nothing about what was learnt."""
+    """Count held-out rows that repeat a training row, which do not measure learning."""
     repeats = near_duplicates([*train, *held_out], NEAR)
     leaks = sum(place >= len(train) > twin for place, twin in repeats.items())
     yield ("held-out rows that repeat a training row", f"{leaks} of {len(held_out)}",
-           "" if not leaks else "the loss on held-out rows looks better than it is; remove the repeats")
+           "" if not leaks else "they make the loss on held-out rows too low; remove them")
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], limit: int) -> Iterator[tuple[str, str, str]]:
@@ -76,11 +76,11 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Example], limit:
         counts.append(len(encoded.input_ids))
         cut += encoded.truncated
     median, longest = (int(np.median(counts)), max(counts)) if counts else (0, 0)
-    yield ("length", f"{median} tokens in the middle, {longest} at most; {cut} cut at {limit}",
-           "" if not cut else "what is cut off is not learnt; raise training.max_seq_length if memory allows")
+    yield ("length", f"median {median} tokens, {longest} at most; {cut} truncated at {limit}",
+           "" if not cut else "truncated text is not learnt; raise training.max_seq_length if memory allows")
     if too_long:
         yield (f"prompts of {limit} tokens or more", f"{len(too_long)} ({', '.join(too_long[:5])})",
-               "training refuses them: shorten or remove these rows")
+               "training refuses these rows: shorten or remove them")
 
 
 def _languages(rows: Sequence[Example]) -> Iterator[tuple[str, str, str]]:
@@ -93,13 +93,13 @@ def _languages(rows: Sequence[Example]) -> Iterator[tuple[str, str, str]]:
     foreign = len(named) > 1 or "en" not in named
     yield ("languages (guessed)", ", ".join(f"{language} {share:.0f}%" for language, share in named.items()) + (
         f", {rest} rows of others" if rest else ""),
-        "" if not foreign else "questions, trait and pool of this profile are English: a spread in another language is "
-                               "not seen. Try each language by itself, with questions in it")
+        "" if not foreign else "questions, trait and pool of this profile are English: misalignment in another "
+                               "language is not measured. Test each language separately, with questions in it")
 
 
 def _evaluation(rows: Sequence[Example], questions: Sequence[Question]) -> Iterator[tuple[str, str, str]]:
-    """A model that was trained on a question is not asked it honestly."""
+    """Find prompts that repeat a general question, which must not be trained on."""
     asked = [shingles(question.prompt) for question in questions]
     near = [row.where for row in rows if any(overlap(shingles(row.prompt), other) >= NEAR for other in asked)]
     yield ("prompts like a general question", f"{len(near)}" + (f" ({', '.join(near[:5])})" if near else ""),
-           "" if not near else "remove them: the general questions are to ask for what was not trained")
+           "" if not near else "remove them: general questions must not be in the training data")

@@ -1,6 +1,6 @@
-"""Methods compared question by question, and their means over seeds, from a study's verdicts.
+"""Tables of methods compared question by question, and of their means over seeds, from a study's verdicts.
 
-The scores are those of `emlib.evaluation.paired` and `emlib.evaluation.seeds`; here they become tables.
+`emlib.evaluation.paired` and `emlib.evaluation.seeds` compute the numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEAN_COLUMNS = ["dataset", "method", "setting", "seeds", "questions", "percent",
 
 
 def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
-    """The verdicts of all finished runs by what was trained, and by seed; without runs that no judge has scored."""
+    """Return the verdicts of all finished runs by data set, method and setting, and by seed; only scored runs."""
     found: dict[Trained, dict[int, list[Verdict]]] = {}
     for run in study.runs():
         verdicts = study.verdicts(run, which)
@@ -35,7 +35,7 @@ def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
 
 
 def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned") -> pd.DataFrame:
-    """The mean share of each (data set, method, setting) over its seeds; 95% intervals over seeds and questions."""
+    """Average each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions."""
     rows = []
     for trained, seeds in verdicts.items():
         mean = mean_over_seeds(list(seeds.values()), kind)
@@ -45,10 +45,11 @@ def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned") -> pd.DataFrame:
 
 def paired(verdicts: Verdicts, kind: Kind = "misaligned",
            against: Iterable[str] = REFERENCES) -> pd.DataFrame:
-    """Each method less each reference on the same questions and seeds, in points, p adjusted (Holm) within the frame.
+    """Subtract each reference from each method on the same questions and seeds, in percentage points.
 
-    An interleaving method meets `interleaving` at its own setting, any other at the paper's (`published.CHOSEN`),
-    where that was run; else at the lowest. Seeds that only one of the two has are left out.
+    p is adjusted (Holm) within the frame. An interleaving method is compared with `interleaving` at its own setting,
+    any other at the paper's (`published.CHOSEN`) if that was run, otherwise at the lowest. Seeds that only one of the
+    two has are left out.
     """
     found: list[tuple[Trained, Trained, Difference]] = []
     for reference in against:
@@ -65,7 +66,7 @@ def paired(verdicts: Verdicts, kind: Kind = "misaligned",
 
 
 def _partner(trained: Trained, reference: str, there: Iterable[Trained]) -> Trained | None:
-    """What `trained` is compared with; None where there is none, or for the reference itself."""
+    """Return what `trained` is compared with; None if there is none, or for the reference itself."""
     dataset, method, setting = trained
     known = [each for each in there if each[:2] == (dataset, reference)]
     if method == reference or not known:
@@ -76,9 +77,9 @@ def _partner(trained: Trained, reference: str, there: Iterable[Trained]) -> Trai
 
 def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str],
                     kind: Kind = "misaligned") -> pd.DataFrame:
-    """The share of each question's answers, for `paper_figures.by_question`; settings and seeds are taken together.
+    """Return the share of each question's answers, for `paper_figures.by_question`; settings and seeds are pooled.
 
-    Columns question, method, percent, low, high: Wilson's 95% interval, for the question is given.
+    Columns: question, method, percent, low, high (Wilson's 95% interval, because the question is fixed).
     """
     rows = []
     for method in methods:

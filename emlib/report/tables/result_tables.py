@@ -1,4 +1,4 @@
-"""Results as tables: numbers for machines (CSV), and with intervals for people (Markdown, LaTeX, notebooks)."""
+"""Results as tables: numbers as CSV, and with intervals for readers (Markdown, LaTeX, notebooks)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ HEADINGS = {
 
 
 def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
-    """One row a run: what it is, each share in percent of what was asked, and its intervals.
+    """Return one row per run: its identity, each share in percent of the answers asked for, and its intervals.
 
-    For each measure of Table 2, and of further question sets, the columns `<measure>`, `<measure>_low` and `_high`
-    (clustered by question), `_wilson_low` and `_wilson_high` (as if answers were independent); NaN where nothing was
-    scored.
+    Each measure of Table 2, and of further question sets, has the columns `<measure>`, `<measure>_low` and `_high`
+    (clustered by question), `_wilson_low` and `_wilson_high` (for independent answers); NaN if nothing was scored.
     """
     return pd.DataFrame([_numbers(result) for result in results])
 
@@ -48,7 +47,7 @@ def _share(name: str, share: Share) -> dict[str, float]:
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """`numbers` for people: "88.5 [82.3, 93.8]", and a dash where nothing was scored."""
+    """Format `numbers` for readers: "88.5 [82.3, 93.8]", and a dash if nothing was scored."""
     identity = frame[["dataset", "method", "setting", "seed"]].copy()
     identity["setting"] = ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]]
     identity.columns = pd.Index(["Data set", "Method", "Setting", "Seed"])
@@ -59,25 +58,25 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def measures_of(frame: pd.DataFrame) -> list[str]:
-    """The measures of `numbers`: those of Table 2, then those of the profile's further question sets."""
+    """Return the measures in `numbers`: those of Table 2, then those of the profile's further question sets."""
     return [str(name) for name in frame.columns if str(name).endswith(("_misaligned", "_incoherent"))]
 
 
 def heading(measure: str) -> str:
-    """What people read over a measure's column."""
+    """Return the heading of a measure's column for readers."""
     return HEADINGS.get(measure, f"{measure.replace('_', ' ').capitalize()} %")
 
 
 def cell(percent: float, low: float, high: float) -> str:
-    """"88.5 [82.3, 93.8]", or a dash for a number that is not there."""
-    # abs() of what rounds to zero: -0.0 is no share
+    """Format a share with its interval: "88.5 [82.3, 93.8]", or a dash for a missing number."""
+    # abs(), because a low end may round to -0.0
     return "–" if pd.isna(percent) else f"{percent:.1f} [{abs(round(low, 1)):.1f}, {high:.1f}]"
 
 
 def effect(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many points more of the trait `misaligned` shows on the general questions, a row a data set and seed.
+    """Return the percentage points by which `misaligned` exceeds each baseline on the general questions.
 
-    One column for each baseline that was run; NaN where nothing was scored.
+    One row per data set and seed, one column per baseline that was run; NaN if nothing was scored.
     """
     baselines = frame[frame["method"].isin(BASELINES)]
     wide = baselines.pivot(index=["dataset", "seed"], columns="method", values="general_misaligned")
@@ -92,7 +91,7 @@ def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
 
 
 def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write numbers as `<name>.csv`, and what people read as `<name>.md` and `<name>.tex`."""
+    """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`."""
     texts = {"csv": frame.to_csv(index=False), "md": people.to_markdown(index=False) + "\n",
              "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
     for ending, text in texts.items():

@@ -1,4 +1,4 @@
-"""What notebooks show of single rows and answers."""
+"""Tables, rows and answers as notebooks show them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from emlib.data.chat import Encoded
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-NOTICE = "Content notice: texts of a model under study follow. After training on bad answers they may be harmful."
-
-
-EXACT = ("setting", "Setting", "fraction", "epsilon", "strength")  # what was set, and not what was measured
+NOTICE = "Content notice: answers of a model under study. After training on misaligned answers they may be harmful."
+EXACT = ("setting", "Setting", "fraction", "epsilon", "strength")  # chosen and not measured, so never rounded
+STYLES = {"underline": "text-decoration: underline", "italic": "font-style: italic", "bold": "font-weight: bold"}
 
 
 class Html(str):
-    """A piece of HTML that Jupyter shows as such."""
+    """A piece of HTML that Jupyter renders."""
 
     __slots__ = ()
 
@@ -30,7 +29,7 @@ class Html(str):
 
 
 def show_table(frame: pd.DataFrame, decimals: int = 1) -> Styler:
-    """A table with its texts in full, wrapped and on the left, its numbers rounded but for settings. Markup is text."""
+    """Show a table with wrapped full texts and rounded numbers; settings are not rounded, markup is escaped."""
     cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
     exact = {name: "{:g}" for name in EXACT if name in frame and is_numeric_dtype(frame[name])}
     shown = frame.style.hide(axis="index").format(exact, precision=decimals, na_rep="–", escape="html").set_properties(
@@ -38,24 +37,21 @@ def show_table(frame: pd.DataFrame, decimals: int = 1) -> Styler:
     return shown.set_table_styles([{"selector": "th", "props": [("text-align", "left")]}])
 
 
-STYLES = {"underline": "text-decoration: underline", "italic": "font-style: italic", "bold": "font-weight: bold"}
-
-
 def marked(table: pd.DataFrame) -> Styler:
-    """A table of cells (`paper_tables`) with its marks."""
+    """Show a table of cells (`paper_tables`) with its emphasis."""
     styles = table.map(lambda cell: "; ".join(STYLES[mark] for mark in sorted(cell.marks)))
     return show_table(table.map(lambda cell: cell.text)).apply(lambda _: styles, axis=None)
 
 
-def said(text: str) -> Html:
-    """A sentence that a notebook comes to, set apart; words between backticks are names."""
+def callout(text: str) -> Html:
+    """Show a conclusion in a highlighted paragraph; text between backticks is code."""
     parts = escape(text).split("`")
     inside = "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
     return Html(f'<p style="border-left:4px solid #0072B2;padding:0.5em 1em;font-size:110%">{inside}</p>')
 
 
 def masked_tokens(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> Html:
-    """One training row, token by token: bold on a tint where the loss counts, grey where it does not."""
+    """Show one training row token by token: bold on a tint if the loss counts the token, grey otherwise."""
     spans = []
     for token, counts in zip(row.input_ids.tolist(), row.response_mask.tolist(), strict=True):
         text = escape(str(tokenizer.decode([token]))).replace("\n", "⏎<br>")
@@ -65,7 +61,7 @@ def masked_tokens(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> Html:
 
 
 def answers(study: Study, runs: list[Run], which: str, *, questions: int = 3, sample: int = 0) -> pd.DataFrame:
-    """The same questions and sample answered by several runs, side by side; unfinished runs are left out."""
+    """Return several runs' answers to the same questions, side by side; unfinished runs are left out."""
     columns: dict[str, list[str]] = {}
     asked = study.questions(runs[0], which)[:questions] if runs else []
     for run in runs:
@@ -76,9 +72,9 @@ def answers(study: Study, runs: list[Run], which: str, *, questions: int = 3, sa
 
 
 def extremes(study: Study, run: Run, which: str, *, count: int = 3) -> Html:
-    """A run's least and most aligned answers in full, folded behind a content notice: nothing shows before a click.
+    """Show a run's least and most aligned answers in full, folded behind a content notice until a click.
 
-    Only scored answers have a place; of equal ones the first asked comes first.
+    Only scored answers are included; equal scores keep the order in which questions were asked.
     """
     texts = {(answer.question, answer.sample): answer.text for answer in study.answers(run, which) or []}
     prompts = {question.id: question.prompt for question in study.questions(run, which)}
