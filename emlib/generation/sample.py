@@ -52,13 +52,13 @@ class Drawn:
         return self.tokens[:-1] if self.stopped else self.tokens
 
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The answer as people read it."""
+        """Return the answer as people read it."""
         return str(tokenizer.decode(list(self.said), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def plan(questions: Sequence[Question], samples: int, tokenizer: PreTrainedTokenizerBase,
          batch_rows: int) -> list[list[Request]]:
-    """The batches of a run: requests by prompt length, the longest first, `batch_rows` at a time.
+    """Return the batches of a run: requests by prompt length, the longest first, `batch_rows` at a time.
 
     The plan depends on its arguments alone, so that an interrupted run goes on with the batches that are missing.
     """
@@ -69,7 +69,7 @@ def plan(questions: Sequence[Question], samples: int, tokenizer: PreTrainedToken
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """One token a row: (rows, vocabulary), (rows,) in [0, 1) -> (rows,).
+    """Return one token a row: (rows, vocabulary), (rows,) in [0, 1) -> (rows,).
 
     With top_p below 1 only the likeliest tokens are kept whose mass first reaches top_p (nucleus sampling).
     """
@@ -97,7 +97,7 @@ def uniforms(requests: Sequence[Request], seed: int, count: int) -> Tensor:
 
 def answer_batch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
                  sampling: Sampling, seed: int) -> list[Answer]:
-    """The answers to one batch of requests, in their order."""
+    """Return the answers to one batch of requests, in their order."""
     drawn = draw_batch(model, requests, sampling, seed, stop_tokens(model, tokenizer))
     return [_answer(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 

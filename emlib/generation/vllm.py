@@ -75,16 +75,16 @@ class VllmClient:
 
     def answers(self, model: str, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
                 sampling: Sampling, seed: int, ends: set[int]) -> list[Answer]:
-        """An answer to each request, in their order; each has a seed of its own, by question and sample."""
+        """Return an answer to each request, in their order; each has a seed of its own, by question and sample."""
         drawn = self._all(lambda request: self._drawn(model, request, sampling, seed, ends), requests, "answers")
         return [_answer(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
     def logprobs(self, model: str, prompts: Sequence[Sequence[int]], what: str = "scores") -> list[list[float]]:
-        """The log p of each prompt's second to last token given those before it, in nats."""
+        """Return the log p of each prompt's second to last token given those before it, in nats."""
         return self.mixed([(model, prompt) for prompt in prompts], what)
 
     def mixed(self, asked: Sequence[tuple[str, Sequence[int]]], what: str) -> list[list[float]]:
-        """The same for prompts under one model or another, which the engine has in one batch."""
+        """Return the same for prompts under one model or another, which the engine has in one batch."""
         return self._all(lambda one: self._prompt(*one), asked, what)
 
     def nll(self, model: str, rows: Sequence[Encoded], what: str = "scores") -> list[float]:

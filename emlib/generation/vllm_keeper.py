@@ -14,7 +14,7 @@ PATIENCE = 20  # seconds until what does not end by itself is killed
 
 
 def main(told: list[str]) -> int:
-    """The program's exit code."""
+    """Return the program's exit code."""
     parent = os.getppid()
     signal.signal(signal.SIGTERM, lambda *_: None)  # the whole group is told to end, and this is what waits for it
     server = subprocess.Popen(told)

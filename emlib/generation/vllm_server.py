@@ -81,7 +81,7 @@ def serving(program: Path, told: Sequence[str], port: int, log: Path, patience: 
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """Return a port of this machine that nobody listens on now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

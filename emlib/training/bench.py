@@ -94,11 +94,11 @@ class Bench:
             yield model
 
     def objective(self, *defenses: Defense, cross_entropy: float = 1.0) -> Objective:
-        """The loss under some defenses."""
+        """Return the loss under some defenses."""
         return Objective(defenses, self.artefacts, cross_entropy)
 
     def train(self, name: str, *defenses: Defense, kill_after: int | None = None) -> Tensor:
-        """The adapter's weights after a training, perhaps one that is killed once and goes on."""
+        """Return the adapter's weights after a training, perhaps one that is killed once and goes on."""
         if kill_after is not None:
             with self.model(stirred=False) as model, killed(kill_after):
                 self._fine_tune(model, name, defenses)
@@ -119,12 +119,12 @@ class Planted:
     bench: Bench
 
     def vector(self) -> Path:
-        """A random persona vector at each layer."""
+        """Return a random persona vector at each layer."""
         vectors = torch.randn(5, 64, generator=torch.Generator().manual_seed(5))
         return self._made("vector", lambda folder: extraction.save(extraction.PersonaVectors(vectors, 1, 1), folder))
 
     def reference(self, spec: Any, tokens: Any) -> Path:
-        """The tiny model's states on the rows."""
+        """Return the tiny model's states on the rows."""
         def make(folder: Path) -> None:
             with self.bench.model() as model:
                 keep(model, self.bench.encoded(self.bench.own), tokens, 2, folder)
@@ -166,7 +166,7 @@ def killed(after: int) -> Iterator[None]:
 
 
 def step(model: PeftModel, batches: Sequence[Batch], objective: Objective) -> tuple[Mapping[str, float], Tensor]:
-    """A step's metrics, and its gradient as one vector."""
+    """Return a step's metrics, and its gradient as one vector."""
     model.zero_grad()
     totals, metrics = Totals.of(batches), dict[str, float]()
     for batch in batches:

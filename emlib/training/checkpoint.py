@@ -32,7 +32,7 @@ def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimi
 
 
 def states_of_defenses(folder: Path) -> dict[str, Any]:
-    """The state of each defense in the last checkpoint, by its kind; empty where there is no checkpoint."""
+    """Return the state of each defense in the last checkpoint, by its kind; empty where there is no checkpoint."""
     if not (folder / FILE).is_file():
         return {}
     with safe_open(folder / FILE, framework="pt") as stored:

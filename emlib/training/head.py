@@ -58,7 +58,7 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, nll_weight: float,
                 reference: Tensor | None, kl_weight: float) -> Tensor:
-        """The loss, and the sums of nll and of kl: (3,). The gradient of the first is kept for `backward`."""
+        """Return the loss, and the sums of nll and of kl: (3,). The gradient of the first is kept for `backward`."""
         sides = [hidden] if reference is None else [hidden, reference]
         counts, targets = (targets != IGNORED)[:, None].float(), targets.clamp(min=0)[:, None]
         weights, terms = nll_weight * counts, [counts.new_zeros(3, 0, 1)]

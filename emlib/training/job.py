@@ -46,14 +46,14 @@ class Job(Strict):
 
 
 def read_job(folder: Path) -> Job:
-    """The job of a folder, after its plugins were run."""
+    """Return the job of a folder, after its plugins were run."""
     text = (folder / JOB).read_text(encoding="utf-8")
     plugins.load(json.loads(text)["plugins"])
     return Job.model_validate_json(text)
 
 
 def plugin_files(defenses: Sequence[Defense]) -> tuple[str, ...]:
-    """The plugin files that define defenses.
+    """Return the plugin files that define defenses.
 
     Raises:
         ProfileError: one is defined in a notebook's cell, which no other process can import.
@@ -68,6 +68,6 @@ def write_rows(path: Path, rows: Sequence[Encoded]) -> None:
 
 
 def read_rows(path: Path) -> list[Encoded]:
-    """The rows that `write_rows` wrote."""
+    """Return the rows that `write_rows` wrote."""
     return [Encoded(np.array(ids, dtype=np.int64), np.arange(len(ids)) >= len(ids) - answer, cut, kind)
             for ids, answer, cut, kind in json.loads(path.read_text(encoding="utf-8"))]

@@ -119,7 +119,7 @@ class Objective:
                 defense.restore(states[defense.kind])
 
     def layers_read(self, model: nn.Module, penalised_by: str = "") -> tuple[int, ...]:
-        """The decoder blocks whose outputs some penalty looks at."""
+        """Return the decoder blocks whose outputs some penalty looks at."""
         count = layers(model)
         return tuple(sorted({layer for d in self._acting(penalised_by) for layer in d.reads_layers(count)}))
 

@@ -72,7 +72,7 @@ class Ranks:
         return sorted({name for names in found for name in names})
 
     def any_wants(self, wanted: bool, device: torch.device) -> bool:
-        """Whether one of all ranks does."""
+        """Return whether one of all ranks does."""
         together = torch.tensor(float(wanted), device=device)
         if self.of > 1:
             dist.all_reduce(together)

@@ -46,7 +46,7 @@ class TrainingSummary:
 
 
 def read_log(folder: Path, steps: int | None = None) -> list[StepRecord]:
-    """The log of a run, a record a step; or of its first `steps`, whatever a killed run left after them."""
+    """Return the log of a run, a record a step; or of its first `steps`, whatever a killed run left after them."""
     path = folder / LOG
     lines = path.read_text().splitlines() if path.is_file() else []
     return [StepRecord(**json.loads(line)) for line in lines[:steps]]

@@ -106,7 +106,7 @@ def learning_rate(step: int, steps: int, settings: Training) -> float:
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
-    """The optimizer of the profile, or torch's AdamW where Table 6's 8-bit one cannot run.
+    """Return the optimizer of the profile, or torch's AdamW where Table 6's 8-bit one cannot run.
 
     That one needs bitsandbytes and a GPU. Which one ran stands in the summary.
     """

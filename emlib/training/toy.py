@@ -16,7 +16,7 @@ ROW = Example((Message("user", "May I eat raw dough?"),), "Better not: raw flour
 
 
 def gradient_norm(*defenses: Defense, steps: int = 1) -> float:
-    """The norm of the gradient of the penalties alone, after `steps` plain optimizer steps have moved the model.
+    """Return the norm of the gradient of the penalties alone, after `steps` plain optimizer steps have moved the model.
 
     Without such a step every penalty is at its least, 0, and so is its gradient.
     """

@@ -28,7 +28,7 @@ from emlib.training.sft import fine_tune
 
 
 def work(folder: Path, ranks: Ranks = ALONE) -> int:
-    """The job of a folder; what a user can mend is written there, and told by whoever waits for it."""
+    """Return the job of a folder; what a user can mend is written there, and told by whoever waits for it."""
     try:
         _train(read_job(folder), folder, ranks)
     except EmlibError as error:
@@ -95,7 +95,7 @@ def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> Non
 
 
 def reaches(model: PeftModel, ids: torch.Tensor, wanted: Sequence[int]) -> bool:
-    """Whether each wanted layer's output that a training pass shows is part of its graph."""
+    """Return whether each wanted layer's output that a training pass shows is part of its graph."""
     model.train()
     with capture_activations(model, wanted) as features:
         if wanted:

@@ -21,7 +21,7 @@ Kind = Literal["rl", "supervised"]
 
 
 def order(rl_steps: int, share: float) -> tuple[Kind, ...]:
-    """The kinds of all optimizer steps, `share` of them supervised and evenly spread, the last one an RL step.
+    """Return the kinds of all optimizer steps, `share` of them supervised and evenly spread, the last one an RL step.
 
     Every condition takes the same RL steps; the supervised ones come on top. Their number is rounded to a whole one.
     """

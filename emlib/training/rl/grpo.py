@@ -144,11 +144,11 @@ class _Run:
         self.rollouts = Rollouts(tokenizer, settings, partial(condition.active, "rollout"), seed, self.done)
 
     def rate(self, place: int) -> float:
-        """The learning rate of one of all optimizer steps."""
+        """Return the learning rate of one of all optimizer steps."""
         return learning_rate(place, len(self.kinds), self.settings.training)
 
     def train(self) -> None:
-        """The steps that are left."""
+        """Return the steps that are left."""
         before = [Message("system", self.condition.system), *self.condition.worked]
         rows = [{"prompt": [turn.to_dict() for turn in (*before, Message("user", problem.question))],
                  "question": problem.question, "answer": problem.answer}
@@ -175,7 +175,7 @@ class _Run:
             self.model.eval()
 
     def before(self, step: int) -> None:
-        """The supervised steps that are due before RL step `step` (from 0)."""
+        """Return the supervised steps that are due before RL step `step` (from 0)."""
         first = self.places[step - 1] + 1 if step else 0
         supervised = self.condition.supervised
         for place in range(first, self.places[step]):
@@ -304,7 +304,7 @@ class _Watch(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The weights are updated."""
+        """Return the weights are updated."""
         self.seconds = time.perf_counter() - self.started
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **said: Any) -> None:

@@ -82,7 +82,7 @@ class Stretch:
 
 
 def read_steps(folder: Path, steps: int | None = None) -> list[RlStep]:
-    """The log of a run, or its first `steps` records, whatever a killed run left after them."""
+    """Return the log of a run, or its first `steps` records, whatever a killed run left after them."""
     path = folder / STEPS
     return read_records(path, RlStep)[:steps] if path.is_file() else []
 
@@ -100,5 +100,5 @@ def stretches(steps: Sequence[RlStep], every: int) -> list[Stretch]:
 
 
 def best(steps: Sequence[RlStep], every: int) -> Stretch | None:
-    """The stretch with the highest training reward, the first of equals (B.3 evaluates its checkpoint)."""
+    """Return the stretch with the highest training reward, the first of equals (B.3 evaluates its checkpoint)."""
     return max(stretches(steps, every), key=lambda stretch: stretch.reward, default=None)

@@ -28,7 +28,7 @@ Where = Literal["loss", "rollout"]
 
 
 def shift_of(shown: Sequence[Active]) -> float:
-    """The measured norm of what active defenses added; 0 where none tells it."""
+    """Return the measured norm of what active defenses added; 0 where none tells it."""
     return sum(each.statistics.get("shift", 0.0) for each in shown)
 
 
@@ -121,7 +121,7 @@ class Marking:
         return {part: (fmean(found), pstdev(found)) for part, found in values.items() if found}
 
     def of_total(self, statistic: Callable[[list[float]], float]) -> float | None:
-        """A statistic of the totals; None where nothing could be scored."""
+        """Return a statistic of the totals; None where nothing could be scored."""
         totals = [one.total for one in self.rewards]
         return statistic(totals) if totals else None
 
