@@ -79,17 +79,17 @@ class VllmClient:
         drawn = self._all(lambda request: self._drawn(model, request, sampling, seed, ends), requests, "answers")
         return [answer_of(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
-    def logprobs(self, model: str, prompts: Sequence[Sequence[int]], what: str = "scores") -> list[list[float]]:
+    def logprobs(self, model: str, prompts: Sequence[Sequence[int]], label: str = "scores") -> list[list[float]]:
         """Return for each prompt the log p of its second to its last token, each given those before it, in nats."""
-        return self.mixed([(model, prompt) for prompt in prompts], what)
+        return self.mixed([(model, prompt) for prompt in prompts], label)
 
-    def mixed(self, asked: Sequence[tuple[str, Sequence[int]]], what: str) -> list[list[float]]:
+    def mixed(self, asked: Sequence[tuple[str, Sequence[int]]], label: str) -> list[list[float]]:
         """Return the same as `logprobs` for pairs of model and prompt, which the engine may batch together."""
-        return self._all(lambda one: self._prompt(*one), asked, what)
+        return self._all(lambda one: self._prompt(*one), asked, label)
 
-    def nll(self, model: str, rows: Sequence[Encoded], what: str = "scores") -> list[float]:
+    def nll(self, model: str, rows: Sequence[Encoded], label: str = "scores") -> list[float]:
         """Compute equation 4 for each row: the mean of -log p over its answer's tokens, in nats."""
-        found = self.logprobs(model, [row.input_ids.tolist() for row in rows], what)
+        found = self.logprobs(model, [row.input_ids.tolist() for row in rows], label)
         return [-sum(logprobs[-row.response_tokens:]) / row.response_tokens
                 for logprobs, row in zip(found, rows, strict=True)]
 
@@ -140,11 +140,11 @@ class VllmClient:
                              f"{self.log_hint}")
         return reply
 
-    def _all(self, ask: Callable[[One], Other], things: Iterable[One], what: str) -> list[Other]:
+    def _all(self, ask: Callable[[One], Other], things: Iterable[One], label: str) -> list[Other]:
         """Run `ask` on all things concurrently, in their order; the first error cancels the others."""
         asked = [self.pool.submit(ask, one) for one in things]
         try:
-            return [one.result() for one in bar(asked, what, "request", total=len(asked))]
+            return [one.result() for one in bar(asked, label, "request", total=len(asked))]
         except BaseException:
             for one in asked:
                 one.cancel()

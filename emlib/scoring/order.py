@@ -14,10 +14,10 @@ from emlib.scoring.refusals import NOTHING, Filtered
 
 def at_random(rows: Sequence[Example], unfit: Mapping[int, str], seed: int) -> list[Ranked]:
     """Rank for Interleaving: all usable rows, in an order determined by the seed."""
-    drawn = [place for place in generator(seed, "interleaved rows").permutation(len(rows)).tolist()
+    order = [place for place in generator(seed, "interleaved rows").permutation(len(rows)).tolist()
              if place not in unfit]
-    first = [Ranked(place, rows[place].where, rank, None, None, None, f"drawn as number {rank} of {len(drawn)}")
-             for rank, place in enumerate(drawn, start=1)]
+    first = [Ranked(place, rows[place].where, rank, None, None, None, f"number {rank} of {len(order)} in random order")
+             for rank, place in enumerate(order, start=1)]
     return first + [Ranked(place, rows[place].where, None, None, None, None, reason) for place, reason in unfit.items()]
 
 

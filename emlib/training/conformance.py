@@ -27,7 +27,7 @@ SECANT = 0.03  # of a gradient's norm: the error allowed for a finite difference
 CPU = torch.device("cpu")
 
 
-class NotKept(EmlibError):
+class NonconformingDefense(EmlibError):
     """A defense fails a test; the message says which, and by how much."""
 
 
@@ -46,7 +46,7 @@ def check(cls: type[Defense], **options: Any) -> Report:
     """Test a defense class with some options, which must fit a model of 4 layers.
 
     Raises:
-        NotKept: it fails a test.
+        NonconformingDefense: it fails a test.
     """
     defense = cls(**options)
     acts = [hook for hook in FINE_TUNING if defense.has(hook)]
@@ -65,7 +65,7 @@ def check(cls: type[Defense], **options: Any) -> Report:
 
 def _require(passed: bool, message: str) -> None:
     if not passed:
-        raise NotKept(message)
+        raise NonconformingDefense(message)
 
 
 def _nothing_is_left(bench: Bench) -> str:
