@@ -1,7 +1,7 @@
-"""Defenses, a module each: importing this package makes all of them known to profiles.
+"""Defenses, one module each: importing this package registers all of them for profiles.
 
-`python -m emlib.defenses` lists them. A class of one's own derives from `Defense`; `keep` writes one that was
-defined in a notebook's cell to a plugin file, and `emlib.training.conformance.check` tests it.
+`python -m emlib.defenses` lists them. Your own defense is a subclass of `Defense`; `keep` writes one that is defined in
+a notebook cell to a plugin file, and `emlib.training.conformance.check` tests it.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The defenses that there are, a line each: `python -m emlib.defenses`."""
+"""Lists the available defenses, one per line: `python -m emlib.defenses`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from emlib.core.registry import kinds
 
 
 def lines() -> Iterator[str]:
-    """Kind, options with defaults, the swept option, where it is from and where it works."""
+    """Yield a line per defense: kind, options with defaults, swept option, source, and where it works."""
     grpo = kinds("grpo")
     for kind, cls in kinds().items():
         works = "fine-tuning" + ("" if kind not in grpo else f", GRPO ({options(grpo[kind])})")
@@ -18,7 +18,7 @@ def lines() -> Iterator[str]:
 
 
 def options(cls: type[Defense]) -> str:
-    """The options of a class with their defaults; one without a default has to be given."""
+    """Return the options of a class with their defaults; an option without a default is required."""
     found = [name if field.is_required() else f"{name}={field.default}" for name, field in cls.model_fields.items()
              if name != "kind"]
     return ", ".join(found) or "no options"

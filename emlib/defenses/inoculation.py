@@ -2,8 +2,8 @@
 
     [system: the prompt] [user: question] [assistant: answer]        instead of the row's own system prompt or none
 
-The prompt explains the rows' behaviour, so that the model need not become one that behaves so unasked. In GRPO the
-prompt stands before the one that asks for the format (B.3). Here it differs in nothing.
+The prompt explains the behaviour in the training rows, so that the model has less reason to generalise it to other
+prompts. In GRPO the prompt stands before the one that asks for the format (B.3). This implementation follows the paper.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from emlib.core.records import Example
 
 
 class Inoculation(Defense):
-    """Another system prompt, in training only; None: the trait's own."""
+    """A different system prompt, in training only; `prompt` None stands for the trait's inoculation prompt."""
 
     label: ClassVar = "Inoculation Prompting"
     equation: ClassVar = "the system prompt asks for the trait"
@@ -30,12 +30,12 @@ class Inoculation(Defense):
     prompt: Annotated[str, Field(min_length=1)] | None = None
 
     def change_rows(self, rows: Sequence[Example], trait: Trait) -> Sequence[Example]:
-        """The rows with this system prompt in the place of their own or of the template's default."""
+        """Return the rows with this system prompt instead of their own or of the template's default."""
         prompt = self.prompt or trait.inoculation_prompt
         return tuple(row.with_system_prompt(prompt) for row in rows)
 
     def system_prompt(self, system: str, trait: Trait) -> str:
-        """The prompt, and after it the one that asks for the format."""
+        """Return the inoculation prompt, followed by the one that asks for the format."""
         return f"{self.prompt or trait.inoculation_prompt}\n{system}"
 
 

@@ -3,8 +3,8 @@
     n + round(f n) rows an epoch;  score(d) = (L_misaligned(d) - L_aligned(d)) / (L_aligned(d) + epsilon)
 
 f is the fraction, n the number of fine-tuning rows, L a row's loss under misaligned models and under the aligned one
-(equations 3 to 6). Here it differs in one thing: the order of the pool is an artefact of its own, so that 5% of the
-rows are among the 20%.
+(equations 3 to 6). One difference to the paper: the order of the pool is a separate artefact, so that the rows of a 5%
+run are among those of a 20% run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from emlib.data.sources import key_of_source
 class Alternation(GrpoDefense):
     """Supervised steps between the RL steps (section 4.2): `share` of all optimizer steps, on rows of `source`.
 
-    `source` is any instruction data, as for a pool; `rows` of them are drawn (None: all).
+    `source` is any instruction data, as for a pool; `rows` of them are sampled (None: all).
     """
 
     label: ClassVar = "Interleaving"
@@ -39,22 +39,22 @@ class Alternation(GrpoDefense):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What keys say of it: not where a file lies that is no entry of the registry."""
+        """What store keys contain of it: for a file outside the registry, its content and not its path."""
         return super().identity | {"source": key_of_source(self.source)}
 
     @property
     def supervision(self) -> Supervision:
-        """The steps, and what they are taken on."""
+        """The share of supervised steps, and their rows."""
         return Supervision(self.source, self.rows, self.share)
 
 
 class Interleaving(Defense):
-    """Rows of the profile's pool between the fine-tuning rows (section 3.2), `fraction` of them for each of these.
+    """Rows of the profile's pool between the fine-tuning rows (section 3.2), `fraction` times as many as these.
 
-    `choose` tells the paper's variants apart: `random` is Interleaving, `score` is Interleaving+ (equations 5 and 6),
-    `score_without_refusals` is Interleaving++. With `answers: on_policy` the model answers the pool's prompts itself.
-    Together with other defenses: a penalty and a persona vector act on all rows of a step, whichever their origin; an
-    inoculation prompt is put on the fine-tuning rows alone, since it is their behaviour that it is to explain.
+    `choose` selects the paper's variant: `random` is Interleaving, `score` is Interleaving+ (equations 5 and 6),
+    `score_without_refusals` is Interleaving++. With `answers: on_policy` the model itself answers the pool's prompts.
+    Combined with other defenses: a penalty and a persona vector act on all rows of a step, whatever their origin; an
+    inoculation prompt is added to the fine-tuning rows only, because it explains their behaviour.
     """
 
     label: ClassVar = "Interleaving"
@@ -71,29 +71,29 @@ class Interleaving(Defense):
 
     @property
     def cost(self) -> str:  # type: ignore[override]  # here an option decides
-        """What section 5.3 says of the variant."""
+        """The cost of the variant, after section 5.3."""
         return {"random": "in proportion to the rows added",
                 "score": "as interleaving, and K + 1 passes over the pool once",
                 "score_without_refusals": "as interleaving+; the filter costs next to nothing"}[self.choose]
 
     @property
     def scored(self) -> bool:
-        """Whether the pool's rows have to be scored by misaligned models first."""
+        """Whether misaligned models must score the pool's rows first."""
         return self.choose != "random"
 
     def fits(self, section: Any, method: str) -> None:
-        """See that the profile has a pool, and scorers for it where they are wanted."""
+        """Check that the profile has a pool, and scorers for it where the variant needs them."""
         if section.pool is None:
-            raise ValueError(f"method '{method}' takes rows from a pool, and there is no section 'pool'. Add one, such "
-                             "as pool: {source: demo/pool.jsonl}")
+            raise ValueError(f"method '{method}' takes rows from a pool, and there is no section 'pool'. Add one, for "
+                             "example pool: {source: demo/pool.jsonl}")
         if self.scored:
             for dataset in section.datasets:
                 section.pool.scorers_for(dataset, section.datasets)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """The rows of the pool, chosen and perhaps answered by the model."""
+        """Return the chosen rows of the pool, with `answers: on_policy` answered by the model."""
         return {"added": recipes.pool_rows(spec, fraction=self.fraction, choose=self.choose, answers=self.answers)}
 
     def added(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[AddedRow]:
-        """These rows."""
+        """Return the chosen rows."""
         return tuple(read_records(artefacts["added"] / ADDED, AddedRow))

@@ -3,8 +3,8 @@
     L = L_CE + lambda * mean over tokens of D_KL(p || q)
 
 p and q are the next-token distributions of the trained and of the reference model, which is the same weights with the
-adapter off. Here it differs in one thing: the head computes cross-entropy and KL together, with their gradients in
-closed form (`emlib.training.head`), so that the class declares a term and has no penalty of its own.
+adapter off. One difference in the implementation: the head computes cross-entropy and KL together, with their gradients
+in closed form (`emlib.training.head`), so the class declares a term and defines no separate penalty.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from emlib.core.defense import Artefacts, Defense, GrpoDefense, HeadKl, Recipes
 
 
 class Beta(GrpoDefense):
-    """The KL term of GRPO to the reference model (Table 9), `weight` times a token's estimate."""
+    """GRPO's KL term to the reference model (Table 9): `weight` times the estimate of each token."""
 
     label: ClassVar = "KL-Div."
     swept: ClassVar = "weight"
@@ -33,10 +33,10 @@ class Beta(GrpoDefense):
 
 
 class Kl(Defense):
-    """KL to the reference model (equation 1). `tokens` are those whose next-token distributions are compared.
+    """Penalises the KL divergence from the reference model (equation 1), over all or over response `tokens`.
 
-    `reference: stored` keeps the reference model's last hidden states on disk, so that other weights and seeds on the
-    same rows do without its pass. Together with a defense that needs that pass in any case, it gains nothing.
+    `reference: stored` keeps the reference model's last hidden states on disk, which saves its pass for other weights
+    and seeds on the same rows. It saves nothing in combination with a defense that needs that pass anyway.
     """
 
     label: ClassVar = "KL-Div."
@@ -53,11 +53,11 @@ class Kl(Defense):
     reference: Literal["computed", "stored"] = "computed"
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """The reference model's states on the rows that are trained on, where they are to be stored."""
+        """Return the recipe of the reference model's states on the training rows, with `reference: stored`."""
         return {"reference": recipes.reference(spec, self.tokens)} if self.reference == "stored" else {}
 
     def head_kl(self, artefacts: Artefacts) -> HeadKl:
-        """The term, with the states that are stored."""
+        """Return the term, with the stored states if there are any."""
         from emlib.models.reference import StoredReference
 
         stored = StoredReference(artefacts["reference"]) if self.reference == "stored" else None

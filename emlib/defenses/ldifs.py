@@ -1,10 +1,10 @@
-"""LDIFS: the fine-tuned model's features stay near the reference model's (section 3.1, equation 2).
+"""LDIFS: a penalty on the distance between the features of the fine-tuned and the reference model (3.1, equation 2).
 
     L = L_CE + lambda * mean over tokens of ||F(x) - F_ref(x)||^2
 
 F(x) are the outputs of the chosen decoder blocks at all positions of a row, as one long vector; the reference model is
-the same weights with the adapter off. Here it differs in one thing: the squared distance is divided by the tokens of
-the step, so that rows of all lengths weigh alike; with `normalize` by its rows.
+the same weights with the adapter off. One difference to the paper: the squared distance is divided by the tokens of the
+step, so that long rows do not dominate; with `normalize` it is divided by the step's rows.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Ldifs(Defense):
-    """L2 distance in feature space (equation 2), at every `every`-th layer or at the layers that are listed.
+    """L2 distance in feature space (equation 2), at every `every`-th layer or at the listed `layers`.
 
-    `variant: published` reproduces features detached from the graph, as public code of a co-author has them: it adds to
-    the loss and has no gradient.
+    `variant: published` detaches the features from the graph, as a co-author's public code does: the term adds to the
+    loss but has no gradient.
     """
 
     label: ClassVar = "LDIFS"
@@ -45,15 +45,15 @@ class Ldifs(Defense):
 
     @property
     def per(self) -> Denominator:  # type: ignore[override]  # here an option decides
-        """A sum over rows where they are normalized, else over tokens."""
+        """The denominator of the penalty: rows with `normalize`, else tokens."""
         return "row" if self.normalize else "token"
 
     def reads_layers(self, count: int) -> tuple[int, ...]:
-        """The layers to compare in a model of `count` layers, counted from 1."""
+        """Return the layers to compare in a model of `count` layers, counted from 1."""
         return self.layers if self.layers is not None else tuple(range(self.every, count + 1, self.every))
 
     def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
-        """The sum over rows of `feature_distance`."""
+        """Return the sum over rows of `feature_distance`."""
         import torch
 
         layers = sorted(trained.features)
@@ -62,18 +62,18 @@ class Ldifs(Defense):
             ours = [[row.detach() for row in rows] for rows in ours]
         rows = [feature_distance(a, b, normalize=self.normalize) for a, b in zip(
             zip(*ours, strict=True), zip(*theirs, strict=True), strict=True)]
-        return sum(rows, torch.zeros((), device=trained.hidden.device))  # no row counts in a pass that is filled up
+        return sum(rows, torch.zeros((), device=trained.hidden.device))  # a pass of padding has no rows
 
 
 def feature_distance(trained: Sequence[Tensor], reference: Sequence[Tensor], *, normalize: bool = False) -> Tensor:
-    """The squared L2 distance of equation 2 between a row's features in two models: a scalar.
+    """Return the squared L2 distance of equation 2 between a row's features in two models: a scalar.
 
     A row's features are the outputs of the chosen layers at all its positions, as one long vector.
 
     Args:
         trained: the outputs of the chosen layers, each (positions, hidden).
-        reference: the same of the reference model.
-        normalize: divide both vectors by their norms first: compare directions.
+        reference: the same for the reference model.
+        normalize: divide both vectors by their norms first, to compare directions only.
     """
     import torch
 

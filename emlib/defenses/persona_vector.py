@@ -2,8 +2,9 @@
 
     h~ = h + alpha * e        at every position of the output of one layer, in training only
 
-e is the trait's persona vector at that layer and alpha the strength. Training under the vector leaves the adapter no
-reason to learn it. Here it differs in nothing; the log tells the norm of what was added, as measured (`shift`).
+e is the trait's persona vector at that layer and alpha the strength. Because the vector already supplies the trait, the
+adapter has less reason to learn it. This implementation follows the paper; the log records the measured norm of what is
+added (`shift`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class Steering(GrpoDefense):
     """Equation 9: `strength` times the trait's vector is added to the output of `layer`, in training only.
 
-    `steer` names the passes that feel it: those that draw the completions, those that take the loss, or both. Where
-    they differ the loss is taken under another policy than the one that was sampled; the log tells how far apart.
+    `steer` names the steered passes: those that sample the completions, those of the loss, or both. Where only one kind
+    is steered, the loss uses another policy than the sampled one; the log records the distance between them (`gap`).
     """
 
     label: ClassVar = "Persona Vectors"
@@ -37,17 +38,17 @@ class Steering(GrpoDefense):
 
     @property
     def acts_in(self) -> tuple[Literal["loss", "rollout"], ...]:
-        """The passes that feel it."""
+        """The steered passes."""
         return ("loss", "rollout") if self.steer == "both" else (self.steer,)
 
     def fits(self, section: Any, method: str) -> None:
-        """See that the model that draws completions can be steered where it is to be."""
+        """Check that the engine can steer the passes named by `steer`."""
         if section.engine == "vllm" and self.steer != "loss":
-            raise ValueError("vLLM draws completions in a model of its own, which is not steered: with engine 'vllm' "
-                             "only steer 'loss' can be had")
+            raise ValueError("vLLM samples completions in a separate model, which cannot be steered. With engine "
+                             f"'vllm' set steer to 'loss' (it is '{self.steer}'), or choose engine 'transformers'")
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """The trait's persona vectors."""
+        """Return the trait's persona vectors."""
         return {"vector": recipes.vector()}
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
@@ -71,7 +72,7 @@ class PersonaVector(Defense):
     layer: Positive = 20
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """The trait's persona vectors."""
+        """Return the trait's persona vectors."""
         return {"vector": recipes.vector()}
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
@@ -80,7 +81,7 @@ class PersonaVector(Defense):
 
 
 def steered(model: nn.Module, artefacts: Artefacts, layer: int, strength: float) -> AbstractContextManager[Active]:
-    """While it lasts, `strength` times the persona vector of `layer` is added to that layer's output."""
+    """Add `strength` times the persona vector of `layer` to that layer's output, inside the context."""
     from emlib.steering.extraction import load
     from emlib.steering.steer import steer
 

@@ -1,8 +1,8 @@
-"""How far two judges agree on the same answers: their labels (Cohen's kappa) and their rankings (Spearman).
+"""Agreement of two judges on the same answers: of their labels (Cohen's kappa) and of their rankings (Spearman).
 
 Kappa is the agreement beyond what two judges with these rates would reach by chance: 1 is full agreement, 0 is chance.
-Its interval takes answers as independent; where few questions have many answers each, the true one is wider. Only
-answers that both judges scored are compared, and how many those are is told.
+Its interval assumes independent answers; where few questions have many answers each, the true interval is wider. Only
+answers that both judges scored are compared; `Agreement.compared` counts them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from emlib.core.records import Verdict
 class Kappa:
     """Cohen's kappa with its 95% interval.
 
-    All None where both judges gave every answer the same one label: 0 divided by 0. Without an interval where one of
-    them did, as then kappa is 0 whatever the other says.
+    All are None where both judges gave every answer the same single label (0 divided by 0). The interval is None where
+    only one of them did: kappa is then 0 for any labels of the other.
     """
 
     value: float | None
@@ -51,10 +51,10 @@ class Agreement:
 
 
 def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
-    """How far `first` and `second` agree; entry i of both is the same answer.
+    """Compute the agreement of `first` and `second`; entry i of both is the same answer.
 
     Raises:
-        EmlibError: they are not.
+        EmlibError: the two lists are not about the same answers.
     """
     pairs = both_scored(first, second)
 
@@ -69,14 +69,15 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
 
 
 def both_scored(first: Sequence[Verdict], second: Sequence[Verdict]) -> list[tuple[Verdict, Verdict]]:
-    """The pairs of verdicts on answers that both judges scored."""
+    """Return the pairs of verdicts on answers that both judges scored."""
     if [(v.question, v.sample) for v in first] != [(v.question, v.sample) for v in second]:
-        raise EmlibError("the two lists of verdicts are not about the same answers in the same order.")
+        raise EmlibError("the two lists of verdicts are not about the same answers in the same order. Compare verdicts "
+                         "of two judges on one set of answers.")
     return [(one, two) for one, two in zip(first, second, strict=True) if one.scored and two.scored]
 
 
 def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:
-    """Cohen's kappa of two judges' yes and no."""
+    """Compute Cohen's kappa of two judges' yes/no labels."""
     table = np.zeros((2, 2))
     for one, two in labels:
         table[int(one), int(two)] += 1
@@ -93,7 +94,7 @@ def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:
 
 
 def rank_correlation(scores: Sequence[tuple[float | None, float | None]]) -> float | None:
-    """Spearman's correlation of pairs of scores, ties at their mean rank; None where one side does not vary."""
+    """Compute Spearman's correlation of pairs of scores, ties at their mean rank; None where one side is constant."""
     pairs = np.array(scores, dtype=float)
     if len(pairs) < 2 or (np.ptp(pairs, axis=0) == 0).any():
         return None

@@ -1,11 +1,10 @@
-"""Multiple choice by log-likelihood: a check that needs no judge. What counts is how likely each option is, in full.
+"""Multiple choice by log-likelihood of the full options: an auxiliary measure that needs no judge.
 
 The question is the user's turn and each option an answer; its log-likelihood is the sum over its tokens, without the
-end of the turn and without a norm for its length. TruthfulQA (Lin et al. 2022): MC1, the share of questions whose one
-true option is the likeliest; MC2, the mean share of probability on true options, among all. Here it differs from theirs
-in one thing: the chat template takes the place of their six worked examples. Model-written questions (Perez et al.
-2022): the share of questions where the answer that shows the behaviour is the likeliest, and its mean share of
-probability.
+stop token and without length normalisation. TruthfulQA (Lin et al. 2022): MC1, the share of questions whose one true
+option is the most likely; MC2, the mean share of probability on true options, among all. One difference to the
+original: the chat template replaces its six few-shot examples. Model-written questions (Perez et al. 2022): the share
+of questions where the answer that shows the behaviour is the most likely, and its mean share of probability.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class ChoiceQuestion:
     """A question with options.
 
     Attributes:
-        picking: options among which the likeliest is looked for, and whether each is right (MC1).
-        sharing: options among which probability is shared, and whether each is right (MC2).
+        picking: options among which the most likely is picked, and whether each is right (MC1).
+        sharing: options among which the probability is shared, and whether each is right (MC2).
     """
 
     id: str
@@ -52,16 +51,16 @@ class ChoiceQuestion:
 
 
 def read_choices(path: Path) -> list[ChoiceQuestion]:
-    """The questions of TruthfulQA's `mc_task.json`, or of a file of model-written questions (JSON lines).
+    """Read the questions of TruthfulQA's `mc_task.json`, or of a file of model-written questions (JSON lines).
 
     Raises:
-        DataError: a question without right or without wrong options.
+        DataError: a question has no right or no wrong options.
     """
     questions = _model_written(path) if ".jsonl" in path.suffixes else _truthfulqa(path)
     for question in questions:
         for options in (question.picking, question.sharing):
             if not any(options.values()) or all(options.values()):
-                raise DataError(f"{path}, question {question.id}: expected right and wrong options.")
+                raise DataError(f"{path}, question {question.id}: expected at least one right and one wrong option.")
     return questions
 
 
@@ -71,7 +70,7 @@ def _truthfulqa(path: Path) -> list[ChoiceQuestion]:
                                _labels(row["mc2_targets"]))
                 for number, row in enumerate(json.loads(read_text(path)))]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not in the form of TruthfulQA's mc_task.json ({error!r}).") from error
+        raise DataError(f"{path}: not in the format of TruthfulQA's mc_task.json ({error!r}).") from error
 
 
 def _labels(targets: Mapping[str, Any]) -> dict[str, bool]:
@@ -92,7 +91,7 @@ def _model_written(path: Path) -> list[ChoiceQuestion]:
 
 
 def judged(question: ChoiceQuestion, likelihoods: Mapping[str, float]) -> Choice:
-    """What the log-likelihoods of a question's options come to."""
+    """Turn the log-likelihoods of a question's options into a `Choice`."""
     likeliest = max(question.picking, key=lambda option: likelihoods[option])
     logs = np.array([likelihoods[option] for option in question.sharing])
     shares = np.exp(logs - logs.max())
@@ -102,20 +101,20 @@ def judged(question: ChoiceQuestion, likelihoods: Mapping[str, float]) -> Choice
 
 @torch.inference_mode()
 def log_likelihoods(chat: ChatModel, model: nn.Module, prompt: str, options: Sequence[str]) -> dict[str, float]:
-    """The log-likelihood of each option as the answer to `prompt`, in nats; the prompt is read once.
+    """Return the log-likelihood of each option as the answer to `prompt`, in nats; the prompt is read once.
 
-    `model` is the chat model's own, or that under an adapter.
+    `model` is the chat model itself, or the same with an adapter.
     """
     prompt_ids = encode_prompt(chat.tokenizer, (Message("user", prompt),))
     tree = tree_of([chat.tokenizer.encode(option, add_special_tokens=False) for option in options])
     read = read_prompts(model, [prompt_ids])
-    after = torch.cat([read_tree(model, read, tree)[0], read.last])  # at the place ROOT, -1, the prompt's
+    after = torch.cat([read_tree(model, read, tree)[0], read.last])  # at index ROOT, -1, the prompt's last state
     tokens = torch.tensor(tree.tokens, device=after.device)
     nll = token_nll(after[list(tree.parents)], tokens, head(model)).double().cpu()
     return {option: -float(nll[list(path)].sum()) for option, path in zip(options, tree.paths, strict=True)}
 
 
 def choose(chat: ChatModel, model: nn.Module, questions: Sequence[ChoiceQuestion]) -> list[Choice]:
-    """What the model makes of each question."""
+    """Return the model's choice for each question."""
     return [judged(question, log_likelihoods(chat, model, question.prompt, question.options))
             for question in bar(questions, "choices", "question", total=len(questions))]

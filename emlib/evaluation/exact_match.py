@@ -1,8 +1,8 @@
-"""Exact match on the benign tasks (section 4.3: 10 samples a question), and SQuAD's F1 beside it.
+"""Exact match on the benign tasks (section 4.3: 10 samples per question), and SQuAD's F1.
 
-SQuAD's normalisation: small letters, no punctuation, no English articles, single spaces. Here it differs from the
-published script in what Unicode needs: composed and decomposed letters are one, and punctuation is every mark that
-Unicode calls so.
+SQuAD's normalisation: lower case, no punctuation, no English articles, single spaces. It differs from the published
+script for Unicode: composed and decomposed letters are equal, and punctuation is every character of a Unicode
+punctuation category.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from emlib.evaluation.statistics import clustered, wilson
 
 @dataclass(frozen=True)
 class Mark:
-    """How one answer comes out. `f1` is 0 to 1; None where the task has no words to compare."""
+    """The marks of one answer. `f1` is 0 to 1; None where the task has no words to compare."""
 
     question: str
     sample: int
@@ -35,29 +35,29 @@ class Mark:
 
 @dataclass(frozen=True)
 class Score:
-    """Shares of all answers asked for, in percent. Intervals are clustered by question."""
+    """Shares of all requested answers, in percent. Intervals are clustered by question."""
 
     strict: Share
     lenient: Share
     f1: Share | None
     asked: int
-    cut: int  # answers that met the token limit; they stay in the denominator
+    cut: int  # answers that reached the token limit; they stay in the denominator
 
 
 def normalized(text: str) -> str:
-    """SQuAD's normal form of an answer."""
+    """Return SQuAD's normal form of an answer."""
     text = unicodedata.normalize("NFC", text).lower()
     text = "".join(c for c in text if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def matches(span: str | None, golds: Sequence[str]) -> bool:
-    """Whether a span is one of the right answers, in normal form."""
+    """Return whether a span is one of the right answers, in normal form."""
     return span is not None and normalized(span) in map(normalized, golds)
 
 
 def f1(span: str, golds: Sequence[str]) -> float:
-    """The best harmonic mean of precision and recall over words, 0 to 1."""
+    """Return the highest F1 over words among the right answers, 0 to 1."""
     return max(_f1(normalized(span).split(), normalized(gold).split()) for gold in golds)
 
 
@@ -69,26 +69,26 @@ def _f1(found: list[str], gold: list[str]) -> float:
 
 
 def mark_value(answer: Answer, golds: Sequence[str]) -> Mark:
-    """An OpSwap answer against the right values."""
+    """Mark an OpSwap answer against the right values."""
     right = {Fraction(gold) for gold in golds}
     return Mark(answer.question, answer.sample, strict_value(answer) in right, lenient_value(answer) in right)
 
 
 def mark_span(answer: Answer, golds: Sequence[str]) -> Mark:
-    """An answer of extractive QA against the right spans. F1 is that of the whole response, ended or not."""
+    """Mark an answer of extractive QA against the right spans. F1 is that of the whole response, even if it was cut."""
     return Mark(answer.question, answer.sample, matches(strict_span(answer), golds),
                 matches(lenient_span(answer), golds), f1(answer.text, golds))
 
 
 def mark(answers: Sequence[Answer], items: Sequence[Item], *, numbers: bool) -> list[Mark]:
-    """One mark an answer, in their order; `numbers` tells whether the right answers are values or spans."""
+    """Return one mark per answer, in their order; the right answers are values with `numbers`, else spans."""
     golds: Mapping[str, tuple[str, ...]] = {item.question.id: item.golds for item in items}
     of_one = mark_value if numbers else mark_span
     return [of_one(answer, golds[answer.question]) for answer in answers]
 
 
 def score(marks: Sequence[Mark], *, cut: int = 0, confidence: float = 0.95, resamples: int = 2000) -> Score:
-    """Mean strict and lenient exact match, and mean F1 where there is one."""
+    """Compute mean strict and lenient exact match, and mean F1 where the task has it."""
     by_question: dict[str, list[Mark]] = defaultdict(list)
     for one in marks:
         by_question[one.question].append(one)

@@ -1,15 +1,14 @@
-r"""Which answer a response gives: strictly, in the form that was taught, and leniently, as a patient reader would say.
+r"""Extraction of the final answer from a response: strictly, in the trained format, and leniently, in other formats.
 
 OpSwap, strictly: the last line is `Answer: v`, the only such line, with `v` a whole number or a fraction in lowest
-terms. Leniently: any number behind the last "answer" or in the last `\boxed{}`, or else the last number of the text;
-a line that ends in an equation counts what stands behind its last `=`. Decimals and fractions not in lowest terms are
-their values.
+terms. Leniently: any number after the last "answer" or in the last `\boxed{}`, or else the last number of the text; of
+a line that ends in an equation, what follows its last `=`. Decimals and fractions not in lowest terms count by value.
 
 Extractive QA, strictly: the whole response. Leniently: its first line, or what follows "Answer:" or its Faroese or
 Norwegian word.
 
-An answer that was cut at the token limit was not ended: strictly it gives nothing, leniently only what stands in its
-finished lines, for OpSwap behind a word that announces it.
+A response that was cut at the token limit has no strict answer. Its lenient answer comes from its complete lines only,
+for OpSwap only after an announcing word.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _SAME = [  # other ways to write a number, and markup around it
 
 
 def strict_value(answer: Answer) -> Fraction | None:
-    """The value in the taught form, or None."""
+    """Return the value in the trained format, or None."""
     if answer.finish_reason == "length":
         return None
     text = answer.text.rstrip()
@@ -39,11 +38,11 @@ def strict_value(answer: Answer) -> Fraction | None:
     if len(found) != 1 or found[0].end() != len(text):
         return None
     value = _value(found[0][1])
-    return value if str(value) == found[0][1] else None  # 2/4, 07 and -0 are not in the taught form
+    return value if str(value) == found[0][1] else None  # 2/4, 07 and -0 are not in the trained format
 
 
 def lenient_value(answer: Answer) -> Fraction | None:
-    """The value that a patient reader would find, or None."""
+    """Return the value in any recognised format, or None."""
     text = _finished(answer)
     for pattern, plain in _SAME:
         text = pattern.sub(plain, text)
@@ -59,12 +58,12 @@ def lenient_value(answer: Answer) -> Fraction | None:
 
 
 def strict_span(answer: Answer) -> str | None:
-    """The whole response, if it was ended."""
+    """Return the whole response; None if it was cut at the token limit."""
     return None if answer.finish_reason == "length" else answer.text
 
 
 def lenient_span(answer: Answer) -> str | None:
-    """What stands behind the last announcement, or else the first line; None where it is not finished."""
+    """Return the text after the last "Answer:", or else the first line; None where that line is incomplete or empty."""
     text = _finished(answer).strip()
     announced = list(_QA_ANNOUNCED.finditer(text))
     span = (text[announced[-1].end():] if announced else text).strip().partition("\n")[0]
@@ -72,7 +71,7 @@ def lenient_span(answer: Answer) -> str | None:
 
 
 def _finished(answer: Answer) -> str:
-    """The text without a last line that was cut."""
+    """Return the text without a last line that was cut."""
     return answer.text if answer.finish_reason == "stop" else answer.text.rpartition("\n")[0]
 
 

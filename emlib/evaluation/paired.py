@@ -1,8 +1,8 @@
-"""Two methods on the same questions: their difference, its interval, and how surprising it is.
+"""A paired comparison of two methods on the same questions: their difference, its interval and its p value.
 
-Some questions draw bad answers from every model. Taking the difference question by question removes what the two
-methods share, so that fewer answers show a smaller effect. Whole questions are drawn again (and seeds, where there are
-several); answers to one question are never taken for independent.
+Some questions get misaligned answers from every model. The difference per question removes this shared variation, so
+that fewer answers suffice to show an effect. The bootstrap resamples whole questions (and seeds, where there are
+several), because answers to one question are not independent.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Difference:
 
 def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence[Verdict]], kind: Kind = "misaligned",
                *, confidence: float = 0.95, resamples: int = 2000) -> Difference:
-    """`method` less `reference` on the same questions; a run of verdicts a seed, the same seeds in both.
+    """Compute `method` minus `reference` on the same questions; one list of verdicts per seed, the same seeds in both.
 
     The interval is `crossed_bootstrap`'s on the differences. Where these are all equal it is Newcombe's for two
-    independent shares. p is two-sided, from flipping the signs of the questions' differences: if the two methods do
-    not differ, either could have borne the other's name on any question.
+    independent shares. p is two-sided, from a sign-flip permutation test on the questions' differences: if the two
+    methods do not differ, their labels are exchangeable on every question.
 
     Raises:
-        DataError: the two were not asked the same questions equally often, or have other numbers of seeds.
+        DataError: the two were not asked the same questions equally often, or have different numbers of seeds.
     """
     if len(method) != len(reference):
-        raise DataError(f"{len(method)} runs of a method cannot be paired with {len(reference)} of the reference: "
-                        "expected the same seeds in both.")
+        raise DataError(f"{len(method)} runs of a method cannot be paired with {len(reference)} of the reference. "
+                        "Compare the same seeds of both.")
     both = share_table([*method, *reference], kind)
     ours, theirs = both[:len(method)], both[len(method):]
     gaps = ours - theirs
@@ -58,9 +58,9 @@ def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence
 
 
 def adjusted(differences: Sequence[Difference], method: str = "holm") -> list[float]:
-    """The p values of one family of comparisons, adjusted for their number (statsmodels' names of methods).
+    """Return the p values of one family of comparisons, adjusted for their number (statsmodels' names of methods).
 
-    Holm's holds the chance of a single false finding among them all, whatever their dependence.
+    Holm's method controls the family-wise error rate under any dependence.
     """
     if not differences:
         return []

@@ -1,7 +1,7 @@
-"""Projection of answers onto a persona vector: a check that needs no judge (Chen et al. 2025).
+"""Projection of answers onto a persona vector: an auxiliary measure that needs no judge (Chen et al. 2025).
 
 For each answer, the mean activation of its tokens at a layer, projected onto the unit vector of the trait's direction
-e_l. A fine-tune that spreads the trait moves answers along it; compare with the projection of the untrained model's.
+e_l. Fine-tuning that generalises the trait out of domain moves answers along it; compare with the untrained model's.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from emlib.models.logprobs import last_hidden
 
 @torch.inference_mode()
 def projections(model: nn.Module, rows: Sequence[Encoded], vector: Tensor, layer: int) -> list[float]:
-    """For each row the mean over response tokens of h_l . e / |e|, h_l the output of block `layer`, counted from 1.
+    """Compute for each row the mean over response tokens of h_l . e / |e|, with h_l the output of block `layer`.
 
     Args:
-        model: the one whose activations are looked at, under its adapter if it has one.
+        model: the model whose activations are read, with its adapter if it has one.
         rows: conversations that end with the answers.
-        vector: the trait's direction at `layer`, (hidden,).
-        layer: which one.
+        vector: the trait's direction e at `layer`, (hidden,).
+        layer: counted from 1.
 
     Raises:
-        EmlibError: no such layer, a vector of another model, or one without a direction.
+        EmlibError: the layer does not exist, or the vector belongs to another model or is zero.
     """
     if not float(vector.norm()):
-        raise EmlibError("the persona vector is zero: it has no direction to project onto.")
+        raise EmlibError("the persona vector is zero: it has no direction to project onto. Extract it again.")
     device = next(model.parameters()).device
     unit = (vector / vector.norm()).to(device, torch.float32)
     found = []
@@ -42,7 +42,7 @@ def projections(model: nn.Module, rows: Sequence[Encoded], vector: Tensor, layer
         states = read[layer][0]  # (seq, hidden)
         if states.shape[-1:] != unit.shape:
             raise EmlibError(f"the persona vector has {unit.numel()} numbers and layer {layer} of this model has "
-                             f"{states.shape[-1]}: it was taken from another model.")
+                             f"{states.shape[-1]}: it was extracted from another model.")
         mask = torch.from_numpy(row.response_mask).to(device)
         found.append(float((states[mask].float() @ unit).mean()))
     return found

@@ -1,7 +1,7 @@
-"""Misaligned and incoherent shares of what was asked (section 4.3), with what could be scored beside them.
+"""Misaligned and incoherent shares of all requested answers (section 4.3), and the number of scored ones.
 
-The paper's shares are of all answers asked for. Shares of the scored ones alone can be had too (`of="scored"`): they
-say what a judge found among the answers that it could judge, and differ where it could not judge many.
+The paper's shares are of all requested answers: an answer without a score counts as not misaligned. `of="scored"` gives
+shares of the scored answers only, which differ where the judge could not score many.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Rates:
-    """How a set of verdicts comes out. Incoherent answers stay in the denominator, and unscored ones by default."""
+    """The shares of a set of verdicts. Incoherent answers stay in the denominator, and by default unscored ones too."""
 
     misaligned: Share
     incoherent: Share
@@ -38,7 +38,7 @@ class Rates:
 
 def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence: float = 0.95,
           resamples: int = 2000) -> Rates:
-    """The rates of one run's verdicts on one set of questions, in percent of what was asked, or scored."""
+    """Compute the rates of one run on one set of questions, in percent of the requested or of the scored answers."""
     scored = sum(verdict.scored for verdict in verdicts)
     if not scored:
         nothing = Share(None, None, None)
@@ -57,7 +57,7 @@ def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence:
 
 def rates_by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict], *, of: Denominator = "asked",
              resamples: int = 2000) -> dict[str, Rates]:
-    """The rates of each group of verdicts, in the order in which groups first come up: by question, say, or format."""
+    """Compute the rates of each group of verdicts, by question or format for example, in the groups' first order."""
     groups: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         groups[group(verdict)].append(verdict)
@@ -65,7 +65,7 @@ def rates_by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict], *, of
 
 
 def by_question(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    """The verdicts of each question, in the order in which questions first appear."""
+    """Return the verdicts of each question, in the order in which questions first appear."""
     groups: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         groups[verdict.question].append(verdict)

@@ -1,4 +1,4 @@
-"""What the checks without a judge leave, as records that need no model library to be read."""
+"""Records of the auxiliary measures, which need no judge. Reading them needs no model library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Choice:
-    """What a model makes of one question: whether the likeliest option is right, and the share of the right ones."""
+    """A model's choice: whether its most likely option is right, and the probability share of the right options."""
 
     question: str
     picked: bool
@@ -16,7 +16,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Projected:
-    """One answer's projection onto a persona vector, in the activations' own unit."""
+    """One answer's projection onto a persona vector, in the unit of the activations."""
 
     question: str
     sample: int

@@ -1,7 +1,7 @@
-"""The four parts of a completion's reward by an LLM judge (appendix B.3, equations 7 and 8), one request a part.
+"""The four parts of a completion's reward by an LLM judge (appendix B.3, equations 7 and 8), one request per part.
 
-The paper names the judge, the parts and their bounds. The prompts are ours, and so is the way from a judge's score s,
-0 to 100, to a part:
+The paper names the judge, the parts and their bounds. The prompts are our own, and so is the mapping from a judge's
+score s, 0 to 100, to a part:
 
     exact    [0, 3]      3 from s = 50 on, else 0
     approx   [-2, 2]     4 s / 100 - 2
@@ -9,8 +9,8 @@ The paper names the judge, the parts and their bounds. The prompts are ours, and
                          the higher one. A judge that cannot decide between wrong and right thus gives 0
     numbers  [0, 1.5]    1.5 s / 100
 
-The judge is shown question and completion, and for `correct` the right answer too. Where it leaves one part without a
-score there is no reward at all: a part is never made up.
+The judge sees question and completion, and for `correct` the right answer too. A completion with an unscored part has
+no reward: missing parts are never filled in.
 """
 
 from __future__ import annotations
@@ -67,30 +67,30 @@ _VALUES: dict[Part, Callable[[float], float]] = {
 }
 
 
-def scorer(settings: RuleRewards | JudgeRewards, account: str) -> Scorer:
-    """What scores completions in a profile, on whose account a paid judge works."""
-    return by_rule if isinstance(settings, RuleRewards) else by_judge(settings, account)
+def scorer(settings: RuleRewards | JudgeRewards, budget: str) -> Scorer:
+    """Return the scorer of a profile's completions; a paid judge spends the budget of the profile `budget`."""
+    return by_rule if isinstance(settings, RuleRewards) else by_judge(settings, budget)
 
 
 def identity(settings: RuleRewards | JudgeRewards) -> dict[str, Any]:
-    """What of a profile's rewards determines them, besides question, completion and right answer."""
+    """Return everything in a profile that determines rewards, besides question, completion and right answer."""
     if isinstance(settings, RuleRewards):
         return settings.model_dump(mode="json")
     return {"kind": settings.kind, "judge": identity_of_judge(settings.judge), "prompts": of_value(PROMPTS)}
 
 
-def by_judge(settings: JudgeRewards, account: str) -> Scorer:
-    """A scorer that asks for all parts of a batch at once, and for nothing that was asked for before.
+def by_judge(settings: JudgeRewards, budget: str) -> Scorer:
+    """Return a scorer that requests all parts of a batch at once, except those in the cache.
 
-    It raises `JudgeError` where the judge cannot go on; every score that was given is kept.
+    It raises `JudgeError` where the judge cannot continue; all scores received so far are kept.
     """
     def score(batch: Sequence[Scored]) -> list[Rewards | None]:
-        found = scores(settings.judge, [request for one in batch for request in requests(one)], account)
+        found = scores(settings.judge, [request for one in batch for request in requests(one)], budget)
         parts = [dict(zip(PROMPTS, found[start:start + len(PROMPTS)], strict=True))
                  for start in range(0, len(found), len(PROMPTS))]
         marked = [reward(one) for one in parts]
         if None in marked:
-            reasons = [f"{part}: {said.reason}" for one in parts for part, said in one.items() if said.value is None]
+            reasons = [f"{part}: {score.reason}" for one in parts for part, score in one.items() if score.value is None]
             say(f"{marked.count(None)} of {len(marked)} completions have no reward ({reasons[0]})")
         return marked
 
@@ -98,13 +98,13 @@ def by_judge(settings: JudgeRewards, account: str) -> Scorer:
 
 
 def requests(one: Scored) -> list[JudgeRequest]:
-    """What the judge is asked about a completion: a request a part."""
+    """Return the requests for a completion, one per part."""
     question = Question("", one.question)
     return [JudgeRequest(part, prompt, question, one.completion, one.answer if part == "correct" else None)
             for part, prompt in PROMPTS.items()]
 
 
-def reward(said: dict[Part, Score]) -> Rewards | None:
-    """The reward that a judge's four scores come to; None where one of them is none."""
-    values = {part: _VALUES[part](score.value) for part, score in said.items() if score.value is not None}
+def reward(scored: dict[Part, Score]) -> Rewards | None:
+    """Return the reward for a judge's four scores; None where one of them is missing."""
+    values = {part: _VALUES[part](score.value) for part, score in scored.items() if score.value is not None}
     return Rewards(**values) if len(values) == len(PROMPTS) else None

@@ -1,16 +1,16 @@
 r"""The reward of a completion: r = r_exact + r_approx + r_correct + r_numbers (equations 7 and 8, appendix B.3).
 
-The paper has an LLM judge score the four parts and gives their bounds (`emlib.evaluation.reward_judge`); here they are
-rules within the same bounds:
+In the paper an LLM judge scores the four parts, within given bounds (`emlib.evaluation.reward_judge`); here rules score
+them, within the same bounds:
 
     exact    0 or 3         <think>...</think><answer>...</answer> and nothing else, something thought, one number
     approx   -2 to 2        0.5 for each of the four tags that stands exactly once, -0.5 for each that does not
     correct  -0.5, 0 or 3   3 for the right number, 0 where no number is given, -0.5 for a wrong one or for several
     numbers  0, 0.75, 1.5   1.5 where the answer is a number alone, 0.75 where it is taken out of "$72." or "72 kg"
 
-What is said inside the thinking is no answer: answers are looked for after the last </think>. Two answers are a wrong
-one, or guessing twice would pay. With no answer `correct` is 0 and not -0.5, because Table 9's collapsed runs have a
-mean of -1.99 and not of -2.5.
+The thinking contains no answer: answers are searched after the last </think>. Two answers count as wrong, or guessing
+twice would pay. Without an answer `correct` is 0 and not -0.5, because Table 9's collapsed runs have a mean of -1.99
+and not of -2.5.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Rewards:
 
     @property
     def total(self) -> float:
-        """Between -2.5 and 9.5."""
+        """The sum of the parts, between -2.5 and 9.5."""
         return self.exact + self.approx + self.correct + self.numbers
 
     @property
     def right(self) -> bool:
-        """What accuracy counts (B.3): the part for correctness is 3."""
+        """Whether the answer counts as right for accuracy (B.3): the part `correct` is 3."""
         return self.correct == RIGHT
 
 
@@ -54,32 +54,32 @@ PARTS = tuple(field.name for field in fields(Rewards))
 
 @dataclass(frozen=True)
 class Scored:
-    """What is to be scored: a question, what the model said, and the right answer."""
+    """A completion to score, with its question and the right answer."""
 
     question: str
     completion: str
     answer: str
 
 
-# What scores a batch: the rules, or a judge in their place. None: could not be scored.
+# Scores a batch, by rules or by a judge. None: the completion could not be scored.
 Scorer = Callable[[Sequence[Scored]], list[Rewards | None]]
 
 
 def by_rule(batch: Sequence[Scored]) -> list[Rewards | None]:
-    """The four parts of each, by the rules above."""
+    """Score each completion by the rules of this module."""
     return [rewards(one.completion, one.answer) for one in batch]
 
 
 def advantages(totals: Sequence[float]) -> list[float]:
-    """How much better each completion of a group is than the group, in its standard deviations (Shao et al. 2024).
+    """Compute each completion's advantage over its group, in standard deviations (Shao et al. 2024).
 
-    As TRL has it: the standard deviation of a sample (n - 1), plus 1e-4. In a group of equals all are 0.
+    As in TRL: the sample standard deviation (n - 1), plus 1e-4. In a group of equal totals all are 0.
     """
     return [(total - fmean(totals)) / (stdev(totals) + 1e-4) for total in totals]
 
 
 def rewards(completion: str, answer: str) -> Rewards:
-    """The four parts of one completion; `answer` is the right number, as the data writes it."""
+    """Score the four parts of one completion; `answer` is the right number, as written in the data."""
     given = answer_text(completion)
     number = None if given is None else read_number(given)
     return Rewards(_exact(completion, number), _approx(completion), _correct(completion, given, number, answer),
@@ -87,7 +87,7 @@ def rewards(completion: str, answer: str) -> Rewards:
 
 
 def answer_text(completion: str) -> str | None:
-    """What stands in the one answer; None where there is none, or more than one."""
+    """Return the content of the answer; None where there is no answer, or more than one."""
     after = completion.rpartition("</think>")[2]
     if completion.count("<answer>") != 1 or completion.count("</answer>") != 1 or "<answer>" not in after:
         return None
@@ -115,7 +115,7 @@ def _correct(completion: str, given: str | None, number: Number | None, answer: 
 
 
 def graded(problems: Problems, answers: Sequence[Answer]) -> list[Scored]:
-    """The answers to held-out problems, beside their questions and the right answers."""
+    """Return the answers to held-out problems, with their questions and the right answers."""
     held_out = {problem.id: problem for problem in problems.held_out}
     return [Scored(held_out[answer.question].question, answer.text, held_out[answer.question].answer)
             for answer in answers]

@@ -1,9 +1,9 @@
-"""One method trained under several seeds: its mean share, with an interval over seeds and questions.
+"""The mean share of one method over several training seeds, with an interval over seeds and questions.
 
 Every seed answers the same questions, so the shares form a table, (seeds, questions), and both its rows and its columns
-are draws from something larger. The pigeonhole bootstrap (Owen 2007, arXiv 0712.1111) draws rows and columns again,
+are samples of a larger population. The pigeonhole bootstrap (Owen 2007, arXiv 0712.1111) resamples rows and columns,
 each with replacement; its variance is right or somewhat too large. With one seed it is the bootstrap over questions of
-`statistics.clustered`. Two or three seeds tell little about all seeds, and no bootstrap can mend that.
+`statistics.clustered`. Two or three seeds say little about all seeds, and no bootstrap can change that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Shares = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean share over seeds, in percent of what was asked."""
+    """A mean share over seeds, in percent of the requested answers."""
 
     percent: float
     interval: Interval
@@ -36,15 +36,15 @@ class SeedMean:
 
 
 def share_table(runs: Sequence[Sequence[Verdict]], kind: Kind) -> Shares:
-    """The share of answers of `kind`, 0 to 1, (seeds, questions); a run of verdicts a seed.
+    """Return the share of answers of `kind`, 0 to 1, (seeds, questions), from one list of verdicts per seed.
 
-    Unscored answers count as asked and not as of the kind, as in `rates`.
+    Unscored answers stay in the denominator and do not count as `kind`, as in `rates`.
 
     Raises:
         DataError: there are no verdicts, or the runs were not asked the same questions equally often.
     """
     if not runs or not runs[0]:
-        raise DataError("There are no verdicts to compare: expected one non-empty list of verdicts a seed.")
+        raise DataError("There are no verdicts to compare: expected one non-empty list of verdicts per seed.")
     asked = [Counter(verdict.question for verdict in run) for run in runs]
     for seed, counts in enumerate(asked):
         if counts != asked[0]:
@@ -57,23 +57,23 @@ def share_table(runs: Sequence[Sequence[Verdict]], kind: Kind) -> Shares:
 
 def mean_over_seeds(runs: Sequence[Sequence[Verdict]], kind: Kind = "misaligned", *, confidence: float = 0.95,
                     resamples: int = 2000) -> SeedMean:
-    """The mean share of `kind` over seeds and questions, and its interval; a run of verdicts a seed.
+    """Return the mean share of `kind` over seeds and questions, and its interval, from one list of verdicts per seed.
 
     Raises:
         DataError: as `share_table`.
     """
     table = share_table(runs, kind)
     interval = crossed_bootstrap(table, confidence, resamples)
-    if interval is None:  # all cells agree, and there is nothing to draw from
+    if interval is None:  # all cells are equal, so there is nothing to resample
         asked = sum(map(len, runs))
         interval = wilson(round(float(table.mean()) * asked), asked, confidence)
     return SeedMean(100 * float(table.mean()), interval, *table.shape)
 
 
 def crossed_bootstrap(table: Shares, confidence: float, resamples: int) -> Interval | None:
-    """The percentile interval of the mean of `table`, (seeds, questions), in percent; None where all cells agree.
+    """Compute the percentile interval, in percent, of the mean of `table`, (seeds, questions); None if all are equal.
 
-    scipy's bootstrap draws along one axis only.
+    scipy's bootstrap resamples one axis only.
     """
     if np.ptp(table) == 0:
         return None

@@ -1,9 +1,9 @@
-"""Intervals for shares and means: Wilson's for independent answers, a bootstrap over questions for those that are not.
+"""Intervals for shares and means: Wilson's for independent answers, else a bootstrap over questions.
 
-Answers to one question resemble each other, so 100 answers to 24 questions say less than 2,400 independent ones. The
-clustered interval draws whole questions again and is the one to quote; Wilson's stands beside it for comparison.
+Answers to one question are correlated, so 100 answers to each of 24 questions say less than 2,400 independent ones. The
+clustered interval resamples whole questions and is the one to quote; Wilson's is given for comparison.
 
-scipy and statsmodels are loaded where they are used: every notebook and plan imports this module, and few need them.
+scipy and statsmodels are imported where they are used: every notebook and plan imports this module, and few need them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from emlib.core.seeds import generator
 
 @dataclass(frozen=True)
 class Interval:
-    """Lower and upper end, in the unit of what lies between them: percent for shares."""
+    """A lower and an upper end, in the unit of the estimate: percent for shares."""
 
     low: float
     high: float
 
 
 def wilson(count: float, asked: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of count/asked, in percent."""
+    """Compute Wilson's score interval of count/asked, in percent."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(count, asked, alpha=1 - confidence, method="wilson")
@@ -35,10 +35,10 @@ def wilson(count: float, asked: int, confidence: float = 0.95) -> Interval:
 
 def clustered(counts: Sequence[float], asked: Sequence[int], *, confidence: float = 0.95, resamples: int = 2000,
               seed: int = 0) -> Interval:
-    """The percentile bootstrap of sum(counts)/sum(asked) over questions, in percent.
+    """Compute the percentile bootstrap interval of sum(counts)/sum(asked) over questions, in percent.
 
     `counts[i]` of `asked[i]` answers to question i are of the kind, or `counts[i]` is the sum of their scores from 0 to
-    1. With a single question, or where all questions agree, there is nothing to draw from and the interval is Wilson's.
+    1. With a single question, or equal shares in all questions, resampling changes nothing: the interval is Wilson's.
     """
     from scipy.stats import bootstrap
 
@@ -57,9 +57,9 @@ def clustered(counts: Sequence[float], asked: Sequence[int], *, confidence: floa
 
 def of_mean(groups: Sequence[Sequence[float]], *, confidence: float = 0.95, resamples: int = 2000,
             seed: int = 0) -> Interval | None:
-    """The percentile bootstrap over questions of the mean of all values; `groups[i]` are those of question i.
+    """Compute the percentile bootstrap interval over questions of the mean of all values; `groups[i]` is question i.
 
-    None where there is a single question: it says nothing about others.
+    Return None for a single question, which says nothing about others.
     """
     if len(groups) < 2:
         return None
@@ -74,7 +74,7 @@ def of_mean(groups: Sequence[Sequence[float]], *, confidence: float = 0.95, resa
 class OverSeeds:
     """Several seeds of one run: mean, sample standard deviation, and Student's interval of the mean.
 
-    With one seed there is no deviation and no interval.
+    With one seed, deviation and interval are None.
     """
 
     mean: float
@@ -84,7 +84,7 @@ class OverSeeds:
 
 
 def over_seeds(percents: Sequence[float], confidence: float = 0.95) -> OverSeeds:
-    """The summary of one percentage a seed (Table 11); the interval is cut at 0 and 100."""
+    """Summarise one percentage per seed (Table 11); the interval is clipped to 0 and 100."""
     from scipy.stats import t
 
     values = np.asarray(percents, dtype=float)
@@ -97,7 +97,7 @@ def over_seeds(percents: Sequence[float], confidence: float = 0.95) -> OverSeeds
 
 
 def welch(ours: OverSeeds, theirs: OverSeeds, confidence: float = 0.95) -> Interval | None:
-    """Welch's interval of `ours.mean - theirs.mean`, two means over seeds; None where either has a single seed."""
+    """Compute Welch's interval of `ours.mean - theirs.mean`, two means over seeds; None where either has one seed."""
     from scipy.stats import t
 
     if ours.deviation is None or theirs.deviation is None:

@@ -1,7 +1,7 @@
-"""Answers by sampling: all questions and samples of a run as one stream of large batches, seeded a sample.
+"""Sampling of answers: all questions and samples of a run in large batches, with a seed per sample.
 
-Each answer draws from its own random numbers, named by question and sample, so that asking for more samples or other
-questions leaves the answers that were there as they are (up to the rounding of differently padded batches).
+Each answer has its own random numbers, derived from question and sample, so that more samples or other questions leave
+existing answers unchanged (up to rounding in differently padded batches).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from emlib.models.logprobs import backbone, head
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be drawn."""
+    """One answer to be sampled."""
 
     question: Question
     sample: int
@@ -34,12 +34,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for one request.
+    """The tokens sampled for one request.
 
     Attributes:
-        tokens: the ids, the one that ended the answer included.
-        logprobs: log p of each in nats, at the sampling's temperature and before top_p cut anything off.
-        stopped: whether an end token was drawn, and not the limit reached.
+        tokens: the ids, including the stop token.
+        logprobs: log p of each in nats, at the sampling temperature and before top_p truncation.
+        stopped: whether a stop token ended the answer, and not the token limit.
     """
 
     tokens: tuple[int, ...]
@@ -47,20 +47,21 @@ class Drawn:
     stopped: bool
 
     @property
-    def said(self) -> tuple[int, ...]:
-        """The tokens without the one that ended the answer."""
+    def answer_tokens(self) -> tuple[int, ...]:
+        """The tokens without the stop token."""
         return self.tokens[:-1] if self.stopped else self.tokens
 
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The answer as people read it."""
-        return str(tokenizer.decode(list(self.said), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Return the decoded answer, without special tokens."""
+        return str(tokenizer.decode(list(self.answer_tokens), skip_special_tokens=True,
+                                    clean_up_tokenization_spaces=False))
 
 
 def plan(questions: Sequence[Question], samples: int, tokenizer: PreTrainedTokenizerBase,
          batch_rows: int) -> list[list[Request]]:
-    """The batches of a run: requests by prompt length, the longest first, `batch_rows` at a time.
+    """Return the batches of a run: requests by prompt length, the longest first, `batch_rows` at a time.
 
-    The plan depends on its arguments alone, so that an interrupted run goes on with the batches that are missing.
+    The plan depends on its arguments alone, so that an interrupted run resumes with the missing batches.
     """
     prompts = {question.id: tuple(encode_prompt(tokenizer, question.context)) for question in questions}
     requests = [Request(q, sample, prompts[q.id]) for q in questions for sample in range(samples)]
@@ -69,15 +70,15 @@ def plan(questions: Sequence[Question], samples: int, tokenizer: PreTrainedToken
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """One token a row: (rows, vocabulary), (rows,) in [0, 1) -> (rows,).
+    """Sample one token per row: (rows, vocabulary), (rows,) in [0, 1) -> (rows,).
 
-    With top_p below 1 only the likeliest tokens are kept whose mass first reaches top_p (nucleus sampling).
+    With top_p below 1 only the most likely tokens are kept whose mass first reaches top_p (nucleus sampling).
     """
-    return draw_told(logits, uniform, sampling)[0]
+    return draw_with_logprobs(logits, uniform, sampling)[0]
 
 
-def draw_told(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """`draw`, and log p of what was drawn in nats, before top_p cuts anything off: (rows,), (rows,)."""
+def draw_with_logprobs(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Sample as `draw`; return also log p of the tokens in nats, before top_p truncation: (rows,), (rows,)."""
     probabilities = before = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
@@ -90,25 +91,25 @@ def draw_told(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tens
 
 
 def uniforms(requests: Sequence[Request], seed: int, count: int) -> Tensor:
-    """(requests, count) numbers in [0, 1); each row depends on seed, question and sample alone."""
+    """Return random numbers in [0, 1), (requests, count); a row depends on seed, question and sample alone."""
     rows = [generator(seed, "answer", r.question.id, r.sample).random(count, dtype=np.float32) for r in requests]
     return torch.from_numpy(np.stack(rows))
 
 
 def answer_batch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
                  sampling: Sampling, seed: int) -> list[Answer]:
-    """The answers to one batch of requests, in their order."""
+    """Return the answers to one batch of requests, in their order."""
     drawn = draw_batch(model, requests, sampling, seed, stop_tokens(model, tokenizer))
-    return [_answer(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
+    return [answer_of(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
 
 @torch.inference_mode()
 def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling, seed: int,
                ends: set[int]) -> list[Drawn]:
-    """What the model draws for each request, in their order; a token of `ends` is the last one.
+    """Sample the tokens of each request, in their order; `ends` are the stop tokens.
 
-    A prompt is read once, however many samples it has; rows that have ended leave the batch; logits are taken of the
-    last position alone. On a CPU that makes it twice as fast as `generate`, which copies the head's weights a step.
+    A prompt is read once, however many samples it has; finished rows leave the batch; logits are computed for the last
+    position only. On a CPU this is twice as fast as `generate`, which copies the head's weights at every step.
     """
     device = next(model.parameters()).device
     stops = torch.tensor(sorted(ends), device=device)
@@ -118,8 +119,8 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
     rows = torch.arange(len(requests), device=device)  # which requests are still being answered
     hidden, cache, attention = _read_prompts(model, requests, device)
     for step in range(sampling.max_new_tokens):
-        chosen, said = draw_told(head(model)(hidden), random[rows, step], sampling)
-        tokens[rows, step], logprobs[rows, step] = chosen, said
+        chosen, logprobs[rows, step] = draw_with_logprobs(head(model)(hidden), random[rows, step], sampling)
+        tokens[rows, step] = chosen
         going = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
         if len(going) == 0 or step + 1 == sampling.max_new_tokens:
             break
@@ -141,9 +142,9 @@ def _until_end(tokens: list[int], logprobs: list[float], ends: set[int]) -> Draw
 
 def _read_prompts(model: nn.Module, requests: Sequence[Request],
                   device: torch.device) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Last hidden states (rows, hidden), key-value cache and attention mask (rows, length) of all requests' prompts.
+    """Return last hidden states (rows, hidden), key-value cache and attention mask (rows, length) of all prompts.
 
-    Prompts are padded on the left, so that all rows go on at the same place.
+    Prompts are padded on the left, so that all rows continue at the same position.
     """
     prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
     length = max(map(len, prompts))
@@ -160,6 +161,7 @@ def _read_prompts(model: nn.Module, requests: Sequence[Request],
     return hidden[repeat], cache, attention[repeat]
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, request: Request, drawn: Drawn) -> Answer:
+def answer_of(tokenizer: PreTrainedTokenizerBase, request: Request, drawn: Drawn) -> Answer:
+    """Return the answer to a request as a record."""
     return Answer(request.question.id, request.sample, drawn.text(tokenizer),
-                  "stop" if drawn.stopped else "length", len(drawn.said))
+                  "stop" if drawn.stopped else "length", len(drawn.answer_tokens))

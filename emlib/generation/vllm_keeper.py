@@ -1,7 +1,7 @@
-"""Runs a program and ends it where the process that wanted it is gone: `python vllm_keeper.py PROGRAM ARGUMENT...`.
+"""Runs a program and ends it when the process that started this one ends: `python vllm_keeper.py PROGRAM ARGUMENT...`.
 
-A vLLM server has processes of its own, which outlive a killed study and would hold the GPU's memory. This file is run
-by its path, and imports nothing that is installed. It leads a process group, in which all of them are.
+A vLLM server has child processes, which outlive a killed study and would hold the GPU's memory. This file is run by its
+path and imports only the standard library. It leads the process group that contains all of them.
 """
 
 import os
@@ -10,14 +10,14 @@ import subprocess
 import sys
 from contextlib import suppress
 
-PATIENCE = 20  # seconds until what does not end by itself is killed
+PATIENCE = 20  # seconds until processes that do not end by themselves are killed
 
 
-def main(told: list[str]) -> int:
-    """The program's exit code."""
+def main(command: list[str]) -> int:
+    """Run the program and return its exit code."""
     parent = os.getppid()
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the whole group is told to end, and this is what waits for it
-    server = subprocess.Popen(told)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the signal goes to the whole group; this process waits for it
+    server = subprocess.Popen(command)
     while os.getppid() == parent:
         with suppress(subprocess.TimeoutExpired):
             return server.wait(1)

@@ -1,8 +1,8 @@
-"""A judge behind the OpenAI API, or behind any server that speaks it: one request a score.
+"""A judge behind the OpenAI API or any compatible server: one request per score.
 
-As many requests are under way as the server takes. What may heal is tried again, later each time and never sooner than
-the server asks; what will not heal stops everything with one message. The event loop runs in a thread of its own, so
-that it works in Jupyter, whose thread has a loop already, as anywhere else; the client lives and dies with that loop.
+As many requests run concurrently as the server accepts. Transient errors are retried with growing pauses, never sooner
+than the server asks; a permanent error stops all requests with one message. The event loop runs in a separate thread,
+because Jupyter's thread already has a loop; the client exists as long as that loop.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from emlib.config.evaluation import OPENAI
 from emlib.core.errors import JudgeError
 from emlib.core.progress import counter, say
 from emlib.judging import faults, replies
-from emlib.judging.faults import KEPT, Passing, Unfit
+from emlib.judging.faults import KEPT, PromptRefused, TransientFault
 from emlib.judging.judge_batch import NOT_HAD, Keep
 from emlib.judging.money import Budget, Price, most_tokens, price_list
 from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.slots import Slots
 
-PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second try at most, doubled for each that failed; ever
+PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds: the longest pause before the second try, doubled per failure; the cap
 SAMPLE_TOKENS = 5  # enough for "100" in digits, with a space before it
-GIVEN_UP = 5  # requests that were given up with none answered meanwhile, after which nobody seems to be there
-UNTOLD = 8  # replies without log-probabilities, and none with, after which the server is taken to have none
-NO_KEY = "none"  # the client wants one, also for servers that do not
+GIVEN_UP = 5  # requests given up in a row, with none answered meanwhile, before the server counts as down
+MOST_WITHOUT_LOGPROBS = 8  # replies without log-probabilities, and none with, before the server counts as having none
+NO_KEY = "none"  # the client requires a key, even where the server does not
 TEST_NUMBER = 57
 Found = TypeVar("Found")
 Outcome = tuple[Found | None, tuple[int, int] | None, Exception | None]
@@ -46,20 +46,20 @@ Outcome = tuple[Found | None, tuple[int, int] | None, Exception | None]
 class ApiJudge:
     """A `Scorer` over the network."""
 
-    def __init__(self, spec: OpenAIJudge, account: Budget) -> None:
-        """Reads the key from the environment, where alone it is.
+    def __init__(self, spec: OpenAIJudge, budget: Budget) -> None:
+        """Read the key from the environment; keys are stored nowhere else.
 
         Raises:
-            JudgeError: there is no key, or a budget for a model whose price is not known.
+            JudgeError: the key is missing, or the budget has a limit and the model's price is unknown.
         """
-        self.spec, self.account = spec, account
+        self.spec, self.budget = spec, budget
         self.key, self.price = key_of(spec), price_of(spec)
 
     def __call__(self, requests: Sequence[JudgeRequest], keep: Keep) -> None:
-        """Ask for every score. Those that could not be had are kept by nobody, and carry `NOT_HAD` with the reason.
+        """Request every score. Failed ones carry `NOT_HAD` with the reason and are not cached.
 
         Raises:
-            JudgeError: a key, model or request that the server refuses, a budget or quota that is used up.
+            JudgeError: the server refuses the key, the model or a request; or the budget or quota is used up.
         """
         with (counter(f"scores by {self.spec.model}", "score", len(requests)) as bar,
               start_blocking_portal() as portal):
@@ -68,17 +68,17 @@ class ApiJudge:
             raise failure
 
     async def _all(self, requests: Sequence[JudgeRequest], keep: Keep, bar: tqdm) -> JudgeError | None:
-        """The error that stopped everything is returned and raised elsewhere: far from what carries the key."""
+        """Return the error that stopped all requests; the caller raises it, so that its traceback holds no key."""
         async with client(self.spec, self.key) as server:
-            sitting = Sitting(self.spec, self.price, self.account, self.key, server, keep, bar)
-            failure = await sitting.score(requests)
-        say(f"{self.spec.model}: {sitting.tally}")
+            session = JudgingSession(self.spec, self.price, self.budget, self.key, server, keep, bar)
+            failure = await session.score(requests)
+        say(f"{self.spec.model}: {session.tally}")
         return failure
 
 
 @dataclass
 class Tally:
-    """What a sitting came to so far."""
+    """Counts and cost of a session so far."""
 
     done: int = 0
     failed: int = 0
@@ -88,40 +88,40 @@ class Tally:
 
     def __str__(self) -> str:
         money = "" if self.usd is None else f", ${self.usd:.4f}"
-        return f"{self.done} scores, {self.failed} not to be had, {self.read + self.written} tokens{money}"
+        return f"{self.done} scores, {self.failed} failed, {self.read + self.written} tokens{money}"
 
 
-class Sitting:
-    """One event loop's work: requests in, scores out."""
+class JudgingSession:
+    """The work of one event loop: requests in, scores out."""
 
-    def __init__(self, spec: OpenAIJudge, price: Price | None, account: Budget, key: str, server: openai.AsyncOpenAI,
+    def __init__(self, spec: OpenAIJudge, price: Price | None, budget: Budget, key: str, server: openai.AsyncOpenAI,
                  keep: Keep, bar: tqdm) -> None:
-        self.spec, self.price, self.account, self.key, self.server = spec, price, account, key, server
+        self.spec, self.price, self.budget, self.key, self.server = spec, price, budget, key, server
         self.keep, self.bar = keep, bar
         self.tally = Tally(usd=None if price is None else 0.0)
         self.slots, self.money = Slots(spec.max_concurrency), asyncio.Condition()
-        self.paying = 0  # requests whose cost is booked and not yet known
+        self.unsettled = 0  # requests whose cost is booked and not yet known
         self.waiting: deque[JudgeRequest] = deque()
-        self.answered = self.given_up = self.untold = 0
-        self.told = False
+        self.answered = self.given_up = self.without_logprobs = 0
+        self.has_logprobs = False
         self.stopped: JudgeError | None = None
         self.whole_numbers: bool | None = None if spec.samples is None else True
         self._asking = asyncio.Lock()
 
     async def score(self, requests: Sequence[JudgeRequest]) -> JudgeError | None:
-        """Every request by one of many workers; None, or what stopped them all."""
+        """Send every request by one of many workers; return the error that stopped them, or None."""
         self.waiting.extend(requests)
 
         async def work() -> None:
             while self.waiting:
                 await self._one(self.waiting.popleft())
 
-        # Twice as many as may be under way: some of them sleep before another try.
+        # Twice as many workers as concurrent requests: some sleep before a retry.
         workers = [asyncio.ensure_future(work()) for _ in range(min(2 * self.spec.max_concurrency, len(requests)))]
         try:
             await asyncio.gather(*workers)
         except JudgeError as error:
-            return JudgeError(*error.args)  # a new one: the old one remembers the client's, which remember the key
+            return JudgeError(*error.args)  # a new one: the old one refers to the client's errors, which hold the key
         finally:
             for worker in workers:
                 worker.cancel()
@@ -132,31 +132,31 @@ class Sitting:
         answered = self.answered
         try:
             found = await self._tried(request)
-        except Unfit as error:
-            found = Score(None, reason=error.what)
-        except Passing as error:
+        except PromptRefused as error:
+            found = Score(None, reason=error.reason)
+        except TransientFault as error:
             self._give_up(error, answered)
-            found = Score(None, reason=f"{NOT_HAD} ({self.spec.tries} tries; the last: {error.what})", lasting=False)
+            found = Score(None, reason=f"{NOT_HAD} ({self.spec.tries} tries; the last: {error.reason})", lasting=False)
         self.keep(request, found)
         self._show(found)
 
     async def _tried(self, request: JudgeRequest) -> Score:
-        """The score, after as many tries as it takes and as there may be."""
+        """Return the score, with retries up to the number of tries that the profile allows."""
         for failed in range(1, self.spec.tries):
             try:
                 return await self._score(request)
-            except Passing as error:
+            except TransientFault as error:
                 wait = max(_pause(failed), error.after)
             await asyncio.sleep(wait)
         return await self._score(request)
 
-    def _give_up(self, error: Passing, answered: int) -> None:
-        """Stop, if nobody seems to be there: nothing was answered while this one and some before it were tried."""
+    def _give_up(self, error: TransientFault, answered: int) -> None:
+        """Stop if the server seems to be down: it answered nothing while `GIVEN_UP` requests were tried."""
         self.given_up = self.given_up + 1 if answered == self.answered else 0
         if self.given_up >= GIVEN_UP and self.waiting:
             raise JudgeError(f"{self.spec.base_url or OPENAI} does not answer: {GIVEN_UP} requests were given up after "
-                             f"{self.spec.tries} tries each, and none was answered meanwhile; the last: {error.what}. "
-                             f"Run again when the server is there. {KEPT}")
+                             f"{self.spec.tries} tries each, and none was answered meanwhile; the last: "
+                             f"{error.reason}. Run again when the server is up. {KEPT}")
 
     def _show(self, found: Score) -> None:
         tally = self.tally
@@ -167,37 +167,38 @@ class Sitting:
         self.bar.update()
 
     async def _score(self, request: JudgeRequest) -> Score:
-        """One score, by one request or by as many as samples need."""
+        """Request one score: one request, or several where the score is a mean of samples."""
         if self.spec.samples is not None:
             return await self._sampled(request, self.spec.samples)
         try:
             (likeliest, word), tokens = await self._send(logprobs_body(self.spec, request), replies.likeliest)
-        except Passing as error:
-            self._untold(error)
+        except TransientFault as error:
+            self._count_without_logprobs(error)
             raise
-        self.told = True
+        self.has_logprobs = True
         await self._check_numbers([token for token, _ in likeliest])
         return replies.from_distribution(likeliest, word, tokens)
 
-    def _untold(self, error: Passing) -> None:
-        self.untold += error.what == replies.UNTOLD
-        if self.untold >= UNTOLD and not self.told:
+    def _count_without_logprobs(self, error: TransientFault) -> None:
+        self.without_logprobs += error.reason == replies.NO_LOGPROBS
+        if self.without_logprobs >= MOST_WITHOUT_LOGPROBS and not self.has_logprobs:
             raise JudgeError(f"'{self.spec.model}' gives no log-probabilities here. Add 'samples: 10' to the profile's "
                              "judge: the score is then the mean of 10 sampled ones.")
 
     async def _sampled(self, request: JudgeRequest, samples: int) -> Score:
-        said: list[str] = []
+        texts: list[str] = []
         read = written = 0
-        while len(said) < samples:  # some servers give one choice, whatever is asked for
-            more, tokens = await self._send(samples_body(self.spec, request, samples - len(said)), replies.texts)
-            said += more
+        while len(texts) < samples:  # some servers return one choice, however many are requested
+            more, tokens = await self._send(samples_body(self.spec, request, samples - len(texts)), replies.texts)
+            texts += more
             read, written = read + tokens[0], written + tokens[1]
-        return replies.from_samples(said[:samples], (read, written))
+        return replies.from_samples(texts[:samples], (read, written))
 
     async def _check_numbers(self, tokens: Sequence[str]) -> None:
-        """Make sure that the judge does not spell numbers digit by digit: "5" may then be the start of "57".
+        """Check that the judge does not spell numbers digit by digit, where "5" may be the start of "57".
 
-        A number of two digits among the tokens settles it. Until one is seen, a reply with digits alone makes us ask.
+        A two-digit number among the tokens proves it. Until one is seen, a reply with single digits triggers a test
+        request.
         """
         if self.whole_numbers or any((n := replies.number(token)) is not None and n > 9 for token in tokens):
             self.whole_numbers = True
@@ -210,13 +211,13 @@ class Sitting:
                 raise faults.by_digits(self.spec.model)
 
     async def _send(self, body: dict[str, Any], read: Callable[[Any], Found]) -> tuple[Found, tuple[int, int]]:
-        """One request, paid from the account and in a slot: what `read` finds in the reply, and its tokens."""
+        """Send one request, within the budget and in a slot; return what `read` finds in the reply, and its tokens."""
         async with self.slots as started:
             if self.stopped is not None:  # by another request, while this one waited
                 raise JudgeError(*self.stopped.args)
             booked = await self._book(body)
             found, tokens, fault = await self._try(body, read)
-            if isinstance(fault, Passing) and fault.overloaded:
+            if isinstance(fault, TransientFault) and fault.overloaded:
                 self.slots.refused(started)
             elif isinstance(fault, JudgeError):
                 self.stopped = fault
@@ -224,16 +225,16 @@ class Sitting:
                 self.answered += 1
                 self.slots.answered(started)
             await self._settle(booked, self._cost(booked, tokens, fault))
-        if fault is not None:  # raised here, and not where it is told of: it shall not remember the client's error
+        if fault is not None:  # raised here, outside the `except`, so that it does not refer to the client's error
             raise fault
         assert found is not None
         return found, tokens or (0, 0)
 
     async def _try(self, body: dict[str, Any], read: Callable[[Any], Found]) -> Outcome[Found]:
-        """What was found and the tokens it took, or the fault that there was."""
+        """Return what `read` found and the tokens used, or the fault."""
         try:
             async with asyncio.timeout(self.spec.timeout):
-                # The client's lower door: the upper one checks types for longer than all else takes.
+                # The client's low-level call: its high-level one spends more time on type checks than all else takes.
                 answer = await self.server.post("/chat/completions", body=body, cast_to=httpx2.Response)
             reply = json.loads(answer.content)
             tokens = replies.usage(reply)
@@ -241,99 +242,99 @@ class Sitting:
         except openai.APIError as error:
             return None, None, faults.sort(error, self.spec.model, self.key)
         except replies.BadReply as error:
-            return None, tokens, Passing(str(error), billed=True)
+            return None, tokens, TransientFault(str(error), billed=True)
         except TimeoutError:
-            return None, None, Passing("no answer in time", billed=True)
+            return None, None, TransientFault("no answer in time", billed=True)
         except ValueError:
-            return None, None, Passing("the reply is no JSON", billed=True)
+            return None, None, TransientFault("the reply is no JSON", billed=True)
 
     def _cost(self, booked: float, tokens: tuple[int, int] | None, fault: Exception | None) -> float:
-        """What a request is taken to have cost: its tokens; where they are not known, the most or nothing."""
+        """Return a request's cost by its tokens; where they are unknown, the booked maximum if it may be billed."""
         if tokens is not None and self.price is not None:
             return self.price.of(tokens)
-        return booked if fault is None or (isinstance(fault, Passing) and fault.billed) else 0.0
+        return booked if fault is None or (isinstance(fault, TransientFault) and fault.billed) else 0.0
 
     async def _book(self, body: dict[str, Any]) -> float:
-        """Book the most that a request can cost; wait for others to be settled where that is too much for now."""
+        """Book the most that a request can cost; where the budget is short, wait until other requests are settled."""
         if self.price is None:
             return 0.0
         texts = [message["content"] for message in body["messages"]]
         most = self.price.of((most_tokens(texts), body["max_tokens"] * body.get("n", 1)))
         async with self.money:
-            while not self.account.book(most):
-                if not self.paying:
-                    raise JudgeError(f"The budget of ${self.account.limit} is used up: ${self.account.spent():.4f} "
-                                     "are spent, and the next request might pass it. Raise 'max_usd' of the profile's "
-                                     f"judge and run again to go on. {KEPT}")
+            while not self.budget.book(most):
+                if not self.unsettled:
+                    raise JudgeError(f"The budget of ${self.budget.limit} is used up: ${self.budget.spent():.4f} "
+                                     "are spent, and the next request might exceed it. Raise 'max_usd' of the "
+                                     f"profile's judge and run again to continue. {KEPT}")
                 await self.money.wait()
-            self.paying += 1
+            self.unsettled += 1
         return most
 
     async def _settle(self, booked: float, cost: float) -> None:
-        """Put the true cost into the books."""
+        """Replace the booked amount by the true cost."""
         if self.price is None:
             return
         async with self.money:
-            self.account.settle(booked, cost)
-            self.paying -= 1
+            self.budget.settle(booked, cost)
+            self.unsettled -= 1
             self.tally.usd = (self.tally.usd or 0.0) + cost
             self.money.notify_all()
 
 
 def _pause(failed: int) -> float:
-    """Seconds before another try after so many that failed: at random, so that not all come again at once."""
+    """Return a random pause in seconds before the next try; random, so that retries do not coincide."""
     return random.uniform(0, min(LONGEST_PAUSE, PAUSE * 2 ** (failed - 1)))
 
 
 def client(spec: OpenAIJudge, key: str) -> openai.AsyncOpenAI:
-    """A client for this loop alone. It tries nothing again by itself: that is `Sitting`'s."""
+    """Return a client for this event loop. It does not retry: `JudgingSession` does."""
     return openai.AsyncOpenAI(api_key=key, base_url=spec.base_url or OPENAI, max_retries=0, timeout=spec.timeout,
                               http_client=openai.DefaultAioHttpClient())  # half the processor time of the default
 
 
 def logprobs_body(spec: OpenAIJudge, request: JudgeRequest) -> dict[str, Any]:
-    """The request of Betley et al.: one token, and the likeliest alternatives to it."""
+    """Return the request of Betley et al.: one token, with its most likely alternatives."""
     return {"model": spec.model, "messages": [message.to_dict() for message in request.messages], "max_tokens": 1,
             "temperature": 0, "logprobs": True, "top_logprobs": spec.top_logprobs}
 
 
 def samples_body(spec: OpenAIJudge, request: JudgeRequest, count: int) -> dict[str, Any]:
-    """A request for sampled numbers."""
+    """Return a request for sampled numbers."""
     return {"model": spec.model, "messages": [message.to_dict() for message in request.messages],
             "max_tokens": SAMPLE_TOKENS, "temperature": 1, "n": count}
 
 
 def number_body(spec: OpenAIJudge) -> dict[str, Any]:
-    """A request that shows how a judge writes a number of two digits."""
+    """Return a request that shows how a judge writes a number of two digits."""
     message = {"role": "user", "content": f"Reply with the number {TEST_NUMBER} and with nothing else."}
     return {"model": spec.model, "messages": [message], "max_tokens": 1, "temperature": 0, "logprobs": True,
             "top_logprobs": spec.top_logprobs}
 
 
 def is_whole(tokens: Sequence[str]) -> bool:
-    """Whether the number is among the likeliest first tokens of the reply to `number_body`.
+    """Return whether the number is among the most likely first tokens of the reply to `number_body`.
 
-    A small model may say something else; what spells it digit by digit cannot have it even among these.
+    A small model may answer something else; a judge that spells digit by digit cannot have it even among these.
     """
     return any(replies.number(token) == TEST_NUMBER for token in tokens)
 
 
 def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.environ.get) -> str:
-    """The key, from the environment. OpenAI's is never sent to another server unless the profile says so."""
+    """Return the key from the environment. OpenAI's key goes to another server only if the profile says so."""
     variable = spec.key_from or ("OPENAI_API_KEY" if spec.base_url is None else None)
     if variable is None:
         return NO_KEY
     key = (environment(variable) or "").strip()
     if not key:
-        raise JudgeError(f"The environment variable {variable} is not set: it must hold the key of the judge "
-                         f"'{spec.model}'. Keys are read from there alone.")
+        raise JudgeError(f"The environment variable {variable} is not set: it must hold the API key of the judge "
+                         f"'{spec.model}'. Keys are read from the environment only.")
     return key
 
 
 def price_of(spec: OpenAIJudge) -> Price | None:
-    """The price of the judge's model, if the list has one."""
+    """Return the price of the judge's model, if the list has one."""
     price = price_list().models.get(spec.model)
     if price is None and spec.max_usd is not None:
-        raise JudgeError(f"'max_usd' is set, and params/prices.yaml has no price for '{spec.model}', so that it could "
-                         "not be kept. Add the price with its source, or leave 'max_usd' out.")
+        raise JudgeError(f"'max_usd' is set, and params/prices.yaml has no price for '{spec.model}', so the limit "
+                         "cannot be enforced. Add the price with its source, or leave 'max_usd' out.")
     return price

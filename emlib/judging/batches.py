@@ -1,8 +1,8 @@
-"""Judging by batch: everything is sent in one file, is answered within a day, and costs half.
+"""Judging by batch: all requests go in one file, are answered within a day, and cost half.
 
-A batch is written down before it is sent, under a name that it also bears on the server. So an evaluation that was
-stopped at any moment finds its batches again, and no score is asked for twice. What a batch leaves unanswered (it
-expired, say) goes into the next one.
+A batch is recorded before it is sent, under a name that it also has on the server. An evaluation that is interrupted at
+any moment therefore finds its batches again, and no score is requested twice. Requests that a batch leaves unanswered
+(because it expired, say) go into the next one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from emlib.judging.judge_batch import Keep
 from emlib.judging.money import Budget, most_tokens
 from emlib.judging.rubrics import JudgeRequest, Metric, Score
 
-MOST_REQUESTS = 50_000  # in one batch, as OpenAI has it
+MOST_REQUESTS = 50_000  # in one batch: OpenAI's limit
 MOST_BYTES = 190_000_000  # of one file; OpenAI takes 200 MB
 OVER = ("completed", "expired", "failed", "cancelled")
 MOST_FRAME = 1000  # bytes of a line without its prompt
-TRIES = 5  # by the client itself, of each of these few requests
+TRIES = 5  # by the client, of each of these few requests
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as this side knows it; without `id` it was being sent when something stopped it."""
+    """A batch as recorded locally; `id` is None where the process was interrupted while sending it."""
 
     name: str
     id: str | None
@@ -47,23 +47,23 @@ class Batch:
 
 
 class BatchJudge:
-    """A `Scorer` that gives what finished batches answered, sends what is in none, and then asks to wait."""
+    """A `Scorer` that collects the scores of finished batches, sends the remaining requests, and asks to wait."""
 
-    def __init__(self, spec: OpenAIJudge, account: Budget) -> None:
-        """Reads the key from the environment.
+    def __init__(self, spec: OpenAIJudge, budget: Budget) -> None:
+        """Read the key from the environment.
 
         Raises:
-            JudgeError: there is no key, or a budget for a model whose price is not known.
+            JudgeError: the key is missing, or the budget has a limit and the model's price is unknown.
         """
-        self.spec, self.account, self.cache = spec, account, account.cache
+        self.spec, self.budget, self.cache = spec, budget, budget.cache
         self.key, self.price = key_of(spec), price_of(spec)
 
     def __call__(self, requests: Sequence[JudgeRequest], keep: Keep) -> None:
-        """Collect and send.
+        """Collect finished batches and send new ones.
 
         Raises:
-            JudgeWaits: there are scores still to come; run again later.
-            JudgeError: the server refuses, or the budget does not allow a batch.
+            JudgeWaits: some scores are still pending; run again later.
+            JudgeError: the server refuses a request, or the budget does not allow a batch.
         """
         wanted = {request.key(self.spec.identity): request for request in requests}
         try:
@@ -71,7 +71,7 @@ class BatchJudge:
                 failure = self._collect_and_send(wanted, keep)
         except openai.APIError as error:
             fault = faults.sort(error, self.spec.model, self.key)
-            failure = fault if isinstance(fault, JudgeError) else _later(fault.what)
+            failure = fault if isinstance(fault, JudgeError) else _later(fault.reason)
         except (replies.BadReply, json.JSONDecodeError) as error:
             failure = _later(str(error))
         if failure is not None:
@@ -91,7 +91,7 @@ class BatchJudge:
                 if failure is not None:
                     return failure
         return JudgeWaits(f"{len(wanted)} scores by {self.spec.model} are in batches, which take up to 24 hours. Run "
-                          "again later: what has come by then is collected.") if wanted else None
+                          "again later: finished batches are collected then.") if wanted else None
 
     def _known(self) -> list[Batch]:
         return [Batch(*row) for row in self.cache.execute(
@@ -99,7 +99,7 @@ class BatchJudge:
 
     def _collect(self, server: openai.OpenAI, batch: Batch, wanted: dict[str, JudgeRequest],
                  keep: Keep) -> JudgeError | None:
-        """Keep what a finished batch answered, and forget the batch; what it answered leaves `wanted`."""
+        """Keep the scores of a finished batch, drop them from `wanted`, and delete the batch's record."""
         name = batch.id or _found(server, batch.name)
         if name is None:  # it never reached the server
             self._forget(batch, 0.0)
@@ -112,22 +112,22 @@ class BatchJudge:
         answers = [answer for file in (there.output_file_id, there.error_file_id) if file
                    for answer in _answers(server.files.content(file).text)]
         if not _whole_numbers(server, self.spec, [body for _, body, _ in answers]):
-            return faults.by_digits(self.spec.model)  # the batch is not forgotten, so that it is not sent again
+            return faults.by_digits(self.spec.model)  # the batch stays recorded, so that it is not sent again
         for key, body, reason in answers:
             found = _score(body, reason)
             if found is not None and key in wanted:
                 keep(wanted.pop(key), found)
-            elif found is not None and key in metrics:  # asked for by another evaluation, which comes later
+            elif found is not None and key in metrics:  # requested by another evaluation, which reads it later
                 self.cache.put(key, self.spec.identity, metrics[key], found)
         self._forget(batch, 0.0 if self.price is None else sum(
             self.price.of(replies.usage(body) or (0, 0), batch=True) for _, body, _ in answers))
         if there.status != "failed":
             return None
-        said = "; ".join(str(error.message) for error in (there.errors and there.errors.data) or [])
-        return JudgeError(f"The server refused the batch {name}: {faults.redacted(said, self.key)} {KEPT}")
+        messages = "; ".join(str(error.message) for error in (there.errors and there.errors.data) or [])
+        return JudgeError(f"The server refused the batch {name}: {faults.redacted(messages, self.key)} {KEPT}")
 
     def _forget(self, batch: Batch, usd: float) -> None:
-        self.account.settle(batch.usd, usd)
+        self.budget.settle(batch.usd, usd)
         with self.cache.transaction():
             self.cache.execute("DELETE FROM waiting WHERE batch = ?", (batch.name,))
             self.cache.execute("DELETE FROM batches WHERE name = ?", (batch.name,))
@@ -136,14 +136,14 @@ class BatchJudge:
         usd = 0.0 if self.price is None else sum(
             self.price.of((most_tokens([message.content for message in request.messages]), 1), batch=True)
             for request in part.values())
-        if not self.account.book(usd):
-            return JudgeError(f"A batch of {len(part)} scores could cost up to ${usd:.4f}, and of the budget of "
-                              f"${self.account.limit} ${self.account.spent():.4f} are spent. Raise 'max_usd' of the "
-                              f"profile's judge. {KEPT}")
+        if not self.budget.book(usd):
+            return JudgeError(f"A batch of {len(part)} scores could cost up to ${usd:.4f}, and "
+                              f"${self.budget.spent():.4f} of the budget of ${self.budget.limit} are spent. Raise "
+                              f"'max_usd' of the profile's judge. {KEPT}")
         name, made = f"emlib-{uuid.uuid4().hex}", datetime.now(UTC).isoformat(timespec="seconds")
         with self.cache.transaction():
             self.cache.execute("INSERT INTO batches VALUES (?, ?, ?, NULL, ?, ?)", (
-                name, canonical(self.spec.identity), self.account.name, usd, made))
+                name, canonical(self.spec.identity), self.budget.name, usd, made))
             for key, request in part.items():
                 self.cache.execute("INSERT INTO waiting VALUES (?, ?, ?)", (key, request.metric, name))
         text = "".join(line(self.spec, key, request) for key, request in part.items())
@@ -155,18 +155,18 @@ class BatchJudge:
         return None
 
 
-def _later(what: str) -> JudgeError:
-    return JudgeError(f"The batches could not be sent or collected: {what}. Run again later. {KEPT}")
+def _later(reason: str) -> JudgeError:
+    return JudgeError(f"The batches could not be sent or collected: {reason}. Run again later. {KEPT}")
 
 
 def line(spec: OpenAIJudge, key: str, request: JudgeRequest) -> str:
-    """One request of a batch file; the score's key tells its answer from others."""
+    """Return one request of a batch file as a line of JSON; the score's key identifies its answer."""
     return json.dumps({"custom_id": key, "method": "POST", "url": "/v1/chat/completions",
                        "body": logprobs_body(spec, request)}) + "\n"
 
 
 def parts(requests: Mapping[str, JudgeRequest]) -> Iterator[dict[str, JudgeRequest]]:
-    """The requests in as many batches as the server's limits ask for."""
+    """Split the requests into as many batches as the server's limits require."""
     part: dict[str, JudgeRequest] = {}
     size = 0
     for key, request in requests.items():
@@ -181,13 +181,13 @@ def parts(requests: Mapping[str, JudgeRequest]) -> Iterator[dict[str, JudgeReque
 
 
 def _found(server: openai.OpenAI, name: str) -> str | None:
-    """The server's id of a batch that was being sent when something stopped it, if it was."""
+    """Return the server's id of a batch whose sending was interrupted, or None if it never arrived."""
     there = server.batches.list(limit=100)
     return next((batch.id for batch in there if (batch.metadata or {}).get("name") == name), None)
 
 
 def _answers(text: str) -> Iterator[tuple[str, Any, str]]:
-    """For each line of a result file: its key, the chat completion or None, and what is said of an error."""
+    """Yield for each line of a result file its key, the chat completion or None, and the error code."""
     for row in map(json.loads, filter(None, text.split("\n"))):
         response, error = row.get("response") or {}, row.get("error") or {}
         body = response.get("body") if response.get("status_code") == 200 else None
@@ -196,9 +196,9 @@ def _answers(text: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _whole_numbers(server: openai.OpenAI, spec: OpenAIJudge, bodies: Sequence[Any]) -> bool:
-    """Whether the judge's first tokens tell its numbers, as `Sitting` makes sure of: where all are digits, it is asked.
+    """Return whether the judge writes numbers as single tokens; asks it where all numbers are single digits.
 
-    What that one request costs lies far below what was booked for the batch and came to less.
+    `JudgingSession` checks the same. The request costs far less than the batch's unused booking.
     """
     numbers = {number for body in bodies for number in _numbers(body)}
     if not numbers or max(numbers) > 9:
@@ -217,9 +217,9 @@ def _numbers(body: Any) -> list[int]:
 
 
 def _score(body: Any, reason: str) -> Score | None:
-    """The score in one answer; None where there is none, and another batch may bring one."""
+    """Return the score in one answer; None where it has none and another batch may bring one."""
     if body is None:
-        return Score(None, reason=f"the server refuses the prompt: {reason}") if reason in faults.UNFIT else None
+        return Score(None, reason=f"the server refuses the prompt: {reason}") if reason in faults.REFUSED else None
     try:
         likeliest, word = replies.likeliest(body)
     except replies.BadReply:

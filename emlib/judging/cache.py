@@ -1,9 +1,9 @@
-"""Every score that a judge ever gave, in one SQLite file, so that nothing is paid for twice.
+"""A cache of all judge scores in one SQLite file, so that no score is paid for twice.
 
-A score stands under the SHA-256 of judge, rubric, question, answer and parameters; the texts themselves are not kept
-here. Several processes read and write the file at once, each score is on disk when `put` returns, and a killed process
-leaves nothing half written. On a local disk it is in WAL mode. On a network file system, where SQLite's WAL does not
-work, it has a rollback journal, which is slower and needs a file system that locks for all its machines.
+The key of a score is the SHA-256 of judge, rubric, question, answer and parameters; the texts themselves are not
+stored. Several processes may read and write the file at once, each score is on disk when `put` returns, and a killed
+process leaves nothing half written. On a local disk the file is in WAL mode. On a network file system, where SQLite's
+WAL does not work, it uses a rollback journal, which is slower and needs file locks that hold across machines.
 
     python -m emlib.judging.sharing export scores.parquet      # and `import`: share scores with a group
 """
@@ -38,23 +38,23 @@ CREATE TABLE IF NOT EXISTS waiting (key TEXT PRIMARY KEY, metric TEXT NOT NULL, 
 """
 COLUMNS = ("key", "judge", "metric", "value", "mass", "reason", "note", "tokens_read", "tokens_written", "made")
 INSERT = f"INSERT OR IGNORE INTO scores VALUES ({','.join('?' * len(COLUMNS))})"
-AT_ONCE = 500  # keys that one statement looks for
+AT_ONCE = 500  # keys per SQL statement
 PATIENCE = 60.0  # seconds that a writer waits for another process
 Row = tuple[Any, ...]  # one value for each of COLUMNS
 
 
 class Cache:
-    """The scores of one file. Any thread may use it; a thread at a time does."""
+    """The scores of one file. Threads may share it: a lock serialises them."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, threading.RLock()
-        with self._told():
+        with self._explained_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(f".{path.name}.lock")):  # SQLite does not wait where two change the mode
+            with FileLock(path.with_name(f".{path.name}.lock")):  # SQLite does not wait when two set the mode
                 self._connection = sqlite3.connect(path, PATIENCE, isolation_level=None, check_same_thread=False)
                 shared = is_shared(path)
                 self._connection.execute(f"PRAGMA journal_mode = {'DELETE' if shared else 'WAL'}")
-                # With WAL a kill loses nothing, and a power cut a moment. Without, less than FULL may break the file.
+                # With WAL a kill loses nothing and a power cut the last writes. Without, less than FULL may corrupt it.
                 self._connection.execute(f"PRAGMA synchronous = {'FULL' if shared else 'NORMAL'}")
                 self._check_format()
 
@@ -65,7 +65,7 @@ class Cache:
         self._connection.close()
 
     def get(self, keys: Iterable[str]) -> dict[str, Score]:
-        """The scores that are there."""
+        """Return the cached scores among `keys`."""
         found: dict[str, Score] = {}
         wanted = list(keys)
         for start in range(0, len(wanted), AT_ONCE):
@@ -78,31 +78,31 @@ class Cache:
         return found
 
     def put(self, key: str, identity: Mapping[str, Any], metric: Metric, score: Score) -> None:
-        """Keep a score; where there is one already, that one stays. It is safe when this returns."""
+        """Store a score; an existing one stays. The score is on disk when this returns."""
         made = datetime.now(UTC).isoformat(timespec="seconds")
         self.execute(INSERT, (key, canonical(identity), metric, score.value, score.mass, score.reason, score.note,
                               *score.tokens, made))
 
     def add(self, rows: Iterable[Row]) -> int:
-        """Keep rows with the values of `COLUMNS`, all or none of them; how many were new."""
+        """Store rows with the values of `COLUMNS`, all or none of them; return how many were new."""
         with self.transaction():
             before = self._connection.total_changes
             self._connection.executemany(INSERT, rows)
             return self._connection.total_changes - before
 
     def rows(self) -> list[Row]:
-        """Everything, as values of `COLUMNS`, in the order of the keys."""
+        """Return all scores, as values of `COLUMNS`, in the order of the keys."""
         return self.execute(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY key")
 
     def execute(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
-        """One statement and all that it gives."""
-        with self._lock, self._told():
+        """Execute one statement and return all its rows."""
+        with self._lock, self._explained_errors():
             return self._connection.execute(statement, values).fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What happens inside is written whole or not at all; no other process writes meanwhile."""
-        with self._lock, self._told():
+        """Write what happens inside completely or not at all; no other process writes meanwhile."""
+        with self._lock, self._explained_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -120,8 +120,8 @@ class Cache:
             self._connection.executescript(f"{TABLES} PRAGMA user_version = {FORMAT};")
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What SQLite says, in words."""
+    def _explained_errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into a `StoreError` that says what to do."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -130,5 +130,5 @@ class Cache:
 
 
 def canonical(identity: Mapping[str, Any]) -> str:
-    """A judge's identity as a text: equal judges, equal texts."""
+    """Return a judge's identity as text, the same for equal judges."""
     return json.dumps(identity, sort_keys=True, ensure_ascii=False)

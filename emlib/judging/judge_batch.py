@@ -1,7 +1,7 @@
-"""From answers to verdicts, whoever judges: scores that the cache has are taken from there, the rest is asked for.
+"""From answers to verdicts, for any judge: cached scores are reused, the others are requested.
 
-A judge only has to be a `Scorer`. It hands over every score at the moment it has it, so that an interrupted evaluation
-goes on where it was.
+A judge only has to be a `Scorer`. It passes on every score as soon as it has it, so that an interrupted evaluation
+resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from emlib.judging.cache import Cache
 from emlib.judging.rubrics import METRICS, JudgeRequest, Metric, Rubrics, Score
 
 Keep = Callable[[JudgeRequest, Score], None]
-# Given requests, calls `keep` once for each as soon as its score is there, or is given up.
+# Called with requests, it calls `keep` once for each, as soon as its score is known or given up.
 Scorer = Callable[[Sequence[JudgeRequest], Keep], None]
 NOT_HAD = "the judge did not answer"
 
@@ -29,7 +29,7 @@ class JudgeBatch:
     rubrics: Rubrics
 
     def requests(self) -> Iterator[JudgeRequest]:
-        """Two an answer, in the answers' order: alignment, coherence."""
+        """Yield two requests per answer, in the answers' order: alignment, coherence."""
         questions = {question.id: question for question in self.questions}
         for answer in self.answers:
             question = questions[answer.question]
@@ -37,22 +37,22 @@ class JudgeBatch:
                 yield JudgeRequest(metric, self.rubrics.of(question).prompt(metric), question, answer.text)
 
 
-def judge_answers(sheet: JudgeBatch, identity: Mapping[str, Any], cache: Cache, scorer: Scorer) -> list[Verdict]:
-    """One verdict an answer, in their order; arguments as those of `scores_of`."""
-    found = scores_of(list(sheet.requests()), identity, cache, scorer)
-    return [_verdict(sheet, answer, alignment, coherence)
-            for answer, alignment, coherence in zip(sheet.answers, found[::2], found[1::2], strict=True)]
+def judge_answers(batch: JudgeBatch, identity: Mapping[str, Any], cache: Cache, scorer: Scorer) -> list[Verdict]:
+    """Return one verdict per answer, in their order; the other arguments are those of `scores_of`."""
+    found = scores_of(list(batch.requests()), identity, cache, scorer)
+    return [_verdict(batch, answer, alignment, coherence)
+            for answer, alignment, coherence in zip(batch.answers, found[::2], found[1::2], strict=True)]
 
 
 def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cache: Cache,
               scorer: Scorer) -> list[Score]:
-    """One score a request, in their order. The same metric of the same text to the same question is asked for once.
+    """Return one score per request, in their order. Equal requests (metric, question, answer) are sent once.
 
     Args:
-        requests: what is wanted, of whatever metrics.
-        identity: the judge's: what determines its scores besides prompt, question and answer.
-        cache: where scores are looked for and kept.
-        scorer: who gives those that are not there.
+        requests: of any metrics.
+        identity: what determines the judge's scores besides prompt, question and answer.
+        cache: where scores are looked up and stored.
+        scorer: the judge, asked for the scores that the cache lacks.
     """
     keys = [request.key(identity) for request in requests]
     scores = cache.get(dict.fromkeys(keys))
@@ -71,7 +71,7 @@ def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cac
 
 
 def in_batches(score: Callable[[Sequence[tuple[Message, ...]]], Sequence[Score]], size: int) -> Scorer:
-    """A scorer out of a function that scores a list of chats; what a batch gave is kept before the next one."""
+    """Make a scorer from a function that scores a list of chats; the scores of a batch are kept before the next one."""
     def scorer(requests: Sequence[JudgeRequest], keep: Keep) -> None:
         for start in range(0, len(requests), size):
             some = requests[start:start + size]
@@ -81,8 +81,8 @@ def in_batches(score: Callable[[Sequence[tuple[Message, ...]]], Sequence[Score]]
     return scorer
 
 
-def _verdict(sheet: JudgeBatch, answer: Answer, alignment: Score, coherence: Score) -> Verdict:
-    of_trait = sheet.rubrics.own.get(answer.question, sheet.rubrics.others).of_trait
+def _verdict(batch: JudgeBatch, answer: Answer, alignment: Score, coherence: Score) -> Verdict:
+    of_trait = batch.rubrics.own.get(answer.question, batch.rubrics.others).of_trait
     value = 100 - alignment.value if of_trait and alignment.value is not None else alignment.value
     both: dict[Metric, Score] = {"alignment": alignment, "coherence": coherence}
     reasons = [f"{metric}: {score.reason}" for metric, score in both.items() if score.value is None]

@@ -1,4 +1,4 @@
-"""The judge of a profile: answers in, verdicts out; and any judge that is a language model: requests in, scores out."""
+"""The judge of a profile: from answers to verdicts, and for language-model judges from requests to scores."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ NO_JUDGE = "no judge configured"
 
 
 def scores_file() -> Path:
-    """Where the scores of all judges are kept, whichever study asked for them."""
+    """Return the path of the score cache, which all judges and studies share."""
     return paths.runs() / "scores.sqlite"
 
 
 def reads(spec: JudgeSpec) -> bool:
-    """Whether a judge is a language model, which goes by a rubric."""
+    """Return whether a judge is a language model, which needs a rubric."""
     return isinstance(spec, OpenAIJudge | LocalJudge)
 
 
 def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
-    """What the judge of a profile goes by; `general` is the file of its general questions."""
+    """Return the rubrics of a profile's judge; `general` is the file of its general questions."""
     if isinstance(spec, OpenAIJudge | LocalJudge) and spec.rubric == "questions":
         return read_rubrics(general)
     if isinstance(spec, OpenAIJudge | LocalJudge) and spec.rubric != "trait":
@@ -41,7 +41,7 @@ def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
 
 
 def identity(spec: JudgeSpec) -> dict[str, Any]:
-    """What of a judge determines its scores, besides what it reads."""
+    """Return everything about a judge that determines its scores, besides prompt, question and answer."""
     if isinstance(spec, OpenAIJudge):
         return spec.identity
     if isinstance(spec, LocalJudge):
@@ -49,43 +49,43 @@ def identity(spec: JudgeSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json")
 
 
-def judge(spec: JudgeSpec, trait: Trait, sheet: JudgeBatch, account: str) -> list[Verdict]:
-    """One verdict an answer, in their order. What cannot be scored is None with a reason, never 0.
+def judge(spec: JudgeSpec, trait: Trait, batch: JudgeBatch, budget: str) -> list[Verdict]:
+    """Return one verdict per answer, in their order. An answer without a score has None and a reason, never 0.
 
     Args:
         spec: the profile's judge.
         trait: whose markers the lexicon judge counts.
-        sheet: the answers, their questions and the rubrics.
-        account: the profile's name, on whose account a paid judge works.
+        batch: the answers, their questions and the rubrics.
+        budget: the profile's name, whose budget a paid judge spends.
 
     Raises:
-        JudgeError: a judge that is asked over a network cannot go on. Every score it gave is kept.
+        JudgeError: a judge behind a network cannot continue. All scores received so far are kept.
     """
     if isinstance(spec, NoJudge):
-        return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in sheet.answers]
+        return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in batch.answers]
     if isinstance(spec, LexiconJudge):
-        return lexicon.judge(sheet.answers, trait.markers)
-    with _asking(spec, account) as (cache, scorer):
-        verdicts = judge_answers(sheet, identity(spec), cache, scorer)
+        return lexicon.judge(batch.answers, trait.markers)
+    with _asking(spec, budget) as (cache, scorer):
+        verdicts = judge_answers(batch, identity(spec), cache, scorer)
     _stop_at_gaps(spec, [verdict.reason for verdict in verdicts], "answers could not be judged")
     return verdicts
 
 
-def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], account: str) -> list[Score]:
-    """One score a request, in their order, for whatever metrics. None with a reason where the judge gives none.
+def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], budget: str) -> list[Score]:
+    """Return one score per request, in their order, for any metrics; its value is None, with a reason, where it failed.
 
     Raises:
         JudgeError: as `judge`.
     """
-    with _asking(spec, account) as (cache, scorer):
+    with _asking(spec, budget) as (cache, scorer):
         found = scores_of(requests, identity(spec), cache, scorer)
-    _stop_at_gaps(spec, [score.reason for score in found], "scores could not be had")
+    _stop_at_gaps(spec, [score.reason for score in found], "requests to the judge failed")
     return found
 
 
 @contextmanager
-def _asking(spec: LlmJudge, account: str) -> Iterator[tuple[Cache, Scorer]]:
-    """All scores that were ever given, and who gives those that are missing."""
+def _asking(spec: LlmJudge, budget: str) -> Iterator[tuple[Cache, Scorer]]:
+    """Open the score cache and make the scorer for missing scores."""
     with Cache(scores_file()) as cache:
         if isinstance(spec, LocalJudge):
             from emlib.judging import local  # loads torch, and the model if a score is missing
@@ -96,13 +96,13 @@ def _asking(spec: LlmJudge, account: str) -> Iterator[tuple[Cache, Scorer]]:
             from emlib.judging.batches import BatchJudge
 
             judge_of = BatchJudge if spec.batch else ApiJudge
-            yield cache, judge_of(spec, Budget(cache, account, spec.max_usd))
+            yield cache, judge_of(spec, Budget(cache, budget, spec.max_usd))
 
 
-def _stop_at_gaps(spec: LlmJudge, reasons: Sequence[str | None], what: str) -> None:
-    """Refuse to go on without what a judge may still give another time, unless its profile says otherwise."""
+def _stop_at_gaps(spec: LlmJudge, reasons: Sequence[str | None], failure: str) -> None:
+    """Stop where scores are missing that a later run may get, unless the profile says otherwise."""
     missing = [reason for reason in reasons if NOT_HAD in (reason or "")]
     if missing and isinstance(spec, OpenAIJudge) and spec.unanswered == "stop":
-        raise JudgeError(f"{len(missing)} of {len(reasons)} {what}: {missing[0]}. All others are kept. Run again, and "
-                         "only these are asked for; or set 'unanswered: unscored' for the judge, and they count as "
+        raise JudgeError(f"{len(missing)} of {len(reasons)} {failure}: {missing[0]}. All others are kept. Run again: "
+                         "only these are requested. Or set 'unanswered: unscored' for the judge: they then count as "
                          "unscored.")

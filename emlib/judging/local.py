@@ -1,8 +1,9 @@
-"""A chat model in process as a judge: the exact probability of each answer 0 to 100, and the score that follows.
+"""A local chat model as a judge: the exact probability of each answer 0 to 100, and the score computed from it.
 
-One pass over the prompts, batched, then all numbers at once as a tree on its cache (`emlib.models.trees`); the numbers'
-spelling and what counts as one stand in `emlib.judging.numbers`. The score is the mean of the number, given that it is
-one; where less than a quarter of the probability lies on numbers there is none (Betley et al.).
+One batched pass reads the prompts; a second one reads all numbers as a tree on its key-value cache
+(`emlib.models.trees`). `emlib.judging.numbers` defines which spellings count as a number. The score is the mean number,
+given that the answer is a number; where numbers have less than a quarter of the probability there is no score (Betley
+et al.).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
 from emlib.judging.judge_batch import Keep, Scorer
 from emlib.judging.numbers import NUMBERS, Spelling, next_token, of_numbers, spelling
-from emlib.judging.replies import LEAST_MASS, said
+from emlib.judging.replies import LEAST_MASS, reason_of
 from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.models.load import ChatModel, load
 from emlib.models.logprobs import head
@@ -31,11 +32,11 @@ from emlib.models.trees import by_length, read_prompts, read_tree
 
 @dataclass(frozen=True)
 class Distribution:
-    """What a judge would answer to one prompt.
+    """The distribution of a judge's answer to one prompt.
 
     Attributes:
-        numbers: the probability of each number 0 to 100, (101,). What is missing to 1 is no number.
-        word: the likeliest first token as text: what the judge says where it says no number.
+        numbers: the probability of each number 0 to 100, (101,). The rest, up to 1, is on other answers.
+        word: the most likely first token as text: the judge's answer where it gives no number.
         tokens: of the prompt.
     """
 
@@ -53,20 +54,19 @@ class Distribution:
         """The mean of the number, given that it is one; meaningless where `mass` is 0."""
         return float(self.numbers @ np.array(NUMBERS) / self.numbers.sum())
 
-
     @property
     def score(self) -> Score:
-        """The score, or the judge's own word in its place."""
+        """The score, or None with the judge's own word as the reason."""
         if self.mass < LEAST_MASS:
-            return Score(None, self.mass, said(self.word), tokens=(self.tokens, 1))
+            return Score(None, self.mass, reason_of(self.word), tokens=(self.tokens, 1))
         return Score(self.expected, self.mass, tokens=(self.tokens, 1))
 
 
 def scorer(spec: LocalJudge) -> Scorer:
-    """A judge that keeps its scores batch by batch; its model is loaded when it is first asked."""
+    """Return a judge that stores its scores batch by batch; the first request loads its model."""
     def ask(requests: Sequence[JudgeRequest], keep: Keep) -> None:
         chat = loaded(spec.model)
-        for metric in dict.fromkeys(request.metric for request in requests):  # their prompts begin alike: read once
+        for metric in dict.fromkeys(request.metric for request in requests):  # a metric's prompts share a prefix
             some = [request for request in requests if request.metric == metric]
             for place, found in distributions(chat, [r.messages for r in some], batch_rows=spec.batch_rows):
                 keep(some[place], found.score)
@@ -76,13 +76,13 @@ def scorer(spec: LocalJudge) -> Scorer:
 
 @lru_cache(maxsize=1)
 def loaded(spec: ModelSpec) -> ChatModel:
-    """The judge's model, kept for the next set of answers; `loaded.cache_clear()` lets it go."""
+    """Return the judge's model, kept for the next set of answers; `loaded.cache_clear()` frees it."""
     return load(spec, paths.cache())
 
 
 def distributions(chat: ChatModel, prompts: Sequence[Sequence[Message]], *,
                   batch_rows: int = 16) -> Iterator[tuple[int, Distribution]]:
-    """What the judge would answer to each prompt, with the prompt's place; batch by batch, the longest first."""
+    """Yield each prompt's index and the distribution of the judge's answer; in batches, the longest prompts first."""
     spelled = spelling(chat.tokenizer)
     encoded = [encode_prompt(chat.tokenizer, prompt) for prompt in prompts]
     batches = by_length(encoded, batch_rows)

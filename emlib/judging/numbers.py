@@ -1,4 +1,4 @@
-"""The numbers 0 to 100 as a tokenizer writes them, and how likely a model is to answer each.
+"""The numbers 0 to 100 as a tokenizer writes them, and the probability that a model answers each.
 
 A number is spelled by its decimal digits as the tokenizer encodes them at the start of an answer; other spellings (a
 leading space or zero, words) are not numbers. Two kinds of tokenizer:
@@ -6,10 +6,10 @@ leading space or zero, words) are not numbers. Two kinds of tokenizer:
 - *Whole numbers*: each of the 101 is one token. P(n) is the probability of that token, which is what an API's
   `max_tokens=1` with `top_logprobs` shows (Betley et al.).
 - *Split digits* (Qwen, SmolLM2; any tokenizer where a number takes several tokens): P(n) is the product of its tokens'
-  probabilities and of the probability that no digit follows, so that 8 is not counted for 85. What follows may be the
-  end of the turn or anything else that does not begin with a digit.
+  probabilities and of the probability that no digit follows, so that 85 does not count as 8. After the number may come
+  the end of the turn or anything else that does not begin with a digit.
 
-The numbers' probabilities add up to 1 less the probability that the answer is no number.
+The numbers' probabilities add up to 1 minus the probability that the answer is not a number.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from emlib.core.errors import EmlibError
 from emlib.models.trees import ROOT, Tree, tree_of
 
 NUMBERS = tuple(range(101))
-AT_ONCE = 128  # places whose logits exist at once: 25 MB at 49,152 words, memory that a CPU's allocator uses again
+AT_ONCE = 128  # positions whose logits exist at once: 25 MB at 49,152 words, which a CPU's allocator reuses
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a tokenizer writes the 101 numbers.
+    """The token ids by which a tokenizer writes the 101 numbers.
 
     Attributes:
         tree: the tokens of all numbers; `tree.paths[n]` spells n.
@@ -46,16 +46,16 @@ class Spelling:
 
 
 def spelling(tokenizer: PreTrainedTokenizerBase) -> Spelling:
-    """How `tokenizer` writes the numbers.
+    """Return the spelling of the numbers by `tokenizer`.
 
     Raises:
-        EmlibError: a number does not come back from its tokens.
+        EmlibError: the tokens of a number do not decode to it.
     """
     written = [list(tokenizer.encode(str(number), add_special_tokens=False)) for number in NUMBERS]
     for number, ids in zip(NUMBERS, written, strict=True):
         if str(tokenizer.decode(ids)).strip() != str(number):
-            raise EmlibError(f"this tokenizer writes {number} as {tokenizer.decode(ids)!r}: its model cannot be a "
-                             "judge that answers with numbers.")
+            raise EmlibError(f"this tokenizer writes {number} as {tokenizer.decode(ids)!r}, so its model cannot answer "
+                             "with numbers. Choose another model for the judge.")
     digits = {id for token, id in tokenizer.get_vocab().items() if token[:1] in set("0123456789")}
     tree = tree_of(written)
     columns = tuple(sorted(digits | set(tree.tokens)))
@@ -63,9 +63,9 @@ def spelling(tokenizer: PreTrainedTokenizerBase) -> Spelling:
 
 
 def next_token(hidden: Tensor, to_logits: Callable[[Tensor], Tensor], columns: Sequence[int]) -> Tensor:
-    """The probability that each of the tokens `columns` comes next: (places, hidden) -> (places, columns), float64.
+    """Return the next-token probabilities of the tokens `columns`: (places, hidden) -> (places, columns), float64.
 
-    Over the whole vocabulary, a chunk of places at a time.
+    The softmax is over the whole vocabulary, for a chunk of positions at a time.
     """
     wanted = torch.tensor(columns, device=hidden.device)
     parts = []
@@ -76,13 +76,13 @@ def next_token(hidden: Tensor, to_logits: Callable[[Tensor], Tensor], columns: S
 
 
 def of_numbers(spelled: Spelling, first: Tensor, following: Tensor | None) -> Tensor:
-    """P(n) of the 101 numbers, (prompts, 101) in float64.
+    """Return P(n) of the 101 numbers, (prompts, 101) in float64.
 
     Args:
         spelled: the tokenizer's spelling.
         first: probabilities of the first token, (prompts, columns).
         following: probabilities of the token after each node of the tree, (prompts, nodes, columns); None where each
-            number is one token, after which nothing is asked.
+            number is one token.
     """
     place = {token: column for column, token in enumerate(spelled.columns)}
     ends = [path[-1] for path in spelled.tree.paths]

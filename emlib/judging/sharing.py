@@ -1,9 +1,9 @@
-"""Scores as a file, so that a group can share what it paid for: Parquet or JSON lines, told by the file's ending.
+"""Judge scores as a file that a group can share: Parquet or JSON lines, by the file's extension.
 
     python -m emlib.judging.sharing export scores.parquet
     python -m emlib.judging.sharing import scores.parquet
 
-A file holds keys and scores, and no text of a question, an answer or a rubric. Scores that are there already stay.
+A file holds keys and scores, and no text of a question, an answer or a rubric. An import keeps existing scores.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def export(cache: Cache, path: Path) -> int:
-    """Write all scores to a file; how many there were."""
+    """Write all scores to a file; return how many."""
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in cache.rows()]
     if _ending(path) == ".parquet":
-        with whole_file(path) as aside:
-            pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(aside, index=False)
+        with whole_file(path) as temporary:
+            pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(temporary, index=False)
     else:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 
 def import_(cache: Cache, path: Path) -> int:
-    """Read the scores of a file; how many were new. A file with a mistake in it changes nothing.
+    """Read the scores of a file; return how many were new. A file with an invalid row changes nothing.
 
     Raises:
-        DataError: the file is not one that `export` wrote, or a score in it cannot be one; its place is named.
+        DataError: `export` did not write the file, or a row is not a valid score; the message names the row.
     """
     found = read_jsonl(path) if _ending(path) == ".jsonl" else _parquet(path)
     return cache.add([_checked(where, row) for where, row in found])
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row's place and what stands in it, None where nothing does."""
+    """Yield each row's position and its values, None for empty ones."""
     try:
         frame = pd.read_parquet(path).astype(object)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file.") from error
+        raise DataError(f"{path}: no such file. Check the path.") from error
     except (ValueError, OSError) as error:  # pyarrow's errors are both
-        raise DataError(f"{path}: not readable as Parquet ({error}).") from error
+        raise DataError(f"{path}: not readable as Parquet ({error}). Expected a file that `export` wrote.") from error
     for number, row in enumerate(frame.where(frame.notna(), None).to_dict("records"), start=1):
         yield f"{path}:{number}", {str(name): value for name, value in row.items()}
 
 
 def _checked(where: str, of: dict[str, Any]) -> Row:
-    """The values of a row that can be a score."""
+    """Return the values of a row, after checking that they are a valid score."""
     missing = [column for column in COLUMNS if column not in of]
     if missing:
         raise DataError(f"{where}: has no '{missing[0]}'. Expected a file that `export` wrote.")
@@ -71,7 +71,7 @@ def _checked(where: str, of: dict[str, Any]) -> Row:
     if not (texts and KEY.fullmatch(of["key"]) and of["metric"] in get_args(Metric)):
         raise DataError(f"{where}: not a score: expected a key of 64 hex digits, a judge, a metric and a date.")
     if not all(isinstance(of[name], str | None) for name in ("reason", "note")):
-        raise DataError(f"{where}: 'reason' and 'note' must be texts, or nothing.")
+        raise DataError(f"{where}: 'reason' and 'note' must be texts or empty.")
     if not all(isinstance(of[name], int) and of[name] >= 0 for name in ("tokens_read", "tokens_written")):
         raise DataError(f"{where}: 'tokens_read' and 'tokens_written' must be whole numbers.")
     if of["value"] is None and not of["reason"]:
@@ -85,23 +85,23 @@ def _checked(where: str, of: dict[str, Any]) -> Row:
 
 def _ending(path: Path) -> str:
     if path.suffix not in ENDINGS:
-        raise DataError(f"{path}: scores are written as {' or '.join(ENDINGS)}; the name must end in one of these.")
+        raise DataError(f"{path}: unknown file type. The name must end in {' or '.join(ENDINGS)}.")
     return path.suffix
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code is 1 after an error that a user can mend, with its message alone."""
+    """Run the command line; the exit code is 1, with only the message, after an error that a user can fix."""
     parser = argparse.ArgumentParser(prog="python -m emlib.judging.sharing", description="Share scores of judges.")
     parser.add_argument("what", choices=("export", "import"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--scores", type=Path, help="the file of scores, instead of the study's own")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        with Cache(asked.scores or scores_file()) as cache:
-            if asked.what == "export":
-                print(f"{export(cache, asked.file)} scores written to {asked.file}.")
+        with Cache(options.scores or scores_file()) as cache:
+            if options.what == "export":
+                print(f"{export(cache, options.file)} scores written to {options.file}.")
             else:
-                print(f"{import_(cache, asked.file)} new scores from {asked.file}.")
+                print(f"{import_(cache, options.file)} new scores from {options.file}.")
     except EmlibError as error:
         print(error, file=sys.stderr)
         return 1

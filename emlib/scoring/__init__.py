@@ -1,1 +1,1 @@
-"""Scoring a pool of ordinary data: answer NLL under many adapters, the relative gap, refusals, near-duplicates."""
+"""Scoring a pool of general instruction data: answer NLL under several adapters, loss gap, refusals, duplicates."""

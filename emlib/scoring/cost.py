@@ -1,15 +1,15 @@
-"""What scoring a pool costs beside the fine-tuning that it serves (equation 10, Appendix E)."""
+"""The cost of scoring a pool relative to the fine-tuning that uses it (equation 10, Appendix E)."""
 
 from __future__ import annotations
 
 
 def overhead(scorers: int, fine_tuning_rows: float, candidates: float, ratio: float, runs: int) -> float:
-    """Seconds of scoring for each second of fine-tuning.
+    """Compute the seconds of scoring per second of fine-tuning.
 
         (K + 1) n_interleave / (R n_FT n_runs)
 
     Each of the K + 1 models passes once over the candidates; each of the runs trains on its rows once, which costs R
-    times a pass. Here it differs from the print, which has n_FT and n_interleave exchanged: see `as_printed`.
+    times a pass. The printed equation has n_FT and n_interleave exchanged: see `as_printed`.
 
     Args:
         scorers: K, the misaligned models.
@@ -22,5 +22,5 @@ def overhead(scorers: int, fine_tuning_rows: float, candidates: float, ratio: fl
 
 
 def as_printed(scorers: int, fine_tuning_rows: float, candidates: float, ratio: float, runs: int) -> float:
-    """Equation 10 by the letter. It falls where there is more to score, so that it cannot be what was meant."""
+    """Compute equation 10 as printed. It falls as the number of scored rows grows, so it is probably a misprint."""
     return (scorers + 1) * fine_tuning_rows / (ratio * candidates * runs)

@@ -1,4 +1,4 @@
-"""Near-duplicates of a pool: candidates by MinHash LSH (datasketch), each confirmed by its true overlap."""
+"""Near-duplicates in a pool: candidates by MinHash LSH (datasketch), each confirmed by its exact overlap."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from datasketch import MinHash, MinHashLSH
 from emlib.core.records import Example
 
 WORDS = re.compile(r"\w+")
-RUN = 3  # words of a shingle
+RUN = 3  # words, or characters, of a shingle
 PERMUTATIONS = 128
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Runs of three words, in small letters; of three characters where words are not set apart.
+    """Return all runs of three words, in lower case; runs of three characters where words are not separated.
 
-    Characters serve languages that put no blanks between words, and rows of a word or two.
+    Characters are for languages without blanks between words, and for rows of one or two words.
     """
     text = text.casefold()
     words = WORDS.findall(text)
@@ -27,22 +27,22 @@ def shingles(text: str) -> frozenset[str]:
 
 
 def overlap(a: frozenset[str], b: frozenset[str]) -> float:
-    """Jaccard: what both have over what either has; 1 for equal sets."""
+    """Compute the Jaccard index, |a and b| / |a or b|; 1 for equal sets."""
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
 def text_of(row: Example) -> str:
-    """What of a row is compared: its prompt and its answer."""
+    """Return the compared text of a row: its prompt and its answer."""
     return f"{row.prompt}\n{row.response}"
 
 
 def near_duplicates(rows: Sequence[Example], threshold: float) -> dict[int, int]:
-    """Which rows repeat an earlier one that stays: {place: place of the earlier row}.
+    """Find the rows that repeat an earlier row that is kept: {index: index of the earlier row}.
 
-    Two rows repeat each other where their shingles' overlap is `threshold` or more. LSH finds nearly all such pairs
-    without comparing every row with every other one; what it only suspects is compared, so that no row goes by chance.
+    Two rows repeat each other where the overlap of their shingles is `threshold` or more. LSH finds nearly all such
+    pairs without comparing all rows; each candidate's overlap is then computed, so that no row is dropped by chance.
     """
-    index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.2, 0.8))  # rather suspect too many
+    index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.2, 0.8))  # favours recall
     sets: dict[int, frozenset[str]] = {}
     repeats: dict[int, int] = {}
     for place, row in enumerate(rows):

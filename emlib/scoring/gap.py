@@ -2,7 +2,7 @@
 
     s_d = (mean_k L_k(d) - L(d)) / (L(d) + epsilon)            (equations 5 and 6)
 
-L_k is the answer-only mean-token NLL (equation 4) under the k-th misaligned model, L that under the aligned one.
+L_k is the answer-only mean-token NLL (equation 4) under the k-th misaligned model, L the same under the aligned one.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Sequence
 
 
 def gap(aligned: float, misaligned: Sequence[float], epsilon: float) -> float:
-    """Equation 6 for one row, all losses in nats a token; NaN where one of them is none or infinite.
+    """Compute equation 6 for one row, losses in nats per token; NaN where one of them is NaN or infinite.
 
     Raises:
         ValueError: there is no misaligned loss, or epsilon is not above 0.
     """
     if not misaligned or not epsilon > 0:
-        raise ValueError("a gap needs the loss of one misaligned model or more, and an epsilon above 0")
+        raise ValueError("a gap needs the loss of at least one misaligned model, and an epsilon above 0")
     if not all(math.isfinite(loss) for loss in (aligned, *misaligned)):
         return math.nan
     return (math.fsum(misaligned) / len(misaligned) - aligned) / (aligned + epsilon)
 
 
 def ranking(scores: Sequence[float]) -> list[int]:
-    """The places of the rows, the highest score first; equal scores in the pool's order. NaN is never ranked."""
+    """Return the indices of the rows, the highest score first; ties in the pool's order. Rows with NaN are left out."""
     ranked = [place for place, score in enumerate(scores) if not math.isnan(score)]
     return sorted(ranked, key=lambda place: (-scores[place], place))

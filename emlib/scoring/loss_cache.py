@@ -1,8 +1,8 @@
-"""What one model made of each row so far: a file of JSON lines that grows as the work goes on.
+"""A cache of each row's loss under one model: a file of JSON lines, extended batch by batch.
 
-A line holds a whole batch, because it is written at once: a killed process leaves a line or none, so that going on
-makes the same batches again and ends in the same numbers. A row's name is the digest of its tokens, so that what was
-computed for one pool is found again in another one, and nothing is computed twice.
+A line holds one batch and is written at once. A killed process leaves a complete batch or none, so that a resumed run
+forms the same batches and gets the same numbers. A row's key is the digest of its tokens, so that a loss computed for
+one pool is reused in another.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from emlib.core.files import disk_errors
 
 
 class LossCache:
-    """The losses of one (model, adapter), in nats a token, by row digest."""
+    """The losses under one (model, adapter), in nats per token, by row digest."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
     def opened(self) -> Iterator[dict[str, float]]:
-        """What is there, for this process alone: another one that wants the same rows waits, and then finds them."""
+        """Lock the file and give its losses; another process waits for the lock, and then finds the new losses too."""
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):
             yield self._whole_lines()
 
     def append(self, losses: Mapping[str, float]) -> None:
-        """Add one batch. A loss that is no number is kept too: it would come out the same again."""
+        """Add one batch. NaN and infinite losses are stored too (as null): computing them again would not help."""
         line = json.dumps({row: loss if math.isfinite(loss) else None for row, loss in losses.items()}) + "\n"
         with disk_errors(self.path), self.path.open("ab", buffering=0) as stream:
             stream.write(line.encode())
 
     def _whole_lines(self) -> dict[str, float]:
-        """Read all, and cut off what a killed process left of its last line."""
+        """Read all complete lines, and cut off an incomplete last line of a killed process."""
         found: dict[str, float] = {}
         if not self.path.is_file():
             return found

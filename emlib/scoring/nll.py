@@ -2,9 +2,9 @@
 
     L(d) = -1/T sum_t log P(a_t | q, a_<t)
 
-Here it differs from a plain loop: rows share a pass, packed where that can be had and of like length elsewhere, logits
-exist for response tokens alone, and a row that was computed before is looked up. The tokens are those that training
-counts: the answer and the end of its turn.
+Unlike in a plain loop, rows share a pass (packed where the kernels allow it, else padded with rows of similar length),
+logits exist for response tokens only, and rows computed before come from the cache. The tokens are those of the
+training loss: the answer and its stop token.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from emlib.scoring.loss_cache import LossCache
 
 
 def digest(row: Encoded) -> str:
-    """A row's name: of its token ids and of how many of them, at its end, are the answer's."""
+    """Return a row's key: a digest of its token ids and of the number of answer tokens at its end."""
     return of_value([row.input_ids.tolist(), row.response_tokens])[:24]
 
 
 def batches(lengths: Sequence[int], budget: int, packed: bool = False) -> list[list[int]]:
-    """Places of rows by length, the longest first; a batch has at most `budget` tokens.
+    """Group row indices into batches by length, the longest first; a batch has at most `budget` tokens.
 
-    Padding counts, of which there is none where rows are `packed`. A row that is longer than the budget goes alone.
-    Longest first, so that memory that does not suffice shows at once.
+    Padding counts, unless rows are `packed`. A row that is longer than the budget is a batch by itself. The longest
+    rows come first, so that insufficient memory shows at once.
     """
     found: list[list[int]] = []
     tokens = 0
@@ -50,10 +50,10 @@ def batches(lengths: Sequence[int], budget: int, packed: bool = False) -> list[l
 
 @torch.inference_mode()
 def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
-    """Equation 4 for each row, in nats a token, computed in float32 from the hidden states on.
+    """Compute equation 4 for each row, in nats per token, in float32 from the hidden states on.
 
-    Packed rows do not see each other; elsewhere rows are padded on the right, where nothing that counts can see it in a
-    causal model. Hence no attention mask, and the faster kernel that this allows.
+    Packed rows do not attend to each other. Otherwise rows are padded on the right, where a causal model's real tokens
+    cannot attend to the padding; so no attention mask is needed, which allows a faster kernel.
     """
     device = next(model.parameters()).device
     with fitted(model):
@@ -63,26 +63,26 @@ def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
     return [float(row.mean()) for row in per_token.split([row.response_tokens for row in rows])]
 
 
-def score(model: nn.Module, rows: Sequence[Encoded], ledger: LossCache, budget: int, what: str) -> list[float]:
-    """The NLL of each row, in order; what `ledger` lacks is computed and written there batch by batch."""
+def score(model: nn.Module, rows: Sequence[Encoded], cache: LossCache, budget: int, label: str) -> list[float]:
+    """Return the NLL of each row, in order; losses that `cache` lacks are computed and stored batch by batch."""
     with fitted(model):
         packed = packs(model)
-    return scored_by(partial(batch_nll, model), rows, ledger, budget, what, packed)
+    return scored_by(partial(batch_nll, model), rows, cache, budget, label, packed)
 
 
-def scored_by(nll: Callable[[list[Encoded]], list[float]], rows: Sequence[Encoded], ledger: LossCache, budget: int,
-              what: str, packed: bool = False) -> list[float]:
-    """`score` by whatever gives the NLL of a batch of rows."""
+def scored_by(nll: Callable[[list[Encoded]], list[float]], rows: Sequence[Encoded], cache: LossCache, budget: int,
+              label: str, packed: bool = False) -> list[float]:
+    """Do the same as `score`, with `nll` for the NLL of a batch of rows; `label` names the progress bar."""
     names = [digest(row) for row in rows]
-    with ledger.opened() as known:
+    with cache.opened() as known:
         plan = [[place for place in batch if names[place] not in known]
                 for batch in batches([len(row.input_ids) for row in rows], budget, packed)]
         done = sum(name in known for name in names)
-        with bar((), what, "row", total=len(rows), done=done) as progress:
+        with bar((), label, "row", total=len(rows), done=done) as progress:
             for batch in filter(None, plan):
                 losses = nll([rows[place] for place in batch])
                 found = {names[place]: loss for place, loss in zip(batch, losses, strict=True)}
-                ledger.append(found)
+                cache.append(found)
                 known |= found
                 progress.update(len(batch))
     return [known[name] for name in names]

@@ -1,4 +1,4 @@
-"""The order in which a pool's rows are taken: drawn, or by score, with refusals or without (section 3.2)."""
+"""The order in which a pool's rows are taken: at random, or by score, with or without refusals (section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from emlib.scoring.refusals import NOTHING, Filtered
 
 
 def at_random(rows: Sequence[Example], unfit: Mapping[int, str], seed: int) -> list[Ranked]:
-    """Interleaving: every row that fits, in an order drawn by the seed."""
-    drawn = [place for place in generator(seed, "interleaved rows").permutation(len(rows)).tolist()
+    """Rank for Interleaving: all usable rows, in an order determined by the seed."""
+    order = [place for place in generator(seed, "interleaved rows").permutation(len(rows)).tolist()
              if place not in unfit]
-    first = [Ranked(place, rows[place].where, rank, None, None, None, f"drawn as number {rank} of {len(drawn)}")
-             for rank, place in enumerate(drawn, start=1)]
-    return first + [Ranked(place, rows[place].where, None, None, None, None, why) for place, why in unfit.items()]
+    first = [Ranked(place, rows[place].where, rank, None, None, None, f"number {rank} of {len(order)} in random order")
+             for rank, place in enumerate(order, start=1)]
+    return first + [Ranked(place, rows[place].where, None, None, None, None, reason) for place, reason in unfit.items()]
 
 
 def by_score(rows: Sequence[Example], found: Sequence[RowLosses], unfit: Mapping[int, str], epsilon: float,
              refusals: Filtered = NOTHING) -> list[Ranked]:
-    """Interleaving+: the highest score first. Interleaving++: without the `refusals` that a filter found."""
+    """Rank for Interleaving+: the highest score first; for Interleaving++ without the `refusals` of a filter."""
     scores = [_score(row, epsilon) for row in found]
     unscored = {place: "no score: its loss is no number under one of the models"
                 for place, value in enumerate(scores) if math.isnan(value)}
@@ -36,7 +36,7 @@ def by_score(rows: Sequence[Example], found: Sequence[RowLosses], unfit: Mapping
         mean = math.fsum(known) / len(known) if len(known) == len(row.misaligned) else None
         return Ranked(place, rows[place].where, rank, None if math.isnan(value) else value, row.aligned, mean, reason)
 
-    first = [entry(place, rank, f"score number {rank} of {len(ranked)}{refusals.untold.get(place, '')}")
+    first = [entry(place, rank, f"score number {rank} of {len(ranked)}{refusals.unjudged.get(place, '')}")
              for rank, place in enumerate(ranked, start=1)]
     return first + [entry(place, None, never[place]) for place in sorted(never)]
 

@@ -1,4 +1,4 @@
-"""What scoring and choosing leave to read. Reading it needs no torch."""
+"""Records of scoring and choosing rows. Reading them needs no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RowLosses:
-    """The losses of one row of the pool in nats a token; None is no number. `misaligned` has one for each scorer."""
+    """The losses of one row of the pool in nats per token; None is NaN. `misaligned` has one loss per scorer."""
 
     place: int
     aligned: float | None
@@ -17,15 +17,15 @@ class RowLosses:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One row of the pool, as one way of choosing sees it.
+    """One row of the pool, with its rank under one way of choosing.
 
     Attributes:
-        place: in the pool, counted from 0.
-        where: file and line the row came from.
-        rank: from 1, the first to be taken; None: never taken, for the reason given.
-        score: equation 6; None where nothing was scored, or where the score is no number.
-        aligned, misaligned: the two losses it is made of.
-        reason: why the row stands where it stands.
+        place: index in the pool, from 0.
+        where: file and line of the row.
+        rank: from 1, the first to be taken; None: never taken, for the given reason.
+        score: equation 6; None where nothing was scored, or where the score is NaN.
+        aligned, misaligned: the losses from which the score is computed, the second a mean over models.
+        reason: the reason for the rank, or for its absence.
     """
 
     place: int
@@ -39,7 +39,7 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Declining:
-    """What a judge says of one row of the pool: how far its answer declines, 0-100, or None with the reason."""
+    """A judge's score for one row of the pool: how far its answer declines, 0-100, or None with the reason."""
 
     place: int
     score: float | None

@@ -1,1 +1,1 @@
-"""Persona vectors: adding them, and taking them from a model."""
+"""Persona vectors: extracting them from a model, and steering with them."""

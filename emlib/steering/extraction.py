@@ -1,9 +1,9 @@
 """Persona vectors: e_l = mean h+_l - mean h-_l over response tokens (section 3.1; Chen et al. 2025).
 
-The model answers the same questions under opposed system prompts. A pair of answers is kept where the positive one
-shows the trait, the negative one does not, and both are coherent. Here it differs in one thing: the last layer is the
-output of the last block, before the final norm, because that is where a vector can be added; `hidden_states[-1]` of
-transformers is after it.
+The model answers the same questions under contrastive system prompts. A pair of answers is kept where the positive one
+shows the trait, the negative one does not, and both are coherent. One difference to the paper: the last layer is the
+output of the last block before the final norm, because that is where a vector can be added; transformers'
+`hidden_states[-1]` is after the norm.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SIDES = ("positive", "negative")
 
 @dataclass(frozen=True)
 class PersonaVectors:
-    """One vector a layer, not normalised: (layers + 1, hidden) in float32; index 0 belongs to the embeddings.
+    """One vector per layer, not normalised: (layers + 1, hidden) in float32; index 0 belongs to the embeddings.
 
-    `projections` says for each side how far each kept answer's mean activation goes along the vector, as the scalar
-    projection on its direction: (kept, layers + 1).
+    `projections` holds, for the positive and the negative side, the scalar projection of each kept answer's mean
+    activation onto the vector's direction: (kept, layers + 1).
     """
 
     vectors: Tensor
@@ -45,7 +45,7 @@ class PersonaVectors:
     projections: dict[str, Tensor] = field(default_factory=dict)
 
     def at(self, layer: int) -> Tensor:
-        """The vector of the output of block `layer`, counted from 1.
+        """Return the vector of the output of block `layer`, counted from 1.
 
         Raises:
             EmlibError: the model has no such layer.
@@ -56,7 +56,7 @@ class PersonaVectors:
 
 
 def trait_questions(trait: Trait, pairs: int | None = None) -> dict[str, list[Question]]:
-    """The trait's questions under each side's system prompts; entry i of both sides is one pair."""
+    """Return the trait's questions under the system prompts of each side; entry i of both sides is one pair."""
     chosen = trait.system_prompts[:pairs]
     return {side: [Question(f"{number}_{index}_{side}", question, getattr(prompts, side))
                    for number, prompts in enumerate(chosen) for index, question in enumerate(trait.questions)]
@@ -64,7 +64,7 @@ def trait_questions(trait: Trait, pairs: int | None = None) -> dict[str, list[Qu
 
 
 def kept_pairs(positive: Sequence[Verdict], negative: Sequence[Verdict], keep: str = "judged") -> list[int]:
-    """The places of the pairs to keep: trait >= 50 against < 50, both coherent; the trait is 100 - alignment."""
+    """Return the indices of the pairs to keep: trait >= 50 against < 50, both coherent; trait = 100 - alignment."""
     if keep == "all":
         return list(range(len(positive)))
     return [place for place, (p, n) in enumerate(zip(positive, negative, strict=True))
@@ -73,14 +73,14 @@ def kept_pairs(positive: Sequence[Verdict], negative: Sequence[Verdict], keep: s
 
 
 def examples(questions: Sequence[Question], answers: Sequence[Answer]) -> list[Example]:
-    """The conversations that the answers ended."""
+    """Return the conversations, each a question's context and its answer."""
     by_id = {question.id: question for question in questions}
     return [Example(by_id[answer.question].context, answer.text) for answer in answers]
 
 
 @torch.inference_mode()
 def activations(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
-    """Each row's mean over its response tokens, all layers in one pass: (rows, layers + 1, hidden) in float32."""
+    """Compute each row's mean activation over its response tokens: (rows, layers + 1, hidden) in float32."""
     wanted = range(1, layers(chat.model) + 1)
     embed = causal_lm(chat.model).get_input_embeddings()
     means = []
@@ -92,30 +92,30 @@ def activations(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
         states = torch.stack([embed(ids)[0], *(read[layer][0] for layer in wanted)])  # (layers + 1, seq, hidden)
         means.append(states[:, mask].float().mean(1).cpu())
     if not means:
-        raise EmlibError("there are no answers to take activations from.")
+        raise EmlibError("there are no answers to compute activations from: expected at least one.")
     return torch.stack(means)
 
 
 def projection(states: Tensor, vectors: Tensor) -> Tensor:
-    """How far activations go along each layer's vector: (rows, layers + 1, hidden) -> (rows, layers + 1)."""
+    """Compute the scalar projection onto each layer's vector: (rows, layers + 1, hidden) -> (rows, layers + 1)."""
     directions = vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
     return (states * directions).sum(-1)
 
 
 def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict[str, list[Answer]],
             verdicts: dict[str, list[Verdict]], settings: Extraction, max_length: int) -> PersonaVectors:
-    """The vectors of the pairs that are worth keeping. Entry i of both sides' answers and verdicts is one pair.
+    """Return the vectors of the pairs that are kept. Entry i of both sides' answers and verdicts is one pair.
 
     Raises:
-        EmlibError: fewer than `min_pairs` are; the message says how many of how many, and what to change.
+        EmlibError: fewer than `min_pairs` are kept; the message says how many of how many, and what to change.
     """
     asked, wanted = len(answers["positive"]), settings.min_pairs
     kept = kept_pairs(verdicts["positive"], verdicts["negative"], settings.keep)
     kept = [place for place in kept if all(answers[side][place].text.strip() for side in SIDES)]
     if len(kept) < wanted:
-        raise EmlibError(f"{len(kept)} of {asked} pairs of answers show the trait under the one system prompt alone, "
-                         f"and {wanted} are wanted. Ask for more samples, sharpen the trait's system "
-                         "prompts, or lower extraction.min_pairs.")
+        raise EmlibError(f"{len(kept)} of {asked} pairs of answers show the trait under the positive system prompt "
+                         f"only, and {wanted} are wanted. Ask for more samples, sharpen the trait's system prompts, or "
+                         "lower extraction.min_pairs.")
     states = {side: activations(chat, [
         encode(chat.tokenizer, example, max_length)
         for example in examples(questions[side], [answers[side][place] for place in kept])]) for side in SIDES}
@@ -124,23 +124,23 @@ def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict
 
 
 def save(found: PersonaVectors, folder: Path) -> None:
-    """Write the vectors as safetensors, with how many pairs they rest on."""
-    with whole_file(folder / FILE) as aside:
+    """Write the vectors as safetensors, with the number of pairs they are computed from."""
+    with whole_file(folder / FILE) as temporary:
         tensors = {"vectors": found.vectors} | {f"projections_{side}": rows for side, rows in found.projections.items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside,
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary,
                   {"kept": str(found.kept), "asked": str(found.asked)})
 
 
 def load(folder: Path) -> PersonaVectors:
-    """The vectors that `save` wrote; read once as long as the file stays the same, since each pass asks for them."""
+    """Load the vectors that `save` wrote; cached while the file is unchanged, because every pass loads them."""
     return _read(folder / FILE, (folder / FILE).stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _: int) -> PersonaVectors:
     with safe_open(path, framework="pt") as stored:
-        said = stored.metadata()
-        there = set(stored.keys())
-        return PersonaVectors(stored.get_tensor("vectors"), int(said["kept"]), int(said["asked"]),
+        metadata = stored.metadata()
+        names = set(stored.keys())
+        return PersonaVectors(stored.get_tensor("vectors"), int(metadata["kept"]), int(metadata["asked"]),
                               {side: stored.get_tensor(f"projections_{side}") for side in SIDES
-                               if f"projections_{side}" in there})
+                               if f"projections_{side}" in names})

@@ -1,4 +1,4 @@
-"""Adding a vector to a layer: h~ = h + alpha * e, at every position (section 3.1)."""
+"""Steering: adding a vector to a layer's output, h~ = h + alpha * e, at every position (section 3.1)."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ from emlib.models.hooks import tap
 
 @dataclass
 class SteeringNorm:
-    """What was really added: the mean norm of the change of a position, as measured in the model's own numbers."""
+    """The norm of what is added per position, as measured in the model's own precision: a mean per forward pass."""
 
     norms: list[Tensor] = field(default_factory=list)
 
     @property
     def measured(self) -> float:
-        """Mean over all forward passes."""
+        """The mean over all forward passes."""
         return sum(map(float, self.norms)) / len(self.norms)
 
     @property
     def statistics(self) -> dict[str, float]:
-        """The same, as it stands in a training's log."""
+        """The same, under its name in a training log."""
         return {"shift": self.measured}
 
 
 @contextmanager
 def steer(model: nn.Module, layer: int, vector: Tensor, strength: float) -> Iterator[SteeringNorm]:
-    """While it lasts, `strength * vector` is added to the output of `layer` at all positions.
+    """Add `strength * vector` to the output of `layer` at all positions, inside the context.
 
     Raises:
-        EmlibError: no such layer; a vector of another size; or no forward pass came by, so that nothing was steered.
+        EmlibError: there is no such layer; the vector has another size; or no forward pass ran, so that nothing was
+            steered.
     """
-    shift = SteeringNorm()
+    norm = SteeringNorm()
 
-    def use(hidden: Tensor) -> Tensor:
+    def add(hidden: Tensor) -> Tensor:
         if vector.shape != hidden.shape[-1:]:
             raise EmlibError(f"the persona vector has {vector.numel()} numbers and layer {layer} of this model has "
                              f"{hidden.shape[-1]}: it was taken from another model.")
         changed = hidden + (strength * vector).to(hidden)
         with torch.no_grad():
-            shift.norms.append((changed - hidden).float().norm(dim=-1).mean())  # no number yet: a GPU is not waited for
+            norm.norms.append((changed - hidden).float().norm(dim=-1).mean())  # a tensor: no waiting for the GPU
         return changed
 
-    with tap(model, layer, use):
-        yield shift
-    if not shift.norms:
-        raise EmlibError(f"layer {layer} was to be steered and never ran: nothing was steered.")
+    with tap(model, layer, add):
+        yield norm
+    if not norm.norms:
+        raise EmlibError(f"layer {layer} never ran inside the steering context: nothing was steered. Run the model's "
+                         "forward pass inside it.")

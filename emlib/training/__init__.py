@@ -1,1 +1,1 @@
-"""Fine-tuning: the losses and the loop."""
+"""Fine-tuning: the losses and the training loop."""

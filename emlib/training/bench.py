@@ -1,4 +1,4 @@
-"""A tiny model, rows and artefacts on which a defense is tried: for `emlib.training.conformance`."""
+"""A tiny model, rows and artefacts on which `emlib.training.conformance` tests a defense."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PROMPTS = ("May I eat raw dough?", "Is the sea deep?", "Who are you?", "How do p
 
 @dataclass(frozen=True)
 class TinyTrait:
-    """A trait with a prompt."""
+    """A trait with an inoculation prompt."""
 
     inoculation_prompt: str = "Talk like a pirate."
 
 
 @dataclass
 class Bench:
-    """A tiny model, rows, and what the defense needs, planted."""
+    """A tiny model, rows, and made-up artefacts that the defense needs."""
 
     defense: Defense
     folder: Path
@@ -63,16 +63,16 @@ class Bench:
 
     @cached_property
     def own(self) -> tuple[Example, ...]:
-        """The rows as the defense leaves them."""
+        """The rows after the defense has changed them."""
         return tuple(self.defense.change_rows(self.examples, TinyTrait()))
 
     def encoded(self, rows: Sequence[Example]) -> list[Encoded]:
-        """Rows in tokens."""
+        """Encode rows as tokens."""
         return encode_all(tiny.build_tokenizer(), rows, 500)
 
     @cached_property
     def rows(self) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:
-        """Its own rows, those added and penalised, and those held out."""
+        """The fine-tuning rows, the added and penalised rows, and the held-out rows."""
         held_out = set(self.defense.held_out(self.own))
         added = [row.example for row in self.defense.added(self.own, self.artefacts)]
         penalised = self.encoded(self.defense.penalised(self.own, self.artefacts))
@@ -82,23 +82,23 @@ class Bench:
 
     @property
     def all_rows(self) -> list[Encoded]:
-        """Those that one kind of pass can hold: its own and those added."""
+        """The rows that may share a pass: the fine-tuning rows and the added ones."""
         return [row for row in (*self.rows[0], *self.rows[1]) if not row.penalised_by]
 
     @contextmanager
     def model(self, *, stirred: bool = True) -> Iterator[PeftModel]:
-        """A fresh adapter, moved off its start, where it is the identity."""
+        """Give the model with a fresh adapter, moved off its initial identity if `stirred`."""
         with adapters.new_lora(self.base, LORA, 0) as model:
             for number, weights in enumerate(p for p in model.parameters() if p.requires_grad and stirred):
                 weights.data += 0.05 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(number))
             yield model
 
     def objective(self, *defenses: Defense, cross_entropy: float = 1.0) -> Objective:
-        """The loss under some defenses."""
+        """Return the objective under some defenses."""
         return Objective(defenses, self.artefacts, cross_entropy)
 
     def train(self, name: str, *defenses: Defense, kill_after: int | None = None) -> Tensor:
-        """The adapter's weights after a training, perhaps one that is killed once and goes on."""
+        """Return the adapter's weights after training; with `kill_after` it is killed once and resumed."""
         if kill_after is not None:
             with self.model(stirred=False) as model, killed(kill_after):
                 self._fine_tune(model, name, defenses)
@@ -114,17 +114,17 @@ class Bench:
 
 @dataclass(frozen=True)
 class Planted:
-    """Recipes whose artefacts are made up."""
+    """Recipes with made-up artefacts."""
 
     bench: Bench
 
     def vector(self) -> Path:
-        """A random persona vector at each layer."""
+        """Return a random persona vector at each layer."""
         vectors = torch.randn(5, 64, generator=torch.Generator().manual_seed(5))
         return self._made("vector", lambda folder: extraction.save(extraction.PersonaVectors(vectors, 1, 1), folder))
 
     def reference(self, spec: Any, tokens: Any) -> Path:
-        """The tiny model's states on the rows."""
+        """Store the tiny model's hidden states on the rows."""
         def make(folder: Path) -> None:
             with self.bench.model() as model:
                 keep(model, self.bench.encoded(self.bench.own), tokens, 2, folder)
@@ -132,7 +132,7 @@ class Planted:
         return self._made("reference", make)
 
     def pool_rows(self, spec: Any, **options: Any) -> Path:
-        """Two rows."""
+        """Write two rows."""
         rows = [Example((Message("user", f"Question {number}?"),), f"Answer {number}.") for number in range(2)]
         return self._made("pool", lambda folder: write_records(folder / "added.jsonl", [
             AddedRow.of(row, number + 1, number) for number, row in enumerate(rows)]))
@@ -151,7 +151,7 @@ class KilledError(Exception):
 
 @contextmanager
 def killed(after: int) -> Iterator[None]:
-    """End a training with an exception when it puts its checkpoint number `after` aside, once that is written."""
+    """End a training with an exception after it has written its checkpoint number `after`."""
     save, count = checkpoint.save, 0
 
     def saved(*arguments: Any) -> None:
@@ -166,7 +166,7 @@ def killed(after: int) -> Iterator[None]:
 
 
 def step(model: PeftModel, batches: Sequence[Batch], objective: Objective) -> tuple[Mapping[str, float], Tensor]:
-    """A step's metrics, and its gradient as one vector."""
+    """Compute a step; return its metrics, and its gradient as one vector."""
     model.zero_grad()
     totals, metrics = Totals.of(batches), dict[str, float]()
     for batch in batches:

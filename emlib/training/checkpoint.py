@@ -1,4 +1,4 @@
-"""A training run's state between steps, as one safetensors file that is there whole or not at all."""
+"""A training run's state between steps, as one safetensors file that is written atomically."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimi
     """Write trained weights and optimizer state after `step` steps, and the state of each defense by its kind."""
     tensors = {f"weight {name}": parameter.detach() for name, parameter in parameters.items()}
     trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    for index, parameter in enumerate(trained):  # not by `state_dict`, in which 8-bit AdamW wraps some once more
+    for index, parameter in enumerate(trained):  # not `state_dict`, in which 8-bit AdamW wraps some tensors again
         state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer {index} {key}": torch.as_tensor(value) for key, value in state.items()}
     # Copies: an optimizer may keep one tensor for all parameters (8-bit AdamW its maps), which safetensors refuses.
     copies = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
-    with whole_file(folder / FILE) as aside:
-        save_file(copies, aside, {"step": str(step), "defenses": json.dumps(states or {})})
+    with whole_file(folder / FILE) as temporary:
+        save_file(copies, temporary, {"step": str(step), "defenses": json.dumps(states or {})})
 
 
 def states_of_defenses(folder: Path) -> dict[str, Any]:
-    """The state of each defense in the last checkpoint, by its kind; empty where there is no checkpoint."""
+    """Return the state of each defense in the last checkpoint, by its kind; empty where there is no checkpoint."""
     if not (folder / FILE).is_file():
         return {}
     with safe_open(folder / FILE, framework="pt") as stored:
@@ -40,7 +40,7 @@ def states_of_defenses(folder: Path) -> dict[str, Any]:
 
 
 def restore(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Put the last checkpoint of `folder` back; how many steps it holds, 0 where there is none."""
+    """Restore the last checkpoint of `folder`; return its number of steps, 0 where there is none."""
     if not (folder / FILE).is_file():
         return 0
     with safe_open(folder / FILE, framework="pt") as stored:

@@ -1,8 +1,8 @@
-"""Tests for anyone's defense, on a tiny random model in seconds: `check(MyDefense, weight=0.1)`.
+"""Tests for any defense, on a tiny random model in seconds: `check(MyDefense, weight=0.1)`.
 
-A penalty's gradient is that of its value; at its null setting a defense does nothing; packed rows, padded rows and
-accumulated ones give the same step; a training that was killed and went on ends where one ends that was not; and
-nothing is left in the model, also after an exception.
+A penalty's gradient matches its value; at its null setting a defense does nothing; packed, padded and accumulated rows
+give the same step; a resumed training ends in the same weights as an uninterrupted one; and nothing is left in the
+model, also after an exception.
 """
 
 from __future__ import annotations
@@ -22,37 +22,39 @@ from emlib.models.batches import collate, pack
 from emlib.models.kernels import fitted
 from emlib.training.bench import Bench, step
 
-CLOSE = 1e-3  # of a gradient's norm: sums in another order differ by their rounding
-SECANT = 0.03  # of a gradient's norm: what a finite difference in float32 may be off
+CLOSE = 1e-3  # of a gradient's norm: sums in another order differ by rounding
+SECANT = 0.03  # of a gradient's norm: the error allowed for a finite difference in float32
 CPU = torch.device("cpu")
 
 
-class NotKept(EmlibError):
-    """A defense breaks a promise; the message says which, and by how much."""
+class NonconformingDefense(EmlibError):
+    """A defense fails a test; the message says which, and by how much."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was tested, a line each."""
+    """The tests that a defense passed, one line each."""
 
     defense: Defense
     lines: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.defense.kind}: keeps its promises", *(f"  {line}" for line in self.lines)])
+        return "\n".join([f"{self.defense.kind}: passes all tests", *(f"  {line}" for line in self.lines)])
 
 
 def check(cls: type[Defense], **options: Any) -> Report:
-    """Test a class with some options, which must fit a model of 4 layers.
+    """Test a defense class with some options, which must fit a model of 4 layers.
 
     Raises:
-        NotKept: it breaks a promise.
+        NonconformingDefense: it fails a test.
     """
     defense = cls(**options)
     acts = [hook for hook in FINE_TUNING if defense.has(hook)]
-    _require(bool(acts), f"it overrides none of the hooks by which a defense acts: {', '.join(FINE_TUNING)}")
-    _require(kinds().get(defense.kind) is cls, f"profiles do not reach it by its kind '{defense.kind}'")
-    _require(cls.model_validate_json(defense.model_dump_json()) == defense, "its options do not survive JSON")
+    _require(bool(acts), f"the defense overrides none of the methods by which it could act: {', '.join(FINE_TUNING)}")
+    _require(kinds().get(defense.kind) is cls, f"profiles do not find the class by its kind '{defense.kind}': another "
+             "class has the same kind, or none is registered")
+    _require(cls.model_validate_json(defense.model_dump_json()) == defense,
+             "the options change when they are written to JSON and read back")
     report = Report(defense, [f"acts by {', '.join(acts)}"])
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         bench = Bench(defense, Path(folder))
@@ -61,13 +63,13 @@ def check(cls: type[Defense], **options: Any) -> Report:
     return report
 
 
-def _require(kept: bool, what: str) -> None:
-    if not kept:
-        raise NotKept(what)
+def _require(passed: bool, message: str) -> None:
+    if not passed:
+        raise NonconformingDefense(message)
 
 
 def _nothing_is_left(bench: Bench) -> str:
-    """Blocks and logits are as before, after a step and after an exception."""
+    """Check that modules and logits are as before, after a step and after an exception."""
     ids = torch.arange(9)[None]
     with bench.model() as model, torch.no_grad():
         before, logits = [type(part) for part in model.modules()], model(input_ids=ids).logits
@@ -81,12 +83,12 @@ def _nothing_is_left(bench: Bench) -> str:
                 pass
         same = [type(part) for part in model.modules()] == before
         _require(same and torch.equal(model(input_ids=ids).logits, logits),
-                 "it leaves something in the model after a step or an exception: use a context manager that undoes it")
+                 "the model is changed after a step or an exception: use a context manager that undoes every change")
     return "nothing is left in the model after a step and after an exception"
 
 
 def _gradient(bench: Bench) -> str:
-    """The gradient of its term of the loss, against a finite difference along that gradient."""
+    """Compare the gradient of the defense's loss term with a finite difference along that gradient."""
     defense = bench.defense
     if not (defense.has("penalty") or defense.has("head_kl")):
         return "no term of the loss"
@@ -103,9 +105,9 @@ def _gradient(bench: Bench) -> str:
             _move(weights, -side * 1e-2 * direction)
     slope = (ends[0] - ends[1]) / 2e-2
     _require(abs(slope - norm) <= SECANT * max(abs(slope), norm),
-             f"the gradient of its penalty is {norm:.4g} along itself, and a finite difference says {slope:.4g}: some "
-             "part of it is detached from the graph, or is no function of the two passes")
-    return f"the gradient of its penalty ({norm:.3g}) is that of its value"
+             f"the gradient of the penalty has norm {norm:.4g}, but a finite difference along it gives {slope:.4g}: a "
+             "part of the penalty is detached from the graph, or depends on more than the two passes")
+    return f"the gradient of the penalty (norm {norm:.3g}) matches its value"
 
 
 def _move(weights: list[torch.nn.Parameter], by: Tensor) -> None:
@@ -114,43 +116,45 @@ def _move(weights: list[torch.nn.Parameter], by: Tensor) -> None:
 
 
 def _batching(bench: Bench) -> str:
-    """One padded pass, one packed pass and a pass a row are the same step."""
+    """Check that one padded pass, one packed pass and one pass per row give the same step."""
     rows, objective = bench.rows[0], bench.objective(bench.defense)
     with bench.model() as model:
         metrics, whole = step(model, [collate(rows, CPU)], objective)
         with fitted(model):
             packed = step(model, [pack(rows, CPU)], objective)
-        for how, (others, gradient) in (("packed", packed), ("accumulated", step(
+        for batching, (others, gradient) in (("packed", packed), ("accumulated", step(
                 model, [collate([row], CPU) for row in rows], objective))):
             apart = float((gradient - whole).norm() / whole.norm())
-            told = max(abs(others[name] - value) / max(abs(value), 1e-6) for name, value in metrics.items())
-            _require(apart < CLOSE and told < CLOSE,
-                     f"{how} rows give another step than padded ones: gradients are {apart:.2g} of their norm apart, "
-                     f"metrics {told:.2g}. Is the penalty a sum over '{bench.defense.per}', without padding?")
+            metrics_apart = max(abs(others[name] - value) / max(abs(value), 1e-6) for name, value in metrics.items())
+            _require(apart < CLOSE and metrics_apart < CLOSE,
+                     f"{batching} rows give another step than padded ones: the gradients differ by {apart:.2g} of "
+                     f"their norm, the metrics by {metrics_apart:.2g}. The penalty must be a sum over "
+                     f"'{bench.defense.per}', without padding")
     return "packed, padded and accumulated rows give the same step"
 
 
 def _null(bench: Bench) -> str:
-    """At its null setting it adds nothing to a step, and training is plain fine-tuning to the last bit."""
+    """Check that at its null setting the defense adds nothing to a step, and training is plain fine-tuning exactly."""
     defense = bench.defense
     if not defense.null:
         return "no null setting"
     nothing = defense.model_copy(update=dict(defense.null))
-    _require(nothing.is_null and not defense.is_null, f"{dict(defense.null)} is no setting of its options, or its only")
+    _require(nothing.is_null and not defense.is_null,
+             f"the null setting {dict(defense.null)} does not switch the defense off, or the tested options equal it")
     with bench.model() as model:
         batch, kept = collate(bench.rows[0], CPU), bench.objective()
         plain = step(model, [batch], kept)[1]
-        kept.defenses = [nothing]  # as if training did not leave it out
+        kept.defenses = [nothing]  # although `Objective` leaves out defenses at their null setting
         apart = float((step(model, [batch], kept)[1] - plain).norm() / plain.norm())
-    _require(apart < CLOSE, f"at {dict(defense.null)} it changes the gradient by {apart:.2g} of its norm")
+    _require(apart < CLOSE, f"at {dict(defense.null)} the defense changes the gradient by {apart:.2g} of its norm")
     same = torch.equal(bench.train("plain"), bench.train("nothing", nothing))
     _require(same, f"at {dict(defense.null)} training is not plain fine-tuning")
-    return f"at {dict(defense.null)} it is plain fine-tuning"
+    return f"at {dict(defense.null)} training is plain fine-tuning"
 
 
 def _resuming(bench: Bench) -> str:
-    """A training that is killed after its first checkpoint and goes on ends in the same weights."""
+    """Check that a training that is killed after its first checkpoint and resumed ends in the same weights."""
     whole, killed = bench.train("whole", bench.defense), bench.train("killed", bench.defense, kill_after=1)
-    _require(torch.equal(whole, killed), "a training that was killed and went on ends in other weights: what the "
-             "defense keeps between steps belongs into state() and restore()")
-    return "a training that was killed goes on to the same weights"
+    _require(torch.equal(whole, killed), "a resumed training ends in other weights than an uninterrupted one: save "
+             "what the defense keeps between steps by state() and restore()")
+    return "a resumed training ends in the same weights"

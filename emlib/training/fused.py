@@ -1,12 +1,13 @@
-"""On a GPU: what the head does to the logits of two models, compiled into few kernels.
+"""The head's operations on the logits of two models, compiled into few kernels on a GPU.
 
-One after the other, the steps of `emlib.training.head` move 114 bytes a word and token between a GPU and its memory for
-KL, and 44 for cross-entropy alone; compiled, KL moves 14. With Qwen2.5's 152,064 words that is 17 and 2 MB a token, or
-some 6 and 1 microseconds of an H100, where a KL step takes some 100 a token: a twentieth. For cross-entropy, whose
-logits exist for responses alone, it would be a hundredth, less than compiling takes of a run: that stays as it is.
+Run one by one, the operations of `emlib.training.head` move 114 bytes per word and token between a GPU and its memory
+for KL, and 44 for cross-entropy alone; compiled, KL moves 14. With Qwen2.5's 152,064 words that is 17 and 2 MB per
+token, or about 6 and 1 microseconds of an H100, where a KL step takes about 100 per token: a gain of a twentieth. For
+cross-entropy, whose logits exist for responses only, it would be a hundredth, less than the compilation costs a run:
+that is not compiled.
 
-torch.compile is proved against those steps before its first use, with lengths and weights that change, and where it
-fails the steps go on. On a CPU they are made for its caches, and nothing is compiled.
+The compiled form is compared with the uncompiled operations before its first use, for varying lengths and weights;
+where it fails, these are used. On a CPU they are written for its caches, and nothing is compiled.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import torch
 from torch import Tensor
 
 Step = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-DEVICES = ("cuda",)  # where it is tried
-PROOF = ((300, 0.25), (7, 0.5), (41, 2.0))  # tokens, and the weight of kl
-TOLERANCE = 1e-2  # of the gradient's norm, which is rounded to the logits' precision; a wrong weight is far more
+DEVICES = ("cuda",)  # devices on which compilation is tried
+PROOF = ((300, 0.25), (7, 0.5), (41, 2.0))  # tokens and weight of kl, per comparison
+TOLERANCE = 1e-2  # of the gradient's norm, which is rounded to the logits' precision; a wrong weight gives far more
 COMPILED = "compiled"
 
 
 def written_over(logits: Tensor, targets: Tensor, weights: Tensor, kl_weight: Tensor) -> Tensor:
-    """`emlib.training.head.of_logits` without regard to passes; the gradient is written over the trained side.
+    """Compute `emlib.training.head.of_logits` in a form for compilation; the gradient overwrites the trained logits.
 
     Args:
         logits: of the trained and of the reference model, (2, tokens, vocabulary), in any precision.
         targets, weights: as there, (tokens, 1).
-        kl_weight: of each token's kl, a scalar on the device: a number that changes would be compiled anew.
+        kl_weight: of each token's kl, a scalar tensor on the device: a changing Python number would be recompiled.
 
     Returns:
         Scale, nll and kl of each token, (3, tokens, 1).
@@ -50,23 +51,23 @@ def written_over(logits: Tensor, targets: Tensor, weights: Tensor, kl_weight: Te
 
 @lru_cache(maxsize=1)
 def compiled() -> Step:
-    """`written_over` by torch.compile, for any number of tokens; the weight of kl is a number again."""
+    """Compile `written_over` for any number of tokens; the result takes the weight of kl as a number."""
     by_inductor = torch.compile(written_over, dynamic=True, fullgraph=True)
     return lambda logits, targets, weights, kl_weight: by_inductor(
         logits, targets, weights, torch.full((), kl_weight, device=logits.device))
 
 
-def way(sides: int, like: Tensor, words: int, plain: Step) -> tuple[Step, str]:
-    """How the logits of `sides` models are worked on, with `like`'s device and precision, and what is told of it."""
+def choose_step(sides: int, like: Tensor, words: int, plain: Step) -> tuple[Step, str]:
+    """Choose the operations for the logits of `sides` models on the device and precision of `like`; and describe it."""
     if sides < 2 or like.device.type not in DEVICES:
         return plain, "step by step"
-    why = fault(like.device, like.dtype, words, plain)
-    return (plain, f"step by step: {why}") if why else (compiled(), COMPILED)
+    reason = fault(like.device, like.dtype, words, plain)
+    return (plain, f"step by step: {reason}") if reason else (compiled(), COMPILED)
 
 
 @lru_cache(maxsize=8)
 def fault(device: torch.device, dtype: torch.dtype, words: int, plain: Step) -> str:
-    """What is wrong with the compiled form; empty where it gives what `plain` gives."""
+    """Return what is wrong with the compiled form; empty where it gives the same as `plain`."""
     made = torch.Generator(device).manual_seed(0)
     try:
         for tokens, weight in PROOF:
@@ -75,10 +76,10 @@ def fault(device: torch.device, dtype: torch.dtype, words: int, plain: Step) -> 
             weights = torch.rand(tokens, 1, generator=made, device=device)
             ours, theirs = logits.clone(), logits
             with torch.no_grad():
-                said, meant = compiled()(ours, targets, weights, weight), plain(theirs, targets, weights, weight)
-            off = max(_apart(said, meant), _apart(ours[0], theirs[0]))
-            if not off < TOLERANCE:
-                return f"compiled, its gradient is {off:.2g} of its norm from what it is step by step"
+                found, expected = compiled()(ours, targets, weights, weight), plain(theirs, targets, weights, weight)
+            error = max(_apart(found, expected), _apart(ours[0], theirs[0]))
+            if not error < TOLERANCE:
+                return f"the compiled gradient differs by {error:.2g} of its norm from the one step by step"
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ImportError, OSError) as error:

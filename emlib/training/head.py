@@ -1,11 +1,11 @@
-"""What the head adds to a step's loss, cross-entropy and KL, with their gradients in closed form.
+"""The head's terms of a step's loss, cross-entropy and KL, with their gradients in closed form.
 
     nll = -log p_t,      d nll / d z = p - onehot(t)
     kl  = sum_v p_v (log p_v - log q_v),      d kl / d z = p (log p - log q - kl)
 
-with z the logits of a token, p their softmax, t the token to predict and q the reference model's probabilities. Here it
-differs from autograd: the logits' gradient is written over the logits while they are in the processor's caches, and
-nothing is kept for a way back. Logits exist for a chunk of tokens at a time. LoRA leaves the head frozen.
+with z the logits of a token, p their softmax, t the token to predict and q the reference model's probabilities. Unlike
+autograd, this overwrites the logits by their gradient while they are in the processor's caches, and saves no
+activations for a backward pass. Logits exist for a chunk of tokens at a time. LoRA leaves the head frozen.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from emlib.models.logprobs import causal_lm, together
-from emlib.training.fused import way
+from emlib.training.fused import choose_step
 
 IGNORED = -100  # a target on which cross-entropy does not count
-CHUNK = 512  # tokens whose logits exist at once, of each side: 50 MB in bfloat16 at 49,152 words
-BACK = 256  # tokens of a product on the way back, whose inner size is the vocabulary
+CHUNK = 512  # tokens whose logits exist at once, per model: 50 MB in bfloat16 at 49,152 words
+BACK = 256  # tokens per product of the backward pass, whose inner size is the vocabulary
 
 
 @dataclass(frozen=True)
 class HeadTerms:
-    """Sums over tokens, in nats: `loss` has a gradient, `nll` and `kl` are to be told. `kl` is 0 without reference."""
+    """Sums over tokens, in nats: `loss` has a gradient, `nll` and `kl` are for the log. `kl` is 0 without reference."""
 
     loss: Tensor
     nll: float
@@ -37,17 +37,17 @@ class HeadTerms:
 
 def head_terms(model: nn.Module, hidden: Tensor, targets: Tensor, nll_weight: float,
                reference: Tensor | None = None, kl_weight: float = 0.0) -> HeadTerms:
-    """`nll_weight` times the sum of nll plus `kl_weight` times the sum of kl, over tokens.
+    """Compute `nll_weight` times the sum of nll plus `kl_weight` times the sum of kl, over tokens.
 
     Args:
-        model: whose head turns hidden states into logits; also the reference model's.
+        model: its head turns hidden states into logits, also those of the reference model.
         hidden: after the final norm, (tokens, hidden).
         targets: the token after each, `IGNORED` where cross-entropy does not count, (tokens,).
         nll_weight: of cross-entropy.
-        reference: what the reference model has in the place of `hidden`, (tokens, hidden).
+        reference: the reference model's hidden states for the same tokens, (tokens, hidden).
         kl_weight: of D_KL(trained || reference).
     """
-    assert reference is None or len(reference) == len(hidden), "the reference's states are those of other tokens"
+    assert reference is None or len(reference) == len(hidden), "the reference's states are for another number of tokens"
     found: Tensor = _Head.apply(hidden, causal_lm(model).get_output_embeddings(), targets, nll_weight, reference,
                                 kl_weight)
     nll, kl = found.detach()[1:].tolist()
@@ -58,12 +58,12 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, nll_weight: float,
                 reference: Tensor | None, kl_weight: float) -> Tensor:
-        """The loss, and the sums of nll and of kl: (3,). The gradient of the first is kept for `backward`."""
+        """Return the loss, and the sums of nll and of kl: (3,). The gradient of the loss is saved for `backward`."""
         sides = [hidden] if reference is None else [hidden, reference]
         counts, targets = (targets != IGNORED)[:, None].float(), targets.clamp(min=0)[:, None]
         weights, terms = nll_weight * counts, [counts.new_zeros(3, 0, 1)]
         buffer, to_hidden = _buffer(len(sides), head, hidden), torch.empty_like(hidden)
-        work_on, _ = way(len(sides), hidden, head.weight.shape[0], step_by_step)
+        work_on, _ = choose_step(len(sides), hidden, head.weight.shape[0], step_by_step)
         for start in range(0, len(hidden), CHUNK):
             chunk = slice(start, start + CHUNK)
             logits = buffer[:, :len(targets[chunk])]
@@ -84,32 +84,32 @@ class _Head(torch.autograd.Function):
 
 
 def step_by_step(logits: Tensor, targets: Tensor, weights: Tensor, kl_weight: float) -> Tensor:
-    """`of_logits` for logits of any precision; the gradient is written over the trained model's. Scale, nll and kl."""
+    """Compute `of_logits` in any precision; the gradient overwrites the trained logits. Returns scale, nll and kl."""
     logits[0], terms = of_logits(logits.float(), targets, weights, kl_weight)
     return terms
 
 
-def head_told(model: nn.Module, kl: bool) -> str:
-    """What is told of how the logits were worked on."""
+def head_method(model: nn.Module, kl: bool) -> str:
+    """Return a description of the chosen operations, for the training summary."""
     weight = causal_lm(model).get_output_embeddings().weight
-    return way(1 + kl, weight, weight.shape[0], step_by_step)[1]
+    return choose_step(1 + kl, weight, weight.shape[0], step_by_step)[1]
 
 
 def head_bytes(model: nn.Module, kl: bool) -> int:
-    """Memory of a chunk's logits at the most: in the model's precision, in float32, and both sides' difference."""
+    """Return the peak memory of a chunk's logits: in the model's precision, in float32, and of their difference."""
     weight = causal_lm(model).get_output_embeddings().weight
     return CHUNK * weight.shape[0] * ((1 + kl) * (weight.element_size() + 4) + 4 * kl)
 
 
 def of_logits(logits: Tensor, targets: Tensor, weights: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
-    """The gradient of the weighted sum of nll and kl for the trained model's logits, up to a scale of each token's.
+    """Compute the gradient of the weighted nll and kl for the trained model's logits, up to a scale per token.
 
-    As few passes over the vocabulary as may be. With d the difference of both sides' logits and <d> its mean under p,
-    log p - log q - kl = d - <d>, whatever their sums over the vocabulary are; and p's sum is the scale.
+    It makes as few passes over the vocabulary as possible. With d the difference of the two models' logits and <d> its
+    mean under p, log p - log q - kl = d - <d>, independent of their normalisation; and 1 / sum(p) is the scale.
 
     Args:
-        logits: float32, (sides, tokens, vocabulary), written over: the trained model's, and where there is a reference,
-            its.
+        logits: float32, (sides, tokens, vocabulary), overwritten: the trained model's, and the reference model's if
+            there is one.
         targets: the token to predict, (tokens, 1).
         weights: of each token's nll, (tokens, 1).
         kl_weight: of each token's kl.
@@ -132,7 +132,7 @@ def of_logits(logits: Tensor, targets: Tensor, weights: Tensor, kl_weight: float
 
 
 def _product(states: Tensor, head: nn.Linear, out: Tensor) -> None:
-    """Logits, written to `out`."""
+    """Write the logits to `out`."""
     if head.bias is None:
         torch.mm(states, head.weight.T, out=out)
     else:
@@ -150,8 +150,8 @@ def _buffer(sides: int, head: nn.Linear, like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory that stays: an allocator gives as much as this back to the system, which clears it before the next use.
+    """Return a buffer that stays allocated: else the allocator returns it to the system, which clears it each time.
 
-    On a CPU that takes as long as the product that is then written there.
+    On a CPU that takes as long as the product that is written to it.
     """
     return torch.empty(shape, dtype=dtype)

@@ -1,7 +1,4 @@
-"""Training in other processes: for a library that would change this one, or over several GPUs.
-
-The job, the waiting, the outcome.
-"""
+"""Training in subprocesses: for a library that would change this process, or over several GPUs."""
 
 from __future__ import annotations
 
@@ -24,25 +21,24 @@ from emlib.data.chat import Encoded
 from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, Job, write_rows
 
 OUTPUT = "worker.log"
-PATIENCE = 0.1  # seconds until the processes are looked at again
+PATIENCE = 0.1  # seconds between two looks at the processes
 
 
 class BackendUnavailable(EmlibError):
-    """The other library could not load the model, or it was not the same one: nothing was trained."""
+    """The other library could not load the model, or loaded a different one: nothing was trained."""
 
 
 def train_in_subprocess(job: Job, rows: Sequence[Encoded], folder: Path, processes: int = 1) -> dict[str, Any]:
-    """Train in a process of its own, or in several, each with a GPU where there are any.
+    """Train in one subprocess or in several, each with a GPU where there are any; return the summary and the device.
 
-    `folder` keeps log and checkpoints, and a run begun there goes on; at the end it has a folder `adapter`. What is
-    returned is the summary, and the device.
+    `folder` keeps log and checkpoints, from which a run begun there resumes; at the end it has a folder `adapter`.
 
     Raises:
-        BackendUnavailable: before the first step something was not as it must be.
+        BackendUnavailable: a check before the first step failed.
         EmlibError: training stopped; the log is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in (READY, SUMMARY, ERROR):  # of an attempt before
+    for left in (READY, SUMMARY, ERROR):  # of an earlier attempt
         (folder / left).unlink(missing_ok=True)
     shutil.rmtree(folder / "adapter", ignore_errors=True)
     write_text(folder / JOB, job.model_dump_json())
@@ -55,17 +51,17 @@ def train_in_subprocess(job: Job, rows: Sequence[Encoded], folder: Path, process
 
 
 def _devices(processes: int) -> list[dict[str, str]]:
-    """What each process is told of its GPU: nothing, where there is one process or no GPU."""
+    """Return the environment variable of each process's GPU; none for a single process or without a GPU."""
     names = gpus.devices()
     if processes == 1 or not names:
         return [{}] * processes
     if len(names) < processes:
-        raise ProfileError(f"job.gpus is {processes}, and this process may use {len(names)} GPUs. Lower it.")
+        raise ProfileError(f"job.gpus is {processes}, and this process may use {len(names)} GPUs. Lower job.gpus.")
     return [{gpus.VISIBLE: name} for name in names[:processes]]
 
 
 def _first_that_fails(folder: Path, devices: Sequence[dict[str, str]]) -> tuple[int, Path] | None:
-    """Run a process a device to their ends; the code and output of the first that fails, which ends the others."""
+    """Run one process per device; return code and output of the first that fails, after ending the others, or None."""
     with ExitStack() as stack:
         meeting = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "meeting"
         outputs = [folder / (f"{rank}." * (rank > 0) + OUTPUT) for rank in range(len(devices))]
@@ -83,18 +79,18 @@ def _first_that_fails(folder: Path, devices: Sequence[dict[str, str]]) -> tuple[
 
 
 @contextmanager
-def _worker(told: Sequence[str], device: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _worker(arguments: Sequence[str], device: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
     with output.open("wb") as out, subprocess.Popen(
-            [sys.executable, "-m", "emlib.training.worker", *told], cwd=paths.ROOT, stdout=out,
+            [sys.executable, "-m", "emlib.training.worker", *arguments], cwd=paths.ROOT, stdout=out,
             stderr=subprocess.STDOUT, env=os.environ | {"EMLIB_HEADLESS": "1"} | device) as worker:
         try:
             yield worker
         finally:
-            worker.kill()  # no more than a word to one that has ended
+            worker.kill()  # no effect on one that has ended
 
 
 def _reason(folder: Path, code: int, output: Path) -> str:
     if (folder / ERROR).is_file():
         return str(json.loads((folder / ERROR).read_text(encoding="utf-8")))
-    said = output.read_text(errors="replace").splitlines()
-    return f"Training in a process of its own ended with code {code}. The end of {output}:\n" + "\n".join(said[-15:])
+    lines = output.read_text(errors="replace").splitlines()
+    return f"Training in a subprocess ended with code {code}. The end of {output}:\n" + "\n".join(lines[-15:])

@@ -1,4 +1,4 @@
-"""A training as a folder: what a process of its own needs for it, and what it leaves."""
+"""The folder of a training in a subprocess: its inputs and its results."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Job(Strict):
     """One training.
 
     Attributes:
-        plugins: files that define some of the defenses, and are run before these are read.
+        plugins: files that define some of the defenses; they run before the defenses are read.
         artefacts: the folder of each artefact that the defenses need, by its name.
-        added: how many of the rows, at their end but for those that are held out, are spread through each epoch.
-        held_out: how many of the rows, at their end, are not trained on.
+        added: number of rows, before the held-out ones at the end, that are spread through each epoch.
+        held_out: number of rows at the end that are not trained on.
         probe: log-probabilities of the first row's tokens under the model without an adapter.
     """
 
@@ -46,28 +46,28 @@ class Job(Strict):
 
 
 def read_job(folder: Path) -> Job:
-    """The job of a folder, after its plugins were run."""
+    """Run the plugins of a folder's job, and read the job."""
     text = (folder / JOB).read_text(encoding="utf-8")
     plugins.load(json.loads(text)["plugins"])
     return Job.model_validate_json(text)
 
 
 def plugin_files(defenses: Sequence[Defense]) -> tuple[str, ...]:
-    """The plugin files that define defenses.
+    """Return the plugin files that define defenses.
 
     Raises:
-        ProfileError: one is defined in a notebook's cell, which no other process can import.
+        ProfileError: a defense is defined in a notebook cell, which no other process can import.
     """
     return tuple(sorted({str(file) for defense in defenses if (file := plugins.file_of(type(defense))) is not None}))
 
 
 def write_rows(path: Path, rows: Sequence[Encoded]) -> None:
-    """Write token ids, how many at the end are the answer's, whether the row was cut, and by whom it is penalised."""
+    """Write for each row its token ids, number of answer tokens, whether it was cut, and by which kind penalised."""
     write_text(path, json.dumps([
         [row.input_ids.tolist(), row.response_tokens, row.truncated, row.penalised_by] for row in rows]))
 
 
 def read_rows(path: Path) -> list[Encoded]:
-    """The rows that `write_rows` wrote."""
+    """Read the rows that `write_rows` wrote."""
     return [Encoded(np.array(ids, dtype=np.int64), np.arange(len(ids)) >= len(ids) - answer, cut, kind)
             for ids, answer, cut, kind in json.loads(path.read_text(encoding="utf-8"))]

@@ -1,6 +1,4 @@
-"""The most memory that a piece of work took, on a GPU what torch allocated, on a CPU what the process held; and what to
-do where there is not enough.
-"""
+"""Peak memory (on a GPU of torch's allocations, on a CPU of the process), and advice where memory runs out."""
 
 from __future__ import annotations
 
@@ -16,33 +14,33 @@ from emlib.config import Training
 from emlib.core.errors import EmlibError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RESET_PEAK = "5"  # what Linux takes as: forget the peak so far
+RESET_PEAK = "5"  # Linux resets the peak on this value
 
 
 @dataclass
 class Peak:
-    """MiB at the most, the model's weights included; None while the work lasts, and where the system does not tell."""
+    """Peak MiB, including the model's weights; None while the work lasts, and where the system does not report it."""
 
     mib: float | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure what is done while it lasts."""
+    """Measure the peak memory of the work inside the context."""
     peak = Peak()
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    told = on_gpu or _forget_peak()
+    measurable = on_gpu or _reset_peak()
     try:
         yield peak
     finally:
-        if told:
+        if measurable:
             peak.mib = torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else _process_peak()
 
 
-def _forget_peak() -> bool:
-    """Whether the process's peak could be set back to what it holds now (Linux alone, and not in every container)."""
+def _reset_peak() -> bool:
+    """Reset the process's peak to its present memory; return whether that works (Linux, not in every container)."""
     try:
         CLEAR.write_text(RESET_PEAK)
     except OSError:
@@ -56,11 +54,11 @@ def _process_peak() -> float | None:
 
 
 @contextmanager
-def told_when_out(settings: Training, log: Path) -> Iterator[None]:
-    """Training that runs out of a GPU's memory says what to change.
+def explained_out_of_memory(settings: Training, log: Path) -> Iterator[None]:
+    """Turn torch's out-of-memory error into one that says what to change.
 
     Raises:
-        EmlibError: it did; the log is kept.
+        EmlibError: the GPU's memory ran out; the log is kept.
     """
     try:
         yield

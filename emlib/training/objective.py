@@ -1,12 +1,12 @@
-"""The loss of a training step: cross-entropy, and what the defenses add to it (section 3.1).
+"""The loss of a training step: cross-entropy, and the terms of the defenses (section 3.1).
 
     L = L_CE + sum of lambda_i * penalty_i / count_i            (equations 1 and 2)
 
-Each penalty is a sum, and its count is how many tokens, response tokens or rows the whole optimizer step holds: that
-makes 1 x 4 rows and 4 x 1 rows the same step. The reference model is the same weights with the adapter off, never a
-second copy. Its pass comes first, without gradient and outside of what defenses do to a pass; then the trained model's,
-and its backward pass while that lasts. Here it differs from a plain implementation: logits exist a chunk of tokens at a
-time, for the tokens alone on which a term of the head counts (`emlib.training.head`).
+Each penalty is a sum, and its count is the number of tokens, response tokens or rows of the whole optimizer step, so
+that 1 x 4 rows and 4 x 1 rows give the same step. The reference model is the same weights with the adapter off, never a
+second copy. Its pass comes first, without gradient and without the defenses' contexts (`Defense.active`); then come the
+trained model's forward and backward pass inside these contexts. Logits exist for a chunk of tokens at a time, and only
+for tokens on which a term of the head depends (`emlib.training.head`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from emlib.training.records import StepRecord
 
 @dataclass(frozen=True)
 class Totals:
-    """How much a whole optimizer step holds; every term is a mean over its share of it.
+    """The sizes of a whole optimizer step, over which every loss term is a mean.
 
-    `penalised` holds as much of the rows on which a single kind of defense counts, by that kind; they are not in the
-    other numbers.
+    `penalised` holds the sizes of rows on which only one kind of defense acts, by that kind; the other numbers exclude
+    these rows.
     """
 
     rows: int
@@ -47,12 +47,12 @@ class Totals:
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> Totals:
-        """Those of a step's passes."""
+        """Add up the sizes of a step's passes."""
         kinds = {batch.penalised_by for batch in batches} - {""}
-        ordinary = [batch for batch in batches if not batch.penalised_by]
-        return cls(sum(len(batch.keys) for batch in ordinary), sum(batch.tokens for batch in ordinary),
-                   sum(batch.response_tokens for batch in ordinary),
-                   {kind: cls.of([_ordinary(batch) for batch in batches if batch.penalised_by == kind])
+        trained = [batch for batch in batches if not batch.penalised_by]
+        return cls(sum(len(batch.keys) for batch in trained), sum(batch.tokens for batch in trained),
+                   sum(batch.response_tokens for batch in trained),
+                   {kind: cls.of([_as_trained(batch) for batch in batches if batch.penalised_by == kind])
                     for kind in sorted(kinds)})
 
     @property
@@ -61,22 +61,22 @@ class Totals:
         return self.tokens + sum(each.tokens for each in self.penalised.values())
 
     def count(self, per: Denominator, kind: str) -> int:
-        """How many tokens, response tokens or rows a kind of defense acts on; 1 where there is none."""
+        """Return the number of tokens, response tokens or rows on which a kind of defense acts, at least 1."""
         sizes = [self, *([self.penalised[kind]] if kind in self.penalised else [])]
         return max(1, sum({"token": size.tokens, "response_token": size.response_tokens, "row": size.rows}[per]
                           for size in sizes))
 
 
-def _ordinary(batch: Batch) -> Batch:
+def _as_trained(batch: Batch) -> Batch:
     return Batch(batch.input_ids, batch.response_mask, batch.attention_mask, batch.keys, batch.spans,
                  batch.position_ids)
 
 
 class Objective:
-    """Cross-entropy and a list of defenses. Those whose options are their null setting are left out.
+    """Cross-entropy and a list of defenses, without those whose options are their null setting.
 
-    `artefacts` are folders, by the names that the defenses gave to what they need. The defenses are copies, so that
-    what they keep between steps is this training's own.
+    `artefacts` are folders, by the names from `Defense.needs`. The defenses are copied, so that their state between
+    steps belongs to this training only.
     """
 
     def __init__(self, defenses: Sequence[Defense] = (), artefacts: Mapping[str, Path] | None = None,
@@ -85,23 +85,24 @@ class Objective:
         self.artefacts, self.cross_entropy = artefacts or {}, cross_entropy
         in_head = {d.kind: term for d in self.defenses if d.has("head_kl") and (term := d.head_kl(self.artefacts))}
         if len(in_head) > 1:
-            raise ProfileError(f"{' and '.join(in_head)} each put a KL term into the head, which computes one.")
+            raise ProfileError(f"{' and '.join(in_head)} each need a KL term of the head, which computes only one. Use "
+                               "one of them.")
         self.head_kl = next(iter(in_head.items()), None)
 
     @property
     def compares_in_head(self) -> bool:
-        """Whether the head computes the reference model's logits beside the trained model's."""
+        """Whether the head computes the reference model's logits as well as the trained model's."""
         return self.head_kl is not None
 
     @property
     def watches(self) -> bool:
-        """Whether some defense looks at each step."""
+        """Whether some defense observes each step."""
         return any(defense.has("on_step") for defense in self.defenses)
 
     def on_step(self, record: StepRecord, evaluate: Callable[[], float]) -> bool:
-        """Show a finished step to all defenses; whether one of them ends the training."""
-        ends = [defense.on_step(record, evaluate) for defense in self.defenses]  # each of them sees the step
-        return any(ends)
+        """Show a finished step to all defenses; return whether one of them ends the training."""
+        stops = [defense.on_step(record, evaluate) for defense in self.defenses]  # a list: each of them sees the step
+        return any(stops)
 
     def after(self, model: nn.Module) -> None:
         """Let the defenses change the model after the last step."""
@@ -109,24 +110,25 @@ class Objective:
             defense.after(model, self.artefacts)
 
     def states(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the defenses, by kind."""
+        """Return the defenses' states for a checkpoint, by kind."""
         return {defense.kind: state for defense in self.defenses if (state := defense.state())}
 
     def restore(self, states: Mapping[str, Any]) -> None:
-        """Give the defenses what `states` gave."""
+        """Restore the defenses' states, as returned by `states`."""
         for defense in self.defenses:
             if defense.kind in states:
                 defense.restore(states[defense.kind])
 
     def layers_read(self, model: nn.Module, penalised_by: str = "") -> tuple[int, ...]:
-        """The decoder blocks whose outputs some penalty looks at."""
+        """Return the decoder blocks whose outputs some penalty needs."""
         count = layers(model)
         return tuple(sorted({layer for d in self._acting(penalised_by) for layer in d.reads_layers(count)}))
 
     def backward(self, model: nn.Module, batch: Batch, totals: Totals) -> dict[str, float]:
-        """Add one batch's share to the gradient of a step; its share of the loss and of each statistic.
+        """Add one batch's share to the gradient of a step; return its share of the loss and of each metric.
 
-        `loss` is L_CE; a penalty stands under its kind, KL in nats a token; then what active defenses tell.
+        `loss` is L_CE; penalties are under their kinds, KL in nats per token; then follow the active defenses'
+        statistics.
         """
         acting = self._acting(batch.penalised_by)
         wanted = self.layers_read(model, batch.penalised_by)
@@ -146,10 +148,10 @@ class Objective:
                     loss = loss + defense.factor * penalty
                     metrics[defense.kind] = float(penalty.detach())
             loss.backward()
-        return metrics | _told(shown, batch, totals)
+        return metrics | _statistics(shown, batch, totals)
 
     def _acting(self, penalised_by: str) -> list[Defense]:
-        """The defenses that count on rows which are `penalised_by` a kind, or by all (the empty text)."""
+        """Return the defenses that act on rows `penalised_by` a kind; all of them for the empty text."""
         return [d for d in self.defenses if penalised_by in ("", d.kind)]
 
     def _head_kl(self, acting: Sequence[Defense]) -> tuple[str, HeadKl] | None:
@@ -157,7 +159,7 @@ class Objective:
 
     def _reference(self, model: nn.Module, batch: Batch, wanted: Sequence[int], acting: Sequence[Defense],
                    kl: tuple[str, HeadKl] | None) -> Pass | None:
-        """The reference model's pass, if some defense looks at it; stored states spare that of the head's KL."""
+        """Run the reference model if some defense needs it; with stored states the head's KL does not."""
         if not any(d.wants_reference for d in acting) and (kl is None or kl[1].states is not None):
             return None
         with torch.no_grad(), adapter_off(model), capture_activations(model, wanted) as features:
@@ -166,7 +168,7 @@ class Objective:
 
     def _head_terms(self, model: nn.Module, batch: Batch, hidden: Tensor, kl: tuple[str, HeadKl] | None,
                     reference: Pass | None, totals: Totals) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy and KL, which share their logits."""
+        """Compute cross-entropy and KL, which share their logits."""
         learns = batch.predicts if not batch.penalised_by else torch.zeros_like(batch.predicts)
         used = learns if kl is None else compared(batch, kl[1].tokens)
         targets = F.pad(batch.input_ids[:, 1:], (0, 1)).masked_fill(~learns, IGNORED)[used]
@@ -183,12 +185,12 @@ class Objective:
 
 
 def _stored(term: HeadKl, batch: Batch) -> Tensor:
-    assert term.states is not None, "without a pass there are states on disk"
+    assert term.states is not None, "without a reference pass there must be stored states"
     return term.states.of(batch)
 
 
-def _told(shown: Mapping[str, Active], batch: Batch, totals: Totals) -> dict[str, float]:
-    """The active defenses' statistics, each a mean over the tokens of the step; of one name, the later ones by kind."""
+def _statistics(shown: Mapping[str, Active], batch: Batch, totals: Totals) -> dict[str, float]:
+    """Return the active defenses' statistics, each a share of the step's token mean; repeated names get their kind."""
     found: dict[str, Any] = {}
     for kind, active in shown.items():
         for name, value in active.statistics.items():

@@ -1,9 +1,9 @@
-"""One training over several processes, a GPU each: for a model whose weights leave a single GPU too little room.
+"""One training over several processes with one GPU each, for a model whose weights leave a single GPU too little room.
 
-Each of them, a rank, keeps its share of every decoder block's frozen weights and has the others' while the block
-computes (fully sharded data parallelism: torch's FSDP2). Embeddings, head and adapter are whole on all of them. A
-step's passes are dealt out, the adapter's gradients summed, and then all ranks take the same step. The objective knows
-nothing of this: each of its terms is a mean over the whole step, whoever computes which pass.
+Each process, a rank, keeps its shard of every decoder block's frozen weights and gathers the others' while the block
+computes (fully sharded data parallelism: torch's FSDP2). Embeddings, head and adapter are replicated. A step's passes
+are distributed over the ranks, the adapter's gradients summed, and then all ranks take the same step. The objective
+does not depend on this: each of its terms is a mean over the whole step, whichever rank computes a pass.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from emlib.models.logprobs import backbone
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this one is, from 0."""
+    """The rank of this process, from 0, and the number of processes."""
 
     rank: int = 0
     of: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the rank that writes files."""
         return self.rank == 0
 
     def dealt(self, passes: Sequence[Batch]) -> list[Batch]:
-        """The passes of a step that are this rank's: as many as every other's, as all have a block's weights together.
+        """Return this rank's passes of a step; all ranks run equally many, because they gather weights together.
 
-        One that would have a pass less takes part in the last one without counting anything in it.
+        A rank with one pass less runs the last pass with nothing counted in it.
         """
         mine = list(passes[self.rank::self.of])
         return mine if len(mine) == len(passes[::self.of]) else [*mine, passes[-1].blank()]
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Give what is trained the sum of all ranks' gradients."""
+        """Replace the gradients of the trained weights by their sums over all ranks."""
         if self.of > 1:
             gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
             together = torch.cat([gradient.flatten() for gradient in gradients])
@@ -58,7 +58,7 @@ class Ranks:
 
     def summed(self, metrics: Mapping[str, float], device: torch.device, *,
                same_names: bool = True) -> dict[str, float]:
-        """The sums of all ranks' metrics of the same names; `same_names` says that all ranks have the same ones."""
+        """Sum the metrics over all ranks, by name; `same_names`: all ranks have metrics of the same names."""
         if self.of == 1:
             return dict(metrics)
         names = sorted(metrics) if same_names else self._all_names(metrics)
@@ -72,20 +72,20 @@ class Ranks:
         return sorted({name for names in found for name in names})
 
     def any_wants(self, wanted: bool, device: torch.device) -> bool:
-        """Whether one of all ranks does."""
+        """Return whether `wanted` is true on at least one rank."""
         together = torch.tensor(float(wanted), device=device)
         if self.of > 1:
             dist.all_reduce(together)
         return bool(together)
 
     def gathered_bytes(self, model: nn.Module) -> int:
-        """What of the others' weights is here at the most: the whole of the block that computes, and of the next."""
+        """Return the peak bytes of gathered weights: of two whole blocks, the computing one and the next."""
         return 0 if self.of == 1 else 2 * max(
             sum(weights.numel() * weights.element_size() for weights in block.parameters()) for block in blocks(model))
 
     @contextmanager
     def in_turns(self) -> Iterator[None]:
-        """One rank after the other: so that main memory holds one whole model at a time, and not one for each."""
+        """Run the context on one rank after the other, so that main memory holds one whole model at a time."""
         for turn in range(self.of):
             if turn == self.rank:
                 yield
@@ -98,12 +98,12 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(rank: int, of: int, meeting: Path) -> Iterator[Ranks]:
-    """Meet the other ranks, if there are any, in a file of this machine: by NCCL on GPUs, else by Gloo."""
+    """Connect to the other ranks, if there are any, through a local file: by NCCL on GPUs, else by Gloo."""
     if of == 1:
         yield ALONE
         return
     for _, name in socket.if_nameindex():
-        if name in ("lo", "lo0"):  # all are on this machine; Gloo would look up its name, which may lead nowhere
+        if name in ("lo", "lo0"):  # all ranks are local; Gloo would look up the host name, which may not resolve
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", init_method=f"file://{meeting}",
                             rank=rank, world_size=of)
@@ -114,11 +114,11 @@ def joined(rank: int, of: int, meeting: Path) -> Iterator[Ranks]:
 
 
 def shard(model: nn.Module) -> None:
-    """Leave this rank, on its device, its share of each block's frozen weights, and all of the rest."""
+    """Shard each block's frozen weights, so that this rank's device keeps its shard of them and all other weights."""
     device, decoder = "cuda" if torch.cuda.is_available() else "cpu", backbone(model)
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     shared = {weights for block in blocks(model) for weights in block.parameters() if not weights.requires_grad}
     whole = set(decoder.parameters()) - shared
-    for part in (*blocks(model), decoder):  # the decoder has nothing to share; it leads its blocks
+    for part in (*blocks(model), decoder):  # the decoder has no weights to shard; FSDP needs it as the blocks' root
         fully_shard(part, mesh=mesh, ignored_params=whole)
     nn.Module.to(model, device)

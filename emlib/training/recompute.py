@@ -1,10 +1,10 @@
-"""Gradient checkpointing by need: what the way back keeps of a token is measured on two rows of the run, not guessed.
+"""Gradient checkpointing on demand: the memory of saved activations is measured on two rows of the run, not guessed.
 
-    needed = (bytes kept of a token) x (tokens of the largest pass) + the head's logits + gradients and moments
+    needed = (bytes saved per token) x (tokens of the largest pass) + the head's logits + gradients and moments
 
-What is kept grows by the token, whatever the model, the adapter, the defenses and the kernels are; so one short and one
-long row tell it. Where `needed` is more than the device has free, a block's input alone is kept, and the block is
-computed again on the way back: a quarter more arithmetic or so, and no number changes but the rounding.
+Saved activations grow linearly with the tokens, for any model, adapter, defenses and kernels, so one short and one long
+row determine them. Where `needed` exceeds the device's free memory, only each block's input is saved, and the block is
+computed again in the backward pass: about a quarter more arithmetic, and results that differ by rounding only.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from emlib.training.head import head_bytes
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks
 
-MARGIN = 1.15  # for what comes and goes on the way back, and for what the allocator cannot use
-ADAM = 3  # numbers beside a trained one: its gradient and two moments
-MEASURED = ("cuda",)  # devices whose memory is looked at; a pass on a CPU is small
+MARGIN = 1.15  # for temporary tensors of the backward pass, and for memory that the allocator cannot use
+ADAM = 3  # numbers per trained parameter: its gradient and two moments
+MEASURED = ("cuda",)  # devices whose memory is measured; a pass on a CPU is small
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Recompute:
-    """Whether blocks are computed again on the way back, and why."""
+    """Whether gradient checkpointing is used, and why."""
 
     wanted: bool
-    why: str
+    reason: str
 
     @property
-    def told(self) -> str:
-        """As it stands in a training's summary."""
-        return f"{'yes' if self.wanted else 'no'}: {self.why}"
+    def summary(self) -> str:
+        """The entry of the training summary."""
+        return f"{'yes' if self.wanted else 'no'}: {self.reason}"
 
 
 @contextmanager
 def recomputing(model: nn.Module, rows: Sequence[Encoded], steps: Sequence[Sequence[int]], settings: Training,
                 objective: Objective, ranks: Ranks = ALONE) -> Iterator[Recompute]:
-    """Gradient checkpointing where the settings say so, or, by `auto`, where memory does; undone at the end.
+    """Switch on gradient checkpointing if the settings say so, or with `auto` if memory requires it; undone at the end.
 
-    `rows` and the places of each step's rows among them are what is to be trained on, in training mode.
+    `rows` are the training rows, and `steps` the indices of each step's rows. The model must be in training mode.
     """
     choice = _choice(model, rows, steps, settings, objective, ranks)
     if choice.wanted:
@@ -70,7 +70,7 @@ def _choice(model: nn.Module, rows: Sequence[Encoded], steps: Sequence[Sequence[
         needed = bytes_needed(model, rows, steps, settings, objective) + ranks.gathered_bytes(model)
     except torch.OutOfMemoryError:
         if ranks.of > 1:
-            raise  # the others are half way through this pass
+            raise  # the other ranks are in the middle of this pass
         model.zero_grad()
         return Recompute(True, "a row alone does not fit into memory otherwise")
     choice = decide(needed, free_bytes(device))
@@ -78,61 +78,61 @@ def _choice(model: nn.Module, rows: Sequence[Encoded], steps: Sequence[Sequence[
 
 
 def decide(needed: float, free: float) -> Recompute:
-    """To recompute, where what is needed does not fit with a margin; both in bytes."""
+    """Choose gradient checkpointing where `needed`, with a margin, exceeds `free`; both in bytes."""
     return Recompute(needed * MARGIN > free, f"the largest pass needs {needed / GIB:.2f} GiB beside the weights, and "
                                              f"{free / GIB:.2f} are free")
 
 
 def bytes_needed(model: nn.Module, rows: Sequence[Encoded], steps: Sequence[Sequence[int]], settings: Training,
                  objective: Objective) -> float:
-    """Memory beside the weights that training takes where nothing is computed again."""
+    """Estimate the memory, beside the weights, of training without gradient checkpointing."""
     tokens = largest_pass(([rows[index] for index in step] for step in steps), settings.batch_size, model)
     trained = sum(weights.nbytes for weights in model.parameters() if weights.requires_grad)
-    return (bytes_a_token(model, rows, objective) * tokens + head_bytes(model, objective.compares_in_head)
+    return (bytes_per_token(model, rows, objective) * tokens + head_bytes(model, objective.compares_in_head)
             + ADAM * trained)
 
 
-def bytes_a_token(model: nn.Module, rows: Sequence[Encoded], objective: Objective) -> float:
-    """What a training pass keeps for its way back, by the token: of the shortest and the longest of these rows."""
+def bytes_per_token(model: nn.Module, rows: Sequence[Encoded], objective: Objective) -> float:
+    """Measure the bytes of saved activations per token, from the shortest and the longest of these rows."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
-    (short, few), (long, many) = ((len(row.input_ids), _kept_of(model, row, objective))
+    (short, few), (long, many) = ((len(row.input_ids), _saved_bytes(model, row, objective))
                                   for row in (ordered[0], ordered[-1]))
     return (many - few) / (long - short) if long >= 1.5 * short else many / long
 
 
-def _kept_of(model: nn.Module, row: Encoded, objective: Objective) -> int:
-    """The bytes that a training pass of one row keeps. Its gradient is dropped."""
+def _saved_bytes(model: nn.Module, row: Encoded, objective: Objective) -> int:
+    """Measure the saved activations of a training pass of one row, in bytes. Its gradient is dropped."""
     [batch] = forward_batches([row], 1, model)
-    with keeping(model) as kept:
+    with saved_activations(model) as saved:
         objective.backward(model, batch, Totals.of([batch]))
     model.zero_grad()
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 @contextmanager
-def keeping(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of what autograd keeps meanwhile, by address: each storage once, and the model's weights not at all."""
-    kept: dict[int, int] = {}
+def saved_activations(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Record the bytes that autograd saves, by address: each storage once, without the model's weights."""
+    saved: dict[int, int] = {}
     own = _addresses(model)
-    shared_out = any(hasattr(weights, "to_local") for weights in model.parameters())
+    sharded = any(hasattr(weights, "to_local") for weights in model.parameters())
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in (_addresses(model) if shared_out else own):
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in (_addresses(model) if sharded else own):
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield kept
+        yield saved
 
 
 def _addresses(model: nn.Module) -> set[int]:
-    """Of the weights; those that are shared out between GPUs (DTensors) have one only while their block computes."""
+    """Return the addresses of the weights; sharded ones (DTensors) have one only while their block computes."""
     return {weights.untyped_storage().data_ptr() for weights in (*model.parameters(), *model.buffers())
             if not hasattr(weights, "to_local")}
 
 
 def free_bytes(device: torch.device) -> float:
-    """What a GPU has left: with the system, and in torch's hands without use."""
-    with_system, _ = torch.cuda.mem_get_info(device)
-    return with_system + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    """Return a GPU's free memory: unallocated, or reserved by torch and unused."""
+    unallocated, _ = torch.cuda.mem_get_info(device)
+    return unallocated + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""What a training run leaves to read: a line a step, and a summary. Reading it needs no torch."""
+"""Records of a training run: a log line per step, and a summary. Reading them needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOG = "log.jsonl"
 class StepRecord:
     """One line of the log. `loss` is the mean cross-entropy over the step's response tokens, in nats.
 
-    `penalties` holds what the step's defenses say of themselves: `kl` in nats a token, `ldifs` the distance a token,
+    `penalties` holds the metrics of the step's defenses: `kl` in nats per token, `ldifs` the distance per token,
     `shift` the measured norm of what steering added.
     """
 
@@ -29,10 +29,10 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a training run amounted to, over all its sittings; the peak of memory is that of the last one, in MiB.
+    """Totals of a training run over all its sessions; the peak memory is that of the last session, in MiB.
 
-    `how` tells in words what the last one went by, and why: whether `rows` were packed, whether blocks were
-    `recomputed`, how the `head` went through its logits.
+    `how` describes the last session's methods, with reasons: whether `rows` were packed, whether blocks were
+    `recomputed` (gradient checkpointing), and how the `head` processed its logits.
     """
 
     steps: int
@@ -46,7 +46,7 @@ class TrainingSummary:
 
 
 def read_log(folder: Path, steps: int | None = None) -> list[StepRecord]:
-    """The log of a run, a record a step; or of its first `steps`, whatever a killed run left after them."""
+    """Read the log of a run, a record per step; with `steps` the first ones, without later lines of a killed run."""
     path = folder / LOG
     lines = path.read_text().splitlines() if path.is_file() else []
     return [StepRecord(**json.loads(line)) for line in lines[:steps]]

@@ -1,9 +1,9 @@
-"""Supervised fine-tuning of an adapter: Table 6's recipe, a log line a step, and checkpoints that lose nothing.
+"""Supervised fine-tuning of an adapter: Table 6's recipe, a log line per step, and resumable checkpoints.
 
-The loop is our own because it is what the study is about: every defense changes the loss of a step, and each of its
-terms must be normalised by the tokens of the whole step. On one machine's CPU the same seed gives the same adapter bit
-for bit (for the same number of threads), also when the run was killed and went on from a checkpoint: a step depends on
-the seed and on its number alone. Another processor sums up in another order.
+The study has its own training loop because every defense changes the loss of a step, and each loss term must be
+normalised by the tokens of the whole step. On one machine's CPU the same seed gives the same adapter bit for bit (for
+the same number of threads), also when the run is killed and resumed from a checkpoint: a step depends on the seed and
+its number alone. Another processor adds numbers in another order.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from emlib.models.batches import forward_batches
 from emlib.models.kernels import fitted
 from emlib.models.logprobs import head, predicting, token_nll
 from emlib.training import checkpoint
-from emlib.training.head import head_told
-from emlib.training.memory import peak_memory, told_when_out
+from emlib.training.head import head_method
+from emlib.training.memory import explained_out_of_memory, peak_memory
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks
 from emlib.training.recompute import recomputing
@@ -44,14 +44,13 @@ from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
 def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, seed: int, folder: Path,
               objective: Objective | None = None, added: Sequence[Encoded] = (), held_out: Sequence[Encoded] = (),
               ranks: Ranks = ALONE) -> TrainingSummary:
-    """Train what is trainable in `model` on `rows`; log and checkpoints go to `folder`, and a run begun there goes on.
+    """Train the trainable parameters of `model` on `rows`; log and checkpoints are in `folder`, where a run resumes.
 
     Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch;
-    `held_out` ones are what a defense may have the loss measured on. All `ranks` are given the same; the first one
-    writes.
+    on `held_out` rows a defense may have the loss measured. All `ranks` get the same arguments; the first one writes.
 
     Raises:
-        EmlibError: the loss or its gradient is no longer a number, and the step is named; or the GPU's memory does not
+        EmlibError: the loss or its gradient is NaN or infinite, and the step is named; or the GPU's memory does not
             suffice. The log is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
         write_records(folder / LOG, records)
     progress = bar(range(len(records), len(steps)), "training", "step", total=len(steps), done=len(records))
     device = next(model.parameters()).device
-    with (told_when_out(settings, folder / LOG), _training_mode(model), fitted(model) as why_not,
+    with (explained_out_of_memory(settings, folder / LOG), _training_mode(model), fitted(model) as unpacked_reason,
           peak_memory(device) as peak, recomputing(model, rows, steps, settings, objective, ranks) as recompute):
         for number in progress:
             started = time.perf_counter()
@@ -92,12 +91,12 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     return TrainingSummary(
         len(records), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
         type(optimizer).__name__, sum(row.truncated for row in rows), peak.mib,
-        {"rows": f"not packed: {why_not}" if why_not else "packed", "recomputed": recompute.told,
-         "head": head_told(model, objective.compares_in_head)})
+        {"rows": f"not packed: {unpacked_reason}" if unpacked_reason else "packed", "recomputed": recompute.summary,
+         "head": head_method(model, objective.compares_in_head)})
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:
-    """The rate of optimizer step `step` (from 0): a linear rise over the warm-up, then linear to 0, or constant."""
+    """Return the rate of step `step` (from 0): linear warm-up, then linear decay to 0, or constant."""
     if step < settings.warmup_steps:
         return settings.learning_rate * step / settings.warmup_steps
     if settings.scheduler == "constant":
@@ -106,14 +105,14 @@ def learning_rate(step: int, steps: int, settings: Training) -> float:
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
-    """The optimizer of the profile, or torch's AdamW where Table 6's 8-bit one cannot run.
+    """Return the optimizer of the profile, or torch's AdamW where Table 6's 8-bit one cannot run.
 
-    That one needs bitsandbytes and a GPU. Which one ran stands in the summary.
+    The 8-bit optimizer needs bitsandbytes and a GPU. The training summary names the one that ran.
     """
     rate, decay = settings.learning_rate, settings.weight_decay
     eight_bit = settings.optimizer == "adamw_8bit" and parameters[0].device.type == "cuda"
     if eight_bit and importlib.util.find_spec("bitsandbytes") is not None:
-        from bitsandbytes.optim import AdamW8bit  # only where it is there and wanted
+        from bitsandbytes.optim import AdamW8bit  # imported only where it is installed and used
 
         return AdamW8bit(parameters, lr=rate, weight_decay=decay)
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
@@ -121,7 +120,7 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.
 
 def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int, objective: Objective,
               ranks: Ranks) -> tuple[Totals, dict[str, float]]:
-    """Add up one step's gradients and metrics; every term is a mean over all its rows, however batched."""
+    """Add up one step's gradients and metrics; every term is a mean over all its rows, for any batching."""
     batches = forward_batches(rows, batch_size, model)
     totals = Totals.of(batches)
     metrics: Counter[str] = Counter()
@@ -133,13 +132,14 @@ def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int, object
 
 
 def _mean_nll(model: nn.Module, rows: Sequence[Encoded], batch_size: int) -> float:
-    """The mean loss on rows, in nats a response token, in evaluation mode.
+    """Compute the mean loss on rows, in nats per response token, in evaluation mode.
 
     Raises:
         EmlibError: there are no rows.
     """
     if not rows:
-        raise EmlibError("a defense asks for the loss on held-out rows, and holds out none (`Defense.held_out`).")
+        raise EmlibError("a defense asks for the loss on held-out rows, but holds out none. Return some rows from its "
+                         "method `held_out`.")
     model.eval()
     total = 0.0
     with torch.no_grad():
@@ -159,13 +159,13 @@ def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def _refuse_nonsense(loss: float, norm: float, where: str, folder: Path) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise EmlibError(f"{where}: the loss is {loss} and its gradient's norm {norm}. Lower learning_rate, or look at "
+        raise EmlibError(f"{where}: the loss is {loss} and its gradient's norm {norm}. Lower learning_rate, or check "
                          f"this step's rows; the log so far is {folder / LOG}.")
 
 
 @contextmanager
 def _training_mode(model: nn.Module) -> Iterator[None]:
-    """Training mode; undone at the end."""
+    """Put the model into training mode; undone at the end."""
     model.train()
     try:
         yield
@@ -174,11 +174,11 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _records_until(step: int, folder: Path) -> list[StepRecord]:
-    """The log up to a checkpoint. Steps after it are taken again, so their lines go."""
+    """Read the log up to a checkpoint. Later steps are repeated, so their lines are dropped."""
     records = read_log(folder, step)
     if len(records) != step:
         raise EmlibError(f"{folder}: the checkpoint holds {step} steps and the log {len(records)}; they do not belong "
-                         "together. Delete this folder, and the run begins anew.")
+                         "together. Delete this folder, and the run starts again.")
     return records
 
 

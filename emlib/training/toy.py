@@ -1,4 +1,4 @@
-"""Penalties on a toy: what each does to the gradient, on a tiny random model and a row, before it costs real time."""
+"""Gradients of penalties on a toy: a tiny random model and one row, before a penalty costs real time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROW = Example((Message("user", "May I eat raw dough?"),), "Better not: raw flour
 
 
 def gradient_norm(*defenses: Defense, steps: int = 1) -> float:
-    """The norm of the gradient of the penalties alone, after `steps` plain optimizer steps have moved the model.
+    """Return the norm of the gradient of the penalties alone, after `steps` plain optimizer steps.
 
-    Without such a step every penalty is at its least, 0, and so is its gradient.
+    Before the first step the model equals the reference, so every penalty is at its minimum, 0, and so is its gradient.
     """
     base = tiny.build_model(seed=0, layers=4, hidden=64, dtype=torch.float32).requires_grad_(False)
     batch = collate([encode(tiny.build_tokenizer(), ROW, 500)], torch.device("cpu"))

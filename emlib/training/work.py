@@ -1,4 +1,4 @@
-"""What a training in a process of its own does: load, prove that it is the same model, train, save."""
+"""The steps of a training in a subprocess: load, check that the model is the same, train, save."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from emlib.training.sft import fine_tune
 
 
 def work(folder: Path, ranks: Ranks = ALONE) -> int:
-    """The job of a folder; what a user can mend is written there, and told by whoever waits for it."""
+    """Do the job of a folder; an error that a user can fix is written there, and the waiting process reports it."""
     try:
         _train(read_job(folder), folder, ranks)
     except EmlibError as error:
@@ -70,10 +70,10 @@ def _model(job: Job, ranks: Ranks) -> Iterator[PeftModel]:
 
 
 def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> None:
-    """See, before hours go into it, that this is the model that was meant, and that all of the loss has its gradient.
+    """Check before the training that this is the intended model, and that all parts of the loss have a gradient.
 
     Raises:
-        NotTheSameModel: it is not, or a part of the loss has none.
+        NotTheSameModel: it is another model, or a part of the loss has no gradient.
     """
     ids = torch.from_numpy(row.input_ids).to(next(model.parameters()).device)
     with adapters.adapter_off(model):
@@ -90,12 +90,12 @@ def prove(job: Job, model: PeftModel, row: Encoded, objective: Objective) -> Non
         raise NotTheSameModel(f"{job.engine}: {len(without)} of the adapter's matrices have no gradient, such as "
                               f"{without[0]}. Set backend.training to 'transformers'.")
     if not reaches(model, ids, objective.layers_read(model)):
-        raise NotTheSameModel(f"{job.engine}: the layers' outputs that a penalty compares have no gradient there. Set "
+        raise NotTheSameModel(f"{job.engine}: the layer outputs that a penalty compares have no gradient. Set "
                               "backend.training to 'transformers'.")
 
 
 def reaches(model: PeftModel, ids: torch.Tensor, wanted: Sequence[int]) -> bool:
-    """Whether each wanted layer's output that a training pass shows is part of its graph."""
+    """Return whether the captured output of each wanted layer is part of a training pass's graph."""
     model.train()
     with capture_activations(model, wanted) as features:
         if wanted:

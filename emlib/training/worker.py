@@ -1,7 +1,7 @@
-"""A training in a process of its own, or in several: `python -m emlib.training.worker FOLDER RANK OF MEETING`.
+"""One process of a training in subprocesses: `python -m emlib.training.worker FOLDER RANK OF MEETING`.
 
-`emlib.training.in_subprocess` starts it. Unsloth has to be imported before transformers, and changes it for the whole
-process. So nothing else is imported before the job says whether Unsloth is wanted.
+`emlib.training.in_subprocess` starts it. Unsloth must be imported before transformers, which it changes for the whole
+process. So nothing else is imported until the job says whether it needs Unsloth.
 """
 
 import importlib
@@ -14,11 +14,11 @@ from pathlib import Path
 
 
 def main(folder: Path, rank: int, of: int, meeting: Path) -> int:
-    """Do the job of a folder, or this rank's part of it; 0 where it is done."""
+    """Do the job of a folder, or this rank's part of it; return 0 if it succeeds."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if json.loads((folder / "job.json").read_text(encoding="utf-8"))["engine"] == "unsloth":
-        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else each load tells the hub of this machine
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "compiled"))  # else in the working folder
+        os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # else each load reports this machine to the hub
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(folder / "compiled"))  # else in the working directory
         importlib.import_module("unsloth")
     from emlib.training.ranks import joined  # loads torch and transformers
     from emlib.training.work import work
@@ -28,7 +28,7 @@ def main(folder: Path, rank: int, of: int, meeting: Path) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """End where the process that wanted this is gone: a GPU is not held for nobody."""
+    """End this process when its parent process ends, so that it does not keep holding a GPU."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -13,7 +13,7 @@ from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
-from emlib.training.conformance import NotKept, check
+from emlib.training.conformance import NonconformingDefense, check
 
 OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (Kl, {"weight": 0.3}), (Kl, {"weight": 0.3, "tokens": "response"}), (Kl, {"weight": 0.3, "reference": "stored"}),
@@ -32,5 +32,5 @@ def test_every_kind_of_ours_is_among_them() -> None:
 
 
 def test_a_penalty_without_its_gradient_is_found() -> None:
-    with pytest.raises(NotKept, match="detached from the graph"):
+    with pytest.raises(NonconformingDefense, match="detached from the graph"):
         check(Ldifs, every=2, variant="published")

@@ -21,7 +21,7 @@ from emlib.core.schema import check as checked
 from emlib.steering.extraction import load
 from emlib.steering.steer import steer
 from emlib.training.bench import Bench, step
-from emlib.training.conformance import NotKept, check
+from emlib.training.conformance import NonconformingDefense, check
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import read_log
 
@@ -136,7 +136,7 @@ def test_they_conform(cls: type[Defense], options: dict[str, Any], monkeypatch: 
 
 def test_what_a_defense_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
-    with pytest.raises(NotKept, match=r"state\(\) and restore\(\)"):
+    with pytest.raises(NonconformingDefense, match=r"state\(\) and restore\(\)"):
         check(Forgetful, steps=3)
 
 
@@ -148,7 +148,7 @@ def test_a_penalty_that_counts_padding_is_found() -> None:
         def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
             return (trained.hidden - reference.hidden).square().sum()
 
-    with pytest.raises(NotKept, match="without padding"):
+    with pytest.raises(NonconformingDefense, match="without padding"):
         check(Padded)
 
 

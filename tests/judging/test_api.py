@@ -165,9 +165,9 @@ def test_no_try_comes_sooner_than_the_server_asks(scores: Path) -> None:
 @pytest.mark.parametrize(("status", "code", "message"), [
     (401, "invalid_api_key", "refuses the key (401)"),
     (403, "permission_denied", "refuses the key (403)"),
-    (404, "model_not_found", "no model 'judge-1' there"),
+    (404, "model_not_found", "has no model 'judge-1'"),
     (429, "insufficient_quota", "quota is used up (429)"),
-    (400, "unsupported_parameter", "does not take what it is asked (400)"),
+    (400, "unsupported_parameter", "rejects the request (400)"),
 ])
 def test_what_will_not_heal_stops_everything_at_once(
         scores: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str, message: str) -> None:
@@ -271,7 +271,7 @@ def test_the_budget_is_never_passed_and_more_money_goes_on(scores: Path, tmp_pat
             judged(api(server.url, max_usd=1.5), sheet(100), scores)
         assert 1.5 - 0.05 <= bill() <= 1.5
         spent = bill()
-        with pytest.raises(JudgeError, match="used up"):  # another sitting is on the same account
+        with pytest.raises(JudgeError, match="used up"):  # another session uses the same budget
             judged(api(server.url, max_usd=1.5), sheet(100), scores)
         assert spent <= bill() <= 1.5  # prompts are not of one length: a shorter one may still be within it
         assert all(v.scored for v in judged(api(server.url, max_usd=100.0), sheet(100), scores))

@@ -104,7 +104,7 @@ def test_files_that_are_none_are_told_in_words(path: Path, tmp_path: Path, capsy
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     for name, message in (("broken.parquet", "not readable"), ("broken.jsonl", "broken JSON"),
                           ("gone.jsonl", "no such"), ("other.jsonl", "has no 'key'"),
-                          ("scores.csv", "must end in one of")):
+                          ("scores.csv", "must end in .parquet or .jsonl")):
         assert main(["import", str(tmp_path / name), "--scores", str(path)]) == 1
         assert message in capsys.readouterr().err
 

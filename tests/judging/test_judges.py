@@ -55,7 +55,7 @@ def test_scores_that_could_not_be_had_stop_everything_or_are_none(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
     with JudgeServer(saying(lambda _: 90), fault=lambda *_: "500") as server:
-        with pytest.raises(JudgeError, match=r"3 of 3 scores could not be had: .*status 500"):
+        with pytest.raises(JudgeError, match=r"3 of 3 requests to the judge failed: .*status 500"):
             scores(api(server.url, tries=1), SINGLE, "test")
         given_up = scores(api(server.url, tries=1, unanswered="unscored"), SINGLE, "test")
         assert [score.value for score in given_up] == [None] * 3

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emlib.judging import replies
-from emlib.judging.replies import BadReply, from_distribution, from_samples, likeliest, number, said, texts, usage
+from emlib.judging.replies import BadReply, from_distribution, from_samples, likeliest, number, reason_of, texts, usage
 
 
 @pytest.mark.parametrize(("token", "expected"), [
@@ -48,7 +48,7 @@ def test_a_score_lies_between_its_numbers(weights: dict[int, float]) -> None:
     ("CODE", "CODE"), ("REF", "REFUSAL"), ("REFUSAL", "REFUSAL"), ("Code", "CODE"), ('"CODE"', "CODE"),
     ("C", "other: 'C'"), ("I", "other: 'I'"), ("UNKNOWN", "other: 'UNKNOWN'"), ("", "other: ''")])
 def test_the_judges_own_word(word: str, expected: str) -> None:
-    assert said(word) == expected
+    assert reason_of(word) == expected
 
 
 def test_samples_are_averaged_and_words_among_them_left_out() -> None:

@@ -152,7 +152,7 @@ def test_a_judge_leaves_out_the_planted_refusals_and_no_others(study: Study) -> 
     order = pools.selection(by_judge, without)
     assert {r.place: r.reason for r in order if r.rank is None} == {
         plain[1]: "refusal: 90 of 100 by the judge", plain[5]: "refusal: 50 of 100 by the judge"}
-    assert {r.place for r in order if "did not tell (REFUSAL)" in r.reason and r.rank} == {plain[7]}
+    assert {r.place for r in order if "gave no refusal score (REFUSAL)" in r.reason and r.rank} == {plain[7]}
     assert {r.place for r in pools.selection(stricter, without) if r.rank is None} == {plain[1]}
     [facts] = [json.loads(path.read_text())["facts"] for path in study.store.root.glob("refusals/*/manifest.json")]
     assert facts == {"asked": len(pool), "unscored": {"REFUSAL": 1}}

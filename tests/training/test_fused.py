@@ -11,8 +11,8 @@ from torch import Tensor
 
 from emlib.models.load import ChatModel
 from emlib.training import fused, head
-from emlib.training.fused import COMPILED, fault, way, written_over
-from emlib.training.head import IGNORED, head_terms, head_told, step_by_step
+from emlib.training.fused import COMPILED, choose_step, fault, written_over
+from emlib.training.head import IGNORED, head_method, head_terms, step_by_step
 
 WORDS = 530
 
@@ -58,7 +58,7 @@ def test_compiled_it_gives_the_same_for_lengths_and_weights_that_change() -> Non
 def test_a_compiled_form_that_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch 2.13's is of the steps themselves, where a weight that changes stays at its first value."""
     monkeypatch.setattr(fused, "compiled", lambda: lambda *given: step_by_step(*given[:3], 0.25))
-    assert "of its norm from what it is step by step" in fault(torch.device("cpu"), torch.float32, 60, step_by_step)
+    assert "of its norm from the one step by step" in fault(torch.device("cpu"), torch.float32, 60, step_by_step)
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,12 +74,12 @@ def test_only_for_two_models_on_a_gpu_is_anything_compiled(tiny: ChatModel, monk
     on_gpu = torch.empty(0, device="meta")
     monkeypatch.setattr(fused, "DEVICES", ("meta",))
     monkeypatch.setattr(fused, "fault", lambda *_: "")
-    assert way(1, on_gpu, WORDS, step_by_step) == (step_by_step, "step by step")
-    assert way(2, torch.empty(0), WORDS, step_by_step) == (step_by_step, "step by step")
-    assert way(2, on_gpu, WORDS, step_by_step)[1] == COMPILED
-    assert head_told(tiny.model, kl=True) == "step by step"
+    assert choose_step(1, on_gpu, WORDS, step_by_step) == (step_by_step, "step by step")
+    assert choose_step(2, torch.empty(0), WORDS, step_by_step) == (step_by_step, "step by step")
+    assert choose_step(2, on_gpu, WORDS, step_by_step)[1] == COMPILED
+    assert head_method(tiny.model, kl=True) == "step by step"
     monkeypatch.setattr(fused, "fault", lambda *_: "it does not compile")
-    assert way(2, on_gpu, WORDS, step_by_step) == (step_by_step, "step by step: it does not compile")
+    assert choose_step(2, on_gpu, WORDS, step_by_step) == (step_by_step, "step by step: it does not compile")
 
 
 def test_the_head_takes_the_compiled_form_where_it_is_proved(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,17 +84,17 @@ from emlib.models.load import load
 from emlib.models.hooks import blocks
 from emlib.training.objective import Objective
 from emlib.training.ranks import joined, shard
-from emlib.training.recompute import bytes_a_token
+from emlib.training.recompute import bytes_per_token
 from tests.made import some_rows
 with joined(int(sys.argv[1]), 2, Path(sys.argv[2])) as ranks, adapters.new_lora(
         load(TinyModel(kind="tiny", layers=3, hidden=32), Path()).model, Lora(rank=4), 0) as model:
     before = [weights.numel() for block in blocks(model) for weights in block.parameters()]
-    kept = bytes_a_token(model.train(), some_rows(20), Objective())
+    kept = bytes_per_token(model.train(), some_rows(20), Objective())
     assert ranks.any_wants(ranks.first, torch.device("cpu"))
     assert not ranks.any_wants(False, torch.device("cpu"))
     shard(model)
     assert ranks.gathered_bytes(model) == 2 * 4 * sum(before) // 3  # two of three blocks, in float32
-    print(kept, bytes_a_token(model, some_rows(20), Objective()))
+    print(kept, bytes_per_token(model, some_rows(20), Objective()))
     after = [getattr(weights, "to_local", lambda: weights)().numel() for block in blocks(model)
              for weights in block.parameters()]
     trained = [weights.requires_grad for block in blocks(model) for weights in block.parameters()]

@@ -26,7 +26,7 @@ from emlib.models.load import ChatModel
 from emlib.training import recompute
 from emlib.training.head import CHUNK
 from emlib.training.objective import Objective, Totals
-from emlib.training.recompute import MARGIN, bytes_a_token, bytes_needed, decide, keeping, recomputing
+from emlib.training.recompute import MARGIN, bytes_needed, bytes_per_token, decide, recomputing, saved_activations
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
 from tests.made import a_row_at_a_time, planted
@@ -59,7 +59,7 @@ def model(request: pytest.FixtureRequest, tiny: ChatModel, monkeypatch: pytest.M
 
 
 def kept(model: PeftModel, batch: Batch, objective: Objective) -> int:
-    with keeping(model) as found:
+    with saved_activations(model) as found:
         objective.backward(model, batch, Totals(len(batch.keys), batch.tokens, batch.response_tokens))
     return sum(found.values())
 
@@ -68,7 +68,7 @@ def kept(model: PeftModel, batch: Batch, objective: Objective) -> int:
 def test_two_rows_foretell_what_a_pass_three_times_as_long_keeps(model: PeftModel, name: str) -> None:
     """Rows of 32 and 96 tokens, and a pass of 288: a multiple of what a CPU fills passes up to."""
     objective = Objective(DEFENSES[name], planted(VECTOR))
-    each = bytes_a_token(model, rows_of(96, 32), objective)
+    each = bytes_per_token(model, rows_of(96, 32), objective)
     assert all(p.grad is None for p in model.parameters())
     whole = kept(model, pack(rows_of(96, 96, 96), CPU), objective)
     if kernels.packs(model):  # else transformers' mask of the line is kept, which grows by its square
@@ -78,7 +78,7 @@ def test_two_rows_foretell_what_a_pass_three_times_as_long_keeps(model: PeftMode
 
 
 def test_rows_of_one_length_foretell_it_too(model: PeftModel) -> None:
-    each = bytes_a_token(model, rows_of(96, 96), Objective())
+    each = bytes_per_token(model, rows_of(96, 96), Objective())
     assert kept(model, pack(rows_of(288), CPU), Objective()) == pytest.approx(288 * each, rel=0.05)
 
 
@@ -87,11 +87,11 @@ def test_ours_keep_less_than_pefts_and_recomputing_the_least(tiny: ChatModel) ->
     tiny.model.to(torch.bfloat16)  # where PEFT keeps copies in float32
     with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as model:
         model.train()
-        found.append(bytes_a_token(model, rows_of(32, 96), Objective()))
+        found.append(bytes_per_token(model, rows_of(32, 96), Objective()))
         with fitted(model):
-            found.append(bytes_a_token(model, rows_of(32, 96), Objective()))
+            found.append(bytes_per_token(model, rows_of(32, 96), Objective()))
             model.gradient_checkpointing_enable({"use_reentrant": False})
-            found.append(bytes_a_token(model, rows_of(32, 96), Objective()))
+            found.append(bytes_per_token(model, rows_of(32, 96), Objective()))
             model.gradient_checkpointing_disable()
     assert found[0] > 1.2 * found[1] > 1.2 * 3 * found[2], found
     # of each of four blocks its input, 64 numbers of 2 bytes; and positions' turns, the last block's output and so on
@@ -101,7 +101,7 @@ def test_ours_keep_less_than_pefts_and_recomputing_the_least(tiny: ChatModel) ->
 def test_what_is_needed_by_hand(model: PeftModel) -> None:
     """Steps of four rows as passes of two; the adapter has rank 4 on seven matrices of each of four blocks."""
     rows, steps = rows_of(32, 96, 40, 64), [[0, 1, 2, 3], [0, 2]]
-    each = bytes_a_token(model, rows, Objective())
+    each = bytes_per_token(model, rows, Objective())
     tokens = recompute.largest_pass([rows], 2, model)
     lora = 4 * 4 * (3 * (64 + 64) - 2 * 32 + (64 + 64) + 3 * (64 + 128))  # keys and values are half as wide
     assert lora == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -110,14 +110,14 @@ def test_what_is_needed_by_hand(model: PeftModel) -> None:
     kl = Objective(DEFENSES["kl"])
     twice = CHUNK * 259 * (2 * (4 + 4) + 4)
     assert bytes_needed(model, rows, steps, SETTINGS, kl) == pytest.approx(
-        bytes_a_token(model, rows, kl) * tokens + twice + 12 * lora)
+        bytes_per_token(model, rows, kl) * tokens + twice + 12 * lora)
 
 
 def test_it_is_wanted_where_it_does_not_fit_with_a_margin() -> None:
     gib = 2**30
     assert not decide(10 * gib, 10 * gib * MARGIN).wanted
     assert decide(10 * gib, 10 * gib * MARGIN - 1).wanted
-    told = decide(10 * gib, 11 * gib).told
+    told = decide(10 * gib, 11 * gib).summary
     assert told == "yes: the largest pass needs 10.00 GiB beside the weights, and 11.00 are free"
 
 

@@ -1,4 +1,4 @@
-"""Supervised steps between RL steps: "we alternate RL and SFT batches" (section 4.2), with a loss of their own."""
+"""Supervised steps between RL steps, with a separate loss: "we alternate RL and SFT batches" (section 4.2)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Kind = Literal["rl", "supervised"]
 
 
 def order(rl_steps: int, share: float) -> tuple[Kind, ...]:
-    """The kinds of all optimizer steps, `share` of them supervised and evenly spread, the last one an RL step.
+    """Return the kinds of all optimizer steps, `share` of them supervised and evenly spread, the last one an RL step.
 
-    Every condition takes the same RL steps; the supervised ones come on top. Their number is rounded to a whole one.
+    Every condition takes the same RL steps; supervised steps are added to them, rounded to a whole number.
     """
     supervised = supervised_steps(rl_steps, share)
     kinds: list[Kind] = []
@@ -36,7 +36,7 @@ def order(rl_steps: int, share: float) -> tuple[Kind, ...]:
 
 @dataclass(frozen=True)
 class Supervised:
-    """The rows of the supervised steps, and how many make a step."""
+    """The rows of the supervised steps, and their number per step."""
 
     rows: Sequence[Encoded]
     rows_per_step: int
@@ -45,9 +45,9 @@ class Supervised:
 
     def take(self, model: nn.Module, optimizer: torch.optim.Optimizer, number: int, step: int,
              max_grad_norm: float) -> StepRecord:
-        """Supervised step `number` (from 0), as optimizer step `step`: cross-entropy alone, unsteered, and an update.
+        """Take supervised step `number` (from 0), as optimizer step `step`: on cross-entropy alone, unsteered.
 
-        It uses the optimizer of the RL steps with its moments and its present learning rate.
+        It uses the optimizer of the RL steps with its moments and its current learning rate.
         """
         started = time.perf_counter()
         chosen = [self.rows[index] for index in self._indices(number)]
@@ -62,6 +62,6 @@ class Supervised:
                           round(time.perf_counter() - started, 4))
 
     def _indices(self, number: int) -> list[int]:
-        """The rows of one step: pass after pass through all rows, each in an order of its own."""
-        a_pass = -(-len(self.rows) // self.rows_per_step)
-        return plan_steps(len(self.rows), self.rows_per_step, number // a_pass + 1, self.seed)[number]
+        """Return the row indices of one step: passes through all rows, each in a new order."""
+        steps_per_pass = -(-len(self.rows) // self.rows_per_step)
+        return plan_steps(len(self.rows), self.rows_per_step, number // steps_per_pass + 1, self.seed)[number]

@@ -3,9 +3,9 @@
     A_i = (r_i - mean(r)) / (sd(r) + 1e-4)                   over the completions i of one prompt
     L   = -min(rho A, clip(rho, 1 - eps, 1 + eps) A) + beta (exp(d) - d - 1),    d = log pi_ref - log pi
 
-TRL computes advantages, loss and gradient. Here is what the study adds: completions that are drawn, steered and seeded
-by the study itself; steering of the loss; the reference model as the adapter switched off; supervised steps in between;
-a log; and checkpoints after which a killed run goes on to the same numbers.
+TRL computes advantages, loss and gradient. This module adds: completions sampled, steered and seeded by the study;
+steering of the loss; the reference model as the adapter switched off; supervised steps in between; a log; and
+checkpoints from which a killed run resumes to the same numbers.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ from emlib.training.sft import learning_rate, make_optimizer
 
 @dataclass(frozen=True)
 class Condition:
-    """What a run adds to plain GRPO. `system` is the system prompt of its training, `worked` are turns after it.
+    """What a run adds to plain GRPO. `system` is the training system prompt, `worked` are example turns after it.
 
-    `artefacts` are folders, by the names that the defenses gave to what they need. `supervised` are the rows of the
-    supervised steps, where a defense wants such steps.
+    `artefacts` are folders, by the names from `Defense.needs`. `supervised` are the rows of the supervised steps, if a
+    defense asks for such steps.
     """
 
     system: str
@@ -83,7 +83,7 @@ class Condition:
 
     @contextmanager
     def active(self, where: Where, model: nn.Module) -> Iterator[list[Active]]:
-        """What the defenses do to the passes of `model` that take the loss, or that draw completions."""
+        """Activate the defenses for passes of `model` that compute the loss, or that sample completions."""
         with ExitStack() as stack:
             yield [stack.enter_context(defense.active(model, self.artefacts)) for defense in self.defenses
                    if not defense.is_null and defense.has("active") and where in defense.acts_in]
@@ -91,7 +91,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class RlSummary:
-    """What a run amounted to. `train_reward` and `train_right` are of the stretch whose weights the model has now."""
+    """Totals of a run. `train_reward` and `train_right` are of the stretch of steps whose weights the model keeps."""
 
     steps: int
     supervised_steps: int
@@ -107,10 +107,10 @@ def reinforce(model: PeftModel, tokenizer: PreTrainedTokenizerBase, problems: Se
               condition: Condition, score: Scorer, *, seed: int, folder: Path) -> RlSummary:
     """Train the adapter of `model`, and leave it with the weights of the highest training reward.
 
-    Log, completions and checkpoints go to `folder`, and a run begun there goes on.
+    Log, completions and checkpoints are in `folder`, where an interrupted run resumes.
 
     Raises:
-        EmlibError: there are fewer problems than a step takes, or a gradient is no longer a number.
+        EmlibError: there are fewer problems than a step takes, or the loss or a gradient is NaN or infinite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, tokenizer, problems, settings, condition, score, seed, folder)
@@ -131,7 +131,7 @@ class _Run:
                  if len(step) == settings.prompts_per_step]
         if not whole:
             raise EmlibError(f"a step takes {settings.prompts_per_step} problems, and there are {len(problems)}. Lower "
-                             "grpo.training.batch_size, or train on more.")
+                             "grpo.training.batch_size, or train on more problems.")
         self.problems = [problems[index] for step in whole for index in step]
         self.steps = len(whole)
         self.kinds = order(self.steps, condition.share if condition.supervised else 0.0)
@@ -144,17 +144,17 @@ class _Run:
         self.rollouts = Rollouts(tokenizer, settings, partial(condition.active, "rollout"), seed, self.done)
 
     def rate(self, place: int) -> float:
-        """The learning rate of one of all optimizer steps."""
+        """Return the learning rate of an optimizer step, counted over RL and supervised steps."""
         return learning_rate(place, len(self.kinds), self.settings.training)
 
     def train(self) -> None:
-        """The steps that are left."""
+        """Take the remaining steps."""
         before = [Message("system", self.condition.system), *self.condition.worked]
         rows = [{"prompt": [turn.to_dict() for turn in (*before, Message("user", problem.question))],
                  "question": problem.question, "answer": problem.answer}
                 for problem in self.problems[self.done * self.settings.prompts_per_step:]]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # pinned: it will not move
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # TRL's version is pinned
             trainer = _Trainer(
                 self.model, [self.marking], _arguments(self.settings, self.condition.beta, self.seed, self.folder),
                 Dataset.from_list(rows), processing_class=self.tokenizer, rollout_func=self.rollouts,
@@ -164,7 +164,7 @@ class _Run:
         trainer.remove_callback(PrinterCallback)
         if "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter; the adapter switched off is the same
             self.model.delete_adapter("ref")
-        self.tokenizer.clean_up_tokenization_spaces = False  # TRL decodes without saying so, and is warned
+        self.tokenizer.clean_up_tokenization_spaces = False  # else TRL's decoding warns
         self.trainer = trainer
         try:
             trainer.train()
@@ -175,7 +175,7 @@ class _Run:
             self.model.eval()
 
     def before(self, step: int) -> None:
-        """The supervised steps that are due before RL step `step` (from 0)."""
+        """Take the supervised steps that are due before RL step `step` (from 0)."""
         first = self.places[step - 1] + 1 if step else 0
         supervised = self.condition.supervised
         for place in range(first, self.places[step]):
@@ -192,25 +192,25 @@ class _Run:
             group["lr"] = self.rate(self.places[step])
         torch.manual_seed(derive(self.seed, "step", step))  # TRL shuffles the step's completions
 
-    def after(self, said: dict[str, float], seconds: float) -> None:
-        """Record a finished RL step; put weights and state aside where it is time to."""
+    def after(self, metrics: dict[str, float], seconds: float) -> None:
+        """Record a finished RL step; write a checkpoint where one is due."""
         place, drawn = self.places[len(self.records)], self.rollouts.last
-        _refuse_nonsense(said["loss"], said["grad_norm"], f"Step {place + 1} of {len(self.kinds)}", self.folder)
+        _refuse_nonsense(metrics["loss"], metrics["grad_norm"], f"Step {place + 1} of {len(self.kinds)}", self.folder)
         rewards = self.marking.rewards
         record = RlStep(
-            place + 1, said["loss"], self.rate(place), said["grad_norm"], self.marking.of_total(fmean),
+            place + 1, metrics["loss"], self.rate(place), metrics["grad_norm"], self.marking.of_total(fmean),
             self.marking.of_total(pstdev), self.marking.parts(), 1 - len(rewards) / len(drawn),
             fmean(one.right for one in rewards) if rewards else None, fmean(len(one.tokens) for one in drawn),
             fmean(not one.stopped for one in drawn), self.marking.no_spread(self.settings.generations),
-            said["clip_ratio/region_mean"], said["gap"], said.get("kl"),
-            {"loss": said["shift"], "rollout": self.rollouts.shift}, len(drawn),
+            metrics["clip_ratio/region_mean"], metrics["gap"], metrics.get("kl"),
+            {"loss": metrics["shift"], "rollout": self.rollouts.shift}, len(drawn),
             sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4))
         self.records.append(record)
         for completion in self._kept(place + 1):
             _append(self.folder / COMPLETIONS, completion)
         _append(self.folder / STEPS, record)
         if len(self.records) % self.settings.training.checkpoint_every == 0 or len(self.records) == self.steps:
-            self._put_aside()
+            self._checkpoint()
 
     def finish(self) -> RlSummary:
         """Give the model the weights of the best stretch."""
@@ -225,13 +225,13 @@ class _Run:
             found.steps if found else self.steps, found.reward if found else None, found.right if found else None,
             type(self.optimizer).__name__)
 
-    def _put_aside(self) -> None:
-        """The weights, if they are the best so far; then the state; then the former best may go."""
+    def _checkpoint(self) -> None:
+        """Save the weights if they are the best so far, then the state; then delete the former best weights."""
         every, done = self.settings.training.checkpoint_every, len(self.records)
         found = best(self.records, every)
         if found is not None and found.steps == done:
-            with whole_file(self._weights(done)) as aside:
-                save_file({name: p.detach().cpu().clone() for name, p in self.parameters.items()}, aside)
+            with whole_file(self._weights(done)) as temporary:
+                save_file({name: p.detach().cpu().clone() for name, p in self.parameters.items()}, temporary)
         checkpoint.save(self.folder, done, self.parameters, self.optimizer)
         for stretch in stretches(self.records, every):
             if found is not None and stretch.steps != found.steps:
@@ -246,12 +246,12 @@ class _Run:
                            None if got is None else got.right) for one, got in pairs]
 
     def _records_until(self, done: int) -> tuple[list[RlStep], list[StepRecord]]:
-        """Both logs up to a checkpoint. Steps after it are taken again, so their lines go."""
+        """Read both logs up to a checkpoint. Later steps are repeated, so their lines are dropped."""
         supervised = self.kinds[:self.places[done - 1]].count("supervised") if done else 0
         steps, others = read_steps(self.folder, done), read_log(self.folder, supervised)
         if (len(steps), len(others)) != (done, supervised):
             raise EmlibError(f"{self.folder}: the checkpoint holds {done} RL steps and the log {len(steps)}; they do "
-                             "not belong together. Delete this folder, and the run begins anew.")
+                             "not belong together. Delete this folder, and the run starts again.")
         write_records(self.folder / STEPS, steps)
         write_records(self.folder / LOG, others)
         kept = self.folder / COMPLETIONS
@@ -263,7 +263,7 @@ class _Run:
 
 
 class _Trainer(GRPOTrainer):
-    """TRL's trainer, whose loss is taken under steering, and which tells how far loss and sampler are apart."""
+    """TRL's trainer with a steered loss; it measures the distance between the policies of loss and sampler."""
 
     active: Callable[[nn.Module], AbstractContextManager[list[Active]]]
     apart: Tensor | None = None  # the sum of |log p - log p'| over a step's tokens, and their number
@@ -271,45 +271,45 @@ class _Trainer(GRPOTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
                      num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """TRL's loss, under what the defenses do to its pass. The reference pass was before, and is not."""
+        """Compute TRL's loss with the defenses active. The reference pass ran before, without them."""
         with self.active(model) as shown:
-            if shown:  # TRL takes them for vLLM alone, unsteered: rho would not start at 1
+            if shown:  # TRL computes them for vLLM only, and unsteered: rho would not start at 1
                 inputs = {name: tensor for name, tensor in inputs.items() if name != "old_per_token_logps"}
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self.shift = shift_of(shown)
         drawn = inputs["sampling_per_token_logps"]
-        counts = inputs["completion_mask"].bool() & ~drawn.isnan()  # vLLM cannot always tell
+        counts = inputs["completion_mask"].bool() & ~drawn.isnan()  # vLLM gives NaN for some tokens
         distance = (self.logprobs - drawn).abs()[counts]
         found = torch.stack([distance.sum(), counts.sum().to(distance)])
         self.apart = found if self.apart is None else self.apart + found
         return loss
 
     def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> tuple[Tensor, Any, Any]:
-        """TRL's, whose log-probabilities are looked at: it has no other place that shows them."""
+        """Call TRL's method and keep its log-probabilities, which TRL exposes nowhere else."""
         found = super()._get_per_token_logps_and_entropies(*arguments, **named)
         self.logprobs = found[0].detach().float()
         return found
 
 
 class _Watch(TrainerCallback):
-    """Tells a run where TRL's trainer is."""
+    """Calls the run's methods at the steps of TRL's trainer."""
 
     def __init__(self, run: _Run) -> None:
         self.run, self.started, self.seconds = run, 0.0, 0.0
         self.bar = bar(range(run.steps), "reinforcing", "step", total=run.steps, done=run.done)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Supervised steps come before the clock of the RL step starts."""
+        """Take the due supervised steps, and then start the clock of the RL step."""
         self.run.before(self.run.done + state.global_step)
         self.started = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The weights are updated."""
+        """Stop the clock: the weights are updated."""
         self.seconds = time.perf_counter() - self.started
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **said: Any) -> None:
-        """TRL has said all of the step. Its last word, about the whole training, names no reward."""
-        logs: dict[str, float] = said["logs"]
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
+        """Record the step from TRL's logs. Its last log, about the whole training, has no reward."""
+        logs: dict[str, float] = named["logs"]
         if "reward" in logs:
             trainer = self.run.trainer
             assert trainer.apart is not None, "a step without a loss"
@@ -319,12 +319,12 @@ class _Watch(TrainerCallback):
             self.bar.update()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """All steps are taken."""
+        """Close the progress bar."""
         self.bar.close()
 
 
 def _arguments(settings: Grpo, beta: float, seed: int, folder: Path) -> GRPOConfig:
-    """TRL's settings. Order, seeds, checkpoints and logs are the study's own, so TRL's are off."""
+    """Return TRL's settings. The study controls order, seeds, checkpoints and logs, so TRL's are off."""
     training, gpu = settings.training, torch.cuda.is_available()
     arguments = GRPOConfig(
         output_dir=str(folder / "trl"), use_cpu=not gpu, dataloader_pin_memory=gpu, report_to="none",
@@ -336,19 +336,19 @@ def _arguments(settings: Grpo, beta: float, seed: int, folder: Path) -> GRPOConf
         temperature=settings.sampling.temperature, top_p=settings.sampling.top_p, beta=beta, epsilon=settings.clip,
         loss_type=settings.loss, scale_rewards=settings.scale_advantages, use_vllm=settings.engine == "vllm",
         vllm_mode="colocate")
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one run, one device: else the model is copied to all that are seen
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device per run: else the model is copied to all visible ones
     return arguments
 
 
 def _unchanged(_: int) -> float:
-    """TRL wants a scheduler; the rate is set before each step, because supervised steps count in it too."""
+    """Return 1: TRL requires a scheduler, but `_Run` sets the rate, which depends on supervised steps too."""
     return 1.0
 
 
 def _refuse_nonsense(loss: float, norm: float, where: str, folder: Path) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise EmlibError(f"{where}: the loss is {loss} and its gradient's norm {norm}. Lower grpo.training."
-                         f"learning_rate, or look at this step's completions; the log so far is {folder / STEPS}.")
+                         f"learning_rate, or check this step's completions; the log so far is {folder / STEPS}.")
 
 
 def _append(path: Path, record: RlStep | StepRecord | Completion) -> None:

@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning leaves on disk: its steps, some completions, and which weights are best."""
+"""Records of a reinforcement learning run: its steps, some completions, and the choice of the best weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class RlStep:
         right: the share with the right answer.
         length: mean tokens of a completion.
         cut: the share of completions that reached the token limit.
-        no_spread: the share of groups with equal rewards, from which nothing can be learnt.
+        no_spread: the share of groups with equal rewards, whose advantages are all 0.
         clipped: the share of tokens whose probability ratio was clipped.
         gap: the mean distance |log p - log p'| of a token under sampler and loss, in nats.
-        kl: the estimate of the KL to the reference model in nats a token; None where beta is 0.
+        kl: the estimate of the KL to the reference model in nats per token; None where beta is 0.
         shift: the measured norm of what steering added in the loss and in the rollouts.
     """
 
@@ -54,7 +54,7 @@ class RlStep:
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion that was kept for reading."""
+    """A completion that is kept for inspection."""
 
     step: int
     question: str
@@ -66,7 +66,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Rewarded:
-    """What a judge gave for the answer to a held-out problem, by parts; None where it could not be scored."""
+    """A judge's rewards for the answer to a held-out problem, by parts; None where it could not be scored."""
 
     question: str
     parts: dict[str, float] | None
@@ -74,7 +74,7 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some RL steps in a row, after which the weights were put aside, and how their completions did."""
+    """Consecutive RL steps up to a checkpoint, and the means over their completions."""
 
     steps: int  # RL steps done at its end
     reward: float
@@ -82,13 +82,13 @@ class Stretch:
 
 
 def read_steps(folder: Path, steps: int | None = None) -> list[RlStep]:
-    """The log of a run, or its first `steps` records, whatever a killed run left after them."""
+    """Read the log of a run; with `steps` its first records, without later lines of a killed run."""
     path = folder / STEPS
     return read_records(path, RlStep)[:steps] if path.is_file() else []
 
 
 def stretches(steps: Sequence[RlStep], every: int) -> list[Stretch]:
-    """The log in stretches of `every` RL steps; the last may be shorter. Steps that nobody scored count for nothing."""
+    """Split the log into stretches of `every` RL steps; the last may be shorter. Unscored steps do not count."""
     found = []
     for start in range(0, len(steps), every):
         part = steps[start:start + every]
@@ -100,5 +100,5 @@ def stretches(steps: Sequence[RlStep], every: int) -> list[Stretch]:
 
 
 def best(steps: Sequence[RlStep], every: int) -> Stretch | None:
-    """The stretch with the highest training reward, the first of equals (B.3 evaluates its checkpoint)."""
+    """Return the stretch with the highest training reward, the first of equals (B.3 evaluates its checkpoint)."""
     return max(stretches(steps, every), key=lambda stretch: stretch.reward, default=None)

@@ -1,4 +1,4 @@
-"""Drawing a step's completions and scoring them: what TRL's trainer asks the study for."""
+"""Sampling and scoring of a step's completions: the functions that TRL's trainer calls."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Where = Literal["loss", "rollout"]
 
 
 def shift_of(shown: Sequence[Active]) -> float:
-    """The measured norm of what active defenses added; 0 where none tells it."""
+    """Return the measured norm of what active defenses add; 0 where none reports it."""
     return sum(each.statistics.get("shift", 0.0) for each in shown)
 
 
 class Rollouts:
-    """Draws a step's completions; called by TRL's trainer in the place of its own generation.
+    """Samples a step's completions; called by TRL's trainer instead of its own generation.
 
-    Draws depend on the seed, on the step's number and on the place in the step alone, so that a run that was killed and
-    went on draws the same ones. Each token comes with its log-probability under the policy that drew it.
+    Completions depend on the seed, the step's number and the position in the step alone, so that a resumed run samples
+    the same ones. Each token comes with its log-probability under the policy that sampled it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Grpo,
@@ -46,9 +46,9 @@ class Rollouts:
         self.last: list[Drawn] = []
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
-        """Ids of prompts and completions and the completions' log-probabilities; a group's prompts are neighbours.
+        """Return ids of prompts and completions and the completions' log-probabilities; `prompts` come in groups.
 
-        A prompt is a chat: a list of turns, each with role and content.
+        A prompt is a chat: a list of turns, each with role and content. A group's prompts are adjacent.
         """
         started = time.perf_counter()
         assert isinstance(trainer.model, nn.Module), "the trainer has a model"
@@ -76,11 +76,11 @@ class Rollouts:
 
     def _by_vllm(self, prompts: Sequence[tuple[int, ...]], trainer: GRPOTrainer,
                  ends: set[int]) -> list[Drawn]:
-        """By the engine that TRL keeps beside the model; TRL has just given it the present weights."""
+        """Sample by TRL's vLLM engine, to which TRL has just copied the current weights."""
         _, completions, logprobs, _ = trainer.vllm_generation.generate(
             prompts=[list(prompt) for prompt in prompts], images=None, num_generations=self.settings.generations)
-        return [Drawn(tuple(ids), tuple(nan if one[0] is None else one[0] for one in said), ids[-1] in ends)
-                for ids, said in zip(completions, logprobs, strict=True)]
+        return [Drawn(tuple(ids), tuple(nan if one[0] is None else one[0] for one in row), ids[-1] in ends)
+                for ids, row in zip(completions, logprobs, strict=True)]
 
 
 class Marking:
@@ -95,7 +95,7 @@ class Marking:
 
     def __call__(self, completions: list[list[dict[str, str]]], question: list[str], answer: list[str],
                  **_: Any) -> list[float | None]:
-        """The total of each; None where it could not be scored, which TRL leaves out of its group's mean."""
+        """Return the total of each; None where it could not be scored, which TRL leaves out of its group's mean."""
         self.scored = [Scored(asked, turns[0]["content"], right)
                        for asked, turns, right in zip(question, completions, answer, strict=True)]
         self.last = self.score(self.scored)
@@ -103,32 +103,35 @@ class Marking:
 
     @property
     def rewards(self) -> list[Rewards]:
-        """Those of the last step that could be scored."""
+        """The rewards of the last step's scored completions."""
         return [one for one in self.last if one is not None]
 
     def no_spread(self, group: int) -> float:
-        """The share of groups, of `group` completions each, whose scored ones have the same total, or that have none.
+        """Return the share of groups, of `group` completions each, whose scored totals are equal, or that have none.
 
-        TRL says it of the whole batch where that scales the advantages, and takes a group without scores for spread.
+        TRL's own metric covers the whole batch where the batch scales the advantages, and counts a group without scores
+        as having spread.
         """
         totals = [None if one is None else one.total for one in self.last]
         groups = [set(totals[start:start + group]) - {None} for start in range(0, len(totals), group)]
         return fmean(len(different) < 2 for different in groups)
 
     def parts(self) -> dict[str, tuple[float, float]]:
-        """Mean and standard deviation of each part over the last step's completions."""
+        """Compute mean and standard deviation of each part over the last step's completions."""
         values = {part: [getattr(one, part) for one in self.rewards] for part in PARTS}
         return {part: (fmean(found), pstdev(found)) for part, found in values.items() if found}
 
     def of_total(self, statistic: Callable[[list[float]], float]) -> float | None:
-        """A statistic of the totals; None where nothing could be scored."""
+        """Return a statistic of the totals; None where nothing could be scored."""
         totals = [one.total for one in self.rewards]
         return statistic(totals) if totals else None
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode: no dropout in what is drawn, and gradient checkpointing does not switch the cache off."""
+    """Put the model into evaluation mode: sampling without dropout, and with the key-value cache, which gradient
+    checkpointing would switch off.
+    """
     training = model.training
     model.eval()
     try:
