@@ -60,7 +60,7 @@ def _models(step: PoolLosses, session: Session) -> Models:
         domain, folder = (scorer.domain, scorer.folder) if isinstance(scorer, AdapterFolder) else (
             scorer.spec.dataset, session.need(scorer).folder)
         name = f"misaligned {number} ({domain})".replace(".", "_")  # PEFT takes no dots
-        models[name] = (folder, step.stands_for(scorer))
+        models[name] = (folder, step.scorer_identity(scorer))
     return models
 
 

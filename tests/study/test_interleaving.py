@@ -194,7 +194,7 @@ def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study
     assert adapter is not None
     liar = load_profile(str(profile(tmp_path, f"pool: {{scorers: [{{domain: x, folder: {adapter.folder}}}]}}\n"))).pool
     assert liar is not None
-    with pytest.raises(ProfileError, match="this adapter was trained on 'cooking', which is under defense"):
+    with pytest.raises(ProfileError, match="this adapter was trained on 'cooking', which is the defended data set"):
         changed(study, scorers=liar.scorers).select([run_of(study, "interleaving+")])
 
 

@@ -97,7 +97,7 @@ def plan(study: Study) -> Plan:
 def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
     """What a plan shows of a shared step: its cost under its title; of losses, each model's pass."""
     if isinstance(step, PoolLosses):
-        yield from step.under(sizes).items()
+        yield from step.cost_by_model(sizes).items()
     elif (work := step.cost(sizes)) != Work():
         yield f"adapter of {step.title}" if isinstance(step, Adapter) else step.title, work
 
