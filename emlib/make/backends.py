@@ -72,7 +72,7 @@ def training(wanted: str, model: ModelSpec, machine: Machine | None = None, proc
     return replace(choice, processes=processes)
 
 
-def drawing(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> Choice:
+def inference(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> Choice:
     """Chooses the backend that samples answers or scores rows; `stage` is `generation` or `scoring`.
 
     Raises:
