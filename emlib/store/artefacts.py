@@ -54,8 +54,8 @@ class Artefact:
         path = self.folder / name
         if not path.is_file() or digests.of_file(path) != self.files.get(name):
             damage = "changed" if path.is_file() else "missing"
-            raise StoreError(f"{path}: is not the file that was made ({damage}, by the digest in {MANIFEST}). It is not "
-                             f"used. Move the folder {self.folder} away, and it is made again when it is next needed.")
+            raise StoreError(f"{path}: is not the file that was made ({damage}, by the digest in {MANIFEST}). It is "
+                             f"not used. Move the folder {self.folder} away; it is made again when it is next needed.")
         return path
 
     def checked(self) -> Path:
