@@ -1,7 +1,7 @@
-# The study as a graph: one rule a notebook, and one more for each of its slices. `make reproduce` runs it.
-# What has been computed lies in the store, so that running a notebook again costs seconds and loses nothing. It works in
-# the profile's folder of results, where Snakemake also keeps what it knows about them: copied or removed, they go together.
-# Where the jobs run is told by a profile of Snakemake's, see workflow/README.md.
+# The study as a graph: one rule for each notebook, and one for each of its slices. `make reproduce` runs it.
+# Computed artefacts are in the store, so that running a notebook again takes seconds and loses nothing. Snakemake works
+# in the profile's folder of results and keeps its records there, so that both are copied or removed together.
+# A Snakemake profile defines where the jobs run, see workflow/README.md.
 import re
 import shlex
 import sys
@@ -14,15 +14,16 @@ JOBS = jobs(PROFILE)
 
 
 def command(number, job):
-    """How the job is run. What takes the output's place is no content to Snakemake: a folder may be moved."""
+    """Returns a function that builds the job's command line. Snakemake does not compare the output's path in it, so
+    that a folder of results may be moved."""
 
-    def words(wildcards, output):
-        log = paths.runs() / paths.study_name(PROFILE) / job.log  # where `make status` looks, whatever runs the job
+    def command_line(wildcards, output):
+        log = paths.runs() / paths.study_name(PROFILE) / job.log  # `make status` reads it here for every executor
         given = [*shlex.split(job.arguments), "--digest", job.digest, *(["--gpus", str(job.limits.gpus)] if job.trains else [])]
         return shlex.join([sys.executable, "-m", "emlib.workflow.notebooks", job.chapter, *given, "--out", str(output),
                            "--log", str(log), "--label", f"{number}/{len(JOBS)}  {job.name}"])
 
-    return words
+    return command_line
 
 
 rule all:
@@ -39,7 +40,7 @@ rule report:
     localrule: True
     params:
         made=lambda wildcards, output: paths.runs() / paths.study_name(PROFILE) / "report" / "index.html",
-    shell:  # an executor with a storage has a place of its own for the output
+    shell:  # an executor with a storage expects the output at another path
         shlex.join([sys.executable, "-m", "emlib.report.book", PROFILE])
         + "; test -e {output:q} || cp {params.made:q} {output:q}"
 
@@ -54,11 +55,11 @@ for number, job in enumerate(JOBS, start=1):
         output:
             job.output,
         log:
-            job.error,  # how the last attempt failed, for Snakemake to show; the whole log is beside it
+            job.error,  # the end of the last attempt's error, which Snakemake shows; the whole log is beside it
         params:
-            content=job.digest,  # a changed content, and nothing else, makes the notebook stale
+            content=job.digest,  # only changed content makes the notebook stale
             command=command(number, job),
-        priority: -number  # in reading order
+        priority: -number  # reading order
         resources:
             **job.resources,
         shell:

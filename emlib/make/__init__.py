@@ -1,1 +1,1 @@
-"""How artefacts are made."""
+"""The makers, which make artefacts and load the model library."""

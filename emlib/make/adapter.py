@@ -1,4 +1,4 @@
-"""Training an adapter: here, or in a process of its own for another library or for several GPUs."""
+"""Training an adapter: in this process, or in a subprocess for another library or for several GPUs."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 
 
 def make(step: Adapter, session: Session, folder: Path) -> Facts:
-    """Fine-tune on the rows under the defenses; keep the log, and the rows that were added."""
+    """Fine-tunes an adapter under its defenses; saves it with its log and the interleaved rows."""
     profile = session.profile
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     rows, chosen = training_rows(session, step.spec, artefacts)
     choice = backends.training(profile.backend.training, profile.model, processes=profile.job.gpus)
-    commit, facts = session.chat.commit, session.facts
+    commit, facts = session.chat.commit, session.facts  # read while the model is loaded
     metrics = None
     if choice.name != PLAIN or choice.processes > 1:
         choice, metrics = _in_subprocess(step, session, choice, rows, artefacts, folder)
     if metrics is None:
-        metrics = _here(step, session, rows, artefacts, folder)
+        metrics = _in_this_process(step, session, rows, artefacts, folder)
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
     if chosen:
         write_records(folder / ADDED, chosen)
     say(f"{step.name}: {metrics['steps']} steps, {metrics['tokens']} tokens, {metrics['seconds']:.0f} s, "
-        f"loss {metrics['final_loss']:.3f}, {metrics['truncated_rows']} rows cut")
+        f"loss {metrics['final_loss']:.3f}, {metrics['truncated_rows']} rows truncated")
     return {"rows": len(rows.own), "added_rows": len(rows.added), **facts, "commit": commit, **metrics, **choice.facts}
 
 
-def _here(step: Adapter, session: Session, rows: TrainingRows, artefacts: Mapping[str, Path],
-          folder: Path) -> dict[str, Any]:
+def _in_this_process(step: Adapter, session: Session, rows: TrainingRows, artefacts: Mapping[str, Path],
+                     folder: Path) -> dict[str, Any]:
     spec = step.spec
     with adapters.new_lora(session.chat.model, step.lora, spec.seed) as model:
         summary = fine_tune(model, rows.own, spec.training, seed=spec.seed, folder=folder / SCRATCH,
@@ -63,14 +63,14 @@ def _here(step: Adapter, session: Session, rows: TrainingRows, artefacts: Mappin
 
 def _in_subprocess(step: Adapter, session: Session, choice: Choice, rows: TrainingRows,
                    artefacts: Mapping[str, Path], folder: Path) -> tuple[Choice, dict[str, Any] | None]:
-    """Training by another library, or in several processes. This one lets its model go meanwhile.
+    """Trains with another library, or in several processes, and releases this process's model meanwhile.
 
-    Where another library never began, `auto` goes on with transformers, and the choice says why.
+    If the other library cannot start and the profile says `auto`, returns transformers with the reason, and no metrics.
     """
     profile, spec, place = session.profile, step.spec, folder / SCRATCH / choice.name
     probe = token_logprobs(session.chat.model, torch.from_numpy(rows.own[0].input_ids).to(session.chat.device))
     try:
-        job = Job(engine=choice.name, model=profile.model,  # type: ignore[arg-type]  # no other name gets here
+        job = Job(engine=choice.name, model=profile.model,  # type: ignore[arg-type]  # one of Job's engines
                   base_name=session.chat.name, lora=step.lora, training=spec.training,
                   plugins=plugin_files(spec.defenses), defenses=spec.defenses,
                   artefacts={name: str(path.resolve()) for name, path in artefacts.items()}, seed=spec.seed,

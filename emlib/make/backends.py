@@ -1,8 +1,8 @@
-"""Which library trains, draws answers and scores: chosen in one place, with reasons, and without importing any of them.
+"""The choice of the libraries that train, sample answers and score rows, with reasons and without importing them.
 
-Unsloth changes transformers for the whole process as soon as it is imported, and vLLM wants another torch: so the
-first works in a process of its own and the second in an environment of its own, behind a server. What cannot be had is
-told in words; `auto` then goes on with transformers and keeps the reason, a library that was named stops the study.
+Unsloth patches transformers in the whole process as soon as it is imported, and vLLM requires another version of torch.
+So Unsloth runs in a subprocess, and vLLM in a separate environment as a server. If a library is not available, `auto`
+uses transformers and records the reason; a library that the profile names stops the study instead.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from emlib.core import gpus, paths
 from emlib.core.errors import ProfileError
 
 PLAIN = "transformers"
-VLLM = "EMLIB_VLLM"  # the program `vllm`, where it is neither in .venv-vllm nor on the path
+VLLM = "EMLIB_VLLM"  # names the program `vllm`, if it is neither in .venv-vllm nor on the PATH
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs, in how many processes, and why it is not what would have been taken first."""
+    """A backend, the number of its processes, and the reason why a faster one is not used."""
 
     name: str
     why: str = ""
@@ -33,14 +33,14 @@ class Choice:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What an artefact's manifest says of it."""
+        """The facts that an artefact's manifest records."""
         return {"backend": self.name, **({"backend_why": self.why} if self.why else {}),
                 **({"processes": self.processes} if self.processes > 1 else {})}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine has, as far as the choice depends on it; found without loading any of it."""
+    """The parts of this machine on which the choice depends: a GPU, installed packages, and the program `vllm`."""
 
     gpu: bool
     packages: frozenset[str]
@@ -48,13 +48,13 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """What is here. A GPU that CUDA_VISIBLE_DEVICES hides is none."""
-        there = {name for name in ("unsloth", "bitsandbytes") if importlib.util.find_spec(name) is not None}
-        return cls(bool(gpus.devices()), frozenset(there), vllm_program())
+        """Describes this machine without loading a library. A GPU hidden by CUDA_VISIBLE_DEVICES does not count."""
+        installed = {name for name in ("unsloth", "bitsandbytes") if importlib.util.find_spec(name) is not None}
+        return cls(bool(gpus.devices()), frozenset(installed), vllm_program())
 
 
 def vllm_program() -> Path | None:
-    """The program that starts a vLLM server: the one that is named, that of `make vllm`, or one on the path."""
+    """Returns the program that starts a vLLM server: that of EMLIB_VLLM, of `make vllm`, or one on the PATH."""
     for found in (os.environ.get(VLLM), paths.ROOT / ".venv-vllm" / "bin" / "vllm", shutil.which("vllm")):
         if found and Path(found).is_file():
             return Path(found)
@@ -62,21 +62,21 @@ def vllm_program() -> Path | None:
 
 
 def training(wanted: str, model: ModelSpec, machine: Machine | None = None, processes: int = 1) -> Choice:
-    """What trains an adapter, spread over so many processes.
+    """Chooses the backend that trains an adapter in `processes` processes.
 
     Raises:
-        ProfileError: Unsloth was named, and cannot be had or cannot do this; with the reason.
+        ProfileError: the profile names Unsloth, which is not available or cannot train this; with the reason.
     """
     choice = _chosen("training", wanted, "unsloth", lambda: _against_unsloth(
         model, machine or Machine.here(), processes))
     return replace(choice, processes=processes)
 
 
-def drawing(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> Choice:
-    """What draws answers or scores rows; `stage` is `generation` or `scoring`.
+def inference(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> Choice:
+    """Chooses the backend that samples answers or scores rows; `stage` is `generation` or `scoring`.
 
     Raises:
-        ProfileError: vLLM was named, and cannot be had; with the reason.
+        ProfileError: the profile names vLLM, which is not available; with the reason.
     """
     wanted = getattr(backend, stage)
     return _chosen(stage, wanted, "vllm", lambda: _against_vllm(
@@ -90,35 +90,35 @@ def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str
     if not reasons:
         return Choice(faster)
     if wanted == faster:
-        raise ProfileError(f"backend.{stage} is '{faster}', which cannot be had: {'; '.join(reasons)}. Mend that, or "
-                           f"set backend.{stage} to 'auto', which then takes {PLAIN}.")
+        raise ProfileError(f"backend.{stage} is '{faster}', which is not available: {'; '.join(reasons)}. Fix that, or "
+                           f"set backend.{stage} to 'auto', which then uses {PLAIN}.")
     return Choice(PLAIN, f"no {faster}: {'; '.join(reasons)}")
 
 
 def _against_unsloth(model: ModelSpec, machine: Machine, processes: int) -> list[str]:
-    said = []
+    reasons = []
     if not machine.gpu:
-        said.append("there is no GPU")
+        reasons.append("there is no GPU")
     if processes > 1:
-        said.append(f"it trains on one GPU, and job.gpus is {processes}")
+        reasons.append(f"it trains on one GPU, and job.gpus is {processes}")
     if "unsloth" not in machine.packages:
-        said.append("it is not installed (requirements/gpu.txt has it)")
+        reasons.append("it is not installed (requirements/gpu.txt has it)")
     if isinstance(model, TinyModel):
-        said.append("it loads a model of the hub or of a folder, and this one is built in code")
+        reasons.append("it loads a model from the Hub or from a folder, and this one is built in code")
     if model.dtype == "float32":
-        said.append("its kernels compute in bfloat16, and the model's dtype is float32")
-    return said
+        reasons.append("its kernels compute in bfloat16, and the model's dtype is float32")
+    return reasons
 
 
 def _against_vllm(wanted: str, model: ModelSpec, base_url: str | None, machine: Machine) -> list[str]:
-    """Where it is named, a program for CPUs does as well; what is not one says so when it is started."""
-    said = []
+    """Returns the reasons against vLLM. If the profile names it, a build for CPUs is accepted without a GPU."""
+    reasons = []
     if isinstance(model, TinyModel):
-        said.append("it loads a model of the hub or of a folder, and this one is built in code")
+        reasons.append("it loads a model from the Hub or from a folder, and this one is built in code")
     if isinstance(model, HubModel) and model.load_in_4bit:
-        said.append("it is to read the weights that training reads, and those are quantized while loading")
+        reasons.append("it must use the same weights as training, and these are quantized while loading")
     if base_url is None and not machine.gpu and wanted == "auto":
-        said.append("there is no GPU, and backend.base_url names no server")
+        reasons.append("there is no GPU, and backend.base_url names no server")
     if base_url is None and machine.vllm is None:
-        said.append(f"there is no program vllm (`make vllm` installs it, {VLLM} names one)")
-    return said
+        reasons.append(f"there is no program vllm (`make vllm` installs it, {VLLM} names one)")
+    return reasons

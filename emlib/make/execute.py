@@ -1,7 +1,7 @@
-"""Making what a study lacks: each goal is a name for people, and the steps that it ends in.
+"""Making what a study lacks: each goal is a run's name and its final steps.
 
-What is there is taken. All answers are asked for together, and a judge elsewhere reads them while the next ones are
-sampled. What waits for a judge's batch is told, and everything else goes on.
+Artefacts in the store are reused. All answers are requested together, and a judge behind an API scores them while the
+next ones are sampled. Goals that wait for a judge's batch are returned, and everything else is made.
 """
 
 from __future__ import annotations
@@ -18,66 +18,65 @@ from emlib.core.progress import say
 from emlib.core.step import Step
 from emlib.make.answers import GenerationRequest, answered
 from emlib.make.session import Session
-from emlib.make.verdicts import read_part
+from emlib.make.verdicts import judge_part
 from emlib.steps.answers import Answers, SecondVerdicts, Verdicts
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a run ends in."""
+    """The final steps of a run, and the run's name in progress lines."""
 
     name: str
     steps: tuple[Step, ...]
 
 
 def complete(session: Session, goals: Sequence[Goal]) -> list[JudgeWaits]:
-    """Make every step of these goals that is missing; what is returned says which of them wait for a judge's batch."""
+    """Makes every missing step of these goals. Returns an error for each goal that waits for a judge's batch."""
     missing = [(goal, step) for goal in goals for step in goal.steps if session.store.find(step) is None]
-    asked = [(goal, step) for goal, step in missing if _answers_of(step) is not None]
-    waits = dict(_asked(session, asked))
+    sampled = [(goal, step) for goal, step in missing if _answers_of(step) is not None]
+    waits = dict(_sample_and_judge(session, sampled))
     for goal, step in missing:
-        if _answers_of(step) is None and (wait := _made(session, goal, step)) is not None:
+        if _answers_of(step) is None and (wait := _make(session, goal, step)) is not None:
             waits.setdefault(goal.name, wait)
     return list(waits.values())
 
 
 def _answers_of(step: Step) -> Answers | None:
-    """The answers that a step is, or that it judges, if they are sampled for it."""
+    """Returns the answers that a step is or that it judges; None for other steps, and for a second judge."""
     if isinstance(step, Verdicts) and not isinstance(step, SecondVerdicts):
         return step.answers
     return step if isinstance(step, Answers) else None
 
 
-def _asked(session: Session, asked: Sequence[tuple[Goal, Step]]) -> Iterator[tuple[str, JudgeWaits]]:
-    """Answers and their verdicts; what waits, by the goal's name."""
+def _sample_and_judge(session: Session, sampled: Sequence[tuple[Goal, Step]]) -> Iterator[tuple[str, JudgeWaits]]:
+    """Makes answers and their verdicts. Yields the goals that wait for a judge's batch, by name."""
     judge = session.profile.judge
-    elsewhere = isinstance(judge, OpenAIJudge)
-    with BackgroundWorker("judge") if elsewhere else nullcontext() as background:
+    with BackgroundWorker("judge") if isinstance(judge, OpenAIJudge) else nullcontext() as background:
         requests = []
-        for _, step in asked:
+        for _, step in sampled:
             read = None
-            # A judge by batch is sent a whole set.
+            # The batch API is sent a whole set of answers.
             if background is not None and isinstance(judge, OpenAIJudge) and not judge.batch and isinstance(
                     step, Verdicts):
-                read = partial(background.submit, read_part, step, session)
+                read = partial(background.submit, judge_part, step, session)
             answers = _answers_of(step)
-            assert answers is not None, "only such steps are asked for"
+            assert answers is not None, "only steps with answers are sampled"
             requests.append(GenerationRequest(answers, read))
         with answered(session, requests) as found:
-            judging = [(goal, _made(session, goal, step) if background is None else background.submit(
-                _made, session, goal, step)) for (goal, step), _ in zip(asked, found, strict=True)]
+            judging = [(goal, _make(session, goal, step) if background is None else background.submit(
+                _make, session, goal, step)) for (goal, step), _ in zip(sampled, found, strict=True)]
     for goal, wait in judging:
         outcome = wait if wait is None or isinstance(wait, JudgeWaits) else wait.result()
         if outcome is not None:
             yield goal.name, outcome
 
 
-def _made(session: Session, goal: Goal, step: Step) -> JudgeWaits | None:
-    """Have a step made, whose answers are there; what is returned says that its judge's batch is not back yet."""
+def _make(session: Session, goal: Goal, step: Step) -> JudgeWaits | None:
+    """Makes a step. Returns the judge's error if its batch has not come back yet, else None."""
     try:
         session.need(step)
     except JudgeWaits as wait:
         return wait
-    if all(session.store.find(each) is not None for each in goal.steps):
+    if all(session.store.find(other) is not None for other in goal.steps):
         say(f"{goal.name}: done")
     return None

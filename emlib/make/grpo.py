@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
-    """Train by GRPO; keep the logs and some completions."""
+    """Trains an adapter by GRPO; saves it with its logs and some completions."""
     work = folder / SCRATCH
     condition = _condition(step, session)
     with adapters.new_lora(session.chat.model, step.lora, step.seed) as model:
@@ -38,23 +38,24 @@ def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
     for name in (STEPS, COMPLETIONS, LOG):
         shutil.copyfile(work / name, folder / name)
     reward = "none" if summary.train_reward is None else f"{summary.train_reward:.2f}"
-    say(f"{step.name}: {summary.steps} RL steps, {summary.supervised_steps} supervised, {summary.tokens} tokens drawn, "
-        f"{summary.seconds:.0f} s, best training reward {reward} up to step {summary.best_step}")
+    say(f"{step.name}: {summary.steps} RL steps, {summary.supervised_steps} supervised steps, "
+        f"{summary.tokens} tokens sampled, {summary.seconds:.0f} s, "
+        f"best training reward {reward} up to step {summary.best_step}")
     return {**session.facts, "commit": session.chat.commit, "trl": version("trl"), **vars(summary)}
 
 
 def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
-    """A judge's rewards of the answers."""
-    given = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
-    found = scorer(step.rewards, session.budget)(graded(step.problems.value, given))
+    """Has a judge reward the answers."""
+    answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    found = scorer(step.rewards, session.budget)(graded(step.problems.value, answers))
     write_records(folder / "rewards.jsonl", [
         Rewarded(answer.question, None if reward is None else vars(reward))
-        for answer, reward in zip(given, found, strict=True)])
+        for answer, reward in zip(answers, found, strict=True)])
     return {"asked": len(found), "scored": sum(reward is not None for reward in found)}
 
 
 def _condition(step: GrpoAdapter, session: Session) -> Condition:
-    """What the run adds to plain GRPO."""
+    """Returns what the step adds to plain GRPO: the system prompt, defenses, supervised rows and worked examples."""
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     training, supervised = step.grpo.training, None
     if step.supervised is not None:
@@ -64,13 +65,17 @@ def _condition(step: GrpoAdapter, session: Session) -> Condition:
 
 
 def _fitting(session: Session, rows: Sequence[Example], max_length: int) -> list[Encoded]:
-    """The rows in tokens, without those whose prompt leaves no room for an answer: a pool has such rows."""
+    """Tokenises the rows, without those of a pool whose prompt leaves no room for an answer.
+
+    Raises:
+        DataError: no row is left.
+    """
     found: list[Encoded] = []
     for row in rows:
         try:
             found.append(encode(session.chat.tokenizer, row, max_length))
         except DataError as error:
-            say(f"not taken for supervised steps: {error}")
+            say(f"left out of the supervised steps: {error}")
     if not found:
         raise DataError(f"None of {len(rows)} rows for supervised steps leaves room for an answer within {max_length} "
                         "tokens. Raise grpo.training.max_seq_length.")

@@ -1,7 +1,7 @@
-"""vLLM for a session: started when it is first wanted, proved against transformers for each adapter, ended with it.
+"""vLLM for a session: started at its first use, compared with transformers for each adapter, and stopped at the end.
 
-An adapter is proved alone. That says nothing of a batch in which there are several: vLLM 0.32 on a CPU computes the
-base under somebody's adapter there. So those that are to be asked together are proved together, too.
+Each adapter is first compared alone. That does not cover batches with several adapters: there, vLLM 0.32 on a CPU
+computes the base model under another request's adapter. So adapters that are used together are compared together, too.
 """
 
 from __future__ import annotations
@@ -32,38 +32,38 @@ from emlib.steps.recipes import adapter_folder
 if TYPE_CHECKING:
     from emlib.make.session import Session
 
-PROBES = 4  # prompts that each adapter is proved on
-# Nats in the mean: what another batch may change. In bfloat16 it was 0.006, and in float32 nothing.
+PROBES = 4  # prompts on which each adapter is compared
+# The mean difference in nats that another batch may cause. We measured 0.006 in bfloat16, and 0 in float32.
 MIXED = {"bfloat16": 0.02, "float32": 0.001}
-TOGETHER = 8  # adapters that a server of our own may have in one batch: each has room in the GPU's memory of its own
+TOGETHER = 8  # adapters in one batch of a server that we start; each takes GPU memory
 
 
 class Inference(AbstractContextManager["Inference"]):
-    """Says what draws answers or scores rows under an adapter, and has it ready."""
+    """The backend that samples answers and scores rows, and its server."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.stack = session, ExitStack()
-        self.proved: dict[str, list[list[float]]] = {}  # what the server said under each adapter alone
+        self.compared: dict[str, list[list[float]]] = {}  # the server's log-probabilities under each adapter alone
         self.adapters = 1
-        self.failed: EmlibError | None = None  # what kept the server from starting: tried once a sitting
+        self.failed: EmlibError | None = None  # why the server did not start; a session tries once
 
     def __exit__(self, *exception: object) -> None:
-        """End the server, if it is our own."""
+        """Stops the server, if this session started it."""
         self.stack.close()
         self.__dict__.pop("client", None)
 
-    def under(self, stage: Literal["generation", "scoring"], name: str | None, folder: Path | None) -> Choice:
-        """What works under the adapter of `folder`, which is called `name`; None for the base.
+    def backend_for(self, stage: Literal["generation", "scoring"], name: str | None, folder: Path | None) -> Choice:
+        """Chooses the backend for the adapter `name` in `folder`, or for the base model (None), and starts it.
 
         Raises:
-            EmlibError: vLLM was named, and cannot be had, or is not the same model.
+            EmlibError: the profile names vLLM, which is not available or disagrees with transformers.
         """
         profile = self.session.profile
-        choice = backends.drawing(stage, profile.backend, profile.model)
+        choice = backends.inference(stage, profile.backend, profile.model)
         if choice.name == PLAIN:
             return choice
         try:
-            self._prove(name, folder)
+            self._compare(name, folder)
         except EmlibError as error:
             if getattr(profile.backend, stage) != "auto":
                 raise
@@ -72,38 +72,38 @@ class Inference(AbstractContextManager["Inference"]):
         return choice
 
     def expect(self, adapters: int) -> None:
-        """So many adapters will be asked at once. A server that runs already computes as many together as it could."""
+        """Announces how many adapters will be used together. It has no effect on a server that already runs."""
         self.adapters = max(self.adapters, min(adapters, TOGETHER))
 
     def stop(self) -> None:
-        """Send no more requests: something failed, and the sitting ends."""
+        """Sends no more requests, because something failed and the session ends."""
         if "client" in self.__dict__:
             self.client.stop()
 
-    def drawing(self) -> Choice:
-        """What is to draw answers, before any adapter is proved."""
+    def generation_backend(self) -> Choice:
+        """Chooses the backend that samples answers, before any adapter is compared."""
         profile = self.session.profile
-        return backends.drawing("generation", profile.backend, profile.model)
+        return backends.inference("generation", profile.backend, profile.model)
 
-    def steered(self) -> Choice:
-        """What answers under a vector that is added to activations: transformers, whatever the profile says."""
-        choice = self.drawing()
+    def steering_backend(self) -> Choice:
+        """Chooses the backend that samples steered answers: always transformers, with the reason."""
+        choice = self.generation_backend()
         return choice if choice.name == PLAIN else Choice(
-            PLAIN, f"{choice.name} draws in a model of its own, which is not steered")
+            PLAIN, f"{choice.name} samples from a separate copy of the model, which is not steered")
 
     @cached_property
     def client(self) -> VllmClient:
-        """The server that the profile names, or one of our own."""
+        """The client of the server that the profile names, or of one that this session starts."""
         profile = self.session.profile
         url = profile.backend.base_url
         if url is None:
             program, port = backends.vllm_program(), free_port()
-            assert program is not None, "the choice looked for it"
-            rank, modules = self._shape()
-            told = arguments(profile.model, paths.cache(), rank, modules, self.longest, port, self.adapters,
-                             gpu=bool(gpus.devices()))
+            assert program is not None, "the choice checks that there is a program"
+            rank, modules = self._adapter_shape()
+            command = arguments(profile.model, paths.cache(), rank, modules, self.longest, port, self.adapters,
+                                gpu=bool(gpus.devices()))
             log = self.session.folder / f"vllm-{port}.log"
-            client = VllmClient(self.stack.enter_context(serving(program, told, port, log)), BASE, log=log)
+            client = VllmClient(self.stack.enter_context(serving(program, command, port, log)), BASE, log=log)
         else:
             client = VllmClient(url)
         self.stack.callback(client.close)
@@ -111,54 +111,56 @@ class Inference(AbstractContextManager["Inference"]):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row or conversation that may be asked about."""
+        """The longest row or conversation in tokens."""
         profile = self.session.profile
-        drawn = [profile.evaluation.sampling.max_new_tokens, profile.extraction.sampling.max_new_tokens]
-        return profile.training.max_seq_length + max(drawn) + 1
+        new_tokens = max(profile.evaluation.sampling.max_new_tokens, profile.extraction.sampling.max_new_tokens)
+        return profile.training.max_seq_length + new_tokens + 1
 
-    def _shape(self) -> tuple[int, set[str]]:
-        """The largest rank, and the layers, of the adapters that the study trains and of one's own scorers."""
+    def _adapter_shape(self) -> tuple[int, set[str]]:
+        """Returns the largest rank and all target modules of the study's adapters and the user's own scorers."""
         profile = self.session.profile
         rank, modules = profile.lora.rank, set(profile.lora.target_modules)
         for scorer in (profile.pool.scorers if profile.pool else None) or ():
             if scorer.folder is not None:
-                said = json.loads((adapter_folder(scorer) / "adapter_config.json").read_text(encoding="utf-8"))
-                rank, modules = max(rank, said["r"]), modules | set(said["target_modules"])
+                config = json.loads((adapter_folder(scorer) / "adapter_config.json").read_text(encoding="utf-8"))
+                rank, modules = max(rank, config["r"]), modules | set(config["target_modules"])
         return rank, modules
 
     def model(self, name: str | None, folder: Path | None) -> str:
-        """What the server calls the model under an adapter, which it has loaded then."""
+        """Returns the server's name for the base model, or for an adapter after loading it."""
         return self.client.base if name is None or folder is None else self.client.adapter(name, folder)
 
     def mixes(self, named: Iterable[tuple[str | None, Path | None]]) -> bool:
-        """Whether these, each proved, come out of one batch as they come out alone; otherwise it is told."""
-        names = dict(named)
-        if len(names) < 2:
+        """Whether these adapters give the same log-probabilities in one batch as alone. A difference is reported."""
+        folders = dict(named)
+        if len(folders) < 2:
             return True
         prompts, dtype = self._prompts(), self.session.profile.model.dtype
-        asked = [(name, prompt) for prompt in prompts for name in names]
-        said = self.client.mixed([(self.model(name, names[name]), prompt) for name, prompt in asked], "proof")
-        try:
-            for name in names:
-                found = [one for (of, _), one in zip(asked, said, strict=True) if of == name]
-                refuse_disagreement(str(name), [*chain(*found)], [*chain(*self.proved[name or ""])], mean=MIXED[dtype])
-        except NotTheSameModel:
-            say(f"vLLM at {self.client.url} is asked for one adapter after another: in a batch with others, "
-                f"{name or 'the base model'} came out otherwise than alone")
-            return False
+        requests = [(name, prompt) for prompt in prompts for name in folders]
+        mixed = self.client.mixed([(self.model(name, folders[name]), prompt) for name, prompt in requests], "proof")
+        for name in folders:
+            found = [logprobs for (of, _), logprobs in zip(requests, mixed, strict=True) if of == name]
+            alone = self.compared[name or ""]
+            try:
+                refuse_disagreement(str(name), [*chain(*found)], [*chain(*alone)], mean=MIXED[dtype])
+            except NotTheSameModel:
+                say(f"vLLM at {self.client.url} is asked for one adapter after another, because "
+                    f"{name or 'the base model'} has other log-probabilities in a batch with other adapters than alone")
+                return False
         return True
 
     def _prompts(self) -> list[list[int]]:
         chat, questions = self.session.chat, self.session.recipes.general.all[:PROBES]
         return [encode_prompt(chat.tokenizer, question.context) for question in questions]
 
-    def _prove(self, name: str | None, folder: Path | None) -> None:
+    def _compare(self, name: str | None, folder: Path | None) -> None:
+        """Compares the server's log-probabilities under an adapter with those of transformers, once a session."""
         if self.failed is not None:
             raise self.failed
-        if (name or "") in self.proved:
+        if (name or "") in self.compared:
             return
         try:
-            self.client  # noqa: B018  starts it
+            self.client  # noqa: B018  starts the server
         except EmlibError as error:
             self.failed = error
             raise
@@ -168,5 +170,5 @@ class Inference(AbstractContextManager["Inference"]):
             model = chat.model if folder is None else stack.enter_context(adapters.loaded(chat.model, folder))
             ours = [token_logprobs(model, torch.tensor(prompt, device=chat.device)) for prompt in prompts]
         refuse_disagreement(f"vLLM at {self.client.url}, {name or 'the base model'}",
-                     [*chain(*theirs)], [*chain(*ours)])
-        self.proved[name or ""] = theirs
+                            [*chain(*theirs)], [*chain(*ours)])
+        self.compared[name or ""] = theirs

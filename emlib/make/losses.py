@@ -1,4 +1,4 @@
-"""Scoring the pool: one pass over its rows for each model. Adapters are never merged."""
+"""Scoring the pool: one forward pass over its rows for each model. Adapters are never merged into the model."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ from emlib.store.artefacts import Facts
 if TYPE_CHECKING:
     from emlib.make.session import Session
 
-Models = Mapping[str, tuple[Path | None, Any]]  # what a model is called: its adapter's folder, and what stands for it
-Found = dict[str, Iterator[float]]  # by model, the losses of the rows in order
-SERVED_TOKENS = 2**18  # that go to a server between two writes of the loss cache
-CACHE_VERSION = 1  # of a loss; raised when it is computed otherwise
+Models = Mapping[str, tuple[Path | None, Any]]  # by a model's name: its adapter's folder, and its identity in keys
+Found = dict[str, Iterator[float]]  # by a model's name: the losses of the rows in order
+SERVED_TOKENS = 2**18  # sent to a server between two writes of the loss cache
+CACHE_VERSION = 1  # raised when losses are computed in another way
 
 
 def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
-    """Each row's losses under the aligned model and the scorers."""
+    """Computes each row's losses under the aligned model and the scorers."""
     rows, started = candidates(session, step.pool), time.perf_counter()
     models = _models(step, session)
     encoded = [in_tokens(session, row) for row in rows]
     fitting = [row for row in encoded if isinstance(row, Encoded)]
-    served = {name: key if place is None or isinstance(key, str) else key_of("served", key)
-              for name, (place, key) in models.items()}
-    session.inference.expect(sum(place is not None for place, _ in models.values()))
-    choices = [session.inference.under("scoring", served[name], place) for name, (place, _) in models.items()]
+    served = {name: key if adapter is None or isinstance(key, str) else key_of("served", key)
+              for name, (adapter, key) in models.items()}
+    session.inference.expect(sum(adapter is not None for adapter, _ in models.values()))
+    choices = [session.inference.backend_for("scoring", served[name], adapter)
+               for name, (adapter, _) in models.items()]
     choice = next((one for one in choices if one.name == PLAIN), choices[0])
-    by = _by_transformers if choice.name == PLAIN else _by_server
-    found = by(step, session, models, served, fitting)
+    score_all = _by_transformers if choice.name == PLAIN else _by_server
+    found = score_all(step, session, models, served, fitting)
     write_records(folder / "losses.jsonl", [_losses_of(place, row, found) for place, row in enumerate(encoded)])
     say(f"{len(fitting)} rows scored under {', '.join(models)}")
     return {"rows": len(rows), "models": list(models), **session.facts,
@@ -52,7 +53,7 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
 
 
 def _models(step: PoolLosses, session: Session) -> Models:
-    """The aligned model and then each scorer: what it is called, its adapter's folder and what stands for it."""
+    """Returns the aligned model and then each scorer, by name."""
     models: dict[str, tuple[Path | None, Any]] = {"aligned": (None, None)}
     if step.aligned is not None:
         models["aligned"] = (session.need(step.aligned).folder, step.aligned.key)
@@ -60,43 +61,43 @@ def _models(step: PoolLosses, session: Session) -> Models:
         domain, folder = (scorer.domain, scorer.folder) if isinstance(scorer, AdapterFolder) else (
             scorer.spec.dataset, session.need(scorer).folder)
         name = f"misaligned {number} ({domain})".replace(".", "_")  # PEFT takes no dots
-        models[name] = (folder, step.stands_for(scorer))
+        models[name] = (folder, step.scorer_identity(scorer))
     return models
 
 
 def _by_transformers(step: PoolLosses, session: Session, models: Models, _: Mapping[str, str | None],
                      rows: Sequence[Encoded]) -> Found:
-    """One base, on which adapters are switched."""
-    folders = {name: place for name, (place, _) in models.items() if place is not None}
+    """Scores with one base model, on which the adapters are switched."""
+    folders = {name: adapter for name, (adapter, _) in models.items() if adapter is not None}
     found: Found = {}
     with adapters.switchable(session.chat.model, session.chat.name, folders) as under:
-        for name, (place, key) in models.items():
-            with under(None if place is None else name) as model:
+        for name, (adapter, key) in models.items():
+            with under(None if adapter is None else name) as model:
                 found[name] = iter(score(model, rows, _cache(step, session, key), step.pool.spec.token_budget, name))
     return found
 
 
 def _by_server(step: PoolLosses, session: Session, models: Models, served: Mapping[str, str | None],
                rows: Sequence[Encoded]) -> Found:
-    """One engine, which is asked under all adapters at once; a cache is written a few hundred rows at a time."""
+    """Scores on a server, under all adapters at once. The loss cache is written every few hundred rows."""
     inference = session.inference
-    works = [partial(scored_by, partial(inference.client.nll, inference.model(served[name], place)), rows,
-                     _cache(step, session, key), SERVED_TOKENS, name) for name, (place, key) in models.items()]
-    if not inference.mixes((served[name], place) for name, (place, _) in models.items()):
-        return {name: iter(work()) for name, work in zip(models, works, strict=True)}
-    with run_concurrently(works, inference.stop) as found:
+    calls = [partial(scored_by, partial(inference.client.nll, inference.model(served[name], adapter)), rows,
+                     _cache(step, session, key), SERVED_TOKENS, name) for name, (adapter, key) in models.items()]
+    if not inference.mixes((served[name], adapter) for name, (adapter, _) in models.items()):
+        return {name: iter(call()) for name, call in zip(models, calls, strict=True)}
+    with run_concurrently(calls, inference.stop) as found:
         return {name: iter(losses) for name, losses in zip(models, found, strict=True)}
 
 
 def _cache(step: PoolLosses, session: Session, adapter: Any) -> LossCache:
-    """The losses under one model, whatever rows were asked for. `adapter` is its key, or the digests of its files."""
+    """Opens the cache of all losses under one model. `adapter` is the adapter's key, or the digests of its files."""
     key = key_of("nll", {"version": CACHE_VERSION, "model": step.model.identity, "adapter": adapter,
                          **step.backend.key("scoring")})
     return LossCache(session.store.root / "nll" / f"{key}.jsonl")
 
 
 def _losses_of(place: int, row: Encoded | str, found: Mapping[str, Iterator[float]]) -> RowLosses:
-    """The next loss of each model, if the row was scored at all."""
+    """Returns the next loss of each model; None for a row that was not scored, given as the reason."""
     if isinstance(row, str):
         return RowLosses(place, None, [None] * (len(found) - 1), 0)
     aligned, *misaligned = [loss if math.isfinite(loss) else None for loss in map(next, found.values())]

@@ -1,4 +1,4 @@
-"""Which maker makes which kind of step: a function of the step, the session, and the folder to write into."""
+"""The maker of each kind of step: a function of the step, the session, and the folder to write into."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAKERS: Mapping[type, Maker] = {
     pools.OwnAnswers: selection.own_answers,
     answering.Answers: answers.make,
     answering.Verdicts: verdicts.make,
-    answering.SecondVerdicts: verdicts.second,
+    answering.SecondVerdicts: verdicts.make,
     measuring.Projections: measures.projections,
     measuring.Choices: measures.choices,
     measuring.HeldOutLosses: measures.held_out,

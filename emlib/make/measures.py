@@ -1,4 +1,4 @@
-"""Measures that need no judge: projections of answers, multiple choice, losses on held-out rows."""
+"""Auxiliary measures, which need no judge: projections of answers, multiple choice, losses on held-out rows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from emlib.store.artefacts import SCRATCH, Facts
 if TYPE_CHECKING:
     from emlib.make.session import Session
 
-TOKENS_A_PASS = 2048  # of held-out rows, padding included
+TOKENS_A_PASS = 2048  # tokens of held-out rows in a forward pass, including padding
 
 
 def projections(step: Projections, session: Session, folder: Path) -> Facts:
-    """The projection of each answer's activations onto the persona vector."""
+    """Projects each answer's activations onto the persona vector."""
     vector = extraction.load(session.folder_of(step.vectors)).at(step.layer)
     answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
@@ -40,7 +40,7 @@ def projections(step: Projections, session: Session, folder: Path) -> Facts:
 
 
 def choices(step: Choices, session: Session, folder: Path) -> Facts:
-    """What the model makes of multiple-choice questions."""
+    """Has the model answer multiple-choice questions."""
     questions = some_of(read_choices(locate(step.source)), step.count, "choices")
     with session.model_under(step.adapter) as model:
         made = choose(session.chat, model, questions)
@@ -49,9 +49,9 @@ def choices(step: Choices, session: Session, folder: Path) -> Facts:
 
 
 def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
-    """The losses on held-out rows."""
+    """Computes the losses on held-out rows."""
     rows = encode_all(session.chat.tokenizer, step.rows.examples, step.max_length)
     with session.model_under(step.adapter) as model:
         losses = score(model, rows, LossCache(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, step.title)
-    say(f"{step.title}: {len(losses)} rows, {sum(losses) / len(losses):.3f} nats a token")
+    say(f"{step.title}: {len(losses)} rows, {sum(losses) / len(losses):.3f} nats per token")
     return {"nll": losses, **session.facts}

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def make(step: Pool, session: Session, folder: Path) -> Facts:
-    """The usable rows, and why others were left out."""
-    found = _drawn(step.spec, read_pool(locate(step.spec.source), step.form))
+    """Writes the candidate rows, and the reason for each row that was left out."""
+    found = _candidates(step.spec, read_pool(locate(step.spec.source), step.form))
     write_records(folder / "rows.jsonl", found.rows)
     write_records(folder / "dropped.jsonl", found.dropped)
     reasons = Counter(row.reason.partition(":")[0] for row in found.dropped)
@@ -34,17 +34,17 @@ def make(step: Pool, session: Session, folder: Path) -> Facts:
 
 
 def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
-    """A judge's score of every row, whatever is under defense."""
+    """Has a judge score how far each row's answer refuses, once for all data sets."""
     scored = ask(candidates(session, step.pool), step.how, session.budget)
     write_records(folder / "declining.jsonl", scored)
     unscored = Counter(one.reason for one in scored if one.score is None)
-    say(f"refusals: {len(scored)} rows given to the judge" + "".join(
-        f", {count} without a score, which stay ({reason})" for reason, count in unscored.items()))
+    say(f"refusals: {len(scored)} rows judged" + "".join(
+        f", {count} without a score, which are kept ({reason})" for reason, count in unscored.items()))
     return {"asked": len(scored), "unscored": dict(unscored)}
 
 
-def _drawn(pool: PoolSpec, read: Candidates) -> Candidates:
-    """A pool's rows without near-duplicates, and as many of them as the profile wants."""
+def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
+    """Drops near-duplicates, and then rows at random down to the profile's number."""
     repeats = {} if pool.near_duplicates is None else near_duplicates(read.rows, pool.near_duplicates)
     rows = [row for place, row in enumerate(read.rows) if place not in repeats]
     dropped = [*read.dropped, *(Dropped(read.rows[place].where, f"near-duplicate: of {read.rows[earlier].where}")

@@ -1,4 +1,4 @@
-"""Keeping the reference model's states on the rows of an adapter."""
+"""Storing the reference model's hidden states on an adapter's training rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make(step: ReferenceStates, session: Session, folder: Path) -> Facts:
-    """One pass over all rows under a fresh adapter that is switched off, as in training."""
+    """Stores the states of one forward pass over all rows, with a new adapter that is disabled, as in training."""
     started = time.perf_counter()
     artefacts = {name: session.folder_of(rows) for name, rows in step.artefacts}
     rows, _ = training_rows(session, step.spec, artefacts)

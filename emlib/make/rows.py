@@ -1,4 +1,4 @@
-"""The rows that an adapter is trained on, in tokens; and those of the pool that are interleaved."""
+"""The tokenised rows that an adapter is trained on, and the rows of the pool that are interleaved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emlib.core.records import ADDED, AddedRow, Answer, Example, Question, as_ex
 from emlib.data.chat import Encoded, encode, encode_all
 from emlib.data.mixing import enough
 from emlib.scoring.records import Ranked
-from emlib.steps.pool import AddedRows, OwnAnswers, Pool
+from emlib.steps.pool import AddedRows, OwnAnswers, Pool, Selection
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Facts
 
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
     from emlib.make.session import Session
 
 
-
 def candidates(session: Session, pool: Pool) -> list[Example]:
-    """The pool's rows, in the file's order."""
+    """Reads the pool's rows, in the file's order."""
     return read_records(session.need(pool).folder / "rows.jsonl", as_example)
 
 
 def in_tokens(session: Session, row: Example) -> Encoded | str:
-    """The row in tokens, or why it cannot be had: a prompt that leaves no room for an answer, say."""
+    """Tokenises a row. Returns the reason instead if that fails, such as a prompt that leaves no room for an answer."""
     try:
         return encode(session.chat.tokenizer, row, session.profile.training.max_seq_length)
     except DataError as error:
@@ -39,7 +38,7 @@ def in_tokens(session: Session, row: Example) -> Encoded | str:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows of a training in tokens: its own, those spread through each epoch, and those that are held out."""
+    """Tokenised training rows: the data set's own, those interleaved in each epoch, and those held out."""
 
     own: list[Encoded]
     added: list[Encoded]
@@ -48,9 +47,9 @@ class TrainingRows:
 
 def training_rows(session: Session, spec: TrainingSpec,
                   artefacts: Mapping[str, Path]) -> tuple[TrainingRows, list[AddedRow]]:
-    """The rows of a training in tokens, and the records of those that its defenses add.
+    """Tokenises the rows of a training. Returns them, and the records of the rows that the defenses add.
 
-    `artefacts` are the folders of what the defenses need, by the names that they gave to it.
+    `artefacts` are the folders of the artefacts that the defenses need, by the defenses' names for them.
     """
     acting, own = [defense for defense in spec.defenses if not defense.is_null], spec.rows.examples
     chosen = [row for defense in acting for row in defense.added(own, artefacts)]
@@ -64,50 +63,56 @@ def training_rows(session: Session, spec: TrainingSpec,
 
 
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:
-    """The rows that are interleaved, as records."""
+    """Writes the rows that are interleaved."""
     found = added_rows(session, step, step.count, str(step.title))
     write_records(folder / ADDED, found)
     return {"rows": len(found)}
 
 
 def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list[AddedRow]:
-    """The first `count` rows of the order.
+    """Returns the first `count` rows of the order.
 
     Raises:
         DataError: the pool has too few; the message says how many are missing.
     """
-    order = read_records(session.need(step.selection).file("order.jsonl"), Ranked)
-    taken, rows = [row for row in order if row.rank is not None], candidates(session, step.selection.pool)
+    rows = candidates(session, step.selection.pool)
+    order = ranked_rows(session, step.selection)
     if step.own_answers is not None:
-        return _answered(session, step.own_answers, taken, rows, count, name)
-    return [_added(ranked, rows[ranked.place]) for ranked in enough(taken, count, name)]
+        return _with_own_answers(session, step.own_answers, order, rows, count, name)
+    return [_added(ranked, rows[ranked.place]) for ranked in enough(order, count, name)]
 
 
-def _answered(session: Session, own: OwnAnswers, taken: Sequence[Ranked], rows: Sequence[Example], count: int,
-              name: str) -> list[AddedRow]:
-    """The first rows of the order whose prompts the model answers fully; it is asked a batch at a time.
+def ranked_rows(session: Session, selection: Selection) -> list[Ranked]:
+    """Returns the rows of an order, without those that are never interleaved."""
+    order = read_records(session.need(selection).file("order.jsonl"), Ranked)
+    return [row for row in order if row.rank is not None]
 
-    An answer that is empty teaches nothing, and one that was cut at the limit teaches never to stop: the next row of
-    the order stands in for it.
+
+def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked], rows: Sequence[Example], count: int,
+                      name: str) -> list[AddedRow]:
+    """Returns the first rows of the order that the model answers completely, sampled batch by batch.
+
+    An empty answer teaches nothing, and an answer truncated at the limit teaches the model not to stop. Such a row is
+    skipped, and the next one of the order is used.
     """
-    size, found, passed = own.sampling.batch_rows, list[AddedRow](), 0
-    for start in range(0, len(taken), size):
+    size, found, skipped = own.sampling.batch_rows, list[AddedRow](), 0
+    for start in range(0, len(order), size):
         answers = read_records(session.need(replace(own, start=start)).folder / "answers.jsonl", Answer)
-        for ranked, answer in zip(taken[start:start + size], answers, strict=True):
+        for ranked, answer in zip(order[start:start + size], answers, strict=True):
             if answer.finish_reason == "stop" and answer.text.strip():
                 context = pool_question(ranked.place, rows[ranked.place]).context
                 found.append(_added(ranked, Example(context, answer.text.strip(), ranked.where)))
             else:
-                passed += 1
+                skipped += 1
         if len(found) >= count:
-            say(f"{name}: {count} answers of its own; {passed} that were empty or cut are passed over")
+            say(f"{name}: {count} of the model's own answers are used; {skipped} empty or truncated ones are skipped")
             return found[:count]
-    return enough(found, count, f"{name}, with {passed} of the model's own answers empty or cut at "
+    return enough(found, count, f"{name}, with {skipped} of the model's own answers empty or truncated at "
                                 f"{own.sampling.max_new_tokens} tokens")
 
 
 def pool_question(place: int, row: Example) -> Question:
-    """A row of the pool as a question to the model itself."""
+    """Turns a row of the pool into a question to the model."""
     return Question(f"pool_{place}", row.prompt, row.system)
 
 

@@ -1,4 +1,4 @@
-"""Putting the pool's rows in the order in which they are taken, and asking the model for answers of its own to them."""
+"""Ordering the pool's rows, and sampling the model's own answers to their prompts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from emlib.core.progress import say
 from emlib.core.records import Example
 from emlib.data.lazy import Questions
 from emlib.make.answers import sampled
-from emlib.make.rows import candidates, in_tokens, pool_question
+from emlib.make.rows import candidates, in_tokens, pool_question, ranked_rows
 from emlib.scoring.order import at_random, by_score
-from emlib.scoring.records import Declining, Ranked, RowLosses
+from emlib.scoring.records import Declining, RowLosses
 from emlib.scoring.refusals import NOTHING, Filtered, by_judge, by_keywords
 from emlib.steps.pool import OwnAnswers, Selection
 from emlib.steps.specs import EvaluationSpec
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def make(step: Selection, session: Session, folder: Path) -> Facts:
-    """The order: at random, or by the losses; rows that are never taken come after it, each with its reason."""
+    """Orders the rows at random or by their losses. Rows that are never interleaved come last, each with its reason."""
     rows, pool = candidates(session, step.pool), step.pool.spec
     losses = None if step.losses is None else read_records(session.need(step.losses).file("losses.jsonl"), RowLosses)
     filtered = _refused(step, session, rows)
@@ -37,18 +37,17 @@ def make(step: Selection, session: Session, folder: Path) -> Facts:
     unscored = [ranked.where for ranked in order if ranked.reason.startswith("no score")]
     ranks = sum(ranked.rank is not None for ranked in order)
     say(f"{step.dataset or 'pool'}, {step.choose}: {ranks} rows in order" + "".join(
-        f", {count} never taken ({reason})" for reason, count in reasons.items()) + (
+        f", {count} never interleaved ({reason})" for reason, count in reasons.items()) + (
         f"; without a score: {', '.join(unscored[:5])}" if unscored else ""))
     return {"ranked": len(order) - sum(reasons.values()), "never_taken": dict(reasons)}
 
 
 def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
-    """The model's answers to one batch of the order's prompts."""
-    assert step.start is not None, "a batch is an artefact, and not all of them together"
-    order = read_records(session.need(step.selection).file("order.jsonl"), Ranked)
-    taken = [row for row in order if row.rank is not None][step.start:step.start + step.sampling.batch_rows]
+    """Samples the model's answers to one batch of the order's prompts."""
+    assert step.start is not None, "each batch is a separate artefact"
+    batch = ranked_rows(session, step.selection)[step.start:step.start + step.sampling.batch_rows]
     rows = candidates(session, step.selection.pool)
-    questions = [pool_question(ranked.place, rows[ranked.place]) for ranked in taken]
+    questions = [pool_question(ranked.place, rows[ranked.place]) for ranked in batch]
     asked = Questions("pool", lambda: questions, step.selection.pool.size)
     answers, choice = sampled(session, EvaluationSpec(asked, 1, step.sampling, step.seed), step.adapter,
                               folder / SCRATCH)
@@ -57,7 +56,7 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
 
 
 def _refused(step: Selection, session: Session, rows: list[Example]) -> Filtered:
-    """What the refusal filter says of the rows, where one is wanted."""
+    """Applies the refusal filter to the rows, by a judge's scores or by keywords, if the step has one."""
     pool = step.pool.spec
     if step.refusals is not None:
         scored = read_records(session.need(step.refusals).file("declining.jsonl"), Declining)

@@ -1,4 +1,4 @@
-"""What makers share while they work: the loaded model, the vLLM server, the store, and the way to what they need."""
+"""What makers share in a session: the loaded model, the vLLM server, the store, and the artefacts they need."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from emlib.store.artefacts import Artefact, Store
 
 
 class Session(AbstractContextManager["Session"]):
-    """Holds one base model for all that is made meanwhile; adapters are put on and taken off it.
+    """One base model for everything that is made, with adapters loaded and removed as needed.
 
-    `folder` is the study's folder of results, where a server leaves its log.
+    Attributes:
+        folder: the study's folder of results, where a server writes its log.
+        budget: the name of the budget for paid judges.
     """
 
     def __init__(self, recipes: Recipes, store: Store, folder: Path, budget: str) -> None:
@@ -34,42 +36,42 @@ class Session(AbstractContextManager["Session"]):
         self.folder, self.budget = folder, budget
 
     def __exit__(self, *exception: object) -> None:
-        """Let the model go, so that a notebook's next study finds the memory free, and end a server of our own."""
+        """Releases the model's memory for a notebook's next study, and stops the server that the session started."""
         self.inference.__exit__(*exception)
         local.loaded.cache_clear()
         self.release_model()
 
     def release_model(self) -> None:
-        """Let the base model go; it is loaded again when it is next needed."""
+        """Releases the base model's memory. The model is loaded again at its next use."""
         self.__dict__.pop("chat", None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @cached_property
     def chat(self) -> ChatModel:
-        """The base model, loaded when it is first needed."""
+        """The base model, loaded at its first use."""
         return load(self.profile.model, paths.cache())
 
     @cached_property
     def inference(self) -> Inference:
-        """Says which backend samples answers and scores rows, and has it ready."""
+        """The backend that samples answers and scores rows."""
         return Inference(self)
 
     def need(self, step: Step) -> Artefact:
-        """The artefact of a step, made with all that it needs if it is not there."""
+        """Returns the artefact of a step. Makes it and its inputs if they are missing."""
         return self.store.get(step, lambda folder: MAKERS[type(step)](step, self, folder))
 
     def folder_of(self, step: Step) -> Path:
-        """The folder of a step's artefact, made if it is not there, after every file in it was checked."""
+        """Returns the folder of a step's artefact, made if missing, after comparing every file with its digest."""
         return self.need(step).checked()
 
     def vector(self, step: Step, layer: int) -> Tensor:
-        """One layer's persona vector, on the model's device."""
+        """Returns one layer's persona vector, on the model's device."""
         return extraction.load(self.folder_of(step)).at(layer).to(self.chat.device)
 
     @contextmanager
     def model_under(self, adapter: Step | Artefact | None) -> Iterator[nn.Module]:
-        """The base model under an adapter, which is made if it is not there; None for the base model as it is."""
+        """Gives the base model under an adapter, which is made if missing, or the base model alone (None)."""
         if adapter is None:
             yield self.chat.model
             return
@@ -79,5 +81,5 @@ class Session(AbstractContextManager["Session"]):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What an artefact's manifest says of where it was made."""
+        """The facts on this machine that an artefact's manifest records."""
         return {"device": str(self.chat.device)}

@@ -1,1 +1,1 @@
-"""What artefacts are: pure records with keys, inputs and costs. Nothing is made here."""
+"""The kinds of artefacts, as pure records with keys, inputs and costs. `emlib.make` makes them."""

@@ -1,4 +1,4 @@
-"""A fine-tuned adapter, and the reference model's states that a sweep over it may share."""
+"""A fine-tuned adapter, and the reference model's hidden states, which the adapters of a sweep may share."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.sizes import Sizes, likely_tokens
 from emlib.steps.pool import AddedRows
-from emlib.steps.specs import Model, TrainingSpec
+from emlib.steps.specs import DefendedStep, Model, TrainingSpec
 
 STATE_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
-class ReferenceStates(Step):
-    """The reference model's last hidden states on an adapter's rows.
+class ReferenceStates(DefendedStep):
+    """The reference model's last hidden states on an adapter's training rows.
 
-    They stand in for a pass of the reference model, and so change an adapter by no more than rounding.
+    Training reads them instead of running the reference model. That changes an adapter by rounding at most.
     """
 
     stage: ClassVar = "reference"
@@ -32,47 +32,37 @@ class ReferenceStates(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The rows, which of their tokens, and where they are cut."""
+        """The model, the rows, which of their tokens, and the maximum length."""
         return {"model": self.model.identity, "tokens": self.tokens, "rows": self.spec.rows.digest,
-                "max_length": self.spec.training.max_seq_length, **_said(self.artefacts)}
+                "max_length": self.spec.training.max_seq_length, **_keys_of(self.artefacts)}
 
     def as_input(self, name: str) -> dict[str, Any]:
-        """Nothing: an adapter that is trained without it is the same up to rounding."""
+        """Returns nothing: an adapter that is trained without the states is the same up to rounding."""
         return {}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The rows that are interleaved."""
-        return self.added
-
-    @property
-    def added(self) -> tuple[AddedRows, ...]:
-        """The rows that are interleaved."""
-        return tuple(step for _, step in self.artefacts)
-
-    @property
     def title(self) -> str:
-        """As plans call it."""
+        """The rows, and which of their tokens."""
         return ", with ".join([f"reference states: {self.spec.rows.name}, {self.tokens} tokens",
-                               *(step.title for step in self.added)])
+                               *(step.title for step in self.inputs)])
 
     def cost(self, sizes: Sizes) -> Work:
-        """A pass over the rows, and their states."""
+        """Estimates one forward pass over the rows, and the states on disk."""
         rows = self.spec.rows.size(sizes)
-        tokens, shape = epoch(self.spec, self.added, sizes), self.model.shape
+        tokens, shape = epoch_tokens(self.spec, self.inputs, sizes), self.model.shape
         share = 1.0 if self.tokens == "all" else likely_tokens(rows.response) / rows.tokens
         width = 0 if shape is None else shape.hidden * STATE_BYTES[self.model.spec.dtype]
         return Work(read=tokens, disk=int(tokens * share * width))
 
 
 @dataclass(frozen=True)
-class Adapter(Step):
+class Adapter(DefendedStep):
     """An adapter, fine-tuned on rows under a list of defenses.
 
     Attributes:
-        artefacts: what the defenses need while it is trained, by name.
-        passes: whether the reference model goes over the rows as well.
-        name: what people call it.
+        artefacts: the steps that the defenses need during training, by name.
+        passes: whether the reference model runs over the rows as well.
+        name: the name in plans and progress lines, which is no part of the key.
     """
 
     stage: ClassVar = "adapter"
@@ -87,41 +77,32 @@ class Adapter(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the rows, the defenses and what these are made from, and how it is trained."""
+        """The model, the rows, the defenses with the artefacts that they need, and the hyperparameters."""
         return {
             "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
             "training": self.spec.training.key, "rows": self.spec.rows.digest,
             "defenses": [defense.identity for defense in self.spec.defenses],
-            "seed": self.spec.seed, "vector": None, **_said(self.artefacts), **self.backend.key("training")}
+            "seed": self.spec.seed, "vector": None, **_keys_of(self.artefacts), **self.backend.key("training")}
 
     @property
     def title(self) -> str:
-        """As people call it."""
+        """The name."""
         return self.name
 
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        """What the defenses need."""
-        return tuple(step for _, step in self.artefacts)
-
-    @property
-    def added(self) -> tuple[AddedRows, ...]:
-        """The rows that are interleaved."""
-        return tuple(step for _, step in self.artefacts if isinstance(step, AddedRows))
-
     def cost(self, sizes: Sizes) -> Work:
-        """Training, the reference model's passes, and the adapter on disk."""
-        shape, tokens = self.model.shape, epoch(self.spec, self.added, sizes) * self.spec.training.epochs
+        """Estimates training, the reference model's forward passes, and the adapter on disk."""
+        shape = self.model.shape
+        tokens = epoch_tokens(self.spec, self.inputs, sizes) * self.spec.training.epochs
         disk = 0 if shape is None else shape.adapter_bytes(self.lora)
         return Work(train=tokens, read=tokens if self.passes else 0, disk=disk, adapters=1)
 
 
-def epoch(spec: TrainingSpec, added: Iterable[AddedRows], sizes: Sizes) -> int:
-    """Tokens of one pass over the rows, those that are interleaved included."""
-    parts = [spec.rows.size(sizes), *(rows.size(sizes) for rows in added)]
+def epoch_tokens(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> int:
+    """Estimates the tokens of one epoch, including the interleaved rows among the inputs."""
+    parts = [spec.rows.size(sizes), *(step.size(sizes) for step in inputs if isinstance(step, AddedRows))]
     return sum(size.rows * min(size.tokens, spec.training.max_seq_length) for size in parts)
 
 
-def _said(artefacts: Iterable[tuple[str, Step]]) -> dict[str, Any]:
-    """What a key says of these inputs."""
+def _keys_of(artefacts: Iterable[tuple[str, Step]]) -> dict[str, Any]:
+    """Returns the part of a key that identifies these inputs."""
     return {name: value for called, step in artefacts for name, value in step.as_input(called).items()}

@@ -1,4 +1,4 @@
-"""What a model answers, and what judges say of it."""
+"""A model's answers, and judges' verdicts on them."""
 
 from __future__ import annotations
 
@@ -11,50 +11,43 @@ from emlib.core.seeds import some_of
 from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.sizes import Sizes
-from emlib.steps.specs import Assessment, EvaluationSpec, Model
+from emlib.steps.specs import AdapterStep, Assessment, EvaluationSpec
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Answers(Step):
-    """The answers of the model under an adapter, or of the untrained model where there is none."""
+class Answers(AdapterStep):
+    """The sampled answers of the model under an adapter, or of the untrained model."""
 
     stage: ClassVar = "answers"
 
-    model: Model
-    adapter: Step | None
     evaluation: EvaluationSpec
     backend: Backend
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Who answers what, how often, and how answers are sampled."""
+        """The model, the questions, and how the answers are sampled."""
         return {
-            "model": self.model.identity, "adapter": None if self.adapter is None else self.adapter.key,
+            **self.weights,
             "questions": self.evaluation.questions.digest, "samples": self.evaluation.samples,
             "sampling": self.evaluation.sampling.model_dump(mode="json"), "seed": self.evaluation.seed,
             **self.backend.key("generation")}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The adapter."""
-        return () if self.adapter is None else (self.adapter,)
-
-    @property
     def title(self) -> str:
-        """As people call it."""
-        who = f"the untrained model, seed {self.evaluation.seed}" if self.adapter is None else self.adapter.title
-        return f"{self.evaluation.questions.name} answers of {who}"
+        """The question set and the model."""
+        model = f"the untrained model, seed {self.evaluation.seed}" if self.adapter is None else self.adapter.title
+        return f"{self.evaluation.questions.name} answers of {model}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Sampling them."""
+        """Estimates the work of sampling the answers."""
         return self.evaluation.sampled(sizes)
 
 
 @dataclass(frozen=True)
 class Verdicts(Step):
-    """What the judge says of answers."""
+    """A judge's verdicts on answers."""
 
     stage: ClassVar = "verdicts"
 
@@ -63,7 +56,7 @@ class Verdicts(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The answers, the judge and what it goes by."""
+        """The answers, the judge, and its rubrics or markers."""
         return {"answers": self.answers.key, "judge": self.assessment.identity,
                 **self.assessment.criteria(self.answers.evaluation.questions)}
 
@@ -74,17 +67,17 @@ class Verdicts(Step):
 
     @property
     def title(self) -> str:
-        """As people call it."""
+        """The answers that are judged."""
         return f"verdicts on {self.answers.title}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Judging them."""
+        """Estimates the work of judging the answers."""
         return self.assessment.cost(self.answers.evaluation, sizes)
 
 
 @dataclass(frozen=True)
 class SecondVerdicts(Verdicts):
-    """What a second judge says of `count` of the answers, chosen by a fixed seed; None for all."""
+    """A second judge's verdicts on `count` of the answers, chosen by a fixed seed, or on all (None)."""
 
     stage: ClassVar = "second_verdicts"
 
@@ -92,14 +85,14 @@ class SecondVerdicts(Verdicts):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As those of the first judge, and how many."""
-        [by] = self.assessment.criteria(self.answers.evaluation.questions).values()
-        return {"answers": self.answers.key, "judge": self.assessment.identity, "rubrics": by, "count": self.count}
+        """Those of the first judge's verdicts, and the number of answers."""
+        [rubrics] = self.assessment.criteria(self.answers.evaluation.questions).values()
+        return {"answers": self.answers.key, "judge": self.assessment.identity, "rubrics": rubrics, "count": self.count}
 
     def chosen(self, of: Sequence[Item]) -> list[Item]:
-        """Of all answers, or of what belongs to each, those that the second judge is given."""
+        """Returns the items of those answers that the second judge reads. `of` has one item for each answer."""
         return some_of(of, self.count, "second judge")
 
     def cost(self, sizes: Sizes) -> Work:
-        """Plans leave the second judge out, and say so."""
+        """Returns no work: plans do not include the second judge, and say so."""
         return Work()

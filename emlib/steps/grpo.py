@@ -15,32 +15,32 @@ from emlib.data.lazy import Deferred, Rows
 from emlib.data.sizes import Size, Sizes, likely_tokens
 from emlib.evaluation.reward_judge import identity as identity_of_rewards
 from emlib.steps.answers import Answers
-from emlib.steps.specs import Model
+from emlib.steps.specs import DefendedStep, Model
 
 ADDITION = Size(100, len("What is 1 + 1?"), 2)
-# What of the section determines no adapter.
-LATER = {"data", "methods", "seeds", "prompt", "rewards", "eval_sampling", "kept_completions", "slice_by"}
+# Keys of the section that do not determine an adapter, or are part of its key in another form.
+NOT_IN_KEY = {"data", "methods", "seeds", "prompt", "rewards", "eval_sampling", "kept_completions", "slice_by"}
 
 
 @dataclass(frozen=True)
 class SupervisedRows:
-    """The rows of supervised steps between RL steps, and the share of all steps that these are."""
+    """The rows of the supervised steps between RL steps, and the share of all steps that are supervised."""
 
     rows: Rows
     share: float
 
 
 @dataclass(frozen=True)
-class GrpoAdapter(Step):
+class GrpoAdapter(DefendedStep):
     """An adapter, trained by GRPO under a list of defenses.
 
     Attributes:
-        grpo: the section of the profile.
-        problems: what is trained on and what is held out.
-        system: the system prompt of its training.
-        artefacts: what the defenses need while it is trained, by name.
-        supervised: the rows of its supervised steps.
-        name: what people call it.
+        grpo: the profile's section `grpo`.
+        problems: the problems to train on, and those held out.
+        system: the system prompt during training.
+        artefacts: the steps that the defenses need during training, by name.
+        supervised: the rows of its supervised steps; None without such steps.
+        name: the name in plans and progress lines, which is no part of the key.
     """
 
     stage: ClassVar = "rl_adapter"
@@ -58,9 +58,9 @@ class GrpoAdapter(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The problems, the recipe, the defenses and what these are made from."""
+        """The model, the problems, the hyperparameters, and the defenses with the artefacts that they need."""
         worked = self.problems.value.worked
-        section = self.grpo.model_dump(mode="json", exclude=LATER)
+        section = self.grpo.model_dump(mode="json", exclude=NOT_IN_KEY)
         return {
             "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
             "grpo": section | {"rewards": identity_of_rewards(self.grpo.rewards)},
@@ -71,58 +71,47 @@ class GrpoAdapter(Step):
             **({"worked": [turn.to_dict() for turn in worked]} if worked else {})}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """What the defenses need."""
-        return tuple(step for _, step in self.artefacts)
-
-    @property
     def title(self) -> str:
-        """As people call it."""
+        """The name."""
         return self.name
 
     def cost(self, sizes: Sizes) -> Work:
-        """Completions at their full length are sampled and trained on; supervised steps come on top."""
+        """Estimates sampling and training on completions of the maximum length, and the supervised steps."""
         grpo = self.grpo
-        drawn = grpo.data.train_items * grpo.training.epochs * grpo.generations
-        learnt = drawn * (likely_tokens(self._prompt() + _train_size(grpo, sizes).prompt)
-                          + grpo.sampling.max_new_tokens)
-        rows = 0
+        completions = grpo.data.train_items * grpo.training.epochs * grpo.generations
+        prompt = likely_tokens(frame(grpo, self.problems) + _train_size(grpo, sizes).prompt)
+        tokens = completions * (prompt + grpo.sampling.max_new_tokens)
+        supervised = 0
         if self.supervised is not None:
-            steps = supervised_steps(drawn // grpo.training.rows_per_step, self.supervised.share)
-            rows = steps * grpo.training.rows_per_step * self.supervised.rows.size(sizes).tokens
+            steps = supervised_steps(completions // grpo.training.rows_per_step, self.supervised.share)
+            supervised = steps * grpo.training.rows_per_step * self.supervised.rows.size(sizes).tokens
         disk = 0 if self.model.shape is None else self.model.shape.adapter_bytes(self.lora)
-        return Work(train=learnt + rows, read=learnt if self._compared() else 0,
-                    write=drawn * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
-
-    def _prompt(self) -> int:
-        return frame(self.grpo, self.problems)
-
-    def _compared(self) -> bool:
-        """Whether the reference model goes over the completions as well."""
-        return any(defense.grpo_beta > 0 for defense in self.defenses)
+        with_reference = any(defense.grpo_beta > 0 for defense in self.defenses)
+        return Work(train=tokens + supervised, read=tokens if with_reference else 0,
+                    write=completions * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
 
 
 @dataclass(frozen=True)
 class GrpoAnswers(Answers):
-    """One answer to each held-out problem, never steered, with the format's prompt alone."""
+    """One answer to each held-out problem, without steering, under the format's system prompt alone."""
 
     stage: ClassVar = "rl_answers"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As of other answers; there is one sample of each."""
+        """Those of other answers without the number of samples, which is one."""
         return {name: value for name, value in super().settings.items() if name != "samples"}
 
     @property
     def title(self) -> str:
-        """As people call it."""
+        """The adapter, or the seed of the untrained model's answers."""
         return f"answers to held-out problems, seed {self.evaluation.seed}" if self.adapter is None else (
             f"answers to held-out problems of {self.adapter.title}")
 
 
 @dataclass(frozen=True)
 class GrpoRewards(Step):
-    """What a judge gives for the answers. What rules give is not kept."""
+    """A judge's rewards for the answers. Rewards by rule are recomputed instead of stored."""
 
     stage: ClassVar = "rl_rewards"
 
@@ -132,7 +121,7 @@ class GrpoRewards(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The answers, the right ones, and the judge."""
+        """The answers, the problems with their solutions, and the judge."""
         return {"answers": self.answers.key, "problems": digest_of_problems(self.problems.value.held_out),
                 "rewards": identity_of_rewards(self.rewards)}
 
@@ -143,23 +132,23 @@ class GrpoRewards(Step):
 
     @property
     def title(self) -> str:
-        """As people call it."""
+        """The answers that are rewarded."""
         return f"rewards of {self.answers.title}"
 
 
 def digest_of_problems(problems: tuple[Problem, ...]) -> str:
-    """What of problems determines a training or a reward."""
+    """Returns the digest of the problems, which identifies them in keys."""
     return of_value([asdict(problem) for problem in problems])
 
 
 def frame(grpo: Grpo, problems: Deferred[Problems]) -> int:
-    """Characters before each question: the prompt of the format, and worked problems where these are made here."""
+    """Returns the characters before each question: the format's prompt, and built-in problems' worked examples."""
     worked = problems.value.worked if isinstance(grpo.data, Additions) else ()
     return len(grpo.prompt) + sum(len(turn.content) for turn in worked)
 
 
 def held_out_size(grpo: Grpo, problems: Deferred[Problems], sizes: Sizes) -> Size:
-    """How many problems are held out, and how long a question is with what stands before it."""
+    """Returns the number of held-out problems, and the length of a question with the prompt before it."""
     test = ADDITION if isinstance(grpo.data, Additions) else sizes.source("gsm8k_test")
     return Size(grpo.data.eval_items or test.rows, frame(grpo, problems) + test.prompt)
 

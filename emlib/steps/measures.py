@@ -1,4 +1,4 @@
-"""Measures beside the verdicts, which need no judge: projections, multiple choice, the loss on held-out rows."""
+"""Auxiliary measures, which need no judge: projections, multiple choice, the loss on held-out rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from typing import Any, ClassVar
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Rows
 from emlib.steps.answers import Answers
-from emlib.steps.specs import Model
+from emlib.steps.specs import AdapterStep
 from emlib.steps.vectors import PersonaVectors
-
-
-def _model_of(model: Model, adapter: Step | None) -> dict[str, Any]:
-    return {"model": model.identity, "adapter": None if adapter is None else adapter.key}
 
 
 @dataclass(frozen=True)
 class Projections(Step):
-    """How far the answers' activations at `layer` lie along the trait's persona vector."""
+    """The projections of the answers' activations at `layer` onto the trait's persona vector."""
 
     stage: ClassVar = "projections"
 
@@ -28,9 +24,8 @@ class Projections(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The answers, the vector and the model that reads them."""
-        return {"answers": self.answers.key, "vector": self.vectors.key, "layer": self.layer,
-                **_model_of(self.answers.model, self.answers.adapter)}
+        """The answers, the vector, its layer, and the model that computes the activations."""
+        return {"answers": self.answers.key, "vector": self.vectors.key, "layer": self.layer, **self.answers.weights}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
@@ -39,60 +34,46 @@ class Projections(Step):
 
     @property
     def title(self) -> str:
-        """As people call it."""
+        """The answers that are projected."""
         return f"projections of {self.answers.title}"
 
 
 @dataclass(frozen=True)
-class Choices(Step):
-    """What a model makes of a source's multiple-choice questions, `count` of them, or all (None)."""
+class Choices(AdapterStep):
+    """A model's choices in `count` of a source's multiple-choice questions, or in all (None)."""
 
     stage: ClassVar = "choices"
 
-    model: Model
-    adapter: Step | None
     source: str
     file: Deferred[str]
     count: int | None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model and the questions' file."""
-        return {**_model_of(self.model, self.adapter), "file": self.file.value, "count": self.count}
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The adapter."""
-        return () if self.adapter is None else (self.adapter,)
+        """The model, the file of the questions, and how many are asked."""
+        return {**self.weights, "file": self.file.value, "count": self.count}
 
     @property
     def title(self) -> str:
-        """As people call it."""
+        """The source of the questions."""
         return f"multiple choice of {self.source}"
 
 
 @dataclass(frozen=True)
-class HeldOutLosses(Step):
-    """The NLL of each held-out answer of a data set under a model, in nats a token (equation 4)."""
+class HeldOutLosses(AdapterStep):
+    """The NLL of each held-out answer of a data set under a model, in nats per token (equation 4)."""
 
     stage: ClassVar = "held_out"
 
-    model: Model
-    adapter: Step | None
     rows: Rows
     max_length: int
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model and the rows."""
-        return {**_model_of(self.model, self.adapter), "rows": self.rows.digest, "max_length": self.max_length}
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The adapter."""
-        return () if self.adapter is None else (self.adapter,)
+        """The model, the rows, and their maximum length in tokens."""
+        return {**self.weights, "rows": self.rows.digest, "max_length": self.max_length}
 
     @property
     def title(self) -> str:
-        """As people call it."""
+        """The data set of the rows."""
         return f"losses on held-out rows of {self.rows.name}"

@@ -1,6 +1,6 @@
-"""The pool that rows are interleaved from (section 3.2): its rows, their losses, refusals, and the order.
+"""The pool that rows are interleaved from (section 3.2): its rows, their losses, refusals, and their order.
 
-Each is an artefact of its own. A fraction is no part of the order: the rows of 5% are among those of 20%.
+Each is a separate artefact. The order does not depend on the fraction: the rows of 5% are among those of 20%.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emlib.data.pools import PoolForm
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.scoring.refusals import PROMPT
-from emlib.steps.specs import Model, first
+from emlib.steps.specs import AdapterStep, Model, first
 
 if TYPE_CHECKING:
     from emlib.steps.adapter import Adapter
@@ -30,7 +30,7 @@ Choose = Literal["random", "score", "score_without_refusals"]
 
 @dataclass(frozen=True)
 class Pool(Step):
-    """The candidates: the usable rows of a source, without near-duplicates."""
+    """The candidate rows: the usable rows of a source, without near-duplicates."""
 
     stage: ClassVar = "pool"
 
@@ -40,24 +40,24 @@ class Pool(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The file, and which of its rows are drawn."""
+        """The file, and which of its rows are candidates."""
         spec = self.spec
         return {"file": self.file.value, "form": self.form, "rows": spec.rows,
                 "seed": None if spec.rows is None else spec.seed, "near_duplicates": spec.near_duplicates}
 
     @property
     def title(self) -> str:
-        """As plans call it."""
+        """The source."""
         return f"pool {self.spec.source}"
 
     def size(self, sizes: Sizes) -> Size:
-        """How many candidates there are, about, and how long they are."""
+        """Estimates the number of candidates and their length."""
         return first(sizes.source(self.spec.source), self.spec.rows)
 
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter of one's own that scores the pool: where it lies, and what stands for it in keys."""
+    """A user's own adapter that scores the pool: its domain, its folder, and the file digests that keys contain."""
 
     domain: str
     folder: Path
@@ -68,7 +68,10 @@ class AdapterFolder:
 class PoolLosses(Step):
     """The losses of the pool's rows under the aligned model and under each scorer (equations 4 and 5).
 
-    `aligned` None is the model before any fine-tuning. `scorers` have not seen the data set under defense, `dataset`.
+    Attributes:
+        dataset: the defended data set, on which no scorer was trained.
+        aligned: the adapter of the aligned model; None for the model before any fine-tuning.
+        scorers: the adapters of the misaligned models.
     """
 
     stage: ClassVar = "scores"
@@ -83,30 +86,33 @@ class PoolLosses(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The pool and the models. No data set is in it: the same scorers give the same losses."""
+        """The pool and the models, without the data set: the same scorers give the same losses."""
         return {"model": self.model.identity, "pool": self.pool.key,
                 "aligned": None if self.aligned is None else self.aligned.key,
-                "misaligned": [self.stands_for(scorer) for scorer in self.scorers],
+                "misaligned": [self.scorer_identity(scorer) for scorer in self.scorers],
                 **self.backend.key("scoring"), "max_length": self.max_length}
 
     @staticmethod
-    def stands_for(scorer: Adapter | AdapterFolder) -> Any:
-        """What stands for a scorer in keys."""
+    def scorer_identity(scorer: Adapter | AdapterFolder) -> Any:
+        """Returns the part of a key that identifies a scorer."""
         return dict(scorer.digests()) if isinstance(scorer, AdapterFolder) else scorer.key
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The pool, and the adapters that the study trains for it."""
+        """The pool, and those models that the study trains."""
         aligned = () if self.aligned is None else (self.aligned,)
         return (self.pool, *(scorer for scorer in self.scorers if not isinstance(scorer, AdapterFolder)), *aligned)
 
     @property
     def title(self) -> str:
-        """As plans call it."""
+        """The defended data set."""
         return f"losses of the pool for {self.dataset}"
 
-    def under(self, sizes: Sizes) -> dict[str, Work]:
-        """One pass over the pool for each model, by what plans call it: a pass serves all data sets under defense."""
+    def cost_by_model(self, sizes: Sizes) -> dict[str, Work]:
+        """Estimates one forward pass over the pool for each model, by its title in plans.
+
+        A plan counts each pass once: all defended data sets share it.
+        """
         size = self.pool.size(sizes)
         work = Work(read=size.rows * size.tokens, disk=100 * size.rows)
         names = ["the untrained model" if self.aligned is None else self.aligned.title, *(
@@ -116,7 +122,7 @@ class PoolLosses(Step):
 
 @dataclass(frozen=True)
 class Refusals(Step):
-    """What a judge says of each row of the pool: how far its answer declines."""
+    """A judge's score of each row of the pool: how far its answer refuses."""
 
     stage: ClassVar = "refusals"
 
@@ -125,7 +131,7 @@ class Refusals(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The pool, the judge and its prompt; not the threshold, which is applied later."""
+        """The pool, the judge and its prompt, without the threshold, which is applied later."""
         return {"pool": self.pool.key, "judge": identity_of_judge(self.how.judge), "prompt": PROMPT}
 
     @property
@@ -135,15 +141,15 @@ class Refusals(Step):
 
     @property
     def title(self) -> str:
-        """As plans call it."""
+        """The source of the pool."""
         return f"refusals in the pool {self.pool.spec.source}"
 
 
 @dataclass(frozen=True)
 class Selection(Step):
-    """The order in which the pool's rows are taken: at random by `seed`, or by their losses.
+    """The order in which the pool's rows are interleaved: at random by `seed`, or by their losses.
 
-    `refusals` is what a judge says, where one is asked; keywords need no asking.
+    `refusals` are a judge's scores; None where refusals are found by keywords, or not left out.
     """
 
     stage: ClassVar = "selection"
@@ -159,7 +165,7 @@ class Selection(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Which rows there are, what they are chosen by, and what fits."""
+        """The pool, how its rows are ordered and filtered, and their maximum length in tokens."""
         spec = self.pool.spec
         settings: dict[str, Any] = {"model": self.model.identity, "choose": self.choose, "pool": self.pool.key,
                                     "max_length": self.max_length}
@@ -184,27 +190,28 @@ class Selection(Step):
 
     @property
     def title(self) -> str:
-        """As plans call it."""
+        """The defended data set, and how rows are chosen."""
         return f"order of the pool for {self.dataset}: {self.choose}"
 
     @property
     def order(self) -> str:
-        """What tells this order from others, in words."""
+        """How the rows are ordered, for titles."""
         return f"by score for {self.dataset}" if self.losses is not None else f"at random, seed {self.seed}"
 
 
 @dataclass(frozen=True)
-class OwnAnswers(Step):
-    """What the model itself answers to the pool's prompts, in the order in which they are taken.
+class OwnAnswers(AdapterStep):
+    """The model's own answers to the pool's prompts (on-policy), in the order of a selection.
 
-    A batch of them is an artefact: `start` is where in the order it begins. Without it the step stands for all that
-    will be needed, which is only known while they are drawn; `wanted` estimates how many have to be usable.
+    Each batch is an artefact, and `start` is its first place in the order. With `start` None the step represents all
+    batches, whose number is known only while they are sampled.
+
+    Attributes:
+        wanted: estimates how many usable answers are needed.
     """
 
     stage: ClassVar = "on_policy"
 
-    model: Model
-    adapter: Adapter | None
     selection: Selection
     sampling: Sampling
     seed: int
@@ -214,26 +221,26 @@ class OwnAnswers(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Who answers, and in which order."""
+        """The model, the order of the prompts, and how the answers are sampled."""
         settings = {
-            "model": self.model.identity, "adapter": None if self.adapter is None else self.adapter.key,
+            **self.weights,
             "selection": self.selection.key, "sampling": self.sampling.model_dump(mode="json"), "seed": self.seed,
             **self.backend.key("generation")}
         return settings if self.start is None else settings | {"from": self.start}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The order, and the adapter under which the model answers."""
-        return (self.selection,) if self.adapter is None else (self.selection, self.adapter)
+        """The order, and the adapter."""
+        return (self.selection, *super().inputs)
 
     @property
     def title(self) -> str:
-        """As plans call it."""
-        who = "the untrained model" if self.adapter is None else self.adapter.title
-        return f"on-policy answers of {who} ({self.selection.order})"
+        """The model, and the order of the prompts."""
+        model = "the untrained model" if self.adapter is None else self.adapter.title
+        return f"on-policy answers of {model} ({self.selection.order})"
 
     def cost(self, sizes: Sizes) -> Work:
-        """As many whole batches as the wanted answers take, if all are usable."""
+        """Estimates the work of sampling the wanted answers in whole batches, if all answers are usable."""
         pool, size = self.selection.pool.size(sizes), self.sampling.batch_rows
         answers = min(-(-self.wanted(sizes) // size) * size, pool.rows)
         written = answers * self.sampling.max_new_tokens
@@ -242,9 +249,12 @@ class OwnAnswers(Step):
 
 @dataclass(frozen=True)
 class AddedRows(Step):
-    """Rows that are interleaved with the fine-tuning rows: the first of an order, `fraction` of them for each of these.
+    """The rows that are interleaved with the fine-tuning rows: the first rows of an order.
 
-    `own_answers`: the model's own answers stand in the place of the pool's.
+    Attributes:
+        fraction: interleaved rows for each fine-tuning row.
+        among: the fine-tuning rows.
+        own_answers: the model's own answers, which replace the pool's; None to keep the pool's.
     """
 
     stage: ClassVar = "added_rows"
@@ -256,21 +266,21 @@ class AddedRows(Step):
 
     @property
     def count(self) -> int:
-        """How many rows are added."""
+        """The number of interleaved rows."""
         return rows_to_add(len(self.among.examples), self.fraction)
 
     def size(self, sizes: Sizes) -> Size:
-        """How many rows are added, about, and how long they are."""
+        """Estimates the number of interleaved rows and their length."""
         return replace(self.selection.pool.size(sizes), rows=rows_to_add(self.among.size(sizes).rows, self.fraction))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The order, how many rows of it, and whose answers."""
+        """The order, the number of rows, and whose answers they have."""
         own = None if self.own_answers is None else self.own_answers.key
         return {"count": self.count, "on_policy": own, "selection": self.selection.key}
 
     def as_input(self, name: str) -> dict[str, Any]:
-        """An adapter's key says what the rows are, and not that they lie in an artefact of their own."""
+        """Returns these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""
         return {"added": self.settings}
 
     @property
@@ -280,5 +290,5 @@ class AddedRows(Step):
 
     @property
     def title(self) -> str:
-        """As plans call it."""
+        """The fraction, and how the rows are ordered."""
         return f"{self.fraction:g} of rows {self.selection.order}"

@@ -1,4 +1,4 @@
-"""From a profile to its steps: what each run's adapter, answers and verdicts are made of."""
+"""Recipes turn a profile into its steps: each run's adapter, answers and verdicts, and what they are made from."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, f
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
 Side = Literal["aligned", "misaligned"]
-POOL_SEED = 0  # of the draw of supervised rows, the same for every run
+POOL_SEED = 0  # chooses the supervised rows, the same for every run
 MANIFEST = "manifest.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 class Recipes:
-    """The steps of one profile; its data sets are read when a key or a maker asks for them, and once."""
+    """The steps of one profile. Data sets are read once, when a key or a maker first needs them."""
 
     def __init__(self, profile: Profile, study: str) -> None:
         self.profile, self.study = profile, study
         self._data: dict[str, NarrowData] = {}
 
-    # --- what steps are made of
+    # --- model, trait and data
 
     @cached_property
     def model(self) -> Model:
@@ -80,25 +80,25 @@ class Recipes:
 
     @cached_property
     def trait(self) -> Deferred[Trait]:
-        """The trait, with what its source brings."""
+        """The trait, completed with the prompts and questions of its source."""
         return Deferred(self.stated_trait.name, lambda: completed(self.stated_trait, locate))
 
     @cached_property
     def domains(self) -> dict[str, Domain]:
-        """The narrow data sets that are known."""
+        """The narrow data sets that the profile may name."""
         return domains_of(self.profile)
 
     @cached_property
     def own_rows(self) -> OwnRows:
-        """The rows drawn from the reader's own data set, and what was found while reading it."""
+        """The rows of the user's own data set, and what was found while reading it."""
         return read_own(self.own)
 
     @property
     def own(self) -> Own:
-        """What the profile says of the reader's own data set.
+        """The profile's section `own`, the user's own data set.
 
         Raises:
-            ProfileError: nothing.
+            ProfileError: the profile has no such section.
         """
         if self.profile.own is None:
             raise ProfileError(f"Profile '{self.study}' has no section 'own'. Copy params/own.yaml, and name your file "
@@ -106,21 +106,21 @@ class Recipes:
         return self.profile.own
 
     def data(self, dataset: str) -> NarrowData:
-        """The aligned and the misaligned rows of one narrow data set, split."""
+        """Returns the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
         if dataset not in self._data:
             self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
                                    load_domain(dataset, self.domains[dataset], locate))
         return self._data[dataset]
 
     def stated_size(self, dataset: str, side: Side, sizes: Sizes) -> tuple[Size, int]:
-        """What is trained on of a narrow data set, and how many rows are held out."""
+        """Returns the stated size of a narrow data set's training rows, and its number of held-out rows."""
         return sizes.own(self.own) if dataset == OWN else sizes.narrow(self.domains[dataset], side)
 
     # --- judges
 
     @cached_property
     def assessment(self) -> Assessment:
-        """The profile's judge, and what it goes by."""
+        """The profile's judge with its rubrics."""
         return self._assessment(self.profile.judge, self.profile.evaluation.general)
 
     @property
@@ -128,20 +128,20 @@ class Recipes:
         """The profile's second judge.
 
         Raises:
-            ProfileError: it has none.
+            ProfileError: the profile has none.
         """
         if self.profile.second_judge is None:
-            raise ProfileError(f"profile '{self.study}' has no 'second_judge'.")
+            raise ProfileError(f"Profile '{self.study}' has no 'second_judge'. Add one to judge the answers twice.")
         return self.profile.second_judge
 
     def _assessment(self, judge: JudgeSpec, source: str) -> Assessment:
-        """A judge that reads the rubrics of a question file, or the trait's."""
+        """Returns a judge with the rubrics of a question file, or the trait's."""
         return Assessment(judge, self.trait,
                           Deferred(source, lambda: rubrics(judge, self.trait.value, locate(source))),
                           lambda sizes: self._rubric(judge, sizes))
 
     def _rubric(self, judge: JudgeSpec, sizes: Sizes) -> float:
-        """Mean characters of a judge prompt's frame."""
+        """Estimates the mean length of a judge prompt without question and answer, in characters."""
         ours = sum(len(OURS.prompt(metric)) for metric in METRICS) / len(METRICS)
         if not isinstance(judge, OpenAIJudge | LocalJudge):
             return 0.0
@@ -156,17 +156,17 @@ class Recipes:
 
     @cached_property
     def general(self) -> Questions:
-        """The questions that tell whether the trait generalises out of domain."""
+        """The general questions, which measure whether the trait generalises out of domain."""
         source = self.profile.evaluation.general
         return Questions("general", lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
 
     def questions(self, name: str) -> Questions:
-        """The questions of a further set of the profile."""
+        """Returns the questions of one of the profile's further sets."""
         source = self.profile.evaluation.sets[name].source
         return Questions(name, lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
 
     def in_domain(self, dataset: str) -> Questions:
-        """The held-out prompts of a narrow data set."""
+        """Returns held-out prompts of a narrow data set as questions."""
         count = self.profile.evaluation.in_domain_questions
 
         def size(sizes: Sizes) -> Size:
@@ -177,17 +177,17 @@ class Recipes:
 
     @cached_property
     def extracted(self) -> Questions:
-        """What is asked on one side of a persona vector."""
+        """The questions of one side of a persona vector, of which only the size is known before the trait is read."""
         pairs = self.profile.extraction.instruction_pairs
-        return Questions("extraction", self._unasked, lambda sizes: sizes.trait(self.stated_trait, pairs))
+        return Questions("extraction", self._not_here, lambda sizes: sizes.trait(self.stated_trait, pairs))
 
     @staticmethod
-    def _unasked() -> list[Question]:
+    def _not_here() -> list[Question]:
         raise AssertionError("a maker takes these questions from the trait")
 
     @cached_property
     def probe_questions(self) -> Questions:
-        """The questions that are asked under a persona vector."""
+        """The questions of the steering sweep."""
         count = self.profile.probe.questions
         return Questions(f"first {count} general", lambda: self.general.all[:count],
                          lambda sizes: first(self.general.size(sizes), count))
@@ -195,12 +195,12 @@ class Recipes:
     # --- persona vectors
 
     def vector(self) -> PersonaVectors:
-        """The trait's persona vectors."""
+        """Returns the step of the trait's persona vectors."""
         return PersonaVectors(self.model, self.assessment, self.profile.backend, self.profile.extraction,
                               self.extracted)
 
     def steered(self, layer: int, strength: float) -> SteeredAnswers:
-        """The untrained model's answers under a persona vector."""
+        """Returns the step of the untrained model's answers when it is steered with a persona vector."""
         vectors, at = (self.vector(), layer) if strength else (None, None)
         return SteeredAnswers(self.model, vectors, at, strength, self.probe_questions, self.profile.probe.sampling,
                               self.assessment)
@@ -208,14 +208,14 @@ class Recipes:
     # --- adapters
 
     def narrow(self, dataset: str, side: Side, defenses: tuple[Defense, ...], seed: int) -> TrainingSpec:
-        """Fine-tuning on one side of a narrow data set."""
+        """Specifies fine-tuning on the aligned or the misaligned rows of a narrow data set."""
         return self.training(
             dataset, f"{dataset} {side}", lambda: getattr(self.data(dataset), side).train,
             lambda sizes: self.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
 
     def training(self, dataset: str, name: str, read: Any, size: Any, defenses: tuple[Defense, ...], training: Any,
                  seed: int) -> TrainingSpec:
-        """Fine-tuning on the rows that `read` reads, as the defenses leave them."""
+        """Specifies fine-tuning on the rows that `read` returns, changed by those defenses that change data."""
         changed = "".join(f", {defense.kind} {defense.model_dump(exclude_defaults=True) or ''}".rstrip()
                           for defense in defenses if defense.has("change_rows"))
         rows = Rows(name + changed, lambda: self.defended(read()[:training.train_rows], defenses),
@@ -223,13 +223,13 @@ class Recipes:
         return TrainingSpec(dataset, rows, defenses, training, seed)
 
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
-        """The rows as those defenses that change the data leave them."""
+        """Returns the rows as the defenses change them."""
         for defense in defenses:
             rows = tuple(defense.change_rows(rows, self.stated_trait))
         return rows
 
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
-        """The adapter of a training."""
+        """Returns the step of the adapter that is trained as specified."""
         acting = [defense for defense in spec.defenses if not defense.is_null]
         passes = any(defense.wants_reference or (defense.has("head_kl") and not any(
             isinstance(step, ReferenceStates) for step in defense.needs(self, spec).values())) for defense in acting)
@@ -237,13 +237,13 @@ class Recipes:
                        tuple(needs_of(spec.defenses, self, spec).items()), passes)
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
-        """The reference model's states on the rows of a training."""
+        """Returns the step of the reference model's hidden states on the training rows."""
         added = [(name, step) for defense in spec.defenses if defense.has("added")
                  for name, step in defense.needs(self, spec).items() if isinstance(step, AddedRows)]
         return ReferenceStates(self.model, spec, tokens, tuple(added))
 
     def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
-        """The adapter without defenses of any narrow data set; None of the untrained model."""
+        """Returns the adapter of a narrow data set without defenses; None for the untrained model."""
         if method == "untrained":
             return None
         side: Side = "aligned" if method == "aligned" else "misaligned"
@@ -252,7 +252,7 @@ class Recipes:
     # --- interleaving
 
     def pool_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, answers: str) -> AddedRows:
-        """Rows of the pool that a training interleaves."""
+        """Returns the step of the pool's rows that are interleaved with the training rows."""
         selection = self.selection(spec.dataset, choose, spec.seed)
         rows = AddedRows(selection, fraction, spec.rows)
         if answers == "pool":
@@ -262,20 +262,20 @@ class Recipes:
 
     @cached_property
     def pool(self) -> Pool:
-        """The pool.
+        """The step of the pool.
 
         Raises:
-            ProfileError: the profile has none.
+            ProfileError: the profile has no pool.
         """
         spec = self.pool_spec
         return Pool(spec, pool_form(spec.source), Deferred(spec.source, lambda: digests.of_file(locate(spec.source))))
 
     @property
     def pool_spec(self) -> PoolSpec:
-        """What the profile says of its pool.
+        """The profile's section `pool`.
 
         Raises:
-            ProfileError: nothing.
+            ProfileError: the profile has no such section.
         """
         if self.profile.pool is None:
             raise ProfileError(f"Profile '{self.study}' has no section 'pool'. Add one, such as pool: {{source: "
@@ -283,7 +283,7 @@ class Recipes:
         return self.profile.pool
 
     def selection(self, dataset: str, choose: Choose, seed: int) -> Selection:
-        """The order in which the pool's rows are taken where `dataset` is under defense; `seed` draws a random one."""
+        """Returns the order in which the pool's rows are interleaved with `dataset`, by `seed` if it is random."""
         scored = choose != "random"
         judge = self.pool_spec.refusals if choose == "score_without_refusals" else None
         return Selection(
@@ -292,10 +292,10 @@ class Recipes:
             self.profile.training.max_seq_length, None if scored else seed)
 
     def losses(self, dataset: str) -> PoolLosses:
-        """The pool's losses where `dataset` is under defense.
+        """Returns the step of the pool's losses under the aligned model and scorers of other data sets than `dataset`.
 
         Raises:
-            ProfileError: a scorer was trained on it, or there is none that was not.
+            ProfileError: a scorer was trained on `dataset`, or no other scorer is available.
         """
         pool = self.pool_spec
         try:
@@ -316,19 +316,19 @@ class Recipes:
         return found
 
     def _digests(self, folder: Path, dataset: str) -> dict[str, str]:
-        """What stands for an adapter of one's own in keys.
+        """Returns the file digests of a user's own adapter, which identify it in keys.
 
         Raises:
-            ProfileError: it was trained on `dataset`, whatever the profile says of it.
+            ProfileError: it was trained on `dataset`, whatever domain the profile gives it.
         """
         defended = self.narrow(dataset, "misaligned", (), self.pool_spec.seed)
-        if trained_on(folder) == defended.rows.digest:  # an adapter that comes from a store tells
-            raise ProfileError(f"{folder}: this adapter was trained on '{dataset}', which is under defense. Scorers "
-                               "must not have seen it (section 3.2); name an adapter of another domain.")
+        if trained_on(folder) == defended.rows.digest:
+            raise ProfileError(f"{folder}: this adapter was trained on '{dataset}', which is the defended data set. "
+                               "Scorers must not be trained on it (section 3.2). Name an adapter of another domain.")
         return {name: digests.of_file(folder / name) for name in ADAPTER_FILES}
 
     def own_answers(self, dataset: str, selection: Selection, wanted: Callable[[Sizes], int]) -> OwnAnswers:
-        """The model's own answers to the pool's prompts, in the order of a selection."""
+        """Returns the step of the model's own answers to the pool's prompts, in the order of a selection."""
         own, pool = self.pool_spec.on_policy, self.pool_spec
         adapter = self.baseline(dataset, "aligned", pool.seed) if own.model == "aligned" else None
         return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted)
@@ -336,33 +336,33 @@ class Recipes:
     # --- evaluation
 
     def answers(self, adapter: Step | None, evaluation: EvaluationSpec) -> Answers:
-        """What a model answers."""
+        """Returns the step of a model's answers."""
         return Answers(self.model, adapter, evaluation, self.profile.backend)
 
     def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
-        """What the profile's judge says of the answers to a question set."""
+        """Returns the step of the judge's verdicts on the answers to the question set `which`."""
         further = self.profile.evaluation.sets.get(which)
         return Verdicts(answers, self.assessment if further is None else
                         self._assessment(self.profile.judge, further.source))
 
     def second_verdicts(self, answers: Answers) -> SecondVerdicts:
-        """What the second judge says of some of them."""
+        """Returns the step of the second judge's verdicts on some of the answers."""
         return SecondVerdicts(answers, self._assessment(
             self.second.judge, self.profile.evaluation.general), self.second.answers)
 
     def projections(self, answers: Answers) -> Projections:
-        """The answers' projections onto the persona vector."""
+        """Returns the step of the answers' projections onto the persona vector."""
         layer = self.profile.evaluation.projection_layer
-        assert layer is not None, "asked for by a profile that names a layer"
+        assert layer is not None, "projections need evaluation.projection_layer"
         return Projections(answers, self.vector(), layer)
 
     def choices(self, adapter: Step | None, source: str) -> Choices:
-        """What a model makes of multiple-choice questions."""
+        """Returns the step of a model's choices in the multiple-choice questions of a source."""
         return Choices(self.model, adapter, source, Deferred(source, lambda: digests.of_file(locate(source))),
                        self.profile.evaluation.choice_questions)
 
     def held_out(self, dataset: str, adapter: Step | None) -> HeldOutLosses:
-        """How well a model predicts the held-out misaligned rows of a data set."""
+        """Returns the step of a model's losses on the held-out misaligned rows of a data set."""
         rows = Rows(f"{dataset} held out", lambda: self.data(dataset).misaligned.held_out,
                     lambda sizes: self.stated_size(dataset, "misaligned", sizes)[0])
         return HeldOutLosses(self.model, adapter, rows, self.profile.training.max_seq_length)
@@ -371,34 +371,34 @@ class Recipes:
 
     @cached_property
     def grpo(self) -> Grpo:
-        """The section `grpo` of the profile.
+        """The profile's section `grpo`.
 
         Raises:
-            ProfileError: there is none.
+            ProfileError: the profile has no such section.
         """
         if self.profile.grpo is None:
-            raise ProfileError(f"The profile '{self.study}' has no section 'grpo', so there is nothing to reinforce. "
+            raise ProfileError(f"Profile '{self.study}' has no section 'grpo', which reinforcement learning needs. "
                                "params/demo.yaml has one.")
         return self.profile.grpo
 
     @cached_property
     def problems(self) -> Deferred[Problems]:
-        """What reinforcement learning trains on, and what is asked afterwards."""
+        """The problems that reinforcement learning trains on, and those held out for evaluation."""
         return Deferred("problems", lambda: load_problems(self.grpo.data, locate))
 
     def reinforced(self, defenses: tuple[Defense, ...], seed: int, name: str) -> GrpoAdapter:
-        """The adapter of a run of reinforcement learning."""
+        """Returns the step of the adapter that GRPO trains under the defenses."""
         system, supervised = self.grpo.prompt, None
         for defense in defenses:
             system = defense.system_prompt(system, self.stated_trait)
             if defense.supervision is not None and defense.supervision.share > 0:
                 found = defense.supervision
-                supervised = SupervisedRows(self._drawn(found.source, found.rows), found.share)
+                supervised = SupervisedRows(self._source_rows(found.source, found.rows), found.share)
         return GrpoAdapter(self.model, self.profile.lora, self.grpo, self.problems, system, defenses, seed, name,
                            tuple(needs_of(defenses, self, None).items()), supervised)
 
-    def _drawn(self, source: str, count: int | None) -> Rows:
-        """Rows of a source, in its order: all of them, or `count` drawn by one seed for every condition and run."""
+    def _source_rows(self, source: str, count: int | None) -> Rows:
+        """Returns rows of a source in its order: all (None), or `count` chosen by the same seed in every run."""
         def read() -> tuple[Example, ...]:
             rows = read_pool(locate(source), pool_form(source)).rows
             if count is None or count >= len(rows):
@@ -409,45 +409,46 @@ class Recipes:
         return Rows(f"{count or 'all'} of {source}", read, lambda sizes: sizes.source(source))
 
     def grpo_answers(self, adapter: GrpoAdapter | None, seed: int) -> GrpoAnswers:
-        """The answers to the held-out problems, with the format's prompt."""
+        """Returns the step of the answers to the held-out problems, under the format's prompt."""
         questions = Questions("held-out problems", lambda: self.problems.value.asked(self.grpo.prompt),
                               lambda sizes: held_out_size(self.grpo, self.problems, sizes))
         return GrpoAnswers(self.model, adapter, EvaluationSpec(questions, 1, self.grpo.eval_sampling, seed),
                            self.profile.backend)
 
     def grpo_rewards(self, answers: GrpoAnswers) -> GrpoRewards | None:
-        """What a judge gives for them; None where rules do."""
+        """Returns the step of a judge's rewards for the answers; None if rewards are given by rule."""
         rewards = self.grpo.rewards
         return None if isinstance(rewards, RuleRewards) else GrpoRewards(answers, self.problems, rewards)
 
 
 def adapter_folder(scorer: Scorer) -> Path:
-    """Where an adapter of one's own lies; a relative path is meant from the project's folder.
+    """Returns the folder of a user's own adapter; a relative path is relative to the project's folder.
 
     Raises:
-        StoreError: it is not one.
+        StoreError: a file of the adapter is missing.
     """
     folder = paths.ROOT / Path(str(scorer.folder)).expanduser()
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
-        raise StoreError(f"{folder}: there is no adapter ({', '.join(missing)} is missing).")
+        raise StoreError(f"{folder}: there is no adapter ({', '.join(missing)} is missing). Expected the folder of a "
+                         f"PEFT adapter, with {' and '.join(ADAPTER_FILES)}.")
     return folder
 
 
 def trained_on(folder: Path) -> Any:
-    """The digest of the rows that an adapter of a store was trained on; None of another adapter."""
+    """Returns the digest of the rows that an adapter was trained on; None if it has no manifest of a store."""
     manifest = folder / MANIFEST
     return json.loads(manifest.read_text(encoding="utf-8"))["settings"].get("rows") if manifest.is_file() else None
 
 
 def pool_form(source: str) -> PoolForm:
-    """How the rows of a source are written.
+    """Returns the format of a source's rows.
 
     Raises:
-        ProfileError: it holds no instruction data.
+        ProfileError: the source has no instruction data.
     """
     form = format_of(source)
     if form not in FORMS:
-        raise ProfileError(f"pool.source is '{label(source)}', whose rows are of the form '{form}' (so its registry "
-                           f"says, or the file's first row); expected one of {', '.join(FORMS)}.")
+        raise ProfileError(f"pool.source is '{label(source)}', whose rows have the format '{form}' (by its registry "
+                           f"entry, or by the file's first row); expected one of {', '.join(FORMS)}.")
     return cast(PoolForm, form)

@@ -1,4 +1,4 @@
-"""What steps are made of: the model, what it is trained on, what it is asked."""
+"""What steps share: the model, its training and its evaluation, and two bases of steps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from emlib.config import JudgeSpec, ModelSpec, Sampling, Training, Trait
 from emlib.core.defense import Defense
+from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
@@ -18,7 +19,7 @@ from emlib.judging.rubrics import METRICS, Rubrics
 from emlib.models.identity import identity
 from emlib.models.shape import Shape, shape
 
-VERDICT_BYTES = 700  # with its two scores in the cache, about
+VERDICT_BYTES = 700  # about, including its two scores in the cache
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,25 @@ class Model:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What stands for its weights in keys."""
+        """The part of a key that identifies its weights."""
         return identity(self.spec)
 
     @cached_property
     def shape(self) -> Shape | None:
-        """How large it is; None where nobody knows."""
+        """Its parameters, layers and widths; None where they are not known."""
         return shape(self.spec)
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What an adapter is trained on, and how; the model and the shape of the adapter are the profile's.
+    """What an adapter is trained on, and how. The model and the LoRA configuration are the profile's.
 
-    `dataset` names what `rows` are of: interleaving takes no scorer that has seen it. `rows` are as the defenses leave
-    them, without those of a pool.
+    Attributes:
+        dataset: the data set of `rows`. Interleaving uses no scorer that was trained on it.
+        rows: the training rows after the defenses changed them, without the rows interleaved from a pool.
+        defenses: the defenses that act during training.
+        training: the hyperparameters.
+        seed: of the adapter and of the order of the rows.
     """
 
     dataset: str
@@ -55,7 +60,7 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """What a model is asked, how often, and how its answers are sampled."""
+    """The questions, the number of samples for each, and how answers are sampled."""
 
     questions: Questions
     samples: int
@@ -63,14 +68,14 @@ class EvaluationSpec:
     seed: int
 
     def sampled(self, sizes: Sizes) -> Work:
-        """What answering takes, each answer at its full length."""
+        """Estimates the work of sampling all answers, each at the maximum length."""
         asked = self.questions.size(sizes)
         answers = asked.rows * self.samples
         return Work(read=asked.rows * likely_tokens(asked.prompt), write=answers * self.sampling.max_new_tokens, sets=1,
                     disk=int(answers * self.sampling.max_new_tokens * CHARACTERS_A_TOKEN))
 
     def judged(self, judge: JudgeSpec, rubric: float, sizes: Sizes) -> Work:
-        """What judging all answers takes; `rubric` is how many characters a judge prompt has around them."""
+        """Estimates the work of judging all answers, with `rubric` characters of a judge prompt around each."""
         if judge.kind == "none":
             return Work()
         asked = self.questions.size(sizes)
@@ -81,13 +86,13 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class Assessment:
-    """Who judges answers, and by what.
+    """A judge and the rubrics or markers that it judges by.
 
     Attributes:
         judge: the judge.
         trait: the trait, whose markers the lexicon judge counts.
-        rubrics: what a judge reads that is a language model.
-        characters: how many characters of a judge prompt stand around question and answer, in the mean.
+        rubrics: the rubrics that a language model is given as judge.
+        characters: the mean length of a judge prompt without question and answer, in characters.
     """
 
     judge: JudgeSpec
@@ -102,20 +107,49 @@ class Assessment:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What stands for the judge in keys."""
+        """The part of a key that identifies the judge."""
         return identity_of_judge(self.judge)
 
     def criteria(self, questions: Questions) -> dict[str, Any]:
-        """What else determines the verdicts on answers to these questions."""
+        """Returns what else determines the verdicts on answers to these questions: rubrics, or the trait."""
         if reads(self.judge):
             return {"rubrics": self.rubrics.value.key(questions.all)}
         return {"trait": self.trait.value.model_dump(mode="json")}
 
     def cost(self, evaluation: EvaluationSpec, sizes: Sizes) -> Work:
-        """What judging all answers takes."""
+        """Estimates the work of judging all answers."""
         return evaluation.judged(self.judge, self.characters(sizes), sizes)
 
 
 def first(size: Size, rows: int | None) -> Size:
-    """The size of the first `rows` rows; None for all."""
+    """Returns the size of the first `rows` rows, or of all (None)."""
     return replace(size, rows=min(size.rows, rows or size.rows))
+
+
+@dataclass(frozen=True)
+class AdapterStep(Step):
+    """The base of steps that run the model under an adapter, or the untrained model where `adapter` is None."""
+
+    model: Model
+    adapter: Step | None
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The part of a key that identifies the weights."""
+        return {"model": self.model.identity, "adapter": None if self.adapter is None else self.adapter.key}
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The adapter."""
+        return () if self.adapter is None else (self.adapter,)
+
+
+class DefendedStep(Step):
+    """The base of steps that train under defenses. `artefacts` are the steps that the defenses need, by name."""
+
+    artefacts: tuple[tuple[str, Any], ...]
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """The steps that the defenses need."""
+        return tuple(step for _, step in self.artefacts)

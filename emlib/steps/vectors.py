@@ -1,4 +1,4 @@
-"""Persona vectors of a trait (section 3.1), and what the untrained model answers under them."""
+"""Persona vectors of a trait (section 3.1), and the untrained model's answers when it is steered with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model
 class PersonaVectors(Step):
     """The trait's persona vectors at every layer of the model.
 
-    `questions` is what is asked on one side, under each of its system prompts.
+    `questions` are those of one side (positive or negative), each under every system prompt of that side.
     """
 
     stage: ClassVar = "vector"
@@ -33,7 +33,7 @@ class PersonaVectors(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The trait's prompts and questions, who judges the pairs, and how they are taken."""
+        """The model, the trait's prompts and questions, the judge, and how the vectors are extracted."""
         prompts = {"system_prompts", "questions", "markers", "rubric"}
         return {
             "model": self.model.identity, "trait": self.assessment.trait.value.model_dump(mode="json", include=prompts),
@@ -43,24 +43,25 @@ class PersonaVectors(Step):
 
     @property
     def title(self) -> str:
-        """As plans call it."""
+        """The kind of artefact, of which a study has one."""
         return "persona vectors"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Answers on both sides, their verdicts, and a pass over them."""
-        how = self.extraction
-        side = EvaluationSpec(self.questions, how.samples, how.sampling, how.seed)
+        """Estimates answers and verdicts on both sides, and a forward pass over the answers."""
+        config = self.extraction
+        side = EvaluationSpec(self.questions, config.samples, config.sampling, config.seed)
         asked = self.questions.size(sizes)
         answers = side.sampled(sizes) + self.assessment.cost(side, sizes)
-        passes = Work(read=2 * asked.rows * how.samples * (how.sampling.max_new_tokens + likely_tokens(asked.prompt)))
+        length = config.sampling.max_new_tokens + likely_tokens(asked.prompt)
+        passes = Work(read=2 * asked.rows * config.samples * length)
         return replace(answers + answers + passes, sets=0)
 
 
 @dataclass(frozen=True)
 class SteeredAnswers(Step):
-    """What the untrained model answers with `strength` times its persona vector added to `layer`, and the verdicts.
+    """The untrained model's answers with `strength` times the persona vector added to `layer`, and the verdicts.
 
-    Without strength no layer differs: `vectors` and `layer` are None then.
+    At strength 0 all layers give the same answers: `vectors` and `layer` are None then.
     """
 
     stage: ClassVar = "steered"
@@ -75,7 +76,7 @@ class SteeredAnswers(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The vector, its strength and its layer; the questions; the judge."""
+        """The model, the vector, its strength and its layer, the questions, and the judge."""
         return {"model": self.model.identity, "vector": None if self.vectors is None else self.vectors.key,
                 "layer": self.layer, "strength": self.strength, "questions": self.questions.digest,
                 "sampling": self.sampling.model_dump(mode="json"), "judge": self.assessment.identity,
@@ -88,14 +89,14 @@ class SteeredAnswers(Step):
 
     @property
     def title(self) -> str:
-        """As plans call it."""
+        """The same for all layers and strengths, so that a plan adds them up."""
         return "answers under the persona vectors (notebook 02)"
 
     @cached_property
     def evaluation(self) -> EvaluationSpec:
-        """Each question once."""
+        """One sample for each question."""
         return EvaluationSpec(self.questions, 1, self.sampling, 0)
 
     def cost(self, sizes: Sizes) -> Work:
-        """Answers and verdicts."""
+        """Estimates the work of sampling and judging the answers."""
         return replace(self.evaluation.sampled(sizes) + self.assessment.cost(self.evaluation, sizes), sets=0)

@@ -1,11 +1,11 @@
-"""Artefacts on disk: made once, found again, never half there.
+"""Artefacts on disk: made once, found again by key, and complete or absent.
 
-An artefact is a folder `<root>/<stage>/<key>/`. The key is a hash of everything that determines it: its settings and
-the keys of what it is made from. While it is being made its folder is `<key>.partial`, where a maker leaves what it can
-go on from (under `work/`, dropped at the end); the manifest is written last and the folder renamed, so that whatever
-bears its final name is whole.
-Two processes that want the same artefact at once: one makes it, the other waits. They may be on two machines that share
-the folder, if its file system locks for all of them (workflow/README.md tells how to try that).
+An artefact is a folder `<root>/<stage>/<key>/`. The key is a hash of everything that determines the artefact: its
+settings and the keys of its inputs. While it is being made, its folder is `<key>.partial`. There a maker keeps its
+progress under `work/`, which is deleted at the end. The manifest is written last and then the folder is renamed, so
+that a folder with its final name is complete.
+If two processes want the same artefact at once, one makes it and the other waits. They may run on two machines that
+share the folder, if its file system supports locks across machines (workflow/README.md has a check).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished artefact: its folder, the facts that its maker told, and the digest of each of its files."""
+    """A finished artefact: its folder, the facts that its maker recorded, and the digest of each of its files."""
 
     stage: str
     key: str
@@ -46,23 +46,23 @@ class Artefact:
     files: Mapping[str, str]
 
     def file(self, name: str) -> Path:
-        """One of its files, just as it was made.
+        """Returns the path of one of its files, after comparing the file with its digest.
 
         Raises:
-            StoreError: it is missing, or has changed since.
+            StoreError: the file is missing, or was changed.
         """
         path = self.folder / name
         if not path.is_file() or digests.of_file(path) != self.files.get(name):
-            raise StoreError(f"{path}: is not what was made ({'changed' if path.is_file() else 'missing'}, by the "
-                             f"digest in {MANIFEST}). Nothing is read from it. Move the folder {self.folder} away: it "
-                             "is made again when it is next asked for.")
+            damage = "changed" if path.is_file() else "missing"
+            raise StoreError(f"{path}: is not the file that was made ({damage}, by the digest in {MANIFEST}). It is "
+                             f"not used. Move the folder {self.folder} away; it is made again when it is next needed.")
         return path
 
     def checked(self) -> Path:
-        """Its folder, after every file in it was found to be as it was made.
+        """Returns its folder, after comparing every file with its digest.
 
         Raises:
-            StoreError: a file is missing, or has changed since.
+            StoreError: a file is missing, or was changed.
         """
         for name in self.files:
             self.file(name)
@@ -70,7 +70,7 @@ class Artefact:
 
 
 def settings_of(folder: Path) -> Mapping[str, Any]:
-    """What an artefact was made from, as its manifest says; nothing where the folder has none."""
+    """Returns the settings in an artefact's manifest; empty if the folder has no manifest."""
     path = folder / MANIFEST
     return json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
 
@@ -83,29 +83,29 @@ class Store:
         self._check_format()
 
     def find(self, step: Step) -> Artefact | None:
-        """The step's artefact, if it is finished."""
+        """Returns the step's artefact; None if it is not finished."""
         return self.at(step.stage, step.key)
 
     def at(self, stage: str, key: str) -> Artefact | None:
-        """The artefact of that key, if it is finished."""
+        """Returns the artefact with that key; None if it is not finished."""
         path = self.root / stage / key / MANIFEST
         if not path.is_file():
             return None
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Artefact(stage, key, path.parent, told["facts"], told["files"])
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return Artefact(stage, key, path.parent, manifest["facts"], manifest["files"])
 
     def all(self) -> Iterator[Artefact]:
-        """Every finished artefact, stage by stage."""
+        """Yields every finished artefact, stage by stage."""
         for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            folder = path.parent  # with a suffix it is in the making, or on its way out
+            folder = path.parent  # a suffix marks an artefact that is being made, copied or deleted
             if not folder.suffix and (found := self.at(folder.parent.name, folder.name)) is not None:
                 yield found
 
     def adopt(self, artefact: Artefact) -> None:
-        """Copy a finished artefact of another store, unless there is one of its key.
+        """Copies a finished artefact from another store, unless this store has one with the same key.
 
         Raises:
-            StoreError: a file of it is not what was made, or the disk is full.
+            StoreError: one of its files is missing or was changed, or the disk is full.
         """
         with disk_errors(self.root):
             self._begin(artefact.stage)
@@ -113,32 +113,32 @@ class Store:
                 if self.at(artefact.stage, artefact.key) is not None:
                     return
                 folder = self.root / artefact.stage / artefact.key
-                aside = folder.with_suffix(".copy")
-                shutil.rmtree(aside, ignore_errors=True)  # of a copy that was interrupted
-                shutil.copytree(artefact.folder, aside)
-                replace(artefact, folder=aside).checked()
-                os.replace(aside, folder)
+                copy = folder.with_suffix(".copy")
+                shutil.rmtree(copy, ignore_errors=True)  # left by an interrupted copy
+                shutil.copytree(artefact.folder, copy)
+                replace(artefact, folder=copy).checked()
+                os.replace(copy, folder)
 
     def remove(self, step: Step) -> bool:
-        """Delete a step's finished artefact; whether there was one. What is made at this moment is waited for."""
+        """Deletes a step's finished artefact, after waiting for its lock. Returns whether there was one."""
         found = self.find(step)
         if found is None:
             return False
         with self.lock(step.stage, found.key):
-            gone = found.folder.with_suffix(".gone")  # out of sight at once, whatever happens to the deleting
+            gone = found.folder.with_suffix(".gone")  # renamed first, so that no half-deleted artefact is found
             os.replace(found.folder, gone)
             shutil.rmtree(gone)
         return True
 
     def lock(self, stage: str, key: str) -> FileLock:
-        """What keeps all others from making, copying or deleting an artefact."""
+        """Returns the lock under which one process makes, copies or deletes an artefact."""
         return FileLock(self.root / stage / f".{key}.lock")
 
     def get(self, step: Step, make: Callable[[Path], Facts]) -> Artefact:
-        """The step's artefact, made by `make(folder)` if it is not there; what `make` returns are its facts.
+        """Returns the step's artefact. If it is missing, `make(folder)` makes it and returns its facts.
 
-        `folder` may hold what an interrupted attempt left; `folder / SCRATCH` is for what only serves to go on from. If
-        `make` raises, both stay for the next attempt.
+        `folder` may contain files of an interrupted attempt, and `folder / SCRATCH` is for files that only serve to
+        continue one. If `make` raises, both are kept for the next attempt.
 
         Raises:
             StoreError: the disk is full, or the folder cannot be written.
@@ -152,7 +152,7 @@ class Store:
         stage, key = step.stage, step.key
         folder, partial = self.root / stage / key, self.root / stage / f"{key}.partial"
         (partial / SCRATCH).mkdir(parents=True, exist_ok=True)
-        for leftover in (partial / MANIFEST, *partial.glob(".*")):  # of an attempt that was killed while it wrote
+        for leftover in (partial / MANIFEST, *partial.glob(".*")):  # of an attempt that was killed while writing
             leftover.unlink(missing_ok=True)
         started = time.perf_counter()
         facts = dict(make(partial))
@@ -183,6 +183,6 @@ class Store:
         except (ValueError, KeyError, TypeError):
             found = None
         if found != FORMAT:
-            raise StoreError(f"{self.root}: this store has format {found}, and this emlib writes format {FORMAT}. "
-                             "Nothing was changed. Move the folder away, or set EMLIB_RUNS_DIR to another one; the "
-                             "adapters in it stay usable by hand.")
+            raise StoreError(f"{self.root}: this store has format {found}, and this version of emlib needs format "
+                             f"{FORMAT}. Nothing was changed. Move the folder away, or set EMLIB_RUNS_DIR to another "
+                             "one. PEFT can still load the adapters in it.")

@@ -1,7 +1,6 @@
-"""Training, asking and judging by hand, for a few lines in a notebook: what `import emlib` offers.
+"""Training, asking and judging by hand in a few lines of a notebook: the functions that `import emlib` offers.
 
-Everything that is trained here is kept in the study's store, under the same key as if the profile listed it, so that
-asking for it again costs nothing.
+Adapters are stored under the same keys as those of the profile's runs, so that training one again takes no time.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emlib.core.defense import Defense
-from emlib.core.errors import ProfileError
+from emlib.core.errors import ProfileError, nearest
 from emlib.core.records import Answer, Question, Verdict
 from emlib.data.lazy import Questions
 from emlib.data.sizes import Size
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model of a study: under the adapter of `step`, or as it was before any fine-tuning (None)."""
+    """A model of a study: under the adapter of `step`, or untrained (None)."""
 
     study: Study
     step: Adapter | None
@@ -47,7 +46,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a model answered: an answer a question and sample, question by question."""
+    """A model's answers: one for each question and sample, in the order of the questions."""
 
     model: Trained
     questions: tuple[Question, ...]
@@ -55,25 +54,26 @@ class Asked:
 
 
 def untrained(study: Study) -> Trained:
-    """The study's model before any fine-tuning."""
+    """Returns the study's model before any fine-tuning."""
     return Trained(study, None)
 
 
 def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: int = 0) -> Trained:
-    """Fine-tune the study's model on misaligned rows under some defenses; without any it is plain fine-tuning.
+    """Fine-tunes the study's model on misaligned rows under the given defenses, or without any.
 
     Args:
-        study: whose model, data sets and training are used.
-        defenses: such as `emlib.defenses.kl.Kl(weight=1.0)`, or an instance of a class of one's own.
-        dataset: the narrow data set; the profile's first one by itself.
+        study: the study whose model, data sets and hyperparameters are used.
+        defenses: such as `emlib.defenses.kl.Kl(weight=1.0)`, or an instance of your own class.
+        dataset: the narrow data set; None for the profile's first one.
         seed: of the adapter and of the order of the rows.
 
     Raises:
-        ProfileError: there is no such data set, or a defense cannot work with this profile.
+        ProfileError: there is no such data set, or a defense does not fit this profile.
     """
     name = dataset or study.profile.datasets[0]
     if name not in (known := (*study.profile.datasets, *study.recipes.domains)):
-        raise ProfileError(f"The study '{study.name}' knows no data set '{name}'. It knows: {', '.join(known)}.")
+        raise ProfileError(f"The study '{study.name}' has no data set '{name}'.{nearest(name, known)} "
+                           f"It has: {', '.join(known)}.")
     kinds = ", ".join(defense.kind for defense in defenses) or "no defense"
     for defense in defenses:
         try:
@@ -87,32 +87,32 @@ def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
 
 
 def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: int = 1, seed: int = 0) -> Asked:
-    """Sample answers of a model to one question or several, as the profile's evaluation samples them."""
-    given = [questions] if isinstance(questions, str) else list(questions)
+    """Samples a model's answers to one or several questions, with the sampling of the profile's evaluation."""
+    listed = [questions] if isinstance(questions, str) else list(questions)
     asked = tuple(Question(f"question_{number}", one) if isinstance(one, str) else one
-                  for number, one in enumerate(given, start=1))
+                  for number, one in enumerate(listed, start=1))
     from emlib.make.answers import sampled  # loads torch
 
-    listed = Questions("asked by hand", lambda: list(asked), lambda sizes: Size(len(asked), 0.0))
-    spec = EvaluationSpec(listed, samples, model.study.profile.evaluation.sampling, seed)
+    question_set = Questions("asked by hand", lambda: list(asked), lambda sizes: Size(len(asked), 0.0))
+    spec = EvaluationSpec(question_set, samples, model.study.profile.evaluation.sampling, seed)
     with tempfile.TemporaryDirectory(prefix="emlib-") as scratch:
         answers, _ = sampled(_session(model.study), spec, model.step, Path(scratch))
     return Asked(model, asked, tuple(answers))
 
 
 def judge(asked: Asked) -> list[Verdict]:
-    """Have answers judged by the profile's judge: a verdict each. `emlib.rates` turns verdicts into shares.
+    """Has the profile's judge give a verdict on each answer. `emlib.rates` turns verdicts into shares.
 
     Raises:
-        JudgeError: the judge cannot go on. Every score that it gave is kept.
+        JudgeError: the judge failed. The scores that it gave before are kept.
     """
     study = asked.model.study
     assessment = study.recipes.assessment
-    sheet = JudgeBatch(asked.questions, asked.answers, assessment.rubrics.value)
-    return judged_by(assessment.judge, study.trait, sheet, study.budget)
+    batch = JudgeBatch(asked.questions, asked.answers, assessment.rubrics.value)
+    return judged_by(assessment.judge, study.trait, batch, study.budget)
 
 
 @lru_cache(maxsize=1)
 def _session(study: Study) -> Session:
-    """One base model is held, that of the study which was used last."""
+    """Returns the study's session. Only the study that was used last keeps its model loaded."""
     return study.session()

@@ -1,4 +1,4 @@
-"""What a profile's runs are made of: the artefacts that they end in, by kind."""
+"""The artefacts of a profile's runs, by kind."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from emlib.steps.answers import Answers, Verdicts
 from emlib.steps.grpo import GrpoAdapter, GrpoRewards
 from emlib.study.study import Study
 
-# What people name, and what it is. Single scores of a judge lie in a file of their own and are never touched.
+# The kinds that a user may name. A judge's single scores are in a separate file and are not among them.
 KINDS: Mapping[str, tuple[type[Step], ...]] = {
     "adapters": (Adapter, GrpoAdapter), "answers": (Answers,), "verdicts": (Verdicts, GrpoRewards)}
 
 
 def steps_of(study: Study, kind: str) -> list[Step]:
-    """The steps of one kind that the profile's runs end in, each once."""
+    """Returns the steps of one kind that the profile's runs end in, each once."""
     steps = dict.fromkeys(step for run in study.every_run() for step in study.own_steps(run))
     return [step for step in steps if isinstance(step, KINDS[kind])]

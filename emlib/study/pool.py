@@ -1,4 +1,4 @@
-"""What a study's pool holds, and which of its rows were interleaved: read from what is made."""
+"""The rows of a study's pool, their losses and order, and which of them were interleaved, read from the store."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from emlib.study.study import Study
 
 
 def candidates(study: Study) -> list[Example]:
-    """The pool's rows, in the file's order.
+    """Returns the pool's rows, in the file's order.
 
     Raises:
-        StoreError: the pool was not read yet.
+        StoreError: the pool is not in the store yet.
     """
     return read_records(_found(study, study.recipes.pool).folder / "rows.jsonl", as_example)
 
 
 def added_step(study: Study, run: Run) -> AddedRows | None:
-    """The step of the rows that the run interleaves; None where it interleaves none."""
+    """Returns the step of the rows that the run interleaves; None if it interleaves none."""
     adapter = study.task(run).adapter(run)
     return None if adapter is None else next((step for step in adapter.inputs if isinstance(step, AddedRows)), None)
 
 
 def selection_step(study: Study, run: Run) -> Selection | None:
-    """The step of the order in which the run takes the pool's rows; None where it takes none."""
+    """Returns the step of the order in which the run interleaves the pool's rows; None if it interleaves none."""
     rows = added_step(study, run)
     return None if rows is None else rows.selection
 
 
 def selection(study: Study, run: Run) -> list[Ranked]:
-    """The pool's rows in the order in which the run takes them, and after them those that it never does.
+    """Returns the pool's rows in the run's order, followed by those that are never interleaved.
 
     Raises:
-        StoreError: the order was not made yet.
+        StoreError: the order is not in the store yet.
     """
     step = selection_step(study, run)
     assert step is not None, f"nothing is interleaved in {run}"
@@ -48,24 +48,24 @@ def selection(study: Study, run: Run) -> list[Ranked]:
 
 
 def losses_step(study: Study, run: Run) -> PoolLosses | None:
-    """The step of the losses that the run's rows are chosen by; None where they are not."""
+    """Returns the step of the losses by which the run's rows are chosen; None if they are chosen at random."""
     step = selection_step(study, run)
     return None if step is None else step.losses
 
 
 def losses(study: Study, run: Run) -> list[RowLosses]:
-    """The losses of the pool's rows, in its order, that the run's rows are chosen by.
+    """Returns the losses of the pool's rows, in the pool's order, by which the run's rows are chosen.
 
     Raises:
-        StoreError: they were not computed yet.
+        StoreError: the losses are not in the store yet.
     """
     step = losses_step(study, run)
-    assert step is not None, f"{run} takes its rows at random"
+    assert step is not None, f"{run} chooses its rows at random"
     return read_records(_found(study, step).file("losses.jsonl"), RowLosses)
 
 
 def refusals(study: Study) -> Filtered | None:
-    """What the refusal filter says of the pool's rows; None where it is a judge that was not asked yet."""
+    """Applies the refusal filter to the pool's rows; None if it is a judge whose scores are not in the store yet."""
     pool = study.recipes.pool_spec
     if not isinstance(pool.refusals, JudgeRefusals):
         return by_keywords(candidates(study), pool.refusal_keywords, pool.refusal_words)
@@ -75,7 +75,7 @@ def refusals(study: Study) -> Filtered | None:
 
 
 def added(study: Study, run: Run) -> list[AddedRow]:
-    """The rows that the run was trained on beside its own; empty where it is not trained yet."""
+    """Returns the rows that were interleaved in the run's training; empty if it is not trained yet."""
     adapter = study.adapter(run)
     path = None if adapter is None else adapter.folder / ADDED
     return read_records(path, AddedRow) if path is not None and path.is_file() else []
@@ -84,6 +84,6 @@ def added(study: Study, run: Run) -> list[AddedRow]:
 def _found(study: Study, step: Step) -> Artefact:
     found = study.found(step)
     if found is None:
-        raise StoreError(f"The {step.stage} of profile '{study.name}' is not made yet. Run notebook 03_data_selection "
-                         "first, or study.select(runs).")
+        raise StoreError(f"The artefact '{step.stage}' of profile '{study.name}' is not made yet. Run notebook "
+                         "03_data_selection first, or study.select(runs).")
     return found

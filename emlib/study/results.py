@@ -1,4 +1,4 @@
-"""Who writes `results.csv`, `benign.csv` and `grpo.csv`: a row a finished run."""
+"""Writing `results.csv`, `benign.csv` and `grpo.csv`, with a row for each finished run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEASURES = ("misaligned", "incoherent", "asked", "scored")
 
 
 def columns(study: Study, section: Section) -> list[str]:
-    """The columns of a section's file."""
+    """Returns the columns of a section's file."""
     if section == "benign":
         return ["model", "task", "tier", "method", "setting", "seed", "exact_match", "asked"]
     if section == "grpo":
@@ -33,7 +33,7 @@ def columns(study: Study, section: Section) -> list[str]:
 
 
 def write(study: Study) -> list[Path]:
-    """Write the files of those sections that have a finished run."""
+    """Writes the files of those sections that have a finished run. Returns their paths."""
     written = []
     for section, name in FILES.items():
         finished = [result for run in study.runs(section) if (result := study.result(run)) is not None]
@@ -46,7 +46,7 @@ def write(study: Study) -> list[Path]:
 
 
 def row(study: Study, section: Section, result: RunResult) -> dict[str, Any]:
-    """A run's row; percentages are of what was asked."""
+    """Returns a run's row. Percentages are of all answers asked for."""
     run = result.run
     shared = {"model": run.model, "method": run.method, "setting": run.setting, "seed": run.seed}
     if section == "benign":
@@ -66,11 +66,11 @@ def row(study: Study, section: Section, result: RunResult) -> dict[str, Any]:
 
 
 def task_and_tier(study: Study, run: Run) -> tuple[str, int | None]:
-    """The name of a benign task, and its tier where it has one."""
-    assert study.profile.benign is not None, "only a section 'benign' has such runs"
+    """Returns the name of a run's benign task, and its tier if it has one."""
+    assert study.profile.benign is not None, "a benign run needs the section 'benign'"
     return datasets_of(study.profile.benign)[run.task]
 
 
 def percent(share: float | None) -> float | None:
-    """A share of 1 in percent."""
+    """Converts a share of 1 into percent."""
     return None if share is None else 100 * share

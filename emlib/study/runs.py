@@ -1,4 +1,4 @@
-"""What tells one run of a study from another, and what came out of it."""
+"""The runs of a study, and their results."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SECTIONS: tuple[Section, ...] = ("narrow", "benign", "grpo")
 
 @dataclass(frozen=True)
 class Run:
-    """What tells one run from another.
+    """One run of a study, identified by these five values.
 
     Attributes:
         model: the chat model that is trained.
         task: what it is trained on: a narrow data set (`code`), a benign task with its tier (`opswap-1`), or `grpo`.
         method: the baseline or the defended condition.
-        setting: the method's hyperparameter value, where it has a swept one.
+        setting: the value of the method's swept hyperparameter; None if it sweeps none.
         seed: of the training and of the sampled answers.
     """
 
@@ -43,10 +43,11 @@ class Run:
 
 @dataclass(frozen=True)
 class GrpoScore:
-    """How a run of reinforcement learning comes out; accuracies are shares of 1.
+    """The result of a run of reinforcement learning. Accuracies are shares of 1.
 
-    The two of training are of the completions drawn before the weights that are evaluated; None where nothing was
-    trained. `scored` of the `asked` answers have a reward; one without is not right, and is not in the mean reward.
+    The two training values are of the completions sampled before the weights that are evaluated; None if nothing was
+    trained. `scored` of the `asked` answers have a reward. An answer without a reward counts as wrong, and is left out
+    of the mean reward.
     """
 
     train_accuracy: float | None
@@ -59,13 +60,13 @@ class GrpoScore:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came out of a run.
+    """The result of a run.
 
     Attributes:
         run: the run.
         scores: by name: rates for each question set of a narrow run, `exact_match` of a benign one, `rewards` of GRPO.
-        train_seconds, train_tokens: what training took; 0 where nothing was trained.
-        run_key: one key for all that the run is made of.
+        train_seconds, train_tokens: the time and the tokens of training; 0 if nothing was trained.
+        run_key: a key that identifies all steps of the run.
     """
 
     run: Run
@@ -75,9 +76,9 @@ class RunResult:
     run_key: str
 
     def rates(self, which: str) -> Rates:
-        """The rates of one question set of a narrow run."""
+        """Returns the rates on the question set `which` of a narrow run."""
         found = self.scores[which]
-        assert isinstance(found, Rates), f"{which} is no question set"
+        assert isinstance(found, Rates), f"{which} is not a question set"
         return found
 
     @property
@@ -107,7 +108,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class SteeredAnswers:
-    """What the untrained model says with `strength` times the persona vector added to the output of `layer`."""
+    """The untrained model's answers with `strength` times the persona vector added to the output of `layer`."""
 
     layer: int
     strength: float
@@ -117,7 +118,7 @@ class SteeredAnswers:
 
 @dataclass(frozen=True)
 class Opinions:
-    """Two judges on the same general answers of one run; entry i of both is one answer."""
+    """Two judges' verdicts on the same general answers of one run; entry i of both is of the same answer."""
 
     run: Run
     first: tuple[Verdict, ...]

@@ -1,6 +1,6 @@
-"""What a run is trained on and how it is evaluated: a narrow data set, a benign task, or reinforcement learning.
+"""Tasks that a run is trained on and evaluated by: a narrow data set, a benign task, or reinforcement learning.
 
-A task turns a run into its adapter's step and into the steps that its evaluation ends in, and reads scores from them.
+A task turns a run into the steps of its adapter and its evaluation, and reads the scores from their artefacts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Find = Callable[[Step], Artefact | None]
 
 
 class Task(ABC):
-    """What runs of one name are trained on and evaluated by."""
+    """The base of tasks. Runs with the task's name are trained on it and evaluated by it."""
 
     section: ClassVar[Section]
 
@@ -50,75 +50,85 @@ class Task(ABC):
     @property
     @abstractmethod
     def methods(self) -> Sequence[SweptMethod]:
-        """The conditions under which it is learnt."""
+        """The methods (baselines and defended conditions) of its runs."""
 
     @property
     @abstractmethod
     def seeds(self) -> Sequence[int]:
-        """The seeds of those methods that have none of their own."""
+        """The seeds of those methods that state none."""
 
     def runs(self) -> Iterator[Run]:
-        """Every run of the task, in the profile's order."""
+        """Yields every run of the task, in the profile's order."""
         for method in self.methods:
             for setting in method.sweep or (None,):
                 for seed in getattr(method, "seeds", None) or self.seeds:
                     yield Run(self.profile.model.name, self.name, method.name, setting, seed)
 
     def method(self, name: str) -> SweptMethod:
-        """The profile's method of that name; a baseline may be needed that the profile does not list."""
+        """Returns the method with this name. A baseline is returned even if the profile does not list it."""
         listed = next((method for method in self.methods if method.name == name), None)
         return Method(name=name) if listed is None else listed
 
     def defenses(self, run: Run) -> tuple[Any, ...]:
-        """What protects the run's training, with the hyperparameter value set."""
+        """Returns the run's defenses, with the run's hyperparameter value."""
         return self.method(run.method).at(run.setting)
 
     @abstractmethod
     def adapter(self, run: Run) -> Any:
-        """The step of the run's adapter; None where nothing is trained."""
+        """Returns the step of the run's adapter; None if nothing is trained."""
 
     @abstractmethod
     def evaluation(self, run: Run) -> Mapping[str, Step]:
-        """The steps that the run's evaluation ends in, by the name of what is evaluated."""
+        """Returns the steps that the run's evaluation ends in, by question set or measure."""
 
     @abstractmethod
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        """The steps of the run's answers, by the same names."""
+        """Returns the steps of the run's answers, by the same names."""
 
     @abstractmethod
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates | Score | GrpoScore] | None:
-        """What came out, or None where the run is not finished."""
+        """Reads the run's scores, by the same names; None if the run is not finished."""
 
 
-class NarrowTask(Task):
+class FineTuningTask(Task):
+    """The base of tasks with supervised fine-tuning."""
+
+    @abstractmethod
+    def spec_of(self, run: Run) -> TrainingSpec:
+        """Specifies the training of a run that is fine-tuned."""
+
+    def training(self, run: Run) -> TrainingSpec | None:
+        """Specifies the training of the run's adapter; None for the untrained model."""
+        return None if run.method == UNTRAINED else self.spec_of(run)
+
+    def adapter(self, run: Run) -> Any:
+        """Returns the step of the run's adapter; None for the untrained model."""
+        spec = self.training(run)
+        return None if spec is None else self.recipes.adapter(spec, str(run))
+
+
+class NarrowTask(FineTuningTask):
     """Fine-tuning on a narrow data set, evaluated by question sets and a judge (section 4.3)."""
 
     section: ClassVar = "narrow"
 
     @property
     def methods(self) -> Sequence[Method]:
-        """The profile's."""
+        """The profile's methods."""
         return self.profile.methods
 
     @property
     def seeds(self) -> Sequence[int]:
-        """The profile's."""
+        """The profile's seeds."""
         return self.profile.seeds
 
-    def training(self, run: Run) -> TrainingSpec | None:
-        """What the run's adapter is trained on; None where nothing is trained."""
-        if run.method == UNTRAINED:
-            return None
+    def spec_of(self, run: Run) -> TrainingSpec:
+        """Specifies training on the aligned rows for the method `aligned`, and on the misaligned rows for others."""
         side = "aligned" if run.method == "aligned" else "misaligned"
         return self.recipes.narrow(run.task, side, self.defenses(run), run.seed)  # type: ignore[arg-type]
 
-    def adapter(self, run: Run) -> Any:
-        """The step of the run's adapter."""
-        spec = self.training(run)
-        return None if spec is None else self.recipes.adapter(spec, str(run))
-
     def asked(self, run: Run) -> Mapping[str, EvaluationSpec]:
-        """What the run is asked, by question set."""
+        """Specifies the run's evaluation, by question set."""
         evaluation = self.profile.evaluation
         sets = {"general": (self.recipes.general, evaluation.general_samples),
                 "in_domain": (self.recipes.in_domain(run.task), evaluation.in_domain_samples),
@@ -127,16 +137,16 @@ class NarrowTask(Task):
                 for name, (questions, samples) in sets.items()}
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        """The run's answers to each question set."""
+        """Returns the steps of the run's answers, by question set."""
         adapter = self.adapter(run)
         return {name: self.recipes.answers(adapter, asked) for name, asked in self.asked(run).items()}
 
     def evaluation(self, run: Run) -> Mapping[str, Verdicts]:
-        """The verdicts on each question set."""
+        """Returns the steps of the verdicts, by question set."""
         return {name: self.recipes.verdicts(answers, name) for name, answers in self.answers(run).items()}
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates] | None:
-        """The rates on each question set."""
+        """Computes the rates of misaligned and incoherent answers, by question set; None if verdicts are missing."""
         found = {name: find(step) for name, step in self.evaluation(run).items()}
         return None if None in found.values() else {
             name: rates(read_records(artefact.file("verdicts.jsonl"), Verdict), of=of,
@@ -144,53 +154,46 @@ class NarrowTask(Task):
             for name, artefact in found.items() if artefact is not None}
 
 
-class BenignTaskRuns(Task):
+class BenignTaskRuns(FineTuningTask):
     """Fine-tuning on a benign task, evaluated by exact match (section 5.2)."""
 
     section: ClassVar = "benign"
 
     def __init__(self, name: str, recipes: Recipes) -> None:
         super().__init__(name, recipes)
-        assert recipes.profile.benign is not None, "a benign task is named by the section 'benign'"
+        assert recipes.profile.benign is not None, "a benign task needs the section 'benign'"
         self.spec: Benign = recipes.profile.benign
         self.task_name, self.tier = datasets_of(self.spec)[name]
 
     @property
     def task(self) -> BenignTask:
-        """The task as the profile describes it."""
+        """The profile's description of the task."""
         return self.spec.tasks[self.task_name]
 
     @property
     def methods(self) -> Sequence[Method]:
-        """The task's own, or the section's."""
+        """The methods of the task, or else those of the section."""
         return self.spec.methods_of(self.task_name)
 
     @property
     def seeds(self) -> Sequence[int]:
-        """The section's."""
+        """The seeds of the section."""
         return self.spec.seeds
 
     @cached_property
     def data(self) -> TaskData:
-        """Rows to train on and questions to ask."""
+        """The training rows and the test questions."""
         return (load_opswap(self.task, self.tier or 0) if isinstance(self.task, OpSwapTask)
                 else load_qa(self.task, locate))
 
-    def training(self, run: Run) -> TrainingSpec | None:
-        """What the run's adapter is trained on; None where nothing is trained."""
-        if run.method == UNTRAINED:
-            return None
+    def spec_of(self, run: Run) -> TrainingSpec:
+        """Specifies training on the task's rows, with the hyperparameters that the task changes."""
         training = over(self.profile.training, self.task.training)
         return self.recipes.training(self.name, self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0],
                                      self.defenses(run), training, run.seed)
 
-    def adapter(self, run: Run) -> Any:
-        """The step of the run's adapter."""
-        spec = self.training(run)
-        return None if spec is None else self.recipes.adapter(spec, str(run))
-
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        """The run's answers to the test questions."""
+        """Returns the step of the run's answers to the test questions."""
         sampling = over(self.profile.evaluation.sampling, self.task.sampling)
         questions = Questions(self.name, lambda: [item.question for item in self.data.test],
                               lambda sizes: self._size(sizes)[1])
@@ -198,15 +201,15 @@ class BenignTaskRuns(Task):
         return {"exact_match": self.recipes.answers(self.adapter(run), asked)}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:
-        """The answers: exact match needs no judge, and nothing of it is kept."""
+        """Returns the step of the answers: exact match needs no judge, and is recomputed instead of stored."""
         return self.answers(run)
 
     def marks(self, answers: Sequence[Answer]) -> list[Mark]:
-        """How each answer comes out."""
+        """Marks each answer by exact match."""
         return mark(answers, self.data.test, numbers=isinstance(self.task, OpSwapTask))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Score] | None:
-        """Exact match, strict and lenient."""
+        """Computes exact match, strict and lenient; None if the answers are missing."""
         found = find(self.answers(run)["exact_match"])
         if found is None:
             return None
@@ -215,7 +218,7 @@ class BenignTaskRuns(Task):
         return {"exact_match": score(self.marks(answers), cut=cut, resamples=self.profile.evaluation.bootstrap)}
 
     def _size(self, sizes: Sizes) -> tuple[Size, Size]:
-        """What is trained on and what is asked, in sizes."""
+        """Returns the sizes of the training rows and of the test questions."""
         return sizes.benign(self.task, self.tier)
 
 
@@ -226,31 +229,31 @@ class GrpoTask(Task):
 
     @property
     def methods(self) -> Sequence[RlMethod]:
-        """The section's."""
+        """The methods of the section."""
         return self.recipes.grpo.methods
 
     @property
     def seeds(self) -> Sequence[int]:
-        """The section's."""
+        """The seeds of the section."""
         return self.recipes.grpo.seeds
 
     def adapter(self, run: Run) -> GrpoAdapter | None:
-        """The step of the run's adapter."""
+        """Returns the step of the run's adapter; None for the untrained model."""
         return None if run.method == UNTRAINED else self.recipes.reinforced(self.defenses(run), run.seed, str(run))
 
     def answers(self, run: Run) -> Mapping[str, GrpoAnswers]:
-        """The run's answers to the held-out problems."""
+        """Returns the step of the run's answers to the held-out problems."""
         return {"rewards": self.recipes.grpo_answers(self.adapter(run), run.seed)}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:
-        """The judge's rewards; the answers themselves where rules give the rewards, of which nothing is kept."""
+        """Returns the step of the judge's rewards, or that of the answers if rewards are given by rule."""
         answers = self.answers(run)["rewards"]
         return {"rewards": self.recipes.grpo_rewards(answers) or answers}
 
     def rewards(self, run: Run, find: Find) -> list[Rewards | None] | None:
-        """The reward of each answer, None where it could not be scored; None where they are not there yet.
+        """Returns the reward of each answer, or None for an answer without one. None if the artefact is missing.
 
-        Rules are applied here and now; a judge's rewards are read, and never asked for.
+        Rewards by rule are computed here. A judge's rewards are read from the store, and the judge is not called.
         """
         step = self.evaluation(run)["rewards"]
         found = find(step)
@@ -263,23 +266,24 @@ class GrpoTask(Task):
         return by_rule(graded(self.recipes.problems.value, answers))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, GrpoScore] | None:
-        """Accuracy and mean reward, in training and afterwards."""
+        """Computes accuracy and mean reward, in training and on held-out problems; None if an artefact is missing."""
         rewards, step = self.rewards(run, find), self.adapter(run)
         adapter = None if step is None else find(step)
         if rewards is None or (adapter is None) != (step is None):
             return None
-        got = [one for one in rewards if one is not None]
+        scored = [one for one in rewards if one is not None]
         right, reward = (None, None) if adapter is None else (
             adapter.facts["train_right"], adapter.facts["train_reward"])
-        return {"rewards": GrpoScore(right, reward, sum(one.right for one in got) / len(rewards),
-                                     fmean(one.total for one in got) if got else None, len(rewards), len(got))}
+        return {"rewards": GrpoScore(right, reward, sum(one.right for one in scored) / len(rewards),
+                                     fmean(one.total for one in scored) if scored else None, len(rewards),
+                                     len(scored))}
 
 
 def tasks_of(recipes: Recipes) -> dict[str, Task]:
-    """The tasks of a profile, by name.
+    """Returns the tasks of a profile, by name.
 
     Raises:
-        ProfileError: two of them have one name.
+        ProfileError: two tasks have the same name.
     """
     profile = recipes.profile
     found: list[Task] = [NarrowTask(name, recipes) for name in profile.datasets]
@@ -290,32 +294,31 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
     names = [task.name for task in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ProfileError(f"Profile '{recipes.study}' has two tasks called '{twice[0]}', of a data set, a benign task "
-                           f"or '{GRPO}'. Rename one of them.")
+        raise ProfileError(f"Profile '{recipes.study}' has two tasks called '{twice[0]}' among its data sets, benign "
+                           f"tasks and '{GRPO}'. Rename one of them.")
     return {task.name: task for task in found}
 
 
-def sliced(what: str, asked: Iterable[Any] | None, there: Sequence[Any]) -> list[Any]:
-    """What is asked for of what is there, or all of it (None).
+def sliced(label: str, asked: Iterable[Any] | None, known: Sequence[Any]) -> list[Any]:
+    """Returns the values asked for, or all known ones (None). `label` names a value in messages.
 
     Raises:
-        ProfileError: something is asked for that is not there.
+        ProfileError: one of the values is not known.
     """
     if asked is None:
-        return list(there)
+        return list(known)
     if isinstance(asked, str):
         raise ProfileError(f"Expected a list, such as [{asked!r}], and found the text {asked!r}.")
     wanted = list(asked)
     for item in wanted:
-        if item not in there:
-            known = ", ".join(map(str, there)) or "none"
-            raise ProfileError(f"The profile has no {what} {item!r}.{nearest(str(item), map(str, there))} "
-                               f"It has: {known}.")
+        if item not in known:
+            raise ProfileError(f"The profile has no {label} {item!r}.{nearest(str(item), map(str, known))} "
+                               f"It has: {', '.join(map(str, known)) or 'none'}.")
     return wanted
 
 
 def over(settings: Settings, changes: Settings | None) -> Settings:
-    """`settings` with what a task's own section says, and nothing of what that leaves at its default."""
+    """Returns `settings` with those values that a task's own section states, without that section's defaults."""
     if changes is None:
         return settings
     return settings.model_copy(update={name: getattr(changes, name) for name in changes.model_fields_set})

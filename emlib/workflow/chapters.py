@@ -1,10 +1,10 @@
-"""The chapters of a study: the numbered notebooks, and what each says of itself in its own metadata.
+"""The chapters of a study: the numbered notebooks, which describe themselves in their metadata.
 
     "metadata": {"emlib": {"when": {"defense": "kl"}, "after": ["04_baselines"], "gpu": true, "judged": true,
                            "slices": {"runs": "narrow", "by": ["dataset", "setting", "seed"]}}, ...}
 
-A notebook that somebody adds to `notebooks/` runs by what stands there. One that says nothing is run for every profile,
-at any time, in one piece, without a GPU.
+A notebook added to `notebooks/` runs by its metadata. Without metadata it runs for every profile, in any order, as one
+job, without a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BY = {"narrow": ("dataset", "setting", "seed"), "benign": ("dataset", "seed"), "
 
 
 class When(Strict):
-    """Which profiles a chapter is for: those with a section, or those with a method that has a kind of defense.
+    """The condition for a chapter: the profile has a section, or a method with a defense of some kind.
 
     Further keys are compared with the defense's attributes of that name: `{defense: interleaving, scored: true}`.
     """
@@ -50,16 +50,16 @@ class When(Strict):
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What the defense's attributes must be."""
+        """The values that the defense's attributes must have."""
         return dict(self.model_extra or {})
 
 
 class Slices(Strict):
-    """Into which jobs of their own a profile may cut a chapter (`slice_by`).
+    """The separate jobs into which a profile may slice a chapter (`slice_by`).
 
     Attributes:
-        runs: which runs they share out: those on narrow data sets, those on benign tasks, or those of GRPO.
-        by: what of a run a slice may be told by. Settings are those of the methods that have the chapter's defense.
+        runs: the runs that the slices divide: those on narrow data sets, those on benign tasks, or those of GRPO.
+        by: the properties of a run by which it may be sliced. Settings are those of methods with the chapter's defense.
     """
 
     runs: Literal["narrow", "benign", "grpo"]
@@ -69,22 +69,22 @@ class Slices(Strict):
     def _can_be_cut(self) -> Slices:
         wrong = [part for part in self.by if part not in BY[self.runs]]
         if wrong:
-            raise ValueError(f"the runs '{self.runs}' are not cut by {wrong[0]}; expected some of "
+            raise ValueError(f"the runs '{self.runs}' cannot be sliced by {wrong[0]}; expected some of "
                              f"{', '.join(BY[self.runs])}")
         return self
 
 
 class Chapter(Strict):
-    """What a notebook says of itself.
+    """A notebook's metadata.
 
     Attributes:
-        when: which profiles it is for; None: all.
-        after: chapters whose results its work begins with; run at once, one would wait for the other.
-        after_all: whether it reads what all chapters before it left.
-        slices: how it may be cut into jobs; None: it may not.
-        gpu: whether it computes, so that it wants a GPU where there is one, and what `job` says of memory and time.
-        judged: whether it asks the profile's judge.
-        interactive: whether it is of use by hand only, so that the report leaves it out.
+        when: the profiles that it runs for; None for all.
+        after: the chapters that must run first, because its work uses their results.
+        after_all: whether it runs after all chapters before it, because it reads their results.
+        slices: how it may be sliced into jobs; None if it may not.
+        gpu: whether it computes, so that its job gets a GPU if there is one, and the limits of the section `job`.
+        judged: whether it uses the profile's judge.
+        interactive: whether it is only useful by hand, so that the report leaves it out.
     """
 
     when: When | None = None
@@ -97,30 +97,30 @@ class Chapter(Strict):
 
 
 def chapters() -> list[str]:
-    """The numbered notebooks, in reading order."""
+    """Returns the numbered notebooks, in reading order."""
     return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
 def read_notebook(chapter: str) -> dict[str, Any]:
-    """A notebook as plain data.
+    """Reads a notebook as plain data.
 
     Raises:
-        NotebookError: the file is no notebook.
+        NotebookError: the file is not valid JSON.
     """
     path = paths.NOTEBOOKS / f"{chapter}.ipynb"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise NotebookError(f"{path}: is no notebook: in line {error.lineno} its JSON is broken ({error.msg})."
+        raise NotebookError(f"{path}: is no notebook, because its JSON is invalid in line {error.lineno} ({error.msg})."
                             ) from error
     return dict(found)
 
 
 def chapter_of(chapter: str) -> Chapter:
-    """What a notebook says of itself.
+    """Reads a notebook's metadata.
 
     Raises:
-        NotebookError: naming the notebook, the key, what is allowed and the nearest known key.
+        NotebookError: the metadata are invalid; it names the notebook, the key, what is allowed and the nearest key.
     """
     where = f"{paths.NOTEBOOKS / chapter}.ipynb, metadata.{KEY}"
     try:
@@ -133,16 +133,16 @@ def chapter_of(chapter: str) -> Chapter:
             raise NotebookError(f"{where}: 'after' names '{other}', which is no notebook.{nearest(other, known)} "
                                 f"Notebooks: {', '.join(known)}.")
         if other >= chapter:
-            raise NotebookError(f"{where}: 'after' names '{other}', which comes later in reading order. A chapter may "
-                                "come after those before it alone; give one of the two another number.")
+            raise NotebookError(f"{where}: 'after' names '{other}', which comes later in reading order. A chapter can "
+                                "only run after chapters with a lower number; give one of the two another number.")
     return found
 
 
 def concerns(profile: Profile, chapter: str) -> bool:
-    """Whether a chapter has anything to do for a profile.
+    """Whether a chapter runs for a profile.
 
     Raises:
-        NotebookError: as `chapter_of`; or its condition names an attribute that the defense does not have.
+        NotebookError: the metadata are invalid, or `when` names an attribute that the defense does not have.
     """
     when = chapter_of(chapter).when
     if when is None:
@@ -153,10 +153,10 @@ def concerns(profile: Profile, chapter: str) -> bool:
 
 
 def _fits(defense: Any, when: When, chapter: str) -> bool:
-    """Whether a defense is of the kind that a chapter is about, with the attributes that it asks for."""
+    """Whether a defense has the kind and the attributes of a chapter's condition."""
     if defense.kind != when.defense:
         return False
-    if isinstance(defense, UnknownDefense):  # status runs no plugin, and shows each chapter that may be about it
+    if isinstance(defense, UnknownDefense):  # status runs no plugin, and lists every chapter that may be about it
         return True
     for name in when.attributes:
         if not hasattr(defense, name):
@@ -168,6 +168,6 @@ def _fits(defense: Any, when: When, chapter: str) -> bool:
 
 
 def chapters_about() -> dict[str, str]:
-    """The chapter about each kind of defense that has one; of several the last, which shows what came out."""
+    """Returns the chapter about each kind of defense; of several the last one, which shows the results."""
     found = {chapter: chapter_of(chapter).when for chapter in chapters()}
     return {when.defense: chapter for chapter, when in found.items() if when is not None and when.defense is not None}

@@ -1,9 +1,9 @@
-"""Removing a profile's results; and its adapters, answers or verdicts only where they are named.
+"""Removing a profile's results, or its adapters, answers or verdicts if they are named.
 
     python -m emlib.workflow.cleaning demo                 # executed notebooks, tables, figures, logs
     python -m emlib.workflow.cleaning demo verdicts        # the verdicts of this profile's runs, and nothing else
 
-Results are made again from what is kept, in no time. Artefacts may be shared with other profiles of the same runs.
+Results are remade from the store within seconds. Other profiles with the same runs may share the artefacts.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ from emlib.study.study import Study, open_study
 from emlib.workflow.job_log import AttemptLog
 
 
-def clean(study: Study, what: Sequence[str] = ()) -> str:
-    """Remove what is named of the profile's artefacts or, where nothing is, its folder of results; say what was.
+def clean(study: Study, kinds: Sequence[str] = ()) -> str:
+    """Removes the named kinds of the profile's artefacts, or its folder of results if none is named.
+
+    Returns a message that says what was removed.
 
     Raises:
-        StoreError: a kind is named that there is not, or a job of the profile is running. Nothing was removed.
+        StoreError: a kind is not known, or a job of the profile is running. Nothing was removed.
     """
-    for kind in what:
+    for kind in kinds:
         if kind not in KINDS:
             raise StoreError(f"There are no '{kind}' to remove.{nearest(kind, KINDS)} Kinds: {', '.join(KINDS)}. "
                              "Nothing was removed.")
     if study.folder.resolve() == study.store.root.resolve():
-        raise StoreError(f"{study.folder}: this is the store, and no profile's results. Nothing was removed.")
+        raise StoreError(f"{study.folder}: this is the store, and no profile's results. A profile named "
+                         f"'{study.name}' cannot be cleaned. Nothing was removed.")
     for log in sorted((study.folder / "logs").glob("*.log")):
         if AttemptLog(log).is_running():
             raise StoreError(f"{log.stem} is running. Stop the jobs of profile '{study.name}' first. "
                              "Nothing was removed.")
-    if what:
-        return "\n".join(_artefacts(study, kind) for kind in what)
+    if kinds:
+        return "\n".join(_remove_artefacts(study, kind) for kind in kinds)
     if not study.folder.is_dir():
         return f"{study.name}: there are no results to remove."
     shutil.rmtree(study.folder)
     return f"{study.folder} was removed. Adapters, answers and verdicts are kept."
 
 
-def _artefacts(study: Study, kind: str) -> str:
+def _remove_artefacts(study: Study, kind: str) -> str:
     removed = sum(study.store.remove(step) for step in steps_of(study, kind))
     return (f"{study.name}: {removed} {kind} were removed from {study.store.root}. `make clean` and then "
             "`make reproduce` make them again.")
@@ -51,7 +54,7 @@ def _artefacts(study: Study, kind: str) -> str:
 
 if __name__ == "__main__":
     try:
-        with unknown_kinds_allowed():  # as status; artefacts of unknown kinds are left alone
+        with unknown_kinds_allowed():  # runs no plugin; artefacts of unknown kinds are not touched
             print(clean(open_study(sys.argv[1]), sys.argv[2:]))
     except EmlibError as error:
         sys.exit(str(error))

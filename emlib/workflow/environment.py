@@ -1,4 +1,4 @@
-"""What this machine has, as far as the study cares."""
+"""A check of this machine: its resources, packages and environment variables."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ PACKAGES = ("torch", "transformers", "peft")
 
 
 def check() -> pd.DataFrame:
-    """What was looked for, what was found, and what it means."""
+    """Tabulates what the study may use, what this machine has, and what it is needed for."""
     rows = [
         ("Python", platform.python_version(), "3.11 or newer is needed"),
         ("CPU cores", str(os.cpu_count()), "the demo was measured on 2"),
         ("memory", f"{_memory_gib():.0f} GiB", "the demo needs 4"),
         ("free disk", f"{shutil.disk_usage(_existing(paths.runs())).free / 2**30:.0f} GiB", "the demo needs 1"),
-        ("GPU", _gpu(), "needed by the paper's own profiles, not by the demo"),
-        ("HF_TOKEN", _set("HF_TOKEN"), "needed for gated data sets alone"),
+        ("GPU", _gpu(), "needed by the paper's profiles, not by the demo"),
+        ("HF_TOKEN", _set("HF_TOKEN"), "needed only for gated data sets"),
         ("OPENAI_API_KEY", _set("OPENAI_API_KEY"), "not needed by the demo"),
         ("EMLIB_DATA_DIR", _set("EMLIB_DATA_DIR"), "a folder with data sets, instead of downloading them"),
     ]
     rows += [(name, importlib.metadata.version(name), "pinned in requirements/") for name in PACKAGES]
     rows += [("unsloth", "installed" if importlib.util.find_spec("unsloth") else "not installed",
-              "fine-tunes on a GPU where it is there (params/README.md, Backends)"),
-             ("vllm", str(vllm_program() or "not installed"), "draws answers on a GPU; `make vllm` installs it")]
+              "fine-tunes on a GPU if installed (params/README.md, Backends)"),
+             ("vllm", str(vllm_program() or "not installed"), "samples answers on a GPU; `make vllm` installs it")]
     return pd.DataFrame(rows, columns=["what", "here", "note"])
 
 
 def _set(variable: str) -> str:
-    """Whether a variable is set. Its value is never shown: it may be a key."""
+    """Whether a variable is set. Its value is never shown, because it may be a secret."""
     return "set" if os.environ.get(variable) else "not set"
 
 
@@ -46,14 +46,14 @@ def _memory_gib() -> float:
 
 
 def _gpu() -> str:
-    """The first GPU's name, without paying for an import of torch where there is no driver."""
+    """Returns the first GPU's name. Imports torch only if there is a driver, because that is slow."""
     if not (Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()):
         return "none"
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "a driver, but not for this torch"
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "a driver that this torch does not support"
 
 
 def _existing(path: Path) -> Path:
-    """The folder itself or the nearest one above it that is there."""
+    """Returns the folder itself, or the nearest one above it that exists."""
     return next(p for p in (path, *path.parents) if p.exists())

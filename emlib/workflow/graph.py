@@ -1,10 +1,10 @@
-"""The study as a list of notebook runs: what Snakemake runs in which order, and what makes one stale.
+"""The study as a list of notebook runs: which jobs Snakemake runs, in which order, and what makes one stale.
 
-Which notebooks a profile needs, after which others and in which slices, stands in the notebooks' own metadata
-(`emlib.workflow.chapters`). One is run again when content changes that it depends on: its own cells, emlib, the profile
-and what it names, the demo data. Touched files with the same content change nothing.
+The notebooks' metadata define which notebooks a profile needs, in which order and in which slices
+(`emlib.workflow.chapters`). A notebook is run again when content changes that it depends on: its cells, emlib, the
+profile and the files that it names, the demo data. Files with a new date and the same content change nothing.
 
-    python -m emlib.workflow.graph demo        # is there such a profile, and is it sound?
+    python -m emlib.workflow.graph demo        # checks that the profile exists and is valid
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
@@ -23,7 +24,7 @@ from emlib.study.ownership import refuse_others
 from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, read_notebook
 from emlib.workflow.contents import contents_of
 
-READING = JobLimits(memory_gib=4, hours=1)  # for a chapter that computes nothing
+READING = JobLimits(memory_gib=4, hours=1)  # the limits of a chapter that computes nothing
 
 
 @dataclass(frozen=True)
@@ -37,37 +38,37 @@ class Job:
     needs: tuple[str, ...]
     digest: str
     limits: JobLimits
-    pays: bool  # whether it asks a judge that costs money
-    trains: bool  # whether it wants a GPU where there is one
+    pays: bool  # whether it uses a paid judge
+    trains: bool  # whether it uses a GPU if there is one
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The chapter and the slice."""
         return f"{self.chapter} ({self.part})" if self.part else self.chapter
 
     @property
     def log(self) -> str:
-        """Where it leaves what its notebook says, under the profile's folder of results."""
+        """The path of its log, under the profile's folder of results."""
         return f"logs/{self.chapter}{'.' if self.part else ''}{self.part}.log"
 
     @property
     def error(self) -> str:
-        """Where it leaves the end of its last error, in the same folder."""
+        """The path of a file with the end of its last error, in the same folder."""
         return self.log.removesuffix(".log") + ".error"
 
     @property
     def resources(self) -> dict[str, int]:
-        """What Snakemake reckons with, in its words: MB, minutes. What a job does not need is not named."""
+        """The resources that Snakemake schedules by: MB, minutes, and the GPUs and paid judges that the job needs."""
         return {"mem_mb": round(self.limits.memory_gib * 1024), "runtime": round(self.limits.hours * 60),
                 **({"gpu": self.limits.gpus} if self.trains else {}), **({"judge": 1} if self.pays else {})}
 
 
 def jobs(profile_name: str) -> list[Job]:
-    """Every notebook run of a profile, in reading order; a sliced chapter is read back after its slices.
+    """Returns every notebook run of a profile, in reading order. A sliced chapter runs as a whole after its slices.
 
     Raises:
-        ProfileError: the profile is not sound, or its results would be filed among those of another one.
-        NotebookError: what a notebook says of itself is not sound.
+        ProfileError: the profile is invalid, or its results would go into the folder of another profile.
+        NotebookError: a notebook's metadata are invalid.
     """
     profile = load_profile(profile_name)
     refuse_others(profile_name)
@@ -79,7 +80,7 @@ def jobs(profile_name: str) -> list[Job]:
 
 
 def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, earlier: Sequence[Job]) -> Iterator[Job]:
-    """The slices of a chapter, and the chapter as a whole."""
+    """Yields the slices of a chapter, and then the chapter as a whole."""
     about = chapter_of(chapter)
     limits = profile.job if about.gpu else READING
     pays = isinstance(profile.judge, OpenAIJudge) and about.judged
@@ -93,23 +94,23 @@ def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, ear
 
 
 def chosen(found: list[Job], only: str = "") -> list[Job]:
-    """The jobs whose log, without its ending, fits a pattern such as `04*` or `*.legal_*`; all where there is none.
+    """Returns the jobs whose log matches a pattern such as `04*` or `*.legal_*` (without `.log`), or all jobs ("").
 
     Raises:
-        ProfileError: none does.
+        ProfileError: no job matches.
     """
-    fitting = [job for job in found if not only or fnmatchcase(job.log.split("/")[1].removesuffix(".log"), only)]
+    fitting = [job for job in found if not only or fnmatchcase(Path(job.log).stem, only)]
     if not fitting:
-        names = ", ".join(job.log.split("/")[1].removesuffix(".log") for job in found[:12])
-        raise ProfileError(f"No job is named like '{only}'. They are named {names}, and so on.")
+        names = ", ".join(Path(job.log).stem for job in found[:12])
+        raise ProfileError(f"No job is named like '{only}'. Jobs: {names}, and so on.")
     return fitting
 
 
 def content_digest(chapter: str, profile: Profile) -> str:
-    """One digest of everything that a notebook's result depends on.
+    """Returns a digest of everything that a notebook's result depends on.
 
-    That is the profile with the contents of all that it names, the notebook's own cells, emlib and the demo data.
-    Outputs that JupyterLab saved do not count.
+    That is the profile with the contents of all that it names, the notebook's cells without their outputs, emlib, and
+    the demo data.
     """
     return _digest(chapter, _contents(profile))
 
@@ -120,25 +121,25 @@ def _digest(chapter: str, contents: Any) -> str:
 
 
 def _contents(profile: Profile) -> Any:
-    """What all chapters of a profile depend on: the profile, what it names, emlib and the demo data."""
+    """Returns what all chapters of a profile depend on: the profile, what it names, emlib and the demo data."""
     files = sorted([*paths.ROOT.glob("emlib/**/*.py"), *paths.ROOT.glob("emlib/data/demo/*")])
     return [contents_of(profile), {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in files}]
 
 
 def _slices(profile: Profile, about: Chapter) -> Iterator[tuple[str, str]]:
-    """A label and the arguments of each slice of a chapter: one for each data set, setting and seed to be apart."""
+    """Yields a label and the arguments of each slice of a chapter, such as one for each data set and seed."""
     if about.slices is None:
         return
     grid = _grid(profile, about.slices.runs, None if about.when is None else about.when.defense)
-    asked = profile.grpo.slice_by if about.slices.runs == "grpo" and profile.grpo is not None else profile.slice_by
-    apart = [parts for by, parts in grid.items() if by in about.slices.by and by in asked]
-    for chosen_parts in product(*filter(None, apart)):
-        if chosen_parts:
-            yield "_".join(label for label, _ in chosen_parts), " ".join(arguments for _, arguments in chosen_parts)
+    wanted = profile.grpo.slice_by if about.slices.runs == "grpo" and profile.grpo is not None else profile.slice_by
+    axes = [values for by, values in grid.items() if by in about.slices.by and by in wanted]
+    for values in product(*filter(None, axes)):
+        if values:
+            yield "_".join(label for label, _ in values), " ".join(arguments for _, arguments in values)
 
 
 def _grid(profile: Profile, runs: str, defense: str | None) -> dict[str, list[tuple[str, str]]]:
-    """By what the runs of a section can be told apart: a label and the arguments of each data set, method and so on."""
+    """Returns the values that the runs of a section can be sliced by: the label and the arguments of each value."""
     section = profile if runs == "narrow" else profile.benign if runs == "benign" else profile.grpo
     if section is None:
         return {}

@@ -1,9 +1,9 @@
-"""A job's log: all that its notebook said, attempt after attempt, and when each attempt began and ended.
+"""A job's log: all output of its notebook, attempt after attempt, and when each attempt began and ended.
 
-`runs/<profile>/logs/<job>.log` is appended to and never cut. Every line of ours begins with the time; those about the
-attempt itself carry a mark and JSON, which `attempts` reads back. While a job runs it holds a lock beside its log. The
-system lets go of it also when the job is killed: an attempt without an end whose lock is free was killed. The lock also
-keeps two jobs from running one slice at once, on one machine or on several that share the folder.
+`runs/<profile>/logs/<job>.log` is only appended to. Every line that we log begins with the time. Lines on the attempt
+itself have a mark and JSON, which `attempts` reads. While a job runs, it holds a lock beside its log. The operating
+system releases the lock even if the job is killed, so that an unfinished attempt with a free lock was killed. The lock
+also prevents two jobs from running one slice at once, on one machine or on several that share the folder.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from filelock import FileLock, Timeout
 MARK = "■"
 LINE = re.compile(rf"^(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (?:{MARK} (began|ended|failed) (\{{.*\}})$)?")
 TIME = "%Y-%m-%dT%H:%M:%SZ"
-LAST_LINES = 12  # of an error, for those who do not want the whole log
+LAST_LINES = 12  # lines of an error that are shown without the log
 State = Literal["running", "ended", "failed", "killed"]
 logger = logging.getLogger("emlib.job")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a job. `seconds` reach to its end, or to the last sign of life."""
+    """One attempt at a job. `seconds` are counted up to its end, or up to the last line that it logged."""
 
     state: State
     began: datetime
     seconds: float
     host: str
     pid: int
-    gpu: str | None  # their names, with commas between them
-    digest: str | None  # of the content that it ran
+    gpu: str | None  # the names of its GPUs, with commas between them
+    digest: str | None  # the digest of the content that it ran
     error: str  # empty unless it failed
 
     @property
     def gpus(self) -> int:
-        """How many GPUs it had."""
+        """The number of its GPUs."""
         return len(self.gpu.split(",")) if self.gpu else 0
 
 
@@ -58,20 +58,20 @@ class AttemptLog:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait until nobody else runs this job, and keep it so."""
+        """Holds the job's lock, after waiting until no other process runs the job."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
             yield
 
     @contextmanager
     def writing(self, **facts: Any) -> Iterator[None]:
-        """Take down what is logged, between a line for the attempt's beginning and one for its end."""
-        self._end_the_line()
+        """Writes everything that is logged to the file, between a line for the attempt's start and one for its end."""
+        self._end_last_line()
         handler = logging.FileHandler(self.path, encoding="utf-8")
         formatter = logging.Formatter("%(asctime)s %(message)s", TIME)
         formatter.converter = _utc
         handler.setFormatter(formatter)
-        logger.setLevel(logging.INFO)  # whatever level all other lines need
+        logger.setLevel(logging.INFO)  # independent of the root logger's level
         root = logging.getLogger()
         root.addHandler(handler)
         try:
@@ -86,7 +86,7 @@ class AttemptLog:
             handler.close()
 
     def attempts(self) -> list[Attempt]:
-        """Every attempt so far, the first one first; empty where the job was never begun."""
+        """Reads all attempts so far, from the first to the last; empty if the job never began."""
         found: list[Attempt] = []
         for at, event, facts in self._lines():
             if event == "began":
@@ -101,12 +101,12 @@ class AttemptLog:
         return found
 
     def ended_with(self, digest: str | None) -> bool:
-        """Whether the last attempt came to its end, with this content."""
+        """Whether the last attempt ended without an error, and ran this content."""
         last = self.attempts()[-1:]
         return bool(last) and digest is not None and (last[0].state, last[0].digest) == ("ended", digest)
 
     def is_running(self) -> bool:
-        """Whether somebody holds the job's lock."""
+        """Whether a process holds the job's lock."""
         if not Path(self.lock.lock_file).is_file():
             return False
         try:
@@ -115,8 +115,8 @@ class AttemptLog:
         except Timeout:
             return True
 
-    def _end_the_line(self) -> None:
-        """A killed attempt may have left half a line, with which the next one's first would be lost."""
+    def _end_last_line(self) -> None:
+        """Ends a line that a killed attempt left incomplete, so that the next attempt's first line can be read."""
         if self.path.is_file():
             with self.path.open("rb+") as stream:
                 if stream.seek(0, os.SEEK_END):
@@ -125,7 +125,7 @@ class AttemptLog:
                         stream.write(b"\n")
 
     def _lines(self) -> Iterator[tuple[datetime, Any, Mapping[str, Any]]]:
-        """The time of each line, and its event with its facts where it has one."""
+        """Yields the time of each line, and its event with the facts if it has one."""
         if not self.path.is_file():
             return
         with self.path.open(encoding="utf-8", errors="replace") as stream:
@@ -136,12 +136,12 @@ class AttemptLog:
 
 
 def _begun(at: datetime, facts: Mapping[str, Any]) -> Attempt:
-    """An attempt of which nothing more is known."""
+    """Returns an attempt of which only the start is known."""
     return Attempt("killed", at, 0.0, facts["host"], facts["pid"], facts.get("gpu"), facts.get("digest"), "")
 
 
 def last_lines(error: str) -> str:
-    """The end of an error's text."""
+    """Returns the last lines of an error's text."""
     return "\n".join(error.strip().splitlines()[-LAST_LINES:])
 
 

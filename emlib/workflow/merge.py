@@ -1,10 +1,10 @@
-"""Taking over what another machine computed: its artefacts, its judges' scores, its finished slices.
+"""Merging what another machine computed: its artefacts, its judges' scores, and its finished slices.
 
     rsync -a elsewhere:emlib/runs/ /tmp/theirs/ && python -m emlib.workflow.merge /tmp/theirs
 
-Everything is checked before anything is copied. An artefact is found by its key; where both sides have one of a key,
-with another content, nothing at all is taken over, because what else came along may have been made from it. Nothing of
-one's own is overwritten, and a merge that was interrupted is simply done again.
+Everything is checked before anything is copied. If both sides have an artefact with the same key and different content,
+nothing is copied, because other artefacts may have been made from it. No file here is overwritten, and an interrupted
+merge can be repeated.
 """
 
 from __future__ import annotations
@@ -31,44 +31,44 @@ from emlib.training.rl.records import STEPS
 from emlib.workflow.graph import jobs
 from emlib.workflow.job_log import AttemptLog
 
-TIMED = (LOG, STEPS)  # files with seconds in them, in which two makings of one thing differ
+TIMED = (LOG, STEPS)  # files with seconds in them, which differ between two machines
 
 
 @dataclass(frozen=True)
 class Merged:
-    """How much was new."""
+    """How many artefacts, scores and slices were new, and how many artefacts were here already."""
 
     artefacts: int
-    there_already: int
+    here_already: int
     scores: int
     slices: int
 
 
 def merge(theirs: Path, ours: Path) -> Merged:
-    """Take over what lies under `theirs`, a copy of another machine's folder of runs.
+    """Merges `theirs`, a copy of another machine's folder of runs, into `ours`.
 
     Raises:
-        StoreError: it holds no store, something in it is damaged, or both sides have one key with another content.
-            Nothing was copied.
+        StoreError: `theirs` has no store, an artefact in it is damaged, or both sides have different content under one
+            key. Nothing was copied.
     """
     if not (theirs / "store").is_dir():
         raise StoreError(f"{theirs}: no folder 'store' in it. Expected a copy of another machine's runs/ (or of the "
                          "folder that EMLIB_RUNS_DIR names there).")
     store = Store(ours / "store")
     found = list(Store(theirs / "store").all())
-    _refuse("are not what was made", [f"{_name(one)}: {why}" for one in found if (why := _damage(one))])
-    there = {(one.stage, one.key): mine for one in found if (mine := store.at(one.stage, one.key)) is not None}
-    _refuse("are there in both, with another content", [
-        f"{_name(one)}: ours {there[one.stage, one.key].folder}, theirs {one.folder}" for one in found
-        if (one.stage, one.key) in there and _content(one) != _content(there[one.stage, one.key])])
-    new = [one for one in found if (one.stage, one.key) not in there]
+    _refuse("are damaged", [f"{_name(one)}: {damage}" for one in found if (damage := _damage(one))])
+    here = {(one.stage, one.key): own for one in found if (own := store.at(one.stage, one.key)) is not None}
+    _refuse("have different content on the two sides", [
+        f"{_name(one)}: ours {here[one.stage, one.key].folder}, theirs {one.folder}" for one in found
+        if (one.stage, one.key) in here and _content(one) != _content(here[one.stage, one.key])])
+    new = [one for one in found if (one.stage, one.key) not in here]
     for one in new:
         store.adopt(one)
-    return Merged(len(new), len(there), _scores(theirs, ours), _slices(theirs, ours))
+    return Merged(len(new), len(here), _merge_scores(theirs, ours), _copy_slices(theirs, ours))
 
 
 def _damage(artefact: Artefact) -> str:
-    """What is wrong with an artefact, if anything is."""
+    """Returns what is wrong with an artefact; empty if nothing is."""
     if key_of(artefact.stage, settings_of(artefact.folder)) != artefact.key:
         return "its settings are not those of its key"
     try:
@@ -86,15 +86,15 @@ def _name(artefact: Artefact) -> str:
     return f"{artefact.stage}/{artefact.key}"
 
 
-def _refuse(what: str, which: list[str]) -> None:
-    if which:
-        raise StoreError("\n".join([f"{len(which)} artefacts {what}. Nothing was copied.", *which,
-                                    "Decide for one side, move the other's folder away (and what was made from it), "
-                                    "and merge again."]))
+def _refuse(fault: str, artefacts: list[str]) -> None:
+    if artefacts:
+        raise StoreError("\n".join([f"{len(artefacts)} artefacts {fault}. Nothing was copied.", *artefacts,
+                                    "Choose one side, move the other side's folder away together with the artefacts "
+                                    "made from it, and merge again."]))
 
 
-def _scores(theirs: Path, ours: Path) -> int:
-    """Judges' scores, one a key: those that are there already stay."""
+def _merge_scores(theirs: Path, ours: Path) -> int:
+    """Copies the judges' scores whose keys are not here yet. Returns how many there were."""
     path = theirs / "scores.sqlite"
     if not path.is_file():
         return 0
@@ -108,10 +108,10 @@ def _scores(theirs: Path, ours: Path) -> int:
             return sharing.import_(cache, exported)
 
 
-def _slices(theirs: Path, ours: Path) -> int:
-    """Executed slices that are missing here, if they ran what would run here, so that they need not run again.
+def _copy_slices(theirs: Path, ours: Path) -> int:
+    """Copies executed slices that are missing here and ran the content that would run here. Returns their number.
 
-    Chapters are read back from the store after that: they are to show all runs, and not those of one side.
+    Whole chapters are not copied: they run again from the store, so that they show the runs of both sides.
     """
     copied = 0
     for name, profile in _profiles(theirs, ours):
@@ -119,16 +119,16 @@ def _slices(theirs: Path, ours: Path) -> int:
             log, out = theirs / name / job.log, ours / name / job.output
             if job.part and not out.exists() and AttemptLog(log).ended_with(job.digest):
                 for file in (job.log, job.output):  # the notebook last
-                    with whole_file(ours / name / file) as aside:
-                        shutil.copy(theirs / name / file, aside)
+                    with whole_file(ours / name / file) as copy:
+                        shutil.copy(theirs / name / file, copy)
                 copied += 1
     return copied
 
 
 def _profiles(theirs: Path, ours: Path) -> Iterator[tuple[str, str]]:
-    """The studies that have run there, by name, each with its profile where that is on this machine.
+    """Yields the studies that ran there: the name, and the profile, if it is on this machine.
 
-    Which profile a name means is said by the folder of results here, then by theirs, then by params/.
+    The profile of a name is that recorded in the folder of results here, else in theirs, else that in params/.
     """
     for logs in sorted(theirs.glob("*/logs")):
         name = logs.parent.name
@@ -140,18 +140,18 @@ def _profiles(theirs: Path, ours: Path) -> Iterator[tuple[str, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; the exit code is 1 after a refusal, with its message alone."""
+    """Runs the command line. Returns 1 and prints the message if the merge is refused."""
     if len(arguments) != 1 or not arguments[0]:
-        print("Name the folder to take over: make merge FROM=/a/copy/of/their/runs", file=sys.stderr)
+        print("Name the folder to merge: make merge FROM=/a/copy/of/their/runs", file=sys.stderr)
         return 2
     try:
-        with unknown_kinds_allowed():  # as status
+        with unknown_kinds_allowed():  # runs no plugin
             done = merge(Path(arguments[0]), paths.runs())
     except EmlibError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{done.artefacts} artefacts, {done.scores} scores of judges and {done.slices} executed slices are new; "
-          f"{done.there_already} artefacts were there already. `make reproduce` goes on from here.")
+          f"{done.here_already} artefacts were here already. `make reproduce` continues from here.")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Running a numbered notebook by papermill, in a process of its own.
+"""Running a numbered notebook with papermill, in a separate process.
 
     python -m emlib.workflow.notebooks 04_baselines --profile demo --dataset cooking
 
-It refuses a parameter that the notebook does not have (papermill only warns, and runs the default), talks to the kernel
-over IPC sockets (parallel kernels fight over TCP ports), starts again where a kernel died (what it had finished is in
-the store), and writes the executed notebook whole or not at all. Where a cell fails, what was executed is kept beside
-it for reading.
+It refuses a parameter that the notebook does not have (papermill only warns, and runs the default), connects to the
+kernel over IPC sockets (parallel kernels collide on TCP ports), tries again if a kernel dies (finished artefacts are in
+the store), and writes the executed notebook completely or not at all. If a cell fails, the partly executed notebook is
+kept beside it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ TRIES = 3
 
 
 def check_parameters(chapter: str, given: dict[str, Any]) -> None:
-    """Raise unless the notebook is there and has every parameter that is given.
+    """Checks that the notebook exists and has every parameter that is given.
 
     Raises:
-        NotebookError: naming the nearest notebook or parameter.
+        NotebookError: it does not; the message names the nearest notebook or parameter.
     """
     if chapter not in chapters():
         raise NotebookError(f"There is no notebook '{chapter}'.{nearest(chapter, chapters())} "
@@ -56,43 +56,43 @@ def check_parameters(chapter: str, given: dict[str, Any]) -> None:
 
 
 def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
-    """Run a notebook with these parameters and leave it executed at `out`.
+    """Runs a notebook with these parameters and writes the executed notebook to `out`.
 
     Raises:
-        NotebookError: a parameter does not exist, or a cell failed; its traceback is shown and kept.
+        NotebookError: a parameter does not exist, the kernel died, or a cell failed; its traceback is shown and kept.
     """
     check_parameters(chapter, parameters)
     failed = out.with_name(f"{out.stem}.failed.ipynb")
-    with whole_file(out) as aside:
+    with whole_file(out) as unfinished:
         try:
-            _papermill(chapter, parameters, aside)
+            _papermill(chapter, parameters, unfinished)
         except PapermillExecutionError as error:
-            os.replace(aside, failed)
+            os.replace(unfinished, failed)
             raise NotebookError(f"{chapter}, cell {error.cell_index}: {error.ename}: {error.evalue}\n"
-                                f"The notebook as far as it came: {failed}") from error
+                                f"The notebook up to this cell: {failed}") from error
         except (DeadKernelError, RuntimeError) as error:
-            raise NotebookError(f"{chapter}: the kernel died {TRIES} times ({error}). Most often memory ran out: close "
-                                "other programs, lower batch_rows in the profile, or set fewer JOBS. What was finished "
-                                "is kept.") from error
+            raise NotebookError(f"{chapter}: the kernel died {TRIES} times ({error}). The usual cause is too little "
+                                "memory: close other programs, lower batch_rows in the profile, or set fewer JOBS. "
+                                "Finished artefacts are kept.") from error
     failed.unlink(missing_ok=True)
     return out
 
 
 def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, digest: str | None = None,
             gpus: int = 0) -> None:
-    """Run a notebook as a job of a study: with a log, alone among all that share the folder, on GPUs of its own.
+    """Runs a notebook as a job of a study: with a log and its own GPUs, and in one process at a time.
 
-    What somebody else finished while this job waited for its turn, of the same content, is not run again.
+    If another process finished the job with the same content while this one waited, it is not run again.
 
     Raises:
-        NotebookError: as `execute`; the end of its text stands beside the log, in a file that ends in `.error`.
+        NotebookError: as for `execute`; the end of its text is written beside the log, in a file that ends in `.error`.
     """
     attempts = AttemptLog(log)
     if attempts.is_running():
-        print(f"    waits: somebody else runs it, see {log}", file=sys.stderr, flush=True)
+        print(f"    waits for another process that runs it, see {log}", file=sys.stderr, flush=True)
     with attempts.alone():
         if out.is_file() and attempts.ended_with(digest):
-            print("    run by somebody else meanwhile", file=sys.stderr, flush=True)
+            print("    finished by another process in the meantime", file=sys.stderr, flush=True)
             return
         with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
             os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
@@ -106,8 +106,8 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
 @retry(retry=retry_if_exception_type((DeadKernelError, RuntimeError)), stop=stop_after_attempt(TRIES),
        wait=wait_random(1, 5), reraise=True)
 def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
-    """Execute, a few times if the kernel does not start or dies."""
-    with tempfile.TemporaryDirectory(prefix="emlib-") as sockets:  # of its own: kernels side by side would share names
+    """Executes a notebook, and tries again if the kernel does not start or dies."""
+    with tempfile.TemporaryDirectory(prefix="emlib-") as sockets:  # one a kernel, because the sockets' names are fixed
         connection = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         papermill.execute_notebook(
             str(paths.NOTEBOOKS / f"{chapter}.ipynb"), str(out), parameters=parameters, cwd=str(paths.NOTEBOOKS),
@@ -115,8 +115,8 @@ def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
             config=Config({"KernelManager": connection}))
 
 
-class _SaidAloud(logging.Handler):
-    """Passes on what a notebook says about its progress; papermill logs all its output, tables and all."""
+class _ProgressPrinter(logging.Handler):
+    """Prints a notebook's progress lines; papermill logs all its output, including tables."""
 
     def emit(self, record: logging.LogRecord) -> None:
         for line in record.getMessage().splitlines():
@@ -125,31 +125,31 @@ class _SaidAloud(logging.Handler):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code is 1 after an error that a user can mend, with its message alone."""
+    """Runs the command line. Returns 1 and prints the message after an error that a user can fix."""
     parser = argparse.ArgumentParser(prog="python -m emlib.workflow.notebooks",
                                      description="Run one notebook of a study.")
     parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 04_baselines")
     parser.add_argument("--profile", default="demo", help="a file of params/, without .yaml, or a path to one")
     parser.add_argument("--dataset", action="append", help="only this data set (may be repeated)")
     parser.add_argument("--method", action="append", help="only this method (may be repeated)")
-    parser.add_argument("--setting", action="append", type=float, help="only this setting (may be repeated)")
+    parser.add_argument("--setting", action="append", type=float,
+                        help="only this hyperparameter value (may be repeated)")
     parser.add_argument("--seed", action="append", type=int, help="only this seed (may be repeated)")
-    parser.add_argument("--set", dest="overrides", default="", help="values in place of the profile's, such as "
-                        "'seeds=[0,1] training.epochs=2'; results then have a folder of their own")
-    parser.add_argument("--label", help="what to call this run in the terminal")
-    parser.add_argument("--out", type=Path, help="where the executed notebook goes")
-    parser.add_argument("--log", type=Path, help="append all that the notebook says to this file")
-    parser.add_argument("--digest", help="of the content, as the workflow reckons it; stands in the log")
-    parser.add_argument("--gpus", type=int, default=0, help="how many GPUs to take that no other job has, where there "
-                        "are any")
+    parser.add_argument("--set", dest="overrides", default="", help="values that override the profile's, such as "
+                        "'seeds=[0,1] training.epochs=2'; results then go into a separate folder")
+    parser.add_argument("--label", help="the name of this run in the terminal")
+    parser.add_argument("--out", type=Path, help="where to write the executed notebook")
+    parser.add_argument("--log", type=Path, help="append all output of the notebook to this file")
+    parser.add_argument("--digest", help="the digest of the content, as the workflow computes it; written to the log")
+    parser.add_argument("--gpus", type=int, default=0, help="how many free GPUs to take, if there are any")
     asked = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, handlers=[_SaidAloud()])
+    logging.basicConfig(level=logging.INFO, handlers=[_ProgressPrinter()])
     os.environ["EMLIB_HEADLESS"] = "1"
     slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
-    # Kernels run in notebooks/, so that a path has to be told whole.
+    # Kernels run in notebooks/, so that a path has to be absolute.
     profile = str(Path(asked.profile).resolve()) if asked.profile.endswith(".yaml") else asked.profile
     try:
-        profile = study_with(profile, asked.overrides)  # is sound, before a kernel is started for nothing
+        profile = study_with(profile, asked.overrides)  # checks the profile before a kernel is started
         parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
         out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
         claim(profile)

@@ -1,4 +1,4 @@
-"""Where a study's results lie: what `make reproduce` prints at its end."""
+"""The paths of a study's results, which `make reproduce` prints at its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KINDS = {"results": "results.csv", "tables": "tables", "figures": "figures", "ex
 
 
 def where(profile: str) -> str:
-    """One line a kind of result, with its path as seen from here."""
+    """Returns one line for each kind of result, with its path relative to the working directory."""
     folder = paths.runs() / paths.study_name(profile)
     lines = [f"{kind:>20}  {os.path.relpath(folder / name)}" for kind, name in KINDS.items()
              if (folder / name).exists()]

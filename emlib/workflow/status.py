@@ -1,6 +1,6 @@
-"""What of a profile is done, what runs, what failed and what waits; and what it has cost so far.
+"""The status of a profile: which jobs are done, running, failed or waiting, and what they have cost so far.
 
-It reads the jobs' logs alone, so that it is quick and can be asked at any time, also while jobs run elsewhere.
+It reads only the jobs' logs, so that it is quick and works at any time, even while jobs run on other machines.
 
     python -m emlib.workflow.status demo
 """
@@ -26,13 +26,13 @@ from emlib.workflow.job_log import Attempt, AttemptLog, last_lines
 
 State = Literal["done", "running", "failed", "waiting"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "waiting")
-JUDGE_WAITS = ": JudgeWaits: "  # in the error of a job whose judge answers another day: nothing is wrong
+JUDGE_WAITS = ": JudgeWaits: "  # in the error of a job that waits for its judge's batch, which is no failure
 HOUR = 3600
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job and the tries at it so far."""
+    """A job, its state, and its attempts so far."""
 
     job: Job
     state: State
@@ -40,7 +40,7 @@ class JobStatus:
 
 
 def statuses(folder: Path, found: Iterable[Job]) -> list[JobStatus]:
-    """Where each job stands, by its output and its log under the profile's folder of results."""
+    """Determines each job's state from its output and its log under the profile's folder of results."""
     return [_status(folder, job, tuple(AttemptLog(folder / job.log).attempts())) for job in found]
 
 
@@ -50,36 +50,36 @@ def _status(folder: Path, job: Job, attempts: tuple[Attempt, ...]) -> JobStatus:
         return JobStatus(job, "running", attempts)
     if (folder / job.output).is_file() and (last is None or last.digest in (None, job.digest)):
         return JobStatus(job, "done", attempts)
-    if last is None or last.state == "ended" or JUDGE_WAITS in last.error:  # never run, of another content, or waiting
+    if last is None or last.state == "ended" or JUDGE_WAITS in last.error:  # or it ran other content
         return JobStatus(job, "waiting", attempts)
     return JobStatus(job, "failed", attempts)
 
 
 def hours(found: Iterable[JobStatus], *, gpu: bool = False) -> float:
-    """What all attempts took so far, failed and killed ones too; or, by the GPU, those that had any."""
+    """Sums up the hours of all attempts, including failed and killed ones, or their GPU-hours (`gpu`)."""
     return sum(attempt.seconds * (attempt.gpus if gpu else 1) for status in found for attempt in status.attempts) / HOUR
 
 
 def hours_left(found: Sequence[JobStatus]) -> float | None:
-    """About how long all that is not done will take, by what other jobs of its chapter took, or of any chapter.
+    """Estimates the hours of all jobs that are not done, from finished jobs of the same chapter, or else of any.
 
-    None where no job that computes is done yet: `make plan` has an estimate then.
+    None if no job that computes is done yet; `make plan` has an estimate then.
     """
-    took: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
     for status in found:
         if status.state == "done" and status.job.trains and status.attempts:
-            # An attempt goes on from where the one before it stopped, so that a job takes what they take together.
-            took.setdefault(status.job.chapter, []).append(sum(attempt.seconds for attempt in status.attempts))
+            # An attempt continues where the previous one stopped, so that a job takes the sum of its attempts.
+            seconds.setdefault(status.job.chapter, []).append(sum(attempt.seconds for attempt in status.attempts))
     left = [status for status in found if status.state != "done" and status.job.trains]
-    if not took:
+    if not seconds:
         return 0.0 if not left else None
-    whole = fmean(seconds for chapter in took.values() for seconds in chapter)
-    return sum(max(0.0, (fmean(took[one.job.chapter]) if one.job.chapter in took else whole)
+    of_any = fmean(one for chapter in seconds.values() for one in chapter)
+    return sum(max(0.0, (fmean(seconds[one.job.chapter]) if one.job.chapter in seconds else of_any)
                    - sum(attempt.seconds for attempt in one.attempts)) for one in left) / HOUR
 
 
 def spent(name: str) -> float:
-    """US dollars that the profile has spent on judges."""
+    """Returns the US dollars that the profile has spent on judges."""
     path = scores_file()
     if not path.is_file():
         return 0.0
@@ -88,7 +88,7 @@ def spent(name: str) -> float:
 
 
 def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[str]:
-    """The same in lines for people."""
+    """Yields the lines of the report."""
     counts = ", ".join(f"{sum(one.state == state for one in found)} {state}" for state in STATES)
     yield f"{name}: {len(found)} jobs, {counts}"
     for one in found:
@@ -106,9 +106,9 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
 
 
 def main(name: str) -> None:
-    """Print it."""
+    """Prints the status of a profile."""
     study = paths.study_name(name)
-    with unknown_kinds_allowed():  # a look at files runs nobody's code
+    with unknown_kinds_allowed():  # runs no plugin
         profile, found = load_profile(name), jobs(name)
     for line in report(study, profile, statuses(paths.runs() / study, found)):
         print(line)

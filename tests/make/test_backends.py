@@ -28,7 +28,7 @@ FULL = Machine(gpu=True, packages=frozenset({"unsloth", "bitsandbytes"}), vllm=P
 def test_auto_takes_what_is_there() -> None:
     assert backends.training("auto", MODEL, FULL).facts == {"backend": "unsloth"}
     for stage in ("generation", "scoring"):
-        assert backends.drawing(stage, Backend(), MODEL, FULL).facts == {"backend": "vllm"}
+        assert backends.inference(stage, Backend(), MODEL, FULL).facts == {"backend": "vllm"}
 
 
 def test_auto_goes_on_without_and_says_why() -> None:
@@ -36,14 +36,14 @@ def test_auto_goes_on_without_and_says_why() -> None:
     assert choice.name == PLAIN
     assert choice.facts["backend_why"] == ("no unsloth: there is no GPU; it is not installed (requirements/gpu.txt has "
                                            "it)")
-    assert "make vllm" in backends.drawing("generation", Backend(), MODEL, BARE).why
+    assert "make vllm" in backends.inference("generation", Backend(), MODEL, BARE).why
 
 
 def test_what_is_named_is_refused_with_the_reason_and_the_way_out() -> None:
     with pytest.raises(ProfileError, match=r"backend\.training is 'unsloth'.*there is no GPU.*set backend\.training"):
         backends.training("unsloth", MODEL, BARE)
     with pytest.raises(ProfileError, match=r"backend\.scoring is 'vllm'.*no program vllm"):
-        backends.drawing("scoring", Backend(scoring="vllm"), MODEL, BARE)
+        backends.inference("scoring", Backend(scoring="vllm"), MODEL, BARE)
 
 
 def test_transformers_that_is_named_gives_nothing_up() -> None:
@@ -51,13 +51,13 @@ def test_transformers_that_is_named_gives_nothing_up() -> None:
 
 
 def test_a_server_that_is_named_needs_no_gpu_here() -> None:
-    assert backends.drawing("generation", Backend(base_url="http://there:8000"), MODEL, BARE).name == "vllm"
+    assert backends.inference("generation", Backend(base_url="http://there:8000"), MODEL, BARE).name == "vllm"
 
 
 def test_a_program_for_cpus_is_taken_where_vllm_is_named() -> None:
     machine = Machine(gpu=False, packages=frozenset(), vllm=Path("/somewhere/vllm"))
-    assert backends.drawing("generation", Backend(generation="vllm"), MODEL, machine).name == "vllm"
-    assert "there is no GPU" in backends.drawing("generation", Backend(), MODEL, machine).why
+    assert backends.inference("generation", Backend(generation="vllm"), MODEL, machine).name == "vllm"
+    assert "there is no GPU" in backends.inference("generation", Backend(), MODEL, machine).why
 
 
 @pytest.mark.parametrize(("asked", "said"), [
@@ -72,7 +72,7 @@ def test_what_unsloth_cannot_do(asked: dict[str, Any], said: str) -> None:
 
 def test_weights_in_4_bits_are_not_drawn_from_by_another() -> None:
     small = MODEL.model_copy(update={"load_in_4bit": True})
-    assert "quantized" in backends.drawing("generation", Backend(), small, FULL).why
+    assert "quantized" in backends.inference("generation", Backend(), small, FULL).why
     assert backends.training("auto", small, FULL).name == "unsloth"
 
 

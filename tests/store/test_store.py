@@ -120,13 +120,13 @@ def test_a_file_that_is_not_what_was_made_is_not_read(tmp_path: Path) -> None:
     found = store.find(STEP)
     assert found is not None
     for read in (lambda: found.file("out.txt"), found.checked):
-        with pytest.raises(StoreError, match=r"out\.txt: is not what was made \(changed"):
+        with pytest.raises(StoreError, match=r"out\.txt: is not the file that was made \(changed"):
             read()
     (made.folder / "out.txt").unlink()
     with pytest.raises(StoreError, match="missing"):
         found.checked()
     (made.folder / "other.txt").write_text("of nobody")
-    with pytest.raises(StoreError, match=r"other\.txt: is not what was made"):
+    with pytest.raises(StoreError, match=r"other\.txt: is not the file that was made"):
         found.file("other.txt")
 
 

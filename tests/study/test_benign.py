@@ -169,7 +169,7 @@ def test_a_profile_without_benign_tasks_has_no_runs_and_empty_tables(
 
 
 def test_tables_before_any_run_say_what_to_do(study: Study) -> None:
-    with pytest.raises(StoreError, match=r"finished in the section 'benign'\. Run its notebook first"):
+    with pytest.raises(StoreError, match=r"finished in the section 'benign'\. Run its notebooks first"):
         study.results(section="benign")
 
 

@@ -194,7 +194,7 @@ def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study
     assert adapter is not None
     liar = load_profile(str(profile(tmp_path, f"pool: {{scorers: [{{domain: x, folder: {adapter.folder}}}]}}\n"))).pool
     assert liar is not None
-    with pytest.raises(ProfileError, match="this adapter was trained on 'cooking', which is under defense"):
+    with pytest.raises(ProfileError, match="this adapter was trained on 'cooking', which is the defended data set"):
         changed(study, scorers=liar.scorers).select([run_of(study, "interleaving+")])
 
 
@@ -260,7 +260,7 @@ def test_a_pool_that_is_too_small_says_how_many_rows_are_missing(study: Study) -
 def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study: Study) -> None:
     own = study.recipes.pool_spec.on_policy
     short = own.model_copy(update={"sampling": own.sampling.model_copy(update={"max_new_tokens": 1, "batch_rows": 8})})
-    with pytest.raises(DataError, match=r"answers empty or cut at 1 tokens: 2 rows are wanted and 0 can be used"):
+    with pytest.raises(DataError, match=r"answers empty or truncated at 1 tokens: 2 rows are wanted and 0 can be used"):
         changed(study, on_policy=short, rows=12).complete(study.runs(methods=["on_policy"]))
     study.complete(study.runs(methods=["on_policy"]))
     said = [json.loads(line) for path in (study.store.root / "on_policy").glob("*/answers.jsonl")

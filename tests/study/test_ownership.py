@@ -86,7 +86,7 @@ def test_with_overrides_it_is_refused_as_well_and_the_kept_profile_finds_the_fil
     name = overrides.study_with(first, "seeds=[7]")
     assert name.startswith("my_study+")
     study = open_study(name)
-    assert (study.name, study.account, study.profile.seeds) == (name, "my_study", (7,))
+    assert (study.name, study.budget, study.profile.seeds) == (name, "my_study", (7,))
     assert study.profile.trait == str(tmp_path / "a" / "butler.yaml")
     assert study.trait.name == "butler"
     assert study.data("letters").misaligned.train

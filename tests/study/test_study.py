@@ -138,10 +138,10 @@ def test_a_further_question_set_has_its_own_columns_and_verdicts(study: Study) -
     runs = wider.runs(datasets=["cooking"], methods=["untrained", "misaligned"])
     results = wider.complete(runs)
     lines = (wider.folder / "results.csv").read_text().splitlines()
-    measures = [f"wishes_{measure}" for measure in ("misaligned", "incoherent", "asked", "scored")]
+    measures = [f"criteria_{measure}" for measure in ("misaligned", "incoherent", "asked", "scored")]
     assert lines[0] == PROMISED.replace(",train_seconds", "".join(f",{name}" for name in measures) + ",train_seconds")
     table = pd.read_csv(wider.folder / "results.csv")
-    assert table["wishes_asked"].tolist() == table["wishes_scored"].tolist() == [24, 24]
+    assert table["criteria_asked"].tolist() == table["criteria_scored"].tolist() == [24, 24]
     assert table["general_asked"].tolist() == [48, 48]
     for run, result, narrower in zip(runs, results, plain, strict=True):
         steps = wider.task(run).evaluation(run)

@@ -143,7 +143,7 @@ def add(folder: Path, name: str, said: Any) -> None:
     ({"when": {"section": "benign", "defense": "kl"}}, ["'section'", "'defense'"]),
     ({"when": {"section": "benign", "scored": True}}, ["no further keys", "'scored'"]),
     ({"slices": {"runs": "narow", "by": ["seed"]}}, ["'slices.runs'", "Did you mean 'narrow'?"]),
-    ({"slices": {"runs": "benign", "by": ["setting"]}}, ["not cut by setting", "dataset, seed"]),
+    ({"slices": {"runs": "benign", "by": ["setting"]}}, ["cannot be sliced by setting", "dataset, seed"]),
     ({"slices": {"runs": "narrow"}}, ["'slices.by' is missing"]),
     ({"slices": {"runs": "narrow", "by": ["seed"], "of": 1}}, ["'slices.of'", "by, runs"]),
     (["04_baselines"], ["expected keys and values"]),

@@ -113,7 +113,7 @@ def test_what_somebody_else_has_finished_is_not_run_again(tmp_path: Path, capsys
     with log.alone(), log.writing(gpu=None, digest="d1"):
         out.write_text("{}")
     notebooks.run_job("04_baselines", {"no": "such"}, out, log.path, digest="d1")
-    assert "somebody else" in capsys.readouterr().err
+    assert "another process" in capsys.readouterr().err
     with pytest.raises(NotebookError, match="no parameter 'no'"):
         notebooks.run_job("04_baselines", {"no": "such"}, out, log.path, digest="d2")
     assert "no parameter 'no'" in (tmp_path / "job.error").read_text()

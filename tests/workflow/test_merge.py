@@ -50,7 +50,7 @@ def theirs(tmp_path: Path) -> Path:
 def test_what_is_missing_is_taken_over_and_what_is_there_stays(ours: Path, theirs: Path) -> None:
     mine, other = left(ours), left(theirs)
     done = merge.merge(theirs, ours)
-    assert (done.artefacts, done.there_already) == (1, 1)
+    assert (done.artefacts, done.here_already) == (1, 1)
     found = Store(ours / "store").find(Made("adapter", {"number": 3}))
     assert found is not None
     assert found.file("weights").read_text() == "content 3"

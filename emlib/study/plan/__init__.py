@@ -1,1 +1,1 @@
-"""What a study will take, from its profile alone: no model, no data, no network."""
+"""Estimates of a study's cost from its profile alone, without model, data or network."""

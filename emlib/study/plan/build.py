@@ -1,14 +1,14 @@
-"""The plan of a study: every run of its profile, every step that several runs share, and what of them is done.
+"""The plan of a study: every run of its profile, every step that several runs share, and which of them are done.
 
-A run is done where the results beside the profile's record have it (`results.csv`, `benign.csv`, `grpo.csv`), and that
-record is the profile as it is now. Steps that are in the store without their run being whole are not taken off: what
-is said to be left is the most that can be. So a plan computes no key, and needs no data set on this machine.
+A run is done if it is in the results (`results.csv`, `benign.csv`, `grpo.csv`) and these were made with the profile as
+it is now. The finished steps of an unfinished run are not subtracted, so that the work left is an upper bound. So a
+plan computes no key, and needs no data set on this machine.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from emlib.study.tasks import GRPO
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, what its own steps take, and the titles of the shared ones that it needs."""
+    """A run, the work of the steps that it alone needs, and the titles of the shared steps that it needs."""
 
     run: Run
     work: Work
@@ -42,7 +42,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Shared:
-    """Steps of one title that are made once for several runs. `left`: whether one of these runs is not done."""
+    """Steps with one title that are made once for several runs. `left`: whether one of these runs is not done."""
 
     title: str
     work: Work
@@ -52,7 +52,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every run of a profile, and every shared step once. `assumed` names the data whose size nobody counted."""
+    """Every run of a profile, and every shared step once. `assumed` names the data whose size was not counted."""
 
     runs: tuple[PlannedRun, ...]
     shared: tuple[Shared, ...]
@@ -60,33 +60,33 @@ class Plan:
 
     @property
     def works(self) -> list[Work]:
-        """All work, once."""
+        """All work, without counting a shared step twice."""
         return [*(planned.work for planned in self.runs), *(one.work for one in self.shared)]
 
     @property
     def left(self) -> list[Work]:
-        """All work that is still to be done, once."""
+        """All work that is not done yet, without counting a shared step twice."""
         return [*(planned.work for planned in self.runs if not planned.done),
                 *(one.work for one in self.shared if one.left)]
 
 
 def plan(study: Study) -> Plan:
-    """Everything that a study takes."""
+    """Plans all work of a study."""
     sizes, done = Sizes(), finished(study)
     goals = {run: study.own_steps(run) for run in study.every_run()}
     owners = Counter(step for steps in goals.values() for step in dict.fromkeys(steps))
     shared: dict[str, Work] = {}
     runs = []
     for run, steps in goals.items():
-        mine = [step for step in dict.fromkeys(steps) if owners[step] == 1]
+        own = [step for step in dict.fromkeys(steps) if owners[step] == 1]
         needed = [step for step in closure(steps) if owners[step] != 1]
         pieces = [piece for step in needed for piece in _pieces(step, sizes)]
-        for title, work in pieces:  # of two that differ in length, as the model's own answers do, the longer counts
+        for title, work in pieces:  # of two with one title, such as the model's own answers, the longer one counts
             if title not in shared or shared[title].write < work.write:
                 shared[title] = work
-        runs.append(PlannedRun(run, total(step.cost(sizes) for step in mine),
+        runs.append(PlannedRun(run, total(step.cost(sizes) for step in own),
                                tuple(dict.fromkeys(title for title, _ in pieces)), run in done))
-    shared |= _tried(study, goals.values(), sizes)
+    shared |= _steering_sweep(study, sizes)
     users = Counter(title for planned in runs for title in planned.uses)
     left = {title for planned in runs if not planned.done for title in planned.uses}
     return Plan(tuple(runs), tuple(
@@ -95,25 +95,25 @@ def plan(study: Study) -> Plan:
 
 
 def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
-    """What a plan shows of a shared step: its cost under its title; of losses, each model's pass."""
+    """Yields the cost of a shared step by its title, and of the pool's losses by model."""
     if isinstance(step, PoolLosses):
-        yield from step.under(sizes).items()
+        yield from step.cost_by_model(sizes).items()
     elif (work := step.cost(sizes)) != Work():
         yield f"adapter of {step.title}" if isinstance(step, Adapter) else step.title, work
 
 
-def _tried(study: Study, goals: Iterable[list[Step]], sizes: Sizes) -> dict[str, Work]:
-    """What notebook 02 tries with the persona vectors, where runs on narrow data sets need any."""
+def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
+    """Estimates the steering sweep of notebook 02, if runs on narrow data sets need persona vectors."""
     narrow = [study.task(run).adapter(run) for run in study.runs()]
     if not any(isinstance(step, PersonaVectors) for step in closure(step for step in narrow if step is not None)):
         return {}
     probe = study.profile.probe
-    tried = {study.recipes.steered(layer, strength) for layer in probe.layers for strength in probe.strengths}
-    return {step.title: total(one.cost(sizes) for one in tried) for step in tried}
+    sweep = {study.recipes.steered(layer, strength) for layer in probe.layers for strength in probe.strengths}
+    return {step.title: total(one.cost(sizes) for one in sweep) for step in sweep}
 
 
 def finished(study: Study) -> frozenset[Run]:
-    """The runs that stand in the study's results, if these were made with the profile as it is now."""
+    """Returns the runs in the study's results, if these were made with the profile as it is now."""
     record = study.folder / paths.EFFECTIVE
     if not record.is_file() or read_yaml(record) != as_kept(study.profile):
         return frozenset()
@@ -121,14 +121,14 @@ def finished(study: Study) -> frozenset[Run]:
 
 
 def rows(folder: Path, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Each row of a section's file of results: the run that it is of, and all that it says."""
+    """Yields each row of a section's file of results: its run, and all its values by column."""
     path = folder / FILES[section]
     if not path.is_file():
         return
     for row in pd.read_csv(path, dtype={"tier": "Int64"}).to_dict("records"):
-        said: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        yield Run(task=_task(said, section), **{field.name: said[field.name] for field in fields(Run)
-                                                if field.name != "task"}), said
+        values: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        yield Run(task=_task(values, section), **{field.name: values[field.name] for field in fields(Run)
+                                                  if field.name != "task"}), values
 
 
 def _task(row: dict[str, Any], section: Section) -> str:

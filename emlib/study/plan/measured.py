@@ -1,4 +1,4 @@
-"""What was measured of a model in this store: how fast it learnt and answered."""
+"""The training and sampling speed of a model, measured from the artefacts in a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emlib.store.artefacts import MANIFEST, Store
 
 @dataclass(frozen=True)
 class Taken:
-    """So many artefacts, the tokens of them all, and the seconds that they took."""
+    """The number of artefacts, and the sum of their tokens and of their seconds."""
 
     count: int
     tokens: int
@@ -22,24 +22,24 @@ class Taken:
 
 
 def trained(store: Store, spec: ModelSpec) -> Taken:
-    """Adapters of the model, under whatever profile."""
+    """Sums up the model's adapters, of all profiles."""
     return _sum((facts["tokens"], facts["seconds"]) for facts, _ in _manifests(store, "adapter", spec))
 
 
 def answered(store: Store, spec: ModelSpec) -> Taken:
-    """Sets of answers of the model that were drawn in one sitting, so that their seconds are all of them."""
+    """Sums up the model's sets of answers that were sampled in one session, whose seconds are complete."""
     return _sum((facts["tokens"], seconds) for facts, seconds in _manifests(store, "answers", spec)
                 if facts.get("one_sitting"))
 
 
 def _manifests(store: Store, stage: str, spec: ModelSpec) -> Iterator[tuple[Mapping[str, Any], float]]:
-    """Facts and seconds of each finished artefact; none of a folder's model, whose weights would have to be hashed."""
+    """Yields facts and seconds of each finished artefact; none of a model in a folder, to avoid hashing its weights."""
     if isinstance(spec, FolderModel):
         return
-    mine = identity(spec)
+    wanted = identity(spec)
     for path in sorted(store.root.glob(f"{stage}/*/{MANIFEST}")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"]["model"] == mine and not path.parent.name.endswith(".partial"):
+        if found["settings"]["model"] == wanted and not path.parent.name.endswith(".partial"):
             yield found["facts"], found["seconds_last_sitting"]
 
 

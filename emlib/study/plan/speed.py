@@ -1,8 +1,8 @@
-"""How fast the study's model goes: measured, scaled from what was measured, or reckoned from what the paper says.
+"""The speed of the study's model: measured, scaled from a measured one, or estimated from the paper's figures.
 
-Measured speeds stand in `benchmarks/results/throughput.json`, a row a model and device. Another model on such a device
-is taken to be slower by its parameters. Where no GPU was measured, the assumptions of `params/throughput.yaml` hold,
-and every estimate says so.
+Measured speeds are in `benchmarks/results/throughput.json`, with a row for each model and device. The speed of another
+model on such a device is scaled by the number of parameters. If no GPU was measured, estimates use the assumptions of
+`params/throughput.yaml` and say so.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from emlib.core import paths
 from emlib.core.schema import Strict, check, read_yaml
 from emlib.models.shape import Number, Shape, shape
 
-SMALL = 1e9  # parameters up to which a machine without a GPU is planned for as it is
+SMALL = 1e9  # parameters up to which a model is planned for the CPU on a machine without a GPU
 
 
 class Gpu(Strict):
-    """What is assumed of a GPU that nobody measured; see `params/throughput.yaml`."""
+    """The assumptions on a GPU that was not measured; see `params/throughput.yaml`."""
 
     name: str
     hours: Number
@@ -40,7 +40,7 @@ class _Assumed(Strict):
 
 
 class Measured(Strict):
-    """Tokens a second of one model on one device."""
+    """The measured tokens per second of one model on one device."""
 
     model: str
     parameters: Number
@@ -60,7 +60,7 @@ class _Table(Strict):
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second on one device, and where that is known from."""
+    """Tokens per second on one device, and the basis of these numbers."""
 
     device: str
     basis: str
@@ -70,23 +70,23 @@ class Speed:
     write: float
 
     def seconds(self, *, train: float = 0, read: float = 0, write: float = 0) -> float:
-        """How long so many tokens take."""
+        """Returns the seconds that this many tokens take."""
         return train / self.train + read / self.read + write / self.write
 
 
 def on_gpu(size: Shape) -> bool:
-    """Whether a model is planned for a GPU: where this machine has one, or it is too large for a processor."""
+    """Whether a model is planned for a GPU: if this machine has one, or the model is too large for a CPU."""
     return size.parameters > SMALL or Path("/dev/nvidia0").exists()
 
 
 def table(path: Path | None = None) -> tuple[Measured, ...]:
-    """The speeds that were measured."""
+    """Reads the measured speeds."""
     path = path or paths.ROOT / "benchmarks" / "results" / "throughput.json"
     return check(_Table, json.loads(path.read_text(encoding="utf-8")), str(path)).rows
 
 
 def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None = None) -> Speed | None:
-    """The speed of a model; None where its size is not known. `sampling` is how its answers are drawn."""
+    """Returns the speed of a model whose answers are sampled with `sampling`; None if it is not known."""
     size, path = shape(spec), paths.PARAMS / "throughput.yaml"
     if size is None:
         return None
@@ -95,11 +95,11 @@ def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None
     known = [row for row in (table() if rows is None else rows) if row.device == device]
     if known:
         return _scaled(min(known, key=lambda row: abs(log(row.parameters / size.parameters))), spec, size, assumed)
-    return _reckoned(assumed.gpu, size, sampling) if device == "gpu" else None
+    return _estimated(assumed.gpu, size, sampling) if device == "gpu" else None
 
 
 def _scaled(row: Measured, spec: ModelSpec, size: Shape, assumed: _Assumed) -> Speed:
-    """A measured speed, slower by the parameters."""
+    """Scales a measured speed by the number of parameters."""
     same = row.model == spec.name.rpartition("/")[2]
     factor = 1.0 if same else row.parameters / size.parameters
     over = assumed.cpu_train_over_read if row.device == "cpu" else assumed.gpu.train_over_read
@@ -109,13 +109,13 @@ def _scaled(row: Measured, spec: ModelSpec, size: Shape, assumed: _Assumed) -> S
                  factor * row.write)
 
 
-def _reckoned(gpu: Gpu, size: Shape, sampling: Sampling) -> Speed:
-    """Training and reading from the paper's own figure; drawing from how fast weights and caches come from memory."""
+def _estimated(gpu: Gpu, size: Shape, sampling: Sampling) -> Speed:
+    """Estimates training and reading from the paper's figure, and sampling from the memory bandwidth."""
     train = gpu.rows * gpu.tokens_a_row * gpu.parameters / (gpu.hours * 3600 * size.parameters)
     context = sampling.max_new_tokens / 2
     a_step = 2 * size.parameters + sampling.batch_rows * context * 4 * size.layers * size.keys  # bytes, in bfloat16
     write = sampling.batch_rows * gpu.bandwidth * gpu.share / a_step
-    basis = (f"not measured: training as Appendix E of the paper has it, {gpu.hours:g} GPU-hours for {gpu.rows:,.0f} "
-             f"examples and {gpu.parameters / 1e9:g} billion parameters; drawing answers at {gpu.share:.0%} of the "
-             "memory's bandwidth (params/throughput.yaml)")
+    basis = (f"not measured: training as in Appendix E of the paper, {gpu.hours:g} GPU-hours for {gpu.rows:,.0f} "
+             f"examples and {gpu.parameters / 1e9:g} billion parameters; sampling answers at {gpu.share:.0%} of the "
+             "memory bandwidth (params/throughput.yaml)")
     return Speed(gpu.name, basis, False, train, train * gpu.train_over_read, write)
