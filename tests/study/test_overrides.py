@@ -73,7 +73,7 @@ def test_sections_are_merged_and_lists_replaced_and_items_found_by_name_and_numb
     ("title=two words", ["'words' is no key=value", "in quotes"]),
     ("seeds=", ["'seeds' has no value"]),
     ("seeds=[0", ["'seeds'", "YAML"]),
-    ("seeds=[0] seeds=[1]", ["'seeds' stands twice"]),
+    ("seeds=[0] seeds=[1]", ["'seeds' is given twice"]),
 ])
 def test_a_mistake_names_set_key_value_and_the_nearest(text: str, words: list[str]) -> None:
     with pytest.raises(ProfileError) as caught:
