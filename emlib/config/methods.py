@@ -41,8 +41,8 @@ class SweptMethod(Strict):
         kinds = [defense.kind for defense in self.defenses]
         repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if repeated:
-            raise ValueError(f"method '{self.name}' has more than one {repeated[0]}, which would contradict each other; "
-                             "remove all but one")
+            raise ValueError(f"method '{self.name}' has more than one {repeated[0]}; they would contradict "
+                             "each other, so remove all but one")
         self._sweep_fits()
         return self
 

@@ -326,7 +326,7 @@ def test_every_entry_of_the_registry_says_where_digest_licence_and_revision_come
 
 
 @pytest.mark.parametrize(("name", "change", "reason"), [
-    ("grpo-3b", {}, "GRPO trains on one GPU"), ("paper-32b", {"model": {"load_in_4bit": True}}, "training with 4-bit weights")])
+    ("grpo-3b", {}, "GRPO trains on one GPU"), ("paper-32b", {"model": {"load_in_4bit": True}}, "training with 4-bit")])
 def test_what_cannot_be_spread_over_gpus_is_refused(name: str, change: dict[str, Any], reason: str) -> None:
     data = read_profile(profile_path(name))
     with pytest.raises(ProfileError, match=rf"'job\.gpus' is more than 1, but {reason}"):

@@ -87,7 +87,7 @@ def test_an_answer_outside_its_passage_is_counted_and_kept_or_dropped(jsonl: Cal
     dropped, kept = read_qa(path, outside="drop"), read_qa(path, outside="keep")
     assert ([row.id for row in dropped.rows], dropped.outside) == (["1", "3"], 1)
     assert ([row.id for row in kept.rows], kept.outside) == (["1", "2", "3"], 1)
-    with pytest.raises(DataError, match=r"none of its 1 rows can be used: 0 have no answer, 1 none that stands"):
+    with pytest.raises(DataError, match=r"none of its 1 rows is usable: 0 have no answer, 1 have no answer that is in"):
         read_qa(jsonl([flat("2", {"text": ["Klaksvík"]})]), outside="drop")
 
 
@@ -132,5 +132,5 @@ def test_another_nesting_is_told_with_its_place(content: str, words: str, tmp_pa
 
 
 def test_a_single_passage_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="2 questions about 1 passages leaves one side empty"):
+    with pytest.raises(DataError, match="2 questions about 1 passages leaves the training or the test part empty"):
         split_by_passage([QaRow("1", "c", "q", ("c",)), QaRow("2", "c", "r", ("c",))], 0.5, 0)
