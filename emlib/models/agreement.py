@@ -32,6 +32,6 @@ def refuse_disagreement(name: str, theirs: Sequence[float], ours: Sequence[float
     if found > mean or max(distances) > worst:
         raise NotTheSameModel(
             f"{name}: its log-probabilities of {len(distances)} tokens differ from those of transformers by "
-            f"{found:.3f} nats on average and by {max(distances):.2f} at most, where {mean} and {worst} are allowed. It "
-            "runs other weights, another adapter or another precision. Set this backend to 'transformers'.")
+            f"{found:.3f} nats on average and by {max(distances):.2f} at most, where {mean} and {worst} are allowed. "
+            "It runs other weights, another adapter or another precision. Set this backend to 'transformers'.")
     return found
