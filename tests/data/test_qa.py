@@ -96,8 +96,8 @@ def test_an_answer_outside_its_passage_is_counted_and_kept_or_dropped(jsonl: Cal
      "lacks question. Found: answers, context, id, query; expected: id, context, question, answers."),
     (flat() | {"contxt": "x"}, ""),
     ({"id": "1", "contxt": "x", "question": "?", "answers": {"text": ["x"]}}, "Did you mean 'contxt'?"),
-    (flat(context=" "), "'context' is no text, or an empty one"),
-    (flat(question=3), "'question' is no text"),
+    (flat(context=" "), "'context' is not text, or is empty"),
+    (flat(question=3), "'question' is not text"),
     (flat(answers="x"), "'answers' is neither"),
     (flat(answers={"text": [1]}), "'answers' is neither"),
     (flat(answers=[["x"]]), "'answers' is neither"),
@@ -115,10 +115,10 @@ def test_other_columns_and_types_are_told_with_file_and_line(
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ("[1]", "expected SQuAD's nested form with a list of objects under 'data'. Found: list"),
+    ("[1]", "expected SQuAD's nested format with a list of objects under 'data'. Found: list"),
     ('{"dta": []}', "under 'data'. Found: dta"),
     ('{"data": [{"paragraph": []}]}',
-     "data[0]: expected SQuAD's nested form with a list of objects under 'paragraphs'"),
+     "data[0]: expected SQuAD's nested format with a list of objects under 'paragraphs'"),
     ('{"data": [{"paragraphs": [{"qas": [{"id": 1, "question": "?", "answers": []}]}]}]}',
      "paragraphs[0], qas[0]: lacks context. Found: answers, id, question; expected"),
     ('{"data": [', "broken JSON in line 1"),
