@@ -90,7 +90,8 @@ def test_other_columns_and_a_system_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"prompt": "promt"}, r"rows.csv:1: no column 'promt'. Did you mean 'prompt'\? Columns: prompt, response. Set own.prompt"),
+    ({"prompt": "promt"},
+     r"rows.csv:1: no column 'promt'. Did you mean 'prompt'\? Columns: prompt, response. Set own.prompt"),
     ({"file": "gone.csv"}, r"gone.csv: there is no such file"),
     ({"encoding": "utf-9"}, r"'utf-9', which is not a known encoding"),
     ({"encoding": "ascii"}, r"not ascii text \(byte 0xc3\). It may be utf_8: then set own.encoding"),
