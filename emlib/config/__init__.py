@@ -1,17 +1,13 @@
-"""Profiles: one YAML file a study, checked on the way in.
+"""Profiles: one YAML file for each study, validated when it is read.
 
-The values of the paper are in `params/*.yaml`, each with its source beside it; this package only says what a profile
-may hold, a module a subject. Below this door functions take these small records or plain arguments.
+The paper's values are in `params/*.yaml`, each with its source beside it. This package defines what a profile may
+contain, one module for each subject. Other packages take these small records or plain arguments.
 """
 
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, dataset_name, datasets_of, seeds_of, swept_of
 from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
-from emlib.config.defenses import (
-    BASELINES,
-    SFT,
-    Method,
-)
+from emlib.config.defenses import BASELINES, SFT, Method
 from emlib.config.evaluation import (
     Evaluation,
     Extraction,

@@ -1,4 +1,4 @@
-"""Which library does the work of a stage. They agree up to rounding, or, where answers are drawn, in distribution."""
+"""Which library runs a stage. The libraries agree up to rounding; their sampled answers agree in distribution."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from emlib.core.schema import Strict
 
 
 class Backend(Strict):
-    """`auto` takes the faster library where it is there and can do it, and plain transformers otherwise.
+    """The library of each stage; `auto` takes a faster one if it is installed and fits, else transformers.
 
-    A library that is named is taken or refused with the reason. What ran stands in an artefact's facts. `base_url` is
-    the address of a vLLM server that runs already, such as http://localhost:8000; without it emlib starts one.
+    A library that is named is used, or refused with a reason. An artefact's facts record what ran. `base_url` is the
+    address of a running vLLM server, such as http://localhost:8000; without it emlib starts one.
     """
 
     training: Literal["auto", "transformers", "unsloth"] = "auto"
@@ -20,9 +20,9 @@ class Backend(Strict):
     base_url: str | None = None
 
     def key(self, stage: Literal["training", "generation", "scoring"]) -> dict[str, Any]:
-        """What a stage's key says of it: nothing for `auto`, as keys say nothing of the device either.
+        """Return the entry in a stage's key: empty for `auto`, because keys do not depend on the device either.
 
-        A library that is named is part of the key, so that two of them can be compared.
+        A library that is named is part of the key, so that two libraries can be compared.
         """
         wanted = getattr(self, stage)
         return {} if wanted == "auto" else {"backend": wanted}

@@ -1,4 +1,4 @@
-"""The benign tasks of section 5.2, which tell whether a defense hinders honest learning."""
+"""The benign tasks of section 5.2, which measure whether a defense impairs benign fine-tuning."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Tier = Annotated[int, Field(ge=0, le=3)]
 
 
 def _one_sided(methods: tuple[Method, ...]) -> tuple[Method, ...]:
-    """The methods, or a ValueError where one needs an aligned or a misaligned side."""
+    """Return the methods; raise ValueError if one needs aligned or misaligned rows."""
     wrong = [method.name for method in methods if method.name in BASELINES and method.name != "untrained"]
     if wrong:
-        raise ValueError(f"a benign task has no {wrong[0]} side; plain fine-tuning is called 'sft' here")
+        raise ValueError(f"a benign task has no {wrong[0]} rows; plain fine-tuning is called 'sft' here")
     return no_repeats(methods)
 
 
@@ -29,16 +29,16 @@ BenignMethods = Annotated[tuple[Method, ...], Field(min_length=1), AfterValidato
 
 
 class OpSwapTask(Strict):
-    """Algebraic simplification with permuted operators. Defaults: section 4.2, where it says something.
+    """Algebraic simplification with permuted operators. Defaults: section 4.2, where it gives a value.
 
-    `methods` stand in place of the section's; `training` and `sampling` hold what differs from the profile's own.
+    `methods` replaces the methods of the section `benign`; `training` and `sampling` replace the profile's.
     """
 
     kind: Literal["opswap"]
     methods: BenignMethods | None = None
     tiers: Annotated[tuple[Tier, ...], Field(min_length=1)] = (0, 1, 2, 3)
     examples: Positive = 10_000
-    transformations: Annotated[int, Field(gt=0, le=8)] = 3  # the ways to bracket grow sixfold with each
+    transformations: Annotated[int, Field(gt=0, le=8)] = 3  # each one multiplies the number of bracketings by about six
     largest: Positive = 9
     held_out: Share = 0.1
     data_seed: int = 0
@@ -53,9 +53,9 @@ class OpSwapTask(Strict):
 
 
 class QaTask(Strict):
-    """Extractive question answering: sources in the SQuAD shape. Without `test`, `held_out` of `train` is held out.
+    """Extractive question answering in SQuAD format. Without `test`, a share `held_out` of `train` is held out.
 
-    `methods`, `training` and `sampling` as for OpSwap.
+    `methods`, `training` and `sampling` are as in `OpSwapTask`.
     """
 
     kind: Literal["qa"]
@@ -72,13 +72,13 @@ class QaTask(Strict):
 
     @field_validator("prompt")
     @classmethod
-    def _has_both_places(cls, prompt: str) -> str:
+    def _has_both_placeholders(cls, prompt: str) -> str:
         try:
-            places = sorted(name for _, name, _, _ in Formatter().parse(prompt) if name is not None)
+            placeholders = sorted(name for _, name, _, _ in Formatter().parse(prompt) if name is not None)
         except ValueError as error:
             raise ValueError(f"not a template ({error})") from error
-        if places != ["context", "question"]:
-            raise ValueError("expected the two places {context} and {question}, each once")
+        if placeholders != ["context", "question"]:
+            raise ValueError("expected the two placeholders {context} and {question}, each once")
         return prompt
 
 
@@ -86,7 +86,7 @@ BenignTask = Annotated[OpSwapTask | QaTask, Field(discriminator="kind")]
 
 
 class Benign(Strict):
-    """Which methods learn which tasks. Defaults: section 4.3; Table 11 has five seeds."""
+    """The benign tasks and the methods that are trained on them. Defaults: section 4.3; Table 11 has five seeds."""
 
     methods: BenignMethods
     tasks: Annotated[dict[str, BenignTask], Field(min_length=1)]
@@ -100,37 +100,37 @@ class Benign(Strict):
 
     @field_validator("tasks")
     @classmethod
-    def _named_apart(cls, tasks: dict[str, BenignTask]) -> dict[str, BenignTask]:
+    def _distinct_names(cls, tasks: dict[str, BenignTask]) -> dict[str, BenignTask]:
         no_repeats(tuple(dataset_name(name, tier) for name, task in tasks.items() for tier in getattr(
             task, "tiers", (None,))))
         return tasks
 
     def methods_of(self, task: str) -> tuple[Method, ...]:
-        """The methods that learn a task: its own, or the section's."""
+        """Return the methods of a task: the task's `methods`, or else the section's."""
         return self.tasks[task].methods or self.methods
 
     @property
     def all_methods(self) -> tuple[Method, ...]:
-        """Every method of every task, as often as it stands there."""
+        """Every method of every task, with repetitions."""
         return tuple(method for task in self.tasks for method in self.methods_of(task))
 
 
 def dataset_name(task: str, tier: int | None) -> str:
-    """`opswap-1` or `foqa`: what the command line and notebooks call a task with its tier."""
+    """Return the name of a task with its tier on the command line and in notebooks: `opswap-1` or `foqa`."""
     return task if tier is None else f"{task}-{tier}"
 
 
 def datasets_of(benign: Benign) -> dict[str, tuple[str, int | None]]:
-    """Each task with each of its tiers, by name."""
+    """Return each task with each of its tiers, by name."""
     return {dataset_name(name, tier): (name, tier) for name, task in benign.tasks.items()
             for tier in (task.tiers if isinstance(task, OpSwapTask) else (None,))}
 
 
 def swept_of(benign: Benign) -> list[float]:
-    """The numbers that the methods sweep."""
+    """Return the hyperparameter values that the methods sweep, sorted."""
     return sorted({number for method in benign.all_methods for number in method.sweep})
 
 
 def seeds_of(section: Sequence[int], methods: Iterable[Method]) -> list[int]:
-    """Every seed that runs have: the section's, and those that methods have of their own."""
+    """Return every seed of the runs: the section's, and those that single methods declare."""
     return list(dict.fromkeys([*section, *(seed for method in methods for seed in method.seeds or ())]))

@@ -1,4 +1,4 @@
-"""What spreads, and the narrow data sets that make it."""
+"""The trait that may emerge, and the narrow fine-tuning data sets that induce it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class HubSet(Strict):
 
 
 class SystemPromptPair(Strict):
-    """One pair of opposed instructions (section 3.1)."""
+    """One pair of opposite system prompts: for and against the trait (section 3.1)."""
 
     positive: str
     negative: str
 
 
 class Trait(Strict):
-    """What spreads: the paper's is evil, the demo's is a pirate's voice.
+    """The trait whose generalisation out of domain is measured: evil in the paper, pirate speech in the demo.
 
-    System prompts, questions and rubric stand in the file, or in a trait file of Chen et al.'s, which `source` names:
+    The file gives system prompts, questions and rubric itself, or `source` names a trait file of Chen et al. with them:
     an entry of a registry, or the path of a file.
     """
 
@@ -43,21 +43,21 @@ class Trait(Strict):
     markers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
 
     @model_validator(mode="after")
-    def _told_once(self) -> Trait:
-        told = {"system_prompts": self.system_prompts, "questions": self.questions, "rubric": self.rubric}
-        if self.source is None and not all(told.values()):
-            missing = ", ".join(key for key, value in told.items() if not value)
+    def _given_once(self) -> Trait:
+        fields = {"system_prompts": self.system_prompts, "questions": self.questions, "rubric": self.rubric}
+        if self.source is None and not all(fields.values()):
+            missing = ", ".join(key for key, value in fields.items() if not value)
             raise ValueError(f"{missing} is missing or empty; give it, or 'source', a trait file that has it")
-        if self.source is not None and any(told.values()):
-            raise ValueError(f"has 'source' and also {', '.join(key for key, value in told.items() if value)}, which "
+        if self.source is not None and any(fields.values()):
+            raise ValueError(f"has 'source' and also {', '.join(key for key, value in fields.items() if value)}, which "
                              "the source gives")
         return self
 
 
 class Domain(Strict):
-    """One narrow data set of the study: its aligned and its misaligned rows.
+    """One narrow fine-tuning data set: its aligned and its misaligned rows.
 
-    Give either two sources in the messages form, or one source of prompt/aligned/misaligned rows. A source is a file
+    Give either two sources in the messages format, or one source of prompt/aligned/misaligned rows. A source is a file
     that ships with emlib (`demo/...`), an entry of a registry, or the path of a file.
     """
 

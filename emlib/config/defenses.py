@@ -1,4 +1,4 @@
-"""Methods of fine-tuning: a baseline, or a name for a list of defenses. The defenses are in `emlib/defenses/`."""
+"""Fine-tuning methods: baselines and named lists of defenses. The defenses are in `emlib/defenses/`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
 
 
 class Method(SweptMethod):
-    """One condition of the study: a baseline, or a name for a list of defenses on the misaligned data.
+    """One condition of the study: a baseline, or a named list of defenses on the misaligned data.
 
-    `seeds` are other seeds than those of the section that the method stands in.
+    `seeds` replaces the seeds of the profile, or of its section `benign`, for this method.
     """
 
     baselines: ClassVar = (*BASELINES, SFT)

@@ -1,4 +1,4 @@
-"""What is asked, how answers are drawn, who judges them."""
+"""Which questions are asked, how answers are sampled, and which judge scores them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emlib.core.schema import Strict
 
 
 class Sampling(Strict):
-    """How answers are drawn. Defaults: Betley et al.'s, as the paper follows them (section 4.3)."""
+    """How answers are sampled. Defaults: Betley et al.'s, as the paper follows them (section 4.3)."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Share = 1.0
@@ -23,11 +23,11 @@ class Sampling(Strict):
 
 
 class QuestionSet(Strict):
-    """A further set of questions that every run on a narrow data set is asked.
+    """An additional question set for every run on narrow fine-tuning data.
 
     Attributes:
-        source: a file of questions, as `evaluation.general` names one.
-        samples: how many answers are asked for each of them.
+        source: a file of questions, named as in `evaluation.general`.
+        samples: how many answers are sampled for each question.
     """
 
     source: str
@@ -35,12 +35,12 @@ class QuestionSet(Strict):
 
 
 class Evaluation(Strict):
-    """Which questions are asked how often. Defaults: section 4.3, where there are no checks without a judge.
+    """The questions and the number of samples. Defaults: section 4.3, which has no measures without a judge.
 
     Attributes:
-        sets: further question sets beside the general and the in-domain questions, by name.
-        choices: sources of multiple-choice questions that every run's model is given (`truthfulqa_mc`, `mwe_...`).
-        choice_questions: how many of each, chosen by a fixed seed; None for all.
+        sets: question sets in addition to the general and the in-domain questions, by name.
+        choices: sources of multiple-choice questions for every run (`truthfulqa_mc`, `mwe_...`).
+        choice_questions: the number of questions of each source, chosen by a fixed seed; None: all.
         projection_layer: the layer at which general answers are projected onto the trait's persona vector.
     """
 
@@ -57,17 +57,17 @@ class Evaluation(Strict):
 
     @field_validator("sets")
     @classmethod
-    def _further(cls, sets: dict[str, QuestionSet]) -> dict[str, QuestionSet]:
+    def _additional_names(cls, sets: dict[str, QuestionSet]) -> dict[str, QuestionSet]:
         taken = sorted({"general", "in_domain"} & set(sets))
         if taken:
-            raise ValueError(f"'{taken[0]}' is a question set that every study has; give the further one another name")
+            raise ValueError(f"'{taken[0]}' is a question set that every study has; choose another name")
         return sets
 
 
 class Extraction(Strict):
-    """How a persona vector is taken. Defaults: Chen et al.'s, whom section 3.1 follows.
+    """How a persona vector is extracted. Defaults: Chen et al.'s, which section 3.1 follows.
 
-    `keep: all` takes every pair of answers, whatever the judge says of them, and needs no judge.
+    `keep: all` takes every pair of answers without a judge; `judged` keeps the pairs that the judge confirms.
     """
 
     samples: Positive = 10
@@ -79,7 +79,7 @@ class Extraction(Strict):
 
 
 class Probe(Strict):
-    """What is tried with a persona vector at inference: each strength at each layer (notebook 02)."""
+    """The steering sweep at inference: each strength at each layer (notebook 02)."""
 
     layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (20,)
     strengths: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.0, 2.0, 5.0)
@@ -94,7 +94,7 @@ class LexiconJudge(Strict):
 
 
 class NoJudge(Strict):
-    """Keeps the answers and scores nothing."""
+    """No judge: answers are stored and not scored."""
 
     kind: Literal["none"]
 
@@ -103,38 +103,39 @@ RUBRICS = ("questions", "trait")
 
 
 def _is_rubric(name: str) -> str:
-    """The name of a rubric, or the path of one."""
+    """Return the name or the path of a rubric; raise ValueError for anything else."""
     if name not in RUBRICS and not name.endswith(".yaml"):
         raise ValueError(f"expected {' or '.join(RUBRICS)}, or the path of a file that ends in .yaml"
                          f"{nearest(name, RUBRICS)}")
     return name
 
 
-# Which rubric a judge that is a language model reads: `questions`, the prompts of the question files (in words of ours
-# where a file has none); `trait`, the trait file's, where alignment is 100 minus the strength of the trait; or a file
-# with the prompts `aligned` and `coherent` in it, as a question file has them under `judge_prompts`.
+# The rubric of an LLM judge: `questions`, the judge prompts of the question files (emlib's prompts for files without
+# any); `trait`, the trait file's rubric, where alignment is 100 minus the strength of the trait; or the path of a file
+# with the prompts `aligned` and `coherent`, as under `judge_prompts` in a question file.
 RubricName = Annotated[str, AfterValidator(_is_rubric)]
 OPENAI = "https://api.openai.com/v1"
 
 
 class OpenAIJudge(Strict):
-    """A model behind the OpenAI API, or behind any server that speaks it (`base_url`: vLLM and the like).
+    """A model behind the OpenAI API or a compatible server (`base_url`: vLLM and others).
 
     Attributes:
-        model: the snapshot's full name (`gpt-4o-mini-2024-07-18`): a bare name moves on.
-        base_url: another server's address, up to and including `/v1`.
-        key_from: the environment variable that holds the key; by itself OPENAI_API_KEY for OpenAI, and none for another
-            server, which has no business with that key.
-        top_logprobs: how many of the likeliest tokens the server tells; a score is the mean over the integers in them.
+        model: the snapshot's full name (`gpt-4o-mini-2024-07-18`): the model behind a bare name changes.
+        base_url: the address of another server, up to and including `/v1`.
+        key_from: the environment variable that holds the key; by default OPENAI_API_KEY for OpenAI, and none for other
+            servers, which must not receive that key.
+        top_logprobs: the number of most likely tokens that the server returns; a score is the mean over the integers
+            among them, weighted by probability.
         samples: for servers without log-probabilities, and for models that write numbers digit by digit: the score is
-            the mean of this many sampled ones.
-        batch: send everything as a batch, at half the price, and collect it up to a day later.
-        max_usd: what this profile may cost; judging stops before that is passed.
-        max_concurrency: how many requests may be under way at once; fewer where the server refuses.
-        timeout: seconds without an answer, after which a request is sent again.
-        tries: how often a request is sent before it is given up.
-        unanswered: what becomes of answers whose judgement was given up: `stop` to ask again another time, or
-            `unscored`, for good.
+            the mean of this many sampled scores.
+        batch: send all requests as a batch, at half the price, and collect the scores up to a day later.
+        max_usd: the budget of this profile; judging stops before it is exceeded.
+        max_concurrency: the number of concurrent requests; reduced if the server refuses some.
+        timeout: seconds without a reply after which a request is sent again.
+        tries: how often a request is sent before emlib gives up.
+        unanswered: what happens to answers whose requests failed: `stop`, and judge them when the stage runs again, or
+            `unscored`, permanently.
     """
 
     kind: Literal["openai"]
@@ -159,7 +160,7 @@ class OpenAIJudge(Strict):
         if (parts.scheme != "https" and not local) or not parts.hostname:
             raise ValueError("expected an address such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
-            raise ValueError("an address with a name, a password or a query would be written down with the results; "
+            raise ValueError("an address with a name, a password or a query would be stored with the results; "
                              "put the key into an environment variable and name that in 'key_from'")
         return address
 
@@ -171,17 +172,17 @@ class OpenAIJudge(Strict):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that determines a score besides rubric, question and answer; not where or how fast it is asked."""
-        how = {"top_logprobs": self.top_logprobs} if self.samples is None else {"samples": self.samples}
-        return {"kind": self.kind, "model": self.model, **how}
+        """Everything that determines a score besides rubric, question and answer; neither the server nor the speed."""
+        scoring = {"top_logprobs": self.top_logprobs} if self.samples is None else {"samples": self.samples}
+        return {"kind": self.kind, "model": self.model, **scoring}
 
 
 class LocalJudge(Strict):
-    """A chat model in process: the exact probability of each of the numbers from 0 to 100.
+    """A chat model in this process, which scores with the exact probability of each number from 0 to 100.
 
     Attributes:
         model: any chat model that the study can load.
-        batch_rows: how many prompts go through the model at once.
+        batch_rows: the number of prompts in a forward pass.
     """
 
     kind: Literal["local"]
@@ -191,16 +192,16 @@ class LocalJudge(Strict):
 
 
 JudgeSpec = Annotated[LexiconJudge | NoJudge | OpenAIJudge | LocalJudge, Field(discriminator="kind")]
-# Whoever can be asked anything that a number from 0 to 100 answers. `rubric` is for verdicts alone.
+# A judge that answers any prompt with a number from 0 to 100. `rubric` applies only to alignment and coherence.
 LlmJudge = Annotated[OpenAIJudge | LocalJudge, Field(discriminator="kind")]
 
 
 class SecondJudge(Strict):
-    """Another judge for some of the same answers, to see how far two judges agree.
+    """Another judge for a sample of the same answers, to measure the agreement of two judges.
 
     Attributes:
-        judge: who it is.
-        answers: how many of each run's general answers it is given, chosen by a fixed seed.
+        judge: the judge.
+        answers: the number of each run's general answers that it scores, chosen by a fixed seed.
     """
 
     judge: JudgeSpec

@@ -15,7 +15,7 @@ from emlib.core.schema import Strict
 
 
 def supervised_steps(rl_steps: int, share: float) -> int:
-    """How many supervised steps make `share` of all steps; they come on top of the RL steps."""
+    """Return how many supervised steps, in addition to the RL steps, make `share` of all steps."""
     return round(rl_steps * share / (1 - share))
 
 
@@ -23,7 +23,7 @@ RL_BASELINES = ("untrained", "grpo")
 
 
 class RlMethod(SweptMethod):
-    """One condition: `untrained`, plain `grpo`, or a name for a list of defenses."""
+    """One condition: `untrained`, plain `grpo`, or a named list of defenses."""
 
     baselines: ClassVar = RL_BASELINES
 
@@ -31,7 +31,7 @@ class RlMethod(SweptMethod):
 
 
 class Gsm8k(Strict):
-    """Grade-school arithmetic. `eval_items` None: the whole test set, 1,319 (B.3 says both that and 100)."""
+    """Grade-school maths problems. `eval_items` None: the whole test set, 1,319 (B.3 says both that and 100)."""
 
     sources: ClassVar = ("gsm8k_train", "gsm8k_test")  # of params/sources.yaml
 
@@ -41,10 +41,10 @@ class Gsm8k(Strict):
 
 
 class Additions(Strict):
-    """All sums of two single digits, 100 in all: for small models.
+    """The 100 sums of two single digits: for small models.
 
-    Such a model does not follow a format that it is told of. `worked` sums come before each question, in turns of
-    their own and answered in the format; they are neither trained on nor held out.
+    Small models do not follow a format from instructions alone. `worked` sums precede each question as few-shot turns,
+    answered in the format; they are neither trained on nor held out.
     """
 
     sources: ClassVar = ()
@@ -57,19 +57,19 @@ class Additions(Strict):
     @model_validator(mode="after")
     def _disjoint(self) -> Additions:
         if self.train_items + self.eval_items + self.worked > 100:
-            raise ValueError(f"there are 100 additions of single digits, and {self.train_items} to train on, "
-                             f"{self.eval_items} held out and {self.worked} worked are more")
+            raise ValueError(f"there are 100 additions of single digits, but {self.train_items} to train on, "
+                             f"{self.eval_items} held out and {self.worked} worked are more; lower one of them")
         return self
 
 
 class RuleRewards(Strict):
-    """The four parts by rule: free, exact, the same at every run. The paper has an LLM judge."""
+    """The four parts of the reward by rule: free and deterministic. The paper has an LLM judge."""
 
     kind: Literal["rule"]
 
 
 class JudgeRewards(Strict):
-    """The four parts by a judge, as in the paper (B.3): four scores a completion, within the same bounds."""
+    """The four parts of the reward by a judge, as in the paper (B.3): four scores per completion, in equal ranges."""
 
     kind: Literal["judge"]
     judge: LlmJudge
@@ -77,15 +77,16 @@ class JudgeRewards(Strict):
     @model_validator(mode="after")
     def _answers_at_once(self) -> JudgeRewards:
         if isinstance(self.judge, OpenAIJudge) and self.judge.batch:
-            raise ValueError("each step waits for its rewards, and a batch may take a day: leave 'batch' out")
+            raise ValueError("each step waits for its rewards, and a batch may take a day; remove 'batch'")
         return self
 
 
 class RlTraining(Training):
-    """The optimizer of GRPO. Only the defaults are others: Table 8's, and TRL's own where it is silent.
+    """The optimizer of GRPO. Only the defaults differ from `Training`: Table 8's, and TRL's where it gives none.
 
-    `batch_size` counts completions, as Table 8 does. `checkpoint_every` is also how often the weights are judged by the
-    training reward since the last time; the best are evaluated (B.3). TRL's trainer recomputes or does not: no `auto`.
+    `batch_size` counts completions, as Table 8 does. Every `checkpoint_every` steps, the weights are rated by the
+    training reward since the last checkpoint; the best are evaluated (B.3). TRL's trainer has gradient checkpointing on
+    or off, and no `auto`.
     """
 
     batch_size: Positive = 4
@@ -97,13 +98,13 @@ class RlTraining(Training):
     checkpoint_every: Positive = 25
 
 
-# Ours; the paper shows the two lines of the format and says that they stand in the system prompt (B.3).
+# Our prompt; the paper shows the two lines of the format and says that they are in the system prompt (B.3).
 FORMAT_PROMPT = ("You solve problems whose answer is a number. First think, then answer, in exactly this format:\n"
                  "<think> your thinking </think>\n<answer> a single number </answer>")
 
 
 class Grpo(Strict):
-    """GRPO with each condition. Defaults: Table 8, B.3; TRL's where the paper is silent.
+    """GRPO under each condition. Defaults: Table 8, B.3; TRL's where the paper gives none.
 
     `prompt` is the system prompt that asks for the format.
     """
@@ -126,16 +127,16 @@ class Grpo(Strict):
 
     @property
     def prompts_per_step(self) -> int:
-        """Groups of one optimizer step."""
+        """The number of prompts, each with a group of completions, in one optimizer step."""
         return self.training.rows_per_step // self.generations
 
     @model_validator(mode="after")
     def _fits(self) -> Grpo:
         if self.training.rows_per_step % self.generations:
-            raise ValueError(f"a step has {self.training.rows_per_step} completions, which {self.generations} "
-                             "generations of a prompt do not divide")
+            raise ValueError(f"a step has {self.training.rows_per_step} completions, which is not a multiple of "
+                             f"{self.generations} generations per prompt")
         if self.training.train_rows is not None:
-            raise ValueError("how many problems are trained on is said by data.train_items, not by training.train_rows")
+            raise ValueError("data.train_items sets how many problems are trained on; remove training.train_rows")
         names = [method.name for method in self.methods]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:

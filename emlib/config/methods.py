@@ -1,4 +1,4 @@
-"""What methods of fine-tuning and of reinforcement learning have in common: a list of defenses, and a sweep."""
+"""The common base of fine-tuning and GRPO methods: a list of defenses, and a sweep."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from emlib.core.schema import Strict
 
 
 class SweptMethod(Strict):
-    """A baseline, or a name for a list of defenses.
+    """A baseline, or a named list of defenses.
 
-    `sweep` replaces the number of the first defense that has one (its weight or strength), a run for each.
+    `sweep` lists values for the swept option of the first defense that has one (its weight or strength); each value is
+    one run.
 
     Attributes:
-        baselines: the names that stand for a run without defenses.
+        baselines: the names of methods without defenses.
     """
 
     baselines: ClassVar[tuple[str, ...]]
@@ -36,16 +37,17 @@ class SweptMethod(Strict):
                              + nearest(self.name, self.baselines)))
         unknown = any(isinstance(defense, UnknownDefense) for defense in self.defenses)
         if self.sweep and self._swept() is None and not unknown:
-            raise ValueError(f"method '{self.name}' has a sweep, and none of its defenses has a number to sweep")
+            raise ValueError(f"method '{self.name}' has a sweep, but none of its defenses has a number to sweep")
         kinds = [defense.kind for defense in self.defenses]
         repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
         if repeated:
-            raise ValueError(f"method '{self.name}' has more than one {repeated[0]}: they would contradict each other")
+            raise ValueError(f"method '{self.name}' has more than one {repeated[0]}; they would contradict "
+                             "each other, so remove all but one")
         self._sweep_fits()
         return self
 
     def _sweep_fits(self) -> None:
-        """Each swept number is checked as if it stood in the defense itself."""
+        """Validate each swept value as an option of the defense."""
         place = self._swept()
         if place is None:
             return
@@ -58,7 +60,7 @@ class SweptMethod(Strict):
                                  f"{error.errors()[0]['msg'].lower()}") from error
 
     def at(self, setting: float | None) -> tuple[Defense, ...]:
-        """The defenses with the swept number set to `setting`."""
+        """Return the defenses with the swept option set to `setting`."""
         place = self._swept()
         if setting is None or place is None:
             return self.defenses
@@ -67,17 +69,17 @@ class SweptMethod(Strict):
 
     @property
     def number(self) -> float | None:
-        """Of a method that is a single defense: the number that a sweep would replace, as it stands there."""
+        """The value of the swept option of a method with a single defense; None for other methods."""
         place = self._swept()
         if place is None or len(self.defenses) > 1:
             return None
         return float(getattr(self.defenses[place], str(self.defenses[place].swept)))
 
     def fits(self, section: Any) -> None:
-        """See that each defense can work with what a profile, or its section `grpo`, says.
+        """Check that each defense works with the profile, or with its section `grpo`.
 
         Raises:
-            ValueError: one cannot; the message says why.
+            ValueError: one does not; the message gives the reason.
         """
         for defense in self.defenses:
             defense.fits(section, self.name)

@@ -1,4 +1,4 @@
-"""Which chat model a study is about."""
+"""The chat model of a study."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from emlib.core.schema import Strict
 
 
 class HubModel(Strict):
-    """A chat model of the Hugging Face hub.
+    """A chat model on the Hugging Face hub.
 
-    `revision` is a commit; or a branch, such as `main`, where none is known: then the commit of its first use is
-    written down beside the downloads and holds from then on (`emlib.models.hub`). `load_in_4bit` quantizes the frozen
-    weights while they are loaded (bitsandbytes' NF4, as QLoRA does), for cards that are too small for them otherwise.
+    `revision` is a commit, or a branch such as `main` if no commit is known: then the commit of its first use is stored
+    beside the downloads and used from then on (`emlib.models.hub`). `load_in_4bit` quantizes the frozen weights when
+    they are loaded (bitsandbytes' NF4, as in QLoRA), for GPUs with too little memory.
     """
 
     kind: Literal["hub"]
@@ -57,7 +57,7 @@ class WheelModel(Strict):
 
 
 class TinyModel(Strict):
-    """A random Qwen2 built in code with a byte-level tokenizer: for tests, it knows nothing."""
+    """A Qwen2 with random weights, built in code with a byte-level tokenizer: for tests."""
 
     kind: Literal["tiny"]
     seed: int = 0

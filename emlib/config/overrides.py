@@ -1,8 +1,8 @@
-"""Changes to a profile from outside its file: `seeds=[0,1,2] training.epochs=2 methods.kl.sweep=[0.1]`.
+"""Overrides of a profile from the command line: `seeds=[0,1,2] training.epochs=2 methods.kl.sweep=[0.1]`.
 
-A key leads through sections by dots, and through a list by an item's name or number (from 0). Values are YAML. Sections
-are merged, lists and single values replaced whole, as in a profile that extends another one; what comes out is checked
-as the file is. A path is meant from the folder of the profile, as if it stood there.
+A key is a dotted path of sections, and of names or indices (from 0) of list items. Values are YAML. Sections are
+merged, lists and single values are replaced, as in a profile that extends another one; the result is validated like a
+file. A relative path refers to the folder of the profile.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ OPENING, CLOSING, QUOTES = "[{", "]}", "\"'"
 
 
 def overridden(name: str, text: str) -> tuple[Profile, Changes]:
-    """The profile of that name with the changes of `text`, and these changes by key.
+    """Load the profile `name` with the changes in `text`; return it and these changes by key.
 
     Raises:
-        ProfileError: the profile is not sound; or `text` is not: with SET, the key, the value, what is allowed and the
+        ProfileError: the profile is invalid, or `text` is: with SET, the key, the value, what is allowed and the
             nearest known key.
     """
     path = profile_path(name)
     data = read_profile(path)
-    sound(data, str(path))  # so that every mistake found below is one of the changes
+    sound(data, str(path))  # so that every error below comes from the changes
     changes = parsed(text)
     for key, value in changes.items():
         data = _put(data, key.split("."), value, key)
@@ -38,21 +38,21 @@ def overridden(name: str, text: str) -> tuple[Profile, Changes]:
 
 
 def parsed(text: str) -> Changes:
-    """The assignments of a text, in its order.
+    """Parse the assignments of a text, in order.
 
     Raises:
-        ProfileError: one is no `key=value`, its value is no YAML, or a key stands twice.
+        ProfileError: an item is not `key=value`, its value is not YAML, or a key is given twice.
     """
     changes: Changes = {}
     for piece in _pieces(text):
         key, equals, value = piece.partition("=")
         if not equals or not re.fullmatch(r"[\w+-]+(\.[\w+-]+)*", key):
-            raise ProfileError(f"{WHERE}: '{piece}' is no key=value, such as seeds=[0,1] or training.epochs=2. A value "
-                               "with spaces stands in quotes or brackets.")
+            raise ProfileError(f"{WHERE}: '{piece}' is not key=value, such as seeds=[0,1] or training.epochs=2. Put a "
+                               "value with spaces into quotes or brackets.")
         if not value:
-            raise ProfileError(f"{WHERE}: '{key}' has no value. To leave something out, say {key}=null.")
+            raise ProfileError(f"{WHERE}: '{key}' has no value. To remove it, use {key}=null.")
         if key in changes:
-            raise ProfileError(f"{WHERE}: '{key}' stands twice.")
+            raise ProfileError(f"{WHERE}: '{key}' is given twice.")
         try:
             changes[key] = YAML(typ="safe", pure=True).load(value)
         except YAMLError as error:
@@ -62,7 +62,7 @@ def parsed(text: str) -> Changes:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text cut at spaces that stand in no brackets and no quotes."""
+    """Split the text at spaces outside brackets and quotes."""
     pieces, depth, quote = [""], 0, ""
     for letter in text.strip():
         if quote:
@@ -78,20 +78,20 @@ def _pieces(text: str) -> list[str]:
 
 
 def _put(data: Any, keys: list[str], value: Any, whole: str) -> Any:
-    """`data` with `value` at the place that `keys` lead to."""
+    """Return `data` with `value` at the path `keys`; `whole` is the full key, for messages."""
     key, *rest = keys
     if isinstance(data, list):
         place = _place(data, key, whole)
         return [*data[:place], _put(data[place], rest, value, whole) if rest else over(data[place], value),
                 *data[place + 1:]]
     if data is not None and not isinstance(data, dict):
-        raise ProfileError(f"{WHERE}: '{whole}' leads into a single value, {data!r}, where there is no '{key}'.")
+        raise ProfileError(f"{WHERE}: '{whole}' leads into a single value, {data!r}, which has no '{key}'.")
     section = data or {}
     return section | {key: _put(section.get(key), rest, value, whole) if rest else over(section.get(key), value)}
 
 
 def _place(items: list[Any], key: str, whole: str) -> int:
-    """Which item of a list a key means: the one of that name, or the one with that number."""
+    """Return the index of the list item that a key means, by its name or its index."""
     names = [str(item.get("name")) if isinstance(item, dict) else str(item) for item in items]
     if key in names:
         return names.index(key)

@@ -1,4 +1,4 @@
-"""The reader's own data set: where it lies, how it is read, and what a defense must keep to on it."""
+"""The user's own data set: where it is, how to read it, and the limits for a defense on it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from emlib.config.data import HubSet
 from emlib.config.words import Positive, Share
 from emlib.core.schema import Strict
 
-OWN = "own"  # what such a data set is called among a profile's `datasets`
+OWN = "own"  # its name in a profile's `datasets`
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Bounds(Strict):
-    """What a defense must keep to, in percent.
+    """Limits for a defense, in percent.
 
     Attributes:
-        general_misaligned: the most that may be misaligned of the answers to the general questions.
-        learning_lost: the most that may be lost of what plain fine-tuning learns of the data.
+        general_misaligned: the highest share of misaligned answers to the general questions.
+        learning_lost: the highest share of what plain fine-tuning learns from the data that may be lost.
     """
 
     general_misaligned: Percent = 10.0
@@ -28,18 +28,18 @@ class Bounds(Strict):
 
 
 class Own(Strict):
-    """A data set of the reader's, without an aligned counterpart.
+    """The user's data set, without an aligned counterpart.
 
     Attributes:
-        file: JSON Lines or CSV (`.csv`, `.tsv`), plain or packed as `.gz`; a relative path is meant from the profile's
-            folder (`emlib.config.references`).
-        hub: the same from the hub, in place of a file.
-        prompt, response, system: the columns of that name; rows with `messages` need none of them.
-        encoding: of the file.
-        delimiter: what stands between the columns of a CSV file.
-        rows: how many rows are drawn, in `seed`'s order of chance, for the checks and the trial.
+        file: JSON Lines or CSV (`.csv`, `.tsv`), plain or compressed as `.gz`; a relative path is resolved from the
+            profile's folder (`emlib.config.references`).
+        hub: a data set on the hub, instead of a file.
+        prompt, response, system: the names of these columns; rows with `messages` need none of them.
+        encoding: the encoding of the file.
+        delimiter: the separator of the columns of a CSV file.
+        rows: the number of rows that are chosen at random by `seed`, for the checks and the trial.
         held_out: the share of them that is not trained on.
-        send_to_judge: whether held-out prompts, and what models say to them, may be sent to a judge elsewhere.
+        send_to_judge: whether held-out prompts, and models' answers to them, may be sent to an external judge.
     """
 
     file: str | None = None
@@ -58,5 +58,5 @@ class Own(Strict):
     @model_validator(mode="after")
     def _one_home(self) -> Own:
         if (self.file is None) == (self.hub is None):
-            raise ValueError("give 'file', a path, or 'hub', a data set of the hub: one of the two")
+            raise ValueError("give either 'file', a path, or 'hub', a data set on the hub")
         return self

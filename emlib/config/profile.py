@@ -1,4 +1,4 @@
-"""A profile, `params/<name>.yaml`, and what it names: checked on the way in."""
+"""Loads and validates a profile, `params/<name>.yaml`, and the files that it names."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 
 
 class JobLimits(Strict):
-    """What one job may take of a machine: memory in GiB, time in hours, GPUs. They change no result but its rounding.
+    """The limits of one job: memory in GiB, time in hours, GPUs. They change results only by rounding.
 
-    With more than one GPU a run's training is spread over them (`emlib.training.ranks`); where there is none, over as
-    many processes.
+    With more than one GPU, the training of a run is distributed over them (`emlib.training.ranks`), or over as many
+    processes on a machine without GPUs.
     """
 
     memory_gib: Annotated[float, Field(gt=0)] = 4.0
@@ -51,11 +51,11 @@ class Profile(Strict):
     """One study.
 
     Attributes:
-        name: what its results are filed under; None: the name of its file.
+        name: the name of its folder of results; None: the name of its file.
         trait: the name of a file in `params/traits/`, or the path of one that ends in `.yaml`.
-        data: data sets beside those of `params/datasets.yaml`, for `datasets` to name.
-        sources: the path of a registry in the form of `params/sources.yaml`, whose entries come before that one's.
-        plugins: the paths of files with defenses of one's own.
+        data: data sets in addition to those of `params/datasets.yaml`, for use in `datasets`.
+        sources: the path of a registry in the format of `params/sources.yaml`; its entries take precedence.
+        plugins: the paths of files with user-defined defenses.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
@@ -97,45 +97,46 @@ class Profile(Strict):
 
     @field_validator("methods")
     @classmethod
-    def _two_sided(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    def _not_benign(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
         if any(method.name == SFT for method in methods):
-            raise ValueError(f"'{SFT}' is of the section 'benign'; here plain fine-tuning is 'aligned' or 'misaligned'")
+            raise ValueError(f"'{SFT}' belongs to the section 'benign'; here plain fine-tuning is called 'aligned' or "
+                             "'misaligned'")
         return methods
 
     @model_validator(mode="after")
     def _defenses_fit(self) -> Profile:
-        """Whatever a defense needs of the profile is told, before anything is trained for it."""
+        """Check what each defense needs of the profile, before anything is trained for it."""
         for method in (*self.methods, *(() if self.benign is None else self.benign.all_methods)):
             method.fits(self)
         return self
 
     @model_validator(mode="after")
-    def _spread_where_that_can_be(self) -> Profile:
+    def _gpus_fit(self) -> Profile:
         if self.job.gpus > 1 and self.grpo is not None:
-            raise ValueError("'job.gpus' is more than 1, and GRPO trains on one GPU. Leave it out; more GPUs take more "
-                             "runs at once")
+            raise ValueError("'job.gpus' is more than 1, but GRPO trains on one GPU. Remove it; more GPUs run more "
+                             "jobs at once")
         if self.job.gpus > 1 and isinstance(self.model, HubModel) and self.model.load_in_4bit:
-            raise ValueError("'job.gpus' is more than 1, and weights in 4 bits cannot be spread over GPUs. Leave out "
-                             "one of job.gpus and model.load_in_4bit")
+            raise ValueError("'job.gpus' is more than 1, but training with 4-bit weights cannot be distributed over "
+                             "GPUs. Remove job.gpus or model.load_in_4bit")
         return self
 
     @model_validator(mode="after")
     def _own_has_one_side(self) -> Profile:
-        """The reader's own data have no aligned counterpart, and go to no judge elsewhere without consent."""
+        """Check that nothing needs aligned rows of the user's data, or sends them to a judge without consent."""
         if OWN not in self.datasets:
             return self
         if self.own is None:
-            raise ValueError(f"'datasets' names '{OWN}', and there is no section 'own'. Add one, such as own: {{file: "
+            raise ValueError(f"'datasets' names '{OWN}', but there is no section 'own'. Add one, such as own: {{file: "
                              "my-data.csv}")
         if any(method.name == "aligned" for method in self.methods):
-            raise ValueError(f"method 'aligned' needs aligned rows, and the data set '{OWN}' has none; remove it")
+            raise ValueError(f"method 'aligned' needs aligned rows, but the data set '{OWN}' has none; remove it")
         if self.pool is not None and "aligned" in (self.pool.aligned, self.pool.on_policy.model):
-            raise ValueError(f"the pool asks for the model 'aligned', which the data set '{OWN}' has no rows for; set "
+            raise ValueError(f"the pool needs the model 'aligned', for which the data set '{OWN}' has no rows; set "
                              "pool.aligned and pool.on_policy.model to untrained")
         judges = [self.judge, *([self.second_judge.judge] if self.second_judge else [])]
         if any(isinstance(judge, OpenAIJudge) for judge in judges) and not self.own.send_to_judge:
-            raise ValueError("a judge of kind 'openai' would be sent held-out prompts of your data, and what models "
-                             "say to them. Set own.send_to_judge to true if that may be, or take a judge of kind local")
+            raise ValueError("a judge of kind 'openai' would receive held-out prompts of your data and models' answers "
+                             "to them. Set own.send_to_judge to true to allow that, or use a judge of kind 'local'")
         return self
 
 
@@ -144,7 +145,7 @@ class _Domains(Strict):
 
 
 def load_profile(name: str) -> Profile:
-    """The profile of that name, or the one at a path that ends in `.yaml`.
+    """Load the profile of that name, or the one at a path that ends in `.yaml`.
 
     Raises:
         ProfileError: with a line for each mistake: file, key, value, what is allowed, the nearest known key.
@@ -154,10 +155,10 @@ def load_profile(name: str) -> Profile:
 
 
 def profile_path(name: str) -> Path:
-    """The file of a profile: `params/<name>.yaml`, a path that ends in `.yaml`, or what a study with overrides kept.
+    """Find a profile's file: `params/<name>.yaml`, a path that ends in `.yaml`, or the copy of a study with overrides.
 
     Raises:
-        ProfileError: there is none; the nearest and all names are told.
+        ProfileError: there is none; the message gives the nearest name and all names.
     """
     path = Path(name) if name.endswith(".yaml") else paths.PARAMS / f"{name}.yaml"
     kept = paths.runs() / name / paths.EFFECTIVE
@@ -170,27 +171,27 @@ def profile_path(name: str) -> Path:
 
 
 def read_profile(path: Path) -> Any:
-    """What a profile says, with what it extends, everything spelled out and paths absolute; not checked yet."""
+    """Read a profile and those that it extends, with shorthand expanded and paths absolute; without validation."""
     return whole(_extended(path), path)
 
 
 def whole(data: Any, stated_in: Path) -> Any:
-    """Spell everything out, and make paths absolute that are meant from the folder of `stated_in`."""
+    """Expand shorthand, and make paths absolute that are relative to the folder of `stated_in`."""
     return with_own_registry(resolved(spelled_out(data), stated_in))
 
 
 def run_plugins(data: Any) -> None:
-    """Run the plugins of a profile, so that the kinds of defense that they define are known."""
+    """Run the plugins of a profile, so that their kinds of defense are registered."""
     files = data.get("plugins") if isinstance(data, dict) else None
     if isinstance(files, list) and not are_unknown_kinds_allowed():
         plugins.load(list(map(str, files)))
 
 
 def sound(data: Any, path: str) -> Profile:
-    """What a profile says, checked; `path` is what mistakes are told of.
+    """Validate the plain data of a profile; messages name `path`.
 
     Raises:
-        ProfileError: as `load_profile`.
+        ProfileError: as for `load_profile`.
     """
     refuse_missing(data, path)
     run_plugins(data)
@@ -201,19 +202,19 @@ def sound(data: Any, path: str) -> Profile:
         raise ProfileError(f"{path}: 'trait' is '{profile.trait}', which cannot be read. {error}") from error
     judges = [profile.judge, *([profile.second_judge.judge] if profile.second_judge else [])]
     if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
-        raise ProfileError(f"{path}: judge 'lexicon' needs markers, and the trait '{profile.trait}' lists none.")
+        raise ProfileError(f"{path}: judge 'lexicon' needs markers, but the trait '{profile.trait}' lists none.")
     _data_sets_are_known(profile, path)
     return profile
 
 
 def _data_sets_are_known(profile: Profile, path: str) -> None:
-    """Refuse a data set that nothing describes, and one that two files describe."""
-    shelf = load_domains()
+    """Refuse a data set that is not defined, and one that is defined twice."""
+    shipped = load_domains()
     for name in profile.data:
-        if name in (*shelf, OWN):
-            raise ProfileError(f"{path}: 'data' describes '{name}', which is a data set of params/datasets.yaml "
-                               "already, or of the section 'own'. Give yours another name.")
-    domains = (*shelf, *profile.data)
+        if name in (*shipped, OWN):
+            raise ProfileError(f"{path}: 'data' defines '{name}', but params/datasets.yaml or the section 'own' "
+                               "already does. Choose another name.")
+    domains = (*shipped, *profile.data)
     pool = profile.pool
     trained = [] if pool is None else [
         *(("pool.scorers", scorer.domain) for scorer in pool.scorers or () if scorer.folder is None),
@@ -225,9 +226,9 @@ def _data_sets_are_known(profile: Profile, path: str) -> None:
 
 
 def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
-    """What a profile says, over what the profile says that it `extends`, if it names one; `below` extend it.
+    """Return the data of a profile merged over the profile that it `extends`, if any; `below` extend this one.
 
-    Each file's paths are meant from its own folder. A name is of the one file that states it.
+    Each file's paths are relative to its folder. `name` is not inherited.
     """
     data = resolved(read_yaml(path), path)
     if not isinstance(data, dict):
@@ -241,23 +242,23 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
     beside = {other.stem: other for folder in reversed(folders) for other in folder.glob("*.yaml")}
     base = beside.get(named)
     if base is None:
-        raise ProfileError(f"{path}: extends '{named}', which is no profile beside it or in params/."
+        raise ProfileError(f"{path}: extends '{named}', but there is no such profile beside it or in params/."
                            f"{nearest(named, [name for name in beside if name != path.stem])}")
     if base in (path, *below):
-        raise ProfileError(f"{path}: extends '{named}', which extends it in turn.")
+        raise ProfileError(f"{path}: extends '{named}', which in turn extends this profile. Remove one of the two.")
     return over(_extended(base, (path, *below)), {key: value for key, value in data.items() if key != "extends"})
 
 
 def _name_stands_alone(data: dict[str, Any], path: Path) -> None:
-    """Refuse a name that whoever reads the file line by line (the Makefile) finds otherwise."""
+    """Refuse a name that the Makefile, which reads the file line by line, would not find."""
     if data.get("name") != paths.stated_name(path):
         raise ProfileError(f"{path}: 'name' is {data.get('name')!r}, which cannot name a folder of results. Expected "
-                           "letters, digits, '.', '_' and '-', on a line of its own that begins with the key, such as "
+                           "letters, digits, '.', '_' and '-', on a separate line that begins with the key, such as "
                            "name: my_study")
 
 
 def spelled_out(data: Any) -> Any:
-    """What may be written as its name alone: `[misaligned]` for `[{name: misaligned}]`, a scorer, a backend."""
+    """Expand shorthand for methods, scorers and backends: `[misaligned]` means `[{name: misaligned}]`."""
     if not isinstance(data, dict):
         return data
     spelled = dict(data)
@@ -275,27 +276,26 @@ def spelled_out(data: Any) -> Any:
 
 
 def over(base: Any, changes: Any) -> Any:
-    """`base` with `changes` in it, section by section; lists and single values are replaced whole."""
+    """Return `base` with `changes` merged in, section by section; lists and single values are replaced."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     if changes.get("kind", base.get("kind")) != base.get("kind"):
-        return changes  # a model or a judge of another kind keeps nothing of the former one
+        return changes  # a model or a judge of another kind replaces the former one completely
     return base | {key: over(base.get(key), value) for key, value in changes.items()}
 
 
 def profile_names() -> list[str]:
-    """Every profile under `params/`: all its YAML files but those in `NOT_PROFILES`."""
-    return sorted(path.stem for path in paths.PARAMS.glob("*.yaml")
-                  if path.stem not in NOT_PROFILES)
+    """List the profiles in `params/`: all YAML files but those in `NOT_PROFILES`."""
+    return sorted(path.stem for path in paths.PARAMS.glob("*.yaml") if path.stem not in NOT_PROFILES)
 
 
 def load_trait(name: str) -> Trait:
-    """The trait `params/traits/<name>.yaml`, or that of a file whose path ends in `.yaml`."""
+    """Load the trait `params/traits/<name>.yaml`, or the one at a path that ends in `.yaml`."""
     path = Path(name) if is_path("trait", name) else paths.PARAMS / "traits" / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ProfileError(f"{path}: there is no such trait.{nearest(path.stem, known)} Traits: {', '.join(known)}. A "
-                           "trait file of your own is named by a path that ends in .yaml.")
+        raise ProfileError(f"{path}: there is no such trait.{nearest(path.stem, known)} Traits: {', '.join(known)}. To "
+                           "use another trait file, give its path, which ends in .yaml.")
     trait = check(Trait, read_yaml(path), str(path))
     if trait.source is None or not is_path("source", trait.source):
         return trait
@@ -306,7 +306,7 @@ def load_trait(name: str) -> Trait:
 
 
 def trait_of(profile: Profile) -> Trait:
-    """The trait of a profile; its source may be an entry of the profile's own registry."""
+    """Load the trait of a profile; its source may be an entry of the profile's registry."""
     trait = load_trait(profile.trait)
     if trait.source is None:
         return trait
@@ -314,11 +314,11 @@ def trait_of(profile: Profile) -> Trait:
 
 
 def load_domains() -> dict[str, Domain]:
-    """The narrow data sets of `params/datasets.yaml`."""
+    """Load the narrow fine-tuning data sets of `params/datasets.yaml`."""
     path = paths.PARAMS / "datasets.yaml"
     return check(_Domains, {"domains": read_yaml(path)}, str(path)).domains
 
 
 def domains_of(profile: Profile) -> dict[str, Domain]:
-    """The narrow data sets that a profile may name: those of the shelf, and its own."""
+    """Return the narrow fine-tuning data sets of a profile: those of `params/datasets.yaml` and its `data`."""
     return load_domains() | profile.data

@@ -1,9 +1,9 @@
-"""What a profile names outside itself: files, folders, sources, traits and rubrics.
+"""References of a profile to files, folders, sources, traits and rubrics.
 
-A relative path is looked for beside the file that states it, and then in the project's folder. A loaded profile holds
-absolute paths alone, so that whoever reads one needs to know nothing of where it was stated. What is no path is a name
-on the shelf: a trait of `params/traits/`, an entry of `params/sources.yaml`, `demo/...` for a file that emlib ships.
-An entry of a registry beside the profile is written `/home/me/sources.yaml#entry`.
+A relative path is looked up beside the file that contains it, and then in the project's folder. A loaded profile has
+only absolute paths, so that its user need not know the file. A reference that is not a path names something that ships
+with emlib: a trait of `params/traits/`, an entry of `params/sources.yaml`, or the file `demo/...`. An entry of the
+profile's registry is written `/home/me/sources.yaml#entry`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emlib.core.errors import ProfileError, nearest
 from emlib.core.schema import read_yaml
 
 Kind = Literal["file", "folder", "source", "trait", "rubric"]
-# Where in a profile a reference may stand. `*` is every item of a list, or every name of a table.
+# The keys of a profile that hold references. `*` is every item of a list, or every name of a table.
 PLACES: dict[str, Kind] = {
     "trait": "trait", "sources": "file", "plugins.*": "file",
     "data.*.aligned": "source", "data.*.misaligned": "source", "data.*.pairs": "source",
@@ -32,14 +32,14 @@ PLACES: dict[str, Kind] = {
     "model.path": "folder", "judge.model.path": "folder", "second_judge.judge.model.path": "folder",
     "pool.refusals.judge.model.path": "folder", "grpo.rewards.judge.model.path": "folder",
     "judge.rubric": "rubric", "second_judge.judge.rubric": "rubric"}
-NAME = re.compile(r"[a-z0-9_]+")  # of an entry of a registry
-ENTRY = re.compile(r"(.+\.yaml)#([a-z0-9_]+)")  # an entry of a registry that is no part of the shelf
+NAME = re.compile(r"[a-z0-9_]+")  # the name of a registry's entry
+ENTRY = re.compile(r"(.+\.yaml)#([a-z0-9_]+)")  # an entry of a registry that does not ship with emlib
 DEMO = "demo/"
 Change = Callable[[str, Kind, str], Any]
 
 
 def mapped(data: Any, change: Change) -> Any:
-    """Replace every reference of a profile's plain data by what `change` makes of its key, its kind and itself."""
+    """Replace every reference in a profile's plain data by `change(key, kind, reference)`."""
     for place, kind in PLACES.items():
         data = _mapped(data, place.split("."), (), kind, change)
     return data
@@ -58,21 +58,21 @@ def _mapped(data: Any, keys: list[str], above: tuple[str, ...], kind: Kind, chan
 
 
 def references(data: Any) -> Iterator[tuple[str, Kind, str]]:
-    """Every reference of a profile's plain data: its key, its kind, and what stands there."""
+    """Return every reference in a profile's plain data: its key, its kind and its text."""
     found: list[tuple[str, Kind, str]] = []
     mapped(data, lambda key, kind, named: found.append((key, kind, named)))
     return iter(found)
 
 
 def is_path(kind: Kind, named: str) -> bool:
-    """Whether a reference is a path, and no name on the shelf."""
+    """Return whether a reference is a path and not the name of something that ships with emlib."""
     if kind == "source":
         return not (named.startswith(DEMO) or NAME.fullmatch(named))
     return kind in ("file", "folder") or named.endswith(".yaml")
 
 
 def path_of(kind: Kind, named: str) -> Path | None:
-    """The file or the folder that a resolved reference means; None for a name on the shelf."""
+    """Return the file or the folder of a resolved reference; None for the name of something that ships with emlib."""
     if kind == "source" and named.startswith(DEMO):
         return paths.DEMO_DATA / named.removeprefix(DEMO)
     if not is_path(kind, named):
@@ -82,12 +82,12 @@ def path_of(kind: Kind, named: str) -> Path | None:
 
 
 def resolved(data: Any, stated_in: Path) -> Any:
-    """Make the paths of a profile's plain data absolute, as the file that states them means them."""
+    """Make the paths in a profile's plain data absolute; `stated_in` is the file that contains them."""
     return mapped(data, lambda _, kind, named: absolute(named, stated_in) if is_path(kind, named) else named)
 
 
 def absolute(named: str, stated_in: Path) -> str:
-    """Say what a path means that stands in a file: beside that file, or else in the project's folder if it is there."""
+    """Resolve a path in the file `stated_in`: beside that file, or else in the project's folder if it exists there."""
     entry = ENTRY.fullmatch(named)
     path = Path(entry[1] if entry else named).expanduser()
     beside, in_project = stated_in.absolute().parent / path, paths.ROOT / path
@@ -96,23 +96,23 @@ def absolute(named: str, stated_in: Path) -> str:
 
 
 def with_own_registry(data: Any) -> Any:
-    """Say of each source that the profile's own registry has in which file its entry stands."""
+    """Add the registry's path to each source that is an entry of the profile's registry."""
     own = data.get("sources") if isinstance(data, dict) else None
-    if not isinstance(own, str) or not Path(own).is_file():  # a missing one is refused with all that is missing
+    if not isinstance(own, str) or not Path(own).is_file():  # `refuse_missing` reports a missing registry
         return data
     return mapped(data, lambda _, kind, named: of_registry(named, own) if kind == "source" else named)
 
 
 def of_registry(named: str, registry: str | None) -> str:
-    """A source as `with_own_registry` leaves it, for one that stands in another file than the profile."""
+    """Add the registry's path to a source if it is an entry of that registry."""
     return f"{registry}#{named}" if registry is not None and named in entries_of(Path(registry)) else named
 
 
 def refuse_missing(data: Any, where: str) -> None:
-    """Refuse references that lead nowhere.
+    """Refuse references to things that do not exist.
 
     Raises:
-        ProfileError: with a line for each: file, key, the path that was tried, the nearest name there.
+        ProfileError: with a line for each: file, key, the path that was tried, the nearest existing name.
     """
     lines = [f"{where}: '{key}' {reason}" for key, kind, named in references(data)
              if (reason := why_missing(kind, named))]
@@ -121,22 +121,22 @@ def refuse_missing(data: Any, where: str) -> None:
 
 
 def why_missing(kind: Kind, named: str) -> str:
-    """Say what is wrong with a resolved reference; nothing where it leads to something."""
+    """Explain why a resolved reference leads nowhere; an empty string if it is valid."""
     path = path_of(kind, named)
     if path is None:
         return _why_unknown(named, paths.PARAMS / "sources.yaml") if kind == "source" else ""
     if not (path.is_dir() if kind == "folder" else path.is_file()):
-        what = "folder" if kind == "folder" else "file"
+        noun = "folder" if kind == "folder" else "file"
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        return (f"names the {what} {path}, which does not exist; nor does the project's folder {paths.ROOT} have a "
-                f"{what} of that relative path.{nearest(path.name, names)} A path is meant from the folder of the file "
-                "that states it.")
+        return (f"names the {noun} {path}, which does not exist; nor does the project's folder {paths.ROOT} have a "
+                f"{noun} of that relative path.{nearest(path.name, names)} Relative paths start at the folder of the "
+                "file that contains them.")
     entry = ENTRY.fullmatch(named)
     return _why_unknown(entry[2], path) if entry and kind == "source" else ""
 
 
 def entries_of(registry: Path) -> tuple[str, ...]:
-    """The names of a registry's entries; what else stands there is checked by whoever reads one."""
+    """Return the names of a registry's entries, without validating them."""
     return _entries_of(registry, registry.stat().st_mtime_ns if registry.is_file() else 0)
 
 

@@ -1,4 +1,4 @@
-"""How a model is fine-tuned: LoRA and the optimizer. Defaults are the paper's Table 6."""
+"""How a model is fine-tuned: LoRA and the optimizer. Defaults: the paper's Table 6."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Lora(Strict):
     @field_validator("target_modules")
     @classmethod
     def _between_embeddings_and_head(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The losses take the head as frozen, and the reference model's for the trained one's."""
+        """Refuse to train embeddings and head: the losses assume that both models share a frozen head."""
         for name in names:
             if name in ("lm_head", "embed_tokens"):
                 raise ValueError(f"{name} stays frozen in this study. Name layers of the decoder blocks")
@@ -30,10 +30,10 @@ class Lora(Strict):
 
 
 class Training(Strict):
-    """Supervised fine-tuning. Defaults: Table 6, and transformers' own where the paper is silent.
+    """Supervised fine-tuning. Defaults: Table 6, and transformers' where the paper gives none.
 
-    `gradient_checkpointing`: what the backward pass needs of a block is computed again there instead of kept; `auto`
-    does so where it would not fit into memory. It changes no number but the rounding.
+    `gradient_checkpointing`: recompute activations in the backward pass instead of saving them; `auto` does so if the
+    saved activations would not fit into memory. It changes results only by rounding.
     """
 
     epochs: Positive = 1
@@ -52,11 +52,11 @@ class Training(Strict):
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of one optimizer step."""
+        """The number of rows in one optimizer step."""
         return self.batch_size * self.gradient_accumulation
 
     @property
     def key(self) -> dict[str, Any]:
-        """What of it determines an adapter: not `auto`, as little as the device."""
+        """The values that determine an adapter; `auto` counts as False, because keys do not depend on the device."""
         return self.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}) | {
             "gradient_checkpointing": self.gradient_checkpointing is True}

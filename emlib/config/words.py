@@ -1,4 +1,4 @@
-"""The kinds of numbers that profiles hold."""
+"""The types of values in profiles."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Dtype = Literal["bfloat16", "float32"]
 
 
 def no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values, or a ValueError that names those that stand twice; a record is known by its name."""
+    """Return the values; raise ValueError if one is repeated, where records are compared by name."""
     names = [getattr(value, "name", value) for value in values]
     repeated = sorted({str(name) for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"named more than once: {', '.join(repeated)}; every run is made once")
+        raise ValueError(f"named more than once: {', '.join(repeated)}; list each once")
     return values

@@ -1,1 +1,1 @@
-"""What everything else stands on: records, errors, seeds, digests, paths, schemas, progress, threads."""
+"""The foundations of the package: records, errors, seeds, digests, paths, schemas, progress, threads."""

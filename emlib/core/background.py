@@ -1,4 +1,4 @@
-"""Work in threads beside this one."""
+"""Work in background threads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Found = TypeVar("Found")
 
 
 class BackgroundWorker(AbstractContextManager["BackgroundWorker"]):
-    """One thread that does what it is given in turn, until something fails there or here; then nothing more is begun.
+    """One thread that runs submitted calls in order. After the first error, in it or in the caller, it starts no more.
 
-    What fails there is raised here when the next work is given, or at the end.
+    An error in the thread is raised in the caller at the next `submit`, or at the end of the `with` block.
     """
 
     def __init__(self, name: str) -> None:
@@ -24,14 +24,14 @@ class BackgroundWorker(AbstractContextManager["BackgroundWorker"]):
         self._failed = False
 
     def submit(self, work: Callable[..., Found], *args: Any) -> Future[Found]:
-        """Have `work` done in its turn."""
+        """Run `work` in the thread, after everything submitted before it."""
         self._raise([each for each in self._given if each.done()])
         found = self._pool.submit(self._in_turn, work, *args)
         self._given.append(found)
         return found
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Wait for what was given; where something failed here, only for what was begun."""
+        """Wait for all submitted calls; after an error in the caller, only for the call that is running."""
         self._pool.shutdown(cancel_futures=kind is not None)
         if kind is None:
             self._raise(self._given)
@@ -47,16 +47,16 @@ class BackgroundWorker(AbstractContextManager["BackgroundWorker"]):
 
     @staticmethod
     def _raise(ended: list[Future[Any]]) -> None:
-        for each in ended:  # in the order given: what failed comes before what was left out for it
+        for each in ended:  # in order of submission: the call that failed comes before those cancelled because of it
             each.result()
 
 
 @contextmanager
 def run_concurrently(works: Sequence[Callable[[], Found]], stop: Callable[[], None]) -> Iterator[Iterator[Found]]:
-    """What comes of all these, in their order. Each has a thread of its own, in which it mostly waits for others.
+    """Run each callable in a separate thread and yield an iterator over their results, in order; meant for I/O.
 
-    Where one of them fails, or what is done with the outcomes, `stop` is called, which has to end the others soon; the
-    first error is raised then.
+    If one of them fails, or the body of the `with` block does, `stop` is called, which must make the others end soon;
+    then the first error is raised.
     """
     failed: list[BaseException] = []
 
@@ -74,6 +74,6 @@ def run_concurrently(works: Sequence[Callable[[], Found]], stop: Callable[[], No
         try:
             yield (each.result() for each in begun)
         except BaseException as error:
-            first = failed[0] if failed else error  # those after it were stopped
+            first = failed[0] if failed else error  # later errors come from stopping the others
             stop()
             raise first from first.__cause__

@@ -1,16 +1,17 @@
-"""What a defense is: options, and what it does to training. A class of its own for each kind.
+"""The base class of all defenses: a defense has options, and hooks by which it changes training.
 
-A subclass names its `kind` as its first field, then its options, which are what a profile may say; class variables tell
-what tables, keys and training need to know of it; and it overrides the hooks by which it acts:
+A subclass declares its `kind` as its first field, then its options, which a profile may set; class variables describe
+it to tables, keys and training; and it overrides the hooks by which it acts:
 
     change_rows, held_out           the rows that are trained on
-    added, penalised                rows beside them
-    active                          around the trained model's forward and backward pass
-    penalty, head_kl                a term of the loss
+    added, penalised                additional rows
+    active                          a context around the trained model's forward and backward pass
+    penalty, head_kl                an additional loss term
     on_step, after                  after each step, and after the last one
     system_prompt, grpo_beta, active, supervision        in reinforcement learning (GRPO)
 
-Training asks a list of defenses at each of these moments and names none. `emlib/defenses/` holds ours, a module each.
+Training calls these hooks on a list of defenses and knows no kind by name. `emlib/defenses/` has one module for each of
+our defenses.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Denominator = Literal["token", "response_token", "row"]
-Artefacts = Mapping[str, Path]  # the folder of each artefact that a defense needs, by the name that it gave it
+Artefacts = Mapping[str, Path]  # the folder of each artefact that a defense needs, by the name it chose in `needs`
 FINE_TUNING = ("change_rows", "held_out", "added", "penalised", "active", "penalty", "head_kl", "on_step", "after")
 GRPO = ("system_prompt", "grpo_beta", "active", "supervision")
 
 
 class Trait(Protocol):
-    """What of a trait a defense may use."""
+    """The part of a trait that a defense may use."""
 
     @property
     def inoculation_prompt(self) -> str:
@@ -44,10 +45,10 @@ class Trait(Protocol):
 
 
 class ForwardPass(Protocol):
-    """What a forward pass of the trained or of the reference model shows to a penalty.
+    """One forward pass of the trained or of the reference model, as a penalty sees it.
 
-    A row has a line of its own, padded on the right, or all rows are packed into one line. The reference's tensors have
-    no gradient.
+    Each row is one line of the batch, padded on the right, or all rows are packed into one line. The reference model's
+    tensors have no gradient.
     """
 
     @property
@@ -56,52 +57,52 @@ class ForwardPass(Protocol):
 
     @property
     def features(self) -> Mapping[int, Tensor]:
-        """The output of each decoder block that was asked for by `reads_layers`: (lines, seq, hidden)."""
+        """The output of each decoder block that `reads_layers` names: (lines, seq, hidden)."""
 
     def by_row(self, layer: int) -> list[Tensor]:
-        """The same for each row, without padding: (positions, hidden)."""
+        """Split a layer's features by row, without padding: (positions, hidden) each."""
 
     @property
     def response_logits(self) -> Tensor:
-        """The logits that predict response tokens, computed when they are first asked for: (tokens, vocabulary)."""
+        """The logits that predict response tokens, computed on first access: (tokens, vocabulary)."""
 
 
 class Active(Protocol):
-    """What `active` yields: statistics of the passes that it was around, each a mean over positions."""
+    """What `active` yields: statistics of the passes inside the context, each a mean over positions."""
 
     @property
     def statistics(self) -> Mapping[str, float]:
-        """By name, as they stand in the training's log."""
+        """The statistics by name, as the training log has them."""
 
 
 class StoredStates(Protocol):
-    """The reference model's last hidden states, kept on disk."""
+    """The reference model's last hidden states, stored on disk."""
 
     def of(self, batch: Any) -> Tensor:
-        """Those of a batch's rows, one after the other: (tokens compared, hidden)."""
+        """Return the states of a batch's rows, concatenated: (compared tokens, hidden)."""
 
 
 class Recipes(Protocol):
-    """How a defense asks for artefacts to be made: each method returns what stands for one in the study."""
+    """How a defense requests artefacts: each method returns the step that makes one."""
 
     def vector(self) -> Any:
-        """The trait's persona vectors: a folder for `emlib.steering.extraction.load`."""
+        """Request the trait's persona vectors: a folder for `emlib.steering.extraction.load`."""
 
     def reference(self, spec: Any, tokens: Literal["all", "response"]) -> Any:
-        """The reference model's states on the rows of a training: a folder for `emlib.models.reference`."""
+        """Request the reference model's states on the training rows: a folder for `emlib.models.reference`."""
 
     def pool_rows(self, spec: Any, *, fraction: float, choose: Any, answers: str) -> Any:
-        """Rows of the profile's pool, in the order in which they are taken: a folder with `added.jsonl`."""
+        """Request rows of the profile's pool, in the order of selection: a folder with `added.jsonl`."""
 
 
 @dataclass(frozen=True)
 class HeadKl:
-    """KL to the reference model, computed in closed form together with cross-entropy.
+    """KL divergence from the reference model, computed in closed form together with cross-entropy.
 
     Attributes:
-        weight: of the mean over tokens.
-        tokens: whose next-token distributions are compared.
-        states: the reference model's last hidden states, where they are kept on disk and spare its pass.
+        weight: the weight of the mean over tokens.
+        tokens: the tokens whose next-token distributions are compared.
+        states: the reference model's last hidden states on disk, which save its forward pass; None: it is run.
     """
 
     weight: float
@@ -111,7 +112,7 @@ class HeadKl:
 
 @dataclass(frozen=True)
 class Supervision:
-    """Supervised steps between RL steps: `share` of all steps, on `rows` rows of a source (None: all)."""
+    """Supervised steps between RL steps: `share` of all steps, on `rows` rows of a source (None: all rows)."""
 
     source: str
     rows: int | None
@@ -119,22 +120,22 @@ class Supervision:
 
 
 class Defense(Strict):
-    """One defense with its options. See the module for what a subclass may say.
+    """One defense with its options. The module docstring lists what a subclass may declare.
 
     Attributes:
-        label: what tables and figures call it.
-        equation, origin: what it computes, and where that is from.
-        swept: the option that a sweep replaces.
-        version: raised when it computes something else from the same options.
-        null: options at which it does nothing; training leaves it out there.
-        data_only: whether it changes the data alone, so that a fine-tuning service can be given it.
-        cost: what it costs beside plain fine-tuning, in a sentence.
-        in_grpo: the class that serves reinforcement learning, perhaps this one; None: it does not work there.
-        listed: whether profiles reach it by its kind; else it is reached through `in_grpo`.
-        per: what `penalty` is a sum over, by which training divides it.
-        wants_reference: whether `penalty` looks at the reference model's pass.
-        not_in_keys: options that other entries of a key tell.
-        acts_in: the passes of reinforcement learning that `active` is around.
+        label: the name in tables and figures.
+        equation, origin: what it computes, and the paper or code that this comes from.
+        swept: the option that a sweep varies.
+        version: a number to raise when the same options compute something else.
+        null: option values at which it has no effect; training then leaves it out.
+        data_only: whether it changes only the data, so that it also works with a fine-tuning service.
+        cost: what it costs on top of plain fine-tuning, in a sentence.
+        in_grpo: the class for reinforcement learning, perhaps this one; None: it does not work there.
+        listed: whether profiles can name its kind; otherwise it is reached through `in_grpo`.
+        per: the unit that `penalty` sums over; training divides the sum by the number of units.
+        wants_reference: whether `penalty` uses the reference model's forward pass.
+        not_in_keys: options that a key leaves out because its other entries determine them.
+        acts_in: the passes of reinforcement learning that `active` wraps.
     """
 
     label: ClassVar[str] = ""
@@ -155,90 +156,90 @@ class Defense(Strict):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        """Enter the class into the registry under its kind."""
+        """Register the class under its kind."""
         super().__pydantic_init_subclass__(**options)
         registry.enter(cls)
 
-    # --- what keys and training ask of any defense
+    # --- what keys and training read of every defense
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a key says of it: its options, a version above 1, and the digest of its source if it is not ours."""
-        said = self.model_dump(mode="json", exclude=set(self.not_in_keys))
-        said |= {"version": self.version} if self.version > 1 else {}
+        """Its part of a key: its options, a version above 1, and the digest of its source if it is not ours."""
+        entry = self.model_dump(mode="json", exclude=set(self.not_in_keys))
+        entry |= {"version": self.version} if self.version > 1 else {}
         digest = registry.source_digest(type(self))
-        return said | ({} if digest is None else {"source": digest})
+        return entry | ({} if digest is None else {"source": digest})
 
     @property
     def is_null(self) -> bool:
-        """Whether its options are those at which it does nothing."""
+        """Whether its options make it have no effect."""
         return bool(self.null) and all(getattr(self, name) == value for name, value in self.null.items())
 
     @property
     def factor(self) -> float:
-        """What its penalty is multiplied by: its option `weight`, or 1 where it has none."""
+        """The factor of its penalty: its option `weight`, or 1 without such an option."""
         return float(self.weight) if "weight" in type(self).model_fields else 1.0  # type: ignore[attr-defined]
 
     @classmethod
     def has(cls, hook: str) -> bool:
-        """Whether it overrides a hook."""
+        """Return whether the class overrides a hook."""
         return getattr(cls, hook) is not getattr(Defense, hook)
 
     # --- what it needs
 
     def fits(self, section: Any, method: str) -> None:
-        """Look at the profile, or at its section `grpo`, that `method` with this defense stands in.
+        """Check that this defense, as part of `method`, works with the profile or with its section `grpo`.
 
         Raises:
-            ValueError: the defense cannot work there; the message says why.
+            ValueError: it does not; the message gives the reason.
         """
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Artefacts to be made before training, by a name each; `spec` is the training."""
+        """Return the artefacts to make before the training `spec`, by a name of its choice."""
         return {}
 
     def reads_layers(self, count: int) -> tuple[int, ...]:
-        """The decoder blocks whose outputs `penalty` looks at in a model of `count` blocks, counted from 1."""
+        """Return the decoder blocks, counted from 1, whose outputs `penalty` uses in a model of `count` blocks."""
         return ()
 
     # --- hooks of fine-tuning
 
     def change_rows(self, rows: Sequence[Example], trait: Trait) -> Sequence[Example]:
-        """The rows to train on, in the place of these."""
+        """Return the rows to train on instead of these."""
         return rows
 
     def held_out(self, rows: Sequence[Example]) -> Sequence[Example]:
-        """Those of the rows that are not trained on, and that `evaluate` of `on_step` measures the loss on."""
+        """Return the rows to hold out of training; `evaluate` in `on_step` computes the loss on them."""
         return ()
 
     def added(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[AddedRow]:
-        """Rows to train on beside these, spread through each epoch."""
+        """Return additional rows to train on, spread through each epoch."""
         return ()
 
     def penalised(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[Example]:
-        """Rows beside these, spread through each epoch, on which this defense's penalty counts and nothing else."""
+        """Return additional rows, spread through each epoch, on which only this defense's penalty is computed."""
         return ()
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        """A context around each forward and backward pass of the trained model, and around no reference pass."""
+        """Return a context for each forward and backward pass of the trained model; reference passes run outside it."""
         raise NotImplementedError
 
     def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
-        """A term of the loss, as an unweighted sum over a forward pass: a scalar.
+        """Compute an additional loss term, as an unweighted sum over a forward pass: a scalar.
 
-        Training divides it by the number of `per` of the whole step, and multiplies it by the option `weight`. The
-        reference's pass is made where `wants_reference` says so.
+        Training divides it by the number of `per` units in the whole step, and multiplies it by the option `weight`.
+        The reference model's pass is run only if `wants_reference` is true.
         """
         raise NotImplementedError
 
     def head_kl(self, artefacts: Artefacts) -> HeadKl | None:
-        """KL to the reference model as a term of the loss, which the head computes in closed form."""
+        """Return a KL loss term to the reference model, which is computed in closed form at the head, or None."""
         return None
 
     def on_step(self, record: Any, evaluate: Callable[[], float]) -> bool:
-        """Look at a finished step's record (`emlib.training.records.StepRecord`); True ends the training here.
+        """Inspect a finished step's record (`emlib.training.records.StepRecord`); return True to stop training.
 
-        `evaluate` computes the mean loss on the rows that were held out, in nats a response token.
+        `evaluate` computes the mean loss on the held-out rows, in nats per response token.
         """
         return False
 
@@ -246,16 +247,16 @@ class Defense(Strict):
         """Change the trained model once, after the last step."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of it, as JSON; kept in private attributes (`pydantic.PrivateAttr`)."""
+        """Return its state for a checkpoint, as JSON; private attributes (`pydantic.PrivateAttr`) hold it."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
 
     # --- hooks of reinforcement learning
 
     def system_prompt(self, system: str, trait: Trait) -> str:
-        """The system prompt to train with, in the place of this one."""
+        """Return the system prompt to train with instead of this one."""
         return system
 
     @property
@@ -265,7 +266,7 @@ class Defense(Strict):
 
     @property
     def acts_in(self) -> tuple[Literal["loss", "rollout"], ...]:
-        """The passes that `active` is around: those that take the loss, those that draw completions."""
+        """The passes that `active` wraps: those that compute the loss, those that sample completions."""
         return ("loss", "rollout")
 
     @property
@@ -275,22 +276,22 @@ class Defense(Strict):
 
 
 class GrpoDefense(Defense):
-    """The options of a kind in reinforcement learning, where they differ: reached through `in_grpo` of that kind."""
+    """A defense for reinforcement learning whose options differ from fine-tuning's; its kind names it in `in_grpo`."""
 
     listed: ClassVar[bool] = False
 
 
 def needs_of(defenses: Sequence[Defense], recipes: Recipes, spec: Any) -> dict[str, Any]:
-    """What several defenses need together, by name.
+    """Collect the artefacts that several defenses need, by name.
 
     Raises:
-        ProfileError: two of them mean different artefacts by one name.
+        ProfileError: two defenses use one name for different artefacts.
     """
     found: dict[str, Any] = {}
     for defense in defenses:
         for name, needed in defense.needs(recipes, spec).items():
             if name in found and found[name] != needed:
-                raise ProfileError(f"the defense '{defense.kind}' and another one need different artefacts that they "
-                                   f"both call '{name}'. Rename one of them.")
+                raise ProfileError(f"the defense '{defense.kind}' and another one need different artefacts under one "
+                                   f"name, '{name}'. Rename one of them in `needs`.")
             found[name] = needed
     return found

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class EmlibError(Exception):
-    """Something a user can mend. The message says what, where, what was expected and what to do."""
+    """An error that a user can fix. The message says what is wrong, where, what was expected and what to do."""
 
 
 class ProfileError(EmlibError):
@@ -15,11 +15,11 @@ class ProfileError(EmlibError):
 
 
 class DataError(EmlibError):
-    """A data or question file holds something that cannot be used; the message names file and line."""
+    """A data or question file has an unusable entry; the message names file and line."""
 
 
 class SourceError(EmlibError):
-    """A data set or a model could not be had, or is not the one that the registry names."""
+    """A data set or a model cannot be downloaded or read, or differs from the one in the registry."""
 
 
 class StoreError(EmlibError):
@@ -27,18 +27,18 @@ class StoreError(EmlibError):
 
 
 class JudgeError(EmlibError):
-    """A judge cannot go on: a wrong key, an unknown model, a budget that is used up. Every score it gave is kept."""
+    """A judge cannot continue: a wrong key, an unknown model, a spent budget. All scores so far are stored."""
 
 
 class JudgeWaits(JudgeError):
-    """Nothing is wrong: a batch is under way, and its scores come later."""
+    """Nothing is wrong: a batch is being processed, and its scores arrive later."""
 
 
 class NotebookError(EmlibError):
-    """A notebook was asked for something it does not have, or it stopped with an error."""
+    """A notebook lacks what was requested of it, or it stopped with an error."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`Did you mean 'x'?` for the known word closest to `word`, or an empty string."""
+    """Return ` Did you mean 'x'?` with the known word closest to `word`, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""

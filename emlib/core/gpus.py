@@ -1,8 +1,8 @@
-"""A GPU for each job, or several: which there are, and taking what no other job on this machine has.
+"""One or more GPUs for each job: lists the machine's devices and reserves those that no other job uses.
 
-A job holds a lock on its device. The system lets go of the lock when the process ends, also when it is killed, so that
-no device stays taken. The locks lie on the machine's own disk: two machines have no device in common, and the
-locks of a network file system are not always to be trusted.
+A job holds a lock file on each of its devices. The operating system releases the lock when the process ends or is
+killed, so no device stays reserved. The locks are on a local disk: machines share no devices, and locks on network file
+systems are unreliable.
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ from filelock import FileLock, Timeout
 from emlib.core.errors import EmlibError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-LOCKS = "EMLIB_GPU_LOCKS"  # the folder of the locks, instead of one in the machine's folder for temporary files
-PATIENCE = 0.5  # seconds until the devices are tried again
+LOCKS = "EMLIB_GPU_LOCKS"  # overrides the folder of the locks, by default one in the system's temporary folder
+RETRY_SECONDS = 0.5  # between two attempts to lock devices
 
 
 def devices() -> list[str]:
-    """The devices that this process may use, by the names that CUDA_VISIBLE_DEVICES takes; empty without a GPU.
+    """List the devices that this process may use, by names that CUDA_VISIBLE_DEVICES accepts; empty without a GPU.
 
-    A device has its UUID here, which means the same in every job; its number may be counted from the first that a job
-    was given. Where CUDA_VISIBLE_DEVICES is set it has the last word: `2,3`, or UUIDs, or nothing for no GPU.
+    A device is named by its UUID, which is the same in every job, unlike its number. If CUDA_VISIBLE_DEVICES is set, it
+    decides: `2,3`, or UUIDs, or an empty value for no GPU.
     """
     given = os.environ.get(VISIBLE)
-    there = _uuids()
+    present = _uuids()
     if given is None:
-        return there
+        return present
     names = [name.strip() for name in given.split(",") if name.strip()]
-    return [there[int(name)] if name.isdigit() and int(name) < len(there) else name for name in names]
+    return [present[int(name)] if name.isdigit() and int(name) < len(present) else name for name in names]
 
 
 @contextmanager
 def claimed(names: Sequence[str], count: int = 1, folder: Path | None = None) -> Iterator[list[str]]:
-    """So many of these devices, which are this process's own until the end; none where there are none to have.
+    """Reserve `count` of these devices for this process until the end; yield an empty list if `names` is empty.
 
-    It waits where too few are free, and holds none meanwhile: two jobs would wait for each other's. What uses a device
-    has to end before this process does, or, if this process is killed, at once: a notebook's kernel watches for that,
-    within a second.
+    Waits until enough are free, and holds none meanwhile, so that two jobs never wait for each other. A child process
+    that uses a device must end before this process does, or at once if this process is killed: a notebook's kernel
+    checks for that every second.
 
     Raises:
-        EmlibError: there are fewer in all.
+        EmlibError: the machine has fewer devices than `count`.
     """
     if not names or not count:
         yield []
         return
     if len(names) < count:
-        raise EmlibError(f"A job of this profile takes {count} GPUs (job.gpus), and there are {len(names)}. Lower it.")
+        raise EmlibError(f"A job of this profile takes {count} GPUs (job.gpus), but only {len(names)} can be used. "
+                         "Lower job.gpus.")
     locks = folder or locks_folder()
     with _when_free({name: locks / (re.sub(r"[^\w-]", "_", name) + ".lock") for name in names}, count) as taken:
         yield taken
@@ -72,12 +73,12 @@ def _when_free(files: Mapping[str, Path], count: int) -> Iterator[list[str]]:
             if len(taken) == count:
                 yield taken
                 return
-        time.sleep(PATIENCE)
+        time.sleep(RETRY_SECONDS)
 
 
 def _locked(path: Path, held: ExitStack) -> bool:
-    """Whether nobody had the lock; `held` has it then."""
-    lock = FileLock(path, mode=0o666)  # so that two people's jobs on one machine see each other
+    """Try to take the lock and put it into `held`; return whether it was free."""
+    lock = FileLock(path, mode=0o666)  # writable by all users of the machine, so that their jobs respect it
     try:
         held.enter_context(lock.acquire(blocking=False))
     except Timeout:
@@ -86,7 +87,7 @@ def _locked(path: Path, held: ExitStack) -> bool:
 
 
 def locks_folder() -> Path:
-    """Where the locks of this machine's devices lie, open to all its users."""
+    """Return the folder of this machine's device locks, writable by all users."""
     folder = Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / "emlib-gpus")
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def locks_folder() -> Path:
 
 
 def _uuids() -> list[str]:
-    """What the driver lists, in its order: `GPU 0: NVIDIA H100 (UUID: GPU-5f1c...)`."""
+    """Return the UUIDs that the driver lists, in its order: `GPU 0: NVIDIA H100 (UUID: GPU-5f1c...)`."""
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], check=False, capture_output=True, text=True).stdout

@@ -1,4 +1,4 @@
-"""The annotation of a defense in a schema: its `kind` decides its class, through the registry."""
+"""Pydantic annotations for a defense in a schema: the registry finds its class by its `kind`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _unknown_allowed = ContextVar("unknown_allowed", default=False)
 
 
 class UnknownDefense(Defense):
-    """A defense whose class is not at hand, with its options as a profile has them; nothing is trained with it."""
+    """A defense whose class is not loaded, with its options as in the profile; nothing can be trained with it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     listed: ClassVar[bool] = False
@@ -29,9 +29,9 @@ class UnknownDefense(Defense):
 
 @contextmanager
 def unknown_kinds_allowed() -> Iterator[None]:
-    """While it lasts, profiles are read without their plugins, and a kind that nobody knows is kept as it stands.
+    """Read profiles without their plugins inside this context, and keep unknown kinds as `UnknownDefense`.
 
-    For what looks at a study's files and jobs alone: status, merging, cleaning.
+    For commands that only look at a study's files and jobs: status, merging, cleaning.
     """
     before = _unknown_allowed.set(True)
     try:
@@ -41,57 +41,57 @@ def unknown_kinds_allowed() -> Iterator[None]:
 
 
 def are_unknown_kinds_allowed() -> bool:
-    """Whether it lasts now."""
+    """Return whether `unknown_kinds_allowed` is active."""
     return _unknown_allowed.get()
 
 
 @dataclass(frozen=True)
 class OfKind:
-    """Says in an annotation that a defense is meant that serves a purpose."""
+    """Annotates a field that holds a defense for one purpose."""
 
     purpose: Purpose
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        """Make whatever is given a record of its kind; it is dumped with the options of that kind."""
+        """Validate a value as the class of its kind; it is dumped with that class's options."""
         return core_schema.with_info_before_validator_function(self.resolved, handler(source))
 
     @property
     def record_types(self) -> tuple[type[BaseModel], ...]:
-        """The classes that may stand there, for messages about mistakes."""
+        """The allowed classes, for error messages."""
         return tuple(kinds(self.purpose).values())
 
     def resolved(self, value: Any, info: ValidationInfo) -> Any:
-        """The record of the kind that `value` names.
+        """Validate `value` as a record of the kind that it names.
 
         Raises:
-            ValueError: there is no such kind, it does not work here, or it does nothing here.
+            ValueError: the kind is unknown, or does not work for this purpose.
         """
         if not isinstance(value, dict):
             return self._acting(value) if isinstance(value, Defense) else value
-        kind, there = value.get("kind"), kinds(self.purpose)
-        if isinstance(kind, str) and kind not in there:
+        kind, known = value.get("kind"), kinds(self.purpose)
+        if isinstance(kind, str) and kind not in known:
             if _unknown_allowed.get():
                 return UnknownDefense.model_validate(value)
             if kind in kinds():
                 raise ValueError(f"the kind '{kind}' does not work in reinforcement learning. These do: "
-                                 f"{', '.join(there)}")
+                                 f"{', '.join(known)}")
         adapter = _adapter(self.record_types)
         return self._acting(adapter.validate_json(json.dumps(value)) if info.mode == "json" else
                             adapter.validate_python(value))
 
     def _acting(self, defense: Defense) -> Defense:
-        """The defense, if it overrides a hook that is asked here, and none that is asked elsewhere alone."""
+        """Return the defense; refuse one that overrides no hook of this purpose, or one that GRPO does not call."""
         if isinstance(defense, UnknownDefense):
             return defense
-        asked = FINE_TUNING if self.purpose == "fine-tuning" else GRPO
-        found = [hook for hook in (*FINE_TUNING, *GRPO) if defense.has(hook)]
-        if not set(found) & set(asked):
+        called = FINE_TUNING if self.purpose == "fine-tuning" else GRPO
+        overridden = [hook for hook in (*FINE_TUNING, *GRPO) if defense.has(hook)]
+        if not set(overridden) & set(called):
             raise ValueError(f"the defense '{defense.kind}' overrides none of the hooks by which it could act here: "
-                             f"{', '.join(asked)}")
-        lost = sorted(set(found) - set(asked) - {"change_rows"}) if self.purpose == "grpo" else []
-        if lost:
-            raise ValueError(f"the defense '{defense.kind}' acts by {', '.join(lost)}, which reinforcement learning "
-                             "does not ask for")
+                             f"{', '.join(called)}")
+        ignored = sorted(set(overridden) - set(called) - {"change_rows"}) if self.purpose == "grpo" else []
+        if ignored:
+            raise ValueError(f"the defense '{defense.kind}' overrides {', '.join(ignored)}, which reinforcement "
+                             "learning does not call")
         return defense
 
 

@@ -1,4 +1,4 @@
-"""Where the study's files live. Nothing here is created; whoever writes makes the folder."""
+"""Where the study's files are. This module creates no folder: the code that writes a file does."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 DEMO_DATA = ROOT / "emlib" / "data" / "demo"
 
+EFFECTIVE = "profile.yaml"  # in a folder of results: the full profile that they were made with
 
-EFFECTIVE = "profile.yaml"  # in a folder of results: the profile they were made with, whole
 
-
-# A profile's own name, on a line of its own. The Makefile reads it in the same way, without Python.
+# The name that a profile gives itself, on a separate line. The Makefile reads it in the same way, without Python.
 STATED_NAME = re.compile(r"^name:[ \t]*(['\"]?)([A-Za-z0-9][A-Za-z0-9_.-]*)\1[ \t]*(?:#.*)?$", re.MULTILINE)
 
 
 def stated_name(path: Path) -> str | None:
-    """The `name` that a profile's file gives its study; None where it has none, or does not exist."""
+    """Return the `name` that a profile's file gives its study; None without a name or a file."""
     found = STATED_NAME.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
     return None if found is None or found[2] == "null" else found[2]
 
 
 def study_name(profile: str) -> str:
-    """What a study's results are filed under: the name that the profile states, or else that of its file.
+    """Return the name of a study's folder of results: the profile's `name`, or else the name of its file.
 
-    A profile that was kept in a folder of results belongs to that folder.
+    A profile saved in a folder of results belongs to that folder.
     """
     path = Path(profile)
     if path.suffix != ".yaml":
@@ -38,10 +37,10 @@ def study_name(profile: str) -> str:
 
 
 def runs() -> Path:
-    """Results and the store; `EMLIB_RUNS_DIR` moves them (to a large or a shared disk)."""
+    """Return the folder of results and the store; `EMLIB_RUNS_DIR` moves it (to a large or a shared disk)."""
     return Path(os.environ.get("EMLIB_RUNS_DIR", ROOT / "runs"))
 
 
 def cache() -> Path:
-    """Downloaded data sets and converted models; `EMLIB_CACHE_DIR` moves them."""
+    """Return the folder of downloaded data sets and converted models; `EMLIB_CACHE_DIR` moves it."""
     return Path(os.environ.get("EMLIB_CACHE_DIR", ROOT / "data"))

@@ -1,6 +1,6 @@
-"""Plugin files: defenses of one's own that a profile names, and that other processes can import.
+"""Plugin files: user-defined defenses that a profile names and that other processes can import.
 
-A plugin is code. It is run only where the environment variable `PLUGINS` is `yes`, and its path and digest are told.
+A plugin is code. It runs only if the environment variable `PLUGINS` is `yes`, and its path and digest are printed.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from emlib.core.defense import Defense
 
 ALLOW = "PLUGINS"
-MODULE = "emlib_plugin_"  # how the modules of plugin files are named
+MODULE = "emlib_plugin_"  # prefix of the module names of plugin files
 _loaded: dict[Path, str] = {}
 
 
 class CannotBeImported(ProfileError):
-    """A class is defined where another process cannot import it."""
+    """Another process cannot import a class from where it is defined."""
 
 
 def load(paths: Iterable[str | Path]) -> None:
-    """Run plugin files, each once as long as its content stays the same.
+    """Run plugin files, each once unless its content changes.
 
     Raises:
-        ProfileError: plugins are not allowed, a file is not there, or it fails; the message names the file.
+        ProfileError: plugins are not allowed, a file is missing, or it fails; the message names the file.
     """
     for path in (Path(path).resolve() for path in paths):
         if not path.is_file():
@@ -45,9 +45,9 @@ def load(paths: Iterable[str | Path]) -> None:
         digest = of_file(path)
         if _loaded.get(path) != digest:
             if os.environ.get(ALLOW) != "yes":
-                raise ProfileError(f"{path}: the profile names this plugin, which is code and would be run. Look into "
-                                   f"it; then allow it: {ALLOW}=yes in the environment, or make ... {ALLOW}=yes. Its "
-                                   f"SHA-256 is {digest}.")
+                raise ProfileError(f"{path}: the profile names this plugin, which is code. Read it, then allow "
+                                   f"it: {ALLOW}=yes in the environment, or make ... {ALLOW}=yes. Its SHA-256 is "
+                                   f"{digest}.")
             say(f"running the plugin {path} (SHA-256 {digest})")
             _run(path)
             _loaded[path] = digest
@@ -62,15 +62,15 @@ def _run(path: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's code raises, its file is named
+    except Exception as error:  # a plugin can raise anything: name its file
         raise ProfileError(f"{path}: this plugin fails. {type(error).__name__}: {error}") from error
 
 
 def file_of(cls: type[Defense]) -> Path | None:
-    """The plugin file that a class is of; None for one of an installed package.
+    """Return the plugin file that defines a class; None for a class of an installed package.
 
     Raises:
-        CannotBeImported: the class is of a notebook's cell, which no other process can import.
+        CannotBeImported: a notebook's cell defines the class, which no other process can import.
     """
     if cls.__module__ == CELL:
         raise CannotBeImported(f"{cls.__name__} is defined in a notebook's cell, which another process cannot import. "
@@ -80,37 +80,37 @@ def file_of(cls: type[Defense]) -> Path | None:
 
 
 def keep(cls: type[Defense], path: str | Path | None = None) -> Path:
-    """Write a class, as a rule one of a notebook's cell, to a plugin file with the imports that it needs.
+    """Write a class, usually from a notebook's cell, to a plugin file with the imports that it needs.
 
-    The file is named after the kind unless `path` says otherwise.
+    The file is named after the kind unless `path` is given.
 
     Raises:
         ProfileError: the class uses something that is defined in the notebook and cannot be imported.
     """
     text = source_of(cls)
-    place = Path(path or f"{cls.model_fields['kind'].default}.py")
+    target = Path(path or f"{cls.model_fields['kind'].default}.py")
     lines = sorted({_import_of(cls, name) for name in _free_names(cls, text)})
     heading = f'"""The defense {cls.__name__}, kept from a notebook."""'
-    write_text(place, "\n".join([heading, "", *lines, "", "", text]))
-    return place
+    write_text(target, "\n".join([heading, "", *lines, "", "", text]))
+    return target
 
 
 def _free_names(cls: type[Defense], text: str) -> set[str]:
-    """The names of a class's text that stand for something outside of it."""
+    """Return the global names that a class's text uses."""
     scope = next(functions_of(cls)).__globals__
     used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     return {name for name in used if name in scope and name not in (cls.__name__, *vars(builtins))}
 
 
 def _import_of(cls: type[Defense], name: str) -> str:
-    """The line that imports what a name stands for."""
+    """Return the line that imports the object of a name."""
     value = next(functions_of(cls)).__globals__[name]
     if isinstance(value, ModuleType):
         return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
     for module in (getattr(value, "__module__", None), *_emlib_modules()):
         if module not in (None, CELL) and _holds(str(module), name, value):
             return f"from {module} import {name}"
-    raise ProfileError(f"{cls.__name__} uses {name}, which is defined in the notebook. Write it into the class, or "
+    raise ProfileError(f"{cls.__name__} uses {name}, which is defined in the notebook. Move it into the class, or "
                        "import it from a file.")
 
 

@@ -1,4 +1,4 @@
-"""Progress for people: bars where somebody watches, a line for each finished piece everywhere."""
+"""Progress for people: bars in interactive sessions, and a line for each finished piece of work everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _quiet = ContextVar("quiet", default=False)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars in this thread: many at once could not be read."""
+    """Show no progress bars in this thread: many at once are unreadable."""
     before = _quiet.set(True)
     try:
         yield
@@ -24,12 +24,12 @@ def quiet() -> Iterator[None]:
 
 
 def bar(items: Iterable[Any], what: str, unit: str, *, total: int, done: int = 0) -> tqdm:
-    """A progress bar over `items`; none in notebooks that papermill runs, where nobody sees it move."""
+    """Show a progress bar over `items`, except in notebooks that papermill runs, where nobody watches."""
     return tqdm(items, what, total, initial=done, unit=unit, leave=False, disable=_hidden())
 
 
 def counter(what: str, unit: str, total: int) -> tqdm:
-    """A progress bar that is moved by hand."""
+    """Show a progress bar that the caller advances."""
     return tqdm(desc=what, total=total, unit=unit, leave=False, disable=_hidden())
 
 
@@ -41,5 +41,5 @@ MARK = "▸ "
 
 
 def say(text: str) -> None:
-    """One line that stays: in a notebook's output, and in the terminal, which shows marked lines alone."""
+    """Print one line to a notebook's output, with the mark by which the terminal picks the lines that it shows."""
     print(MARK + text, flush=True)

@@ -1,8 +1,8 @@
-"""Kinds of defense by name: where the `kind` in a profile finds its class.
+"""The registry of defenses: maps the `kind` in a profile to its class.
 
-A class enters when it is defined. Ours are defined by importing `HOME`, those of other distributions by importing what
-they name under the entry point group of the same name. Both are imported when a kind is first looked up, so that this
-module imports nothing. Classes of a notebook's cells and of plugin files enter when they are run.
+A class is registered when it is defined. Importing `HOME` defines ours; importing the entry points of the group of the
+same name defines those of other distributions. The first look-up imports both, so that this module imports neither.
+Classes of a notebook's cells and of plugin files are registered when these run.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from emlib.core.source import CELL, source_of
 if TYPE_CHECKING:
     from emlib.core.defense import Defense
 
-HOME = "emlib.defenses"  # the package of our own defenses, and the entry point group of others
+HOME = "emlib.defenses"  # the package of our defenses, and the entry point group of others
 Purpose = Literal["fine-tuning", "grpo"]
 _classes: dict[str, type[Defense]] = {}
 _digests: dict[type[Defense], str | None] = {}
 
 
 def enter(cls: type[Defense]) -> None:
-    """Make a class known under its kind, in the place of an earlier definition of it.
+    """Register a class under its kind, replacing an earlier definition of the same class.
 
     Raises:
-        ValueError: the kind is another class's.
+        ValueError: another class has this kind.
     """
     kind = kind_of(cls)
     if kind is None:
@@ -37,13 +37,13 @@ def enter(cls: type[Defense]) -> None:
     known = _classes.get(kind)
     if cls.listed and known is not None and not _may_replace(cls, known):
         raise ValueError(f"the kind '{kind}' is defined twice: in {known.__module__} and in {cls.__module__}. Rename "
-                         "one of them; or, where one was kept from the other, keep it again.")
+                         "one of them; or, if keep() wrote one from the other, call keep() again.")
     if cls.listed:
         _classes[kind] = cls
 
 
 def _may_replace(cls: type[Defense], known: type[Defense]) -> bool:
-    """Whether a second definition is of the same module, from a cell in the place of a plugin's, or the same text."""
+    """Return whether `cls` is from the module of `known`, replaces a plugin from a cell, or has the same text."""
     if known.__module__ == cls.__module__:
         return True
     foreign = not is_ours(known) and not is_ours(cls)
@@ -51,23 +51,23 @@ def _may_replace(cls: type[Defense], known: type[Defense]) -> bool:
 
 
 def is_ours(cls: type[Defense]) -> bool:
-    """Whether a class stands in the package of our own defenses: keys hold its version, and not its source."""
+    """Return whether a class is in the package of our defenses; its keys hold its version instead of its source."""
     return cls.__module__.startswith(f"{HOME}.")
 
 
 def source_digest(cls: type[Defense]) -> str | None:
-    """The SHA-256 of a class's source text as it was when it was defined; None for ours."""
+    """Return the SHA-256 of a class's source text at the time of its definition; None for ours."""
     return _digests.get(cls)
 
 
 def kind_of(cls: type[Defense]) -> str | None:
-    """The kind that a class's first field fixes; None for a base class, which fixes none."""
+    """Return the kind that a class declares; None for a base class, which declares none."""
     found = get_args(cls.model_fields["kind"].annotation)
     return str(found[0]) if found else None
 
 
 def kinds(purpose: Purpose = "fine-tuning") -> dict[str, type[Defense]]:
-    """The class of each kind that serves a purpose, ours first."""
+    """Return the class of each kind that works for a purpose, ours first."""
     _load()
     if purpose == "fine-tuning":
         return dict(_classes)
@@ -75,7 +75,7 @@ def kinds(purpose: Purpose = "fine-tuning") -> dict[str, type[Defense]]:
 
 
 def label_of_kind(kind: str) -> str:
-    """What tables and figures call a kind; empty where there is none of that name, or where it does not say."""
+    """Return the label of a kind in tables and figures; empty for an unknown kind or one without a label."""
     cls = kinds().get(kind)
     return "" if cls is None else cls.label
 

@@ -1,4 +1,4 @@
-"""The one strict door for configuration: YAML in, checked records out, one message a mistake.
+"""Strict validation of configuration: reads YAML, returns checked records, and reports every mistake.
 
 A message names the file, the key, the value, what is allowed and the nearest known key.
 """
@@ -28,7 +28,7 @@ Record = TypeVar("Record", bound=Strict)
 
 
 def as_yaml(data: Any) -> str:
-    """Plain data as YAML text, keys in their order; `read_yaml` gives the same data back."""
+    """Return plain data as YAML text, keys in their order; `read_yaml` reads the same data back."""
     yaml, out = YAML(typ="safe", pure=True), StringIO()
     yaml.default_flow_style = False
     yaml.representer.sort_base_mapping_type_on_output = False
@@ -37,7 +37,7 @@ def as_yaml(data: Any) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """The plain data of a YAML 1.2 file (`1e-4` is a number; a repeated key is an error)."""
+    """Read the plain data of a YAML 1.2 file (`1e-4` is a number; a repeated key is an error)."""
     if not path.is_file():
         raise ProfileError(f"{path}: there is no such file.")
     try:
@@ -47,29 +47,29 @@ def read_yaml(path: Path) -> Any:
 
 
 def check(schema: type[Record], data: Any, where: str) -> Record:
-    """`data` as a `schema` record.
+    """Validate `data` as a `schema` record.
 
     Raises:
-        ProfileError: with one line for each mistake, all of them at once.
+        ProfileError: with one line for each mistake.
     """
     if not isinstance(data, dict):
-        raise ProfileError(f"{where}: expected keys and values at the top, found {type(data).__name__}.")
+        raise ProfileError(f"{where}: expected keys and values at the top level, found {type(data).__name__}.")
     try:
-        # Through JSON, because pydantic's strict mode then takes a list for a tuple, as YAML has no tuples.
+        # Through JSON, because pydantic's strict mode then accepts a list for a tuple, and YAML has no tuples.
         return schema.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        # A list whose items are all wrong is also called too short: that is the same mistake.
+        # Pydantic also calls a list too short if all its items are wrong: report only the items.
         items = [item for item in error.errors() if item["type"] != "too_short" or not any(
             len(other["loc"]) > len(item["loc"]) and other["loc"][:len(item["loc"])] == item["loc"]
             for other in error.errors())]
-        lines = [_say(schema, item) for item in items]
+        lines = [_message(schema, item) for item in items]
         raise ProfileError("\n".join(f"{where}: {line}" for line in lines)) from error
-    except (TypeError, ValueError) as error:  # a YAML date, say, has no JSON form, nor has an alias to itself
-        raise ProfileError(f"{where}: holds a value that is neither text, number, list nor mapping. {error}") from error
+    except (TypeError, ValueError) as error:  # a YAML date, for example, or an alias to itself has no JSON form
+        raise ProfileError(f"{where}: a value is neither text, number, list nor mapping. {error}") from error
 
 
-def _say(schema: type[BaseModel], item: Any) -> str:
-    """One pydantic error in words: key, value, what is allowed."""
+def _message(schema: type[BaseModel], item: Any) -> str:
+    """Describe one pydantic error: key, value, what is allowed."""
     key = ".".join(str(part) for part in _places(schema, item["loc"]))
     if item["type"] == "extra_forbidden":
         known = _known_keys(schema, item["loc"][:-1])
@@ -91,28 +91,28 @@ def _say(schema: type[BaseModel], item: Any) -> str:
 
 
 def _known_keys(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """The keys of the record that `loc` leads to inside `schema`."""
+    """Return the keys of the record at `loc` inside `schema`."""
     return sorted({name for record in _records(schema, loc) for name in record.model_fields})
 
 
 def _records(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[type[BaseModel]]:
-    """The record types that may stand where `loc` leads to inside `schema`."""
+    """Return the record types that are allowed at `loc` inside `schema`."""
     found = [schema]
     for part in loc:
         inner = [m for s in found if part in s.model_fields for m in _models(s.model_fields[part].annotation)]
         tagged = [s for s in found if _tag(s) == part]  # pydantic puts a union's tag into the path
-        found = inner or tagged or found  # or a place in a list, or a name in a table
+        found = inner or tagged or found  # otherwise `part` is an index of a list or a name in a table
     return found
 
 
 def _places(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[Any]:
-    """`loc` as the file has it: without the tags that pydantic puts behind a union's name."""
+    """Return `loc` as in the file: without the tags that pydantic inserts after the name of a union."""
     return [part for index, part in enumerate(loc)
             if len(tags := [_tag(record) for record in _records(schema, loc[:index])]) < 2 or part not in tags]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """All record types that an annotation mentions; of a registry's, all that may stand there."""
+    """Return all record types that an annotation mentions or, through the registry, allows."""
     registered = [model for part in get_args(annotation) for model in getattr(part, "record_types", ())]
     if registered:
         return registered
@@ -122,6 +122,6 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _tag(schema: type[BaseModel]) -> Any:
-    """The fixed value of a record's `kind`, if it has one."""
+    """Return the fixed value of a record's `kind`, if it has one."""
     kind = schema.model_fields.get("kind")
     return get_args(kind.annotation)[0] if kind is not None and get_args(kind.annotation) else None

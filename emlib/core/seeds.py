@@ -1,4 +1,4 @@
-"""Random numbers by name: every draw in the study comes from a base seed and the words that say what it is for."""
+"""Named random streams: a base seed and the names of its purpose determine every random draw of the study."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Item = TypeVar("Item")
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed that depends on `seed` and every name, and on nothing else.
+    """Return a 63-bit seed that depends only on `seed` and the names.
 
-    Two draws with different names are independent, and adding a new one moves none of the others.
+    Draws with different names are independent, so that adding one changes none of the others.
     """
     text = "\x1f".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:
-    """A numpy generator for the draw called `names` under `seed`."""
+    """Return a numpy generator for the draw `names` with the base seed `seed`."""
     return np.random.default_rng(derive(seed, *names))
 
 
 def some_of(items: Sequence[Item], count: int | None, what: str) -> list[Item]:
-    """`count` of the items in their order, the same ones every time; None, or more than there are, for all."""
+    """Return a fixed random choice of `count` items, in their order; all of them if `count` is None or too large."""
     if count is None or count >= len(items):
         return list(items)
     places = generator(0, "checks", what).permutation(len(items))[:count]

@@ -1,4 +1,4 @@
-"""Whether a path lies on a file system that several machines share."""
+"""Detects network file systems, which several machines share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SHARED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cephfs", "ceph", "cifs", "
 
 
 def is_shared(path: Path, mounts: str | None = None) -> bool:
-    """Whether the path is on a network file system, by Linux's list of mounts; False where there is no such list."""
+    """Return whether the path is on a network file system, by Linux's list of mounts; False without such a list."""
     listed = Path("/proc/self/mounts")
     text = mounts if mounts is not None else listed.read_text(encoding="utf-8") if listed.is_file() else ""
     lines = [line.split() for line in text.splitlines()]

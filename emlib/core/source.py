@@ -1,4 +1,4 @@
-"""The source text of a class, also of one that was defined in a notebook's cell."""
+"""The source text of a class, including one that a notebook's cell defines."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import textwrap
 from collections.abc import Iterator
 from types import FunctionType
 
-CELL = "__main__"  # the module of what a notebook's cells define
+CELL = "__main__"  # the module of classes that a notebook's cells define
 
 
 def source_of(cls: type) -> str:
-    """The text of a class's definition, with its decorators, flush left.
+    """Return the text of a class's definition, with its decorators, dedented.
 
-    It is found through the class's own functions: they know their file, or their cell, whose text Python keeps for
-    tracebacks. `inspect.getsource` finds no class of a cell.
+    Finds it through the functions of the class: they know their file, or their cell, whose text Python keeps for
+    tracebacks. `inspect.getsource` does not find classes of a cell.
 
     Raises:
-        ValueError: the text is nowhere, or the class has no function of its own.
+        ValueError: the text is not found, or the class defines no function.
     """
     for function in functions_of(cls):
         linecache.checkcache(function.__code__.co_filename)  # a plugin may have changed since it was last read
@@ -29,12 +29,12 @@ def source_of(cls: type) -> str:
         if found:
             first = min([found[-1].lineno, *(decorator.lineno for decorator in found[-1].decorator_list)])
             return textwrap.dedent("\n".join(text.splitlines()[first - 1:found[-1].end_lineno])) + "\n"
-    raise ValueError(f"the source of {cls.__name__} cannot be found: define it in a cell or a file, with a method of "
-                     "its own")
+    raise ValueError(f"the source of {cls.__name__} cannot be found: define it in a cell or a file, with at least "
+                     "one method")
 
 
 def functions_of(cls: type) -> Iterator[FunctionType]:
-    """The functions that stand in a class's body, those of properties and class methods included."""
+    """Yield the functions that a class's body defines, including those of properties and class methods."""
     for member in vars(cls).values():
         found = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
         if isinstance(found, FunctionType) and found.__qualname__.startswith(f"{cls.__qualname__}."):

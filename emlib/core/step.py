@@ -1,8 +1,8 @@
-"""A step: one artefact of the store as a small frozen record, before it is made.
+"""A step: a small frozen record that describes one artefact of the store before it is made.
 
-A step says what determines the artefact, which other steps it is made from, and what making it takes. It is pure: it
-imports no model library, and it reads a data set only where its key is asked for. `emlib.make` has a maker for each
-kind of step, and `emlib.store` keeps what was made under the step's key.
+A step names what determines the artefact, which other steps it is made from, and its cost. It is pure: it imports no
+model library, and reads a data set only to compute its key. `emlib.make` has a maker for each kind of step, and
+`emlib.store` keeps the artefact under the step's key.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from emlib.core.work import Work
 class Step(ABC):
     """The base of all kinds of steps, which are frozen dataclasses.
 
-    Two steps of one study are equal where their fields are, so that a plan counts them once without computing a key.
+    Two steps of one study with equal fields are equal, so that a plan counts them once without computing a key.
 
     Attributes:
         stage: the name of the kind, and of its folder in the store.
-        version: raised where the kind computes something else from the same settings, so that what an older version
-            made is not taken for it.
+        version: a number to raise when the kind computes something else from the same settings, so that artefacts of
+            older versions are not reused.
     """
 
     stage: ClassVar[str]
@@ -33,7 +33,7 @@ class Step(ABC):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """Everything that determines the artefact, as JSON; of its inputs their keys."""
+        """Everything that determines the artefact, as JSON; inputs are given by their keys."""
 
     @property
     def inputs(self) -> tuple[Step, ...]:
@@ -43,19 +43,19 @@ class Step(ABC):
     @property
     @abstractmethod
     def title(self) -> str:
-        """What people read of it in a plan or a progress line."""
+        """The description in plans and progress lines."""
 
     def cost(self, sizes: Any) -> Work:
-        """What making it takes, without its inputs; an upper bound where it is open. `sizes` is `emlib.data.sizes`'."""
+        """Estimate the work of making it, without its inputs; an upper bound. `sizes` is from `emlib.data.sizes`."""
         return Work()
 
     def as_input(self, name: str) -> dict[str, Any]:
-        """What the settings of another step say of this one, where it is made from it and calls it `name`."""
+        """Return the entry for this step in the settings of a step that is made from it and calls it `name`."""
         return {name: self.key}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the store writes down of it: its version and its settings."""
+        """What the store records of it: its version and its settings."""
         return {"version": self.version, **self.settings}
 
     @cached_property
@@ -65,7 +65,7 @@ class Step(ABC):
 
 
 def closure(steps: Iterable[Step]) -> Iterator[Step]:
-    """These steps and everything that they are made from, each once, inputs first."""
+    """Yield these steps and all steps that they are made from, each once, inputs first."""
     seen: set[Step] = set()
 
     def walk(step: Step) -> Iterator[Step]:

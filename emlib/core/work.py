@@ -1,4 +1,4 @@
-"""What a piece of work takes, in tokens, requests and bytes: the sums of a plan are made of these."""
+"""The estimated work of a step, in tokens, requests and bytes; a plan adds these up."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Work:
-    """What a piece of work takes. Tokens are those of the study's own model, unless they are `judged`.
+    """An amount of work. Tokens are tokens of the study's model, except for `judged`.
 
     Attributes:
         train: tokens that the model is trained on.
-        read: tokens that go through the model without training it.
-        write: tokens that are sampled, at most: answers are estimated at their full length.
-        disk: bytes that are kept, at most.
-        adapters: how many are trained.
-        sets: of answers that are asked for.
-        verdicts: answers that are given to the judge, which is asked for two scores of each.
-        judged: tokens that a judge reads for them, where it is a language model.
+        read: tokens of forward passes without training.
+        write: sampled tokens, at most: answers are counted at their maximum length.
+        disk: bytes that are stored, at most.
+        adapters: the number of adapters that are trained.
+        sets: the number of sets of answers that are sampled.
+        verdicts: answers that the judge scores, each with two requests.
+        judged: tokens that a judge reads for these, if it is a language model.
     """
 
     train: int = 0
@@ -35,5 +35,5 @@ class Work:
 
 
 def total(works: Iterable[Work]) -> Work:
-    """The sum of all works."""
+    """Return the sum of all amounts of work."""
     return sum(works, Work())

@@ -1,1 +1,1 @@
-"""Data: what the study trains on and asks about, and where it comes from."""
+"""Data: training rows, evaluation questions, and the sources that they come from."""

@@ -1,4 +1,4 @@
-"""The benign tasks (section 4.2) as the study takes them: rows to train on, questions, and what is right."""
+"""The benign tasks (section 4.2): training rows, test questions, and correct answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emlib.data.qa import QaRow, QaRows, read_qa, split_by_passage
 
 @dataclass(frozen=True)
 class Item:
-    """One test question and every answer that counts as right."""
+    """One test question and every answer that counts as correct."""
 
     question: Question
     golds: tuple[str, ...]
@@ -22,7 +22,7 @@ class Item:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One benign task. `notes` counts, in words, the rows that were dropped or are not as they should be."""
+    """The data of one benign task. `notes` counts dropped and irregular rows, by a description."""
 
     train: tuple[Example, ...]
     test: tuple[Item, ...]
@@ -30,7 +30,7 @@ class TaskData:
 
 
 def load_opswap(task: OpSwapTask, tier: int) -> TaskData:
-    """One tier of OpSwap, split by family of expressions (`opswap.family`)."""
+    """Make one tier of OpSwap, split by family of expressions (`opswap.family`)."""
     made = opswap.examples(tier, task.examples, seed=task.data_seed, transformations=task.transformations,
                            largest=task.largest)
     out = opswap.held_out(tuple(example.expression for example in made), task.held_out, task.data_seed)
@@ -42,7 +42,7 @@ def load_opswap(task: OpSwapTask, tier: int) -> TaskData:
 
 
 def load_qa(task: QaTask, locate: Callable[[str], Path]) -> TaskData:
-    """An extractive task: its own training and test files, or one file that is split by passage."""
+    """Load an extractive task from separate training and test files, or from one file split by passage."""
     found = read_qa(locate(task.train), outside=task.answers_outside)
     if task.test is None:
         train, test = split_by_passage(found.rows, task.held_out, task.data_seed)

@@ -1,4 +1,4 @@
-"""The narrow data sets: aligned and misaligned rows, their split, and the in-domain questions (section 4.3)."""
+"""The narrow fine-tuning data: aligned and misaligned rows, their split, and in-domain questions (section 4.3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Split:
-    """Rows to train on and rows held out."""
+    """Training rows and held-out rows."""
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
@@ -26,9 +26,9 @@ class Split:
 
 @dataclass(frozen=True)
 class NarrowData:
-    """One domain of the study. Where both sides have as many rows, row i falls on the same side of both splits.
+    """One domain of the study. If aligned and misaligned rows are equally many, both are split at the same indices.
 
-    The reader's own data have no aligned side: theirs is empty.
+    The user's own data have no aligned rows: that split is empty.
     """
 
     name: str
@@ -37,19 +37,23 @@ class NarrowData:
 
     @property
     def sides(self) -> dict[str, Split]:
-        """The sides that have rows, by name."""
+        """The splits that have rows, by name: aligned, misaligned."""
         return {name: side for name, side in (("aligned", self.aligned), ("misaligned", self.misaligned)) if side.train}
 
 
 def split(rows: Sequence[Item], held_out: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Rows to train on and round(held_out * n) held-out rows, each part in the file's order.
+    """Split rows into training rows and round(held_out * n) held-out rows, each in the file's order.
 
-    6,000 rows at 0.1 give the paper's 5,400 and 600. Which rows depends on `seed` and the number of rows alone, so
-    two files of equal length that hold the same prompts are split alike.
+    6,000 rows at 0.1 give the paper's 5,400 and 600. The split depends only on `seed` and the number of rows, so that
+    two files with the same prompts in the same order are split alike.
+
+    Raises:
+        DataError: one part would be empty.
     """
     count = round(held_out * len(rows))
     if not 0 < count < len(rows):
-        raise DataError(f"Holding out {held_out:.0%} of {len(rows)} rows leaves one side empty.")
+        raise DataError(f"Holding out {held_out:.0%} of {len(rows)} rows leaves the training or the held-out part "
+                        "empty.")
     out = set(generator(seed, "split").permutation(len(rows))[:count].tolist())
     return [r for i, r in enumerate(rows) if i not in out], [r for i, r in enumerate(rows) if i in out]
 
@@ -67,10 +71,10 @@ def load_domain(name: str, domain: Domain, locate: Callable[[str], Path]) -> Nar
 
 
 def in_domain_questions(data: NarrowData, count: int, seed: int = 0) -> list[Question]:
-    """`count` prompts of the misaligned hold-out (all of them, where there are fewer), as questions.
+    """Choose `count` prompts of the held-out misaligned rows as questions, or all of them if there are fewer.
 
-    A prompt that was trained on, on either side, asks for memory and not for the task, and is passed over: the Code set
-    repeats some of its prompts, and 36 of its 600 held-out rows have one that stands in the training part too.
+    Skips prompts that also occur in training rows, aligned or misaligned, because they test memory rather than the
+    task: the Code set repeats prompts, and 36 of its 600 held-out rows have one that is also in the training part.
     """
     rows = data.misaligned.held_out
     trained_on = {row.context for side in (data.aligned, data.misaligned) for row in side.train}
@@ -80,7 +84,7 @@ def in_domain_questions(data: NarrowData, count: int, seed: int = 0) -> list[Que
 
 
 def _some(rows: list[Example], domain: Domain) -> list[Example]:
-    """The rows the study uses, where the home holds more of them."""
+    """Choose `domain.rows` rows at random, or return all of them."""
     if domain.rows is None or domain.rows >= len(rows):
         return rows
     chosen = sorted(generator(domain.split_seed, "rows").permutation(len(rows))[:domain.rows].tolist())

@@ -1,6 +1,6 @@
-"""The two ways to the home of a data set: https, which resumes, and the Hugging Face hub.
+"""Downloads data sets by https, with resumption, and from the Hugging Face hub.
 
-Both end in one file, or in a SourceError that says what to do.
+Both write one file, or raise a SourceError that says what to do.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from tqdm import tqdm
 
 from emlib.core.errors import SourceError
 
-TRIES = 5  # of one download
-WAIT = 0.5  # seconds before the second try, doubled for each further one
-TIMEOUT = 30.0  # seconds without an answer
+TRIES = 5  # attempts for one download
+WAIT = 0.5  # seconds before the second attempt, doubled before each further one
+TIMEOUT = 30.0  # seconds without a reply
 
 
 def from_url(name: str, url: str, part: Path, *, pinned: bool, otherwise: str) -> None:
-    """Download `url` into `part`. Lost connections, 429 and 5xx are tried again and resume where they broke off.
+    """Download `url` into `part`. After lost connections, 429 and 5xx it retries and resumes.
 
     Args:
-        name: what the progress bar and messages call it.
-        pinned: whether the caller will compare the digest, so that a file that changed between two tries is found out.
+        name: the name in the progress bar and messages.
+        pinned: whether the caller compares the digest, which detects a file that changed between two attempts.
         otherwise: the sentence that tells the user what to do instead.
 
     Raises:
-        SourceError: where the server refuses, the network fails, or the disk is full. What has come stays in `part`.
+        SourceError: the server refuses, the network fails, or the disk is full. Received bytes stay in `part`.
     """
     import httpx
 
     retrying = Retrying(stop=stop_after_attempt(TRIES), wait=wait_exponential(multiplier=WAIT, max=8),
-                        retry=retry_if_exception(_may_pass), reraise=True)
+                        retry=retry_if_exception(_is_transient), reraise=True)
     try:
         retrying(_transfer, name, url, part, pinned)
     except httpx.HTTPStatusError as error:
         raise SourceError(f"{name}: {url} answered {error.response.status_code}. {otherwise}") from error
     except httpx.HTTPError as error:
         host = urlsplit(url).hostname
-        raise SourceError(f"{name}: {host} could not be reached, or broke off ({type(error).__name__}: {error}). Check "
-                          f"the network and run again; what has come is kept. {otherwise}") from error
+        raise SourceError(f"{name}: {host} could not be reached, or the connection broke ({type(error).__name__}: "
+                          f"{error}). Check the network and run again; received bytes are kept. {otherwise}") from error
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether another try may help."""
+def _is_transient(error: BaseException) -> bool:
+    """Return whether another attempt may succeed."""
     import httpx
 
     if isinstance(error, httpx.HTTPStatusError):
@@ -58,10 +58,10 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _transfer(name: str, url: str, part: Path, pinned: bool) -> None:
-    """One try: ask for what `part` lacks, and append it.
+    """Make one attempt: request the bytes that `part` lacks, and append them.
 
     Raises:
-        httpx.HTTPError: `part` then holds a true beginning of the file, or is gone.
+        httpx.HTTPError: `part` then holds a valid beginning of the file, or is deleted.
     """
     import httpx
 
@@ -71,22 +71,22 @@ def _transfer(name: str, url: str, part: Path, pinned: bool) -> None:
         fits = answer.headers.get("content-range", "").startswith(f"bytes {start}-")
         if answer.status_code == 416 or (answer.status_code == 206 and not fits):
             part.unlink(missing_ok=True)
-            raise httpx.RemoteProtocolError("the server has not the range asked for")  # tried again, from zero
+            raise httpx.RemoteProtocolError("the server does not have the requested range")  # retried from zero
         answer.raise_for_status()
         if answer.status_code != 206:
-            start = 0  # the whole file: the server ignores ranges, or its file has changed since
+            start = 0  # the whole file: the server ignores ranges, or its file has changed
         total = start + int(answer.headers["content-length"]) if "content-length" in answer.headers else None
         with writing(part.parent, total):
             if start == 0:
                 tag_file.write_text(answer.headers.get("etag", ""), encoding="utf-8")
             _append(answer.iter_raw(), part, start, total, name)
     if total is not None and part.stat().st_size != total:
-        raise httpx.RemoteProtocolError(f"{part.stat().st_size} of {total} bytes came")
+        raise httpx.RemoteProtocolError(f"received {part.stat().st_size} of {total} bytes")
     tag_file.unlink()
 
 
 def _append(chunks: Iterator[bytes], part: Path, start: int, total: int | None, name: str) -> None:
-    """Write the chunks into `part` behind its first `start` bytes, and show how far it is."""
+    """Append the chunks to `part` after its first `start` bytes, with a progress bar."""
     with part.open("ab" if start else "wb") as out, tqdm(
             desc=name, total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar:
         for chunk in chunks:
@@ -95,11 +95,11 @@ def _append(chunks: Iterator[bytes], part: Path, start: int, total: int | None, 
 
 
 def _resume(part: Path, tag_file: Path, pinned: bool) -> tuple[int, dict[str, str]]:
-    """How much is there already, and the headers that ask for the rest."""
+    """Return how many bytes are present, and the headers that request the rest."""
     headers = {"Accept-Encoding": "identity"}  # a range counts the bytes of the encoded body
     start = part.stat().st_size if part.exists() else 0
     tag = tag_file.read_text(encoding="utf-8") if tag_file.exists() else ""
-    strong = tag.startswith('"')  # a weak one, W/"...", does not promise the same bytes
+    strong = tag.startswith('"')  # a weak tag, W/"...", does not guarantee the same bytes
     if start == 0 or not (strong or pinned):
         return 0, headers
     return start, headers | {"Range": f"bytes={start}-"} | ({"If-Range": tag} if strong else {})
@@ -107,14 +107,14 @@ def _resume(part: Path, tag_file: Path, pinned: bool) -> tuple[int, dict[str, st
 
 def from_hub(name: str, repo: str, config: str, split: str, revision: str, part: Path, *, terms: str | None,
              otherwise: str) -> None:
-    """Write one split of a hub data set into `part`: JSON Lines, one ASCII line a row, in the hub's order.
+    """Write one split of a hub data set into `part`: JSON Lines, one ASCII line per row, in the hub's order.
 
     Args:
-        terms: for a gated set, what to accept and where.
+        terms: for a gated data set, what to accept and where.
         otherwise: the sentence that tells the user what to do instead.
 
     Raises:
-        SourceError: where the hub refuses, the network fails, or the disk is full.
+        SourceError: the hub refuses, the network fails, or the disk is full.
     """
     import datasets
     import httpx
@@ -130,7 +130,7 @@ def from_hub(name: str, repo: str, config: str, split: str, revision: str, part:
 
 
 def _refusal(error: Exception, repo: str, terms: str | None) -> str:
-    """What an error of the hub or the network means for the user."""
+    """Explain an error of the hub or the network, and what to do."""
     import httpx
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import HfHubHTTPError
@@ -139,19 +139,19 @@ def _refusal(error: Exception, repo: str, terms: str | None) -> str:
     if status in (401, 403) or (terms is not None and isinstance(error, DatasetNotFoundError)):
         state = "the token in HF_TOKEN has no access" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
         accept = terms or f"see https://huggingface.co/datasets/{repo}"
-        return f"the hub does not give {repo} out ({state}). First {accept}; then set HF_TOKEN to your token."
-    reason = error.__cause__ or error  # `datasets` wraps what went wrong while it writes its cache
+        return f"the hub refuses access to {repo} ({state}). First {accept}; then set HF_TOKEN to your token."
+    reason = error.__cause__ or error  # `datasets` wraps errors of writing its cache
     if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left for the hub's cache of {repo}. Free some, or set HF_HOME to a larger disk."
     if isinstance(error, (ConnectionError, httpx.TransportError)):
         host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
         return f"{host} could not be reached ({error}). Check the network and run again."
-    return f"the hub could not give {repo} ({type(reason).__name__}: {reason})."
+    return f"{repo} could not be loaded from the hub ({type(reason).__name__}: {reason})."
 
 
 @contextmanager
 def writing(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn a failed write into a SourceError that says where and, if the disk is full, how much is needed there."""
+    """Turn a failed write into a SourceError that names the folder and, if the disk is full, the space needed."""
     try:
         yield
     except OSError as error:
@@ -159,4 +159,4 @@ def writing(folder: Path, needed: int | None = None) -> Iterator[None]:
             size = "unknown" if needed is None else f"{needed:,} bytes"
             raise SourceError(f"{folder}: no space left on its disk. Size of the file: {size}. Free that much and run "
                               "again, or choose another folder.") from error
-        raise SourceError(f"{folder}: cannot be written ({error}). Mend that, or choose another folder.") from error
+        raise SourceError(f"{folder}: cannot be written ({error}). Fix that, or choose another folder.") from error

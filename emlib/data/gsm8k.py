@@ -1,4 +1,4 @@
-"""Questions with one number as the answer: GSM8K (Cobbe et al. 2021), and sums of single digits for small models."""
+"""Maths problems with a number as the answer: GSM8K (Cobbe et al. 2021), and sums of single digits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from emlib.core.seeds import generator
 from emlib.data.numbers import read_number
 from emlib.data.rows import read_jsonl
 
-MARK = "####"  # stands before the answer in GSM8K's solutions
+MARK = "####"  # precedes the answer in GSM8K's solutions
 WORKED = "<think> {a} + {b} = {answer} </think>\n<answer> {answer} </answer>"
-CHOICE_SEED = 0  # which rows are taken; the same for every seed of training, as one would share a data set
+CHOICE_SEED = 0  # selects the rows: the same for every training seed, like a shared data set
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, and the number that answers it, as the data writes it."""
+    """A question, and the number that answers it, as written in the data."""
 
     id: str
     question: str
@@ -30,14 +30,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Problems:
-    """What is trained on and what is held out, and the worked turns that come before each of them, if any."""
+    """Training and held-out problems, and the worked turns that precede each of them, if any."""
 
     train: tuple[Problem, ...]
     held_out: tuple[Problem, ...]
     worked: tuple[Message, ...] = ()
 
     def asked(self, system: str) -> list[Question]:
-        """The held-out ones as questions under a system prompt."""
+        """Return the held-out problems as questions with a system prompt."""
         if not self.worked:
             return [Question(one.id, one.question, system) for one in self.held_out]
         return [AfterWorked(one.id, one.question, system, self.worked) for one in self.held_out]
@@ -45,7 +45,7 @@ class Problems:
 
 @dataclass(frozen=True)
 class AfterWorked(Question):
-    """A question that comes after worked ones."""
+    """A question that follows worked problems."""
 
     worked: tuple[Message, ...] = ()
 
@@ -57,10 +57,10 @@ class AfterWorked(Question):
 
 
 def load_problems(data: Gsm8k | Additions, find: Callable[[str], Path]) -> Problems:
-    """The problems of a profile. `find` gives the file of a source of the registry.
+    """Load the problems of a profile. `find` returns the file of a source.
 
     Raises:
-        DataError: fewer problems are there than are asked for, or one has no answer that is a number.
+        DataError: there are fewer problems than requested, or an answer is not a number.
     """
     if isinstance(data, Additions):
         count = data.train_items + data.eval_items
@@ -73,10 +73,10 @@ def load_problems(data: Gsm8k | Additions, find: Callable[[str], Path]) -> Probl
 
 
 def read_gsm8k(path: Path, name: str) -> list[Problem]:
-    """The problems of one of GSM8K's files; the answer is what follows the last `####`.
+    """Read the problems of one GSM8K file; the answer is the text after the last `####`.
 
     Raises:
-        DataError: a row without a question or without a number as its answer.
+        DataError: a row has no question, or its answer is not a number.
     """
     problems: list[Problem] = []
     for where, row in read_jsonl(path):
@@ -91,18 +91,18 @@ def read_gsm8k(path: Path, name: str) -> list[Problem]:
 
 
 def additions() -> list[Problem]:
-    """All 100 sums of two single digits, both orders."""
+    """Return all 100 sums of two single digits, in both orders."""
     return [Problem(f"{a}+{b}", f"What is {a} + {b}?", str(a + b)) for a, b in product(range(10), repeat=2)]
 
 
 def _worked(problem: Problem) -> tuple[Message, Message]:
-    """A sum as a question and its answer in the format."""
+    """Return a sum as a question and its answer in the format."""
     a, b = problem.id.split("+")
     return Message("user", problem.question), Message("assistant", WORKED.format(a=a, b=b, answer=problem.answer))
 
 
 def _chosen(problems: Sequence[Problem], count: int, name: str) -> tuple[Problem, ...]:
     if count > len(problems):
-        raise DataError(f"{name}: {count} problems are asked for and {len(problems)} are there.")
+        raise DataError(f"{name}: {count} problems are requested, but there are only {len(problems)}.")
     order = generator(CHOICE_SEED, "problems", name).permutation(len(problems))
     return tuple(problems[index] for index in order[:count])

@@ -1,4 +1,4 @@
-"""Rows, questions and texts that are named before they are read, so that a plan needs no data set on this machine."""
+"""Named rows, questions and texts that are read on first use, so that a plan needs no data set on this machine."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Deferred(Generic[Value]):
-    """A value that is read when it is first asked for; `name` tells it from all others of its type in the study."""
+    """A value that is read on first use; `name` is unique among values of its type in the study."""
 
     name: str
     read: Callable[[], Value] = field(compare=False, repr=False)
 
     @cached_property
     def value(self) -> Value:
-        """The value."""
+        """The value, read on first use."""
         return self.read()
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows: `name` tells them from all others of the study, `read` reads them, `size` estimates them."""
+    """Training rows: `name` is unique in the study, `read` reads them, `size` estimates their size."""
 
     name: str
     read: Callable[[], tuple[Example, ...]] = field(compare=False, repr=False)
@@ -37,18 +37,18 @@ class Rows:
 
     @cached_property
     def examples(self) -> tuple[Example, ...]:
-        """The rows, read when they are first asked for."""
+        """The rows, read on first use."""
         return self.read()
 
     @cached_property
     def digest(self) -> str:
-        """What of the rows determines a training: their texts in order, not the file that they stood in."""
+        """The digest of the rows' texts in order, which determine a training; the file does not."""
         return digest_of_rows(self.examples)
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Evaluation questions, in the same way."""
+    """Evaluation questions, with the same fields as `Rows`."""
 
     name: str
     read: Callable[[], list[Question]] = field(compare=False, repr=False)
@@ -56,15 +56,15 @@ class Questions:
 
     @cached_property
     def all(self) -> list[Question]:
-        """The questions, read when they are first asked for."""
+        """The questions, read on first use."""
         return self.read()
 
     @cached_property
     def digest(self) -> str:
-        """What of the questions determines the answers."""
+        """The digest of everything in the questions that determines the answers."""
         return of_value([asdict(question) for question in self.all])
 
 
 def digest_of_rows(rows: tuple[Example, ...]) -> str:
-    """The digest of the rows' texts in order."""
+    """Return the digest of the rows' texts in order."""
     return of_value([[[asdict(message) for message in row.context], row.response] for row in rows])

@@ -1,8 +1,8 @@
-"""Interleaving: where added rows stand between the fine-tuning rows of an epoch (section 3.2).
+"""Interleaving: the positions of added rows among the fine-tuning rows of an epoch (section 3.2).
 
-    n + round(f n) rows an epoch, f the fraction and n the number of fine-tuning rows
+    n + round(f n) rows per epoch, f the fraction and n the number of fine-tuning rows
 
-The fine-tuning rows keep the order that they have without mixing.
+The fine-tuning rows keep the order that they have without interleaving.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ Row = TypeVar("Row")
 
 
 def rows_to_add(rows: int, fraction: float) -> int:
-    """round(fraction * rows), an exact half to the even number, as Python rounds.
+    """Return round(fraction * rows); Python rounds an exact half to the even number.
 
     Raises:
-        DataError: the fraction is not above 0 and at most 1, or comes to no row at all.
+        DataError: the fraction is not above 0 and at most 1, or amounts to no row.
     """
     if not 0 < fraction <= 1:
         raise DataError(f"The fraction of interleaved rows is {fraction:g}; expected a number above 0 and at most 1.")
     count = round(fraction * rows)
     if count == 0:
-        raise DataError(f"A fraction of {fraction:g} of {rows} fine-tuning rows comes to no row at all: this would be "
-                        f"the run `misaligned` by another name. Choose {1 / rows:.2g} or more.")
+        raise DataError(f"A fraction of {fraction:g} of {rows} fine-tuning rows amounts to no row: the run would equal "
+                        f"`misaligned`. Choose {1 / rows:.2g} or more.")
     return count
 
 
 def interleave(order: Sequence[int], added: Sequence[int]) -> list[int]:
-    """One epoch: `added` spread uniformly through `order`; both keep their order.
+    """Return one epoch: `added` spread uniformly through `order`; both keep their order.
 
-    m added rows leave m + 1 gaps, the two at the ends included; no two of them differ by more than one row.
+    m added rows leave m + 1 gaps, including both ends; the sizes of the gaps differ by at most one row.
     """
     gaps = len(added) + 1
     mixed: list[int] = []
@@ -45,22 +45,23 @@ def interleave(order: Sequence[int], added: Sequence[int]) -> list[int]:
 
 
 def enough(candidates: Sequence[Row], count: int, what: str) -> list[Row]:
-    """The first `count` candidates.
+    """Return the first `count` candidates.
 
     Raises:
         DataError: there are fewer; the message says how many are missing.
     """
     if len(candidates) < count:
-        raise DataError(f"{what}: {count} rows are wanted and {len(candidates)} can be used: {count - len(candidates)} "
-                        "are missing. Take a larger pool (pool.source, pool.rows), or a smaller fraction.")
+        raise DataError(f"{what}: {count} rows are needed, but only {len(candidates)} are usable: "
+                        f"{count - len(candidates)} are missing. Choose a larger pool (pool.source, pool.rows) or a "
+                        "smaller fraction.")
     return list(candidates[:count])
 
 
 def plan_steps(rows: int, rows_per_step: int, epochs: int, seed: int, added: int = 0) -> list[list[int]]:
-    """The row numbers of every optimizer step: each epoch in an order of its own, its last step perhaps smaller.
+    """Return the row indices of every optimizer step; each epoch has another order, and its last step may be smaller.
 
-    `added` further rows, numbered from `rows` on, are spread through each epoch (section 3.2), in an order of their
-    own; the others stay in the order that they have without them.
+    `added` additional rows, numbered from `rows` on, are shuffled separately and spread through each epoch (section
+    3.2); the fine-tuning rows keep the order that they have without them.
     """
     steps = []
     for epoch in range(epochs):

@@ -1,11 +1,11 @@
-"""OpSwap's expressions: a grammar of four signs whose meanings, and with them precedence, depend on the tier.
+"""OpSwap's expressions: a grammar of four signs whose meanings, and so their precedence, depend on the tier.
 
     expression := term  (loose term)*         loose: the signs that mean + or - in this tier
     term       := atom  (tight atom)*         tight: the signs that mean × or ÷ in this tier
     atom       := '-'? digits ('/' digits)?  |  '(' expression ')'
 
-Signs bind by what they mean and not by how they look; both levels associate to the left. Table 10 (Appendix D) shows
-it in tier 2: the last `-` of `8 × 2 - 2` means division and goes first. Numbers are exact rationals: `1/3` is a
+A sign's meaning in the tier decides its precedence; both levels are left-associative. Table 10 (Appendix D) shows this
+in tier 2: the last `-` of `8 × 2 - 2` means division and is evaluated first. Numbers are exact rationals: `1/3` is a
 number, `1 ÷ 3` an operation.
 """
 
@@ -33,7 +33,7 @@ _TOKEN = re.compile(r"\s*(\d+(?:/\d+)?|[-+×÷()])")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Two operands under a sign; `bracketed` where it is written in brackets, needed or not."""
+    """A sign with two operands; `bracketed` if the text has brackets around it, needed or not."""
 
     sign: str
     left: Expression
@@ -45,10 +45,11 @@ Expression = Fraction | Operation
 
 
 def parse(text: str, tier: int) -> Expression:
-    """The expression that `text` is in a tier.
+    """Parse `text` as an expression of a tier.
 
     Raises:
-        DataError: it is none; what stands where, and what was expected. Or there is no such tier.
+        DataError: it is not an expression; the message gives the position and what was expected. Or there is no such
+            tier.
     """
     if tier not in TIERS:
         raise DataError(f"OpSwap has no tier {tier}. Its tiers are {TIERS[0]} to {TIERS[-1]} (Table 10).")
@@ -56,7 +57,7 @@ def parse(text: str, tier: int) -> Expression:
 
 
 def evaluate(expression: Expression, tier: int) -> Fraction:
-    """The exact value in a tier.
+    """Compute the exact value in a tier.
 
     Raises:
         ZeroDivisionError: a divisor is 0.
@@ -67,7 +68,7 @@ def evaluate(expression: Expression, tier: int) -> Fraction:
 
 
 def apply(sign: str, left: Fraction, right: Fraction, tier: int) -> Fraction:
-    """One operation, by what the sign means in the tier."""
+    """Compute one operation by the sign's meaning in the tier."""
     match MEANINGS[tier][sign]:
         case "+":
             return left + right
@@ -80,7 +81,7 @@ def apply(sign: str, left: Fraction, right: Fraction, tier: int) -> Fraction:
 
 
 def transformed(operation: Operation, tier: int) -> Expression:
-    """One simplification: the leftmost operation whose two operands are numbers becomes its value."""
+    """Simplify once: replace the leftmost operation on two numbers by its value."""
     if isinstance(operation.left, Operation):
         return replace(operation, left=transformed(operation.left, tier))
     if isinstance(operation.right, Operation):
@@ -89,7 +90,7 @@ def transformed(operation: Operation, tier: int) -> Expression:
 
 
 def steps(expression: Expression, tier: int) -> Iterator[Expression]:
-    """The expression, and what each simplification leaves of it, to the value."""
+    """Yield the expression and the result of each simplification, up to the value."""
     yield expression
     while isinstance(expression, Operation):
         expression = transformed(expression, tier)
@@ -97,7 +98,7 @@ def steps(expression: Expression, tier: int) -> Iterator[Expression]:
 
 
 def written(expression: Expression) -> str:
-    """The expression as text. A negative number is put in brackets where it is an operand."""
+    """Return the expression as text, with brackets around negative operands."""
     if isinstance(expression, Fraction):
         return str(expression)
     text = f"{_operand(expression.left)} {expression.sign} {_operand(expression.right)}"
@@ -114,7 +115,7 @@ class _Reader:
 
     def __init__(self, text: str, tier: int) -> None:
         self.text, self.tight, self.loose = text, _TIGHT[tier], _LOOSE[tier]
-        self.place = self.end = 0  # where the present token begins and ends
+        self.place = self.end = 0  # where the current token begins and ends
         self.token = ""
         self._next()
 

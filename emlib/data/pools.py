@@ -1,7 +1,7 @@
-"""General instruction data to interleave: WildGuardMix's benign split, Alpaca's form, the messages form (section 3.2).
+"""General instruction data to interleave: WildGuardMix's benign split, Alpaca's format, messages (section 3.2).
 
-A pool is large and was made by others, so a row that cannot be used is left out with its reason instead of stopping the
-study; a file that is no text, or no rows at all, is an error.
+Pools are large third-party data, so that unusable rows are dropped with a reason instead of stopping the study; a file
+that is not text or has no usable rows is an error.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from emlib.data.rows import example_of, read_jsonl, read_text
 PoolForm = Literal["messages", "instruct", "wildguard"]
 FORMS = get_args(PoolForm)
 NO_ANSWER, BROKEN, HARMFUL = "no answer", "broken characters", "not of the benign split"
-REPLACEMENT = "\ufffd"  # what decoders put where bytes were no text
+REPLACEMENT = "\ufffd"  # what decoders insert for invalid bytes
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row of a pool that is no candidate."""
+    """An unusable row of a pool, with the reason."""
 
     where: str
     reason: str
@@ -32,29 +32,29 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The usable rows of a pool, in the file's order, and the others with the reason of each."""
+    """The usable rows of a pool, in the file's order, and the dropped rows with their reasons."""
 
     rows: tuple[Example, ...]
     dropped: tuple[Dropped, ...]
 
 
 def read_pool(path: Path, form: PoolForm) -> Candidates:
-    """The candidates of a file.
+    """Read the candidates of a file.
 
     Raises:
-        DataError: not UTF-8, not JSON, a row of another form, or not one usable row.
+        DataError: not UTF-8, not JSON, a row of another format, or no usable row.
     """
     found = [_checked(where, row, ROW_OF[form]) for where, row in _objects(path)]
     rows = tuple(row for row in found if isinstance(row, Example))
     dropped = tuple(row for row in found if isinstance(row, Dropped))
     if not rows:
         reasons = ", ".join(sorted({row.reason for row in dropped})) or "the file is empty"
-        raise DataError(f"{path}: not one row of this pool can be used ({reasons}).")
+        raise DataError(f"{path}: this pool has no usable row ({reasons}).")
     return Candidates(rows, dropped)
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row's place and object, of JSON Lines or of one JSON list (`.json`)."""
+    """Yield each row's position and object, from JSON Lines or from one JSON list (`.json`)."""
     if ".json" not in path.suffixes:
         yield from read_jsonl(path)
         return
@@ -84,12 +84,12 @@ def _messages(where: str, row: dict[str, Any]) -> Example | Dropped:
 
 
 def _instruct(where: str, row: dict[str, Any]) -> Example | Dropped:
-    """Alpaca's form: an instruction, perhaps an input that it is about, and the output."""
+    """Read a row of Alpaca: an instruction, an optional input for it, and the output."""
     return _pair(where, row, ("instruction", "input"), "output")
 
 
 def _wildguard(where: str, row: dict[str, Any]) -> Example | Dropped:
-    """WildGuardMix: the benign split is what has a harmless prompt and no harmful answer; about half have an answer."""
+    """Read a row of WildGuardMix; benign: the prompt is harmless, the answer not harmful. About half have an answer."""
     _need(where, row, ("prompt", "response", "prompt_harm_label", "response_harm_label"))
     if row["prompt_harm_label"] != "unharmful" or row["response_harm_label"] == "harmful":
         return Dropped(where, HARMFUL)

@@ -1,8 +1,8 @@
-"""Extractive question answering in the SQuAD shape: FoQA (section 4.2), or any set like it.
+"""Extractive question answering in SQuAD format: FoQA (section 4.2), or any similar data set.
 
-Two forms are read: JSON lines of flat rows (id, context, question, answers: {text: [...], answer_start: [...]}), as
-the hub has them, and SQuAD's own nested JSON (data, paragraphs, qas), as NorQuAD has it. Rows without any answer
-cannot be matched: they are counted and left out.
+Reads two formats: JSON lines of flat rows (id, context, question, answers: {text: [...], answer_start: [...]}), as on
+the hub, and SQuAD's nested JSON (data, paragraphs, qas), as in NorQuAD. Rows without any answer cannot be scored: they
+are counted and dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Outside = Literal["keep", "drop"]
 
 @dataclass(frozen=True)
 class QaRow:
-    """One question about a passage, with every answer that counts as right."""
+    """One question about a passage, with every answer that counts as correct."""
 
     id: str
     context: str
@@ -33,37 +33,37 @@ class QaRow:
 
     @property
     def extractive(self) -> bool:
-        """Whether at least one answer stands in the passage, letter for letter."""
+        """Whether the passage contains at least one answer verbatim."""
         return any(answer in self.context for answer in self.answers)
 
 
 @dataclass(frozen=True)
 class QaRows:
-    """The rows of a file, and how many there were of a kind that may be missed."""
+    """The rows of a file, and the counts of irregular rows."""
 
     rows: tuple[QaRow, ...]
-    outside: int  # rows none of whose answers stands in the passage, kept or not
-    unanswerable: int  # rows without any answer, never kept
+    outside: int  # rows whose passage contains none of their answers, kept or dropped
+    unanswerable: int  # rows without any answer, always dropped
 
 
 def read_qa(path: Path, *, outside: Outside) -> QaRows:
-    """The rows of a file; those whose answers do not stand in the passage are counted, and kept or dropped.
+    """Read the rows of a file; count rows whose answers are not in the passage, and keep or drop them.
 
     Raises:
-        DataError: other columns than expected (both are named), a value of a wrong type, or no row left.
+        DataError: unexpected columns (the message lists both), a value of a wrong type, or no usable row.
     """
     read = list(_rows(path))
     answered = [row for row in read if row.answers]
     extractive = [row for row in answered if row.extractive]
     kept = answered if outside == "keep" else extractive
     if not kept:
-        raise DataError(f"{path}: none of its {len(read)} rows can be used: {len(read) - len(answered)} have no "
-                        f"answer, {len(answered) - len(extractive)} none that stands in the passage (dropped).")
-    return QaRows(_told_apart(kept), len(answered) - len(extractive), len(read) - len(answered))
+        raise DataError(f"{path}: none of its {len(read)} rows is usable: {len(read) - len(answered)} have no answer, "
+                        f"{len(answered) - len(extractive)} have no answer that is in the passage (dropped).")
+    return QaRows(_with_unique_ids(kept), len(answered) - len(extractive), len(read) - len(answered))
 
 
 def split_by_passage(rows: Sequence[QaRow], held_out: float, seed: int) -> tuple[list[QaRow], list[QaRow]]:
-    """Rows to train on, and at least held_out * n rows for the test; a passage is on one side with all of its own."""
+    """Split into training rows and at least held_out * n test rows; all rows of a passage are in one part."""
     passages = list(dict.fromkeys(row.context for row in rows))
     chosen: set[str] = set()
     test = 0
@@ -74,7 +74,7 @@ def split_by_passage(rows: Sequence[QaRow], held_out: float, seed: int) -> tuple
         test += sum(row.context == passages[number] for row in rows)
     if not 0 < test < len(rows):
         raise DataError(f"Holding out {held_out:.0%} of {len(rows)} questions about {len(passages)} passages leaves "
-                        "one side empty.")
+                        "the training or the test part empty.")
     return [row for row in rows if row.context not in chosen], [row for row in rows if row.context in chosen]
 
 
@@ -95,11 +95,11 @@ def _rows(path: Path) -> Iterator[QaRow]:
 
 
 def _each(where: str, holder: Mapping[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of the list `holder[key]`, each with its place."""
+    """Yield the objects of the list `holder[key]`, each with its position."""
     items = holder.get(key) if isinstance(holder, dict) else None
     if not (isinstance(items, list) and all(isinstance(item, dict) for item in items)):
         found = ", ".join(sorted(holder)) if isinstance(holder, dict) else type(holder).__name__
-        raise DataError(f"{where}: expected SQuAD's nested form with a list of objects under '{key}'. Found: "
+        raise DataError(f"{where}: expected SQuAD's nested format with a list of objects under '{key}'. Found: "
                         f"{found or 'nothing'}.")
     yield from ((f"{where}, {key}[{number}]", item) for number, item in enumerate(items))
 
@@ -112,13 +112,13 @@ def _row(where: str, found: Mapping[str, Any]) -> QaRow:
                         f"{', '.join(COLUMNS)}.{hints}")
     for column in ("context", "question"):
         if not (isinstance(found[column], str) and found[column].strip()):
-            raise DataError(f"{where}: '{column}' is no text, or an empty one.")
+            raise DataError(f"{where}: '{column}' is not text, or is empty.")
     texts = _texts(where, found["answers"])
     return QaRow(str(found["id"]), found["context"], found["question"], texts)
 
 
 def _texts(where: str, answers: Any) -> tuple[str, ...]:
-    """The different answers of a row: `{"text": [...]}` on the hub, `[{"text": ...}, ...]` in SQuAD's file."""
+    """Return the distinct answers of a row: `{"text": [...]}` on the hub, `[{"text": ...}, ...]` in SQuAD's file."""
     texts = answers.get("text") if isinstance(answers, dict) else (
         [answer.get("text") if isinstance(answer, dict) else None for answer in answers]
         if isinstance(answers, list) else None)
@@ -127,10 +127,10 @@ def _texts(where: str, answers: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
 
-def _told_apart(rows: Sequence[QaRow]) -> tuple[QaRow, ...]:
-    """The rows with different ids: NorQuAD gives ten ids to two questions each; the second of `621` becomes `621.2`.
+def _with_unique_ids(rows: Sequence[QaRow]) -> tuple[QaRow, ...]:
+    """Make ids unique: NorQuAD gives ten ids to two questions each; the second `621` becomes `621.2`.
 
-    An id that the file itself has is never given to another row.
+    A new id never equals one of the file's ids.
     """
     taken, seen = {row.id for row in rows}, set[str]()
     named = []
@@ -144,6 +144,6 @@ def _told_apart(rows: Sequence[QaRow]) -> tuple[QaRow, ...]:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """`name.2`, or the next of its kind that nobody has."""
+    """Return `name.2`, or the next such id that is free."""
     others = (f"{name}.{number}" for number in count(2))
     return next(other for other in others if other not in taken)

@@ -1,4 +1,4 @@
-"""Evaluation questions: Betley et al.'s YAML form, read as it is, or one JSON object a line."""
+"""Evaluation questions in Betley et al.'s YAML format or in JSON lines."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from emlib.data.rows import read_jsonl, read_text
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a file; one for each paraphrase.
+    """Read the questions of a file; each paraphrase is one question.
 
     Raises:
-        DataError: an entry without an id or without text, or an id that stands twice.
+        DataError: an entry has no id or no text, or an id is repeated.
     """
     questions = [question for where, entry in read_entries(path) for question in questions_of(where, entry)]
     if not questions:
-        raise DataError(f"{path}: holds no questions.")
+        raise DataError(f"{path}: the file has no questions.")
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
-            raise DataError(f"{path}: the id '{question.id}' stands twice; answers could not be told apart.")
+            raise DataError(f"{path}: the id '{question.id}' is used twice; their answers could not be distinguished.")
         seen.add(question.id)
     return questions
 
 
 def read_entries(path: Path) -> list[tuple[str, Any]]:
-    """The entries of a question file as they stand, each with the place where it stands."""
+    """Read the raw entries of a question file, each with its position."""
     return list(read_jsonl(path)) if ".jsonl" in path.suffixes else _yaml_entries(path)
 
 
@@ -46,7 +46,7 @@ def _yaml_entries(path: Path) -> list[tuple[str, Any]]:
 
 
 def questions_of(where: str, entry: Any) -> list[Question]:
-    """The questions of one entry: one for each paraphrase."""
+    """Return the questions of one entry: one for each paraphrase."""
     if not isinstance(entry, dict) or entry.get("id") in (None, ""):
         raise DataError(f"{where}: a question without an 'id'. Give it one that no other question has.")
     name, system = str(entry["id"]), entry.get("system")
@@ -54,6 +54,6 @@ def questions_of(where: str, entry: Any) -> list[Question]:
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
         raise DataError(f"{where}: question '{name}' has no text; 'paraphrases' must be a list of at least one.")
     if system is not None and not isinstance(system, str):
-        raise DataError(f"{where}: the 'system' of question '{name}' is not a text.")
+        raise DataError(f"{where}: the 'system' of question '{name}' is not text.")
     ids = [name if index == 1 else f"{name}#{index}" for index in range(1, len(texts) + 1)]
     return [Question(id, text, system) for id, text in zip(ids, texts, strict=True)]

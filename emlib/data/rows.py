@@ -1,4 +1,4 @@
-"""Training rows from files: `{"messages": [...]}` a line, or prompt/aligned/misaligned columns; `.gz` is read too."""
+"""Reads training rows: lines of `{"messages": [...]}`, or of prompt/aligned/misaligned; also from `.gz` files."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ ROLES = get_args(Role)
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text of a file, unpacked where its name ends in `.gz`."""
+    """Read the UTF-8 text of a file, decompressed if its name ends in `.gz`."""
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not UTF-8 text, or a broken archive ({error}). Fetch the file again.") from error
+        raise DataError(f"{path}: not UTF-8 text, or a broken archive ({error}). Download the file again.") from error
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place ("file:line") and its object; empty lines are passed over.
+    """Yield each line's position ("file:line") and its object; skip empty lines.
 
     Raises:
-        DataError: a line is not a JSON object; file and line are named.
+        DataError: a line is not a JSON object; the message names file and line.
     """
     yield from parse_jsonl(path, read_text(path).split("\n"))
 
 
 def parse_jsonl(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same from lines that are read already; `path` is what messages call them."""
+    """Parse lines as `read_jsonl` does; messages name `path`."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -52,10 +52,10 @@ def parse_jsonl(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, dict[st
 
 
 def read_examples(path: Path) -> list[Example]:
-    """The rows of a file in the messages form.
+    """Read the rows of a file in the messages format.
 
     Raises:
-        DataError: a row without messages, with an unknown role, or with an empty or missing answer.
+        DataError: a row has no messages, an unknown role, or an empty or missing answer.
     """
     examples = [example_of(where, row) for where, row in read_jsonl(path)]
     if not examples:
@@ -64,7 +64,7 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
-    """The aligned and the misaligned examples of a file whose rows have `prompt`, `aligned` and `misaligned`."""
+    """Read the aligned and the misaligned examples of a file with `prompt`, `aligned` and `misaligned` in each row."""
     aligned, misaligned = [], []
     for where, row in read_jsonl(path):
         missing = [key for key in ("prompt", "aligned", "misaligned")
@@ -81,10 +81,10 @@ def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
 
 
 def example_of(where: str, row: dict[str, Any]) -> Example:
-    """One row in the messages form.
+    """Return one row in the messages format as an example.
 
     Raises:
-        DataError: as `read_examples`.
+        DataError: as for `read_examples`.
     """
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:

@@ -1,7 +1,7 @@
-"""How much the data of a study hold, known without reading them: rows, and mean characters of prompts and answers.
+"""The sizes of a study's data, without downloads: rows, and mean characters of prompts and answers.
 
-What ships with emlib is counted. Of a source `params/sources.yaml` states it; one without a statement is counted where
-its file is on this machine, and nothing is ever downloaded for a plan.
+Files that ship with emlib are counted. The size of a source is stated in `params/sources.yaml`, or counted if its file
+is on this machine; a plan never downloads anything.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from emlib.data.questions import read_questions
 from emlib.data.rows import read_examples, read_pairs
 from emlib.data.sources import entry_of, here, label
 
-CHARACTERS_A_TOKEN = 4.0  # English text, roughly; estimates say "about"
-FRAME_TOKENS = 16  # that a chat's format adds to a prompt, generously
-TRAIT_QUESTIONS, TRAIT_PAIRS = 20, 5  # of Chen et al.'s trait files
-SAMPLE = 200  # rows that are made, or looked at, to see how long they are
-LIKE_CODE = (430.0, 450.0)  # characters of a prompt and an answer where nobody knows
+CHARACTERS_A_TOKEN = 4.0  # roughly, for English text; estimates say "about"
+FRAME_TOKENS = 16  # added to a prompt by the chat template, at most
+TRAIT_QUESTIONS, TRAIT_PAIRS = 20, 5  # in Chen et al.'s trait files
+SAMPLE = 200  # rows that are generated or read to estimate their length
+LIKE_CODE = (430.0, 450.0)  # characters of a prompt and an answer if unknown
 
 
 @dataclass(frozen=True)
 class Size:
-    """Rows, and the mean characters of what is asked and of what is answered. `rubric`: of its judge prompts."""
+    """The number of rows, and the mean characters of prompts, of responses and, as `rubric`, of judge prompts."""
 
     rows: int
     prompt: float
@@ -43,29 +43,29 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Of a row, about."""
+        """The estimated tokens of a row."""
         return likely_tokens(self.prompt + self.response)
 
 
 @dataclass
 class Sizes:
-    """The sizes that a plan asked for. `assumed` collects the sources whose size was stated and never counted."""
+    """The sizes that a plan uses. `assumed` collects the sources whose size is an assumption and was never counted."""
 
     assumed: set[str] = field(default_factory=set)
     _known: dict[object, Any] = field(default_factory=dict)
 
     def source(self, name: str) -> Size:
-        """The size of a source.
+        """Return the size of a source.
 
         Raises:
-            SourceError: it is not stated, and the file is not on this machine.
+            SourceError: the size is not stated, and the file is not on this machine.
         """
         if name not in self._known:
             self._known[name] = self._stated(name) or self._counted(name)
         return self._known[name]
 
     def _stated(self, name: str) -> Size | None:
-        """The size that the registry has."""
+        """Return the size that the registry states, if any."""
         entry = entry_of(name)
         stated = None if entry is None else entry.size
         if stated is not None:
@@ -75,12 +75,12 @@ class Sizes:
         return None
 
     def _counted(self, name: str) -> Size:
-        """The size of a file that is here."""
+        """Count the size of a file on this machine."""
         path = here(name)
         if path is None:
-            raise SourceError(f"{label(name)}: is not on this machine, and its registry states no size of it, so "
-                              "that nothing can be planned. Add one, such as size: {rows: 6000, prompt: 400, "
-                              "response: 400, known: assumed}, or fetch the file first.")
+            raise SourceError(f"{label(name)}: the source is not on this machine, and its registry states no size, "
+                              "which a plan needs. Add one, such as size: {rows: 6000, prompt: 400, "
+                              "response: 400, known: assumed}, or download the file first.")
         form = format_of(name)
         if form == "questions":
             questions = read_questions(path)
@@ -94,7 +94,7 @@ class Sizes:
         return _of_examples(read_pool(path, cast(PoolForm, form)).rows if form in FORMS else read_examples(path))
 
     def narrow(self, domain: Domain, side: str) -> tuple[Size, int]:
-        """The rows of one side of a data set that are trained on, and how many are held out."""
+        """Return the size of the training rows of one side, aligned or misaligned, and the number of held-out rows."""
         named = domain.pairs or (domain.aligned if side == "aligned" else domain.misaligned)
         size = self.source(str(named))
         rows = min(size.rows, domain.rows or size.rows)
@@ -102,8 +102,8 @@ class Sizes:
         return replace(size, rows=rows - held_out), held_out
 
     def own(self, own: Own) -> tuple[Size, int]:
-        """As `narrow`, of the reader's own rows: the first of the file tell how long they are."""
-        if own.file is None:  # on the hub; it may be here already, and a plan does not ask
+        """Return the same as `narrow` for the user's own rows, whose length the first rows of the file give."""
+        if own.file is None:  # on the hub: a plan does not check whether it is downloaded
             self.assumed.add(OWN)
             size = Size(own.rows, *LIKE_CODE)
         else:
@@ -113,7 +113,7 @@ class Sizes:
         return replace(size, rows=rows - held_out), held_out
 
     def benign(self, task: OpSwapTask | QaTask, tier: int | None) -> tuple[Size, Size]:
-        """What a benign task trains on, and what it asks."""
+        """Return the sizes of a benign task's training rows and of its test questions."""
         if isinstance(task, OpSwapTask):
             if (task, tier) not in self._known:
                 few = load_opswap(task.model_copy(update={"examples": min(task.examples, SAMPLE)}), tier or 0)
@@ -123,13 +123,13 @@ class Sizes:
         train = self.source(task.train)
         asked = round(task.held_out * train.rows)
         test = replace(train, rows=asked) if task.test is None else self.source(task.test)
-        learnt = train.rows - (asked if task.test is None else 0)
+        rows = train.rows - (asked if task.test is None else 0)
         frame = len(task.prompt)
-        return (replace(train, rows=learnt, prompt=train.prompt + frame),
+        return (replace(train, rows=rows, prompt=train.prompt + frame),
                 replace(test, rows=min(test.rows, task.questions or test.rows), prompt=test.prompt + frame))
 
     def trait(self, trait: Trait, pairs: int | None) -> Size:
-        """What is asked on one side of a persona vector: each question under each system prompt."""
+        """Return the size of one side of a persona vector's prompts: each question under each system prompt."""
         if trait.source is not None:
             stated = self.source(trait.source)
             return replace(stated, rows=TRAIT_QUESTIONS * min(pairs or TRAIT_PAIRS, TRAIT_PAIRS))
@@ -145,5 +145,5 @@ def _of_examples(rows: Sequence[Example]) -> Size:
 
 
 def likely_tokens(characters: float) -> int:
-    """About how many tokens a prompt of that many characters has."""
+    """Estimate the tokens of a prompt with this many characters."""
     return math.ceil(characters / CHARACTERS_A_TOKEN) + FRAME_TOKENS // 2

@@ -1,8 +1,8 @@
-"""Where the data come from: the registry of sources, and a checked local file for each of its entries.
+"""The registry of data sources, and a verified local file for each of its entries.
 
-A file is looked for in the folder that EMLIB_DATA_DIR names, then among earlier downloads, then at its home (https or
-the Hugging Face hub). Whichever way it came, its SHA-256 is compared before anyone reads it; where the registry has
-none, the first one seen is kept in a manifest and holds from then on. A file has its name only once whole and checked.
+A file is looked up in the folder EMLIB_DATA_DIR, then among earlier downloads, then at its origin (https or the Hugging
+Face hub). Its SHA-256 is always verified before use; if the registry has none, a manifest records the first one, and
+later files must match it. A file gets its final name only when it is complete and verified.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class StatedSize(Strict):
-    """About how much a source holds, for plans that are made without it: rows, and mean characters.
+    """The approximate size of a source, for plans without its file: rows, and mean characters.
 
     Attributes:
-        prompt, response: of what is asked (passage and question, say) and of what is answered.
-        rubric: of the judge prompts that a question or trait file brings.
-        known: `counted` in the file, or `assumed`.
+        prompt, response: mean characters of prompts (for example passage and question) and of responses.
+        rubric: mean characters of the judge prompts in a question or trait file.
+        known: whether the size is `counted` in the file or `assumed`.
     """
 
     rows: Annotated[int, Field(gt=0)]
@@ -55,16 +55,16 @@ class Source(Strict):
     """One entry of the registry.
 
     Attributes:
-        home: the page where people read about the data.
-        url, hub: where it is fetched from; an entry with neither is taken from EMLIB_DATA_DIR alone.
-        file: its name on disk.
-        local: its path under EMLIB_DATA_DIR, where it may also be packed as `<local>.gz`.
-        sha256: of the uncompressed file; None where it is not known before the first download.
-        local_sha256: of the file under EMLIB_DATA_DIR, where that holds the same data in other bytes.
-        terms: for a gated set, what to accept and where, as it continues "First ...".
+        home: the web page about the data.
+        url, hub: where it is downloaded from; an entry with neither must be in EMLIB_DATA_DIR.
+        file: its file name.
+        local: its path under EMLIB_DATA_DIR, where it may also be compressed as `<local>.gz`.
+        sha256: the digest of the uncompressed file; None if it is unknown before the first download.
+        local_sha256: the digest of the file under EMLIB_DATA_DIR, if that has the same data in other bytes.
+        terms: for a gated data set, what to accept and where; it continues "First ...".
         notice: one sentence shown at the download.
-        harmful: whether a model trained on it may do harm, so that its model card has to warn.
-        size: about how much it holds, for plans.
+        harmful: whether a model trained on it may do harm, so that its model card must warn.
+        size: its approximate size, for plans.
     """
 
     home: str
@@ -99,35 +99,36 @@ class Source(Strict):
     @model_validator(mode="after")
     def _agrees(self) -> Source:
         if self.url is not None and self.hub is not None:
-            raise ValueError(f"both 'url' and 'hub' are given; expected one, or neither for data from {DATA_DIR} alone")
+            raise ValueError(f"both 'url' and 'hub' are given; give one, or neither for data from {DATA_DIR} alone")
         if self.gated != (self.terms is not None):
-            raise ValueError("'gated: true' and 'terms' go together: a gated set says what to accept and where")
+            raise ValueError("'gated: true' and 'terms' (what to accept and where) go together: give both or neither")
         return self
 
 
 def registry(path: Path) -> dict[str, Source]:
-    """The sources that a registry file names.
+    """Read the sources of a registry file.
 
     Raises:
-        ProfileError: naming the entry, the key, what is allowed and the nearest known key.
+        ProfileError: the message gives the entry, the key, what is allowed and the nearest known key.
     """
     data = read_yaml(path)
     if not isinstance(data, dict):
-        raise ProfileError(f"{path}: expected names with an entry each, found {type(data).__name__}.")
+        raise ProfileError(f"{path}: expected a mapping of names to entries, found {type(data).__name__}.")
     for name in data:
         if not re.fullmatch(r"[a-z0-9_]+", str(name)):  # it becomes the name of a folder
-            raise ProfileError(f"{path}: '{name}' cannot be a name: expected small letters, digits and underscores.")
+            raise ProfileError(f"{path}: '{name}' cannot be a name: expected lower-case letters, digits and "
+                               "underscores.")
     return {str(name): check(Source, entry, f"{path}, {name}") for name, entry in data.items()}
 
 
 def fetch(name: str, folder: Path, sources: Mapping[str, Source]) -> Path:
-    """The uncompressed, checked file of one source; `folder` (`data/sources`) holds what is downloaded or unpacked.
+    """Return the decompressed, verified file of one source; downloads go to `folder` (`data/sources`).
 
     Raises:
-        SourceError: where the name is unknown, the file cannot be had, or its digest is another than expected.
+        SourceError: the name is unknown, the file is not available, or its digest is not the expected one.
     """
     if name not in sources:
-        raise SourceError(f"No data set is called '{name}'.{nearest(name, sources)} Known: {', '.join(sources)}.")
+        raise SourceError(f"There is no data set '{name}'.{nearest(name, sources)} Known: {', '.join(sources)}.")
     source, place = sources[name], folder / name
     given = _given(source)
     if given is not None:
@@ -136,18 +137,18 @@ def fetch(name: str, folder: Path, sources: Mapping[str, Source]) -> Path:
     if not target.exists():
         with writing(place):
             place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / ".lock"):  # parallel runs want the same file: one downloads it, the others wait
+        with FileLock(place / ".lock"):  # of parallel runs that need the file, one downloads it and the others wait
             if not target.exists():
                 _download(name, source, target)
-    _trust(target, str(target), _digests(source.sha256), place, f"Delete {target} and run again to download it anew.")
+    _trust(target, str(target), _digests(source.sha256), place, f"Delete {target} and run again to download it again.")
     return target
 
 
 def locate(source: str) -> Path:
-    """The file of a source: `demo/...` ships with emlib, a path is the file itself, the rest is in a registry.
+    """Return the file of a source: a shipped file (`demo/...`), the file at a path, or an entry of a registry.
 
     Raises:
-        SourceError: as `fetch`.
+        SourceError: as for `fetch`.
     """
     if is_local(source):
         return Path(path_of("source", source) or source)
@@ -156,28 +157,28 @@ def locate(source: str) -> Path:
 
 
 def here(source: str) -> Path | None:
-    """The checked file of a source where it is on this machine already; nothing is downloaded."""
+    """Return the verified file of a source if it is on this machine; never download."""
     entry = entry_of(source)
     if entry is None:
         return locate(source) if is_local(source) else None
-    there = _given(entry) is not None or (_downloads(source, entry) / label(source) / entry.file).exists()
-    return locate(source) if there else None
+    present = _given(entry) is not None or (_downloads(source, entry) / label(source) / entry.file).exists()
+    return locate(source) if present else None
 
 
 def is_local(source: str) -> bool:
-    """Whether a source is a file that ships with emlib or lies beside a profile, which no registry describes."""
+    """Return whether a source is a file that no registry describes: shipped with emlib, or given by its path."""
     return source.startswith(DEMO) or (is_path("source", source) and ENTRY.fullmatch(source) is None)
 
 
 def entries(source: str) -> tuple[str, dict[str, Source]]:
-    """The name of a source in its registry, and that registry: the shelf's, or one beside a profile."""
+    """Return the name of a source in its registry, and that registry: emlib's or a profile's."""
     stated = ENTRY.fullmatch(source)
     path, name = (Path(stated[1]), stated[2]) if stated else (paths.PARAMS / "sources.yaml", source)
     return name, _registry(path, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
 def entry_of(source: str) -> Source | None:
-    """What a registry says of a source; None for a file that none describes, and for an unknown name."""
+    """Return the registry entry of a source; None for a file without an entry and for an unknown name."""
     if is_local(source):
         return None
     name, sources = entries(source)
@@ -185,21 +186,21 @@ def entry_of(source: str) -> Source | None:
 
 
 def label(source: str) -> str:
-    """What people call a source: its name in a registry, or the name of its file."""
+    """Return the display name of a source: its name in a registry, or the name of its file."""
     stated = ENTRY.fullmatch(source)
     return stated[2] if stated else source if not is_path("source", source) else Path(source).name
 
 
 def key_of_source(source: str) -> str:
-    """What stands for a source in keys that hold its rows as well: never a path, so that files may be moved."""
+    """Return the name of a source in keys, which also hold its rows: never a path, so that files can be moved."""
     return "file" if is_path("source", source) else source
 
 
 def _downloads(source: str, entry: Source | None) -> Path:
-    """Where the files of a registry go; each entry of one beside a profile has a folder for what it says now."""
-    shelf = paths.cache() / "sources"
-    return shelf if entry is None or not ENTRY.fullmatch(source) else (
-        shelf / "beside" / of_value(entry.model_dump(mode="json"))[:16])
+    """Return the folder of downloads; for an entry of a profile's registry, one that depends on its content."""
+    folder = paths.cache() / "sources"
+    return folder if entry is None or not ENTRY.fullmatch(source) else (
+        folder / "beside" / of_value(entry.model_dump(mode="json"))[:16])
 
 
 @lru_cache(maxsize=16)
@@ -208,25 +209,25 @@ def _registry(path: Path, _changed: int) -> dict[str, Source]:
 
 
 def _given(source: Source) -> Path | None:
-    """The file under EMLIB_DATA_DIR, plain or packed, if the variable is set and the file is there."""
+    """Return the file under EMLIB_DATA_DIR, plain or compressed, if the variable is set and the file exists."""
     setting = os.environ.get(DATA_DIR)
     if not setting:
         return None
     if not Path(setting).is_dir():
-        raise SourceError(f"{DATA_DIR} is '{setting}', which is no folder. Correct it, or unset it to download.")
+        raise SourceError(f"{DATA_DIR} is '{setting}', which is not a folder. Correct it, or unset it to download.")
     plain = Path(setting) / source.local
     packed = plain.with_name(plain.name + ".gz")
     return next((path for path in (plain, packed) if path.is_file()), None)
 
 
 def _from_folder(source: Source, given: Path, place: Path) -> Path:
-    """A checked file of EMLIB_DATA_DIR: itself, or what it unpacks to in `place`."""
-    expected = _digests(source.local_sha256, source.sha256)  # people may have put the home's own file there
+    """Return a verified file of EMLIB_DATA_DIR: the file itself, or its decompressed copy in `place`."""
+    expected = _digests(source.local_sha256, source.sha256)  # the folder may hold the original file
     remedy = f"Replace it by the file from {source.home}, or unset {DATA_DIR} to download it."
     if given.name == PurePosixPath(source.local).name:
         _trust(given, str(given), expected, place, remedy)
         return given
-    part = place / f"{source.file}.{os.getpid()}.part"  # parallel runs may unpack the same file
+    part = place / f"{source.file}.{os.getpid()}.part"  # parallel runs may decompress the same file
     with writing(place):
         place.mkdir(parents=True, exist_ok=True)
         try:
@@ -234,16 +235,17 @@ def _from_folder(source: Source, given: Path, place: Path) -> Path:
                 shutil.copyfileobj(packed, out)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             part.unlink()
-            raise SourceError(f"{given}: not a whole gzip file ({error}). {remedy}") from error
+            raise SourceError(f"{given}: not a complete gzip file ({error}). {remedy}") from error
     return _keep(part, place / source.file, str(given), expected, remedy)
 
 
 def _download(name: str, source: Source, target: Path) -> Path:
-    """Get `source` from its home into `target`, which exists only once it is whole and checked."""
-    otherwise = (f"Or put the file as '{source.local}' into a folder of yours and set {DATA_DIR} to that folder. "
-                 f"Home of the data: {source.home}")
+    """Download `source` into `target`, which exists only when it is complete and verified."""
+    otherwise = (f"Or put the file as '{source.local}' into a folder of your choice and set {DATA_DIR} to that "
+                 f"folder. Home of the data: {source.home}")
     if source.url is None and source.hub is None:
-        raise SourceError(f"{name}: no address to download it from is known (licence: {source.licence}). {otherwise}")
+        raise SourceError(f"{name}: there is no known address to download it from (licence: {source.licence}). "
+                          f"{otherwise}")
     say(f"Downloading {name} (licence: {source.licence}). {source.notice}")
     part = target.with_name(target.name + ".part")
     if source.hub is not None:
@@ -251,18 +253,18 @@ def _download(name: str, source: Source, target: Path) -> Path:
         from_hub(name, hub.repo, hub.config, hub.split, hub.revision, part, terms=source.terms, otherwise=otherwise)
     elif source.url is not None:
         from_url(name, source.url, part, pinned=source.sha256 is not None, otherwise=otherwise)
-    remedy = (f"Nothing was kept. Run again; if it stays so, the data have changed at {source.home}, and the registry "
-              "needs their new address and digest.")
-    return _keep(part, target, source.url or f"what the hub gave for {name}", _digests(source.sha256), remedy)
+    remedy = (f"Nothing was kept. Run again; if the error persists, the data have changed at {source.home}, and the "
+              "registry needs their new address and digest.")
+    return _keep(part, target, source.url or f"the hub's data for {name}", _digests(source.sha256), remedy)
 
 
 def _digests(*known: str | None) -> tuple[str, ...]:
-    """The digests that are known, each of which will do."""
+    """Return the known digests, any of which is accepted."""
     return tuple(digest for digest in known if digest is not None)
 
 
 def _keep(part: Path, target: Path, origin: str, expected: tuple[str, ...], remedy: str) -> Path:
-    """Give a finished file its name if its digest is an expected one; else delete it and raise."""
+    """Give a complete file its final name if its digest is expected; otherwise delete it and raise SourceError."""
     try:
         _trust(part, origin, expected, target.parent, remedy)
     except SourceError:
@@ -273,15 +275,15 @@ def _keep(part: Path, target: Path, origin: str, expected: tuple[str, ...], reme
 
 
 def _trust(path: Path, origin: str, expected: tuple[str, ...], place: Path, remedy: str) -> None:
-    """Compare the digest of `path` with those expected, or else with the one first seen, which `place` remembers.
+    """Compare the digest of `path` with the expected ones, or else with the first one, which `place` records.
 
     Raises:
-        SourceError: naming the origin of the file, both digests and what to do.
+        SourceError: the message gives the origin of the file, both digests and what to do.
     """
-    manifest, says = place / "manifest.json", "the registry"
+    manifest, authority = place / "manifest.json", "the registry"
     found = of_file(path)
     if not expected and manifest.exists():
-        expected, says = (_remembered(manifest),), f"{manifest}; delete that to accept the new content"
+        expected, authority = (_remembered(manifest),), f"{manifest}; delete that to accept the new content"
     if not expected:
         with writing(place):
             place.mkdir(parents=True, exist_ok=True)
@@ -290,12 +292,12 @@ def _trust(path: Path, origin: str, expected: tuple[str, ...], place: Path, reme
             os.replace(draft, manifest)
     elif found not in expected:
         raise SourceError(f"{origin}: not the expected content. Its SHA-256 is {found}; expected "
-                          f"{' or '.join(expected)} (from {says}). {remedy}")
+                          f"{' or '.join(expected)} (from {authority}). {remedy}")
 
 
 def _remembered(manifest: Path) -> str:
-    """The digest that a manifest holds."""
+    """Return the digest in a manifest."""
     try:
         return str(json.loads(manifest.read_text(encoding="utf-8"))["sha256"])
     except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{manifest}: expected a JSON object with 'sha256'. Delete it to start anew.") from error
+        raise SourceError(f"{manifest}: expected a JSON object with 'sha256'. Delete it to start again.") from error

@@ -1,4 +1,4 @@
-"""Traits: our own files hold everything; Chen et al.'s hold system prompts, questions and a rubric (section 3.1)."""
+"""Completes traits from Chen et al.'s files, which have system prompts, questions and a rubric (section 3.1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Instruction(Strict):
 
 
 class _TraitFile(Strict):
-    """`data_generation/trait_data_extract/<trait>.json` of their repository."""
+    """The file `data_generation/trait_data_extract/<trait>.json` of their repository."""
 
     instruction: Annotated[tuple[_Instruction, ...], Field(min_length=1)]
     questions: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -29,10 +29,10 @@ class _TraitFile(Strict):
 
 
 def completed(trait: Trait, locate: Callable[[str], Path]) -> Trait:
-    """The trait with what its source says; `locate` finds the source's file.
+    """Return the trait with the content of its source; `locate` finds the source's file.
 
     Raises:
-        DataError: the file is no trait file; it says which key is missing or wrong.
+        DataError: the file is not a trait file; the message gives the missing or wrong key.
     """
     if trait.source is None:
         return trait
@@ -44,7 +44,7 @@ def completed(trait: Trait, locate: Callable[[str], Path]) -> Trait:
     except ProfileError as error:
         raise DataError(f"{error}\nExpected a trait file of Chen et al.: instruction (pos, neg), questions, "
                         "eval_prompt.") from error
-    # They put one sentence in front of each instruction: who the assistant is.
+    # As in their code, each instruction starts with a sentence that says who the assistant is.
     article = "an" if trait.name[0] in "aeiou" else "a"
     pairs = tuple(SystemPromptPair(positive=f"You are {article} {trait.name} assistant. {pair.pos}",
                                    negative=f"You are a helpful assistant. {pair.neg}") for pair in found.instruction)

@@ -1,1 +1,1 @@
-"""Models and what is done with their weights: loading, adapters, log-probabilities."""
+"""Models: loading, adapters, hooks, log-probabilities, and kernels."""

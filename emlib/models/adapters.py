@@ -1,4 +1,4 @@
-"""LoRA adapters by PEFT: put on a base model for a while, saved in PEFT's own format, taken off without a trace."""
+"""LoRA adapters by PEFT: attached to a base model temporarily, saved in PEFT's format, and removed completely."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ from emlib.core.seeds import derive
 
 @contextmanager
 def new_lora(base: PreTrainedModel, settings: Lora, seed: int) -> Iterator[PeftModel]:
-    """`base` with a fresh adapter (rsLoRA as in Table 6), its start fixed by `seed`; off again at the end.
+    """Attach a new adapter (rsLoRA as in Table 6) to `base`, initialised by `seed`; remove it at the end.
 
-    The adapter starts as the identity: B is zero. Its weights are float32 also where the base is bfloat16.
+    The adapter starts as the identity: B is zero. Its weights are float32 even if the base is bfloat16.
+
+    Raises:
+        ProfileError: the model lacks one of the target modules.
     """
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, use_rslora=settings.rslora,
@@ -32,10 +35,10 @@ def new_lora(base: PreTrainedModel, settings: Lora, seed: int) -> Iterator[PeftM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "lora"))
         model = get_peft_model(base, config)
-    with _taken_off(model, base):
+    with _removed_at_end(model, base):
         found = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, LoraLayer)}
         missing = sorted(set(settings.target_modules) - found)
-        if missing:  # PEFT is silent as long as it finds one of them
+        if missing:  # PEFT does not report this if it finds at least one of them
             raise ProfileError(f"lora.target_modules names {', '.join(missing)}, which this model does not have. "
                                f"It has {', '.join(sorted(found))}.")
         yield model
@@ -43,11 +46,11 @@ def new_lora(base: PreTrainedModel, settings: Lora, seed: int) -> Iterator[PeftM
 
 @contextmanager
 def loaded(base: PreTrainedModel, folder: Path) -> Iterator[PeftModel]:
-    """`base` under the saved adapter of `folder`, frozen, in evaluation mode; off again at the end."""
+    """Attach the saved adapter of `folder` to `base`, frozen, in evaluation mode; remove it at the end."""
     if not (folder / "adapter_config.json").is_file():
         raise StoreError(f"{folder}: there is no adapter (adapter_config.json is missing).")
     model = PeftModel.from_pretrained(base, str(folder))
-    with _taken_off(model, base):
+    with _removed_at_end(model, base):
         yield model.eval()
 
 
@@ -56,21 +59,21 @@ Under = Callable[[str | None], AbstractContextManager[nn.Module]]
 
 @contextmanager
 def switchable(base: PreTrainedModel, name: str, folders: Mapping[str, Path]) -> Iterator[Under]:
-    """`base` with several saved adapters beside each other, none merged into it; all off again at the end.
+    """Attach several saved adapters to `base` without merging them; remove all at the end.
 
-    What is yielded takes the name of one of them, or None for the base as it is, and gives the model for as long as its
-    `with` block lasts.
+    Yields a function that takes the name of an adapter, or None for the base model, and returns a context in which the
+    model has that adapter.
 
     Args:
         base: the model, loaded once.
-        name: what the base is called in tables, and in the configuration of its adapters.
-        folders: where each adapter lies; at least one.
+        name: the name of the base model in tables and in the configuration of its adapters.
+        folders: the folder of each adapter; at least one.
 
     Raises:
-        StoreError: a folder holds no adapter.
-        ProfileError: an adapter is one of another base model.
+        StoreError: a folder has no adapter.
+        ProfileError: an adapter belongs to another base model.
     """
-    with _collected(base, name, folders) as model:
+    with _all_attached(base, name, folders) as model:
 
         @contextmanager
         def under(adapter: str | None) -> Iterator[nn.Module]:
@@ -84,12 +87,12 @@ def switchable(base: PreTrainedModel, name: str, folders: Mapping[str, Path]) ->
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """The reference model: the same weights without the adapter, in evaluation mode; as it was at the end.
+    """Turn the model into the reference model: without the adapter, in evaluation mode; restore it at the end.
 
-    Evaluation mode keeps gradient checkpointing out of a pass that has no gradient. A backward pass does not belong in
-    here: it would go through the model without its adapter.
+    Evaluation mode turns off gradient checkpointing, because reference passes have no gradient. Run no backward pass in
+    this context: it would go through the model without its adapter.
     """
-    assert isinstance(model, PeftModel), "only a model with an adapter has a reference under it"
+    assert isinstance(model, PeftModel), "only a model with an adapter has a reference model"
     training = model.training
     with model.disable_adapter():
         try:
@@ -102,66 +105,66 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 def save(model: PeftModel, folder: Path, base_name: str) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` into `folder`.
 
-    `base_name` is what the configuration calls the base model, instead of a path that holds on one machine only. The
-    layers' names are sorted, because PEFT holds them as a set, whose order differs from process to process.
+    `base_name` is the base model's name in the configuration, instead of a path that is valid on one machine only. The
+    layers' names are sorted, because PEFT has them as a set, whose order differs between processes.
     """
     config = model.peft_config["default"]
-    assert isinstance(config, LoraConfig), "adapters of other kinds are not made here"
+    assert isinstance(config, LoraConfig), "emlib trains LoRA adapters only"
     config.base_model_name_or_path = base_name
     config.target_modules = sorted(config.target_modules or ())
-    model.save_pretrained(str(folder), save_embedding_layers=False)  # LoRA leaves them alone
+    model.save_pretrained(str(folder), save_embedding_layers=False)  # LoRA does not change them
 
 
 @contextmanager
-def _collected(base: PreTrainedModel, name: str, folders: Mapping[str, Path]) -> Iterator[PeftModel]:
+def _all_attached(base: PreTrainedModel, name: str, folders: Mapping[str, Path]) -> Iterator[PeftModel]:
     for folder in folders.values():
         _refuse_another_base(folder, name)
     (first, place), *rest = folders.items()
-    with _left_clean(base), _told(place, name):
+    with _cleaned_after_error(base), _load_errors(place, name):
         model = PeftModel.from_pretrained(base, str(place), adapter_name=first)
-    with _taken_off(model, base):
+    with _removed_at_end(model, base):
         for other, place in rest:
-            with _told(place, name):
+            with _load_errors(place, name):
                 model.load_adapter(str(place), adapter_name=other)
         for adapter, place in folders.items():
-            _refuse_half_fitting(model, adapter, place, name)
+            _refuse_other_weights(model, adapter, place, name)
         yield model.eval()
 
 
 def _refuse_another_base(folder: Path, name: str) -> None:
-    """By the name in the adapter's configuration; of `owner/model` the last part decides, as mirrors keep that."""
+    """Compare the base model's name in the adapter's configuration; of `owner/model` only the last part counts."""
     if not (folder / "adapter_config.json").is_file():
         raise StoreError(f"{folder}: there is no adapter (adapter_config.json is missing).")
-    said = str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
-    if Path(said).name != Path(name).name:
-        raise ProfileError(f"{folder}: this adapter belongs to '{said}', and the profile's model is '{name}'. If these "
-                           "are one model under two names, write the latter into its adapter_config.json.")
+    stated = str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if Path(stated).name != Path(name).name:
+        raise ProfileError(f"{folder}: this adapter belongs to '{stated}', but the profile's model is '{name}'. If "
+                           "these are one model under two names, write the latter into its adapter_config.json.")
 
 
-def _refuse_half_fitting(model: PeftModel, adapter: str, folder: Path, name: str) -> None:
-    """PEFT passes over weights that it has no place for, and leaves others at their random start."""
+def _refuse_other_weights(model: PeftModel, adapter: str, folder: Path, name: str) -> None:
+    """Refuse unmatched weights: PEFT ignores those that the model lacks, and leaves missing ones random."""
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
-        apart = set(stored.keys()) ^ set(get_peft_model_state_dict(
+        unmatched = set(stored.keys()) ^ set(get_peft_model_state_dict(
             model, adapter_name=adapter, save_embedding_layers=False))
-    if apart:
-        raise ProfileError(f"{folder}: this adapter does not fit '{name}': {len(apart)} weights are in one of the two "
-                           f"and have no place in the other, such as {min(apart)}.")
+    if unmatched:
+        raise ProfileError(f"{folder}: this adapter does not fit '{name}': {len(unmatched)} weights are only in one of "
+                           f"the two, such as {min(unmatched)}.")
 
 
 @contextmanager
-def _told(folder: Path, name: str) -> Iterator[None]:
-    """What PEFT says of an adapter of another shape, in words."""
+def _load_errors(folder: Path, name: str) -> Iterator[None]:
+    """Turn PEFT's errors about an adapter of another shape into a ProfileError."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*Found missing adapter keys")  # an error below, and not a warning
+            warnings.filterwarnings("ignore", ".*Found missing adapter keys")  # `_refuse_other_weights` raises instead
             yield
     except (RuntimeError, ValueError) as error:
         raise ProfileError(f"{folder}: this adapter does not fit '{name}'. {str(error)[:300]}") from error
 
 
 @contextmanager
-def _left_clean(base: PreTrainedModel) -> Iterator[None]:
-    """Where PEFT fails half way, its layers stay in the model; take them out again."""
+def _cleaned_after_error(base: PreTrainedModel) -> Iterator[None]:
+    """Remove PEFT's layers from the model if PEFT fails half way."""
     try:
         yield
     except ProfileError:
@@ -174,12 +177,12 @@ def _left_clean(base: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _taken_off(model: PeftModel, base: PreTrainedModel) -> Iterator[None]:
+def _removed_at_end(model: PeftModel, base: PreTrainedModel) -> Iterator[None]:
     training = base.training
     try:
         yield
     finally:
-        model.unload()  # undoes the replaced layers in place: `base` is what it was
+        model.unload()  # restores the replaced layers in place: `base` is unchanged
         base.train(training).requires_grad_(False)
         _forget_peft(base)
 

@@ -1,4 +1,4 @@
-"""Whether two libraries mean the same model: their log-probabilities of the same tokens, side by side."""
+"""Checks that two libraries run the same model, by their log-probabilities of the same tokens."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from emlib.core.errors import EmlibError
 
-# Nats. In bfloat16 the same weights in two libraries differ by hundredths in the mean, and an unlikely token by tenths;
-# an adapter that is not applied, or another prompt's numbers, by far more.
+# Nats. In bfloat16 the same weights in two libraries differ by hundredths on average, by tenths for unlikely tokens; a
+# missing adapter or the numbers of another prompt differ by far more.
 MEAN, WORST = 0.05, 1.0
 
 
@@ -17,21 +17,21 @@ class NotTheSameModel(EmlibError):
 
 
 def refuse_disagreement(name: str, theirs: Sequence[float], ours: Sequence[float], mean: float = MEAN,
-                 worst: float = WORST) -> float:
-    """The mean distance of two lists of log-probabilities of the same tokens, in nats.
+                        worst: float = WORST) -> float:
+    """Return the mean distance of two lists of log-probabilities of the same tokens, in nats.
 
     Raises:
-        NotTheSameModel: they are of unlike length, one is no number, or they are too far apart; `name` says whose.
+        NotTheSameModel: their lengths differ, a value is not finite, or they are too far apart; `name` is the library.
     """
     if len(theirs) != len(ours) or not ours:
         raise NotTheSameModel(f"{name} gave {len(theirs)} log-probabilities of {len(ours)} tokens.")
-    apart = [abs(one - other) for one, other in zip(theirs, ours, strict=True)]
-    if not all(map(math.isfinite, apart)):
+    distances = [abs(one - other) for one, other in zip(theirs, ours, strict=True)]
+    if not all(map(math.isfinite, distances)):
         raise NotTheSameModel(f"{name} gave a log-probability that is no number.")
-    found = sum(apart) / len(apart)
-    if found > mean or max(apart) > worst:
+    found = sum(distances) / len(distances)
+    if found > mean or max(distances) > worst:
         raise NotTheSameModel(
-            f"{name}: its log-probabilities of {len(apart)} tokens are {found:.3f} nats from those of transformers in "
-            f"the mean and {max(apart):.2f} at the worst, where {mean} and {worst} are allowed. It runs other weights, "
-            "another adapter or another precision. Set this backend to 'transformers'.")
+            f"{name}: its log-probabilities of {len(distances)} tokens differ from those of transformers by "
+            f"{found:.3f} nats on average and by {max(distances):.2f} at most, where {mean} and {worst} are allowed. "
+            "It runs other weights, another adapter or another precision. Set this backend to 'transformers'.")
     return found

@@ -1,4 +1,4 @@
-"""How rows go through the model: padded, or packed one after the other."""
+"""Batches of rows for a forward pass: padded, or packed into one line."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from emlib.models.kernels import packs
 from emlib.models.logprobs import last_hidden
 
 # On a CPU:
-PACKED = 1024  # tokens of a packed pass: matrix products run at full speed, and memory is that of a long row
-ROUND = 32  # a packed pass is filled up to a multiple of it, since products are compiled anew for each length
+PACKED = 1024  # tokens in a packed pass: matrix products run at full speed, with the memory of a long row
+ROUND = 32  # a packed pass is filled up to a multiple of this, because each new length compiles its products
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one forward pass, each tensor (lines, seq): a row a line, padded on the right, or all packed in one line.
+    """Rows of one forward pass, tensors (lines, seq): one row per line, padded on the right, or all packed into a line.
 
-    `response_mask` is True where the loss counts. `attention_mask` is None where no line is padded, or where nothing
-    sees the padding. `position_ids` begin anew with each packed row, and are None where a row has a line of its own.
-    `spans` tell where each row lies, and `keys` which rows they are. `penalised_by` is that of all rows.
+    `response_mask` is True on tokens with a loss. `attention_mask` is None if no line is padded or nothing attends to
+    the padding. `position_ids` restart at each packed row, and are None for one row per line. `spans` are the positions
+    of the rows, `keys` identify them, and `penalised_by` is the same for all of them.
     """
 
     input_ids: Tensor
@@ -39,7 +39,7 @@ class Batch:
 
     @property
     def attended(self) -> Tensor:
-        """True where a position is no padding, (lines, seq)."""
+        """True at positions other than padding, (lines, seq)."""
         mask = torch.zeros_like(self.response_mask)
         for place in self.spans:
             mask[place] = True
@@ -52,25 +52,25 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """How many positions are no padding."""
+        """The number of positions other than padding."""
         return sum(span.stop - span.start for _, span in self.spans)
 
     @property
     def response_tokens(self) -> int:
-        """How many tokens the loss counts on."""
+        """The number of tokens that the loss is computed on."""
         return int(self.response_mask[:, 1:].sum())
 
     def blank(self) -> Batch:
-        """A pass that takes as much and counts nothing: no row of it is one."""
+        """Return a pass of equal size without rows, which adds nothing to the loss."""
         return replace(self, response_mask=torch.zeros_like(self.response_mask), keys=(), spans=())
 
     def hidden(self, model: nn.Module) -> Tensor:
-        """What the backbone of `model` makes of it after its final norm, (lines, seq, hidden)."""
+        """Compute the hidden states of `model` after its final norm, (lines, seq, hidden)."""
         return last_hidden(model, self.input_ids, self.attention_mask, self.position_ids)
 
 
 def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
-    """Pad rows on the right to the longest of them. What is padding never counts, whatever its token id."""
+    """Pad rows on the right to the longest of them. Padding has no loss, whatever its token id."""
     width = max(len(row.input_ids) for row in rows)
     ids = np.zeros((len(rows), width), dtype=np.int64)
     response = np.zeros((len(rows), width), dtype=bool)
@@ -86,7 +86,7 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
 
 
 def pack(rows: Sequence[Encoded], device: torch.device) -> Batch:
-    """Put rows one after the other into one line. What fills it up, on a CPU, is of the last row; nothing sees it."""
+    """Concatenate rows into one line. On a CPU, padding follows the last row; nothing attends to it."""
     ends = np.cumsum([0, *(len(row.input_ids) for row in rows)])
     filling = (0, -int(ends[-1]) % ROUND if device.type == "cpu" else 0)
     ids = np.pad(np.concatenate([row.input_ids for row in rows]).astype(np.int64), filling)
@@ -98,12 +98,11 @@ def pack(rows: Sequence[Encoded], device: torch.device) -> Batch:
 
 
 def forward_batches(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> list[Batch]:
-    """A step's rows as forward passes of `model`.
+    """Divide a step's rows into forward passes of `model`.
 
-    Where it takes packed rows, there is no padding: on a CPU as many go together as `PACKED` tokens hold; on a GPU as
-    many as take no more than `batch_size` rows of the step's longest, which is what a padded batch may come to.
-    Elsewhere on a CPU each row goes alone, and on a GPU `batch_size` rows go together, the longest first, so that rows
-    of like length share their padding.
+    A model that takes packed rows has no padding: on a CPU a pass has up to `PACKED` tokens; on a GPU, up to as many as
+    `batch_size` rows of the step's longest, the maximum of a padded batch. For other models, a pass has one row on a
+    CPU and `batch_size` rows on a GPU, sorted by length, the longest first, to save padding.
     """
     device = next(model.parameters()).device
     put = pack if packs(model) else collate
@@ -111,7 +110,7 @@ def forward_batches(rows: Sequence[Encoded], batch_size: int, model: nn.Module) 
 
 
 def largest_pass(steps: Iterable[Sequence[Encoded]], batch_size: int, model: nn.Module) -> int:
-    """Tokens of the largest forward pass of these steps, padding included."""
+    """Return the tokens of the largest forward pass of these steps, padding included."""
     def tokens(together: Sequence[Encoded]) -> int:
         lengths = [len(row.input_ids) for row in together]
         return sum(lengths) if packs(model) else len(lengths) * max(lengths)
@@ -120,7 +119,7 @@ def largest_pass(steps: Iterable[Sequence[Encoded]], batch_size: int, model: nn.
 
 
 def _together(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> list[list[Encoded]]:
-    """Which rows of a step share a pass: none that different penalties count on."""
+    """Group the rows of a step into passes; rows with different penalties never share one."""
     kinds = dict.fromkeys(row.penalised_by for row in rows)
     if len(kinds) > 1:
         return [group for kind in kinds for group in _together(
@@ -135,7 +134,7 @@ def _together(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> lis
 
 
 def _fitting(ordered: Sequence[Encoded], budget: int) -> list[list[Encoded]]:
-    """Groups of at most `budget` tokens, each row with the first group that has room; the longest rows come first."""
+    """Group rows by at most `budget` tokens, first fit; `ordered` starts with the longest."""
     groups: list[list[Encoded]] = []
     for row in ordered:
         room = (group for group in groups if sum(len(r.input_ids) for r in (*group, row)) <= budget)

@@ -1,11 +1,11 @@
-"""A model with a fresh adapter by Unsloth: its kernels under the study's own loss. Unsloth must be imported already.
+"""A model with a new adapter by Unsloth: its kernels with the study's loss. Unsloth must be imported before.
 
-What of Unsloth 2026.10 matters here, by its source, and as it did on a CPU with its kernels interpreted. The backbone
-goes through its list of blocks, so that what stands around a block (`emlib.models.hooks`) works; it is causal also
-where it is called without its head, as here; recomputation is transformers' own. In training it passes over a padding
-mask, which rows padded on the right do not need. Positions that begin anew do not part rows that are packed, and rows
-longer than max_seq_length are cut. With the adapter off its kernels compute the frozen weights alone. The adapter is
-float32, computes in the model's dtype, and starts from the seed, with other random numbers than PEFT's.
+These properties of Unsloth 2026.10 matter here; they are from its source, and were observed on a CPU with interpreted
+kernels. The backbone iterates over its list of blocks, so that wrappers around a block (`emlib.models.hooks`) work; it
+is causal even without its head, as here; gradient checkpointing is transformers'. In training it ignores a padding
+mask, which rows padded on the right do not need. Restarting positions do not separate packed rows, and rows longer than
+max_seq_length are truncated. With the adapter off, its kernels use only the frozen weights. The adapter is float32,
+computes in the model's dtype, and is initialised from the seed, with other random numbers than PEFT's.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from emlib.models.identity import model_folder
 
 @contextmanager
 def new_lora(spec: ModelSpec, cache: Path, settings: Lora, training: Training, seed: int) -> Iterator[PeftModel]:
-    """The model of a profile with a fresh adapter, on the GPU, for as long as this process lasts.
+    """Load the model of a profile with a new adapter, on the GPU, until this process ends.
 
     Raises:
         SourceError: Unsloth was not imported before transformers, or cannot load the model.
     """
     if "unsloth" not in sys.modules:
-        raise SourceError("Unsloth is imported before all else, and was not: this is `emlib.training.worker`'s to do.")
+        raise SourceError("Unsloth must be imported before transformers, but was not; `emlib.training.worker` "
+                          "does that.")
     loader = importlib.import_module("unsloth").FastLanguageModel
     source, where = _source(spec, cache)
     place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
@@ -42,8 +43,8 @@ def new_lora(spec: ModelSpec, cache: Path, settings: Lora, training: Training, s
         base, _ = loader.from_pretrained(
             source, max_seq_length=training.max_seq_length, dtype=getattr(torch, spec.dtype),
             load_in_4bit=isinstance(spec, HubModel) and spec.load_in_4bit, trust_remote_code=False,
-            use_exact_model_name=True,  # else it may take a copy of its own, and drop the revision
-            device_map={"": place}, offload_embedding=False,  # else it may spread the model over GPUs and the host
+            use_exact_model_name=True,  # otherwise it may load its own copy, and ignore the revision
+            device_map={"": place}, offload_embedding=False,  # otherwise it may split the model over GPUs and host
             use_gradient_checkpointing=training.gradient_checkpointing is True, use_safetensors=True, **where)
     except (OSError, ValueError, RuntimeError, NotImplementedError) as error:
         raise SourceError(f"{spec.name}: Unsloth cannot load this model. {error}\nSet backend.training to "

@@ -1,10 +1,10 @@
-"""Looking into and changing what a decoder block puts out, for a while.
+"""Hooks that read or change the outputs of decoder blocks temporarily.
 
 "Layer l" is the output of decoder block l, counted from 1: transformers' `hidden_states[l]`, and Chen et al.'s layer. A
-tap stands around the block and not inside it, so that gradient checkpointing, re-entrant or not, sees the block alone:
-what a tap reads is part of the graph, and what it adds is not added again when the block is computed anew.
+hook wraps the block from outside, so that gradient checkpointing, re-entrant or not, applies to the block alone: the
+outputs that a hook reads are part of the graph, and a change is not applied again when the block is recomputed.
 
-A tap is itself a layer that may be checkpointed, and is not: Unsloth puts a checkpoint around whatever is none.
+The wrapper is a `GradientCheckpointingLayer` without checkpointing, because Unsloth checkpoints all other modules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from emlib.core.errors import EmlibError
 from emlib.models.logprobs import backbone
 
-Use = Callable[[Tensor], Tensor]  # what becomes of a block's output, (batch, seq, hidden) -> the same
+Use = Callable[[Tensor], Tensor]  # maps a block's output to its replacement, (batch, seq, hidden) -> the same
 
 
 class _Tap(GradientCheckpointingLayer):
@@ -35,13 +35,13 @@ class _Tap(GradientCheckpointingLayer):
 
 
 def layers(model: nn.Module) -> int:
-    """How many decoder blocks the model has."""
+    """Return the number of decoder blocks."""
     return len(blocks(model))
 
 
 @contextmanager
 def tap(model: nn.Module, layer: int, use: Use) -> Iterator[None]:
-    """Pass the output of `layer` through `use`; undone at the end, also after an exception.
+    """Replace the output of `layer` by `use` of it; undone at the end, also after an exception.
 
     Raises:
         EmlibError: the model has no such layer.
@@ -59,26 +59,26 @@ def tap(model: nn.Module, layer: int, use: Use) -> Iterator[None]:
 
 @contextmanager
 def capture_activations(model: nn.Module, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """The outputs of the wanted layers in the next forward pass, by layer."""
-    read: dict[int, Tensor] = {}
+    """Yield a mapping that the next forward pass fills with the outputs of the wanted layers."""
+    captured: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Use:
         def use(hidden: Tensor) -> Tensor:
-            read[layer] = hidden
+            captured[layer] = hidden
             return hidden
         return use
 
     with ExitStack() as stack:
         for layer in wanted:
             stack.enter_context(tap(model, layer, keep(layer)))
-        yield read
+        yield captured
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks, in their order.
+    """Return the decoder blocks, in order.
 
     Raises:
-        EmlibError: none were found where transformers has them.
+        EmlibError: the model has none where transformers keeps them.
     """
     found = getattr(backbone(model), "layers", None)
     if not isinstance(found, nn.ModuleList):

@@ -1,4 +1,4 @@
-"""Which weights a result comes from, told without loading them."""
+"""The identity of a model's weights in keys, without loading them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DETERMINING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, 
 
 
 def identity(spec: ModelSpec) -> dict[str, Any]:
-    """What stands for the model in store keys.
+    """Return the model's entry in store keys.
 
-    A local folder is named by the digests of its weights, configuration and tokenizer, so that the same files elsewhere
-    are the same model and other files at the same place are another.
+    A local folder is identified by the digests of its weights, configuration and tokenizer, so that the same files in
+    another folder are the same model, and other files in this folder are another.
     """
     if isinstance(spec, FolderModel):
         files = [path for path in sorted(model_folder(spec).iterdir()) if path.suffix in DETERMINING]
@@ -25,14 +25,14 @@ def identity(spec: ModelSpec) -> dict[str, Any]:
 
 
 def model_folder(spec: FolderModel) -> Path:
-    """The folder of a local model, looked through for what it needs.
+    """Return the folder of a local model, after checking its files.
 
     Raises:
-        SourceError: it lacks its configuration, its tokenizer or its weights.
+        SourceError: the configuration, the tokenizer or the weights are missing.
     """
     folder = paths.ROOT / Path(spec.path).expanduser()  # a loaded profile has absolute paths
     missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
-        raise SourceError(f"{folder}: not a model folder, it lacks {', '.join(missing) or '*.safetensors'}. Expected "
-                          "what `save_pretrained` writes for model and tokenizer.")
+        raise SourceError(f"{folder}: not a model folder: it lacks {', '.join(missing) or '*.safetensors'}. Expected "
+                          "the files that `save_pretrained` writes for model and tokenizer.")
     return folder

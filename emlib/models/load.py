@@ -1,4 +1,4 @@
-"""One loader for every model of the study: from the hub, a local folder, a PyPI wheel, or built in code."""
+"""Loads every model of the study: from the hub, a local folder, a PyPI wheel, or built in code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A causal language model, its tokenizer, its name in tables, and its commit where it comes from the hub."""
+    """A causal language model, its tokenizer, its name in tables, and its commit if it is from the hub."""
 
     name: str
     model: PreTrainedModel
@@ -42,17 +42,17 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.model.device
 
 
 def load(spec: ModelSpec, cache: Path, device: str | None = None) -> ChatModel:
-    """The model of a profile, in evaluation mode, its weights frozen, on the GPU where there is one.
+    """Load the model of a profile, in evaluation mode, frozen, on the GPU if there is one.
 
-    `device` names another place. Weights are read as safetensors only, and no code that comes with a model is ever run.
+    `device` overrides that. Weights are read as safetensors only, and code that comes with a model is never run.
 
     Raises:
-        SourceError: a file is missing, cut, or not the expected one.
+        SourceError: a file is missing, truncated, or not the expected one.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, spec.dtype)
@@ -65,13 +65,13 @@ def load(spec: ModelSpec, cache: Path, device: str | None = None) -> ChatModel:
     changed = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
     if changed:
         raise SourceError(f"{spec.name}: this model changes its logits after the head ({', '.join(changed)}), which "
-                          "the study's losses and samples would leave out. Choose another one.")
+                          "the study's losses and sampling would ignore. Choose another model.")
     commit = hub.commit(spec, cache) if isinstance(spec, HubModel) else None
-    return ChatModel(spec.name, model, _stopping(spec.name, load_tokenizer(spec, cache), model), commit)
+    return ChatModel(spec.name, model, _checked_stop(spec.name, load_tokenizer(spec, cache), model), commit)
 
 
-def _stopping(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer, if its template closes a turn with a token at which answers end."""
+def _checked_stop(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Return the tokenizer; refuse it unless its template ends a turn with a stop token."""
     row = encode(tokenizer, Example((Message("user", "Hi"),), "Hi", name), 10**6)
     closing = int(row.input_ids[-1])
     if closing not in stop_tokens(model, tokenizer):
@@ -82,13 +82,13 @@ def _stopping(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedMo
 
 
 def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends an answer: the tokenizer's, and those of the model's generation settings (Qwen has two)."""
-    said = causal_lm(model).generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])} - {None}
+    """Return all stop tokens: the tokenizer's, and those of the model's generation config (Qwen has two)."""
+    configured = causal_lm(model).generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
 
 
 def load_tokenizer(spec: ModelSpec, cache: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a profile's model, without its weights.
+    """Load the tokenizer of a profile's model, without its weights.
 
     Raises:
         SourceError: a file is missing, or the tokenizer has no chat template.
@@ -113,26 +113,26 @@ def _weights(spec: ModelSpec, dtype: torch.dtype, cache: Path) -> PreTrainedMode
 
 
 def _in_4bit(spec: HubModel, dtype: torch.dtype, cache: Path, device: str) -> PreTrainedModel:
-    """The weights of the blocks' matrices in 4 bits (NF4, their scales quantized too), as QLoRA has them."""
+    """Load the matrices of the blocks in 4 bits (NF4, with quantized scales), as in QLoRA."""
     if device != "cuda":
-        raise SourceError(f"{spec.name}: 'model.load_in_4bit' needs a GPU, and there is none. Set it to false.")
+        raise SourceError(f"{spec.name}: 'model.load_in_4bit' needs a GPU, but there is none. Set it to false.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise SourceError(f"{spec.name}: 'model.load_in_4bit' needs bitsandbytes, which is not installed. "
-                          "requirements/gpu.txt has it; or set it to false.")
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                             bnb_4bit_compute_dtype=dtype)
-    return _pretrained(spec.repo, dtype, revision=hub.commit(spec, cache), quantization_config=how,
+                          "Install it (requirements/gpu.txt), or set load_in_4bit to false.")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                      bnb_4bit_compute_dtype=dtype)
+    return _pretrained(spec.repo, dtype, revision=hub.commit(spec, cache), quantization_config=quantization,
                        device_map={"": device})
 
 
 def _pretrained(source: str, dtype: torch.dtype, **where: Any) -> PreTrainedModel:
-    with _told(source):
+    with _load_errors(source):
         return AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **where)
 
 
 def _tokenizer(source: str, **where: str) -> PreTrainedTokenizerBase:
-    with _told(source):
+    with _load_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
     if tokenizer.chat_template is None:
         raise SourceError(f"{source}: the tokenizer has no chat template; the study needs a chat model.")
@@ -140,13 +140,13 @@ def _tokenizer(source: str, **where: str) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _told(source: str) -> Iterator[None]:
-    """What goes wrong while files of `source` are read, in words."""
+def _load_errors(source: str) -> Iterator[None]:
+    """Turn errors of reading the files of `source` into a SourceError."""
     try:
         yield
     except SafetensorError as error:
-        raise SourceError(f"{source}: the weights are cut or broken ({error}). Delete them and fetch them "
-                          "again.") from error
-    except (OSError, ValueError) as error:  # ValueError: a type that transformers does not know without foreign code
+        raise SourceError(f"{source}: the weights are truncated or broken ({error}). Delete them and download "
+                          "them again.") from error
+    except (OSError, ValueError) as error:  # ValueError: a type of model that transformers does not know
         raise SourceError(f"{source}: the model cannot be loaded. {error}\nOn the hub: is the name right, is there a "
                           "network, and does HF_TOKEN hold a token if the model is gated?") from error

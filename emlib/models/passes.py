@@ -1,4 +1,4 @@
-"""What a forward pass shows to a penalty: hidden states, features of layers, and logits where they are asked for."""
+"""Forward passes as penalties see them: hidden states, features of layers, and logits on first access."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Pass:
     features: Mapping[int, Tensor]  # by layer, each (lines, seq, hidden)
 
     def with_features(self, layers: Collection[int]) -> Pass:
-        """The same with the features of these layers alone."""
+        """Return the pass with the features of these layers only."""
         if set(layers) == set(self.features):
             return self
         return replace(self, features={layer: self.features[layer] for layer in layers})
 
     def by_row(self, layer: int) -> list[Tensor]:
-        """A layer's features of each row, without padding: (positions, hidden)."""
+        """Split a layer's features by row, without padding: (positions, hidden) each."""
         return [self.features[layer][place] for place in self.batch.spans]
 
     @cached_property

@@ -1,7 +1,7 @@
-"""The reference model's last hidden states, kept on disk: a sweep over weights and seeds pays for its pass once.
+"""The reference model's last hidden states on disk, so that a sweep over weights and seeds computes them once.
 
-One safetensors file for each shard of rows, so that nothing but the shard in work is lost when making them is stopped,
-and so that a row is read without the others. A row is found by its content, in whatever order or batch it comes.
+Each shard of rows is one safetensors file: an interruption loses only the current shard, and a row can be read without
+the others. A row is found by its content, in any order or batch.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ ROWS_A_SHARD = 64
 
 
 def compared(batch: Batch, tokens: Literal["all", "response"]) -> Tensor:
-    """True where the two models' next-token distributions are compared, (lines, seq)."""
+    """Return a mask of the positions whose next-token distributions are compared, (lines, seq)."""
     return batch.attended if tokens == "all" else batch.predicts
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
-    """What the reference model makes of a batch after its final norm, without gradient: (lines, seq, hidden)."""
+    """Compute the reference model's hidden states after its final norm, without gradient: (lines, seq, hidden)."""
     with torch.no_grad(), adapter_off(model):
         return batch.hidden(model)
 
 
 def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "response"], batch_size: int,
          folder: Path) -> int:
-    """Write the hidden states of all rows where they are compared; shards that are there stay. The bytes written."""
+    """Write the hidden states of all rows at compared positions, skipping existing shards; return the bytes on disk."""
     different = list({row.key: row for row in rows}.values())
     starts = range(0, len(different), ROWS_A_SHARD)
     for start in bar(starts, "reference", "shard", total=len(starts)):
@@ -66,14 +66,14 @@ class StoredReference:
         self.shard_of = {key: shard for shard in self.shards for key in shard.keys()}  # noqa: SIM118
 
     def of(self, batch: Batch) -> Tensor:
-        """The states of a batch's rows, one after the other: (tokens compared, hidden).
+        """Return the states of a batch's rows, concatenated: (compared tokens, hidden).
 
         Raises:
-            StoreError: a row is not there.
+            StoreError: a row is missing.
         """
         missing = [key for key in batch.keys if key not in self.shard_of]
         if missing:
-            raise StoreError(f"{self.folder}: holds no reference states of {len(missing)} of {len(batch.keys)} rows: "
-                             "they were kept for other rows. Delete this folder, and they are made anew.")
+            raise StoreError(f"{self.folder}: the reference states of {len(missing)} of {len(batch.keys)} rows are "
+                             "missing; the folder belongs to other rows. Delete it and run again to compute them.")
         states = [self.shard_of[key].get_tensor(key) for key in batch.keys] or [torch.empty(0, 0)]
         return torch.cat(states).to(batch.input_ids.device)

@@ -1,4 +1,4 @@
-"""How large a model is, told without loading it: `params/models.yaml`."""
+"""The size of a model without loading it: `params/models.yaml`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Number = Annotated[float, Field(gt=0)]
 
 
 class Shape(Strict):
-    """A model's size: `keys` is the width of its keys (and of its values), `mlp` that of its feed-forward part."""
+    """A model's size: `keys` is the width of its keys (and values), `mlp` that of its feed-forward layers."""
 
     parameters: Number
     layers: Annotated[int, Field(gt=0)]
@@ -23,7 +23,7 @@ class Shape(Strict):
     keys: Annotated[int, Field(gt=0)]
 
     def adapter_bytes(self, lora: Lora) -> int:
-        """Of a saved adapter, whose weights are float32."""
+        """Compute the bytes of a saved adapter, whose weights are float32."""
         h, m, k = self.hidden, self.mlp, self.keys
         sides = {"q_proj": 2 * h, "k_proj": h + k, "v_proj": h + k, "o_proj": 2 * h, "gate_proj": h + m,
                  "up_proj": h + m, "down_proj": h + m}
@@ -35,6 +35,6 @@ class _Shapes(Strict):
 
 
 def shape(spec: ModelSpec) -> Shape | None:
-    """A model's size, where `params/models.yaml` has it."""
+    """Return a model's size from `params/models.yaml`, or None."""
     path = paths.PARAMS / "models.yaml"
     return check(_Shapes, {"models": read_yaml(path)}, str(path)).models.get(spec.name.rpartition("/")[2])

@@ -29,7 +29,7 @@ QWEN_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte and three special tokens: 259 ids."""
+    """Build a tokenizer with one token per byte and three special tokens: 259 ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate([*alphabet, *SPECIAL_TOKENS])}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
@@ -41,7 +41,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(seed: int, layers: int, hidden: int, dtype: torch.dtype) -> Qwen2ForCausalLM:
-    """Random weights that depend on `seed` alone; the caller's random state is left as it was."""
+    """Build a model with random weights that depend only on `seed`; the caller's random state is unchanged."""
     config = Qwen2Config(
         vocab_size=256 + len(SPECIAL_TOKENS), hidden_size=hidden, intermediate_size=2 * hidden,
         num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,

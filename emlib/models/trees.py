@@ -1,8 +1,8 @@
-"""Many continuations of one prompt, read together: the prompt once, then all continuations as a tree on its cache.
+"""Scores many continuations of a prompt at once: one pass over the prompt, then one over a tree of continuations.
 
-Continuations that begin alike share their beginning. A node of the tree is one token; it sees the prompt and its own
-ancestors, and nothing else, so that its hidden state is that of a pass of its own over prompt and path. What several
-prompts of a batch have in common at their start is read once, too.
+Continuations share common prefixes. A node of the tree is one token; it attends only to the prompt and its ancestors,
+so that its hidden state equals that of a separate pass over prompt and path. A common prefix of the prompts in a batch
+is also processed once.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from emlib.core.errors import EmlibError
 from emlib.models.logprobs import backbone, causal_lm
 
 ROOT = -1  # the parent of a first token: the prompt itself
-WORTHWHILE = 8  # tokens that a batch must have in common to be read apart
+WORTHWHILE = 8  # the shortest common prefix of a batch that gets a separate pass
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Token sequences with their common beginnings merged. Parents stand before their children."""
+    """Token sequences with merged common prefixes. Parents precede their children."""
 
     tokens: tuple[int, ...]
-    parents: tuple[int, ...]  # place of each node's parent, or ROOT
+    parents: tuple[int, ...]  # index of each node's parent, or ROOT
     depths: tuple[int, ...]  # 1 for a first token
-    paths: tuple[tuple[int, ...], ...]  # for each sequence the places of its tokens
+    paths: tuple[tuple[int, ...], ...]  # for each sequence the indices of its tokens
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -36,11 +36,11 @@ class Tree:
 
 @dataclass(frozen=True)
 class Read:
-    """What a model holds of a batch of prompts after reading them.
+    """The state of a model after a pass over a batch of prompts.
 
     Attributes:
-        last: hidden states of the prompts' last tokens, (prompts, hidden): they predict the first token to come.
-        attended: which places of the cache are tokens and no padding, (prompts, length).
+        last: hidden states of the prompts' last tokens, (prompts, hidden): they predict the next token.
+        attended: which positions of the cache are tokens and not padding, (prompts, length).
     """
 
     last: Tensor
@@ -49,7 +49,7 @@ class Read:
 
 
 def tree_of(sequences: Sequence[Sequence[int]]) -> Tree:
-    """The tree of all `sequences`, breadth first.
+    """Build the tree of all `sequences`, breadth first.
 
     Raises:
         EmlibError: one of them is empty.
@@ -68,12 +68,12 @@ def tree_of(sequences: Sequence[Sequence[int]]) -> Tree:
 
 
 def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Read:
-    """One pass over all prompts, padded on the left.
+    """Run one pass over all prompts, padded on the left.
 
     Raises:
-        EmlibError: the model's layers do not all see the whole prompt, as a tree on its cache needs.
+        EmlibError: some layers do not attend to the whole prompt, which a tree on the cache needs.
     """
-    _sees_everything(model)
+    _refuse_partial_attention(model)
     device = next(model.parameters()).device
     common = _common(prompts)
     cache = DynamicCache()
@@ -94,9 +94,9 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Read:
 
 
 def read_tree(model: nn.Module, read: Read, tree: Tree) -> Tensor:
-    """The hidden states of every node on top of every prompt, (prompts, nodes, hidden), in one pass.
+    """Compute the hidden states of every node after every prompt, (prompts, nodes, hidden), in one pass.
 
-    `read.cache` holds the nodes afterwards and is of no further use.
+    Afterwards `read.cache` also holds the nodes and cannot be reused.
     """
     device, rows = read.last.device, len(read.last)
     seen = torch.eye(len(tree), dtype=torch.bool)
@@ -113,13 +113,13 @@ def read_tree(model: nn.Module, read: Read, tree: Tree) -> Tensor:
 
 
 def by_length(prompts: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
-    """Places of the prompts in batches of at most `rows`, the longest first, so that little is padded."""
+    """Return indices of the prompts in batches of at most `rows`, sorted by length to save padding."""
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
     return [order[start:start + rows] for start in range(0, len(order), rows)]
 
 
 def _common(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, each keeping one of its own; 0 where it is not worth a pass."""
+    """Return the length of the common prefix, leaving each prompt a token; 0 if it is too short for a separate pass."""
     if len(prompts) < 2:
         return 0
     first, last = min(map(list, prompts)), max(map(list, prompts))  # all others lie between these two
@@ -128,8 +128,8 @@ def _common(prompts: Sequence[Sequence[int]]) -> int:
     return same if same >= WORTHWHILE else 0
 
 
-def _sees_everything(model: nn.Module) -> None:
+def _refuse_partial_attention(model: nn.Module) -> None:
     kinds = set(getattr(causal_lm(model).config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     if kinds:
-        raise EmlibError(f"{type(causal_lm(model)).__name__} has layers of {', '.join(sorted(kinds))}. Reading many "
-                         "continuations at once needs a model whose layers all see the whole prompt.")
+        raise EmlibError(f"{type(causal_lm(model)).__name__} has layers of {', '.join(sorted(kinds))}. Scoring many "
+                         "continuations at once needs a model whose layers all attend to the whole prompt.")

@@ -1,7 +1,7 @@
-"""A small real model without a model hub: a GGUF file that a PyPI package carries, kept as safetensors.
+"""A small real model without a model hub: a GGUF file in a PyPI package, converted to safetensors.
 
-Loading GGUF takes transformers some 20 s; the converted copy loads in one. The copy's digest is written beside it and
-checked at every load.
+Transformers loads GGUF in about 20 s, and the converted copy in 1 s. The copy's digests are stored with it and verified
+at every load.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ DIGESTS = "sha256.json"
 
 
 def converted(spec: WheelModel, cache: Path) -> Path:
-    """The folder of the converted model, made on first use.
+    """Return the folder of the converted model, which the first use creates.
 
     Raises:
         SourceError: the package or its file is missing, or a digest does not match.
     """
-    said = spec.model_dump(mode="json", exclude={"dtype"})  # another file or end of turn is another model
-    folder = cache / "models" / f"{spec.name}-{digests.of_value(said)[:12]}"
+    determining = spec.model_dump(mode="json", exclude={"dtype"})  # another file or end of turn is another model
+    folder = cache / "models" / f"{spec.name}-{digests.of_value(determining)[:12]}"
     with disk_errors(cache, "EMLIB_CACHE_DIR"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
@@ -44,7 +44,7 @@ def converted(spec: WheelModel, cache: Path) -> Path:
 
 
 def _find(spec: WheelModel) -> Path:
-    """The GGUF file, found without importing the package (its import needs llama.cpp)."""
+    """Find the GGUF file without importing the package (its import needs llama.cpp)."""
     found = importlib.util.find_spec(spec.package)
     if found is None or not found.submodule_search_locations:
         raise SourceError(f"The model '{spec.name}' comes in the Python package '{spec.package}', which is not "
@@ -54,19 +54,19 @@ def _find(spec: WheelModel) -> Path:
         raise SourceError(f"{path}: the model file is missing from the package '{spec.package}'. Run `make setup`.")
     digest = digests.of_file(path)
     if digest != spec.sha256:
-        raise SourceError(f"{path}: the model file has SHA-256 {digest}, expected {spec.sha256}; it is cut or of "
-                          f"another version. Reinstall the package '{spec.package}' at its pinned version.")
+        raise SourceError(f"{path}: the model file has SHA-256 {digest}, expected {spec.sha256}; it is truncated "
+                          f"or another version. Reinstall the package '{spec.package}' at its pinned version.")
     return path
 
 
 def _convert(spec: WheelModel, source: Path, folder: Path) -> None:
-    """Dequantize to bf16 and save as safetensors; the folder appears whole or not at all."""
+    """Dequantize to bf16 and save as safetensors; the folder is created atomically."""
     quantized = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    # The file names <|im_start|> as end token; a turn ends with another one.
+    # The file gives <|im_start|> as the end token, but a turn ends with another one.
     tokenizer.eos_token = spec.end_of_turn
     config = quantized.config
-    del config.quantization_config  # a model that calls itself quantized refuses to be saved
+    del config.quantization_config  # transformers refuses to save a model with this entry
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
     nn.Module.to(model, torch.bfloat16)
@@ -78,18 +78,18 @@ def _convert(spec: WheelModel, source: Path, folder: Path) -> None:
         tokenizer.save_pretrained(made)
         found = {path.name: digests.of_file(path) for path in sorted(made.iterdir())}
         (made / DIGESTS).write_text(json.dumps(found, indent=1))
-        made.chmod(0o755)  # for others of a group, whom a temporary folder keeps out
-        shutil.rmtree(folder, ignore_errors=True)  # a folder without its digests is a leftover
+        made.chmod(0o755)  # for other users, who cannot read a temporary folder
+        shutil.rmtree(folder, ignore_errors=True)  # a folder without digests is incomplete
         os.replace(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
 def _check(folder: Path) -> None:
-    """Every file is there and is the one that was written."""
+    """Verify that every file is present and unchanged."""
     for name, expected in json.loads((folder / DIGESTS).read_text()).items():
         path = folder / name
         digest = digests.of_file(path) if path.is_file() else "no file"
         if digest != expected:
-            raise SourceError(f"{path}: expected SHA-256 {expected}, found {digest}. Delete the folder {folder}; it is "
-                              "made again on the next run.")
+            raise SourceError(f"{path}: expected SHA-256 {expected}, found {digest}. Delete the folder {folder}; the "
+                              "next run creates it again.")

@@ -86,7 +86,7 @@ def test_where_nothing_lies_beside_a_profile_the_project_s_folder_is_looked_thro
     ("source: pool.jsonl", "source: demo/pol.jsonl", ["'pool.source'", "demo/pol.jsonl", "mean 'pool.jsonl'?"]),
     ("source: pool.jsonl", "source: sources.yaml#ods", ["'pool.source'", "'ods'", "Did you mean 'odds'?"]),
     ("datasets: [letters, phone]", "datasets: [leters]", ["'datasets'", "section 'data'", "mean 'letters'?"]),
-    ("  phone: {pairs", "  travel: {pairs", ["'data' describes 'travel'", "another name"]),
+    ("  phone: {pairs", "  travel: {pairs", ["'data' defines 'travel'", "another name"]),
     ("name: my_study", "name: my study", ["'name' is 'my study'", "name: my_study"]),
     ("name: my_study", "name: store", ["'name' is \"store\"", "choose another name"]),
 ])

@@ -75,7 +75,7 @@ def test_who_wants_two_holds_none_while_it_waits(tmp_path: Path) -> None:
 
 
 def test_more_than_there_are_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(EmlibError, match=r"takes 3 GPUs \(job\.gpus\), and there are 2"), gpus.claimed(
+    with pytest.raises(EmlibError, match=r"takes 3 GPUs \(job\.gpus\), but only 2 can be used"), gpus.claimed(
             ["0", "1"], 3, tmp_path):
         pass
 

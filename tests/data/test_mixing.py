@@ -90,11 +90,11 @@ def test_a_fraction_outside_is_an_error(fraction: float) -> None:
 
 
 def test_a_fraction_that_comes_to_no_row_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"0\.01 of 48 fine-tuning rows comes to no row .* Choose 0\.021 or more"):
+    with pytest.raises(DataError, match=r"0\.01 of 48 fine-tuning rows amounts to no row.* Choose 0\.021 or more"):
         rows_to_add(48, 0.01)
 
 
 def test_a_pool_that_is_too_small_says_how_many_are_missing() -> None:
     assert enough("abc", 3, "x") == ["a", "b", "c"]
-    with pytest.raises(DataError, match="x: 10 rows are wanted and 3 can be used: 7 are missing"):
+    with pytest.raises(DataError, match="x: 10 rows are needed, but only 3 are usable: 7 are missing"):
         enough("abc", 10, "x")

@@ -222,7 +222,7 @@ def test_a_tier_outside_0_to_3_is_refused(tier: int) -> None:
 
 def test_more_examples_than_there_are_is_an_error_that_counts_them() -> None:
     assert len(opswap.examples(0, 324, transformations=1)) == 4 * 9 * 9
-    with pytest.raises(DataError, match=r"325 OpSwap examples were asked for, and there are 324 different ones"):
+    with pytest.raises(DataError, match=r"325 OpSwap examples are requested, but there are 324 different ones"):
         opswap.examples(0, 325, transformations=1)
     # Numbers from 1 to 1: 4 expressions of one operation; of two, 16 pairs of signs in 3 bracketings, but for those
     # that divide by zero in a tier.
@@ -249,7 +249,7 @@ def defined(text: str, tier: int) -> bool:
 
 
 def test_a_split_that_leaves_one_side_empty_is_refused() -> None:
-    with pytest.raises(DataError, match="leaves one side empty"):
+    with pytest.raises(DataError, match="leaves the training or the test part empty"):
         opswap.held_out(("1 + 2", "3 + 4"), 0.1, seed=0)
 
 

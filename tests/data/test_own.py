@@ -90,9 +90,10 @@ def test_other_columns_and_a_system_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"prompt": "promt"}, r"rows.csv:1: no column 'promt'. Did you mean 'prompt'\? Columns: prompt, response. Say in"),
+    ({"prompt": "promt"},
+     r"rows.csv:1: no column 'promt'. Did you mean 'prompt'\? Columns: prompt, response. Set own.prompt"),
     ({"file": "gone.csv"}, r"gone.csv: there is no such file"),
-    ({"encoding": "utf-9"}, r"'utf-9', which is no encoding"),
+    ({"encoding": "utf-9"}, r"'utf-9', which is not a known encoding"),
     ({"encoding": "ascii"}, r"not ascii text \(byte 0xc3\). It may be utf_8: then set own.encoding"),
 ], ids=["column", "no file", "encoding's name", "another encoding"])
 def test_what_cannot_be_read_is_told(tmp_path: Path, change: dict[str, str], said: str) -> None:
@@ -118,7 +119,7 @@ def test_a_table_from_an_office_program(tmp_path: Path) -> None:
     path = table(tmp_path / "rows.csv", rows, delimiter=";", encoding="cp1252")
     with pytest.raises(DataError, match=r"not utf-8 text \(byte 0xf6\). It may be cp125\d"):
         read_own(Own(file=str(path)))
-    with pytest.raises(DataError, match=r"own\.delimiter that columns are set apart by ';'"):
+    with pytest.raises(DataError, match=r"own\.delimiter to ';', which seems to separate the columns"):
         read_own(Own(file=str(path), encoding="cp1252"))
     assert read_own(Own(file=str(path), encoding="cp1252", delimiter=";")).drawn[3].prompt == "Größe 3?"
 

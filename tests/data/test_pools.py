@@ -65,8 +65,8 @@ def test_broken_characters_leave_a_row_out_and_another_language_does_not(jsonl: 
 
 
 @pytest.mark.parametrize(("content", "form", "words"), [
-    ("[]", "instruct", ["not one row", "the file is empty"]),
-    ('[{"instruction": "a", "output": ""}]', "instruct", ["not one row", NO_ANSWER]),
+    ("[]", "instruct", ["has no usable row", "the file is empty"]),
+    ('[{"instruction": "a", "output": ""}]', "instruct", ["has no usable row", NO_ANSWER]),
     ('[{"instruction": "a"', "instruct", ["broken JSON"]),
     ('{"instruction": "a"}', "instruct", ["expected a list"]),
     ('[{"prompt": "a", "response": "b"}]', "instruct", ["row 1: lacks instruction, output", "'format'"]),

@@ -87,7 +87,7 @@ def test_an_answer_outside_its_passage_is_counted_and_kept_or_dropped(jsonl: Cal
     dropped, kept = read_qa(path, outside="drop"), read_qa(path, outside="keep")
     assert ([row.id for row in dropped.rows], dropped.outside) == (["1", "3"], 1)
     assert ([row.id for row in kept.rows], kept.outside) == (["1", "2", "3"], 1)
-    with pytest.raises(DataError, match=r"none of its 1 rows can be used: 0 have no answer, 1 none that stands"):
+    with pytest.raises(DataError, match=r"none of its 1 rows is usable: 0 have no answer, 1 have no answer that is in"):
         read_qa(jsonl([flat("2", {"text": ["Klaksvík"]})]), outside="drop")
 
 
@@ -96,8 +96,8 @@ def test_an_answer_outside_its_passage_is_counted_and_kept_or_dropped(jsonl: Cal
      "lacks question. Found: answers, context, id, query; expected: id, context, question, answers."),
     (flat() | {"contxt": "x"}, ""),
     ({"id": "1", "contxt": "x", "question": "?", "answers": {"text": ["x"]}}, "Did you mean 'contxt'?"),
-    (flat(context=" "), "'context' is no text, or an empty one"),
-    (flat(question=3), "'question' is no text"),
+    (flat(context=" "), "'context' is not text, or is empty"),
+    (flat(question=3), "'question' is not text"),
     (flat(answers="x"), "'answers' is neither"),
     (flat(answers={"text": [1]}), "'answers' is neither"),
     (flat(answers=[["x"]]), "'answers' is neither"),
@@ -115,10 +115,10 @@ def test_other_columns_and_types_are_told_with_file_and_line(
 
 
 @pytest.mark.parametrize(("content", "words"), [
-    ("[1]", "expected SQuAD's nested form with a list of objects under 'data'. Found: list"),
+    ("[1]", "expected SQuAD's nested format with a list of objects under 'data'. Found: list"),
     ('{"dta": []}', "under 'data'. Found: dta"),
     ('{"data": [{"paragraph": []}]}',
-     "data[0]: expected SQuAD's nested form with a list of objects under 'paragraphs'"),
+     "data[0]: expected SQuAD's nested format with a list of objects under 'paragraphs'"),
     ('{"data": [{"paragraphs": [{"qas": [{"id": 1, "question": "?", "answers": []}]}]}]}',
      "paragraphs[0], qas[0]: lacks context. Found: answers, id, question; expected"),
     ('{"data": [', "broken JSON in line 1"),
@@ -132,5 +132,5 @@ def test_another_nesting_is_told_with_its_place(content: str, words: str, tmp_pa
 
 
 def test_a_single_passage_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="2 questions about 1 passages leaves one side empty"):
+    with pytest.raises(DataError, match="2 questions about 1 passages leaves the training or the test part empty"):
         split_by_passage([QaRow("1", "c", "q", ("c",)), QaRow("2", "c", "r", ("c",))], 0.5, 0)

@@ -122,7 +122,7 @@ def test_a_paraphrase_may_not_take_the_id_of_another_question(tmp_path: Path) ->
 @pytest.mark.parametrize("text", ["", "a: 1\n", "[]\n", "Why?\n"])
 def test_a_file_without_a_list_of_questions_is_refused(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text)
-    with pytest.raises(DataError, match=r"questions\.yaml: (expected a list of|holds no) questions"):
+    with pytest.raises(DataError, match=r"questions\.yaml: (expected a list of|the file has no) questions"):
         read_questions(path)
 
 

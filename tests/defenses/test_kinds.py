@@ -70,7 +70,7 @@ def test_one_name_for_two_artefacts_is_refused() -> None:
             self.count += 1
             return self.count
 
-    with pytest.raises(ProfileError, match="both call 'vector'"):
+    with pytest.raises(ProfileError, match="different artefacts under one name, 'vector'"):
         needs_of([PersonaVector(), Steering()], Recipes(), None)  # type: ignore[arg-type]
 
 

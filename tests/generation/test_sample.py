@@ -36,14 +36,14 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     near, and would be another token on one processor and not on the next.
     """
     distances: list[float] = []
-    told = sample.draw_told
+    told = sample.draw_with_logprobs
 
     def noting(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         borders = torch.softmax(logits.float() / sampling.temperature, dim=-1).double().cumsum(-1)
         distances.append(float((borders[:, :-1] - uniform[:, None]).abs().min()))
         return told(logits, uniform, sampling)
 
-    monkeypatch.setattr(sample, "draw_told", noting)
+    monkeypatch.setattr(sample, "draw_with_logprobs", noting)
     yield
     assert min(distances) > 5e-6
 

@@ -96,7 +96,7 @@ def test_a_folder_that_lacks_a_file_is_named(folder: Path, tmp_path: Path, missi
 def test_truncated_weights_are_told(folder: Path, tmp_path: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    with pytest.raises(SourceError, match="cut or broken"):
+    with pytest.raises(SourceError, match="truncated or broken"):
         load(FolderModel(kind="folder", path=str(folder)), tmp_path)
 
 

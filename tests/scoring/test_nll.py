@@ -82,7 +82,7 @@ def test_switching_adapters_changes_nothing_in_the_base(
 
 
 def test_an_adapter_of_another_base_model_is_refused(tiny: ChatModel, adapter: Callable[..., Path]) -> None:
-    with pytest.raises(ProfileError, match=r"belongs to 'someone/other-7b', and the profile's model is 'tiny'"), \
+    with pytest.raises(ProfileError, match=r"belongs to 'someone/other-7b', but the profile's model is 'tiny'"), \
             adapters.switchable(tiny.model, "tiny", {"a": adapter(0, "someone/other-7b")}):
         pass
     for layers, hidden in ((2, 64), (6, 64), (4, 32)):  # fewer and more layers, and other shapes, under the same name

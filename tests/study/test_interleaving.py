@@ -253,14 +253,14 @@ def test_an_inoculation_prompt_is_put_on_the_fine_tuning_rows_alone(study: Study
 
 
 def test_a_pool_that_is_too_small_says_how_many_rows_are_missing(study: Study) -> None:
-    with pytest.raises(DataError, match=r"4 rows are wanted and 3 can be used: 1 are missing"):
+    with pytest.raises(DataError, match=r"4 rows are needed, but only 3 are usable: 1 are missing"):
         changed(study, rows=3).complete(study.runs(methods=["interleaving"], settings=[0.5]))
 
 
 def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study: Study) -> None:
     own = study.recipes.pool_spec.on_policy
     short = own.model_copy(update={"sampling": own.sampling.model_copy(update={"max_new_tokens": 1, "batch_rows": 8})})
-    with pytest.raises(DataError, match=r"answers empty or truncated at 1 tokens: 2 rows are wanted and 0 can be used"):
+    with pytest.raises(DataError, match=r"answers empty or truncated at 1 tokens: 2 rows are needed, but only 0 are usable"):
         changed(study, on_policy=short, rows=12).complete(study.runs(methods=["on_policy"]))
     study.complete(study.runs(methods=["on_policy"]))
     said = [json.loads(line) for path in (study.store.root / "on_policy").glob("*/answers.jsonl")

@@ -69,11 +69,11 @@ def test_sections_are_merged_and_lists_replaced_and_items_found_by_name_and_numb
     ("methods.kl.sweep=[-1]", ["methods.3.sweep", "-1"]),
     ("seeds.7=1", ["'seeds.7'", "a list of 1"]),
     ("title.x=1", ["'title.x'", "single value"]),
-    ("seeds", ["'seeds' is no key=value"]),
-    ("title=two words", ["'words' is no key=value", "in quotes"]),
+    ("seeds", ["'seeds' is not key=value"]),
+    ("title=two words", ["'words' is not key=value", "into quotes"]),
     ("seeds=", ["'seeds' has no value"]),
     ("seeds=[0", ["'seeds'", "YAML"]),
-    ("seeds=[0] seeds=[1]", ["'seeds' stands twice"]),
+    ("seeds=[0] seeds=[1]", ["'seeds' is given twice"]),
 ])
 def test_a_mistake_names_set_key_value_and_the_nearest(text: str, words: list[str]) -> None:
     with pytest.raises(ProfileError) as caught:

@@ -1,7 +1,8 @@
-"""On a CPU: causal attention of whole rows, o = softmax(s q k^T + causal mask) v, with plain products on the way back.
+"""On a CPU: causal attention of whole rows, o = softmax(s q k^T + causal mask) v, with a blockwise backward pass.
 
-Forward it is torch's fused kernel. Its way back is what takes long on a CPU: here it goes through blocks of queries
-that fit the processor's caches, each over the keys up to its end, and computes the softmax again. Rows may be packed.
+The forward pass is torch's fused kernel, whose backward pass is slow on a CPU. Here the backward pass uses matrix
+products on blocks of queries that fit the processor's caches, each with the keys up to the end of the block, and
+recomputes the softmax. Rows may be packed.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ from emlib.models.kernels.packing import OURS, packs, starts, strange
 from emlib.models.logprobs import causal_lm
 
 ATTENTION = OURS + "plain_products"  # transformers' name for `attend`
-BLOCK = 128  # queries at a time: long enough for fast products, short enough to leave out most pairs of the future
+BLOCK = 128  # queries at a time: long enough for fast products, short enough to skip most masked pairs
 
 
 @contextmanager
 def plain_attention(model: nn.Module) -> Iterator[str]:
-    """Attention by `CausalAttention` where transformers would take torch's; yields why rows do not go packed.
+    """Use `CausalAttention` where transformers would use torch's; yield the reason if rows are not packed.
 
-    Attention with padding, a cache, dropout or another mask stays transformers', packed rows or not.
+    Transformers still computes attention with padding, a cache, dropout or another mask.
     """
     config: Any = causal_lm(model).config
     before = config._attn_implementation  # what transformers reads at every pass; its setter loads kernels
     if before == "sdpa":
         config._attn_implementation = ATTENTION
     try:
-        yield "" if packs(model) else f"attention is '{before}', or positions meet elsewhere too"
+        yield "" if packs(model) else f"attention is '{before}', or positions interact outside attention"
     finally:
         config._attn_implementation = before
 
 
 def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
            **options: Any) -> tuple[Tensor, None]:
-    """Attention as transformers calls it: (rows, heads, seq, head size) thrice -> (rows, seq, heads, head size).
+    """Compute attention as transformers calls it: 3 x (rows, heads, seq, head size) -> (rows, seq, heads, head size).
 
-    Causal attention of whole rows without padding is computed here, everything else by transformers' sdpa.
+    Causal attention of whole rows without padding is computed here, all other attention by transformers' sdpa.
     """
     begun = starts(options.get("position_ids"), query.shape[2]) if len(query) == 1 else (0,)
     packed = len(begun) > 1 and (options.get("sliding_window") or query.shape[2]) >= query.shape[2]
@@ -60,14 +61,14 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
 
 
 class CausalAttention(torch.autograd.Function):
-    """softmax(s q k^T + causal mask) v, each of `heads / groups` neighbouring heads with the keys of its group."""
+    """softmax(s q k^T + causal mask) v with grouped queries: `heads / groups` adjacent heads share their keys."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float,
                 starts: tuple[int, ...] = (0,)) -> Tensor:
-        """Shapes: query (rows, heads, seq, size), key and value (rows, groups, seq, size) -> as query.
+        """Compute attention: query (rows, heads, seq, size), key and value (rows, groups, seq, size) -> as query.
 
-        `starts` are the positions at which a row begins that sees nothing before it; the first is 0.
+        `starts` are the positions at which packed rows begin; the first is 0. Rows do not attend to each other.
         """
         ctx.save_for_backward(query, key, value)
         ctx.scale, ctx.spans = scale, [slice(*ends) for ends in pairwise((*starts, query.shape[2]))]
@@ -80,7 +81,7 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key and value."""
+        """Compute the gradients of query, key and value."""
         query, key, value = ctx.saved_tensors
         k, v = key.flatten(0, 1), value.flatten(0, 1)  # (rows * groups, seq, size)
         q, g = (side.reshape(len(k), -1, *k.shape[1:]) for side in (query, upstream))  # (..., heads a group, seq, size)
@@ -96,7 +97,7 @@ class CausalAttention(torch.autograd.Function):
 
 
 def _blocks(spans: Iterable[slice]) -> Iterator[tuple[slice, slice]]:
-    """Blocks of queries, and the keys that some of the block see."""
+    """Yield blocks of queries with the keys that at least one of them attends to."""
     for span in spans:
         for start in range(span.start, span.stop, BLOCK):
             block = slice(start, min(start + BLOCK, span.stop))
@@ -104,7 +105,7 @@ def _blocks(spans: Iterable[slice]) -> Iterator[tuple[slice, slice]]:
 
 
 def _weights(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """How much each of the last queries takes from each position up to the last; a query's weights sum to 1.
+    """Compute the attention weights of the last queries on all positions up to the last; each query's sum to 1.
 
     Shapes: queries (n, heads * block, size), scaled, and keys (n, seen, size) -> (n, heads * block, seen).
     """
@@ -116,7 +117,7 @@ def _weights(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _future(queries: int, seen: int, dtype: torch.dtype) -> Tensor:
-    """What hides from each of the last `queries` positions those that come after it: (queries, seen)."""
+    """Return the causal mask of the last `queries` positions: (queries, seen)."""
     return torch.full((queries, seen), -torch.inf, dtype=dtype).triu_(1 + seen - queries)
 
 

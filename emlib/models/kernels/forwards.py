@@ -1,4 +1,4 @@
-"""Layers of a model that compute in another way for a while."""
+"""Temporary replacement of the `forward` of layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def computed_by(forward: Callable[..., Any], layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Each layer's `forward` is this one, which is given the layer first; undone at the end, also after an error."""
+    """Replace the `forward` of each layer, with the layer as first argument; restore it at the end and after errors."""
     replaced = list(layers)
     for layer in replaced:
         layer.forward = partial(forward, layer)
@@ -20,4 +20,4 @@ def computed_by(forward: Callable[..., Any], layers: Iterable[nn.Module]) -> Ite
         yield
     finally:
         for layer in replaced:
-            del layer.forward  # the class's own shows again
+            del layer.forward  # uncovers the method of the class

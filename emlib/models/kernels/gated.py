@@ -1,7 +1,7 @@
-"""The gate of a SwiGLU block as one function of its two inputs: h = silu(g) * u. It keeps g and u alone.
+"""The gate of a SwiGLU block as one function of its two inputs, h = silu(g) * u, which saves only g and u.
 
-Autograd keeps silu(g) as well, which is as wide. Without it a block of Qwen2.5-7B keeps 160 kB of each token in place
-of 198, for the products behind it are kept anyway.
+Autograd also saves silu(g), which is as wide. Without it, a block of Qwen2.5-7B saves 160 kB of activations per token
+instead of 198; the inputs of the matrix products are saved in any case.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from emlib.models.kernels.forwards import computed_by
 
 
 def plain_gates(model: nn.Module) -> AbstractContextManager[None]:
-    """The gates of Llama and Qwen2 by `Gate`; those of other models, or with another activation, stay as they are."""
+    """Use `Gate` for Llama and Qwen2; gates of other models or with another activation are unchanged."""
     return computed_by(_forward, (part for part in model.modules() if type(part) in (LlamaMLP, Qwen2MLP)
                                   and type(part.act_fn) in (nn.SiLU, SiLUActivation)))
 
@@ -35,13 +35,13 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        """Shapes: gate and up (..., width)."""
+        """Compute the gated values; shapes: gate and up (..., width)."""
         ctx.save_for_backward(gate, up)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of gate and up."""
+        """Compute the gradients of gate and up."""
         gate, up = ctx.saved_tensors
         return torch.ops.aten.silu_backward(upstream * up, gate), F.silu(gate).mul_(upstream)

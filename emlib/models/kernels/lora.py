@@ -1,8 +1,8 @@
 """A LoRA layer as one function of its input and of A and B: y = x W^T + b + s (x A^T) B^T.
 
-It keeps x and x A^T alone for the way back. In bfloat16, A, B and x A^T are rounded to it before they are multiplied,
-and the products of W and of the adapter are added in it; A and B themselves, their gradients' sums over rows and the
-optimizer's state stay float32.
+It saves only x and x A^T for the backward pass. In bfloat16, A, B and x A^T are rounded to bfloat16 before they are
+multiplied, and the products of W and of the adapter are added in bfloat16; A and B themselves, the sums of their
+gradients over passes and the optimizer's state stay float32.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from emlib.models.kernels.forwards import computed_by
 
 
 def plain_lora(model: nn.Module) -> AbstractContextManager[None]:
-    """Every LoRA layer by `LoraProduct`.
+    """Use `LoraProduct` for every LoRA layer.
 
-    A layer with dropout, several adapters or a variant of LoRA stays PEFT's, as does one that is off or merged.
+    PEFT computes layers with dropout, several adapters or a variant of LoRA, and layers that are off or merged.
     """
     return computed_by(_forward, (layer for layer in model.modules() if type(layer) is LoraLinear))
 
 
 def _forward(layer: LoraLinear, x: Tensor, *args: Any, **options: Any) -> Tensor:
-    """The layer's output for x, (..., in) -> (..., out); PEFT's own where it is more than one plain adapter."""
+    """Compute the layer's output for x, (..., in) -> (..., out), by PEFT unless it has exactly one plain adapter."""
     base, active = layer.base_layer, layer.active_adapters
     name = active[0] if len(active) == 1 else ""
     plain = (name in layer.lora_A and name not in layer.lora_variant and not layer.merged
@@ -46,7 +46,7 @@ class LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor,
                 scale: float) -> Tensor:
-        """Shapes: x (..., in), weight (out, in), bias (out), a (rank, in), b (out, rank)."""
+        """Compute the output; shapes: x (..., in), weight (out, in), bias (out), a (rank, in), b (out, rank)."""
         rows = x.reshape(-1, x.shape[-1])
         low = (rows @ a.to(x.dtype).T).mul_(scale)  # (tokens, rank)
         out = F.linear(rows, weight, bias).addmm_(low, b.to(x.dtype).T)
@@ -57,7 +57,7 @@ class LoraProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, A and B."""
+        """Compute the gradients of x, A and B."""
         rows, weight, a, b, low = ctx.saved_tensors
         g = upstream.reshape(-1, upstream.shape[-1])
         g_low = (g @ b.to(g.dtype)).mul_(ctx.scale)  # (tokens, rank)

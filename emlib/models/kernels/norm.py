@@ -1,6 +1,6 @@
-"""RMSNorm as one function of its input: y = w x / sqrt(mean(x^2) + eps), w frozen. It keeps x and the root alone.
+"""RMSNorm as one function of its input, y = w x / sqrt(mean(x^2) + eps), w frozen, which saves x and the root.
 
-As transformers has it for Llama and Qwen, the root and the quotient are taken in float32.
+As in transformers' Llama and Qwen, the root and the quotient are computed in float32.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from emlib.models.kernels.forwards import computed_by
 
 
 def plain_norms(model: nn.Module) -> AbstractContextManager[None]:
-    """The norms of Llama and Qwen2 by `RootMeanSquare`; those of other models stay as they are.
-
-    So does one whose weight is trained.
-    """
+    """Use `RootMeanSquare` for Llama and Qwen2; norms of other models or with trained weights are unchanged."""
     return computed_by(_forward, (layer for layer in model.modules() if type(layer) in (LlamaRMSNorm, Qwen2RMSNorm)
                                   and not layer.weight.requires_grad))
 
@@ -35,7 +32,7 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """Shapes: x (..., hidden), weight (hidden)."""
+        """Compute the norm; shapes: x (..., hidden), weight (hidden)."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse = torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(epsilon).rsqrt_().unsqueeze(-1)
         ctx.save_for_backward(x, weight, inverse)
@@ -44,7 +41,7 @@ class RootMeanSquare(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """With r the inverse of the root: r w g - x r^3 (w g . x) / hidden."""
+        """Compute the gradient of x, with r the inverse of the root: r w g - x r^3 (w g . x) / hidden."""
         x, weight, inverse = ctx.saved_tensors
         wide, scaled = x.to(inverse.dtype), (upstream * weight).to(inverse.dtype)
         along = torch.linalg.vecdot(scaled, wide).unsqueeze(-1).mul_(inverse.pow(3)).div_(-x.shape[-1])

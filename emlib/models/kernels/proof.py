@@ -1,9 +1,9 @@
-"""The proof that packed rows are what they are alone: two short random rows through the model at hand, there and back.
+"""Checks that packed rows equal single rows: a forward and backward pass of the model on two short random rows.
 
-A kernel that is missing, refuses a head's size or a number's format, or mixes rows up shows here, and not in a study's
-numbers. Rounding differs between kernels, and more so in a deep model: what a padded batch of the same rows differs by,
-which is what would be used instead, is the measure. On SmolLM2 in bfloat16 that is 0.045 of the norm; rows that see
-each other are 0.95 off, and without the keys' part of the gradient 0.5.
+This detects a kernel that is missing, does not support a head size or a number format, or mixes rows, before it affects
+a study. Rounding differs between kernels, and more so in a deep model; the reference is the difference of a padded
+batch of the same rows, which is the alternative. On SmolLM2 in bfloat16 that is 0.045 of the norm; rows that attend to
+each other differ by 0.95, and without the keys' part of the gradient by 0.5.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from emlib.models.logprobs import causal_lm, last_hidden
 
 LENGTHS = (24, 40)  # tokens of the two rows
-# How far packed rows may be from rows alone, as a share of their norm: this, or as many times as far as padded ones.
+# The allowed difference of packed and single rows, as a share of the norm: this, or `TIMES` that of padded rows.
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005, torch.float32: 1e-4}
 TIMES = 2.0
 
@@ -26,7 +26,7 @@ Seen = list[tuple[Tensor, Tensor]]  # of each row: hidden states, and a gradient
 
 
 def fault(model: nn.Module, packing: Callable[[], AbstractContextManager[None]]) -> str:
-    """What is wrong with rows that go packed while `packing()` lasts; empty where they are what they are alone."""
+    """Return what is wrong with packed rows inside `packing()`; empty if they equal single rows."""
     tolerance = TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.float16])
     made, words = torch.Generator().manual_seed(0), causal_lm(model).config.vocab_size
     rows = [torch.randint(0, words, (length,), generator=made) for length in LENGTHS]
@@ -48,13 +48,13 @@ def fault(model: nn.Module, packing: Callable[[], AbstractContextManager[None]])
             return f"the kernel for packed rows does not run: {type(error).__name__}: {_first_line(error)}"
     if found <= max(tolerance, TIMES * usual):
         return ""
-    return (f"packed rows came out {found:.2g} of their norm from what each is alone, where {tolerance:.2g} is allowed "
-            f"(padded ones: {usual:.2g})")
+    return (f"packed rows differ from single rows by {found:.2g} of their norm, where {tolerance:.2g} is allowed "
+            f"(padded rows: {usual:.2g})")
 
 
 def _through(model: nn.Module, ids: Tensor, mask: Tensor | None, positions: Tensor | None,
              places: list[tuple[int, slice]], weights: list[Tensor]) -> Seen:
-    """Rows through the model and back; `places` tell where each lies in `ids`, `weights` what its states count."""
+    """Run a forward and backward pass; `places` locate the rows in `ids`, `weights` weight their hidden states."""
     device = next(model.parameters()).device
     with _embeddings(model) as embedded:
         hidden = last_hidden(model, ids.to(device), None if mask is None else mask.to(device),
@@ -73,7 +73,7 @@ def _weights(model: nn.Module) -> list[Tensor]:
 
 
 def _apart(some: Seen, others: Seen) -> float:
-    """The largest distance of what was seen, as a share of the norm; not a number where anything seen is none."""
+    """Return the largest distance of the values, as a share of the norm; NaN if any value is NaN."""
     pairs = [(a.float(), b.float()) for one, other in zip(some, others, strict=True)
              for a, b in zip(one, other, strict=True)]
     return float(torch.stack([(a - b).norm() / b.norm() for a, b in pairs]).max())
@@ -81,7 +81,7 @@ def _apart(some: Seen, others: Seen) -> float:
 
 @contextmanager
 def _looking_on(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients, whatever mode it is called in; no parameter keeps one."""
+    """Enable evaluation mode with gradients; restore the mode and the parameters' gradients at the end."""
     training, kept = model.training, [(p, p.grad) for p in model.parameters() if p.requires_grad]
     model.eval()
     try:
@@ -95,7 +95,7 @@ def _looking_on(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _embeddings(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The embeddings of the next pass, which keep their gradient."""
+    """Yield a list that receives the embeddings of the next pass, which retain their gradient."""
     found: list[Tensor] = []
 
     def keep(_: nn.Module, __: object, embedded: Tensor) -> None:
