@@ -71,7 +71,7 @@ def test_names_and_keywords_exist(chapter: str) -> None:
             inspect.signature(called).bind_partial(**{word.arg: None for word in node.keywords if word.arg})
         elif isinstance(node, ast.Attribute):
             found(node, names)
-    assert modules
+    assert names
 
 
 def test_a_name_that_is_gone_is_found() -> None:
