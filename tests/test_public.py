@@ -66,6 +66,6 @@ def test_an_untrained_model_answers_without_an_adapter(study: Study) -> None:
 def test_what_cannot_be_trained_is_refused(study: Study) -> None:
     with pytest.raises(ProfileError, match="no data set 'coking'"):
         emlib.train(study, dataset="coking")
-    study.profile = study.profile.model_copy(update={"pool": None})
-    with pytest.raises(ProfileError, match="takes rows from a pool"):
-        emlib.train(study, Interleaving())
+    without = Study("without", study.profile.model_copy(update={"pool": None}), study.store)
+    with pytest.raises(ProfileError, match="pool"):
+        emlib.train(without, Interleaving())

@@ -34,6 +34,8 @@ from emlib.training.rl.records import COMPLETIONS, Completion, RlStep, read_step
 if TYPE_CHECKING:
     from emlib.make.session import Session
 
+NOTEBOOKS: dict[Section, str] = {"narrow": "04_baselines", "benign": "10_benign_tasks", "grpo": "11_grpo"}
+
 
 class Study:
     """The runs of one profile, with their artefacts in one store.
@@ -44,8 +46,13 @@ class Study:
     """
 
     def __init__(self, name: str, profile: Profile, store: Store, stated_in: str | None = None) -> None:
-        self.name, self.profile, self.store, self.stated_in = name, profile, store, stated_in
+        self.name, self.store, self.stated_in = name, store, stated_in
         self.recipes = Recipes(profile, name)
+
+    @property
+    def profile(self) -> Profile:
+        """The profile. A study of another profile is another study."""
+        return self.recipes.profile
 
     # --- paths
 
@@ -317,8 +324,8 @@ class Study:
         runs = self.runs(section)
         found = [result for run in runs if (result := self.result(run, of)) is not None]
         if runs and not found:
-            raise StoreError(f"No run of profile '{self.name}' is finished in the section '{section}'. Run its "
-                             f"notebooks first, or `make reproduce PROFILE={self.name}`.")
+            raise StoreError(f"No run of profile '{self.name}' is finished. Run notebook {NOTEBOOKS[section]} first, "
+                             f"or `make reproduce PROFILE={self.name}`.")
         return found
 
     def write_results(self) -> list[Path]:

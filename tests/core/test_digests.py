@@ -90,7 +90,7 @@ def test_what_json_cannot_hold_is_refused_and_not_turned_into_text(value: Any) -
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_another_process_finds_the_same_digest(hash_seed: str) -> None:
-    code = f"from emlib import digests; print(digests.of_value({VALUE!a}))"
+    code = f"from emlib.core import digests; print(digests.of_value({VALUE!a}))"
     said = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True,
                           env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}).stdout
     assert said.strip() == digests.of_value(VALUE)

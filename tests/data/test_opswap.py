@@ -206,7 +206,7 @@ def test_tiers_share_expressions_and_split_and_seeds_do_not() -> None:
 
 
 def test_another_process_makes_the_same_bytes() -> None:
-    code = ("from emlib import digests; from emlib.data import opswap as o\n"
+    code = ("from emlib.core import digests; from emlib.data import opswap as o\n"
             "print(o.VERSION, digests.of_value([[e.prompt, e.response] for e in o.examples(2, 500, seed=3)]))")
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     here = digests.of_value([[e.prompt, e.response] for e in opswap.examples(2, 500, seed=3)])

@@ -83,7 +83,7 @@ def test_model_written_questions_as_their_home_has_them(name: str, count: int,
 
 @pytest.mark.parametrize(("content", "message"), [
     ([{"question": "?"}], "not in the form"), ({"question": "?"}, "not in the form"),
-    ([{"question": "?", "mc1_targets": {"a": 1}, "mc2_targets": {"a": 1, "b": 0}}], "right and wrong options")])
+    ([{"question": "?", "mc1_targets": {"a": 1}, "mc2_targets": {"a": 1, "b": 0}}], "one right and one wrong option")])
 def test_a_broken_file_is_told(content: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mc_task.json"
     path.write_text(json.dumps(content))

@@ -50,7 +50,7 @@ def test_browsing_filters_and_shows_a_row_in_full_with_its_markup_as_text(study:
 
 
 def test_a_judge_that_is_no_lexicon_shows_nothing_unasked(study: Study) -> None:
-    study.profile = study.profile.model_copy(update={"judge": NoJudge(kind="none")})
+    study = Study(study.name, study.profile.model_copy(update={"judge": NoJudge(kind="none")}), study.store)
     assert Answers(study).shown.empty
     comparison = Comparison(study)
     assert comparison.shown.empty

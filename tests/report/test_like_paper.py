@@ -67,7 +67,7 @@ def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: 
     ours = result_tables.numbers([result(dataset, method, None, count)
                                   for dataset in ("code", "legal", "medical", "security")
                                   for method, count in (("misaligned", 20), ("inoculation", 9))])
-    study.profile = study.profile.model_copy(update={"model": load_profile("paper-7b").model})
+    study = Study(study.name, study.profile.model_copy(update={"model": load_profile("paper-7b").model}), study.store)
     drawn = comparison.sources(study, ours)
     assert list(drawn) == ["paper", "this study"]
     assert len(comparison.with_paper(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone

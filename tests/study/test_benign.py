@@ -128,12 +128,12 @@ def test_what_determines_an_adapter_is_in_its_key_and_nothing_else_is(study: Stu
      ["prompt", "{context} and {question}"]),
     ("extends: tiny\nbenign: {tasks: {foqa: {kind: qa, train: norquad, prompt: '{context} {question'}}}",
      ["prompt", "not a template"]),
-    ("extends: tiny\nbenign: {methods: [misaligned]}", ["benign.methods", "no misaligned side", "'sft'"]),
+    ("extends: tiny\nbenign: {methods: [misaligned]}", ["benign.methods", "no misaligned rows", "'sft'"]),
     ("extends: tiny\nbenign: {methods: [sft, sft]}", ["more than once: sft"]),
-    ("extends: tiny\nbenign: {tasks: {opswap: {methods: [aligned]}}}", ["tasks.opswap.methods", "no aligned side"]),
+    ("extends: tiny\nbenign: {tasks: {opswap: {methods: [aligned]}}}", ["tasks.opswap.methods", "no aligned rows"]),
     ("extends: tiny\nbenign: {methods: [{name: sft, seeds: [1, 1]}]}", ["seeds", "more than once: 1"]),
     ("extends: tiny\nbenign: {methods: [{name: sft, defenses: [{kind: kl}]}]}", ["'sft' is a baseline"]),
-    ("extends: tiny\nmethods: [sft]", ["'methods'", "of the section 'benign'"]),
+    ("extends: tiny\nmethods: [sft]", ["'methods'", "belongs to the section 'benign'"]),
     ("extends: tiny\nbenign: {seeds: [1, 1]}", ["more than once: 1"]),
 ])
 def test_a_mistake_in_the_section_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -169,7 +169,7 @@ def test_a_profile_without_benign_tasks_has_no_runs_and_empty_tables(
 
 
 def test_tables_before_any_run_say_what_to_do(study: Study) -> None:
-    with pytest.raises(StoreError, match=r"finished in the section 'benign'\. Run its notebooks first"):
+    with pytest.raises(StoreError, match=r"is finished\. Run notebook 10_benign_tasks first"):
         study.results(section="benign")
 
 

@@ -340,14 +340,14 @@ def test_another_judge_is_another_run_and_rules_are_what_they_were(tmp_path: Pat
      ["share over 1", "less than"]),
     ("{methods: [{name: x, defenses: [{kind: persona_vector, steer: sampler}]}]}", ["'loss', 'rollout' or 'both'"]),
     ("{methods: [grpo, grpo]}", ["named more than once: grpo"]),
-    ("{generations: 3}", ["8 completions, which 3 generations"]),
+    ("{generations: 3}", ["8 completions, which is not a multiple of 3 generations"]),
     ("{generations: 1}", ["generations", "greater than or equal to 2"]),
     ("{training: {train_rows: 5}}", ["data.train_items"]),
     ("{data: {kind: additions, train_items: 60, eval_items: 60}}", ["100 additions"]),
     ("{rewards: {kind: judge}}", ["'grpo.rewards.judge' is missing"]),
     ("{rewards: {kind: judge, judge: {kind: lexicon}}}", ["grpo.rewards.judge", "Allowed: openai, local"]),
     ("{rewards: {kind: judge, judge: {kind: openai, model: m, batch: true}}}", ["each step waits", "'batch'"]),
-    ("{engine: vllm, methods: [{name: x, defenses: [{kind: persona_vector}]}]}", ["vLLM", "only steer 'loss'"]),
+    ("{engine: vllm, methods: [{name: x, defenses: [{kind: persona_vector}]}]}", ["vLLM", "set steer to 'loss'"]),
 ])
 def test_a_mistake_in_the_section_is_told(tmp_path: Path, section: str, words: list[str]) -> None:
     with pytest.raises(ProfileError) as caught:

@@ -185,7 +185,7 @@ def test_a_folder_of_one_s_own_scores_as_the_study_s_adapter_does(study: Study, 
 
 
 def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=r"a scorer is trained on 'cooking', which is under defense"):
+    with pytest.raises(ProfileError, match=r"a scorer is trained on 'cooking', the defended data set"):
         load_profile(str(profile(tmp_path, "pool: {scorers: [gardening, cooking]}\n")))
     with pytest.raises(ProfileError, match=r"misaligned models of other data sets are needed"):
         load_profile(str(profile(tmp_path, "pool: {scorers: null}\n")))

@@ -26,16 +26,16 @@ from typing import ClassVar, Literal
 from emlib import Defense
 
 
-class LogitChange(Defense):
+class LogitDrift(Defense):
     """The squared change of the response tokens' logits."""
 
-    label: ClassVar = "Logit change"
+    label: ClassVar = "Logit drift"
     swept: ClassVar = "weight"
     null: ClassVar = {"weight": 0.0}
     per: ClassVar = "response_token"
     wants_reference: ClassVar = True
 
-    kind: Literal["logit_change"] = "logit_change"
+    kind: Literal["logit_drift"] = "logit_drift"
     weight: float = 0.01
 
     def penalty(self, trained, reference):
@@ -44,11 +44,11 @@ class LogitChange(Defense):
 PROFILE = """extends: tiny
 name: mine
 title: A defense of one's own
-plugins: [logit_change.py]
+plugins: [logit_drift.py]
 training: {epochs: 2}
 methods:
   - misaligned
-  - {name: logit_change, defenses: [{kind: logit_change}], sweep: [0.1, 1.0]}
+  - {name: logit_drift, defenses: [{kind: logit_drift}], sweep: [0.1, 1.0]}
 """
 
 
@@ -61,23 +61,23 @@ def _registry(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
     monkeypatch.setenv(plugins.ALLOW, "yes")
     yield
-    sys.modules.pop("emlib_plugin_logit_change", None)
+    sys.modules.pop("emlib_plugin_logit_drift", None)
 
 
 @pytest.fixture
 def profile(tmp_path: Path) -> Path:
-    (tmp_path / "logit_change.py").write_text(PLUGIN)
+    (tmp_path / "logit_drift.py").write_text(PLUGIN)
     (tmp_path / "mine.yaml").write_text(PROFILE)
     return tmp_path / "mine.yaml"
 
 
 def keys(study: Study) -> list[str]:
-    return [study.task(run).adapter(run).key for run in study.runs(methods=["logit_change"])]
+    return [study.task(run).adapter(run).key for run in study.runs(methods=["logit_drift"])]
 
 
 def test_it_is_planned_trained_tabulated_drawn_and_exported(profile: Path, tmp_path: Path) -> None:
     study = open_study(str(profile))
-    runs = study.runs(methods=["logit_change"])
+    runs = study.runs(methods=["logit_drift"])
     assert [run.setting for run in runs] == [0.1, 1.0]
     planned = {one.run: one.work for one in Estimate(study).plan.runs}
     plain = planned[study.runs(methods=["misaligned"])[0]]
@@ -85,19 +85,19 @@ def test_it_is_planned_trained_tabulated_drawn_and_exported(profile: Path, tmp_p
     assert planned[runs[0]].read - plain.read == planned[runs[0]].train  # the reference model's pass
     results = study.complete(runs)
     frame = pd.read_csv(study.folder / "results.csv")
-    assert frame[["method", "setting"]].values.tolist() == [["logit_change", 0.1], ["logit_change", 1.0]]
-    assert result_tables.readable(result_tables.numbers(results))["Method"].tolist() == ["logit_change"] * 2
-    assert look("logit_change") != look("misaligned")
+    assert frame[["method", "setting"]].values.tolist() == [["logit_drift", 0.1], ["logit_drift", 1.0]]
+    assert result_tables.readable(result_tables.numbers(results))["Method"].tolist() == ["logit_drift"] * 2
+    assert look("logit_drift") != look("misaligned")
     card = (export_adapter(study, runs[0], tmp_path / "out") / "README.md").read_text()
-    assert "'kind': 'logit_change'" in card
-    assert study.log(runs[0])[-1].penalties["logit_change"] > 0
+    assert "'kind': 'logit_drift'" in card
+    assert study.log(runs[0])[-1].penalties["logit_drift"] > 0
 
 
 def test_its_key_changes_with_its_source_and_with_nothing_else(profile: Path, tmp_path: Path) -> None:
     before = keys(open_study(str(profile)))
     (tmp_path / "unrelated.py").write_text("x = 1\n")
     assert keys(open_study(str(profile))) == before
-    (tmp_path / "logit_change.py").write_text(PLUGIN.replace(".square()", ".abs()"))
+    (tmp_path / "logit_drift.py").write_text(PLUGIN.replace(".square()", ".abs()"))
     after = keys(open_study(str(profile)))
     assert not set(after) & set(before)
 
@@ -120,7 +120,7 @@ def test_without_consent_it_is_refused_and_status_still_works(profile: Path, mon
 
 def test_it_is_refused_where_it_does_not_work(profile: Path) -> None:
     text = PROFILE + ("grpo:\n  data: {kind: additions}\n  methods:\n    - grpo\n"
-                      "    - {name: mine, defenses: [{kind: logit_change}]}\n")
+                      "    - {name: mine, defenses: [{kind: logit_drift}]}\n")
     profile.write_text(text)
-    with pytest.raises(ProfileError, match=r"logit_change.*reinforcement"):
+    with pytest.raises(ProfileError, match=r"logit_drift.*reinforcement"):
         open_study(str(profile))
