@@ -8,6 +8,7 @@ model, also after an exception.
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,8 @@ def _nothing_is_left(bench: Bench) -> str:
         with torch.enable_grad():
             step(model, [collate(bench.rows[0], CPU)], bench.objective(bench.defense))
         if bench.defense.has("active"):
-            try:
-                with bench.defense.active(model, bench.artefacts):
-                    raise InterruptedError
-            except InterruptedError:
-                pass
+            with suppress(InterruptedError), bench.defense.active(model, bench.artefacts):
+                raise InterruptedError  # as a user's error would end a pass
         same = [type(part) for part in model.modules()] == before
         _require(same and torch.equal(model(input_ids=ids).logits, logits),
                  "the model is changed after a step or an exception: use a context manager that undoes every change")

@@ -131,7 +131,7 @@ class Idle(Defense):
     (LogitChangeElsewhere, {"weight": 0.1})], ids=lambda value: getattr(value, "__name__", ""))
 def test_they_conform(cls: type[Defense], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_HEADLESS", "1")
-    check(cls, **options)
+    assert len(check(cls, **options).lines) == 6  # what it acts by, and a line for each of the five tests
 
 
 def test_what_a_defense_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
