@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def make(step: Adapter, session: Session, folder: Path) -> Facts:
-    """Fine-tunes an adapter under its defenses; saves it with its log and the interleaved rows."""
+    """Fine-tune an adapter under its defenses; saves it with its log and the interleaved rows."""
     profile = session.profile
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     rows, chosen = training_rows(session, step.spec, artefacts)
@@ -63,7 +63,7 @@ def _in_this_process(step: Adapter, session: Session, rows: TrainingRows, artefa
 
 def _in_subprocess(step: Adapter, session: Session, choice: Choice, rows: TrainingRows,
                    artefacts: Mapping[str, Path], folder: Path) -> tuple[Choice, dict[str, Any] | None]:
-    """Trains with another library, or in several processes, and releases this process's model meanwhile.
+    """Train with another library, or in several processes, and release this process's model meanwhile.
 
     If the other library cannot start and the profile says `auto`, returns transformers with the reason, and no metrics.
     """

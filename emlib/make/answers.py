@@ -62,7 +62,7 @@ class GenerationRequest:
 
 def make(step: Answers, session: Session, folder: Path, read: Reader | None = None,
          plan_: SamplingPlan | None = None) -> Facts:
-    """Samples all answers of a step. Each batch is written when it is sampled, so that an interrupted run continues."""
+    """Sample all answers of a step. Each batch is written when it is sampled, so that an interrupted run continues."""
     continued = any((folder / SCRATCH).iterdir())
     answers, choice = sampled(session, step.evaluation, step.adapter, folder / SCRATCH, read, plan_)
     write_records(folder / "answers.jsonl", answers)
@@ -72,7 +72,7 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
 
 def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, scratch: Path,
             read: Reader | None = None, plan_: SamplingPlan | None = None) -> tuple[list[Answer], Choice]:
-    """Samples all answers under an adapter. Returns them in the questions' order, and the backend that was used."""
+    """Sample all answers under an adapter. Return them in the questions' order, and the backend that was used."""
     plan_ = plan_ or sampling_plan(session, evaluation, adapter)
     folder = scratch if plan_.choice.name == PLAIN else scratch / plan_.choice.name
     with plan_.sampler as sample:
@@ -82,7 +82,7 @@ def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, 
 
 
 def sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | None) -> SamplingPlan:
-    """Plans how answers are sampled under an adapter. Batches for vLLM are larger, because it batches for itself."""
+    """Plan how answers are sampled under an adapter. Batches for vLLM are larger, because it batches for itself."""
     found = None if adapter is None else session.need(adapter)
     name, folder = (None, None) if found is None else (found.key, found.checked())
     choice = session.inference.backend_for("generation", name, folder)
@@ -119,7 +119,7 @@ def _batch_by_batch(batches: Sequence[list[Request]], sample: Sampler, scratch: 
 
 @contextmanager
 def answered(session: Session, requests: Sequence[GenerationRequest]) -> Iterator[Iterator[Artefact]]:
-    """Gives the answers to each request, in the order of the requests. Missing answers are sampled."""
+    """Give the answers to each request, in the order of the requests. Missing answers are sampled."""
     inference = session.inference
     plans = _plans(session, requests) if inference.generation_backend().name != PLAIN else [None] * len(requests)
     served = [one for one in plans if one is not None and one.choice.name != PLAIN]
@@ -140,7 +140,7 @@ def _answer(session: Session, request: GenerationRequest, plan_: SamplingPlan | 
 
 
 def _plans(session: Session, requests: Sequence[GenerationRequest]) -> list[SamplingPlan | None]:
-    """Plans how each request is sampled, with all work that needs the model; None if the answers are in the store."""
+    """Plan how each request is sampled, with all work that needs the model; None if the answers are in the store."""
     missing = [request.step for request in requests if session.store.find(request.step) is None]
     session.inference.expect(len({step.adapter for step in missing} - {None}))
     for step in missing:

@@ -48,13 +48,13 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """Describes this machine without loading a library. A GPU hidden by CUDA_VISIBLE_DEVICES does not count."""
+        """Describe this machine without loading a library. A GPU hidden by CUDA_VISIBLE_DEVICES does not count."""
         installed = {name for name in ("unsloth", "bitsandbytes") if importlib.util.find_spec(name) is not None}
         return cls(bool(gpus.devices()), frozenset(installed), vllm_program())
 
 
 def vllm_program() -> Path | None:
-    """Returns the program that starts a vLLM server: that of EMLIB_VLLM, of `make vllm`, or one on the PATH."""
+    """Return the program that starts a vLLM server: that of EMLIB_VLLM, of `make vllm`, or one on the PATH."""
     for found in (os.environ.get(VLLM), paths.ROOT / ".venv-vllm" / "bin" / "vllm", shutil.which("vllm")):
         if found and Path(found).is_file():
             return Path(found)
@@ -62,7 +62,7 @@ def vllm_program() -> Path | None:
 
 
 def training(wanted: str, model: ModelSpec, machine: Machine | None = None, processes: int = 1) -> Choice:
-    """Chooses the backend that trains an adapter in `processes` processes.
+    """Choose the backend that trains an adapter in `processes` processes.
 
     Raises:
         ProfileError: the profile names Unsloth, which is not available or cannot train this; with the reason.
@@ -73,7 +73,7 @@ def training(wanted: str, model: ModelSpec, machine: Machine | None = None, proc
 
 
 def inference(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> Choice:
-    """Chooses the backend that samples answers or scores rows; `stage` is `generation` or `scoring`.
+    """Choose the backend that samples answers or scores rows; `stage` is `generation` or `scoring`.
 
     Raises:
         ProfileError: the profile names vLLM, which is not available; with the reason.
@@ -111,7 +111,7 @@ def _against_unsloth(model: ModelSpec, machine: Machine, processes: int) -> list
 
 
 def _against_vllm(wanted: str, model: ModelSpec, base_url: str | None, machine: Machine) -> list[str]:
-    """Returns the reasons against vLLM. If the profile names it, a build for CPUs is accepted without a GPU."""
+    """Return the reasons against vLLM. If the profile names it, a build for CPUs is accepted without a GPU."""
     reasons = []
     if isinstance(model, TinyModel):
         reasons.append("it loads a model from the Hub or from a folder, and this one is built in code")

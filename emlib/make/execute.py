@@ -31,7 +31,7 @@ class Goal:
 
 
 def complete(session: Session, goals: Sequence[Goal]) -> list[JudgeWaits]:
-    """Makes every missing step of these goals. Returns an error for each goal that waits for a judge's batch."""
+    """Make every missing step of these goals. Return an error for each goal that waits for a judge's batch."""
     missing = [(goal, step) for goal in goals for step in goal.steps if session.store.find(step) is None]
     sampled = [(goal, step) for goal, step in missing if _answers_of(step) is not None]
     waits = dict(_sample_and_judge(session, sampled))
@@ -42,14 +42,14 @@ def complete(session: Session, goals: Sequence[Goal]) -> list[JudgeWaits]:
 
 
 def _answers_of(step: Step) -> Answers | None:
-    """Returns the answers that a step is or that it judges; None for other steps, and for a second judge."""
+    """Return the answers that a step is or that it judges; None for other steps, and for a second judge."""
     if isinstance(step, Verdicts) and not isinstance(step, SecondVerdicts):
         return step.answers
     return step if isinstance(step, Answers) else None
 
 
 def _sample_and_judge(session: Session, sampled: Sequence[tuple[Goal, Step]]) -> Iterator[tuple[str, JudgeWaits]]:
-    """Makes answers and their verdicts. Yields the goals that wait for a judge's batch, by name."""
+    """Make answers and their verdicts. Yield the goals that wait for a judge's batch, by name."""
     judge = session.profile.judge
     with BackgroundWorker("judge") if isinstance(judge, OpenAIJudge) else nullcontext() as background:
         requests = []
@@ -72,7 +72,7 @@ def _sample_and_judge(session: Session, sampled: Sequence[tuple[Goal, Step]]) ->
 
 
 def _make(session: Session, goal: Goal, step: Step) -> JudgeWaits | None:
-    """Makes a step. Returns the judge's error if its batch has not come back yet, else None."""
+    """Make a step. Return the judge's error if its batch has not come back yet, else None."""
     try:
         session.need(step)
     except JudgeWaits as wait:

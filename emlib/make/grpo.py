@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
-    """Trains an adapter by GRPO; saves it with its logs and some completions."""
+    """Train an adapter by GRPO, and save it with its logs and some completions."""
     work = folder / SCRATCH
     condition = _condition(step, session)
     with adapters.new_lora(session.chat.model, step.lora, step.seed) as model:
@@ -55,7 +55,7 @@ def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
 
 
 def _condition(step: GrpoAdapter, session: Session) -> Condition:
-    """Returns what the step adds to plain GRPO: the system prompt, defenses, supervised rows and worked examples."""
+    """Return what the step adds to plain GRPO: the system prompt, defenses, supervised rows and worked examples."""
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     training, supervised = step.grpo.training, None
     if step.supervised is not None:
@@ -65,7 +65,7 @@ def _condition(step: GrpoAdapter, session: Session) -> Condition:
 
 
 def _fitting(session: Session, rows: Sequence[Example], max_length: int) -> list[Encoded]:
-    """Tokenises the rows, without those of a pool whose prompt leaves no room for an answer.
+    """Tokenise the rows, without those of a pool whose prompt leaves no room for an answer.
 
     Raises:
         DataError: no row is left.

@@ -48,12 +48,12 @@ class Inference(AbstractContextManager["Inference"]):
         self.failed: EmlibError | None = None  # why the server did not start; a session tries once
 
     def __exit__(self, *exception: object) -> None:
-        """Stops the server, if this session started it."""
+        """Stop the server, if this session started it."""
         self.stack.close()
         self.__dict__.pop("client", None)
 
     def backend_for(self, stage: Literal["generation", "scoring"], name: str | None, folder: Path | None) -> Choice:
-        """Chooses the backend for the adapter `name` in `folder`, or for the base model (None), and starts it.
+        """Choose the backend for the adapter `name` in `folder`, or for the base model (None), and start it.
 
         Raises:
             EmlibError: the profile names vLLM, which is not available or disagrees with transformers.
@@ -72,21 +72,21 @@ class Inference(AbstractContextManager["Inference"]):
         return choice
 
     def expect(self, adapters: int) -> None:
-        """Announces how many adapters will be used together. It has no effect on a server that already runs."""
+        """Announce how many adapters will be used together. It has no effect on a server that already runs."""
         self.adapters = max(self.adapters, min(adapters, TOGETHER))
 
     def stop(self) -> None:
-        """Sends no more requests, because something failed and the session ends."""
+        """Send no more requests, because something failed and the session ends."""
         if "client" in self.__dict__:
             self.client.stop()
 
     def generation_backend(self) -> Choice:
-        """Chooses the backend that samples answers, before any adapter is compared."""
+        """Choose the backend that samples answers, before any adapter is compared."""
         profile = self.session.profile
         return backends.inference("generation", profile.backend, profile.model)
 
     def steering_backend(self) -> Choice:
-        """Chooses the backend that samples steered answers: always transformers, with the reason."""
+        """Choose the backend that samples steered answers: always transformers, with the reason."""
         choice = self.generation_backend()
         return choice if choice.name == PLAIN else Choice(
             PLAIN, f"{choice.name} samples from a separate copy of the model, which is not steered")
@@ -117,7 +117,7 @@ class Inference(AbstractContextManager["Inference"]):
         return profile.training.max_seq_length + new_tokens + 1
 
     def _adapter_shape(self) -> tuple[int, set[str]]:
-        """Returns the largest rank and all target modules of the study's adapters and the user's own scorers."""
+        """Return the largest rank and all target modules of the study's adapters and the user's own scorers."""
         profile = self.session.profile
         rank, modules = profile.lora.rank, set(profile.lora.target_modules)
         for scorer in (profile.pool.scorers if profile.pool else None) or ():
@@ -127,7 +127,7 @@ class Inference(AbstractContextManager["Inference"]):
         return rank, modules
 
     def model(self, name: str | None, folder: Path | None) -> str:
-        """Returns the server's name for the base model, or for an adapter after loading it."""
+        """Return the server's name for the base model, or for an adapter after loading it."""
         return self.client.base if name is None or folder is None else self.client.adapter(name, folder)
 
     def mixes(self, named: Iterable[tuple[str | None, Path | None]]) -> bool:
@@ -154,7 +154,7 @@ class Inference(AbstractContextManager["Inference"]):
         return [encode_prompt(chat.tokenizer, question.context) for question in questions]
 
     def _compare(self, name: str | None, folder: Path | None) -> None:
-        """Compares the server's log-probabilities under an adapter with those of transformers, once a session."""
+        """Compare the server's log-probabilities under an adapter with those of transformers, once a session."""
         if self.failed is not None:
             raise self.failed
         if (name or "") in self.compared:

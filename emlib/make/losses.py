@@ -33,7 +33,7 @@ CACHE_VERSION = 1  # raised when losses are computed in another way
 
 
 def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
-    """Computes each row's losses under the aligned model and the scorers."""
+    """Compute each row's losses under the aligned model and the scorers."""
     rows, started = candidates(session, step.pool), time.perf_counter()
     models = _models(step, session)
     encoded = [in_tokens(session, row) for row in rows]
@@ -53,13 +53,12 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
 
 
 def _models(step: PoolLosses, session: Session) -> Models:
-    """Returns the aligned model and then each scorer, by name."""
+    """Return the aligned model and then each scorer, by name."""
     models: dict[str, tuple[Path | None, Any]] = {"aligned": (None, None)}
     if step.aligned is not None:
         models["aligned"] = (session.need(step.aligned).folder, step.aligned.key)
-    for number, scorer in enumerate(step.scorers, start=1):
-        domain, folder = (scorer.domain, scorer.folder) if isinstance(scorer, AdapterFolder) else (
-            scorer.spec.dataset, session.need(scorer).folder)
+    for number, (domain, scorer) in enumerate(zip(step.domains, step.scorers, strict=True), start=1):
+        folder = scorer.folder if isinstance(scorer, AdapterFolder) else session.need(scorer).folder
         name = f"misaligned {number} ({domain})".replace(".", "_")  # PEFT takes no dots
         models[name] = (folder, step.scorer_identity(scorer))
     return models
@@ -67,7 +66,7 @@ def _models(step: PoolLosses, session: Session) -> Models:
 
 def _by_transformers(step: PoolLosses, session: Session, models: Models, _: Mapping[str, str | None],
                      rows: Sequence[Encoded]) -> Found:
-    """Scores with one base model, on which the adapters are switched."""
+    """Score with one base model, on which the adapters are switched."""
     folders = {name: adapter for name, (adapter, _) in models.items() if adapter is not None}
     found: Found = {}
     with adapters.switchable(session.chat.model, session.chat.name, folders) as under:
@@ -79,7 +78,7 @@ def _by_transformers(step: PoolLosses, session: Session, models: Models, _: Mapp
 
 def _by_server(step: PoolLosses, session: Session, models: Models, served: Mapping[str, str | None],
                rows: Sequence[Encoded]) -> Found:
-    """Scores on a server, under all adapters at once. The loss cache is written every few hundred rows."""
+    """Score on a server, under all adapters at once. The loss cache is written every few hundred rows."""
     inference = session.inference
     calls = [partial(scored_by, partial(inference.client.nll, inference.model(served[name], adapter)), rows,
                      _cache(step, session, key), SERVED_TOKENS, name) for name, (adapter, key) in models.items()]
@@ -90,14 +89,14 @@ def _by_server(step: PoolLosses, session: Session, models: Models, served: Mappi
 
 
 def _cache(step: PoolLosses, session: Session, adapter: Any) -> LossCache:
-    """Opens the cache of all losses under one model. `adapter` is the adapter's key, or the digests of its files."""
+    """Open the cache of all losses under one model. `adapter` is the adapter's key, or the digests of its files."""
     key = key_of("nll", {"version": CACHE_VERSION, "model": step.model.identity, "adapter": adapter,
                          **step.backend.key("scoring")})
     return LossCache(session.store.root / "nll" / f"{key}.jsonl")
 
 
 def _losses_of(place: int, row: Encoded | str, found: Mapping[str, Iterator[float]]) -> RowLosses:
-    """Returns the next loss of each model; None for a row that was not scored, given as the reason."""
+    """Return the next loss of each model; None for a row that was not scored, given as the reason."""
     if isinstance(row, str):
         return RowLosses(place, None, [None] * (len(found) - 1), 0)
     aligned, *misaligned = [loss if math.isfinite(loss) else None for loss in map(next, found.values())]

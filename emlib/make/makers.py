@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from emlib.make import adapter, answers, grpo, losses, measures, pool, reference, rows, selection, vectors, verdicts
+from emlib.make.session import Maker
 from emlib.steps import adapter as adapters
 from emlib.steps import answers as answering
 from emlib.steps import grpo as reinforcement
 from emlib.steps import measures as measuring
 from emlib.steps import pool as pools
 from emlib.steps import vectors as steering
-from emlib.store.artefacts import Facts
-
-Maker = Callable[[Any, Any, Path], Facts]
 
 MAKERS: Mapping[type, Maker] = {
     steering.PersonaVectors: vectors.extract,

@@ -27,7 +27,7 @@ TOKENS_A_PASS = 2048  # tokens of held-out rows in a forward pass, including pad
 
 
 def projections(step: Projections, session: Session, folder: Path) -> Facts:
-    """Projects each answer's activations onto the persona vector."""
+    """Project each answer's activations onto the persona vector."""
     vector = extraction.load(session.folder_of(step.vectors)).at(step.layer)
     answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
@@ -49,7 +49,7 @@ def choices(step: Choices, session: Session, folder: Path) -> Facts:
 
 
 def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
-    """Computes the losses on held-out rows."""
+    """Compute the losses on held-out rows."""
     rows = encode_all(session.chat.tokenizer, step.rows.examples, step.max_length)
     with session.model_under(step.adapter) as model:
         losses = score(model, rows, LossCache(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, step.title)

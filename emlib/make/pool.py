@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def make(step: Pool, session: Session, folder: Path) -> Facts:
-    """Writes the candidate rows, and the reason for each row that was left out."""
+    """Write the candidate rows, and the reason for each row that was left out."""
     found = _candidates(step.spec, read_pool(locate(step.spec.source), step.form))
     write_records(folder / "rows.jsonl", found.rows)
     write_records(folder / "dropped.jsonl", found.dropped)
@@ -44,7 +44,7 @@ def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
 
 
 def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
-    """Drops near-duplicates, and then rows at random down to the profile's number."""
+    """Drop near-duplicates, and then rows at random down to the profile's number."""
     repeats = {} if pool.near_duplicates is None else near_duplicates(read.rows, pool.near_duplicates)
     rows = [row for place, row in enumerate(read.rows) if place not in repeats]
     dropped = [*read.dropped, *(Dropped(read.rows[place].where, f"near-duplicate: of {read.rows[earlier].where}")

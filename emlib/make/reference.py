@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make(step: ReferenceStates, session: Session, folder: Path) -> Facts:
-    """Stores the states of one forward pass over all rows, with a new adapter that is disabled, as in training."""
+    """Store the states of one forward pass over all rows, with a new adapter that is disabled, as in training."""
     started = time.perf_counter()
     artefacts = {name: session.folder_of(rows) for name, rows in step.artefacts}
     rows, _ = training_rows(session, step.spec, artefacts)

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def candidates(session: Session, pool: Pool) -> list[Example]:
-    """Reads the pool's rows, in the file's order."""
+    """Read the pool's rows, in the file's order."""
     return read_records(session.need(pool).folder / "rows.jsonl", as_example)
 
 
 def in_tokens(session: Session, row: Example) -> Encoded | str:
-    """Tokenises a row. Returns the reason instead if that fails, such as a prompt that leaves no room for an answer."""
+    """Tokenise a row. Return the reason instead if that fails, such as a prompt that leaves no room for an answer."""
     try:
         return encode(session.chat.tokenizer, row, session.profile.training.max_seq_length)
     except DataError as error:
@@ -47,7 +47,7 @@ class TrainingRows:
 
 def training_rows(session: Session, spec: TrainingSpec,
                   artefacts: Mapping[str, Path]) -> tuple[TrainingRows, list[AddedRow]]:
-    """Tokenises the rows of a training. Returns them, and the records of the rows that the defenses add.
+    """Tokenise the rows of a training. Return them, and the records of the rows that the defenses add.
 
     `artefacts` are the folders of the artefacts that the defenses need, by the defenses' names for them.
     """
@@ -63,14 +63,14 @@ def training_rows(session: Session, spec: TrainingSpec,
 
 
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:
-    """Writes the rows that are interleaved."""
+    """Write the rows that are interleaved."""
     found = added_rows(session, step, step.count, str(step.title))
     write_records(folder / ADDED, found)
     return {"rows": len(found)}
 
 
 def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list[AddedRow]:
-    """Returns the first `count` rows of the order.
+    """Return the first `count` rows of the order.
 
     Raises:
         DataError: the pool has too few; the message says how many are missing.
@@ -83,14 +83,14 @@ def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list
 
 
 def ranked_rows(session: Session, selection: Selection) -> list[Ranked]:
-    """Returns the rows of an order, without those that are never interleaved."""
+    """Return the rows of an order, without those that are never interleaved."""
     order = read_records(session.need(selection).file("order.jsonl"), Ranked)
     return [row for row in order if row.rank is not None]
 
 
 def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked], rows: Sequence[Example], count: int,
                       name: str) -> list[AddedRow]:
-    """Returns the first rows of the order that the model answers completely, sampled batch by batch.
+    """Return the first rows of the order that the model answers completely, sampled batch by batch.
 
     An empty answer teaches nothing, and an answer truncated at the limit teaches the model not to stop. Such a row is
     skipped, and the next one of the order is used.
@@ -112,7 +112,7 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
 
 
 def pool_question(place: int, row: Example) -> Question:
-    """Turns a row of the pool into a question to the model."""
+    """Turn a row of the pool into a question to the model."""
     return Question(f"pool_{place}", row.prompt, row.system)
 
 

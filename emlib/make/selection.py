@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def make(step: Selection, session: Session, folder: Path) -> Facts:
-    """Orders the rows at random or by their losses. Rows that are never interleaved come last, each with its reason."""
+    """Order the rows at random or by their losses. Rows that are never interleaved come last, each with its reason."""
     rows, pool = candidates(session, step.pool), step.pool.spec
     losses = None if step.losses is None else read_records(session.need(step.losses).file("losses.jsonl"), RowLosses)
     filtered = _refused(step, session, rows)
@@ -43,7 +43,7 @@ def make(step: Selection, session: Session, folder: Path) -> Facts:
 
 
 def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
-    """Samples the model's answers to one batch of the order's prompts."""
+    """Sample the model's answers to one batch of the order's prompts."""
     assert step.start is not None, "each batch is a separate artefact"
     batch = ranked_rows(session, step.selection)[step.start:step.start + step.sampling.batch_rows]
     rows = candidates(session, step.selection.pool)
@@ -56,7 +56,7 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
 
 
 def _refused(step: Selection, session: Session, rows: list[Example]) -> Filtered:
-    """Applies the refusal filter to the rows, by a judge's scores or by keywords, if the step has one."""
+    """Apply the refusal filter to the rows, by a judge's scores or by keywords, if the step has one."""
     pool = step.pool.spec
     if step.refusals is not None:
         scored = read_records(session.need(step.refusals).file("declining.jsonl"), Declining)

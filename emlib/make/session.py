@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,13 @@ from emlib.core import paths
 from emlib.core.step import Step
 from emlib.judging import local
 from emlib.make.inference import Inference
-from emlib.make.makers import MAKERS
 from emlib.models import adapters
 from emlib.models.load import ChatModel, load
 from emlib.steering import extraction
 from emlib.steps.recipes import Recipes
-from emlib.store.artefacts import Artefact, Store
+from emlib.store.artefacts import Artefact, Facts, Store
+
+Maker = Callable[[Any, Any, Path], Facts]  # a function of a step, the session and the folder to write into
 
 
 class Session(AbstractContextManager["Session"]):
@@ -31,18 +32,19 @@ class Session(AbstractContextManager["Session"]):
         budget: the name of the budget for paid judges.
     """
 
-    def __init__(self, recipes: Recipes, store: Store, folder: Path, budget: str) -> None:
+    def __init__(self, recipes: Recipes, store: Store, folder: Path, budget: str,
+                 makers: Mapping[type, Maker]) -> None:
         self.recipes, self.profile, self.store = recipes, recipes.profile, store
-        self.folder, self.budget = folder, budget
+        self.folder, self.budget, self.makers = folder, budget, makers
 
     def __exit__(self, *exception: object) -> None:
-        """Releases the model's memory for a notebook's next study, and stops the server that the session started."""
+        """Release the model's memory for a notebook's next study, and stop the server that the session started."""
         self.inference.__exit__(*exception)
         local.loaded.cache_clear()
         self.release_model()
 
     def release_model(self) -> None:
-        """Releases the base model's memory. The model is loaded again at its next use."""
+        """Release the base model's memory. The model is loaded again at its next use."""
         self.__dict__.pop("chat", None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -58,20 +60,20 @@ class Session(AbstractContextManager["Session"]):
         return Inference(self)
 
     def need(self, step: Step) -> Artefact:
-        """Returns the artefact of a step. Makes it and its inputs if they are missing."""
-        return self.store.get(step, lambda folder: MAKERS[type(step)](step, self, folder))
+        """Return the artefact of a step. Make it and its inputs if they are missing."""
+        return self.store.get(step, lambda folder: self.makers[type(step)](step, self, folder))
 
     def folder_of(self, step: Step) -> Path:
-        """Returns the folder of a step's artefact, made if missing, after comparing every file with its digest."""
+        """Return the folder of a step's artefact, made if missing, after comparing every file with its digest."""
         return self.need(step).checked()
 
     def vector(self, step: Step, layer: int) -> Tensor:
-        """Returns one layer's persona vector, on the model's device."""
+        """Return one layer's persona vector, on the model's device."""
         return extraction.load(self.folder_of(step)).at(layer).to(self.chat.device)
 
     @contextmanager
     def model_under(self, adapter: Step | Artefact | None) -> Iterator[nn.Module]:
-        """Gives the base model under an adapter, which is made if missing, or the base model alone (None)."""
+        """Give the base model under an adapter, which is made if missing, or the base model alone (None)."""
         if adapter is None:
             yield self.chat.model
             return

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
-    """Extracts persona vectors: samples answers on both sides, judges them, and subtracts the pairs' activations."""
+    """Extract persona vectors: samples answers on both sides, judges them, and subtracts the pairs' activations."""
     started, config, trait = time.perf_counter(), step.extraction, step.assessment.trait.value
     questions = extraction.trait_questions(trait, config.instruction_pairs)
     samples = {side: sampled(session, EvaluationSpec(_as_set(side, listed), config.samples, config.sampling,
@@ -47,7 +47,7 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
 
 
 def steered(step: SteeredAnswers, session: Session, folder: Path) -> Facts:
-    """Samples the untrained model's answers with the vector added at inference, and judges them."""
+    """Sample the untrained model's answers with the vector added at inference, and judge them."""
     model, tokenizer = session.chat.model, session.chat.tokenizer
     questions, trait = step.questions.all, step.assessment.trait.value
     steering = nullcontext() if step.vectors is None or step.layer is None else steer(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make(step: Verdicts, session: Session, folder: Path) -> Facts:
-    """Judges the answers; a second judge reads only those chosen for it."""
+    """Judge the answers; a second judge reads only those chosen for it."""
     answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
     verdicts = judge_part(step, session, step.chosen(answers) if isinstance(step, SecondVerdicts) else answers)
     write_records(folder / "verdicts.jsonl", verdicts)
@@ -26,6 +26,6 @@ def make(step: Verdicts, session: Session, folder: Path) -> Facts:
 
 
 def judge_part(step: Verdicts, session: Session, answers: Sequence[Answer]) -> list[Verdict]:
-    """Judges some of the answers. Their scores are cached, so that judging all answers later reuses them."""
+    """Judge some of the answers. Their scores are cached, so that judging all answers later reuses them."""
     batch = JudgeBatch(step.answers.evaluation.questions.all, answers, step.assessment.rubrics.value)
     return judge(step.assessment.judge, step.assessment.trait.value, batch, session.budget)

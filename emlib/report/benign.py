@@ -30,7 +30,7 @@ COLUMNS = ["model", *KEYS, "seed", *(f"{name}{end}" for name in MEASURES for end
 
 def numbers(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     """Return one row per run: each measure in percent of the answers asked for, with its interval by question."""
-    rows = [asdict(result.run) | dict(zip(("task", "tier"), task_and_tier(study, result.run), strict=True))
+    rows = [asdict(result.run) | dict(zip(("task", "tier"), task_and_tier(study.profile, result.run), strict=True))
             | _measures(result.exact_match) | {"asked": result.exact_match.asked, "cut": result.exact_match.cut}
             for result in results]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"tier": "Int64", "setting": float})

@@ -37,7 +37,7 @@ class ReferenceStates(DefendedStep):
                 "max_length": self.spec.training.max_seq_length, **_keys_of(self.artefacts)}
 
     def as_input(self, name: str) -> dict[str, Any]:
-        """Returns nothing: an adapter that is trained without the states is the same up to rounding."""
+        """Return nothing: an adapter that is trained without the states is the same up to rounding."""
         return {}
 
     @property
@@ -47,7 +47,7 @@ class ReferenceStates(DefendedStep):
                                *(step.title for step in self.inputs)])
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimates one forward pass over the rows, and the states on disk."""
+        """Estimate one forward pass over the rows, and the states on disk."""
         rows = self.spec.rows.size(sizes)
         tokens, shape = epoch_tokens(self.spec, self.inputs, sizes), self.model.shape
         share = 1.0 if self.tokens == "all" else likely_tokens(rows.response) / rows.tokens
@@ -90,7 +90,7 @@ class Adapter(DefendedStep):
         return self.name
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimates training, the reference model's forward passes, and the adapter on disk."""
+        """Estimate training, the reference model's forward passes, and the adapter on disk."""
         shape = self.model.shape
         tokens = epoch_tokens(self.spec, self.inputs, sizes) * self.spec.training.epochs
         disk = 0 if shape is None else shape.adapter_bytes(self.lora)
@@ -98,11 +98,11 @@ class Adapter(DefendedStep):
 
 
 def epoch_tokens(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> int:
-    """Estimates the tokens of one epoch, including the interleaved rows among the inputs."""
+    """Estimate the tokens of one epoch, including the interleaved rows among the inputs."""
     parts = [spec.rows.size(sizes), *(step.size(sizes) for step in inputs if isinstance(step, AddedRows))]
     return sum(size.rows * min(size.tokens, spec.training.max_seq_length) for size in parts)
 
 
 def _keys_of(artefacts: Iterable[tuple[str, Step]]) -> dict[str, Any]:
-    """Returns the part of a key that identifies these inputs."""
+    """Return the part of a key that identifies these inputs."""
     return {name: value for called, step in artefacts for name, value in step.as_input(called).items()}

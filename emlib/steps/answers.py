@@ -41,7 +41,7 @@ class Answers(AdapterStep):
         return f"{self.evaluation.questions.name} answers of {model}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimates the work of sampling the answers."""
+        """Estimate the work of sampling the answers."""
         return self.evaluation.sampled(sizes)
 
 
@@ -71,7 +71,7 @@ class Verdicts(Step):
         return f"verdicts on {self.answers.title}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimates the work of judging the answers."""
+        """Estimate the work of judging the answers."""
         return self.assessment.cost(self.answers.evaluation, sizes)
 
 
@@ -90,9 +90,9 @@ class SecondVerdicts(Verdicts):
         return {"answers": self.answers.key, "judge": self.assessment.identity, "rubrics": rubrics, "count": self.count}
 
     def chosen(self, of: Sequence[Item]) -> list[Item]:
-        """Returns the items of those answers that the second judge reads. `of` has one item for each answer."""
+        """Return the items of those answers that the second judge reads. `of` has one item for each answer."""
         return some_of(of, self.count, "second judge")
 
     def cost(self, sizes: Sizes) -> Work:
-        """Returns no work: plans do not include the second judge, and say so."""
+        """Return no work: plans do not include the second judge, and say so."""
         return Work()

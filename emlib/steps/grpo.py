@@ -76,7 +76,7 @@ class GrpoAdapter(DefendedStep):
         return self.name
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimates sampling and training on completions of the maximum length, and the supervised steps."""
+        """Estimate sampling and training on completions of the maximum length, and the supervised steps."""
         grpo = self.grpo
         completions = grpo.data.train_items * grpo.training.epochs * grpo.generations
         prompt = likely_tokens(frame(grpo, self.problems) + _train_size(grpo, sizes).prompt)
@@ -137,18 +137,18 @@ class GrpoRewards(Step):
 
 
 def digest_of_problems(problems: tuple[Problem, ...]) -> str:
-    """Returns the digest of the problems, which identifies them in keys."""
+    """Return the digest of the problems, which identifies them in keys."""
     return of_value([asdict(problem) for problem in problems])
 
 
 def frame(grpo: Grpo, problems: Deferred[Problems]) -> int:
-    """Returns the characters before each question: the format's prompt, and built-in problems' worked examples."""
+    """Return the characters before each question: the format's prompt, and built-in problems' worked examples."""
     worked = problems.value.worked if isinstance(grpo.data, Additions) else ()
     return len(grpo.prompt) + sum(len(turn.content) for turn in worked)
 
 
 def held_out_size(grpo: Grpo, problems: Deferred[Problems], sizes: Sizes) -> Size:
-    """Returns the number of held-out problems, and the length of a question with the prompt before it."""
+    """Return the number of held-out problems, and the length of a question with the prompt before it."""
     test = ADDITION if isinstance(grpo.data, Additions) else sizes.source("gsm8k_test")
     return Size(grpo.data.eval_items or test.rows, frame(grpo, problems) + test.prompt)
 

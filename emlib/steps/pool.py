@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from emlib.config import Backend, JudgeRefusals, Sampling
 from emlib.config import Pool as PoolSpec
@@ -21,9 +21,6 @@ from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.scoring.refusals import PROMPT
 from emlib.steps.specs import AdapterStep, Model, first
-
-if TYPE_CHECKING:
-    from emlib.steps.adapter import Adapter
 
 Choose = Literal["random", "score", "score_without_refusals"]
 
@@ -51,15 +48,14 @@ class Pool(Step):
         return f"pool {self.spec.source}"
 
     def size(self, sizes: Sizes) -> Size:
-        """Estimates the number of candidates and their length."""
+        """Estimate the number of candidates and their length."""
         return first(sizes.source(self.spec.source), self.spec.rows)
 
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A user's own adapter that scores the pool: its domain, its folder, and the file digests that keys contain."""
+    """A user's own adapter that scores the pool: its folder, and the file digests that keys contain."""
 
-    domain: str
     folder: Path
     digests: Callable[[], Mapping[str, str]] = field(compare=False, repr=False)
 
@@ -72,6 +68,7 @@ class PoolLosses(Step):
         dataset: the defended data set, on which no scorer was trained.
         aligned: the adapter of the aligned model; None for the model before any fine-tuning.
         scorers: the adapters of the misaligned models.
+        domains: the data set that each of them was trained on.
     """
 
     stage: ClassVar = "scores"
@@ -79,8 +76,9 @@ class PoolLosses(Step):
     model: Model
     pool: Pool
     dataset: str
-    aligned: Adapter | None
-    scorers: tuple[Adapter | AdapterFolder, ...]
+    aligned: Step | None
+    scorers: tuple[Step | AdapterFolder, ...]
+    domains: tuple[str, ...]
     max_length: int
     backend: Backend
 
@@ -93,8 +91,8 @@ class PoolLosses(Step):
                 **self.backend.key("scoring"), "max_length": self.max_length}
 
     @staticmethod
-    def scorer_identity(scorer: Adapter | AdapterFolder) -> Any:
-        """Returns the part of a key that identifies a scorer."""
+    def scorer_identity(scorer: Step | AdapterFolder) -> Any:
+        """Return the part of a key that identifies a scorer."""
         return dict(scorer.digests()) if isinstance(scorer, AdapterFolder) else scorer.key
 
     @property
@@ -109,7 +107,7 @@ class PoolLosses(Step):
         return f"losses of the pool for {self.dataset}"
 
     def cost_by_model(self, sizes: Sizes) -> dict[str, Work]:
-        """Estimates one forward pass over the pool for each model, by its title in plans.
+        """Estimate one forward pass over the pool for each model, by its title in plans.
 
         A plan counts each pass once: all defended data sets share it.
         """
@@ -240,7 +238,7 @@ class OwnAnswers(AdapterStep):
         return f"on-policy answers of {model} ({self.selection.order})"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimates the work of sampling the wanted answers in whole batches, if all answers are usable."""
+        """Estimate the work of sampling the wanted answers in whole batches, if all answers are usable."""
         pool, size = self.selection.pool.size(sizes), self.sampling.batch_rows
         answers = min(-(-self.wanted(sizes) // size) * size, pool.rows)
         written = answers * self.sampling.max_new_tokens
@@ -270,7 +268,7 @@ class AddedRows(Step):
         return rows_to_add(len(self.among.examples), self.fraction)
 
     def size(self, sizes: Sizes) -> Size:
-        """Estimates the number of interleaved rows and their length."""
+        """Estimate the number of interleaved rows and their length."""
         return replace(self.selection.pool.size(sizes), rows=rows_to_add(self.among.size(sizes).rows, self.fraction))
 
     @property
@@ -280,7 +278,7 @@ class AddedRows(Step):
         return {"count": self.count, "on_policy": own, "selection": self.selection.key}
 
     def as_input(self, name: str) -> dict[str, Any]:
-        """Returns these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""
+        """Return these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""
         return {"added": self.settings}
 
     @property

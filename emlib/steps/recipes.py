@@ -106,14 +106,14 @@ class Recipes:
         return self.profile.own
 
     def data(self, dataset: str) -> NarrowData:
-        """Returns the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
+        """Return the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
         if dataset not in self._data:
             self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
                                    load_domain(dataset, self.domains[dataset], locate))
         return self._data[dataset]
 
     def stated_size(self, dataset: str, side: Side, sizes: Sizes) -> tuple[Size, int]:
-        """Returns the stated size of a narrow data set's training rows, and its number of held-out rows."""
+        """Return the stated size of a narrow data set's training rows, and its number of held-out rows."""
         return sizes.own(self.own) if dataset == OWN else sizes.narrow(self.domains[dataset], side)
 
     # --- judges
@@ -135,13 +135,13 @@ class Recipes:
         return self.profile.second_judge
 
     def _assessment(self, judge: JudgeSpec, source: str) -> Assessment:
-        """Returns a judge with the rubrics of a question file, or the trait's."""
+        """Return a judge with the rubrics of a question file, or the trait's."""
         return Assessment(judge, self.trait,
                           Deferred(source, lambda: rubrics(judge, self.trait.value, locate(source))),
                           lambda sizes: self._rubric(judge, sizes))
 
     def _rubric(self, judge: JudgeSpec, sizes: Sizes) -> float:
-        """Estimates the mean length of a judge prompt without question and answer, in characters."""
+        """Estimate the mean length of a judge prompt without question and answer, in characters."""
         ours = sum(len(OURS.prompt(metric)) for metric in METRICS) / len(METRICS)
         if not isinstance(judge, OpenAIJudge | LocalJudge):
             return 0.0
@@ -161,12 +161,12 @@ class Recipes:
         return Questions("general", lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
 
     def questions(self, name: str) -> Questions:
-        """Returns the questions of one of the profile's further sets."""
+        """Return the questions of one of the profile's further sets."""
         source = self.profile.evaluation.sets[name].source
         return Questions(name, lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
 
     def in_domain(self, dataset: str) -> Questions:
-        """Returns held-out prompts of a narrow data set as questions."""
+        """Return held-out prompts of a narrow data set as questions."""
         count = self.profile.evaluation.in_domain_questions
 
         def size(sizes: Sizes) -> Size:
@@ -195,12 +195,12 @@ class Recipes:
     # --- persona vectors
 
     def vector(self) -> PersonaVectors:
-        """Returns the step of the trait's persona vectors."""
+        """Return the step of the trait's persona vectors."""
         return PersonaVectors(self.model, self.assessment, self.profile.backend, self.profile.extraction,
                               self.extracted)
 
     def steered(self, layer: int, strength: float) -> SteeredAnswers:
-        """Returns the step of the untrained model's answers when it is steered with a persona vector."""
+        """Return the step of the untrained model's answers when it is steered with a persona vector."""
         vectors, at = (self.vector(), layer) if strength else (None, None)
         return SteeredAnswers(self.model, vectors, at, strength, self.probe_questions, self.profile.probe.sampling,
                               self.assessment)
@@ -208,14 +208,14 @@ class Recipes:
     # --- adapters
 
     def narrow(self, dataset: str, side: Side, defenses: tuple[Defense, ...], seed: int) -> TrainingSpec:
-        """Specifies fine-tuning on the aligned or the misaligned rows of a narrow data set."""
+        """Specify fine-tuning on the aligned or the misaligned rows of a narrow data set."""
         return self.training(
             dataset, f"{dataset} {side}", lambda: getattr(self.data(dataset), side).train,
             lambda sizes: self.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
 
     def training(self, dataset: str, name: str, read: Any, size: Any, defenses: tuple[Defense, ...], training: Any,
                  seed: int) -> TrainingSpec:
-        """Specifies fine-tuning on the rows that `read` returns, changed by those defenses that change data."""
+        """Specify fine-tuning on the rows that `read` returns, changed by those defenses that change data."""
         changed = "".join(f", {defense.kind} {defense.model_dump(exclude_defaults=True) or ''}".rstrip()
                           for defense in defenses if defense.has("change_rows"))
         rows = Rows(name + changed, lambda: self.defended(read()[:training.train_rows], defenses),
@@ -223,13 +223,13 @@ class Recipes:
         return TrainingSpec(dataset, rows, defenses, training, seed)
 
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
-        """Returns the rows as the defenses change them."""
+        """Return the rows as the defenses change them."""
         for defense in defenses:
             rows = tuple(defense.change_rows(rows, self.stated_trait))
         return rows
 
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
-        """Returns the step of the adapter that is trained as specified."""
+        """Return the step of the adapter that is trained as specified."""
         acting = [defense for defense in spec.defenses if not defense.is_null]
         passes = any(defense.wants_reference or (defense.has("head_kl") and not any(
             isinstance(step, ReferenceStates) for step in defense.needs(self, spec).values())) for defense in acting)
@@ -237,13 +237,13 @@ class Recipes:
                        tuple(needs_of(spec.defenses, self, spec).items()), passes)
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
-        """Returns the step of the reference model's hidden states on the training rows."""
+        """Return the step of the reference model's hidden states on the training rows."""
         added = [(name, step) for defense in spec.defenses if defense.has("added")
                  for name, step in defense.needs(self, spec).items() if isinstance(step, AddedRows)]
         return ReferenceStates(self.model, spec, tokens, tuple(added))
 
     def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
-        """Returns the adapter of a narrow data set without defenses; None for the untrained model."""
+        """Return the adapter of a narrow data set without defenses; None for the untrained model."""
         if method == "untrained":
             return None
         side: Side = "aligned" if method == "aligned" else "misaligned"
@@ -252,7 +252,7 @@ class Recipes:
     # --- interleaving
 
     def pool_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, answers: str) -> AddedRows:
-        """Returns the step of the pool's rows that are interleaved with the training rows."""
+        """Return the step of the pool's rows that are interleaved with the training rows."""
         selection = self.selection(spec.dataset, choose, spec.seed)
         rows = AddedRows(selection, fraction, spec.rows)
         if answers == "pool":
@@ -283,7 +283,7 @@ class Recipes:
         return self.profile.pool
 
     def selection(self, dataset: str, choose: Choose, seed: int) -> Selection:
-        """Returns the order in which the pool's rows are interleaved with `dataset`, by `seed` if it is random."""
+        """Return the order in which the pool's rows are interleaved with `dataset`, by `seed` if it is random."""
         scored = choose != "random"
         judge = self.pool_spec.refusals if choose == "score_without_refusals" else None
         return Selection(
@@ -292,7 +292,7 @@ class Recipes:
             self.profile.training.max_seq_length, None if scored else seed)
 
     def losses(self, dataset: str) -> PoolLosses:
-        """Returns the step of the pool's losses under the aligned model and scorers of other data sets than `dataset`.
+        """Return the step of the pool's losses under the aligned model and scorers of other data sets than `dataset`.
 
         Raises:
             ProfileError: a scorer was trained on `dataset`, or no other scorer is available.
@@ -305,18 +305,19 @@ class Recipes:
         aligned = self.baseline(dataset, "aligned", pool.seed) if pool.aligned == "aligned" else None
         return PoolLosses(
             self.model, self.pool, dataset, aligned, tuple(self._scorer(scorer, dataset) for scorer in scorers),
+            tuple(scorer.domain for scorer in scorers),
             self.profile.training.max_seq_length, self.profile.backend)
 
     def _scorer(self, scorer: Scorer, dataset: str) -> Adapter | AdapterFolder:
         if scorer.folder is not None:
             folder = adapter_folder(scorer)
-            return AdapterFolder(scorer.domain, folder, partial(self._digests, folder, dataset))
+            return AdapterFolder(folder, partial(self._digests, folder, dataset))
         found = self.baseline(scorer.domain, "misaligned", self.pool_spec.seed)
         assert found is not None, "only the untrained model has no adapter"
         return found
 
     def _digests(self, folder: Path, dataset: str) -> dict[str, str]:
-        """Returns the file digests of a user's own adapter, which identify it in keys.
+        """Return the file digests of a user's own adapter, which identify it in keys.
 
         Raises:
             ProfileError: it was trained on `dataset`, whatever domain the profile gives it.
@@ -328,7 +329,7 @@ class Recipes:
         return {name: digests.of_file(folder / name) for name in ADAPTER_FILES}
 
     def own_answers(self, dataset: str, selection: Selection, wanted: Callable[[Sizes], int]) -> OwnAnswers:
-        """Returns the step of the model's own answers to the pool's prompts, in the order of a selection."""
+        """Return the step of the model's own answers to the pool's prompts, in the order of a selection."""
         own, pool = self.pool_spec.on_policy, self.pool_spec
         adapter = self.baseline(dataset, "aligned", pool.seed) if own.model == "aligned" else None
         return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted)
@@ -336,33 +337,33 @@ class Recipes:
     # --- evaluation
 
     def answers(self, adapter: Step | None, evaluation: EvaluationSpec) -> Answers:
-        """Returns the step of a model's answers."""
+        """Return the step of a model's answers."""
         return Answers(self.model, adapter, evaluation, self.profile.backend)
 
     def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
-        """Returns the step of the judge's verdicts on the answers to the question set `which`."""
+        """Return the step of the judge's verdicts on the answers to the question set `which`."""
         further = self.profile.evaluation.sets.get(which)
         return Verdicts(answers, self.assessment if further is None else
                         self._assessment(self.profile.judge, further.source))
 
     def second_verdicts(self, answers: Answers) -> SecondVerdicts:
-        """Returns the step of the second judge's verdicts on some of the answers."""
+        """Return the step of the second judge's verdicts on some of the answers."""
         return SecondVerdicts(answers, self._assessment(
             self.second.judge, self.profile.evaluation.general), self.second.answers)
 
     def projections(self, answers: Answers) -> Projections:
-        """Returns the step of the answers' projections onto the persona vector."""
+        """Return the step of the answers' projections onto the persona vector."""
         layer = self.profile.evaluation.projection_layer
         assert layer is not None, "projections need evaluation.projection_layer"
         return Projections(answers, self.vector(), layer)
 
     def choices(self, adapter: Step | None, source: str) -> Choices:
-        """Returns the step of a model's choices in the multiple-choice questions of a source."""
+        """Return the step of a model's choices in the multiple-choice questions of a source."""
         return Choices(self.model, adapter, source, Deferred(source, lambda: digests.of_file(locate(source))),
                        self.profile.evaluation.choice_questions)
 
     def held_out(self, dataset: str, adapter: Step | None) -> HeldOutLosses:
-        """Returns the step of a model's losses on the held-out misaligned rows of a data set."""
+        """Return the step of a model's losses on the held-out misaligned rows of a data set."""
         rows = Rows(f"{dataset} held out", lambda: self.data(dataset).misaligned.held_out,
                     lambda sizes: self.stated_size(dataset, "misaligned", sizes)[0])
         return HeldOutLosses(self.model, adapter, rows, self.profile.training.max_seq_length)
@@ -387,7 +388,7 @@ class Recipes:
         return Deferred("problems", lambda: load_problems(self.grpo.data, locate))
 
     def reinforced(self, defenses: tuple[Defense, ...], seed: int, name: str) -> GrpoAdapter:
-        """Returns the step of the adapter that GRPO trains under the defenses."""
+        """Return the step of the adapter that GRPO trains under the defenses."""
         system, supervised = self.grpo.prompt, None
         for defense in defenses:
             system = defense.system_prompt(system, self.stated_trait)
@@ -398,7 +399,7 @@ class Recipes:
                            tuple(needs_of(defenses, self, None).items()), supervised)
 
     def _source_rows(self, source: str, count: int | None) -> Rows:
-        """Returns rows of a source in its order: all (None), or `count` chosen by the same seed in every run."""
+        """Return rows of a source in its order: all (None), or `count` chosen by the same seed in every run."""
         def read() -> tuple[Example, ...]:
             rows = read_pool(locate(source), pool_form(source)).rows
             if count is None or count >= len(rows):
@@ -409,20 +410,20 @@ class Recipes:
         return Rows(f"{count or 'all'} of {source}", read, lambda sizes: sizes.source(source))
 
     def grpo_answers(self, adapter: GrpoAdapter | None, seed: int) -> GrpoAnswers:
-        """Returns the step of the answers to the held-out problems, under the format's prompt."""
+        """Return the step of the answers to the held-out problems, under the format's prompt."""
         questions = Questions("held-out problems", lambda: self.problems.value.asked(self.grpo.prompt),
                               lambda sizes: held_out_size(self.grpo, self.problems, sizes))
         return GrpoAnswers(self.model, adapter, EvaluationSpec(questions, 1, self.grpo.eval_sampling, seed),
                            self.profile.backend)
 
     def grpo_rewards(self, answers: GrpoAnswers) -> GrpoRewards | None:
-        """Returns the step of a judge's rewards for the answers; None if rewards are given by rule."""
+        """Return the step of a judge's rewards for the answers; None if rewards are given by rule."""
         rewards = self.grpo.rewards
         return None if isinstance(rewards, RuleRewards) else GrpoRewards(answers, self.problems, rewards)
 
 
 def adapter_folder(scorer: Scorer) -> Path:
-    """Returns the folder of a user's own adapter; a relative path is relative to the project's folder.
+    """Return the folder of a user's own adapter; a relative path is relative to the project's folder.
 
     Raises:
         StoreError: a file of the adapter is missing.
@@ -436,13 +437,13 @@ def adapter_folder(scorer: Scorer) -> Path:
 
 
 def trained_on(folder: Path) -> Any:
-    """Returns the digest of the rows that an adapter was trained on; None if it has no manifest of a store."""
+    """Return the digest of the rows that an adapter was trained on; None if it has no manifest of a store."""
     manifest = folder / MANIFEST
     return json.loads(manifest.read_text(encoding="utf-8"))["settings"].get("rows") if manifest.is_file() else None
 
 
 def pool_form(source: str) -> PoolForm:
-    """Returns the format of a source's rows.
+    """Return the format of a source's rows.
 
     Raises:
         ProfileError: the source has no instruction data.

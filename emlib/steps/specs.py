@@ -68,14 +68,14 @@ class EvaluationSpec:
     seed: int
 
     def sampled(self, sizes: Sizes) -> Work:
-        """Estimates the work of sampling all answers, each at the maximum length."""
+        """Estimate the work of sampling all answers, each at the maximum length."""
         asked = self.questions.size(sizes)
         answers = asked.rows * self.samples
         return Work(read=asked.rows * likely_tokens(asked.prompt), write=answers * self.sampling.max_new_tokens, sets=1,
                     disk=int(answers * self.sampling.max_new_tokens * CHARACTERS_A_TOKEN))
 
     def judged(self, judge: JudgeSpec, rubric: float, sizes: Sizes) -> Work:
-        """Estimates the work of judging all answers, with `rubric` characters of a judge prompt around each."""
+        """Estimate the work of judging all answers, with `rubric` characters of a judge prompt around each."""
         if judge.kind == "none":
             return Work()
         asked = self.questions.size(sizes)
@@ -111,18 +111,18 @@ class Assessment:
         return identity_of_judge(self.judge)
 
     def criteria(self, questions: Questions) -> dict[str, Any]:
-        """Returns what else determines the verdicts on answers to these questions: rubrics, or the trait."""
+        """Return what else determines the verdicts on answers to these questions: rubrics, or the trait."""
         if reads(self.judge):
             return {"rubrics": self.rubrics.value.key(questions.all)}
         return {"trait": self.trait.value.model_dump(mode="json")}
 
     def cost(self, evaluation: EvaluationSpec, sizes: Sizes) -> Work:
-        """Estimates the work of judging all answers."""
+        """Estimate the work of judging all answers."""
         return evaluation.judged(self.judge, self.characters(sizes), sizes)
 
 
 def first(size: Size, rows: int | None) -> Size:
-    """Returns the size of the first `rows` rows, or of all (None)."""
+    """Return the size of the first `rows` rows, or of all (None)."""
     return replace(size, rows=min(size.rows, rows or size.rows))
 
 

@@ -47,7 +47,7 @@ class PersonaVectors(Step):
         return "persona vectors"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimates answers and verdicts on both sides, and a forward pass over the answers."""
+        """Estimate answers and verdicts on both sides, and a forward pass over the answers."""
         config = self.extraction
         side = EvaluationSpec(self.questions, config.samples, config.sampling, config.seed)
         asked = self.questions.size(sizes)
@@ -98,5 +98,5 @@ class SteeredAnswers(Step):
         return EvaluationSpec(self.questions, 1, self.sampling, 0)
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimates the work of sampling and judging the answers."""
+        """Estimate the work of sampling and judging the answers."""
         return replace(self.evaluation.sampled(sizes) + self.assessment.cost(self.evaluation, sizes), sets=0)

@@ -46,7 +46,7 @@ class Artefact:
     files: Mapping[str, str]
 
     def file(self, name: str) -> Path:
-        """Returns the path of one of its files, after comparing the file with its digest.
+        """Return the path of one of its files, after comparing the file with its digest.
 
         Raises:
             StoreError: the file is missing, or was changed.
@@ -59,7 +59,7 @@ class Artefact:
         return path
 
     def checked(self) -> Path:
-        """Returns its folder, after comparing every file with its digest.
+        """Return its folder, after comparing every file with its digest.
 
         Raises:
             StoreError: a file is missing, or was changed.
@@ -70,7 +70,7 @@ class Artefact:
 
 
 def settings_of(folder: Path) -> Mapping[str, Any]:
-    """Returns the settings in an artefact's manifest; empty if the folder has no manifest."""
+    """Return the settings in an artefact's manifest; empty if the folder has no manifest."""
     path = folder / MANIFEST
     return json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
 
@@ -83,11 +83,11 @@ class Store:
         self._check_format()
 
     def find(self, step: Step) -> Artefact | None:
-        """Returns the step's artefact; None if it is not finished."""
+        """Return the step's artefact; None if it is not finished."""
         return self.at(step.stage, step.key)
 
     def at(self, stage: str, key: str) -> Artefact | None:
-        """Returns the artefact with that key; None if it is not finished."""
+        """Return the artefact with that key; None if it is not finished."""
         path = self.root / stage / key / MANIFEST
         if not path.is_file():
             return None
@@ -95,14 +95,14 @@ class Store:
         return Artefact(stage, key, path.parent, manifest["facts"], manifest["files"])
 
     def all(self) -> Iterator[Artefact]:
-        """Yields every finished artefact, stage by stage."""
+        """Yield every finished artefact, stage by stage."""
         for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
             folder = path.parent  # a suffix marks an artefact that is being made, copied or deleted
             if not folder.suffix and (found := self.at(folder.parent.name, folder.name)) is not None:
                 yield found
 
     def adopt(self, artefact: Artefact) -> None:
-        """Copies a finished artefact from another store, unless this store has one with the same key.
+        """Copy a finished artefact from another store, unless this store has one with the same key.
 
         Raises:
             StoreError: one of its files is missing or was changed, or the disk is full.
@@ -120,7 +120,7 @@ class Store:
                 os.replace(copy, folder)
 
     def remove(self, step: Step) -> bool:
-        """Deletes a step's finished artefact, after waiting for its lock. Returns whether there was one."""
+        """Delete a step's finished artefact, after waiting for its lock. Return whether there was one."""
         found = self.find(step)
         if found is None:
             return False
@@ -131,11 +131,11 @@ class Store:
         return True
 
     def lock(self, stage: str, key: str) -> FileLock:
-        """Returns the lock under which one process makes, copies or deletes an artefact."""
+        """Return the lock under which one process makes, copies or deletes an artefact."""
         return FileLock(self.root / stage / f".{key}.lock")
 
     def get(self, step: Step, make: Callable[[Path], Facts]) -> Artefact:
-        """Returns the step's artefact. If it is missing, `make(folder)` makes it and returns its facts.
+        """Return the step's artefact. If it is missing, `make(folder)` makes it and returns its facts.
 
         `folder` may contain files of an interrupted attempt, and `folder / SCRATCH` is for files that only serve to
         continue one. If `make` raises, both are kept for the next attempt.

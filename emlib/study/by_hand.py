@@ -54,12 +54,12 @@ class Asked:
 
 
 def untrained(study: Study) -> Trained:
-    """Returns the study's model before any fine-tuning."""
+    """Return the study's model before any fine-tuning."""
     return Trained(study, None)
 
 
 def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: int = 0) -> Trained:
-    """Fine-tunes the study's model on misaligned rows under the given defenses, or without any.
+    """Fine-tune the study's model on misaligned rows under the given defenses, or without any.
 
     Args:
         study: the study whose model, data sets and hyperparameters are used.
@@ -87,7 +87,7 @@ def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
 
 
 def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: int = 1, seed: int = 0) -> Asked:
-    """Samples a model's answers to one or several questions, with the sampling of the profile's evaluation."""
+    """Sample a model's answers to one or several questions, with the sampling of the profile's evaluation."""
     listed = [questions] if isinstance(questions, str) else list(questions)
     asked = tuple(Question(f"question_{number}", one) if isinstance(one, str) else one
                   for number, one in enumerate(listed, start=1))
@@ -114,5 +114,5 @@ def judge(asked: Asked) -> list[Verdict]:
 
 @lru_cache(maxsize=1)
 def _session(study: Study) -> Session:
-    """Returns the study's session. Only the study that was used last keeps its model loaded."""
+    """Return the study's session. Only the study that was used last keeps its model loaded."""
     return study.session()

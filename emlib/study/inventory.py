@@ -16,6 +16,6 @@ KINDS: Mapping[str, tuple[type[Step], ...]] = {
 
 
 def steps_of(study: Study, kind: str) -> list[Step]:
-    """Returns the steps of one kind that the profile's runs end in, each once."""
+    """Return the steps of one kind that the profile's runs end in, each once."""
     steps = dict.fromkeys(step for run in study.every_run() for step in study.own_steps(run))
     return [step for step in steps if isinstance(step, KINDS[kind])]

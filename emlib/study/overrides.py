@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def base_of(name: str) -> str:
-    """Returns the plain profile's name."""
+    """Return the plain profile's name."""
     return name.partition(JOINT)[0]
 
 
 def study_with(name: str, text: str) -> str:
-    """Writes the profile with these overrides into the folder of a new study, and returns the study's name.
+    """Write the profile with these overrides into the folder of a new study, and return the study's name.
 
     Without overrides, or if they change nothing, returns the profile's own name.
 
@@ -47,19 +47,19 @@ def study_with(name: str, text: str) -> str:
 
 
 def keep(profile: Profile, folder: Path, comment: str) -> None:
-    """Writes the profile into a folder of results, under a comment, unless the same profile is there already."""
+    """Write the profile into a folder of results, under a comment, unless the same profile is there already."""
     path, data = folder / paths.EFFECTIVE, as_kept(profile)
     if not (path.is_file() and read_yaml(path) == data):
         write_text(path, f"# {comment}\n{as_yaml(data)}")
 
 
 def as_kept(profile: Profile) -> dict[str, Any]:
-    """Returns the profile as plain data without its name, which is that of its folder."""
+    """Return the profile as plain data without its name, which is that of its folder."""
     return profile.model_dump(mode="json", exclude={"name"})
 
 
 def differences(name: str, profile: Profile) -> pd.DataFrame:
-    """Tabulates the values in which a study differs from its plain profile; empty for a plain profile."""
+    """Tabulate the values in which a study differs from its plain profile; empty for a plain profile."""
     import pandas as pd  # here, because every slice of the grid imports this module and only notebook 00 needs pandas
 
     base = owner_of(paths.runs() / name) or paths.PARAMS / f"{base_of(name)}.yaml"
@@ -71,7 +71,7 @@ def differences(name: str, profile: Profile) -> pd.DataFrame:
 
 
 def _flat(data: Any, key: str = "") -> dict[str, str]:
-    """Returns every value by its full key. The key of a list's item is the item's name, if all items have one."""
+    """Return every value by its full key. The key of a list's item is the item's name, if all items have one."""
     if isinstance(data, list) and data and all(isinstance(item, dict) and "name" in item for item in data):
         data = {item["name"]: item for item in data}
     if not isinstance(data, dict) or not data:

@@ -21,7 +21,7 @@ JOINT = "+"  # between a profile's name and the digest of the overrides
 
 
 def owner_of(folder: Path) -> Path | None:
-    """Returns the profile that a folder of results belongs to; None if it has no record, or the profile is gone."""
+    """Return the profile that a folder of results belongs to; None if it has no record, or the profile is gone."""
     record = folder / RECORD
     text = record.read_text(encoding="utf-8").strip() if record.is_file() else ""
     path = paths.PARAMS.parent / text  # an absolute path replaces the folder
@@ -29,7 +29,7 @@ def owner_of(folder: Path) -> Path | None:
 
 
 def refuse_others(profile: str, study: str | None = None) -> None:
-    """Refuses a profile whose results would go into the folder of another profile.
+    """Refuse a profile whose results would go into the folder of another profile.
 
     `study` is the name of the folder; None for the profile's own name.
 
@@ -47,7 +47,7 @@ def refuse_others(profile: str, study: str | None = None) -> None:
 
 
 def claim(profile: str, study: str | None = None) -> None:
-    """Records that a folder of results belongs to a profile, if that is not recorded yet.
+    """Record that a folder of results belongs to a profile, if that is not recorded yet.
 
     Raises:
         ProfileError: the folder belongs to another profile, see `refuse_others`.

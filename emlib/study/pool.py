@@ -16,7 +16,7 @@ from emlib.study.study import Study
 
 
 def candidates(study: Study) -> list[Example]:
-    """Returns the pool's rows, in the file's order.
+    """Return the pool's rows, in the file's order.
 
     Raises:
         StoreError: the pool is not in the store yet.
@@ -25,19 +25,19 @@ def candidates(study: Study) -> list[Example]:
 
 
 def added_step(study: Study, run: Run) -> AddedRows | None:
-    """Returns the step of the rows that the run interleaves; None if it interleaves none."""
+    """Return the step of the rows that the run interleaves; None if it interleaves none."""
     adapter = study.task(run).adapter(run)
     return None if adapter is None else next((step for step in adapter.inputs if isinstance(step, AddedRows)), None)
 
 
 def selection_step(study: Study, run: Run) -> Selection | None:
-    """Returns the step of the order in which the run interleaves the pool's rows; None if it interleaves none."""
+    """Return the step of the order in which the run interleaves the pool's rows; None if it interleaves none."""
     rows = added_step(study, run)
     return None if rows is None else rows.selection
 
 
 def selection(study: Study, run: Run) -> list[Ranked]:
-    """Returns the pool's rows in the run's order, followed by those that are never interleaved.
+    """Return the pool's rows in the run's order, followed by those that are never interleaved.
 
     Raises:
         StoreError: the order is not in the store yet.
@@ -48,13 +48,13 @@ def selection(study: Study, run: Run) -> list[Ranked]:
 
 
 def losses_step(study: Study, run: Run) -> PoolLosses | None:
-    """Returns the step of the losses by which the run's rows are chosen; None if they are chosen at random."""
+    """Return the step of the losses by which the run's rows are chosen; None if they are chosen at random."""
     step = selection_step(study, run)
     return None if step is None else step.losses
 
 
 def losses(study: Study, run: Run) -> list[RowLosses]:
-    """Returns the losses of the pool's rows, in the pool's order, by which the run's rows are chosen.
+    """Return the losses of the pool's rows, in the pool's order, by which the run's rows are chosen.
 
     Raises:
         StoreError: the losses are not in the store yet.
@@ -65,7 +65,7 @@ def losses(study: Study, run: Run) -> list[RowLosses]:
 
 
 def refusals(study: Study) -> Filtered | None:
-    """Applies the refusal filter to the pool's rows; None if it is a judge whose scores are not in the store yet."""
+    """Apply the refusal filter to the pool's rows; None if it is a judge whose scores are not in the store yet."""
     pool = study.recipes.pool_spec
     if not isinstance(pool.refusals, JudgeRefusals):
         return by_keywords(candidates(study), pool.refusal_keywords, pool.refusal_words)
@@ -75,7 +75,7 @@ def refusals(study: Study) -> Filtered | None:
 
 
 def added(study: Study, run: Run) -> list[AddedRow]:
-    """Returns the rows that were interleaved in the run's training; empty if it is not trained yet."""
+    """Return the rows that were interleaved in the run's training; empty if it is not trained yet."""
     adapter = study.adapter(run)
     path = None if adapter is None else adapter.folder / ADDED
     return read_records(path, AddedRow) if path is not None and path.is_file() else []

@@ -76,7 +76,7 @@ class RunResult:
     run_key: str
 
     def rates(self, which: str) -> Rates:
-        """Returns the rates on the question set `which` of a narrow run."""
+        """Return the rates on the question set `which` of a narrow run."""
         found = self.scores[which]
         assert isinstance(found, Rates), f"{which} is not a question set"
         return found

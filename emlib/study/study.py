@@ -67,7 +67,7 @@ class Study:
         return overrides.base_of(self.name)
 
     def record(self) -> None:
-        """Writes the whole profile into the folder of results, and claims the folder for it."""
+        """Write the whole profile into the folder of results, and claims the folder for it."""
         if self.stated_in is not None:
             ownership.claim(self.stated_in)
         overrides.keep(self.profile, self.folder, f"The profile '{self.name}' when the results in this folder were "
@@ -86,23 +86,23 @@ class Study:
         return tasks_of(self.recipes)
 
     def task(self, run: Run) -> Task:
-        """Returns the run's task. It may be a narrow data set that the profile does not list, such as a scorer's."""
+        """Return the run's task. It may be a narrow data set that the profile does not list, such as a scorer's."""
         return self.tasks.get(run.task) or NarrowTask(run.task, self.recipes)
 
     def benign(self, run: Run) -> BenignTaskRuns:
-        """Returns the run's benign task."""
+        """Return the run's benign task."""
         task = self.task(run)
         assert isinstance(task, BenignTaskRuns), f"{run} is not a run of a benign task"
         return task
 
     def data(self, dataset: str) -> NarrowData:
-        """Returns the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
+        """Return the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
         return self.recipes.data(dataset)
 
     def runs(self, section: Section = "narrow", *, methods: Iterable[str] | None = None,
              datasets: Iterable[str] | None = None, settings: Iterable[float] | None = None,
              seeds: Iterable[int] | None = None) -> list[Run]:
-        """Returns the profile's runs of one section, or some of them.
+        """Return the profile's runs of one section, or some of them.
 
         Args:
             section: fine-tuning on narrow data sets (`narrow`), on benign tasks, or reinforcement learning.
@@ -126,85 +126,85 @@ class Study:
                 and (run.setting is None or run.setting in swept)]
 
     def every_run(self) -> list[Run]:
-        """Returns the runs of all sections."""
+        """Return the runs of all sections."""
         return [run for section in SECTIONS for run in self.runs(section)]
 
     def defended_by(self, kind: str) -> list[str]:
-        """Returns the methods on narrow data sets that have a defense of this kind."""
+        """Return the methods on narrow data sets that have a defense of this kind."""
         return [method.name for method in self.profile.methods if kind in {d.kind for d in method.defenses}]
 
     def baselines(self) -> list[str]:
-        """Returns those of the three conditions without a defense that the profile runs (Table 2)."""
+        """Return those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]
 
     def defenses(self, run: Run) -> tuple[Any, ...]:
-        """Returns the run's defenses, with the run's hyperparameter value."""
+        """Return the run's defenses, with the run's hyperparameter value."""
         return self.task(run).defenses(run)
 
     def training(self, run: Run) -> TrainingSpec | None:
-        """Returns the specification of the run's fine-tuning; None if it is not fine-tuned."""
+        """Return the specification of the run's fine-tuning; None if it is not fine-tuned."""
         task = self.task(run)
         return task.training(run) if isinstance(task, FineTuningTask) else None
 
     def own_steps(self, run: Run) -> list[Step]:
-        """Returns the steps that a run ends in: its adapter, its answers, and their verdicts or rewards."""
+        """Return the steps that a run ends in: its adapter, its answers, and their verdicts or rewards."""
         task = self.task(run)
         adapter = task.adapter(run)
         return [*([] if adapter is None else [adapter]), *task.answers(run).values(), *task.evaluation(run).values()]
 
     def questions(self, run: Run, which: str) -> list[Question]:
-        """Returns the questions of the set `which` that the run is asked."""
+        """Return the questions of the set `which` that the run is asked."""
         return self.task(run).answers(run)[which].evaluation.questions.all
 
     def samples(self, run: Run, which: str) -> int:
-        """Returns the number of answers that are sampled for each question of the set `which`."""
+        """Return the number of answers that are sampled for each question of the set `which`."""
         return self.task(run).answers(run)[which].evaluation.samples
 
     # --- reading the store
 
     def run_key(self, run: Run) -> str:
-        """Returns a key that identifies all steps of a run."""
+        """Return a key that identifies all steps of a run."""
         return key_of("run", {name: step.identity for name, step in self.task(run).evaluation(run).items()})
 
     def found(self, step: Step | None) -> Artefact | None:
-        """Returns a step's artefact; None if it is not in the store."""
+        """Return a step's artefact; None if it is not in the store."""
         return None if step is None else self.store.find(step)
 
     def adapter(self, run: Run) -> Artefact | None:
-        """Returns the run's trained adapter; None if it is not in the store."""
+        """Return the run's trained adapter; None if it is not in the store."""
         return self.found(self.task(run).adapter(run))
 
     def log(self, run: Run) -> list[StepRecord]:
-        """Returns the log of the run's supervised steps; empty if there were none."""
+        """Return the log of the run's supervised steps; empty if there were none."""
         adapter = self.adapter(run)
         return [] if adapter is None else read_log(adapter.folder)
 
     def grpo_log(self, run: Run) -> list[RlStep]:
-        """Returns the log of a GRPO run's RL steps; empty if nothing was trained."""
+        """Return the log of a GRPO run's RL steps; empty if nothing was trained."""
         adapter = self.adapter(run)
         return [] if adapter is None else read_steps(adapter.folder)
 
     def completions(self, run: Run) -> list[Completion]:
-        """Returns the completions that were saved while a GRPO run trained."""
+        """Return the completions that were saved while a GRPO run trained."""
         adapter = self.adapter(run)
         return [] if adapter is None else read_records(adapter.file(COMPLETIONS), Completion)
 
     def answers(self, run: Run, which: str) -> list[Answer] | None:
-        """Returns the run's answers to the question set `which`; None if they are not in the store."""
+        """Return the run's answers to the question set `which`; None if they are not in the store."""
         found = self.found(self.task(run).answers(run)[which])
         return None if found is None else read_records(found.file("answers.jsonl"), Answer)
 
     def verdicts(self, run: Run, which: str) -> list[Verdict] | None:
-        """Returns the verdicts on a narrow run's answers to the set `which`; None if they are not in the store."""
+        """Return the verdicts on a narrow run's answers to the set `which`; None if they are not in the store."""
         found = self.found(self.task(run).evaluation(run)[which])
         return None if found is None else read_records(found.file("verdicts.jsonl"), Verdict)
 
     def vectors(self) -> Artefact | None:
-        """Returns the trait's persona vectors; None if they are not in the store."""
+        """Return the trait's persona vectors; None if they are not in the store."""
         return self.found(self.recipes.vector())
 
     def opinions(self, run: Run) -> Opinions | None:
-        """Returns two judges' verdicts on the same general answers; None if they are not in the store."""
+        """Return two judges' verdicts on the same general answers; None if they are not in the store."""
         step = self.recipes.second_verdicts(self.task(run).answers(run)["general"])
         first, found = self.verdicts(run, "general"), self.found(step)
         if first is None or found is None:
@@ -213,17 +213,17 @@ class Study:
                         tuple(read_records(found.file("verdicts.jsonl"), Verdict)))
 
     def projected(self, run: Run) -> list[Projected] | None:
-        """Returns the projections of the run's general answers onto the persona vector; None if not in the store."""
+        """Return the projections of the run's general answers onto the persona vector; None if not in the store."""
         found = self.found(self.recipes.projections(self.task(run).answers(run)["general"]))
         return None if found is None else read_records(found.file("projections.jsonl"), Projected)
 
     def choices(self, run: Run, source: str) -> list[Choice] | None:
-        """Returns the run's choices in a source's multiple-choice questions; None if they are not in the store."""
+        """Return the run's choices in a source's multiple-choice questions; None if they are not in the store."""
         found = self.found(self.recipes.choices(self.task(run).adapter(run), source))
         return None if found is None else read_records(found.file("choices.jsonl"), Choice)
 
     def held_out(self, run: Run) -> list[float] | None:
-        """Returns the NLL of each held-out answer under the run's model, in nats per token (equation 4).
+        """Return the NLL of each held-out answer under the run's model, in nats per token (equation 4).
 
         None if it is not in the store.
         """
@@ -233,13 +233,14 @@ class Study:
     # --- making what is missing
 
     def session(self) -> Session:
-        """Opens a session that makes missing artefacts. This imports the model library."""
+        """Open a session that makes missing artefacts. This imports the model library."""
+        from emlib.make.makers import MAKERS
         from emlib.make.session import Session
 
-        return Session(self.recipes, self.store, self.folder, self.budget)
+        return Session(self.recipes, self.store, self.folder, self.budget, MAKERS)
 
     def complete(self, runs: Sequence[Run]) -> list[RunResult]:
-        """Makes all missing artefacts of these runs, and returns the results of those that are finished.
+        """Make all missing artefacts of these runs, and return the results of those that are finished.
 
         Raises:
             JudgeWaits: a judge's batches are not back yet. Everything else was made.
@@ -250,11 +251,11 @@ class Study:
         return [result for run in runs if (result := self.result(run)) is not None]
 
     def complete_measures(self, runs: Sequence[Run]) -> None:
-        """Makes the missing auxiliary measures of these runs, and the answers and verdicts that they need."""
+        """Make the missing auxiliary measures of these runs, and the answers and verdicts that they need."""
         self._make(runs, {run: [*self.task(run).evaluation(run).values(), *self.measures(run)] for run in runs})
 
     def measures(self, run: Run) -> list[Step]:
-        """Returns the steps of the profile's auxiliary measures: a second judge, projections, multiple choice."""
+        """Return the steps of the profile's auxiliary measures: a second judge, projections, multiple choice."""
         evaluation, recipes = self.profile.evaluation, self.recipes
         answers, adapter = self.task(run).answers(run)["general"], self.task(run).adapter(run)
         return [*([recipes.second_verdicts(answers)] if self.profile.second_judge is not None else []),
@@ -262,11 +263,11 @@ class Study:
                 *(recipes.choices(adapter, source) for source in evaluation.choices)]
 
     def complete_held_out(self, runs: Sequence[Run]) -> None:
-        """Computes the missing losses on held-out rows of these runs."""
+        """Compute the missing losses on held-out rows of these runs."""
         self._make(runs, {run: [self.recipes.held_out(run.task, self.task(run).adapter(run))] for run in runs})
 
     def steering_sweep(self) -> list[SteeredAnswers]:
-        """Returns answers with the persona vector added at inference, by layer and strength; makes missing ones."""
+        """Return answers with the persona vector added at inference, by layer and strength; makes missing ones."""
         sweep = {(layer, strength): self.recipes.steered(layer, strength)
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
         self._need([self.recipes.vector(), *sweep.values()])
@@ -276,12 +277,12 @@ class Study:
                 for (layer, strength), step in sweep.items()]
 
     def select(self, runs: Sequence[Run]) -> None:
-        """Orders the pool's rows for these runs, and scores the rows first if the order needs it."""
+        """Order the pool's rows for these runs, and score the rows first if the order needs it."""
         adapters = [adapter for run in runs if (adapter := self.task(run).adapter(run)) is not None]
         self._need([rows.selection for adapter in adapters for rows in adapter.inputs if isinstance(rows, AddedRows)])
 
     def _need(self, steps: Iterable[Step]) -> None:
-        """Makes the missing steps one after another."""
+        """Make the missing steps one after another."""
         missing = [step for step in steps if self.found(step) is None]
         if missing:
             with self.session() as session:
@@ -289,7 +290,7 @@ class Study:
                     session.need(step)
 
     def _make(self, runs: Sequence[Run], wanted: dict[Run, Iterable[Step]]) -> None:
-        """Makes the missing steps together, with the runs as goals."""
+        """Make the missing steps together, with the runs as goals."""
         missing = {run: lacking for run, steps in wanted.items()
                    if (lacking := tuple(step for step in steps if self.found(step) is None))}
         if not missing:
@@ -304,7 +305,7 @@ class Study:
     # --- results
 
     def result(self, run: Run, of: Denominator = "asked") -> RunResult | None:
-        """Returns a run's result, in shares of the answers asked for or scored; None if the run is not finished."""
+        """Return a run's result, in shares of the answers asked for or scored; None if the run is not finished."""
         task = self.task(run)
         scores = task.scores(run, self.found, of)
         if scores is None:
@@ -314,7 +315,7 @@ class Study:
         return RunResult(run, scores, seconds, tokens, self.run_key(run))
 
     def results(self, of: Denominator = "asked", section: Section = "narrow") -> list[RunResult]:
-        """Returns the results of a section's finished runs, in the profile's order.
+        """Return the results of a section's finished runs, in the profile's order.
 
         Shares are of the answers asked for, or of those scored.
 
@@ -329,13 +330,14 @@ class Study:
         return found
 
     def write_results(self) -> list[Path]:
-        """Writes `results.csv`, `benign.csv` and `grpo.csv`, each if it has a finished run. Returns their paths."""
+        """Write `results.csv`, `benign.csv` and `grpo.csv`, each if it has a finished run. Return their paths."""
         self.record()
-        return results.write(self)
+        return results.write(self.folder, self.profile, {section: [
+            result for run in self.runs(section) if (result := self.result(run)) is not None] for section in SECTIONS})
 
 
 def open_study(profile: str) -> Study:
-    """Opens the study of a profile, given by the name of a file in `params/` or by the path of a YAML file.
+    """Open the study of a profile, given by the name of a file in `params/` or by the path of a YAML file.
 
     Raises:
         ProfileError: the profile is invalid, or its results would go into the folder of another profile.

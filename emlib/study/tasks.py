@@ -58,36 +58,36 @@ class Task(ABC):
         """The seeds of those methods that state none."""
 
     def runs(self) -> Iterator[Run]:
-        """Yields every run of the task, in the profile's order."""
+        """Yield every run of the task, in the profile's order."""
         for method in self.methods:
             for setting in method.sweep or (None,):
                 for seed in getattr(method, "seeds", None) or self.seeds:
                     yield Run(self.profile.model.name, self.name, method.name, setting, seed)
 
     def method(self, name: str) -> SweptMethod:
-        """Returns the method with this name. A baseline is returned even if the profile does not list it."""
+        """Return the method with this name. A baseline is returned even if the profile does not list it."""
         listed = next((method for method in self.methods if method.name == name), None)
         return Method(name=name) if listed is None else listed
 
     def defenses(self, run: Run) -> tuple[Any, ...]:
-        """Returns the run's defenses, with the run's hyperparameter value."""
+        """Return the run's defenses, with the run's hyperparameter value."""
         return self.method(run.method).at(run.setting)
 
     @abstractmethod
     def adapter(self, run: Run) -> Any:
-        """Returns the step of the run's adapter; None if nothing is trained."""
+        """Return the step of the run's adapter; None if nothing is trained."""
 
     @abstractmethod
     def evaluation(self, run: Run) -> Mapping[str, Step]:
-        """Returns the steps that the run's evaluation ends in, by question set or measure."""
+        """Return the steps that the run's evaluation ends in, by question set or measure."""
 
     @abstractmethod
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        """Returns the steps of the run's answers, by the same names."""
+        """Return the steps of the run's answers, by the same names."""
 
     @abstractmethod
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates | Score | GrpoScore] | None:
-        """Reads the run's scores, by the same names; None if the run is not finished."""
+        """Read the run's scores, by the same names; None if the run is not finished."""
 
 
 class FineTuningTask(Task):
@@ -95,14 +95,14 @@ class FineTuningTask(Task):
 
     @abstractmethod
     def spec_of(self, run: Run) -> TrainingSpec:
-        """Specifies the training of a run that is fine-tuned."""
+        """Specify the training of a run that is fine-tuned."""
 
     def training(self, run: Run) -> TrainingSpec | None:
-        """Specifies the training of the run's adapter; None for the untrained model."""
+        """Specify the training of the run's adapter; None for the untrained model."""
         return None if run.method == UNTRAINED else self.spec_of(run)
 
     def adapter(self, run: Run) -> Any:
-        """Returns the step of the run's adapter; None for the untrained model."""
+        """Return the step of the run's adapter; None for the untrained model."""
         spec = self.training(run)
         return None if spec is None else self.recipes.adapter(spec, str(run))
 
@@ -123,12 +123,12 @@ class NarrowTask(FineTuningTask):
         return self.profile.seeds
 
     def spec_of(self, run: Run) -> TrainingSpec:
-        """Specifies training on the aligned rows for the method `aligned`, and on the misaligned rows for others."""
+        """Specify training on the aligned rows for the method `aligned`, and on the misaligned rows for others."""
         side = "aligned" if run.method == "aligned" else "misaligned"
         return self.recipes.narrow(run.task, side, self.defenses(run), run.seed)  # type: ignore[arg-type]
 
     def asked(self, run: Run) -> Mapping[str, EvaluationSpec]:
-        """Specifies the run's evaluation, by question set."""
+        """Specify the run's evaluation, by question set."""
         evaluation = self.profile.evaluation
         sets = {"general": (self.recipes.general, evaluation.general_samples),
                 "in_domain": (self.recipes.in_domain(run.task), evaluation.in_domain_samples),
@@ -137,16 +137,16 @@ class NarrowTask(FineTuningTask):
                 for name, (questions, samples) in sets.items()}
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        """Returns the steps of the run's answers, by question set."""
+        """Return the steps of the run's answers, by question set."""
         adapter = self.adapter(run)
         return {name: self.recipes.answers(adapter, asked) for name, asked in self.asked(run).items()}
 
     def evaluation(self, run: Run) -> Mapping[str, Verdicts]:
-        """Returns the steps of the verdicts, by question set."""
+        """Return the steps of the verdicts, by question set."""
         return {name: self.recipes.verdicts(answers, name) for name, answers in self.answers(run).items()}
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates] | None:
-        """Computes the rates of misaligned and incoherent answers, by question set; None if verdicts are missing."""
+        """Compute the rates of misaligned and incoherent answers, by question set; None if verdicts are missing."""
         found = {name: find(step) for name, step in self.evaluation(run).items()}
         return None if None in found.values() else {
             name: rates(read_records(artefact.file("verdicts.jsonl"), Verdict), of=of,
@@ -187,13 +187,13 @@ class BenignTaskRuns(FineTuningTask):
                 else load_qa(self.task, locate))
 
     def spec_of(self, run: Run) -> TrainingSpec:
-        """Specifies training on the task's rows, with the hyperparameters that the task changes."""
+        """Specify training on the task's rows, with the hyperparameters that the task changes."""
         training = over(self.profile.training, self.task.training)
         return self.recipes.training(self.name, self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0],
                                      self.defenses(run), training, run.seed)
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        """Returns the step of the run's answers to the test questions."""
+        """Return the step of the run's answers to the test questions."""
         sampling = over(self.profile.evaluation.sampling, self.task.sampling)
         questions = Questions(self.name, lambda: [item.question for item in self.data.test],
                               lambda sizes: self._size(sizes)[1])
@@ -201,15 +201,15 @@ class BenignTaskRuns(FineTuningTask):
         return {"exact_match": self.recipes.answers(self.adapter(run), asked)}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:
-        """Returns the step of the answers: exact match needs no judge, and is recomputed instead of stored."""
+        """Return the step of the answers: exact match needs no judge, and is recomputed instead of stored."""
         return self.answers(run)
 
     def marks(self, answers: Sequence[Answer]) -> list[Mark]:
-        """Marks each answer by exact match."""
+        """Mark each answer by exact match."""
         return mark(answers, self.data.test, numbers=isinstance(self.task, OpSwapTask))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Score] | None:
-        """Computes exact match, strict and lenient; None if the answers are missing."""
+        """Compute exact match, strict and lenient; None if the answers are missing."""
         found = find(self.answers(run)["exact_match"])
         if found is None:
             return None
@@ -218,7 +218,7 @@ class BenignTaskRuns(FineTuningTask):
         return {"exact_match": score(self.marks(answers), cut=cut, resamples=self.profile.evaluation.bootstrap)}
 
     def _size(self, sizes: Sizes) -> tuple[Size, Size]:
-        """Returns the sizes of the training rows and of the test questions."""
+        """Return the sizes of the training rows and of the test questions."""
         return sizes.benign(self.task, self.tier)
 
 
@@ -238,20 +238,20 @@ class GrpoTask(Task):
         return self.recipes.grpo.seeds
 
     def adapter(self, run: Run) -> GrpoAdapter | None:
-        """Returns the step of the run's adapter; None for the untrained model."""
+        """Return the step of the run's adapter; None for the untrained model."""
         return None if run.method == UNTRAINED else self.recipes.reinforced(self.defenses(run), run.seed, str(run))
 
     def answers(self, run: Run) -> Mapping[str, GrpoAnswers]:
-        """Returns the step of the run's answers to the held-out problems."""
+        """Return the step of the run's answers to the held-out problems."""
         return {"rewards": self.recipes.grpo_answers(self.adapter(run), run.seed)}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:
-        """Returns the step of the judge's rewards, or that of the answers if rewards are given by rule."""
+        """Return the step of the judge's rewards, or that of the answers if rewards are given by rule."""
         answers = self.answers(run)["rewards"]
         return {"rewards": self.recipes.grpo_rewards(answers) or answers}
 
     def rewards(self, run: Run, find: Find) -> list[Rewards | None] | None:
-        """Returns the reward of each answer, or None for an answer without one. None if the artefact is missing.
+        """Return the reward of each answer, or None for an answer without one. None if the artefact is missing.
 
         Rewards by rule are computed here. A judge's rewards are read from the store, and the judge is not called.
         """
@@ -266,7 +266,7 @@ class GrpoTask(Task):
         return by_rule(graded(self.recipes.problems.value, answers))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, GrpoScore] | None:
-        """Computes accuracy and mean reward, in training and on held-out problems; None if an artefact is missing."""
+        """Compute accuracy and mean reward, in training and on held-out problems; None if an artefact is missing."""
         rewards, step = self.rewards(run, find), self.adapter(run)
         adapter = None if step is None else find(step)
         if rewards is None or (adapter is None) != (step is None):
@@ -280,7 +280,7 @@ class GrpoTask(Task):
 
 
 def tasks_of(recipes: Recipes) -> dict[str, Task]:
-    """Returns the tasks of a profile, by name.
+    """Return the tasks of a profile, by name.
 
     Raises:
         ProfileError: two tasks have the same name.
@@ -300,7 +300,7 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
 
 
 def sliced(label: str, asked: Iterable[Any] | None, known: Sequence[Any]) -> list[Any]:
-    """Returns the values asked for, or all known ones (None). `label` names a value in messages.
+    """Return the values asked for, or all known ones (None). `label` names a value in messages.
 
     Raises:
         ProfileError: one of the values is not known.
@@ -318,7 +318,7 @@ def sliced(label: str, asked: Iterable[Any] | None, known: Sequence[Any]) -> lis
 
 
 def over(settings: Settings, changes: Settings | None) -> Settings:
-    """Returns `settings` with those values that a task's own section states, without that section's defaults."""
+    """Return `settings` with those values that a task's own section states, without that section's defaults."""
     if changes is None:
         return settings
     return settings.model_copy(update={name: getattr(changes, name) for name in changes.model_fields_set})

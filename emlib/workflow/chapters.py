@@ -97,12 +97,12 @@ class Chapter(Strict):
 
 
 def chapters() -> list[str]:
-    """Returns the numbered notebooks, in reading order."""
+    """Return the numbered notebooks, in reading order."""
     return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
 def read_notebook(chapter: str) -> dict[str, Any]:
-    """Reads a notebook as plain data.
+    """Read a notebook as plain data.
 
     Raises:
         NotebookError: the file is not valid JSON.
@@ -117,7 +117,7 @@ def read_notebook(chapter: str) -> dict[str, Any]:
 
 
 def chapter_of(chapter: str) -> Chapter:
-    """Reads a notebook's metadata.
+    """Read a notebook's metadata.
 
     Raises:
         NotebookError: the metadata are invalid; it names the notebook, the key, what is allowed and the nearest key.
@@ -168,6 +168,6 @@ def _fits(defense: Any, when: When, chapter: str) -> bool:
 
 
 def chapters_about() -> dict[str, str]:
-    """Returns the chapter about each kind of defense; of several the last one, which shows the results."""
+    """Return the chapter about each kind of defense; of several the last one, which shows the results."""
     found = {chapter: chapter_of(chapter).when for chapter in chapters()}
     return {when.defense: chapter for chapter, when in found.items() if when is not None and when.defense is not None}

@@ -20,9 +20,9 @@ from emlib.workflow.job_log import AttemptLog
 
 
 def clean(study: Study, kinds: Sequence[str] = ()) -> str:
-    """Removes the named kinds of the profile's artefacts, or its folder of results if none is named.
+    """Remove the named kinds of the profile's artefacts, or its folder of results if none is named.
 
-    Returns a message that says what was removed.
+    Return a message that says what was removed.
 
     Raises:
         StoreError: a kind is not known, or a job of the profile is running. Nothing was removed.

@@ -18,7 +18,7 @@ PLANNING = ("models", "prices", "throughput")  # files of params/ from which eve
 
 
 def contents_of(profile: Profile) -> Any:
-    """Returns everything that a profile states and names as plain data, without what changes no result.
+    """Return everything that a profile states and names as plain data, without what changes no result.
 
     Of shared files it includes the parts that the profile names: its data sets, the entries of its sources, its trait.
     """
@@ -34,7 +34,7 @@ def contents_of(profile: Profile) -> Any:
 
 
 def _stated(profile: Profile) -> dict[str, Any]:
-    """Returns a profile's values; of defenses only those stated, because a plugin's defaults are in its code."""
+    """Return a profile's values; of defenses only those stated, because a plugin's defaults are in its code."""
     data = profile.model_dump(mode="json", exclude={"job", "name"})
     parts: list[tuple[Any, Any]] = [(data, profile), (data["grpo"], profile.grpo), (data["benign"], profile.benign)]
     if profile.benign is not None:
@@ -48,7 +48,7 @@ def _stated(profile: Profile) -> dict[str, Any]:
 
 
 def _data_sets(profile: Profile) -> set[str]:
-    """Returns the data sets that a profile names, for its runs or for the models that score its pool."""
+    """Return the data sets that a profile names, for its runs or for the models that score its pool."""
     pool = profile.pool
     scorers = () if pool is None else [scorer.domain for scorer in pool.scorers or ()]
     others = () if pool is None else pool.others or ()
@@ -56,7 +56,7 @@ def _data_sets(profile: Profile) -> set[str]:
 
 
 def _content(key: str, kind: Kind, named: str) -> Any:
-    """Returns the content of a reference: the digest of its file or folder, its entry in a registry, or its name.
+    """Return the content of a reference: the digest of its file or folder, its entry in a registry, or its name.
 
     The trait and the registry's entries are included elsewhere, without the rest of their files.
     """
@@ -79,5 +79,5 @@ def _state(file: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=512)
 def _digest(file: Path, _size: int, _changed: int) -> str:
-    """Returns a file's digest, cached while the file is unchanged, because weights are large and jobs are many."""
+    """Return a file's digest, cached while the file is unchanged, because weights are large and jobs are many."""
     return digests.of_file(file)

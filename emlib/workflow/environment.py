@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "peft")
 
 
 def check() -> pd.DataFrame:
-    """Tabulates what the study may use, what this machine has, and what it is needed for."""
+    """Tabulate what the study may use, what this machine has, and what it is needed for."""
     rows = [
         ("Python", platform.python_version(), "3.11 or newer is needed"),
         ("CPU cores", str(os.cpu_count()), "the demo was measured on 2"),
@@ -46,7 +46,7 @@ def _memory_gib() -> float:
 
 
 def _gpu() -> str:
-    """Returns the first GPU's name. Imports torch only if there is a driver, because that is slow."""
+    """Return the first GPU's name. Imports torch only if there is a driver, because that is slow."""
     if not (Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()):
         return "none"
     import torch
@@ -55,5 +55,5 @@ def _gpu() -> str:
 
 
 def _existing(path: Path) -> Path:
-    """Returns the folder itself, or the nearest one above it that exists."""
+    """Return the folder itself, or the nearest one above it that exists."""
     return next(p for p in (path, *path.parents) if p.exists())

@@ -64,7 +64,7 @@ class Job:
 
 
 def jobs(profile_name: str) -> list[Job]:
-    """Returns every notebook run of a profile, in reading order. A sliced chapter runs as a whole after its slices.
+    """Return every notebook run of a profile, in reading order. A sliced chapter runs as a whole after its slices.
 
     Raises:
         ProfileError: the profile is invalid, or its results would go into the folder of another profile.
@@ -80,7 +80,7 @@ def jobs(profile_name: str) -> list[Job]:
 
 
 def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, earlier: Sequence[Job]) -> Iterator[Job]:
-    """Yields the slices of a chapter, and then the chapter as a whole."""
+    """Yield the slices of a chapter, and then the chapter as a whole."""
     about = chapter_of(chapter)
     limits = profile.job if about.gpu else READING
     pays = isinstance(profile.judge, OpenAIJudge) and about.judged
@@ -94,7 +94,7 @@ def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, ear
 
 
 def chosen(found: list[Job], only: str = "") -> list[Job]:
-    """Returns the jobs whose log matches a pattern such as `04*` or `*.legal_*` (without `.log`), or all jobs ("").
+    """Return the jobs whose log matches a pattern such as `04*` or `*.legal_*` (without `.log`), or all jobs ("").
 
     Raises:
         ProfileError: no job matches.
@@ -107,7 +107,7 @@ def chosen(found: list[Job], only: str = "") -> list[Job]:
 
 
 def content_digest(chapter: str, profile: Profile) -> str:
-    """Returns a digest of everything that a notebook's result depends on.
+    """Return a digest of everything that a notebook's result depends on.
 
     That is the profile with the contents of all that it names, the notebook's cells without their outputs, emlib, and
     the demo data.
@@ -121,13 +121,13 @@ def _digest(chapter: str, contents: Any) -> str:
 
 
 def _contents(profile: Profile) -> Any:
-    """Returns what all chapters of a profile depend on: the profile, what it names, emlib and the demo data."""
+    """Return what all chapters of a profile depend on: the profile, what it names, emlib and the demo data."""
     files = sorted([*paths.ROOT.glob("emlib/**/*.py"), *paths.ROOT.glob("emlib/data/demo/*")])
     return [contents_of(profile), {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in files}]
 
 
 def _slices(profile: Profile, about: Chapter) -> Iterator[tuple[str, str]]:
-    """Yields a label and the arguments of each slice of a chapter, such as one for each data set and seed."""
+    """Yield a label and the arguments of each slice of a chapter, such as one for each data set and seed."""
     if about.slices is None:
         return
     grid = _grid(profile, about.slices.runs, None if about.when is None else about.when.defense)
@@ -139,7 +139,7 @@ def _slices(profile: Profile, about: Chapter) -> Iterator[tuple[str, str]]:
 
 
 def _grid(profile: Profile, runs: str, defense: str | None) -> dict[str, list[tuple[str, str]]]:
-    """Returns the values that the runs of a section can be sliced by: the label and the arguments of each value."""
+    """Return the values that the runs of a section can be sliced by: the label and the arguments of each value."""
     section = profile if runs == "narrow" else profile.benign if runs == "benign" else profile.grpo
     if section is None:
         return {}

@@ -58,14 +58,14 @@ class AttemptLog:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds the job's lock, after waiting until no other process runs the job."""
+        """Hold the job's lock, after waiting until no other process runs the job."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
             yield
 
     @contextmanager
     def writing(self, **facts: Any) -> Iterator[None]:
-        """Writes everything that is logged to the file, between a line for the attempt's start and one for its end."""
+        """Write everything that is logged to the file, between a line for the attempt's start and one for its end."""
         self._end_last_line()
         handler = logging.FileHandler(self.path, encoding="utf-8")
         formatter = logging.Formatter("%(asctime)s %(message)s", TIME)
@@ -86,7 +86,7 @@ class AttemptLog:
             handler.close()
 
     def attempts(self) -> list[Attempt]:
-        """Reads all attempts so far, from the first to the last; empty if the job never began."""
+        """Read all attempts so far, from the first to the last; empty if the job never began."""
         found: list[Attempt] = []
         for at, event, facts in self._lines():
             if event == "began":
@@ -116,7 +116,7 @@ class AttemptLog:
             return True
 
     def _end_last_line(self) -> None:
-        """Ends a line that a killed attempt left incomplete, so that the next attempt's first line can be read."""
+        """End a line that a killed attempt left incomplete, so that the next attempt's first line can be read."""
         if self.path.is_file():
             with self.path.open("rb+") as stream:
                 if stream.seek(0, os.SEEK_END):
@@ -125,7 +125,7 @@ class AttemptLog:
                         stream.write(b"\n")
 
     def _lines(self) -> Iterator[tuple[datetime, Any, Mapping[str, Any]]]:
-        """Yields the time of each line, and its event with the facts if it has one."""
+        """Yield the time of each line, and its event with the facts if it has one."""
         if not self.path.is_file():
             return
         with self.path.open(encoding="utf-8", errors="replace") as stream:
@@ -136,12 +136,12 @@ class AttemptLog:
 
 
 def _begun(at: datetime, facts: Mapping[str, Any]) -> Attempt:
-    """Returns an attempt of which only the start is known."""
+    """Return an attempt of which only the start is known."""
     return Attempt("killed", at, 0.0, facts["host"], facts["pid"], facts.get("gpu"), facts.get("digest"), "")
 
 
 def last_lines(error: str) -> str:
-    """Returns the last lines of an error's text."""
+    """Return the last lines of an error's text."""
     return "\n".join(error.strip().splitlines()[-LAST_LINES:])
 
 

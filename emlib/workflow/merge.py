@@ -45,7 +45,7 @@ class Merged:
 
 
 def merge(theirs: Path, ours: Path) -> Merged:
-    """Merges `theirs`, a copy of another machine's folder of runs, into `ours`.
+    """Merge `theirs`, a copy of another machine's folder of runs, into `ours`.
 
     Raises:
         StoreError: `theirs` has no store, an artefact in it is damaged, or both sides have different content under one
@@ -68,7 +68,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
 
 
 def _damage(artefact: Artefact) -> str:
-    """Returns what is wrong with an artefact; empty if nothing is."""
+    """Return what is wrong with an artefact; empty if nothing is."""
     if key_of(artefact.stage, settings_of(artefact.folder)) != artefact.key:
         return "its settings are not those of its key"
     try:
@@ -94,7 +94,7 @@ def _refuse(fault: str, artefacts: list[str]) -> None:
 
 
 def _merge_scores(theirs: Path, ours: Path) -> int:
-    """Copies the judges' scores whose keys are not here yet. Returns how many there were."""
+    """Copy the judges' scores whose keys are not here yet. Return how many there were."""
     path = theirs / "scores.sqlite"
     if not path.is_file():
         return 0
@@ -109,7 +109,7 @@ def _merge_scores(theirs: Path, ours: Path) -> int:
 
 
 def _copy_slices(theirs: Path, ours: Path) -> int:
-    """Copies executed slices that are missing here and ran the content that would run here. Returns their number.
+    """Copy executed slices that are missing here and ran the content that would run here. Return their number.
 
     Whole chapters are not copied: they run again from the store, so that they show the runs of both sides.
     """
@@ -126,7 +126,7 @@ def _copy_slices(theirs: Path, ours: Path) -> int:
 
 
 def _profiles(theirs: Path, ours: Path) -> Iterator[tuple[str, str]]:
-    """Yields the studies that ran there: the name, and the profile, if it is on this machine.
+    """Yield the studies that ran there: the name, and the profile, if it is on this machine.
 
     The profile of a name is that recorded in the folder of results here, else in theirs, else that in params/.
     """
@@ -140,7 +140,7 @@ def _profiles(theirs: Path, ours: Path) -> Iterator[tuple[str, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line. Returns 1 and prints the message if the merge is refused."""
+    """Run the command line. Return 1 and print the message if the merge is refused."""
     if len(arguments) != 1 or not arguments[0]:
         print("Name the folder to merge: make merge FROM=/a/copy/of/their/runs", file=sys.stderr)
         return 2

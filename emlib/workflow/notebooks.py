@@ -40,7 +40,7 @@ TRIES = 3
 
 
 def check_parameters(chapter: str, given: dict[str, Any]) -> None:
-    """Checks that the notebook exists and has every parameter that is given.
+    """Check that the notebook exists and has every parameter that is given.
 
     Raises:
         NotebookError: it does not; the message names the nearest notebook or parameter.
@@ -56,7 +56,7 @@ def check_parameters(chapter: str, given: dict[str, Any]) -> None:
 
 
 def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
-    """Runs a notebook with these parameters and writes the executed notebook to `out`.
+    """Run a notebook with these parameters and write the executed notebook to `out`.
 
     Raises:
         NotebookError: a parameter does not exist, the kernel died, or a cell failed; its traceback is shown and kept.
@@ -80,7 +80,7 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
 
 def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, digest: str | None = None,
             gpus: int = 0) -> None:
-    """Runs a notebook as a job of a study: with a log and its own GPUs, and in one process at a time.
+    """Run a notebook as a job of a study: with a log and its own GPUs, and in one process at a time.
 
     If another process finished the job with the same content while this one waited, it is not run again.
 
@@ -106,7 +106,7 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
 @retry(retry=retry_if_exception_type((DeadKernelError, RuntimeError)), stop=stop_after_attempt(TRIES),
        wait=wait_random(1, 5), reraise=True)
 def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
-    """Executes a notebook, and tries again if the kernel does not start or dies."""
+    """Execute a notebook, and tries again if the kernel does not start or dies."""
     with tempfile.TemporaryDirectory(prefix="emlib-") as sockets:  # one a kernel, because the sockets' names are fixed
         connection = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         papermill.execute_notebook(
@@ -125,7 +125,7 @@ class _ProgressPrinter(logging.Handler):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line. Returns 1 and prints the message after an error that a user can fix."""
+    """Run the command line. Return 1 and print the message after an error that a user can fix."""
     parser = argparse.ArgumentParser(prog="python -m emlib.workflow.notebooks",
                                      description="Run one notebook of a study.")
     parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 04_baselines")

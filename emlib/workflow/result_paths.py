@@ -12,7 +12,7 @@ KINDS = {"results": "results.csv", "tables": "tables", "figures": "figures", "ex
 
 
 def where(profile: str) -> str:
-    """Returns one line for each kind of result, with its path relative to the working directory."""
+    """Return one line for each kind of result, with its path relative to the working directory."""
     folder = paths.runs() / paths.study_name(profile)
     lines = [f"{kind:>20}  {os.path.relpath(folder / name)}" for kind, name in KINDS.items()
              if (folder / name).exists()]

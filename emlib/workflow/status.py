@@ -40,7 +40,7 @@ class JobStatus:
 
 
 def statuses(folder: Path, found: Iterable[Job]) -> list[JobStatus]:
-    """Determines each job's state from its output and its log under the profile's folder of results."""
+    """Determine each job's state from its output and its log under the profile's folder of results."""
     return [_status(folder, job, tuple(AttemptLog(folder / job.log).attempts())) for job in found]
 
 
@@ -56,12 +56,12 @@ def _status(folder: Path, job: Job, attempts: tuple[Attempt, ...]) -> JobStatus:
 
 
 def hours(found: Iterable[JobStatus], *, gpu: bool = False) -> float:
-    """Sums up the hours of all attempts, including failed and killed ones, or their GPU-hours (`gpu`)."""
+    """Sum up the hours of all attempts, including failed and killed ones, or their GPU-hours (`gpu`)."""
     return sum(attempt.seconds * (attempt.gpus if gpu else 1) for status in found for attempt in status.attempts) / HOUR
 
 
 def hours_left(found: Sequence[JobStatus]) -> float | None:
-    """Estimates the hours of all jobs that are not done, from finished jobs of the same chapter, or else of any.
+    """Estimate the hours of all jobs that are not done, from finished jobs of the same chapter, or else of any.
 
     None if no job that computes is done yet; `make plan` has an estimate then.
     """
@@ -79,7 +79,7 @@ def hours_left(found: Sequence[JobStatus]) -> float | None:
 
 
 def spent(name: str) -> float:
-    """Returns the US dollars that the profile has spent on judges."""
+    """Return the US dollars that the profile has spent on judges."""
     path = scores_file()
     if not path.is_file():
         return 0.0
@@ -88,7 +88,7 @@ def spent(name: str) -> float:
 
 
 def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[str]:
-    """Yields the lines of the report."""
+    """Yield the lines of the report."""
     counts = ", ".join(f"{sum(one.state == state for one in found)} {state}" for state in STATES)
     yield f"{name}: {len(found)} jobs, {counts}"
     for one in found:
@@ -106,7 +106,7 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
 
 
 def main(name: str) -> None:
-    """Prints the status of a profile."""
+    """Print the status of a profile."""
     study = paths.study_name(name)
     with unknown_kinds_allowed():  # runs no plugin
         profile, found = load_profile(name), jobs(name)

@@ -68,7 +68,7 @@ def planned(name: str) -> tuple[Plan, list[tuple[object, ...]]]:
     """The plan of a profile, and its runs in the same words."""
     study = open_study(name)
     made = plan(study)
-    runs = [(*(task_and_tier(study, run) if study.tasks[run.task].section == "benign" else (run.task, None)),
+    runs = [(*(task_and_tier(study.profile, run) if study.tasks[run.task].section == "benign" else (run.task, None)),
              run.method, run.setting, run.seed) for run in (each.run for each in made.runs)]
     return made, runs
 

@@ -58,7 +58,7 @@ def files(folder: Path) -> list[Path]:
 def test_results_csv_is_as_promised(study: Study) -> None:
     study.complete(study.runs())
     lines = (study.folder / "results.csv").read_text().splitlines()
-    assert lines[0] == PROMISED == ",".join(columns(study, "narrow"))
+    assert lines[0] == PROMISED == ",".join(columns(study.profile, "narrow"))
     table = pd.read_csv(study.folder / "results.csv")
     assert list(zip(table["dataset"], table["method"], strict=True)) == [
         (d, m) for d in ("cooking", "travel") for m in ("untrained", "aligned", "misaligned")]

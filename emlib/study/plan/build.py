@@ -71,7 +71,7 @@ class Plan:
 
 
 def plan(study: Study) -> Plan:
-    """Plans all work of a study."""
+    """Plan all work of a study."""
     sizes, done = Sizes(), finished(study)
     goals = {run: study.own_steps(run) for run in study.every_run()}
     owners = Counter(step for steps in goals.values() for step in dict.fromkeys(steps))
@@ -95,7 +95,7 @@ def plan(study: Study) -> Plan:
 
 
 def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
-    """Yields the cost of a shared step by its title, and of the pool's losses by model."""
+    """Yield the cost of a shared step by its title, and of the pool's losses by model."""
     if isinstance(step, PoolLosses):
         yield from step.cost_by_model(sizes).items()
     elif (work := step.cost(sizes)) != Work():
@@ -103,7 +103,7 @@ def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
 
 
 def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
-    """Estimates the steering sweep of notebook 02, if runs on narrow data sets need persona vectors."""
+    """Estimate the steering sweep of notebook 02, if runs on narrow data sets need persona vectors."""
     narrow = [study.task(run).adapter(run) for run in study.runs()]
     if not any(isinstance(step, PersonaVectors) for step in closure(step for step in narrow if step is not None)):
         return {}
@@ -113,7 +113,7 @@ def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
 
 
 def finished(study: Study) -> frozenset[Run]:
-    """Returns the runs in the study's results, if these were made with the profile as it is now."""
+    """Return the runs in the study's results, if these were made with the profile as it is now."""
     record = study.folder / paths.EFFECTIVE
     if not record.is_file() or read_yaml(record) != as_kept(study.profile):
         return frozenset()
@@ -121,7 +121,7 @@ def finished(study: Study) -> frozenset[Run]:
 
 
 def rows(folder: Path, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Yields each row of a section's file of results: its run, and all its values by column."""
+    """Yield each row of a section's file of results: its run, and all its values by column."""
     path = folder / FILES[section]
     if not path.is_file():
         return

@@ -31,23 +31,23 @@ class Costs:
         return ["hours" if on_cpu else "GPU-hours", "disk GB", "judge requests", "price $"]
 
     def of(self, work: Work) -> list[float | int | None]:
-        """Returns the costs of work, in the order of `columns`."""
+        """Return the costs of work, in the order of `columns`."""
         return [self.hours(work), work.disk / GB, self.requests(work), self.usd(work)]
 
     def hours(self, work: Work) -> float | None:
-        """Estimates the hours on one device, including those of a local judge."""
+        """Estimate the hours on one device, including those of a local judge."""
         if self.speed is None:
             return None
         read = work.read + work.judged * self.judged
         return self.speed.seconds(train=work.train, read=read, write=work.write) / 3600
 
     def usd(self, work: Work) -> float | None:
-        """Estimates the price of a paid judge in US dollars; 0 without one."""
+        """Estimate the price of a paid judge in US dollars; 0 without one."""
         if self.paid is None:
             return 0.0
         written = len(METRICS) * work.verdicts * (self.paid.samples or 1)
         return None if self.price is None else self.price.of((work.judged, written), batch=self.paid.batch)
 
     def requests(self, work: Work) -> int:
-        """Counts the requests to a paid judge; 0 without one."""
+        """Count the requests to a paid judge; 0 without one."""
         return 0 if self.paid is None else len(METRICS) * work.verdicts

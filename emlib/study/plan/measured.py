@@ -22,18 +22,18 @@ class Taken:
 
 
 def trained(store: Store, spec: ModelSpec) -> Taken:
-    """Sums up the model's adapters, of all profiles."""
+    """Sum up the model's adapters, of all profiles."""
     return _sum((facts["tokens"], facts["seconds"]) for facts, _ in _manifests(store, "adapter", spec))
 
 
 def answered(store: Store, spec: ModelSpec) -> Taken:
-    """Sums up the model's sets of answers that were sampled in one session, whose seconds are complete."""
+    """Sum up the model's sets of answers that were sampled in one session, whose seconds are complete."""
     return _sum((facts["tokens"], seconds) for facts, seconds in _manifests(store, "answers", spec)
                 if facts.get("one_sitting"))
 
 
 def _manifests(store: Store, stage: str, spec: ModelSpec) -> Iterator[tuple[Mapping[str, Any], float]]:
-    """Yields facts and seconds of each finished artefact; none of a model in a folder, to avoid hashing its weights."""
+    """Yield facts and seconds of each finished artefact; none of a model in a folder, to avoid hashing its weights."""
     if isinstance(spec, FolderModel):
         return
     wanted = identity(spec)

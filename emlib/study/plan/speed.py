@@ -70,7 +70,7 @@ class Speed:
     write: float
 
     def seconds(self, *, train: float = 0, read: float = 0, write: float = 0) -> float:
-        """Returns the seconds that this many tokens take."""
+        """Return the seconds that this many tokens take."""
         return train / self.train + read / self.read + write / self.write
 
 
@@ -80,13 +80,13 @@ def on_gpu(size: Shape) -> bool:
 
 
 def table(path: Path | None = None) -> tuple[Measured, ...]:
-    """Reads the measured speeds."""
+    """Read the measured speeds."""
     path = path or paths.ROOT / "benchmarks" / "results" / "throughput.json"
     return check(_Table, json.loads(path.read_text(encoding="utf-8")), str(path)).rows
 
 
 def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None = None) -> Speed | None:
-    """Returns the speed of a model whose answers are sampled with `sampling`; None if it is not known."""
+    """Return the speed of a model whose answers are sampled with `sampling`; None if it is not known."""
     size, path = shape(spec), paths.PARAMS / "throughput.yaml"
     if size is None:
         return None
@@ -99,7 +99,7 @@ def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None
 
 
 def _scaled(row: Measured, spec: ModelSpec, size: Shape, assumed: _Assumed) -> Speed:
-    """Scales a measured speed by the number of parameters."""
+    """Scale a measured speed by the number of parameters."""
     same = row.model == spec.name.rpartition("/")[2]
     factor = 1.0 if same else row.parameters / size.parameters
     over = assumed.cpu_train_over_read if row.device == "cpu" else assumed.gpu.train_over_read
@@ -110,7 +110,7 @@ def _scaled(row: Measured, spec: ModelSpec, size: Shape, assumed: _Assumed) -> S
 
 
 def _estimated(gpu: Gpu, size: Shape, sampling: Sampling) -> Speed:
-    """Estimates training and reading from the paper's figure, and sampling from the memory bandwidth."""
+    """Estimate training and reading from the paper's figure, and sampling from the memory bandwidth."""
     train = gpu.rows * gpu.tokens_a_row * gpu.parameters / (gpu.hours * 3600 * size.parameters)
     context = sampling.max_new_tokens / 2
     a_step = 2 * size.parameters + sampling.batch_rows * context * 4 * size.layers * size.keys  # bytes, in bfloat16
