@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,21 @@ def test_a_package_imports_only_from_lower_ones(path: Path) -> None:
     if mine != "__init__":
         above = [name for name in imports(path) if FLOORS.index(name) > FLOORS.index(mine)]
         assert not above, f"{path.relative_to(paths.ROOT)} imports from higher packages: {', '.join(above)}"
+
+
+def test_no_file_imports_itself_on_a_way_through_others() -> None:
+    """Also inside functions and for types alone: `prepare` names the files of a circle."""
+    names = {".".join(path.relative_to(paths.ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for path in FILES:
+        name = ".".join(path.relative_to(paths.ROOT).with_suffix("").parts)
+        if name != "emlib.__init__":  # the public names, which no file of ours takes from there
+            nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("emlib.")]
+            taken = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names} | {
+                str(node.module) for node in nodes}
+            graph[name.removesuffix(".__init__")] = taken & names
+    TopologicalSorter(graph).prepare()
 
 
 def test_every_package_has_its_floor_and_nothing_lies_beside_them() -> None:

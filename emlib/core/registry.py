@@ -11,20 +11,18 @@ import hashlib
 import importlib
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any, Literal, get_args
 
 from emlib.core.source import CELL, source_of
 
-if TYPE_CHECKING:
-    from emlib.core.defense import Defense
-
 HOME = "emlib.defenses"  # the package of our defenses, and the entry point group of others
+DefenseClass = type[Any]  # a subclass of Defense, which stands above: it registers its subclasses here
 Purpose = Literal["fine-tuning", "grpo"]
-_classes: dict[str, type[Defense]] = {}
-_digests: dict[type[Defense], str | None] = {}
+_classes: dict[str, DefenseClass] = {}
+_digests: dict[DefenseClass, str | None] = {}
 
 
-def enter(cls: type[Defense]) -> None:
+def enter(cls: DefenseClass) -> None:
     """Register a class under its kind, replacing an earlier definition of the same class.
 
     Raises:
@@ -42,7 +40,7 @@ def enter(cls: type[Defense]) -> None:
         _classes[kind] = cls
 
 
-def _may_replace(cls: type[Defense], known: type[Defense]) -> bool:
+def _may_replace(cls: DefenseClass, known: DefenseClass) -> bool:
     """Return whether `cls` is from the module of `known`, replaces a plugin from a cell, or has the same text."""
     if known.__module__ == cls.__module__:
         return True
@@ -50,23 +48,23 @@ def _may_replace(cls: type[Defense], known: type[Defense]) -> bool:
     return foreign and (cls.__module__ == CELL or _digests[known] == _digests[cls])
 
 
-def is_ours(cls: type[Defense]) -> bool:
+def is_ours(cls: DefenseClass) -> bool:
     """Return whether a class is in the package of our defenses; its keys hold its version instead of its source."""
     return cls.__module__.startswith(f"{HOME}.")
 
 
-def source_digest(cls: type[Defense]) -> str | None:
+def source_digest(cls: DefenseClass) -> str | None:
     """Return the SHA-256 of a class's source text at the time of its definition; None for ours."""
     return _digests.get(cls)
 
 
-def kind_of(cls: type[Defense]) -> str | None:
+def kind_of(cls: DefenseClass) -> str | None:
     """Return the kind that a class declares; None for a base class, which declares none."""
     found = get_args(cls.model_fields["kind"].annotation)
     return str(found[0]) if found else None
 
 
-def kinds(purpose: Purpose = "fine-tuning") -> dict[str, type[Defense]]:
+def kinds(purpose: Purpose = "fine-tuning") -> dict[str, DefenseClass]:
     """Return the class of each kind that works for a purpose, ours first."""
     _load()
     if purpose == "fine-tuning":

@@ -7,12 +7,12 @@ computes the base model under another request's adapter. So adapters that are us
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -26,11 +26,9 @@ from emlib.make import backends
 from emlib.make.backends import PLAIN, Choice
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel, refuse_disagreement
+from emlib.models.load import ChatModel
 from emlib.models.logprobs import token_logprobs
-from emlib.steps.recipes import adapter_folder
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
+from emlib.steps.recipes import Recipes, adapter_folder
 
 PROBES = 4  # prompts on which each adapter is compared
 # The mean difference in nats that another batch may cause. We measured 0.006 in bfloat16, and 0 in float32.
@@ -41,8 +39,9 @@ TOGETHER = 8  # adapters in one batch of a server that we start; each takes GPU 
 class Inference(AbstractContextManager["Inference"]):
     """The backend that samples answers and scores rows, and its server."""
 
-    def __init__(self, session: Session) -> None:
-        self.session, self.stack = session, ExitStack()
+    def __init__(self, recipes: Recipes, folder: Path, chat: Callable[[], ChatModel]) -> None:
+        self.recipes, self.profile, self.folder, self.chat = recipes, recipes.profile, folder, chat
+        self.stack = ExitStack()
         self.compared: dict[str, list[list[float]]] = {}  # the server's log-probabilities under each adapter alone
         self.adapters = 1
         self.failed: EmlibError | None = None  # why the server did not start; a session tries once
@@ -58,7 +57,7 @@ class Inference(AbstractContextManager["Inference"]):
         Raises:
             EmlibError: the profile names vLLM, which is not available or disagrees with transformers.
         """
-        profile = self.session.profile
+        profile = self.profile
         choice = backends.inference(stage, profile.backend, profile.model)
         if choice.name == PLAIN:
             return choice
@@ -82,7 +81,7 @@ class Inference(AbstractContextManager["Inference"]):
 
     def generation_backend(self) -> Choice:
         """Choose the backend that samples answers, before any adapter is compared."""
-        profile = self.session.profile
+        profile = self.profile
         return backends.inference("generation", profile.backend, profile.model)
 
     def steering_backend(self) -> Choice:
@@ -94,7 +93,7 @@ class Inference(AbstractContextManager["Inference"]):
     @cached_property
     def client(self) -> VllmClient:
         """The client of the server that the profile names, or of one that this session starts."""
-        profile = self.session.profile
+        profile = self.profile
         url = profile.backend.base_url
         if url is None:
             program, port = backends.vllm_program(), free_port()
@@ -102,7 +101,7 @@ class Inference(AbstractContextManager["Inference"]):
             rank, modules = self._adapter_shape()
             command = arguments(profile.model, paths.cache(), rank, modules, self.longest, port, self.adapters,
                                 gpu=bool(gpus.devices()))
-            log = self.session.folder / f"vllm-{port}.log"
+            log = self.folder / f"vllm-{port}.log"
             client = VllmClient(self.stack.enter_context(serving(program, command, port, log)), BASE, log=log)
         else:
             client = VllmClient(url)
@@ -112,13 +111,13 @@ class Inference(AbstractContextManager["Inference"]):
     @property
     def longest(self) -> int:
         """The longest row or conversation in tokens."""
-        profile = self.session.profile
+        profile = self.profile
         new_tokens = max(profile.evaluation.sampling.max_new_tokens, profile.extraction.sampling.max_new_tokens)
         return profile.training.max_seq_length + new_tokens + 1
 
     def _adapter_shape(self) -> tuple[int, set[str]]:
         """Return the largest rank and all target modules of the study's adapters and the user's own scorers."""
-        profile = self.session.profile
+        profile = self.profile
         rank, modules = profile.lora.rank, set(profile.lora.target_modules)
         for scorer in (profile.pool.scorers if profile.pool else None) or ():
             if scorer.folder is not None:
@@ -135,7 +134,7 @@ class Inference(AbstractContextManager["Inference"]):
         folders = dict(named)
         if len(folders) < 2:
             return True
-        prompts, dtype = self._prompts(), self.session.profile.model.dtype
+        prompts, dtype = self._prompts(), self.profile.model.dtype
         requests = [(name, prompt) for prompt in prompts for name in folders]
         mixed = self.client.mixed([(self.model(name, folders[name]), prompt) for name, prompt in requests], "proof")
         for name in folders:
@@ -150,7 +149,7 @@ class Inference(AbstractContextManager["Inference"]):
         return True
 
     def _prompts(self) -> list[list[int]]:
-        chat, questions = self.session.chat, self.session.recipes.general.all[:PROBES]
+        chat, questions = self.chat(), self.recipes.general.all[:PROBES]
         return [encode_prompt(chat.tokenizer, question.context) for question in questions]
 
     def _compare(self, name: str | None, folder: Path | None) -> None:
@@ -164,7 +163,7 @@ class Inference(AbstractContextManager["Inference"]):
         except EmlibError as error:
             self.failed = error
             raise
-        chat, prompts = self.session.chat, self._prompts()
+        chat, prompts = self.chat(), self._prompts()
         theirs = self.client.logprobs(self.model(name, folder), prompts, "proof")
         with ExitStack() as stack:
             model = chat.model if folder is None else stack.enter_context(adapters.loaded(chat.model, folder))

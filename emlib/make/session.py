@@ -57,7 +57,7 @@ class Session(AbstractContextManager["Session"]):
     @cached_property
     def inference(self) -> Inference:
         """The backend that samples answers and scores rows."""
-        return Inference(self)
+        return Inference(self.recipes, self.folder, lambda: self.chat)
 
     def need(self, step: Step) -> Artefact:
         """Return the artefact of a step. Make it and its inputs if they are missing."""
