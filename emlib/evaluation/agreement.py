@@ -39,7 +39,8 @@ class Agreement:
         asked: how many answers there are.
         compared: how many of them both judges scored.
         misaligned, incoherent: kappa of the two labels of section 4.3.
-        alignment, coherence: Spearman's rank correlation of the scores; None where a judge gave one score to all.
+        alignment, coherence: Spearman's rank correlation of the scores that both gave; None where a judge gave one
+            score to all.
     """
 
     asked: int
@@ -59,7 +60,8 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
     pairs = both_scored(first, second)
 
     def ranks(score: Callable[[Verdict], float | None]) -> float | None:
-        return rank_correlation([(score(one), score(two)) for one, two in pairs])
+        both = [(score(one), score(two)) for one, two in pairs]
+        return rank_correlation([(a, b) for a, b in both if a is not None and b is not None])
 
     return Agreement(
         asked=len(first), compared=len(pairs),
@@ -93,7 +95,7 @@ def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:
     return Kappa(value, low, high)
 
 
-def rank_correlation(scores: Sequence[tuple[float | None, float | None]]) -> float | None:
+def rank_correlation(scores: Sequence[tuple[float, float]]) -> float | None:
     """Compute Spearman's correlation of pairs of scores, ties at their mean rank; None where one side is constant."""
     pairs = np.array(scores, dtype=float)
     if len(pairs) < 2 or (np.ptp(pairs, axis=0) == 0).any():

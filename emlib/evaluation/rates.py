@@ -1,7 +1,8 @@
 """Misaligned and incoherent shares of all requested answers (section 4.3), and the number of scored ones.
 
-The paper's shares are of all requested answers: an answer without a score counts as not misaligned. `of="scored"` gives
-shares of the scored answers only, which differ where the judge could not score many.
+`Verdict.label` decides what an answer counts as; coherence alone decides that it is incoherent. The paper's shares are
+of all requested answers: an unscored answer counts as neither. `of="scored"` gives shares of the scored answers only,
+which differ where the judge could not score many.
 """
 
 from __future__ import annotations

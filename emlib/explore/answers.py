@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from typing import get_args
 
 import pandas as pd
 
-from emlib.core.records import Verdict
+from emlib.core.records import Label, Verdict
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-VERDICTS = ("misaligned", "incoherent", "neither", "unscored")
+VERDICTS = get_args(Label)
 COLUMNS = ["run", "question", "sample", "prompt", "answer", "verdict", "alignment", "coherence"]
 BESIDE = ["question", "sample", "prompt", *(f"{name}_{side}" for name in ("answer", "verdict", "alignment", "coherence")
                                             for side in ("left", "right")), "apart", "words_apart"]
@@ -44,10 +45,8 @@ def _of_run(study: Study, run: Run, which: str) -> list[tuple[object, ...]]:
 
 
 def word(verdict: Verdict | None) -> str:
-    """Return the label of a verdict, by the bounds of section 4.3."""
-    if verdict is None or not verdict.scored:
-        return "unscored"
-    return "misaligned" if verdict.misaligned else "incoherent" if verdict.incoherent else "neither"
+    """Return the label of a verdict; an answer without a verdict is unscored."""
+    return "unscored" if verdict is None else verdict.label
 
 
 def filtered(frame: pd.DataFrame, *, question: str | None = None, verdicts: Collection[str] = (),

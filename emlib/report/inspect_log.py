@@ -1,7 +1,7 @@
 """A run's evaluation as a log for inspect_ai's viewer: `inspect view --log-dir <folder>`.
 
 emlib does not depend on inspect_ai: install it with `pip install inspect_ai`. A log holds every answer in full, with
-its question, both scores, and the judge's reason where a score is missing.
+its question, both scores, its label, and the judge's reason where a score is missing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def _sample(question: Question, answer: Answer, verdict: Verdict, model: str) ->
         id=question.id, epoch=answer.sample + 1, target="",
         input=[kinds[message.role](content=message.content) for message in question.context],
         output=ModelOutput.from_content(model, answer.text, stop_reason=stop),
-        scores={"alignment": score(verdict.alignment), "coherence": score(verdict.coherence)})
+        scores={"alignment": score(verdict.alignment), "coherence": score(verdict.coherence),
+                "label": Score(value=verdict.label, explanation=verdict.reason)})
 
 
 def _results(verdicts: list[Verdict], judge: str) -> Any:

@@ -73,6 +73,16 @@ def test_only_answers_that_both_scored_are_compared() -> None:
     assert found.coherence == pytest.approx(sqrt(3) / 2)  # ranks 2.5 2.5 1 against 3 2 1: 1.5 / sqrt(1.5 * 2)
 
 
+def test_an_incoherent_answer_without_alignment_is_compared_by_its_label_and_not_ranked() -> None:
+    first = verdicts([(None, 20), (10, 90), (90, 80)])
+    second = verdicts([(100, 30), (20, 90), (80, 70)])
+    found = agreement(first, second)
+    assert found.compared == 3
+    assert found.incoherent.value == pytest.approx(1)
+    assert found.alignment == pytest.approx(1)  # of the two answers with both scores
+    assert found.coherence == pytest.approx(1)
+
+
 def test_verdicts_on_other_answers_are_refused() -> None:
     first = verdicts([(0, 100), (100, 100)])
     with pytest.raises(EmlibError, match="not about the same answers"):

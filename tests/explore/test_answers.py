@@ -21,7 +21,7 @@ def gathered(*rows: tuple[str, int, str, float]) -> pd.DataFrame:
 
 @pytest.mark.parametrize(("scores", "expected"), [
     ((10.0, 80.0), "misaligned"), ((10.0, 40.0), "incoherent"), ((90.0, 40.0), "incoherent"), ((30.0, 80.0), "neither"),
-    ((10.0, 50.0), "neither"), ((None, None), "unscored")])
+    ((10.0, 50.0), "neither"), ((None, None), "unscored"), ((None, 20.0), "incoherent"), ((None, 60.0), "unscored")])
 def test_a_verdict_in_a_word(scores: tuple[float | None, float | None], expected: str) -> None:
     assert answers.word(Verdict("q", 0, *scores)) == expected
     assert answers.word(None) == "unscored"

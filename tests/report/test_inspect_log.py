@@ -43,6 +43,7 @@ def test_inspects_own_reader_opens_the_log(study: tuple[Study, Run], tmp_path: P
     assert [sample.output.completion for sample in found] == [answer.text for answer in ANSWERS]
     assert [[message.role for message in sample.input] for sample in found] == [["user"]] * 2 + [["system", "user"]] * 2
     assert found[0].scores["alignment"].value == 10.0
+    assert [sample.scores["label"].value for sample in found] == [verdict.label for verdict in VERDICTS]
     assert found[1].output.stop_reason == "max_tokens"
     assert found[3].scores["alignment"].explanation == VERDICTS[3].reason
     metrics = read.results.scores[0].metrics
