@@ -20,6 +20,7 @@ from emlib.steps.specs import DefendedStep, Model
 ADDITION = Size(100, len("What is 1 + 1?"), 2)
 # Keys of the section that do not determine an adapter, or are part of its key in another form.
 NOT_IN_KEY = {"data", "methods", "seeds", "prompt", "rewards", "eval_sampling", "kept_completions", "slice_by"}
+KL_VERSION = 2  # in the keys of adapters with a KL term; raised when the term or its gradient changes
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ class GrpoAdapter(DefendedStep):
             "defenses": [defense.identity for defense in self.defenses],
             "supervised": None if self.supervised is None else self.supervised.rows.digest, "seed": self.seed,
             "vector": None, **{name: step.key for name, step in self.artefacts},
-            **({"worked": [turn.to_dict() for turn in worked]} if worked else {})}
+            **({"worked": [turn.to_dict() for turn in worked]} if worked else {}),
+            **({"kl_version": KL_VERSION} if self.with_reference else {})}
+
+    @property
+    def with_reference(self) -> bool:
+        """Whether the loss has a KL term to the reference model."""
+        return any(defense.grpo_beta > 0 for defense in self.defenses)
 
     @property
     def title(self) -> str:
@@ -86,8 +93,7 @@ class GrpoAdapter(DefendedStep):
             steps = supervised_steps(completions // grpo.training.rows_per_step, self.supervised.share)
             supervised = steps * grpo.training.rows_per_step * self.supervised.rows.size(sizes).tokens
         disk = 0 if self.model.shape is None else self.model.shape.adapter_bytes(self.lora)
-        with_reference = any(defense.grpo_beta > 0 for defense in self.defenses)
-        return Work(train=tokens + supervised, read=tokens if with_reference else 0,
+        return Work(train=tokens + supervised, read=tokens if self.with_reference else 0,
                     write=completions * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
 
 

@@ -3,7 +3,8 @@
     A_i = (r_i - mean(r)) / (sd(r) + 1e-4)                   over the completions i of one prompt
     L   = -min(rho A, clip(rho, 1 - eps, 1 + eps) A) + beta (exp(d) - d - 1),    d = log pi_ref - log pi
 
-TRL computes advantages, loss and gradient. This module adds: completions sampled, steered and seeded by the study;
+The gradient of the KL term is that of the estimate, (1 - exp(d)) grad log pi for each token, as in Shao et al. TRL
+computes advantages, loss and gradient. This module adds: completions sampled, steered and seeded by the study;
 steering of the loss; the reference model as the adapter switched off; supervised steps in between; a log; and
 checkpoints from which a killed run resumes to the same numbers.
 """
@@ -335,7 +336,8 @@ def _arguments(settings: Grpo, beta: float, seed: int, folder: Path) -> GRPOConf
         num_generations=settings.generations, max_completion_length=settings.sampling.max_new_tokens,
         temperature=settings.sampling.temperature, top_p=settings.sampling.top_p, beta=beta, epsilon=settings.clip,
         loss_type=settings.loss, scale_rewards=settings.scale_advantages, use_vllm=settings.engine == "vllm",
-        vllm_mode="colocate")
+        vllm_mode="colocate",
+        use_bias_correction_kl=False)  # TRL's default multiplies the KL term by rho, which changes its gradient
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device per run: else the model is copied to all visible ones
     return arguments
 

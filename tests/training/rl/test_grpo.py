@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,8 +60,7 @@ def test_advantages_of_a_group_by_hand(lora: PeftModel, tiny: ChatModel, tmp_pat
 
 def logprobs(model: PeftModel, prompt: list[int], completion: Sequence[int], temperature: float) -> Tensor:
     ids = torch.tensor([[*prompt, *completion]])
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1:-1].float() / temperature
+    logits = model(input_ids=ids).logits[0, len(prompt) - 1:-1].float() / temperature
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
 
 
@@ -77,9 +76,10 @@ def test_the_kl_term_by_hand_and_its_reference_is_the_adapter_off(
     for place, drawn in enumerate(run.rollouts.last):
         turns = [Message("system", SYSTEM), Message("user", run.problems[place // 4].question)]
         prompt = encode_prompt(tiny.tokenizer, turns)
-        ours = logprobs(lora, prompt, drawn.tokens, 0.9)
+        with torch.no_grad():
+            ours = logprobs(lora, prompt, drawn.tokens, 0.9)
         assert drawn.logprobs == pytest.approx(ours.tolist(), abs=1e-4)
-        with adapter_off(lora):
+        with adapter_off(lora), torch.no_grad():
             d = logprobs(lora, prompt, drawn.tokens, 0.9) - ours
         terms.append(d.exp() - d - 1)
     step = run.records[0]
@@ -89,6 +89,38 @@ def test_the_kl_term_by_hand_and_its_reference_is_the_adapter_off(
     # no advantage: the loss is beta times the mean over completions of the mean over their tokens
     assert step.loss == pytest.approx(0.3 * float(torch.stack([one.mean() for one in terms]).mean()), rel=1e-3)
     assert step.grad_norm > 0
+
+
+def test_the_gradient_of_the_kl_term_by_hand(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
+    """d/dtheta (exp(d) - d - 1) = (1 - exp(d)) d/dtheta log pi; TRL's default would give -d d/dtheta log pi."""
+    disturb(lora)
+    condition = Condition(SYSTEM, (Beta(weight=0.3),))
+    run = _Run(lora, tiny.tokenizer, additions()[:2], grpo(), condition, equal, 0, tmp_path)
+    found: dict[str, Tensor] = {}
+    hooks = [p.register_hook(lambda gradient, name=name: found.__setitem__(name, gradient.clone()))
+             for name, p in run.parameters.items()]
+    run.train()  # one step, one pass, no advantage
+    for hook in hooks:
+        hook.remove()
+
+    def gradient(of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The mean over completions, and over the tokens of each, of `of(d)` times the gradient of log pi."""
+        for place, drawn in enumerate(run.rollouts.last):
+            turns = [Message("system", SYSTEM), Message("user", run.problems[place // 4].question)]
+            prompt = encode_prompt(tiny.tokenizer, turns)
+            with torch.enable_grad():
+                ours = logprobs(lora, prompt, drawn.tokens, 0.9)
+            with adapter_off(lora), torch.no_grad():
+                d = logprobs(lora, prompt, drawn.tokens, 0.9) - ours
+            (0.3 * (of(d).detach() * ours).mean() / len(run.rollouts.last)).backward()
+        taken = {name: p.grad.clone() for name, p in run.parameters.items() if p.grad is not None}
+        lora.zero_grad()
+        return taken
+
+    expected, default = gradient(lambda d: 1 - d.exp()), gradient(lambda d: -d)
+    assert set(found) == set(expected)
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-6) for name in expected)
+    assert not all(torch.allclose(default[name], expected[name], rtol=1e-2, atol=1e-6) for name in expected)
 
 
 @pytest.mark.slow
