@@ -10,11 +10,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from emlib.config.profile import Profile, over, profile_path, read_profile, sound, whole
-from emlib.core.errors import ProfileError, nearest
+from emlib.core.errors import ProfileError, nearest, shortened
+from emlib.core.plain_yaml import parse_yaml
 
 WHERE = "SET"
 Changes = dict[str, Any]
@@ -53,11 +51,7 @@ def parsed(text: str) -> Changes:
             raise ProfileError(f"{WHERE}: '{key}' has no value. To remove it, use {key}=null.")
         if key in changes:
             raise ProfileError(f"{WHERE}: '{key}' is given twice.")
-        try:
-            changes[key] = YAML(typ="safe", pure=True).load(value)
-        except YAMLError as error:
-            reason = str(getattr(error, "problem", None) or error)
-            raise ProfileError(f"{WHERE}: the value of '{key}' is not readable as YAML: {value} ({reason}).") from error
+        changes[key] = parse_yaml(value, f"{WHERE}, '{key}' is {shortened(value)}")
     return changes
 
 

@@ -30,7 +30,8 @@ from emlib.config.words import Positive, no_repeats
 from emlib.core import paths, plugins
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.of_kind import are_unknown_kinds_allowed
-from emlib.core.schema import Strict, check, read_yaml
+from emlib.core.plain_yaml import read_yaml
+from emlib.core.schema import Strict, check
 
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 

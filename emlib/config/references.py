@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from emlib.core import paths
 from emlib.core.errors import ProfileError, nearest
-from emlib.core.schema import read_yaml
+from emlib.core.plain_yaml import read_yaml
 
 Kind = Literal["file", "folder", "source", "trait", "rubric"]
 # The keys of a profile that hold references. `*` is every item of a list, or every name of a table.

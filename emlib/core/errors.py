@@ -40,5 +40,10 @@ class NotebookError(EmlibError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` with the known word closest to `word`, or an empty string."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word[:80], list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Return a text for a message, cut to `length` characters."""
+    return text if len(text) <= length else f"{text[:length]} ... ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""Strict validation of configuration: reads YAML, returns checked records, and reports every mistake.
+"""Strict validation of configuration: returns checked records, and reports every mistake.
 
 A message names the file, the key, the value, what is allowed and the nearest known key.
 """
@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from io import StringIO
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from emlib.core.errors import ProfileError, nearest
+from emlib.core.errors import ProfileError, nearest, shortened
 
 
 class Strict(BaseModel):
@@ -25,25 +21,6 @@ class Strict(BaseModel):
 
 
 Record = TypeVar("Record", bound=Strict)
-
-
-def as_yaml(data: Any) -> str:
-    """Return plain data as YAML text, keys in their order; `read_yaml` reads the same data back."""
-    yaml, out = YAML(typ="safe", pure=True), StringIO()
-    yaml.default_flow_style = False
-    yaml.representer.sort_base_mapping_type_on_output = False
-    yaml.dump(data, out)
-    return out.getvalue()
-
-
-def read_yaml(path: Path) -> Any:
-    """Read the plain data of a YAML 1.2 file (`1e-4` is a number; a repeated key is an error)."""
-    if not path.is_file():
-        raise ProfileError(f"{path}: there is no such file.")
-    try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path}: not readable as YAML. {error}") from error
 
 
 def check(schema: type[Record], data: Any, where: str) -> Record:
@@ -64,13 +41,13 @@ def check(schema: type[Record], data: Any, where: str) -> Record:
             for other in error.errors())]
         lines = [_message(schema, item) for item in items]
         raise ProfileError("\n".join(f"{where}: {line}" for line in lines)) from error
-    except (TypeError, ValueError) as error:  # a YAML date, for example, or an alias to itself has no JSON form
+    except (TypeError, ValueError) as error:  # a date, for example, has no JSON form
         raise ProfileError(f"{where}: a value is neither text, number, list nor mapping. {error}") from error
 
 
 def _message(schema: type[BaseModel], item: Any) -> str:
     """Describe one pydantic error: key, value, what is allowed."""
-    key = ".".join(str(part) for part in _places(schema, item["loc"]))
+    key = ".".join(shortened(str(part)) for part in _places(schema, item["loc"]))
     if item["type"] == "extra_forbidden":
         known = _known_keys(schema, item["loc"][:-1])
         return f"unknown key '{key}'.{nearest(str(item['loc'][-1]), known)} Known here: {', '.join(known)}."
@@ -80,7 +57,7 @@ def _message(schema: type[BaseModel], item: Any) -> str:
         kinds = ", ".join(str(_tag(model)) for model in _records(schema, item["loc"]))
         return f"key '{key}.kind' is missing. Allowed: {kinds}."
     if item["type"] == "union_tag_invalid":
-        found = str(item["ctx"]["tag"])
+        found = shortened(str(item["ctx"]["tag"]))
         allowed = [tag.strip().strip("'") for tag in item["ctx"]["expected_tags"].split(",")]
         return f"'{key}': unknown kind '{found}'.{nearest(found, allowed)} Allowed: {', '.join(allowed)}."
     value = json.dumps(item["input"], default=str)

@@ -26,8 +26,9 @@ from emlib.config.references import DEMO, ENTRY, is_path, path_of
 from emlib.core import paths
 from emlib.core.digests import of_file, of_value
 from emlib.core.errors import ProfileError, SourceError, nearest
+from emlib.core.plain_yaml import read_yaml
 from emlib.core.progress import say
-from emlib.core.schema import Strict, check, read_yaml
+from emlib.core.schema import Strict, check
 from emlib.data.download import from_hub, from_url, writing
 
 DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable

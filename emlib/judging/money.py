@@ -14,7 +14,8 @@ from typing import Annotated
 from pydantic import Field
 
 from emlib.core import paths
-from emlib.core.schema import Strict, check, read_yaml
+from emlib.core.plain_yaml import read_yaml
+from emlib.core.schema import Strict, check
 from emlib.data.sizes import FRAME_TOKENS
 from emlib.judging.cache import Cache
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 from emlib.config import Trait
 from emlib.core.digests import of_value
 from emlib.core.errors import DataError
+from emlib.core.plain_yaml import read_yaml
 from emlib.core.records import Message, Question
-from emlib.core.schema import read_yaml
 from emlib.data.questions import questions_of, read_entries
 
 Metric = Literal["alignment", "coherence", "refusal", "exact", "approx", "correct", "numbers"]

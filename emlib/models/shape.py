@@ -8,7 +8,8 @@ from pydantic import Field
 
 from emlib.config import Lora, ModelSpec
 from emlib.core import paths
-from emlib.core.schema import Strict, check, read_yaml
+from emlib.core.plain_yaml import read_yaml
+from emlib.core.schema import Strict, check
 
 Number = Annotated[float, Field(gt=0)]
 

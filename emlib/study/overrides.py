@@ -16,7 +16,7 @@ from emlib.config import Profile, load_profile, overridden
 from emlib.core import digests, paths
 from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
-from emlib.core.schema import as_yaml, read_yaml
+from emlib.core.plain_yaml import as_yaml, read_yaml
 from emlib.study.ownership import JOINT, claim, owner_of, refuse_others
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from emlib.config.grpo import RlTraining
 from emlib.config.profile import over, profile_path, read_profile, sound
 from emlib.core import paths
 from emlib.core.errors import ProfileError
-from emlib.core.schema import check, read_yaml
+from emlib.core.plain_yaml import read_yaml
+from emlib.core.schema import check
 
 FILES = sorted(paths.PARAMS.glob("*.yaml"))
 PROFILES = [path for path in FILES if "title" in read_yaml(path)]  # nothing else has a title

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError
 
 from emlib.core.errors import ProfileError, nearest
-from emlib.core.schema import Strict, check, read_yaml
+from emlib.core.schema import Strict, check
 
 FILE = "params/zoo.yaml"
 
@@ -141,10 +140,6 @@ def test_a_list_with_one_wrong_item_is_one_mistake(item: Any) -> None:
         check(Lake, {"ponds": []}, FILE)
 
 
-def test_an_alias_to_itself_is_refused(tmp_path: Path) -> None:
-    assert "ircular" in mistakes(read_yaml(written(tmp_path, "pond: &a {depth: *a}\n")))[0]
-
-
 def test_a_missing_key_is_named() -> None:
     [line] = mistakes({"visitors": 1})
     assert "'name'" in line
@@ -163,46 +158,6 @@ def test_every_mistake_has_its_own_line_and_all_come_at_once() -> None:
 def test_what_is_no_mapping_at_the_top_is_refused(data: Any) -> None:
     [line] = mistakes(data)
     assert type(data).__name__ in line
-
-
-def written(tmp_path: Path, content: str | bytes) -> Path:
-    path = tmp_path / "zoo.yaml"
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-@pytest.mark.parametrize(("content", "words"), [
-    ("name: a\nvisitors: 1\nname: b\n", ["name", "line 3"]),
-    ("pond:\n  depth: 1\n  depth: 2\n", ["depth", "line 3"]),
-    ("name: a\nponds: [1\n", ["line 2"]),
-    ("name: a\n\tvisitors: 1\n", ["line 2"]),
-    ("name: !!python/name:os.system a\n", ["python"]),
-    (b"name: \xff\n", ["0xff"]),
-])
-def test_a_file_that_cannot_be_read_as_yaml_is_named_with_the_place(
-        tmp_path: Path, content: str | bytes, words: list[str]) -> None:
-    path = written(tmp_path, content)
-    with pytest.raises(ProfileError) as caught:
-        read_yaml(path)
-    for word in [str(path), *words]:
-        assert word in str(caught.value)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=r"zoo\.yaml: there is no such file"):
-        read_yaml(tmp_path / "zoo.yaml")
-
-
-def test_numbers_and_words_are_read_as_yaml_1_2_has_them(tmp_path: Path) -> None:
-    read = read_yaml(written(tmp_path, "a: 1e-4\nb: no\nc: 0.5\nd: 0o10\ne: true\n"))
-    assert read == {"a": 0.0001, "b": "no", "c": 0.5, "d": 8, "e": True}
-    assert type(read["a"]) is float
-
-
-@pytest.mark.parametrize("content", ["name: 2026-11-23\n", "name: a\n2026-11-23: 1\n"])
-def test_a_date_is_refused_for_it_has_no_plain_form(tmp_path: Path, content: str) -> None:
-    [line] = mistakes(read_yaml(written(tmp_path, content)))
-    assert "date" in line
 
 
 def test_nothing_is_suggested_for_a_word_like_no_other() -> None:

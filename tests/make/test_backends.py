@@ -14,7 +14,7 @@ from emlib.config import Backend, HubModel, TinyModel, load_profile
 from emlib.config.profile import sound, spelled_out
 from emlib.core import paths
 from emlib.core.errors import ProfileError
-from emlib.core.schema import read_yaml
+from emlib.core.plain_yaml import read_yaml
 from emlib.make import backends
 from emlib.make.backends import PLAIN, VLLM, Machine
 from emlib.models.identity import identity

@@ -11,7 +11,7 @@ from emlib.config import load_profile, overridden, profile_names
 from emlib.config.overrides import parsed
 from emlib.core import paths
 from emlib.core.errors import ProfileError
-from emlib.core.schema import as_yaml
+from emlib.core.plain_yaml import as_yaml
 from emlib.study import overrides
 from emlib.study.study import open_study
 from emlib.workflow import graph, notebooks

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from emlib.core import paths
-from emlib.core.schema import read_yaml
+from emlib.core.plain_yaml import read_yaml
 from emlib.core.step import Step, closure
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
