@@ -30,7 +30,7 @@ from emlib.core.schema import Strict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Denominator = Literal["token", "response_token", "row"]
+Denominator = Literal["token", "response_token", "row", "step"]
 Artefacts = Mapping[str, Path]  # the folder of each artefact that a defense needs, by the name it chose in `needs`
 FINE_TUNING = ("change_rows", "held_out", "added", "penalised", "active", "penalty", "head_kl", "on_step", "after")
 GRPO = ("system_prompt", "grpo_beta", "active", "supervision")
@@ -57,7 +57,10 @@ class ForwardPass(Protocol):
 
     @property
     def features(self) -> Mapping[int, Tensor]:
-        """The output of each decoder block that `reads_layers` names: (lines, seq, hidden)."""
+        """The output of each decoder block that `reads_layers` names: (lines, seq, hidden).
+
+        Vectors that a defense adds to the residual stream (`Defense.added_vectors`) are subtracted again.
+        """
 
     def by_row(self, layer: int) -> list[Tensor]:
         """Split a layer's features by row, without padding: (positions, hidden) each."""
@@ -132,7 +135,8 @@ class Defense(Strict):
         cost: what it costs on top of plain fine-tuning, in a sentence.
         in_grpo: the class for reinforcement learning, perhaps this one; None: it does not work there.
         listed: whether profiles can name its kind; otherwise it is reached through `in_grpo`.
-        per: the unit that `penalty` sums over; training divides the sum by the number of units.
+        per: the unit that `penalty` sums over; training divides the sum by the number of units in the optimizer step,
+            which is 1 for `step`.
         wants_reference: whether `penalty` uses the reference model's forward pass.
         not_in_keys: options that a key leaves out because its other entries determine them.
         acts_in: the passes of reinforcement learning that `active` wraps.
@@ -223,6 +227,14 @@ class Defense(Strict):
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
         """Return a context for each forward and backward pass of the trained model; reference passes run outside it."""
         raise NotImplementedError
+
+    def added_vectors(self, artefacts: Artefacts) -> Mapping[int, Tensor]:
+        """Return the vectors that `active` adds to the outputs of decoder blocks, by layer: (hidden,) each.
+
+        Penalties see the trained model's features without them: from that layer on, the residual stream carries the
+        vector, and the reference model is never steered.
+        """
+        return {}
 
     def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
         """Compute an additional loss term, as an unweighted sum over a forward pass: a scalar.

@@ -1,31 +1,45 @@
 """LDIFS: a penalty on the distance between the features of the fine-tuned and the reference model (3.1, equation 2).
 
-    L = L_CE + lambda * mean over tokens of ||F(x) - F_ref(x)||^2
+    L = L_CE + lambda / N * sum over the rows x of an optimizer step of ||F(x) - F_ref(x)||^2
 
 F(x) are the outputs of the chosen decoder blocks at all positions of a row, as one long vector; the reference model is
-the same weights with the adapter off. One difference to the paper: the squared distance is divided by the tokens of the
-step, so that long rows do not dominate; with `normalize` it is divided by the step's rows.
+the same weights with the adapter off. The paper does not state N. Here it is the number of the step's tokens by
+default, so that a weight means the same for short and long rows and for any batch size. `per: row` divides by the
+step's rows, and `per: step` by nothing: the literal sum, which grows with the rows, their lengths and the batch size.
+With `normalize`, N is the number of rows by default.
+
+Where the trained model is steered at layer s as well (`persona_vector`), F(x) is taken without the vector that steering
+adds to layer s and, through the residual stream, to all later ones. The reference model is never steered, so that the
+penalty would otherwise be about the vector and train the adapter to cancel it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from emlib.config.words import Positive, Weight
-from emlib.core.defense import Defense, Denominator, ForwardPass
+from emlib.core.defense import Defense, ForwardPass
+from emlib.core.schema import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Ldifs(Defense):
+class _Per(Strict):
+    """The option `per`, in a base class because pydantic warns of a field with the name of a base's class variable."""
+
+    per: Literal["token", "row", "step"] = "token"
+
+
+class Ldifs(_Per, Defense):  # `per` is an option here, and a class variable of other defenses
     """L2 distance in feature space (equation 2), at every `every`-th layer or at the listed `layers`.
 
-    `variant: published` detaches the features from the graph, as a co-author's public code does: the term adds to the
-    loss but has no gradient.
+    `per` is the denominator N: `token`, `row`, or `step` for the literal sum; by default `row` with `normalize`, else
+    `token`. `variant: published` detaches the features from the graph, as a co-author's public code does: the term adds
+    to the loss but has no gradient.
     """
 
     label: ClassVar = "LDIFS"
@@ -43,10 +57,19 @@ class Ldifs(Defense):
     normalize: bool = False
     variant: Literal["gradient", "published"] = "gradient"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_denominator(cls, options: Any) -> Any:
+        if isinstance(options, dict) and options.get("normalize") is True:
+            return {"per": "row"} | options
+        return options
+
     @property
-    def per(self) -> Denominator:  # type: ignore[override]  # here an option decides
-        """The denominator of the penalty: rows with `normalize`, else tokens."""
-        return "row" if self.normalize else "token"
+    def identity(self) -> dict[str, Any]:
+        """Its part of a key, which has the denominator only where it is not the default."""
+        entry = super().identity
+        per = entry.pop("per")
+        return entry if per == ("row" if self.normalize else "token") else entry | {"per": per}
 
     def reads_layers(self, count: int) -> tuple[int, ...]:
         """Return the layers to compare in a model of `count` layers, counted from 1."""

@@ -4,7 +4,8 @@
 
 e is the trait's persona vector at that layer and alpha the strength. Because the vector already supplies the trait, the
 adapter has less reason to learn it. This implementation follows the paper; the log records the measured norm of what is
-added (`shift`).
+added (`shift`). Penalties on features (LDIFS) see them without the vector, which they would otherwise train the adapter
+to cancel.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from emlib.config.words import Positive, Weight
 from emlib.core.defense import Active, Artefacts, Defense, GrpoDefense, Recipes
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class Steering(GrpoDefense):
@@ -75,6 +76,10 @@ class PersonaVector(Defense):
         """Return the trait's persona vectors."""
         return {"vector": recipes.vector()}
 
+    def added_vectors(self, artefacts: Artefacts) -> Mapping[int, Tensor]:
+        """Return the vector times the strength, at its layer."""
+        return {self.layer: self.strength * vector_at(artefacts, self.layer)}
+
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
         """Steer the passes of `model` meanwhile."""
         return steered(model, artefacts, self.layer, self.strength)
@@ -82,7 +87,13 @@ class PersonaVector(Defense):
 
 def steered(model: nn.Module, artefacts: Artefacts, layer: int, strength: float) -> AbstractContextManager[Active]:
     """Add `strength` times the persona vector of `layer` to that layer's output, inside the context."""
-    from emlib.steering.extraction import load
     from emlib.steering.steer import steer
 
-    return steer(model, layer, load(artefacts["vector"]).at(layer), strength)
+    return steer(model, layer, vector_at(artefacts, layer), strength)
+
+
+def vector_at(artefacts: Artefacts, layer: int) -> Tensor:
+    """Return the trait's persona vector at the output of `layer`: (hidden,)."""
+    from emlib.steering.extraction import load
+
+    return load(artefacts["vector"]).at(layer)

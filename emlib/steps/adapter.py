@@ -14,6 +14,7 @@ from emlib.steps.pool import AddedRows
 from emlib.steps.specs import DefendedStep, Model, TrainingSpec
 
 STATE_BYTES = {"bfloat16": 2, "float32": 4}
+FEATURES_VERSION = 2  # in the keys of adapters with a penalty on steered features; raised when what it sees changes
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,14 @@ class Adapter(DefendedStep):
             "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
             "training": self.spec.training.key, "rows": self.spec.rows.digest,
             "defenses": [defense.identity for defense in self.spec.defenses],
-            "seed": self.spec.seed, "vector": None, **_keys_of(self.artefacts), **self.backend.key("training")}
+            "seed": self.spec.seed, "vector": None, **_keys_of(self.artefacts), **self.backend.key("training"),
+            **({"features_version": FEATURES_VERSION} if self._penalises_steered_features else {})}
+
+    @property
+    def _penalises_steered_features(self) -> bool:
+        """Whether one defense steers the layers whose features another one penalises."""
+        acting = [defense for defense in self.spec.defenses if not defense.is_null]
+        return all(any(defense.has(hook) for defense in acting) for hook in ("added_vectors", "reads_layers"))
 
     @property
     def title(self) -> str:

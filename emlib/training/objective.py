@@ -2,11 +2,11 @@
 
     L = L_CE + sum of lambda_i * penalty_i / count_i            (equations 1 and 2)
 
-Each penalty is a sum, and its count is the number of tokens, response tokens or rows of the whole optimizer step, so
-that 1 x 4 rows and 4 x 1 rows give the same step. The reference model is the same weights with the adapter off, never a
-second copy. Its pass comes first, without gradient and without the defenses' contexts (`Defense.active`); then come the
-trained model's forward and backward pass inside these contexts. Logits exist for a chunk of tokens at a time, and only
-for tokens on which a term of the head depends (`emlib.training.head`).
+Each penalty is a sum, and its count is the number of tokens, response tokens or rows of the whole optimizer step, or 1,
+so that 1 x 4 rows and 4 x 1 rows give the same step. The reference model is the same weights with the adapter off,
+never a second copy. Its pass comes first, without gradient and without the defenses' contexts (`Defense.active`); then
+come the trained model's forward and backward pass inside these contexts. Logits exist for a chunk of tokens at a time,
+and only for tokens on which a term of the head depends (`emlib.training.head`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,12 @@ class Totals:
         return self.tokens + sum(each.tokens for each in self.penalised.values())
 
     def count(self, per: Denominator, kind: str) -> int:
-        """Return the number of tokens, response tokens or rows on which a kind of defense acts, at least 1."""
+        """Return the number of tokens, response tokens or rows on which a kind of defense acts, at least 1.
+
+        It is 1 per step.
+        """
+        if per == "step":
+            return 1
         sizes = [self, *([self.penalised[kind]] if kind in self.penalised else [])]
         return max(1, sum({"token": size.tokens, "response_token": size.response_tokens, "row": size.rows}[per]
                           for size in sizes))
@@ -139,7 +144,7 @@ class Objective:
             features = stack.enter_context(capture_activations(model, wanted))
             hidden = batch.hidden(model)
             loss, metrics = self._head_terms(model, batch, hidden, kl, reference, totals)
-            trained = Pass(model, batch, hidden, features)
+            trained = Pass(model, batch, hidden, self._unsteered(features, acting))
             for defense in acting:
                 if defense.has("penalty"):
                     sides = [each.with_features(defense.reads_layers(layers(model)))
@@ -149,6 +154,14 @@ class Objective:
                     metrics[defense.kind] = float(penalty.detach())
             loss.backward()
         return metrics | _statistics(shown, batch, totals)
+
+    def _unsteered(self, features: Mapping[int, Tensor], acting: Sequence[Defense]) -> Mapping[int, Tensor]:
+        """Subtract the vectors that defenses add: each is in the residual stream from its layer on."""
+        added = [found for defense in acting for found in defense.added_vectors(self.artefacts).items()]
+        for at, vector in added if features else ():
+            features = {layer: hidden - vector.to(hidden) if layer >= at else hidden
+                        for layer, hidden in features.items()}
+        return features
 
     def _acting(self, penalised_by: str) -> list[Defense]:
         """Return the defenses that act on rows `penalised_by` a kind; all of them for the empty text."""

@@ -13,8 +13,8 @@ LOG = "log.jsonl"
 class StepRecord:
     """One line of the log. `loss` is the mean cross-entropy over the step's response tokens, in nats.
 
-    `penalties` holds the metrics of the step's defenses: `kl` in nats per token, `ldifs` the distance per token,
-    `shift` the measured norm of what steering added.
+    `penalties` holds the metrics of the step's defenses: `kl` in nats per token, `ldifs` the squared distance per token
+    (or in the unit of its option `per`), `shift` the measured norm of what steering added.
     """
 
     step: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from emlib.defenses.ldifs import Ldifs, feature_distance
 
@@ -21,5 +22,17 @@ def test_every_fifth_layer(every: int, layers: tuple[int, ...]) -> None:
     assert Ldifs(every=every).reads_layers(28) == layers
 
 
-def test_what_it_is_a_mean_over_follows_from_what_it_compares() -> None:
+def test_the_denominator_is_an_option_whose_default_follows_from_what_is_compared() -> None:
     assert (Ldifs().per, Ldifs(normalize=True).per) == ("token", "row")
+    assert (Ldifs(per="step").per, Ldifs(normalize=True, per="token").per) == ("step", "token")
+    with pytest.raises(ValidationError, match="'token', 'row' or 'step'"):
+        Ldifs(per="response_token")
+
+
+def test_only_another_denominator_than_the_default_is_in_the_key() -> None:
+    assert Ldifs(per="token").identity == Ldifs().identity
+    assert Ldifs(normalize=True, per="row").identity == Ldifs(normalize=True).identity
+    for given in (Ldifs(per="row"), Ldifs(per="step"), Ldifs(normalize=True, per="token")):
+        without = {name: value for name, value in given.identity.items() if name != "per"}
+        assert without == Ldifs(normalize=given.normalize).identity
+        assert given.identity["per"] == given.per

@@ -22,12 +22,15 @@ from emlib.config import (
     load_profile,
 )
 from emlib.config.evaluation import LexiconJudge, NoJudge
+from emlib.core.defense import Defense
 from emlib.core.records import Example, Message, Question
 from emlib.core.step import Step, closure
 from emlib.core.work import Work
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.sizes import Size, Sizes
 from emlib.defenses.kl import Beta, Kl
+from emlib.defenses.ldifs import Ldifs
+from emlib.defenses.persona_vector import PersonaVector
 from emlib.make.makers import MAKERS
 from emlib.models.shape import Shape
 from emlib.steps import adapter, answers, grpo, measures, pool, vectors
@@ -210,6 +213,22 @@ def test_states_of_the_reference_model_are_an_input_that_changes_no_adapter() ->
     assert kept.inputs == (states,)
     assert kept.key == made.key
     assert kept != made
+
+
+def test_a_changed_term_is_another_adapter_only_where_it_acts() -> None:
+    """The KL term of reinforcement learning, and a penalty on features that another defense steers."""
+    made, reinforced = same()["Adapter"], same()["GrpoAdapter"]
+    assert isinstance(made, Adapter)
+    assert isinstance(reinforced, grpo.GrpoAdapter)
+
+    def versions(*defenses: Defense) -> set[str]:
+        found = replace(made, spec=replace(made.spec, defenses=defenses)).settings
+        return {name for name in (*found, *replace(reinforced, defenses=defenses).settings) if name.endswith("version")}
+
+    assert versions(Kl(), Ldifs()) == versions(Kl(), PersonaVector()) == versions(Beta(weight=0.0)) == set()
+    assert versions(Ldifs(), PersonaVector()) == {"features_version"}
+    assert versions(Ldifs(weight=0.0), PersonaVector()) == versions(Ldifs(), PersonaVector(strength=0.0)) == set()
+    assert versions(Beta()) == {"kl_version"}
 
 
 def test_an_older_version_is_another_artefact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,9 +154,17 @@ def test_ldifs_equals_a_naive_computation_in_float64(model: PeftModel, normalize
     assert said["ldifs"] != pytest.approx(said_two["ldifs"])
 
 
+def test_the_denominators_of_ldifs_differ_by_the_sizes_of_the_step(model: PeftModel) -> None:
+    rows = some_rows(4)
+    penalty = {per: step(model, [collate([row], CPU) for row in rows], Ldifs(every=2, per=per))[0]["ldifs"]
+               for per in ("token", "row", "step")}
+    tokens = sum(len(row.input_ids) for row in rows)
+    assert penalty["step"] == pytest.approx(4 * penalty["row"]) == pytest.approx(tokens * penalty["token"])
+
+
 @pytest.mark.parametrize("defenses", [
-    (KL,), (LDIFS,), (LDIFS.model_copy(update={"normalize": True}),), (KL, LDIFS)],
-    ids=["kl", "ldifs", "normalized", "both"])
+    (KL,), (LDIFS,), (Ldifs(weight=0.2, every=2, normalize=True),), (Ldifs(weight=1e-3, every=2, per="step"),),
+    (KL, LDIFS)], ids=["kl", "ldifs", "normalized", "literal", "both"])
 def test_padding_and_accumulation_change_nothing(model: PeftModel, defenses: tuple[Defense, ...]) -> None:
     rows = some_rows(4)
     whole = step(model, [collate(rows, CPU)], *defenses)
@@ -268,6 +276,33 @@ def test_the_reference_is_never_steered(model: PeftModel) -> None:
     assert all(torch.equal(steered.features[layer], unsteered.features[layer]) for layer in (2, 4))
     # and steering does reach the pass that is trained: its KL to the reference grows
     assert step(model, [batch], KL, STEERING)[0]["kl"] > step(model, [batch], KL)[0]["kl"]
+
+
+def test_ldifs_does_not_count_what_steering_adds(model: PeftModel) -> None:
+    """From the steered layer on, the residual stream carries the vector; the reference model is not steered."""
+    rows, ldifs = some_rows(3), Ldifs(layers=(2, 3, 4))
+    said, _ = step(model, [collate(rows, CPU)], ldifs, STEERING)
+
+    def features(m: PeftModel, ids: Tensor, strength: float) -> Tensor:
+        with steer(m, 3, VECTOR.double(), strength), capture_activations(m, [2, 3, 4]) as read:
+            logprobs.last_hidden(m, ids, None)
+        return torch.stack([read[2], read[3] - strength * VECTOR.double(), read[4] - strength * VECTOR.double()])
+
+    def distance(m: PeftModel, ids: Tensor) -> Tensor:
+        with m.disable_adapter():
+            reference = features(m, ids, 0.0)
+        return (features(m, ids, 2.0) - reference).square().sum()
+
+    tokens = sum(len(row.input_ids) for row in rows)
+    assert said["ldifs"] == pytest.approx(float(naive(model, rows, distance)) / tokens, rel=1e-4)
+
+
+def test_at_its_start_a_steered_adapter_has_no_distance_at_the_steered_layer(tiny: ChatModel) -> None:
+    with adapters.new_lora(tiny.model, Lora(rank=4, alpha=8), seed=0) as fresh:
+        batch = collate(some_rows(4), CPU)
+        said, gradient = step(fresh, [batch], Ldifs(layers=(3,)), STEERING, cross_entropy=0.0)
+    assert said["ldifs"] == pytest.approx(0.0, abs=1e-8)  # with the vector it is its squared norm, about 256
+    assert float(gradient.norm()) < 1e-4  # nothing trains the adapter to cancel the vector
 
 
 @pytest.mark.parametrize("use", ["tap", "reading", "adding", "adapter_off"])
