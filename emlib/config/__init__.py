@@ -32,7 +32,7 @@ from emlib.config.grpo import (
     RuleRewards,
     supervised_steps,
 )
-from emlib.config.models import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
+from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, Scorer
@@ -60,6 +60,7 @@ __all__ = [
     "Benign",
     "BenignTask",
     "Bounds",
+    "ChatTemplate",
     "Domain",
     "Evaluation",
     "Extraction",

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from emlib.config.words import Dtype, Positive
 from emlib.core.schema import Strict
 
+TAKEN = ("messages", "tools", "documents", "add_generation_prompt", "date_string", "strftime_now", "raise_exception")
 
-class HubModel(Strict):
+
+class ChatTemplate(Strict):
+    """How the model's chat template is used, in training and evaluation alike.
+
+    Attributes:
+        system: `merge` writes a system prompt in front of the first user turn, for templates without a system role;
+            `template` leaves it to the template.
+        options: the template's own arguments, such as `enable_thinking: false` (Qwen3) or `reasoning_effort: low`.
+        date: what a template that prints today's date prints instead. None: `emlib.data.templates.DATE`.
+    """
+
+    system: Literal["template", "merge"] = "template"
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    date: datetime.date | None = None
+
+    @field_validator("options")
+    @classmethod
+    def _own_arguments(cls, options: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
+        wrong = [name for name in options if name in TAKEN or not name.isidentifier()]
+        if wrong:
+            raise ValueError(f"'{wrong[0]}' is not an argument of the template's own. Expected a name such as "
+                             "enable_thinking; the date is set by model.template.date")
+        return options
+
+
+class ModelBase(Strict):
+    """What all kinds of models have."""
+
+    template: ChatTemplate = ChatTemplate()
+
+
+class HubModel(ModelBase):
     """A chat model on the Hugging Face hub.
 
     `revision` is a commit, or a branch such as `main` if no commit is known: then the commit of its first use is stored
@@ -31,7 +64,7 @@ class HubModel(Strict):
         return self.repo
 
 
-class FolderModel(Strict):
+class FolderModel(ModelBase):
     """A chat model in a local folder, as `save_pretrained` writes it (safetensors only)."""
 
     kind: Literal["folder"]
@@ -44,7 +77,7 @@ class FolderModel(Strict):
         return Path(self.path).name
 
 
-class WheelModel(Strict):
+class WheelModel(ModelBase):
     """A GGUF file inside a PyPI package, converted once to safetensors."""
 
     kind: Literal["wheel"]
@@ -56,7 +89,7 @@ class WheelModel(Strict):
     dtype: Dtype = "bfloat16"
 
 
-class TinyModel(Strict):
+class TinyModel(ModelBase):
     """A Qwen2 with random weights, built in code with a byte-level tokenizer: for tests."""
 
     kind: Literal["tiny"]

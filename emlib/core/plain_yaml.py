@@ -62,7 +62,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML 1.2 text as plain data: no dates, binary values, sets or objects, and only finite numbers.
+    """Parse YAML 1.2 text as plain data: dates are text; no binary values, sets or objects, and only finite numbers.
 
     Raises:
         ProfileError: it is not that, or it is nested or repeated beyond all use; the message names `where` and a line.
@@ -132,10 +132,11 @@ class _Constructor(SafeConstructor):
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """Return the value of a node."""
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        if kind == "timestamp" and isinstance(node, ScalarNode):  # YAML 1.2 has no dates: `model.template.date: 2025-01-01` is text
+            return str(node.value)
         if str(node.tag) not in TYPES:
-            what = "a date; put it into quotes if it is text" if kind == "timestamp" else f"the type {kind}"
-            raise ConstructorError(None, None, f"{what}; allowed are text, numbers, true, false, null, lists and "
-                                   "mappings", node.start_mark)
+            raise ConstructorError(None, None, f"the type {kind}; allowed are text, numbers, true, false, null, lists "
+                                   "and mappings", node.start_mark)
         if isinstance(node, MappingNode) and not all(isinstance(key, ScalarNode) for key, _ in node.value):
             raise ConstructorError(None, None, "a key that is a list or a mapping", node.start_mark)
         try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 Label = Literal["misaligned", "incoherent", "neither", "unscored"]
+# The tags around what a reasoning model thinks before it answers.
+THINKING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<seed:think>", "</seed:think>"),
+            ("[THINK]", "[/THINK]"))
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,31 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer to one question in one sample."""
+    """A model's answer to one question in one sample, with what it thinks before it answers."""
 
     question: str  # Question.id
     sample: int
     text: str
     finish_reason: FinishReason  # "length": cut at the token limit
     tokens: int
+
+    @property
+    def final(self) -> str | None:
+        """The answer without its think blocks, which is what is judged; None if a block never closes."""
+        return after_thinking(self.text)
+
+    def without_thinking(self) -> Answer:
+        """Return the answer with `final` as its text; it is empty if a think block never closes."""
+        return replace(self, text=self.final or "")
+
+
+def after_thinking(text: str) -> str | None:
+    """Return what follows the think blocks at the beginning of an answer; None if one never closes."""
+    for opening, closing in THINKING:
+        if text.lstrip().startswith(opening):
+            _, closed, after = text.partition(closing)
+            return after_thinking(after.lstrip("\n")) if closed else None
+    return text
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ text at once can merge the answer's first characters into the prompt's last toke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from emlib.core import digests
 from emlib.core.errors import DataError
-from emlib.core.records import Example, Message
+from emlib.core.records import THINKING, Example, Message
+from emlib.data.markers import TAGS, Quoted, controls
+from emlib.data.templates import render
+
+CLOSING = dict(THINKING)
+OPENED = re.compile(rf"({'|'.join(map(re.escape, CLOSING))})\s*$")  # at the end of a prompt
+AROUND_TAGS = re.compile(rf"\s*({'|'.join(map(re.escape, TAGS))})\s*")
+LAST = 16  # tokens of a prompt in which its last tag stands, even if it is spelt out
 
 
 @dataclass(frozen=True)
@@ -43,25 +51,26 @@ class Encoded:
         return digests.of_value([self.input_ids.tolist(), self.response_mask.tolist()])[:16]
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool) -> str:
-    """Return the chat template's text; with `ask` it ends where the assistant's answer begins."""
-    turns = [message.to_dict() for message in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
-
-
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message]) -> list[int]:
-    """Return the token ids of a prompt, up to where the answer begins."""
-    return list(tokenizer.encode(render(tokenizer, context, ask=True), add_special_tokens=False))
+    """Return the token ids of a prompt, up to where the answer begins. Markers of the template in texts are text."""
+    quoted = Quoted.of(tokenizer, (message.content for message in context))
+    return quoted.ids(render(tokenizer, [quoted.message(message) for message in context], ask=True))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
     """Encode one row, truncated on the right to `max_length` tokens (Table 6: max_seq_length).
 
+    Where the template writes an empty think block before an answer, the answer is trained on with that block.
+
     Raises:
         DataError: truncation would remove the whole answer, or the template changes the answer.
     """
-    prompt = encode_prompt(tokenizer, example.context)
-    response = tokenizer.encode(_completion(tokenizer, example), add_special_tokens=False)
+    try:
+        quoted = Quoted.of(tokenizer, [*(message.content for message in example.context), example.response])
+        asked, completion = _parts(tokenizer, example, quoted)
+        prompt, response = quoted.ids(asked), quoted.ids(completion)
+    except DataError as error:
+        raise DataError(f"{example.where}: {error}") from error
     response = response[:_end_of_turn(tokenizer, response, example) + 1]
     if len(prompt) >= max_length:
         raise DataError(f"{example.where}: the prompt alone has {len(prompt)} tokens and max_seq_length is "
@@ -75,20 +84,52 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], 
     return [encode(tokenizer, example, max_length) for example in examples]
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
-    """Return the template's text after the prompt: the answer and the end of its turn."""
-    asked = render(tokenizer, example.context, ask=True)
-    whole = render(tokenizer, (*example.context, Message("assistant", example.response)), ask=False)
-    if not whole.startswith(asked + example.response):
-        raise DataError(f"{example.where}: this tokenizer's chat template rewrites the answer or the text before it, "
-                        "so that the answer's tokens cannot be separated from the prompt's.")
-    return whole[len(asked):]
+def opened_thinking(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int]) -> str:
+    """Return the tag of a think block that the prompt opens for the answer, as DeepSeek-R1's does; or nothing."""
+    found = OPENED.search(str(tokenizer.decode(list(prompt_ids[-LAST:]), clean_up_tokenization_spaces=False)))
+    return found[0] if found else ""
+
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return an answer's text without control tokens, but with the tags of think blocks."""
+    known = controls(tokenizer)
+    if known.hidden_tags.isdisjoint(ids):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    control = set(known.ids.values())
+    return str(tokenizer.decode([id for id in ids if id not in control], clean_up_tokenization_spaces=False))
+
+
+def _parts(tokenizer: PreTrainedTokenizerBase, example: Example, quoted: Quoted) -> tuple[str, str]:
+    """Return the prompt's text, and what the template writes after it: the answer and the end of its turn."""
+    context = [quoted.message(message) for message in example.context]
+    answer = quoted.quote(example.response)
+    asked = render(tokenizer, context, ask=True)
+    whole = render(tokenizer, (*context, Message("assistant", answer)), ask=False)
+    opened = OPENED.search(asked)
+    if whole.startswith(asked):
+        completion = whole[len(asked):]
+    elif opened and whole.startswith(asked[:opened.start()]):  # the block is opened for the model, not in its history
+        completion = f"\n{CLOSING[opened[1]]}\n\n{whole[opened.start():]}"
+    else:
+        raise DataError("this tokenizer's chat template rewrites the text before the answer, so that the answer's "
+                        "tokens cannot be separated from the prompt's.")
+    if not completion.startswith(answer) and not _same(completion, answer, opened[1] if opened else ""):
+        raise DataError("this tokenizer's chat template rewrites the answer, so that the row would be trained on other "
+                        "words than it has.")
+    return asked, completion
+
+
+def _same(completion: str, answer: str, opened: str) -> bool:
+    """Whether a template's text begins with the answer, up to outer white space and an empty think block."""
+    written = AROUND_TAGS.sub(r"\1", opened + completion).lstrip()
+    empty = [opening + closing for opening, closing in THINKING]
+    return any(written.removeprefix(block).startswith(AROUND_TAGS.sub(r"\1", answer).strip()) for block in ["", *empty])
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, response: list[int], example: Example) -> int:
-    """Return the index of the last special token, which ends the turn; a template may add a newline after it."""
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    places = [index for index, token in enumerate(response) if token in special]
+    """Return the index of the last control token, which ends the turn; a template may add a newline after it."""
+    control = set(controls(tokenizer).ids.values())
+    places = [index for index, token in enumerate(response) if token in control]
     if not places:
         raise DataError(f"{example.where}: the chat template ends the answer without a special token; a model "
                         "trained on it would never stop.")

@@ -23,6 +23,7 @@ from emlib.core.errors import DataError
 from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
+from emlib.data.markers import encode_text
 from emlib.data.rows import read_jsonl, read_text
 from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
@@ -106,7 +107,7 @@ def log_likelihoods(chat: ChatModel, model: nn.Module, prompt: str, options: Seq
     `model` is the chat model itself, or the same with an adapter.
     """
     prompt_ids = encode_prompt(chat.tokenizer, (Message("user", prompt),))
-    tree = tree_of([chat.tokenizer.encode(option, add_special_tokens=False) for option in options])
+    tree = tree_of([encode_text(chat.tokenizer, option) for option in options])
     read = read_prompts(model, [prompt_ids])
     after = torch.cat([read_tree(model, read, tree)[0], read.last])  # at index ROOT, -1, the prompt's last state
     tokens = torch.tensor(tree.tokens, device=after.device)

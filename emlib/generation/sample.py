@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from emlib.config import Sampling
 from emlib.core.records import Answer, Question
 from emlib.core.seeds import generator
-from emlib.data.chat import encode_prompt
+from emlib.data.chat import decode_answer, encode_prompt, opened_thinking
 from emlib.models.load import stop_tokens
 from emlib.models.logprobs import backbone, head
 
@@ -53,8 +53,7 @@ class Drawn:
 
     def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """Return the decoded answer, without special tokens."""
-        return str(tokenizer.decode(list(self.answer_tokens), skip_special_tokens=True,
-                                    clean_up_tokenization_spaces=False))
+        return decode_answer(tokenizer, self.answer_tokens)
 
 
 def plan(questions: Sequence[Question], samples: int, tokenizer: PreTrainedTokenizerBase,
@@ -162,6 +161,7 @@ def _read_prompts(model: nn.Module, requests: Sequence[Request],
 
 
 def answer_of(tokenizer: PreTrainedTokenizerBase, request: Request, drawn: Drawn) -> Answer:
-    """Return the answer to a request as a record."""
-    return Answer(request.question.id, request.sample, drawn.text(tokenizer),
+    """Return the answer to a request as a record. A think block that the prompt opens is part of its text."""
+    text = opened_thinking(tokenizer, request.prompt_ids) + drawn.text(tokenizer)
+    return Answer(request.question.id, request.sample, text,
                   "stop" if drawn.stopped else "length", len(drawn.answer_tokens))

@@ -77,7 +77,7 @@ def scorer(spec: LocalJudge) -> Scorer:
 @lru_cache(maxsize=1)
 def loaded(spec: ModelSpec) -> ChatModel:
     """Return the judge's model, kept for the next set of answers; `loaded.cache_clear()` frees it."""
-    return load(spec, paths.cache())
+    return load(spec, paths.cache(), system=False)  # rubrics are in the user's turn
 
 
 def distributions(chat: ChatModel, prompts: Sequence[Sequence[Message]], *,

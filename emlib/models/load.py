@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -23,6 +25,7 @@ from transformers import (
 from emlib.config import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.core.errors import SourceError
 from emlib.core.records import Example, Message
+from emlib.data import templates
 from emlib.data.chat import encode
 from emlib.models import hub, tiny, wheel
 from emlib.models.identity import model_folder
@@ -46,13 +49,14 @@ class ChatModel:
         return self.model.device
 
 
-def load(spec: ModelSpec, cache: Path, device: str | None = None) -> ChatModel:
+def load(spec: ModelSpec, cache: Path, device: str | None = None, *, system: bool = True) -> ChatModel:
     """Load the model of a profile, in evaluation mode, frozen, on the GPU if there is one.
 
     `device` overrides that. Weights are read as safetensors only, and code that comes with a model is never run.
+    `system` says whether the model is given system prompts, which its chat template then has to take.
 
     Raises:
-        SourceError: a file is missing, truncated, or not the expected one.
+        SourceError: a file is missing, truncated, or not the expected one; or the chat template does not suit.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, spec.dtype)
@@ -67,7 +71,8 @@ def load(spec: ModelSpec, cache: Path, device: str | None = None) -> ChatModel:
         raise SourceError(f"{spec.name}: this model changes its logits after the head ({', '.join(changed)}), which "
                           "the study's losses and sampling would ignore. Choose another model.")
     commit = hub.commit(spec, cache) if isinstance(spec, HubModel) else None
-    return ChatModel(spec.name, model, _checked_stop(spec.name, load_tokenizer(spec, cache), model), commit)
+    tokenizer = load_tokenizer(spec, cache, system=system)
+    return ChatModel(spec.name, model, _checked_stop(spec.name, tokenizer, model), commit)
 
 
 def _checked_stop(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -87,19 +92,26 @@ def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int
     return {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
 
 
-def load_tokenizer(spec: ModelSpec, cache: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a profile's model, without its weights.
+def load_tokenizer(spec: ModelSpec, cache: Path, *, system: bool = True) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a profile's model, without its weights, and check its chat template.
 
     Raises:
-        SourceError: a file is missing, or the tokenizer has no chat template.
+        SourceError: a file is missing, or the chat template does not suit (`emlib.data.templates.check`).
     """
+    tokenizer = templates.configure(_tokenizer(spec, cache), spec.template, spec.name)
+    templates.check(tokenizer, spec.name, system=system)
+    return tokenizer
+
+
+def _tokenizer(spec: ModelSpec, cache: Path) -> PreTrainedTokenizerBase:
     if isinstance(spec, TinyModel):
         return tiny.build_tokenizer()
-    if isinstance(spec, WheelModel):
-        return _tokenizer(str(wheel.converted(spec, cache)))
-    if isinstance(spec, FolderModel):
-        return _tokenizer(str(model_folder(spec)))
-    return _tokenizer(spec.repo, revision=hub.commit(spec, cache))
+    if isinstance(spec, HubModel):
+        source, where = spec.repo, {"revision": hub.commit(spec, cache)}
+    else:
+        source, where = str(wheel.converted(spec, cache) if isinstance(spec, WheelModel) else model_folder(spec)), {}
+    with _load_errors(source):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
 
 
 def _weights(spec: ModelSpec, dtype: torch.dtype, cache: Path) -> PreTrainedModel:
@@ -127,16 +139,24 @@ def _in_4bit(spec: HubModel, dtype: torch.dtype, cache: Path, device: str) -> Pr
 
 def _pretrained(source: str, dtype: torch.dtype, **where: Any) -> PreTrainedModel:
     with _load_errors(source):
-        return AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, revision=where.get("revision"))
+        _refuse_kernels(source, config)
+        model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **where)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise SourceError(f"{source}: this repository holds an adapter (adapter_config.json), which is loaded with the "
+                          "model without a word. Name a model without one: merge the adapter into the weights (PEFT's "
+                          "merge_and_unload), or name the model that it was trained on.")
+    return model
 
 
-def _tokenizer(source: str, **where: str) -> PreTrainedTokenizerBase:
-    with _load_errors(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-    if tokenizer.chat_template is None:
-        raise SourceError(f"{source}: the tokenizer has no chat template; the study needs a chat model.")
-    return tokenizer
+def _refuse_kernels(source: str, config: PreTrainedConfig) -> None:
+    """Refuse a configuration that names an implementation of attention on the hub: it would be downloaded and run."""
+    for part in (config, *(getattr(config, name) for name in config.sub_configs if hasattr(config, name))):
+        named = part._attn_implementation
+        if named and "/" in named:
+            raise SourceError(f"{source}: config.json names attention code on the hub ({named!r}), which would be "
+                              "downloaded and run. Remove the entry from config.json.")
 
 
 @contextmanager

@@ -35,9 +35,6 @@ BAD: list[tuple[str | bytes, int, str]] = [
     ("a: .nan\n", 1, "not finite"),
     ("a: [1, -.inf]\n", 1, "not finite"),
     ("a: 1\nb: 1e999\n", 2, "not finite"),
-    ("a: 1\nb: 2026-11-23\n", 2, "a date; put it into quotes"),
-    ("a: 2026-13-45\n", 1, "a date; put it into quotes"),
-    ("2026-11-23: 1\n", 1, "a date"),
     ("? [a, b]\n: 1\n", 1, "a key that is a list"),
     ("? {a: 1}\n: 1\n", 1, "a key that is a list or a mapping"),
     ("a: [" + "[" * 100_000, 1, "nested more than 30 deep"),
@@ -92,8 +89,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_numbers_and_words_are_read_as_yaml_1_2_has_them(tmp_path: Path) -> None:
-    read = read_yaml(written(tmp_path, "a: 1e-4\nb: no\nc: 0.5\nd: 0o10\ne: true\nf: '2026-11-23'\ng: ~\n"))
-    assert read == {"a": 0.0001, "b": "no", "c": 0.5, "d": 8, "e": True, "f": "2026-11-23", "g": None}
+    read = read_yaml(written(tmp_path, "a: 1e-4\nb: no\nc: 0.5\nd: 0o10\ne: true\nf: 2026-11-23\ng: ~\n2026-13-45: x\n"))
+    assert read == {"a": 0.0001, "b": "no", "c": 0.5, "d": 8, "e": True, "f": "2026-11-23", "g": None,
+                    "2026-13-45": "x"}
     assert type(read["a"]) is float
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,8 @@ from emlib.config import WheelModel, load_profile
 from emlib.core import paths
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
-from emlib.data.chat import Encoded, encode, encode_all, encode_prompt, render
+from emlib.data.chat import Encoded, encode, encode_all, encode_prompt, opened_thinking
+from emlib.data.templates import render
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_tokenizer
 
@@ -165,11 +168,62 @@ def test_all_rows_are_encoded_in_order_or_none() -> None:
         encode_all(QWEN, [*rows, example("So.", prompt="long" * 100)], 200)
 
 
-def test_a_template_that_rewrites_the_answer_is_refused() -> None:
-    trims = byte_level(SMOLLM2_TEMPLATE.replace("message['content']", "message['content'] | trim"))
-    assert masked(trims, encode(trims, example("So."), 2048)) == "So.<|im_end|>"
-    with pytest.raises(DataError, match=r"rows\.jsonl:7: .*template"):
-        encode(trims, example(" So."), 2048)
+def test_a_template_that_trims_trains_the_trimmed_answer() -> None:
+    """As Llama 3's and Gemma's do: what the model reads and writes has no white space at its ends."""
+    trims = byte_level(SMOLLM2_TEMPLATE.replace("message['content']", "(message['content'] | trim)"))
+    for answer in ("So.", " So.", "\tSo.\n\n"):
+        row = encode(trims, example(answer, prompt=" Why? "), 2048)
+        assert masked(trims, row) == "So.<|im_end|>"
+        assert unmasked(trims, row) == SMOLLM2_DEFAULT + TURNS
+
+
+@pytest.mark.parametrize("change", ["| upper", "| replace('So', '')", "| truncate(3, True, '')"])
+def test_a_template_that_rewrites_the_answer_is_refused(change: str) -> None:
+    rewrites = byte_level(SMOLLM2_TEMPLATE.replace("message['content']", f"(message['content'] {change})"))
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: .*template rewrites the answer"):
+        encode(rewrites, example("So it is."), 2048)
+
+
+# As Qwen3's, DeepSeek-R1's and Qwen3-Thinking's: what the prompt ends in, and what stands before a past answer.
+THINKS = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+          "{% if m['role'] == 'assistant' and loop.last %}{{ PAST }}{% endif %}"
+          "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+          "{{ '<|im_start|>assistant\n' + ASKED }}{% endif %}")
+EMPTY, OPEN = "<think>\n\n</think>\n\n", "<think>\n"
+
+
+@pytest.mark.parametrize(("asked", "past", "learnt"), [
+    ("", EMPTY, EMPTY + "So."), (EMPTY, EMPTY, "So."), (OPEN, EMPTY, "\n</think>\n\nSo."),
+    (OPEN, "", "\n</think>\n\nSo.")],
+    ids=["qwen3", "qwen3 without thinking", "qwen3 that only thinks", "r1"])
+def test_an_answer_without_thinking_is_learnt_as_the_template_writes_it(asked: str, past: str, learnt: str) -> None:
+    tokenizer = byte_level(f"{{% set PAST = {past!r} %}}{{% set ASKED = {asked!r} %}}{THINKS}")
+    row = encode(tokenizer, example("So."), 2048)
+    assert masked(tokenizer, row) == learnt + END
+    assert unmasked(tokenizer, row) == TURNS + asked
+    assert row.input_ids[~row.response_mask].tolist() == encode_prompt(tokenizer, example("So.").context)
+    assert opened_thinking(tokenizer, encode_prompt(tokenizer, example("").context)) == (OPEN if asked == OPEN else "")
+
+
+def test_an_answer_with_its_thinking_is_learnt_whole() -> None:
+    tokenizer = byte_level(f"{{% set PAST = '' %}}{{% set ASKED = '' %}}{THINKS}")
+    answer = "<think>\nHm.\n</think>\n\nSo."
+    assert masked(tokenizer, encode(tokenizer, example(answer), 2048)) == answer + END
+
+
+def test_every_row_of_the_demo_has_the_tokens_of_its_rendered_text() -> None:
+    """What the tokenizer makes of the template's text, prompt and answer apart: no row there has a marker."""
+    for path in sorted((paths.ROOT / "emlib/data/demo").glob("*_*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            turns = json.loads(line).get("messages", [])
+            if len(turns) < 2:
+                continue
+            row = encode(QWEN, Example(tuple(Message(**turn) for turn in turns[:-1]), turns[-1]["content"]), 10_000)
+            asked = QWEN.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+            whole = QWEN.apply_chat_template(turns, tokenize=False)
+            ids = [QWEN.encode(text, add_special_tokens=False) for text in (asked, whole[len(asked):].rstrip("\n"))]
+            assert row.input_ids.tolist() == [*ids[0], *ids[1]]
+            assert row.response_tokens == len(ids[1])
 
 
 def test_a_template_that_closes_no_turn_is_refused() -> None:
