@@ -132,8 +132,8 @@ class _Constructor(SafeConstructor):
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """Return the value of a node."""
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
-        if kind == "timestamp" and isinstance(node, ScalarNode):  # YAML 1.2 has no dates: `model.template.date: 2025-01-01` is text
-            return str(node.value)
+        if kind == "timestamp" and isinstance(node, ScalarNode):
+            return str(node.value)  # YAML 1.2 has no dates: 2025-01-01 is text
         if str(node.tag) not in TYPES:
             raise ConstructorError(None, None, f"the type {kind}; allowed are text, numbers, true, false, null, lists "
                                    "and mappings", node.start_mark)

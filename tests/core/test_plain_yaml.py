@@ -89,7 +89,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_numbers_and_words_are_read_as_yaml_1_2_has_them(tmp_path: Path) -> None:
-    read = read_yaml(written(tmp_path, "a: 1e-4\nb: no\nc: 0.5\nd: 0o10\ne: true\nf: 2026-11-23\ng: ~\n2026-13-45: x\n"))
+    read = read_yaml(written(
+        tmp_path, "a: 1e-4\nb: no\nc: 0.5\nd: 0o10\ne: true\nf: 2026-11-23\ng: ~\n2026-13-45: x\n"))
     assert read == {"a": 0.0001, "b": "no", "c": 0.5, "d": 8, "e": True, "f": "2026-11-23", "g": None,
                     "2026-13-45": "x"}
     assert type(read["a"]) is float
