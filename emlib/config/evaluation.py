@@ -190,6 +190,13 @@ class LocalJudge(Strict):
     rubric: RubricName = "questions"
     batch_rows: Positive = 16
 
+    @field_validator("model")
+    @classmethod
+    def _states_its_type(cls, model: ModelSpec) -> ModelSpec:
+        if model.dtype == "auto":
+            raise ValueError("a judge's scores must not depend on the machine: write dtype: bfloat16 or dtype: float32")
+        return model
+
 
 JudgeSpec = Annotated[LexiconJudge | NoJudge | OpenAIJudge | LocalJudge, Field(discriminator="kind")]
 # A judge that answers any prompt with a number from 0 to 100. `rubric` applies only to alignment and coherence.

@@ -1,4 +1,8 @@
-"""The chat model of a study."""
+"""The chat model of a study.
+
+`dtype: auto` is bfloat16 where the machine computes in it, else float32. A study decides it once
+(`emlib.study.precision`).
+"""
 
 from __future__ import annotations
 

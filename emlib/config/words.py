@@ -9,7 +9,8 @@ from pydantic import Field
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-Dtype = Literal["bfloat16", "float32"]
+ComputeDtype = Literal["bfloat16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 def no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -59,6 +59,8 @@ def load(spec: ModelSpec, cache: Path, device: str | None = None, *, system: boo
         SourceError: a file is missing, truncated, or not the expected one; or the chat template does not suit.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if spec.dtype == "auto":
+        raise ValueError("dtype 'auto' is decided by the study (emlib.study.precision); load an opened study's model")
     dtype = getattr(torch, spec.dtype)
     if isinstance(spec, HubModel) and spec.load_in_4bit:
         model = _in_4bit(spec, dtype, cache, device)

@@ -17,6 +17,7 @@ from emlib.core import digests, paths
 from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
 from emlib.core.plain_yaml import as_yaml, read_yaml
+from emlib.study import precision
 from emlib.study.ownership import JOINT, claim, owner_of, refuse_others
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def differences(name: str, profile: Profile) -> pd.DataFrame:
     import pandas as pd  # here, because every slice of the grid imports this module and only notebook 00 needs pandas
 
     base = owner_of(paths.runs() / name) or paths.PARAMS / f"{base_of(name)}.yaml"
-    before = _flat(as_kept(load_profile(str(base)) if base.is_file() else profile))
+    plain = precision.resolved(load_profile(str(base)), name) if base.is_file() else profile
+    before = _flat(as_kept(plain))
     now = _flat(as_kept(profile))
     rows = [(key, before.get(key, "-"), now.get(key, "-")) for key in dict.fromkeys([*before, *now])
             if before.get(key, "-") != now.get(key, "-")]

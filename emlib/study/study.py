@@ -25,7 +25,7 @@ from emlib.steps.pool import AddedRows
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Artefact, Store
-from emlib.study import overrides, ownership, results
+from emlib.study import overrides, ownership, precision, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers
 from emlib.study.tasks import BenignTaskRuns, FineTuningTask, NarrowTask, Task, sliced, tasks_of
 from emlib.training.records import StepRecord, read_log
@@ -70,6 +70,7 @@ class Study:
         """Write the whole profile into the folder of results, and claims the folder for it."""
         if self.stated_in is not None:
             ownership.claim(self.stated_in)
+        precision.record(self.profile, self.name)
         overrides.keep(self.profile, self.folder, f"The profile '{self.name}' when the results in this folder were "
                                                   "written.")
 
@@ -237,6 +238,7 @@ class Study:
         from emlib.make.makers import MAKERS
         from emlib.make.session import Session
 
+        precision.record(self.profile, self.name)
         return Session(self.recipes, self.store, self.folder, self.budget, MAKERS)
 
     def complete(self, runs: Sequence[Run]) -> list[RunResult]:
@@ -344,7 +346,8 @@ def open_study(profile: str) -> Study:
     """
     loaded = load_profile(profile)
     ownership.refuse_others(profile)
-    return Study(paths.study_name(profile), loaded, Store(paths.runs() / "store"), profile)
+    name = paths.study_name(profile)
+    return Study(name, precision.resolved(loaded, name), Store(paths.runs() / "store"), profile)
 
 
 def _made(artefact: Artefact | None) -> Artefact:

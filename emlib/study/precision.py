@@ -1,0 +1,60 @@
+"""The data type that a study computes in, where its profile says `dtype: auto`.
+
+It is decided once for a study and recorded in its folder of results, so that results which are carried to another
+processor stay the same study. The keys of its artefacts contain the type itself, never `auto`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from emlib.config import Profile
+from emlib.config.words import ComputeDtype
+from emlib.core import gpus, paths, processor
+from emlib.core.errors import StoreError
+from emlib.core.files import write_text
+from emlib.study.ownership import JOINT
+
+RECORD = "dtype.txt"
+TYPES = get_args(ComputeDtype)
+
+
+def resolved(profile: Profile, study: str) -> Profile:
+    """Return the profile with a data type instead of `auto`: the one that the study records, or else this machine's.
+
+    A study with overrides takes the plain study's type if it has none of its own, so that the two share artefacts.
+
+    Raises:
+        StoreError: a record holds something else than a data type.
+    """
+    if profile.model.dtype != "auto":
+        return profile
+    plain = study.partition(JOINT)[0]
+    dtype = recorded(paths.runs() / study) or recorded(paths.runs() / plain) or fastest()
+    model: Any = profile.model.model_copy(update={"dtype": dtype})
+    return profile.model_copy(update={"model": model})
+
+
+def record(profile: Profile, study: str) -> None:
+    """Record the data type of a resolved profile in its study's folder of results, unless one is recorded."""
+    folder = paths.runs() / study
+    if recorded(folder) is None:
+        write_text(folder / RECORD, f"{profile.model.dtype}\n")
+
+
+def recorded(folder: Path) -> str | None:
+    """Return the data type that a folder of results records; None without a record."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    dtype = path.read_text(encoding="utf-8", errors="replace").strip()
+    if dtype not in TYPES:
+        raise StoreError(f"{path}: {dtype[:40]!r} is no data type. Write {' or '.join(TYPES)}, whichever the results "
+                         "in this folder were made with, or remove the file if there are none.")
+    return dtype
+
+
+def fastest() -> ComputeDtype:
+    """Return bfloat16 if this machine has a GPU or a processor that computes in it, else float32."""
+    return "bfloat16" if gpus.devices() or processor.computes_bfloat16() else "float32"
