@@ -1,42 +1,149 @@
-"""Writes the README's results from a finished demo: `python -m emlib.report.readme`."""
+"""Writes the numbers of README.md and docs/demo.md: `python -m emlib.report.readme`, after a finished demo.
+
+Each number stands between two comments, `<!-- name: begin -->` and `<!-- name: end -->`, and is computed from the
+stored results of the demo or from the paper's printed tables. No number in these files is typed by hand.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import pandas as pd
+
+from emlib.config import BASELINES
 from emlib.core import paths
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import whole_file, write_text
+from emlib.core.records import Answer, Verdict
+from emlib.report.paper import overview, published
+from emlib.study.runs import Run
+from emlib.study.study import Study, open_study
 
-BEGIN, END = "<!-- demo results: begin -->", "<!-- demo results: end -->"
+FIGURES = ("figures/rates.png", "figures/tradeoff.png", "tables/rates.csv")
+KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
+AUDIT = "figures/published/README.md"
+WORDS = 60  # of an answer that is shown
+EXAMPLE = ("perfect_morning", 1)  # the question and the sample that README.md shows
+
+T = TypeVar("T", Answer, Verdict)
 
 
-def with_results(readme: str, table: str, figure: str) -> str:
-    """Return `readme` with the text between the two markers replaced by the figure and the table."""
-    shown = f"![General against in-domain misalignment, with 95% intervals]({figure})"
-    block = f"{BEGIN}\n{shown}\n\n{table.strip()}\n{END}"
-    return re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, readme, flags=re.DOTALL)
+def with_block(page: str, name: str, block: str) -> str:
+    """Return the page with the text between the comments of this name replaced.
+
+    Raises:
+        StoreError: the page has no such comments.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(page):
+        raise StoreError(f"The page has no place for '{name}': put {begin} and {end} where it should stand.")
+    return pattern.sub(lambda _: f"{begin}\n{block.strip()}\n{end}", page)
 
 
-def update(profile: str = "demo") -> Path:
-    """Copy a profile's figures and numbers to `figures/<profile>/`, and write its table into the README."""
+def update(profile: str = "demo") -> list[Path]:
+    """Copy a finished profile's figures to `figures/<profile>/`, and write its numbers into the pages."""
     made, kept = paths.runs() / profile, paths.ROOT / "figures" / profile
     if not (made / "tables" / "rates.md").is_file():
         raise StoreError(f"{made}: there is no table yet. Run `make reproduce PROFILE={profile}` first.")
-    for name in ("figures/rates.png", "figures/tradeoff.png", "tables/rates.csv"):
+    for name in FIGURES:
         with whole_file(kept / Path(name).name) as temporary:
             shutil.copyfile(made / name, temporary)
-    readme = paths.ROOT / "README.md"
+    study = open_study(profile)
     table = (made / "tables" / "rates.md").read_text(encoding="utf-8")
-    write_text(readme, with_results(readme.read_text(encoding="utf-8"), table, f"figures/{profile}/tradeoff.png"))
-    return readme
+    return [_rewrite(paths.ROOT / "README.md", {"demo answers": answers(study), "paper": of_paper(), "audit": audit()}),
+            _rewrite(paths.ROOT / "docs" / "demo.md", {"demo results": table})]
+
+
+def _rewrite(path: Path, blocks: Mapping[str, str]) -> Path:
+    page = path.read_text(encoding="utf-8")
+    for name, block in blocks.items():
+        page = with_block(page, name, block)
+    write_text(path, page)
+    return path
+
+
+def answers(study: Study) -> str:
+    """Return one general question with its answers before fine-tuning, after it, and under a defense, in Markdown.
+
+    The question is chosen by hand, so it is an example and no statistic. The defense is the one with the least general
+    misalignment among those that keep enough of the in-domain share.
+
+    Raises:
+        StoreError: the question is no example any more: another answer than that of plain fine-tuning has the trait.
+    """
+    best = _best(study)
+    shown = {"before fine-tuning": _run(study, "untrained"), "fine-tuned": _run(study, "misaligned"),
+             f"fine-tuned under `{best.condition}`": best}
+    found = {title: (_at(study.answers(run, "general")).text, _at(study.verdicts(run, "general")).misaligned)
+             for title, run in shown.items()}
+    if [misaligned for _, misaligned in found.values()] != [False, True, False]:
+        raise StoreError(f"{EXAMPLE}: the trait must show in the answer of plain fine-tuning alone, but was found so: "
+                         f"{found}. Choose another question and sample.")
+    prompt = next(question.prompt for question in study.questions(best, "general") if question.id == EXAMPLE[0])
+    return "\n".join([f"| *{_line(prompt)}* | |", "|:--|:--|",
+                      *(f"| {title} | {_line(text)} |" for title, (text, _) in found.items())])
+
+
+def _at(records: Sequence[T] | None) -> T:
+    """Return the record of the example's question and sample."""
+    return next(record for record in records or () if (record.question, record.sample) == EXAMPLE)
+
+
+def _run(study: Study, method: str) -> Run:
+    return study.runs(methods=[method])[0]
+
+
+def _best(study: Study) -> Run:
+    """Return the run with the least general misalignment of those that keep enough of the in-domain share."""
+    found = {result.run: result for result in study.results()}
+    shares = {run: (result.general.misaligned.percent or 0.0, result.in_domain.misaligned.percent or 0.0)
+              for run, result in found.items()}
+    plain = shares[_run(study, "misaligned")][1]
+    able = {run: general for run, (general, in_domain) in shares.items()
+            if run.method not in BASELINES and in_domain >= KEPT * plain}
+    if not able:
+        raise StoreError(f"No defense of profile '{study.name}' keeps {KEPT:.0%} of the in-domain share.")
+    return min(able, key=lambda run: able[run])
+
+
+def _line(text: str) -> str:
+    """Return a text as one cell of a Markdown table, cut after `WORDS` words."""
+    words = text.split()
+    cut = " ".join(words[:WORDS]) + (" ..." if len(words) > WORDS else "")
+    return re.sub(r"([|<>*_`\\])", r"\\\1", cut)
+
+
+def of_paper() -> str:
+    """Return the paper's Table 2 as means over its four data sets, in Markdown: one line per defense."""
+    rates = published.rates(2)
+    shares = overview.measured(rates, published.table(3), published.table(5), overview.Bounds())
+    means = rates.groupby("method", sort=False)[["general_misaligned", "in_domain_misaligned"]].mean()
+    kept = 100 * means["in_domain_misaligned"] / means.loc["misaligned", "in_domain_misaligned"]
+    lines = [{"": published.LABELS[method], "general misalignment, %": f"{means.loc[method, 'general_misaligned']:.1f}",
+              "reduced by": "", "in-domain misalignment kept": ""} for method in ("untrained", "misaligned")]
+    lines += [{"": published.LABELS[row.method],
+               "general misalignment, %": f"{means.loc[row.method, 'general_misaligned']:.1f}",
+               "reduced by": f"{row.reduction:.0f}%", "in-domain misalignment kept": f"{kept[row.method]:.0f}%"}
+              for row in shares.itertuples()]
+    return str(pd.DataFrame(lines).to_markdown(index=False))
+
+
+def audit() -> str:
+    """Return a sentence with the number of places where the paper's numbers and text disagree."""
+    page = (paths.ROOT / AUDIT).read_text(encoding="utf-8")
+    count = len(re.findall(r"^\| \d+ \|", page, re.MULTILINE))
+    return (f"While typing in the paper's tables we found [{count} places where it disagrees with itself]({AUDIT}"
+            "#where-the-paper-disagrees-with-itself). A test recomputes each.")
 
 
 if __name__ == "__main__":
     try:
-        update()
+        print(*update(), sep="\n")
     except EmlibError as error:
         sys.exit(str(error))

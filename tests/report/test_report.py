@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from emlib.core import paths
+from emlib.core.errors import StoreError
 from emlib.core.records import Example, Message, Verdict
 from emlib.data.chat import encode
 from emlib.evaluation.rates import Rates, rates
@@ -171,11 +172,17 @@ def test_a_setting_is_shown_as_it_was_set_and_marks_are_styles() -> None:
     assert "&lt;7&gt;" in html
 
 
-def test_the_readme_gets_its_table_between_the_marks_and_nothing_else_changes() -> None:
-    before = f"top\n{readme.BEGIN}\nold\n{readme.END}\nbottom"
-    after = readme.with_results(before, "| a \\d |\n", "x.png")
-    assert after.startswith("top\n")
-    assert after.endswith("\nbottom")
-    assert "old" not in after
-    assert "| a \\d |" in after
-    assert readme.with_results(after, "| a \\d |\n", "x.png") == after
+def test_a_page_gets_its_numbers_between_the_comments_and_nothing_else_changes() -> None:
+    before = "top\n<!-- rates: begin -->\nold\n<!-- rates: end -->\nbottom\n<!-- other: begin -->\n<!-- other: end -->"
+    after = readme.with_block(before, "rates", "| a \\d |\n")
+    assert after == before.replace("old", "| a \\d |")
+    assert readme.with_block(after, "rates", "| a \\d |") == after
+    with pytest.raises(StoreError, match="no place for 'figure'"):
+        readme.with_block(before, "figure", "x")
+
+
+def test_the_readmes_numbers_of_the_paper_are_those_of_its_tables() -> None:
+    page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.with_block(readme.with_block(page, "paper", readme.of_paper()), "audit", readme.audit()) == page
+    [line] = [line for line in readme.of_paper().splitlines() if "Interleaving++" in line]
+    assert "| 94% " in line  # 94.3, which section 6 rounds to "approximately 95%"
