@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from emlib.config.words import Weight
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import nearest
 from emlib.core.of_kind import UnknownDefense
 from emlib.core.schema import Strict
@@ -43,6 +44,7 @@ class SweptMethod(Strict):
         if repeated:
             raise ValueError(f"method '{self.name}' has more than one {repeated[0]}; they would contradict "
                              "each other, so remove all but one")
+        refuse_exclusions(self.defenses)
         self._sweep_fits()
         return self
 
@@ -54,7 +56,7 @@ class SweptMethod(Strict):
         defense = self.defenses[place]
         for number in self.sweep:
             try:
-                type(defense).model_validate(defense.model_dump() | {str(defense.swept): number})
+                _with_swept(defense, number)
             except ValidationError as error:
                 raise ValueError(f"method '{self.name}' sweeps {defense.swept} over {number:g}: "
                                  f"{error.errors()[0]['msg'].lower()}") from error
@@ -64,7 +66,7 @@ class SweptMethod(Strict):
         place = self._swept()
         if setting is None or place is None:
             return self.defenses
-        changed = self.defenses[place].model_copy(update={str(self.defenses[place].swept): setting})
+        changed = _with_swept(self.defenses[place], setting)
         return (*self.defenses[:place], changed, *self.defenses[place + 1:])
 
     @property
@@ -86,3 +88,14 @@ class SweptMethod(Strict):
 
     def _swept(self) -> int | None:
         return next((place for place, defense in enumerate(self.defenses) if defense.swept is not None), None)
+
+
+def _with_swept(defense: Defense, number: float) -> Defense:
+    """Return the defense with this value of its swept option, which may be an integer.
+
+    Raises:
+        ValidationError: the option does not take this value.
+    """
+    value = int(number) if float(number).is_integer() else number  # as JSON, an integer is a valid float too
+    options = defense.model_dump(mode="json") | {str(defense.swept): value}
+    return type(defense).model_validate_json(json.dumps(options))

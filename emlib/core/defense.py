@@ -8,6 +8,7 @@ it to tables, keys and training; and it overrides the hooks by which it acts:
     active                          a context around the trained model's forward and backward pass
     penalty, head_kl                an additional loss term
     on_step, after                  after each step, and after the last one
+    prepare                         once before training, to load what these hooks need
     system_prompt, grpo_beta, active, supervision        in reinforcement learning (GRPO)
 
 Training calls these hooks on a list of defenses and knows no kind by name. `emlib/defenses/` has one module for each of
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -71,11 +73,15 @@ class ForwardPass(Protocol):
 
 
 class Active(Protocol):
-    """What `active` yields: statistics of the passes inside the context, each a mean over positions."""
+    """What `active` yields: statistics of the passes inside the context."""
 
     @property
-    def statistics(self) -> Mapping[str, float]:
-        """The statistics by name, as the training log has them."""
+    def statistics(self) -> Mapping[str, float | Tensor]:
+        """The statistics by name, as the training log has them.
+
+        Each is a mean over positions, or the last pass's values at all its positions, (lines, seq), which training
+        averages without padding.
+        """
 
 
 class StoredStates(Protocol):
@@ -90,6 +96,9 @@ class Recipes(Protocol):
 
     def vector(self) -> Any:
         """Request the trait's persona vectors: a folder for `emlib.steering.extraction.load`."""
+
+    def components(self, spec: Any, layers: tuple[int, ...], on: Literal["data", "pool"]) -> Any:
+        """Request principal components of what plain fine-tuning changes: for `emlib.steering.components.load`."""
 
     def reference(self, spec: Any, tokens: Literal["all", "response"]) -> Any:
         """Request the reference model's states on the training rows: a folder for `emlib.models.reference`."""
@@ -138,7 +147,10 @@ class Defense(Strict):
         per: the unit that `penalty` sums over; training divides the sum by the number of units in the optimizer step,
             which is 1 for `step`.
         wants_reference: whether `penalty` uses the reference model's forward pass.
+        reads_hidden: whether `penalty` uses `hidden` or `response_logits`; where no defense does, the reference
+            model's pass ends at the deepest layer that `reads_layers` names.
         not_in_keys: options that a key leaves out because its other entries determine them.
+        added_later: options that a key leaves out at their default, because keys without them exist.
         acts_in: the passes of reinforcement learning that `active` wraps.
     """
 
@@ -154,7 +166,9 @@ class Defense(Strict):
     listed: ClassVar[bool] = True
     per: ClassVar[Denominator] = "token"
     wants_reference: ClassVar[bool] = False
+    reads_hidden: ClassVar[bool] = True
     not_in_keys: ClassVar[frozenset[str]] = frozenset()
+    added_later: ClassVar[frozenset[str]] = frozenset()
 
     kind: str
 
@@ -169,7 +183,9 @@ class Defense(Strict):
     @property
     def identity(self) -> dict[str, Any]:
         """Its part of a key: its options, a version above 1, and the digest of its source if it is not ours."""
-        entry = self.model_dump(mode="json", exclude=set(self.not_in_keys))
+        fields = type(self).model_fields
+        defaults = {name for name in self.added_later if getattr(self, name) == fields[name].default}
+        entry = self.model_dump(mode="json", exclude=set(self.not_in_keys) | defaults)
         entry |= {"version": self.version} if self.version > 1 else {}
         digest = registry.source_digest(type(self))
         return entry | ({} if digest is None else {"source": digest})
@@ -183,6 +199,11 @@ class Defense(Strict):
     def factor(self) -> float:
         """The factor of its penalty: its option `weight`, or 1 without such an option."""
         return float(self.weight) if "weight" in type(self).model_fields else 1.0  # type: ignore[attr-defined]
+
+    @property
+    def penalises_data(self) -> bool:
+        """Whether its loss term counts on the training rows, and not only on those that `penalised` returns."""
+        return True
 
     @classmethod
     def has(cls, hook: str) -> bool:
@@ -198,9 +219,19 @@ class Defense(Strict):
             ValueError: it does not; the message gives the reason.
         """
 
+    def excludes(self, other: Defense) -> str:
+        """Return why this defense and `other` make no sense in one method; empty if they do.
+
+        It is enough if one of the two knows the reason.
+        """
+        return ""
+
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         """Return the artefacts to make before the training `spec`, by a name of its choice."""
         return {}
+
+    def prepare(self, artefacts: Artefacts) -> None:
+        """Load what the hooks need from the artefacts, once before training; private attributes hold it."""
 
     def reads_layers(self, count: int) -> tuple[int, ...]:
         """Return the decoder blocks, counted from 1, whose outputs `penalty` uses in a model of `count` blocks."""
@@ -291,6 +322,17 @@ class GrpoDefense(Defense):
     """A defense for reinforcement learning whose options differ from fine-tuning's; its kind names it in `in_grpo`."""
 
     listed: ClassVar[bool] = False
+
+
+def refuse_exclusions(defenses: Sequence[Defense]) -> None:
+    """Refuse defenses that make no sense together.
+
+    Raises:
+        ValueError: for the first such pair, with the reason.
+    """
+    for defense, other in permutations(defenses, 2):
+        if reason := defense.excludes(other):
+            raise ValueError(f"the defenses '{defense.kind}' and '{other.kind}' cannot be combined: {reason}")
 
 
 def needs_of(defenses: Sequence[Defense], recipes: Recipes, spec: Any) -> dict[str, Any]:

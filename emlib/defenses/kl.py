@@ -5,15 +5,23 @@
 p and q are the next-token distributions of the trained and of the reference model, which is the same weights with the
 adapter off. One difference in the implementation: the head computes cross-entropy and KL together, with their gradients
 in closed form (`emlib.training.head`), so the class declares a term and defines no separate penalty.
+
+With `on: pool` the mean is over tokens of general instruction rows, as Soligo et al. do (arXiv 2602.07852): their
+penalty on text of other domains keeps the narrow task. It differs in the rows, which are rows of the profile's pool
+here, prompts and answers; they are spread through each epoch, and cross-entropy counts on the fine-tuning rows alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from emlib.config.words import Weight
+from pydantic import model_validator
+
+from emlib.config.words import Share, Weight
 from emlib.core.defense import Artefacts, Defense, GrpoDefense, HeadKl, Recipes
+from emlib.core.files import read_records
+from emlib.core.records import ADDED, AddedRow, Example
 
 
 class Beta(GrpoDefense):
@@ -35,8 +43,13 @@ class Beta(GrpoDefense):
 class Kl(Defense):
     """Penalises the KL divergence from the reference model (equation 1), over all or over response `tokens`.
 
+    `on` names the rows that the term counts on: the fine-tuning rows (`data`), `rows` times as many rows of the
+    profile's pool (`pool`), or `both` as one mean. On rows of the pool no other defense acts, so that the KL is that of
+    the model as it answers later. The first rows of the pool's random order are taken, as Interleaving does.
+
     `reference: stored` keeps the reference model's last hidden states on disk, which saves its pass for other weights
-    and seeds on the same rows. It saves nothing in combination with a defense that needs that pass anyway.
+    and seeds on the same rows. It saves nothing in combination with a defense that needs that pass anyway, and is for
+    `on: data`.
     """
 
     label: ClassVar = "KL-Div."
@@ -46,15 +59,46 @@ class Kl(Defense):
     null: ClassVar = {"weight": 0.0}
     cost: ClassVar = "negligible"
     in_grpo: ClassVar = Beta
+    added_later: ClassVar = frozenset({"on", "rows"})
 
     kind: Literal["kl"] = "kl"
     weight: Weight = 0.1
     tokens: Literal["all", "response"] = "all"
     reference: Literal["computed", "stored"] = "computed"
+    on: Literal["data", "pool", "both"] = "data"
+    rows: Share = 0.2
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Kl:
+        if self.on != "data" and self.reference == "stored":
+            raise ValueError(f"with 'on: {self.on}' the reference model's states are not stored: they are those of the "
+                             "fine-tuning rows. Set reference to computed")
+        if self.on == "data" and self.rows != type(self).model_fields["rows"].default:
+            raise ValueError("'rows' is the number of the pool's rows; with 'on: data' there are none. Set on to pool")
+        return self
+
+    @property
+    def penalises_data(self) -> bool:
+        """Whether it counts on the fine-tuning rows."""
+        return self.on != "pool"
+
+    def fits(self, section: Any, method: str) -> None:
+        """Check that there is a pool to take rows from."""
+        if self.on != "data" and section.pool is None:
+            raise ValueError(f"method '{method}' penalises KL on rows of a pool, and there is no section 'pool'. Add "
+                             "one, for example pool: {source: demo/pool.jsonl}")
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the recipe of the reference model's states on the training rows, with `reference: stored`."""
+        """Return the reference model's states on the training rows, or the rows of the pool, if it uses them."""
+        if self.on != "data":
+            return {"penalised": recipes.pool_rows(spec, fraction=self.rows, choose="random", answers="pool")}
         return {"reference": recipes.reference(spec, self.tokens)} if self.reference == "stored" else {}
+
+    def penalised(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[Example]:
+        """Return the rows of the pool."""
+        if self.on == "data":
+            return ()
+        return tuple(row.example for row in read_records(artefacts["penalised"] / ADDED, AddedRow))
 
     def head_kl(self, artefacts: Artefacts) -> HeadKl:
         """Return the term, with the stored states if there are any."""

@@ -49,6 +49,7 @@ class Ldifs(_Per, Defense):  # `per` is an option here, and a class variable of 
     null: ClassVar = {"weight": 0.0}
     cost: ClassVar = "negligible"
     wants_reference: ClassVar = True
+    reads_hidden: ClassVar = False
 
     kind: Literal["ldifs"] = "ldifs"
     weight: Weight = 1.0

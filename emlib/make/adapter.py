@@ -48,7 +48,10 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
         write_records(folder / ADDED, chosen)
     say(f"{step.name}: {metrics['steps']} steps, {metrics['tokens']} tokens, {metrics['seconds']:.0f} s, "
         f"loss {metrics['final_loss']:.3f}, {metrics['truncated_rows']} rows truncated")
-    return {"rows": len(rows.own), "added_rows": len(rows.added), **facts, "commit": commit, **metrics, **choice.facts}
+    penalised = sum(bool(row.penalised_by) for row in rows.added)
+    return {"rows": len(rows.own), "added_rows": len(rows.added) - penalised,
+            **({"penalised_rows": penalised} if penalised else {}), **facts, "commit": commit, **metrics,
+            **choice.facts}
 
 
 def _in_this_process(step: Adapter, session: Session, rows: TrainingRows, artefacts: Mapping[str, Path],

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from emlib.make import adapter, answers, grpo, losses, measures, pool, reference, rows, selection, vectors, verdicts
+from emlib.make import (
+    adapter,
+    answers,
+    components,
+    grpo,
+    losses,
+    measures,
+    pool,
+    reference,
+    rows,
+    selection,
+    vectors,
+    verdicts,
+)
 from emlib.make.session import Maker
 from emlib.steps import adapter as adapters
 from emlib.steps import answers as answering
+from emlib.steps import components as changes
 from emlib.steps import grpo as reinforcement
 from emlib.steps import measures as measuring
 from emlib.steps import pool as pools
@@ -18,6 +32,7 @@ MAKERS: Mapping[type, Maker] = {
     steering.SteeredAnswers: vectors.steered,
     adapters.ReferenceStates: reference.make,
     adapters.Adapter: adapter.make,
+    changes.ChangeComponents: components.make,
     pools.Pool: pool.make,
     pools.Refusals: pool.refusals,
     pools.PoolLosses: losses.make,

@@ -74,6 +74,25 @@ def capture_activations(model: nn.Module, wanted: Sequence[int]) -> Iterator[dic
         yield captured
 
 
+@contextmanager
+def first_blocks(model: nn.Module, count: int) -> Iterator[None]:
+    """Let passes inside the context end after the first `count` blocks; undone at the end, also after an exception.
+
+    The output after the final norm means nothing then; read the blocks' outputs. A model whose weights are sharded over
+    several processes runs whole, because all of them gather every block's weights together.
+    """
+    found = blocks(model)
+    if any(hasattr(weights, "to_local") for weights in model.parameters()) or count >= len(found):
+        yield
+        return
+    decoder = backbone(model)
+    decoder.layers = nn.ModuleList(list(found)[:count])
+    try:
+        yield
+    finally:
+        decoder.layers = found
+
+
 def blocks(model: nn.Module) -> nn.ModuleList:
     """Return the decoder blocks, in order.
 

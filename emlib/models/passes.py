@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from emlib.core.errors import EmlibError
 from emlib.models.batches import Batch
 from emlib.models.logprobs import head
 
@@ -18,8 +19,20 @@ class Pass:
 
     model: nn.Module
     batch: Batch
-    hidden: Tensor  # after the final norm, (lines, seq, hidden)
+    last: Tensor | None  # hidden states after the final norm, (lines, seq, hidden); None: the pass ended before
     features: Mapping[int, Tensor]  # by layer, each (lines, seq, hidden)
+
+    @property
+    def hidden(self) -> Tensor:
+        """The hidden states after the final norm: (lines, seq, hidden).
+
+        Raises:
+            EmlibError: the pass ended before, at the deepest layer that some penalty reads.
+        """
+        if self.last is None:
+            raise EmlibError("a penalty reads the reference model's hidden states after the final norm, but its "
+                             "defense declares `reads_hidden = False`. Remove that line.")
+        return self.last
 
     def with_features(self, layers: Collection[int]) -> Pass:
         """Return the pass with the features of these layers only."""

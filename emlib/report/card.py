@@ -8,7 +8,7 @@ from emlib.config import OWN, HubModel
 from emlib.config.references import DEMO
 from emlib.data.sources import entry_of, label
 from emlib.report.tables.result_tables import cell
-from emlib.study.pool import added_step
+from emlib.study.pool import pool_steps
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
@@ -40,10 +40,8 @@ def _sources(study: Study, run: Run) -> list[tuple[str, str, bool | None]]:
     domain = study.recipes.domains[run.task]
     side = domain.aligned if run.method == "aligned" else domain.misaligned
     names = [str(side or domain.pairs)]
-    rows = added_step(study, run)
-    if rows is not None:
-        names.append(rows.selection.pool.spec.source)
-    return [(label(name), *_licence(name)) for name in names]
+    names += [rows.selection.pool.spec.source for rows in pool_steps(study, run)]
+    return [(label(name), *_licence(name)) for name in dict.fromkeys(names)]
 
 
 def _licence(source: str) -> tuple[str, bool | None]:
@@ -64,10 +62,12 @@ def _made_from(study: Study, run: Run) -> list[str]:
             if run.task == OWN else
             [f"- Data: `{name}`; licence: {licence}" for name, licence, _ in _sources(study, run)])
     lora, training = study.profile.lora, spec.training
+    penalised = f", {adapter.facts['penalised_rows']} only penalised" if "penalised_rows" in adapter.facts else ""
     return [
         "## What it is", "", f"- Base model: {study.profile.model.name}", *data,
-        f"- Rows: {adapter.facts['rows']}, and {adapter.facts['added_rows']} mixed in; {training.epochs} epochs, "
-        f"learning rate {training.learning_rate:g}, {adapter.facts['steps']} steps, {adapter.facts['tokens']} tokens",
+        f"- Rows: {adapter.facts['rows']}, and {adapter.facts['added_rows']} mixed in{penalised}; "
+        f"{training.epochs} epochs, learning rate {training.learning_rate:g}, {adapter.facts['steps']} steps, "
+        f"{adapter.facts['tokens']} tokens",
         f"- Defense: {defenses or 'none: plain fine-tuning'}",
         f"- LoRA: rank {lora.rank}, alpha {lora.alpha}, rsLoRA {'on' if lora.rslora else 'off'}; seed {run.seed}",
         f"- Key of the run: `{study.run_key(run)}`"]

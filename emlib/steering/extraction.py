@@ -102,6 +102,19 @@ def projection(states: Tensor, vectors: Tensor) -> Tensor:
     return (states * directions).sum(-1)
 
 
+def unit(vector: Tensor, layer: int) -> Tensor:
+    """Return a layer's persona vector, scaled to length 1.
+
+    Raises:
+        EmlibError: it is zero.
+    """
+    length = float(vector.norm())
+    if not length > 0:
+        raise EmlibError(f"the persona vector of layer {layer} is zero: the two sides' answers have the same mean "
+                         "activation. Choose another layer, or extract it from more answers.")
+    return vector / length
+
+
 def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict[str, list[Answer]],
             verdicts: dict[str, list[Verdict]], settings: Extraction, max_length: int) -> PersonaVectors:
     """Return the vectors of the pairs that are kept. Entry i of both sides' answers and verdicts is one pair.

@@ -247,7 +247,7 @@ class OwnAnswers(AdapterStep):
 
 @dataclass(frozen=True)
 class AddedRows(Step):
-    """The rows that are interleaved with the fine-tuning rows: the first rows of an order.
+    """Rows of the pool beside the fine-tuning rows: the first rows of an order. They are interleaved or penalised.
 
     Attributes:
         fraction: interleaved rows for each fine-tuning row.
@@ -279,7 +279,7 @@ class AddedRows(Step):
 
     def as_input(self, name: str) -> dict[str, Any]:
         """Return these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""
-        return {"added": self.settings}
+        return {name: self.settings}
 
     @property
     def inputs(self) -> tuple[Step, ...]:

@@ -47,6 +47,7 @@ from emlib.judging.judges import rubrics
 from emlib.judging.rubrics import METRICS, OURS, file_rubrics
 from emlib.steps.adapter import Adapter, ReferenceStates
 from emlib.steps.answers import Answers, SecondVerdicts, Verdicts
+from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
 from emlib.steps.pool import AdapterFolder, AddedRows, Choose, OwnAnswers, Pool, PoolLosses, Refusals, Selection
@@ -218,9 +219,9 @@ class Recipes:
         """Specify fine-tuning on the rows that `read` returns, changed by those defenses that change data."""
         changed = "".join(f", {defense.kind} {defense.model_dump(exclude_defaults=True) or ''}".rstrip()
                           for defense in defenses if defense.has("change_rows"))
-        rows = Rows(name + changed, lambda: self.defended(read()[:training.train_rows], defenses),
-                    lambda sizes: first(size(sizes), training.train_rows))
-        return TrainingSpec(dataset, rows, defenses, training, seed)
+        plain = Rows(name, lambda: read()[:training.train_rows], lambda sizes: first(size(sizes), training.train_rows))
+        rows = Rows(name + changed, lambda: self.defended(plain.examples, defenses), plain.size)
+        return TrainingSpec(dataset, rows, defenses, training, seed, plain)
 
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
         """Return the rows as the defenses change them."""
@@ -239,7 +240,7 @@ class Recipes:
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
         """Return the step of the reference model's hidden states on the training rows."""
         added = [(name, step) for defense in spec.defenses if defense.has("added")
-                 for name, step in defense.needs(self, spec).items() if isinstance(step, AddedRows)]
+                 for name, step in defense.needs(self, spec).items()]
         return ReferenceStates(self.model, spec, tokens, tuple(added))
 
     def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
@@ -248,6 +249,13 @@ class Recipes:
             return None
         side: Side = "aligned" if method == "aligned" else "misaligned"
         return self.adapter(self.narrow(dataset, side, (), seed), f"{dataset} · {method} · seed {seed}")
+
+    def components(self, spec: TrainingSpec, layers: tuple[int, ...], on: Literal["data", "pool"]) -> ChangeComponents:
+        """Return the step of the principal components of what training `spec` without defenses changes."""
+        plain = self.adapter(spec.plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
+        rows = plain.spec.rows if on == "data" else self.pool_rows(
+            spec.plain, fraction=1.0, choose="random", answers="pool")
+        return ChangeComponents(self.model, plain, layers, rows, spec.training.max_seq_length)
 
     # --- interleaving
 

@@ -49,6 +49,7 @@ class TrainingSpec:
         defenses: the defenses that act during training.
         training: the hyperparameters.
         seed: of the adapter and of the order of the rows.
+        plain_rows: the training rows before the defenses changed them.
     """
 
     dataset: str
@@ -56,6 +57,12 @@ class TrainingSpec:
     defenses: tuple[Defense, ...]
     training: Training
     seed: int
+    plain_rows: Rows | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def plain(self) -> TrainingSpec:
+        """The same training without defenses."""
+        return replace(self, rows=self.plain_rows or self.rows, defenses=(), plain_rows=None)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.records import Answer, Question, Verdict
 from emlib.data.lazy import Questions
@@ -68,13 +68,17 @@ def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
         seed: of the adapter and of the order of the rows.
 
     Raises:
-        ProfileError: there is no such data set, or a defense does not fit this profile.
+        ProfileError: there is no such data set, or a defense does not fit this profile or another defense.
     """
     name = dataset or study.profile.datasets[0]
     if name not in (known := (*study.profile.datasets, *study.recipes.domains)):
         raise ProfileError(f"The study '{study.name}' has no data set '{name}'.{nearest(name, known)} "
                            f"It has: {', '.join(known)}.")
     kinds = ", ".join(defense.kind for defense in defenses) or "no defense"
+    try:
+        refuse_exclusions(defenses)
+    except ValueError as error:
+        raise ProfileError(f"{kinds}: {error}") from error
     for defense in defenses:
         try:
             defense.fits(study.profile, defense.kind)

@@ -27,7 +27,14 @@ def candidates(study: Study) -> list[Example]:
 def added_step(study: Study, run: Run) -> AddedRows | None:
     """Return the step of the rows that the run interleaves; None if it interleaves none."""
     adapter = study.task(run).adapter(run)
-    return None if adapter is None else next((step for step in adapter.inputs if isinstance(step, AddedRows)), None)
+    step = None if adapter is None else dict(adapter.artefacts).get("added")
+    return step if isinstance(step, AddedRows) else None
+
+
+def pool_steps(study: Study, run: Run) -> list[AddedRows]:
+    """Return the steps of all rows of the pool that the run's training uses: interleaved, or penalised."""
+    adapter = study.task(run).adapter(run)
+    return [] if adapter is None else [step for step in adapter.inputs if isinstance(step, AddedRows)]
 
 
 def selection_step(study: Study, run: Run) -> Selection | None:

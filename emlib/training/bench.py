@@ -22,7 +22,7 @@ from emlib.data.chat import Encoded, encode_all
 from emlib.models import adapters, tiny
 from emlib.models.batches import Batch
 from emlib.models.reference import keep
-from emlib.steering import extraction
+from emlib.steering import components, extraction
 from emlib.training import checkpoint
 from emlib.training.objective import Objective, Totals
 from emlib.training.sft import fine_tune
@@ -49,6 +49,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.artefacts = {name: Path(place) for name, place in self.defense.needs(Planted(self), None).items()}
+        self.defense.prepare(self.artefacts)
 
     @cached_property
     def base(self) -> Any:
@@ -84,6 +85,12 @@ class Bench:
     def all_rows(self) -> list[Encoded]:
         """The rows that may share a pass: the fine-tuning rows and the added ones."""
         return [row for row in (*self.rows[0], *self.rows[1]) if not row.penalised_by]
+
+    @property
+    def groups(self) -> list[list[Encoded]]:
+        """All rows of a step, grouped by those that may share a pass."""
+        penalised = [row for row in self.rows[1] if row.penalised_by]
+        return [self.all_rows, *([penalised] if penalised else [])]
 
     @contextmanager
     def model(self, *, stirred: bool = True) -> Iterator[PeftModel]:
@@ -122,6 +129,14 @@ class Planted:
         """Return a random persona vector at each layer."""
         vectors = torch.randn(5, 64, generator=torch.Generator().manual_seed(5))
         return self._made("vector", lambda folder: extraction.save(extraction.PersonaVectors(vectors, 1, 1), folder))
+
+    def components(self, spec: Any, layers: tuple[int, ...], on: Any) -> Path:
+        """Return 4 random orthonormal directions at each layer."""
+        found = {layer: torch.linalg.qr(torch.randn(64, 4, generator=torch.Generator().manual_seed(layer)))[0].T
+                 for layer in layers}
+        shares = dict.fromkeys(layers, torch.full((4,), 0.25))
+        return self._made("components", lambda folder: components.save(
+            components.Components({layer: one.contiguous() for layer, one in found.items()}, shares), folder))
 
     def reference(self, spec: Any, tokens: Any) -> Path:
         """Store the tiny model's hidden states on the rows."""

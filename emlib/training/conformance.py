@@ -90,16 +90,17 @@ def _gradient(bench: Bench) -> str:
     defense = bench.defense
     if not (defense.has("penalty") or defense.has("head_kl")):
         return "no term of the loss"
-    batch, objective = collate(bench.all_rows, CPU), bench.objective(defense, cross_entropy=0.0)
+    batches = [collate(rows, CPU) for rows in bench.groups]
+    objective = bench.objective(defense, cross_entropy=0.0)
     with bench.model() as model:
         weights = [p for p in model.parameters() if p.requires_grad]
-        gradient = step(model, [batch], objective)[1]
+        gradient = step(model, batches, objective)[1]
         norm = float(gradient.norm())
         direction = gradient / norm if norm else torch.randn_like(gradient) / gradient.numel() ** 0.5
         ends = []
         for side in (1, -1):
             _move(weights, side * 1e-2 * direction)
-            ends.append(defense.factor * step(model, [batch], objective)[0][defense.kind])
+            ends.append(defense.factor * step(model, batches, objective)[0][defense.kind])
             _move(weights, -side * 1e-2 * direction)
     slope = (ends[0] - ends[1]) / 2e-2
     _require(abs(slope - norm) <= SECANT * max(abs(slope), norm),
@@ -115,13 +116,13 @@ def _move(weights: list[torch.nn.Parameter], by: Tensor) -> None:
 
 def _batching(bench: Bench) -> str:
     """Check that one padded pass, one packed pass and one pass per row give the same step."""
-    rows, objective = bench.rows[0], bench.objective(bench.defense)
+    groups, objective = bench.groups, bench.objective(bench.defense)
     with bench.model() as model:
-        metrics, whole = step(model, [collate(rows, CPU)], objective)
+        metrics, whole = step(model, [collate(rows, CPU) for rows in groups], objective)
         with fitted(model):
-            packed = step(model, [pack(rows, CPU)], objective)
+            packed = step(model, [pack(rows, CPU) for rows in groups], objective)
         for batching, (others, gradient) in (("packed", packed), ("accumulated", step(
-                model, [collate([row], CPU) for row in rows], objective))):
+                model, [collate([row], CPU) for rows in groups for row in rows], objective))):
             apart = float((gradient - whole).norm() / whole.norm())
             metrics_apart = max(abs(others[name] - value) / max(abs(value), 1e-6) for name, value in metrics.items())
             _require(apart < CLOSE and metrics_apart < CLOSE,
@@ -137,6 +138,7 @@ def _null(bench: Bench) -> str:
     if not defense.null:
         return "no null setting"
     nothing = defense.model_copy(update=dict(defense.null))
+    nothing.prepare(bench.artefacts)
     _require(nothing.is_null and not defense.is_null,
              f"the null setting {dict(defense.null)} does not switch the defense off, or the tested options equal it")
     with bench.model() as model:

@@ -12,7 +12,7 @@ and only for tokens on which a term of the head depends (`emlib.training.head`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from emlib.core.defense import Active, Defense, Denominator, HeadKl
 from emlib.core.errors import ProfileError
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import Batch
-from emlib.models.hooks import capture_activations, layers
+from emlib.models.hooks import capture_activations, first_blocks, layers
 from emlib.models.passes import Pass
 from emlib.models.reference import compared
 from emlib.training.head import IGNORED, head_terms
@@ -60,14 +60,14 @@ class Totals:
         """Tokens of all rows."""
         return self.tokens + sum(each.tokens for each in self.penalised.values())
 
-    def count(self, per: Denominator, kind: str) -> int:
+    def count(self, per: Denominator, kind: str, *, data: bool = True) -> int:
         """Return the number of tokens, response tokens or rows on which a kind of defense acts, at least 1.
 
-        It is 1 per step.
+        It is 1 per step. With `data` False the rows without a `penalised_by` do not count.
         """
         if per == "step":
             return 1
-        sizes = [self, *([self.penalised[kind]] if kind in self.penalised else [])]
+        sizes = [*([self] if data else []), *([self.penalised[kind]] if kind in self.penalised else [])]
         return max(1, sum({"token": size.tokens, "response_token": size.response_tokens, "row": size.rows}[per]
                           for size in sizes))
 
@@ -88,6 +88,8 @@ class Objective:
                  cross_entropy: float = 1.0) -> None:
         self.defenses = [defense.model_copy(deep=True) for defense in defenses if not defense.is_null]
         self.artefacts, self.cross_entropy = artefacts or {}, cross_entropy
+        for defense in self.defenses:
+            defense.prepare(self.artefacts)
         in_head = {d.kind: term for d in self.defenses if d.has("head_kl") and (term := d.head_kl(self.artefacts))}
         if len(in_head) > 1:
             raise ProfileError(f"{' and '.join(in_head)} each need a KL term of the head, which computes only one. Use "
@@ -127,7 +129,7 @@ class Objective:
     def layers_read(self, model: nn.Module, penalised_by: str = "") -> tuple[int, ...]:
         """Return the decoder blocks whose outputs some penalty needs."""
         count = layers(model)
-        return tuple(sorted({layer for d in self._acting(penalised_by) for layer in d.reads_layers(count)}))
+        return tuple(sorted({layer for d in self._penalising(penalised_by) for layer in d.reads_layers(count)}))
 
     def backward(self, model: nn.Module, batch: Batch, totals: Totals) -> dict[str, float]:
         """Add one batch's share to the gradient of a step; return its share of the loss and of each metric.
@@ -135,21 +137,22 @@ class Objective:
         `loss` is L_CE; penalties are under their kinds, KL in nats per token; then follow the active defenses'
         statistics.
         """
-        acting = self._acting(batch.penalised_by)
+        acting, penalising = self._acting(batch.penalised_by), self._penalising(batch.penalised_by)
         wanted = self.layers_read(model, batch.penalised_by)
-        kl = self._head_kl(acting)
-        reference = self._reference(model, batch, wanted, acting, kl)
+        kl = self._head_kl(penalising)
+        reference = self._reference(model, batch, wanted, penalising, kl)
         with ExitStack() as stack:
             shown = {d.kind: stack.enter_context(d.active(model, self.artefacts)) for d in acting if d.has("active")}
             features = stack.enter_context(capture_activations(model, wanted))
             hidden = batch.hidden(model)
             loss, metrics = self._head_terms(model, batch, hidden, kl, reference, totals)
             trained = Pass(model, batch, hidden, self._unsteered(features, acting))
-            for defense in acting:
+            for defense in penalising:
                 if defense.has("penalty"):
                     sides = [each.with_features(defense.reads_layers(layers(model)))
                              for each in (trained, reference or trained)]
-                    penalty = defense.penalty(*sides) / totals.count(defense.per, defense.kind)
+                    penalty = defense.penalty(*sides) / totals.count(
+                        defense.per, defense.kind, data=defense.penalises_data)
                     loss = loss + defense.factor * penalty
                     metrics[defense.kind] = float(penalty.detach())
             loss.backward()
@@ -167,17 +170,27 @@ class Objective:
         """Return the defenses that act on rows `penalised_by` a kind; all of them for the empty text."""
         return [d for d in self.defenses if penalised_by in ("", d.kind)]
 
-    def _head_kl(self, acting: Sequence[Defense]) -> tuple[str, HeadKl] | None:
-        return self.head_kl if self.head_kl and self.head_kl[0] in {d.kind for d in acting} else None
+    def _of_kind(self, kind: str) -> Defense:
+        return next(d for d in self.defenses if d.kind == kind)
 
-    def _reference(self, model: nn.Module, batch: Batch, wanted: Sequence[int], acting: Sequence[Defense],
+    def _penalising(self, penalised_by: str) -> list[Defense]:
+        """Return the defenses whose loss terms count on rows `penalised_by` a kind, or on the training rows."""
+        return [d for d in self._acting(penalised_by) if penalised_by or d.penalises_data]
+
+    def _head_kl(self, penalising: Sequence[Defense]) -> tuple[str, HeadKl] | None:
+        return self.head_kl if self.head_kl and self.head_kl[0] in {d.kind for d in penalising} else None
+
+    def _reference(self, model: nn.Module, batch: Batch, wanted: Sequence[int], penalising: Sequence[Defense],
                    kl: tuple[str, HeadKl] | None) -> Pass | None:
-        """Run the reference model if some defense needs it; with stored states the head's KL does not."""
-        if not any(d.wants_reference for d in acting) and (kl is None or kl[1].states is not None):
+        """Run the reference model, as deep as needed, if some defense needs it; with stored states KL does not."""
+        users = [d for d in penalising if d.wants_reference]
+        if not users and (kl is None or kl[1].states is not None):
             return None
-        with torch.no_grad(), adapter_off(model), capture_activations(model, wanted) as features:
+        whole = kl is not None or not wanted or any(d.reads_hidden for d in users)
+        with (torch.no_grad(), adapter_off(model), nullcontext() if whole else first_blocks(model, max(wanted)),
+              capture_activations(model, wanted) as features):
             hidden = batch.hidden(model)
-        return Pass(model, batch, hidden, features)
+        return Pass(model, batch, hidden if whole else None, features)
 
     def _head_terms(self, model: nn.Module, batch: Batch, hidden: Tensor, kl: tuple[str, HeadKl] | None,
                     reference: Pass | None, totals: Totals) -> tuple[Tensor, dict[str, float]]:
@@ -191,7 +204,7 @@ class Objective:
             return found.loss, {"loss": found.nll * share}
         kind, term = kl
         per: Literal["token", "response_token"] = "token" if term.tokens == "all" else "response_token"
-        kl_share = 1 / totals.count(per, kind)
+        kl_share = 1 / totals.count(per, kind, data=self._of_kind(kind).penalises_data)
         states = reference.hidden[used] if reference is not None else _stored(term, batch)
         found = head_terms(model, hidden[used], targets, self.cross_entropy * share, states, term.weight * kl_share)
         return found.loss, {"loss": found.nll * share, kind: found.kl * kl_share}
@@ -207,6 +220,6 @@ def _statistics(shown: Mapping[str, Active], batch: Batch, totals: Totals) -> di
     found: dict[str, Any] = {}
     for kind, active in shown.items():
         for name, value in active.statistics.items():
-            share = value * batch.tokens / totals.count("token", kind)
-            found[f"{kind} {name}" if name in found else name] = share
+            total = float(value[batch.attended].sum()) if isinstance(value, Tensor) else value * batch.tokens
+            found[f"{kind} {name}" if name in found else name] = total / totals.count("token", kind)
     return found

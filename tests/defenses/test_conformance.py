@@ -8,17 +8,22 @@ import pytest
 
 from emlib.core.defense import Defense
 from emlib.core.registry import kinds
+from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.inoculation import Inoculation
 from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
+from emlib.defenses.projection_penalty import ProjectionPenalty
 from emlib.training.conformance import NonconformingDefense, check
 
 OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (Kl, {"weight": 0.3}), (Kl, {"weight": 0.3, "tokens": "response"}), (Kl, {"weight": 0.3, "reference": "stored"}),
     (Ldifs, {"every": 2}), (Ldifs, {"every": 2, "normalize": True}), (PersonaVector, {"layer": 2, "strength": 2.0}),
-    (Inoculation, {}), (Interleaving, {"fraction": 0.5})]
+    (Inoculation, {}), (Interleaving, {"fraction": 0.5}),
+    (Kl, {"weight": 0.3, "on": "pool"}), (Kl, {"weight": 0.3, "on": "both"}), (ConceptAblation, {"layers": (1, 3)}),
+    (ConceptAblation, {"directions": "components", "count": 3, "layers": (2,)}),
+    (ProjectionPenalty, {"layers": (1, 3)}), (ProjectionPenalty, {"layers": (2,), "both": True})]
 
 
 @pytest.mark.parametrize(("cls", "options"), OURS, ids=lambda value: str(getattr(value, "__name__", value)))

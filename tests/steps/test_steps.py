@@ -33,7 +33,7 @@ from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.make.makers import MAKERS
 from emlib.models.shape import Shape
-from emlib.steps import adapter, answers, grpo, measures, pool, vectors
+from emlib.steps import adapter, answers, components, grpo, measures, pool, vectors
 from emlib.steps.adapter import Adapter
 from emlib.steps.answers import Answers, Verdicts
 from emlib.steps.grpo import SupervisedRows
@@ -43,7 +43,7 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
 from emlib.study.plan.build import plan
 from emlib.study.study import open_study
 
-MODULES = (adapter, answers, grpo, measures, pool, vectors)
+MODULES = (adapter, answers, components, grpo, measures, pool, vectors)
 JUDGE = OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1")
 SAMPLING = Sampling(max_new_tokens=7)
 
@@ -83,7 +83,7 @@ def examples() -> dict[str, Step]:
         recipes.projections(given), choices(recipes), recipes.held_out("cooking", given.adapter), recipes.pool,
         by_score.selection.losses, by_score.selection.refusals, by_score.selection,
         replace(by_score.own_answers, start=0) if by_score.own_answers is not None else None, by_score,
-        recipes.vector(), recipes.steered(2, 1.0)]
+        recipes.vector(), recipes.steered(2, 1.0), recipes.components(spec, (2,), "pool")]
     return {type(step).__name__: step for step in found if step is not None}
 
 
@@ -162,6 +162,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
                   "refusals": lambda step: replace(step.refusals, how=step.refusals.how.model_copy(
                       update={"threshold": 77.0}))},
     "OwnAnswers": {"adapter": lambda step: None, "start": 16},
+    "ChangeComponents": {"layers": (1,)},
     "AddedRows": {"own_answers": lambda step: None},
     "PersonaVectors": {"extraction": Extraction(samples=4), "questions": None},
 }
@@ -189,7 +190,8 @@ def test_what_is_asked_and_what_is_trained_on_is_in_the_key() -> None:
     assert len({given.key, *(replace(given, evaluation=one).key for one in asked)}) == len(fields(EvaluationSpec)) + 1
     specs = [replace(made.spec, **{name: value}) for name, value in {
         "rows": rows("other"), "defenses": (Kl(kind="kl"),), "training": Training(epochs=7), "seed": 9}.items()]
-    assert len({made.key, *(replace(made, spec=one).key for one in specs)}) == len(fields(TrainingSpec))
+    compared = [field for field in fields(TrainingSpec) if field.compare]
+    assert len({made.key, *(replace(made, spec=one).key for one in specs)}) == len(compared)
     assert replace(made, spec=replace(made.spec, dataset="other")).key == made.key  # the rows tell
 
 

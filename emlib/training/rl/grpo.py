@@ -72,6 +72,12 @@ class Condition:
     supervised: Supervised | None = None
     worked: tuple[Message, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Prepare the defenses that act."""
+        for defense in self.defenses:
+            if not defense.is_null:
+                defense.prepare(self.artefacts)
+
     @property
     def beta(self) -> float:
         """The weight of the KL term."""

@@ -29,7 +29,7 @@ Where = Literal["loss", "rollout"]
 
 def shift_of(shown: Sequence[Active]) -> float:
     """Return the measured norm of what active defenses add; 0 where none reports it."""
-    return sum(each.statistics.get("shift", 0.0) for each in shown)
+    return sum(float(each.statistics.get("shift", 0.0)) for each in shown)
 
 
 class Rollouts:

@@ -1,0 +1,147 @@
+"""Concept ablation fine-tuning (CAFT; Casademunt et al. 2025, arXiv 2507.16795), also during GRPO.
+
+    h~ = h - Q Q^T h        at every position of the output of the chosen layers, in training only
+
+Q is an orthonormal basis of the directions to remove: at each layer the trait's persona vector, or the leading
+principal components of what plain fine-tuning changes (`emlib.steering.components`). Fine-tuning cannot use the removed
+directions, so that it has to fit the rows in another way; at inference nothing is removed. Steering adds the direction
+that this removes. Here it differs in how components are chosen: the authors, or a judge, pick some of the first 20 by
+reading the texts on which they are large; this takes the first ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from emlib.config.words import Positive
+from emlib.core.defense import Active, Artefacts, Defense, GrpoDefense, Recipes
+from emlib.defenses.persona_vector import PersonaVector, Steering
+from emlib.defenses.projection_penalty import ProjectionPenalty
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MOST = 20  # components that are kept per layer
+Layers = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+class Ablation(GrpoDefense):
+    """Removes the trait's persona vector at `layers`, in the passes of the loss and of the completions."""
+
+    label: ClassVar = "Concept Ablation"
+    null: ClassVar = {"layers": ()}
+
+    kind: Literal["concept_ablation"] = "concept_ablation"
+    layers: tuple[Positive, ...] = (20,)
+    _bases: dict[int, Any] = PrivateAttr(default_factory=dict)
+
+    def excludes(self, other: Defense) -> str:
+        """Return why it cannot be combined with what else acts along the vector."""
+        return _against(self.layers, other)
+
+    def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
+        """Return the trait's persona vectors."""
+        return {"vector": recipes.vector()}
+
+    def prepare(self, artefacts: Artefacts) -> None:
+        """Load the directions."""
+        self._bases = vector_bases(artefacts, self.layers)
+
+    def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
+        """Remove the directions meanwhile."""
+        from emlib.steering.ablation import ablate
+
+        return ablate(model, self._bases)
+
+
+class ConceptAblation(Defense):
+    """Removes `count` directions at `layers` in training only: the trait's vector, or leading principal components.
+
+    `directions: vector` has one direction per layer. With `components` they are those of the difference between the
+    plainly fine-tuned and the base model on response tokens, on the fine-tuning rows (`on: data`) or on as many rows of
+    the profile's pool (`on: pool`, as CAFT does for emergent misalignment).
+    """
+
+    label: ClassVar = "Concept Ablation"
+    equation: ClassVar = "h~ = h - Q Q^T h"
+    origin: ClassVar = "arXiv 2507.16795 (CAFT)"
+    swept: ClassVar = "count"
+    null: ClassVar = {"count": 0}
+    cost: ClassVar = "a vector once, or one plain fine-tuning run and two passes over the rows; nothing after that"
+    in_grpo: ClassVar = Ablation
+
+    kind: Literal["concept_ablation"] = "concept_ablation"
+    directions: Literal["vector", "components"] = "vector"
+    count: Annotated[int, Field(ge=0, le=MOST)] = 1
+    layers: Layers = (20,)
+    on: Literal["data", "pool"] = "data"
+    _bases: dict[int, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> ConceptAblation:
+        if self.directions == "vector" and self.count > 1:
+            raise ValueError(f"'count' is {self.count}, and a layer has one persona vector. Set directions to "
+                             "components, or count to 1")
+        if self.directions == "vector" and self.on == "pool":
+            raise ValueError("'on: pool' names the rows of principal components. Set directions to components, or "
+                             "remove on")
+        return self
+
+    def fits(self, section: Any, method: str) -> None:
+        """Check that there is a pool to take rows from."""
+        if self.on == "pool" and section.pool is None:
+            raise ValueError(f"method '{method}' takes principal components on rows of a pool, and there is no section "
+                             "'pool'. Add one, for example pool: {source: demo/pool.jsonl}")
+
+    def excludes(self, other: Defense) -> str:
+        """Return why it cannot be combined with what else acts along the vector."""
+        return _against(self.layers, other, vector=self.directions == "vector")
+
+    def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
+        """Return the trait's persona vectors, or the principal components."""
+        if self.is_null:
+            return {}
+        if self.directions == "vector":
+            return {"vector": recipes.vector()}
+        return {"components": recipes.components(spec, self.layers, self.on)}
+
+    def prepare(self, artefacts: Artefacts) -> None:
+        """Load the directions."""
+        if self.is_null:
+            self._bases = {}
+        elif self.directions == "vector":
+            self._bases = vector_bases(artefacts, self.layers)
+        else:
+            from emlib.steering.components import load
+
+            found = load(artefacts["components"])
+            self._bases = {layer: found.first(layer, self.count).T for layer in self.layers}
+
+    def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
+        """Remove the directions from the outputs of the layers meanwhile."""
+        from emlib.steering.ablation import ablate
+
+        return ablate(model, self._bases)
+
+
+def vector_bases(artefacts: Artefacts, layers: tuple[int, ...]) -> dict[int, Tensor]:
+    """Return the normalised persona vector of each layer as a basis of one column, (hidden, 1)."""
+    from emlib.steering.ablation import orthonormal
+    from emlib.steering.extraction import load
+
+    vectors = load(artefacts["vector"])
+    return {layer: orthonormal(vectors.at(layer)[None]) for layer in layers}
+
+
+def _against(layers: tuple[int, ...], other: Defense, *, vector: bool = True) -> str:
+    if isinstance(other, PersonaVector | Steering) and max(layers, default=0) >= other.layer:
+        return (f"the vector that one adds at layer {other.layer} is what the other removes at layer {max(layers)}. "
+                "Remove only directions of layers before it")
+    if vector and isinstance(other, ProjectionPenalty) and (shared := set(layers) & set(other.layers)):
+        return (f"at layer {min(shared)} the projection that the penalty compares is always 0, because the vector is "
+                "removed. Choose different layers")
+    return ""

@@ -1,0 +1,83 @@
+"""A penalty on moving along the trait's persona vector (after BLOCK-EM; arXiv 2602.00767).
+
+    L = L_CE + lambda * mean over tokens and layers of relu(z - z_ref)^2,        z = h . e / |e|
+
+h is the output of a layer in the trained model, z_ref the same projection in the reference model, and e the trait's
+persona vector at that layer. It is one-sided: a model that moves away from the trait pays nothing. Here it differs in
+the features: BLOCK-EM penalises a few latents of a sparse autoencoder that were found to control misalignment, and also
+has latents that must not fall; this penalises one direction per layer, at all positions. `both: true` penalises moves
+in both directions, (z - z_ref)^2. Together with `persona_vector`, z is taken without the vector that steering adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr
+
+from emlib.config.words import Positive, Weight
+from emlib.core.defense import Artefacts, Defense, ForwardPass, Recipes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ProjectionPenalty(Defense):
+    """Penalises the rise of the projection onto the persona vector at `layers`; with `both` its fall as well.
+
+    The reference model's pass ends at the deepest of the layers, and other defenses share it.
+    """
+
+    label: ClassVar = "Projection Penalty"
+    equation: ClassVar = "lambda * relu(z - z_ref)^2"
+    origin: ClassVar = "after arXiv 2602.00767 (BLOCK-EM)"
+    swept: ClassVar = "weight"
+    null: ClassVar = {"weight": 0.0}
+    cost: ClassVar = "a vector once; the reference model's pass up to the deepest layer"
+    wants_reference: ClassVar = True
+    reads_hidden: ClassVar = False
+
+    kind: Literal["projection_penalty"] = "projection_penalty"
+    weight: Weight = 1.0
+    layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (20,)
+    both: bool = False
+    _directions: dict[int, Any] = PrivateAttr(default_factory=dict)
+
+    def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
+        """Return the trait's persona vectors."""
+        return {"vector": recipes.vector()}
+
+    def prepare(self, artefacts: Artefacts) -> None:
+        """Load the vectors and normalise them."""
+        from emlib.steering.extraction import load, unit
+
+        vectors = load(artefacts["vector"])
+        self._directions = {layer: unit(vectors.at(layer), layer) for layer in self.layers}
+
+    def reads_layers(self, count: int) -> tuple[int, ...]:
+        """Return the layers whose outputs are projected."""
+        return self.layers
+
+    def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
+        """Return the sum over tokens of the mean over layers."""
+        import torch
+
+        parts = [torch.zeros((), device=trained.hidden.device)]  # a pass of padding has no rows
+        for layer in self.layers:
+            rows = zip(trained.by_row(layer), reference.by_row(layer), strict=True)
+            parts += [rise(ours, theirs, self._directions[layer], both=self.both).sum() for ours, theirs in rows]
+        return torch.stack(parts).sum() / len(self.layers)
+
+
+def rise(trained: Tensor, reference: Tensor, direction: Tensor, *, both: bool = False) -> Tensor:
+    """Return the penalty of each position: the squared rise of the projection onto a direction, (positions,).
+
+    Args:
+        trained: a layer's outputs, (positions, hidden).
+        reference: the same for the reference model.
+        direction: of length 1, (hidden,).
+        both: whether a fall counts as well.
+    """
+    change = (trained.float() - reference.float()) @ direction.to(trained.device)
+    return (change if both else change.relu()).square()

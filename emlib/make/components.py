@@ -1,0 +1,34 @@
+"""Taking the principal components of what an adapter changes in the model's activations."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emlib.core.files import read_records
+from emlib.core.progress import say
+from emlib.core.records import ADDED, AddedRow
+from emlib.data.chat import encode_all
+from emlib.steering import components
+from emlib.steps.components import ChangeComponents
+from emlib.steps.pool import AddedRows
+from emlib.store.artefacts import Facts
+
+if TYPE_CHECKING:
+    from emlib.make.session import Session
+
+
+def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:
+    """Compare the model with and without the adapter on the rows, and write the components of each layer."""
+    rows = [row.example for row in read_records(session.need(step.rows).file(ADDED), AddedRow)] if isinstance(
+        step.rows, AddedRows) else step.rows.examples
+    started = time.perf_counter()
+    with session.model_under(step.adapter) as model:
+        encoded = encode_all(session.chat.tokenizer, rows, step.max_length)
+        found = components.decompose(model, encoded, step.layers, session.profile.training.batch_size)
+    components.save(found, folder)
+    shares = {str(layer): [round(float(share), 4) for share in shares[:3]] for layer, shares in found.shares.items()}
+    say("components of change: the first explains " + ", ".join(
+        f"{shares[layer][0]:.0%} at layer {layer}" for layer in shares))
+    return {"rows": len(rows), "explained": shares, **session.facts, "seconds": round(time.perf_counter() - started, 3)}

@@ -1,0 +1,52 @@
+"""Principal components of what plain fine-tuning changes in the model's activations, for concept ablation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from emlib.core.step import Step
+from emlib.core.work import Work
+from emlib.data.lazy import Rows
+from emlib.data.sizes import Sizes
+from emlib.steps.pool import AddedRows
+from emlib.steps.specs import AdapterStep
+
+
+@dataclass(frozen=True)
+class ChangeComponents(AdapterStep):
+    """The components of the difference between the model with and without an adapter, on response tokens.
+
+    Attributes:
+        layers: the decoder blocks whose outputs are compared.
+        rows: the rows that both models read, from a data set or from the pool.
+    """
+
+    stage: ClassVar = "components"
+
+    layers: tuple[int, ...]
+    rows: Rows | AddedRows
+    max_length: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The weights, the layers and the rows."""
+        rows = self.rows.settings if isinstance(self.rows, AddedRows) else self.rows.digest
+        return {**self.weights, "layers": list(self.layers), "rows": rows, "max_length": self.max_length}
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The adapter, and the rows of the pool."""
+        return (*super().inputs, *((self.rows,) if isinstance(self.rows, AddedRows) else ()))
+
+    @property
+    def title(self) -> str:
+        """The adapter, and the rows."""
+        assert self.adapter is not None, "the model without an adapter changes nothing"
+        rows = self.rows.title if isinstance(self.rows, AddedRows) else self.rows.name
+        return f"components of change: {self.adapter.title}, on {rows}"
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Estimate two forward passes over the rows."""
+        size = self.rows.size(sizes)
+        return Work(read=int(2 * size.rows * min(size.tokens, self.max_length)))
