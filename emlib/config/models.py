@@ -32,6 +32,9 @@ class ChatTemplate(Strict):
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     date: datetime.date | None = None
 
+    def __hash__(self) -> int:
+        return hash((self.system, tuple(sorted(self.options.items())), self.date))
+
     @field_validator("options")
     @classmethod
     def _own_arguments(cls, options: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
