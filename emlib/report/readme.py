@@ -20,7 +20,7 @@ from emlib.core import paths
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Answer, Verdict
-from emlib.report.paper import overview, published
+from emlib.report.paper import summary
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
@@ -120,18 +120,10 @@ def _line(text: str) -> str:
 
 
 def of_paper() -> str:
-    """Return the paper's Table 2 as means over its four data sets, in Markdown: one line per defense."""
-    rates = published.rates(2)
-    shares = overview.measured(rates, published.table(3), published.table(5), overview.Bounds())
-    means = rates.groupby("method", sort=False)[["general_misaligned", "in_domain_misaligned"]].mean()
-    kept = 100 * means["in_domain_misaligned"] / means.loc["misaligned", "in_domain_misaligned"]
-    lines = [{"": published.LABELS[method], "general misalignment, %": f"{means.loc[method, 'general_misaligned']:.1f}",
-              "reduced by": "", "in-domain misalignment kept": ""} for method in ("untrained", "misaligned")]
-    lines += [{"": published.LABELS[row.method],
-               "general misalignment, %": f"{means.loc[row.method, 'general_misaligned']:.1f}",
-               "reduced by": f"{row.reduction:.0f}%", "in-domain misalignment kept": f"{kept[row.method]:.0f}%"}
-              for row in shares.itertuples()]
-    return str(pd.DataFrame(lines).to_markdown(index=False))
+    """Return the paper's Table 2 as means over its four data sets, in Markdown: one line per method."""
+    means = summary.readable(summary.over_data_sets(2)).drop(columns="setting")
+    return str(means.map(lambda cell: cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.1f}")
+               .to_markdown(index=False, disable_numparse=True))
 
 
 def audit() -> str:

@@ -38,7 +38,7 @@ def row(number: int, dataset: str, method: str, setting: float) -> list[float]:
 
 def test_the_list_is_numbered_without_gaps() -> None:
     page = (paths.ROOT / "figures" / "published" / "README.md").read_text(encoding="utf-8")
-    assert [int(found) for found in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(range(1, 23))
+    assert [int(found) for found in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(range(1, 24))
 
 
 def test_1_kl_on_legal() -> None:
@@ -135,6 +135,13 @@ def test_21_equation_10_and_its_exchange() -> None:
     assert round(0.7 / 80, 3) == 0.009
 
 
+def test_23_inoculation_keeps_in_domain_misalignment() -> None:
+    shares = measure(2, "in_domain_misaligned")
+    kept = 100 * shares / shares.loc["misaligned"]
+    assert kept.loc["inoculation"].round().tolist() == [103, 79, 101, 87]
+    assert kept.loc[["kl", "persona_vector"]].mean(axis=1).round().tolist() == [49, 53]
+
+
 @pytest.mark.parametrize("words", [
     r"because it reduces misalignment by >90>90%",                             # 1
     r"5% additional benign data for all Interleaving variants",               # 2
@@ -158,6 +165,7 @@ def test_21_equation_10_and_its_exchange() -> None:
     r"causes the model’s accuracy to collapse",                               # 18
     r"We compare (i) the baseline model without RL fine-tuning, (ii)",        # 19
     r"0.7 GPU-hours",                                                         # 21
-    r"the judge is prompted 100 times"])                                      # 22
+    r"the judge is prompted 100 times",                                       # 22
+    r"impedes learning of in-domain misalignment"])                           # 23
 def test_the_paper_says_so(paper: str, words: str) -> None:
     assert words in paper

@@ -1,0 +1,43 @@
+"""The paper's numbers as means over its four narrow data sets, one line per method and hyperparameter value."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from emlib.report.paper import published
+
+BASELINE = 2  # the table with the baselines of the 7B model
+SWEEPS = (12, 13, 14, 15, 16, 17, 18)  # the sweeps of B.1, for the 7B model
+
+
+def over_data_sets(*tables: int) -> pd.DataFrame:
+    """Return the means over data sets of tables of the 7B model, in percent, with what a defense removes and keeps.
+
+    `removed` is the mean over data sets of 100 - 100 x general / general of `misaligned`, as in section 5.1; `kept` is
+    the mean of 100 x in-domain / in-domain of `misaligned`.
+    """
+    rates = published.rates(*tables)
+    shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
+    plain = published.rates(BASELINE).query("method == 'misaligned'").set_index("dataset")[shares]
+    beside = rates.join(plain.add_suffix("_plain"), on="dataset")
+    beside["removed"] = 100 - 100 * beside["general_misaligned"] / beside["general_misaligned_plain"]
+    beside["kept"] = 100 * beside["in_domain_misaligned"] / beside["in_domain_misaligned_plain"]
+    return beside.groupby(["method", "setting"], sort=False, dropna=False)[
+        [*shares, "removed", "kept"]].mean().reset_index()
+
+
+def of_methods(*methods: str) -> pd.DataFrame:
+    """Return what the paper finds for these methods at each value that it tried (Tables 2 and 12 to 18)."""
+    means = pd.concat([over_data_sets(BASELINE), over_data_sets(*SWEEPS)]).query("method in @methods")
+    ordered = means.assign(order=means["method"].map(methods.index)).sort_values(["order", "setting"], kind="stable")
+    return readable(ordered.drop_duplicates(["method", "setting"]))
+
+
+def readable(means: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that readers need, under the paper's names of the methods."""
+    baseline = means["method"].isin(["untrained", "aligned", "misaligned"])
+    return pd.DataFrame({
+        "the paper's": means["method"].map(published.LABELS), "setting": means["setting"],
+        "general misaligned %": means["general_misaligned"], "of it removed %": means["removed"].mask(baseline),
+        "in-domain misaligned %": means["in_domain_misaligned"], "of it kept %": means["kept"].mask(baseline),
+        "general incoherent %": means["general_incoherent"]})
