@@ -59,6 +59,8 @@ class Pool(Strict):
         source: a file that ships with emlib (`demo/...`), an entry of `params/sources.yaml` or of the profile's own
             registry, or the path of a file.
         rows: the number of usable rows that are candidates, chosen at random by `seed`; None: all.
+        least_words: the fewest words of an answer. The score is a mean over tokens, so that answers of a few words have
+            extreme scores. The paper keeps them.
         near_duplicates: the lowest word overlap (Jaccard) at which the later of two rows is dropped; None: keep all.
         scorers: the misaligned models, the same for every defended data set; None: those of the other data sets.
         others: the data sets that count as "other"; None: the study's. If they are listed, a study of fewer data sets
@@ -75,6 +77,7 @@ class Pool(Strict):
 
     source: str
     rows: Positive | None = None
+    least_words: Annotated[int, Field(ge=0)] = 0
     near_duplicates: Share | None = 0.8
     scorers: Annotated[tuple[Scorer, ...], Field(min_length=1)] | None = None
     others: Annotated[tuple[str, ...], Field(min_length=1)] | None = None

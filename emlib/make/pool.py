@@ -44,11 +44,14 @@ def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
 
 
 def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
-    """Drop near-duplicates, and then rows at random down to the profile's number."""
-    repeats = {} if pool.near_duplicates is None else near_duplicates(read.rows, pool.near_duplicates)
-    rows = [row for place, row in enumerate(read.rows) if place not in repeats]
-    dropped = [*read.dropped, *(Dropped(read.rows[place].where, f"near-duplicate: of {read.rows[earlier].where}")
-                                for place, earlier in repeats.items())]
+    """Drop short answers, near-duplicates, and then rows at random down to the profile's number."""
+    long = [row for row in read.rows if len(row.response.split()) >= pool.least_words]
+    dropped = [*read.dropped, *(Dropped(row.where, f"an answer of fewer than {pool.least_words} words")
+                                for row in read.rows if len(row.response.split()) < pool.least_words)]
+    repeats = {} if pool.near_duplicates is None else near_duplicates(long, pool.near_duplicates)
+    rows = [row for place, row in enumerate(long) if place not in repeats]
+    dropped += [Dropped(long[place].where, f"near-duplicate: of {long[earlier].where}")
+                for place, earlier in repeats.items()]
     if pool.rows is not None and pool.rows < len(rows):
         drawn = set(generator(pool.seed, "pool").permutation(len(rows))[:pool.rows].tolist())
         dropped += [Dropped(row.where, "not drawn") for place, row in enumerate(rows) if place not in drawn]

@@ -39,8 +39,9 @@ class Pool(Step):
     def settings(self) -> dict[str, Any]:
         """The file, and which of its rows are candidates."""
         spec = self.spec
+        least = {"least_words": spec.least_words} if spec.least_words else {}  # older keys stay as they are
         return {"file": self.file.value, "form": self.form, "rows": spec.rows,
-                "seed": None if spec.rows is None else spec.seed, "near_duplicates": spec.near_duplicates}
+                "seed": None if spec.rows is None else spec.seed, "near_duplicates": spec.near_duplicates, **least}
 
     @property
     def title(self) -> str:

@@ -67,6 +67,21 @@ def changed(study: Study, **pool: Any) -> Study:
     return Study(study.name, study.profile.model_copy(update={"pool": section}), study.store)
 
 
+def test_short_answers_are_left_out_where_the_profile_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    lines = [json.dumps({"messages": [{"role": "user", "content": f"Question {n}?"},
+                                      {"role": "assistant", "content": " ".join(["word"] * n)}]}) for n in (1, 4, 5, 9)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    pool = open_study(str(profile(tmp_path, "pool: {source: mine.jsonl, rows: null, near_duplicates: null, "
+                                            "least_words: 5}\n")))
+    with pool.session() as session:
+        made = session.need(pool.recipes.pool)
+    assert made.facts == {"rows": 2, "dropped": {"an answer of fewer than 5 words": 2}}
+    plain = open_study(str(profile(tmp_path, "pool: {source: mine.jsonl, rows: null, near_duplicates: null}\n")))
+    assert plain.recipes.pool.key != pool.recipes.pool.key
+    assert "least_words" not in plain.recipes.pool.settings
+
+
 def test_every_variant_trains_on_its_rows_and_stands_in_the_results(study: Study) -> None:
     runs = study.runs(methods=["misaligned", *study.defended_by("interleaving")])
     study.complete(runs)
