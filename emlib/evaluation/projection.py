@@ -24,7 +24,7 @@ def projections(model: nn.Module, rows: Sequence[Encoded], vector: Tensor, layer
 
     Args:
         model: the model whose activations are read, with its adapter if it has one.
-        rows: conversations that end with the answers.
+        rows: conversations that end with the answers; their masks are of the tokens that count.
         vector: the trait's direction e at `layer`, (hidden,).
         layer: counted from 1.
 

@@ -31,7 +31,8 @@ def projections(step: Projections, session: Session, folder: Path) -> Facts:
     vector = extraction.load(session.folder_of(step.vectors)).at(step.layer)
     answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
-    rows = encode_all(session.chat.tokenizer, conversations, session.profile.training.max_seq_length)
+    rows = [extraction.counted(row, end_of_turn=step.vectors.extraction.end_of_turn) for row in
+            encode_all(session.chat.tokenizer, conversations, session.profile.training.max_seq_length)]
     with session.model_under(step.answers.adapter) as model:
         values = projections_of(model, rows, vector, step.layer)
     write_records(folder / "projections.jsonl", [

@@ -1,7 +1,8 @@
 """Persona vectors: e_l = mean h+_l - mean h-_l over response tokens (section 3.1; Chen et al. 2025).
 
 The model answers the same questions under contrastive system prompts. A pair of answers is kept where the positive one
-shows the trait, the negative one does not, and both are coherent. One difference to the paper: the last layer is the
+shows the trait, the negative one does not, and both are coherent. As in Chen et al.'s code (`generate_vec.py`), the
+response tokens are those of the answer's text, without the token that ends the turn. One difference to the paper: the last layer is the
 output of the last block before the final norm, because that is where a vector can be added; transformers'
 `hidden_states[-1]` is after the norm.
 """
@@ -9,7 +10,7 @@ output of the last block before the final norm, because that is where a vector c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -78,6 +79,19 @@ def examples(questions: Sequence[Question], answers: Sequence[Answer]) -> list[E
     return [Example(by_id[answer.question].context, answer.text) for answer in answers]
 
 
+def counted(row: Encoded, *, end_of_turn: bool) -> Encoded:
+    """Return the row with the mask of the tokens that a mean activation is taken over.
+
+    These are the answer's tokens, with `end_of_turn` also the token that ends its turn, which is the last one unless the
+    row was truncated. An empty answer has that token only, and keeps it.
+    """
+    if end_of_turn or row.truncated or row.response_tokens < 2:
+        return row
+    mask = row.response_mask.copy()
+    mask[-1] = False
+    return replace(row, response_mask=mask)
+
+
 @torch.inference_mode()
 def activations(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
     """Compute each row's mean activation over its response tokens: (rows, layers + 1, hidden) in float32."""
@@ -130,7 +144,7 @@ def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict
                          f"only, and {wanted} are wanted. Ask for more samples, sharpen the trait's system prompts, or "
                          "lower extraction.min_pairs.")
     states = {side: activations(chat, [
-        encode(chat.tokenizer, example, max_length)
+        counted(encode(chat.tokenizer, example, max_length), end_of_turn=settings.end_of_turn)
         for example in examples(questions[side], [answers[side][place] for place in kept])]) for side in SIDES}
     vectors = states["positive"].mean(0) - states["negative"].mean(0)
     return PersonaVectors(vectors, len(kept), asked, {side: projection(states[side], vectors) for side in SIDES})

@@ -14,7 +14,10 @@ from emlib.steps.vectors import PersonaVectors
 
 @dataclass(frozen=True)
 class Projections(Step):
-    """The projections of the answers' activations at `layer` onto the trait's persona vector."""
+    """The projections of the answers' activations at `layer` onto the trait's persona vector.
+
+    Their means are over the same tokens as the vector's (`extraction.end_of_turn`).
+    """
 
     stage: ClassVar = "projections"
 

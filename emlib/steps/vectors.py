@@ -23,13 +23,18 @@ class PersonaVectors(Step):
     """
 
     stage: ClassVar = "vector"
-    version: ClassVar = 2
+    version: ClassVar = 3  # 2 averaged over the end-of-turn token as well
 
     model: Model
     assessment: Assessment
     backend: Backend
     extraction: Extraction
     questions: Questions
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The version and the settings; with `end_of_turn` they are those of version 2, whose vectors are then found."""
+        return super().identity | ({"version": 2} if self.extraction.end_of_turn else {})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -39,7 +44,7 @@ class PersonaVectors(Step):
             "model": self.model.identity, "trait": self.assessment.trait.value.model_dump(mode="json", include=prompts),
             "judge": self.assessment.identity, **({"coherence": OURS.coherence} if self.assessment.reads else {}),
             **self.backend.key("generation"),
-            "extraction": self.extraction.model_dump(mode="json", exclude={"min_pairs"})}
+            "extraction": self.extraction.model_dump(mode="json", exclude={"min_pairs", "end_of_turn"})}
 
     @property
     def title(self) -> str:

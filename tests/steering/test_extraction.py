@@ -10,12 +10,20 @@ import torch
 from emlib.config import Extraction, load_trait
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Example, Message, Verdict
-from emlib.data.chat import encode
+from emlib.data.chat import encode, encode_prompt
 from emlib.models.hooks import capture_activations, tap
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 from emlib.steering import extraction
-from emlib.steering.extraction import PersonaVectors, activations, extract, kept_pairs, projection, trait_questions
+from emlib.steering.extraction import (
+    PersonaVectors,
+    activations,
+    counted,
+    extract,
+    kept_pairs,
+    projection,
+    trait_questions,
+)
 
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(1))
 
@@ -53,6 +61,33 @@ def test_activations_are_each_rows_mean_over_its_response_tokens(tiny: ChatModel
         states = tiny.model(input_ids=ids, output_hidden_states=True).hidden_states
         expected.append(torch.stack([s[0, torch.from_numpy(row.response_mask)].mean(0) for s in states[:4]]))
     torch.testing.assert_close(means[:, :4], torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("end_of_turn", [False, True])
+def test_the_end_of_the_turn_counts_only_where_the_profile_asks_for_it(tiny: ChatModel, end_of_turn: bool) -> None:
+    """As in Chen et al.'s code, which reads the states of prompt + answer from the prompt's length on."""
+    questions = trait_questions(load_trait("pirate"), 1)
+    answers = {side: [Answer(q.id, 0, f"{side} {number}", "stop", 9) for number, q in enumerate(asked)]
+               for side, asked in questions.items()}
+    settings = Extraction(keep="all", end_of_turn=end_of_turn)
+    found = extract(tiny, questions, answers, {side: [verdict(0)] * 20 for side in questions}, settings, 2048)
+    means = {side: torch.zeros(64) for side in questions}
+    for side, asked in questions.items():
+        for question, answer in zip(asked, answers[side], strict=True):
+            prompt = encode_prompt(tiny.tokenizer, question.context)
+            text = tiny.tokenizer.encode(answer.text, add_special_tokens=False)
+            ids = torch.tensor([[*prompt, *text, *([tiny.tokenizer.eos_token_id] if end_of_turn else [])]])
+            with torch.no_grad(), capture_activations(tiny.model, [2]) as read:
+                last_hidden(tiny.model, ids, None)
+            means[side] += read[2][0, len(prompt):].mean(0) / 20
+    torch.testing.assert_close(found.vectors[2], means["positive"] - means["negative"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_truncated_row_and_an_empty_answer_keep_all_their_tokens(tiny: ChatModel) -> None:
+    row, empty = (encode(tiny.tokenizer, Example((Message("user", "Hi"),), text), 500) for text in ("Hello", ""))
+    cut = encode(tiny.tokenizer, Example((Message("user", "Hi"),), "Hello"), len(row.input_ids) - 2)
+    assert [counted(each, end_of_turn=False).response_tokens - each.response_tokens
+            for each in (row, cut, empty)] == [-1, 0, 0]
 
 
 def test_a_projection_is_the_length_along_the_direction() -> None:

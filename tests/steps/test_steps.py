@@ -241,6 +241,14 @@ def test_an_older_version_is_another_artefact(monkeypatch: pytest.MonkeyPatch) -
     assert examples()["Pool"].key != key
 
 
+def test_vectors_over_the_end_of_the_turn_are_those_of_the_version_that_always_counted_it() -> None:
+    made = same()["PersonaVectors"]
+    assert isinstance(made, vectors.PersonaVectors)
+    former = replace(made, extraction=made.extraction.model_copy(update={"end_of_turn": True}))
+    assert (made.identity["version"], former.identity["version"]) == (3, 2)
+    assert former.settings == made.settings
+
+
 def test_what_steps_are_made_from_comes_first_and_once() -> None:
     study = open_study("tiny")
     runs = study.runs(methods=["misaligned", "interleaving++", "on_policy", "persona_vector"])
