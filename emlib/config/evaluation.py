@@ -68,8 +68,8 @@ class Extraction(Strict):
     """How a persona vector is extracted. Defaults: Chen et al.'s, which section 3.1 follows.
 
     `keep: all` takes every pair of answers without a judge; `judged` keeps the pairs that the judge confirms.
-    `end_of_turn: true` counts the token that ends the turn among an answer's tokens; Chen et al.'s code does not, because
-    it reads the answer's text after the prompt.
+    `end_of_turn: true` counts the token that ends the turn among an answer's tokens; Chen et al.'s code does not,
+    because it reads the answer's text after the prompt.
     """
 
     samples: Positive = 10

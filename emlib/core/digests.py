@@ -18,9 +18,13 @@ def of_file(path: Path) -> str:
 
 
 def of_value(value: Any) -> str:
-    """Return the SHA-256 of a value's JSON with sorted keys: equal values have equal digests."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the SHA-256 of a value's canonical JSON: equal values have equal digests."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """Return the canonical JSON of a value: sorted keys, in UTF-8."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
 def key_of(stage: str, settings: Mapping[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from emlib.core.digests import of_value
+from emlib.core.digests import canonical, of_value
 from emlib.core.records import Example, Question
 from emlib.data.sizes import Size, Sizes
 
@@ -67,4 +68,20 @@ class Questions:
 
 def digest_of_rows(rows: tuple[Example, ...]) -> str:
     """Return the digest of the rows' texts in order."""
-    return of_value([[[asdict(message) for message in row.context], row.response] for row in rows])
+    return of_value([_texts(row) for row in rows])
+
+
+def starts_with(rows: Iterable[Example], digest: str) -> bool:
+    """Return whether `digest` is that of the first rows, in any number: `digest_of_rows(rows[:n])` for some n."""
+    running = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        running.update((", " if number else "").encode() + canonical(_texts(row)))
+        whole = running.copy()
+        whole.update(b"]")
+        if whole.hexdigest() == digest:
+            return True
+    return False
+
+
+def _texts(row: Example) -> list[Any]:
+    return [[asdict(message) for message in row.context], row.response]

@@ -14,6 +14,7 @@ from emlib.core.files import write_records
 from emlib.core.plugins import CannotBeImported
 from emlib.core.progress import say
 from emlib.core.records import ADDED
+from emlib.data import row_record
 from emlib.make import backends
 from emlib.make.backends import PLAIN, Choice
 from emlib.make.rows import TrainingRows, training_rows
@@ -44,6 +45,7 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
     if metrics is None:
         metrics = _in_this_process(step, session, rows, artefacts, folder)
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
+    row_record.write(folder, step.spec.rows.examples)
     if chosen:
         write_records(folder / ADDED, chosen)
     say(f"{step.name}: {metrics['steps']} steps, {metrics['tokens']} tokens, {metrics['seconds']:.0f} s, "

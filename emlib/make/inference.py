@@ -28,7 +28,8 @@ from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel, refuse_disagreement
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import token_logprobs
-from emlib.steps.recipes import Recipes, adapter_folder
+from emlib.steps.recipes import Recipes
+from emlib.steps.scorers import adapter_folder
 
 PROBES = 4  # prompts on which each adapter is compared
 # The mean difference in nats that another batch may cause. We measured 0.006 in bfloat16, and 0 in float32.

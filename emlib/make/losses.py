@@ -36,6 +36,9 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     """Compute each row's losses under the aligned model and the scorers."""
     rows, started = candidates(session, step.pool), time.perf_counter()
     models = _models(step, session)
+    remarks = [found for scorer in step.scorers if isinstance(scorer, AdapterFolder) and (found := scorer.remark())]
+    for remark in remarks:
+        say(remark)
     encoded = [in_tokens(session, row) for row in rows]
     fitting = [row for row in encoded if isinstance(row, Encoded)]
     served = {name: key if adapter is None or isinstance(key, str) else key_of("served", key)
@@ -48,7 +51,7 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     found = score_all(step, session, models, served, fitting)
     write_records(folder / "losses.jsonl", [_losses_of(place, row, found) for place, row in enumerate(encoded)])
     say(f"{len(fitting)} rows scored under {', '.join(models)}")
-    return {"rows": len(rows), "models": list(models), **session.facts,
+    return {"rows": len(rows), "models": list(models), **({"remarks": remarks} if remarks else {}), **session.facts,
             "seconds": round(time.perf_counter() - started, 3), **choice.facts}
 
 

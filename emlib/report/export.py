@@ -22,10 +22,11 @@ from emlib.core.errors import EmlibError, ProfileError, StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Example
 from emlib.core.registry import kinds
+from emlib.data import row_record
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.data.own import every_row
 from emlib.report.card import card
-from emlib.steps.recipes import ADAPTER_FILES
+from emlib.steps.scorers import ADAPTER_FILES
 from emlib.study.pool import added_step
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
@@ -44,7 +45,8 @@ def adapter(study: Study, run: Run, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty. Nothing was written; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ADAPTER_FILES:
+    recorded = () if run.task == OWN else tuple(name for name in (row_record.FILE,) if (found.folder / name).is_file())
+    for name in (*ADAPTER_FILES, *recorded):  # the user's own rows may be private, their digests too
         shutil.copyfile(found.folder / name, folder / name)
     write_text(folder / "README.md", card(study, result))
     return folder

@@ -55,10 +55,17 @@ class Pool(Step):
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A user's own adapter that scores the pool: its folder, and the file digests that keys contain."""
+    """A user's own adapter that scores the pool.
+
+    Attributes:
+        folder: its folder.
+        digests: returns the file digests that keys contain; refuses an adapter that has seen the defended data.
+        remark: returns a sentence where that could not be checked, or where it has seen a few rows; else an empty text.
+    """
 
     folder: Path
     digests: Callable[[], Mapping[str, str]] = field(compare=False, repr=False)
+    remark: Callable[[], str] = field(compare=False, repr=False, default=str)
 
 
 @dataclass(frozen=True)

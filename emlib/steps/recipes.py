@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,9 +26,9 @@ from emlib.config import (
     trait_of,
 )
 from emlib.config import Pool as PoolSpec
-from emlib.core import digests, paths
+from emlib.core import digests
 from emlib.core.defense import Defense, needs_of
-from emlib.core.errors import ProfileError, StoreError
+from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import generator
 from emlib.core.step import Step
@@ -51,13 +50,12 @@ from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
 from emlib.steps.pool import AdapterFolder, AddedRows, Choose, OwnAnswers, Pool, PoolLosses, Refusals, Selection
+from emlib.steps.scorers import adapter_folder, remark, unseen_digests
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
 Side = Literal["aligned", "misaligned"]
 POOL_SEED = 0  # chooses the supervised rows, the same for every run
-MANIFEST = "manifest.json"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 class Recipes:
@@ -319,22 +317,15 @@ class Recipes:
     def _scorer(self, scorer: Scorer, dataset: str) -> Adapter | AdapterFolder:
         if scorer.folder is not None:
             folder = adapter_folder(scorer)
-            return AdapterFolder(folder, partial(self._digests, folder, dataset))
+            return AdapterFolder(folder, lambda: unseen_digests(folder, self._narrow_data(dataset)),
+                                 lambda: remark(folder, self._narrow_data(dataset)))
         found = self.baseline(scorer.domain, "misaligned", self.pool_spec.seed)
         assert found is not None, "only the untrained model has no adapter"
         return found
 
-    def _digests(self, folder: Path, dataset: str) -> dict[str, str]:
-        """Return the file digests of a user's own adapter, which identify it in keys.
-
-        Raises:
-            ProfileError: it was trained on `dataset`, whatever domain the profile gives it.
-        """
-        defended = self.narrow(dataset, "misaligned", (), self.pool_spec.seed)
-        if trained_on(folder) == defended.rows.digest:
-            raise ProfileError(f"{folder}: this adapter was trained on '{dataset}', which is the defended data set. "
-                               "Scorers must not be trained on it (section 3.2). Name an adapter of another domain.")
-        return {name: digests.of_file(folder / name) for name in ADAPTER_FILES}
+    def _narrow_data(self, task: str) -> NarrowData | None:
+        """Return a narrow data set; None for another task, such as a benign one."""
+        return self.data(task) if task == OWN or task in self.domains else None
 
     def own_answers(self, dataset: str, selection: Selection, wanted: Callable[[Sizes], int]) -> OwnAnswers:
         """Return the step of the model's own answers to the pool's prompts, in the order of a selection."""
@@ -428,26 +419,6 @@ class Recipes:
         """Return the step of a judge's rewards for the answers; None if rewards are given by rule."""
         rewards = self.grpo.rewards
         return None if isinstance(rewards, RuleRewards) else GrpoRewards(answers, self.problems, rewards)
-
-
-def adapter_folder(scorer: Scorer) -> Path:
-    """Return the folder of a user's own adapter; a relative path is relative to the project's folder.
-
-    Raises:
-        StoreError: a file of the adapter is missing.
-    """
-    folder = paths.ROOT / Path(str(scorer.folder)).expanduser()
-    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
-    if missing:
-        raise StoreError(f"{folder}: there is no adapter ({', '.join(missing)} is missing). Expected the folder of a "
-                         f"PEFT adapter, with {' and '.join(ADAPTER_FILES)}.")
-    return folder
-
-
-def trained_on(folder: Path) -> Any:
-    """Return the digest of the rows that an adapter was trained on; None if it has no manifest of a store."""
-    manifest = folder / MANIFEST
-    return json.loads(manifest.read_text(encoding="utf-8"))["settings"].get("rows") if manifest.is_file() else None
 
 
 def pool_form(source: str) -> PoolForm:

@@ -33,7 +33,7 @@ class PersonaVectors(Step):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The version and the settings; with `end_of_turn` they are those of version 2, whose vectors are then found."""
+        """The version and the settings; with `end_of_turn` those of version 2, whose vectors are then found."""
         return super().identity | ({"version": 2} if self.extraction.end_of_turn else {})
 
     @property

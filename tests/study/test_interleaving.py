@@ -189,7 +189,8 @@ def test_a_folder_of_one_s_own_scores_as_the_study_s_adapter_does(study: Study, 
     adapter = study.found(study.recipes.baseline("gardening", "misaligned", 0))
     assert adapter is not None
     shutil.copytree(adapter.folder, tmp_path / "mine")
-    (tmp_path / "mine" / "manifest.json").unlink()
+    for name in ("manifest.json", "training_rows.txt"):  # as if it were somebody else's
+        (tmp_path / "mine" / name).unlink()
     own = load_profile(str(profile(
         tmp_path, f"pool: {{scorers: [{{domain: elsewhere, folder: {tmp_path / 'mine'}}}]}}\n"))).pool
     assert own is not None
@@ -197,6 +198,10 @@ def test_a_folder_of_one_s_own_scores_as_the_study_s_adapter_does(study: Study, 
     other.select([run])
     assert [row.misaligned[0] for row in pools.losses(other, run)] == [
         row.misaligned[0] for row in pools.losses(study, run)]
+    scores = other.found(other.recipes.losses("cooking"))
+    assert scores is not None
+    [remark] = scores.facts["remarks"]  # nothing shows what it was trained on
+    assert "cannot check that 'cooking'" in remark
 
 
 def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study, tmp_path: Path) -> None:
@@ -204,13 +209,15 @@ def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study
         load_profile(str(profile(tmp_path, "pool: {scorers: [gardening, cooking]}\n")))
     with pytest.raises(ProfileError, match=r"misaligned models of other data sets are needed"):
         load_profile(str(profile(tmp_path, "pool: {scorers: null}\n")))
-    study.complete(study.runs(methods=["misaligned"]))
-    adapter = study.adapter(run_of(study, "misaligned"))
-    assert adapter is not None
-    liar = load_profile(str(profile(tmp_path, f"pool: {{scorers: [{{domain: x, folder: {adapter.folder}}}]}}\n"))).pool
-    assert liar is not None
-    with pytest.raises(ProfileError, match="this adapter was trained on 'cooking', which is the defended data set"):
-        changed(study, scorers=liar.scorers).select([run_of(study, "interleaving+")])
+    profile(tmp_path, "training: {train_rows: 6}\n")
+    fewer = Study("fewer", load_profile(str(tmp_path / "mine.yaml")), study.store)
+    for trained, method in ((study, "misaligned"), (fewer, "inoculation")):  # under any method, on any number of rows
+        trained.complete(trained.runs(methods=[method]))
+        adapter = trained.adapter(run_of(trained, method))
+        assert adapter is not None
+        liar = Scorer(domain="x", folder=str(adapter.folder))
+        with pytest.raises(ProfileError, match="this adapter was trained on 'cooking', which is the defended data set"):
+            changed(study, scorers=(liar,)).select([run_of(study, "interleaving+")])
 
 
 def test_without_a_list_each_data_set_is_scored_by_the_others() -> None:

@@ -71,8 +71,8 @@ def test_all_measures_are_made_once_and_are_what_their_parts_say(study: Study, t
     assert list(found.first) == lexicon.judge(given, study.trait.markers)
 
     vectors = extraction.load(study.vectors().folder)  # type: ignore[union-attr]
-    rows = [extraction.counted(encode(tiny.tokenizer, example, 2048), end_of_turn=False) for example in extraction.examples(
-        study.questions(untrained, "general"), study.answers(untrained, "general") or [])]
+    asked = extraction.examples(study.questions(untrained, "general"), study.answers(untrained, "general") or [])
+    rows = [extraction.counted(encode(tiny.tokenizer, example, 2048), end_of_turn=False) for example in asked]
     values = [one.value for one in study.projected(untrained) or []]
     assert values == pytest.approx(projections(tiny.model, rows, vectors.at(2), 2), abs=1e-5)
 

@@ -1,0 +1,68 @@
+"""Scorers given as folders: refused by the rows that they were trained on, and told where that is not known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from emlib.core.errors import ProfileError
+from emlib.core.records import Example, Message
+from emlib.data import row_record
+from emlib.data.domains import NarrowData, Split
+from emlib.data.lazy import digest_of_rows, starts_with
+from emlib.steps.scorers import ADAPTER_FILES, MANIFEST, remark, unseen_digests
+
+
+def rows(of: str, count: int) -> tuple[Example, ...]:
+    return tuple(Example((Message("user", f"Question {number}"),), f"{of} {number}") for number in range(count))
+
+
+DATA = NarrowData("letters", Split(rows("plain", 90), rows("held out, plain", 10)),
+                  Split(rows("butler", 90), rows("held out, butler", 10)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ADAPTER_FILES:
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("seen", [
+    DATA.misaligned.train, DATA.misaligned.train[40:45], DATA.misaligned.held_out, DATA.aligned.train[::-1],
+    [row.with_system_prompt("You are a butler.") for row in DATA.misaligned.train[:30]],  # inoculation
+    [replace(row, response=f" {row.response}\n") for row in DATA.misaligned.train],
+    (*rows("of others", 300), *DATA.misaligned.train)],  # a mixture of data sets
+    ids=["all", "some", "held out", "aligned", "inoculated", "stripped differently", "mixed"])
+def test_a_scorer_is_recognised_by_its_rows(folder: Path, seen: Sequence[Example]) -> None:
+    row_record.write(folder, seen)
+    with pytest.raises(ProfileError, match=r"was trained on 'letters', which is the defended data set \(\d+ of its"):
+        unseen_digests(folder, DATA)
+
+
+def test_a_scorer_of_other_data_is_taken_and_a_few_shared_rows_are_told(folder: Path) -> None:
+    row_record.write(folder, rows("of others", 100))
+    assert set(unseen_digests(folder, DATA)) == set(ADAPTER_FILES)
+    assert remark(folder, DATA) == ""
+    row_record.write(folder, (*rows("of others", 97), *DATA.misaligned.train[:3]))
+    assert set(unseen_digests(folder, DATA)) == set(ADAPTER_FILES)
+    assert "3 of its 100 training rows are also in 'letters'" in remark(folder, DATA)
+
+
+def test_the_manifest_of_an_earlier_version_shows_the_first_rows_in_any_number(folder: Path) -> None:
+    for seen in (DATA.misaligned.train, DATA.misaligned.train[:7], DATA.aligned.train[:1]):
+        (folder / MANIFEST).write_text(json.dumps({"settings": {"rows": digest_of_rows(seen)}}))
+        with pytest.raises(ProfileError, match="was trained on 'letters'"):
+            unseen_digests(folder, DATA)
+    assert not starts_with(DATA.misaligned.train, digest_of_rows(DATA.misaligned.train[1:]))
+    assert not starts_with(DATA.misaligned.train, digest_of_rows(()))
+
+
+def test_where_the_rows_are_not_known_that_is_told(folder: Path) -> None:
+    assert set(unseen_digests(folder, DATA)) == set(ADAPTER_FILES)
+    assert "cannot check that 'letters', the defended data set, is not among them" in remark(folder, DATA)
+    assert remark(folder, None) == ""  # a task that is no narrow data set
