@@ -36,7 +36,7 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     """Compute each row's losses under the aligned model and the scorers."""
     rows, started = candidates(session, step.pool), time.perf_counter()
     models = _models(step, session)
-    remarks = [found for scorer in step.scorers if isinstance(scorer, AdapterFolder) and (found := scorer.remark())]
+    remarks = list(filter(None, (scorer.remark() for scorer in step.scorers if isinstance(scorer, AdapterFolder))))
     for remark in remarks:
         say(remark)
     encoded = [in_tokens(session, row) for row in rows]
