@@ -54,8 +54,6 @@ for number, job in enumerate(JOBS, start=1):
             job.needs,
         output:
             job.output,
-        log:
-            job.error,  # the end of the last attempt's error, which Snakemake shows; the whole log is beside it
         params:
             content=job.digest,  # only changed content makes the notebook stale
             command=command(number, job),

@@ -52,11 +52,6 @@ class Job:
         return f"logs/{self.chapter}{'.' if self.part else ''}{self.part}.log"
 
     @property
-    def error(self) -> str:
-        """The path of a file with the end of its last error, in the same folder."""
-        return self.log.removesuffix(".log") + ".error"
-
-    @property
     def resources(self) -> dict[str, int]:
         """The resources that Snakemake schedules by: MB, minutes, and the GPUs and paid judges that the job needs."""
         return {"mem_mb": round(self.limits.memory_gib * 1024), "runtime": round(self.limits.hours * 60),

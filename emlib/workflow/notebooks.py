@@ -82,10 +82,11 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
             gpus: int = 0) -> None:
     """Run a notebook as a job of a study: with a log and its own GPUs, and in one process at a time.
 
-    If another process finished the job with the same content while this one waited, it is not run again.
+    If another process finished the job with the same content while this one waited, it is not run again. A file that
+    ends in `.error`, beside the log, holds the end of the last attempt's error; there is none if the attempt went well.
 
     Raises:
-        NotebookError: as for `execute`; the end of its text is written beside the log, in a file that ends in `.error`.
+        NotebookError: as for `execute`.
     """
     attempts = AttemptLog(log)
     if attempts.is_running():
@@ -96,6 +97,7 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
             return
         with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
             os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
+            log.with_suffix(".error").unlink(missing_ok=True)
             try:
                 execute(chapter, parameters, out)
             except EmlibError as error:

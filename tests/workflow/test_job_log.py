@@ -108,7 +108,8 @@ def test_the_last_lines_of_an_error() -> None:
     assert last_lines("one") == "one"
 
 
-def test_what_somebody_else_has_finished_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_somebody_else_has_finished_is_not_run_again(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     log, out = AttemptLog(tmp_path / "job.log"), tmp_path / "out.ipynb"
     with log.alone(), log.writing(gpu=None, digest="d1"):
         out.write_text("{}")
@@ -117,4 +118,7 @@ def test_what_somebody_else_has_finished_is_not_run_again(tmp_path: Path, capsys
     with pytest.raises(NotebookError, match="no parameter 'no'"):
         notebooks.run_job("04_baselines", {"no": "such"}, out, log.path, digest="d2")
     assert "no parameter 'no'" in (tmp_path / "job.error").read_text()
-    assert [one.state for one in log.attempts()] == ["ended", "failed"]
+    monkeypatch.setattr(notebooks, "execute", lambda *_: None)
+    notebooks.run_job("04_baselines", {}, out, log.path, digest="d3")
+    assert not (tmp_path / "job.error").exists()  # of an attempt that went well there is none
+    assert [one.state for one in log.attempts()] == ["ended", "failed", "ended"]
