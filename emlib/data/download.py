@@ -17,6 +17,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from tqdm import tqdm
 
 from emlib.core.errors import SourceError
+from emlib.core.proxies import ask_directly
 
 TRIES = 5  # attempts for one download
 WAIT = 0.5  # seconds before the second attempt, doubled before each further one
@@ -65,6 +66,7 @@ def _transfer(name: str, url: str, part: Path, pinned: bool) -> None:
     """
     import httpx
 
+    ask_directly(url)
     tag_file = part.with_name(part.name + ".etag")
     start, headers = _resume(part, tag_file, pinned)
     with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as answer:
@@ -119,6 +121,7 @@ def from_hub(name: str, repo: str, config: str, split: str, revision: str, part:
     import datasets
     import httpx
 
+    ask_directly(os.environ.get("HF_ENDPOINT", ""))
     try:
         rows = datasets.load_dataset(repo, config, split=split, revision=revision,
                                      token=os.environ.get("HF_TOKEN") or None)

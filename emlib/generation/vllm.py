@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from emlib.config import Sampling
 from emlib.core.errors import EmlibError
 from emlib.core.progress import bar
+from emlib.core.proxies import ask_directly
 from emlib.core.records import Answer
 from emlib.core.seeds import derive
 from emlib.data.chat import Encoded
@@ -47,6 +48,7 @@ class VllmClient:
         at_once = at_once or AT_ONCE
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self.log_hint = "" if log is None else f" Its log is {log}."
+        ask_directly(self.url)
         self.http = httpx.Client(timeout=httpx.Timeout(3600, connect=30),
                                  limits=httpx.Limits(max_connections=at_once))
         self.pool = ThreadPoolExecutor(at_once, "vllm")

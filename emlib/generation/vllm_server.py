@@ -17,6 +17,7 @@ import httpx
 from emlib.config import FolderModel, HubModel, ModelSpec, WheelModel
 from emlib.core.errors import EmlibError
 from emlib.core.progress import say
+from emlib.core.proxies import ask_directly
 from emlib.models import hub, wheel
 from emlib.models.identity import model_folder
 
@@ -66,6 +67,7 @@ def serving(program: Path, options: Sequence[str], port: int, log: Path, patienc
         EmlibError: the server ended, or was not ready in time; the message contains the end of the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    ask_directly(f"http://127.0.0.1:{port}")
     # Of all keys it gets the hub's only, and no packages of this environment; adapters may be loaded while it runs.
     environment = {name: value for name, value in os.environ.items()
                    if not name.endswith("_API_KEY") and name not in ("PYTHONPATH", "VIRTUAL_ENV")}

@@ -26,6 +26,7 @@ from emlib.config import OpenAIJudge
 from emlib.config.evaluation import OPENAI
 from emlib.core.errors import JudgeError
 from emlib.core.progress import counter, say
+from emlib.core.proxies import ask_directly
 from emlib.judging import faults, replies
 from emlib.judging.faults import KEPT, PromptRefused, TransientFault
 from emlib.judging.judge_batch import NOT_HAD, Keep
@@ -288,6 +289,7 @@ def _pause(failed: int) -> float:
 
 def client(spec: OpenAIJudge, key: str) -> openai.AsyncOpenAI:
     """Return a client for this event loop. It does not retry: `JudgingSession` does."""
+    ask_directly(spec.base_url or OPENAI)
     return openai.AsyncOpenAI(api_key=key, base_url=spec.base_url or OPENAI, max_retries=0, timeout=spec.timeout,
                               http_client=openai.DefaultAioHttpClient())  # half the processor time of the default
 

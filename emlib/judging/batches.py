@@ -22,6 +22,7 @@ from emlib.config import OpenAIJudge
 from emlib.config.evaluation import OPENAI
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.progress import say
+from emlib.core.proxies import ask_directly
 from emlib.judging import faults, replies
 from emlib.judging.api import is_whole, key_of, logprobs_body, number_body, price_of
 from emlib.judging.cache import canonical
@@ -78,6 +79,7 @@ class BatchJudge:
             raise failure
 
     def _collect_and_send(self, wanted: dict[str, JudgeRequest], keep: Keep) -> JudgeError | None:
+        ask_directly(self.spec.base_url or OPENAI)
         with openai.OpenAI(api_key=self.key, base_url=self.spec.base_url or OPENAI, max_retries=TRIES,
                            timeout=self.spec.timeout) as server:
             for batch in self._known():

@@ -7,6 +7,7 @@ beside the downloads, as for data sets without a digest, and used from then on.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from emlib.config import HubModel
 from emlib.core.errors import SourceError
 from emlib.core.files import write_text
 from emlib.core.progress import say
+from emlib.core.proxies import ask_directly
 
 
 def commit(spec: HubModel, cache: Path) -> str:
@@ -24,6 +26,7 @@ def commit(spec: HubModel, cache: Path) -> str:
     Raises:
         SourceError: the revision is a branch that was not used before, and the hub is not available.
     """
+    ask_directly(os.environ.get("HF_ENDPOINT", ""))
     if re.fullmatch(r"[0-9a-f]{40}", spec.revision):
         return spec.revision
     pin = cache / "models" / "hub" / f"{spec.repo.replace('/', '--')}@{spec.revision.replace('/', '--')}.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Any
 from emlib.config import OWN
 from emlib.core.errors import EmlibError, ProfileError, StoreError
 from emlib.core.files import whole_file, write_text
+from emlib.core.proxies import ask_directly
 from emlib.core.records import Example
 from emlib.core.registry import kinds
 from emlib.data import row_record
@@ -63,6 +65,7 @@ def push(folder: Path, repo: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    ask_directly(os.environ.get("HF_ENDPOINT", ""))
     api = HfApi()
     try:
         url = api.create_repo(repo, private=True, exist_ok=True)
