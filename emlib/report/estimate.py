@@ -2,11 +2,13 @@
 
 Notebook 00 and `make plan` show it; once runs exist, they also show the error of the estimate.
 
-    python -m emlib.report.estimate demo        # prints every run, every shared artefact, and the totals
+    python -m emlib.report.estimate demo             # the sums, in a few lines
+    VERBOSE=1 python -m emlib.report.estimate demo   # every run, every shared artefact, every assumption
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from dataclasses import fields
@@ -22,6 +24,8 @@ from emlib.study.plan.build import Plan, plan, rows
 from emlib.study.plan.costs import Costs
 from emlib.study.plan.measured import answered
 from emlib.study.study import Study, open_study
+
+VERBOSE = "VERBOSE"
 
 
 class Estimate:
@@ -116,6 +120,30 @@ class Estimate:
                              if estimated and measured],
                             columns=["of what is done", "estimated", "measured", "measured / estimated"])
 
+    def summary(self) -> list[str]:
+        """Return what is left to do, in lines for a terminal: runs, hours, disk, judge, and what was assumed."""
+        left, speed = total(self.plan.left), self.costs.speed
+        hours = self.costs.hours(left)
+        runs = sum(not planned.done for planned in self.plan.runs)
+        rates = "" if not self.plan.assumed else f", row lengths of {', '.join(self.plan.assumed)}"
+        lines = {
+            "study": f"{self.study.name}: {self.study.profile.title}",
+            "left": f"{runs} of {len(self.plan.runs)} runs: {left.adapters} adapters to train, "
+                    f"{left.sets} sets of answers",
+            self.costs.columns[0]: "not known, see params/models.yaml" if hours is None or speed is None else
+            f"{hours:,.2f} at most, on: {speed.device}",
+            "disk": f"{left.disk / 1e9:,.2f} GB at most",
+            "judge": self._judge(left),
+            "assumed": f"four characters a token, answers at full length{rates}. VERBOSE=1 lists every run."}
+        return [f"{name:10} {text}" for name, text in lines.items()]
+
+    def _judge(self, left: Work) -> str:
+        """Say how much is left to judge, and for a paid judge what is sent and paid."""
+        kind, sent = self.study.profile.judge.kind, dict(self.judging().itertuples(index=False, name=None))
+        if not sent:
+            return f"{kind}, {left.verdicts:,} verdicts; nothing leaves the machine"
+        return f"{kind}, " + "; ".join(f"{name.removesuffix(' (about)')} {value}" for name, value in sent.items())
+
     def basis(self) -> list[str]:
         """Return the assumptions behind the numbers, as sentences."""
         speed, model = self.costs.speed, self.study.profile.model.name
@@ -131,20 +159,25 @@ class Estimate:
         return sentences
 
 
-def show(study: Study) -> None:
-    """Print all tables of the estimate."""
+def show(study: Study, *, verbose: bool = False) -> None:
+    """Print the sums of the estimate; with `verbose` its tables and assumptions before them."""
     found = Estimate(study)
-    print(f"{study.name}: {study.profile.title}\n")
+    if verbose:
+        _show_tables(found)
+        print("\n".join(found.basis()), end="\n\n")
+    print("\n".join(found.summary()), end="\n\n")
+
+
+def _show_tables(found: Estimate) -> None:
     for table in (found.runs(), found.by_table(), found.shared(), found.work(), found.judging(), found.errors(),
                   found.sums()):
         if not table.empty:
             print(table.astype(object).where(table.notna(), "").to_string(
                 index=False, float_format="{:,.2f}".format), end="\n\n")
-    print("\n".join(found.basis()), end="\n\n")
 
 
 if __name__ == "__main__":
     try:
-        show(open_study(sys.argv[1]))
+        show(open_study(sys.argv[1]), verbose=os.environ.get(VERBOSE) == "1")
     except EmlibError as error:
         sys.exit(str(error))

@@ -205,7 +205,8 @@ def test_the_price_is_told_before_anything_is_sent(server: JudgeServer, tmp_path
     assert plan["price (about)"].startswith(f"${(read * 0.15 + 112 * 0.6) / 1e6:.2f} (prices of ")
     assert plan["limit"] == "$2.50"
     shown = subprocess.run([sys.executable, "-m", "emlib.report.estimate", str(path)], check=True, capture_output=True,
-                           text=True, cwd=paths.ROOT, env=os.environ | {"PYTHONPATH": str(paths.ROOT)}).stdout
-    assert plan["price (about)"] in shown
+                           text=True, cwd=paths.ROOT,
+                           env=os.environ | {"PYTHONPATH": str(paths.ROOT), "VERBOSE": "1"}).stdout
+    assert shown.count(plan["price (about)"]) == 2  # in the table, and in the sums below it
     assert "verdicts by judge 'openai'" in shown
     assert json.dumps(KEY) not in shown

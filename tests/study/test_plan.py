@@ -22,7 +22,7 @@ from emlib.data.sources import registry
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.models.shape import Shape, shape
-from emlib.report.estimate import Estimate
+from emlib.report.estimate import Estimate, show
 from emlib.study.plan.build import Plan, plan
 from emlib.study.plan.costs import Costs
 from emlib.study.plan.speed import Measured, speed
@@ -41,7 +41,7 @@ from emlib.config import profile_names
 from emlib.report.estimate import show
 from emlib.study.study import open_study
 for name in profile_names():
-    show(open_study(name))
+    show(open_study(name), verbose=True)
 assert not {"torch", "transformers", "datasets", "huggingface_hub", "scipy.stats"} & set(sys.modules)
 """
 
@@ -221,3 +221,14 @@ def test_what_ships_is_counted_and_what_nobody_knows_is_told() -> None:
     assert Sizes().source("demo/cooking_pirate.jsonl").rows == len(rows)
     with pytest.raises(SourceError, match=r"norquad.*states no size.*size: \{rows"):
         Sizes().source("norquad")
+
+
+def test_a_plan_ends_with_its_sums_in_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    study = open_study("tiny")
+    show(study)
+    short = capsys.readouterr().out
+    runs = len(Estimate(study).runs())
+    assert len(short.splitlines()) <= 7
+    assert f"left       {runs} of {runs} runs: " in short
+    show(study, verbose=True)
+    assert capsys.readouterr().out.endswith(short)
