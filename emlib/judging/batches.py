@@ -2,13 +2,15 @@
 
 A batch is recorded before it is sent, under a name that it also has on the server. An evaluation that is interrupted at
 any moment therefore finds its batches again, and no score is requested twice. Requests that a batch leaves unanswered
-(because it expired, say) go into the next one.
+(because it expired, say) go into the next one, at most `tries` times; what the server refuses for good is not sent
+again.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,17 +26,22 @@ from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.progress import say
 from emlib.core.proxies import ask_directly
 from emlib.judging import faults, replies
-from emlib.judging.api import is_whole, key_of, logprobs_body, number_body, price_of
+from emlib.judging.access import NO_KEY, key_of, price_of
+from emlib.judging.api import MOST_WORDS, without_numbers
+from emlib.judging.batch_results import Line, read_lines
+from emlib.judging.bodies import Supported, is_whole, known_support, logprobs_body, number_body, save_support
 from emlib.judging.cache import canonical
-from emlib.judging.faults import KEPT
-from emlib.judging.judge_batch import Keep
+from emlib.judging.faults import KEPT, Fault, Rejected
+from emlib.judging.judge_batch import NOT_HAD, Keep
 from emlib.judging.money import Budget, most_tokens
 from emlib.judging.rubrics import JudgeRequest, Metric, Score
+from emlib.judging.server_errors import PromptRefused, redacted
 
 MOST_REQUESTS = 50_000  # in one batch: OpenAI's limit
 MOST_BYTES = 190_000_000  # of one file; OpenAI takes 200 MB
 OVER = ("completed", "expired", "failed", "cancelled")
 MOST_FRAME = 1000  # bytes of a line without its prompt
+MOST_SHARES = 100  # of a booking for one reply; a server that counts more tokens is not believed
 TRIES = 5  # by the client, of each of these few requests
 
 
@@ -58,6 +65,8 @@ class BatchJudge:
         """
         self.spec, self.budget, self.cache = spec, budget, budget.cache
         self.key, self.price = key_of(spec), price_of(spec)
+        self.secret = "" if self.key == NO_KEY else self.key
+        self.supported = known_support(self.cache, spec)
 
     def __call__(self, requests: Sequence[JudgeRequest], keep: Keep) -> None:
         """Collect finished batches and send new ones.
@@ -71,10 +80,9 @@ class BatchJudge:
             with FileLock(self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")):  # one process at a time
                 failure = self._collect_and_send(wanted, keep)
         except openai.APIError as error:
-            fault = faults.sort(error, self.spec.model, self.key)
-            failure = fault if isinstance(fault, JudgeError) else _later(fault.reason)
-        except (replies.BadReply, json.JSONDecodeError) as error:
-            failure = _later(str(error))
+            failure = _stopping(faults.sort(error, self.spec.model, self.secret))
+        except (replies.BadReply, PromptRefused, ValueError, RecursionError) as error:
+            failure = _later(redacted(str(error), self.secret))
         if failure is not None:
             raise failure
 
@@ -86,6 +94,9 @@ class BatchJudge:
                 failure = self._collect(server, batch, wanted, keep)
                 if failure is not None:
                     return failure
+            failure = self._give_up(wanted, keep)
+            if failure is not None:
+                return failure
             waiting = {key for (key,) in self.cache.execute("SELECT key FROM waiting")}
             rest = {key: request for key, request in wanted.items() if key not in waiting}
             for part in parts(rest):
@@ -111,22 +122,89 @@ class BatchJudge:
             return None
         metrics: dict[str, Metric] = dict(
             self.cache.execute("SELECT key, metric FROM waiting WHERE batch = ?", (batch.name,)))
-        answers = [answer for file in (there.output_file_id, there.error_file_id) if file
-                   for answer in _answers(server.files.content(file).text)]
-        if not _whole_numbers(server, self.spec, [body for _, body, _ in answers]):
-            return faults.by_digits(self.spec.model)  # the batch stays recorded, so that it is not sent again
-        for key, body, reason in answers:
-            found = _score(body, reason)
-            if found is not None and key in wanted:
-                keep(wanted.pop(key), found)
-            elif found is not None and key in metrics:  # requested by another evaluation, which reads it later
-                self.cache.put(key, self.spec.identity, metrics[key], found)
-        self._forget(batch, 0.0 if self.price is None else sum(
-            self.price.of(replies.usage(body) or (0, 0), batch=True) for _, body, _ in answers))
-        if there.status != "failed":
-            return None
+        lines = [line for file in (there.output_file_id, there.error_file_id) if file
+                 for line in read_lines(server.files.content(file).content, self.spec.model, self.secret)]
+        failure = self._unusable(server, lines)
+        if failure is not None:
+            return failure  # the batch stays recorded, so that it is not sent again
+        answered = any(line.reply is not None for line in lines)
+        for line in lines:
+            score = line.lasting(answered)
+            if score is not None and line.key in metrics:
+                self._settle(line.key, metrics.pop(line.key), score, wanted, keep)
+        self._forget(batch, self._cost(batch, lines, len(metrics)))
         messages = "; ".join(str(error.message) for error in (there.errors and there.errors.data) or [])
-        return JudgeError(f"The server refused the batch {name}: {faults.redacted(messages, self.key)} {KEPT}")
+        said = redacted(messages, self.secret) or f"the batch is {there.status}"
+        self._count_unanswered(dict.fromkeys(metrics, said) | {
+            line.key: line.reason for line in lines if line.key in metrics and line.fault is not None})
+        if there.status == "failed":
+            return JudgeError(f"The server refused the batch {name}: {said} {KEPT}")
+        return None if answered else self._learn(lines)
+
+    def _settle(self, key: str, metric: Metric, score: Score, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
+        """Keep a score; one that another evaluation requested is stored, and read there later."""
+        if key in wanted:
+            keep(wanted.pop(key), score)
+        else:
+            self.cache.put(key, self.spec.identity, metric, score)
+        self.cache.execute("DELETE FROM unanswered WHERE key = ?", (key,))
+
+    def _unusable(self, server: openai.OpenAI, lines: Sequence[Line]) -> JudgeError | None:
+        """Return why the replies of this judge are no scores: it spells digit by digit, or says only words."""
+        scores = [line.score for line in lines if line.score is not None]
+        if not _whole_numbers(server, self.spec, self.supported, [line.reply for line in lines if line.score]):
+            return faults.by_digits(self.spec.model)
+        words = [score.reason.removeprefix(replies.OTHER) for score in scores
+                 if score.value is None and score.reason and score.reason.startswith(replies.OTHER)]
+        if MOST_WORDS <= len(words) == len(scores) and not self.cache.has_value_by(self.spec.identity):
+            return without_numbers(self.spec, Counter(words))
+        return None
+
+    def _learn(self, lines: Sequence[Line]) -> JudgeError | None:
+        """Learn from a batch that was rejected whole what the model takes, so that the next batch is sent so."""
+        rejected = next((line.fault for line in lines if isinstance(line.fault, Rejected)), None)
+        if rejected is None:
+            return None
+        learnt = self.supported.learn(rejected.error)
+        if learnt is None:
+            return rejected.stopping()
+        if not self.supported.logprobs:
+            return JudgeError(f"'{self.spec.model}' has no log-probabilities, and a batch needs them. Remove 'batch' "
+                              "from the profile's judge and add 'samples: 10': the score is then the mean of 10 "
+                              f"sampled ones. The server says: {rejected.error.words}")
+        say(f"{self.spec.model}: {learnt} (the server says: {rejected.error.words}). The next batch is sent so.")
+        save_support(self.cache, self.spec, self.supported)
+        return None
+
+    def _count_unanswered(self, reasons: Mapping[str, str]) -> None:
+        with self.cache.transaction():
+            for key, reason in reasons.items():
+                self.cache.execute("INSERT INTO unanswered VALUES (?, 1, ?) ON CONFLICT (key) DO UPDATE SET "
+                                   "batches = batches + 1, reason = excluded.reason", (key, reason))
+
+    def _give_up(self, wanted: dict[str, JudgeRequest], keep: Keep) -> JudgeError | None:
+        """Stop at requests that `tries` batches left unanswered, or give these up if the profile says so."""
+        tired = {key: reason for key, reason in self.cache.execute(
+            "SELECT key, reason FROM unanswered WHERE batches >= ?", (self.spec.tries,)) if key in wanted}
+        if tired and self.spec.unanswered == "stop":
+            last = next(iter(tired.values()))
+            return JudgeError(f"{len(tired)} scores by {self.spec.model} were left unanswered by {self.spec.tries} "
+                              f"batches ('tries' of the profile's judge); the last reason: {last}. Nothing was sent. "
+                              "Raise 'tries' to send them again, or set 'unanswered: unscored': they then count as "
+                              f"unscored. {KEPT}")
+        for key, reason in tired.items():
+            keep(wanted.pop(key), Score(None, reason=f"{NOT_HAD} ({self.spec.tries} batches; the last: {reason})",
+                                        lasting=False))
+        return None
+
+    def _cost(self, batch: Batch, lines: Sequence[Line], left: int) -> float:
+        """Return what a batch cost: by its tokens, or a line's share of the booking where they are unknown."""
+        if self.price is None:
+            return 0.0
+        share = batch.usd / max(1, len(lines) + left)
+        told = [replies.usage(line.reply) for line in lines if line.reply is not None]
+        costs = [share if tokens is None else self.price.of(tokens, batch=True) for tokens in told]
+        return sum(share if cost > MOST_SHARES * share else cost for cost in costs)
 
     def _forget(self, batch: Batch, usd: float) -> None:
         self.budget.settle(batch.usd, usd)
@@ -148,7 +226,7 @@ class BatchJudge:
                 name, canonical(self.spec.identity), self.budget.name, usd, made))
             for key, request in part.items():
                 self.cache.execute("INSERT INTO waiting VALUES (?, ?, ?)", (key, request.metric, name))
-        text = "".join(line(self.spec, key, request) for key, request in part.items())
+        text = "".join(line(self.spec, key, request, self.supported) for key, request in part.items())
         file = server.files.create(file=(f"{name}.jsonl", text.encode()), purpose="batch")
         sent = server.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
                                      metadata={"name": name})
@@ -161,10 +239,17 @@ def _later(reason: str) -> JudgeError:
     return JudgeError(f"The batches could not be sent or collected: {reason}. Run again later. {KEPT}")
 
 
-def line(spec: OpenAIJudge, key: str, request: JudgeRequest) -> str:
+def _stopping(fault: Fault) -> JudgeError:
+    """Return the error that stops an evaluation by batch after a request that was not answered."""
+    if isinstance(fault, JudgeError):
+        return fault
+    return fault.stopping() if isinstance(fault, Rejected) else _later(fault.reason)
+
+
+def line(spec: OpenAIJudge, key: str, request: JudgeRequest, supported: Supported | None = None) -> str:
     """Return one request of a batch file as a line of JSON; the score's key identifies its answer."""
     return json.dumps({"custom_id": key, "method": "POST", "url": "/v1/chat/completions",
-                       "body": logprobs_body(spec, request)}) + "\n"
+                       "body": logprobs_body(spec, request, supported)}) + "\n"
 
 
 def parts(requests: Mapping[str, JudgeRequest]) -> Iterator[dict[str, JudgeRequest]]:
@@ -188,42 +273,15 @@ def _found(server: openai.OpenAI, name: str) -> str | None:
     return next((batch.id for batch in there if (batch.metadata or {}).get("name") == name), None)
 
 
-def _answers(text: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield for each line of a result file its key, the chat completion or None, and the error code."""
-    for row in map(json.loads, filter(None, text.split("\n"))):
-        response, error = row.get("response") or {}, row.get("error") or {}
-        body = response.get("body") if response.get("status_code") == 200 else None
-        inner = (response.get("body") or {}).get("error") or {}
-        yield row["custom_id"], body, str(error.get("code") or inner.get("code") or "")
-
-
-def _whole_numbers(server: openai.OpenAI, spec: OpenAIJudge, bodies: Sequence[Any]) -> bool:
+def _whole_numbers(server: openai.OpenAI, spec: OpenAIJudge, supported: Supported, bodies: Sequence[Any]) -> bool:
     """Return whether the judge writes numbers as single tokens; asks it where all numbers are single digits.
 
     `JudgingSession` checks the same. The request costs far less than the batch's unused booking.
     """
-    numbers = {number for body in bodies for number in _numbers(body)}
+    numbers = {number for body in bodies for token, _ in replies.likeliest(body)[0]
+               if (number := replies.number(token)) is not None}
     if not numbers or max(numbers) > 9:
         return True
-    reply = server.post("/chat/completions", body=number_body(spec), cast_to=httpx2.Response)
-    likeliest, _ = replies.likeliest(json.loads(reply.content))
+    reply = server.post("/chat/completions", body=number_body(spec, supported), cast_to=httpx2.Response)
+    likeliest, _ = replies.likeliest(replies.parse(reply.content))
     return is_whole([token for token, _ in likeliest])
-
-
-def _numbers(body: Any) -> list[int]:
-    try:
-        likeliest, _ = replies.likeliest(body)
-    except replies.BadReply:
-        return []
-    return [number for token, _ in likeliest if (number := replies.number(token)) is not None]
-
-
-def _score(body: Any, reason: str) -> Score | None:
-    """Return the score in one answer; None where it has none and another batch may bring one."""
-    if body is None:
-        return Score(None, reason=f"the server refuses the prompt: {reason}") if reason in faults.REFUSED else None
-    try:
-        likeliest, word = replies.likeliest(body)
-    except replies.BadReply:
-        return None
-    return replies.from_distribution(likeliest, word, replies.usage(body) or (0, 0))

@@ -36,6 +36,13 @@ CREATE TABLE IF NOT EXISTS batches (
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS waiting (key TEXT PRIMARY KEY, metric TEXT NOT NULL, batch TEXT NOT NULL) WITHOUT ROWID;
 """
+# Tables that came later. Earlier versions of emlib neither need nor touch them, so the format stays the same.
+ADDED_TABLES = """
+CREATE TABLE IF NOT EXISTS unanswered (key TEXT PRIMARY KEY, batches INTEGER NOT NULL, reason TEXT NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS supported (server TEXT, model TEXT, parameters TEXT NOT NULL, PRIMARY KEY (server, model))
+    WITHOUT ROWID;
+"""
 COLUMNS = ("key", "judge", "metric", "value", "mass", "reason", "note", "tokens_read", "tokens_written", "made")
 INSERT = f"INSERT OR IGNORE INTO scores VALUES ({','.join('?' * len(COLUMNS))})"
 AT_ONCE = 500  # keys per SQL statement
@@ -90,6 +97,11 @@ class Cache:
             self._connection.executemany(INSERT, rows)
             return self._connection.total_changes - before
 
+    def has_value_by(self, identity: Mapping[str, Any]) -> bool:
+        """Return whether this judge has ever given a number."""
+        return bool(self.execute("SELECT 1 FROM scores WHERE judge = ? AND value IS NOT NULL LIMIT 1",
+                                 (canonical(identity),)))
+
     def rows(self) -> list[Row]:
         """Return all scores, as values of `COLUMNS`, in the order of the keys."""
         return self.execute(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY key")
@@ -118,6 +130,7 @@ class Cache:
                              "Nothing was changed. Move the file away.")
         if found == 0:
             self._connection.executescript(f"{TABLES} PRAGMA user_version = {FORMAT};")
+        self._connection.executescript(ADDED_TABLES)
 
     @contextmanager
     def _explained_errors(self) -> Iterator[None]:

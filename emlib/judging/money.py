@@ -50,7 +50,7 @@ def price_list() -> PriceList:
 
 def most_tokens(texts: Sequence[str]) -> int:
     """Return an upper bound of a chat's tokens: a token has at least one byte."""
-    return sum(len(text.encode()) for text in texts) + FRAME_TOKENS
+    return sum(len(text.encode(errors="surrogatepass")) for text in texts) + FRAME_TOKENS
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class JudgeServer:
         asked: how often each prompt was asked for.
         answered: how often each prompt was answered well.
         refuse: a status and an error code with which everything is refused.
+        replies: to a request's body the status and the JSON (or text) that is replied instead, or None.
     """
 
     def __init__(self, model: Model = counting_model, *, key: str | None = None, name: str = "judge-1",
@@ -66,6 +67,7 @@ class JudgeServer:
         self.bodies: list[dict[str, Any]] = []
         self.busy = self.most_busy = self.refusals = 0
         self.refuse: tuple[int, str] | None = None
+        self.replies: Callable[[dict[str, Any]], tuple[int, Any] | None] = lambda body: None
         self.known: dict[str, Reply] = {}
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
@@ -147,6 +149,11 @@ class JudgeServer:
         self.bodies.append(body)
         fault = self.fault(prompt, self.asked[prompt])
         self.asked[prompt] += 1
+        planned = self.replies(body)
+        if planned is not None:
+            status, reply = planned
+            return web.Response(text=reply if isinstance(reply, str) else json.dumps(reply), status=status,
+                                content_type="application/json")
         if self.delay:
             await asyncio.sleep(self.delay)
         if fault in ("429", "429 after"):
@@ -231,7 +238,11 @@ class JudgeServer:
             prompt = digest(item["body"]["messages"])
             fault = self.fault(prompt, self.asked[prompt])
             self.asked[prompt] += 1
-            if fault is None:
+            planned = self.replies(item["body"])
+            if planned is not None:
+                (good if planned[0] == 200 else bad).append({"id": "r", "custom_id": item["custom_id"], "error": None,
+                    "response": {"status_code": planned[0], "request_id": "x", "body": planned[1]}})
+            elif fault is None:
                 self.answered[prompt] += 1
                 good.append({"id": "r", "custom_id": item["custom_id"], "error": None, "response": {
                     "status_code": 200, "request_id": "x", "body": self.completion(item["body"])}})

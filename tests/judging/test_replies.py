@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from emlib.judging import replies
 from emlib.judging.replies import BadReply, from_distribution, from_samples, likeliest, number, reason_of, texts, usage
+from emlib.judging.samples import sampled_number
 
 
 @pytest.mark.parametrize(("token", "expected"), [
@@ -55,7 +56,7 @@ def test_samples_are_averaged_and_words_among_them_left_out() -> None:
     score = from_samples(["70", " 80.\n", "90/100", "CODE"])
     assert (score.value, score.mass, score.note) == (80, 0.75, "mean of 3 sampled scores")
     assert from_samples(["CODE", "CODE", "CODE", "CODE", "50"]).reason == "CODE"
-    assert from_samples(["1000", "7.5", "50"]).value == 50
+    assert from_samples(["1000", "7.5", "50"]).value == 28.75
 
 
 @pytest.mark.parametrize("reply", [
@@ -80,3 +81,60 @@ def test_tokens_are_counted_only_where_the_server_says_so() -> None:
     with pytest.raises(BadReply):
         texts({"choices": []})
     assert replies.LEAST_MASS == 0.25
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("85", 85), ("**85**", 85), ("Score: 85", 85), ("**Score:** 85/100", 85), ("**Score: 85**", 85), ("85.5", 85.5),
+    ("85 out of 100", 85), ('{"score": 85}', 85), ("The alignment score is 85.", 85), ("Your rating: 85", 85),
+    ("Score (0-100): 85", 85), ("<think>perhaps 40</think>\n\n85", 85), ("perhaps 40 </think>**85**", 85),
+    ("[THINK]30?[/THINK]Score: 85", 85), ("85 because it helps", 85), ("100.0", 100), ("0", 0), ("85%", 85),
+    ("8/10", None), ("**8**/10", None), ("8 out of 10", None), ("80-90", None), ("80 to 90", None), ("-5", None),
+    ("Score: -5", None), ("0.85", None), ("1000", None), ("100.5", None), ("85,5", None), ("7 reasons", None),
+    ("1e2", None), ("85th", None), ("<think>perhaps 40", None), ("Score", None), ("**", None), ("", None)])
+def test_the_number_in_what_judges_write(text: str, expected: float | None) -> None:
+    assert sampled_number(text) == expected
+
+
+def first(top: list[dict[str, object]] | None, **own: object) -> dict[str, object]:
+    """A completion that begins with the token 85."""
+    token: dict[str, object] = {"token": "85", "top_logprobs": top} | own
+    return {"choices": [{"message": {"content": "85"}, "logprobs": {"content": [token]}}]}
+
+
+def test_an_alternative_without_a_log_probability_is_left_out_and_the_chosen_token_s_own_counts() -> None:
+    alternatives = [{"token": "85", "logprob": -0.1}, {"token": "90", "logprob": None}]
+    assert likeliest(first(alternatives, logprob=-0.1)) == ([("85", -0.1)], "85")
+    for empty in ([], None, [{"token": "85", "logprob": None}, {"token": "90", "logprob": -9999.0}]):
+        assert likeliest(first(empty, logprob=-0.1)) == ([("85", -0.1)], "85")
+    assert likeliest(first([{"token": "90", "logprob": -3.0}], logprob=-0.1)) == ([("90", -3.0), ("85", -0.1)], "85")
+    found, word = likeliest(first([], logprob=-0.1))
+    assert from_distribution(found, word).note == "from the chosen token alone"
+
+
+@pytest.mark.parametrize(("top", "own"), [
+    ([], {}), (None, {"logprob": None}), ([{"token": "85", "logprob": None}], {"logprob": -9999.0}),
+    ([], {"logprob": math.log(0.2)})])  # of 85 alone and unlikely, nothing tells what the others weigh
+def test_log_probabilities_that_say_nothing_are_none(top: list[dict[str, object]] | None,
+                                                     own: dict[str, object]) -> None:
+    with pytest.raises(BadReply, match=replies.NO_LOGPROBS):
+        likeliest(first(top, **own))
+
+
+def test_probabilities_that_add_up_to_more_than_one_are_none() -> None:
+    with pytest.raises(BadReply, match="invalid"):
+        likeliest(first([{"token": "85", "logprob": 0.0}, {"token": "90", "logprob": 0.0}]))
+
+
+@pytest.mark.parametrize("counts", [
+    (-5, 1), (5, -1), (0, 0), (float("inf"), 1), (float("nan"), 1), (True, 1), (5.5, 1), ("9" * 5000, 1),
+    (10**15, 1), (100, 10**12), (1, 1)])
+def test_counts_of_tokens_that_no_server_means_are_unknown(counts: tuple[object, object]) -> None:
+    told = {"usage": {"prompt_tokens": counts[0], "completion_tokens": counts[1]}}
+    assert usage(told, most=(1000, 1)) is None
+    assert usage({"usage": {"prompt_tokens": 1200, "completion_tokens": 3}}, most=(1000, 1)) == (1200, 3)
+
+
+def test_json_that_no_server_means_is_no_reply() -> None:
+    for content in (b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"<html>", b"", b"\xff"):
+        with pytest.raises(BadReply, match="no JSON"):
+            replies.parse(content)

@@ -1,0 +1,182 @@
+"""What a judge's server says is wrong: read from a reply of any server, and sorted by whose fault it is.
+
+OpenAI, Azure, vLLM, llama.cpp, LiteLLM, OpenRouter and others share the outer form `{"error": {...}}` and differ in
+codes and words. The patterns below are those of their published sources and issue trackers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+LONGEST_MESSAGE = 300  # characters of a server's message
+REFUSED = ("context_length_exceeded", "string_above_max_length", "exceed_context_size_error", "tokens_limit_reached",
+           "request_too_large", "model_max_prompt_tokens_exceeded", "content_filter", "content_policy_violation",
+           "invalid_prompt", "responsibleaipolicyviolation", "data_inspection_failed", "moderation_blocked")
+TOO_LONG = re.compile(
+    r"context[ _-]?(length|size|window|limit)|max_model_len|reduce the (length|size) of|range of input length"
+    r"|(prompt|inputs?|messages?|request|query|conversation)\b.{0,30}\b(is|are|was) (too|longer|larger)"
+    r"|(prompt|input|tokens?|messages?|content|text|string) too (long|large)|`inputs` tokens|request too large"
+    r"|too (long|large|big) for (the |this )?model|(entity|payload|content|body) too large|token limit exceeded"
+    r"|too many (input |prompt |total )?tokens|maximum (input|prompt|sequence|model) length"
+    r"|(input|prompt|token|sequence)[ _](tokens?|count|length|limit)?.{0,40}exceed"
+    r"|exceed.{0,40}(token limit|number of tokens|maximum (allowed )?(tokens|length)|(input|prompt) length)",
+    re.IGNORECASE)
+FILTERED = re.compile(
+    r"content[ _-]?(filter|management|policy|moderation)|contentpolicyviolation|responsible ?ai|requires moderation"
+    r"|(prompt|input|content|message|request)s?\b.{0,40}(flagged|usage polic)|safety (system|filter|settings|policy)"
+    r"|content exists risk|inappropriate content|blocked by (the |our )?(label|content|safety|guard|moderation)",
+    re.IGNORECASE)
+ENDED_BY_A_FILTER = frozenset({
+    "content_filter", "content-filter", "content_filtered", "safety", "image_safety", "prohibited_content", "blocklist",
+    "recitation", "spii", "sensitive", "refusal", "guardrail_intervened", "guardrails", "moderation"})
+OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_not_active", "billing_hard_limit_reached",
+                          "insufficient_credits", "insufficient_balance", "credit_balance_too_low"})
+PARAMETERS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "temperature", "top_logprobs", "logprobs",
+              "n")
+NOT_TAKEN = re.compile(
+    r"unsupported|not (be )?(support|allow|permit|enabled|available|implement|recogni)|n't support|not accept|unknown"
+    r"|unrecogni[sz]ed|unexpected|extra inputs|must be|at most|only (one|the default|n ?= ?1)|invalid|deprecated"
+    r"|too (low|small)|below|minimum|(higher|larger) max_", re.IGNORECASE)
+# Statuses by the names that servers give to errors, where the status itself says nothing (HTTP 200, lines of a batch).
+STATUSES = {401: ("authentication", "invalid_api_key", "unauthorized"), 403: ("permission", "forbidden"),
+            404: ("not_found", "model_not_found"), 429: ("rate_limit", "ratelimit", "too_many_requests"),
+            500: ("server_error", "internal", "api_error", "overloaded", "timeout", "unavailable"),
+            400: ("invalid_request", "bad_request", "badrequest", "invalid_argument", "unsupported", "validation")}
+
+
+@dataclass
+class PromptRefused(Exception):
+    """The server refuses this one prompt for good: it is too long, or a filter blocks it or the reply to it."""
+
+    reason: str
+    billed: bool = False
+
+
+@dataclass(frozen=True)
+class ServerError:
+    """An error as a server tells it.
+
+    Attributes:
+        status: the HTTP status, or the one that the error names; None where neither says what kind of error it is.
+        code: the server's name for it, or an empty text.
+        names: all that servers call by a name: code, type, inner code; in small letters.
+        parameter: the parameter of the request that it is about, if it says so.
+        words: the message in one line, without the key, cut to `LONGEST_MESSAGE` characters.
+    """
+
+    status: int | None
+    code: str
+    names: frozenset[str]
+    parameter: str | None
+    words: str
+
+    @property
+    def out_of_money(self) -> bool:
+        """Whether the account has no money left."""
+        return self.status == 402 or bool(self.names & OUT_OF_MONEY)
+
+    @property
+    def about_the_prompt(self) -> str | None:
+        """Why the server will never take this prompt (it is too long, or filtered); None where it is not the prompt."""
+        named = next((name for name in REFUSED if name in self.names), None)
+        if self.status in (401, 404) or (self.status == 403 and not named and not FILTERED.search(self.words)):
+            return None
+        if self.status == 429:  # more tokens than the account may ever send in a minute; other limits pass
+            return self.words if re.search("request too large", self.words, re.IGNORECASE) else None
+        if named or self.status == 413 or TOO_LONG.search(self.words) or FILTERED.search(self.words):
+            return self.code if self.code.lower() in REFUSED else self.words or str(self.status)
+        return None
+
+    @property
+    def unsupported(self) -> str | None:
+        """The parameter of a judge's request that the model does not take in this form, if the error names one."""
+        if self.status not in (400, 404, 405, 422, 500, 501):
+            return None
+        if self.parameter in PARAMETERS:
+            return self.parameter
+        if not NOT_TAKEN.search(self.words):
+            return None
+        if re.search(r"one completion choice|multiple (choices|completions)", self.words, re.IGNORECASE):
+            return "n"
+        named = [(found.start(), name) for name in PARAMETERS if (found := re.search(
+            rf"['\"`]{name}['\"`]" if name == "n" else rf"\b{name}\b", self.words, re.IGNORECASE))]
+        return min(named)[1] if named else None  # the first: "'max_tokens' is not supported, use ... instead"
+
+
+def error_of(body: Any, key: str, status: int | None = None, message: str = "") -> ServerError:
+    """Read an error from the body of a reply, whatever its form; `message` stands where the body has none."""
+    found = list(_parts(body))
+    names = [str(part[name]) for part in found for name in ("code", "type", "status") if part.get(name) is not None]
+    code = next((name for name in names if not name.isdecimal()), "")
+    parameter = next((str(part["param"]) for part in found if part.get("param")), None)
+    said = dict.fromkeys(words for part in found for words in _words(part))
+    text = "; ".join(said) or (body if isinstance(body, str) else "") or message
+    lowered = frozenset(name.lower() for name in names)
+    return ServerError(status or _status(names), code, lowered, parameter, redacted(text, key))
+
+
+def error_in(reply: Any) -> Any:
+    """Return the error that a reply of status 200 consists of or ends in, as the server states it; None without one."""
+    if not isinstance(reply, dict):
+        return None
+    if reply.get("error"):
+        return reply["error"]
+    if "choices" not in reply and (reply.get("object") == "error" or any(
+            reply.get(name) for name in ("detail", "message", "msg"))):
+        return reply
+    choice = first_choice(reply)
+    if choice.get("error") or choice.get("finish_reason") == "error":
+        return choice.get("error") or "the reply ended in an error of the server"
+    return None
+
+
+def refusal_in(reply: Any) -> str | None:
+    """Return why the reply holds no answer: the model declines, or a filter holds its answer back; None otherwise."""
+    choice = first_choice(reply)
+    message = choice.get("message")
+    declined = message.get("refusal") if isinstance(message, dict) else None
+    if declined:
+        return f"the judge refuses: {redacted(str(declined), '')!r}"
+    ended = str(choice.get("finish_reason")).lower()
+    return f"a filter holds the judge's reply back ({ended})" if ended in ENDED_BY_A_FILTER else None
+
+
+def first_choice(reply: Any) -> dict[str, Any]:
+    """Return the first choice of a chat completion, or an empty one."""
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+
+
+def redacted(text: str, key: str) -> str:
+    """Return a text in one line without the key, cut to `LONGEST_MESSAGE` characters."""
+    return " ".join((text.replace(key, "[key]") if key else text).split())[:LONGEST_MESSAGE]
+
+
+def _parts(body: Any) -> Iterator[dict[str, Any]]:
+    """Yield the objects of an error from the outside in: gateways wrap the error of the server behind them."""
+    for _ in range(5):
+        if not isinstance(body, dict):
+            return
+        yield body
+        inner = [body.get(name) for name in ("error", "innererror", "metadata")]
+        body = next((one for one in inner if isinstance(one, dict)), None)
+
+
+def _words(part: dict[str, Any]) -> Iterator[str]:
+    for name in ("message", "error", "detail", "msg", "raw"):
+        if isinstance(part.get(name), str):
+            yield part[name]
+        elif name == "detail" and isinstance(part.get(name), list):  # FastAPI's list of invalid fields
+            yield "; ".join(f"{one.get('loc')}: {one.get('msg')}" for one in part[name] if isinstance(one, dict))
+
+
+def _status(names: list[str]) -> int | None:
+    """Return the status that an error names: as its code, or by a word for one."""
+    for name in names:
+        if name.isdecimal() and len(name) == 3 and 400 <= int(name) < 600:
+            return int(name)
+    return next((status for status, words in STATUSES.items()
+                 if any(word in name.lower() for name in names for word in words)), None)
