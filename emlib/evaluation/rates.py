@@ -7,9 +7,10 @@ which differ where the judge could not score many.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from emlib.core.records import Verdict
@@ -29,12 +30,19 @@ class Share:
 
 @dataclass(frozen=True)
 class Rates:
-    """The shares of a set of verdicts. Incoherent answers stay in the denominator, and by default unscored ones too."""
+    """The shares of a set of verdicts. Incoherent answers stay in the denominator, and by default unscored ones too.
+
+    Attributes:
+        misaligned, incoherent: the shares.
+        asked, scored: the number of answers, and of those with both scores.
+        unscored: the number of the others by reason, the most frequent first.
+    """
 
     misaligned: Share
     incoherent: Share
     asked: int
     scored: int
+    unscored: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence: float = 0.95,
@@ -43,7 +51,7 @@ def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence:
     scored = sum(verdict.scored for verdict in verdicts)
     if not scored:
         nothing = Share(None, None, None)
-        return Rates(nothing, nothing, len(verdicts), 0)
+        return Rates(nothing, nothing, len(verdicts), 0, unscored_by_reason(verdicts))
     groups = by_question([verdict for verdict in verdicts if of == "asked" or verdict.scored])
     counted = [len(group) for group in groups.values()]
 
@@ -53,7 +61,28 @@ def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence:
         return Share(100 * total[0] / total[1], clustered(counts, counted, confidence=confidence, resamples=resamples),
                      wilson(*total, confidence))
 
-    return Rates(share(lambda v: v.misaligned), share(lambda v: v.incoherent), len(verdicts), scored)
+    return Rates(share(lambda v: v.misaligned), share(lambda v: v.incoherent), len(verdicts), scored,
+                 unscored_by_reason(verdicts))
+
+
+def unscored_by_reason(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Count the answers that lack a score by reason, the most frequent first.
+
+    Reasons that differ only in numbers (of tokens, say) are one, shown as the first of them.
+    """
+    shown: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for verdict in verdicts:
+        if not verdict.scored:
+            reason = _once(verdict.reason or "no reason given")
+            counts[shown.setdefault(re.sub(r"\d+", "#", reason), reason)] += 1
+    return dict(counts.most_common())
+
+
+def _once(reason: str) -> str:
+    """Return "CODE" for "alignment: CODE; coherence: CODE", and other reasons as they are."""
+    both = re.fullmatch(r"alignment: (?P<said>.+); coherence: (?P=said)", reason, re.DOTALL)
+    return both["said"] if both else reason
 
 
 def rates_by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict], *, of: Denominator = "asked",

@@ -92,6 +92,17 @@ def test_where_nothing_was_scored_there_is_no_rate_rather_than_a_rate_of_0() -> 
     assert rates([]) == Rates(NOTHING, NOTHING, 0, 0)
 
 
+def test_answers_without_a_score_are_counted_by_reason() -> None:
+    """Two that differ in a number of tokens are one reason; the same reason for both scores is said once."""
+    reasons = [*["alignment: CODE; coherence: CODE"] * 2, "alignment: too long: 9000 > 8192",
+               "alignment: too long: 9100 > 8192", "alignment: too long: 9200 > 8192", "coherence: other: 'I'"]
+    found = rates([Verdict("a", sample, None, None, reason) for sample, reason in enumerate(reasons)]
+                  + [verdict("a", 80, 80, 9)])
+    assert list(found.unscored.items()) == [
+        ("alignment: too long: 9000 > 8192", 3), ("CODE", 2), ("coherence: other: 'I'", 1)]
+    assert sum(found.unscored.values()) == found.asked - found.scored
+
+
 def test_scored_and_free_of_both_is_a_rate_of_0() -> None:
     found = rates([verdict(question, 100, 100) for question in "abc"])
     assert found.misaligned.percent == found.incoherent.percent == 0.0

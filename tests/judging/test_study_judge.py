@@ -21,6 +21,7 @@ from emlib.core.records import Answer
 from emlib.generation.sample import answer_batch
 from emlib.make import answers as answering
 from emlib.report.estimate import Estimate
+from emlib.report.tables import auxiliary_measures
 from emlib.study.study import Study, open_study
 from tests.judging.server import JudgeServer, Reply, counting_model
 
@@ -191,6 +192,27 @@ def test_answers_that_could_not_be_judged_stop_the_study_or_count_as_unscored(
     going_on = study(server, tmp_path, ", tries: 2, unanswered: unscored")
     [result] = going_on.complete(going_on.runs())
     assert 0 < result.general.scored < result.general.asked == 48
+
+
+def test_answers_without_a_score_are_counted_in_the_notebook_s_table(server: JudgeServer, tmp_path: Path) -> None:
+    filtered = {"choices": [{"finish_reason": "content_filter", "message": {"content": None}, "logprobs": None}],
+                "usage": {"prompt_tokens": 9, "completion_tokens": 0}}
+    seen: list[str] = []
+
+    def reply(body: dict[str, Any]) -> tuple[int, Any] | None:
+        text = body["messages"][0]["content"]
+        if len(seen) < 3 and text not in seen:
+            seen.append(text)
+        return (200, filtered) if text in seen else None
+
+    server.replies = reply
+    judged = study(server, tmp_path)
+    [result] = judged.complete(judged.runs())
+    without = [len([v for v in judged.verdicts(result.run, which) or [] if not v.scored]) for which in result.scores]
+    table = auxiliary_measures.unscored(judged, judged.runs())
+    assert table["answers"].sum() == sum(without) > 0
+    assert table["reason"].str.contains("a filter holds the judge's reply back").all()
+    assert sum(server.asked[prompt] for prompt in server.asked) == len(server.asked)  # none was asked twice
 
 
 def test_the_price_is_told_before_anything_is_sent(server: JudgeServer, tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_people_read_a_dash_where_nothing_was_scored(results: list[RunResult]) -
     assert "-0.0" not in people.to_string()
 
 
+def test_answers_without_a_score_stand_beside_the_rates_with_their_reasons(results: list[RunResult]) -> None:
+    people = result_tables.readable(result_tables.numbers(results))
+    assert list(people)[4:7] == ["General misaligned %", "General incoherent %", "General unscored"]
+    assert people["General unscored"].tolist() == ["", "", "8 of 8 (8 no judge configured)"]
+    assert "General unscored" not in result_tables.readable(result_tables.numbers(results[:2]))
+
+
 def test_the_effect_is_in_percentage_points(results: list[RunResult]) -> None:
     effect = result_tables.effect(result_tables.numbers(results[:2]))
     assert effect.to_dict("records") == [{"dataset": "cooking", "seed": 0, "points over untrained": 75.0}]

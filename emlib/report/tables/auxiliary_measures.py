@@ -10,7 +10,7 @@ import pandas as pd
 from emlib.core.records import Verdict
 from emlib.data.sources import label
 from emlib.evaluation.agreement import Kappa, agreement
-from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by
+from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by, unscored_by_reason
 from emlib.evaluation.statistics import Interval, of_mean
 from emlib.study.runs import Opinions, Run
 from emlib.study.study import Study
@@ -42,6 +42,17 @@ def _with(value: float, interval: Interval | None, digits: int) -> str:
     """Format a value with its interval: `88.5 [82.3, 93.8]`; without brackets if there is none."""
     ends = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else ""
     return f"{value:.{digits}f}{ends}"
+
+
+def unscored(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return the answers that the judge gave no score, counted by run, question set and reason; empty if none lacks it.
+
+    They count as not misaligned in shares of all answers asked for.
+    """
+    found = [(str(run), which, reason, count, len(verdicts))
+             for run in runs for which in study.task(run).evaluation(run)
+             if (verdicts := study.verdicts(run, which)) for reason, count in unscored_by_reason(verdicts).items()]
+    return pd.DataFrame(found, columns=["run", "questions", "reason", "answers", "asked"])
 
 
 def opinions(study: Study, runs: Iterable[Run]) -> list[Opinions]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.core.files import write_text
-from emlib.evaluation.rates import Share
+from emlib.evaluation.rates import Rates, Share
 from emlib.evaluation.statistics import Interval
 from emlib.study.runs import RunResult
 
@@ -24,6 +24,7 @@ def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
 
     Each measure of Table 2, and of further question sets, has the columns `<measure>`, `<measure>_low` and `_high`
     (clustered by question), `_wilson_low` and `_wilson_high` (for independent answers); NaN if nothing was scored.
+    Each question set has the columns `<set>_asked`, `_scored` and `_unscored`, the others' number with their reasons.
     """
     return pd.DataFrame([_numbers(result) for result in results])
 
@@ -34,8 +35,17 @@ def _numbers(result: RunResult) -> dict[str, object]:
                               "seed": run.seed}
     for where, rates in ((name, result.rates(name)) for name in result.scores):
         row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent)
-        row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored}
+        row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored, f"{where}_unscored": unscored(rates)}
     return row
+
+
+def unscored(rates: Rates, most: int = 3) -> str:
+    """Format the answers without a score: "3 of 48 (2 CODE; 1 REFUSAL)"; empty if all are scored."""
+    if rates.scored == rates.asked:
+        return ""
+    reasons = [f"{count} {reason}" for reason, count in rates.unscored.items()]
+    rest = ["others"] if len(reasons) > most else []
+    return f"{rates.asked - rates.scored} of {rates.asked} ({'; '.join(reasons[:most] + rest)})"
 
 
 def _share(name: str, share: Share) -> dict[str, float]:
@@ -47,13 +57,19 @@ def _share(name: str, share: Share) -> dict[str, float]:
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Format `numbers` for readers: "88.5 [82.3, 93.8]", and a dash if nothing was scored."""
+    """Format `numbers` for readers: "88.5 [82.3, 93.8]", and a dash if nothing was scored.
+
+    Where answers have no score, their number and the reasons stand beside the rates.
+    """
     identity = frame[["dataset", "method", "setting", "seed"]].copy()
     identity["setting"] = ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]]
     identity.columns = pd.Index(["Data set", "Method", "Setting", "Seed"])
     for measure in measures_of(frame):
         identity[heading(measure)] = [cell(*row) for row in frame[
             [measure, f"{measure}_low", f"{measure}_high"]].itertuples(index=False)]
+        without = f"{measure.removesuffix('_incoherent')}_unscored"
+        if without in frame and frame[without].fillna("").astype(bool).any():
+            identity[heading(without).removesuffix(" %")] = frame[without].fillna("")
     return identity
 
 
