@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 FORMAT = 1  # the format of keys, and so of the store: raise it to invalidate every key
+SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it changed
 
 
 def of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def of_unchanged_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes; a process computes it once for as long as the file is unchanged.
+
+    A file that was just written is read each time: within the resolution of the file system's clock, a second change
+    leaves the same time.
+    """
+    stat = path.stat()
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < SETTLED:
+        return of_file(path)
+    return _remembered(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=2**14)
+def _remembered(path: Path, *_state: int) -> str:
+    return of_file(path)
 
 
 def of_value(value: Any) -> str:
@@ -25,6 +45,11 @@ def of_value(value: Any) -> str:
 def canonical(value: Any) -> bytes:
     """Return the canonical JSON of a value: sorted keys, in UTF-8."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+def of_text(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def key_of(stage: str, settings: Mapping[str, Any]) -> str:

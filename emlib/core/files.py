@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,34 +16,54 @@ from typing import Any
 from safetensors import SafetensorError
 
 from emlib.core.errors import StoreError
+from emlib.core.temporary import FORMER, named
+
+IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY)
 
 
 @contextmanager
 def disk_errors(path: Path, mover: str = "EMLIB_RUNS_DIR") -> Iterator[None]:
-    """Explain a full or read-only disk, and name the variable that moves `path`; re-raise any other error."""
+    """Explain a full or read-only disk, and a file or folder in the way; re-raise any other error.
+
+    `mover` is the variable that moves `path`.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         # safetensors reports the system's error in its message, "... (os error 28)"
         reported = re.search(r"os error (\d+)", str(error))
         code = error.errno if isinstance(error, OSError) else int(reported[1]) if reported else None
+        where = Path(getattr(error, "filename2", None) or getattr(error, "filename", None) or path)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(f"{path}: no space is left on the disk. Make room, or set {mover} to a folder elsewhere, "
                              "and start again: finished work is kept.") from error
         if code in (errno.EACCES, errno.EROFS):
-            raise StoreError(f"{getattr(error, 'filename', None) or path}: cannot be written (read-only, or owned "
-                             f"by somebody else). Fix that, or set {mover} to a folder elsewhere.") from error
+            raise StoreError(f"{where}: cannot be written (read-only, or owned by somebody else). Fix that, or set "
+                             f"{mover} to a folder elsewhere.") from error
+        if code in IN_THE_WAY and (where.is_relative_to(path.parent) or path.is_relative_to(where)):
+            raise StoreError(f"{in_the_way(where)}: is in the way ({os.strerror(code)}). Expected a folder where there "
+                             "is a file, or a file where there is a folder. Move it away and start again.") from error
         raise
+
+
+def in_the_way(path: Path) -> Path:
+    """Return the file that is where `path` needs a folder; the path itself if none is."""
+    return next((place for place in (path, *path.parents) if place.is_file()), path)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` at the end; after an error `path` is unchanged."""
-    aside = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_native_id()}{path.suffix}")
+    """Yield a temporary path that replaces `path` at the end; after an error `path` is unchanged.
+
+    The file is on the disk before it has its name, so that a power cut leaves the old file or the new one.
+    """
+    aside = named(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
+            with aside.open("rb") as stream:
+                os.fsync(stream.fileno())
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
@@ -53,7 +72,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` at the end; after an error `path` is unchanged."""
-    aside, old = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in ("", ".old"))
+    aside, old = named(path), named(path, FORMER)
     with disk_errors(path):
         aside.mkdir(parents=True)
         try:
@@ -68,10 +87,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically."""
-    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="")
 
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
@@ -80,5 +97,45 @@ def write_records(path: Path, records: Iterable[Any]) -> None:
 
 
 def read_records(path: Path, kind: Callable[..., Any]) -> list[Any]:
-    """Read the records that `write_records` wrote."""
-    return [kind(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    """Read the records that `write_records` wrote.
+
+    Raises:
+        StoreError: a line is no such record; the message names the file and the line.
+    """
+    return _records(path, path.read_bytes(), kind)
+
+
+def append_record(path: Path, record: Any) -> None:
+    """Add a dataclass record to a file of JSON lines, in one write, so that a kill leaves a whole line or none."""
+    line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+    with disk_errors(path), path.open("ab", buffering=0) as stream:
+        stream.write(line.encode())
+
+
+def read_appended(path: Path, kind: Callable[..., Any], first: int | None = None) -> list[Any]:
+    """Read the records of a file that is appended to, or its `first` ones; empty if there is no file.
+
+    An incomplete last line, which a full disk or a power cut may leave, is no record.
+
+    Raises:
+        StoreError: another line is no such record.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return _records(path, b"\n".join(lines[:first]), kind)
+
+
+def _records(path: Path, data: bytes, kind: Callable[..., Any]) -> list[Any]:
+    found = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        try:
+            if line:
+                found.append(kind(**json.loads(line.decode())))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise damaged(path, f"line {number}: {error}") from error
+    return found
+
+
+def damaged(path: Path, how: str) -> StoreError:
+    """Return the error for a damaged file of the store, with the way out."""
+    return StoreError(f"{path}: is damaged or truncated ({how}). It is not used. Move the folder {path.parent} away; "
+                      "it is made again when it is next needed.")

@@ -14,10 +14,11 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -145,3 +146,19 @@ class Cache:
 def canonical(identity: Mapping[str, Any]) -> str:
     """Return a judge's identity as text, the same for equal judges."""
     return json.dumps(identity, sort_keys=True, ensure_ascii=False)
+
+
+def read_only(path: Path, statement: str, values: Sequence[Any] = ()) -> list[Row]:
+    """Return the rows of a statement; the file is not written, not even to set its mode as `Cache` does.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    # Without a log of writes there is no writer, and SQLite need not look for one, for which it would create files.
+    idle = not path.with_name(f"{path.name}-wal").is_file()
+    address = f"file:{quote(str(path.absolute()))}?{'immutable=1' if idle else 'mode=ro'}"
+    try:
+        with closing(sqlite3.connect(address, PATIENCE, uri=True)) as connection:
+            return connection.execute(statement, values).fetchall()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: the scores of judges cannot be read ({error}). Move a broken file away.") from error

@@ -21,6 +21,7 @@ from emlib.judging.cache import Cache
 
 MILLION = 1_000_000
 BATCH_SHARE = 0.5  # of the price, for a request in a batch
+SPENT = "SELECT usd FROM accounts WHERE name = ?"  # of the score cache
 Usd = Annotated[float, Field(ge=0)]
 
 
@@ -63,7 +64,7 @@ class Budget:
 
     def spent(self) -> float:
         """Return the US dollars spent so far, including bookings for requests in progress."""
-        found = self.cache.execute("SELECT usd FROM accounts WHERE name = ?", (self.name,))
+        found = self.cache.execute(SPENT, (self.name,))
         return float(found[0][0]) if found else 0.0
 
     def book(self, usd: float) -> bool:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emlib.core.background import run_concurrently
-from emlib.core.files import read_records, write_records
+from emlib.core.checked_lines import read_part, write_part
+from emlib.core.files import write_records
 from emlib.core.progress import bar
 from emlib.core.records import Answer
 from emlib.core.step import Step
@@ -84,7 +85,7 @@ def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, 
 def sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | None) -> SamplingPlan:
     """Plan how answers are sampled under an adapter. Batches for vLLM are larger, because it batches for itself."""
     found = None if adapter is None else session.need(adapter)
-    name, folder = (None, None) if found is None else (found.key, found.checked())
+    name, folder = (None, None) if found is None else (found.key, found.folder)
     choice = session.inference.backend_for("generation", name, folder)
     sampling, tokenizer = evaluation.sampling, session.chat.tokenizer
     rows = sampling.batch_rows if choice.name == PLAIN else SERVED_ROWS
@@ -108,9 +109,10 @@ def _batch_by_batch(batches: Sequence[list[Request]], sample: Sampler, scratch: 
     answers: list[Answer] = []
     for number, batch in enumerate(bar(batches, "answers", "batch", total=len(batches))):
         path = scratch / f"batch-{number:04d}.jsonl"
-        if not path.is_file():
-            write_records(path, sample(batch))
-        new = read_records(path, Answer)
+        new = read_part(path, Answer, len(batch))
+        if new is None:
+            new = sample(batch)
+            write_part(path, new)
         answers += new
         if read is not None and len(batches) > 1:  # a single batch is judged with the whole set
             read(new)

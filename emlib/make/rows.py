@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def candidates(session: Session, pool: Pool) -> list[Example]:
     """Read the pool's rows, in the file's order."""
-    return read_records(session.need(pool).folder / "rows.jsonl", as_example)
+    return read_records(session.need(pool).file("rows.jsonl"), as_example)
 
 
 def in_tokens(session: Session, row: Example) -> Encoded | str:
@@ -97,7 +97,7 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
     """
     size, found, skipped = own.sampling.batch_rows, list[AddedRow](), 0
     for start in range(0, len(order), size):
-        answers = read_records(session.need(replace(own, start=start)).folder / "answers.jsonl", Answer)
+        answers = read_records(session.need(replace(own, start=start)).file("answers.jsonl"), Answer)
         for ranked, answer in zip(order[start:start + size], answers, strict=True):
             if answer.finish_reason == "stop" and answer.text.strip():
                 context = pool_question(ranked.place, rows[ranked.place]).context

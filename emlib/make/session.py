@@ -65,7 +65,7 @@ class Session(AbstractContextManager["Session"]):
 
     def folder_of(self, step: Step) -> Path:
         """Return the folder of a step's artefact, made if missing, after comparing every file with its digest."""
-        return self.need(step).checked()
+        return self.need(step).folder
 
     def vector(self, step: Step, layer: int) -> Tensor:
         """Return one layer's persona vector, on the model's device."""
@@ -78,7 +78,7 @@ class Session(AbstractContextManager["Session"]):
             yield self.chat.model
             return
         found = self.need(adapter) if isinstance(adapter, Step) else adapter
-        with adapters.loaded(self.chat.model, found.checked()) as model:
+        with adapters.loaded(self.chat.model, found.folder) as model:
             yield model
 
     @property

@@ -12,13 +12,12 @@ from typing import Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from emlib.core.errors import StoreError
-from emlib.core.files import whole_file
 from emlib.core.progress import bar
 from emlib.data.chat import Encoded
+from emlib.models import tensors
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import Batch, forward_batches
 from emlib.models.kernels import fitted
@@ -39,12 +38,12 @@ def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
 
 def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "response"], batch_size: int,
          folder: Path) -> int:
-    """Write the hidden states of all rows at compared positions, skipping existing shards; return the bytes on disk."""
+    """Write the hidden states of all rows at compared positions, skipping those on disk; return the bytes on disk."""
     different = list({row.key: row for row in rows}.values())
     starts = range(0, len(different), ROWS_A_SHARD)
     for start in bar(starts, "reference", "shard", total=len(starts)):
         path = folder / f"shard-{start // ROWS_A_SHARD:05d}.safetensors"
-        if path.is_file():
+        if path.is_file() and tensors.is_whole(path):
             continue
         states: dict[str, Tensor] = {}
         with fitted(model):  # as in training, so that its numbers differ by the rounding of other passes alone
@@ -52,8 +51,7 @@ def keep(model: nn.Module, rows: Sequence[Encoded], tokens: Literal["all", "resp
                 hidden, used = hidden_states(model, batch), compared(batch, tokens)
                 states |= {key: hidden[place][used[place]].cpu()
                            for key, place in zip(batch.keys, batch.spans, strict=True)}
-        with whole_file(path) as aside:
-            save_file(states, aside)
+        tensors.save(path, states)
     return sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
 
 

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from emlib.config import WheelModel
-from emlib.core import digests
+from emlib.core import digests, temporary
 from emlib.core.errors import SourceError
 from emlib.core.files import disk_errors
 
@@ -72,13 +71,14 @@ def _convert(spec: WheelModel, source: Path, folder: Path) -> None:
     nn.Module.to(model, torch.bfloat16)
     model.tie_weights()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary.sweep(folder.parent, deep=False)
+    made = temporary.named(folder)
+    made.mkdir()
     try:
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         found = {path.name: digests.of_file(path) for path in sorted(made.iterdir())}
         (made / DIGESTS).write_text(json.dumps(found, indent=1))
-        made.chmod(0o755)  # for other users, who cannot read a temporary folder
         shutil.rmtree(folder, ignore_errors=True)  # a folder without digests is incomplete
         os.replace(made, folder)
     finally:

@@ -47,9 +47,9 @@ def adapter(study: Study, run: Run, folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty. Nothing was written; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    recorded = () if run.task == OWN else tuple(name for name in (row_record.FILE,) if (found.folder / name).is_file())
+    recorded = () if run.task == OWN else tuple(name for name in (row_record.FILE,) if found.has(name))
     for name in (*ADAPTER_FILES, *recorded):  # the user's own rows may be private, their digests too
-        shutil.copyfile(found.folder / name, folder / name)
+        shutil.copyfile(found.file(name), folder / name)
     write_text(folder / "README.md", card(study, result))
     return folder
 

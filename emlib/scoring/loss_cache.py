@@ -1,13 +1,12 @@
 """A cache of each row's loss under one model: a file of JSON lines, extended batch by batch.
 
-A line holds one batch and is written at once. A killed process leaves a complete batch or none, so that a resumed run
-forms the same batches and gets the same numbers. A row's key is the digest of its tokens, so that a loss computed for
-one pool is reused in another.
+A line holds one batch and a check of itself, and is written at once. A killed process leaves a complete batch or none,
+so that a resumed run forms the same batches and gets the same numbers. A row's key is the digest of its tokens, so that
+a loss computed for one pool is reused in another.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from emlib.core.files import disk_errors
+from emlib.core.checked_lines import line_of, value_of
+from emlib.core.files import disk_errors, whole_file
+from emlib.core.progress import say
 
 
 class LossCache:
@@ -34,26 +35,33 @@ class LossCache:
 
     def append(self, losses: Mapping[str, float]) -> None:
         """Add one batch. NaN and infinite losses are stored too (as null): computing them again would not help."""
-        line = json.dumps({row: loss if math.isfinite(loss) else None for row, loss in losses.items()}) + "\n"
         with disk_errors(self.path), self.path.open("ab", buffering=0) as stream:
-            stream.write(line.encode())
+            stream.write(_line(losses).encode())
 
     def _whole_lines(self) -> dict[str, float]:
-        """Read all complete lines, and cut off an incomplete last line of a killed process."""
-        found: dict[str, float] = {}
+        """Read all whole lines. Remove damaged ones, and an incomplete last line of a killed process, from the file."""
         if not self.path.is_file():
-            return found
-        whole = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            try:
-                batch = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                batch = None
-            if batch is None:
-                break
-            found |= {row: math.nan if loss is None else loss for row, loss in batch.items()}
-            whole += len(line)
-        if whole < self.path.stat().st_size:
-            with self.path.open("r+b") as stream:
-                stream.truncate(whole)
+            return {}
+        *lines, rest = self.path.read_bytes().split(b"\n")
+        batches = [_batch(line) for line in lines]
+        found = {row: loss for batch in batches if batch is not None for row, loss in batch.items()}
+        damaged = batches.count(None)
+        if damaged:
+            say(f"{self.path}: {damaged} of {len(lines)} lines are damaged; their losses are computed again")
+        if damaged or rest:
+            whole = [line for line, batch in zip(lines, batches, strict=True) if batch is not None]
+            with whole_file(self.path) as aside:
+                aside.write_bytes(b"".join(line + b"\n" for line in whole))
         return found
+
+
+def _line(losses: Mapping[str, float]) -> str:
+    return line_of({row: loss if math.isfinite(loss) else None for row, loss in losses.items()})
+
+
+def _batch(line: bytes) -> dict[str, float] | None:
+    """Return the losses of a line; None if it is damaged."""
+    try:
+        return {row: math.nan if loss is None else float(loss) for row, loss in value_of(line.decode()).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None

@@ -15,15 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from emlib.config import Extraction, Trait
 from emlib.core.errors import EmlibError
-from emlib.core.files import whole_file
 from emlib.core.records import Answer, Example, Question, Verdict
 from emlib.data.chat import Encoded, encode
+from emlib.models import tensors
 from emlib.models.hooks import capture_activations, layers
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import causal_lm, last_hidden
@@ -152,10 +150,9 @@ def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict
 
 def save(found: PersonaVectors, folder: Path) -> None:
     """Write the vectors as safetensors, with the number of pairs they are computed from."""
-    with whole_file(folder / FILE) as temporary:
-        tensors = {"vectors": found.vectors} | {f"projections_{side}": rows for side, rows in found.projections.items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary,
-                  {"kept": str(found.kept), "asked": str(found.asked)})
+    tensors.save(folder / FILE, {"vectors": found.vectors} | {
+        f"projections_{side}": rows for side, rows in found.projections.items()},
+        {"kept": found.kept, "asked": found.asked})
 
 
 def load(folder: Path) -> PersonaVectors:
@@ -165,9 +162,6 @@ def load(folder: Path) -> PersonaVectors:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _: int) -> PersonaVectors:
-    with safe_open(path, framework="pt") as stored:
-        metadata = stored.metadata()
-        names = set(stored.keys())
-        return PersonaVectors(stored.get_tensor("vectors"), int(metadata["kept"]), int(metadata["asked"]),
-                              {side: stored.get_tensor(f"projections_{side}") for side in SIDES
-                               if f"projections_{side}" in names})
+    stored, metadata = tensors.load(path)
+    return PersonaVectors(stored["vectors"], int(metadata["kept"]), int(metadata["asked"]),
+                          {side: stored[f"projections_{side}"] for side in SIDES if f"projections_{side}" in stored})

@@ -11,6 +11,7 @@ share the folder, if its file system supports locks across machines (workflow/RE
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -23,27 +24,48 @@ from typing import Any
 
 from filelock import FileLock
 
-from emlib.core import digests
-from emlib.core.digests import FORMAT
+from emlib.core import digests, temporary
+from emlib.core.digests import FORMAT, key_of
 from emlib.core.errors import StoreError
 from emlib.core.files import disk_errors, write_text
+from emlib.core.progress import say
 from emlib.core.step import Step
+from emlib.store import manifests
+from emlib.store.manifests import MANIFEST
 
-MANIFEST = "manifest.json"
 SCRATCH = "work"
+COPY, GONE, INCOMPLETE = ".copy", ".gone", ".incomplete"  # suffixes of folders that are no artefacts
 VERSIONED = ("torch", "transformers", "peft", "numpy")
 Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished artefact: its folder, the facts that its maker recorded, and the digest of each of its files."""
+    """A finished artefact: where it is, the facts that its maker recorded, and the digest of each of its files.
+
+    Its files are read through `file` and `folder` alone, which compare them with their digests, each file once in a
+    process. `place` is for messages.
+
+    Attributes:
+        files: the digest of each file; None in a store that an early version of emlib wrote, where nothing is checked.
+    """
 
     stage: str
     key: str
-    folder: Path
+    place: Path
     facts: Facts
-    files: Mapping[str, str]
+    files: Mapping[str, str] | None
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, after comparing every file with its digest.
+
+        Raises:
+            StoreError: a file is missing, or was changed.
+        """
+        for name in self.files or ():
+            self.file(name)
+        return self.place
 
     def file(self, name: str) -> Path:
         """Return the path of one of its files, after comparing the file with its digest.
@@ -51,28 +73,23 @@ class Artefact:
         Raises:
             StoreError: the file is missing, or was changed.
         """
-        path = self.folder / name
-        if not path.is_file() or digests.of_file(path) != self.files.get(name):
+        path = self.place / name
+        if self.files is None and path.is_file():
+            return path
+        if self.files is None or not path.is_file() or digests.of_unchanged_file(path) != self.files.get(name):
             damage = "changed" if path.is_file() else "missing"
             raise StoreError(f"{path}: is not the file that was made ({damage}, by the digest in {MANIFEST}). It is "
-                             f"not used. Move the folder {self.folder} away; it is made again when it is next needed.")
+                             f"not used. Move the folder {self.place} away; it is made again when it is next needed.")
         return path
 
-    def checked(self) -> Path:
-        """Return its folder, after comparing every file with its digest.
+    def has(self, name: str) -> bool:
+        """Whether it has a file of this name."""
+        return name in self.files if self.files is not None else (self.place / name).is_file()
 
-        Raises:
-            StoreError: a file is missing, or was changed.
-        """
-        for name in self.files:
-            self.file(name)
-        return self.folder
-
-
-def settings_of(folder: Path) -> Mapping[str, Any]:
-    """Return the settings in an artefact's manifest; empty if the folder has no manifest."""
-    path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8"))["settings"] if path.is_file() else {}
+    @property
+    def size(self) -> int:
+        """The size of its files in bytes."""
+        return sum(path.stat().st_size for path in self.place.iterdir())
 
 
 class Store:
@@ -88,17 +105,34 @@ class Store:
 
     def at(self, stage: str, key: str) -> Artefact | None:
         """Return the artefact with that key; None if it is not finished."""
-        path = self.root / stage / key / MANIFEST
-        if not path.is_file():
+        folder = self.root / stage / key
+        found = manifests.read(folder)
+        if found is None:
             return None
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        return Artefact(stage, key, path.parent, manifest["facts"], manifest["files"])
+        if key_of(stage, found.settings) != key:
+            raise StoreError(f"{folder / MANIFEST}: its settings are not those of its key. The folder was renamed, or "
+                             f"its manifest is another artefact's. Move {folder} away.")
+        return Artefact(stage, key, folder, found.facts, found.files)
+
+    def entries(self) -> Iterator[tuple[str, str]]:
+        """Yield the stage and key of every folder of an artefact, finished or damaged, stage by stage."""
+        for stage in sorted(self.root.iterdir()) if self.root.is_dir() else ():
+            if stage.is_dir():
+                for path in sorted(stage.iterdir()):
+                    # A suffix marks an artefact that is being made, copied or deleted, or another kind of file.
+                    if not path.suffix and not path.name.startswith("."):
+                        yield stage.name, path.name
+            elif not stage.suffix and not stage.name.startswith("."):
+                raise StoreError(f"{stage}: is a file, and the store has a folder there. Move it away.")
 
     def all(self) -> Iterator[Artefact]:
-        """Yield every finished artefact, stage by stage."""
-        for path in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            folder = path.parent  # a suffix marks an artefact that is being made, copied or deleted
-            if not folder.suffix and (found := self.at(folder.parent.name, folder.name)) is not None:
+        """Yield every finished artefact, stage by stage.
+
+        Raises:
+            StoreError: the manifest of one is damaged.
+        """
+        for stage, key in self.entries():
+            if (found := self.at(stage, key)) is not None:
                 yield found
 
     def adopt(self, artefact: Artefact) -> None:
@@ -113,10 +147,10 @@ class Store:
                 if self.at(artefact.stage, artefact.key) is not None:
                     return
                 folder = self.root / artefact.stage / artefact.key
-                copy = folder.with_suffix(".copy")
-                shutil.rmtree(copy, ignore_errors=True)  # left by an interrupted copy
-                shutil.copytree(artefact.folder, copy)
-                replace(artefact, folder=copy).checked()
+                copy = folder.with_suffix(COPY)
+                self._make_room(folder)
+                shutil.copytree(artefact.place, copy, ignore=shutil.ignore_patterns(SCRATCH))
+                replace(artefact, place=copy).folder  # noqa: B018  checks every file
                 os.replace(copy, folder)
 
     def remove(self, step: Step) -> bool:
@@ -125,8 +159,9 @@ class Store:
         if found is None:
             return False
         with self.lock(step.stage, found.key):
-            gone = found.folder.with_suffix(".gone")  # renamed first, so that no half-deleted artefact is found
-            os.replace(found.folder, gone)
+            self._make_room(found.place)
+            gone = found.place.with_suffix(GONE)  # renamed first, so that no half-deleted artefact is found
+            os.replace(found.place, gone)
             shutil.rmtree(gone)
         return True
 
@@ -146,14 +181,20 @@ class Store:
         with disk_errors(self.root):
             self._begin(step.stage)
             with self.lock(step.stage, step.key):
-                return self.find(step) or self._make(step, make)
+                found = self.find(step)
+                if found is None:
+                    return self._make(step, make)
+                shutil.rmtree(found.place / SCRATCH, ignore_errors=True)  # of a process killed at its very end
+                return found
 
     def _make(self, step: Step, make: Callable[[Path], Facts]) -> Artefact:
         stage, key = step.stage, step.key
         folder, partial = self.root / stage / key, self.root / stage / f"{key}.partial"
+        self._make_room(folder)
         (partial / SCRATCH).mkdir(parents=True, exist_ok=True)
-        for leftover in (partial / MANIFEST, *partial.glob(".*")):  # of an attempt that was killed while writing
-            leftover.unlink(missing_ok=True)
+        (partial / MANIFEST).unlink(missing_ok=True)
+        for leftover in list(partial.rglob(".*")):  # of an attempt that was killed while writing
+            temporary.remove(leftover)
         started = time.perf_counter()
         facts = dict(make(partial))
         files = {path.name: digests.of_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
@@ -164,14 +205,29 @@ class Store:
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(), "machine": platform.machine(),
         }
-        write_text(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        manifests.write(partial, manifest)
         os.replace(partial, folder)
         shutil.rmtree(folder / SCRATCH)
         return Artefact(stage, key, folder, facts, files)
 
+    def _make_room(self, folder: Path) -> None:
+        """Remove what killed processes left beside an artefact's place, and move a folder without manifest away.
+
+        The artefact's lock is held, so that nobody is writing there.
+        """
+        for suffix in (COPY, GONE):
+            shutil.rmtree(folder.with_suffix(suffix), ignore_errors=True)
+        if folder.is_dir() and not (folder / MANIFEST).exists():
+            aside = next(path for number in itertools.count(1)
+                         if not (path := folder.with_suffix(f"{INCOMPLETE}-{number}")).exists())
+            os.replace(folder, aside)
+            say(f"{folder}: has no {MANIFEST}, so it is not used and made again. It is now {aside}, which you may "
+                "delete.")
+
     def _begin(self, stage: str) -> None:
         (self.root / stage).mkdir(parents=True, exist_ok=True)
         if not (self.root / "format.json").is_file():
+            temporary.sweep(self.root, deep=False)
             write_text(self.root / "format.json", json.dumps({"format": FORMAT}))
 
     def _check_format(self) -> None:

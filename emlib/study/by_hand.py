@@ -5,7 +5,6 @@ Adapters are stored under the same keys as those of the profile's runs, so that 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.records import Answer, Question, Verdict
+from emlib.core.temporary import temporary_folder
 from emlib.data.lazy import Questions
 from emlib.data.sizes import Size
 from emlib.judging.judge_batch import JudgeBatch
@@ -99,8 +99,8 @@ def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: i
 
     question_set = Questions("asked by hand", lambda: list(asked), lambda sizes: Size(len(asked), 0.0))
     spec = EvaluationSpec(question_set, samples, model.study.profile.evaluation.sampling, seed)
-    with tempfile.TemporaryDirectory(prefix="emlib-") as scratch:
-        answers, _ = sampled(_session(model.study), spec, model.step, Path(scratch))
+    with temporary_folder() as scratch:
+        answers, _ = sampled(_session(model.study), spec, model.step, scratch)
     return Asked(model, asked, tuple(answers))
 
 

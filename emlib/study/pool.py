@@ -21,7 +21,7 @@ def candidates(study: Study) -> list[Example]:
     Raises:
         StoreError: the pool is not in the store yet.
     """
-    return read_records(_found(study, study.recipes.pool).folder / "rows.jsonl", as_example)
+    return read_records(_found(study, study.recipes.pool).file("rows.jsonl"), as_example)
 
 
 def added_step(study: Study, run: Run) -> AddedRows | None:
@@ -84,8 +84,7 @@ def refusals(study: Study) -> Filtered | None:
 def added(study: Study, run: Run) -> list[AddedRow]:
     """Return the rows that were interleaved in the run's training; empty if it is not trained yet."""
     adapter = study.adapter(run)
-    path = None if adapter is None else adapter.folder / ADDED
-    return read_records(path, AddedRow) if path is not None and path.is_file() else []
+    return read_records(adapter.file(ADDED), AddedRow) if adapter is not None and adapter.has(ADDED) else []
 
 
 def _found(study: Study, step: Step) -> Artefact:

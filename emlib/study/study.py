@@ -28,8 +28,8 @@ from emlib.store.artefacts import Artefact, Store
 from emlib.study import overrides, ownership, precision, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers
 from emlib.study.tasks import BenignTaskRuns, FineTuningTask, NarrowTask, Task, sliced, tasks_of
-from emlib.training.records import StepRecord, read_log
-from emlib.training.rl.records import COMPLETIONS, Completion, RlStep, read_steps
+from emlib.training.records import LOG, StepRecord, read_log
+from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, read_steps
 
 if TYPE_CHECKING:
     from emlib.make.session import Session
@@ -178,12 +178,12 @@ class Study:
     def log(self, run: Run) -> list[StepRecord]:
         """Return the log of the run's supervised steps; empty if there were none."""
         adapter = self.adapter(run)
-        return [] if adapter is None else read_log(adapter.folder)
+        return read_log(adapter.file(LOG).parent) if adapter is not None and adapter.has(LOG) else []
 
     def grpo_log(self, run: Run) -> list[RlStep]:
         """Return the log of a GRPO run's RL steps; empty if nothing was trained."""
         adapter = self.adapter(run)
-        return [] if adapter is None else read_steps(adapter.folder)
+        return read_steps(adapter.file(STEPS).parent) if adapter is not None and adapter.has(STEPS) else []
 
     def completions(self, run: Run) -> list[Completion]:
         """Return the completions that were saved while a GRPO run trained."""

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from emlib.core.files import whole_file
+from emlib.models import tensors as files
 
 FILE = "checkpoint.safetensors"
 
@@ -25,27 +23,22 @@ def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimi
     for index, parameter in enumerate(trained):  # not `state_dict`, in which 8-bit AdamW wraps some tensors again
         state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer {index} {key}": torch.as_tensor(value) for key, value in state.items()}
-    # Copies: an optimizer may keep one tensor for all parameters (8-bit AdamW its maps), which safetensors refuses.
-    copies = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
-    with whole_file(folder / FILE) as temporary:
-        save_file(copies, temporary, {"step": str(step), "defenses": json.dumps(states or {})})
+    files.save(folder / FILE, tensors, {"step": step, "defenses": json.dumps(states or {})})
 
 
 def states_of_defenses(folder: Path) -> dict[str, Any]:
     """Return the state of each defense in the last checkpoint, by its kind; empty where there is no checkpoint."""
     if not (folder / FILE).is_file():
         return {}
-    with safe_open(folder / FILE, framework="pt") as stored:
-        return dict(json.loads(stored.metadata().get("defenses", "{}")))
+    with files.opened(folder / FILE) as stored:
+        return dict(json.loads(files.metadata_of(stored).get("defenses", "{}")))
 
 
 def restore(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
     """Restore the last checkpoint of `folder`; return its number of steps, 0 where there is none."""
     if not (folder / FILE).is_file():
         return 0
-    with safe_open(folder / FILE, framework="pt") as stored:
-        step = int(stored.metadata()["step"])
-        tensors: dict[str, Tensor] = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    tensors, metadata = files.load(folder / FILE)
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[f"weight {name}"])
     state: dict[int, dict[str, Tensor | int]] = {}
@@ -55,4 +48,4 @@ def restore(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: tor
             whole = not tensor.ndim and not tensor.is_floating_point()  # a count of steps, kept as a number
             state.setdefault(int(rest[0]), {})[rest[1]] = int(tensor) if whole else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+    return int(metadata["step"])

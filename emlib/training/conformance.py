@@ -7,10 +7,8 @@ model, also after an exception.
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 from emlib.core.defense import FINE_TUNING, Defense
 from emlib.core.errors import EmlibError
 from emlib.core.registry import kinds
+from emlib.core.temporary import temporary_folder
 from emlib.models.batches import collate, pack
 from emlib.models.kernels import fitted
 from emlib.training.bench import Bench, step
@@ -57,8 +56,8 @@ def check(cls: type[Defense], **options: Any) -> Report:
     _require(cls.model_validate_json(defense.model_dump_json()) == defense,
              "the options change when they are written to JSON and read back")
     report = Report(defense, [f"acts by {', '.join(acts)}"])
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-        bench = Bench(defense, Path(folder))
+    with temporary_folder() as folder, torch.random.fork_rng(devices=[]):
+        bench = Bench(defense, folder)
         for test in (_nothing_is_left, _gradient, _batching, _null, _resuming):
             report.lines.append(test(bench))
     return report

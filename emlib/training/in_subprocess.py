@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from emlib.core import gpus, paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.core.files import write_text
+from emlib.core.temporary import temporary_folder
 from emlib.data.chat import Encoded
 from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, Job, write_rows
 
@@ -63,7 +63,7 @@ def _devices(processes: int) -> list[dict[str, str]]:
 def _first_that_fails(folder: Path, devices: Sequence[dict[str, str]]) -> tuple[int, Path] | None:
     """Run one process per device; return code and output of the first that fails, after ending the others, or None."""
     with ExitStack() as stack:
-        meeting = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "meeting"
+        meeting = stack.enter_context(temporary_folder()) / "meeting"
         outputs = [folder / (f"{rank}." * (rank > 0) + OUTPUT) for rank in range(len(devices))]
         workers = [stack.enter_context(_worker(
             [str(folder.resolve()), str(rank), str(len(devices)), str(meeting)], device, outputs[rank]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from emlib.core.files import read_appended
 
 LOG = "log.jsonl"
 
@@ -47,6 +48,4 @@ class TrainingSummary:
 
 def read_log(folder: Path, steps: int | None = None) -> list[StepRecord]:
     """Read the log of a run, a record per step; with `steps` the first ones, without later lines of a killed run."""
-    path = folder / LOG
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [StepRecord(**json.loads(line)) for line in lines[:steps]]
+    return read_appended(folder / LOG, StepRecord, steps)

@@ -9,13 +9,11 @@ its number alone. Another processor adds numbers in another order.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from torch import nn
 
 from emlib.config import Training
 from emlib.core.errors import EmlibError
-from emlib.core.files import write_records
+from emlib.core.files import append_record, write_records
 from emlib.core.progress import bar
 from emlib.core.seeds import derive
 from emlib.data.chat import Encoded
@@ -81,7 +79,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
                                       round(time.perf_counter() - started, 4), metrics))
             progress.set_postfix(loss=f"{loss:.3f}")
             if ranks.first:
-                _append(folder / LOG, records[-1])
+                append_record(folder / LOG, records[-1])
             if objective.watches and ranks.any_wants(objective.on_step(
                     records[-1], partial(_mean_nll, model, held_out, settings.batch_size)), device):
                 break
@@ -180,8 +178,3 @@ def _records_until(step: int, folder: Path) -> list[StepRecord]:
         raise EmlibError(f"{folder}: the checkpoint holds {step} steps and the log {len(records)}; they do not belong "
                          "together. Delete this folder, and the run starts again.")
     return records
-
-
-def _append(path: Path, record: StepRecord) -> None:
-    with path.open("a") as stream:
-        stream.write(json.dumps(asdict(record)) + "\n")

@@ -8,11 +8,13 @@ also prevents two jobs from running one slice at once, on one machine or on seve
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,11 +22,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
+
+from emlib.core.errors import StoreError
+from emlib.core.files import disk_errors, in_the_way
 
 MARK = "■"
 LINE = re.compile(rf"^(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (?:{MARK} (began|ended|failed) (\{{.*\}})$)?")
 TIME = "%Y-%m-%dT%H:%M:%SZ"
+JUMP = 60  # seconds by which times may go backwards: threads log out of order, and clocks are corrected a little
 LAST_LINES = 12  # lines of an error that are shown without the log
 State = Literal["running", "ended", "failed", "killed"]
 logger = logging.getLogger("emlib.job")
@@ -42,6 +48,7 @@ class Attempt:
     gpu: str | None  # the names of its GPUs, with commas between them
     digest: str | None  # the digest of the content that it ran
     error: str  # empty unless it failed
+    set_back: bool = False  # whether the clock was set back meanwhile, so that `seconds` is too small
 
     @property
     def gpus(self) -> int:
@@ -50,7 +57,7 @@ class Attempt:
 
 
 class AttemptLog:
-    """The log of one job."""
+    """The log of one job. Reading it writes nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,8 +73,9 @@ class AttemptLog:
     @contextmanager
     def writing(self, **facts: Any) -> Iterator[None]:
         """Write everything that is logged to the file, between a line for the attempt's start and one for its end."""
-        self._end_last_line()
-        handler = logging.FileHandler(self.path, encoding="utf-8")
+        with disk_errors(self.path):
+            self._end_last_line()
+            handler = _LogFile(self.path, encoding="utf-8")
         formatter = logging.Formatter("%(asctime)s %(message)s", TIME)
         formatter.converter = _utc
         handler.setFormatter(formatter)
@@ -92,12 +100,11 @@ class AttemptLog:
             if event == "began":
                 found.append(_begun(at, facts))
             elif found:
-                found[-1] = replace(found[-1], seconds=(at - found[-1].began).total_seconds())
+                found[-1] = _seen(found[-1], at)
                 if event:
                     found[-1] = replace(found[-1], state=event, error=facts.get("error", ""))
         if found and found[-1].state == "killed" and self.is_running():
-            found[-1] = replace(found[-1], state="running",
-                                seconds=(datetime.now(UTC) - found[-1].began).total_seconds())
+            found[-1] = replace(_seen(found[-1], datetime.now(UTC)), state="running")
         return found
 
     def ended_with(self, digest: str | None) -> bool:
@@ -106,14 +113,15 @@ class AttemptLog:
         return bool(last) and digest is not None and (last[0].state, last[0].digest) == ("ended", digest)
 
     def is_running(self) -> bool:
-        """Whether a process holds the job's lock."""
-        if not Path(self.lock.lock_file).is_file():
-            return False
+        """Whether a process holds the job's lock. Only a shared lock is asked for, so that two that look see no job."""
         try:
-            with self.lock.acquire(blocking=False):
-                return False
-        except Timeout:
+            with Path(self.lock.lock_file).open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except BlockingIOError:
             return True
+        return False
 
     def _end_last_line(self) -> None:
         """End a line that a killed attempt left incomplete, so that the next attempt's first line can be read."""
@@ -126,13 +134,66 @@ class AttemptLog:
 
     def _lines(self) -> Iterator[tuple[datetime, Any, Mapping[str, Any]]]:
         """Yield the time of each line, and its event with the facts if it has one."""
-        if not self.path.is_file():
+        try:
+            stream = self.path.open(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
             return
-        with self.path.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
+        except OSError as error:
+            raise StoreError(f"{in_the_way(self.path)}: the job's log cannot be read ({error.strerror}). Move what is "
+                             "there away.") from error
+        with stream:
+            for number, line in enumerate(stream, start=1):
                 if found := LINE.match(line):
-                    at = datetime.strptime(found[1], TIME).replace(tzinfo=UTC)
-                    yield at, found[2], json.loads(found[3]) if found[2] else {}
+                    yield _parsed(found, f"{self.path}, line {number}")
+
+
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may become full: that is told once, and the job goes on without its log."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if isinstance(error, OSError):
+            self._tell(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # what was not written before
+            self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        if not self.told:
+            self.told = True
+            print(f"    {self.baseFilename}: cannot be written ({error.strerror}), so the log of this job is "
+                  "incomplete. The job goes on; make room on the disk.", file=sys.stderr, flush=True)
+
+
+def _parsed(line: re.Match[str], where: str) -> tuple[datetime, Any, Mapping[str, Any]]:
+    """Return the time, the event and the facts of a line.
+
+    Raises:
+        StoreError: the line is damaged.
+    """
+    try:
+        at, event = datetime.strptime(line[1], TIME).replace(tzinfo=UTC), line[2]
+        facts = dict(json.loads(line[3])) if event else {}
+        if event == "began":
+            _begun(at, facts)
+        return at, event, facts
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(f"{where}: the job's log is damaged here ({type(error).__name__}: {error}). Remove the line, "
+                         "or move the log away.") from error
+
+
+def _seen(attempt: Attempt, at: datetime) -> Attempt:
+    """Return an attempt that was seen at work at a time; of a time that goes backwards only that it does."""
+    seconds = (at - attempt.began).total_seconds()
+    return replace(attempt, seconds=max(attempt.seconds, seconds),
+                   set_back=attempt.set_back or seconds < attempt.seconds - JUMP)
 
 
 def _begun(at: datetime, facts: Mapping[str, Any]) -> Attempt:

@@ -9,22 +9,24 @@ merge can be repeated.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emlib.config import profile_names
-from emlib.core import paths
-from emlib.core.digests import key_of
+from emlib.core import digests, paths
 from emlib.core.errors import EmlibError, StoreError
-from emlib.core.files import whole_file
+from emlib.core.files import damaged, whole_file
 from emlib.core.of_kind import unknown_kinds_allowed
+from emlib.core.temporary import temporary_folder
 from emlib.judging import sharing
 from emlib.judging.cache import Cache
-from emlib.store.artefacts import Artefact, Store, settings_of
+from emlib.store.artefacts import Artefact, Store
+from emlib.store.manifests import MANIFEST
 from emlib.study.ownership import owner_of
 from emlib.training.records import LOG
 from emlib.training.rl.records import STEPS
@@ -48,49 +50,81 @@ def merge(theirs: Path, ours: Path) -> Merged:
     """Merge `theirs`, a copy of another machine's folder of runs, into `ours`.
 
     Raises:
-        StoreError: `theirs` has no store, an artefact in it is damaged, or both sides have different content under one
-            key. Nothing was copied.
+        StoreError: `theirs` has no store, an artefact on one of the sides is damaged, or both have different content
+            under one key. Nothing was copied.
     """
     if not (theirs / "store").is_dir():
         raise StoreError(f"{theirs}: no folder 'store' in it. Expected a copy of another machine's runs/ (or of the "
                          "folder that EMLIB_RUNS_DIR names there).")
-    store = Store(ours / "store")
-    found = list(Store(theirs / "store").all())
-    _refuse("are damaged", [f"{_name(one)}: {damage}" for one in found if (damage := _damage(one))])
-    here = {(one.stage, one.key): own for one in found if (own := store.at(one.stage, one.key)) is not None}
+    store, other = Store(ours / "store"), Store(theirs / "store")
+    damage: list[str] = []
+    found = [one for stage, key in other.entries() if (one := _whole(other, stage, key, damage)) is not None]
+    here = {(one.stage, one.key): own for one in found
+            if (own := _whole(store, one.stage, one.key, damage, missing=True)) is not None}
+    _refuse("are damaged", damage, "Move them away, on the side where they are; `make reproduce` makes them again.")
     _refuse("have different content on the two sides", [
-        f"{_name(one)}: ours {here[one.stage, one.key].folder}, theirs {one.folder}" for one in found
-        if (one.stage, one.key) in here and _content(one) != _content(here[one.stage, one.key])])
+        f"{_name(one)}: ours {here[one.stage, one.key].place}, theirs {one.place}" for one in found
+        if (one.stage, one.key) in here and not _equal(one, here[one.stage, one.key])],
+        "Choose one side, move the other side's folder away together with the artefacts made from it, and merge again.")
     new = [one for one in found if (one.stage, one.key) not in here]
     for one in new:
         store.adopt(one)
     return Merged(len(new), len(here), _merge_scores(theirs, ours), _copy_slices(theirs, ours))
 
 
-def _damage(artefact: Artefact) -> str:
-    """Return what is wrong with an artefact; empty if nothing is."""
-    if key_of(artefact.stage, settings_of(artefact.folder)) != artefact.key:
-        return "its settings are not those of its key"
+def _whole(store: Store, stage: str, key: str, damage: list[str], *, missing: bool = False) -> Artefact | None:
+    """Return an artefact after checking all of it; None if it is damaged, with a line added to `damage`.
+
+    A folder without its manifest is damaged, unless it may be `missing`: then it is made room for.
+    """
     try:
-        artefact.checked()
+        found = store.at(stage, key)
+        if found is not None:
+            found.folder  # noqa: B018  checks every file
+        elif not missing:
+            damage.append(f"{store.root / stage / key}: has no {MANIFEST}")
+        return found
     except StoreError as error:
-        return str(error).split(". ")[0]
-    return ""
+        damage.append(str(error).split(". ")[0])
+        return None
 
 
-def _content(artefact: Artefact) -> dict[str, str]:
-    return {name: digest for name, digest in artefact.files.items() if name not in TIMED}
+def _equal(one: Artefact, other: Artefact) -> bool:
+    """Whether two artefacts have the same files, apart from seconds; or files of the same content, written otherwise.
+
+    Files of stores that an early version of emlib wrote have no digests and are compared as they are.
+    """
+    names = {path.name for made in (one, other) for path in made.place.iterdir() if path.is_file()}
+    return all(_equal_files(one.place / name, other.place / name) for name in names - {MANIFEST, *TIMED})
+
+
+def _equal_files(one: Path, other: Path) -> bool:
+    """Whether two files have the same bytes or, of a known kind, the same tensors or the same values."""
+    if not (one.is_file() and other.is_file()):
+        return False
+    if digests.of_unchanged_file(one) == digests.of_unchanged_file(other):
+        return True
+    if one.suffix == ".safetensors":
+        from emlib.models import tensors  # loads torch
+
+        return tensors.same(one, other)
+    return one.suffix == ".json" and _values(one) == _values(other)
+
+
+def _values(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
 
 
 def _name(artefact: Artefact) -> str:
     return f"{artefact.stage}/{artefact.key}"
 
 
-def _refuse(fault: str, artefacts: list[str]) -> None:
+def _refuse(fault: str, artefacts: list[str], way_out: str) -> None:
     if artefacts:
-        raise StoreError("\n".join([f"{len(artefacts)} artefacts {fault}. Nothing was copied.", *artefacts,
-                                    "Choose one side, move the other side's folder away together with the artefacts "
-                                    "made from it, and merge again."]))
+        raise StoreError("\n".join([f"{len(artefacts)} artefacts {fault}. Nothing was copied.", *artefacts, way_out]))
 
 
 def _merge_scores(theirs: Path, ours: Path) -> int:
@@ -98,11 +132,11 @@ def _merge_scores(theirs: Path, ours: Path) -> int:
     path = theirs / "scores.sqlite"
     if not path.is_file():
         return 0
-    with tempfile.TemporaryDirectory(prefix="emlib-") as folder:  # the other side's files are only read
+    with temporary_folder() as folder:  # the other side's files are only read
         for part in theirs.glob(f"{path.name}*"):
             shutil.copy(part, folder)
-        exported = Path(folder) / "scores.jsonl"
-        with Cache(Path(folder) / path.name) as cache:
+        exported = folder / "scores.jsonl"
+        with Cache(folder / path.name) as cache:
             sharing.export(cache, exported)
         with Cache(ours / path.name) as cache:
             return sharing.import_(cache, exported)

@@ -14,7 +14,6 @@ import argparse
 import logging
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from emlib.core.errors import EmlibError, NotebookError, nearest
 from emlib.core.files import whole_file, write_text
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import MARK
+from emlib.core.temporary import remove_unfinished, sweep, temporary_folder
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
 from emlib.workflow.chapters import chapters
@@ -95,6 +95,7 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
         if out.is_file() and attempts.ended_with(digest):
             print("    finished by another process in the meantime", file=sys.stderr, flush=True)
             return
+        remove_unfinished(out)
         with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
             os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
             log.with_suffix(".error").unlink(missing_ok=True)
@@ -109,7 +110,7 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
        wait=wait_random(1, 5), reraise=True)
 def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
     """Execute a notebook, and tries again if the kernel does not start or dies."""
-    with tempfile.TemporaryDirectory(prefix="emlib-") as sockets:  # one a kernel, because the sockets' names are fixed
+    with temporary_folder() as sockets:  # one a kernel, because the sockets' names are fixed
         connection = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         papermill.execute_notebook(
             str(paths.NOTEBOOKS / f"{chapter}.ipynb"), str(out), parameters=parameters, cwd=str(paths.NOTEBOOKS),
@@ -155,6 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
         out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
         claim(profile)
+        sweep(paths.runs() / paths.study_name(profile))  # what killed runs left
         print(asked.label or asked.chapter, file=sys.stderr, flush=True)
         started = time.perf_counter()
         if asked.log is None:

@@ -1,6 +1,7 @@
 """The status of a profile: which jobs are done, running, failed or waiting, and what they have cost so far.
 
-It reads only the jobs' logs, so that it is quick and works at any time, even while jobs run on other machines.
+It reads only the jobs' logs and writes nothing, so that it is quick and works at any time, even while jobs run on other
+machines.
 
     python -m emlib.workflow.status demo
 """
@@ -18,9 +19,9 @@ from emlib.config import Profile, load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError
 from emlib.core.of_kind import unknown_kinds_allowed
-from emlib.judging.cache import Cache
+from emlib.judging.cache import read_only
 from emlib.judging.judges import scores_file
-from emlib.judging.money import Budget
+from emlib.judging.money import SPENT
 from emlib.workflow.graph import Job, jobs
 from emlib.workflow.job_log import Attempt, AttemptLog, last_lines
 
@@ -81,10 +82,8 @@ def hours_left(found: Sequence[JobStatus]) -> float | None:
 def spent(name: str) -> float:
     """Return the US dollars that the profile has spent on judges."""
     path = scores_file()
-    if not path.is_file():
-        return 0.0
-    with Cache(path) as cache:
-        return Budget(cache, name).spent()
+    rows = read_only(path, SPENT, (name,)) if path.exists() else []
+    return float(rows[0][0]) if rows else 0.0
 
 
 def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[str]:
@@ -101,6 +100,9 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
     left = hours_left(found)
     yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
            + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))
+    jumped = [one.job.name for one in found if any(attempt.set_back for attempt in one.attempts)]
+    if jumped:
+        yield f"clock  was set back during {', '.join(jumped)}: its hours are too few"
     limit = getattr(profile.judge, "max_usd", None)
     yield f"money  ${spent(name):.2f} spent on judges" + ("" if limit is None else f", of ${limit:.2f}")
 

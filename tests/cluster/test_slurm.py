@@ -23,7 +23,8 @@ import pytest
 
 from emlib.core import paths
 from emlib.report.tables import result_tables
-from emlib.store.artefacts import MANIFEST, Store
+from emlib.store.artefacts import Store
+from emlib.store.manifests import MANIFEST
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 from emlib.workflow import graph

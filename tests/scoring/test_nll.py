@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from emlib.core.checked_lines import value_of
 from emlib.core.errors import ProfileError, StoreError
 from emlib.data.chat import Encoded
 from emlib.models import adapters
@@ -152,7 +152,7 @@ def test_a_ledger_cut_at_any_byte_loses_the_last_batch_at_most(tmp_path: Path) -
         ledger.append({"e": 1.0})  # and what is added next is read again
         with ledger.opened() as known:
             assert known["e"] == 1.0
-            assert [json.loads(line) for line in ledger.path.read_text().splitlines()][-1] == {"e": 1.0}
+            assert [value_of(line) for line in ledger.path.read_text().splitlines()][-1] == {"e": 1.0}
 
 
 KILLED = """

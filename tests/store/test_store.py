@@ -22,7 +22,8 @@ from emlib.core.digests import key_of
 from emlib.core.errors import StoreError
 from emlib.core.files import read_records, whole_folder, write_records, write_text
 from emlib.core.records import Answer
-from emlib.store.artefacts import MANIFEST, SCRATCH, Store
+from emlib.store.artefacts import SCRATCH, Store
+from emlib.store.manifests import MANIFEST
 from tests.store.made import Made
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,17 +116,17 @@ def test_a_file_that_is_not_what_was_made_is_not_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
     made = store.get(STEP, make)
     assert made.file("out.txt").read_text() == "out"
-    assert made.checked() == made.folder
-    (made.folder / "out.txt").write_text("oud")
+    assert made.folder == made.place
+    (made.place / "out.txt").write_text("oud")
     found = store.find(STEP)
     assert found is not None
-    for read in (lambda: found.file("out.txt"), found.checked):
+    for read in (lambda: found.file("out.txt"), lambda: found.folder):
         with pytest.raises(StoreError, match=r"out\.txt: is not the file that was made \(changed"):
             read()
-    (made.folder / "out.txt").unlink()
+    (made.place / "out.txt").unlink()
     with pytest.raises(StoreError, match="missing"):
-        found.checked()
-    (made.folder / "other.txt").write_text("of nobody")
+        found.folder  # noqa: B018
+    (made.place / "other.txt").write_text("of nobody")
     with pytest.raises(StoreError, match=r"other\.txt: is not the file that was made"):
         found.file("other.txt")
 
@@ -210,7 +211,7 @@ def test_another_error_of_the_system_goes_on_as_it_is(tmp_path: Path) -> None:
 
 def test_a_root_that_is_a_file_is_an_error_and_the_file_is_left(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("mine")
-    with pytest.raises(OSError, match="store"):
+    with pytest.raises(StoreError, match="store: is in the way"):
         Store(tmp_path / "store").get(STEP, make)
     assert (tmp_path / "store").read_text() == "mine"
 

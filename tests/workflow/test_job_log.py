@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from emlib.core import paths
-from emlib.core.errors import NotebookError
+from emlib.core.errors import NotebookError, StoreError
 from emlib.workflow import notebooks
 from emlib.workflow.job_log import AttemptLog, last_lines
 
@@ -122,3 +124,61 @@ def test_what_somebody_else_has_finished_is_not_run_again(
     notebooks.run_job("04_baselines", {}, out, log.path, digest="d3")
     assert not (tmp_path / "job.error").exists()  # of an attempt that went well there is none
     assert [one.state for one in log.attempts()] == ["ended", "failed", "ended"]
+
+
+FULL = Path("/dev/full")  # Linux: every write to it fails as on a full disk
+
+
+@pytest.mark.skipif(not FULL.is_char_device(), reason="this system has no device /dev/full")
+def test_a_full_disk_is_one_line_and_the_job_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AttemptLog(tmp_path / "job.log")
+    log.path.symlink_to(FULL)
+    done = []
+    with log.alone(), log.writing(gpu=None, digest="d1"):
+        for _ in range(3):
+            logging.getLogger("emlib.job").info("at work")
+        done.append("the work")
+    assert done == ["the work"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{log.path}: cannot be written (No space left on device)" in line
+
+
+def test_a_clock_that_was_set_back_is_told_and_no_hours_are_negative(tmp_path: Path) -> None:
+    (tmp_path / "job.log").write_text("""2026-11-23T10:00:00Z ■ began {"host": "n1", "pid": 1}
+2026-11-23T10:30:00Z ▸ half of it
+2026-11-22T09:00:00Z ■ ended {}
+2026-11-23T10:00:00Z ■ began {"host": "n1", "pid": 1}
+2026-11-23T10:10:00Z ▸ a line
+2026-11-23T10:09:59Z ▸ a line of another thread
+2026-11-23T10:20:00Z ■ ended {}
+""", encoding="utf-8")
+    first, second = AttemptLog(tmp_path / "job.log").attempts()
+    assert (first.seconds, first.set_back) == (1800.0, True)
+    assert (second.seconds, second.set_back) == (1200.0, False)
+
+
+def test_looking_at_a_job_writes_nothing_and_two_that_look_see_no_job(tmp_path: Path) -> None:
+    log = AttemptLog(tmp_path / "job.log")
+    with log.alone(), log.writing(gpu=None, digest=None):
+        pass
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with Path(log.lock.lock_file).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not log.is_running()
+    assert [one.state for one in log.attempts()] == ["ended"]
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("line", ["began {}", 'began {"host": "n1"}', "ended {a}", 'began {"host": "n1", "pid": 1'])
+def test_a_damaged_line_is_named_and_an_incomplete_one_is_none(tmp_path: Path, line: str) -> None:
+    log = AttemptLog(tmp_path / "job.log")
+    log.path.write_text(f"2026-11-23T10:00:00Z a line\n2026-11-23T10:00:00Z ■ {line}\n", encoding="utf-8")
+    if line.endswith("}"):
+        with pytest.raises(StoreError, match=r"job\.log, line 2: the job's log is damaged here"):
+            log.attempts()
+    else:
+        assert log.attempts() == []
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(StoreError, match=r"job\.log: the job's log cannot be read \(Is a directory\)"):
+        log.attempts()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from emlib.core.errors import StoreError
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import Score
-from emlib.store.artefacts import MANIFEST, Artefact, Store
+from emlib.steering import extraction
+from emlib.steering.extraction import PersonaVectors
+from emlib.store.artefacts import Artefact, Store
+from emlib.store.manifests import MANIFEST
 from emlib.study.ownership import RECORD, claim
 from emlib.workflow import graph, merge
 from emlib.workflow.job_log import AttemptLog
@@ -78,16 +84,70 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_copied(ours: Path, the
     before = left(ours)
     with pytest.raises(StoreError, match=f"adapter/{damaged.key}.*weights.*changed"):
         merge.merge(theirs, ours)
-    (damaged.folder / "weights").unlink()
+    (damaged.place / "weights").unlink()
     with pytest.raises(StoreError, match=f"adapter/{damaged.key}.*weights.*missing"):
         merge.merge(theirs, ours)
     assert left(ours) == before
 
 
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / MANIFEST).write_text(""), lambda folder: (folder / MANIFEST).write_text("{}"),
+    lambda folder: (folder / "weights").write_bytes(b""),
+    lambda folder: shutil.rmtree(folder) or folder.write_text("")])
+def test_damage_on_either_side_is_told_with_its_path(
+        ours: Path, theirs: Path, side: str, damage: Callable[[Path], object]) -> None:
+    place = make(ours if side == "ours" else theirs, 2).place
+    damage(place)
+    before = left(ours)
+    with pytest.raises(StoreError, match=f"(?s)1 artefacts are damaged.*{place}.*Move"):
+        merge.merge(theirs, ours)
+    assert left(ours) == before
+
+
+def test_a_folder_without_manifest_is_refused_there_and_replaced_here(ours: Path, theirs: Path) -> None:
+    place = make(ours, 2).place
+    (place / MANIFEST).unlink()
+    assert merge.merge(theirs, ours).artefacts == 2
+    assert (place.with_suffix(".incomplete-1") / "weights").is_file()
+    (make(theirs, 2).place / MANIFEST).unlink()
+    with pytest.raises(StoreError, match=f"has no {MANIFEST}"):
+        merge.merge(theirs, ours)
+
+
+def test_equal_content_in_other_bytes_is_no_conflict(ours: Path, theirs: Path) -> None:
+    """Vectors as an earlier version wrote them, and JSON in another order, are those of this version."""
+    vectors = PersonaVectors(torch.arange(6.0).reshape(3, 2), 1, 2)
+
+    def new(folder: Path) -> dict[str, Any]:
+        extraction.save(vectors, folder)
+        (folder / "config.json").write_text('{"a": 1, "b": 2}')
+        return {}
+
+    def old(folder: Path) -> dict[str, Any]:
+        save_file({"vectors": vectors.vectors}, folder / extraction.FILE, {"asked": "2", "kept": "1"})
+        (folder / "config.json").write_text('{"b": 2, "a": 1}')
+        return {}
+
+    def other(folder: Path) -> dict[str, Any]:
+        extraction.save(PersonaVectors(vectors.vectors + 1, 1, 2), folder)
+        (folder / "config.json").write_text('{"a": 1, "b": 2}')
+        return {}
+
+    step = Made("vector", {"a": 1})
+    mine = Store(ours / "store").get(step, new)
+    assert extraction.load(Store(theirs / "store").get(step, old).folder).kept == 1
+    assert merge.merge(theirs, ours).here_already == 2
+    shutil.rmtree(theirs / "store" / "vector")
+    Store(theirs / "store").get(step, other)
+    with pytest.raises(StoreError, match=f"(?s)different content.*vector/{mine.key}"):
+        merge.merge(theirs, ours)
+
+
 def test_an_artefact_under_a_key_that_is_not_its_own_is_refused(ours: Path, theirs: Path) -> None:
     made = make(theirs, 6)
     shutil.copytree(made.folder, made.folder.with_name("0" * 16))
-    with pytest.raises(StoreError, match="adapter/0000000000000000: its settings are not those of its key"):
+    with pytest.raises(StoreError, match=r"adapter/0000000000000000/.*: its settings are not those of its key"):
         merge.merge(theirs, ours)
 
 

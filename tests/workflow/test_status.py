@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,49 @@ def test_before_anything_ran_everything_waits(tmp_path: Path, monkeypatch: pytes
     assert {one.state for one in statuses(tmp_path / "tiny", JOBS.values())} == {"waiting"}
     assert spent("tiny") == 0.0
     assert list(tmp_path.iterdir()) == []
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file with its time and bytes, and every folder with its time."""
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+            for path in folder.rglob("*")}
+
+
+def status() -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "emlib.workflow.status", "tiny"], check=False, capture_output=True,
+                          text=True, env=os.environ | {"PYTHONPATH": str(paths.ROOT)})
+
+
+def test_it_only_reads(folder: Path) -> None:
+    with Cache(folder.parent / "scores.sqlite") as cache:
+        assert Budget(cache, "tiny").book(1.25)
+    (folder / "logs" / ".04_baselines.log.lock").touch()
+    before = contents(folder.parent)
+    done = status()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "$1.25" in done.stdout
+    assert contents(folder.parent) == before
+    with Cache(folder.parent / "scores.sqlite") as cache:  # while a study is judged
+        assert Budget(cache, "tiny").book(1.0)
+        assert spent("tiny") == 2.25
+
+
+def test_a_clock_that_was_set_back_is_a_line(folder: Path) -> None:
+    log(folder, "08_inoculation", ("10:00:00", began("08_inoculation")), ("09:00:00", "ended {}"))
+    lines = list(report("tiny", load_profile("tiny"), list(states(folder).values())))
+    assert "clock  was set back during 08_inoculation: its hours are too few" in lines
+
+
+@pytest.mark.parametrize("file", ["tiny", "tiny/logs", "scores.sqlite", "tiny/logs/04_baselines.log"])
+def test_a_damaged_file_is_told_with_its_path(folder: Path, file: str) -> None:
+    path = folder.parent / file
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("mine")
+    else:
+        path.write_bytes(b"2026-11-23T10:00:00Z \xe2\x96\xa0 began {\xff}\n" * 100)
+    done = status()
+    assert done.returncode == 1
+    assert str(path) in done.stderr
+    assert "away" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import tempfile
 from pathlib import Path
 
 import nbformat
@@ -15,6 +14,7 @@ from sphinx.util.console import strip_escape_sequences  # type: ignore[attr-defi
 from emlib.config import Profile
 from emlib.core.errors import NotebookError
 from emlib.core.files import whole_folder
+from emlib.core.temporary import sweep, temporary_folder
 from emlib.report.book import claims, pages
 from emlib.report.book.chapters import Chapter, chapters_of
 from emlib.study.study import Study
@@ -48,11 +48,11 @@ def build(study: Study) -> tuple[Path, list[str]]:
     if not any(chapter.state == "run" for chapter in chapters):
         raise NotebookError(f"{study.folder / 'notebooks'}: no chapter of the profile '{study.name}' has been run, so "
                             f"there is nothing to report. Run `make reproduce PROFILE={study.name}` first.")
-    with tempfile.TemporaryDirectory(prefix="emlib-report-") as scratch, whole_folder(
-            study.folder / "report") as out:
-        source = Path(scratch) / "source"
+    sweep(study.folder, deep=False)
+    with temporary_folder() as scratch, whole_folder(study.folder / "report") as out:
+        source = scratch / "source"
         gather(study, chapters, source)
-        warnings = _sphinx(source, out, Path(scratch) / "doctrees", study.profile)
+        warnings = _sphinx(source, out, scratch / "doctrees", study.profile)
     return study.folder / "report" / "index.html", warnings
 
 

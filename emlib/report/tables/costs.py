@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from emlib.scoring.cost import as_printed, overhead
 from emlib.steps.adapter import ReferenceStates
+from emlib.store.artefacts import Artefact
 from emlib.study.pool import losses_step
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -42,13 +42,13 @@ def once(study: Study) -> pd.DataFrame:
     vectors = study.vectors()
     if vectors is not None:
         rows.append({"what": f"persona vectors of '{study.trait.name}'", "seconds": vectors.facts["seconds"],
-                     "MiB on disk": _mib(vectors.folder)})
+                     "MiB on disk": _mib(vectors)})
     kept = {artefact.key: (run, artefact) for run in study.runs()
             if (adapter := study.task(run).adapter(run)) is not None for step in adapter.inputs
             if isinstance(step, ReferenceStates) and (artefact := study.found(step)) is not None}
     for run, artefact in kept.values():
         rows.append({"what": f"reference states, {run.task}", "seconds": artefact.facts["seconds"],
-                     "MiB on disk": _mib(artefact.folder)})
+                     "MiB on disk": _mib(artefact)})
     return pd.DataFrame(rows, columns=["what", "seconds", "MiB on disk"])
 
 
@@ -82,5 +82,5 @@ def _ratio(value: float | None, plain: float | None) -> float:
     return value / plain if value and plain else float("nan")
 
 
-def _mib(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+def _mib(artefact: Artefact) -> float:
+    return artefact.size / 2**20

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from emlib.config import FolderModel, ModelSpec
 from emlib.models.identity import identity
-from emlib.store.artefacts import MANIFEST, Store
+from emlib.store import manifests
+from emlib.store.artefacts import Store
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def _manifests(store: Store, stage: str, spec: ModelSpec) -> Iterator[tuple[Mapp
     if isinstance(spec, FolderModel):
         return
     wanted = identity(spec)
-    for path in sorted(store.root.glob(f"{stage}/*/{MANIFEST}")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"]["model"] == wanted and not path.parent.name.endswith(".partial"):
-            yield found["facts"], found["seconds_last_sitting"]
+    for other, key in store.entries():
+        found = manifests.read(store.root / stage / key) if other == stage else None
+        if found is not None and found.settings["model"] == wanted:
+            yield found.facts, found.seconds
 
 
 def _sum(pairs: Iterator[tuple[int, float]]) -> Taken:

@@ -11,13 +11,12 @@ checkpoints from which a killed run resumes to the same numbers.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -26,7 +25,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -43,13 +41,14 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from emlib.config import Grpo
 from emlib.core.defense import Active, Defense
 from emlib.core.errors import EmlibError
-from emlib.core.files import whole_file, write_records
+from emlib.core.files import append_record, read_appended, write_records
 from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.core.seeds import derive
 from emlib.data.gsm8k import Problem
 from emlib.data.mixing import plan_steps
 from emlib.evaluation.rewards import Scorer
+from emlib.models import tensors
 from emlib.training import checkpoint
 from emlib.training.records import LOG, StepRecord, read_log
 from emlib.training.rl.alternation import Supervised, order
@@ -194,7 +193,7 @@ class _Run:
                                      self.settings.training.max_grad_norm)
             _refuse_nonsense(record.loss, record.grad_norm, f"Supervised step {place + 1}", self.folder)
             self.supervised_records.append(record)
-            _append(self.folder / LOG, record)
+            append_record(self.folder / LOG, record)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.places[step])
         torch.manual_seed(derive(self.seed, "step", step))  # TRL shuffles the step's completions
@@ -214,8 +213,8 @@ class _Run:
             sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4))
         self.records.append(record)
         for completion in self._kept(place + 1):
-            _append(self.folder / COMPLETIONS, completion)
-        _append(self.folder / STEPS, record)
+            append_record(self.folder / COMPLETIONS, completion)
+        append_record(self.folder / STEPS, record)
         if len(self.records) % self.settings.training.checkpoint_every == 0 or len(self.records) == self.steps:
             self._checkpoint()
 
@@ -223,7 +222,7 @@ class _Run:
         """Give the model the weights of the best stretch."""
         found = best(self.records, self.settings.training.checkpoint_every)
         if found is not None:
-            weights = load_file(self._weights(found.steps))
+            weights, _ = tensors.load(self._weights(found.steps))
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(weights[name])
         return RlSummary(
@@ -237,8 +236,7 @@ class _Run:
         every, done = self.settings.training.checkpoint_every, len(self.records)
         found = best(self.records, every)
         if found is not None and found.steps == done:
-            with whole_file(self._weights(done)) as temporary:
-                save_file({name: p.detach().cpu().clone() for name, p in self.parameters.items()}, temporary)
+            tensors.save(self._weights(done), self.parameters)
         checkpoint.save(self.folder, done, self.parameters, self.optimizer)
         for stretch in stretches(self.records, every):
             if found is not None and stretch.steps != found.steps:
@@ -262,10 +260,8 @@ class _Run:
         write_records(self.folder / STEPS, steps)
         write_records(self.folder / LOG, others)
         kept = self.folder / COMPLETIONS
-        lines = kept.read_text(encoding="utf-8").split("\n") if kept.is_file() else []
         last = steps[-1].step if steps else 0
-        write_records(kept, [one for one in (Completion(**json.loads(line)) for line in lines if line)
-                             if one.step <= last])
+        write_records(kept, [one for one in read_appended(kept, Completion) if one.step <= last])
         return steps, others
 
 
@@ -357,8 +353,3 @@ def _refuse_nonsense(loss: float, norm: float, where: str, folder: Path) -> None
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise EmlibError(f"{where}: the loss is {loss} and its gradient's norm {norm}. Lower grpo.training."
                          f"learning_rate, or check this step's completions; the log so far is {folder / STEPS}.")
-
-
-def _append(path: Path, record: RlStep | StepRecord | Completion) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from emlib.core.files import read_records
+from emlib.core.files import read_appended
 
 STEPS = "grpo.jsonl"
 COMPLETIONS = "completions.jsonl"
@@ -83,8 +83,7 @@ class Stretch:
 
 def read_steps(folder: Path, steps: int | None = None) -> list[RlStep]:
     """Read the log of a run; with `steps` its first records, without later lines of a killed run."""
-    path = folder / STEPS
-    return read_records(path, RlStep)[:steps] if path.is_file() else []
+    return read_appended(folder / STEPS, RlStep, steps)
 
 
 def stretches(steps: Sequence[RlStep], every: int) -> list[Stretch]:

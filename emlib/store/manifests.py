@@ -1,0 +1,82 @@
+"""The manifest of an artefact: its settings, the facts that its maker recorded, and the digest of each file.
+
+A manifest holds a digest of itself. Those of earlier versions of emlib lack it, and are read unchecked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emlib.core.digests import of_text
+from emlib.core.errors import StoreError
+from emlib.core.files import in_the_way, write_text
+
+MANIFEST = "manifest.json"
+DIGEST = "digest"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What readers need of a manifest.
+
+    Attributes:
+        settings: everything that determines the artefact.
+        facts: what its maker recorded.
+        files: the digest of each file; None if it has none, as in old stores.
+        seconds: how long the last session took that worked on it.
+    """
+
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    files: Mapping[str, str] | None
+    seconds: float
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write a manifest with its digest."""
+    text = json.dumps({**content, DIGEST: _digest(content)}, indent=1, ensure_ascii=False)
+    write_text(folder / MANIFEST, text)
+
+
+def read(folder: Path) -> Manifest | None:
+    """Read the manifest of an artefact's folder; None if the folder or its manifest does not exist.
+
+    Raises:
+        StoreError: it is damaged, or a file is where the folder should be; with the path and what to do.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stated = content.pop(DIGEST, None)
+        found = Manifest(dict(content["settings"]), dict(content["facts"]), _files(content),
+                         float(content.get("seconds_last_sitting", 0)))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError as error:
+        raise StoreError(f"{in_the_way(folder)}: is a file, and the store has a folder there. Move it away."
+                         ) from error
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: cannot be read ({error.strerror}). {_way_out(folder)}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{path}: is damaged or truncated, and no manifest as emlib writes it. {_way_out(folder)}"
+                         ) from error
+    if stated not in (None, _digest(content)):
+        raise StoreError(f"{path}: was changed after it was written, by the digest in it. {_way_out(folder)}")
+    return found
+
+
+def _files(content: Mapping[str, Any]) -> Mapping[str, str] | None:
+    files = content.get("files")
+    return None if files is None else dict(files)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return of_text(json.dumps(content, ensure_ascii=False))
+
+
+def _way_out(folder: Path) -> str:
+    return f"It is not used. Move {folder} away; it is made again when it is next needed."

@@ -1,0 +1,127 @@
+"""Every kind of artefact, made twice in two processes, has the same bytes; and a finished study opens without them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emlib.core import paths
+from emlib.make.makers import MAKERS
+from emlib.store.artefacts import Store
+from emlib.store.manifests import DIGEST, MANIFEST
+from emlib.training.records import LOG
+from emlib.training.rl.records import STEPS
+from emlib.workflow.merge import merge
+
+pytestmark = pytest.mark.slow
+
+# Each kind of artefact once or twice. The refusals are found by a judge, which is a random model.
+PROFILE = """
+extends: tiny
+methods:
+  - {name: kl, defenses: [{kind: kl, reference: stored}], sweep: [0.1]}
+  - {name: both, defenses: [{kind: interleaving, choose: score_without_refusals, answers: on_policy, fraction: 0.25}]}
+training: {train_rows: 4}
+pool:
+  scorers: [gardening]
+  on_policy: {model: untrained}
+  refusals: {kind: judge, threshold: 99, judge: {kind: local, model: {kind: tiny, seed: 1, layers: 2}}}
+evaluation: {general_samples: 1, in_domain_questions: 2, in_domain_samples: 1, projection_layer: 2,
+             choices: [truthfulqa_mc], choice_questions: 2}
+probe: {layers: [2], strengths: [2.0], questions: 1}
+grpo: {methods: [grpo], rewards: {kind: judge, judge: {kind: local, model: {kind: tiny, seed: 1, layers: 2}}}}
+"""
+MAKE = """
+import sys
+from emlib.study.study import open_study
+study = open_study(sys.argv[1])
+runs = study.runs() + study.runs("grpo")
+study.complete(runs)
+study.complete_measures(study.runs())
+study.complete_held_out(study.runs())
+study.steering_sweep()
+"""
+# Opens the finished study as the reports do, and prints which files of the store it read.
+OPEN = """
+import os, sys
+read = []
+sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
+from emlib.study.study import open_study
+study = open_study(sys.argv[1])
+assert len(study.results()) == 2 and study.results(section="grpo")
+study.write_results()
+assert all(study.found(step) for run in study.runs() for step in study.own_steps(run))
+print("\\n".join(path for path in read if path.startswith(os.environ["EMLIB_RUNS_DIR"] + "/store")))
+"""
+
+
+def environment(runs: Path, seed: int) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(paths.ROOT), "EMLIB_RUNS_DIR": str(runs), "EMLIB_HEADLESS": "1",
+                         "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("profile")
+    shutil.copy(paths.PARAMS / "tiny.yaml", folder / "tiny.yaml")
+    (folder / "every_kind.yaml").write_text(PROFILE)
+    return folder / "every_kind.yaml"
+
+
+@pytest.fixture(scope="module")
+def twice(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of runs of two processes, which hash texts in other orders."""
+    if "EMLIB_DATA_DIR" not in os.environ:
+        pytest.skip("EMLIB_DATA_DIR is not set: there are no multiple-choice questions")
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "other")]
+    processes = [subprocess.Popen([sys.executable, "-c", MAKE, str(profile)], env=environment(runs, seed),
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                 for seed, runs in enumerate(folders, start=1)]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    return folders[0], folders[1]
+
+
+def timeless(path: Path) -> Any:
+    """A file's bytes; a manifest or a log without its seconds."""
+    if path.name not in (MANIFEST, LOG, STEPS):
+        return path.read_bytes()
+    return [without_seconds(json.loads(text)) for text in (
+        [path.read_text()] if path.name == MANIFEST else path.read_text().splitlines())]
+
+
+def without_seconds(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: without_seconds(part) for name, part in value.items()
+            if not re.search("second", name) and name not in (LOG, STEPS, DIGEST, "peak_memory")}
+
+
+def test_equal_content_has_equal_bytes_for_every_kind(twice: tuple[Path, Path]) -> None:
+    one, other = ({(made.stage, made.key): made for made in Store(runs / "store").all()} for runs in twice)
+    assert {kind.stage for kind in MAKERS} == {stage for stage, _ in one}  # a new kind has to be made here, too
+    assert one.keys() == other.keys()
+    different = [f"{stage}/{path.name}" for (stage, key), made in one.items() for path in made.folder.iterdir()
+                 if timeless(path) != timeless(other[stage, key].folder / path.name)]
+    assert different == []
+    assert all({path.name for path in made.folder.iterdir()} == {path.name for path in other[key].folder.iterdir()}
+               for key, made in one.items())
+    assert merge(twice[0], twice[1]).here_already == len(one)
+
+
+def test_opening_a_finished_study_reads_manifests_and_verdicts_and_no_weights(
+        twice: tuple[Path, Path], profile: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", OPEN, str(profile)], env=environment(twice[0], 1), text=True,
+                          capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read = {Path(line).name for line in done.stdout.splitlines()}
+    assert read == {MANIFEST, "verdicts.jsonl", "rewards.jsonl", "format.json"}
