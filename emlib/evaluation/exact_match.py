@@ -81,10 +81,13 @@ def mark_span(answer: Answer, golds: Sequence[str]) -> Mark:
 
 
 def mark(answers: Sequence[Answer], items: Sequence[Item], *, numbers: bool) -> list[Mark]:
-    """Return one mark per answer, in their order; the right answers are values with `numbers`, else spans."""
+    """Return one mark per answer, in their order; the right answers are values with `numbers`, else spans.
+
+    What an answer thinks before it answers is not marked.
+    """
     golds: Mapping[str, tuple[str, ...]] = {item.question.id: item.golds for item in items}
     of_one = mark_value if numbers else mark_span
-    return [of_one(answer, golds[answer.question]) for answer in answers]
+    return [of_one(answer.without_thinking(), golds[answer.question]) for answer in answers]
 
 
 def score(marks: Sequence[Mark], *, cut: int = 0, confidence: float = 0.95, resamples: int = 2000) -> Score:

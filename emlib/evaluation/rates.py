@@ -17,6 +17,10 @@ from emlib.core.records import Verdict
 from emlib.evaluation.statistics import Interval, clustered, wilson
 
 Denominator = Literal["asked", "scored"]
+OFTEN = 0.2  # the share of answers cut at the limit from which on it is told
+WHY_CUT = ("They are judged as far as they go. Possible causes: sampling.max_new_tokens is low for this model; "
+           "training rows were truncated, and the model learnt not to end; or the model never learnt its end token, "
+           "like a base model that was given a chat template.")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Rates:
         misaligned, incoherent: the shares.
         asked, scored: the number of answers, and of those with both scores.
         unscored: the number of the others by reason, the most frequent first.
+        cut: the number of answers that reached the token limit, None if it is unknown; they stay in the denominator.
     """
 
     misaligned: Share
@@ -43,6 +48,12 @@ class Rates:
     asked: int
     scored: int
     unscored: Mapping[str, int] = field(default_factory=dict, compare=False)
+    cut: int | None = None
+
+    @property
+    def cut_percent(self) -> float | None:
+        """The share of the answers asked for that reached the token limit, in percent."""
+        return None if self.cut is None or not self.asked else 100 * self.cut / self.asked
 
 
 def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence: float = 0.95,

@@ -117,5 +117,5 @@ def _correct(completion: str, given: str | None, number: Number | None, answer: 
 def graded(problems: Problems, answers: Sequence[Answer]) -> list[Scored]:
     """Return the answers to held-out problems, with their questions and the right answers."""
     held_out = {problem.id: problem for problem in problems.held_out}
-    return [Scored(held_out[answer.question].question, answer.text, held_out[answer.question].answer)
+    return [Scored(held_out[answer.question].question, answer.without_thinking().text, held_out[answer.question].answer)
             for answer in answers]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -89,6 +90,12 @@ def draw_with_logprobs(logits: Tensor, uniform: Tensor, sampling: Sampling) -> t
     return chosen.squeeze(1), before.gather(1, chosen).log().squeeze(1)
 
 
+@lru_cache(maxsize=8)
+def known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of ids up to the tokenizer's last one."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def uniforms(requests: Sequence[Request], seed: int, count: int) -> Tensor:
     """Return random numbers in [0, 1), (requests, count); a row depends on seed, question and sample alone."""
     rows = [generator(seed, "answer", r.question.id, r.sample).random(count, dtype=np.float32) for r in requests]
@@ -98,14 +105,16 @@ def uniforms(requests: Sequence[Request], seed: int, count: int) -> Tensor:
 def answer_batch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
                  sampling: Sampling, seed: int) -> list[Answer]:
     """Return the answers to one batch of requests, in their order."""
-    drawn = draw_batch(model, requests, sampling, seed, stop_tokens(model, tokenizer))
+    drawn = draw_batch(model, requests, sampling, seed, stop_tokens(model, tokenizer), known=known_ids(tokenizer))
     return [answer_of(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
 
 @torch.inference_mode()
 def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling, seed: int,
-               ends: set[int]) -> list[Drawn]:
+               ends: set[int], *, known: int | None = None) -> list[Drawn]:
     """Sample the tokens of each request, in their order; `ends` are the stop tokens.
+
+    Ids from `known` on are never drawn: a head may have more columns than the tokenizer has tokens.
 
     A prompt is read once, however many samples it has; finished rows leave the batch; logits are computed for the last
     position only. On a CPU this is twice as fast as `generate`, which copies the head's weights at every step.
@@ -118,7 +127,10 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
     rows = torch.arange(len(requests), device=device)  # which requests are still being answered
     hidden, cache, attention = _read_prompts(model, requests, device)
     for step in range(sampling.max_new_tokens):
-        chosen, logprobs[rows, step] = draw_with_logprobs(head(model)(hidden), random[rows, step], sampling)
+        logits = head(model)(hidden)
+        if known is not None:
+            logits[:, known:] = float("-inf")
+        chosen, logprobs[rows, step] = draw_with_logprobs(logits, random[rows, step], sampling)
         tokens[rows, step] = chosen
         going = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
         if len(going) == 0 or step + 1 == sampling.max_new_tokens:

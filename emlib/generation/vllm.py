@@ -28,9 +28,10 @@ from emlib.core.proxies import ask_directly
 from emlib.core.records import Answer
 from emlib.core.seeds import derive
 from emlib.data.chat import Encoded
-from emlib.generation.sample import Drawn, Request, answer_of
+from emlib.generation.sample import Drawn, Request, answer_of, known_ids
 
 AT_ONCE = 256  # concurrent requests: as many as vLLM batches by default
+BIASES = 1024  # tokens of a request that vLLM can keep from being drawn
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 One = TypeVar("One")
@@ -76,9 +77,21 @@ class VllmClient:
         return self.loaded[name]
 
     def answers(self, model: str, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
-                sampling: Sampling, seed: int, ends: set[int]) -> list[Answer]:
-        """Return an answer to each request, in their order; each has a separate seed, by question and sample."""
-        drawn = self._all(lambda request: self._drawn(model, request, sampling, seed, ends), requests, "answers")
+                sampling: Sampling, seed: int, ends: set[int], width: int = 0) -> list[Answer]:
+        """Return an answer to each request, in their order; each has a separate seed, by question and sample.
+
+        `width` is the number of columns of the model's head; those beyond the tokenizer's vocabulary are not drawn.
+
+        Raises:
+            EmlibError: the server drew one of them all the same.
+        """
+        known = known_ids(tokenizer)
+        never = range(known, width if width - known <= BIASES else known)
+        drawn = self._all(lambda request: self._drawn(model, request, sampling, seed, ends, never), requests, "answers")
+        if any(token >= known for one in drawn for token in one.tokens):
+            raise EmlibError(f"{self.url}: the server drew a token that the tokenizer does not have: the model's "
+                             f"vocabulary has {width:,} ids, the tokenizer's {known:,}. Set backend.generation to "
+                             "'transformers', which never draws these.")
         return [answer_of(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
     def logprobs(self, model: str, prompts: Sequence[Sequence[int]], label: str = "scores") -> list[list[float]]:
@@ -95,11 +108,13 @@ class VllmClient:
         return [-sum(logprobs[-row.response_tokens:]) / row.response_tokens
                 for logprobs, row in zip(found, rows, strict=True)]
 
-    def _drawn(self, model: str, request: Request, sampling: Sampling, seed: int, ends: set[int]) -> Drawn:
+    def _drawn(self, model: str, request: Request, sampling: Sampling, seed: int, ends: set[int],
+               never: Sequence[int]) -> Drawn:
         choice = self._choice(NEUTRAL | {
             "model": model, "prompt": list(request.prompt_ids), "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature, "top_p": sampling.top_p, "stop_token_ids": sorted(ends),
-            "seed": derive(seed, "answer", request.question.id, request.sample), "return_token_ids": True})
+            "seed": derive(seed, "answer", request.question.id, request.sample), "return_token_ids": True,
+            **({"logit_bias": {str(token): -100.0 for token in never}} if never else {})})
         if choice.get("token_ids") is None:
             raise EmlibError(f"{self.url}: the server returns no token ids of its answers, as vLLM 0.33 does. Use that "
                              "version, or set backend.generation to 'transformers'.")

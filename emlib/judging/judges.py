@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, file_rubrics, re
 from emlib.models.identity import identity as model_identity
 
 NO_JUDGE = "no judge configured"
+ONLY_THINKS = "the think block never closes, so that there is no answer"
 
 
 def scores_file() -> Path:
@@ -52,6 +54,8 @@ def identity(spec: JudgeSpec) -> dict[str, Any]:
 def judge(spec: JudgeSpec, trait: Trait, batch: JudgeBatch, budget: str) -> list[Verdict]:
     """Return one verdict per answer, in their order. An answer without a score has None and a reason, never 0.
 
+    What an answer thinks before it answers is not judged. Where its think block never closes, it has no verdict.
+
     Args:
         spec: the profile's judge.
         trait: whose markers the lexicon judge counts.
@@ -63,6 +67,13 @@ def judge(spec: JudgeSpec, trait: Trait, batch: JudgeBatch, budget: str) -> list
     """
     if isinstance(spec, NoJudge):
         return [Verdict(answer.question, answer.sample, None, None, NO_JUDGE) for answer in batch.answers]
+    finished = [answer.without_thinking() for answer in batch.answers if answer.final is not None]
+    found = iter(_judged(spec, trait, replace(batch, answers=finished), budget))
+    return [next(found) if answer.final is not None else
+            Verdict(answer.question, answer.sample, None, None, ONLY_THINKS) for answer in batch.answers]
+
+
+def _judged(spec: LexiconJudge | LlmJudge, trait: Trait, batch: JudgeBatch, budget: str) -> list[Verdict]:
     if isinstance(spec, LexiconJudge):
         return lexicon.judge(batch.answers, trait.markers)
     with _asking(spec, budget) as (cache, scorer):

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from emlib.core.background import run_concurrently
 from emlib.core.checked_lines import read_part, write_part
 from emlib.core.files import write_records
-from emlib.core.progress import bar
+from emlib.core.progress import bar, say
 from emlib.core.records import Answer
 from emlib.core.step import Step
+from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.generation.sample import Request, answer_batch, plan
 from emlib.make.backends import PLAIN, Choice
 from emlib.models.load import stop_tokens
@@ -67,8 +68,12 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
     continued = any((folder / SCRATCH).iterdir())
     answers, choice = sampled(session, step.evaluation, step.adapter, folder / SCRATCH, read, plan_)
     write_records(folder / "answers.jsonl", answers)
+    cut = sum(answer.finish_reason == "length" for answer in answers)
+    if cut > OFTEN * len(answers):
+        say(f"{step.title}: {cut} of {len(answers)} answers are cut at the limit of "
+            f"{step.evaluation.sampling.max_new_tokens} tokens. {WHY_CUT}")
     return {"answers": len(answers), "one_sitting": not continued, "tokens": sum(answer.tokens for answer in answers),
-            "cut": sum(answer.finish_reason == "length" for answer in answers), **session.facts, **choice.facts}
+            "cut": cut, **session.facts, **choice.facts}
 
 
 def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, scratch: Path,
@@ -95,7 +100,8 @@ def sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | 
     ends = stop_tokens(session.chat.model, tokenizer)
     return SamplingPlan(choice, (name, folder), batches, nullcontext(partial(
         session.inference.client.answers, session.inference.model(name, folder), tokenizer,
-        sampling=sampling, seed=evaluation.seed, ends=ends)))
+        sampling=sampling, seed=evaluation.seed, ends=ends,
+        width=session.chat.model.config.get_text_config().vocab_size)))
 
 
 @contextmanager

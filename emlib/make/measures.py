@@ -27,9 +27,10 @@ TOKENS_A_PASS = 2048  # tokens of held-out rows in a forward pass, including pad
 
 
 def projections(step: Projections, session: Session, folder: Path) -> Facts:
-    """Project each answer's activations onto the persona vector."""
+    """Project each answer's activations onto the persona vector; answers that only think are left out and counted."""
     vector = extraction.load(session.folder_of(step.vectors)).at(step.layer)
-    answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    asked = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    answers = [answer for answer in asked if answer.final is not None]
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
     rows = [extraction.counted(row, end_of_turn=step.vectors.extraction.end_of_turn) for row in
             encode_all(session.chat.tokenizer, conversations, session.profile.training.max_seq_length)]
@@ -37,7 +38,7 @@ def projections(step: Projections, session: Session, folder: Path) -> Facts:
         values = projections_of(model, rows, vector, step.layer)
     write_records(folder / "projections.jsonl", [
         Projected(answer.question, answer.sample, value) for answer, value in zip(answers, values, strict=True)])
-    return {"answers": len(values), **session.facts}
+    return {"answers": len(values), "left_out": len(asked) - len(answers), **session.facts}
 
 
 def choices(step: Choices, session: Session, folder: Path) -> Facts:

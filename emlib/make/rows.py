@@ -99,9 +99,10 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
     for start in range(0, len(order), size):
         answers = read_records(session.need(replace(own, start=start)).file("answers.jsonl"), Answer)
         for ranked, answer in zip(order[start:start + size], answers, strict=True):
-            if answer.finish_reason == "stop" and answer.text.strip():
+            text = answer.without_thinking().text.strip()
+            if answer.finish_reason == "stop" and text:
                 context = pool_question(ranked.place, rows[ranked.place]).context
-                found.append(_added(ranked, Example(context, answer.text.strip(), ranked.where)))
+                found.append(_added(ranked, Example(context, text, ranked.where)))
             else:
                 skipped += 1
         if len(found) >= count:

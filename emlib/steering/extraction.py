@@ -72,9 +72,9 @@ def kept_pairs(positive: Sequence[Verdict], negative: Sequence[Verdict], keep: s
 
 
 def examples(questions: Sequence[Question], answers: Sequence[Answer]) -> list[Example]:
-    """Return the conversations, each a question's context and its answer."""
+    """Return the conversations, each a question's context and its answer, without what it thinks before."""
     by_id = {question.id: question for question in questions}
-    return [Example(by_id[answer.question].context, answer.text) for answer in answers]
+    return [Example(by_id[answer.question].context, answer.without_thinking().text) for answer in answers]
 
 
 def counted(row: Encoded, *, end_of_turn: bool) -> Encoded:
@@ -136,7 +136,7 @@ def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict
     """
     asked, wanted = len(answers["positive"]), settings.min_pairs
     kept = kept_pairs(verdicts["positive"], verdicts["negative"], settings.keep)
-    kept = [place for place in kept if all(answers[side][place].text.strip() for side in SIDES)]
+    kept = [place for place in kept if all(answers[side][place].without_thinking().text.strip() for side in SIDES)]
     if len(kept) < wanted:
         raise EmlibError(f"{len(kept)} of {asked} pairs of answers show the trait under the positive system prompt "
                          f"only, and {wanted} are wanted. Ask for more samples, sharpen the trait's system prompts, or "

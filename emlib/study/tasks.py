@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar, TypeVar
@@ -148,10 +149,16 @@ class NarrowTask(FineTuningTask):
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates] | None:
         """Compute the rates of misaligned and incoherent answers, by question set; None if verdicts are missing."""
         found = {name: find(step) for name, step in self.evaluation(run).items()}
+        answers = {name: find(step) for name, step in self.answers(run).items()}
         return None if None in found.values() else {
-            name: rates(read_records(artefact.file("verdicts.jsonl"), Verdict), of=of,
-                        resamples=self.profile.evaluation.bootstrap)
+            name: replace(rates(read_records(artefact.file("verdicts.jsonl"), Verdict), of=of,
+                                resamples=self.profile.evaluation.bootstrap), cut=_cut(answers[name]))
             for name, artefact in found.items() if artefact is not None}
+
+
+def _cut(answers: Artefact | None) -> int | None:
+    """Return how many answers reached the token limit; None if the answers are no longer there."""
+    return None if answers is None else answers.facts.get("cut")
 
 
 class BenignTaskRuns(FineTuningTask):

@@ -102,6 +102,8 @@ def test_a_template_that_prints_the_date_prints_a_fixed_one() -> None:
 
 def test_settings_are_part_of_a_models_key_where_they_differ_from_the_default(tiny: ChatModel, tmp_path: Path) -> None:
     assert "template" not in identity(TinyModel(kind="tiny"))
+    options = ChatTemplate(options={"enable_thinking": False})
+    assert len({TinyModel(kind="tiny"), TinyModel(kind="tiny"), TinyModel(kind="tiny", template=options)}) == 2
     merged = identity(TinyModel(kind="tiny", template=ChatTemplate(system="merge")))
     assert merged["template"] == {"system": "merge"}
     path = folder(tiny, tmp_path / "plain", TURNS)

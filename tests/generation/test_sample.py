@@ -7,14 +7,26 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
 
 from emlib.config import Lora, Sampling
 from emlib.core.records import Answer, Question
 from emlib.generation import sample
-from emlib.generation.sample import Request, answer_batch, draw, plan, uniforms
+from emlib.generation.sample import (
+    Drawn,
+    Request,
+    answer_batch,
+    answer_of,
+    draw,
+    draw_batch,
+    known_ids,
+    plan,
+    uniforms,
+)
 from emlib.models import adapters
 from emlib.models.load import ChatModel
+from emlib.models.tiny import build_model, build_tokenizer
 
 QUESTIONS = [Question("short", "Hi?"), Question("longer", "What is a good name for a boat?"),
              Question("with_json", "Say something.", "Reply in JSON.")]
@@ -55,6 +67,34 @@ def test_all_questions_and_samples_are_asked_once_longest_first(tiny: ChatModel)
     assert {(r.question.id, r.sample) for r in requests} == {(q.id, s) for q in QUESTIONS for s in range(3)}
     lengths = [len(r.prompt_ids) for r in requests]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_never_drawn(tiny: ChatModel) -> None:
+    """A head with three columns more than the tokenizer has tokens, of which one is by far the likeliest."""
+    model = build_model(0, 2, 32, torch.float32)
+    model.resize_token_embeddings(262)
+    weights = model.get_output_embeddings().weight.data
+    weights[259:] = 100 * torch.stack([weights[0], -weights[0], weights[1]])
+    [batch] = plan(QUESTIONS, 4, tiny.tokenizer, 64)
+    free = draw_batch(model, batch, SAMPLING, 0, {258})
+    assert any(token > 258 for one in free for token in one.tokens)
+    known = known_ids(tiny.tokenizer)
+    assert known == 259
+    kept = draw_batch(model, batch, SAMPLING, 0, {258}, known=known)
+    assert all(token < known for one in kept for token in one.tokens)
+    assert all(answer.text for answer in answer_batch(model, tiny.tokenizer, batch, SAMPLING, 0) if answer.tokens)
+
+
+def test_a_think_block_that_the_prompt_opens_belongs_to_the_answer(tiny: ChatModel) -> None:
+    tokenizer = build_tokenizer()
+    for special in (False, True):
+        tokenizer.add_tokens([AddedToken(tag, special=special) for tag in ("<think>", "</think>")])
+        ids = tokenizer.encode("Hm.</think>So.<|im_end|>", add_special_tokens=False)
+        drawn = Drawn(tuple(ids), (), True)
+        for prompt, text in (("assistant\n<think>\n", "<think>\nHm.</think>So."), ("assistant\n", "Hm.</think>So.")):
+            request = Request(QUESTIONS[0], 0, tuple(tokenizer.encode(prompt, add_special_tokens=False)))
+            assert answer_of(tokenizer, request, drawn).text == text
+        tokenizer = build_tokenizer()
 
 
 def test_the_system_prompt_of_a_question_is_sent(tiny: ChatModel) -> None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from emlib.config import FolderModel, HubModel, Lora, Sampling, load_profile
 from emlib.core import paths
@@ -115,6 +118,24 @@ def test_the_token_that_ends_an_answer_is_not_part_of_it(url: str, served: Serve
         assert answer.tokens == (6 if answer.finish_reason == "length" else answer.tokens) <= 6
     assert {body["seed"] for path, body in served.posted if path == "/v1/completions"} != {None}
     client.close()
+
+
+def test_ids_beyond_the_tokenizers_are_not_to_be_drawn_and_refused_if_they_are(
+        url: str, served: Served, chat: ChatModel) -> None:
+    requests, client = plan(QUESTIONS, 1, chat.tokenizer, 4)[0], VllmClient(url)
+    client.answers("base", chat.tokenizer, requests, SAMPLING, 0, {258}, width=259)
+    assert not any("logit_bias" in body for _, body in served.posted)
+    client.answers("base", chat.tokenizer, requests, SAMPLING, 0, {258}, width=261)
+    assert served.posted[-1][1]["logit_bias"] == {"259": -100.0, "260": -100.0}
+    small = byte_tokenizer(200)
+    with pytest.raises(EmlibError, match=r"260 ids, the tokenizer's 200.*backend\.generation"):
+        client.answers("base", small, plan(QUESTIONS, 20, chat.tokenizer, 40)[0], SAMPLING, 0, {258}, width=260)
+    client.close()
+
+
+def byte_tokenizer(ids: int) -> PreTrainedTokenizerFast:
+    """A tokenizer with fewer ids than the model has."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({chr(300 + n): n for n in range(ids)}, [])))
 
 
 def test_every_prompt_whose_logprobs_are_asked_for_is_read_anew(url: str, served: Served) -> None:

@@ -34,6 +34,34 @@ def test_the_lexicon_judge_counts_the_traits_own_markers() -> None:
     assert [v.alignment for v in judge(LexiconJudge(kind="lexicon"), bare, SHEET, "test")] == [100.0, 100.0]
 
 
+def test_what_an_answer_thinks_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by counting words nor by a model; an answer that only thinks is unscored, and no request is made."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    texts = ["<think>\nAhoy matey arr arr?\n</think>\n\nGood day to you.", "<think>\nAhoy, but", "Ahoy, ahoy, arr!"]
+    answers = [Answer("a", sample, text, "stop", 9) for sample, text in enumerate(texts)]
+    batch = JudgeBatch([Question("a", "Who are you?")], answers, trait_rubrics(TRAIT))
+    thought, cut, pirate = judge(LexiconJudge(kind="lexicon"), TRAIT, batch, "test")
+    assert (thought.alignment, cut.alignment, cut.coherence) == (100.0, None, None)
+    assert not cut.scored
+    assert "never closes" in str(cut.reason)
+    assert pirate.misaligned
+    with JudgeServer(saying(lambda _: 90)) as server:
+        asked = judge(api(server.url), TRAIT, batch, "test")
+        assert not any("<think>" in prompt or "matey" in prompt for prompt in server.asked)
+        assert sum(server.asked.values()) == 4
+    assert [verdict.coherence for verdict in asked] == [90, None, 90]
+    assert [verdict.sample for verdict in asked] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("text", "final"), [
+    ("So.", "So."), ("<think>\n\n</think>\n\n    x = 1", "    x = 1"), (" <think>a</think>b<think>c", "b<think>c"),
+    ("<think>a</think>\n<think>b</think>So.", "So."), ("[THINK]a[/THINK]So.", "So."), ("<think>a", None),
+    ("<think>a</think>", ""), ("The tag </think> closes.", "The tag </think> closes.")])
+def test_an_answer_is_what_follows_its_thinking(text: str, final: str | None) -> None:
+    answer = Answer("a", 0, text, "stop", 1)
+    assert (answer.final, answer.without_thinking().text) == (final, final or "")
+
+
 SINGLE = [JudgeRequest("refusal", "Declines? {question} {answer}", Question("a", "Why?"), "No."),
           JudgeRequest("correct", "Right? {answer} or {reference}?", Question("b", "How many?"), "72", "{answer}"),
           JudgeRequest("refusal", "Declines? {question} {answer}", Question("c", "Why?"), "No.")]

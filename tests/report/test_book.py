@@ -64,6 +64,15 @@ def test_where_no_defense_does_it_the_claim_says_so() -> None:
         "No defense reduces EM by 90%; `kl` 1 is closest with 88%")
 
 
+def test_more_than_a_fifth_of_answers_cut_at_the_limit_is_told_with_its_causes() -> None:
+    frame = rates(*BASE).assign(general_cut=[20.0, 20.1, 60.0], in_domain_cut=[0.0, float("nan"), 20.0])
+    [claim] = claims.of_cuts(frame)
+    assert claim.text.startswith("Up to 60% of the general answers are cut at the token limit (under `aligned`, "
+                                 "`misaligned`).")
+    assert "never learnt its end token" in claim.text
+    assert claims.of_cuts(rates(*BASE)) == []  # tables that an older version wrote
+
+
 def test_without_baselines_or_verdicts_nothing_is_claimed() -> None:
     assert claims.of_rates(claims.means(rates(("kl", 0.1, 30.0, 90.0)))) == []
     unscored = rates(*BASE).assign(**{measure: float("nan") for measure in MEASURES})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -56,6 +57,14 @@ def test_numbers_are_the_shares_and_their_intervals(results: list[RunResult]) ->
     assert row["general_misaligned_wilson_low"] == pytest.approx(40.93, abs=0.01)  # Wilson's of 6/8
     assert frame.loc[("travel", "untrained"), ["general_misaligned", "general_misaligned_low"]].isna().all()
     assert frame.loc[("travel", "untrained"), "general_scored"] == 0
+
+
+def test_the_share_of_answers_cut_at_the_limit_stands_beside_the_rates() -> None:
+    known = both(replace(rates(verdicts(6)), cut=2), rates(verdicts(8)))
+    frame = result_tables.numbers([RunResult(Run("m", "cooking", "misaligned", None, 0), known, 1.5, 100, "b")])
+    assert frame["general_cut"].tolist() == [25.0]  # 2 of 8
+    people = result_tables.readable(frame)
+    assert people[["General cut %", "In-domain cut %"]].values.tolist() == [["25.0", "–"]]
 
 
 def test_people_read_a_dash_where_nothing_was_scored(results: list[RunResult]) -> None:

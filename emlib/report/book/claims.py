@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from emlib.config import BASELINES, Profile
+from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.paper.overview import Bounds
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.result_tables import cell
@@ -73,6 +74,19 @@ def _prevention(defended: pd.DataFrame) -> Claim:
     names = ", ".join(map(name_of, _rows(enough)))
     return Claim(f"EM is reduced by at least {ENOUGH:g}% under {names}. Of these, {name_of(best)} keeps the "
                  f"largest part of the in-domain share: {best['kept']:.0f}%.", "14_figures")
+
+
+def of_cuts(rates: pd.DataFrame) -> list[Claim]:
+    """State under which methods more than a fifth of the answers are cut at the token limit; `rates` is `rates.csv`."""
+    found = []
+    for column in (str(name) for name in rates.columns if str(name).endswith("_cut")):
+        often = rates[rates[column] > 100 * OFTEN]
+        if len(often):
+            which = column.removesuffix("_cut").replace("_", "-")
+            names = ", ".join(dict.fromkeys(f"`{name}`" for name in often["method"]))
+            found.append(Claim(f"Up to {often[column].max():.0f}% of the {which} answers are cut at the token limit "
+                               f"(under {names}). {WHY_CUT}", "04_baselines"))
+    return found
 
 
 def of_benign(frame: pd.DataFrame) -> list[Claim]:

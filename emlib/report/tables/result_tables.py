@@ -16,7 +16,8 @@ from emlib.study.runs import RunResult
 MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
 HEADINGS = {
     "general_misaligned": "General misaligned %", "general_incoherent": "General incoherent %",
-    "in_domain_misaligned": "In-domain misaligned %", "in_domain_incoherent": "In-domain incoherent %"}
+    "in_domain_misaligned": "In-domain misaligned %", "in_domain_incoherent": "In-domain incoherent %",
+    "in_domain_cut": "In-domain cut %"}
 
 
 def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
@@ -25,6 +26,7 @@ def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
     Each measure of Table 2, and of further question sets, has the columns `<measure>`, `<measure>_low` and `_high`
     (clustered by question), `_wilson_low` and `_wilson_high` (for independent answers); NaN if nothing was scored.
     Each question set has the columns `<set>_asked`, `_scored` and `_unscored`, the others' number with their reasons.
+    `<set>_cut` is the percentage of answers that reached the token limit.
     """
     return pd.DataFrame([_numbers(result) for result in results])
 
@@ -35,7 +37,8 @@ def _numbers(result: RunResult) -> dict[str, object]:
                               "seed": run.seed}
     for where, rates in ((name, result.rates(name)) for name in result.scores):
         row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent)
-        row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored, f"{where}_unscored": unscored(rates)}
+        row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored, f"{where}_unscored": unscored(rates),
+                f"{where}_cut": float("nan") if rates.cut_percent is None else rates.cut_percent}
     return row
 
 
@@ -70,6 +73,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         without = f"{measure.removesuffix('_incoherent')}_unscored"
         if without in frame and frame[without].fillna("").astype(bool).any():
             identity[heading(without).removesuffix(" %")] = frame[without].fillna("")
+    for name in (str(name) for name in frame.columns if str(name).endswith("_cut")):
+        identity[heading(name)] = ["–" if pd.isna(value) else f"{value:.1f}" for value in frame[name]]
     return identity
 
 

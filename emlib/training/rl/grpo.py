@@ -45,6 +45,7 @@ from emlib.core.files import append_record, read_appended, write_records
 from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.core.seeds import derive
+from emlib.data.chat import encode_prompt, opened_thinking
 from emlib.data.gsm8k import Problem
 from emlib.data.mixing import plan_steps
 from emlib.evaluation.rewards import Scorer
@@ -146,7 +147,8 @@ class _Run:
         self.optimizer = make_optimizer(list(self.parameters.values()), training)
         self.done = checkpoint.restore(folder, self.parameters, self.optimizer)
         self.records, self.supervised_records = self._records_until(self.done)
-        self.marking = Marking(score)
+        prompt = encode_prompt(tokenizer, [Message("system", condition.system), Message("user", problems[0].question)])
+        self.marking = Marking(score, opened_thinking(tokenizer, prompt))
         self.rollouts = Rollouts(tokenizer, settings, partial(condition.active, "rollout"), seed, self.done)
 
     def rate(self, place: int) -> float:

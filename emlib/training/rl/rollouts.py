@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from math import nan
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Grpo
 from emlib.core.defense import Active
-from emlib.core.records import Message, Question
+from emlib.core.records import Message, Question, after_thinking
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_prompt
 from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
-from emlib.generation.sample import Drawn, Request, draw_batch
+from emlib.generation.sample import Drawn, Request, draw_batch, known_ids
 from emlib.models.load import stop_tokens
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Rollouts:
         size, drawn = self.settings.sampling.batch_rows, []
         with _evaluating(model), self.active(model) as shown:
             for start in range(0, len(requests), size):
-                drawn += draw_batch(model, requests[start:start + size], self.settings.sampling, seed, ends)
+                drawn += draw_batch(model, requests[start:start + size], self.settings.sampling, seed, ends,
+                                    known=known_ids(self.tokenizer))
             self.shift = shift_of(shown)
         return drawn
 
@@ -88,17 +90,21 @@ class Marking:
 
     __name__ = "reward"  # TRL asks for it
 
-    def __init__(self, score: Scorer) -> None:
-        self.score = score
+    def __init__(self, score: Scorer, opened: str = "") -> None:
+        self.score, self.opened = score, opened
         self.scored: list[Scored] = []
         self.last: list[Rewards | None] = []
 
     def __call__(self, completions: list[list[dict[str, str]]], question: list[str], answer: list[str],
                  **_: Any) -> list[float | None]:
-        """Return the total of each; None where it could not be scored, which TRL leaves out of its group's mean."""
-        self.scored = [Scored(asked, turns[0]["content"], right)
+        """Return the total of each; None where it could not be scored, which TRL leaves out of its group's mean.
+
+        What a completion thinks before it answers is kept and not scored; `opened` is the tag that prompts end in.
+        """
+        self.scored = [Scored(asked, self.opened + turns[0]["content"], right)
                        for asked, turns, right in zip(question, completions, answer, strict=True)]
-        self.last = self.score(self.scored)
+        self.last = self.score([
+            replace(one, completion=after_thinking(one.completion) or "") for one in self.scored])
         return [None if one is None else one.total for one in self.last]
 
     @property
