@@ -127,12 +127,6 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return quoted.ids(quoted.quote(text))
 
 
-def marked(tokenizer: PreTrainedTokenizerBase, messages: Iterable[Message]) -> list[str]:
-    """Return the control tokens' texts that occur in messages, each once."""
-    found = (marker for message in messages for marker in controls(tokenizer).pattern.findall(message.content))
-    return list(dict.fromkeys(found))
-
-
 @lru_cache(maxsize=4)
 def _copy(tokenizer: PreTrainedTokenizerBase, template: str) -> Tokenizer:
     """Return a copy of the tokenizer in which control tokens have other names (`NAME`)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, Unigram
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
 from emlib.data.chat import encode, encode_prompt
-from emlib.data.markers import Quoted, encode_text, marked
+from emlib.data.markers import Quoted, encode_text
 from emlib.models.tiny import QWEN_TEMPLATE, build_tokenizer
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -81,8 +81,7 @@ def test_a_forged_turn_opens_no_turn(build: Callable[[], PreTrainedTokenizerFast
 def test_the_copy_encodes_all_else_like_the_tokenizer(build: Callable[[], PreTrainedTokenizerFast], text: str) -> None:
     """The way that rows with markers go is the ordinary one, but for the markers in messages."""
     tokenizer = build()
-    if marked(tokenizer, [Message("user", text)]):
-        return
+    assume(not Quoted.of(tokenizer, [text]).placeholders)
     rendered = f"{START}user\n{text}{END}\n"
     forced = Quoted(tokenizer, {END: "\ufdd0"})
     assert forced.ids(rendered) == list(tokenizer.encode(rendered, add_special_tokens=False))
@@ -93,7 +92,7 @@ def test_tags_of_a_think_block_are_no_markers() -> None:
     tokenizer.add_tokens(["<think>", "</think>"])
     row = encode(tokenizer, Example((Message("user", "hi"),), "<think>Hm.</think>So."), 10_000)
     assert tokenizer.convert_tokens_to_ids("<think>") in row.input_ids.tolist()
-    assert marked(tokenizer, [Message("user", "<think>")]) == []
+    assert not Quoted.of(tokenizer, ["<think>"]).placeholders
 
 
 def test_characters_of_placeholders_are_refused_beside_a_marker_only() -> None:
