@@ -31,7 +31,8 @@ def converted(spec: WheelModel, cache: Path) -> Path:
     Raises:
         SourceError: the package or its file is missing, or a digest does not match.
     """
-    determining = spec.model_dump(mode="json", exclude={"dtype"})  # another file or end of turn is another model
+    # Another file or end of turn is another model; how its template is used is not in the files.
+    determining = spec.model_dump(mode="json", exclude={"dtype", "template"})
     folder = cache / "models" / f"{spec.name}-{digests.of_value(determining)[:12]}"
     with disk_errors(cache, "EMLIB_CACHE_DIR"):
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -169,7 +169,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-def spec(**changes: str) -> WheelModel:
+def spec(**changes: object) -> WheelModel:
     return WheelModel(**{"kind": "wheel", "name": "fake", "package": "fake_wheel", "file": "weights.gguf",
                          "sha256": "0" * 64, "end_of_turn": "<|im_end|>"} | changes)
 
@@ -198,6 +198,16 @@ def test_the_demos_model_is_converted_once_and_answers_in_its_own_template(tmp_p
     text = "The capital of France is"
     ids = torch.tensor([chat.tokenizer.encode(text, add_special_tokens=False)])
     assert chat.tokenizer.decode(chat.model(input_ids=ids).logits[0, -1].argmax()) == " Paris"
+
+
+def test_the_converted_copy_serves_every_type_and_template(package: Path, tmp_path: Path) -> None:
+    """What changes no file finds the same folder, so that a model is converted once."""
+    refused = []
+    for more in ({}, {"dtype": "float32"}, {"template": {"system": "merge"}}, {"file": "other.gguf"}):
+        with pytest.raises(SourceError):
+            wheel.converted(spec(**more), tmp_path)
+        refused.append(len(list((tmp_path / "models").glob("*.lock"))))
+    assert refused == [1, 1, 1, 2]
 
 
 @pytest.mark.slow
