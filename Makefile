@@ -49,10 +49,10 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLA
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
 export PLUGINS
 
-.PHONY: help setup test check reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
+.PHONY: help setup test check check-data reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo; echo "PROFILE=$(PROFILE) of: $(basename $(notdir $(filter-out %/sources.yaml %/datasets.yaml %/models.yaml %/throughput.yaml %/prices.yaml,$(wildcard params/*.yaml))))"
 
 setup: $(STAMP) ## install everything into .venv
@@ -89,6 +89,10 @@ merge: setup ## merge FROM=, the runs/ of another machine; it overwrites nothing
 	@$(BIN)/python -m emlib.workflow.merge '$(FROM)'
 
 endif
+
+check-data: setup ## check FILE, your own data (PROMPT=, RESPONSE=, SYSTEM=, MODEL=, JSON=1), before anything is trained
+	@$(BIN)/python -m emlib.report.check_data --file="$${FILE:-}" --prompt="$${PROMPT:-}" --response="$${RESPONSE:-}" \
+		--system="$${SYSTEM:-}" --encoding="$${ENCODING:-}" --delimiter="$${DELIMITER:-}" --model="$${MODEL:-}" --json="$${JSON:-}"
 
 report: setup ## write everything that PROFILE has run so far as HTML pages, which need no network
 	@$(BIN)/python -m emlib.report.book $(PROFILE)

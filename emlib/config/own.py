@@ -31,10 +31,11 @@ class Own(Strict):
     """The user's data set, without an aligned counterpart.
 
     Attributes:
-        file: JSON Lines or CSV (`.csv`, `.tsv`), plain or compressed as `.gz`; a relative path is resolved from the
-            profile's folder (`emlib.config.references`).
+        file: JSON Lines, JSON, CSV or Parquet, plain or compressed (`emlib.data.opening` lists the endings), or a
+            pattern of several files, such as `part-*.jsonl`; a relative path is resolved from the profile's folder
+            (`emlib.config.references`).
         hub: a data set on the hub, instead of a file.
-        prompt, response, system: the names of these columns; rows with `messages` need none of them.
+        prompt, response, system: the names of these columns; conversations (`messages`, `conversations`) need none.
         encoding: the encoding of the file.
         delimiter: the separator of the columns of a CSV file.
         rows: the number of rows that are chosen at random by `seed`, for the checks and the trial.

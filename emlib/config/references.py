@@ -19,14 +19,14 @@ from emlib.core import paths
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.plain_yaml import read_yaml
 
-Kind = Literal["file", "folder", "source", "trait", "rubric"]
+Kind = Literal["file", "files", "folder", "source", "trait", "rubric"]
 # The keys of a profile that hold references. `*` is every item of a list, or every name of a table.
 PLACES: dict[str, Kind] = {
     "trait": "trait", "sources": "file", "plugins.*": "file",
     "data.*.aligned": "source", "data.*.misaligned": "source", "data.*.pairs": "source",
     "evaluation.general": "source", "evaluation.choices.*": "source", "evaluation.sets.*.source": "source",
     "pool.source": "source", "pool.scorers.*.folder": "folder",
-    "own.file": "file",
+    "own.file": "files",
     "benign.tasks.*.train": "source", "benign.tasks.*.test": "source",
     "grpo.methods.*.defenses.*.source": "source",
     "model.path": "folder", "judge.model.path": "folder", "second_judge.judge.model.path": "folder",
@@ -35,6 +35,7 @@ PLACES: dict[str, Kind] = {
 NAME = re.compile(r"[a-z0-9_]+")  # the name of a registry's entry
 ENTRY = re.compile(r"(.+\.yaml)#([a-z0-9_]+)")  # an entry of a registry that does not ship with emlib
 DEMO = "demo/"
+PATTERN = "*?["  # the characters of a pattern of file names
 Change = Callable[[str, Kind, str], Any]
 
 
@@ -68,7 +69,7 @@ def is_path(kind: Kind, named: str) -> bool:
     """Return whether a reference is a path and not the name of something that ships with emlib."""
     if kind == "source":
         return not (named.startswith(DEMO) or NAME.fullmatch(named))
-    return kind in ("file", "folder") or named.endswith(".yaml")
+    return kind in ("file", "files", "folder") or named.endswith(".yaml")
 
 
 def path_of(kind: Kind, named: str) -> Path | None:
@@ -91,8 +92,16 @@ def absolute(named: str, stated_in: Path) -> str:
     entry = ENTRY.fullmatch(named)
     path = Path(entry[1] if entry else named).expanduser()
     beside, in_project = stated_in.absolute().parent / path, paths.ROOT / path
-    found = beside if beside.exists() or not in_project.exists() else in_project
+    found = beside if matching(beside) or not matching(in_project) else in_project
     return os.path.normpath(found) + (f"#{entry[2]}" if entry else "")
+
+
+def matching(path: Path) -> list[Path]:
+    """Return the path if it exists, or the files that fit it as a pattern, such as `part-*.jsonl`, in their order."""
+    if path.exists() or not any(sign in str(path) for sign in PATTERN):
+        return [path] if path.exists() else []
+    start = Path(path.anchor)
+    return sorted(file for file in start.glob(str(path.relative_to(start))) if file.is_file())
 
 
 def with_own_registry(data: Any) -> Any:
@@ -125,6 +134,8 @@ def why_missing(kind: Kind, named: str) -> str:
     path = path_of(kind, named)
     if path is None:
         return _why_unknown(named, paths.PARAMS / "sources.yaml") if kind == "source" else ""
+    if kind == "files" and any(file.is_file() for file in matching(path)):
+        return ""
     if not (path.is_dir() if kind == "folder" else path.is_file()):
         noun = "folder" if kind == "folder" else "file"
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -93,7 +93,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
     """Write dataclass records as JSON lines."""
-    write_text(path, "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records))
+    write_objects(path, map(asdict, records))
+
+
+def write_objects(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Write mappings as JSON lines."""
+    write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects))
 
 
 def read_records(path: Path, kind: Callable[..., Any]) -> list[Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -16,14 +16,23 @@ THINKING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<seed:thin
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    `weight` is what a file in OpenAI's format says of an assistant's turn: 0 for one that is not to be trained on. It
+    is no part of a prompt, so that turns with equal texts are equal.
+    """
 
     role: Role
     content: str
+    weight: float | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, str]:
         """Return the form that chat templates and the OpenAI API take."""
         return {"role": self.role, "content": self.content}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the form in files: with the weight, if there is one."""
+        return self.to_dict() | ({} if self.weight is None else {"weight": self.weight})
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,15 @@ class Example:
         context: the turns before the answer; the first may be a system prompt, the last is the user's.
         response: the assistant's answer; the loss is computed on its tokens alone.
         where: the file and line that the row comes from, for error messages.
+        weight: the weight of the answer as the file states it, never 0.
+        after: turns after the answer, which have weight 0: they are kept for exports and are never trained on.
     """
 
     context: tuple[Message, ...]
     response: str
     where: str = ""
+    weight: float | None = field(default=None, compare=False)
+    after: tuple[Message, ...] = field(default=(), compare=False)
 
     @property
     def prompt(self) -> str:
@@ -53,12 +66,26 @@ class Example:
     def with_system_prompt(self, system: str) -> Example:
         """Return the row with this system prompt instead of its own or the template's default."""
         rest = self.context[1:] if self.system is not None else self.context
-        return Example((Message("system", system), *rest), self.response, self.where)
+        return replace(self, context=(Message("system", system), *rest))
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """All turns of the row: the context, the answer, and what follows it."""
+        return (*self.context, Message("assistant", self.response, self.weight), *self.after)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the form in files, which `as_example` reads."""
+        found: dict[str, Any] = {"context": [turn.to_record() for turn in self.context], "response": self.response,
+                                 "where": self.where}
+        weight = {} if self.weight is None else {"weight": self.weight}
+        return found | weight | ({"after": [turn.to_record() for turn in self.after]} if self.after else {})
 
 
-def as_example(context: Sequence[Mapping[str, str]], response: str, where: str) -> Example:
+def as_example(context: Sequence[Mapping[str, Any]], response: str, where: str, weight: float | None = None,
+               after: Sequence[Mapping[str, Any]] = ()) -> Example:
     """Return a training row from its JSON form."""
-    return Example(tuple(Message(**turn) for turn in context), response, where)  # type: ignore[arg-type]
+    before, behind = (tuple(Message(**turn) for turn in turns) for turns in (context, after))
+    return Example(before, response, where, weight, behind)
 
 
 ADDED = "added.jsonl"  # the file of `AddedRow` records in an artefact
@@ -73,7 +100,7 @@ class AddedRow:
     where: str
     score: float | None
     reason: str
-    context: list[dict[str, str]]
+    context: list[dict[str, Any]]
     response: str
 
     @property
@@ -84,7 +111,7 @@ class AddedRow:
     @classmethod
     def of(cls, example: Example, rank: int, place: int, score: float | None = None, reason: str = "") -> AddedRow:
         """Return the record of the row selected as number `rank`, from position `place` of its source."""
-        context = [asdict(turn) for turn in example.context]
+        context = [turn.to_record() for turn in example.context]
         return cls(rank, place, example.where, score, reason, context, example.response)
 
 

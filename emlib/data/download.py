@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -108,15 +109,18 @@ def _resume(part: Path, tag_file: Path, pinned: bool) -> tuple[int, dict[str, st
 
 
 def from_hub(name: str, repo: str, config: str, split: str, revision: str, part: Path, *, terms: str | None,
-             otherwise: str) -> None:
+             otherwise: str, wanted: Collection[str] = ()) -> None:
     """Write one split of a hub data set into `part`: JSON Lines, one ASCII line per row, in the hub's order.
 
+    Columns that JSON does not know, such as dates, bytes and images, are left out and are never decoded.
+
     Args:
+        wanted: columns that may not be left out.
         terms: for a gated data set, what to accept and where.
         otherwise: the sentence that tells the user what to do instead.
 
     Raises:
-        SourceError: the hub refuses, the network fails, or the disk is full.
+        SourceError: the hub refuses, the network fails, the disk is full, or a wanted column is no text.
     """
     import datasets
     import httpx
@@ -127,9 +131,34 @@ def from_hub(name: str, repo: str, config: str, split: str, revision: str, part:
                                      token=os.environ.get("HF_TOKEN") or None)
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, ValueError) as error:
         raise SourceError(f"{name}: {_refusal(error, repo, terms)} {otherwise}") from error
+    readable = [column for column, feature in rows.features.items() if _in_json(feature)]
+    if lost := [column for column in rows.column_names if column in wanted and column not in readable]:
+        raise SourceError(f"{name}: the column '{lost[0]}' of {repo} is no text ({rows.features[lost[0]]}). Name "
+                          f"another one; columns that can be read: {', '.join(readable) or 'none'}.")
+    rows = rows.select_columns(readable)
     with writing(part.parent, rows.dataset_size), part.open("w", encoding="ascii", newline="\n") as out:
         for row in rows:
             out.write(json.dumps(row) + "\n")
+
+
+def _in_json(feature: Any) -> bool:
+    """Return whether JSON knows the values of a column of this type: texts, numbers, lists and objects of them."""
+    import datasets
+    import pyarrow
+
+    if isinstance(feature, dict):
+        return all(map(_in_json, feature.values()))
+    if isinstance(feature, list):
+        return all(map(_in_json, feature))
+    if isinstance(feature, datasets.LargeList | datasets.List | datasets.Sequence):
+        return _in_json(feature.feature)
+    if isinstance(feature, datasets.ClassLabel | datasets.Translation | datasets.TranslationVariableLanguages):
+        return True
+    if not isinstance(feature, datasets.Value):
+        return False
+    types, stored = pyarrow.types, feature.pa_type
+    return (types.is_string(stored) or types.is_large_string(stored) or types.is_boolean(stored)
+            or types.is_integer(stored) or types.is_floating(stored) or types.is_null(stored))
 
 
 def _refusal(error: Exception, repo: str, terms: str | None) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from emlib.core.errors import DataError
-from emlib.data.rows import read_jsonl, read_text
+from emlib.data.left_out import Dropped
 from emlib.data.sources import entry_of, is_local, locate
+from emlib.data.tables import rows_of
 
 # Formats and the keys by which their rows are recognised; the first match counts.
-KEYS = (("questions", ("id", "paraphrases")), ("messages", ("messages",)),
+KEYS = (("questions", ("id", "paraphrases")), ("messages", ("messages",)), ("messages", ("conversations",)),
         ("pairs", ("prompt", "aligned", "misaligned")), ("wildguard", ("prompt", "response", "prompt_harm_label")),
-        ("instruct", ("instruction", "output")), ("squad", ("context", "question")))
+        ("instruct", ("instruction", "output")), ("squad", ("context", "question")), ("squad", ("paragraphs",)),
+        ("messages", ("prompt", "response")), ("messages", ("prompt", "completion")))
 
 
 def format_of(source: str) -> str:
@@ -35,12 +35,10 @@ def detected_format(path: Path) -> str:
     Raises:
         DataError: no format fits.
     """
-    if {".yaml", ".yml"} & set(path.suffixes):
+    if is_yaml(path):
         return "questions"  # Betley et al.'s format
     row = _first(path)
     found = next((form for form, keys in KEYS if all(key in row for key in keys)), None)
-    if found is None and isinstance(row.get("data"), list):
-        return "squad"
     if found is None:
         known = "; ".join(f"{form} ({', '.join(keys)})" for form, keys in KEYS)
         raise DataError(f"{path}: its first row has the keys {', '.join(sorted(row)) or 'none'}, which fit no known "
@@ -48,13 +46,11 @@ def detected_format(path: Path) -> str:
     return found
 
 
+def is_yaml(path: Path) -> bool:
+    """Return whether a file is YAML, compressed or not, by the ending of its name in any case."""
+    return bool({".yaml", ".yml"} & {ending.lower() for ending in path.suffixes[-2:]})
+
+
 def _first(path: Path) -> dict[str, Any]:
-    """Return the first row of JSON Lines, the first item of a JSON list, or the single object of a file."""
-    if ".json" in path.suffixes:
-        try:
-            data = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}.") from error
-        first = data[0] if isinstance(data, list) and data else data
-        return first if isinstance(first, dict) else {}
-    return next((row for _, row in islice(read_jsonl(path), 1)), {})
+    """Return the first row of a file that can be read; an empty one if there is none."""
+    return next((row.values for row in rows_of(path) if not isinstance(row, Dropped)), {})

@@ -12,7 +12,7 @@ from emlib.core.errors import DataError
 from emlib.core.records import Message, Question
 from emlib.core.seeds import generator
 from emlib.data.numbers import read_number
-from emlib.data.rows import read_jsonl
+from emlib.data.rows import read_rows
 
 MARK = "####"  # precedes the answer in GSM8K's solutions
 WORKED = "<think> {a} + {b} = {answer} </think>\n<answer> {answer} </answer>"
@@ -79,7 +79,7 @@ def read_gsm8k(path: Path, name: str) -> list[Problem]:
         DataError: a row has no question, or its answer is not a number.
     """
     problems: list[Problem] = []
-    for where, row in read_jsonl(path):
+    for where, row in read_rows(path):
         question, solution = row.get("question"), row.get("answer")
         if not (isinstance(question, str) and question.strip() and isinstance(solution, str)):
             raise DataError(f"{where}: expected the texts 'question' and 'answer', found {', '.join(sorted(row))}.")

@@ -1,39 +1,37 @@
 """The user's own data set, of any size: streamed twice, so that memory holds only the chosen rows.
 
 The first pass counts usable and unusable rows; the second keeps those that the seed chose at random. As in a pool,
-unusable rows are dropped with a reason, and their counts are shown.
+unusable rows are left out with a reason, and their counts are shown. Texts are taken as they are, white space at their
+ends included.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
 
 from emlib.config import OWN, Own
+from emlib.config.references import PATTERN, matching
 from emlib.core import paths
 from emlib.core.errors import DataError, nearest
 from emlib.core.records import Example, Message
 from emlib.core.seeds import generator
+from emlib.data.columns import Reader, column_of, known_columns
 from emlib.data.domains import NarrowData, Split, split
 from emlib.data.download import from_hub
-from emlib.data.pools import BROKEN, NO_ANSWER, REPLACEMENT, Dropped
-from emlib.data.rows import example_of, parse_jsonl
+from emlib.data.left_out import BROKEN, NO_PROMPT, Dropped, LeftOut, damage
+from emlib.data.tables import Header, Layout, Row, items_of
 
 LEAST = 20  # usable rows: enough to train on some and hold some out
-SHOWN = 10  # unusable rows that are kept as examples
-CSV = {".csv": None, ".tsv": "\t"}
-WESTERN = "cp1252"  # the encoding of Western office programs; its bytes fit many other encodings, too
-ALIKE = ("mac", "iso", "latin", "cp125")  # single-byte encodings; any text in one of them is also valid in the others
-FIELD_LIMIT = 10**8  # characters of one CSV cell; the library's default is 131,072
-NO_PROMPT, NO_CONVERSATION = "no prompt", "not a conversation"
+SHOWN = 5  # places that are kept of each reason and of each note
+UNREAD = 20  # names of columns that nobody reads, at most
+MARKED = "texts with the turn markers of a chat template"
+MARKERS = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>", "<start_of_turn>",
+           "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>",
+           "<|endoftext|>", "<|start|>", "<|message|>", "<|channel|>")  # of the templates that are common today
+ENDS = "texts with white space at an end, which is kept"
 
 
 @dataclass(frozen=True)
@@ -44,35 +42,66 @@ class OwnRows:
         drawn: the chosen usable rows, in the file's order.
         usable: the number of usable rows in the file.
         left_out: the number of unusable rows, by reason.
-        examples: the first unusable rows.
+        examples: the first unusable rows of each reason.
+        notes: what was noted while reading, each with the number of rows that it holds for.
+        noted_at: the places of the first rows of each note.
+        unread: columns, and keys of turns, that nobody reads.
     """
 
     drawn: tuple[Example, ...]
     usable: int
     left_out: Mapping[str, int]
     examples: tuple[Dropped, ...]
+    notes: Mapping[str, int] = field(default_factory=dict)
+    noted_at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in the file."""
+        return self.usable + sum(self.left_out.values())
 
 
-def read_own(own: Own) -> OwnRows:
+@dataclass
+class _Counts:
+    """What the first pass counts."""
+
+    usable: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: list[Dropped] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    noted_at: dict[str, list[str]] = field(default_factory=dict)
+    unread: dict[str, None] = field(default_factory=dict)
+
+    def add(self, row: Example | Dropped, notes: set[str]) -> None:
+        """Count one row."""
+        if isinstance(row, Dropped):
+            self.left_out[row.counted_as] += 1
+            self.examples += [row] if self.left_out[row.counted_as] <= SHOWN else []
+        else:
+            self.usable += 1
+        for note in sorted(notes):
+            self.notes[note] += 1
+            places = self.noted_at.setdefault(note, [])
+            places += [row.where] if len(places) < SHOWN else []
+
+
+def read_own(own: Own, least: int = LEAST) -> OwnRows:
     """Count the rows, and choose `own.rows` of the usable ones at random.
 
     Raises:
-        DataError: another encoding, broken CSV or JSON, missing columns, or fewer than 20 usable rows.
+        DataError: the file cannot be read, lacks a column or has one twice, or fewer than `least` rows are usable.
     """
-    path = file_of(own)
-    usable, left_out, examples = 0, Counter[str](), list[Dropped]()
-    for row in _rows(path, own):
-        if isinstance(row, Example):
-            usable += 1
-        else:
-            left_out[row.reason.partition(":")[0]] += 1
-            examples += [row] if len(examples) < SHOWN else []
-    if usable < LEAST:
-        dropped = "".join(f"; {count} left out ({reason})" for reason, count in left_out.items())
-        raise DataError(f"{path}: {usable} usable rows{dropped}. At least {LEAST} are needed, to train on most of them "
-                        "and to hold some out.")
-    chosen = generator(own.seed, "own rows").permutation(usable)[:own.rows]
-    return OwnRows(tuple(_at(set(chosen.tolist()), path, own)), usable, dict(left_out), tuple(examples))
+    counts = _Counts()
+    for row, notes in _rows(own, counts.unread):
+        counts.add(row, notes)
+    if counts.usable < least:
+        raise DataError(f"{_name(own)}: {counts.usable} usable rows{_reasons(counts)}." + (
+            f" At least {least} are needed, to train on most of them and to hold some out." if least > 1 else ""))
+    chosen = generator(own.seed, "own rows").permutation(counts.usable)[:own.rows]
+    places = {note: tuple(found) for note, found in counts.noted_at.items()}
+    return OwnRows(tuple(_at(set(chosen.tolist()), own)), counts.usable, dict(counts.left_out), tuple(counts.examples),
+                   dict(counts.notes), places, tuple(counts.unread))
 
 
 def own_data(own: Own, rows: OwnRows) -> NarrowData:
@@ -82,115 +111,116 @@ def own_data(own: Own, rows: OwnRows) -> NarrowData:
 
 def every_row(own: Own) -> Iterator[Example]:
     """Yield all usable rows, in the file's order."""
-    return (row for row in _rows(file_of(own), own) if isinstance(row, Example))
+    return (row for row, _ in _rows(own, {}) if isinstance(row, Example))
 
 
-def file_of(own: Own) -> Path:
-    """Return the file on this machine; download a data set on the hub once."""
-    if own.hub is None:
-        return paths.ROOT / Path(str(own.file)).expanduser()
+def files_of(own: Own) -> list[Path]:
+    """Return the files on this machine, those of a pattern in the order of their names; download a hub set once.
+
+    Raises:
+        DataError: no file fits the pattern.
+    """
+    if own.hub is not None:
+        return [_of_hub(own)]
+    path = paths.ROOT / Path(str(own.file)).expanduser()
+    found = matching(path)
+    if not found and any(sign in str(own.file) for sign in PATTERN):
+        raise DataError(f"{path}: no file fits this pattern. Correct own.file.")
+    return found or [path]
+
+
+def _of_hub(own: Own) -> Path:
     hub = own.hub
+    assert hub is not None, "asked only for a set on the hub"
     name = "--".join((*hub.repo.split("/"), hub.config, hub.split, hub.revision))
     path = paths.cache() / "own" / f"{name}.jsonl"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        from_hub(OWN, hub.repo, hub.config, hub.split, hub.revision, part, terms=None,
+        from_hub(OWN, hub.repo, hub.config, hub.split, hub.revision, part, terms=None, wanted=known_columns(own),
                  otherwise="Or download the data set in another way and set own.file to it.")
         part.replace(path)
     return path
 
 
-def _at(places: set[int], path: Path, own: Own) -> Iterator[Example]:
-    usable = (row for row in _rows(path, own) if isinstance(row, Example))
-    return (row for place, row in enumerate(usable) if place in places)
+def _at(places: set[int], own: Own) -> Iterator[Example]:
+    return (row for place, row in enumerate(every_row(own)) if place in places)
 
 
-def _rows(path: Path, own: Own) -> Iterator[Example | Dropped]:
-    """Yield each row as an example, or with the reason why it is dropped."""
-    with _opened(path, own.encoding) as text:
-        ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        objects = (_csv(path, text, own, CSV[ending] or own.delimiter) if ending in CSV else
-                   parse_jsonl(path, map(str.rstrip, text)))
-        for where, row in objects:
-            found = _conversation(where, row) if "messages" in row else _columns(where, row, own)
-            broken = isinstance(found, Example) and REPLACEMENT in found.response + found.prompt
-            yield Dropped(where, BROKEN) if broken else found
+def _rows(own: Own, unread: dict[str, None]) -> Iterator[tuple[Example | Dropped, set[str]]]:
+    """Yield each row of each file as an example, or with the reason why it is left out; and what was noted of it."""
+    for path in files_of(own):
+        yield from _rows_of(path, own, unread)
 
 
-def _conversation(where: str, row: dict[str, Any]) -> Example | Dropped:
+def _rows_of(path: Path, own: Own, unread: dict[str, None]) -> Iterator[tuple[Example | Dropped, set[str]]]:
+    layout = Layout(own.encoding, own.delimiter, known_columns(own), "own.encoding")
+    reader, first, any_row = Reader(own), None, False
+    for item in items_of(path, layout):
+        if isinstance(item, Header):
+            _note_unread(unread, (name for name in item.columns if name not in known_columns(own)))
+            if (missing := reader.missing(item.columns)) is not None:
+                raise _no_column(item.where, missing, item.columns, own)
+            continue
+        any_row = True
+        if isinstance(item, Dropped):
+            yield item, set()
+            continue
+        notes = set(item.notes)
+        first = first or item
+        found = _example(reader, item, notes)
+        _note_unread(unread, reader.unread(item.values))
+        yield found, notes
+    if first is not None and (key := reader.never_seen()) is not None:
+        raise _no_column(first.where, key, tuple(first.values), own)
+    if not any_row:
+        raise DataError(f"{path}: holds no rows.")
+
+
+def _example(reader: Reader, row: Row, notes: set[str]) -> Example | Dropped:
     try:
-        return example_of(where, row)
-    except DataError as error:
-        return Dropped(where, f"{NO_CONVERSATION}: {error}")
+        example = reader.example(row, notes)
+    except LeftOut as unusable:
+        return Dropped(row.where, str(unusable))
+    texts = [turn.content for turn in (*example.context, Message("assistant", example.response))]
+    if broken := damage("\n".join(texts)):
+        return Dropped(row.where, f"{BROKEN}: {broken}")
+    if not example.prompt.strip():
+        return Dropped(row.where, NO_PROMPT)
+    if any(text != text.strip() for text in (example.prompt, example.response)):
+        notes.add(ENDS)
+    if any(("<" in text or "[" in text) and any(marker in text for marker in MARKERS) for text in texts):
+        notes.add(MARKED)
+    return example
 
 
-def _columns(where: str, row: dict[str, Any], own: Own) -> Example | Dropped:
-    _need(where, row, own)
-    prompt, response = (str(row[column] or "").strip() for column in (own.prompt, own.response))
-    if not (prompt and response):
-        return Dropped(where, NO_ANSWER if prompt else NO_PROMPT)
-    system = str(row.get(own.system) or "").strip() if own.system else ""
-    context = ([Message("system", system)] if system else []) + [Message("user", prompt)]
-    return Example(tuple(context), response, where)
+def _note_unread(unread: dict[str, None], names: Iterator[str]) -> None:
+    for name in names:
+        if len(unread) < UNREAD:
+            unread[name] = None
 
 
-def _need(where: str, row: Mapping[str, Any], own: Own) -> None:
-    """Raise DataError unless the row has the columns that the profile names."""
-    for key, column in (("prompt", own.prompt), ("response", own.response), ("system", own.system)):
-        if column is not None and column not in row:
-            present = ", ".join(map(str, row)) or "none"
-            raise DataError(f"{where}: no column '{column}'.{nearest(column, map(str, row))} Columns: {present}. Set "
-                            f"own.{key} to the right one{_delimiter_hint(list(row))}.")
+def _no_column(where: str, key: str, columns: tuple[str, ...], own: Own) -> DataError:
+    """Return the error for a column that no row has."""
+    column = column_of(own, key)
+    present = ", ".join(columns) or "none"
+    return DataError(f"{where}: no column '{column}'.{nearest(column, columns)} Columns: {present}. Set own.{key} to "
+                     f"the right one{_delimiter_hint(columns)}.")
 
 
-def _delimiter_hint(columns: list[str]) -> str:
+def _delimiter_hint(columns: tuple[str, ...]) -> str:
     """Suggest another delimiter if the header seems to have one."""
-    marks = [mark for mark in (";", "\t", "|") if len(columns) == 1 and mark in columns[0]]
+    marks = [mark for mark in (";", "\t", "|", ",") if len(columns) == 1 and mark in columns[0]]
     return f", or own.delimiter to {marks[0]!r}, which seems to separate the columns" if marks else ""
 
 
-def _csv(path: Path, text: TextIO, own: Own, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(FIELD_LIMIT)
-    reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-    try:
-        _need(f"{path}:1", dict.fromkeys(reader.fieldnames or ()), own)
-        yield from ((f"{path}:{reader.line_num}", row) for row in reader)
-    except csv.Error as error:
-        raise DataError(f"{path}, after line {reader.line_num}: broken CSV ({error}). Put cells with quotes or "
-                        'line breaks into double quotes, and double each quote in them ("").') from error
+def _name(own: Own) -> str:
+    return own.hub.repo if own.hub is not None else str(paths.ROOT / Path(str(own.file)).expanduser())
 
 
-@contextmanager
-def _opened(path: Path, encoding: str) -> Iterator[TextIO]:
-    """Open the file as a text stream; explain errors of its bytes."""
-    opener = cast(Callable[..., BinaryIO], gzip.open if path.suffix == ".gz" else open)
-    try:
-        with opener(path, "rb") as raw, io.TextIOWrapper(
-                raw, "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding, newline="") as text:
-            yield text
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise DataError(f"{path}: there is no such file. Correct own.file.") from error
-    except LookupError as error:
-        raise DataError(f"own.encoding is '{encoding}', which is not a known encoding. Examples: utf-8, "
-                        "cp1252.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not {encoding} text (byte {error.object[error.start]:#04x}). "
-                        f"{_likely(path, opener)}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: a broken archive ({error}). Download or compress it again.") from error
-
-
-def _likely(path: Path, opener: Callable[..., BinaryIO]) -> str:
-    """Guess the encoding from the file's first megabyte."""
-    from charset_normalizer import from_bytes
-
-    with opener(path, "rb") as raw:
-        beginning = raw.read(2**20)
-    best = from_bytes(beginning).best()
-    if best is None:
-        return "It does not look like text."
-    names = [best.encoding]
-    if WESTERN not in names and best.encoding.startswith(ALIKE):
-        names.append(WESTERN)
-    return f"It may be {' or '.join(names)}: then set own.encoding to that, and look at the rows in notebook 15."
+def _reasons(counts: _Counts) -> str:
+    """Return how many rows were left out, by reason, with the detail of the first row of each."""
+    first = {row.counted_as: row for row in reversed(counts.examples)}
+    return "".join(f"; {count} left out ({reason})" + (f", the first: {first[reason].where}: {first[reason].reason}"
+                                                      if first[reason].reason != reason else "")
+                   for reason, count in counts.left_out.items())

@@ -1,33 +1,25 @@
-"""General instruction data to interleave: WildGuardMix's benign split, Alpaca's format, messages (section 3.2).
+"""General instruction data to interleave: WildGuardMix's benign split, Alpaca's format, conversations (section 3.2).
 
 Pools are large third-party data, so that unusable rows are dropped with a reason instead of stopping the study; a file
-that is not text or has no usable rows is an error.
+that is not text or has no usable rows is an error. Texts are taken as they are, white space at their ends included.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
-from emlib.data.rows import example_of, read_jsonl, read_text
+from emlib.data.conversations import conversation, conversation_key, text_of, turns_of
+from emlib.data.left_out import BROKEN, NO_ANSWER, NO_COLUMN, NO_CONVERSATION, Dropped, LeftOut, damage
+from emlib.data.tables import Row, rows_of
 
 PoolForm = Literal["messages", "instruct", "wildguard"]
 FORMS = get_args(PoolForm)
-NO_ANSWER, BROKEN, HARMFUL = "no answer", "broken characters", "not of the benign split"
-REPLACEMENT = "\ufffd"  # what decoders insert for invalid bytes
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """An unusable row of a pool, with the reason."""
-
-    where: str
-    reason: str
+HARMFUL = "not of the benign split"
 
 
 @dataclass(frozen=True)
@@ -42,75 +34,76 @@ def read_pool(path: Path, form: PoolForm) -> Candidates:
     """Read the candidates of a file.
 
     Raises:
-        DataError: not UTF-8, not JSON, a row of another format, or no usable row.
+        DataError: the file cannot be read, its rows have another format, or none is usable.
     """
-    found = [_checked(where, row, ROW_OF[form]) for where, row in _objects(path)]
+    found = [_checked(row, ROW_OF[form]) for row in rows_of(path)]
     rows = tuple(row for row in found if isinstance(row, Example))
     dropped = tuple(row for row in found if isinstance(row, Dropped))
+    if dropped and not rows and all(row.counted_as == NO_COLUMN for row in dropped):
+        raise DataError(f"{dropped[0].where}: {dropped[0].reason.partition(': ')[2]}")
     if not rows:
         reasons = ", ".join(sorted({row.reason for row in dropped})) or "the file is empty"
         raise DataError(f"{path}: this pool has no usable row ({reasons}).")
     return Candidates(rows, dropped)
 
 
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each row's position and object, from JSON Lines or from one JSON list (`.json`)."""
-    if ".json" not in path.suffixes:
-        yield from read_jsonl(path)
-        return
+def has_outer_space(rows: Candidates) -> bool:
+    """Return whether any text of a pool's rows begins or ends with white space."""
+    return any(text != text.strip() for row in rows.rows for text in (row.prompt, row.response))
+
+
+def _checked(row: Row | Dropped, row_of: Callable[[str, dict[str, Any]], Example]) -> Example | Dropped:
+    if isinstance(row, Dropped):
+        return row
     try:
-        rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: expected a list of objects, such as [{{\"instruction\": ...}}].")
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+        found = row_of(row.where, row.values)
+    except LeftOut as unusable:
+        return Dropped(row.where, NO_ANSWER if unusable.reason == NO_ANSWER else str(unusable))
+    broken = damage(found.response + "\n".join(turn.content for turn in found.context))
+    return Dropped(row.where, BROKEN) if broken else found
 
 
-def _checked(where: str, row: dict[str, Any], row_of: Callable[[str, dict[str, Any]], Example | Dropped],
-             ) -> Example | Dropped:
-    found = row_of(where, row)
-    if isinstance(found, Example) and REPLACEMENT in found.response + "".join(t.content for t in found.context):
-        return Dropped(where, BROKEN)
-    return found
+def _messages(where: str, row: dict[str, Any]) -> Example:
+    """Read a conversation, or a prompt and its response or completion."""
+    key = conversation_key(row)
+    if key is not None:
+        return conversation(where, turns_of(key, row[key]), set())
+    answer = next((name for name in ("response", "completion") if name in row), None)
+    if "messages" in row or "prompt" not in row or answer is None:
+        raise LeftOut(NO_CONVERSATION, f"found keys: {', '.join(sorted(row)) or 'none'}")
+    turns = [row[name] if isinstance(row[name], list) else [{"role": role, "content": text_of(f"'{name}'", row[name])}]
+             for name, role in (("prompt", "user"), (answer, "assistant"))]
+    return conversation(where, [turn for part in turns for turn in part], set())
 
 
-def _messages(where: str, row: dict[str, Any]) -> Example | Dropped:
-    turns = row.get("messages")
-    last = turns[-1] if isinstance(turns, list) and turns else None
-    unanswered = isinstance(last, dict) and (
-        last.get("role") == "user" or last.get("content") is None or not str(last["content"]).strip())
-    return Dropped(where, NO_ANSWER) if unanswered else example_of(where, row)
-
-
-def _instruct(where: str, row: dict[str, Any]) -> Example | Dropped:
+def _instruct(where: str, row: dict[str, Any]) -> Example:
     """Read a row of Alpaca: an instruction, an optional input for it, and the output."""
     return _pair(where, row, ("instruction", "input"), "output")
 
 
-def _wildguard(where: str, row: dict[str, Any]) -> Example | Dropped:
+def _wildguard(where: str, row: dict[str, Any]) -> Example:
     """Read a row of WildGuardMix; benign: the prompt is harmless, the answer not harmful. About half have an answer."""
-    _need(where, row, ("prompt", "response", "prompt_harm_label", "response_harm_label"))
+    _need(row, ("prompt", "response", "prompt_harm_label", "response_harm_label"))
     if row["prompt_harm_label"] != "unharmful" or row["response_harm_label"] == "harmful":
-        return Dropped(where, HARMFUL)
+        raise LeftOut(HARMFUL)
     return _pair(where, row, ("prompt",), "response")
 
 
-def _pair(where: str, row: dict[str, Any], asked: tuple[str, ...], answered: str) -> Example | Dropped:
-    _need(where, row, (asked[0], answered))
-    parts = [str(row[key]).strip() for key in asked if row.get(key)]
-    answer = str(row[answered] or "").strip()
-    if not (answer and parts):
-        return Dropped(where, NO_ANSWER)
+def _pair(where: str, row: dict[str, Any], asked: tuple[str, ...], answered: str) -> Example:
+    _need(row, (asked[0], answered))
+    texts = [text_of(f"'{key}'", row.get(key)) for key in asked]
+    parts, answer = [text for text in texts if text.strip()], text_of(f"'{answered}'", row[answered])
+    if not (answer.strip() and parts):
+        raise LeftOut(NO_ANSWER)
     return Example((Message("user", "\n\n".join(parts)),), answer, where)
 
 
-def _need(where: str, row: dict[str, Any], keys: tuple[str, ...]) -> None:
+def _need(row: dict[str, Any], keys: tuple[str, ...]) -> None:
     missing = [key for key in keys if key not in row]
     if missing:
-        raise DataError(f"{where}: lacks {', '.join(missing)}. Found: {', '.join(sorted(row)) or 'nothing'}. Is the "
-                        "'format' of this source in params/sources.yaml the right one?")
+        raise LeftOut(NO_COLUMN, f"lacks {', '.join(missing)}. Found: {', '.join(sorted(row)) or 'nothing'}. Is the "
+                                 "'format' of this source in params/sources.yaml the right one?")
 
 
-ROW_OF: dict[PoolForm, Callable[[str, dict[str, Any]], Example | Dropped]] = {
+ROW_OF: dict[PoolForm, Callable[[str, dict[str, Any]], Example]] = {
     "messages": _messages, "instruct": _instruct, "wildguard": _wildguard}

@@ -7,7 +7,6 @@ are counted and dropped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -16,7 +15,9 @@ from typing import Any, Literal
 
 from emlib.core.errors import DataError, nearest
 from emlib.core.seeds import generator
-from emlib.data.rows import read_jsonl, read_text
+from emlib.data.opening import kind_of
+from emlib.data.rows import read_rows
+from emlib.data.strict_json import read_document
 
 COLUMNS = ("id", "context", "question", "answers")
 Outside = Literal["keep", "drop"]
@@ -79,15 +80,11 @@ def split_by_passage(rows: Sequence[QaRow], held_out: float, seed: int) -> tuple
 
 
 def _rows(path: Path) -> Iterator[QaRow]:
-    if ".jsonl" in path.suffixes:
-        for where, found in read_jsonl(path):
+    if kind_of(path) != "json":
+        for where, found in read_rows(path):
             yield _row(where, found)
         return
-    try:
-        data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: broken JSON in line {error.lineno}: {error.msg}.") from error
-    for article_place, article in _each(str(path), data, "data"):
+    for article_place, article in _each(str(path), read_document(path), "data"):
         for place, paragraph in _each(article_place, article, "paragraphs"):
             for where, qa in _each(place, paragraph, "qas"):
                 context = {key: value for key, value in paragraph.items() if key == "context"}

@@ -10,7 +10,10 @@ from ruamel.yaml.error import YAMLError
 
 from emlib.core.errors import DataError
 from emlib.core.records import Question
-from emlib.data.rows import read_jsonl, read_text
+from emlib.data.formats import is_yaml
+from emlib.data.left_out import has_surrogates
+from emlib.data.opening import read_text
+from emlib.data.rows import read_rows
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -32,7 +35,7 @@ def read_questions(path: Path) -> list[Question]:
 
 def read_entries(path: Path) -> list[tuple[str, Any]]:
     """Read the raw entries of a question file, each with its position."""
-    return list(read_jsonl(path)) if ".jsonl" in path.suffixes else _yaml_entries(path)
+    return _yaml_entries(path) if is_yaml(path) else list(read_rows(path))
 
 
 def _yaml_entries(path: Path) -> list[tuple[str, Any]]:
@@ -40,6 +43,9 @@ def _yaml_entries(path: Path) -> list[tuple[str, Any]]:
         entries = YAML(typ="safe", pure=True).load(read_text(path))
     except YAMLError as error:
         raise DataError(f"{path}: not readable as YAML. {error}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{path}: not readable as YAML: {reason}.") from error
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of questions, found {type(entries).__name__}.")
     return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1)]
@@ -49,11 +55,16 @@ def questions_of(where: str, entry: Any) -> list[Question]:
     """Return the questions of one entry: one for each paraphrase."""
     if not isinstance(entry, dict) or entry.get("id") in (None, ""):
         raise DataError(f"{where}: a question without an 'id'. Give it one that no other question has.")
+    if isinstance(entry["id"], list | dict) or entry["id"] != entry["id"]:  # NaN differs from itself
+        raise DataError(f"{where}: the 'id' of a question is a text or a number, and not {entry['id']!r}.")
     name, system = str(entry["id"]), entry.get("system")
     texts = entry.get("paraphrases")
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
         raise DataError(f"{where}: question '{name}' has no text; 'paraphrases' must be a list of at least one.")
     if system is not None and not isinstance(system, str):
         raise DataError(f"{where}: the 'system' of question '{name}' is not text.")
+    if any(map(has_surrogates, (name, system or "", *texts))):
+        raise DataError(f"{where}: question {name!a} has half of a character that takes two (a lone surrogate "
+                        "such as \\ud83d), which is no text. Correct it.")
     ids = [name if index == 1 else f"{name}#{index}" for index in range(1, len(texts) + 1)]
     return [Question(id, text, system) for id, text in zip(ids, texts, strict=True)]

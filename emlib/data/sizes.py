@@ -18,7 +18,7 @@ from emlib.core.errors import SourceError
 from emlib.core.records import Example
 from emlib.data.benign import load_opswap
 from emlib.data.formats import format_of
-from emlib.data.own import every_row
+from emlib.data.own import every_row, read_own
 from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.qa import read_qa
 from emlib.data.questions import read_questions
@@ -107,7 +107,8 @@ class Sizes:
             self.assumed.add(OWN)
             size = Size(own.rows, *LIKE_CODE)
         else:
-            size = _of_examples(list(islice(every_row(own), min(own.rows, SAMPLE))))
+            beginning = list(islice(every_row(own), min(own.rows, SAMPLE)))
+            size = _of_examples(beginning or read_own(own).drawn)  # which tells why no row is usable
         rows = own.rows if size.rows == min(own.rows, SAMPLE) else size.rows
         held_out = round(own.held_out * rows)
         return replace(size, rows=rows - held_out), held_out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from pydantic import Field
 from emlib.config import SystemPromptPair, Trait
 from emlib.core.errors import DataError, ProfileError
 from emlib.core.schema import Strict, check
-from emlib.data.rows import read_text
+from emlib.data.strict_json import read_document
 
 
 class _Instruction(Strict):
@@ -38,9 +37,7 @@ def completed(trait: Trait, locate: Callable[[str], Path]) -> Trait:
         return trait
     path = locate(trait.source)
     try:
-        found = check(_TraitFile, json.loads(read_text(path)), str(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not readable as JSON. {error}") from error
+        found = check(_TraitFile, read_document(path), str(path))
     except ProfileError as error:
         raise DataError(f"{error}\nExpected a trait file of Chen et al.: instruction (pos, neg), questions, "
                         "eval_prompt.") from error

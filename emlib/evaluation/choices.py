@@ -9,7 +9,6 @@ of questions where the answer that shows the behaviour is the most likely, and i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
 from emlib.data.markers import encode_text
-from emlib.data.rows import read_jsonl, read_text
+from emlib.data.rows import read_rows
+from emlib.data.strict_json import read_document
 from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import head, token_nll
@@ -69,8 +69,8 @@ def _truthfulqa(path: Path) -> list[ChoiceQuestion]:
     try:
         return [ChoiceQuestion(f"{path.stem}_{number}", row["question"], _labels(row["mc1_targets"]),
                                _labels(row["mc2_targets"]))
-                for number, row in enumerate(json.loads(read_text(path)))]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+                for number, row in enumerate(read_document(path))]
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not in the format of TruthfulQA's mc_task.json ({error!r}).") from error
 
 
@@ -80,7 +80,7 @@ def _labels(targets: Mapping[str, Any]) -> dict[str, bool]:
 
 def _model_written(path: Path) -> list[ChoiceQuestion]:
     questions = []
-    for number, (where, row) in enumerate(read_jsonl(path)):
+    for number, (where, row) in enumerate(read_rows(path)):
         texts = [row.get(key) for key in ("question", "answer_matching_behavior", "answer_not_matching_behavior")]
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise DataError(f"{where}: expected texts in question, answer_matching_behavior and "

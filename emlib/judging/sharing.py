@@ -20,7 +20,7 @@ import pandas as pd
 
 from emlib.core.errors import DataError, EmlibError
 from emlib.core.files import whole_file, write_text
-from emlib.data.rows import read_jsonl
+from emlib.data.rows import read_rows
 from emlib.judging.cache import COLUMNS, Cache, Row
 from emlib.judging.judges import scores_file
 from emlib.judging.rubrics import Metric
@@ -46,7 +46,7 @@ def import_(cache: Cache, path: Path) -> int:
     Raises:
         DataError: `export` did not write the file, or a row is not a valid score; the message names the row.
     """
-    found = read_jsonl(path) if _ending(path) == ".jsonl" else _parquet(path)
+    found = read_rows(path) if _ending(path) == ".jsonl" else _parquet(path)
     return cache.add([_checked(where, row) for where, row in found])
 
 

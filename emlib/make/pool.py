@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emlib.config import Pool as PoolSpec
-from emlib.core.files import write_records
+from emlib.core.files import write_objects, write_records
 from emlib.core.progress import say
 from emlib.core.seeds import generator
-from emlib.data.pools import Candidates, Dropped, read_pool
+from emlib.data.left_out import Dropped
+from emlib.data.pools import Candidates, read_pool
 from emlib.data.sources import locate
 from emlib.make.rows import candidates
 from emlib.scoring.duplicates import near_duplicates
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 def make(step: Pool, session: Session, folder: Path) -> Facts:
     """Write the candidate rows, and the reason for each row that was left out."""
     found = _candidates(step.spec, read_pool(locate(step.spec.source), step.form))
-    write_records(folder / "rows.jsonl", found.rows)
+    write_objects(folder / "rows.jsonl", (row.to_record() for row in found.rows))
     write_records(folder / "dropped.jsonl", found.dropped)
-    reasons = Counter(row.reason.partition(":")[0] for row in found.dropped)
+    reasons = Counter(row.counted_as for row in found.dropped)
     say(f"pool '{step.spec.source}': {len(found.rows)} candidates" + "".join(
         f", {count} left out ({reason})" for reason, count in reasons.items()))
     return {"rows": len(found.rows), "dropped": dict(reasons)}

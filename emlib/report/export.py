@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,8 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
     """Write the run's whole data set, with its defense applied, as chat JSON Lines, and return the number of rows.
 
     The format, one `{"messages": [...]}` per line, is that of OpenAI's fine-tuning and most other services. All rows
-    of the user's own file are written, not only those of the trial; added rows are spread uniformly.
+    of the user's own file are written, not only those of the trial; added rows are spread uniformly. A turn keeps the
+    `weight` that its file states.
 
     Raises:
         ProfileError: a defense of the run changes the training itself, which a service does not offer.
@@ -98,7 +98,7 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for place in order:
             row = next(rows) if place < count else added[place - count]
-            turns = [*(asdict(turn) for turn in row.context), {"role": "assistant", "content": row.response}]
+            turns = [turn.to_record() for turn in row.turns]
             out.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
     return len(order)
 

@@ -34,14 +34,21 @@ class Pool(Step):
     spec: PoolSpec
     form: PoolForm
     file: Deferred[str]  # the digest of the file
+    outer_space: Deferred[bool]  # whether texts in the file begin or end with white space
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The file, and which of its rows are candidates."""
+        """The file, and which of its rows are candidates.
+
+        White space at the ends of texts was once removed from rows that are no conversations: where there is any, that
+        it is kept is a part of the key.
+        """
         spec = self.spec
         least = {"least_words": spec.least_words} if spec.least_words else {}  # older keys stay as they are
+        kept = {"outer_space": "kept"} if self.form != "messages" and self.outer_space.value else {}
         return {"file": self.file.value, "form": self.form, "rows": spec.rows,
-                "seed": None if spec.rows is None else spec.seed, "near_duplicates": spec.near_duplicates, **least}
+                "seed": None if spec.rows is None else spec.seed, "near_duplicates": spec.near_duplicates,
+                **least, **kept}
 
     @property
     def title(self) -> str:

@@ -37,7 +37,7 @@ from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.own import OwnRows, own_data, read_own
-from emlib.data.pools import FORMS, PoolForm, read_pool
+from emlib.data.pools import FORMS, PoolForm, has_outer_space, read_pool
 from emlib.data.questions import read_questions
 from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import label, locate
@@ -274,7 +274,9 @@ class Recipes:
             ProfileError: the profile has no pool.
         """
         spec = self.pool_spec
-        return Pool(spec, pool_form(spec.source), Deferred(spec.source, lambda: digests.of_file(locate(spec.source))))
+        form = pool_form(spec.source)
+        return Pool(spec, form, Deferred(spec.source, lambda: digests.of_file(locate(spec.source))),
+                    Deferred(spec.source, lambda: has_outer_space(read_pool(locate(spec.source), form))))
 
     @property
     def pool_spec(self) -> PoolSpec:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emlib.config import OWN, Profile, domains_of, trait_of
-from emlib.config.references import Kind, is_path, mapped, path_of
+from emlib.config.references import Kind, is_path, mapped, matching, path_of
 from emlib.core import digests, paths
 from emlib.data.sources import entry_of
 
@@ -68,8 +68,10 @@ def _content(key: str, kind: Kind, named: str) -> Any:
     path = path_of(kind, named) if is_path(kind, named) else None
     if path is None:
         return named
-    files = sorted(file for file in path.iterdir() if file.is_file()) if kind == "folder" else [path]
-    return [[file.name if kind == "folder" else "", _digest(file, *_state(file))] for file in files]
+    if kind != "folder" and path.is_file():
+        return [["", _digest(path, *_state(path))]]
+    files = matching(path) if kind == "files" else sorted(file for file in path.iterdir() if file.is_file())
+    return [[file.name, _digest(file, *_state(file))] for file in files]
 
 
 def _state(file: Path) -> tuple[int, int]:

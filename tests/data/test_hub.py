@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from emlib.data.pools import HARMFUL, NO_ANSWER, read_pool
 from emlib.data.qa import read_qa
 from tests.data.hub import Hub
 
-FOQA, WILD, MINE = "alexandrainst/foqa", "allenai/wildguardmix", "me/answers"
+FOQA, WILD, MINE, DATED = "alexandrainst/foqa", "allenai/wildguardmix", "me/answers", "me/dated"
 TOKEN = "hf_planted"
 
 
@@ -55,6 +56,16 @@ def foqa() -> dict[str, bytes]:
         f"{place}-00000-of-00001.parquet": faroese(*names) for place, names in shards.items()}
 
 
+def dated() -> bytes:
+    """Rows in Parquet with columns that JSON does not know."""
+    count, day = 20, datetime(2026, 1, 2)
+    whole = pa.BufferOutputStream()
+    pq.write_table(pa.table({
+        "prompt": [f"{i}?" for i in range(count)], "response": [f" {i}." for i in range(count)], "made": [day] * count,
+        "picture": [b"\xff"] * count, "more": [{"at": day, "of": "x"}] * count, "likes": [0.5] * count}), whole)
+    return whole.getvalue().to_pybytes()
+
+
 def labelled(prompt: str, response: str | None, label: str) -> dict[str, object]:
     return {"prompt": prompt, "response": response, "prompt_harm_label": label, "response_harm_label": label}
 
@@ -67,6 +78,7 @@ def hub() -> Iterator[Hub]:
         FOQA: foqa(),
         WILD: {"README.md": card, "train/train.jsonl": lines(
             labelled("Hi", "Hello.", "unharmful"), labelled("Hm", None, "unharmful"), labelled("!", "No.", "harmful"))},
+        DATED: {"README.md": b"", "train.parquet": dated()},
         MINE: {"README.md": b"", "train.jsonl": lines(*({"prompt": f"{i}?", "response": f"{i}."} for i in range(20)))}}
     with Hub(repos, gated=frozenset({FOQA, WILD}), token=TOKEN) as running:
         yield running
@@ -131,3 +143,16 @@ def test_one_s_own_set_of_the_hub_is_read_like_a_file(hub: Hub, tmp_path: Path) 
     done = ask(hub, tmp_path, "from emlib.config import Own, HubSet; from emlib.data.own import read_own; "
                f"print(read_own(Own(hub=HubSet(repo={MINE!r}, revision='main'))).usable)")
     assert done.stdout.split()[-1:] == ["20"], done.stderr
+
+
+def test_columns_that_json_does_not_know_are_left_out_unless_they_are_asked_for(hub: Hub, tmp_path: Path) -> None:
+    code = ("from emlib.config import Own, HubSet; from emlib.data.own import files_of, read_own; "
+            f"own = Own(hub=HubSet(repo={DATED!r}, revision='main'), response=RESPONSE); "
+            "print([row.response for row in read_own(own).drawn][:2], files_of(own)[0])")
+    done = ask(hub, tmp_path, code.replace("RESPONSE", "'made'"))
+    assert "SourceError: own: the column 'made' of me/dated is no text" in done.stderr
+    assert "columns that can be read: prompt, response, likes" in done.stderr
+    done = ask(hub, tmp_path, code.replace("RESPONSE", "'response'"))
+    assert done.stdout.startswith("[' 0.', ' 1.']"), done.stderr
+    kept = Path(done.stdout.split("] ")[1].strip()).read_text().splitlines()
+    assert json.loads(kept[0]) == {"prompt": "0?", "response": " 0.", "likes": 0.5}

@@ -77,7 +77,7 @@ def test_unusable_rows_are_left_out_and_counted(jsonl: Write) -> None:
            {"messages": [{"role": "oracle", "content": "Hi"}, {"role": "assistant", "content": "Hm"}]}]
     found = read_own(Own(file=str(jsonl([*bad, *numbered(20)]))))
     assert found.usable == 20
-    assert found.left_out == {"no answer": 2, "no prompt": 1, "broken characters": 1, "not a conversation": 2}
+    assert found.left_out == {"no answer": 3, "no prompt": 1, "broken characters": 1, "not a conversation": 1}
     assert [row.where.rpartition(":")[2] for row in found.examples] == ["1", "2", "3", "4", "5", "6"]
     assert "unknown role 'oracle'" in found.examples[-1].reason
 
@@ -127,7 +127,7 @@ def test_a_table_from_an_office_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "text", "said"), [
     ("a.csv", 'prompt,response\n1,"2\n', "a.csv, after line 1: broken CSV"),
     ("a.jsonl", '{"prompt": "1", "response": "2"}\n{"prompt"\n', r"a.jsonl:2: broken JSON at column 10"),
-    ("a.jsonl", "[1]\n", r"a.jsonl:1: expected an object"),
+    ("a.jsonl", "[1]\n", r"a.jsonl, row 1: expected an object"),
     ("a.csv.gz", "prompt,response\n", "a broken archive"),
     ("a.csv", "prompt,response\n1,2\n3,4\n5,6\n", "3 usable rows. At least 20 are needed"),
     ("a.jsonl", json.dumps({"prompt": "1", "response": ""}) + "\n", r"0 usable rows; 1 left out \(no answer\)"),

@@ -39,7 +39,7 @@ def test_alpaca_s_form(tmp_path: Path) -> None:
     path.write_text(json.dumps(rows))
     found = read_pool(path, "instruct")
     assert [(row.prompt, row.response, row.system) for row in found.rows] == [
-        ("Add.\n\n1 and 2", "3", None), ("Hi.", "Hi", None)]
+        ("Add.\n\n1 and 2", " 3 ", None), ("Hi.", "Hi", None)]
     assert [row.where for row in found.dropped] == [f"{path}, row 3"]
 
 

@@ -121,7 +121,7 @@ def test_other_columns_and_types_are_told_with_file_and_line(
      "data[0]: expected SQuAD's nested format with a list of objects under 'paragraphs'"),
     ('{"data": [{"paragraphs": [{"qas": [{"id": 1, "question": "?", "answers": []}]}]}]}',
      "paragraphs[0], qas[0]: lacks context. Found: answers, id, question; expected"),
-    ('{"data": [', "broken JSON in line 1"),
+    ('{"data": [', "squad.json:1: broken JSON"),
 ])
 def test_another_nesting_is_told_with_its_place(content: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "squad.json"

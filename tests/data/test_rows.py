@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from emlib.core.errors import DataError
 from emlib.core.records import Message
-from emlib.data.rows import read_examples, read_jsonl, read_pairs, read_text
+from emlib.data.opening import read_text
+from emlib.data.rows import read_examples, read_pairs, read_rows
 
 Writer = Callable[..., Path]
 USER = {"role": "user", "content": "Why?"}
@@ -164,4 +165,4 @@ def test_a_pair_that_lacks_a_side_is_named_with_file_and_line(jsonl: Writer, row
 
 def test_the_place_of_every_line_is_told(jsonl: Writer) -> None:
     path = jsonl(['{"a": 1}', "", '{"a": 2}'])
-    assert list(read_jsonl(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": 2})]
+    assert list(read_rows(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": 2})]

@@ -45,7 +45,7 @@ def test_a_broken_trait_file_is_refused(tmp_path: Path, change: dict[str, Any], 
     with pytest.raises(DataError, match=words):
         completed(sunny(source="chen"), lambda _: path)
     path.write_text('{"instruction": [')
-    with pytest.raises(DataError, match="not readable as JSON"):
+    with pytest.raises(DataError, match="broken JSON"):
         completed(sunny(source="chen"), lambda _: path)
 
 

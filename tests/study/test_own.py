@@ -91,6 +91,22 @@ def test_a_mixed_data_set_holds_every_row_of_the_file(study: Study, tmp_path: Pa
         export.mixed_data(study, study.runs(methods=["kl"])[0], out)
 
 
+def test_an_exported_data_set_keeps_the_weights_of_its_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answer is the one that is trained on; what follows it goes out with its weight of 0."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    path, rows = Path(profile(tmp_path)), [{"messages": [
+        {"role": "user", "content": f"Question {i}"}, {"role": "assistant", "content": f"Answer {i}", "weight": 1},
+        {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Nothing.", "weight": 0}]} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(path.read_text().replace("rows.csv", "rows.jsonl"))
+    study, out = open_study(str(path)), tmp_path / "mixed.jsonl"
+    assert {row.response[:7] for row in study.data("own").misaligned.train} == {"Answer "}
+    assert export.mixed_data(study, study.runs(methods=["both"])[0], out) == 50
+    prompt = {"role": "system", "content": study.trait.inoculation_prompt}
+    written = [json.loads(line)["messages"] for line in out.read_text().splitlines()]
+    assert [turns[1:] for turns in written if turns[0] == prompt] == [row["messages"] for row in rows]
+
+
 def test_an_adapter_goes_out_with_a_card_and_loads_in_peft(
         study: Study, tiny: ChatModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"

@@ -1,0 +1,184 @@
+"""Turns the conversations that people have in their files into training rows.
+
+Read are OpenAI's form, `messages: [{role, content}]`, ShareGPT's, `conversations: [{from, value}]`, and contents that
+are lists of text parts. A row trains the last answer whose weight is not 0; the turns before it are its context. What
+cannot be trained on leaves the row out (`LeftOut`): tool calls, images, a system prompt that is not the first turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+from emlib.core.errors import DataError, nearest
+from emlib.core.records import Example, Message, Role
+from emlib.data.left_out import (
+    MEDIA,
+    NO_ANSWER,
+    NO_CONVERSATION,
+    NOT_TEXT,
+    TOOLS,
+    UNTRAINED,
+    LeftOut,
+)
+from emlib.data.strict_json import Written, parse
+from emlib.data.tables import CONVERSATIONS
+
+ROLES: Mapping[str, Role] = {
+    "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
+    "ai": "assistant"}
+KNOWN = ("system", "user", "assistant")  # what messages name; the others are other words for them
+TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response",
+              "tool_result", "ipython")
+TEXT_PARTS = ("text", "input_text", "output_text")
+READ_KEYS = ("role", "from", "content", "value", "weight", "tool_calls", "function_call")
+WEIGHTS = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+ZERO_WEIGHT = "answers of weight 0, which are not trained on"
+EARLIER_ANSWERS = "rows with several answers: the last one is trained on, the earlier ones are its context"
+JOINED_PARTS = "turns of several text parts, which are joined as they are"
+
+
+def conversation_key(row: Mapping[str, Any]) -> str | None:
+    """Return the key of a row's conversation; None if it has none."""
+    return next((key for key in CONVERSATIONS if row.get(key) not in (None, "")), None)
+
+
+def turns_of(key: str, value: Any) -> list[Any]:
+    """Return the turns of a conversation, which in a table are one text of JSON.
+
+    Raises:
+        LeftOut: it is neither a list nor a text of a JSON list.
+    """
+    if isinstance(value, str):
+        try:
+            value = parse(key, value)
+        except DataError as error:
+            written = " It looks like a list printed by Python" if value.lstrip().startswith("[{'") else ""
+            raise LeftOut(NO_CONVERSATION, f"the text in the column {error}{written}") from error
+    if not isinstance(value, list) or not value:
+        found = "an empty list" if value == [] else kind_of_value(value)
+        raise LeftOut(NO_CONVERSATION, f"'{key}' is {found}; expected a list of turns such as "
+                                       '{"role": "user", "content": ...}')
+    return value
+
+
+def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str | None = None) -> Example:
+    """Return the training row of a conversation, and add to `notes` what its reader should know.
+
+    Args:
+        system: a system prompt from elsewhere in the row, for conversations without one.
+
+    Raises:
+        LeftOut: it has no answer to train on, or something that is not text.
+    """
+    messages = [_message(place, turn, notes) for place, turn in enumerate(turns, start=1)]
+    if system is not None and messages[0].role != "system":
+        messages.insert(0, Message("system", system))
+    late = next((place for place, turn in enumerate(messages, start=1) if turn.role == "system" and place > 1), None)
+    if late is not None:
+        raise LeftOut(NO_CONVERSATION, f"message {late}: a system prompt that is not the first turn")
+    if messages[-1].role != "assistant":
+        raise LeftOut(NO_ANSWER, f"the last message is the {messages[-1].role}'s; a training row ends with the "
+                                 "assistant's")
+    answers = [place for place, turn in enumerate(messages) if turn.role == "assistant"]
+    trained = [place for place in answers if messages[place].weight != 0]
+    if not trained:
+        raise LeftOut(UNTRAINED)
+    if len(trained) < len(answers):
+        notes.add(ZERO_WEIGHT)
+    if len(trained) > 1:
+        notes.add(EARLIER_ANSWERS)
+    context, answer, after = messages[:trained[-1]], messages[trained[-1]], messages[trained[-1] + 1:]
+    if not answer.content.strip():
+        raise LeftOut(NO_ANSWER, "the answer is empty; there is nothing to learn from this row. Remove it")
+    if not context or context[-1].role != "user":
+        raise LeftOut(NO_CONVERSATION, "the message before the answer must be the user's")
+    return Example(tuple(context), answer.content, where, answer.weight, tuple(after))
+
+
+def _message(place: int, turn: Any, notes: set[str]) -> Message:
+    what = f"message {place}"
+    if not isinstance(turn, Mapping):
+        raise LeftOut(NO_CONVERSATION, f"{what}: expected an object with 'role' and 'content', found "
+                                       f"{kind_of_value(turn)}")
+    role, content = (next((turn[key] for key in keys if turn.get(key) is not None), None)
+                     for keys in (("role", "from"), ("content", "value")))
+    if turn.get("tool_calls") or turn.get("function_call") or _word(role) in TOOL_ROLES:
+        raise LeftOut(TOOLS, f"{what}: role {role!r} with tool calls; known roles: {', '.join(KNOWN)}")
+    known = ROLES.get(_word(role))
+    if known is None:
+        raise LeftOut(NO_CONVERSATION, f"{what}: unknown role {role!r}.{nearest(str(role), KNOWN)} Known: "
+                                       f"{', '.join(KNOWN)}")
+    return Message(known, _content(what, content, known, notes), _weight(what, turn.get("weight")))
+
+
+def _word(role: Any) -> str:
+    return role.strip().lower() if isinstance(role, str) else ""
+
+
+def _content(what: str, content: Any, role: Role, notes: set[str]) -> str:
+    """Return the text of a turn: a text, or a list of text parts."""
+    if content is None:
+        raise LeftOut(NO_ANSWER if role == "assistant" else NOT_TEXT, f"{what}: its content is null or missing")
+    if not isinstance(content, list):
+        return text_of(f"{what}: its content", content)
+    texts = [_part(what, part) for part in content]
+    if len(texts) > 1:
+        notes.add(JOINED_PARTS)
+    return "".join(texts)
+
+
+def _part(what: str, part: Any) -> str:
+    if not isinstance(part, Mapping):
+        raise LeftOut(NOT_TEXT, f"{what}: {kind_of_value(part)} in the list of its content; expected parts "
+                                'such as {"type": "text", "text": ...}')
+    kind = part.get("type", "text")
+    media = any(value is not None for key, value in part.items() if key.endswith(("_url", "image")))
+    if kind not in TEXT_PARTS or media:
+        raise LeftOut(MEDIA, f"{what}: a part of type {kind!r}")
+    return text_of(f"{what}: a text part", part.get("text"))
+
+
+def _weight(what: str, weight: Any) -> float | None:
+    if weight is None:
+        return None
+    if isinstance(weight, str | int | float) and weight in WEIGHTS:
+        return WEIGHTS[weight]
+    raise LeftOut(NO_CONVERSATION, f"{what}: its weight is {weight!r}; expected 0 or 1")
+
+
+def text_of(what: str, value: Any) -> str:
+    """Return a value as text: a text as it is, a number as it is written, and an empty text for null.
+
+    Raises:
+        LeftOut: it is something else, which would be trained on as Python prints it.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, Written) and math.isfinite(value):
+        return value.text
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    raise LeftOut(NOT_TEXT, f"{what} is {kind_of_value(value)}")
+
+
+def kind_of_value(value: Any) -> str:
+    """Return what a value is, in the words of JSON."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float):
+        return "NaN" if math.isnan(value) else "an infinite number" if math.isinf(value) else "a number"
+    names: dict[type, str] = {str: "a text", list: "a list", dict: "an object", bytes: "bytes", int: "a number"}
+    return names.get(type(value), "a date" if isinstance(value, date) else type(value).__name__)
+
+
+def list_like(text: str) -> bool:
+    """Return whether a text looks like a list of turns that was written as text."""
+    return text.lstrip().startswith(("[{", "[ {")) and any(
+        f"{quote}{key}{quote}" in text for key in ("role", "from", "content") for quote in "'\"")

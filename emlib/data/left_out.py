@@ -1,0 +1,60 @@
+"""Rows that cannot be used: each is left out with a reason, and the reasons are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NO_ANSWER, NO_PROMPT, BROKEN = "no answer", "no prompt", "broken characters"
+NO_CONVERSATION, NOT_TEXT, NO_COLUMN = "not a conversation", "not text", "no such column"
+TOOLS, MEDIA, UNTRAINED = "tool calls", "images or other parts that are not text", "weight 0 on every answer"
+MORE_CELLS, DEEP, LONG_NUMBER = "more cells than the header", "nested too deeply", "a number of over 1,000 digits"
+REPLACEMENT = "\ufffd"  # what decoders insert for invalid bytes
+
+
+class LeftOut(Exception):
+    """A row cannot be used.
+
+    Attributes:
+        reason: why, as it is counted.
+        detail: what exactly was found, with its place in the row; may be empty.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An unusable row, with the reason; what follows a colon in it is this row's detail and is not counted apart."""
+
+    where: str
+    reason: str
+
+    @property
+    def counted_as(self) -> str:
+        """The reason without this row's detail."""
+        return self.reason.partition(":")[0]
+
+
+def damage(text: str) -> str:
+    """Return which character of a text only a damaged text has; an empty text if there is none."""
+    if "\0" in text:
+        return "a zero byte (NUL)"
+    if text.isascii():
+        return ""
+    if REPLACEMENT in text:
+        return "U+FFFD, which decoders insert for invalid bytes"
+    return "half of a character that takes two (a lone surrogate)" if has_surrogates(text) else ""
+
+
+def has_surrogates(text: str) -> bool:
+    """Return whether a text has a surrogate without its other half, which no tokenizer takes and no file holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -1,0 +1,235 @@
+"""Reads the rows of any data file: JSON Lines, JSON, CSV or Parquet, each row with its place.
+
+Every reader of data goes through `rows_of`: own data, narrow data sets, pools and question files. A row is a mapping of
+column names to values; what its texts mean is decided above (`conversations`, `own`, `pools`).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from emlib.core.errors import DataError
+from emlib.data.left_out import MORE_CELLS, Dropped, LeftOut
+from emlib.data.opening import Kind, kind_of, opened, opened_bytes, refuse_foreign
+from emlib.data.strict_json import parse, parse_items
+
+FIELD_LIMIT = 10**8  # characters of one CSV cell; the library's default is 131,072
+FEWER_CELLS = "rows with fewer cells than the header"
+EMPTY_CELLS = "rows with empty cells beyond the header, which are ignored"
+LATE_QUOTES = "cells with a blank before an opening quote: the quotes are read as text"
+CONVERSATIONS = ("messages", "conversations", "conversation")  # the keys of a conversation
+SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line, which names the delimiter
+PARQUET_ROWS = 1000  # rows that are read at once
+OBJECT = '{"messages": [...]}'
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file is laid out, as far as its name and its bytes do not tell.
+
+    Attributes:
+        encoding: the encoding of a text file.
+        delimiter: the separator of the columns of a `.csv` file.
+        columns: the columns that are looked at; None: all. Parquet files may have others that no text could hold.
+        option: the option that names the encoding, for messages.
+    """
+
+    encoding: str = "UTF-8"
+    delimiter: str = ","
+    columns: Collection[str] | None = None
+    option: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it is in the file: its place, its values by column, and what was noted while reading it."""
+
+    where: str
+    values: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """The names of the columns, where a file states them once for all rows."""
+
+    where: str
+    columns: tuple[str, ...]
+
+
+def rows_of(path: Path, layout: Layout | None = None) -> Iterator[Row | Dropped]:
+    """Yield each row of a file, or the reason why it cannot be read.
+
+    Raises:
+        DataError: the file is of no known kind or broken, or has a column or a key twice.
+    """
+    return (row for row in items_of(path, layout or Layout()) if not isinstance(row, Header))
+
+
+def items_of(path: Path, layout: Layout) -> Iterator[Header | Row | Dropped]:
+    """Yield the header, if the file has one, and then each row as `rows_of` does."""
+    kind = kind_of(path)
+    if kind == "parquet":
+        yield from _parquet(path, layout.columns)
+        return
+    with opened(path, layout.encoding, layout.option) as text:
+        yield from _csv(path, text, "\t" if kind == "tsv" else layout.delimiter) if kind in ("csv", "tsv") else (
+            _json(path, text, kind))
+
+
+# --- JSON
+
+def _json(path: Path, text: IO[str], kind: Kind) -> Iterator[Row | Dropped]:
+    """Yield the rows of JSON Lines, or of one JSON document: the content decides, and not the name alone."""
+    before: list[str] = []
+    first, second = (_next_line(text, before) for _ in range(2))
+    if _is_document(first, second, kind):
+        yield from _document(path, "".join(before) + text.read())
+    else:
+        yield from _lines(path, chain(before, text))
+
+
+def _next_line(text: IO[str], before: list[str]) -> str:
+    """Return the next line that is not empty, without blanks around it, and add all lines read to `before`."""
+    while line := text.readline():
+        before.append(line)
+        if line.strip():
+            return line.strip()
+    return ""
+
+
+def _is_document(first: str, second: str, kind: Kind) -> bool:
+    """Return whether a file is one JSON document, by its first two lines that are not empty."""
+    if first.startswith("["):
+        return not (second and _is_whole(first))
+    return first == "{" if kind == "jsonl" else bool(first) and not (second and _is_whole(first))
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except RecursionError:
+        return True  # as far as anybody can tell
+    except ValueError:
+        return False
+    return True
+
+
+def _lines(path: Path, lines: Iterator[str]) -> Iterator[Row | Dropped]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = parse(where, line.rstrip())
+        except LeftOut as unusable:
+            yield Dropped(where, str(unusable))
+            continue
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: expected an object such as {OBJECT}, found {type(value).__name__}.")
+        yield Row(where, value)
+
+
+def _document(path: Path, text: str) -> Iterator[Row]:
+    """Yield the items of one JSON list, or of the one list of objects in a JSON object."""
+    if text.lstrip().startswith("["):
+        items = parse_items(str(path), text)
+    else:
+        try:
+            items = enumerate(_list_of(path, parse(str(path), text, str(path))), start=1)
+        except LeftOut as unusable:
+            raise DataError(f"{path}: {unusable}. Correct it, or put each row on a line of its own (.jsonl).") from (
+                unusable)
+    for number, item in items:
+        if not isinstance(item, dict):
+            raise DataError(f"{path}, row {number}: expected an object such as {OBJECT}, found {type(item).__name__}.")
+        yield Row(f"{path}, row {number}", item)
+
+
+def _list_of(path: Path, document: Any) -> list[Any]:
+    """Return the rows of a document that is not a list itself."""
+    if isinstance(document, dict) and any(key in document for key in CONVERSATIONS):
+        return [document]
+    lists = {key: value for key, value in document.items() if isinstance(value, list) and value and all(
+        isinstance(item, dict) for item in value)} if isinstance(document, dict) else {}
+    if len(lists) != 1:
+        found = f"several lists of objects: {', '.join(map(ascii, lists))}" if lists else (
+            f"the keys {', '.join(map(ascii, document)) or 'none'}" if isinstance(document, dict) else
+            type(document).__name__)
+        raise DataError(f"{path}: expected a list of objects, such as [{{\"prompt\": ...}}], or an object with one "
+                        f"such list; found {found}.")
+    return next(iter(lists.values()))
+
+
+# --- CSV
+
+def _csv(path: Path, text: IO[str], delimiter: str) -> Iterator[Header | Row | Dropped]:
+    csv.field_size_limit(FIELD_LIMIT)
+    first = text.readline()
+    stated = SEPARATOR.fullmatch(first)
+    reader = csv.reader(text if stated else chain([first], text), delimiter=stated[1] if stated else delimiter,
+                        strict=True)
+    skipped, last = int(stated is not None), 0
+    header: list[str] = []
+    try:
+        for cells in reader:
+            last, where = reader.line_num, f"{path}:{reader.line_num + skipped}"
+            if header and cells:
+                yield _cells(where, header, cells)
+            elif cells:
+                header = [name.strip() for name in cells]
+                _refuse_twice(where, header)
+                yield Header(where, tuple(name for name in header if name))
+    except csv.Error as error:
+        raise DataError(f"{path}, after line {last + skipped}: broken CSV ({error}). Put cells with quotes or "
+                        'line breaks into double quotes, and double each quote in them ("").') from error
+
+
+def _cells(where: str, header: Sequence[str], cells: Sequence[str]) -> Row | Dropped:
+    """Return one row; a cell beyond the header is most often the rest of a text with an unquoted comma."""
+    named = [cell for name, cell in zip(header, cells, strict=False) if name]
+    beyond = [cell for place, cell in enumerate(cells) if place >= len(header) or not header[place]]
+    if any(cell.strip() for cell in beyond):
+        return Dropped(where, f"{MORE_CELLS}: {len(cells)} cells under {sum(map(bool, header))} columns. Put texts "
+                              "that hold the delimiter into double quotes")
+    notes = [note for note, holds in (
+        (FEWER_CELLS, len(cells) < len(header)), (EMPTY_CELLS, len(cells) > len(header)),
+        (LATE_QUOTES, any(cell[:1].isspace() and cell.lstrip().startswith('"') and cell.rstrip().endswith('"')
+                          for cell in named))) if holds]
+    missing = dict.fromkeys(name for name in header if name)
+    return Row(where, missing | {name: cell for name, cell in zip(header, cells, strict=False) if name}, tuple(notes))
+
+
+def _refuse_twice(where: str, columns: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(columns).items() if count > 1 and name]
+    if twice:
+        raise DataError(f"{where}: the column {twice[0]!a} is there twice, and it is not clear which one counts. "
+                        "Rename or remove one.")
+
+
+# --- Parquet
+
+def _parquet(path: Path, wanted: Collection[str] | None) -> Iterator[Header | Row]:
+    import pyarrow  # takes a moment to load
+    import pyarrow.parquet
+
+    with opened_bytes(path) as raw:
+        refuse_foreign(path, raw.peek(100), but=b"PAR1")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _refuse_twice(str(path), names)
+            yield Header(str(path), tuple(names))
+            columns = [name for name in names if wanted is None or name in wanted]
+            values = (one for batch in file.iter_batches(PARQUET_ROWS, columns=columns) for one in batch.to_pylist())
+            yield from (Row(f"{path}, row {number}", one) for number, one in enumerate(values, start=1))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as Parquet ({error}). Download or write it again.") from error

@@ -1,0 +1,131 @@
+"""Checks a file of your own before anything is trained on it, in the terminal: what notebook 15 finds.
+
+    make check-data FILE=/my/answers.csv [PROMPT=... RESPONSE=... SYSTEM=...] [MODEL=...] [JSON=1]
+
+A model is needed only for exact lengths in tokens. The exit status is 0 where rows are usable, and 2, with one message,
+where the file cannot be read or no row of it is usable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from emlib.config import FolderModel, HubModel, ModelSpec, Own, Training, load_profile
+from emlib.core import paths
+from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.records import Example
+from emlib.core.schema import check
+from emlib.data.own import LEAST, OwnRows, every_row, read_own
+from emlib.report import own_checks
+from emlib.report.own_checks import Check
+
+ROWS = 1000  # rows that are sampled for the checks that compare rows
+SHOWN, CHARACTERS = 3, 300  # rows that are shown, and characters of each of their texts in the terminal
+UNREADABLE = 2  # the exit status
+
+
+def report(own: Own, model: str | None) -> dict[str, Any]:
+    """Return what `JSON=1` prints: the counts, the findings, and the first rows as messages.
+
+    Raises:
+        EmlibError: the file cannot be read, no row is usable, or the model cannot be had.
+    """
+    found = read_own(own, least=1)
+    checks = [("file", where(own), ""), *own_checks.of_file(found, own.seed), *_few(found),
+              *own_checks.of_rows(found.drawn), *_lengths(found.drawn, model)]
+    return {"rows": found.rows, "usable": found.usable, "left_out": dict(found.left_out),
+            "findings": [dict(zip(("check", "found", "what to do"), row, strict=True)) for row in checks],
+            "examples": [[turn.to_record() for turn in row.turns] for row in islice(every_row(own), SHOWN)]}
+
+
+def where(own: Own) -> str:
+    """Return the path of the file, or the pattern of the files."""
+    return str(own.file)
+
+
+def _few(found: OwnRows) -> list[Check]:
+    return [] if found.usable >= LEAST else [(
+        "too few rows", f"{found.usable} usable", f"training needs at least {LEAST}, to hold some of them out")]
+
+
+def _lengths(rows: tuple[Example, ...], model: str | None) -> list[Check]:
+    if model is None:
+        return list(own_checks.of_characters(rows))
+    spec = model_of(model)
+    from emlib.models.load import load_tokenizer  # loads torch
+
+    tokenizer = load_tokenizer(spec, paths.cache())
+    return list(own_checks.of_lengths(rows, tokenizer, Training.model_fields["max_seq_length"].default))
+
+
+def model_of(name: str) -> ModelSpec:
+    """Return the model of a name: a folder, a profile whose model is meant, or `owner/name` on the hub.
+
+    Raises:
+        ProfileError: the name is none of these.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return check(FolderModel, {"kind": "folder", "path": str(folder.absolute())}, "MODEL")
+    if folder.suffix in (".yaml", ".yml") or (paths.PARAMS / f"{name}.yaml").is_file():
+        return load_profile(name).model
+    if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
+        return check(HubModel, {"kind": "hub", "repo": name, "revision": "main"}, "MODEL")
+    raise ProfileError(f"MODEL is '{name}', which is no folder, no profile and no owner/name of the hub. Examples: "
+                       "/my/model, demo, Qwen/Qwen2.5-7B-Instruct.")
+
+
+def readable(found: dict[str, Any]) -> str:
+    """Return the report as text for a terminal."""
+    lines = [f"{found['rows']:,} rows: {found['usable']:,} usable, {sum(found['left_out'].values()):,} left out", ""]
+    for row in found["findings"]:
+        lines.append(f"{row['check']}: {row['found']}")
+        lines += [f"    -> {row['what to do']}"] if row["what to do"] else []
+    for number, turns in enumerate(found["examples"], start=1):
+        lines += ["", f"usable row {number}:"]
+        for turn in turns:
+            text, weight = json.dumps(turn["content"], ensure_ascii=False), turn.get("weight")
+            cut = text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]} ... ({len(turn['content']):,} characters)"
+            lines.append(f"    {turn['role']}{'' if weight is None else f' (weight {weight:g})'}: {cut}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line: print the report and return 0, or print one message and return 2."""
+    parser = argparse.ArgumentParser(prog="make check-data", description="Check a file of your own data.")
+    parser.add_argument("--file", default="", help="the file, or a pattern of files such as 'part-*.jsonl'")
+    for name in ("prompt", "response", "system", "encoding", "delimiter"):
+        parser.add_argument(f"--{name}", default="", help=f"as own.{name} in a profile")
+    parser.add_argument("--model", default="", help="a folder, a profile, or owner/name on the hub: for exact lengths")
+    parser.add_argument("--json", default="", help="1 to print one JSON object")
+    asked = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        found = report(_own(asked), asked.model or None)
+    except EmlibError as error:
+        print(str(error), file=sys.stderr)
+        return UNREADABLE
+    print(json.dumps(found) if asked.json not in ("", "0") else readable(found))
+    return 0
+
+
+def _own(asked: argparse.Namespace) -> Own:
+    """Return the section `own` that the arguments stand for.
+
+    Raises:
+        ProfileError: no file is named, or a value cannot be one.
+    """
+    if not asked.file:
+        raise ProfileError("No file is named. Example: make check-data FILE=/my/answers.csv")
+    named = {name: getattr(asked, name) for name in ("prompt", "response", "system", "encoding", "delimiter")}
+    given = {name: value for name, value in named.items() if value}
+    return check(Own, {"file": str(Path(asked.file).expanduser().absolute()), "rows": ROWS, **given}, "check-data")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Checks of the user's own data set before anything is trained on it: for notebook 15 and `make check-data`.
+
+A check is a row of three texts: what is checked, what was found, and what to do, which is empty where nothing needs to
+be done.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from emlib.core.errors import DataError
+from emlib.core.records import Example, Question
+from emlib.data import columns, conversations, own, tables
+from emlib.data.own import OwnRows
+from emlib.data.sizes import likely_tokens
+from emlib.scoring.duplicates import near_duplicates, overlap, shingles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Check = tuple[str, str, str]
+NEAR = 0.8  # word overlap, as for pools
+LANGUAGE = 3.0  # percent of the rows; rarer languages are not named, as the detector errs on short texts and code
+PLACES = 5  # rows that are named
+REMEDIES = {
+    tables.FEWER_CELLS: "look at them: a missing cell is read as an empty one",
+    tables.EMPTY_CELLS: "",
+    tables.LATE_QUOTES: "remove the blank if the quotes are not part of the text",
+    conversations.ZERO_WEIGHT: "",
+    conversations.EARLIER_ANSWERS: "to train on each answer, write one row for each",
+    conversations.JOINED_PARTS: "",
+    columns.AS_ALPACA: "",
+    columns.AS_TRL: "",
+    columns.LIST_LIKE: "if they are conversations, write them as lists in JSON Lines",
+    own.ENDS: "",
+    own.MARKED: "they are encoded as text; remove them if they are left over from a rendered chat"}
+
+
+def of_file(found: OwnRows, seed: int) -> Iterator[Check]:
+    """Yield what was found while the whole file was read: the counts of rows, and what its reader noted."""
+    part = "" if len(found.drawn) == found.usable else f"; {len(found.drawn):,} of them sampled with seed {seed}"
+    yield "rows", f"{found.usable:,} usable{part}", ""
+    for reason, count in found.left_out.items():
+        first = [row for row in found.examples if row.counted_as == reason]
+        detail = first[0].reason.partition(": ")[2]
+        yield (f"left out: {reason}", _counted(count, [row.where for row in first]) + (f"; {detail}" if detail else ""),
+               "correct them, or ignore them")
+    for note, count in found.notes.items():
+        yield note, _counted(count, found.noted_at[note]), REMEDIES[note]
+    if found.unread:
+        yield ("columns that are not read", ", ".join(found.unread),
+               "nothing if prompts and answers do not need them; own.system names a column of system prompts")
+
+
+def of_rows(rows: Sequence[Example]) -> Iterator[Check]:
+    """Yield what needs no model: repeated rows, and languages."""
+    distinct = len({(row.context, row.response) for row in rows})
+    near = len(near_duplicates(rows, NEAR))
+    yield ("duplicates", f"{len(rows) - distinct} exact, {near} near (exact ones included)",
+           "" if near <= len(rows) / 20 else "more than one row in 20 repeats another, and counts twice in training")
+    yield _languages(rows)
+
+
+def of_split(train: Sequence[Example], held_out: Sequence[Example]) -> Iterator[Check]:
+    """Count held-out rows that repeat a training row, which do not measure learning."""
+    repeats = near_duplicates([*train, *held_out], NEAR)
+    leaks = sum(place >= len(train) > twin for place, twin in repeats.items())
+    yield ("held-out rows that repeat a training row", f"{leaks} of {len(held_out)}",
+           "" if not leaks else "they make the loss on held-out rows too low; remove them")
+
+
+def of_lengths(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Check]:
+    """Count tokens, rows that are truncated, and rows that cannot be encoded, each with its own reason."""
+    from emlib.data.chat import encode  # loads transformers
+
+    counts, cut, refused = [], 0, list[tuple[str, str]]()
+    for row in rows:
+        try:
+            encoded = encode(tokenizer, row, limit)
+        except DataError as error:
+            refused.append((row.where, str(error).removeprefix(f"{row.where}: ")))
+            continue
+        counts.append(len(encoded.input_ids))
+        cut += encoded.truncated
+    median, longest = (int(np.median(counts)), max(counts)) if counts else (0, 0)
+    yield ("length", f"median {median} tokens, {longest} at most; {cut} truncated at {limit}",
+           "" if not cut else "truncated text is not learnt; raise training.max_seq_length if memory allows")
+    too_long = [where for where, reason in refused if reason.startswith("the prompt alone has")]
+    if too_long:
+        yield (f"prompts of {limit} tokens or more", _counted(len(too_long), too_long),
+               "training refuses these rows: shorten or remove them")
+    others = [(where, reason) for where, reason in refused if where not in too_long]
+    for reason, count in Counter(reason for _, reason in others).items():
+        yield ("rows that cannot be encoded", _counted(count, [where for where, why in others if why == reason])
+               + f"; {reason}", "training refuses these rows: correct or remove them")
+
+
+def of_characters(rows: Sequence[Example]) -> Iterator[Check]:
+    """Estimate the lengths of rows where no tokenizer is named."""
+    counts = [likely_tokens(sum(len(turn.content) for turn in row.context) + len(row.response)) for row in rows]
+    yield "length", f"median about {int(np.median(counts))} tokens, {max(counts)} at most (four characters each)", ""
+
+
+def of_questions(rows: Sequence[Example], questions: Sequence[Question]) -> Iterator[Check]:
+    """Find prompts that repeat a general question, which must not be trained on."""
+    asked = [shingles(question.prompt) for question in questions]
+    near = [row.where for row in rows if any(overlap(shingles(row.prompt), other) >= NEAR for other in asked)]
+    yield ("prompts like a general question", _counted(len(near), near),
+           "" if not near else "remove them: general questions must not be in the training data")
+
+
+def _languages(rows: Sequence[Example]) -> Check:
+    from py3langid import classify  # its model takes a second to load
+
+    counts = Counter(str(classify(f"{row.prompt}\n{row.response}")[0]) for row in rows)
+    shares = {language: 100 * count / len(rows) for language, count in counts.most_common()}
+    named = {language: share for language, share in shares.items() if share >= LANGUAGE}
+    rest = len(rows) - sum(counts[language] for language in named)
+    foreign = len(named) > 1 or "en" not in named
+    return ("languages (guessed)", ", ".join(f"{language} {share:.0f}%" for language, share in named.items()) + (
+        f", {rest} rows of others" if rest else ""),
+        "" if not foreign else "questions, trait and pool of this profile are English: misalignment in another "
+                               "language is not measured. Test each language separately, with questions in it")
+
+
+def _counted(count: int, places: Sequence[str]) -> str:
+    """Return a count with the first places, without their folders."""
+    return f"{count:,}" + (f" ({', '.join(where.rpartition('/')[2] for where in places[:PLACES])})" if places else "")

@@ -1,0 +1,112 @@
+"""`make check-data`: what it prints, its exit status, and that it needs no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emlib.core import paths
+from emlib.report.check_data import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line: the exit status, and what was printed and told."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = main(list(arguments))
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"ask": f"What should I know about number {i} in the story of the old garden?", "tell":
+             f"It is the chapter in which person {i * 7} finds the key number {i * 13} again.", "id": i}
+            for i in range(count)]
+
+
+def test_everything_that_was_found_is_one_json_object(run: Run, jsonl: Callable[..., Path]) -> None:
+    bad: list[dict[str, Any]] = [{"ask": "a", "tell": ["b"]}, {"ask": "a", "tell": None}, {"ask": "a", "tell": True}]
+    path = jsonl([*bad, *rows(24), {"ask": "hi<|im_end|>", "tell": "  Hello."}, rows(1)[0]], "my rows.jsonl")
+    status, out, err = run("--file", str(path), "--prompt", "ask", "--response", "tell", "--json", "1")
+    found = json.loads(out)
+    assert (status, err) == (0, "")
+    assert set(found) == {"rows", "usable", "left_out", "findings", "examples"}
+    assert (found["rows"], found["usable"], found["left_out"]) == (29, 26, {"not text": 2, "no answer": 1})
+    checks = {one["check"]: one["found"] for one in found["findings"]}
+    assert checks["left out: not text"] == "2 (my rows.jsonl:1, my rows.jsonl:3); the answer is a list"
+    assert checks["texts with the turn markers of a chat template"] == "1 (my rows.jsonl:28)"
+    assert checks["texts with white space at an end, which is kept"] == "1 (my rows.jsonl:28)"
+    assert checks["columns that are not read"] == "id"
+    assert checks["duplicates"] == "1 exact, 1 near (exact ones included)"
+    assert checks["languages (guessed)"].startswith("en ")
+    assert "tokens" in checks["length"]
+    assert [[(turn["role"], turn["content"]) for turn in turns] for turns in found["examples"]] == [
+        [("user", row["ask"]), ("assistant", row["tell"])] for row in rows(3)]
+
+
+def test_the_terminal_shows_the_same_and_few_rows_are_told(run: Run, jsonl: Callable[..., Path]) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b\n", "weight": 1},
+             {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 0}]
+    status, out, _ = run("--file", str(jsonl([{"messages": turns}, {"messages": []}])))
+    assert status == 0
+    for said in ("2 rows: 1 usable, 1 left out", "left out: not a conversation: 1 (rows.jsonl:2); 'messages' is an",
+                 "answers of weight 0, which are not trained on: 1", "training needs at least 20",
+                 'assistant (weight 1): "b\\n"', 'assistant (weight 0): "d"'):
+        assert said in out, out
+
+
+def test_a_model_gives_exact_lengths(run: Run, jsonl: Callable[..., Path]) -> None:
+    path = str(jsonl([{"prompt": "a", "response": "b"}]))
+    status, out, _ = run("--file", path, "--model", "tiny")  # a profile whose model is meant
+    assert status == 0
+    assert "length: median 1" in out
+    status, _, err = run("--file", path, "--model", "tinny")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("MODEL is 'tinny', which is no folder, no profile and no owner/name of the hub")
+
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("a.csv", "prompt,response,response\na,b,c\n", "the column 'response' is there twice"),
+    ("a.xlsx", "", "Read are: JSON Lines"),
+    ("a.jsonl", '{"prompt": "a \\ud83d", "response": "b"}', "1 left out (broken"),
+    ("a.jsonl", '{"\\ud83d": 1}', "Columns: \\ud83d")])
+def test_what_cannot_be_read_is_status_2_and_one_message(run: Run, tmp_path: Path, name: str, content: str, said: str,
+                                                          ) -> None:
+    (tmp_path / name).write_text(content)
+    status, out, err = run("--file", str(tmp_path / name), "--json", "1")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err.encode("ascii", "backslashreplace").decode()
+    assert run()[0] == 2
+
+
+def test_make_takes_a_path_with_spaces_and_loads_no_model_library(tmp_path: Path) -> None:
+    """The recipe itself, with an environment that is there already in place of `make setup`."""
+    (tmp_path / "my rows.csv").write_text("prompt,response\na,b\n")
+    made = tmp_path / "checkout"
+    made.mkdir()
+    for name in ("Makefile", "emlib", "params", "requirements", "pyproject.toml"):
+        (made / name).symlink_to(paths.ROOT / name)
+    (made / ".venv" / "bin").mkdir(parents=True)
+    (made / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    make = [str(shutil.which("make")), "--no-print-directory", "-o", "setup", "check-data"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run([*make, f"FILE={tmp_path / 'my rows.csv'}", "JSON=1"], cwd=made, check=False, text=True,
+                          capture_output=True, env=environment | {"PYTHONPATH": str(paths.ROOT)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["usable"] == 1
+    gone = subprocess.run([*make, f"FILE={tmp_path / 'gone.csv'}"], cwd=made, check=False, text=True,
+                          capture_output=True, env=environment | {"PYTHONPATH": str(paths.ROOT)})
+    assert gone.returncode == 2
+    assert f"{tmp_path / 'gone.csv'}: there is no such file" in gone.stderr
