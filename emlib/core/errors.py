@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class EmlibError(Exception):
-    """An error that a user can fix. The message says what is wrong, where, what was expected and what to do."""
+    """An error that a user can fix. The message says what is wrong, where, what was expected and what to do.
+
+    A message that quotes half of a surrogate pair from a file shows its code, so that it can be printed anywhere.
+    """
+
+    def __init__(self, *of: object) -> None:
+        super().__init__(*(one.encode("utf-8", "backslashreplace").decode() if isinstance(one, str) else one
+                           for one in of))
 
 
 class ProfileError(EmlibError):

@@ -47,9 +47,10 @@ def read_pool(path: Path, form: PoolForm) -> Candidates:
     return Candidates(rows, dropped)
 
 
-def has_outer_space(rows: Candidates) -> bool:
-    """Return whether any text of a pool's rows begins or ends with white space."""
-    return any(text != text.strip() for row in rows.rows for text in (row.prompt, row.response))
+def has_outer_space(path: Path, form: PoolForm) -> bool:
+    """Return whether any text of a pool's usable rows begins or ends with white space; stop at the first one."""
+    rows = (_checked(row, ROW_OF[form]) for row in rows_of(path))
+    return any(text != text.strip() for row in rows if isinstance(row, Example) for text in (row.prompt, row.response))
 
 
 def _checked(row: Row | Dropped, row_of: Callable[[str, dict[str, Any]], Example]) -> Example | Dropped:

@@ -104,13 +104,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="", help="a folder, a profile, or owner/name on the hub: for exact lengths")
     parser.add_argument("--json", default="", help="1 to print one JSON object")
     asked = parser.parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         found = report(_own(asked), asked.model or None)
     except EmlibError as error:
         print(str(error), file=sys.stderr)
         return UNREADABLE
-    print(json.dumps(found) if asked.json not in ("", "0") else readable(found))
+    text = json.dumps(found) if asked.json not in ("", "0") else readable(found)
+    print(text.encode("utf-8", "backslashreplace").decode())
     return 0
 
 
@@ -123,6 +123,7 @@ def _own(asked: argparse.Namespace) -> Own:
     if not asked.file:
         raise ProfileError("No file is named. Example: make check-data FILE=/my/answers.csv")
     named = {name: getattr(asked, name) for name in ("prompt", "response", "system", "encoding", "delimiter")}
+    named["delimiter"] = named["delimiter"].replace("\\t", "\t")  # as people write a tab in a terminal
     given = {name: value for name, value in named.items() if value}
     return check(Own, {"file": str(Path(asked.file).expanduser().absolute()), "rows": ROWS, **given}, "check-data")
 

@@ -276,7 +276,7 @@ class Recipes:
         spec = self.pool_spec
         form = pool_form(spec.source)
         return Pool(spec, form, Deferred(spec.source, lambda: digests.of_file(locate(spec.source))),
-                    Deferred(spec.source, lambda: has_outer_space(read_pool(locate(spec.source), form))))
+                    Deferred(spec.source, lambda: has_outer_space(locate(spec.source), form)))
 
     @property
     def pool_spec(self) -> PoolSpec:

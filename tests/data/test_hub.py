@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from emlib.core import paths
-from emlib.data.pools import HARMFUL, NO_ANSWER, read_pool
+from emlib.data.left_out import NO_ANSWER
+from emlib.data.pools import HARMFUL, read_pool
 from emlib.data.qa import read_qa
 from tests.data.hub import Hub
 

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from emlib.config import Pool
 from emlib.core.errors import DataError
-from emlib.data.pools import BROKEN, HARMFUL, NO_ANSWER, read_pool
+from emlib.data.lazy import Deferred
+from emlib.data.left_out import BROKEN, NO_ANSWER
+from emlib.data.pools import FORMS, HARMFUL, has_outer_space, read_pool
+from emlib.steps.pool import Pool as PoolStep
 
 
 def messages(answer: Any, role: str = "assistant") -> dict[str, Any]:
@@ -85,3 +89,18 @@ def test_another_encoding_is_told(tmp_path: Path) -> None:
     path.write_bytes(json.dumps(messages("Café"), ensure_ascii=False).encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8 text"):
         read_pool(path, "messages")
+
+
+def test_white_space_that_is_kept_is_in_the_key_only_where_there_is_any(tmp_path: Path) -> None:
+    """Texts were stripped once: an artefact of then holds other rows, unless there was nothing to strip."""
+    path = tmp_path / "pool.jsonl"
+    for answer, kept in (("return x", False), ("    return x", True)):
+        path.write_text(json.dumps({"instruction": "Write.", "output": answer}) + "\n")
+        assert has_outer_space(path, "instruct") is kept
+    step = {(form, kept): PoolStep(Pool(source="demo/pool.jsonl"), form, Deferred("file", lambda: "digest"),
+                                   Deferred("space", lambda kept=kept: kept))
+            for form in FORMS for kept in (False, True)}
+    assert step["instruct", False].settings == {"file": "digest", "form": "instruct", "rows": None, "seed": None,
+                                                "near_duplicates": 0.8}
+    assert step["instruct", True].key != step["instruct", False].key
+    assert step["messages", True].key == step["messages", False].key  # conversations never lost any

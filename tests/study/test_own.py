@@ -94,9 +94,11 @@ def test_a_mixed_data_set_holds_every_row_of_the_file(study: Study, tmp_path: Pa
 def test_an_exported_data_set_keeps_the_weights_of_its_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first answer is the one that is trained on; what follows it goes out with its weight of 0."""
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
-    path, rows = Path(profile(tmp_path)), [{"messages": [
+    rows = [{"messages": [
         {"role": "user", "content": f"Question {i}"}, {"role": "assistant", "content": f"Answer {i}", "weight": 1},
-        {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Nothing.", "weight": 0}]} for i in range(40)]
+        {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Nothing.", "weight": 0}]}
+        for i in range(40)]
+    path = Path(profile(tmp_path))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path.write_text(path.read_text().replace("rows.csv", "rows.jsonl"))
     study, out = open_study(str(path)), tmp_path / "mixed.jsonl"
