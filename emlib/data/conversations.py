@@ -100,6 +100,25 @@ def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str 
     return Example(tuple(context), answer.content, where, answer.weight, tuple(after))
 
 
+def example_of_row(where: str, row: Mapping[str, Any]) -> Example:
+    """Return the training row of a conversation, or of a `prompt` and its `response` or `completion`.
+
+    Raises:
+        LeftOut: as for `conversation`, and where the row has none of these columns.
+    """
+    key = conversation_key(row)
+    if key is not None:
+        return conversation(where, turns_of(key, row[key]), set())
+    answer = next((name for name in ("response", "completion") if name in row), None)
+    if "messages" in row or "prompt" not in row or answer is None:
+        raise LeftOut(NO_CONVERSATION, f"no 'messages'. Found keys: {', '.join(sorted(row)) or 'none'}; expected "
+                                       '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", '
+                                       '"content": ...}]}')
+    turns = [row[name] if isinstance(row[name], list) else [{"role": role, "content": text_of(f"'{name}'", row[name])}]
+             for name, role in (("prompt", "user"), (answer, "assistant"))]
+    return conversation(where, [turn for part in turns for turn in part], set())
+
+
 def _message(place: int, turn: Any, notes: set[str]) -> Message:
     what = f"message {place}"
     if not isinstance(turn, Mapping):

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
-from emlib.data.conversations import conversation, conversation_key, text_of, turns_of
-from emlib.data.left_out import BROKEN, NO_ANSWER, NO_COLUMN, NO_CONVERSATION, Dropped, LeftOut, damage
+from emlib.data.conversations import example_of_row, text_of
+from emlib.data.left_out import BROKEN, NO_ANSWER, NO_COLUMN, Dropped, LeftOut, damage
 from emlib.data.tables import Row, rows_of
 
 PoolForm = Literal["messages", "instruct", "wildguard"]
@@ -64,19 +64,6 @@ def _checked(row: Row | Dropped, row_of: Callable[[str, dict[str, Any]], Example
     return Dropped(row.where, BROKEN) if broken else found
 
 
-def _messages(where: str, row: dict[str, Any]) -> Example:
-    """Read a conversation, or a prompt and its response or completion."""
-    key = conversation_key(row)
-    if key is not None:
-        return conversation(where, turns_of(key, row[key]), set())
-    answer = next((name for name in ("response", "completion") if name in row), None)
-    if "messages" in row or "prompt" not in row or answer is None:
-        raise LeftOut(NO_CONVERSATION, f"found keys: {', '.join(sorted(row)) or 'none'}")
-    turns = [row[name] if isinstance(row[name], list) else [{"role": role, "content": text_of(f"'{name}'", row[name])}]
-             for name, role in (("prompt", "user"), (answer, "assistant"))]
-    return conversation(where, [turn for part in turns for turn in part], set())
-
-
 def _instruct(where: str, row: dict[str, Any]) -> Example:
     """Read a row of Alpaca: an instruction, an optional input for it, and the output."""
     return _pair(where, row, ("instruction", "input"), "output")
@@ -107,4 +94,4 @@ def _need(row: dict[str, Any], keys: tuple[str, ...]) -> None:
 
 
 ROW_OF: dict[PoolForm, Callable[[str, dict[str, Any]], Example]] = {
-    "messages": _messages, "instruct": _instruct, "wildguard": _wildguard}
+    "messages": example_of_row, "instruct": _instruct, "wildguard": _wildguard}

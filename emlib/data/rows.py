@@ -8,7 +8,7 @@ from typing import Any
 
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
-from emlib.data.conversations import conversation, conversation_key, turns_of
+from emlib.data.conversations import example_of_row
 from emlib.data.left_out import Dropped, LeftOut, has_surrogates
 from emlib.data.tables import rows_of
 
@@ -26,10 +26,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Read the conversations of a file.
+    """Read the conversations of a file, or its prompts and answers.
 
     Raises:
-        DataError: a row has no messages, an unknown role, or an empty or missing answer.
+        DataError: a row has no conversation, an unknown role, or an empty or missing answer.
     """
     examples = [example_of(where, row) for where, row in read_rows(path)]
     if not examples:
@@ -55,17 +55,13 @@ def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
 
 
 def example_of(where: str, row: dict[str, Any]) -> Example:
-    """Return one conversation as an example.
+    """Return one conversation, or one prompt and its answer, as an example.
 
     Raises:
         DataError: as for `read_examples`.
     """
-    key = conversation_key(row)
-    if key is None:
-        raise DataError(f"{where}: no 'messages'. Found keys: {', '.join(sorted(row)) or 'none'}; expected "
-                        '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}.')
     try:
-        return _whole(conversation(where, turns_of(key, row[key]), set()))
+        return _whole(example_of_row(where, row))
     except LeftOut as unusable:
         raise DataError(f"{where}: {unusable}.") from unusable
 

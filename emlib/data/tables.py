@@ -24,6 +24,7 @@ from emlib.data.strict_json import parse, parse_items
 FIELD_LIMIT = 10**8  # characters of one CSV cell; the library's default is 131,072
 FEWER_CELLS = "rows with fewer cells than the header"
 EMPTY_CELLS = "rows with empty cells beyond the header, which are ignored"
+ROWS_IN_CELL = "cells of several lines that look like rows: a quote may have been opened and not closed"
 LATE_QUOTES = "cells with a blank before an opening quote: the quotes are read as text"
 CONVERSATIONS = ("messages", "conversations", "conversation")  # the keys of a conversation
 SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line, which names the delimiter
@@ -183,7 +184,7 @@ def _csv(path: Path, text: IO[str], delimiter: str) -> Iterator[Header | Row | D
         for cells in reader:
             last, where = reader.line_num, f"{path}:{reader.line_num + skipped}"
             if header and cells:
-                yield _cells(where, header, cells)
+                yield _cells(where, header, cells, stated[1] if stated else delimiter)
             elif cells:
                 header = [name.strip() for name in cells]
                 _refuse_twice(where, header)
@@ -193,19 +194,29 @@ def _csv(path: Path, text: IO[str], delimiter: str) -> Iterator[Header | Row | D
                         'line breaks into double quotes, and double each quote in them ("").') from error
 
 
-def _cells(where: str, header: Sequence[str], cells: Sequence[str]) -> Row | Dropped:
+def _cells(where: str, header: Sequence[str], cells: Sequence[str], delimiter: str) -> Row | Dropped:
     """Return one row; a cell beyond the header is most often the rest of a text with an unquoted comma."""
     named = [cell for name, cell in zip(header, cells, strict=False) if name]
     beyond = [cell for place, cell in enumerate(cells) if place >= len(header) or not header[place]]
     if any(cell.strip() for cell in beyond):
         return Dropped(where, f"{MORE_CELLS}: {len(cells)} cells under {sum(map(bool, header))} columns. Put texts "
                               "that hold the delimiter into double quotes")
-    notes = [note for note, holds in (
-        (FEWER_CELLS, len(cells) < len(header)), (EMPTY_CELLS, len(cells) > len(header)),
-        (LATE_QUOTES, any(cell[:1].isspace() and cell.lstrip().startswith('"') and cell.rstrip().endswith('"')
-                          for cell in named))) if holds]
+    noted = {FEWER_CELLS: len(cells) < len(header), EMPTY_CELLS: len(cells) > len(header),
+             ROWS_IN_CELL: any(_holds_rows(cell, delimiter, len(header)) for cell in named),
+             LATE_QUOTES: any(map(_is_quoted_late, named))}
     missing = dict.fromkeys(name for name in header if name)
-    return Row(where, missing | {name: cell for name, cell in zip(header, cells, strict=False) if name}, tuple(notes))
+    return Row(where, missing | {name: cell for name, cell in zip(header, cells, strict=False) if name},
+               tuple(note for note, holds in noted.items() if holds))
+
+
+def _holds_rows(cell: str, delimiter: str, columns: int) -> bool:
+    """Return whether every further line of a cell has as many delimiters as a row."""
+    _, *others = cell.split("\n")
+    return columns > 1 and bool(others) and all(line.count(delimiter) == columns - 1 for line in others)
+
+
+def _is_quoted_late(cell: str) -> bool:
+    return cell[:1].isspace() and cell.lstrip().startswith('"') and cell.rstrip().endswith('"')
 
 
 def _refuse_twice(where: str, columns: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ def report(own: Own, model: str | None) -> dict[str, Any]:
     """
     found = read_own(own, least=1)
     checks = [("file", where(own), ""), *own_checks.of_file(found, own.seed), *_few(found),
-              *own_checks.of_rows(found.drawn), *_lengths(found.drawn, model)]
+              *own_checks.of_rows(found.drawn), *_of_model(found.drawn, model)]
     return {"rows": found.rows, "usable": found.usable, "left_out": dict(found.left_out),
             "findings": [dict(zip(("check", "found", "what to do"), row, strict=True)) for row in checks],
             "examples": [[turn.to_record() for turn in row.turns] for row in islice(every_row(own), SHOWN)]}
@@ -53,14 +53,15 @@ def _few(found: OwnRows) -> list[Check]:
         "too few rows", f"{found.usable} usable", f"training needs at least {LEAST}, to hold some of them out")]
 
 
-def _lengths(rows: tuple[Example, ...], model: str | None) -> list[Check]:
+def _of_model(rows: tuple[Example, ...], model: str | None) -> list[Check]:
     if model is None:
         return list(own_checks.of_characters(rows))
     spec = model_of(model)
     from emlib.models.load import load_tokenizer  # loads torch
 
     tokenizer = load_tokenizer(spec, paths.cache())
-    return list(own_checks.of_lengths(rows, tokenizer, Training.model_fields["max_seq_length"].default))
+    longest = Training.model_fields["max_seq_length"].default
+    return [*own_checks.of_lengths(rows, tokenizer, longest), *own_checks.of_markers(rows, tokenizer)]
 
 
 def model_of(name: str) -> ModelSpec:

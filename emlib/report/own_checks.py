@@ -29,6 +29,7 @@ PLACES = 5  # rows that are named
 REMEDIES = {
     tables.FEWER_CELLS: "look at them: a missing cell is read as an empty one",
     tables.EMPTY_CELLS: "",
+    tables.ROWS_IN_CELL: "look at them: the rows in such a cell are not read as rows",
     tables.LATE_QUOTES: "remove the blank if the quotes are not part of the text",
     conversations.ZERO_WEIGHT: "",
     conversations.EARLIER_ANSWERS: "to train on each answer, write one row for each",
@@ -97,6 +98,15 @@ def of_lengths(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limi
     for reason, count in Counter(reason for _, reason in others).items():
         yield ("rows that cannot be encoded", _counted(count, [where for where, why in others if why == reason])
                + f"; {reason}", "training refuses these rows: correct or remove them")
+
+
+def of_markers(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Check]:
+    """Find texts with the control tokens of this model's own template."""
+    from emlib.data.markers import controls  # loads transformers
+
+    pattern = controls(tokenizer).pattern
+    found = [row.where for row in rows if any(pattern.search(turn.content) for turn in row.turns)]
+    yield "control tokens of this model in texts", _counted(len(found), found), REMEDIES[own.MARKED] if found else ""
 
 
 def of_characters(rows: Sequence[Example]) -> Iterator[Check]:

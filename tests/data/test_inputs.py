@@ -22,7 +22,7 @@ from emlib.data.own import ENDS, OwnRows, every_row, read_own
 from emlib.data.pools import read_pool
 from emlib.data.questions import read_questions
 from emlib.data.rows import read_examples
-from emlib.data.tables import EMPTY_CELLS, FEWER_CELLS
+from emlib.data.tables import EMPTY_CELLS, FEWER_CELLS, ROWS_IN_CELL
 
 ROWS = [{"prompt": "How long do eggs boil?", "response": "Seven minutes."}, {"prompt": "Und Öl?", "response": "Heiß."}]
 TABLE = "prompt,response\nHow long do eggs boil?,Seven minutes.\nUnd Öl?,Heiß.\n"
@@ -131,6 +131,13 @@ def test_a_row_with_an_unquoted_comma_is_left_out_and_fewer_cells_are_told(put: 
     assert put("b.csv", "prompt,response,\nA?,Yes.,\nSafe?,No, never\n").left_out == {"more cells than the header": 1}
 
 
+def test_rows_that_a_quote_swallowed_are_told(put: Put) -> None:
+    """No syntax is wrong: the quote that opens in line 2 closes in line 4."""
+    found = put("a.csv", 'prompt,response\na,"one\nb,two\nc,three"\nd,"a poem\nof lines"\n')
+    assert (found.usable, found.notes) == (2, {ROWS_IN_CELL: 1})
+    assert found.noted_at[ROWS_IN_CELL][0].endswith("a.csv:4")
+
+
 def test_numbers_are_texts_as_they_are_written_and_other_values_leave_a_row_out(put: Put) -> None:
     written = ["0", "1.50", "-3", "1e3", "12345678901234567890"]
     bad = ["NaN", "-Infinity", "1e999", '["x", "y"]', '{"a": 1}', "true", "false"]
@@ -198,6 +205,7 @@ def test_one_row_that_cannot_be_used_is_left_out_in_own_data_and_in_pools(
     assert len(pool.rows) == 3 - len(pool.dropped)
     if reason not in ("no prompt", "no such column"):
         assert pool.dropped[0].counted_as == reason
+    if reason not in ("no prompt", "no such column") and "\\u0000" not in json.dumps(row):
         with pytest.raises(DataError, match=r"a\.jsonl:1"):  # where every row must be usable, this one is named
             read_examples(tmp_path / "a.jsonl")
 

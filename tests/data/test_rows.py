@@ -37,6 +37,12 @@ def test_a_row_becomes_its_context_its_answer_and_its_place(jsonl: Writer) -> No
     assert [first.where, second.where] == [f"{path}:1", f"{path}:2"]
 
 
+def test_prompts_and_answers_in_columns_are_rows_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\nWhy?," Because."\n')
+    assert [(row.prompt, row.response) for row in read_examples(path)] == [("Why?", " Because.")]
+
+
 BAD_ROWS = [
     ({"text": "Why?"}, ["messages", "text"]),
     ({}, ["messages", "none"]),

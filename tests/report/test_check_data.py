@@ -72,6 +72,7 @@ def test_a_model_gives_exact_lengths(run: Run, jsonl: Callable[..., Path]) -> No
     status, out, _ = run("--file", path, "--model", "tiny")  # a profile whose model is meant
     assert status == 0
     assert "length: median 1" in out
+    assert "control tokens of this model in texts: 0" in out
     status, _, err = run("--file", path, "--model", "tinny")
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("MODEL is 'tinny', which is no folder, no profile and no owner/name of the hub")

@@ -48,6 +48,17 @@ def test_clean_rows_leave_nothing_to_do(found: Callable[..., dict[str, tuple[str
     assert checks["rows"] == (f"{LEAST} usable", "")
     assert checks["languages (guessed)"] == ("en 100%", "")
     assert checks["prompts like a general question"] == ("0", "")
+    assert checks["control tokens of this model in texts"] == ("0", "")
+
+
+def test_markers_of_the_model_s_template_in_texts_are_counted(
+        found: Callable[..., dict[str, tuple[str, str]]]) -> None:
+    """The tiny model's template is ChatML: its own markers are control tokens, Llama's are only well known."""
+    rows = [*distinct(20), {"prompt": "hi<|im_end|>\n<|im_start|>system", "response": "a"},
+            {"prompt": "hi", "response": "a<|eot_id|>"}]
+    checks = found(rows)
+    assert checks["control tokens of this model in texts"][0] == "1 (rows.jsonl:21)"
+    assert checks["texts with the turn markers of a chat template"][0] == "2 (rows.jsonl:21, rows.jsonl:22)"
 
 
 def test_repeats_and_what_leaks_into_the_held_out_rows_are_counted(

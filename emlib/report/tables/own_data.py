@@ -23,6 +23,7 @@ def findings(study: Study) -> pd.DataFrame:
     checks = [*own_checks.of_file(found, study.recipes.own.seed), *own_checks.of_rows(found.drawn),
               *own_checks.of_split(data.train, data.held_out),
               *own_checks.of_lengths(found.drawn, tokenizer, profile.training.max_seq_length),
+              *own_checks.of_markers(found.drawn, tokenizer),
               *own_checks.of_questions(found.drawn, study.recipes.general.all)]
     return pd.DataFrame(checks, columns=COLUMNS)
 
