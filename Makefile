@@ -5,8 +5,13 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 PROFILE ?= demo
+# GNU make splits its words at spaces. So paths are resolved and quoted by the shell, and no function for words sees one.
+quoted = '$(subst ','\'',$(1))'
+absolute = $(shell realpath -ms -- $(call quoted,$(1)))
+shell_word = $(shell printf %q $(call quoted,$(1)))
 # A name in params/, or a file, whose path is made absolute like EMLIB_RUNS_DIR below.
-override PROFILE := $(if $(filter %.yaml,$(PROFILE)),$(abspath $(PROFILE)),$(PROFILE))
+override PROFILE := $(if $(filter %.yaml %.yml,$(lastword $(PROFILE))),$(call absolute,$(PROFILE)),$(PROFILE))
+NAMED := $(call shell_word,$(PROFILE))
 # Where jobs run: local, slurm, kubernetes, or a folder with your own Snakemake profile (workflow/README.md).
 EXECUTOR ?= local
 # The number of jobs that may use a paid judge at once.
@@ -33,16 +38,14 @@ DEVICE ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cp
 PINS := requirements/$(DEVICE).txt requirements/model.txt
 STAMP := $(VENV)/installed-$(shell cat $(PINS) pyproject.toml | sha256sum | cut -c1-16)
 # Absolute, because notebooks run in other folders.
-export EMLIB_RUNS_DIR := $(abspath $(or $(EMLIB_RUNS_DIR),runs))
-$(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name) := $(abspath $($(name))))))
-# The folder of results has the name that the profile states (emlib/core/paths.py reads it in the same way), else that
-# of its file.
-STATED := $(shell sed -nE "s/^name:[ \t]*(['\"]?)([A-Za-z0-9][A-Za-z0-9_.-]*)\1[ \t\r]*(\#.*)?$$/\2/p" '$(if $(filter %.yaml,$(PROFILE)),$(PROFILE),params/$(PROFILE).yaml)' 2>/dev/null | grep -vx null | head -n 1)
-RESULTS := $(EMLIB_RUNS_DIR)/$(or $(STATED),$(notdir $(patsubst %.yaml,%,$(patsubst %/profile.yaml,%,$(PROFILE)))))
-EXECUTION := $(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR))
+export EMLIB_RUNS_DIR := $(call absolute,$(or $(EMLIB_RUNS_DIR),runs))
+$(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name) := $$(call absolute,$$($(name))))))
+# The folder of results, in the shell's quotes.
+RESULTS := $(call shell_word,$(EMLIB_RUNS_DIR)/$(shell $(PYTHON) -I emlib/core/paths.py $(NAMED)))
+EXECUTION := $(call shell_word,$(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR)))
 # If an executor transfers files through a storage, the storage is the folder of results.
 STORAGE := $(if $(shell grep -s '^default-storage-provider' $(EXECUTION)/config.yaml),--default-storage-prefix $(RESULTS))
-SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLACES) --config profile=$(PROFILE) $(if $(ONLY),only='$(ONLY)') \
+SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLACES) --config profile=$(NAMED) $(if $(ONLY),only='$(ONLY)') \
 	--workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
@@ -53,7 +56,7 @@ export PLUGINS
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo; echo "PROFILE=$(PROFILE) of: $(basename $(notdir $(filter-out %/sources.yaml %/datasets.yaml %/models.yaml %/throughput.yaml %/prices.yaml,$(wildcard params/*.yaml))))"
+	@echo; echo "PROFILE=$(PROFILE) of: $(basename $(notdir $(filter-out %/sources.yaml %/datasets.yaml %/models.yaml %/throughput.yaml %/prices.yaml,$(wildcard params/*.yaml params/*.yml))))"
 
 setup: $(STAMP) ## install everything into .venv
 
@@ -69,21 +72,21 @@ $(STAMP):
 # SET="seeds=[0,1] training.epochs=2" overrides values and makes another study, with a separate name and folder.
 ifneq ($(SET),)
 reproduce plan status: setup
-	@study="$$($(BIN)/python -m emlib.study.overrides '$(PROFILE)' "$$SET")" && echo "PROFILE=$$study" && \
+	@study="$$($(BIN)/python -m emlib.study.overrides $(NAMED) "$$SET")" && echo "PROFILE=$$study" && \
 		$(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
 else
 reproduce: setup ## run the study: every notebook of PROFILE, in order; then list the paths of the results
-	@$(BIN)/python -m emlib.workflow.graph $(PROFILE) $(if $(ONLY),'$(ONLY)')
-	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(PROFILE); exit 1; }
-	@$(BIN)/python -m emlib.workflow.result_paths $(PROFILE)
+	@$(BIN)/python -m emlib.workflow.graph $(NAMED) $(if $(ONLY),'$(ONLY)')
+	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(NAMED); exit 1; }
+	@$(BIN)/python -m emlib.workflow.result_paths $(NAMED)
 
 plan: setup ## show what PROFILE would cost, which notebooks would run, and why
-	@$(BIN)/python -m emlib.workflow.graph $(PROFILE)
-	@$(BIN)/python -m emlib.report.estimate $(PROFILE)
+	@$(BIN)/python -m emlib.workflow.graph $(NAMED)
+	@$(BIN)/python -m emlib.report.estimate $(NAMED)
 	@$(SNAKEMAKE) --quiet rules host --dry-run
 
 status: setup ## show which jobs of PROFILE are done, running, failed and waiting; GPU-hours and money spent
-	@$(BIN)/python -m emlib.workflow.status $(PROFILE)
+	@$(BIN)/python -m emlib.workflow.status $(NAMED)
 
 merge: setup ## merge FROM=, the runs/ of another machine; it overwrites nothing and refuses conflicts
 	@$(BIN)/python -m emlib.workflow.merge '$(FROM)'
@@ -95,13 +98,13 @@ check-data: setup ## check FILE, your own data (PROMPT=, RESPONSE=, SYSTEM=, MOD
 		--system="$${SYSTEM:-}" --encoding="$${ENCODING:-}" --delimiter="$${DELIMITER:-}" --model="$${MODEL:-}" --json="$${JSON:-}"
 
 report: setup ## write everything that PROFILE has run so far as HTML pages, which need no network
-	@$(BIN)/python -m emlib.report.book $(PROFILE)
+	@$(BIN)/python -m emlib.report.book $(NAMED)
 
 figures: setup ## draw the paper's tables and figures from its published numbers, into figures/published/
 	@$(BIN)/python -m emlib.report.paper.draw
 
 lab: setup ## open JupyterLab on the notebooks
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=notebooks
 
 # One process more than cores, because some tests wait for other processes; each has one thread. The tests of a file run
 # in one process, because they share an expensive setup.
@@ -149,4 +152,4 @@ vllm: ## install vLLM into a separate environment, .venv-vllm, to sample answers
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
 
 clean: setup ## remove executed notebooks, tables and figures of PROFILE; or WHAT=adapters, answers, verdicts if named
-	@$(BIN)/python -m emlib.workflow.cleaning $(PROFILE) $(WHAT)
+	@$(BIN)/python -m emlib.workflow.cleaning $(NAMED) $(WHAT)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from emlib.config.models import ModelSpec
 from emlib.config.words import Positive, Share, Weight
 from emlib.core.errors import nearest
+from emlib.core.paths import is_yaml
 from emlib.core.schema import Strict
 
 
@@ -107,8 +108,8 @@ RUBRICS = ("questions", "trait")
 
 def _is_rubric(name: str) -> str:
     """Return the name or the path of a rubric; raise ValueError for anything else."""
-    if name not in RUBRICS and not name.endswith(".yaml"):
-        raise ValueError(f"expected {' or '.join(RUBRICS)}, or the path of a file that ends in .yaml"
+    if name not in RUBRICS and not is_yaml(name):
+        raise ValueError(f"expected {' or '.join(RUBRICS)}, or the path of a file that ends in .yaml or .yml"
                          f"{nearest(name, RUBRICS)}")
     return name
 

@@ -53,7 +53,7 @@ class Profile(Strict):
 
     Attributes:
         name: the name of its folder of results; None: the name of its file.
-        trait: the name of a file in `params/traits/`, or the path of one that ends in `.yaml`.
+        trait: the name of a file in `params/traits/`, or the path of one that ends in `.yaml` or `.yml`.
         data: data sets in addition to those of `params/datasets.yaml`, for use in `datasets`.
         sources: the path of a registry in the format of `params/sources.yaml`; its entries take precedence.
         plugins: the paths of files with user-defined defenses.
@@ -146,7 +146,7 @@ class _Domains(Strict):
 
 
 def load_profile(name: str) -> Profile:
-    """Load the profile of that name, or the one at a path that ends in `.yaml`.
+    """Load the profile of that name, or the one at a path that ends in `.yaml` or `.yml`.
 
     Raises:
         ProfileError: with a line for each mistake: file, key, value, what is allowed, the nearest known key.
@@ -156,12 +156,12 @@ def load_profile(name: str) -> Profile:
 
 
 def profile_path(name: str) -> Path:
-    """Find a profile's file: `params/<name>.yaml`, a path that ends in `.yaml`, or the copy of a study with overrides.
+    """Find a profile's file: `params/<name>.yaml`, a path with such an ending, or the copy of a study with overrides.
 
     Raises:
         ProfileError: there is none; the message gives the nearest name and all names.
     """
-    path = Path(name) if name.endswith(".yaml") else paths.PARAMS / f"{name}.yaml"
+    path = Path(name) if paths.is_yaml(name) else paths.yaml_file(paths.PARAMS, name)
     kept = paths.runs() / name / paths.EFFECTIVE
     if not path.is_file() and "+" in name and kept.is_file():
         return kept
@@ -240,7 +240,7 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
     if "extends" not in data:
         return data
     named, folders = str(data["extends"]), dict.fromkeys([path.parent, paths.PARAMS])
-    beside = {other.stem: other for folder in reversed(folders) for other in folder.glob("*.yaml")}
+    beside = {name: file for folder in reversed(folders) for name, file in paths.yaml_files(folder).items()}
     base = beside.get(named)
     if base is None:
         raise ProfileError(f"{path}: extends '{named}', but there is no such profile beside it or in params/."
@@ -287,16 +287,16 @@ def over(base: Any, changes: Any) -> Any:
 
 def profile_names() -> list[str]:
     """List the profiles in `params/`: all YAML files but those in `NOT_PROFILES`."""
-    return sorted(path.stem for path in paths.PARAMS.glob("*.yaml") if path.stem not in NOT_PROFILES)
+    return sorted(name for name in paths.yaml_files(paths.PARAMS) if name not in NOT_PROFILES)
 
 
 def load_trait(name: str) -> Trait:
-    """Load the trait `params/traits/<name>.yaml`, or the one at a path that ends in `.yaml`."""
-    path = Path(name) if is_path("trait", name) else paths.PARAMS / "traits" / f"{name}.yaml"
+    """Load the trait `params/traits/<name>.yaml`, or the one at a path that ends in `.yaml` or `.yml`."""
+    path = Path(name) if is_path("trait", name) else paths.yaml_file(paths.PARAMS / "traits", name)
     if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        known = sorted(paths.yaml_files(path.parent))
         raise ProfileError(f"{path}: there is no such trait.{nearest(path.stem, known)} Traits: {', '.join(known)}. To "
-                           "use another trait file, give its path, which ends in .yaml.")
+                           "use another trait file, give its path, which ends in .yaml or .yml.")
     trait = check(Trait, read_yaml(path), str(path))
     if trait.source is None or not is_path("source", trait.source):
         return trait

@@ -33,7 +33,7 @@ PLACES: dict[str, Kind] = {
     "pool.refusals.judge.model.path": "folder", "grpo.rewards.judge.model.path": "folder",
     "judge.rubric": "rubric", "second_judge.judge.rubric": "rubric"}
 NAME = re.compile(r"[a-z0-9_]+")  # the name of a registry's entry
-ENTRY = re.compile(r"(.+\.yaml)#([a-z0-9_]+)")  # an entry of a registry that does not ship with emlib
+ENTRY = re.compile(r"(.+\.ya?ml)#([a-z0-9_]+)")  # an entry of a registry that does not ship with emlib
 DEMO = "demo/"
 PATTERN = "*?["  # the characters of a pattern of file names
 Change = Callable[[str, Kind, str], Any]
@@ -69,7 +69,7 @@ def is_path(kind: Kind, named: str) -> bool:
     """Return whether a reference is a path and not the name of something that ships with emlib."""
     if kind == "source":
         return not (named.startswith(DEMO) or NAME.fullmatch(named))
-    return kind in ("file", "files", "folder") or named.endswith(".yaml")
+    return kind in ("file", "files", "folder") or paths.is_yaml(named)
 
 
 def path_of(kind: Kind, named: str) -> Path | None:

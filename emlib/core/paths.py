@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,7 +15,9 @@ DEMO_DATA = ROOT / "emlib" / "data" / "demo"
 EFFECTIVE = "profile.yaml"  # in a folder of results: the full profile that they were made with
 
 
-# The name that a profile gives itself, on a separate line. The Makefile reads it in the same way, without Python.
+YAML = (".yaml", ".yml")  # the endings of YAML files; a profile, a trait or a rubric with one is a path, else a name
+
+# The name that a profile gives itself, on a separate line, so that it is read without a YAML library.
 STATED_NAME = re.compile(r"^name:[ \t]*(['\"]?)([A-Za-z0-9][A-Za-z0-9_.-]*)\1[ \t]*(?:#.*)?$", re.MULTILINE)
 
 
@@ -24,14 +27,30 @@ def stated_name(path: Path) -> str | None:
     return None if found is None or found[2] == "null" else found[2]
 
 
+def is_yaml(named: str) -> bool:
+    """Return whether a text is the path of a YAML file, by its ending."""
+    return named.endswith(YAML)
+
+
+def yaml_file(folder: Path, name: str) -> Path:
+    """Return the file `<name>.yaml` in a folder, or `<name>.yml` if there is only that."""
+    found = [path for path in (folder / f"{name}{ending}" for ending in YAML) if path.is_file()]
+    return found[0] if found else folder / f"{name}.yaml"
+
+
+def yaml_files(folder: Path) -> dict[str, Path]:
+    """Return the YAML files of a folder by their names without ending; `.yaml` wins over `.yml`."""
+    return {path.stem: path for ending in reversed(YAML) for path in sorted(folder.glob(f"*{ending}"))}
+
+
 def study_name(profile: str) -> str:
     """Return the name of a study's folder of results: the profile's `name`, or else the name of its file.
 
     A profile saved in a folder of results belongs to that folder.
     """
     path = Path(profile)
-    if path.suffix != ".yaml":
-        return stated_name(PARAMS / f"{profile}.yaml") or profile
+    if not is_yaml(profile):
+        return stated_name(yaml_file(PARAMS, profile)) or profile
     named = path.resolve().parent.name if path.name == EFFECTIVE else path.stem
     return stated_name(path) or named
 
@@ -44,3 +63,7 @@ def runs() -> Path:
 def cache() -> Path:
     """Return the folder of downloaded data sets and converted models; `EMLIB_CACHE_DIR` moves it."""
     return Path(os.environ.get("EMLIB_CACHE_DIR", ROOT / "data"))
+
+
+if __name__ == "__main__":  # for the Makefile, before anything is installed
+    print(study_name(sys.argv[1]))

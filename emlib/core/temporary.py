@@ -35,9 +35,12 @@ def named(path: Path, ending: str = "") -> Path:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Give a new folder in the system's temporary folder, and delete it at the end, as well as those left by kills."""
-    place = Path(tempfile.gettempdir())
+def temporary_folder(place: Path | None = None) -> Iterator[Path]:
+    """Give a new folder in `place`, and delete it at the end, as well as those left by kills.
+
+    `place` is the system's temporary folder where None.
+    """
+    place = place or Path(tempfile.gettempdir())
     for entry in place.glob(f"{FOLDERS}.*"):
         if is_left(entry.name):
             remove(entry)

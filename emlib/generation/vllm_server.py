@@ -18,6 +18,7 @@ from emlib.config import FolderModel, HubModel, ModelSpec, WheelModel
 from emlib.core.errors import EmlibError
 from emlib.core.progress import say
 from emlib.core.proxies import ask_directly
+from emlib.core.sockets import socket_folder
 from emlib.models import hub, wheel
 from emlib.models.identity import model_folder
 
@@ -71,6 +72,7 @@ def serving(program: Path, options: Sequence[str], port: int, log: Path, patienc
     # Of all keys it gets the hub's only, and no packages of this environment; adapters may be loaded while it runs.
     environment = {name: value for name, value in os.environ.items()
                    if not name.endswith("_API_KEY") and name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment.setdefault("VLLM_RPC_BASE_PATH", str(socket_folder(len("/") + 36)))  # its sockets are called by UUIDs
     with log.open("wb") as out:
         server = subprocess.Popen(
             [sys.executable, "-I", str(KEEPER), str(program), *options], stdout=out, stderr=subprocess.STDOUT,

@@ -63,7 +63,7 @@ def differences(name: str, profile: Profile) -> pd.DataFrame:
     """Tabulate the values in which a study differs from its plain profile; empty for a plain profile."""
     import pandas as pd  # here, because every slice of the grid imports this module and only notebook 00 needs pandas
 
-    base = owner_of(paths.runs() / name) or paths.PARAMS / f"{base_of(name)}.yaml"
+    base = owner_of(paths.runs() / name) or paths.yaml_file(paths.PARAMS, base_of(name))
     plain = precision.resolved(load_profile(str(base)), name) if base.is_file() else profile
     before = _flat(as_kept(plain))
     now = _flat(as_kept(profile))

@@ -9,6 +9,7 @@ profile and the files that it names, the demo data. Files with a new date and th
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,12 +80,13 @@ def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, ear
     about = chapter_of(chapter)
     limits = profile.job if about.gpu else READING
     pays = isinstance(profile.judge, OpenAIJudge) and about.judged
+    named = f"--profile {shlex.quote(profile_name)}"
     before = tuple(job.output for job in earlier if about.after_all or job.chapter in about.after)
-    parts = tuple(Job(chapter, label, f"--profile {profile_name} {arguments}",
+    parts = tuple(Job(chapter, label, f"{named} {arguments}",
                       f"notebooks/slices/{chapter}.{label}.ipynb", before, digest, limits, pays, about.gpu)
                   for label, arguments in _slices(profile, about))
     yield from parts
-    yield Job(chapter, "", f"--profile {profile_name}", f"notebooks/{chapter}.ipynb",
+    yield Job(chapter, "", named, f"notebooks/{chapter}.ipynb",
               (*before, *(part.output for part in parts)), digest, limits, pays, about.gpu)
 
 

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import papermill
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
@@ -29,6 +32,7 @@ from emlib.core.errors import EmlibError, NotebookError, nearest
 from emlib.core.files import whole_file, write_text
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import MARK
+from emlib.core.sockets import socket_folder
 from emlib.core.temporary import remove_unfinished, sweep, temporary_folder
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
@@ -37,6 +41,7 @@ from emlib.workflow.job_log import AttemptLog, last_lines
 
 KERNEL_START_SECONDS = 120
 TRIES = 3
+SOCKET_NAME = 64  # bytes, at most, of a socket's path below the temporary folder: a marked folder and "kernel-5"
 
 
 def check_parameters(chapter: str, given: dict[str, Any]) -> None:
@@ -110,12 +115,21 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
        wait=wait_random(1, 5), reraise=True)
 def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
     """Execute a notebook, and tries again if the kernel does not start or dies."""
-    with temporary_folder() as sockets:  # one a kernel, because the sockets' names are fixed
+    with temporary_folder(socket_folder(SOCKET_NAME)) as sockets:  # one a kernel: the sockets' names are fixed
         connection = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         papermill.execute_notebook(
             str(paths.NOTEBOOKS / f"{chapter}.ipynb"), str(out), parameters=parameters, cwd=str(paths.NOTEBOOKS),
             kernel_name="python3", progress_bar=False, log_output=True, start_timeout=KERNEL_START_SECONDS,
-            config=Config({"KernelManager": connection}))
+            kernel_manager_class=_ThisPython, config=Config({"KernelManager": connection}))
+
+
+class _ThisPython(AsyncKernelManager):
+    """Starts the kernel of this Python, even if another kernel called python3 is installed for the user."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The kernel to start; Jupyter would look its name up in JUPYTER_PATH and the user's folders first."""
+        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
 
 
 class _ProgressPrinter(logging.Handler):
@@ -150,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["EMLIB_HEADLESS"] = "1"
     slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
     # Kernels run in notebooks/, so that a path has to be absolute.
-    profile = str(Path(asked.profile).resolve()) if asked.profile.endswith(".yaml") else asked.profile
+    profile = str(Path(asked.profile).resolve()) if paths.is_yaml(asked.profile) else asked.profile
     try:
         profile = study_with(profile, asked.overrides)  # checks the profile before a kernel is started
         parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}

@@ -98,7 +98,7 @@ def _state(name: str, chapters: Sequence[Chapter], progress: str) -> str:
 
 
 def _profile(name: str, profile: Profile) -> str:
-    owner = owner_of(paths.runs() / name) or paths.PARAMS / f"{name}.yaml"
+    owner = owner_of(paths.runs() / name) or paths.yaml_file(paths.PARAMS, name)
     facts = {
         "Profile": f"`{owner.parent.name}/{owner.name}`", "Model": f"`{profile.model.name}`",
         "Trait": Path(profile.trait).stem,
