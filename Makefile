@@ -9,9 +9,8 @@ PROFILE ?= demo
 quoted = '$(subst ','\'',$(1))'
 absolute = $(shell realpath -ms -- $(call quoted,$(1)))
 shell_word = $(shell printf %q $(call quoted,$(1)))
-# A name in params/, or a file, whose path is made absolute like EMLIB_RUNS_DIR below.
-override PROFILE := $(if $(filter %.yaml %.yml,$(lastword $(PROFILE))),$(call absolute,$(PROFILE)),$(PROFILE))
-NAMED := $(call shell_word,$(PROFILE))
+# A name in params/, or a file, whose path is made absolute like EMLIB_RUNS_DIR below; in the shell's quotes from here on.
+override PROFILE := $(call shell_word,$(if $(filter %.yaml %.yml,$(lastword $(PROFILE))),$(call absolute,$(PROFILE)),$(PROFILE)))
 # Where jobs run: local, slurm, kubernetes, or a folder with your own Snakemake profile (workflow/README.md).
 EXECUTOR ?= local
 # The number of jobs that may use a paid judge at once.
@@ -41,11 +40,11 @@ STAMP := $(VENV)/installed-$(shell cat $(PINS) pyproject.toml | sha256sum | cut 
 export EMLIB_RUNS_DIR := $(call absolute,$(or $(EMLIB_RUNS_DIR),runs))
 $(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name) := $$(call absolute,$$($(name))))))
 # The folder of results, in the shell's quotes.
-RESULTS := $(call shell_word,$(EMLIB_RUNS_DIR)/$(shell $(PYTHON) -I emlib/core/paths.py $(NAMED)))
+RESULTS := $(call shell_word,$(EMLIB_RUNS_DIR)/$(shell $(PYTHON) -I emlib/core/paths.py $(PROFILE)))
 EXECUTION := $(call shell_word,$(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR)))
 # If an executor transfers files through a storage, the storage is the folder of results.
 STORAGE := $(if $(shell grep -s '^default-storage-provider' $(EXECUTION)/config.yaml),--default-storage-prefix $(RESULTS))
-SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLACES) --config profile=$(NAMED) $(if $(ONLY),only='$(ONLY)') \
+SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLACES) --config profile=$(PROFILE) $(if $(ONLY),only='$(ONLY)') \
 	--workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
@@ -72,21 +71,21 @@ $(STAMP):
 # SET="seeds=[0,1] training.epochs=2" overrides values and makes another study, with a separate name and folder.
 ifneq ($(SET),)
 reproduce plan status: setup
-	@study="$$($(BIN)/python -m emlib.study.overrides $(NAMED) "$$SET")" && echo "PROFILE=$$study" && \
+	@study="$$($(BIN)/python -m emlib.study.overrides $(PROFILE) "$$SET")" && echo "PROFILE=$$study" && \
 		$(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
 else
 reproduce: setup ## run the study: every notebook of PROFILE, in order; then list the paths of the results
-	@$(BIN)/python -m emlib.workflow.graph $(NAMED) $(if $(ONLY),'$(ONLY)')
-	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(NAMED); exit 1; }
-	@$(BIN)/python -m emlib.workflow.result_paths $(NAMED)
+	@$(BIN)/python -m emlib.workflow.graph $(PROFILE) $(if $(ONLY),'$(ONLY)')
+	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(PROFILE); exit 1; }
+	@$(BIN)/python -m emlib.workflow.result_paths $(PROFILE)
 
 plan: setup ## show what PROFILE would cost, which notebooks would run, and why
-	@$(BIN)/python -m emlib.workflow.graph $(NAMED)
-	@$(BIN)/python -m emlib.report.estimate $(NAMED)
+	@$(BIN)/python -m emlib.workflow.graph $(PROFILE)
+	@$(BIN)/python -m emlib.report.estimate $(PROFILE)
 	@$(SNAKEMAKE) --quiet rules host --dry-run
 
 status: setup ## show which jobs of PROFILE are done, running, failed and waiting; GPU-hours and money spent
-	@$(BIN)/python -m emlib.workflow.status $(NAMED)
+	@$(BIN)/python -m emlib.workflow.status $(PROFILE)
 
 merge: setup ## merge FROM=, the runs/ of another machine; it overwrites nothing and refuses conflicts
 	@$(BIN)/python -m emlib.workflow.merge '$(FROM)'
@@ -98,7 +97,7 @@ check-data: setup ## check FILE, your own data (PROMPT=, RESPONSE=, SYSTEM=, MOD
 		--system="$${SYSTEM:-}" --encoding="$${ENCODING:-}" --delimiter="$${DELIMITER:-}" --model="$${MODEL:-}" --json="$${JSON:-}"
 
 report: setup ## write everything that PROFILE has run so far as HTML pages, which need no network
-	@$(BIN)/python -m emlib.report.book $(NAMED)
+	@$(BIN)/python -m emlib.report.book $(PROFILE)
 
 figures: setup ## draw the paper's tables and figures from its published numbers, into figures/published/
 	@$(BIN)/python -m emlib.report.paper.draw
@@ -152,4 +151,4 @@ vllm: ## install vLLM into a separate environment, .venv-vllm, to sample answers
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
 
 clean: setup ## remove executed notebooks, tables and figures of PROFILE; or WHAT=adapters, answers, verdicts if named
-	@$(BIN)/python -m emlib.workflow.cleaning $(NAMED) $(WHAT)
+	@$(BIN)/python -m emlib.workflow.cleaning $(PROFILE) $(WHAT)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from emlib.config import FolderModel, LocalJudge, domains_of, load_profile, overridden, trait_of
+from emlib.config import FolderModel, LocalJudge, domains_of, load_profile, overridden, profile_names, trait_of
 from emlib.config.references import PLACES, is_path, references, resolved
 from emlib.core import paths
 from emlib.core.errors import ProfileError
@@ -35,6 +36,37 @@ def test_the_example_of_the_readme_has_every_path_whole(tmp_path: Path) -> None:
     assert profile.second_judge is not None
     assert isinstance(profile.second_judge.judge, LocalJudge)
     assert profile.second_judge.judge.rubric == str(mine / "rubric.yaml")
+
+
+def test_files_that_end_in_yml_are_read_like_those_that_end_in_yaml(tmp_path: Path) -> None:
+    long, short = tmp_path / "long", tmp_path / "short"
+    path = write_study(long)
+    shutil.copytree(long, short)
+    for file in (*short.glob("*.yaml"),):
+        file.with_suffix(".yml").write_text(file.read_text().replace(".yaml", ".yml"))
+        file.unlink()
+    read, other = load_profile(str(short / "study.yml")), load_profile(str(path))
+    assert (read.trait, read.sources) == (str(short / "butler.yml"), str(short / "sources.yml"))
+    assert read.model_dump_json().replace(".yml", ".yaml").replace(str(short), str(long)) == other.model_dump_json()
+    assert trait_of(read) == trait_of(other)
+    assert paths.study_name(str(short / "study.yml")) == "my_study"
+    (short / "above.yml").write_text("extends: study\n")  # by its name, without the ending
+    above = load_profile(str(short / "above.yml"))
+    assert above.trait == read.trait
+    assert paths.study_name(str(short / "above.yml")) == "above"
+    with pytest.raises(ProfileError, match="Did you mean 'study'"):
+        load_profile(edit(short / "above.yml", "extends: study", "extends: stdy"))
+
+
+def test_a_name_on_the_shelf_may_end_in_yml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(paths.PARAMS, tmp_path / "params")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    (tmp_path / "params" / "mine.yml").write_text("extends: tiny\nname: my_own\n")
+    assert load_profile("mine").model_dump(exclude={"name"}) == load_profile("tiny").model_dump(exclude={"name"})
+    assert paths.study_name("mine") == "my_own"
+    assert "mine" in profile_names()
+    (tmp_path / "params" / "mine.yaml").write_text("extends: tiny\nname: the_other\n")
+    assert paths.study_name("mine") == "the_other"  # where there are both, .yaml wins
 
 
 def test_an_entry_of_a_registry_beside_the_profile_is_named_with_its_file(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -135,13 +137,27 @@ def test_the_command_for_one_notebook_refuses_what_set_refuses(capsys: pytest.Ca
     assert "Did you mean 'epochs'?" in said
 
 
-@pytest.mark.parametrize("profile", ["tiny", "some/mine.yaml", "some/study/profile.yaml"])
-def test_make_puts_a_study_where_the_notebooks_put_it(profile: str, tmp_path: Path) -> None:
-    said = subprocess.run(["make", "--dry-run", "reproduce", f"PROFILE={profile}", f"EMLIB_RUNS_DIR={tmp_path}"],
-                          cwd=paths.ROOT, check=True, capture_output=True, text=True).stdout
-    known = str(paths.ROOT / profile) if profile.endswith(".yaml") else profile
-    assert f"--directory {tmp_path / paths.study_name(known)} " in said
-    assert f"--config profile={known} " in said
+@pytest.mark.parametrize("profile", [  # GNU make splits its words at spaces
+    "tiny", "some/mine.yaml", "some/study/profile.yaml", "some/mine.yml", "two words/it's  mine.yaml"])
+@pytest.mark.parametrize("folder", ["runs", "runs  of mine"])
+def test_make_puts_a_study_where_the_notebooks_put_it(profile: str, folder: str, tmp_path: Path) -> None:
+    given = [f"PROFILE={profile}", f"EMLIB_RUNS_DIR={tmp_path / folder}"]
+    said = subprocess.run(["make", "--dry-run", "reproduce", *given], cwd=paths.ROOT, check=True, capture_output=True,
+                          text=True).stdout
+    known = str(paths.ROOT / profile) if paths.is_yaml(profile) else profile
+    [command] = [shlex.split(line) for line in said.splitlines() if line.startswith(".venv/bin/snakemake ")]
+    assert command[command.index("--directory") + 1] == str(tmp_path / folder / paths.study_name(known))
+    assert command[command.index("--config") + 1] == f"profile={known}"
+
+
+def test_make_resolves_folders_with_spaces(tmp_path: Path) -> None:
+    shown_names = " ".join(f'"$${{{name}-}}"' for name in ("EMLIB_RUNS_DIR", "EMLIB_CACHE_DIR", "EMLIB_DATA_DIR"))
+    (tmp_path / "more.mk").write_text(f"show:\n\t@printf '%s\\n' {shown_names}\n")
+    given = {"EMLIB_RUNS_DIR": "my runs", "EMLIB_CACHE_DIR": f"{tmp_path}/a  cache/../it's"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMLIB_")}
+    shown = subprocess.run(["make", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "show"], cwd=paths.ROOT,
+                           check=True, capture_output=True, text=True, env=environment | given).stdout
+    assert shown.splitlines() == [str(paths.ROOT / "my runs"), f"{tmp_path}/it's", ""]
 
 
 @pytest.mark.slow

@@ -79,6 +79,24 @@ def test_an_unknown_parameter_is_an_error_that_names_the_nearest(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_kernel_is_this_python_whatever_kernel_is_called_python3(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = tmp_path / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "foreign", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    manager = notebooks._ThisPython(kernel_name="python3")
+    assert manager.kernel_spec_manager.get_kernel_spec("python3").argv[0] == "/bin/false"  # what Jupyter would start
+    assert manager.kernel_spec.argv[0] == sys.executable
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import sys; print(sys.executable)")])
+    (tmp_path / "one.ipynb").write_text(nbformat.writes(book))
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(notebooks, "TRIES", 1)
+    notebooks._papermill("one", {}, tmp_path / "out.ipynb")
+    assert sys.executable in (tmp_path / "out.ipynb").read_text()
+
+
 def test_the_command_line_fails_with_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert notebooks.main(["13_tables", "--dataset", "cooking", "--profile", "tiny"]) == 1
     assert "13_tables has no parameter 'datasets'" in capsys.readouterr().err
