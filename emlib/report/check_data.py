@@ -73,7 +73,7 @@ def model_of(name: str) -> ModelSpec:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return check(FolderModel, {"kind": "folder", "path": str(folder.absolute())}, "MODEL")
-    if folder.suffix in (".yaml", ".yml") or (paths.PARAMS / f"{name}.yaml").is_file():
+    if folder.suffix in (".yaml", ".yml") or paths.yaml_file(paths.PARAMS, name).is_file():
         return load_profile(name).model
     if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
         return check(HubModel, {"kind": "hub", "repo": name, "revision": "main"}, "MODEL")

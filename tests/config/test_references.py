@@ -201,4 +201,4 @@ def test_what_is_whole_stays_as_it_is_and_odd_data_pass(tmp_path: Path) -> None:
             ("grpo.methods.1.defenses.0.source", "c.jsonl"))}
     for odd in (None, [], 7, {"trait": 7, "pool": "x", "data": [1]}):
         assert resolved(odd, tmp_path / "p.yaml") == odd
-    assert set(PLACES.values()) == {"file", "folder", "source", "trait", "rubric"}
+    assert set(PLACES.values()) == {"file", "files", "folder", "source", "trait", "rubric"}
