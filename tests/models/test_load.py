@@ -229,3 +229,18 @@ def test_4_bits_are_refused_where_they_cannot_be_had(tmp_path: Path, monkeypatch
     spec = HubModel(kind="hub", repo="owner/model", revision="a" * 40, load_in_4bit=True)
     with pytest.raises(SourceError, match=said):
         load(spec, tmp_path)
+
+
+def test_a_folder_that_also_holds_an_adapter_is_refused(folder: Path, tmp_path: Path) -> None:
+    """transformers would load the adapter with the model, and say nothing."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "another/model"}')
+    with pytest.raises(SourceError, match=r"holds an adapter \(adapter_config\.json\)"):
+        load(FolderModel(kind="folder", path=str(folder), dtype="float32"), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_code_on_the_hub_is_refused(folder: Path, tmp_path: Path, key: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: "someone/attention"}))
+    with pytest.raises(SourceError, match=r"attention code on the hub \('someone/attention'\)"):
+        load(FolderModel(kind="folder", path=str(folder), dtype="float32"), tmp_path)
