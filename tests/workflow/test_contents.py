@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def test_the_study_of_the_readme_is_planned_and_run(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     path = write_study(tmp_path / "mine")
     planned = subprocess.run([sys.executable, "-m", "emlib.report.estimate", str(path)], check=False,
-                             capture_output=True, text=True)
+                             capture_output=True, text=True, env=os.environ | {"VERBOSE": "1"})
     assert planned.returncode == 0, planned.stderr
     assert "phone" in planned.stdout
     study = open_study(str(path))
