@@ -30,7 +30,7 @@ def of_methods(*methods: str) -> pd.DataFrame:
     """Return what the paper finds for these methods at each value that it tried (Tables 2 and 12 to 18)."""
     means = pd.concat([over_data_sets(BASELINE), over_data_sets(*SWEEPS)]).query("method in @methods")
     ordered = means.assign(order=means["method"].map(methods.index)).sort_values(["order", "setting"], kind="stable")
-    return readable(ordered.drop_duplicates(["method", "setting"]))
+    return readable(ordered.drop_duplicates(["method", "setting"], ignore_index=True))
 
 
 def readable(means: pd.DataFrame) -> pd.DataFrame:
