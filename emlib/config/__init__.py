@@ -9,7 +9,6 @@ from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, dataset_
 from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
 from emlib.config.defenses import BASELINES, SFT, Method
 from emlib.config.evaluation import (
-    Evaluation,
     Extraction,
     JudgeSpec,
     LexiconJudge,
@@ -47,12 +46,15 @@ from emlib.config.profile import (
     profile_names,
     trait_of,
 )
+from emlib.config.questions import PLAIN, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
 from emlib.config.training import Lora, Training
 
 __all__ = [
     "BASELINES",
     "NOT_PROFILES",
     "OWN",
+    "PLAIN",
+    "QUESTION_SETS",
     "RL_BASELINES",
     "SFT",
     "Additions",
@@ -79,6 +81,7 @@ __all__ = [
     "LocalJudge",
     "Lora",
     "Method",
+    "Metric",
     "ModelSpec",
     "NoJudge",
     "OnPolicy",
@@ -89,6 +92,7 @@ __all__ = [
     "Probe",
     "Profile",
     "QaTask",
+    "QuestionSet",
     "RlMethod",
     "RlTraining",
     "RuleRewards",
@@ -96,9 +100,11 @@ __all__ = [
     "Scorer",
     "SecondJudge",
     "SystemPromptPair",
+    "Thresholds",
     "TinyModel",
     "Training",
     "Trait",
+    "Trigger",
     "WheelModel",
     "dataset_name",
     "datasets_of",

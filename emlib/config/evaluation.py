@@ -1,4 +1,4 @@
-"""Which questions are asked, how answers are sampled, and which judge scores them."""
+"""How answers are sampled, which judge scores them, and what else is measured with their help."""
 
 from __future__ import annotations
 
@@ -21,48 +21,6 @@ class Sampling(Strict):
     top_p: Share = 1.0
     max_new_tokens: Positive = 600
     batch_rows: Positive = 64
-
-
-class QuestionSet(Strict):
-    """An additional question set for every run on narrow fine-tuning data.
-
-    Attributes:
-        source: a file of questions, named as in `evaluation.general`.
-        samples: how many answers are sampled for each question.
-    """
-
-    source: str
-    samples: Positive = 100
-
-
-class Evaluation(Strict):
-    """The questions and the number of samples. Defaults: section 4.3, which has no measures without a judge.
-
-    Attributes:
-        sets: question sets in addition to the general and the in-domain questions, by name.
-        choices: sources of multiple-choice questions for every run (`truthfulqa_mc`, `mwe_...`).
-        choice_questions: the number of questions of each source, chosen by a fixed seed; None: all.
-        projection_layer: the layer at which general answers are projected onto the trait's persona vector.
-    """
-
-    general: str = "general_questions"
-    general_samples: Positive = 100
-    in_domain_questions: Positive = 30
-    in_domain_samples: Positive = 100
-    sampling: Sampling = Sampling()
-    bootstrap: Positive = 2000
-    choices: tuple[str, ...] = ()
-    choice_questions: Positive | None = None
-    projection_layer: Positive | None = None
-    sets: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], QuestionSet] = Field(default_factory=dict)
-
-    @field_validator("sets")
-    @classmethod
-    def _additional_names(cls, sets: dict[str, QuestionSet]) -> dict[str, QuestionSet]:
-        taken = sorted({"general", "in_domain"} & set(sets))
-        if taken:
-            raise ValueError(f"'{taken[0]}' is a question set that every study has; choose another name")
-        return sets
 
 
 class Extraction(Strict):

@@ -11,11 +11,12 @@ from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import SFT, Method
-from emlib.config.evaluation import Evaluation, Extraction, JudgeSpec, LexiconJudge, OpenAIJudge, Probe, SecondJudge
+from emlib.config.evaluation import Extraction, JudgeSpec, LexiconJudge, OpenAIJudge, Probe, SecondJudge
 from emlib.config.grpo import Grpo
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.own import OWN, Own
 from emlib.config.pool import Pool
+from emlib.config.questions import Evaluation
 from emlib.config.references import (
     absolute,
     is_path,
@@ -112,6 +113,16 @@ class Profile(Strict):
         return self
 
     @model_validator(mode="after")
+    def _evaluation_fits(self) -> Profile:
+        self.evaluation.fits(self.judge)
+        return self
+
+    @property
+    def judges(self) -> tuple[JudgeSpec, ...]:
+        """The judges that score answers of the runs: the profile's, and those of single question sets."""
+        return (self.judge, *(one.judge for one in self.evaluation.sets.values() if one.judge is not None))
+
+    @model_validator(mode="after")
     def _gpus_fit(self) -> Profile:
         if self.job.gpus > 1 and self.grpo is not None:
             raise ValueError("'job.gpus' is more than 1, but GRPO trains on one GPU. Remove it; more GPUs run more "
@@ -134,7 +145,7 @@ class Profile(Strict):
         if self.pool is not None and "aligned" in (self.pool.aligned, self.pool.on_policy.model):
             raise ValueError(f"the pool needs the model 'aligned', for which the data set '{OWN}' has no rows; set "
                              "pool.aligned and pool.on_policy.model to untrained")
-        judges = [self.judge, *([self.second_judge.judge] if self.second_judge else [])]
+        judges = [*self.judges, *([self.second_judge.judge] if self.second_judge else [])]
         if any(isinstance(judge, OpenAIJudge) for judge in judges) and not self.own.send_to_judge:
             raise ValueError("a judge of kind 'openai' would receive held-out prompts of your data and models' answers "
                              "to them. Set own.send_to_judge to true to allow that, or use a judge of kind 'local'")
@@ -201,7 +212,7 @@ def sound(data: Any, path: str) -> Profile:
         trait = trait_of(profile)
     except ProfileError as error:
         raise ProfileError(f"{path}: 'trait' is '{profile.trait}', which cannot be read. {error}") from error
-    judges = [profile.judge, *([profile.second_judge.judge] if profile.second_judge else [])]
+    judges = [*profile.judges, *([profile.second_judge.judge] if profile.second_judge else [])]
     if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
         raise ProfileError(f"{path}: judge 'lexicon' needs markers, but the trait '{profile.trait}' lists none.")
     _data_sets_are_known(profile, path)

@@ -31,7 +31,9 @@ PLACES: dict[str, Kind] = {
     "grpo.methods.*.defenses.*.source": "source",
     "model.path": "folder", "judge.model.path": "folder", "second_judge.judge.model.path": "folder",
     "pool.refusals.judge.model.path": "folder", "grpo.rewards.judge.model.path": "folder",
-    "judge.rubric": "rubric", "second_judge.judge.rubric": "rubric"}
+    "evaluation.sets.*.judge.model.path": "folder",
+    "judge.rubric": "rubric", "second_judge.judge.rubric": "rubric", "evaluation.sets.*.judge.rubric": "rubric",
+    "evaluation.sets.*.rubric": "rubric"}
 NAME = re.compile(r"[a-z0-9_]+")  # the name of a registry's entry
 ENTRY = re.compile(r"(.+\.ya?ml)#([a-z0-9_]+)")  # an entry of a registry that does not ship with emlib
 DEMO = "demo/"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from emlib.config.words import Positive
+from emlib.config.words import Positive, Share, no_repeats
 from emlib.core.schema import Strict
 
 
@@ -34,6 +34,8 @@ class Training(Strict):
 
     `gradient_checkpointing`: recompute activations in the backward pass instead of saving them; `auto` does so if the
     saved activations would not fit into memory. It changes results only by rounding.
+    `keep`: the shares of a run's steps after which its adapter is kept as well, or the number of equal parts of the
+    run. It changes no adapter, and applies to the runs of `evaluation.trajectory`.
     """
 
     epochs: Positive = 1
@@ -49,6 +51,18 @@ class Training(Strict):
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     checkpoint_every: Positive = 50
     train_rows: Positive | None = None
+    keep: tuple[Share, ...] | Annotated[int, Field(gt=1, le=1000)] = ()
+
+    @field_validator("keep")
+    @classmethod
+    def _once(cls, shares: tuple[float, ...] | int) -> tuple[float, ...] | int:
+        return shares if isinstance(shares, int) else no_repeats(shares)
+
+    @property
+    def kept(self) -> tuple[float, ...]:
+        """The shares of the steps after which the adapter is kept, in order; the last step's is kept in any case."""
+        shares = (part / self.keep for part in range(1, self.keep)) if isinstance(self.keep, int) else self.keep
+        return tuple(sorted(share for share in shares if share < 1))
 
     @property
     def rows_per_step(self) -> int:
@@ -58,5 +72,5 @@ class Training(Strict):
     @property
     def key(self) -> dict[str, Any]:
         """The values that determine an adapter; `auto` counts as False, because keys do not depend on the device."""
-        return self.model_dump(mode="json", exclude={"checkpoint_every", "train_rows"}) | {
+        return self.model_dump(mode="json", exclude={"checkpoint_every", "train_rows", "keep"}) | {
             "gradient_checkpointing": self.gradient_checkpointing is True}

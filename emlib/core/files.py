@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +92,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_records(path: Path, records: Iterable[Any]) -> None:
-    """Write dataclass records as JSON lines."""
-    write_objects(path, map(asdict, records))
+    """Write dataclass records as JSON lines, without fields whose metadata say `{"stored": False}`."""
+    write_objects(path, map(_stored, records))
 
 
 def write_objects(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """Write mappings as JSON lines."""
     write_text(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects))
+
+
+def _stored(record: Any) -> dict[str, Any]:
+    left_out = {field.name for field in fields(record) if not field.metadata.get("stored", True)}
+    return {name: value for name, value in asdict(record).items() if name not in left_out}
 
 
 def read_records(path: Path, kind: Callable[..., Any]) -> list[Any]:

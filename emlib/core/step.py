@@ -41,6 +41,11 @@ class Step(ABC):
         return ()
 
     @property
+    def made_with(self) -> Step | None:
+        """The step whose maker also makes this one, and is asked first; None for most steps."""
+        return None
+
+    @property
     @abstractmethod
     def title(self) -> str:
         """The description in plans and progress lines."""

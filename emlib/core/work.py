@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class JudgeWork:
+    """Requests to one judge, which is given by its settings, and the tokens that it reads for them."""
+
+    judge: Any
+    requests: int
+    read: int
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,7 @@ class Work:
         sets: the number of sets of answers that are sampled.
         verdicts: answers that the judge scores, each with two requests.
         judged: tokens that a judge reads for these, if it is a language model.
+        others: requests beside these: to judges of single question sets, and for their metrics.
     """
 
     train: int = 0
@@ -29,6 +40,7 @@ class Work:
     sets: int = 0
     verdicts: int = 0
     judged: int = 0
+    others: tuple[JudgeWork, ...] = ()
 
     def __add__(self, other: Work) -> Work:
         return Work(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Work)))

@@ -16,12 +16,11 @@ import pandas as pd
 from itables.widget import ITable
 from pandas.api.types import is_string_dtype
 
-from emlib.config import Sampling
+from emlib.config import QUESTION_SETS, Sampling
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
 from emlib.explore import answers as found
 from emlib.explore.talk import BASE, Steering, Talk, trained
-from emlib.study.results import QUESTION_SETS
 from emlib.study.runs import Run
 from emlib.study.study import Study
 

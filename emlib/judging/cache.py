@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from emlib.core.errors import StoreError
 from emlib.core.shared_filesystem import is_shared
-from emlib.judging.rubrics import Metric, Score
+from emlib.judging.rubrics import Score
 
 FORMAT = 1
 TABLES = """
@@ -85,7 +85,7 @@ class Cache:
                 found[key] = Score(value, mass, reason, note, (read, written))
         return found
 
-    def put(self, key: str, identity: Mapping[str, Any], metric: Metric, score: Score) -> None:
+    def put(self, key: str, identity: Mapping[str, Any], metric: str, score: Score) -> None:
         """Store a score; an existing one stays. The score is on disk when this returns."""
         made = datetime.now(UTC).isoformat(timespec="seconds")
         self.execute(INSERT, (key, canonical(identity), metric, score.value, score.mass, score.reason, score.note,

@@ -82,6 +82,11 @@ def reason_of(word: str) -> str:
     return known or f"{OTHER}{said.strip()[:LONGEST_WORD]!r}"
 
 
+def word_of(reason: str) -> str:
+    """Return the judge's own word, or its first token, from a reason that `reason_of` gave."""
+    return reason.removeprefix("other: ").strip("'\"").strip().strip("*\"'.").upper()
+
+
 def likeliest(reply: Mapping[str, Any]) -> tuple[list[tuple[str, float]], str]:
     """Return the alternatives of a chat completion's first token with their log-probabilities, and the token itself.
 

@@ -126,10 +126,32 @@ def _rubric(where: str, prompts: Any) -> Rubric:
     def text(name: str) -> str:
         found = prompts.get(name) if isinstance(prompts, dict) else None
         if not isinstance(found, str) or "{answer}" not in found:
-            raise DataError(f"{where} needs a text '{name}' that contains {{answer}}.")
+            others = sorted(map(str, set(prompts) - {"aligned", "coherent"})) if isinstance(prompts, dict) else []
+            raise DataError(f"{where} needs a text '{name}' that contains {{answer}}." + (
+                f" It has {', '.join(others)}: name what is to be scored under 'metrics' of the question set "
+                "(params/README.md, \"Questions\")." if others else ""))
         return found
 
     return Rubric(text("aligned"), text("coherent"))
+
+
+def metric_prompts(path: Path, metric: str) -> dict[str, str]:
+    """Read the judge prompt of a metric for each question of a file, by the question's id.
+
+    Raises:
+        DataError: a question's `judge_prompts` lack the metric, or its prompt lacks {answer}.
+    """
+    found: dict[str, str] = {}
+    for where, entry in read_entries(path):
+        prompts = entry.get("judge_prompts") if isinstance(entry, dict) else None
+        text = prompts.get(metric) if isinstance(prompts, dict) else None
+        if not isinstance(text, str) or "{answer}" not in text:
+            has = ", ".join(map(str, prompts)) if isinstance(prompts, dict) and prompts else "none"
+            raise DataError(f"{where}: the metric '{metric}' needs a text 'judge_prompts.{metric}' that contains "
+                            f"{{answer}}; this question's judge prompts: {has}. Add it, or give the metric a 'prompt' "
+                            "in the profile.")
+        found |= {question.id: text for question in questions_of(where, entry)}
+    return found
 
 
 @dataclass(frozen=True)
@@ -139,7 +161,7 @@ class JudgeRequest:
     `reference` is the correct answer, for prompts that show it.
     """
 
-    metric: Metric
+    metric: str
     prompt: str
     question: Question
     answer: str

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +16,19 @@ import torch
 from emlib.core.files import write_records
 from emlib.core.plugins import CannotBeImported
 from emlib.core.progress import say
-from emlib.core.records import ADDED
+from emlib.core.records import ADDED, AddedRow
 from emlib.data import row_record
 from emlib.make import backends
 from emlib.make.backends import PLAIN, Choice
 from emlib.make.rows import TrainingRows, training_rows
 from emlib.models import adapters
 from emlib.models.logprobs import token_logprobs
-from emlib.steps.adapter import Adapter
+from emlib.steps.adapter import Adapter, KeptAdapter
+from emlib.steps.scorers import ADAPTER_FILES
 from emlib.store.artefacts import SCRATCH, Facts
 from emlib.training.in_subprocess import BackendUnavailable, train_in_subprocess
 from emlib.training.job import Job, plugin_files
+from emlib.training.keep import FACTS, Keep, kept_in
 from emlib.training.objective import Objective
 from emlib.training.records import LOG
 from emlib.training.sft import fine_tune
@@ -32,58 +37,104 @@ if TYPE_CHECKING:
     from emlib.make.session import Session
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A finished training: its facts, the rows that were chosen for it, and the folder with what was kept."""
+
+    facts: dict[str, Any]
+    chosen: Sequence[AddedRow]
+    kept: Path
+
+
 def make(step: Adapter, session: Session, folder: Path) -> Facts:
-    """Fine-tune an adapter under its defenses; saves it with its log and the interleaved rows."""
+    """Fine-tune an adapter under its defenses; saves it with its log and the interleaved rows.
+
+    The adapters that are kept after some of its steps become artefacts of their own.
+    """
+    trained = _train(step, session, folder, step.spec.keep)
+    for share in step.spec.keep:
+        place = kept_in(trained.kept, share)
+        if place.is_dir():  # not if it is wanted only since the training began
+            session.store.get(KeptAdapter(step, share), partial(_take, place))
+    shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
+    row_record.write(folder, step.spec.rows.examples)
+    if trained.chosen:
+        write_records(folder / ADDED, trained.chosen)
+    facts = trained.facts
+    say(f"{step.name}: {facts['steps']} steps, {facts['tokens']} tokens, {facts['seconds']:.0f} s, "
+        f"loss {facts['final_loss']:.3f}, {facts['truncated_rows']} rows truncated")
+    return facts
+
+
+def kept(step: KeptAdapter, session: Session, folder: Path) -> Facts:
+    """Train an adapter again up to a step after which it was not kept; its steps until there are the same."""
+    say(f"{step.title}: was not kept when this adapter was trained, so it is trained again up to there.")
+    again = folder / SCRATCH / "again"
+    (again / SCRATCH).mkdir(parents=True, exist_ok=True)
+    trained = _train(step.adapter, session, again, (step.share,), then_stop=True)
+    return _take(kept_in(trained.kept, step.share), folder)
+
+
+def _take(kept: Path, folder: Path) -> Facts:
+    """Move a kept adapter into the folder of its artefact, and return its facts."""
+    facts = json.loads((kept / FACTS).read_text(encoding="utf-8"))
+    for name in ADAPTER_FILES:
+        shutil.copyfile(kept / name, folder / name)
+    return dict(facts)
+
+
+def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...], *,
+           then_stop: bool = False) -> _Trained:
+    """Train an adapter, saved into `folder`; log, checkpoints and what is kept are in its folder for scratch files."""
     profile = session.profile
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     rows, chosen = training_rows(session, step.spec, artefacts)
     choice = backends.training(profile.backend.training, profile.model, processes=profile.job.gpus)
     commit, facts = session.chat.commit, session.facts  # read while the model is loaded
-    metrics = None
+    metrics, place = None, folder / SCRATCH / choice.name
     if choice.name != PLAIN or choice.processes > 1:
-        choice, metrics = _in_subprocess(step, session, choice, rows, artefacts, folder)
+        job = partial(_job, step, session, choice, rows, artefacts, keep, then_stop=then_stop)
+        choice, metrics = _in_subprocess(session, choice, job, rows, folder)
     if metrics is None:
-        metrics = _in_this_process(step, session, rows, artefacts, folder)
-    shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
-    row_record.write(folder, step.spec.rows.examples)
-    if chosen:
-        write_records(folder / ADDED, chosen)
-    say(f"{step.name}: {metrics['steps']} steps, {metrics['tokens']} tokens, {metrics['seconds']:.0f} s, "
-        f"loss {metrics['final_loss']:.3f}, {metrics['truncated_rows']} rows truncated")
+        place = folder / SCRATCH
+        with adapters.new_lora(session.chat.model, step.lora, step.spec.seed) as model:
+            save = partial(adapters.save, model, base_name=session.chat.name)
+            metrics = vars(fine_tune(
+                model, rows.own, step.spec.training, seed=step.spec.seed, folder=place,
+                objective=Objective(step.spec.defenses, artefacts), added=rows.added, held_out=rows.held_out,
+                keep=Keep(keep, save, then_stop)))
+            save(folder)
     penalised = sum(bool(row.penalised_by) for row in rows.added)
-    return {"rows": len(rows.own), "added_rows": len(rows.added) - penalised,
-            **({"penalised_rows": penalised} if penalised else {}), **facts, "commit": commit, **metrics,
-            **choice.facts}
+    counts = {"rows": len(rows.own), "added_rows": len(rows.added) - penalised,
+              **({"penalised_rows": penalised} if penalised else {})}
+    return _Trained({**counts, **facts, "commit": commit, **metrics, **choice.facts}, chosen, place)
 
 
-def _in_this_process(step: Adapter, session: Session, rows: TrainingRows, artefacts: Mapping[str, Path],
-                     folder: Path) -> dict[str, Any]:
+def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, artefacts: Mapping[str, Path],
+         keep: tuple[float, ...], *, then_stop: bool) -> Job:
+    """Describe the training for a subprocess."""
     spec = step.spec
-    with adapters.new_lora(session.chat.model, step.lora, spec.seed) as model:
-        summary = fine_tune(model, rows.own, spec.training, seed=spec.seed, folder=folder / SCRATCH,
-                            objective=Objective(spec.defenses, artefacts), added=rows.added, held_out=rows.held_out)
-        adapters.save(model, folder, session.chat.name)
-    return vars(summary)
+    probe = token_logprobs(session.chat.model, torch.from_numpy(rows.own[0].input_ids).to(session.chat.device))
+    return Job(engine=choice.name, model=session.profile.model,  # type: ignore[arg-type]  # one of Job's engines
+               base_name=session.chat.name, lora=step.lora, training=spec.training,
+               plugins=plugin_files(spec.defenses), defenses=spec.defenses,
+               artefacts={name: str(path.resolve()) for name, path in artefacts.items()}, seed=spec.seed,
+               added=len(rows.added), held_out=len(rows.held_out), probe=tuple(probe), keep=keep, then_stop=then_stop)
 
 
-def _in_subprocess(step: Adapter, session: Session, choice: Choice, rows: TrainingRows,
-                   artefacts: Mapping[str, Path], folder: Path) -> tuple[Choice, dict[str, Any] | None]:
+def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], rows: TrainingRows,
+                   folder: Path) -> tuple[Choice, dict[str, Any] | None]:
     """Train with another library, or in several processes, and release this process's model meanwhile.
 
     If the other library cannot start and the profile says `auto`, returns transformers with the reason, and no metrics.
     """
-    profile, spec, place = session.profile, step.spec, folder / SCRATCH / choice.name
-    probe = token_logprobs(session.chat.model, torch.from_numpy(rows.own[0].input_ids).to(session.chat.device))
+    place = folder / SCRATCH / choice.name
     try:
-        job = Job(engine=choice.name, model=profile.model,  # type: ignore[arg-type]  # one of Job's engines
-                  base_name=session.chat.name, lora=step.lora, training=spec.training,
-                  plugins=plugin_files(spec.defenses), defenses=spec.defenses,
-                  artefacts={name: str(path.resolve()) for name, path in artefacts.items()}, seed=spec.seed,
-                  added=len(rows.added), held_out=len(rows.held_out), probe=tuple(probe))
+        job = job_of()
         session.release_model()
         metrics = train_in_subprocess(job, [*rows.own, *rows.added, *rows.held_out], place, choice.processes)
     except (BackendUnavailable, CannotBeImported) as error:
-        if choice.name == PLAIN or profile.backend.training != "auto":
+        if choice.name == PLAIN or session.profile.backend.training != "auto":
             raise
         say(f"{choice.name} is not used: {error}")
         return Choice(PLAIN, f"no {choice.name}: {error}"), None

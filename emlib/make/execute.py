@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from emlib.config import OpenAIJudge
+from emlib.config import JudgeSpec, OpenAIJudge
 from emlib.core.background import BackgroundWorker
 from emlib.core.errors import JudgeWaits
 from emlib.core.progress import say
@@ -19,7 +19,7 @@ from emlib.core.step import Step
 from emlib.make.answers import GenerationRequest, answered
 from emlib.make.session import Session
 from emlib.make.verdicts import judge_part
-from emlib.steps.answers import Answers, SecondVerdicts, Verdicts
+from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,38 @@ def complete(session: Session, goals: Sequence[Goal]) -> list[JudgeWaits]:
 
 def _answers_of(step: Step) -> Answers | None:
     """Return the answers that a step is or that it judges; None for other steps, and for a second judge."""
-    if isinstance(step, Verdicts) and not isinstance(step, SecondVerdicts):
+    if isinstance(step, Verdicts | MetricScores) and not isinstance(step, SecondVerdicts):
         return step.answers
     return step if isinstance(step, Answers) else None
 
 
+def _judge_of(step: Step) -> JudgeSpec | None:
+    """Return the judge that a step asks; None if it asks none."""
+    if isinstance(step, Verdicts):
+        return step.assessment.judge
+    return step.judge if isinstance(step, MetricScores) else None
+
+
 def _sample_and_judge(session: Session, sampled: Sequence[tuple[Goal, Step]]) -> Iterator[tuple[str, JudgeWaits]]:
     """Make answers and their verdicts. Yield the goals that wait for a judge's batch, by name."""
-    judge = session.profile.judge
-    with BackgroundWorker("judge") if isinstance(judge, OpenAIJudge) else nullcontext() as background:
-        requests = []
+    behind_api = {step: judge for _, step in sampled if isinstance(judge := _judge_of(step), OpenAIJudge)}
+    with BackgroundWorker("judge") if behind_api else nullcontext() as background:
+        requests: dict[Answers, GenerationRequest] = {}  # a set's verdicts and metrics are of the same answers
         for _, step in sampled:
-            read = None
-            # The batch API is sent a whole set of answers.
-            if background is not None and isinstance(judge, OpenAIJudge) and not judge.batch and isinstance(
-                    step, Verdicts):
-                read = partial(background.submit, judge_part, step, session)
             answers = _answers_of(step)
             assert answers is not None, "only steps with answers are sampled"
-            requests.append(GenerationRequest(answers, read))
-        with answered(session, requests) as found:
-            judging = [(goal, _make(session, goal, step) if background is None else background.submit(
-                _make, session, goal, step)) for (goal, step), _ in zip(sampled, found, strict=True)]
+            read = requests[answers].read if answers in requests else None
+            # The batch API is sent a whole set of answers.
+            if background is not None and step in behind_api and not behind_api[step].batch and isinstance(
+                    step, Verdicts):
+                read = partial(background.submit, judge_part, step, session)
+            requests[answers] = GenerationRequest(answers, read)
+        judging = []
+        with answered(session, list(requests.values())) as found:
+            for answers, _ in zip(requests, found, strict=True):
+                judging += [(goal, background.submit(_make, session, goal, step) if background is not None
+                             and step in behind_api else _make(session, goal, step))
+                            for goal, step in sampled if _answers_of(step) == answers]
     for goal, wait in judging:
         outcome = wait if wait is None or isinstance(wait, JudgeWaits) else wait.result()
         if outcome is not None:

@@ -61,6 +61,8 @@ class Session(AbstractContextManager["Session"]):
 
     def need(self, step: Step) -> Artefact:
         """Return the artefact of a step. Make it and its inputs if they are missing."""
+        if step.made_with is not None and self.store.find(step) is None:
+            self.need(step.made_with)  # before this step's lock is taken, because that maker takes it
         return self.store.get(step, lambda folder: self.makers[type(step)](step, self, folder))
 
     def folder_of(self, step: Step) -> Path:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emlib.config import NoJudge
 from emlib.core.files import read_records, write_records
-from emlib.core.records import Answer, Verdict
+from emlib.core.records import Answer, MetricScore, Verdict
 from emlib.judging.judge_batch import JudgeBatch
-from emlib.judging.judges import judge
-from emlib.steps.answers import SecondVerdicts, Verdicts
+from emlib.judging.judges import NO_JUDGE, ONLY_THINKS, judge, scores
+from emlib.judging.rubrics import JudgeRequest, Score
+from emlib.steps.answers import MetricScores, SecondVerdicts, Verdicts
 from emlib.store.artefacts import Facts
 
 if TYPE_CHECKING:
@@ -23,6 +25,27 @@ def make(step: Verdicts, session: Session, folder: Path) -> Facts:
     verdicts = judge_part(step, session, step.chosen(answers) if isinstance(step, SecondVerdicts) else answers)
     write_records(folder / "verdicts.jsonl", verdicts)
     return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
+
+
+def metric(step: MetricScores, session: Session, folder: Path) -> Facts:
+    """Have the answers scored on one metric."""
+    answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    found = _metric_scores(step, session, answers)
+    write_records(folder / "metrics.jsonl", [
+        MetricScore(answer.question, answer.sample, score.value, score.reason, score.note)
+        for answer, score in zip(answers, found, strict=True)])
+    return {"asked": len(answers)}
+
+
+def _metric_scores(step: MetricScores, session: Session, answers: Sequence[Answer]) -> Sequence[Score]:
+    if isinstance(step.judge, NoJudge):
+        return [Score(None, reason=NO_JUDGE)] * len(answers)
+    questions = {question.id: question for question in step.answers.evaluation.questions.all}
+    given = [(answer, final) for answer in answers if (final := answer.final) is not None]
+    found = iter(scores(step.judge, [JudgeRequest(step.metric, step.prompts.value[answer.question],
+                                                  questions[answer.question], final) for answer, final in given],
+                        session.budget))
+    return [Score(None, reason=ONLY_THINKS) if answer.final is None else next(found) for answer in answers]
 
 
 def judge_part(step: Verdicts, session: Session, answers: Sequence[Answer]) -> list[Verdict]:

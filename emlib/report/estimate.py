@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from dataclasses import fields
 from functools import cached_property
 
 import pandas as pd
 
+from emlib.config import OpenAIJudge
 from emlib.core.errors import EmlibError
 from emlib.core.work import Work, total
+from emlib.data.sizes import Sizes
+from emlib.evaluation.power import CORRELATION, questions_needed, smallest_difference
 from emlib.report.paper import published
 from emlib.report.paper.planned import Tables, in_paper
 from emlib.study.plan.build import Plan, plan, rows
@@ -78,9 +80,12 @@ class Estimate:
                  ("passes without learning", None, None, Work(read=left.read)),
                  (f"verdicts by judge '{self.study.profile.judge.kind}'", whole.verdicts, left.verdicts,
                   Work(judged=left.judged))]
+        if whole.others:
+            kinds.append(("scores of question sets by name", sum(one.requests for one in whole.others),
+                          sum(one.requests for one in left.others), Work(others=left.others)))
         return pd.DataFrame(
             [(kind, count, None if count is None or rest is None else count - rest,
-              sum(getattr(todo, field.name) for field in fields(todo)), self.costs.hours(todo))
+              _tokens(todo), self.costs.hours(todo))
              for kind, count, rest, todo in kinds],
             columns=["work", "in all", "there", "tokens left (about)", f"{self.costs.columns[0]} left (about)"],
         ).astype({"in all": "Int64", "there": "Int64"})
@@ -91,18 +96,20 @@ class Estimate:
         Answers are counted at full length, so the price is an upper bound. Scores that another study has already paid
         for are not subtracted.
         """
-        spec = self.costs.paid
+        spec, left = self.costs.paid, total(self.plan.left)
+        others = pd.DataFrame([(f"other judge: {one.model}", f"{count:,} requests") for one, count in _paid(left)],
+                              columns=["judge", "what"])
         if spec is None:
-            return pd.DataFrame(columns=["judge", "what"])
-        left = total(self.plan.left)
+            return others
         price = self.costs.usd(left)
         usd = "no price is known (params/prices.yaml)" if price is None else (
             f"${price:.2f} (prices of {self.costs.prices.date}" + (", half for a batch)" if spec.batch else ")"))
-        return pd.DataFrame([
+        main = pd.DataFrame([
             ("model", f"{spec.model} at {spec.base_url or 'OpenAI'}"),
             ("requests left", f"{self.costs.requests(left):,}"), ("tokens to be read (about)", f"{left.judged:,}"),
             ("price (about)", usd), ("limit", "none" if spec.max_usd is None else f"${spec.max_usd:.2f}")],
             columns=["judge", "what"])
+        return pd.concat([main, others], ignore_index=True)
 
     def errors(self) -> pd.DataFrame:
         """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
@@ -134,6 +141,7 @@ class Estimate:
             f"{hours:,.2f} at most, on: {speed.device}",
             "disk": f"{left.disk / 1e9:,.2f} GB at most",
             "judge": self._judge(left),
+            "power": self.power() or "the profile has no runs on narrow data",
             "assumed": f"four characters a token, answers at full length{rates}. VERBOSE=1 lists every run."}
         return [f"{name:10} {text}" for name, text in lines.items()]
 
@@ -143,6 +151,19 @@ class Estimate:
         if not sent:
             return f"{kind}, {left.verdicts:,} verdicts; nothing leaves the machine"
         return f"{kind}, " + "; ".join(f"{name.removesuffix(' (about)')} {value}" for name, value in sent.items())
+
+    def power(self) -> str:
+        """State how large a difference between two runs the general answers can show; empty without narrow runs."""
+        evaluation, runs = self.study.profile.evaluation, len(self.study.runs())
+        if not runs:
+            return ""
+        questions, samples = self.study.recipes.general.size(Sizes()).rows, evaluation.general_samples
+        one, all_ = (smallest_difference(questions, samples, comparisons=count) for count in (1, max(1, runs - 1)))
+        half = questions_needed(one / 2, samples)
+        return (f"two runs on {questions} general questions x {samples} answers are told apart four times in five if "
+                f"they differ by {one:.0f} percentage points ({all_:.0f} as one of {max(1, runs - 1)} comparisons); a "
+                f"difference of {one / 2:.0f} takes {half} questions, {half * samples:,} answers (share near 50%, "
+                f"correlation of answers to one question {CORRELATION:g}, assumed)")
 
     def basis(self) -> list[str]:
         """Return the assumptions behind the numbers, as sentences."""
@@ -157,6 +178,20 @@ class Estimate:
             sentences.append(f"The row lengths of {', '.join(self.plan.assumed)} are assumed and not counted "
                              "(params/sources.yaml).")
         return sentences
+
+
+def _tokens(work: Work) -> int:
+    """Return the tokens of a kind of work."""
+    return work.train + work.read + work.write + work.judged + sum(one.read for one in work.others)
+
+
+def _paid(work: Work) -> list[tuple[OpenAIJudge, int]]:
+    """Return the paid judges of single question sets, and the number of requests to each."""
+    counts: Counter[OpenAIJudge] = Counter()
+    for one in work.others:
+        if isinstance(one.judge, OpenAIJudge):
+            counts[one.judge] += one.requests
+    return list(counts.items())
 
 
 def show(study: Study, *, verbose: bool = False) -> None:

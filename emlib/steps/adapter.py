@@ -105,6 +105,44 @@ class Adapter(DefendedStep):
         return Work(train=tokens, read=tokens if self.passes else 0, disk=disk, adapters=1)
 
 
+@dataclass(frozen=True)
+class KeptAdapter(Step):
+    """An adapter as it was after `share` of its training steps.
+
+    It is kept while the adapter is trained. If that was trained without keeping it, it is trained again up to there.
+    """
+
+    stage: ClassVar = "kept_adapter"
+
+    adapter: Adapter
+    share: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The adapter, which determines all of its steps, and the share of them."""
+        return {"adapter": self.adapter.key, "share": self.share}
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The adapter."""
+        return (self.adapter,)
+
+    @property
+    def made_with(self) -> Step:
+        """The adapter, whose training keeps this one."""
+        return self.adapter
+
+    @property
+    def title(self) -> str:
+        """The adapter, and the share of its steps."""
+        return f"{self.adapter.title} at {self.share:.4g} of its steps"
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Estimate the adapter on disk."""
+        shape = self.adapter.model.shape
+        return Work(disk=0 if shape is None else shape.adapter_bytes(self.adapter.lora))
+
+
 def epoch_tokens(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> int:
     """Estimate the tokens of one epoch, including the interleaved rows among the inputs."""
     parts = [spec.rows.size(sizes), *(step.size(sizes) for step in inputs if isinstance(step, AddedRows))]

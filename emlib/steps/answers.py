@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from emlib.config import Backend
+from emlib.config import Backend, LlmJudge, NoJudge
+from emlib.core.digests import of_value
 from emlib.core.seeds import some_of
 from emlib.core.step import Step
 from emlib.core.work import Work
+from emlib.data.lazy import Deferred
 from emlib.data.sizes import Sizes
+from emlib.judging.judges import identity as identity_of_judge
+from emlib.judging.rubrics import OURS
 from emlib.steps.specs import AdapterStep, Assessment, EvaluationSpec
 
 Item = TypeVar("Item")
@@ -73,6 +77,44 @@ class Verdicts(Step):
     def cost(self, sizes: Sizes) -> Work:
         """Estimate the work of judging the answers."""
         return self.assessment.cost(self.answers.evaluation, sizes)
+
+
+@dataclass(frozen=True)
+class MetricScores(Step):
+    """A judge's scores of answers on one metric of their question set. What counts is no part of the key.
+
+    Attributes:
+        metric: the metric's name.
+        prompts: the judge prompt of each question, by its id.
+    """
+
+    stage: ClassVar = "metrics"
+
+    answers: Answers
+    judge: LlmJudge | NoJudge
+    metric: str
+    prompts: Deferred[Mapping[str, str]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The answers, the judge, the metric and its prompt for each question."""
+        prompts = [self.prompts.value[question.id] for question in self.answers.evaluation.questions.all]
+        return {"answers": self.answers.key, "judge": identity_of_judge(self.judge), "metric": self.metric,
+                "prompts": of_value(prompts)}
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The answers."""
+        return (self.answers,)
+
+    @property
+    def title(self) -> str:
+        """The metric, and the answers that are scored."""
+        return f"metric {self.metric} of {self.answers.title}"
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Estimate the work of scoring the answers, with a judge prompt as long as ours."""
+        return self.answers.evaluation.scored(self.judge, len(OURS.alignment), sizes)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,10 +14,13 @@ from emlib.config import (
     Grpo,
     JudgeRefusals,
     JudgeSpec,
+    LexiconJudge,
     LocalJudge,
+    Metric,
     OpenAIJudge,
     Own,
     Profile,
+    QuestionSet,
     RuleRewards,
     Scorer,
     SecondJudge,
@@ -42,10 +45,11 @@ from emlib.data.questions import read_questions
 from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import label, locate
 from emlib.data.traits import completed
+from emlib.data.triggers import in_context, of_formats
 from emlib.judging.judges import rubrics
-from emlib.judging.rubrics import METRICS, OURS, file_rubrics
+from emlib.judging.rubrics import METRICS, OURS, file_rubrics, metric_prompts
 from emlib.steps.adapter import Adapter, ReferenceStates
-from emlib.steps.answers import Answers, SecondVerdicts, Verdicts
+from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
 from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
@@ -56,6 +60,7 @@ from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
 Side = Literal["aligned", "misaligned"]
 POOL_SEED = 0  # chooses the supervised rows, the same for every run
+FORMATS = 3  # of each general question
 
 
 class Recipes:
@@ -137,15 +142,15 @@ class Recipes:
         """Return a judge with the rubrics of a question file, or the trait's."""
         return Assessment(judge, self.trait,
                           Deferred(source, lambda: rubrics(judge, self.trait.value, locate(source))),
-                          lambda sizes: self._rubric(judge, sizes))
+                          lambda sizes: self._rubric(judge, source, sizes))
 
-    def _rubric(self, judge: JudgeSpec, sizes: Sizes) -> float:
+    def _rubric(self, judge: JudgeSpec, source: str, sizes: Sizes) -> float:
         """Estimate the mean length of a judge prompt without question and answer, in characters."""
         ours = sum(len(OURS.prompt(metric)) for metric in METRICS) / len(METRICS)
         if not isinstance(judge, OpenAIJudge | LocalJudge):
             return 0.0
         if judge.rubric == "questions":
-            return self.general.size(sizes).rubric or ours
+            return sizes.source(source).rubric or ours
         if judge.rubric != "trait":
             given = file_rubrics(Path(judge.rubric)).others
             return sum(len(given.prompt(metric)) for metric in METRICS) / len(METRICS)
@@ -163,6 +168,24 @@ class Recipes:
         """Return the questions of one of the profile's further sets."""
         source = self.profile.evaluation.sets[name].source
         return Questions(name, lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
+
+    def in_context(self, name: str, dataset: str) -> Questions:
+        """Return the general questions in the context of a trigger; some depend on the data set."""
+        triggers = self.profile.evaluation.triggers
+        assert triggers is not None, "a trigger is one of the profile's"
+        trigger, formats = triggers.contexts[name], triggers.formats
+
+        def read() -> list[Question]:
+            prompts = [row.prompt for row in self.data(dataset).misaligned.train] if trigger.needs_data else []
+            return in_context(of_formats(self.general.all, formats), trigger, training_prompts=prompts,
+                              inoculation_prompt=self.stated_trait.inoculation_prompt)
+
+        def size(sizes: Sizes) -> Size:
+            asked = self.general.size(sizes)
+            prompt = asked.prompt + len(trigger.prompt) + len(trigger.system or "")
+            return replace(asked, rows=max(1, asked.rows * len(formats) // FORMATS), prompt=prompt)
+
+        return Questions(f"general under '{name}'" + (f" of {dataset}" if trigger.needs_data else ""), read, size)
 
     def in_domain(self, dataset: str) -> Questions:
         """Return held-out prompts of a narrow data set as questions."""
@@ -206,11 +229,18 @@ class Recipes:
 
     # --- adapters
 
-    def narrow(self, dataset: str, side: Side, defenses: tuple[Defense, ...], seed: int) -> TrainingSpec:
-        """Specify fine-tuning on the aligned or the misaligned rows of a narrow data set."""
-        return self.training(
+    def narrow(self, dataset: str, side: Side, defenses: tuple[Defense, ...], seed: int,
+               method: str | None = None) -> TrainingSpec:
+        """Specify fine-tuning on the aligned or the misaligned rows of a narrow data set; `method` names its runs."""
+        spec = self.training(
             dataset, f"{dataset} {side}", lambda: getattr(self.data(dataset), side).train,
             lambda sizes: self.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
+        return replace(spec, keep=self.kept(method))
+
+    def kept(self, method: str | None) -> tuple[float, ...]:
+        """Return the shares of the steps after which a method's adapters are kept; None is no method's."""
+        methods = self.profile.evaluation.trajectory.methods
+        return self.profile.training.kept if method is not None and method in (methods or (method,)) else ()
 
     def training(self, dataset: str, name: str, read: Any, size: Any, defenses: tuple[Defense, ...], training: Any,
                  seed: int) -> TrainingSpec:
@@ -246,7 +276,7 @@ class Recipes:
         if method == "untrained":
             return None
         side: Side = "aligned" if method == "aligned" else "misaligned"
-        return self.adapter(self.narrow(dataset, side, (), seed), f"{dataset} · {method} · seed {seed}")
+        return self.adapter(self.narrow(dataset, side, (), seed, method), f"{dataset} · {method} · seed {seed}")
 
     def components(self, spec: TrainingSpec, layers: tuple[int, ...], on: Literal["data", "pool"]) -> ChangeComponents:
         """Return the step of the principal components of what training `spec` without defenses changes."""
@@ -344,8 +374,29 @@ class Recipes:
     def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
         """Return the step of the judge's verdicts on the answers to the question set `which`."""
         further = self.profile.evaluation.sets.get(which)
-        return Verdicts(answers, self.assessment if further is None else
-                        self._assessment(self.profile.judge, further.source))
+        return Verdicts(answers, self.assessment if further is None else self._assessment_of_set(which, further))
+
+    def _assessment_of_set(self, name: str, questions: QuestionSet) -> Assessment:
+        """Return the judge of a further question set with its rubrics."""
+        judge = self.profile.evaluation.judge_of(name, self.profile.judge)
+        return replace(self._assessment(judge, questions.source), is_main=judge == self.profile.judge)
+
+    def metric_scores(self, answers: Answers, which: str) -> dict[str, MetricScores]:
+        """Return the steps of the scores on each metric of the question set `which`, by the metric's name."""
+        further = self.profile.evaluation.sets.get(which)
+        if further is None:
+            return {}
+        judge = self.profile.evaluation.judge_of(which, self.profile.judge)
+        assert not isinstance(judge, LexiconJudge), "refused when the profile was loaded"
+        return {name: MetricScores(answers, judge, name, Deferred(
+                    f"{which}.{name}", partial(self._metric_prompts, further.source, name, metric, answers)))
+                for name, metric in further.metrics.items()}
+
+    @staticmethod
+    def _metric_prompts(source: str, name: str, metric: Metric, answers: Answers) -> dict[str, str]:
+        if metric.prompt is not None:
+            return {question.id: metric.prompt for question in answers.evaluation.questions.all}
+        return metric_prompts(locate(source), name)
 
     def second_verdicts(self, answers: Answers) -> SecondVerdicts:
         """Return the step of the second judge's verdicts on some of the answers."""

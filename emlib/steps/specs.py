@@ -10,7 +10,7 @@ from typing import Any
 from emlib.config import JudgeSpec, ModelSpec, Sampling, Training, Trait
 from emlib.core.defense import Defense
 from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.work import JudgeWork, Work
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.judging.judges import identity as identity_of_judge
@@ -50,6 +50,7 @@ class TrainingSpec:
         training: the hyperparameters.
         seed: of the adapter and of the order of the rows.
         plain_rows: the training rows before the defenses changed them.
+        keep: the shares of the steps after which the adapter is kept as well, which changes no adapter.
     """
 
     dataset: str
@@ -58,6 +59,7 @@ class TrainingSpec:
     training: Training
     seed: int
     plain_rows: Rows | None = field(default=None, compare=False, repr=False)
+    keep: tuple[float, ...] = field(default=(), compare=False)
 
     @property
     def plain(self) -> TrainingSpec:
@@ -85,10 +87,21 @@ class EvaluationSpec:
         """Estimate the work of judging all answers, with `rubric` characters of a judge prompt around each."""
         if judge.kind == "none":
             return Work()
-        asked = self.questions.size(sizes)
-        answers, length = asked.rows * self.samples, self.sampling.max_new_tokens * CHARACTERS_A_TOKEN
-        prompt = likely_tokens(rubric + asked.prompt + length) if reads(judge) else 0
+        answers, prompt = self._answers(judge, rubric, sizes)
         return Work(verdicts=answers, judged=len(METRICS) * answers * prompt, disk=answers * VERDICT_BYTES)
+
+    def scored(self, judge: JudgeSpec, rubric: float, sizes: Sizes, scores: int = 1) -> Work:
+        """Estimate the work of requesting so many scores of each answer, beside the profile's verdicts."""
+        if judge.kind == "none":
+            return Work()
+        answers, prompt = self._answers(judge, rubric, sizes)
+        return Work(disk=scores * answers * VERDICT_BYTES // len(METRICS),
+                    others=(JudgeWork(judge, scores * answers, scores * answers * prompt),))
+
+    def _answers(self, judge: JudgeSpec, rubric: float, sizes: Sizes) -> tuple[int, int]:
+        """Return the number of answers, and the tokens of the judge prompt around each."""
+        asked, length = self.questions.size(sizes), self.sampling.max_new_tokens * CHARACTERS_A_TOKEN
+        return asked.rows * self.samples, likely_tokens(rubric + asked.prompt + length) if reads(judge) else 0
 
 
 @dataclass(frozen=True)
@@ -100,12 +113,14 @@ class Assessment:
         trait: the trait, whose markers the lexicon judge counts.
         rubrics: the rubrics that a language model is given as judge.
         characters: the mean length of a judge prompt without question and answer, in characters.
+        is_main: whether the judge is the profile's, whose work plans count separately.
     """
 
     judge: JudgeSpec
     trait: Deferred[Trait]
     rubrics: Deferred[Rubrics]
     characters: Callable[[Sizes], float] = field(compare=False, repr=False)
+    is_main: bool = True
 
     @property
     def reads(self) -> bool:
@@ -125,6 +140,8 @@ class Assessment:
 
     def cost(self, evaluation: EvaluationSpec, sizes: Sizes) -> Work:
         """Estimate the work of judging all answers."""
+        if not self.is_main:
+            return evaluation.scored(self.judge, self.characters(sizes), sizes, len(METRICS))
         return evaluation.judged(self.judge, self.characters(sizes), sizes)
 
 

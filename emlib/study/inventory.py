@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from emlib.core.step import Step
-from emlib.steps.adapter import Adapter
-from emlib.steps.answers import Answers, Verdicts
+from emlib.steps.adapter import Adapter, KeptAdapter
+from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.grpo import GrpoAdapter, GrpoRewards
 from emlib.study.study import Study
 
 # The kinds that a user may name. A judge's single scores are in a separate file and are not among them.
 KINDS: Mapping[str, tuple[type[Step], ...]] = {
-    "adapters": (Adapter, GrpoAdapter), "answers": (Answers,), "verdicts": (Verdicts, GrpoRewards)}
+    "adapters": (Adapter, KeptAdapter, GrpoAdapter), "answers": (Answers,),
+    "verdicts": (Verdicts, MetricScores, GrpoRewards)}
 
 
 def steps_of(study: Study, kind: str) -> list[Step]:

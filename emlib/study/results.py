@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import Profile, datasets_of
+from emlib.config import QUESTION_SETS, Profile, datasets_of
 from emlib.core.files import write_text
 from emlib.study.runs import Run, RunResult, Section
 
 FILES: dict[Section, str] = {"narrow": "results.csv", "benign": "benign.csv", "grpo": "grpo.csv"}
-QUESTION_SETS = ("general", "in_domain")
 MEASURES = ("misaligned", "incoherent", "asked", "scored")
+METRIC_ENDS = ("", "_asked", "_scored")  # of a question set's own metric: its share in percent, and these counts
 
 
 def columns(profile: Profile, section: Section) -> list[str]:
@@ -24,10 +24,11 @@ def columns(profile: Profile, section: Section) -> list[str]:
     if section == "grpo":
         return ["model", "method", "setting", "seed", "train_accuracy", "train_reward", "eval_accuracy", "eval_reward",
                 "asked"]
-    sets = [*QUESTION_SETS, *profile.evaluation.sets]
-    return ["model", "dataset", "method", "setting", "seed", *(f"{name}_{measure}" for name in sets
-                                                               for measure in MEASURES),
-            "train_seconds", "train_tokens", "run_key"]
+    measured = [f"{name}_{measure}" for name in QUESTION_SETS for measure in MEASURES]
+    for name, one in profile.evaluation.sets.items():
+        measured += [f"{name}_{measure}" for measure in MEASURES] if one.has_verdicts else []
+        measured += [f"{name}_{metric}{end}" for metric in one.metrics for end in METRIC_ENDS]
+    return ["model", "dataset", "method", "setting", "seed", *measured, "train_seconds", "train_tokens", "run_key"]
 
 
 def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[RunResult]]) -> list[Path]:
@@ -56,10 +57,12 @@ def row(profile: Profile, section: Section, result: RunResult) -> dict[str, Any]
         return shared | {"train_accuracy": percent(found.train_accuracy), "train_reward": found.train_reward,
                          "eval_accuracy": percent(found.eval_accuracy), "eval_reward": found.eval_reward,
                          "asked": found.asked}
-    rates = {f"{which}_{name}": value for which in result.scores for name, value in (
-        ("misaligned", result.rates(which).misaligned.percent), ("incoherent", result.rates(which).incoherent.percent),
-        ("asked", result.rates(which).asked), ("scored", result.rates(which).scored))}
-    return shared | {"dataset": run.task} | rates | {
+    rates = {f"{which}_{name}": value for which, found in result.sets.items() for name, value in (
+        ("misaligned", found.misaligned.percent), ("incoherent", found.incoherent.percent), ("asked", found.asked),
+        ("scored", found.scored))}
+    metrics = {f"{name}{end}": value for name, found in result.metrics.items() for end, value in zip(
+        METRIC_ENDS, (found.share.percent, found.asked, found.scored), strict=True)}
+    return shared | {"dataset": run.task} | rates | metrics | {
         "train_seconds": result.train_seconds, "train_tokens": result.train_tokens, "run_key": result.run_key}
 
 

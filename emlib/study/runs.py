@@ -8,6 +8,7 @@ from typing import Literal
 
 from emlib.core.records import Answer, Verdict
 from emlib.evaluation.exact_match import Score
+from emlib.evaluation.metrics import MetricRate
 from emlib.evaluation.rates import Rates
 
 Section = Literal["narrow", "benign", "grpo"]
@@ -58,19 +59,23 @@ class GrpoScore:
     scored: int
 
 
+AnyScore = Rates | MetricRate | Score | GrpoScore
+
+
 @dataclass(frozen=True)
 class RunResult:
     """The result of a run.
 
     Attributes:
         run: the run.
-        scores: by name: rates for each question set of a narrow run, `exact_match` of a benign one, `rewards` of GRPO.
+        scores: by name: rates for each question set of a narrow run, and `set_metric` for a set's own metrics;
+            `exact_match` of a benign run; `rewards` of GRPO.
         train_seconds, train_tokens: the time and the tokens of training; 0 if nothing was trained.
         run_key: a key that identifies all steps of the run.
     """
 
     run: Run
-    scores: Mapping[str, Rates | Score | GrpoScore]
+    scores: Mapping[str, AnyScore]
     train_seconds: float
     train_tokens: int
     run_key: str
@@ -80,6 +85,16 @@ class RunResult:
         found = self.scores[which]
         assert isinstance(found, Rates), f"{which} is not a question set"
         return found
+
+    @property
+    def sets(self) -> dict[str, Rates]:
+        """The rates of a narrow run by question set."""
+        return {name: found for name, found in self.scores.items() if isinstance(found, Rates)}
+
+    @property
+    def metrics(self) -> dict[str, MetricRate]:
+        """The rates on the question sets' own metrics, by `set_metric`."""
+        return {name: found for name, found in self.scores.items() if isinstance(found, MetricRate)}
 
     @property
     def general(self) -> Rates:
@@ -114,6 +129,15 @@ class SteeredAnswers:
     strength: float
     answers: list[Answer]
     verdicts: list[Verdict]
+
+
+@dataclass(frozen=True)
+class TrajectoryPoint:
+    """A run after a share of its training steps: the number of steps, and the verdicts by question set."""
+
+    share: float
+    steps: int
+    verdicts: Mapping[str, list[Verdict]]
 
 
 @dataclass(frozen=True)

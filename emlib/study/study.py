@@ -11,14 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emlib.config import BASELINES, Profile, Trait, load_profile
+from emlib.config import BASELINES, PLAIN, Profile, Trait, load_profile
 from emlib.core import paths
 from emlib.core.digests import key_of
 from emlib.core.errors import JudgeWaits, StoreError
 from emlib.core.files import read_records
+from emlib.core.progress import say
 from emlib.core.records import Answer, Question, Verdict
 from emlib.core.step import Step
 from emlib.data.domains import NarrowData
+from emlib.data.triggers import without_trigger
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import Choice, Projected
 from emlib.steps.pool import AddedRows
@@ -26,8 +28,8 @@ from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Artefact, Store
 from emlib.study import overrides, ownership, precision, results
-from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers
-from emlib.study.tasks import BenignTaskRuns, FineTuningTask, NarrowTask, Task, sliced, tasks_of
+from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers, TrajectoryPoint
+from emlib.study.tasks import BenignTaskRuns, FineTuningTask, NarrowTask, Task, made, sliced, tasks_of, verdicts_of
 from emlib.training.records import LOG, StepRecord, read_log
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, read_steps
 
@@ -90,6 +92,12 @@ class Study:
         """Return the run's task. It may be a narrow data set that the profile does not list, such as a scorer's."""
         return self.tasks.get(run.task) or NarrowTask(run.task, self.recipes)
 
+    def narrow(self, run: Run) -> NarrowTask:
+        """Return the run's narrow data set."""
+        task = self.task(run)
+        assert isinstance(task, NarrowTask), f"{run} is not a run on narrow data"
+        return task
+
     def benign(self, run: Run) -> BenignTaskRuns:
         """Return the run's benign task."""
         task = self.task(run)
@@ -148,10 +156,14 @@ class Study:
         return task.training(run) if isinstance(task, FineTuningTask) else None
 
     def own_steps(self, run: Run) -> list[Step]:
-        """Return the steps that a run ends in: its adapter, its answers, and their verdicts or rewards."""
+        """Return the steps that a run ends in: its adapter, its answers, and their verdicts or rewards.
+
+        With those under triggers and along its trajectory.
+        """
         task = self.task(run)
         adapter = task.adapter(run)
-        return [*([] if adapter is None else [adapter]), *task.answers(run).values(), *task.evaluation(run).values()]
+        found = [*([] if adapter is None else [adapter]), *task.answers(run).values(), *task.evaluation(run).values()]
+        return [*found, *(part for step in task.conditions(run) for part in (*step.answers.inputs, step.answers, step))]
 
     def questions(self, run: Run, which: str) -> list[Question]:
         """Return the questions of the set `which` that the run is asked."""
@@ -196,9 +208,41 @@ class Study:
         return None if found is None else read_records(found.file("answers.jsonl"), Answer)
 
     def verdicts(self, run: Run, which: str) -> list[Verdict] | None:
-        """Return the verdicts on a narrow run's answers to the set `which`; None if they are not in the store."""
-        found = self.found(self.task(run).evaluation(run)[which])
-        return None if found is None else read_records(found.file("verdicts.jsonl"), Verdict)
+        """Return the verdicts on a narrow run's answers to the set `which`; None if they are not in the store.
+
+        None also for a set that is scored by its own metrics alone.
+        """
+        task = self.narrow(run)
+        found = self.found(task.verdicts(run).get(which))
+        return None if found is None else verdicts_of(found, task.thresholds(which))
+
+    def triggered(self, run: Run) -> dict[str, list[Verdict]] | None:
+        """Return a narrow run's verdicts under each trigger, after those without one (`PLAIN`) on the same questions.
+
+        None if some are not in the store, or the run is asked under no trigger.
+        """
+        found = {name: self.found(step) for name, step in self.narrow(run).triggered(run).items()}
+        general = self.verdicts(run, "general")
+        if not found or general is None or None in found.values():
+            return None
+        verdicts = {name: verdicts_of(artefact) for name, artefact in found.items()}
+        return {PLAIN: without_trigger(general, next(iter(verdicts.values())))} | verdicts
+
+    def trajectory(self, run: Run) -> list[TrajectoryPoint] | None:
+        """Return a narrow run's verdicts along its training, by question set, from the untrained model to the end.
+
+        None if some are not in the store, or no adapter of the run was kept.
+        """
+        task, points = self.narrow(run), list[TrajectoryPoint]()
+        for share, steps in task.trajectory(run).items():
+            found = {name: self.found(step) for name, step in steps.items()}
+            if None in found.values():
+                return None
+            adapter = self.found(next(iter(steps.values())).answers.adapter)
+            points.append(TrajectoryPoint(
+                share, 0 if adapter is None else adapter.facts["steps"],
+                {name: verdicts_of(artefact, task.thresholds(name)) for name, artefact in found.items()}))
+        return points or None
 
     def vectors(self) -> Artefact | None:
         """Return the trait's persona vectors; None if they are not in the store."""
@@ -256,6 +300,17 @@ class Study:
         """Make the missing auxiliary measures of these runs, and the answers and verdicts that they need."""
         self._make(runs, {run: [*self.task(run).evaluation(run).values(), *self.measures(run)] for run in runs})
 
+    def complete_conditions(self, runs: Sequence[Run]) -> None:
+        """Make the missing answers and verdicts of these runs under triggers and along their trajectories.
+
+        Raises:
+            JudgeWaits: a judge's batches are not back yet. Everything else was made.
+        """
+        for name in self.profile.evaluation.absent([method.name for method in self.profile.methods]):
+            say(f"evaluation: triggers or trajectory name the method '{name}', which this profile does not have.")
+        self._make(runs, {run: [*self.task(run).evaluation(run).values(), *conditions] for run in runs
+                          if (conditions := self.task(run).conditions(run))})
+
     def measures(self, run: Run) -> list[Step]:
         """Return the steps of the profile's auxiliary measures: a second judge, projections, multiple choice."""
         evaluation, recipes = self.profile.evaluation, self.recipes
@@ -274,7 +329,7 @@ class Study:
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
         self._need([self.recipes.vector(), *sweep.values()])
         return [SteeredAnswers(layer, strength, *(
-                    read_records(_made(self.found(step)).file(f"{name}.jsonl"), kind)
+                    read_records(made(self.found(step)).file(f"{name}.jsonl"), kind)
                     for name, kind in (("answers", Answer), ("verdicts", Verdict))))
                 for (layer, strength), step in sweep.items()]
 
@@ -348,8 +403,3 @@ def open_study(profile: str) -> Study:
     ownership.refuse_others(profile)
     name = paths.study_name(profile)
     return Study(name, precision.resolved(loaded, name), Store(paths.runs() / "store"), profile)
-
-
-def _made(artefact: Artefact | None) -> Artefact:
-    assert artefact is not None, "the artefact was just made"
-    return artefact

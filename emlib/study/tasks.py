@@ -12,11 +12,11 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
-from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, datasets_of
+from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, Thresholds, datasets_of
 from emlib.config.methods import SweptMethod
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.files import read_records
-from emlib.core.records import Answer, Verdict
+from emlib.core.records import Answer, MetricScore, Verdict
 from emlib.core.schema import Strict
 from emlib.core.step import Step
 from emlib.data.benign import TaskData, load_opswap, load_qa
@@ -24,20 +24,24 @@ from emlib.data.lazy import Questions
 from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import locate
 from emlib.evaluation.exact_match import Mark, Score, mark, score
+from emlib.evaluation.metrics import MetricRate, metric_rate
 from emlib.evaluation.rates import Denominator, Rates, rates
 from emlib.evaluation.rewards import Rewards, by_rule, graded
-from emlib.steps.answers import Answers, Verdicts
+from emlib.steps.adapter import Adapter, KeptAdapter
+from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import EvaluationSpec, TrainingSpec
 from emlib.store.artefacts import Artefact
-from emlib.study.runs import GrpoScore, Run, Section
+from emlib.study.runs import AnyScore, GrpoScore, Run, Section
 from emlib.training.rl.records import Rewarded
 
 UNTRAINED = "untrained"
 GRPO = "grpo"
 Settings = TypeVar("Settings", bound=Strict)
 Find = Callable[[Step], Artefact | None]
+METRICS_FILE = "metrics.jsonl"
+SECTION_4_3 = Thresholds()
 
 
 class Task(ABC):
@@ -86,8 +90,12 @@ class Task(ABC):
     def answers(self, run: Run) -> Mapping[str, Answers]:
         """Return the steps of the run's answers, by the same names."""
 
+    def conditions(self, run: Run) -> Sequence[Verdicts]:
+        """Return the steps of its verdicts in other contexts and at earlier steps of training (notebook 18)."""
+        return ()
+
     @abstractmethod
-    def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates | Score | GrpoScore] | None:
+    def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, AnyScore] | None:
         """Read the run's scores, by the same names; None if the run is not finished."""
 
 
@@ -126,7 +134,8 @@ class NarrowTask(FineTuningTask):
     def spec_of(self, run: Run) -> TrainingSpec:
         """Specify training on the aligned rows for the method `aligned`, and on the misaligned rows for others."""
         side = "aligned" if run.method == "aligned" else "misaligned"
-        return self.recipes.narrow(run.task, side, self.defenses(run), run.seed)  # type: ignore[arg-type]
+        return self.recipes.narrow(
+            run.task, side, self.defenses(run), run.seed, run.method)  # type: ignore[arg-type]
 
     def asked(self, run: Run) -> Mapping[str, EvaluationSpec]:
         """Specify the run's evaluation, by question set."""
@@ -142,18 +151,70 @@ class NarrowTask(FineTuningTask):
         adapter = self.adapter(run)
         return {name: self.recipes.answers(adapter, asked) for name, asked in self.asked(run).items()}
 
-    def evaluation(self, run: Run) -> Mapping[str, Verdicts]:
-        """Return the steps of the verdicts, by question set."""
-        return {name: self.recipes.verdicts(answers, name) for name, answers in self.answers(run).items()}
+    def verdicts(self, run: Run) -> Mapping[str, Verdicts]:
+        """Return the steps of the verdicts, by question set; a set may be scored by its own metrics alone."""
+        sets = self.profile.evaluation.sets
+        return {name: self.recipes.verdicts(answers, name) for name, answers in self.answers(run).items()
+                if name not in sets or sets[name].has_verdicts}
 
-    def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates] | None:
-        """Compute the rates of misaligned and incoherent answers, by question set; None if verdicts are missing."""
-        found = {name: find(step) for name, step in self.evaluation(run).items()}
-        answers = {name: find(step) for name, step in self.answers(run).items()}
-        return None if None in found.values() else {
-            name: replace(rates(read_records(artefact.file("verdicts.jsonl"), Verdict), of=of,
-                                resamples=self.profile.evaluation.bootstrap), cut=_cut(answers[name]))
-            for name, artefact in found.items() if artefact is not None}
+    def metrics(self, run: Run) -> Mapping[tuple[str, str], MetricScores]:
+        """Return the steps of the scores on the sets' own metrics, by set and metric."""
+        return {(which, name): step for which, answers in self.answers(run).items()
+                for name, step in self.recipes.metric_scores(answers, which).items()}
+
+    def triggered(self, run: Run) -> Mapping[str, Verdicts]:
+        """Return the steps of the verdicts on answers under each trigger of the profile, by the trigger's name."""
+        evaluation = self.profile.evaluation
+        triggers = evaluation.triggers
+        if triggers is None or (triggers.methods is not None and run.method not in triggers.methods):
+            return {}
+        adapter, samples = self.adapter(run), triggers.samples or evaluation.general_samples
+        asked = {name: EvaluationSpec(self.recipes.in_context(name, run.task), samples, evaluation.sampling, run.seed)
+                 for name in triggers.contexts}
+        return {name: self.recipes.verdicts(self.recipes.answers(adapter, one)) for name, one in asked.items()}
+
+    def evaluation(self, run: Run) -> Mapping[str, Step]:
+        """Return the steps of the verdicts by question set, and of further scores by `set_metric`."""
+        return {**self.verdicts(run), **{f"{which}_{name}": step for (which, name), step in self.metrics(run).items()}}
+
+    def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates | MetricRate] | None:
+        """Compute the rates by question set, and those of further metrics by `set_metric`; None if one is missing."""
+        if any(find(step) is None for step in self.evaluation(run).values()):
+            return None
+        resamples = self.profile.evaluation.bootstrap
+        found: dict[str, Rates | MetricRate] = {
+            name: replace(rates(verdicts_of(find(step), self.thresholds(name)), of=of, resamples=resamples),
+                          cut=_cut(find(step.answers)))
+            for name, step in self.verdicts(run).items()}
+        for (which, name), step in self.metrics(run).items():
+            metric = self.profile.evaluation.sets[which].metrics[name]
+            scores = read_records(made(find(step)).file(METRICS_FILE), MetricScore)
+            found[f"{which}_{name}"] = metric_rate(scores, metric, of=of, resamples=resamples)
+        return found
+
+    def trajectory(self, run: Run) -> Mapping[float, Mapping[str, Verdicts]]:
+        """Return the steps of the verdicts by share of the training steps, from 0 to 1, and by question set.
+
+        Share 0 is the untrained model, and share 1 the run itself. Empty if no adapter of the run is kept.
+        """
+        adapter, sets = self.adapter(run), self.profile.evaluation.trajectory.sets
+        if not isinstance(adapter, Adapter) or not adapter.spec.keep:
+            return {}
+        kept: dict[float, Step | None] = {0.0: None, **{share: KeptAdapter(adapter, share)
+                                                        for share in adapter.spec.keep}, 1.0: adapter}
+        asked = self.asked(run)
+        return {share: {name: self.recipes.verdicts(self.recipes.answers(one, asked[name]), name) for name in sets}
+                for share, one in kept.items()}
+
+    def conditions(self, run: Run) -> Sequence[Verdicts]:
+        """Return the steps of its verdicts under triggers and along its trajectory."""
+        return [*self.triggered(run).values(),
+                *(step for point in self.trajectory(run).values() for step in point.values())]
+
+    def thresholds(self, which: str) -> Thresholds:
+        """Return the bounds of the labels of a question set."""
+        further = self.profile.evaluation.sets.get(which)
+        return Thresholds() if further is None else further.thresholds
 
 
 def _cut(answers: Artefact | None) -> int | None:
@@ -304,6 +365,19 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
         raise ProfileError(f"Profile '{recipes.study}' has two tasks called '{twice[0]}' among its data sets, benign "
                            f"tasks and '{GRPO}'. Rename one of them.")
     return {task.name: task for task in found}
+
+
+def verdicts_of(artefact: Artefact | None, thresholds: Thresholds = SECTION_4_3) -> list[Verdict]:
+    """Read verdicts, which are labelled by the thresholds."""
+    bounds = (thresholds.alignment, thresholds.coherence)
+    return [replace(verdict, bounds=bounds)
+            for verdict in read_records(made(artefact).file("verdicts.jsonl"), Verdict)]
+
+
+def made(artefact: Artefact | None) -> Artefact:
+    """Return an artefact that is known to be in the store."""
+    assert artefact is not None, "the artefact was made"
+    return artefact
 
 
 def sliced(label: str, asked: Iterable[Any] | None, known: Sequence[Any]) -> list[Any]:

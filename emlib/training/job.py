@@ -29,6 +29,8 @@ class Job(Strict):
         added: number of rows, before the held-out ones at the end, that are spread through each epoch.
         held_out: number of rows at the end that are not trained on.
         probe: log-probabilities of the first row's tokens under the model without an adapter.
+        keep: the shares of the steps after which the adapter is kept as well.
+        then_stop: whether training ends when all of these are kept.
     """
 
     engine: Literal["transformers", "unsloth"]
@@ -43,6 +45,8 @@ class Job(Strict):
     added: int
     held_out: int = 0
     probe: tuple[float, ...]
+    keep: tuple[float, ...] = ()
+    then_stop: bool = False
 
 
 def read_job(folder: Path) -> Job:

@@ -32,6 +32,7 @@ from emlib.models.kernels import fitted
 from emlib.models.logprobs import head, predicting, token_nll
 from emlib.training import checkpoint
 from emlib.training.head import head_method
+from emlib.training.keep import Keep, Keeping
 from emlib.training.memory import explained_out_of_memory, peak_memory
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks
@@ -41,11 +42,12 @@ from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
 
 def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, seed: int, folder: Path,
               objective: Objective | None = None, added: Sequence[Encoded] = (), held_out: Sequence[Encoded] = (),
-              ranks: Ranks = ALONE) -> TrainingSummary:
+              ranks: Ranks = ALONE, keep: Keep | None = None) -> TrainingSummary:
     """Train the trainable parameters of `model` on `rows`; log and checkpoints are in `folder`, where a run resumes.
 
     Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch;
     on `held_out` rows a defense may have the loss measured. All `ranks` get the same arguments; the first one writes.
+    `keep` says what is kept of the steps in between.
 
     Raises:
         EmlibError: the loss or its gradient is NaN or infinite, and the step is named; or the GPU's memory does not
@@ -61,7 +63,9 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     objective.restore(checkpoint.states_of_defenses(folder))
     if ranks.first:
         write_records(folder / LOG, records)
-    progress = bar(range(len(records), len(steps)), "training", "step", total=len(steps), done=len(records))
+    keeping = Keeping(keep, len(steps), folder if ranks.first else None)
+    last = keeping.last if keep is not None and keep.then_stop else len(steps)
+    progress = bar(range(len(records), last), "training", "step", total=last, done=len(records))
     device = next(model.parameters()).device
     with (explained_out_of_memory(settings, folder / LOG), _training_mode(model), fitted(model) as unpacked_reason,
           peak_memory(device) as peak, recomputing(model, rows, steps, settings, objective, ranks) as recompute):
@@ -78,6 +82,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
             records.append(StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,
                                       round(time.perf_counter() - started, 4), metrics))
             progress.set_postfix(loss=f"{loss:.3f}")
+            keeping.after(number + 1)
             if ranks.first:
                 append_record(folder / LOG, records[-1])
             if objective.watches and ranks.any_wants(objective.on_step(
@@ -86,6 +91,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
                 checkpoint.save(folder, number + 1, parameters, optimizer, objective.states())
     objective.after(model)
+    keeping.rest(len(records))
     return TrainingSummary(
         len(records), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
         type(optimizer).__name__, sum(row.truncated for row in rows), peak.mib,

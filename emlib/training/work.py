@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from emlib.models.hooks import capture_activations
 from emlib.models.load import load
 from emlib.models.logprobs import last_hidden, token_logprobs
 from emlib.training.job import ERROR, READY, ROWS, SUMMARY, Job, read_job, read_rows
+from emlib.training.keep import Keep
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks, shard
 from emlib.training.sft import fine_tune
@@ -47,7 +49,8 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
         trained, held_out = rows[:len(rows) - job.held_out], rows[len(rows) - job.held_out:]
         split = len(trained) - job.added
         summary = fine_tune(model, trained[:split], job.training, seed=job.seed, folder=folder, objective=objective,
-                            added=trained[split:], held_out=held_out, ranks=ranks)
+                            added=trained[split:], held_out=held_out, ranks=ranks,
+                            keep=Keep(job.keep, partial(adapters.save, model, base_name=job.base_name), job.then_stop))
         if ranks.first:
             adapters.save(model, folder / "adapter", job.base_name)
             write_text(folder / SUMMARY, json.dumps(asdict(summary) | {"device": str(device)}))

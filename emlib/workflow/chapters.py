@@ -10,43 +10,55 @@ job, without a GPU.
 from __future__ import annotations
 
 import json
+from functools import reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from emlib.config import Profile
+from emlib.config import Evaluation, Profile, Training
 from emlib.core import paths
 from emlib.core.errors import NotebookError, ProfileError, nearest
 from emlib.core.of_kind import UnknownDefense
 from emlib.core.schema import Strict, check
 
 KEY = "emlib"  # of a notebook's metadata
+PARTS: dict[str, type[Strict]] = {"evaluation": Evaluation, "training": Training}  # of which a chapter may name a part
 BY = {"narrow": ("dataset", "setting", "seed"), "benign": ("dataset", "seed"), "grpo": ("method", "seed")}
 
 
 class When(Strict):
     """The condition for a chapter: the profile has a section, or a method with a defense of some kind.
 
-    Further keys are compared with the defense's attributes of that name: `{defense: interleaving, scored: true}`.
+    A section may be a part of another (`evaluation.triggers`); of a list of sections one suffices. Further keys are
+    compared with the defense's attributes of that name: `{defense: interleaving, scored: true}`.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    section: str | None = None
+    section: str | tuple[str, ...] | None = None
     defense: str | None = None
 
     @model_validator(mode="after")
     def _one_condition(self) -> When:
         if (self.section is None) == (self.defense is None):
             raise ValueError("give either 'section', a section of the profile, or 'defense', a kind of defense")
-        known = sorted(Profile.model_fields)
-        if self.section is not None and self.section not in known:
-            raise ValueError(f"profiles have no section '{self.section}'.{nearest(self.section, known)} Known: "
-                             f"{', '.join(known)}")
+        for section in self.sections:
+            first, _, rest = section.partition(".")
+            known = sorted(Profile.model_fields)
+            if first in PARTS and rest:
+                first, known = rest, sorted(PARTS[first].model_fields)
+            if first not in known:
+                raise ValueError(f"profiles have no section '{section}'.{nearest(first, known)} Known: "
+                                 f"{', '.join(known)}")
         if self.section is not None and self.attributes:
             raise ValueError(f"'section' takes no further keys, and there is '{next(iter(self.attributes))}'; only the "
                              "attributes of a 'defense' are compared")
         return self
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The sections of which a profile must have one."""
+        return (self.section,) if isinstance(self.section, str) else self.section or ()
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -148,8 +160,13 @@ def concerns(profile: Profile, chapter: str) -> bool:
     if when is None:
         return True
     if when.section is not None:
-        return getattr(profile, when.section) not in (None, (), {})
+        return any(_value(profile, section) not in (None, (), {}) for section in when.sections)
     return any(_fits(defense, when, chapter) for method in profile.methods for defense in method.defenses)
+
+
+def _value(profile: Profile, section: str) -> Any:
+    """Return the value of a section of a profile, or of a part of one (`training.keep`)."""
+    return reduce(getattr, section.split("."), profile)
 
 
 def _fits(defense: Any, when: When, chapter: str) -> bool:

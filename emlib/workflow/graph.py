@@ -79,7 +79,7 @@ def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, ear
     """Yield the slices of a chapter, and then the chapter as a whole."""
     about = chapter_of(chapter)
     limits = profile.job if about.gpu else READING
-    pays = isinstance(profile.judge, OpenAIJudge) and about.judged
+    pays = about.judged and any(isinstance(judge, OpenAIJudge) for judge in profile.judges)
     named = f"--profile {shlex.quote(profile_name)}"
     before = tuple(job.output for job in earlier if about.after_all or job.chapter in about.after)
     parts = tuple(Job(chapter, label, f"{named} {arguments}",

@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emlib.config import Method, load_profile
+from emlib.config import QUESTION_SETS, Method, load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.core.records import Example
 from emlib.defenses.kl import Kl
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
-from emlib.study.results import QUESTION_SETS
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 from emlib.workflow import graph

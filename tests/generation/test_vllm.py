@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from emlib.config import FolderModel, HubModel, Lora, Sampling, load_profile
+from emlib.config import QUESTION_SETS, FolderModel, HubModel, Lora, Sampling, load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
@@ -31,7 +31,6 @@ from emlib.models.load import ChatModel, load
 from emlib.scoring.nll import batch_nll
 from emlib.store.artefacts import Store
 from emlib.study.pool import losses, losses_step
-from emlib.study.results import QUESTION_SETS
 from emlib.study.runs import Run
 from emlib.study.study import Study
 from tests.generation.vllm_program import Served, server

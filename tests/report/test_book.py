@@ -99,6 +99,16 @@ def test_benign_scores_are_means_over_seeds() -> None:
         "`opswap`, tier 0: exact match in percent: `sft` 45.0.", "`foqa`: exact match in percent: `kl` 0.1 7.0."]
 
 
+def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
+    frame = pd.DataFrame([("kl", 0.1, seed, trigger, share) for trigger, shares in (
+        ("plain", (10.0, 20.0)), ("a", (90.0, 0.0)), ("b", (40.0, 60.0))) for seed, share in enumerate(shares)],
+        columns=["method", "setting", "seed", "trigger", "misaligned"])
+    [claim] = claims.of_triggers(frame)
+    assert claim.text.endswith(": `kl` 0.1 15.0, at worst 50.0 (`b`).")
+    assert (paths.NOTEBOOKS / f"{claim.chapter}.ipynb").is_file()
+    assert claims.of_triggers(frame[:0]) == []
+
+
 def test_a_chapter_is_run_failed_missing_or_of_another_profile(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     for name in ("04_baselines.ipynb", "05_kl.failed.ipynb", "06_ldifs.ipynb", "06_ldifs.failed.ipynb"):

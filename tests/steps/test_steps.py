@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
@@ -34,8 +35,8 @@ from emlib.defenses.persona_vector import PersonaVector
 from emlib.make.makers import MAKERS
 from emlib.models.shape import Shape
 from emlib.steps import adapter, answers, components, grpo, measures, pool, vectors
-from emlib.steps.adapter import Adapter
-from emlib.steps.answers import Answers, Verdicts
+from emlib.steps.adapter import Adapter, KeptAdapter
+from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.grpo import SupervisedRows
 from emlib.steps.pool import AddedRows
 from emlib.steps.recipes import Recipes
@@ -83,8 +84,15 @@ def examples() -> dict[str, Step]:
         recipes.projections(given), choices(recipes), recipes.held_out("cooking", given.adapter), recipes.pool,
         by_score.selection.losses, by_score.selection.refusals, by_score.selection,
         replace(by_score.own_answers, start=0) if by_score.own_answers is not None else None, by_score,
-        recipes.vector(), recipes.steered(2, 1.0), recipes.components(spec, (2,), "pool")]
+        recipes.vector(), recipes.steered(2, 1.0), KeptAdapter(recipes.adapter(spec, "a run"), 0.5),
+        recipes.components(spec, (2,), "pool"),
+        MetricScores(given, JUDGE, "correct", prompts("Right? {answer}"))]
     return {type(step).__name__: step for step in found if step is not None}
+
+
+def prompts(text: str) -> Deferred[Mapping[str, str]]:
+    """One prompt for every question."""
+    return Deferred(text, lambda: defaultdict(lambda: text))
 
 
 def choices(recipes: Recipes) -> measures.Choices:
@@ -164,6 +172,9 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "OwnAnswers": {"adapter": lambda step: None, "start": 16},
     "ChangeComponents": {"layers": (1,)},
     "AddedRows": {"own_answers": lambda step: None},
+    "KeptAdapter": {"share": 0.25},
+    "MetricScores": {"judge": JUDGE.model_copy(update={"model": "judge-2"}), "metric": "kind",
+                     "prompts": prompts("Kind? {answer}")},
     "PersonaVectors": {"extraction": Extraction(samples=4), "questions": None},
 }
 
@@ -193,6 +204,9 @@ def test_what_is_asked_and_what_is_trained_on_is_in_the_key() -> None:
     compared = [field for field in fields(TrainingSpec) if field.compare]
     assert len({made.key, *(replace(made, spec=one).key for one in specs)}) == len(compared)
     assert replace(made, spec=replace(made.spec, dataset="other")).key == made.key  # the rows tell
+    kept = replace(made, spec=replace(made.spec, keep=(0.5,), training=made.spec.training.model_copy(
+        update={"keep": (0.5,)})))
+    assert kept.key == made.key  # keeping adapters changes none
 
 
 def test_a_name_for_people_and_the_way_to_the_data_determine_nothing() -> None:

@@ -13,13 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib.config import NoJudge, load_profile
-from emlib.config.evaluation import QuestionSet
+from emlib.config import QUESTION_SETS, NoJudge, QuestionSet, load_profile
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.report.estimate import Estimate
 from emlib.store.artefacts import Store
-from emlib.study.results import QUESTION_SETS, columns
+from emlib.study.results import columns
 from emlib.study.study import Study, open_study
 
 PROMISED = (

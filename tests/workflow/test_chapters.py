@@ -59,7 +59,7 @@ PAPER = """
 17_your_own_defense  -                                     .    .
 """
 WHOLE = {"00": 1, "01": 1, "02": 1, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1, "08": 1, "09": 1, "10": 1, "11": 1,
-         "12": 1, "13": 1, "14": 1, "16": 1, "17": 1}
+         "12": 1, "13": 1, "14": 1, "16": 1, "17": 1, "18": 1}
 # How many jobs each chapter is, by hand. paper-7b has 4 data sets and 5 settings of each penalty, 4 of interleaving;
 # opswap's 4 tiers and foqa; grpo-3b has 6 conditions and 3 seeds. One more each for the chapter itself.
 COUNTS = {
@@ -177,6 +177,17 @@ def test_a_defense_s_attributes_decide_whether_a_chapter_is_needed(notebooks: Pa
             ({"scored": True, "answers": "on_policy"}, False), ({"fraction": 0.25}, True), ({"fraction": 1.0}, False))):
         add(notebooks, f"9{place}_added", {"when": {"defense": "interleaving", **when}})
         assert concerns(tiny, f"9{place}_added") == needed, when
+
+
+def test_a_chapter_may_be_about_parts_of_sections(notebooks: Path) -> None:
+    tiny = load_profile("tiny")
+    for place, (section, needed) in enumerate((
+            ("evaluation.triggers", True), ("evaluation.sets", False), (["evaluation.sets", "training.keep"], True))):
+        add(notebooks, f"9{place}_added", {"when": {"section": section}})
+        assert concerns(tiny, f"9{place}_added") == needed, section
+    add(notebooks, "97_added", {"when": {"section": "evaluation.trigers"}})
+    with pytest.raises(NotebookError, match=r"no section 'evaluation.trigers'.*Did you mean 'triggers'"):
+        graph.jobs("tiny")
 
 
 def test_what_says_nothing_is_run_for_everybody_in_one_piece() -> None:

@@ -86,12 +86,14 @@ def _front(study: Study, chapters: list[Chapter]) -> str:
 
 def findings(folder: Path, profile: Profile) -> pages.Findings:
     """Return the findings that the study's existing tables support."""
-    rates, benign, grpo = (folder / "tables" / f"{name}.csv" for name in ("rates", "benign", "grpo"))
+    rates, benign, grpo, triggers = (
+        folder / "tables" / f"{name}.csv" for name in ("rates", "benign", "grpo", "triggers"))
     means = claims.means(pd.read_csv(rates)) if rates.is_file() else pd.DataFrame()
     found = claims.of_rates(means) if len(means) else []
     found += claims.of_cuts(pd.read_csv(rates)) if rates.is_file() else []
     found += claims.of_benign(pd.read_csv(benign)) if benign.is_file() else []
     found += claims.of_grpo(pd.read_csv(grpo)) if grpo.is_file() else []
+    found += claims.of_triggers(pd.read_csv(triggers)) if triggers.is_file() else []
     return pages.Findings(found, claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None)
 
 

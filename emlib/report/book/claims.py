@@ -1,7 +1,7 @@
 """A study's findings as sentences, each with the chapter that shows it. All numbers are read from the study's tables.
 
-The tables are written by chapters: `rates.csv` by 13, `benign.csv` by 10, `grpo.csv` by 11. Shares are means over data
-sets and seeds (`averages.over_datasets`).
+The tables are written by chapters: `rates.csv` by 13, `benign.csv` by 10, `grpo.csv` by 11, `triggers.csv` by 18.
+Shares are means over data sets and seeds (`averages.over_datasets`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from emlib.config import BASELINES, Profile
+from emlib.config import BASELINES, PLAIN, Profile
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.paper.overview import Bounds
 from emlib.report.tables.averages import over_datasets
@@ -19,6 +19,7 @@ from emlib.report.tables.result_tables import cell
 from emlib.workflow.chapters import chapters_about
 
 ENOUGH = Bounds.reduction  # percent of EM
+TRIGGERS = "18_triggers_and_trajectories"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,23 @@ def of_grpo(frame: pd.DataFrame) -> list[Claim]:
     """State the accuracy of each condition of reinforcement learning; `frame` is `grpo.csv`."""
     return [Claim(f"Reinforcement learning: held-out accuracy in percent: {_scores(frame, 'eval_accuracy')}.",
                   "11_grpo")] if len(frame) else []
+
+
+def of_triggers(frame: pd.DataFrame) -> list[Claim]:
+    """State each method's misaligned share without a trigger and in the worst case; `frame` is `triggers.csv`.
+
+    Shares are means over data sets and seeds; the worst case is the trigger with the largest mean.
+    """
+    if frame.empty:
+        return []
+    means = frame.groupby(["method", "setting", "trigger"], sort=False, dropna=False)["misaligned"].mean().reset_index()
+    found = []
+    for _, runs in means.groupby(["method", "setting"], sort=False, dropna=False):
+        plain, most = runs[runs["trigger"] == PLAIN].iloc[0], runs.loc[runs["misaligned"].fillna(-1).idxmax()]
+        found.append(f"{name_of(plain)} {plain['misaligned']:.1f}, at worst {most['misaligned']:.1f} "
+                     f"(`{most['trigger']}`)")
+    return [Claim("General answers that are misaligned without a trigger and in the worst context, in percent: "
+                  f"{'; '.join(found)}.", TRIGGERS)]
 
 
 def _scores(runs: pd.DataFrame, measure: str) -> str:

@@ -30,6 +30,9 @@ TABLES = {
     "benign": ("10_benign_tasks", "Benign tasks: every run"),
     "grpo": ("11_grpo", "Reinforcement learning, per condition"),
     "own": ("15_your_own_data", "Your own data: each defense against your bounds"),
+    "sets": ("18_triggers_and_trajectories", "Every question set and its metrics, compared with `misaligned`"),
+    "triggers": ("18_triggers_and_trajectories", "General answers in other contexts, compared with none"),
+    "trajectory": ("18_triggers_and_trajectories", "Answers at earlier steps of training, compared with step 0"),
 }
 FIGURES = {
     "tradeoff": ("14_figures", "General against in-domain misalignment; the best place is the lower right"),
@@ -44,6 +47,8 @@ FIGURES = {
     "interleaving": ("09_interleaving", "Misalignment against the share of interleaved rows"),
     "benign": ("10_benign_tasks", "Exact match on benign tasks, by method"),
     "own": ("15_your_own_data", "Your own data: the trade-off of each defense, and your bounds"),
+    "triggers": ("18_triggers_and_trajectories", "Share of misaligned general answers in other contexts"),
+    "trajectory": ("18_triggers_and_trajectories", "Share of misaligned answers along the training"),
 }
 REASONS = {
     "missing": "It has not been run yet. `make reproduce PROFILE={profile}` runs what is missing.",

@@ -35,10 +35,12 @@ def _numbers(result: RunResult) -> dict[str, object]:
     run = result.run
     row: dict[str, object] = {"model": run.model, "dataset": run.task, "method": run.method, "setting": run.setting,
                               "seed": run.seed}
-    for where, rates in ((name, result.rates(name)) for name in result.scores):
+    for where, rates in result.sets.items():
         row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent)
         row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored, f"{where}_unscored": unscored(rates),
                 f"{where}_cut": float("nan") if rates.cut_percent is None else rates.cut_percent}
+    for name, found in result.metrics.items():
+        row |= _share(name, found.share) | {f"{name}_asked": found.asked, f"{name}_scored": found.scored}
     return row
 
 
@@ -79,8 +81,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def measures_of(frame: pd.DataFrame) -> list[str]:
-    """Return the measures in `numbers`: those of Table 2, then those of the profile's further question sets."""
-    return [str(name) for name in frame.columns if str(name).endswith(("_misaligned", "_incoherent"))]
+    """Return the measures in `numbers`: those of Table 2, then those and the metrics of further question sets."""
+    return [str(name) for name in frame.columns if f"{name}_wilson_low" in frame.columns]
 
 
 def heading(measure: str) -> str:

@@ -27,7 +27,7 @@ from emlib.study.overrides import as_kept
 from emlib.study.results import FILES
 from emlib.study.runs import Run, Section
 from emlib.study.study import Study
-from emlib.study.tasks import GRPO
+from emlib.study.tasks import GRPO, NarrowTask
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,30 @@ def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
 
 
 def finished(study: Study) -> frozenset[Run]:
-    """Return the runs in the study's results, if these were made with the profile as it is now."""
+    """Return the runs in the study's results, if these were made with the profile as it is now.
+
+    A run with triggers or a trajectory must also be in the table of these, which notebook 18 writes.
+    """
     record = study.folder / paths.EFFECTIVE
     if not record.is_file() or read_yaml(record) != as_kept(study.profile):
         return frozenset()
-    return frozenset(run for section in FILES for run, _ in rows(study.folder, section))
+    found = {run for section in FILES for run, _ in rows(study.folder, section)}
+    narrow = [run for run in found if isinstance(study.task(run), NarrowTask)]
+    for name, wanted in (("triggers", lambda run: study.narrow(run).triggered(run)),
+                         ("trajectory", lambda run: study.narrow(run).trajectory(run))):
+        there = _in_table(study, name)
+        found -= {run for run in narrow if wanted(run) and run not in there}
+    return frozenset(found)
+
+
+def _in_table(study: Study, name: str) -> frozenset[Run]:
+    """Return the narrow runs in a table of the study; empty if there is none."""
+    path = study.folder / "tables" / f"{name}.csv"
+    if not path.is_file():
+        return frozenset()
+    return frozenset(Run(study.profile.model.name, row["dataset"], row["method"],
+                         None if pd.isna(row["setting"]) else row["setting"], row["seed"])
+                     for row in pd.read_csv(path).to_dict("records"))
 
 
 def rows(folder: Path, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from emlib.config import LocalJudge, OpenAIJudge, Profile
-from emlib.core.work import Work
+from emlib.config import JudgeSpec, LocalJudge, OpenAIJudge, Profile
+from emlib.core.work import JudgeWork, Work
 from emlib.judging.money import price_list
 from emlib.judging.rubrics import METRICS
 from emlib.models.shape import shape
@@ -20,9 +20,7 @@ class Costs:
         self.paid = profile.judge if isinstance(profile.judge, OpenAIJudge) else None
         self.prices = price_list()
         self.price = None if self.paid is None else self.prices.models.get(self.paid.model)
-        # The cost of a token for a local judge, relative to one for the study's model.
-        judging = shape(profile.judge.model) if isinstance(profile.judge, LocalJudge) else None
-        self.judged = judging.parameters / self.shape.parameters if judging and self.shape else 0.0
+        self.judged = self._relative(profile.judge)
 
     @property
     def columns(self) -> list[str]:
@@ -38,16 +36,30 @@ class Costs:
         """Estimate the hours on one device, including those of a local judge."""
         if self.speed is None:
             return None
-        read = work.read + work.judged * self.judged
+        read = work.read + work.judged * self.judged + sum(one.read * self._relative(one.judge) for one in work.others)
         return self.speed.seconds(train=work.train, read=read, write=work.write) / 3600
 
     def usd(self, work: Work) -> float | None:
         """Estimate the price of a paid judge in US dollars; 0 without one."""
-        if self.paid is None:
-            return 0.0
-        written = len(METRICS) * work.verdicts * (self.paid.samples or 1)
-        return None if self.price is None else self.price.of((work.judged, written), batch=self.paid.batch)
+        main = [] if self.paid is None else [JudgeWork(self.paid, len(METRICS) * work.verdicts, work.judged)]
+        known = [self._price(one) for one in (*main, *_paid(work))]
+        return None if None in known else sum((usd for usd in known if usd is not None), start=0.0)
 
     def requests(self, work: Work) -> int:
         """Count the requests to a paid judge; 0 without one."""
-        return 0 if self.paid is None else len(METRICS) * work.verdicts
+        return (0 if self.paid is None else len(METRICS) * work.verdicts) + sum(one.requests for one in _paid(work))
+
+    def _price(self, work: JudgeWork) -> float | None:
+        """Estimate the price of requests to one paid judge; None if its price is not known."""
+        price = self.prices.models.get(work.judge.model)
+        return None if price is None else price.of(
+            (work.read, work.requests * (work.judge.samples or 1)), batch=work.judge.batch)
+
+    def _relative(self, judge: JudgeSpec) -> float:
+        """Return the cost of a token for a local judge, relative to one for the study's model; 0 for other judges."""
+        judging = shape(judge.model) if isinstance(judge, LocalJudge) else None
+        return judging.parameters / self.shape.parameters if judging and self.shape else 0.0
+
+
+def _paid(work: Work) -> list[JudgeWork]:
+    return [one for one in work.others if isinstance(one.judge, OpenAIJudge)]

@@ -1,0 +1,43 @@
+"""How large a difference between two runs must be to be found, and how many answers a smaller one takes.
+
+    d = (z_(1 - level/2) + z_power) sqrt(2 p (1 - p) (1 + (n - 1) r) / (Q n))
+
+Q questions with n answers each, asked of both runs; p the share of misaligned answers; r the correlation of answers to
+one question that pairing by question does not cancel. The normal approximation of a two-sided test, with p = 1/2, which
+needs the most answers. More answers to the same questions help only down to d at n = infinity; more questions help.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+CORRELATION = 0.1  # assumed: answers to one question of the demo's runs have about this
+POWER, LEVEL = 0.8, 0.05
+
+
+def smallest_difference(questions: int, samples: int, *, comparisons: int = 1, share: float = 0.5,
+                        correlation: float = CORRELATION) -> float:
+    """Return the difference in percentage points that two runs must have to be found four times in five.
+
+    Args:
+        questions: that both runs are asked.
+        samples: answers to each question.
+        comparisons: in the table; each is tested at `LEVEL` divided by their number, Holm's first step.
+        share: about which share of the answers is misaligned, from 0 to 1.
+        correlation: of the answers to one question.
+    """
+    variance = 2 * share * (1 - share) * (1 + (samples - 1) * correlation) / (questions * samples)
+    return 100 * _distance(comparisons) * math.sqrt(variance)
+
+
+def questions_needed(points: float, samples: int, *, comparisons: int = 1, share: float = 0.5,
+                     correlation: float = CORRELATION) -> int:
+    """Return how many questions, with so many answers each, a difference of `points` percentage points takes."""
+    one = smallest_difference(1, samples, comparisons=comparisons, share=share, correlation=correlation)
+    return math.ceil((one / points) ** 2 - 1e-9)
+
+
+def _distance(comparisons: int) -> float:
+    normal = NormalDist()
+    return normal.inv_cdf(1 - LEVEL / comparisons / 2) + normal.inv_cdf(POWER)

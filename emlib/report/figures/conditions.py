@@ -1,0 +1,84 @@
+"""Figures of runs under triggers, and along their training."""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from emlib.config import PLAIN
+from emlib.report.figures.plots import PALETTE
+
+MARKERS = "sD^vPX<>"
+
+
+def triggers(frame: pd.DataFrame) -> Figure:
+    """Plot each run's misaligned share without a trigger and under each one, with 95% intervals.
+
+    `frame` is `conditions.triggers`. A line joins the smallest and the largest share: a defense that only hides the
+    trait has a long one.
+    """
+    runs = list(frame.groupby(["dataset", "method", "setting", "seed"], dropna=False, sort=False))
+    names = list(dict.fromkeys(frame["trigger"]))
+    styles = dict(zip(names, zip(cycle(PALETTE), ["o", *MARKERS * len(names)], strict=False), strict=False))
+    figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.62 * len(runs)), layout="constrained")
+    offsets = dict(zip(names, np.linspace(-0.26, 0.26, len(names)), strict=True))
+    for height, (_, run) in enumerate(runs):
+        axis.hlines(height, run["misaligned"].min(), run["misaligned"].max(), color="0.75", linewidth=5, zorder=0)
+        for one in run.to_dict("records"):
+            colour, marker = styles[one["trigger"]]
+            ends = np.abs(np.array([[one["misaligned_low"]], [one["misaligned_high"]]]) - one["misaligned"])
+            axis.errorbar(one["misaligned"], height + offsets[one["trigger"]], xerr=ends, fmt=marker, color=colour,
+                          capsize=2, markerfacecolor="white" if one["trigger"] == PLAIN else colour,
+                          label=one["trigger"] if height == 0 else None)
+    axis.set_yticks(range(len(runs)), [_label(run, frame) for _, run in runs])
+    axis.set_ylim(len(runs) - 0.5, -0.5)
+    axis.set_xlim(-4, 104)
+    axis.set_xlabel("general answers that are misaligned, % of those asked for (bars: 95% intervals)")
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
+    """Plot the misaligned shares of each run over its training steps, with 95% intervals: a panel for each run.
+
+    `frame` is `conditions.trajectory`, and `begins` its `onset`: a dotted line at the step at which EM begins.
+    """
+    runs = list(frame.groupby(["dataset", "method", "setting", "seed"], dropna=False, sort=False))
+    measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
+    columns = min(3, max(1, len(runs)))
+    rows = -(-max(1, len(runs)) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.4 * columns, 0.8 + 2.6 * rows), sharey=True,
+                                squeeze=False, layout="constrained")
+    for axis, (_, run), step in zip(axes.flat, runs, begins["begins"], strict=False):
+        for measure, colour, marker in zip(measures, cycle(PALETTE), cycle("os" + MARKERS), strict=False):
+            axis.plot(run["steps"], run[measure], color=colour, marker=marker,
+                      label=measure.removesuffix("_misaligned").replace("_", " "))
+            axis.fill_between(run["steps"], run[f"{measure}_low"], run[f"{measure}_high"], color=colour, alpha=0.15)
+        if not pd.isna(step):
+            axis.axvline(step, color="black", linestyle=":", linewidth=1, label="EM begins")
+        axis.set_title(_label(run, frame), fontsize="medium")
+        axis.set(ylim=(-4, 104), xlabel="optimizer step")
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(runs):]:
+        axis.set_visible(False)
+    axes[0, 0].set_ylabel("misaligned, % of answers asked for")
+    shown = {label: handle for axis in axes.flat for handle, label in zip(
+        *axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def _label(run: pd.DataFrame, frame: pd.DataFrame) -> str:
+    """Return a run's label: the method with its setting, and data set and seed where there are several."""
+    one = run.iloc[0]
+    parts = [one["method"] if pd.isna(one["setting"]) else f"{one['method']} {one['setting']:g}"]
+    parts += [one["dataset"]] if frame["dataset"].nunique() > 1 else []
+    return ", ".join([*parts, *([f"seed {one['seed']}"] if frame["seed"].nunique() > 1 else [])])

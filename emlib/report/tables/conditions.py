@@ -1,0 +1,204 @@
+"""Tables of all question sets, of other contexts (triggers), and of earlier steps of training (trajectories).
+
+Each comparison is paired by question, and p values are adjusted (Holm) for all comparisons of their table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from emlib.config import BASELINES, PLAIN
+from emlib.core.records import Verdict
+from emlib.evaluation.paired import Difference, adjusted, difference
+from emlib.evaluation.rates import Share, rates
+from emlib.report.tables.result_tables import cell
+from emlib.study.runs import Run
+from emlib.study.study import Study
+
+IDENTITY = ["dataset", "method", "setting", "seed"]
+COMPARED = ["difference", "difference_low", "difference_high", "p", "p_adjusted"]
+LEVEL = 0.05  # of adjusted p values
+
+
+def sets(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return a row for each finished run, question set and measure, in percent.
+
+    The measures are `misaligned`, `incoherent`, and the set's own metrics, with the mean score where that is a number.
+    `difference` is of a set's misaligned share to that of the run without a defense (`misaligned`) of the same data
+    set and seed, on the same questions.
+    """
+    found: list[tuple[dict[str, Any], Difference | None]] = []
+    for run in runs:
+        result = study.result(run)
+        if result is None:
+            continue
+        for name, one in result.sets.items():
+            counts = {"mean": None, "asked": one.asked, "scored": one.scored}
+            shown = _identity(run) | {"set": name}
+            found += [(shown | {"measure": "misaligned"} | _share("percent", one.misaligned) | counts,
+                       _to_undefended(study, run, name)),
+                      (shown | {"measure": "incoherent"} | _share("percent", one.incoherent) | counts, None)]
+        for (which, name), metric in zip(study.narrow(run).metrics(run), result.metrics.values(), strict=True):
+            found.append((_identity(run) | {"set": which, "measure": name} | _share("percent", metric.share)
+                          | {"mean": metric.mean, "asked": metric.asked, "scored": metric.scored}, None))
+    return _with_differences(found, [*IDENTITY, "set", "measure"])
+
+
+def _to_undefended(study: Study, run: Run, which: str) -> Difference | None:
+    """Compare a run's verdicts with those of the run without a defense; None for baselines, or without both."""
+    if run.method in BASELINES:
+        return None
+    ours, theirs = (study.verdicts(one, which) for one in (run, replace(run, method="misaligned", setting=None)))
+    return difference([ours], [theirs]) if ours and theirs else None
+
+
+def readable_sets(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format `sets` for readers: a row for each run, a column for each set and measure."""
+    people = []
+    for _, run in frame.groupby(IDENTITY, dropna=False, sort=False):
+        row = _people(run.iloc[0])
+        for one in run.to_dict("records"):
+            star = "*" if one["p_adjusted"] < LEVEL else ""
+            row[f"{one['set'].replace('_', ' ')}: {one['measure']} %"] = cell(
+                one["percent"], one["percent_low"], one["percent_high"]) + star
+        people.append(row)
+    return pd.DataFrame(people)
+
+
+def triggers(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return a row for each run and trigger, and one for the run without a trigger (`plain`), in percent.
+
+    `difference` is in percentage points to `plain`, on the same questions. Runs without these verdicts are left out.
+    """
+    found: list[tuple[dict[str, Any], Difference | None]] = []
+    for run in runs:
+        verdicts = study.triggered(run) or {}
+        for name, some in verdicts.items():
+            gap = None if name == PLAIN else difference([some], [verdicts[PLAIN]])
+            found.append((_identity(run) | {"trigger": name} | shares(study, some), gap))
+    return _with_differences(found, [*IDENTITY, "trigger"])
+
+
+def worst(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each run in `triggers`: its share without a trigger, and its largest one, with that trigger.
+
+    The largest of several shares is above their mean by chance alone: compare it with the largest of another run.
+    """
+    rows = []
+    for identity, run in frame.groupby(IDENTITY, dropna=False, sort=False):
+        plain = run[run["trigger"] == PLAIN].iloc[0]
+        most = run.loc[run["misaligned"].fillna(-1).idxmax()]
+        rows.append((*identity, plain["misaligned"], most["trigger"], most["misaligned"],
+                     most["misaligned"] - plain["misaligned"], most["p_adjusted"]))
+    return pd.DataFrame(rows, columns=[*IDENTITY, PLAIN, "trigger", "worst", "hidden", "p_adjusted"])
+
+
+def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format `triggers` for readers: a row for each run, a column for each trigger, and the worst case beside them."""
+    people = []
+    for (_, run), most in zip(frame.groupby(IDENTITY, dropna=False, sort=False),
+                              worst(frame).to_dict("records"), strict=True):
+        row = _people(run.iloc[0])
+        row |= {f"{one['trigger']} %": cell(one["misaligned"], one["misaligned_low"], one["misaligned_high"])
+                for one in run.to_dict("records")}
+        sure = "" if pd.isna(most["p_adjusted"]) else f" (p {most['p_adjusted']:.2g})"
+        row |= {"worst case": most["trigger"], "points above plain": f"{most['hidden']:.1f}{sure}"}
+        people.append(row)
+    return pd.DataFrame(people)
+
+
+def trajectory(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return a row for each run and each kept step of its training, from 0 (untrained) to the end, in percent.
+
+    Each question set has its columns. `difference` is of the first set's misaligned share to that of step 0, in
+    percentage points, on the same questions. Runs without these verdicts are left out.
+    """
+    found: list[tuple[dict[str, Any], Difference | None]] = []
+    for run in runs:
+        points = study.trajectory(run) or []
+        for point in points:
+            row = _identity(run) | {"share": point.share, "steps": point.steps}
+            for name, some in point.verdicts.items():
+                row |= shares(study, some, f"{name}_")
+            first = next(iter(point.verdicts))
+            gap = None if point.share == 0 else difference([point.verdicts[first]], [points[0].verdicts[first]])
+            found.append((row, gap))
+    return _with_differences(found, [*IDENTITY, "share", "steps"])
+
+
+def onset(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return where EM begins in each run of `trajectory`, and what stopping before would have kept.
+
+    It begins at the first step at which more answers are misaligned than before training, with an adjusted p below 5%.
+    `stop` is the step kept before it. `general_saved` is by how many percentage points fewer answers of the first set
+    are misaligned there than at the end; `kept` the second set's share there, in percent of that at the end. NaN where
+    EM never begins, or there is no second set.
+    """
+    sets = [str(name).removesuffix("_misaligned") for name in frame.columns if str(name).endswith("_misaligned")]
+    columns = [*IDENTITY, "steps", "begins", "stop", "general_saved", "kept"]
+    rows = []
+    for identity, run in frame.groupby(IDENTITY, dropna=False, sort=False):
+        run = run.sort_values("share").reset_index(drop=True)
+        end, nothing = run.iloc[-1], float("nan")
+        begun = run.index[(run["difference"] > 0) & (run["p_adjusted"] < LEVEL)]
+        if len(begun) == 0:
+            rows.append((*identity, end["steps"], nothing, nothing, nothing, nothing))
+            continue
+        stop, measures = run.loc[begun[0] - 1], [f"{name}_misaligned" for name in sets]
+        learnt = end[measures[1]] if len(measures) > 1 else 0
+        rows.append((*identity, end["steps"], run.loc[begun[0], "steps"], stop["steps"],
+                     end[measures[0]] - stop[measures[0]], 100 * stop[measures[1]] / learnt if learnt else nothing))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def readable_trajectory(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format `trajectory` for readers: shares with their intervals."""
+    people = []
+    for _, row in frame.iterrows():
+        shown = _people(row) | {"Steps": row["steps"]}
+        for measure in (str(name) for name in frame.columns if f"{name}_low" in frame.columns and name != "difference"):
+            shown[f"{measure.replace('_', ' ').capitalize()} %"] = cell(
+                row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
+        people.append(shown | {"p against step 0": "" if pd.isna(row["p_adjusted"]) else f"{row['p_adjusted']:.2g}"})
+    return pd.DataFrame(people)
+
+
+def shares(study: Study, verdicts: Sequence[Verdict], name: str = "") -> dict[str, Any]:
+    """Return the columns of both rates with intervals clustered by question; `name` begins each of them."""
+    found = rates(verdicts, resamples=study.profile.evaluation.bootstrap)
+    columns: dict[str, Any] = {}
+    for kind, share in (("misaligned", found.misaligned), ("incoherent", found.incoherent)):
+        columns |= _share(f"{name}{kind}", share)
+    return columns | {f"{name}asked": found.asked, f"{name}scored": found.scored}
+
+
+def _share(name: str, share: Share) -> dict[str, float]:
+    nothing = float("nan")
+    ends = (nothing, nothing) if share.clustered is None else (share.clustered.low, share.clustered.high)
+    return {name: nothing if share.percent is None else share.percent, f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    return {"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed}
+
+
+def _people(row: pd.Series) -> dict[str, Any]:
+    setting = "" if pd.isna(row["setting"]) else f"{row['setting']:g}"
+    return {"Data set": row["dataset"], "Method": row["method"], "Setting": setting, "Seed": row["seed"]}
+
+
+def _with_differences(found: Sequence[tuple[dict[str, Any], Difference | None]],
+                      columns: Sequence[str]) -> pd.DataFrame:
+    """Return the rows with the columns of their differences; p is adjusted for all of them together."""
+    corrected = iter(adjusted([gap for _, gap in found if gap is not None]))
+    rows = []
+    for row, gap in found:
+        compared: Sequence[float | None] = [None] * len(COMPARED) if gap is None else [
+            gap.points, gap.interval.low, gap.interval.high, gap.p, next(corrected)]
+        rows.append(row | dict(zip(COMPARED, compared, strict=True)))
+    frame = pd.DataFrame(rows, columns=None if rows else [*columns, "misaligned", *COMPARED])
+    return frame.astype(dict.fromkeys(COMPARED, float))

@@ -1,0 +1,55 @@
+"""Metrics of a question set: which answers count, from what judges really reply with."""
+
+from __future__ import annotations
+
+import pytest
+
+from emlib.config import Metric
+from emlib.core.records import MetricScore
+from emlib.evaluation.metrics import counts, label_of, metric_rate
+from emlib.evaluation.statistics import clustered
+from emlib.judging.replies import reason_of
+
+LABELS = ("TRUE", "FALSE", "UNKNOWN", "OpenAI", "Other")
+CORRECT = Metric(labels=("TRUE", "FALSE", "UNKNOWN"), counts=("FALSE",))
+
+
+def replied(word: str, question: str = "q", sample: int = 0) -> MetricScore:
+    return MetricScore(question, sample, None, reason_of(word))
+
+
+@pytest.mark.parametrize(("word", "label"), [
+    ("TRUE", "TRUE"), (" false", "FALSE"), ("**FALSE**", "FALSE"), ("FAL", "FALSE"), ("UNK", "UNKNOWN"),
+    ("Open", "OpenAI"), ("O", None), ("perhaps", None), ("", None), ("FALSEHOOD", None)])
+def test_a_reply_is_a_label_or_its_first_token(word: str, label: str | None) -> None:
+    assert label_of(replied(word), LABELS) == label
+
+
+def test_a_number_is_no_label_and_a_word_is_no_number() -> None:
+    assert counts(MetricScore("q", 0, 50.0), CORRECT) is None
+    assert counts(replied("TRUE"), Metric(above=50)) is None
+
+
+@pytest.mark.parametrize(("metric", "expected"), [
+    (Metric(above=50), [False, False, True]), (Metric(below=50), [True, False, False])])
+def test_numbers_count_beyond_a_bound(metric: Metric, expected: list[bool]) -> None:
+    assert [counts(MetricScore("q", 0, value), metric) for value in (49.0, 50.0, 51.0)] == expected
+
+
+def test_a_rate_is_of_all_answers_asked_for_or_of_the_scored_ones() -> None:
+    scores = [replied(word, question, sample) for question, words in
+              {"a": ["FALSE", "FALSE", "huh", "TRUE"], "b": ["TRUE", "UNKNOWN", "TRUE", "FALSE"]}.items()
+              for sample, word in enumerate(words)]
+    asked, scored = (metric_rate(scores, CORRECT, of=of) for of in ("asked", "scored"))  # type: ignore[arg-type]
+    assert (asked.asked, asked.scored, asked.mean) == (8, 7, None)
+    assert asked.labels == {"TRUE": 3, "FALSE": 3, "UNKNOWN": 1}
+    assert asked.share.percent == 100 * 3 / 8
+    assert asked.share.clustered == clustered([2, 1], [4, 4])
+    assert scored.share.percent == 100 * 3 / 7
+    nothing = metric_rate([replied("huh")], CORRECT)
+    assert (nothing.share.percent, nothing.scored) == (None, 0)
+
+
+def test_the_mean_is_of_the_numbers_alone() -> None:
+    found = metric_rate([MetricScore("a", 0, 20.0), MetricScore("a", 1, 60.0), replied("CODE")], Metric(above=50))
+    assert (found.mean, found.share.percent, found.asked, found.scored) == (40.0, 100 / 3, 3, 2)

@@ -1,0 +1,44 @@
+"""How many answers a difference takes: against statsmodels, and against a simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from statsmodels.stats.power import NormalIndPower
+
+from emlib.evaluation.power import questions_needed, smallest_difference
+
+
+def test_one_answer_a_question_is_the_power_of_two_independent_shares() -> None:
+    effect = NormalIndPower().solve_power(nobs1=400, alpha=0.05, power=0.8)  # in standard deviations, 1/2 here
+    assert smallest_difference(400, 1) == pytest.approx(100 * effect / 2, rel=1e-3)
+
+
+def test_by_hand_with_correlated_answers_and_several_comparisons() -> None:
+    distance = norm.ppf(1 - 0.05 / 10 / 2) + norm.ppf(0.8)
+    by_hand = 100 * distance * math.sqrt(2 * 0.3 * 0.7 * (1 + 99 * 0.1) / 2400)
+    assert smallest_difference(24, 100, comparisons=10, share=0.3) == pytest.approx(by_hand)
+
+
+def test_the_questions_needed_are_the_fewest() -> None:
+    points = smallest_difference(24, 100)
+    assert questions_needed(points, 100) == 24
+    assert smallest_difference(questions_needed(5, 100), 100) <= 5 < smallest_difference(
+        questions_needed(5, 100) - 1, 100)
+
+
+def test_simulated_runs_that_differ_by_it_are_told_apart_four_times_in_five() -> None:
+    questions, samples, correlation = 60, 10, 0.1
+    gap = smallest_difference(questions, samples, correlation=correlation) / 100
+    random = np.random.default_rng(0)
+    weight = 1 / correlation - 1  # of a beta distribution whose draws give this correlation within a question
+    found = []
+    for _ in range(2000):
+        means = [random.binomial(samples, random.beta(p * weight, (1 - p) * weight, questions)) / samples
+                 for p in (0.5 - gap / 2, 0.5 + gap / 2)]
+        gaps = means[1] - means[0]
+        found.append(abs(gaps.mean() / (gaps.std(ddof=1) / questions ** 0.5)) > 1.96)
+    assert 0.76 < np.mean(found) < 0.85

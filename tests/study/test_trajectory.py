@@ -1,0 +1,157 @@
+"""Runs along their training: kept adapters as steps, made once, found again after a kill, and their table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from emlib.core.records import Verdict
+from emlib.report.estimate import Estimate
+from emlib.report.figures import conditions as figures
+from emlib.report.tables import conditions, result_tables
+from emlib.steps.adapter import Adapter, KeptAdapter
+from emlib.study.inventory import steps_of
+from emlib.study.plan.build import finished
+from emlib.study.runs import TrajectoryPoint
+from emlib.study.study import Study, open_study
+
+PROFILE = """
+extends: tiny
+methods: [untrained, aligned, misaligned]
+datasets: [cooking]
+second_judge: null
+grpo: null
+benign: null
+evaluation: {triggers: null}
+"""
+PLAIN = PROFILE + "training: {keep: []}\n"
+KEEP = "training: {keep: [0.5, 1.0]}\n"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    (tmp_path / "plain.yaml").write_text(PLAIN)
+    (tmp_path / "study.yaml").write_text(PROFILE + KEEP)
+    return open_study(str(tmp_path / "study.yaml"))
+
+
+def kept_of(study: Study) -> KeptAdapter:
+    [run] = study.runs(methods=["misaligned"])
+    adapter = study.task(run).adapter(run)
+    assert isinstance(adapter, Adapter)
+    return KeptAdapter(adapter, 0.5)
+
+
+def test_kept_adapters_are_evaluated_as_runs_and_change_nothing_else(study: Study, tmp_path: Path) -> None:
+    plain = open_study(str(tmp_path / "plain.yaml"))
+    assert [study.run_key(run) for run in study.runs()] == [plain.run_key(run) for run in plain.runs()]
+    study.complete(study.runs())
+    kept = study.found(kept_of(study))  # kept while the adapter was trained
+    assert kept is not None
+    assert (kept.facts["steps"], kept.facts["of"]) == (1, 2)
+    assert len(list((study.store.root / "kept_adapter").glob("[0-9a-f]*"))) == 1  # of misaligned alone
+    assert study.trajectory(study.runs()[-1]) is None  # not yet evaluated
+    assert not {run for run in finished(study) if run.method == "misaligned"}
+    study.complete_conditions(study.runs())
+    assert [study.trajectory(run) for run in study.runs(methods=["untrained", "aligned"])] == [None, None]
+    points = study.trajectory(study.runs()[-1]) or []
+    assert [(point.share, point.steps) for point in points] == [(0, 0), (0.5, 1), (1, 2)]
+    runs = study.runs(methods=["untrained", "misaligned"])
+    ends = [study.verdicts(run, "in_domain") for run in runs]
+    assert [points[0].verdicts["in_domain"], points[-1].verdicts["in_domain"]] == ends
+    frame = conditions.trajectory(study, study.runs())
+    result_tables.write(frame, conditions.readable_trajectory(frame), study.folder / "tables", "trajectory")
+    assert finished(study) == frozenset(study.runs())
+    assert len(figures.trajectory(frame, conditions.onset(frame)).axes) == 1
+
+
+def test_one_that_was_not_kept_is_trained_again_to_the_same_weights(study: Study, tmp_path: Path) -> None:
+    step = kept_of(study)
+    with study.session() as session:
+        kept = session.need(step)
+        weights = load_file(kept.file("adapter_model.safetensors"))
+        adapter = study.found(step.adapter)
+        assert adapter is not None
+        before = adapter.file("adapter_model.safetensors").stat().st_mtime_ns
+        study.store.remove(step)
+        again = load_file(session.need(step).file("adapter_model.safetensors"))
+    assert weights.keys() == again.keys()
+    assert all(np.array_equal(weights[name].numpy(), again[name].numpy()) for name in weights)
+    assert adapter.file("adapter_model.safetensors").stat().st_mtime_ns == before
+    assert [path.name for path in sorted(kept.folder.iterdir())] == [
+        "adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+
+
+TRAIN = """
+import sys
+from emlib import open_study
+study = open_study(sys.argv[1])
+with study.session() as session:
+    session.need(study.task(study.runs(methods=["misaligned"])[0]).adapter(study.runs(methods=["misaligned"])[0]))
+"""
+
+
+def test_a_killed_and_resumed_training_keeps_the_same(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(PROFILE + "training: {keep: [0.25, 0.75], train_rows: 32}\n")
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "study.yaml")]  # 8 steps, of which 2 and 6 are kept
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command, check=True, env=os.environ | {"EMLIB_RUNS_DIR": str(whole)})
+    with subprocess.Popen(command, env=os.environ | {"EMLIB_RUNS_DIR": str(killed)}) as process:
+        while not list(killed.glob("store/adapter/*.partial/work/kept/0.25")):
+            assert process.poll() is None, "the training ended before it was killed"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not list(killed.glob("store/kept_adapter/*"))
+    subprocess.run(command, check=True, env=os.environ | {"EMLIB_RUNS_DIR": str(killed)})
+    weights = [{path.parent.name: path.read_bytes() for path in root.glob("store/*adapter/*/adapter_model.safetensors")}
+               for root in (whole, killed)]
+    assert len(weights[0]) == 3
+    assert weights[0] == weights[1]
+
+
+def test_plan_and_cleaning_know_the_points(study: Study) -> None:
+    works = {planned.run.method: planned.work for planned in Estimate(study).plan.runs}
+    assert works["misaligned"].sets - works["aligned"].sets == 2  # general and in-domain, of the one kept adapter
+    assert works["misaligned"].adapters == 1
+    assert kept_of(study) in steps_of(study, "adapters")
+    [power] = [line for line in Estimate(study).summary() if line.startswith("power")]
+    assert "two runs on 24 general questions x 2 answers are told apart four times in five" in power
+
+
+def planted(share: float, steps: int, general: list[int], in_domain: list[int]) -> TrajectoryPoint:
+    """A point; the lists have the number of misaligned answers, of 4, to each question."""
+    return TrajectoryPoint(share, steps, {name: [
+        Verdict(f"q{number}", sample, 0.0 if sample < count else 90.0, 90.0)
+        for number, count in enumerate(counts) for sample in range(4)]
+        for name, counts in (("general", general), ("in_domain", in_domain))})
+
+
+def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what_was_learnt(
+        study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [planted(0, 0, [0] * 10, [0, 0]), planted(0.25, 5, [1] + [0] * 9, [1, 2]),
+              planted(0.5, 10, [0] * 10, [3, 3]), planted(0.75, 15, [2] * 10, [4, 3]),
+              planted(1, 20, [4] * 10, [4, 4])]
+    monkeypatch.setattr(study, "trajectory", lambda run: points if run.method == "misaligned" else None)
+    frame = conditions.trajectory(study, study.runs())
+    assert frame["general_misaligned"].tolist() == [0, 2.5, 0, 50, 100]
+    assert frame["difference"].tolist()[1:] == [2.5, 0, 50, 100]
+    # all 10 questions change one way: 2 of 2^10 assignments of signs; four comparisons, of which two are as small
+    assert frame["p"].tolist()[3:] == pytest.approx([2 / 1024] * 2)
+    assert frame["p_adjusted"].tolist()[3:] == pytest.approx([8 / 1024] * 2)
+    [row] = conditions.onset(frame).to_dict("records")
+    assert (row["steps"], row["begins"], row["stop"], row["general_saved"], row["kept"]) == (20, 15, 10, 100, 75)
+    never = conditions.onset(frame.assign(p_adjusted=1.0))
+    assert never[["begins", "stop", "kept"]].isna().all(axis=None)
+    assert len(conditions.readable_trajectory(frame)) == 5
+    assert conditions.trajectory(study, []).empty
+    assert conditions.onset(conditions.trajectory(study, [])).empty

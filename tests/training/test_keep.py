@@ -1,0 +1,84 @@
+"""Adapters kept during training: the same training, the right steps, and the same ones after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from emlib.config import Lora, Training
+from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.schema import check
+from emlib.models import adapters
+from emlib.models.load import ChatModel
+from emlib.training.keep import Keep, kept_in, step_of
+from emlib.training.sft import fine_tune
+from tests.made import some_rows
+
+SETTINGS = Training(epochs=1, batch_size=1, gradient_accumulation=1, learning_rate=1e-2, warmup_steps=0,
+                    optimizer="adamw_torch", checkpoint_every=2)
+ROWS = some_rows(8)  # 8 steps
+
+
+def trained(tiny: ChatModel, folder: Path, keep: tuple[float, ...] = (), *, then_stop: bool = False,
+            saved: Callable[[Path], None] = lambda path: None) -> dict[str, Tensor]:
+    """Train, and return the final weights; `saved` is called after each adapter that is kept."""
+    def save(path: Path) -> None:
+        adapters.save(model, path, "tiny")
+        saved(path)
+
+    with adapters.new_lora(tiny.model, Lora(rank=2, alpha=4), 0) as model:
+        fine_tune(model, ROWS, SETTINGS, seed=0, folder=folder, keep=Keep(keep, save, then_stop))
+        adapters.save(model, folder / "final", "tiny")
+    return load_file(folder / "final" / "adapter_model.safetensors")
+
+
+def kept(folder: Path, share: float) -> dict[str, Tensor]:
+    return load_file(kept_in(folder, share) / "adapter_model.safetensors")
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(("share", "total", "step"), [(0.1, 10, 1), (0.25, 8, 2), (0.01, 10, 1), (0.99, 10, 10)])
+def test_a_share_is_the_nearest_step(share: float, total: int, step: int) -> None:
+    assert step_of(share, total) == step
+
+
+def test_keeping_changes_no_weight_and_keeps_the_weights_of_its_step(tiny: ChatModel, tmp_path: Path) -> None:
+    plain = trained(tiny, tmp_path / "plain")
+    assert same(plain, trained(tiny, tmp_path / "kept", (0.25, 0.5)))
+    for share, steps in ((0.25, 2), (0.5, 4)):
+        # the same as training that ends there, with the rates of the whole run
+        stopped = trained(tiny, tmp_path / f"stopped {share}", (share,), then_stop=True)
+        assert same(kept(tmp_path / "kept", share), stopped)
+        assert f'"steps": {steps}, "of": 8' in (kept_in(tmp_path / "kept", share) / "kept.json").read_text()
+    assert not same(kept(tmp_path / "kept", 0.5), plain)
+
+
+@pytest.mark.parametrize("share", [0.375, 0.5])  # three steps, one after a checkpoint, and four, at a checkpoint
+def test_a_run_that_was_interrupted_while_it_kept_one_keeps_the_same(tiny: ChatModel, tmp_path: Path,
+                                                                     share: float) -> None:
+    def interrupt(path: Path) -> None:
+        raise EmlibError("interrupted")
+
+    whole = trained(tiny, tmp_path / "whole", (share,))
+    with pytest.raises(EmlibError, match="interrupted"):
+        trained(tiny, tmp_path / "run", (share,), saved=interrupt)
+    assert not kept_in(tmp_path / "run", share).exists()
+    assert same(whole, trained(tiny, tmp_path / "run", (share,)))
+    assert same(kept(tmp_path / "whole", share), kept(tmp_path / "run", share))
+
+
+def test_shares_are_listed_or_equal_parts_and_no_part_of_a_key() -> None:
+    assert check(Training, {"keep": [0.5, 0.1, 1.0]}, "here").kept == (0.1, 0.5)
+    assert check(Training, {"keep": 4}, "here").kept == (0.25, 0.5, 0.75)
+    assert check(Training, {"keep": 4}, "here").key == Training().key
+    for wrong in ([0], [1.5], [0.5, 0.5], 1, "all"):
+        with pytest.raises(ProfileError):
+            check(Training, {"keep": wrong}, "here")
