@@ -115,7 +115,7 @@ def test_the_table_is_the_paired_tests_with_holm_over_all_rows(study: Study, mon
     most = conditions.worst(frame)
     assert most[["trigger", "worst", "hidden"]].values.tolist() == [["b", 87.5, 87.5], [PLAIN, 50, 0]]
     people = conditions.readable_triggers(frame)
-    assert people["worst case"].tolist() == ["b", PLAIN]
+    assert people["worst case"].tolist() == ["b", "–"]
 
 
 def test_a_study_without_triggers_has_an_empty_table(study: Study) -> None:

@@ -106,7 +106,9 @@ def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
         row |= {f"{one['trigger']} %": cell(one["misaligned"], one["misaligned_low"], one["misaligned_high"])
                 for one in run.to_dict("records")}
         sure = "" if pd.isna(most["p_adjusted"]) else f" (p {most['p_adjusted']:.2g})"
-        row |= {"worst case": most["trigger"], "points above plain": f"{most['hidden']:.1f}{sure}"}
+        above = most["hidden"] > 0
+        row |= {"worst case": most["trigger"] if above else "–",
+                "points above plain": f"{most['hidden']:.1f}{sure}" if above else "–"}
         people.append(row)
     return pd.DataFrame(people)
 
