@@ -25,7 +25,8 @@ from pathlib import Path
 MARK = re.compile(r"\.([0-9a-f]{6})-([0-9a-f]{6})-(\d+)-(\d+)-([0-9a-f]{6})(?:\.|$)")
 LONGEST = 120  # characters of a path's own name in the temporary one: file systems allow 255 bytes
 FORMER = ".old"  # the ending of the former folder, while a new one takes its place
-FOLDERS = "emlib"  # the beginning of the names of folders in the system's temporary folder
+FOLDERS = "emlib-"  # the beginning of the names of temporary folders, which are short: sockets are in some of them
+OWNER = ".owner"  # the file in a temporary folder that holds its mark
 
 
 def named(path: Path, ending: str = "") -> Path:
@@ -36,20 +37,18 @@ def named(path: Path, ending: str = "") -> Path:
 
 @contextmanager
 def temporary_folder(place: Path | None = None) -> Iterator[Path]:
-    """Give a new folder in `place`, and delete it at the end, as well as those left by kills.
+    """Give a new folder in `place`, and delete it at the end, as well as those that killed processes left there.
 
-    `place` is the system's temporary folder where None.
+    Without a place it is in the system's temporary folder.
     """
     place = place or Path(tempfile.gettempdir())
-    for entry in place.glob(f"{FOLDERS}.*"):
-        if is_left(entry.name):
-            remove(entry)
-    folder = place / f"{FOLDERS}.{_mark()}"
-    folder.mkdir(mode=0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    for entry in place.glob(f"{FOLDERS}*/{OWNER}"):
+        with contextlib.suppress(OSError):  # it ends, or is somebody else's
+            if is_left(entry.read_text(encoding="utf-8")):
+                remove(entry.parent)
+    with tempfile.TemporaryDirectory(prefix=FOLDERS, dir=place) as folder:
+        (Path(folder) / OWNER).write_text(f".{_mark()}", encoding="utf-8")
+        yield Path(folder)
 
 
 def sweep(folder: Path, *, deep: bool = True) -> list[Path]:

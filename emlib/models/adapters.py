@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -153,11 +153,14 @@ def _refuse_other_weights(model: PeftModel, adapter: str, folder: Path, name: st
 
 @contextmanager
 def _load_errors(folder: Path, name: str) -> Iterator[None]:
-    """Turn PEFT's errors about an adapter of another shape into a ProfileError."""
+    """Turn errors about an adapter of another shape, or a damaged one, into a ProfileError."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Found missing adapter keys")  # `_refuse_other_weights` raises instead
             yield
+    except SafetensorError as error:
+        raise ProfileError(f"{folder}: the adapter's weights are damaged or truncated ({error}). Copy them again."
+                           ) from error
     except (RuntimeError, ValueError) as error:
         raise ProfileError(f"{folder}: this adapter does not fit '{name}'. {str(error)[:300]}") from error
 

@@ -28,7 +28,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from traitlets.config import Config
 
 from emlib.core import paths
-from emlib.core.errors import EmlibError, NotebookError, nearest
+from emlib.core.errors import EmlibError, NotebookError, StoreError, nearest
 from emlib.core.files import whole_file, write_text
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import MARK
@@ -107,8 +107,16 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
             try:
                 execute(chapter, parameters, out)
             except EmlibError as error:
-                write_text(log.with_suffix(".error"), f"{last_lines(str(error))}\n")
+                _keep_error(log.with_suffix(".error"), str(error))
                 raise
+
+
+def _keep_error(path: Path, error: str) -> None:
+    """Write the end of an error's text; a full disk, which may be the error itself, must not replace it."""
+    try:
+        write_text(path, f"{last_lines(error)}\n")
+    except StoreError as another:
+        print(f"    {another}", file=sys.stderr, flush=True)
 
 
 @retry(retry=retry_if_exception_type((DeadKernelError, RuntimeError)), stop=stop_after_attempt(TRIES),

@@ -38,7 +38,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*") if path.name not in ("a", "half", "half.html")}
+    return {path.name for path in folder.rglob("*") if path.name not in ("a", "half", "half.html", temporary.OWNER)}
 
 
 def test_what_a_killed_process_wrote_is_removed_and_nothing_of_a_running_one(
@@ -48,18 +48,16 @@ def test_what_a_killed_process_wrote_is_removed_and_nothing_of_a_running_one(
         assert len(names(tmp_path)) == 7
         killed.kill()
         killed.wait()
-        assert len(temporary.sweep(tmp_path, deep=False)) == 2  # the report and the temporary folder
+        assert len(temporary.sweep(tmp_path, deep=False)) == 1  # the report
         assert len(temporary.sweep(tmp_path)) == 1
-        assert len(names(tmp_path)) == 4
+        assert len(names(tmp_path)) == 5
         assert temporary.sweep(tmp_path) == []
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with temporary.temporary_folder() as folder:
+            assert len([path for path in tmp_path.iterdir() if path.name.startswith(temporary.FOLDERS)]) == 2
+        assert not folder.exists()
         running.communicate("go\n")
     assert names(tmp_path) == {".05_kl.ipynb", "05_kl.ipynb", "report"}
-    with start(tmp_path) as killed:
-        killed.kill()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with temporary.temporary_folder() as folder:
-        assert [path for path in tmp_path.iterdir() if path.name.startswith(temporary.FOLDERS)] == [folder]
-    assert not folder.exists()
 
 
 def test_a_folder_that_was_being_replaced_returns_to_its_place(tmp_path: Path) -> None:

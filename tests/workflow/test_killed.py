@@ -1,0 +1,44 @@
+"""A notebook's run is killed, and the next run of the profile removes what it left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from emlib.core import paths
+from emlib.core.temporary import MARK
+
+pytestmark = pytest.mark.slow
+
+COMMAND = [sys.executable, "-m", "emlib.workflow.notebooks", "01_data", "--profile", "tiny"]
+
+
+def marked(folder: Path) -> set[str]:
+    """The names of temporary files and folders."""
+    return {path.name for path in folder.rglob("*") if MARK.search(path.name)}
+
+
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    runs, temporary = tmp_path / "runs", tmp_path / "t"
+    temporary.mkdir()
+    log = ["--log", str(runs / "tiny" / "logs" / "01_data.log")]
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "EMLIB_RUNS_DIR": str(runs), "TMPDIR": str(temporary)}
+    with subprocess.Popen(COMMAND + log, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        while not (runs / "tiny" / "notebooks").is_dir() or not marked(runs):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)  # with its kernel
+    left = marked(runs)
+    assert len(left) == 1
+    assert not (runs / "tiny" / "notebooks" / "01_data.ipynb").exists()
+    done = subprocess.run(COMMAND + log, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (runs / "tiny" / "notebooks" / "01_data.ipynb").is_file()
+    assert marked(tmp_path) == set()
+    assert list(temporary.iterdir()) == []
