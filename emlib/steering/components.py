@@ -14,13 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emlib.core.errors import EmlibError
-from emlib.core.files import whole_file
 from emlib.core.progress import bar
 from emlib.data.chat import Encoded
+from emlib.models import tensors
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import forward_batches
 from emlib.models.hooks import capture_activations
@@ -94,9 +93,8 @@ def _leading(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 def save(found: Components, folder: Path) -> None:
     """Write the components and their shares as safetensors."""
-    with whole_file(folder / FILE) as temporary:
-        save_file({f"{name} {layer}": tensor.contiguous() for name, tensors in vars(found).items()
-                   for layer, tensor in tensors.items()}, temporary)
+    tensors.save(folder / FILE, {f"{name} {layer}": tensor for name, by_layer in vars(found).items()
+                                 for layer, tensor in by_layer.items()})
 
 
 def load(folder: Path) -> Components:
@@ -107,7 +105,7 @@ def load(folder: Path) -> Components:
 @lru_cache(maxsize=4)
 def _read(path: Path, _: int) -> Components:
     parts: dict[str, dict[int, Tensor]] = {"directions": {}, "shares": {}}
-    for name, tensor in load_file(path).items():
+    for name, tensor in tensors.load(path)[0].items():
         kind, layer = name.split(" ")
         parts[kind][int(layer)] = tensor
     return Components(**parts)

@@ -146,6 +146,17 @@ def test_a_target_module_that_does_not_exist_is_named_and_the_base_is_left(tiny:
     assert not any("lora" in name for name, _ in tiny.model.named_parameters())
 
 
+def test_damaged_weights_are_named_and_the_base_is_left(tiny: ChatModel, tmp_path: Path) -> None:
+    with adapters.new_lora(tiny.model, LORA, seed=0) as model:
+        adapters.save(model, tmp_path, "tiny")
+    before, path = logits(tiny.model), tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ProfileError, match=f"{tmp_path}: the adapter's weights are damaged or truncated"), \
+            adapters.switchable(tiny.model, "tiny", {"mine": tmp_path}):
+        pass
+    assert torch.equal(logits(tiny.model), before)
+
+
 def test_a_folder_without_an_adapter_is_named(tiny: ChatModel, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"adapter_config\.json is missing"), adapters.loaded(tiny.model, tmp_path):
         pass

@@ -136,6 +136,12 @@ def test_nobody_reads_an_artefact_s_files_but_through_the_check() -> None:
     assert users <= allowed
 
 
+def test_tensors_are_written_in_one_place() -> None:
+    """There equal content has equal bytes, and a digest."""
+    writers = {path.name for path in paths.ROOT.glob("emlib/**/*.py") if "save_file(" in path.read_text()}
+    assert writers == {"tensors.py"}
+
+
 # Files of the store
 
 
