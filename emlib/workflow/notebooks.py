@@ -41,7 +41,7 @@ from emlib.workflow.job_log import AttemptLog, last_lines
 
 KERNEL_START_SECONDS = 120
 TRIES = 3
-SOCKET_NAME = 64  # bytes, at most, of a socket's path below the temporary folder: a marked folder and "kernel-5"
+SOCKET_NAME = len("/emlib-12345678/kernel-5")  # of a socket's path below the system's temporary folder
 
 
 def check_parameters(chapter: str, given: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ methods:
   - {name: kl, defenses: [{kind: kl, reference: stored}], sweep: [0.1]}
   - {name: ablation, defenses: [{kind: concept_ablation, layers: [2], directions: components, on: data}], sweep: [1]}
   - {name: both, defenses: [{kind: interleaving, choose: score_without_refusals, answers: on_policy, fraction: 0.25}]}
-training: {train_rows: 4}
+training: {train_rows: 8}
 pool:
   scorers: [gardening]
   on_policy: {model: untrained}
@@ -86,9 +86,8 @@ def twice(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     processes = [subprocess.Popen([sys.executable, "-c", MAKE, str(profile)], env=environment(runs, seed),
                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
                  for seed, runs in enumerate(folders, start=1)]
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+    ends = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
     return folders[0], folders[1]
 
 
