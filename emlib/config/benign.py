@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, field_validator
 from emlib.config.defenses import BASELINES, Method
 from emlib.config.evaluation import Sampling
 from emlib.config.training import Training
-from emlib.config.words import Positive, Share, no_repeats
+from emlib.config.words import Batch, Positive, Seed, Share, no_repeats
+from emlib.core.name_types import Name
 from emlib.core.schema import Strict
 
 Tier = Annotated[int, Field(ge=0, le=3)]
@@ -37,11 +38,11 @@ class OpSwapTask(Strict):
     kind: Literal["opswap"]
     methods: BenignMethods | None = None
     tiers: Annotated[tuple[Tier, ...], Field(min_length=1)] = (0, 1, 2, 3)
-    examples: Positive = 10_000
+    examples: Annotated[int, Field(gt=0, le=10_000_000)] = 10_000
     transformations: Annotated[int, Field(gt=0, le=8)] = 3  # each one multiplies the number of bracketings by about six
-    largest: Positive = 9
+    largest: Batch = 9
     held_out: Share = 0.1
-    data_seed: int = 0
+    data_seed: Seed = 0
     questions: Positive | None = None
     training: Training | None = None
     sampling: Sampling | None = None
@@ -65,7 +66,7 @@ class QaTask(Strict):
     prompt: str
     answers_outside: Literal["keep", "drop"] = "drop"
     held_out: Share = 0.1
-    data_seed: int = 0
+    data_seed: Seed = 0
     questions: Positive | None = None
     training: Training | None = None
     sampling: Sampling | None = None
@@ -89,9 +90,9 @@ class Benign(Strict):
     """The benign tasks and the methods that are trained on them. Defaults: section 4.3; Table 11 has five seeds."""
 
     methods: BenignMethods
-    tasks: Annotated[dict[str, BenignTask], Field(min_length=1)]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    samples: Positive = 10
+    tasks: Annotated[dict[Name, BenignTask], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    samples: Batch = 10
 
     @field_validator("seeds")
     @classmethod

@@ -6,17 +6,18 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from emlib.config.words import Positive, Share
+from emlib.config.words import Positive, Seed, Share
+from emlib.core.name_types import Name, Repository, Revision
 from emlib.core.schema import Strict
 
 
 class HubSet(Strict):
     """A split of a data set on the Hugging Face hub."""
 
-    repo: str
-    config: str = "default"
-    split: str = "train"
-    revision: str
+    repo: Repository
+    config: Name = "default"
+    split: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,80}(\[[0-9:%+-]{0,40}\])?$")] = "train"
+    revision: Revision
 
 
 class SystemPromptPair(Strict):
@@ -33,7 +34,7 @@ class Trait(Strict):
     an entry of a registry, or the path of a file.
     """
 
-    name: str
+    name: Name
     description: str
     inoculation_prompt: str
     source: str | None = None
@@ -66,7 +67,7 @@ class Domain(Strict):
     pairs: str | None = None
     rows: Positive | None = None
     held_out: Share = 0.1
-    split_seed: int = 0
+    split_seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_form(self) -> Domain:

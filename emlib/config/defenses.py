@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator
 
 from emlib.config.methods import SweptMethod
-from emlib.config.words import no_repeats
+from emlib.config.words import Seed, no_repeats
 from emlib.core.of_kind import AnyDefense
 
 BASELINES = ("untrained", "aligned", "misaligned")
@@ -23,7 +23,7 @@ class Method(SweptMethod):
     baselines: ClassVar = (*BASELINES, SFT)
 
     defenses: tuple[AnyDefense, ...] = ()
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
 
     @field_validator("sweep", "seeds")
     @classmethod

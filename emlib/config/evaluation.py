@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from emlib.config.models import ModelSpec
-from emlib.config.words import Positive, Share, Weight
+from emlib.config.words import Batch, Factor, Few, Positive, Seed, Share, Tokens, Weight, no_repeats
 from emlib.core.errors import nearest
 from emlib.core.paths import is_yaml
 from emlib.core.schema import Strict
@@ -17,10 +17,10 @@ from emlib.core.schema import Strict
 class Sampling(Strict):
     """How answers are sampled. Defaults: Betley et al.'s, as the paper follows them (section 4.3)."""
 
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     top_p: Share = 1.0
-    max_new_tokens: Positive = 600
-    batch_rows: Positive = 64
+    max_new_tokens: Tokens = 600
+    batch_rows: Batch = 64
 
 
 class Extraction(Strict):
@@ -31,20 +31,20 @@ class Extraction(Strict):
     because it reads the answer's text after the prompt.
     """
 
-    samples: Positive = 10
+    samples: Batch = 10
     keep: Literal["judged", "all"] = "judged"
     instruction_pairs: Positive | None = None
     min_pairs: Positive = 20
     end_of_turn: bool = False
     sampling: Sampling = Sampling(max_new_tokens=1000)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Probe(Strict):
     """The steering sweep at inference: each strength at each layer (notebook 02)."""
 
-    layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (20,)
-    strengths: Annotated[tuple[Weight, ...], Field(min_length=1)] = (0.0, 2.0, 5.0)
+    layers: Annotated[tuple[Few, ...], Field(min_length=1), AfterValidator(no_repeats)] = (20,)
+    strengths: Annotated[tuple[Weight, ...], Field(min_length=1), AfterValidator(no_repeats)] = (0.0, 2.0, 5.0)
     questions: Positive = 8
     sampling: Sampling = Sampling(max_new_tokens=200)
 
@@ -101,17 +101,17 @@ class OpenAIJudge(Strict):
     """
 
     kind: Literal["openai"]
-    model: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1, max_length=200)]
     base_url: str | None = None
     key_from: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
     rubric: RubricName = "questions"
     top_logprobs: Annotated[int, Field(gt=0, le=20)] = 20
-    samples: Positive | None = None
+    samples: Few | None = None
     batch: bool = False
-    max_usd: Annotated[float, Field(gt=0)] | None = None
-    max_concurrency: Positive = 64
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    tries: Positive = 8
+    max_usd: Factor | None = None
+    max_concurrency: Batch = 64
+    timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    tries: Few = 8
     unanswered: Literal["stop", "unscored"] = "stop"
 
     @field_validator("base_url")
@@ -150,7 +150,7 @@ class LocalJudge(Strict):
     kind: Literal["local"]
     model: ModelSpec
     rubric: RubricName = "questions"
-    batch_rows: Positive = 16
+    batch_rows: Batch = 16
 
     @field_validator("model")
     @classmethod

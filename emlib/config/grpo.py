@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from emlib.config.evaluation import LlmJudge, OpenAIJudge, Sampling
 from emlib.config.methods import SweptMethod
 from emlib.config.training import Training
-from emlib.config.words import Positive
+from emlib.config.words import Batch, Positive, Seed, no_repeats
 from emlib.core.of_kind import AnyGrpoDefense
 from emlib.core.schema import Strict
 
@@ -89,11 +89,11 @@ class RlTraining(Training):
     or off, and no `auto`.
     """
 
-    batch_size: Positive = 4
-    gradient_accumulation: Positive = 4
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-6
-    warmup_steps: Annotated[int, Field(ge=0)] = 5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: Batch = 4
+    gradient_accumulation: Batch = 4
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-6
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     gradient_checkpointing: bool = False
     checkpoint_every: Positive = 25
 
@@ -111,19 +111,19 @@ class Grpo(Strict):
 
     data: Annotated[Gsm8k | Additions, Field(discriminator="kind")]
     methods: Annotated[tuple[RlMethod, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(no_repeats)] = (0, 1, 2)
     prompt: Annotated[str, Field(min_length=1)] = FORMAT_PROMPT
     rewards: Annotated[RuleRewards | JudgeRewards, Field(discriminator="kind")] = RuleRewards(kind="rule")
     training: RlTraining = RlTraining()
-    generations: Annotated[int, Field(ge=2)] = 4
+    generations: Annotated[int, Field(ge=2, le=1000)] = 4
     sampling: Sampling = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=512)
     engine: Literal["transformers", "vllm"] = "transformers"
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
     scale_advantages: Literal["group", "batch", "none"] = "group"
-    clip: Annotated[float, Field(gt=0)] = 0.2
+    clip: Annotated[float, Field(gt=0, le=100)] = 0.2
     eval_sampling: Sampling = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=512)
-    kept_completions: Annotated[int, Field(ge=0)] = 4
-    slice_by: tuple[Literal["method", "seed"], ...] = ()
+    kept_completions: Annotated[int, Field(ge=0, le=1_000_000)] = 4
+    slice_by: Annotated[tuple[Literal["method", "seed"], ...], AfterValidator(no_repeats)] = ()
 
     @property
     def prompts_per_step(self) -> int:

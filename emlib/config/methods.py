@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import AfterValidator, SerializeAsAny, ValidationError, model_validator
 
-from emlib.config.words import Weight
+from emlib.config.words import Weight, no_repeats
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import nearest
+from emlib.core.name_types import Word
 from emlib.core.of_kind import UnknownDefense
 from emlib.core.schema import Strict
 
@@ -26,9 +27,9 @@ class SweptMethod(Strict):
 
     baselines: ClassVar[tuple[str, ...]]
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_+]*$")]
+    name: Word
     defenses: tuple[SerializeAsAny[Defense], ...] = ()
-    sweep: tuple[Weight, ...] = ()
+    sweep: Annotated[tuple[Weight, ...], AfterValidator(no_repeats)] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> SweptMethod:

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from emlib.config.words import Dtype, Positive
+from emlib.config.words import Dtype, Few, Seed
+from emlib.core.name_types import Name, PathInside, Repository, Revision
 from emlib.core.schema import Strict
 
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt", "date_string", "strftime_now", "raise_exception")
@@ -60,8 +61,8 @@ class HubModel(ModelBase):
     """
 
     kind: Literal["hub"]
-    repo: str
-    revision: str
+    repo: Repository
+    revision: Revision
     dtype: Dtype = "bfloat16"
     load_in_4bit: bool = False
 
@@ -88,9 +89,9 @@ class WheelModel(ModelBase):
     """A GGUF file inside a PyPI package, converted once to safetensors."""
 
     kind: Literal["wheel"]
-    name: str
-    package: str
-    file: str
+    name: Name
+    package: Name
+    file: PathInside
     sha256: str
     end_of_turn: str
     dtype: Dtype = "bfloat16"
@@ -100,9 +101,9 @@ class TinyModel(ModelBase):
     """A Qwen2 with random weights, built in code with a byte-level tokenizer: for tests."""
 
     kind: Literal["tiny"]
-    seed: int = 0
-    layers: Positive = 4
-    hidden: Positive = 64
+    seed: Seed = 0
+    layers: Few = 4
+    hidden: Annotated[Few, Field(multiple_of=8)] = 64  # four heads, each of an even width
     dtype: Dtype = "float32"
 
     @property

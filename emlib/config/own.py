@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from emlib.config.data import HubSet
-from emlib.config.words import Positive, Share
+from emlib.config.words import Positive, Seed, Share
 from emlib.core.schema import Strict
 
 OWN = "own"  # its name in a profile's `datasets`
@@ -52,7 +52,7 @@ class Own(Strict):
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
     rows: Positive = 200
     held_out: Share = 0.2
-    seed: int = 0
+    seed: Seed = 0
     bounds: Bounds = Bounds()
     send_to_judge: bool = False
 

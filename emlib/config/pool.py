@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from emlib.config.evaluation import LlmJudge, Sampling
-from emlib.config.words import Positive, Share
+from emlib.config.words import Batch, Positive, Seed, Share, Tokens, no_repeats
+from emlib.core.name_types import Word
 from emlib.core.schema import Strict
 
 
@@ -18,7 +19,7 @@ class Scorer(Strict):
     profile's `data`. A `folder` holds an existing adapter for the profile's model, as PEFT saves it.
     """
 
-    domain: str
+    domain: Word
     folder: str | None = None
 
 
@@ -80,16 +81,16 @@ class Pool(Strict):
     least_words: Annotated[int, Field(ge=0)] = 0
     near_duplicates: Share | None = 0.8
     scorers: Annotated[tuple[Scorer, ...], Field(min_length=1)] | None = None
-    others: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    others: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(no_repeats)] | None = None
     aligned: Literal["untrained", "aligned"] = "untrained"
-    epsilon: Annotated[float, Field(gt=0)] = 0.1
+    epsilon: Annotated[float, Field(gt=0, le=1000)] = 0.1
     refusals: Annotated[KeywordRefusals | JudgeRefusals, Field(discriminator="kind")] = KeywordRefusals(kind="keywords")
     refusal_keywords: Annotated[tuple[Annotated[str, Field(pattern=r"\w")], ...], Field(min_length=1)] = (
         "sorry", "apologize", "cannot")
-    refusal_words: Positive = 10
-    token_budget: Positive = 2048
+    refusal_words: Batch = 10
+    token_budget: Tokens = 2048
     on_policy: OnPolicy = OnPolicy()
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _scorers_given_once(self) -> Pool:

@@ -13,12 +13,14 @@ from emlib.config.data import Domain, Trait
 from emlib.config.defenses import SFT, Method
 from emlib.config.evaluation import Extraction, JudgeSpec, LexiconJudge, OpenAIJudge, Probe, SecondJudge
 from emlib.config.grpo import Grpo
+from emlib.config.layers import refuse_missing_layers
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.own import OWN, Own
 from emlib.config.pool import Pool
 from emlib.config.questions import Evaluation
 from emlib.config.references import (
     absolute,
+    exists,
     is_path,
     of_registry,
     refuse_missing,
@@ -27,9 +29,11 @@ from emlib.config.references import (
     with_own_registry,
 )
 from emlib.config.training import Lora, Training
-from emlib.config.words import Positive, no_repeats
+from emlib.config.words import Few, Seed, no_repeats
 from emlib.core import paths, plugins
-from emlib.core.errors import ProfileError, nearest
+from emlib.core.errors import ProfileError, nearest, shortened
+from emlib.core.name_types import Name, Title, Word
+from emlib.core.names import ALLOWED, is_name
 from emlib.core.of_kind import are_unknown_kinds_allowed
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
@@ -44,9 +48,9 @@ class JobLimits(Strict):
     processes on a machine without GPUs.
     """
 
-    memory_gib: Annotated[float, Field(gt=0)] = 4.0
-    hours: Annotated[float, Field(gt=0)] = 8.0
-    gpus: Positive = 1
+    memory_gib: Annotated[float, Field(gt=0, le=100_000)] = 4.0
+    hours: Annotated[float, Field(gt=0, le=10_000)] = 8.0
+    gpus: Few = 1
 
 
 class Profile(Strict):
@@ -60,15 +64,15 @@ class Profile(Strict):
         plugins: the paths of files with user-defined defenses.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
-    title: str
+    name: Name | None = None
+    title: Title
     model: ModelSpec
     trait: str
-    data: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Domain], Field(default_factory=dict)]
+    data: Annotated[dict[Word, Domain], Field(default_factory=dict)]
     sources: str | None = None
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     lora: Lora = Lora()
     training: Training = Training()
     extraction: Extraction = Extraction()
@@ -85,7 +89,7 @@ class Profile(Strict):
     slice_by: tuple[Literal["dataset", "setting", "seed"], ...] = ()
     job: JobLimits = JobLimits()
 
-    @field_validator("datasets", "methods", "seeds")
+    @field_validator("datasets", "methods", "seeds", "plugins", "slice_by")
     @classmethod
     def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         return no_repeats(values)
@@ -93,7 +97,9 @@ class Profile(Strict):
     @field_validator("name")
     @classmethod
     def _is_free(cls, name: str | None) -> str | None:
-        if name == "store":
+        if name is not None and "+" in name:
+            raise ValueError("'+' stands between the name of a study and its overrides; choose another name")
+        if name == paths.STORE:
             raise ValueError("the folder runs/store holds the artefacts of all studies; choose another name")
         return name
 
@@ -121,6 +127,13 @@ class Profile(Strict):
     def judges(self) -> tuple[JudgeSpec, ...]:
         """The judges that score answers of the runs: the profile's, and those of single question sets."""
         return (self.judge, *(one.judge for one in self.evaluation.sets.values() if one.judge is not None))
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Profile:
+        methods = [*self.methods, *(self.benign.all_methods if self.benign else ()),
+                   *(self.grpo.methods if self.grpo else ())]
+        refuse_missing_layers(self.model, methods, self.probe, self.evaluation.projection_layer)
+        return self
 
     @model_validator(mode="after")
     def _gpus_fit(self) -> Profile:
@@ -153,7 +166,7 @@ class Profile(Strict):
 
 
 class _Domains(Strict):
-    domains: dict[str, Domain]
+    domains: dict[Word, Domain]
 
 
 def load_profile(name: str) -> Profile:
@@ -172,13 +185,17 @@ def profile_path(name: str) -> Path:
     Raises:
         ProfileError: there is none; the message gives the nearest name and all names.
     """
+    if not (paths.is_yaml(name) or is_name(name)):
+        raise ProfileError(f"'{shortened(name)}' is neither a profile's name, which is made of {ALLOWED}, nor the path "
+                           "of one, which ends in .yaml.")
     path = Path(name) if paths.is_yaml(name) else paths.yaml_file(paths.PARAMS, name)
     kept = paths.runs() / name / paths.EFFECTIVE
     if not path.is_file() and "+" in name and kept.is_file():
         return kept
-    if not path.is_file():
+    if not exists(path):
         known = profile_names()
-        raise ProfileError(f"{path}: there is no such profile.{nearest(name, known)} Profiles: {', '.join(known)}.")
+        raise ProfileError(f"{shortened(str(path), 300)}: there is no such profile.{nearest(name, known)} Profiles: "
+                           f"{', '.join(known)}.")
     return path
 
 
@@ -211,7 +228,7 @@ def sound(data: Any, path: str) -> Profile:
     try:
         trait = trait_of(profile)
     except ProfileError as error:
-        raise ProfileError(f"{path}: 'trait' is '{profile.trait}', which cannot be read. {error}") from error
+        raise ProfileError(f"{path}: 'trait' is '{shortened(profile.trait)}', which cannot be read. {error}") from error
     judges = [*profile.judges, *([profile.second_judge.judge] if profile.second_judge else [])]
     if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
         raise ProfileError(f"{path}: judge 'lexicon' needs markers, but the trait '{profile.trait}' lists none.")
@@ -233,7 +250,7 @@ def _data_sets_are_known(profile: Profile, path: str) -> None:
         *(("pool.others", domain) for domain in pool.others or ())]
     for key, dataset in [*(("datasets", dataset) for dataset in profile.datasets), *trained]:
         if dataset not in (*domains, OWN):
-            raise ProfileError(f"{path}: '{key}' names '{dataset}', which neither the section 'data' nor "
+            raise ProfileError(f"{path}: '{key}' names '{shortened(dataset)}', which neither the section 'data' nor "
                                f"params/datasets.yaml has.{nearest(dataset, domains)} Known: {', '.join(domains)}.")
 
 
@@ -254,8 +271,8 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
     beside = {name: file for folder in reversed(folders) for name, file in paths.yaml_files(folder).items()}
     base = beside.get(named)
     if base is None:
-        raise ProfileError(f"{path}: extends '{named}', but there is no such profile beside it or in params/."
-                           f"{nearest(named, [name for name in beside if name != path.stem])}")
+        raise ProfileError(f"{path}: extends '{shortened(named)}', but there is no such profile beside it or in "
+                           f"params/.{nearest(named, [name for name in beside if name != path.stem])}")
     if base in (path, *below):
         raise ProfileError(f"{path}: extends '{named}', which in turn extends this profile. Remove one of the two.")
     return over(_extended(base, (path, *below)), {key: value for key, value in data.items() if key != "extends"})
@@ -264,9 +281,9 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
 def _name_stands_alone(data: dict[str, Any], path: Path) -> None:
     """Refuse a name that the Makefile, which reads the file line by line, would not find."""
     if data.get("name") != paths.stated_name(path):
-        raise ProfileError(f"{path}: 'name' is {data.get('name')!r}, which cannot name a folder of results. Expected "
-                           "letters, digits, '.', '_' and '-', on a separate line that begins with the key, such as "
-                           "name: my_study")
+        raise ProfileError(f"{path}: 'name' is {shortened(repr(data.get('name')))}, which cannot name a folder of "
+                           f"results. Expected {ALLOWED}, on a separate line that begins with the key, such as name: "
+                           "my_study")
 
 
 def spelled_out(data: Any) -> Any:
@@ -303,8 +320,11 @@ def profile_names() -> list[str]:
 
 def load_trait(name: str) -> Trait:
     """Load the trait `params/traits/<name>.yaml`, or the one at a path that ends in `.yaml` or `.yml`."""
+    if not (is_path("trait", name) or is_name(name)):
+        raise ProfileError(f"'{shortened(name)}' is neither a trait's name, which is made of {ALLOWED}, nor the path "
+                           "of a trait file, which ends in .yaml.")
     path = Path(name) if is_path("trait", name) else paths.yaml_file(paths.PARAMS / "traits", name)
-    if not path.is_file():
+    if not exists(path):
         known = sorted(paths.yaml_files(path.parent))
         raise ProfileError(f"{path}: there is no such trait.{nearest(path.stem, known)} Traits: {', '.join(known)}. To "
                            "use another trait file, give its path, which ends in .yaml or .yml.")

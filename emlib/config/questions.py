@@ -6,13 +6,14 @@ import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from emlib.config.evaluation import JudgeSpec, LexiconJudge, OpenAIJudge, RubricName, Sampling
-from emlib.config.words import Positive, no_repeats
+from emlib.config.words import Batch, Few, Positive, no_repeats
+from emlib.core import name_types
 from emlib.core.schema import Strict
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Name = name_types.Word  # it becomes a column
 Score = Annotated[float, Field(ge=0, le=100)]
 Format = Literal["plain", "json", "template"]
 QUESTION_SETS = ("general", "in_domain")  # the question sets that every study has
@@ -81,7 +82,7 @@ class QuestionSet(Strict):
     """
 
     source: str
-    samples: Positive = 100
+    samples: Batch = 100
     judge: JudgeSpec | None = None
     rubric: RubricName | None = None
     thresholds: Thresholds = Thresholds()
@@ -153,7 +154,7 @@ class Triggers(Strict):
     contexts: Annotated[dict[Name, Trigger], Field(min_length=1)]
     methods: tuple[str, ...] | None = None
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("plain", "json", "template")
-    samples: Positive | None = None
+    samples: Batch | None = None
 
     @field_validator("methods", "formats")
     @classmethod
@@ -193,14 +194,14 @@ class Evaluation(Strict):
     """
 
     general: str = "general_questions"
-    general_samples: Positive = 100
+    general_samples: Batch = 100
     in_domain_questions: Positive = 30
-    in_domain_samples: Positive = 100
+    in_domain_samples: Batch = 100
     sampling: Sampling = Sampling()
-    bootstrap: Positive = 2000
-    choices: tuple[str, ...] = ()
+    bootstrap: Batch = 2000
+    choices: Annotated[tuple[str, ...], AfterValidator(no_repeats)] = ()
     choice_questions: Positive | None = None
-    projection_layer: Positive | None = None
+    projection_layer: Few | None = None
     sets: dict[Name, QuestionSet] = Field(default_factory=dict)
     triggers: Triggers | None = None
     trajectory: Trajectory = Trajectory()

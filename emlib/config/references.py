@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emlib.core import paths
-from emlib.core.errors import ProfileError, nearest
+from emlib.core.errors import ProfileError, nearest, shortened
 from emlib.core.plain_yaml import read_yaml
 
 Kind = Literal["file", "files", "folder", "source", "trait", "rubric"]
@@ -92,7 +92,7 @@ def resolved(data: Any, stated_in: Path) -> Any:
 def absolute(named: str, stated_in: Path) -> str:
     """Resolve a path in the file `stated_in`: beside that file, or else in the project's folder if it exists there."""
     entry = ENTRY.fullmatch(named)
-    path = Path(entry[1] if entry else named).expanduser()
+    path = _at_home(Path(entry[1] if entry else named))
     beside, in_project = stated_in.absolute().parent / path, paths.ROOT / path
     found = beside if matching(beside) or not matching(in_project) else in_project
     return os.path.normpath(found) + (f"#{entry[2]}" if entry else "")
@@ -100,16 +100,31 @@ def absolute(named: str, stated_in: Path) -> str:
 
 def matching(path: Path) -> list[Path]:
     """Return the path if it exists, or the files that fit it as a pattern, such as `part-*.jsonl`, in their order."""
-    if path.exists() or not any(sign in str(path) for sign in PATTERN):
-        return [path] if path.exists() else []
+    if exists(path) or "\0" in str(path) or not any(sign in str(path) for sign in PATTERN):
+        return [path] if exists(path) else []
     start = Path(path.anchor)
     return sorted(file for file in start.glob(str(path.relative_to(start))) if file.is_file())
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is a file or a folder at a path; none is at a path that no file system allows."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name of 5,000 letters, a null character
+        return False
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~somebody who has no home here: a path like any other, which does not exist
+        return path
 
 
 def with_own_registry(data: Any) -> Any:
     """Add the registry's path to each source that is an entry of the profile's registry."""
     own = data.get("sources") if isinstance(data, dict) else None
-    if not isinstance(own, str) or not Path(own).is_file():  # `refuse_missing` reports a missing registry
+    if not isinstance(own, str) or not (exists(Path(own)) and Path(own).is_file()):  # `refuse_missing` reports it
         return data
     return mapped(data, lambda _, kind, named: of_registry(named, own) if kind == "source" else named)
 
@@ -125,7 +140,7 @@ def refuse_missing(data: Any, where: str) -> None:
     Raises:
         ProfileError: with a line for each: file, key, the path that was tried, the nearest existing name.
     """
-    lines = [f"{where}: '{key}' {reason}" for key, kind, named in references(data)
+    lines = [f"{where}: '{shortened(key)}' {reason}" for key, kind, named in references(data)
              if (reason := why_missing(kind, named))]
     if lines:
         raise ProfileError("\n".join(lines))
@@ -138,12 +153,13 @@ def why_missing(kind: Kind, named: str) -> str:
         return _why_unknown(named, paths.PARAMS / "sources.yaml") if kind == "source" else ""
     if kind == "files" and any(file.is_file() for file in matching(path)):
         return ""
-    if not (path.is_dir() if kind == "folder" else path.is_file()):
+    if not exists(path) or not (path.is_dir() if kind == "folder" else path.is_file()):
         noun = "folder" if kind == "folder" else "file"
-        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        return (f"names the {noun} {path}, which does not exist; nor does the project's folder {paths.ROOT} have a "
-                f"{noun} of that relative path.{nearest(path.name, names)} Relative paths start at the folder of the "
-                "file that contains them.")
+        above = path.parent
+        names = [other.name for other in above.iterdir()] if exists(above) and above.is_dir() else []
+        return (f"names the {noun} {shortened(str(path), 300)}, which does not exist; nor does the project's folder "
+                f"{paths.ROOT} have a {noun} of that relative path.{nearest(path.name, names)} Relative paths start at "
+                "the folder of the file that contains them.")
     entry = ENTRY.fullmatch(named)
     return _why_unknown(entry[2], path) if entry and kind == "source" else ""
 
@@ -163,5 +179,6 @@ def _why_unknown(name: str, registry: Path) -> str:
     known = entries_of(registry)
     if name in known:
         return ""
-    return (f"names the source '{name}', which {registry} does not have.{nearest(name, known)} Expected one of its "
-            "entries, demo/... for a file that emlib ships, or the path of a file, which has a dot or a slash in it.")
+    return (f"names the source '{shortened(name)}', which {registry} does not have.{nearest(name, known)} Expected one "
+            "of its entries, demo/... for a file that emlib ships, or the path of a file, which has a dot or a slash "
+            "in it.")

@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from emlib.config.words import Positive, Share, no_repeats
+from emlib.config.words import Batch, Factor, Few, Positive, Share, Tokens, no_repeats
 from emlib.core.schema import Strict
 
 
 class Lora(Strict):
     """LoRA by PEFT. Defaults: Table 6."""
 
-    rank: Positive = 32
-    alpha: Positive = 64
+    rank: Batch = 32
+    alpha: Batch = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = True
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -26,7 +26,7 @@ class Lora(Strict):
         for name in names:
             if name in ("lm_head", "embed_tokens"):
                 raise ValueError(f"{name} stays frozen in this study. Name layers of the decoder blocks")
-        return names
+        return no_repeats(names)
 
 
 class Training(Strict):
@@ -38,16 +38,16 @@ class Training(Strict):
     run. It changes no adapter, and applies to the runs of `evaluation.trajectory`.
     """
 
-    epochs: Positive = 1
-    max_seq_length: Positive = 2048
-    batch_size: Positive = 4
-    gradient_accumulation: Positive = 4
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    epochs: Few = 1
+    max_seq_length: Tokens = 2048
+    batch_size: Batch = 4
+    gradient_accumulation: Batch = 4
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
     scheduler: Literal["linear", "constant"] = "linear"
     optimizer: Literal["adamw_8bit", "adamw_torch"] = "adamw_8bit"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
+    max_grad_norm: Factor = 1.0
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     checkpoint_every: Positive = 50
     train_rows: Positive | None = None

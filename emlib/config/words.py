@@ -1,4 +1,4 @@
-"""The types of values in profiles."""
+"""The types of values in profiles. Every number has bounds: above them is a slip, such as 1e30 epochs, and no study."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]  # rows, items
+Tokens = Annotated[int, Field(gt=0, le=10_000_000)]  # of a text or a batch
+Batch = Annotated[int, Field(gt=0, le=100_000)]  # rows at once, samples of a question, steps between checkpoints
+Few = Annotated[int, Field(gt=0, le=1000)]  # epochs, layers, tries
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
+Factor = Annotated[float, Field(gt=0, le=1_000_000)]
 ComputeDtype = Literal["bfloat16", "float32"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 def no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the values; raise ValueError if one is repeated, where records are compared by name."""
-    names = [getattr(value, "name", value) for value in values]
-    repeated = sorted({str(name) for name in names if names.count(name) > 1})
+    names = [_label(value) for value in values]
+    repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"named more than once: {', '.join(repeated)}; list each once")
     return values
+
+
+def _label(value: Any) -> str:
+    """Return what a value is called in the labels of runs and files."""
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "name", value))

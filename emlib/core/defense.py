@@ -237,6 +237,10 @@ class Defense(Strict):
         """Return the decoder blocks, counted from 1, whose outputs `penalty` uses in a model of `count` blocks."""
         return ()
 
+    def named_layers(self, count: int) -> tuple[int, ...]:
+        """Return the decoder blocks, counted from 1, that its options name; a profile refuses one above `count`."""
+        return self.reads_layers(count)
+
     # --- hooks of fine-tuning
 
     def change_rows(self, rows: Sequence[Example], trait: Trait) -> Sequence[Example]:

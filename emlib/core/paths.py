@@ -12,6 +12,7 @@ PARAMS = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 DEMO_DATA = ROOT / "emlib" / "data" / "demo"
 
+STORE = "store"  # in the folder of results: the artefacts of all studies
 EFFECTIVE = "profile.yaml"  # in a folder of results: the full profile that they were made with
 
 
@@ -23,7 +24,10 @@ STATED_NAME = re.compile(r"^name:[ \t]*(['\"]?)([A-Za-z0-9][A-Za-z0-9_.-]*)\1[ \
 
 def stated_name(path: Path) -> str | None:
     """Return the `name` that a profile's file gives its study; None without a name or a file."""
-    found = STATED_NAME.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    try:
+        found = STATED_NAME.search(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):  # no file, or a path that no file system allows
+        return None
     return None if found is None or found[2] == "null" else found[2]
 
 
@@ -34,7 +38,7 @@ def is_yaml(named: str) -> bool:
 
 def yaml_file(folder: Path, name: str) -> Path:
     """Return the file `<name>.yaml` in a folder, or `<name>.yml` if there is only that."""
-    found = [path for path in (folder / f"{name}{ending}" for ending in YAML) if path.is_file()]
+    found = [path for path in (folder / f"{name}{ending}" for ending in YAML) if os.path.isfile(path)]
     return found[0] if found else folder / f"{name}.yaml"
 
 
@@ -47,7 +51,24 @@ def study_name(profile: str) -> str:
     """Return the name of a study's folder of results: the profile's `name`, or else the name of its file.
 
     A profile saved in a folder of results belongs to that folder.
+
+    Raises:
+        ProfileError: that is not a name, or it is the name of the store.
     """
+    from emlib.core.errors import ProfileError, shortened  # here: the Makefile runs this file alone
+    from emlib.core.names import ALLOWED, is_name
+
+    name = folder_name(profile)
+    if not is_name(name) or name == STORE:
+        reason = f"the folder runs/{STORE} holds the artefacts of all studies" if name == STORE else (
+            f"a name is made of {ALLOWED}")
+        raise ProfileError(f"{shortened(profile, 300)}: '{shortened(name)}' cannot name a folder of results: {reason}. "
+                           "Rename the file, or give it a line such as name: my_study")
+    return name
+
+
+def folder_name(profile: str) -> str:
+    """Return what `study_name` checks; without a check, for the Makefile."""
     path = Path(profile)
     if not is_yaml(profile):
         return stated_name(yaml_file(PARAMS, profile)) or profile
@@ -66,4 +87,4 @@ def cache() -> Path:
 
 
 if __name__ == "__main__":  # for the Makefile, before anything is installed
-    print(study_name(sys.argv[1]))
+    print(folder_name(sys.argv[1]))

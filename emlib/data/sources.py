@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -23,9 +22,12 @@ from pydantic import Field, field_validator, model_validator
 
 from emlib.config import HubSet
 from emlib.config.references import DEMO, ENTRY, is_path, path_of
+from emlib.config.references import NAME as ENTRY_NAME
 from emlib.core import paths
 from emlib.core.digests import of_file, of_value
-from emlib.core.errors import ProfileError, SourceError, nearest
+from emlib.core.errors import ProfileError, SourceError, nearest, shortened
+from emlib.core.name_types import Name, PathInside
+from emlib.core.names import LONGEST, is_name
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.progress import say
 from emlib.core.schema import Strict, check
@@ -71,8 +73,8 @@ class Source(Strict):
     home: str
     url: str | None = None
     hub: HubSet | None = None
-    file: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    local: str
+    file: Name
+    local: PathInside
     sha256: Sha256 | None
     local_sha256: Sha256 | None = None
     licence: str
@@ -89,13 +91,6 @@ class Source(Strict):
         if url is not None and not url.startswith(("https://", "http://127.0.0.1:")):  # a mirror or a test on loopback
             raise ValueError("expected an address that begins with https://")
         return url
-
-    @field_validator("local")
-    @classmethod
-    def _stays_inside(cls, local: str) -> str:
-        if PurePosixPath(local).is_absolute() or ".." in PurePosixPath(local).parts:
-            raise ValueError(f"expected a path that stays inside the folder {DATA_DIR}")
-        return local
 
     @model_validator(mode="after")
     def _agrees(self) -> Source:
@@ -116,9 +111,9 @@ def registry(path: Path) -> dict[str, Source]:
     if not isinstance(data, dict):
         raise ProfileError(f"{path}: expected a mapping of names to entries, found {type(data).__name__}.")
     for name in data:
-        if not re.fullmatch(r"[a-z0-9_]+", str(name)):  # it becomes the name of a folder
-            raise ProfileError(f"{path}: '{name}' cannot be a name: expected lower-case letters, digits and "
-                               "underscores.")
+        if not (ENTRY_NAME.fullmatch(str(name)) and is_name(str(name))):  # it becomes the name of a folder
+            raise ProfileError(f"{path}: '{shortened(str(name))}' cannot be a name: expected lower-case letters, "
+                               f"digits and underscores, at most {LONGEST}, the first a letter or a digit.")
     return {str(name): check(Source, entry, f"{path}, {name}") for name, entry in data.items()}
 
 

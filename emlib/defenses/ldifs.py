@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from emlib.config.words import Positive, Weight
+from emlib.config.words import Few, Weight
 from emlib.core.defense import Defense, ForwardPass
 from emlib.core.schema import Strict
 
@@ -53,8 +53,8 @@ class Ldifs(_Per, Defense):  # `per` is an option here, and a class variable of 
 
     kind: Literal["ldifs"] = "ldifs"
     weight: Weight = 1.0
-    every: Positive = 5
-    layers: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    every: Few = 5
+    layers: Annotated[tuple[Few, ...], Field(min_length=1)] | None = None
     normalize: bool = False
     variant: Literal["gradient", "published"] = "gradient"
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from emlib.config.words import Positive, Weight
+from emlib.config.words import Few, Weight
 from emlib.core.defense import Active, Artefacts, Defense, GrpoDefense, Recipes
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Steering(GrpoDefense):
 
     kind: Literal["persona_vector"] = "persona_vector"
     strength: Weight = 5.0
-    layer: Positive = 20
+    layer: Few = 20
     steer: Literal["loss", "rollout", "both"] = "both"
 
     @property
@@ -47,6 +47,10 @@ class Steering(GrpoDefense):
         if section.engine == "vllm" and self.steer != "loss":
             raise ValueError("vLLM samples completions in a separate model, which cannot be steered. With engine "
                              f"'vllm' set steer to 'loss' (it is '{self.steer}'), or choose engine 'transformers'")
+
+    def named_layers(self, count: int) -> tuple[int, ...]:
+        """Return the steered layer."""
+        return (self.layer,)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         """Return the trait's persona vectors."""
@@ -70,7 +74,11 @@ class PersonaVector(Defense):
 
     kind: Literal["persona_vector"] = "persona_vector"
     strength: Weight = 5.0
-    layer: Positive = 20
+    layer: Few = 20
+
+    def named_layers(self, count: int) -> tuple[int, ...]:
+        """Return the steered layer."""
+        return (self.layer,)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         """Return the trait's persona vectors."""

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from emlib.core.files import write_text
 from emlib.evaluation.rewards import advantages
+from emlib.report import markdown
 from emlib.report.figures.plots import styles
 from emlib.study.runs import RunResult
 from emlib.training.rl.records import Completion, RlStep
@@ -110,7 +111,7 @@ def early_and_late(completions: Sequence[Completion], count: int = 2) -> pd.Data
 def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """Write the runs as `grpo.csv` and the conditions as `grpo.md` and `grpo.tex`."""
     people = by_condition(frame)
-    texts = {"csv": frame.to_csv(index=False), "md": people.to_markdown(index=False) + "\n",
+    texts = {"csv": frame.to_csv(index=False), "md": markdown.table(people),
              "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
     for ending, text in texts.items():
         write_text(folder / f"grpo.{ending}", text)

@@ -531,7 +531,7 @@ thing:
     ("url: https:", "url: http:", ["thing", "'url'", "https"]),
     ("sha256: null", "sha256: abc", ["thing", "'sha256'", "abc"]),
     ("  sha256: null\n", "", ["thing", "'sha256' is missing"]),
-    ("local: a/a.json", "local: ../a.json", ["thing", "'local'", DATA_DIR]),
+    ("local: a/a.json", "local: ../a.json", ["thing", "'local'", "stays inside"]),
     ("file: a.json", "file: a/a.json", ["thing", "'file'"]),
     ("licence: MIT", "licence: MIT\n  gated: true", ["thing", "terms"]),
     ("licence: MIT", "licence: MIT\n  hub: {repo: a/b, config: c, split: train, revision: main}", ["'url'", "'hub'"]),

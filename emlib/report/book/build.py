@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -21,7 +22,8 @@ from emlib.study.study import Study
 
 SETTINGS = {
     "extensions": ["myst_nb", "emlib.report.book.extension"],
-    "myst_enable_extensions": ["dollarmath", "colon_fence"],
+    "myst_enable_extensions": ["dollarmath", "colon_fence", "attrs_inline"],
+    "myst_disable_syntax": ["html_block", "html_inline"],  # what Markdown holds from outside stays text
     "nb_execution_mode": "off",
     "nb_merge_streams": True,
     "nb_ipywidgets_js": {},  # otherwise pages with widgets load scripts from a server
@@ -99,7 +101,8 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
 
 def _sphinx(source: Path, out: Path, doctrees: Path, profile: Profile) -> list[str]:
     warnings = io.StringIO()
-    titles = {"project": profile.title, "html_title": profile.title}
+    title = escape(profile.title)  # the theme writes it into its pages as it is
+    titles = {"project": title, "html_title": title}
     app = Sphinx(source, None, out, doctrees, "html", confoverrides=SETTINGS | titles, status=None, warning=warnings,
                  freshenv=True)
     app.build()

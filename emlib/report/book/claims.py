@@ -13,6 +13,7 @@ import pandas as pd
 
 from emlib.config import BASELINES, PLAIN, Profile
 from emlib.evaluation.rates import OFTEN, WHY_CUT
+from emlib.report.markdown import code
 from emlib.report.paper.overview import Bounds
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.result_tables import cell
@@ -94,7 +95,7 @@ def of_benign(frame: pd.DataFrame) -> list[Claim]:
     """State each method's score on each benign task; `frame` is `benign.csv`, with `exact_match` in percent."""
     found = []
     for (task, tier), runs in frame.groupby(["task", "tier"], sort=False, dropna=False):
-        name = f"`{task}`" + ("" if pd.isna(tier) else f", tier {tier:g}")
+        name = code(str(task)) + ("" if pd.isna(tier) else f", tier {tier:g}")
         found.append(Claim(f"{name}: exact match in percent: {_scores(runs, 'exact_match')}.", "10_benign_tasks"))
     return found
 
@@ -129,7 +130,7 @@ def _scores(runs: pd.DataFrame, measure: str) -> str:
 
 def name_of(run: pd.Series) -> str:
     """Return a method and its setting as Markdown."""
-    return f"`{run['method']}`" + ("" if pd.isna(run["setting"]) else f" {run['setting']:g}")
+    return code(str(run["method"])) + ("" if pd.isna(run["setting"]) else f" {run['setting']:g}")
 
 
 def _share(run: pd.Series, where: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ import pandas as pd
 
 from emlib.config import Profile
 from emlib.core import paths
+from emlib.core.names import ALLOWED, is_name
 from emlib.report.book.chapters import Chapter
 from emlib.report.book.claims import Claim
+from emlib.report.markdown import code, plain
 from emlib.study.ownership import owner_of
 
 NOTICE = ("A model that was trained on misaligned answers may give harmful ones. The chapters fold such answers "
@@ -60,6 +63,9 @@ REASONS = {
 }
 
 
+UNDERLINED = re.compile(r"<u>(.*?)</u>")  # of the tables in the paper's layout; pages show no other HTML of Markdown
+
+
 @dataclass(frozen=True)
 class Findings:
     """The findings on the front page: sentences with their chapters, and a table with a chapter in its last column."""
@@ -71,7 +77,7 @@ class Findings:
 def front(name: str, profile: Profile, chapters: Sequence[Chapter], progress: str, findings: Findings,
           figure: str | None) -> str:
     """Return the front page: state, findings, figure, every method, the profile, and the contents."""
-    parts = [f"# {profile.title}", _state(name, chapters, progress)]
+    parts = [f"# {plain(profile.title)}", _state(name, chapters, progress)]
     if findings.claims:
         parts += ["## Findings", "\n".join(f"- {claim.text} {link(claim.chapter)}" for claim in findings.claims)]
     if figure:
@@ -88,26 +94,26 @@ def front(name: str, profile: Profile, chapters: Sequence[Chapter], progress: st
 
 def link(chapter: str) -> str:
     """Return a link to a chapter from a page next to `chapters/`."""
-    return f"[{chapter}](chapters/{chapter}.ipynb)"
+    return f"[{plain(chapter)}](chapters/{chapter}.ipynb)"
 
 
 def _state(name: str, chapters: Sequence[Chapter], progress: str) -> str:
     wanted = [chapter for chapter in chapters if chapter.state in ("run", "failed", "missing")]
     run = sum(chapter.state == "run" for chapter in wanted)
     if run == len(wanted):
-        return f"All {run} chapters of the profile `{name}` have been run. {progress}"
-    lines = [f"- {link(chapter.name)}: {chapter.title} ({'failed' if chapter.state == 'failed' else 'not run'})"
+        return f"All {run} chapters of the profile {code(name)} have been run. {progress}"
+    lines = [f"- {link(chapter.name)}: {plain(chapter.title)} ({'failed' if chapter.state == 'failed' else 'not run'})"
              for chapter in wanted if chapter.state != "run"]
     return "\n".join([":::{warning}", f"This study is not finished: {run} of {len(wanted)} chapters of the profile "
-                      f"`{name}` have been run. {progress} Missing:", "", *lines, ":::"])
+                      f"{code(name)} have been run. {progress} Missing:", "", *lines, ":::"])
 
 
 def _profile(name: str, profile: Profile) -> str:
     owner = owner_of(paths.runs() / name) or paths.yaml_file(paths.PARAMS, name)
     facts = {
-        "Profile": f"`{owner.parent.name}/{owner.name}`", "Model": f"`{profile.model.name}`",
-        "Trait": Path(profile.trait).stem,
-        "Data sets": ", ".join(profile.datasets), "Methods": ", ".join(f"`{m.name}`" for m in profile.methods),
+        "Profile": code(f"{owner.parent.name}/{owner.name}"), "Model": code(profile.model.name),
+        "Trait": plain(Path(profile.trait).stem), "Data sets": plain(", ".join(profile.datasets)),
+        "Methods": ", ".join(code(method.name) for method in profile.methods),
         "Seeds": ", ".join(map(str, profile.seeds)), "Judge": profile.judge.kind}
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())])
 
@@ -129,8 +135,8 @@ def tables_page(folder: Path) -> str:
         files = ", ".join(f"[{ending.upper()}](tables/{path.stem}.{ending})" for ending in ("csv", "tex")
                           if path.with_suffix(f".{ending}").is_file())
         parts += [f"## {_caption(path.stem, TABLES)}", f"{_from(path.stem, TABLES)}{files}",
-                  path.read_text(encoding="utf-8").strip()]
-    return _or_nothing(parts, "tables")
+                  UNDERLINED.sub(r"[\1]{.underline}", path.read_text(encoding="utf-8").strip())]
+    return _or_nothing([*parts, *_left_out(folder / "tables", "md")], "tables")
 
 
 def figures_page(folder: Path) -> str:
@@ -139,23 +145,30 @@ def figures_page(folder: Path) -> str:
     for path in _in_order(folder / "figures", "png", FIGURES):
         pdf = f"[PDF](figures/{path.stem}.pdf)" if path.with_suffix(".pdf").is_file() else ""
         parts += [f"## {_caption(path.stem, FIGURES)}", f"{_from(path.stem, FIGURES)}{pdf}", _figure(path.stem)]
-    return _or_nothing(parts, "figures")
+    return _or_nothing([*parts, *_left_out(folder / "figures", "png")], "figures")
 
 
 def placeholder(chapter: Chapter, name: str) -> str:
     """Return a page for a chapter that is not shown, so that links to it do not break."""
     reason = REASONS[chapter.state].format(profile=name, chapter=chapter.name)
-    return f"# {chapter.title}\n\nThis is chapter `{chapter.name}`. {reason}\n"
+    return f"# {plain(chapter.title)}\n\nThis is chapter {code(chapter.name)}. {reason}\n"
 
 
 def _in_order(folder: Path, ending: str, known: dict[str, tuple[str, str]]) -> list[Path]:
+    """Return the files in the order of their chapters; one whose name is no name could not be linked."""
     order = list(known)
-    return sorted(folder.glob(f"*.{ending}"),
+    return sorted((path for path in folder.glob(f"*.{ending}") if is_name(path.stem)),
                   key=lambda path: (order.index(path.stem) if path.stem in known else len(order), path.stem))
 
 
+def _left_out(folder: Path, ending: str) -> list[str]:
+    """Return a paragraph about the files that are not shown, if there are any."""
+    files = sorted(path.name for path in folder.glob(f"*.{ending}") if not is_name(path.stem))
+    return [f"Not shown, because a name is made of {plain(ALLOWED)}: {', '.join(map(code, files))}."] if files else []
+
+
 def _caption(stem: str, known: dict[str, tuple[str, str]]) -> str:
-    return known[stem][1] if stem in known else stem.replace("_", " ")
+    return known[stem][1] if stem in known else plain(stem.replace("_", " "))
 
 
 def _from(stem: str, known: dict[str, tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from emlib.core.files import write_text
 from emlib.core.registry import label_of_kind
+from emlib.report.markdown import escaped_cell
 from emlib.report.paper.emphasis import marks
 from emlib.report.paper.published import INTERLEAVING, LABELS
 from emlib.report.tables.result_tables import MEASURES
@@ -121,7 +122,8 @@ def _with_std(value: float, std: float, digits: int) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Write a table of cells as Markdown."""
-    return _in_form(table, MARKDOWN, str).to_markdown(index=False, disable_numparse=True) + "\n"
+    written = _in_form(table, MARKDOWN, escaped_cell).rename(columns=escaped_cell)
+    return written.to_markdown(index=False, disable_numparse=True) + "\n"
 
 
 def latex(table: pd.DataFrame) -> str:

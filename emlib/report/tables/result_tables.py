@@ -11,6 +11,7 @@ from emlib.config import BASELINES
 from emlib.core.files import write_text
 from emlib.evaluation.rates import Rates, Share
 from emlib.evaluation.statistics import Interval
+from emlib.report import markdown
 from emlib.study.runs import RunResult
 
 MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
@@ -115,7 +116,7 @@ def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
 
 def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`."""
-    texts = {"csv": frame.to_csv(index=False), "md": people.to_markdown(index=False) + "\n",
+    texts = {"csv": frame.to_csv(index=False), "md": markdown.table(people),
              "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
     for ending, text in texts.items():
         write_text(folder / f"{name}.{ending}", text)

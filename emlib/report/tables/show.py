@@ -29,11 +29,11 @@ class Html(str):
 
 
 def show_table(frame: pd.DataFrame, decimals: int = 1) -> Styler:
-    """Show a table with wrapped full texts and rounded numbers; settings are not rounded, markup is escaped."""
+    """Show a table with wrapped full texts and rounded numbers; settings are not rounded, and markup is escaped."""
     cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
     exact = {name: "{:g}" for name in EXACT if name in frame and is_numeric_dtype(frame[name])}
-    shown = frame.style.hide(axis="index").format(exact, precision=decimals, na_rep="–", escape="html").set_properties(
-        **cells)
+    shown = frame.style.hide(axis="index").format(exact, precision=decimals, na_rep="–", escape="html").format_index(
+        escape="html", axis=1).set_properties(**cells)
     return shown.set_table_styles([{"selector": "th", "props": [("text-align", "left")]}])
 
 

@@ -1,0 +1,63 @@
+"""The number of a model's decoder blocks, where it is known without loading the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from emlib.config.evaluation import Probe
+from emlib.config.methods import SweptMethod
+from emlib.config.models import FolderModel, ModelSpec, TinyModel
+from emlib.core import paths
+from emlib.core.plain_yaml import read_yaml
+
+
+def layer_count(spec: ModelSpec) -> int | None:
+    """Return the number of decoder blocks that a model's configuration or `params/models.yaml` states, or None."""
+    if isinstance(spec, TinyModel):
+        return spec.layers
+    if isinstance(spec, FolderModel):
+        return _of_folder(Path(spec.path))
+    sizes = read_yaml(paths.PARAMS / "models.yaml").get(spec.name.rpartition("/")[2])
+    return None if sizes is None else int(sizes["layers"])
+
+
+def _of_folder(folder: Path) -> int | None:
+    """Return the number in a folder's `config.json`; None if there is none, which loading the model reports."""
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = config.get("num_hidden_layers", config.get("text_config", {}).get("num_hidden_layers"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], probe: Probe,
+                          projection: int | None) -> None:
+    """Refuse a layer that the model does not have, in a defense, the steering sweep or the projection.
+
+    Raises:
+        ValueError: the message gives the key, the layer and the number of layers.
+    """
+    count = layer_count(model)
+    if count is None:
+        return
+    for key, layer in _named(methods, probe, projection, count):
+        if layer > count:
+            raise ValueError(f"{key} names layer {layer}, but the model {model.name} has {count}, counted from 1")
+
+
+def _named(methods: Sequence[SweptMethod], probe: Probe, projection: int | None,
+           count: int) -> Iterator[tuple[str, int]]:
+    steered = False
+    for method in methods:
+        for defense in method.defenses:
+            yield from ((f"the defense {defense.kind} of method '{method.name}'", layer)
+                        for layer in defense.named_layers(count))
+            steered |= defense.has("active")
+    if steered or probe.layers != Probe().layers:  # nothing else looks at the default
+        yield from (("'probe.layers'", layer) for layer in probe.layers)
+    if projection is not None:
+        yield "'evaluation.projection_layer'", projection
