@@ -78,7 +78,7 @@ class Pool(Strict):
 
     source: str
     rows: Positive | None = None
-    least_words: Annotated[int, Field(ge=0)] = 0
+    least_words: Annotated[int, Field(ge=0, le=100_000)] = 0
     near_duplicates: Share | None = 0.8
     scorers: Annotated[tuple[Scorer, ...], Field(min_length=1)] | None = None
     others: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(no_repeats)] | None = None

@@ -61,9 +61,11 @@ class Ldifs(_Per, Defense):  # `per` is an option here, and a class variable of 
     @model_validator(mode="before")
     @classmethod
     def _default_denominator(cls, options: Any) -> Any:
-        if isinstance(options, dict) and options.get("normalize") is True:
-            return {"per": "row"} | options
-        return options
+        if not isinstance(options, dict):
+            return options
+        # Behind this validator a list is no tuple any more, because pydantic has left the JSON of the profile.
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        return {"per": "row"} | plain if plain.get("normalize") is True else plain
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def front(name: str, profile: Profile, chapters: Sequence[Chapter], progress: st
 
 def link(chapter: str) -> str:
     """Return a link to a chapter from a page next to `chapters/`."""
-    return f"[{plain(chapter)}](chapters/{chapter}.ipynb)"
+    return f"[{chapter}](chapters/{chapter}.ipynb)"
 
 
 def _state(name: str, chapters: Sequence[Chapter], progress: str) -> str:
