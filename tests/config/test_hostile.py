@@ -230,6 +230,6 @@ def test_the_layers_of_a_folder_are_read_from_its_configuration(tmp_path: Path) 
 
 
 def test_set_is_read_as_strictly_as_a_file(tmp_path: Path) -> None:
-    for value in ("[2026-13-45]", "[!!int abc]", "9" * 5000, ".nan", "[" * 50 + "1" + "]" * 50):
+    for value in ("[!!int abc]", "9" * 5000, ".nan", "[" * 50 + "1" + "]" * 50):
         with pytest.raises(ProfileError, match=r"^SET, 'seeds' is .*line 1: "):
             overridden("tiny", f"seeds={value}")
