@@ -49,7 +49,7 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLA
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
-export PLUGINS
+export PLUGINS VERBOSE
 
 .PHONY: help setup test check check-data reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
 
@@ -79,10 +79,10 @@ reproduce: setup ## run the study: every notebook of PROFILE, in order; then lis
 	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(PROFILE); exit 1; }
 	@$(BIN)/python -m emlib.workflow.result_paths $(PROFILE)
 
-plan: setup ## show what PROFILE would cost, which notebooks would run, and why
+plan: setup ## show what PROFILE would cost; with VERBOSE=1 every run, and which notebooks would run and why
 	@$(BIN)/python -m emlib.workflow.graph $(PROFILE)
+	@$(if $(filter 1,$(VERBOSE)),$(SNAKEMAKE) --quiet rules host --dry-run)
 	@$(BIN)/python -m emlib.report.estimate $(PROFILE)
-	@$(SNAKEMAKE) --quiet rules host --dry-run
 
 status: setup ## show which jobs of PROFILE are done, running, failed and waiting; GPU-hours and money spent
 	@$(BIN)/python -m emlib.workflow.status $(PROFILE)
