@@ -23,7 +23,7 @@ from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.models.shape import Shape, shape
 from emlib.report.estimate import Estimate, show
-from emlib.study.plan.build import Plan, plan
+from emlib.study.plan.build import Plan, finished, plan
 from emlib.study.plan.costs import Costs
 from emlib.study.plan.speed import Measured, speed
 from emlib.study.results import task_and_tier
@@ -228,7 +228,20 @@ def test_a_plan_ends_with_its_sums_in_a_few_lines(capsys: pytest.CaptureFixture[
     show(study)
     short = capsys.readouterr().out
     runs = len(Estimate(study).runs())
-    assert len(short.splitlines()) <= 7
+    assert len(short.splitlines()) <= 8
     assert f"left       {runs} of {runs} runs: " in short
     show(study, verbose=True)
     assert capsys.readouterr().out.endswith(short)
+
+
+def test_results_of_an_earlier_version_count_as_done_where_newer_options_are_at_their_default() -> None:
+    study = open_study("tiny")
+    study.record()
+    record = study.folder / paths.EFFECTIVE
+    (study.folder / "grpo.csv").write_text(f"model,method,setting,seed\n{study.profile.model.name},grpo,,0\n")
+    older = [line for line in record.read_text().splitlines() if not line.strip().startswith("least_words:")]
+    assert len(older) + 1 == len(record.read_text().splitlines())
+    record.write_text("\n".join(older))
+    assert [str(run) for run in finished(open_study("tiny"))] == ["grpo · grpo · seed 0"]
+    record.write_text("\n".join(older).replace("epochs: 1", "epochs: 2"))
+    assert finished(open_study("tiny")) == frozenset()

@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from emlib.config import Profile, load_profile
 from emlib.core import paths
-from emlib.core.plain_yaml import read_yaml
+from emlib.core.errors import ProfileError
 from emlib.core.step import Step, closure
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
@@ -117,8 +118,7 @@ def finished(study: Study) -> frozenset[Run]:
 
     A run with triggers or a trajectory must also be in the table of these, which notebook 18 writes.
     """
-    record = study.folder / paths.EFFECTIVE
-    if not record.is_file() or read_yaml(record) != as_kept(study.profile):
+    if not _made_with(study.profile, study.folder / paths.EFFECTIVE):
         return frozenset()
     found = {run for section in FILES for run, _ in rows(study.folder, section)}
     narrow = [run for run in found if isinstance(study.task(run), NarrowTask)]
@@ -137,6 +137,14 @@ def _in_table(study: Study, name: str) -> frozenset[Run]:
     return frozenset(Run(study.profile.model.name, row["dataset"], row["method"],
                          None if pd.isna(row["setting"]) else row["setting"], row["seed"])
                      for row in pd.read_csv(path).to_dict("records"))
+
+
+def _made_with(profile: Profile, record: Path) -> bool:
+    """Whether a folder's record is this profile. A record of an earlier version lacks newer options."""
+    try:
+        return record.is_file() and as_kept(load_profile(str(record))) == as_kept(profile)
+    except ProfileError:
+        return False
 
 
 def rows(folder: Path, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:
