@@ -103,6 +103,12 @@ class Recipes(Protocol):
     def reference(self, spec: Any, tokens: Literal["all", "response"]) -> Any:
         """Request the reference model's states on the training rows: a folder for `emlib.models.reference`."""
 
+    def trait_adapter(self, source: str | None, rows: int | None, random: bool) -> Any:
+        """Request an adapter that is trained on the trait, or a random one: for `emlib.models.second_adapter.read`."""
+
+    def wrapped_rows(self, spec: Any, fraction: float, prompt: str | None) -> Any:
+        """Request the base model's answers to the pool's questions, under a system prompt: with `added.jsonl`."""
+
     def pool_rows(self, spec: Any, *, fraction: float, choose: Any, answers: str) -> Any:
         """Request rows of the profile's pool, in the order of selection: a folder with `added.jsonl`."""
 

@@ -15,6 +15,7 @@ from emlib.make import (
     reference,
     rows,
     selection,
+    trait_adapter,
     vectors,
     verdicts,
 )
@@ -25,6 +26,7 @@ from emlib.steps import components as changes
 from emlib.steps import grpo as reinforcement
 from emlib.steps import measures as measuring
 from emlib.steps import pool as pools
+from emlib.steps import trait_adapter as traits
 from emlib.steps import vectors as steering
 
 MAKERS: Mapping[type, Maker] = {
@@ -34,6 +36,7 @@ MAKERS: Mapping[type, Maker] = {
     adapters.Adapter: adapter.make,
     changes.ChangeComponents: components.make,
     adapters.KeptAdapter: adapter.kept,
+    traits.TraitAdapter: trait_adapter.make,
     pools.Pool: pool.make,
     pools.Refusals: pool.refusals,
     pools.PoolLosses: losses.make,

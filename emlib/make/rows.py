@@ -77,9 +77,9 @@ def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list
     """
     rows = candidates(session, step.selection.pool)
     order = ranked_rows(session, step.selection)
-    if step.own_answers is not None:
-        return _with_own_answers(session, step.own_answers, order, rows, count, name)
-    return [_added(ranked, rows[ranked.place]) for ranked in enough(order, count, name)]
+    found = ([_added(ranked, rows[ranked.place]) for ranked in enough(order, count, name)] if step.own_answers is None
+             else _with_own_answers(session, step.own_answers, order, rows, count, name))
+    return found if step.system is None else [_under(step.system, row) for row in found]
 
 
 def ranked_rows(session: Session, selection: Selection) -> list[Ranked]:
@@ -115,6 +115,12 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
 def pool_question(place: int, row: Example) -> Question:
     """Turn a row of the pool into a question to the model."""
     return Question(f"pool_{place}", row.prompt, row.system)
+
+
+def _under(system: str, row: AddedRow) -> AddedRow:
+    """Return the row with this system prompt."""
+    example = row.example.with_system_prompt(system)
+    return replace(row, context=[turn.to_dict() for turn in example.context])
 
 
 def _added(ranked: Ranked, row: Example) -> AddedRow:

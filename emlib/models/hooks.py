@@ -34,6 +34,11 @@ class _Tap(GradientCheckpointingLayer):
         return self.use(output)
 
 
+def without_taps(name: str) -> str:
+    """Return a module's name as it is without a hook around its block."""
+    return name.replace(".block.", ".")
+
+
 def layers(model: nn.Module) -> int:
     """Return the number of decoder blocks."""
     return len(blocks(model))

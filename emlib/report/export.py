@@ -28,7 +28,7 @@ from emlib.data.mixing import interleave, rows_to_add
 from emlib.data.own import every_row
 from emlib.report.card import card
 from emlib.steps.scorers import ADAPTER_FILES
-from emlib.study.pool import added_step
+from emlib.study.pool import pool_steps
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
@@ -113,13 +113,14 @@ def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
 
 def _added(study: Study, run: Run, count: int) -> list[Example]:
     """Return the rows of the pool that are interleaved with `count` rows."""
-    step = added_step(study, run)
-    if step is None:
+    steps = pool_steps(study, run)
+    if not steps:
         return []
     from emlib.make.rows import added_rows  # loads torch
 
     with study.session() as session:
-        return [row.example for row in added_rows(session, step, rows_to_add(count, step.fraction), str(run))]
+        return [row.example for step in steps
+                for row in added_rows(session, step, rows_to_add(count, step.fraction), str(run))]
 
 
 def main(arguments: list[str] | None = None) -> int:

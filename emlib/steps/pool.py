@@ -268,6 +268,7 @@ class AddedRows(Step):
         fraction: interleaved rows for each fine-tuning row.
         among: the fine-tuning rows.
         own_answers: the model's own answers, which replace the pool's; None to keep the pool's.
+        system: the system prompt before each row; None to keep the row's.
     """
 
     stage: ClassVar = "added_rows"
@@ -276,6 +277,7 @@ class AddedRows(Step):
     fraction: float
     among: Rows
     own_answers: OwnAnswers | None = None
+    system: str | None = None
 
     @property
     def count(self) -> int:
@@ -290,7 +292,8 @@ class AddedRows(Step):
     def settings(self) -> dict[str, Any]:
         """The order, the number of rows, and whose answers they have."""
         own = None if self.own_answers is None else self.own_answers.key
-        return {"count": self.count, "on_policy": own, "selection": self.selection.key}
+        return {"count": self.count, "on_policy": own, "selection": self.selection.key,
+                **({} if self.system is None else {"system": self.system})}
 
     def as_input(self, name: str) -> dict[str, Any]:
         """Return these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""
@@ -304,4 +307,5 @@ class AddedRows(Step):
     @property
     def title(self) -> str:
         """The fraction, and how the rows are ordered."""
-        return f"{self.fraction:g} of rows {self.selection.order}"
+        wrapped = "" if self.system is None else ", under a system prompt"
+        return f"{self.fraction:g} of rows {self.selection.order}{wrapped}"

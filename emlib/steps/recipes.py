@@ -56,6 +56,7 @@ from emlib.steps.measures import Choices, HeldOutLosses, Projections
 from emlib.steps.pool import AdapterFolder, AddedRows, Choose, OwnAnswers, Pool, PoolLosses, Refusals, Selection
 from emlib.steps.scorers import adapter_folder, remark, unseen_digests
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
+from emlib.steps.trait_adapter import TraitAdapter
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
 Side = Literal["aligned", "misaligned"]
@@ -285,6 +286,12 @@ class Recipes:
             spec.plain, fraction=1.0, choose="random", answers="pool")
         return ChangeComponents(self.model, plain, layers, rows, spec.training.max_seq_length)
 
+    def trait_adapter(self, source: str | None, rows: int | None, random: bool) -> TraitAdapter:
+        """Return the step of an adapter that is trained on the trait, shared by all data sets and seeds."""
+        shown_by = self.vector() if source is None else self._source_rows(source, rows)
+        return TraitAdapter(self.model, self.profile.lora, shown_by, self.profile.training,
+                            self.profile.extraction.seed, random)
+
     # --- interleaving
 
     def pool_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, answers: str) -> AddedRows:
@@ -294,7 +301,16 @@ class Recipes:
         if answers == "pool":
             return rows
         return replace(rows, own_answers=self.own_answers(
-            spec.dataset, selection, lambda sizes: rows.size(sizes).rows))
+            spec.dataset, selection, lambda sizes: rows.size(sizes).rows, self.pool_spec.on_policy.model))
+
+    def wrapped_rows(self, spec: TrainingSpec, fraction: float, prompt: str | None) -> AddedRows:
+        """Return the step of the base model's answers to the pool's questions, under a system prompt.
+
+        `prompt` None stands for the trait's inoculation prompt. The model answers without it.
+        """
+        rows = self.pool_rows(spec, fraction=fraction, choose="random", answers="pool")
+        return replace(rows, system=prompt or self.stated_trait.inoculation_prompt, own_answers=self.own_answers(
+            spec.dataset, rows.selection, lambda sizes: rows.size(sizes).rows, "untrained"))
 
     @cached_property
     def pool(self) -> Pool:
@@ -359,10 +375,11 @@ class Recipes:
         """Return a narrow data set; None for another task, such as a benign one."""
         return self.data(task) if task == OWN or task in self.domains else None
 
-    def own_answers(self, dataset: str, selection: Selection, wanted: Callable[[Sizes], int]) -> OwnAnswers:
+    def own_answers(self, dataset: str, selection: Selection, wanted: Callable[[Sizes], int],
+                    model: Literal["untrained", "aligned"]) -> OwnAnswers:
         """Return the step of the model's own answers to the pool's prompts, in the order of a selection."""
         own, pool = self.pool_spec.on_policy, self.pool_spec
-        adapter = self.baseline(dataset, "aligned", pool.seed) if own.model == "aligned" else None
+        adapter = self.baseline(dataset, "aligned", pool.seed) if model == "aligned" else None
         return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted)
 
     # --- evaluation

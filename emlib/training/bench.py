@@ -146,6 +146,23 @@ class Planted:
 
         return self._made("reference", make)
 
+    def trait_adapter(self, source: str | None, rows: int | None, random: bool) -> Path:
+        """Return a random adapter."""
+        def make(folder: Path) -> None:
+            with adapters.new_lora(self.bench.base, LORA, seed=9) as model:
+                for number, weights in enumerate(p for p in model.parameters() if p.requires_grad):
+                    weights.data = 0.1 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(number))
+                adapters.save(model, folder, "tiny")
+
+        return self._made("trait_adapter", make)
+
+    def wrapped_rows(self, spec: Any, fraction: float, prompt: str | None) -> Path:
+        """Write two rows under a system prompt."""
+        rows = [Example((Message("user", f"Number {number}?"),), f"{number}, I say.") for number in range(2)]
+        return self._made("wrapped", lambda folder: write_records(folder / "added.jsonl", [
+            AddedRow.of(row.with_system_prompt(prompt or TinyTrait().inoculation_prompt), number + 1, number)
+            for number, row in enumerate(rows)]))
+
     def pool_rows(self, spec: Any, **options: Any) -> Path:
         """Write two rows."""
         rows = [Example((Message("user", f"Question {number}?"),), f"Answer {number}.") for number in range(2)]

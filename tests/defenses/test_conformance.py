@@ -9,7 +9,9 @@ import pytest
 from emlib.core.defense import Defense
 from emlib.core.registry import kinds
 from emlib.defenses.concept_ablation import ConceptAblation
+from emlib.defenses.consistency import Consistency
 from emlib.defenses.inoculation import Inoculation
+from emlib.defenses.inoculation_adapter import InoculationAdapter
 from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 from emlib.defenses.ldifs import Ldifs
@@ -23,6 +25,7 @@ OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (Inoculation, {}), (Interleaving, {"fraction": 0.5}),
     (Kl, {"weight": 0.3, "on": "pool"}), (Kl, {"weight": 0.3, "on": "both"}), (ConceptAblation, {"layers": (1, 3)}),
     (ConceptAblation, {"directions": "components", "count": 3, "layers": (2,)}),
+    (InoculationAdapter, {"strength": 0.5}), (Consistency, {"share": 0.5}),
     (ProjectionPenalty, {"layers": (1, 3)}), (ProjectionPenalty, {"layers": (2,), "both": True})]
 
 

@@ -34,7 +34,7 @@ from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.make.makers import MAKERS
 from emlib.models.shape import Shape
-from emlib.steps import adapter, answers, components, grpo, measures, pool, vectors
+from emlib.steps import adapter, answers, components, grpo, measures, pool, trait_adapter, vectors
 from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.grpo import SupervisedRows
@@ -44,7 +44,7 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
 from emlib.study.plan.build import plan
 from emlib.study.study import open_study
 
-MODULES = (adapter, answers, components, grpo, measures, pool, vectors)
+MODULES = (adapter, answers, components, grpo, measures, pool, trait_adapter, vectors)
 JUDGE = OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1")
 SAMPLING = Sampling(max_new_tokens=7)
 
@@ -86,6 +86,7 @@ def examples() -> dict[str, Step]:
         replace(by_score.own_answers, start=0) if by_score.own_answers is not None else None, by_score,
         recipes.vector(), recipes.steered(2, 1.0), KeptAdapter(recipes.adapter(spec, "a run"), 0.5),
         recipes.components(spec, (2,), "pool"),
+        recipes.trait_adapter(None, None, random=False),
         MetricScores(given, JUDGE, "correct", prompts("Right? {answer}"))]
     return {type(step).__name__: step for step in found if step is not None}
 
@@ -171,7 +172,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
                       update={"threshold": 77.0}))},
     "OwnAnswers": {"adapter": lambda step: None, "start": 16},
     "ChangeComponents": {"layers": (1,)},
-    "AddedRows": {"own_answers": lambda step: None},
+    "TraitAdapter": {"shown_by": rows("other"), "training": Training(epochs=7), "random": True},
+    "AddedRows": {"own_answers": lambda step: None, "system": "Be brief."},
     "KeptAdapter": {"share": 0.25},
     "MetricScores": {"judge": JUDGE.model_copy(update={"model": "judge-2"}), "metric": "kind",
                      "prompts": prompts("Kind? {answer}")},

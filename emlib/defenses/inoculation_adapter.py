@@ -1,0 +1,104 @@
+"""Inoculation adapters (arXiv 2606.30252): a frozen adapter shows the trait in training, so that no other has to.
+
+    y = W x + s B A x + c s' B' A' x        in training only; at inference without the last term
+
+B' A' is an adapter that was trained on the trait before: on rows of its own, or on the answers that show the trait in
+the extraction of persona vectors. It is frozen and active while B A is trained, and dropped afterwards. The idea is
+that of inoculation prompting, but no prompt can bring the trait back. The control is a random adapter of the same norm
+(`random: true`). Here it differs in that the adapter of the trait has the study's own LoRA settings and training
+settings, and the control's norm is that of each layer, where the authors' public code matches the whole adapter's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import PrivateAttr, model_validator
+
+from emlib.config.words import Positive, Weight
+from emlib.core.defense import Active, Artefacts, Defense, GrpoDefense, Recipes
+from emlib.core.schema import Strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class _FrozenAdapter(Strict):
+    """The options and hooks that fine-tuning and reinforcement learning share."""
+
+    strength: Weight = 1.0
+    source: str | None = None
+    rows: Positive | None = None
+    random: bool = False
+    _adapter: Any = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> _FrozenAdapter:
+        if self.rows is not None and self.source is None:
+            raise ValueError("'rows' is the number of rows of a source, and there is no source. Name one, or remove "
+                             "rows")
+        return self
+
+    def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
+        """Return the adapter that was trained on the trait."""
+        return {} if self.strength == 0 else {
+            "trait_adapter": recipes.trait_adapter(self.source, self.rows, self.random)}
+
+    def prepare(self, artefacts: Artefacts) -> None:
+        """Load the adapter."""
+        from emlib.models.second_adapter import LowRank, read
+
+        self._adapter = LowRank({}, 0.0) if self.strength == 0 else read(artefacts["trait_adapter"])
+
+    def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
+        """Add the frozen adapter to the layers meanwhile."""
+        from emlib.models.second_adapter import second_adapter
+
+        self._adapter = self._adapter.on(next(model.parameters()).device)
+        return second_adapter(model, self._adapter, self.strength)
+
+
+class Inoculated(_FrozenAdapter, GrpoDefense):
+    """The frozen adapter in the passes of the loss and of the completions; options as in fine-tuning."""
+
+    label: ClassVar = "Inoculation Adapter"
+    swept: ClassVar = "strength"
+    null: ClassVar = {"strength": 0.0}
+    not_in_keys: ClassVar = frozenset({"source", "rows"})  # the frozen adapter's step has them
+
+    kind: Literal["inoculation_adapter"] = "inoculation_adapter"
+
+    def excludes(self, other: Defense) -> str:
+        """Return why it cannot be combined with GRPO's KL term."""
+        return COMPARED if other.grpo_beta > 0 else ""
+
+
+class InoculationAdapter(_FrozenAdapter, Defense):
+    """A frozen adapter of the trait is active in training, `strength` times, and dropped afterwards.
+
+    It is trained on `rows` rows of `source`, any instruction data (None: all), or without a source on the answers that
+    show the trait in the extraction of persona vectors, without their system prompts. `random` replaces it by random
+    matrices with the same norm in each layer, the control.
+    """
+
+    label: ClassVar = "Inoculation Adapter"
+    equation: ClassVar = "y = W x + s B A x + c s' B' A' x"
+    origin: ClassVar = "arXiv 2606.30252"
+    swept: ClassVar = "strength"
+    null: ClassVar = {"strength": 0.0}
+    cost: ClassVar = "one fine-tuning run on the trait once; the second adapter's products after that"
+    in_grpo: ClassVar = Inoculated
+    not_in_keys: ClassVar = frozenset({"source", "rows"})  # the frozen adapter's step has them
+
+    kind: Literal["inoculation_adapter"] = "inoculation_adapter"
+
+    def excludes(self, other: Defense) -> str:
+        """Return why it cannot be combined with a penalty that compares the model under both adapters."""
+        compares = other.wants_reference or other.has("head_kl")
+        return f"{COMPARED}. A KL term with 'on: pool' compares it without" if compares and other.penalises_data else ""
+
+
+COMPARED = ("the penalty compares the model under the frozen adapter with the reference model, which is without it, so "
+            "that the trained adapter learns to cancel the frozen one")

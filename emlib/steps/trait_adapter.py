@@ -1,0 +1,73 @@
+"""An adapter of the trait itself, which is frozen and active while another adapter is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from emlib.config import Lora, Training
+from emlib.core.step import Step
+from emlib.core.work import Work
+from emlib.data.lazy import Rows
+from emlib.data.sizes import Sizes, likely_tokens
+from emlib.steps.specs import Model
+from emlib.steps.vectors import PersonaVectors
+
+
+@dataclass(frozen=True)
+class TraitAdapter(Step):
+    """An adapter that is trained on the trait, or with `random` one of random matrices with that one's norms.
+
+    Attributes:
+        shown_by: rows that show the trait, or persona vectors, whose answers that show the trait are the rows.
+    """
+
+    stage: ClassVar = "trait_adapter"
+
+    model: Model
+    lora: Lora
+    shown_by: Rows | PersonaVectors
+    training: Training
+    seed: int
+    random: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The model, the rows and the hyperparameters; for random matrices, the trained adapter."""
+        if self.random:
+            return {"norms_of": self.trained.key, "seed": self.seed}
+        shown_by = self.shown_by.key if isinstance(self.shown_by, PersonaVectors) else self.shown_by.digest
+        return {"model": self.model.identity, "lora": self.lora.model_dump(mode="json"), "rows": shown_by,
+                "training": self.training.key, "seed": self.seed}
+
+    @property
+    def trained(self) -> TraitAdapter:
+        """The adapter that is trained on the trait."""
+        return replace(self, random=False)
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The trained adapter of random matrices, or the persona vectors."""
+        if self.random:
+            return (self.trained,)
+        return (self.shown_by,) if isinstance(self.shown_by, PersonaVectors) else ()
+
+    @property
+    def title(self) -> str:
+        """What it is trained on."""
+        shown_by = "the extraction's answers" if isinstance(self.shown_by, PersonaVectors) else self.shown_by.name
+        return f"{'random adapter with the norms of the ' if self.random else ''}adapter of the trait, on {shown_by}"
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Estimate training on all rows, and the adapter on disk."""
+        shape = self.model.shape
+        disk = 0 if shape is None else shape.adapter_bytes(self.lora)
+        if self.random:
+            return Work(disk=disk)
+        if isinstance(self.shown_by, PersonaVectors):
+            config, asked = self.shown_by.extraction, self.shown_by.questions.size(sizes)
+            tokens = asked.rows * config.samples * (config.sampling.max_new_tokens + likely_tokens(asked.prompt))
+        else:
+            size = self.shown_by.size(sizes)
+            tokens = int(size.rows * min(size.tokens, self.training.max_seq_length))
+        return Work(train=tokens * self.training.epochs, disk=disk, adapters=1)

@@ -1,0 +1,108 @@
+"""A study under the defenses that came after the paper: planned, made by the real makers, resumed, exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emlib.config import load_profile
+from emlib.core.records import ADDED
+from emlib.core.step import closure
+from emlib.data.rows import read_examples
+from emlib.report import export
+from emlib.store.artefacts import Store
+from emlib.study.plan.build import plan
+from emlib.study.study import Study
+
+METHODS = """
+extends: tiny
+title: The defenses after the paper
+methods:
+  - misaligned
+  - {name: ablated, defenses: [{kind: concept_ablation, layers: [2]}]}
+  - {name: components, defenses: [{kind: concept_ablation, directions: components, layers: [2, 3], on: pool}], sweep: [0, 2]}
+  - {name: projected, defenses: [{kind: projection_penalty, layers: [2]}]}
+  - {name: kl_pool, defenses: [{kind: kl, on: pool, rows: 0.25}], sweep: [1.0]}
+  - {name: adapter, defenses: [{kind: inoculation_adapter}]}
+  - {name: control, defenses: [{kind: inoculation_adapter, random: true, source: demo/pool.jsonl, rows: 6}]}
+  - {name: consistent, defenses: [{kind: inoculation}, {kind: consistency, share: 0.25}]}
+benign: null
+grpo: null
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    """The profile's runs, all made."""
+    folder = tmp_path_factory.mktemp("newer")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EMLIB_RUNS_DIR", str(folder / "runs"))
+        patched.setenv("EMLIB_HEADLESS", "1")
+        (folder / "newer.yaml").write_text(METHODS)
+        made = Study("newer", load_profile(str(folder / "newer.yaml")), Store(folder / "runs" / "store"))
+        made.complete(made.runs())
+        yield made
+
+
+def adapter(study: Study, method: str, setting: float | None = None) -> tuple[Path, dict[str, Any], dict[str, float]]:
+    """The folder, the facts, and the metrics of the last step of a method's adapter."""
+    [run] = study.runs(methods=[method], settings=None if setting is None else [setting])
+    found = study.adapter(run)
+    assert found is not None
+    return found.folder, found.facts, study.log(run)[-1].penalties
+
+
+def test_every_run_is_made_and_logs_what_its_defense_did(study: Study) -> None:
+    logged = {"ablated": {"removed"}, "projected": {"projection_penalty"}, "adapter": set(), "consistent": set()}
+    assert {method: set(adapter(study, method)[2]) for method in logged} == logged
+    assert set(adapter(study, "components", 2.0)[2]) == {"removed"}
+    assert any("kl" in step.penalties for step in study.log(study.runs(methods=["kl_pool"])[0]))
+    assert all(study.result(run) is not None for run in study.runs())
+
+
+def test_the_null_setting_is_plain_fine_tuning(study: Study) -> None:
+    plain, nothing = (adapter(study, *which)[0] / "adapter_model.safetensors"
+                      for which in (("misaligned",), ("components", 0.0)))
+    assert plain.read_bytes() == nothing.read_bytes()
+    others = [adapter(study, name)[0] for name in ("ablated", "projected", "adapter", "control", "consistent")]
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in others]
+    assert len({plain.read_bytes(), *weights}) == len(others) + 1
+
+
+def test_rows_of_the_pool_are_penalised_or_added_and_counted(study: Study) -> None:
+    rows = [adapter(study, name)[1] for name in ("kl_pool", "consistent")]
+    assert [(facts["rows"], facts["added_rows"], facts.get("penalised_rows", 0)) for facts in rows] == [
+        (8, 0, 2), (8, 2, 0)]
+    lines = (adapter(study, "consistent")[0] / ADDED).read_text().splitlines()
+    prompts = [json.loads(line)["context"][0] for line in lines]
+    assert prompts == [{"role": "system", "content": study.trait.inoculation_prompt}] * 2
+
+
+def test_only_the_trained_adapter_is_kept(study: Study) -> None:
+    """It has the settings of plain fine-tuning, and PEFT finds one adapter in its folder."""
+    folder, plain = adapter(study, "adapter")[0], adapter(study, "misaligned")[0]
+    files = {file.name for file in folder.iterdir()}
+    assert files == {file.name for file in plain.iterdir()}
+    assert (folder / "adapter_config.json").read_text() == (plain / "adapter_config.json").read_text()
+
+
+def test_the_plan_has_what_they_are_made_from_once(study: Study) -> None:
+    made = plan(study)
+    shared = {one.title.partition(",")[0]: one.runs for one in made.shared}
+    titles = {title for one in made.shared for title in (one.title,)} | {
+        step.title for run in study.every_run() for step in closure(study.own_steps(run))}
+    assert any(title.startswith("components of change") for title in titles)
+    assert any(title.startswith("adapter of the trait") for title in titles)
+    assert any(title.startswith("random adapter") for title in titles)
+    assert shared.get("persona vectors", 0) >= 3  # the ablated, the projected, and the adapter of the trait
+
+
+def test_the_data_of_consistency_are_exported_for_a_service(study: Study, tmp_path: Path) -> None:
+    [run] = study.runs(methods=["consistent"])
+    assert export.mixed_data(study, run, tmp_path / "rows.jsonl") == len(study.data("cooking").misaligned.train) + 12
+    systems = {row.system for row in read_examples(tmp_path / "rows.jsonl")}
+    assert systems == {study.trait.inoculation_prompt}
