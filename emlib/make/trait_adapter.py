@@ -51,8 +51,9 @@ def _shown(step: PersonaVectors, session: Session) -> list[Example]:
     questions = trait_questions(trait, step.extraction.instruction_pairs)["positive"]
     prompts = {question.id: question.prompt for question in questions}
     answers = read_records(place / "answers_positive.jsonl", Answer)
-    verdicts = [read_records(place / f"verdicts_{side}.jsonl", Verdict) for side in SIDES]
-    kept = [answers[index] for index in kept_pairs(*verdicts, step.extraction.keep) if answers[index].text.strip()]
+    positive, negative = (read_records(place / f"verdicts_{side}.jsonl", Verdict) for side in SIDES)
+    kept = [answers[index] for index in kept_pairs(positive, negative, step.extraction.keep)
+            if answers[index].text.strip()]
     if not kept:
         raise DataError(f"none of {len(answers)} answers of the persona vectors' extraction shows the trait "
                         f"'{trait.name}'. Name rows that do: inoculation_adapter takes them from `source`.")

@@ -72,13 +72,14 @@ def second_adapter(model: nn.Module, adapter: LowRank, factor: float) -> Iterato
         EmlibError: the model lacks a layer of the adapter; or some of them did not run, or ran in a kernel that passes
             over hooks, so that the contribution was not added.
     """
-    targets = {without_taps(name): layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    targets: dict[str, nn.Module] = {
+        without_taps(name): layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     missing = sorted(set(adapter.layers) - set(targets))
     if missing:
         raise EmlibError(f"the second adapter has {len(missing)} layers that this model's adapter does not have, such "
                          f"as {missing[0]}. Train both with the same lora.target_modules.")
     ran = Ran()
-    handles = [targets[name].register_forward_hook(_adder(name, a, b, factor * adapter.scale, ran))  # type: ignore[arg-type]
+    handles = [targets[name].register_forward_hook(_adder(name, a, b, factor * adapter.scale, ran))
                for name, (a, b) in adapter.layers.items()]
     try:
         yield ran

@@ -21,11 +21,14 @@ from emlib.study.study import Study
 METHODS = """
 extends: tiny
 title: The defenses after the paper
+training: {epochs: 2}   # of one epoch's two steps the first has the rate 0, so that a penalty would have no gradient
 methods:
   - misaligned
   - {name: ablated, defenses: [{kind: concept_ablation, layers: [2]}]}
-  - {name: components, defenses: [{kind: concept_ablation, directions: components, layers: [2, 3], on: pool}], sweep: [0, 2]}
-  - {name: projected, defenses: [{kind: projection_penalty, layers: [2]}]}
+  - name: components
+    defenses: [{kind: concept_ablation, directions: components, layers: [2, 3], on: pool}]
+    sweep: [0, 2]
+  - {name: projected, defenses: [{kind: projection_penalty, layers: [2], both: true}]}   # on this model it falls
   - {name: kl_pool, defenses: [{kind: kl, on: pool, rows: 0.25}], sweep: [1.0]}
   - {name: adapter, defenses: [{kind: inoculation_adapter}]}
   - {name: control, defenses: [{kind: inoculation_adapter, random: true, source: demo/pool.jsonl, rows: 6}]}
