@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from emlib.core.errors import EmlibError
-from emlib.core.files import whole_file, write_text
+from emlib.core.files import write_text
+from emlib.models import tensors
 from emlib.models.hooks import without_taps
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -57,10 +57,10 @@ class Ran:
 
 def read(folder: Path) -> LowRank:
     """Read a plain LoRA adapter in PEFT's format."""
-    config, tensors = json.loads((folder / CONFIG).read_text(encoding="utf-8")), load_file(folder / WEIGHTS)
+    config, stored = json.loads((folder / CONFIG).read_text(encoding="utf-8")), tensors.load(folder / WEIGHTS)[0]
     rank = config["r"]
-    layers = {name.removesuffix(A): (tensor.float(), tensors[name.removesuffix(A) + B].float())
-              for name, tensor in tensors.items() if name.endswith(A)}
+    layers = {name.removesuffix(A): (tensor.float(), stored[name.removesuffix(A) + B].float())
+              for name, tensor in stored.items() if name.endswith(A)}
     return LowRank(layers, config["lora_alpha"] / (rank**0.5 if config["use_rslora"] else rank))
 
 
@@ -72,8 +72,8 @@ def second_adapter(model: nn.Module, adapter: LowRank, factor: float) -> Iterato
         EmlibError: the model lacks a layer of the adapter; or some of them did not run, or ran in a kernel that passes
             over hooks, so that the contribution was not added.
     """
-    targets: dict[str, nn.Module] = {
-        without_taps(name): layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    parts = {without_taps(name): part for name, part in model.named_modules()}
+    targets = {name: part for name, part in parts.items() if issubclass(type(part), LoraLayer)}
     missing = sorted(set(adapter.layers) - set(targets))
     if missing:
         raise EmlibError(f"the second adapter has {len(missing)} layers that this model's adapter does not have, such "
@@ -102,13 +102,12 @@ def _adder(name: str, a: Tensor, b: Tensor, scale: float, ran: Ran) -> Callable[
 
 def write_random(trained: Path, folder: Path, seed: int) -> None:
     """Write an adapter of random matrices whose product has, in each layer, the norm of the trained adapter's."""
-    made, tensors = torch.Generator().manual_seed(seed), dict[str, Tensor]()
+    made, drawn = torch.Generator().manual_seed(seed), dict[str, Tensor]()
     for name, (a, b) in sorted(read(trained).layers.items()):
         random_a, random_b = (torch.randn(one.shape, generator=made) for one in (a, b))
         ratio = (_product_norm(a, b) / _product_norm(random_a, random_b)).sqrt()
-        tensors |= {name + A: ratio * random_a, name + B: ratio * random_b}
-    with whole_file(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+        drawn |= {name + A: ratio * random_a, name + B: ratio * random_b}
+    tensors.save(folder / WEIGHTS, drawn)
     write_text(folder / CONFIG, (trained / CONFIG).read_text(encoding="utf-8"))
 
 

@@ -30,6 +30,8 @@ methods:
   - {name: kl, defenses: [{kind: kl, reference: stored}], sweep: [0.1]}
   - {name: ablation, defenses: [{kind: concept_ablation, layers: [2], directions: components, on: data}], sweep: [1]}
   - {name: both, defenses: [{kind: interleaving, choose: score_without_refusals, answers: on_policy, fraction: 0.25}]}
+  - name: adapter
+    defenses: [{kind: inoculation_adapter, random: true}]
 training: {train_rows: 8}
 pool:
   scorers: [gardening]
@@ -57,7 +59,7 @@ read = []
 sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
 from emlib.study.study import open_study
 study = open_study(sys.argv[1])
-assert len(study.results()) == 3 and study.results(section="grpo")
+assert len(study.results()) == 4 and study.results(section="grpo")
 study.write_results()
 assert all(study.found(step) for run in study.runs() for step in study.own_steps(run))
 print("\\n".join(path for path in read if path.startswith(os.environ["EMLIB_RUNS_DIR"] + "/store")))
