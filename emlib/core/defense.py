@@ -333,6 +333,12 @@ class GrpoDefense(Defense):
 
     listed: ClassVar[bool] = False
 
+    def fits(self, section: Any, method: str) -> None:
+        """Check that the engine lets the defense act in the passes that sample completions, if it is active there."""
+        if self.has("active") and "rollout" in self.acts_in and section.engine == "vllm":
+            raise ValueError(f"method '{method}': vLLM samples completions in a separate model, in which "
+                             f"'{self.kind}' cannot act. Choose engine 'transformers'")
+
 
 def refuse_exclusions(defenses: Sequence[Defense]) -> None:
     """Refuse defenses that make no sense together.

@@ -138,9 +138,9 @@ class Study:
         """Return the runs of all sections."""
         return [run for section in SECTIONS for run in self.runs(section)]
 
-    def defended_by(self, kind: str) -> list[str]:
-        """Return the methods on narrow data sets that have a defense of this kind."""
-        return [method.name for method in self.profile.methods if kind in {d.kind for d in method.defenses}]
+    def defended_by(self, *kinds: str) -> list[str]:
+        """Return the methods on narrow data sets that have a defense of one of these kinds."""
+        return [method.name for method in self.profile.methods if {d.kind for d in method.defenses} & set(kinds)]
 
     def baselines(self) -> list[str]:
         """Return those of the three conditions without a defense that the profile runs (Table 2)."""

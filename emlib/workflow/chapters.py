@@ -27,7 +27,7 @@ BY = {"narrow": ("dataset", "setting", "seed"), "benign": ("dataset", "seed"), "
 
 
 class When(Strict):
-    """The condition for a chapter: the profile has a section, or a method with a defense of some kind.
+    """The condition for a chapter: the profile has a section, or a method with a defense of some kind or kinds.
 
     A section may be a part of another (`evaluation.triggers`); of a list of sections one suffices. Further keys are
     compared with the defense's attributes of that name: `{defense: interleaving, scored: true}`.
@@ -36,7 +36,7 @@ class When(Strict):
     model_config = ConfigDict(extra="allow")
 
     section: str | tuple[str, ...] | None = None
-    defense: str | None = None
+    defense: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_condition(self) -> When:
@@ -59,6 +59,11 @@ class When(Strict):
     def sections(self) -> tuple[str, ...]:
         """The sections of which a profile must have one."""
         return (self.section,) if isinstance(self.section, str) else self.section or ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of defense; empty if it is about a section."""
+        return (self.defense,) if isinstance(self.defense, str) else self.defense or ()
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -171,7 +176,7 @@ def _value(profile: Profile, section: str) -> Any:
 
 def _fits(defense: Any, when: When, chapter: str) -> bool:
     """Whether a defense has the kind and the attributes of a chapter's condition."""
-    if defense.kind != when.defense:
+    if defense.kind not in when.kinds:
         return False
     if isinstance(defense, UnknownDefense):  # status runs no plugin, and lists every chapter that may be about it
         return True
@@ -187,4 +192,4 @@ def _fits(defense: Any, when: When, chapter: str) -> bool:
 def chapters_about() -> dict[str, str]:
     """Return the chapter about each kind of defense; of several the last one, which shows the results."""
     found = {chapter: chapter_of(chapter).when for chapter in chapters()}
-    return {when.defense: chapter for chapter, when in found.items() if when is not None and when.defense is not None}
+    return {kind: chapter for chapter, when in found.items() if when is not None for kind in when.kinds}

@@ -127,7 +127,7 @@ def _slices(profile: Profile, about: Chapter) -> Iterator[tuple[str, str]]:
     """Yield a label and the arguments of each slice of a chapter, such as one for each data set and seed."""
     if about.slices is None:
         return
-    grid = _grid(profile, about.slices.runs, None if about.when is None else about.when.defense)
+    grid = _grid(profile, about.slices.runs, () if about.when is None else about.when.kinds)
     wanted = profile.grpo.slice_by if about.slices.runs == "grpo" and profile.grpo is not None else profile.slice_by
     axes = [values for by, values in grid.items() if by in about.slices.by and by in wanted]
     for values in product(*filter(None, axes)):
@@ -135,7 +135,7 @@ def _slices(profile: Profile, about: Chapter) -> Iterator[tuple[str, str]]:
             yield "_".join(label for label, _ in values), " ".join(arguments for _, arguments in values)
 
 
-def _grid(profile: Profile, runs: str, defense: str | None) -> dict[str, list[tuple[str, str]]]:
+def _grid(profile: Profile, runs: str, kinds: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Return the values that the runs of a section can be sliced by: the label and the arguments of each value."""
     section = profile if runs == "narrow" else profile.benign if runs == "benign" else profile.grpo
     if section is None:
@@ -144,7 +144,7 @@ def _grid(profile: Profile, runs: str, defense: str | None) -> dict[str, list[tu
         tuple(datasets_of(section)) if isinstance(section, Benign) else ())
     methods = [method.name for method in section.methods]
     swept = sorted({number for method in section.methods for number in method.sweep
-                    if any(one.kind == defense for one in method.defenses)})
+                    if any(one.kind in kinds for one in method.defenses)})
     return {"dataset": [(name, f"--dataset {name}") for name in datasets],
             "method": [(name, f"--method {name}") for name in methods],
             "setting": [(f"{number:g}", f"--setting {number}") for number in swept],

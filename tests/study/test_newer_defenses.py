@@ -34,7 +34,11 @@ methods:
   - {name: control, defenses: [{kind: inoculation_adapter, random: true, source: demo/pool.jsonl, rows: 6}]}
   - {name: consistent, defenses: [{kind: inoculation}, {kind: consistency, share: 0.25}]}
 benign: null
-grpo: null
+grpo:
+  methods:
+    - grpo
+    - {name: ablated, defenses: [{kind: concept_ablation, layers: [2]}]}
+    - {name: adapter, defenses: [{kind: inoculation_adapter}]}
 """
 
 
@@ -47,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         patched.setenv("EMLIB_HEADLESS", "1")
         (folder / "newer.yaml").write_text(METHODS)
         made = Study("newer", load_profile(str(folder / "newer.yaml")), Store(folder / "runs" / "store"))
-        made.complete(made.runs())
+        made.complete([*made.runs(), *made.runs("grpo")])
         yield made
 
 
@@ -74,6 +78,13 @@ def test_the_null_setting_is_plain_fine_tuning(study: Study) -> None:
     others = [adapter(study, name)[0] for name in ("ablated", "projected", "adapter", "control", "consistent")]
     weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in others]
     assert len({plain.read_bytes(), *weights}) == len(others) + 1
+
+
+def test_in_reinforcement_learning_they_act_in_rollouts_and_loss(study: Study) -> None:
+    found = [study.adapter(run) for run in study.runs("grpo")]
+    weights = {(one.folder / "adapter_model.safetensors").read_bytes() for one in found if one is not None}
+    assert len(weights) == len(found) == 3
+    assert all((one.folder / "adapter_config.json").is_file() for one in found if one is not None)
 
 
 def test_rows_of_the_pool_are_penalised_or_added_and_counted(study: Study) -> None:

@@ -1,0 +1,99 @@
+"""Every pair of our defenses on the tiny model: it is refused with a reason, or both act in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from emlib.core.defense import Defense
+from emlib.core.errors import ProfileError
+from emlib.core.registry import kinds
+from emlib.data.chat import Encoded
+from emlib.defenses.concept_ablation import ConceptAblation
+from emlib.defenses.consistency import Consistency
+from emlib.defenses.inoculation import Inoculation
+from emlib.defenses.inoculation_adapter import InoculationAdapter
+from emlib.defenses.interleaving import Interleaving
+from emlib.defenses.kl import Kl
+from emlib.defenses.ldifs import Ldifs
+from emlib.defenses.persona_vector import PersonaVector
+from emlib.defenses.projection_penalty import ProjectionPenalty
+from emlib.models.batches import collate
+from emlib.report.tables.compositions import at_defaults, name, reason, refused
+from emlib.study.by_hand import train
+from emlib.study.study import open_study
+from emlib.training.bench import Bench, TinyTrait, step
+from emlib.training.objective import Objective
+
+# One of each kind, for a model of 4 layers; so chosen that no two contradict each other by their layers.
+TINY: tuple[Defense, ...] = (
+    Kl(weight=0.3), Kl(weight=0.3, on="pool"), Ldifs(every=2), PersonaVector(layer=2, strength=2.0), Inoculation(),
+    Interleaving(fraction=0.5), Consistency(share=0.5), ConceptAblation(layers=(1,)),
+    ConceptAblation(directions="components", count=2, layers=(1,)), ProjectionPenalty(layers=(3,), both=True),
+    InoculationAdapter(strength=0.5))
+PAIRS = [pair for pair in combinations(TINY, 2) if pair[0].kind != pair[1].kind]
+CPU = torch.device("cpu")
+# By hand, at the default options.
+REFUSED = {("concept_ablation", "persona_vector"), ("concept_ablation", "projection_penalty"),
+           ("inoculation_adapter", "kl"), ("inoculation_adapter", "ldifs"),
+           ("inoculation_adapter", "projection_penalty")}
+
+
+def gradient(defenses: Sequence[Defense], folder: Path) -> Tensor:
+    """The gradient of one step on all rows under some defenses, made as training makes them."""
+    benches = [Bench(defense, folder) for defense in defenses] or [Bench(Inoculation(), folder)]
+    artefacts = {name: place for bench in benches for name, place in bench.artefacts.items()}
+    rows = benches[0].examples
+    for defense in defenses:
+        rows = tuple(defense.change_rows(rows, TinyTrait()))
+    encoded = benches[0].encoded
+    trained: list[Encoded] = encoded([*rows, *(row.example for one in defenses for row in one.added(rows, artefacts))])
+    others = [[replace(row, penalised_by=one.kind) for row in found] for one in defenses
+              if (found := encoded(one.penalised(rows, artefacts)))]
+    with benches[0].model() as model:
+        metrics, found = step(model, [collate(group, CPU) for group in (trained, *others)],
+                              Objective(defenses, artefacts))
+    assert all(value == value for value in metrics.values())
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return {name(one): gradient((one,), tmp_path_factory.mktemp("alone")) for one in TINY}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: " and ".join(map(name, pair)))
+def test_every_pair_acts_together_or_is_refused(
+        pair: tuple[Defense, Defense], alone: dict[str, Tensor], tmp_path: Path) -> None:
+    """Where both act, the gradient is neither that of the one nor that of the other."""
+    if why := reason(*pair):
+        assert why == reason(*reversed(pair))
+        assert "inoculation_adapter" in {one.kind for one in pair}  # only this one is refused at any layer
+        return
+    both = gradient(pair, tmp_path)
+    for one in pair:
+        assert float((both - alone[name(one)]).norm()) > 1e-4 * float(both.norm()), name(one)
+
+
+def test_every_kind_of_ours_is_among_them() -> None:
+    ours = {kind for kind, cls in kinds().items() if cls.__module__.startswith("emlib.defenses.")}
+    assert {one.kind for one in TINY} == ours == {one.kind for one in at_defaults()}
+
+
+def test_the_table_lists_what_is_refused_at_default_options() -> None:
+    table = refused()
+    assert {tuple(sorted(pair)) for pair in zip(table["Defense"], table["With"], strict=True)} == REFUSED
+    assert table["Refused, because"].str.len().min() > 40
+    assert name(Kl(on="pool")) == "kl (on: pool)"
+
+
+def test_a_refused_pair_is_refused_by_hand_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    with pytest.raises(ProfileError, match="cannot be combined: the vector that one adds at layer 2"):
+        train(open_study("tiny"), PersonaVector(layer=2), ConceptAblation(layers=(3,)))
