@@ -17,6 +17,7 @@ from emlib.report import export
 from emlib.store.artefacts import Store
 from emlib.study.plan.build import plan
 from emlib.study.study import Study
+from emlib.training.rl.records import COMPLETIONS, read_steps
 
 METHODS = """
 extends: tiny
@@ -81,10 +82,10 @@ def test_the_null_setting_is_plain_fine_tuning(study: Study) -> None:
 
 
 def test_in_reinforcement_learning_they_act_in_rollouts_and_loss(study: Study) -> None:
-    found = [study.adapter(run) for run in study.runs("grpo")]
-    weights = {(one.folder / "adapter_model.safetensors").read_bytes() for one in found if one is not None}
-    assert len(weights) == len(found) == 3
-    assert all((one.folder / "adapter_config.json").is_file() for one in found if one is not None)
+    """The completions are others, and the loss uses the policy that sampled them: the two are no distance apart."""
+    found = [one for run in study.runs("grpo") if (one := study.adapter(run)) is not None]
+    assert len({(one.folder / COMPLETIONS).read_text() for one in found}) == len(found) == 3
+    assert all(step.gap < 1e-4 for one in found for step in read_steps(one.folder))
 
 
 def test_rows_of_the_pool_are_penalised_or_added_and_counted(study: Study) -> None:
