@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from emlib.config.keys import why_not_sent
 from emlib.config.models import ModelSpec
 from emlib.config.words import Batch, Factor, Few, Positive, Seed, Share, Tokens, Weight, no_repeats
 from emlib.core.errors import nearest
@@ -86,7 +88,9 @@ class OpenAIJudge(Strict):
         model: the snapshot's full name (`gpt-4o-mini-2024-07-18`): the model behind a bare name changes.
         base_url: the address of another server, up to and including `/v1`.
         key_from: the environment variable that holds the key; by default OPENAI_API_KEY for OpenAI, and none for other
-            servers, which must not receive that key.
+            servers, which must not receive that key. A key is sent over https, or to this machine, and to the service
+            that its variable is named for (`emlib.config.keys`).
+        send_key_to: the host of `base_url`, for a variable that is named for another service (a gateway, say).
         top_logprobs: the number of most likely tokens that the server returns; a score is the mean over the integers
             among them, weighted by probability.
         samples: for servers without log-probabilities, and for models that write numbers digit by digit: the score is
@@ -104,6 +108,7 @@ class OpenAIJudge(Strict):
     model: Annotated[str, Field(min_length=1, max_length=200)]
     base_url: str | None = None
     key_from: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
+    send_key_to: str | None = None
     rubric: RubricName = "questions"
     top_logprobs: Annotated[int, Field(gt=0, le=20)] = 20
     samples: Few | None = None
@@ -121,13 +126,26 @@ class OpenAIJudge(Strict):
         local = parts.scheme == "http" and parts.hostname is not None
         if (parts.scheme != "https" and not local) or not parts.hostname:
             raise ValueError("expected an address such as http://localhost:8000/v1")
+        if parts.fragment or not re.fullmatch(r"[\w.-]+|[0-9a-fA-F:.]+", parts.hostname, re.ASCII):
+            raise ValueError("expected the plain name or number of a host, such as in http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             raise ValueError("an address with a name, a password or a query would be stored with the results; "
                              "put the key into an environment variable and name that in 'key_from'")
         return address
 
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable that holds the key; None for a server that needs none."""
+        return self.key_from or ("OPENAI_API_KEY" if self.base_url is None else None)
+
     @model_validator(mode="after")
     def _agrees(self) -> OpenAIJudge:
+        wrong = None if self.key_variable is None else why_not_sent(
+            self.key_variable, self.base_url or OPENAI, self.send_key_to)
+        if wrong is not None:
+            raise ValueError(wrong)
+        if self.send_key_to is not None and self.send_key_to != urlsplit(self.base_url or OPENAI).hostname:
+            raise ValueError("'send_key_to' is not the host of 'base_url'")
         if self.batch and self.samples is not None:
             raise ValueError("'batch' and 'samples' do not go together: samples are for servers other than OpenAI's")
         return self

@@ -10,6 +10,7 @@ import openai
 
 from emlib.config import OpenAIJudge
 from emlib.config.evaluation import OPENAI
+from emlib.config.keys import why_not_sent
 from emlib.core.errors import JudgeError
 from emlib.core.proxies import ask_directly
 from emlib.judging.money import Price, price_list
@@ -20,14 +21,18 @@ SENDABLE = re.compile(r"[!-~]+")  # what a header can carry, without spaces
 
 
 def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.environ.get) -> str:
-    """Return the key from the environment. OpenAI's key goes to another server only if the profile says so.
+    """Return the key from the environment, if it may be sent to the judge's server.
 
     Raises:
-        JudgeError: the key is missing, or has characters that no key has. The message never holds the key.
+        JudgeError: the key is missing, has characters that no key has, or is meant for another server. The message
+            never holds the key.
     """
-    variable = spec.key_from or ("OPENAI_API_KEY" if spec.base_url is None else None)
+    variable = spec.key_variable
     if variable is None:
         return NO_KEY
+    wrong = why_not_sent(variable, spec.base_url or OPENAI, spec.send_key_to)
+    if wrong is not None:
+        raise JudgeError(f"The judge '{spec.model}': {wrong}. Nothing was sent.")
     key = (environment(variable) or "").strip()
     if not key:
         raise JudgeError(f"The environment variable {variable} is not set: it must hold the API key of the judge "

@@ -27,6 +27,7 @@ from emlib.judging.bodies import is_whole, logprobs_body, number_body, samples_b
 from emlib.judging.faults import KEPT, TransientFault
 from emlib.judging.judge_batch import NOT_HAD, Keep
 from emlib.judging.money import Budget
+from emlib.judging.reservations import RENEWAL, Reservations
 from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.samples import is_unfinished
 from emlib.judging.sending import NoLogprobs, Sender
@@ -35,6 +36,7 @@ from emlib.judging.server_errors import PromptRefused
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds: the longest pause before the second try, doubled per failure; the cap
 GIVEN_UP = 5  # requests given up in a row, with none answered meanwhile, before the server counts as down
 MOST_WITHOUT_LOGPROBS = 8  # replies without log-probabilities, and none with, before the server counts as having none
+LOOK_AGAIN = 0.5  # seconds between looks for the scores that another process is asking for
 GRACE = 10.0  # seconds to wait for requests under way when the session stops
 SAMPLES = 10  # of a model whose server says that it has no log-probabilities, if the profile states no number
 MOST_WORDS = 20  # replies that are neither numbers nor words of the rubric, and no number, before the judge is stopped
@@ -95,7 +97,10 @@ class JudgingSession:
     def __init__(self, spec: OpenAIJudge, sender: Sender, keep: Keep, bar: tqdm) -> None:
         self.spec, self.sender, self.keep, self.bar = spec, sender, keep, bar
         self.tally = Tally(usd=sender.usd)
+        self.reservations = Reservations(sender.budget.cache)
         self.waiting: deque[JudgeRequest] = deque()
+        self.elsewhere: list[JudgeRequest] = []  # requests for scores that another process is asking for
+        self.told_to_wait = False
         self.given_up = self.without_logprobs = 0
         self.has_logprobs = False
         self.whole_numbers: bool | None = None if spec.samples is None else True
@@ -105,26 +110,56 @@ class JudgingSession:
         self._asking = asyncio.Lock()
 
     async def score(self, requests: Sequence[JudgeRequest]) -> JudgeError | None:
-        """Send every request by one of many workers; return the error that stopped them, or None."""
+        """Send every request that no other process sends; return the error that stopped them, or None."""
         self.waiting.extend(requests)
+        renewing = asyncio.ensure_future(self._renew())
+        try:
+            while self.waiting:
+                await self._work()
+                await self._wait_for_others()
+        except JudgeError as error:
+            return JudgeError(*error.args)  # a new one: the old one refers to the client's errors, which hold the key
+        finally:
+            renewing.cancel()
+            self._release()
+            self.reservations.release_all()
+        return None
 
+    async def _work(self) -> None:
+        """Send the waiting requests by many workers: twice as many as may be under way, as some wait for a retry."""
         async def work() -> None:
             while self.waiting:
                 await self._one(self.waiting.popleft())
 
-        # Twice as many workers as concurrent requests: some sleep before a retry.
-        workers = [asyncio.ensure_future(work()) for _ in range(min(2 * self.spec.max_concurrency, len(requests)))]
+        workers = [asyncio.ensure_future(work())
+                   for _ in range(min(2 * self.spec.max_concurrency, len(self.waiting)))]
         try:
             await asyncio.gather(*workers)
         except JudgeError as error:
             await self._wait_for_answers(error)
-            return JudgeError(*error.args)  # a new one: the old one refers to the client's errors, which hold the key
+            raise
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            self._release()
-        return None
+
+    async def _wait_for_others(self) -> None:
+        """Wait a little for the scores that other processes are asking for, and look again."""
+        if not self.elsewhere:
+            return
+        self._release()  # others may wait for these
+        if not self.told_to_wait:
+            say(f"{self.spec.model}: {len(self.elsewhere)} scores are being asked for by another process; waiting for "
+                "them")
+            self.told_to_wait = True
+        await asyncio.sleep(LOOK_AGAIN)
+        self.waiting.extend(self.elsewhere)
+        self.elsewhere.clear()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            self.reservations.renew()
 
     async def _wait_for_answers(self, error: JudgeError) -> None:
         """Send nothing more, and wait a little for the answers that may be paid for already."""
@@ -134,6 +169,17 @@ class JudgingSession:
             await asyncio.wait(self.sender.under_way, timeout=GRACE)
 
     async def _one(self, request: JudgeRequest) -> None:
+        """Get one score, unless it is there by now, or another process is asking for it."""
+        taken = self.reservations.take(request.key(self.spec.identity))
+        if taken is False:
+            self.elsewhere.append(request)
+        elif isinstance(taken, Score):
+            self.keep(request, taken)
+            self.bar.update()
+        else:
+            await self._ask(request)
+
+    async def _ask(self, request: JudgeRequest) -> None:
         reached = self.sender.reached
         try:
             found = await self._tried(request)
@@ -173,9 +219,10 @@ class JudgingSession:
         Raises:
             JudgeError: it has said nothing else in `MOST_WORDS` replies.
         """
-        of_other_words = found.value is None and (found.reason or "").startswith(replies.OTHER)
+        of_other_words = found.value is None and not request.takes_words and (
+            found.reason or "").startswith(replies.OTHER)
         if self.understood or not (of_other_words and found.lasting):
-            self.keep(request, found)
+            self._settle(request, found)
             if not self.understood and found.mass is not None:
                 self.understood = True
                 self._release()
@@ -195,8 +242,12 @@ class JudgingSession:
     def _release(self) -> None:
         """Keep the words that were held, as what the judge says to these answers; not if it only says words."""
         for request, found in [] if self.speechless else self.held:
-            self.keep(request, found)
+            self._settle(request, found)
         self.held.clear()
+
+    def _settle(self, request: JudgeRequest, found: Score) -> None:
+        self.keep(request, found)
+        self.reservations.release(request.key(self.spec.identity))
 
     def _show(self, found: Score) -> None:
         tally = self.tally

@@ -9,7 +9,7 @@ from typing import Any
 from emlib.judging import faults, replies
 from emlib.judging.faults import Fault, Rejected, TransientFault
 from emlib.judging.rubrics import Score
-from emlib.judging.server_errors import PromptRefused, error_in, error_of
+from emlib.judging.server_errors import PromptRefused, error_in, error_of, refusal_in
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,9 @@ def read_lines(content: bytes, model: str, secret: str) -> Iterator[Line]:
 
 def _line(key: str, response: dict[str, Any], error: Any, model: str, secret: str) -> Line:
     body, status = response.get("body"), response.get("status_code")
+    refused = refusal_in(body)
+    if refused is not None:
+        return Line(key, body, None, PromptRefused(refused))
     failure = error_in(body) if status == 200 else (body or error or "no reply")
     if failure is not None:
         told = error_of(failure, secret, None if status == 200 else status)

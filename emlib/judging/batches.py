@@ -34,6 +34,7 @@ from emlib.judging.cache import canonical
 from emlib.judging.faults import KEPT, Fault, Rejected
 from emlib.judging.judge_batch import NOT_HAD, Keep
 from emlib.judging.money import Budget, most_tokens
+from emlib.judging.reservations import Reservations
 from emlib.judging.rubrics import JudgeRequest, Metric, Score
 from emlib.judging.server_errors import PromptRefused, redacted
 
@@ -90,6 +91,8 @@ class BatchJudge:
         ask_directly(self.spec.base_url or OPENAI)
         with openai.OpenAI(api_key=self.key, base_url=self.spec.base_url or OPENAI, max_retries=TRIES,
                            timeout=self.spec.timeout) as server:
+            for key, score in self.cache.get(list(wanted)).items():  # another process may have collected them meanwhile
+                keep(wanted.pop(key), score)
             for batch in self._known():
                 failure = self._collect(server, batch, wanted, keep)
                 if failure is not None:
@@ -98,6 +101,7 @@ class BatchJudge:
             if failure is not None:
                 return failure
             waiting = {key for (key,) in self.cache.execute("SELECT key FROM waiting")}
+            waiting |= Reservations(self.cache).by_others()
             rest = {key: request for key, request in wanted.items() if key not in waiting}
             for part in parts(rest):
                 failure = self._send(server, part)
@@ -117,14 +121,20 @@ class BatchJudge:
         if name is None:  # it never reached the server
             self._forget(batch, 0.0)
             return None
-        there = server.batches.retrieve(name)
-        if there.status not in OVER:
-            return None
         metrics: dict[str, Metric] = dict(
             self.cache.execute("SELECT key, metric FROM waiting WHERE batch = ?", (batch.name,)))
+        try:
+            there = server.batches.retrieve(name)
+        except openai.NotFoundError:  # servers delete old batches; it may have been paid for
+            say(f"{self.spec.model}: the server has no batch {name} any more; its requests are sent again")
+            self._forget(batch, batch.usd)
+            self._count_unanswered(dict.fromkeys(metrics, "the server has deleted the batch"))
+            return None
+        if there.status not in OVER:
+            return None
         lines = [line for file in (there.output_file_id, there.error_file_id) if file
                  for line in read_lines(server.files.content(file).content, self.spec.model, self.secret)]
-        failure = self._unusable(server, lines)
+        failure = self._unusable(server, lines, wanted)
         if failure is not None:
             return failure  # the batch stays recorded, so that it is not sent again
         answered = any(line.reply is not None for line in lines)
@@ -149,13 +159,15 @@ class BatchJudge:
             self.cache.put(key, self.spec.identity, metric, score)
         self.cache.execute("DELETE FROM unanswered WHERE key = ?", (key,))
 
-    def _unusable(self, server: openai.OpenAI, lines: Sequence[Line]) -> JudgeError | None:
+    def _unusable(self, server: openai.OpenAI, lines: Sequence[Line],
+                  wanted: Mapping[str, JudgeRequest]) -> JudgeError | None:
         """Return why the replies of this judge are no scores: it spells digit by digit, or says only words."""
         scores = [line.score for line in lines if line.score is not None]
         if not _whole_numbers(server, self.spec, self.supported, [line.reply for line in lines if line.score]):
             return faults.by_digits(self.spec.model)
-        words = [score.reason.removeprefix(replies.OTHER) for score in scores
-                 if score.value is None and score.reason and score.reason.startswith(replies.OTHER)]
+        words = [str(line.score.reason).removeprefix(replies.OTHER) for line in lines
+                 if line.score is not None and (line.score.reason or "").startswith(replies.OTHER)
+                 and line.key in wanted and not wanted[line.key].takes_words]
         if MOST_WORDS <= len(words) == len(scores) and not self.cache.has_value_by(self.spec.identity):
             return without_numbers(self.spec, Counter(words))
         return None

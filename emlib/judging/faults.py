@@ -55,7 +55,9 @@ class Rejected(Exception):
 
     def stopping(self) -> JudgeError:
         """Return the error for a judge whose every request is rejected."""
-        return JudgeError(f"The server rejects the request ({self.error.status}): {self.error.words} {KEPT}")
+        fewer = (" If it allows fewer of them, lower 'top_logprobs' of the profile's judge."
+                 if "logprobs" in self.error.words else "")
+        return JudgeError(f"The server rejects the request ({self.error.status}): {self.error.words}{fewer} {KEPT}")
 
 
 Fault = TransientFault | PromptRefused | Rejected | JudgeError

@@ -101,7 +101,7 @@ def likeliest(reply: Mapping[str, Any]) -> tuple[list[tuple[str, float]], str]:
     try:
         first = choice["logprobs"]["content"][0]
         word = str(first["token"])
-        given = [(str(top["token"]), top["logprob"]) for top in first.get("top_logprobs") or []]
+        given = [(str(top["token"]), top.get("logprob")) for top in first.get("top_logprobs") or [] if "token" in top]
         if not any(token == word and _known(logprob) for token, logprob in given):
             given.append((word, first.get("logprob")))
         found = list(dict.fromkeys((token, float(logprob)) for token, logprob in given if _known(logprob)))
@@ -141,6 +141,9 @@ def _choices(reply: Mapping[str, Any], *, all_refused: bool = False) -> list[dic
         refusals = [refusal_in({"choices": [choice]}) for choice in choices]
     except (KeyError, TypeError) as error:
         raise BadReply("no choices in the reply") from error
+    blocked = None if choices else refusal_in(reply)
+    if blocked is not None:
+        raise PromptRefused(blocked)
     if not choices or not all(isinstance(choice, dict) for choice in choices):
         raise BadReply("no choices in the reply")
     if refusals[0] is not None and (not all_refused or None not in refusals):

@@ -158,7 +158,10 @@ def metric_prompts(path: Path, metric: str) -> dict[str, str]:
 class JudgeRequest:
     """A request for one score: a metric, its prompt with placeholders, and what fills them.
 
-    `reference` is the correct answer, for prompts that show it.
+    Attributes:
+        metric, prompt, question, answer: the metric, its prompt, and what is judged.
+        reference: the correct answer, for prompts that show it.
+        takes_words: whether the judge may as well reply with words, such as the labels of a metric.
     """
 
     metric: str
@@ -166,6 +169,7 @@ class JudgeRequest:
     question: Question
     answer: str
     reference: str | None = None
+    takes_words: bool = False
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -21,7 +21,7 @@ from emlib.judging import faults, replies
 from emlib.judging.bodies import known_support, most_written, number_body, save_support
 from emlib.judging.faults import KEPT, Fault, Rejected, TransientFault
 from emlib.judging.money import Budget, Price, most_tokens
-from emlib.judging.server_errors import PromptRefused, error_in, error_of
+from emlib.judging.server_errors import PromptRefused, error_in, error_of, refusal_in
 from emlib.judging.slots import Slots
 
 MOST_LESSONS = 8  # forms of one request
@@ -170,9 +170,10 @@ class Sender:
             reply = replies.parse(content)
             tokens = replies.usage(reply, (most_tokens(_texts(body)), most_written(body)))
             failure = error_in(reply)
-            if failure is not None:
+            if failure is not None and refusal_in(reply) is None:
                 return None, tokens, faults.of_reply(error_of(failure, self.secret), self.spec.model)
-            return read(reply), tokens, None
+            refused = refusal_in(reply) if "choices" not in reply else None
+            return (None, tokens, PromptRefused(refused)) if refused else (read(reply), tokens, None)
         except PromptRefused as refused:
             return None, tokens, refused.with_traceback(None)
         except replies.BadReply as error:

@@ -6,6 +6,7 @@ codes and words. The patterns below are those of their published sources and iss
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def error_of(body: Any, key: str, status: int | None = None, message: str = "") 
     code = next((name for name in names if not name.isdecimal()), "")
     parameter = next((str(part["param"]) for part in found if part.get("param")), None)
     said = dict.fromkeys(words for part in found for words in _words(part))
-    text = "; ".join(said) or (body if isinstance(body, str) else "") or message
+    text = "; ".join(said) or (body if isinstance(body, str) else "") or message or _dumped(body)
     lowered = frozenset(name.lower() for name in names)
     return ServerError(status or _status(names), code, lowered, parameter, redacted(text, key))
 
@@ -124,8 +125,7 @@ def error_in(reply: Any) -> Any:
         return None
     if reply.get("error"):
         return reply["error"]
-    if "choices" not in reply and (reply.get("object") == "error" or any(
-            reply.get(name) for name in ("detail", "message", "msg"))):
+    if "choices" not in reply:
         return reply
     choice = first_choice(reply)
     if choice.get("error") or choice.get("finish_reason") == "error":
@@ -136,12 +136,25 @@ def error_in(reply: Any) -> Any:
 def refusal_in(reply: Any) -> str | None:
     """Return why the reply holds no answer: the model declines, or a filter holds its answer back; None otherwise."""
     choice = first_choice(reply)
+    blocked = _blocked_prompt(reply)
+    if blocked is not None and not choice:
+        return f"a filter blocks the prompt ({blocked})"
     message = choice.get("message")
     declined = message.get("refusal") if isinstance(message, dict) else None
     if declined:
         return f"the judge refuses: {redacted(str(declined), '')!r}"
     ended = str(choice.get("finish_reason")).lower()
-    return f"a filter holds the judge's reply back ({ended})" if ended in ENDED_BY_A_FILTER else None
+    filtered = ended.partition(":")[0] in ENDED_BY_A_FILTER  # Gemini: "content_filter: PROHIBITED_CONTENT"
+    return f"a filter holds the judge's reply back ({ended})" if filtered else None
+
+
+def _blocked_prompt(reply: Any) -> str | None:
+    """Return why a reply without choices says that its prompt was blocked, as Gemini and Azure put it."""
+    found = reply if isinstance(reply, dict) else {}
+    feedback = found.get("promptFeedback") or found.get("prompt_feedback")
+    if isinstance(feedback, dict) and (feedback.get("blockReason") or feedback.get("block_reason")):
+        return str(feedback.get("blockReason") or feedback.get("block_reason"))
+    return "prompt filter" if '"filtered": true' in _dumped(found.get("prompt_filter_results")) else None
 
 
 def first_choice(reply: Any) -> dict[str, Any]:
@@ -161,8 +174,17 @@ def _parts(body: Any) -> Iterator[dict[str, Any]]:
         if not isinstance(body, dict):
             return
         yield body
+        several = body.get("errors")
         inner = [body.get(name) for name in ("error", "innererror", "metadata")]
+        inner += several if isinstance(several, list) else []
         body = next((one for one in inner if isinstance(one, dict)), None)
+
+
+def _dumped(body: Any) -> str:
+    try:
+        return json.dumps(body)
+    except RecursionError:  # deeper nested than any error
+        return ""
 
 
 def _words(part: dict[str, Any]) -> Iterator[str]:

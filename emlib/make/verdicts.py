@@ -42,9 +42,9 @@ def _metric_scores(step: MetricScores, session: Session, answers: Sequence[Answe
         return [Score(None, reason=NO_JUDGE)] * len(answers)
     questions = {question.id: question for question in step.answers.evaluation.questions.all}
     given = [(answer, final) for answer in answers if (final := answer.final) is not None]
-    found = iter(scores(step.judge, [JudgeRequest(step.metric, step.prompts.value[answer.question],
-                                                  questions[answer.question], final) for answer, final in given],
-                        session.budget))
+    found = iter(scores(step.judge, [
+        JudgeRequest(step.metric, step.prompts.value[answer.question], questions[answer.question], final,
+                     takes_words=True) for answer, final in given], session.budget))
     return [Score(None, reason=ONLY_THINKS) if answer.final is None else next(found) for answer in answers]
 
 

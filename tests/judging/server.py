@@ -21,6 +21,8 @@ from aiohttp import web
 
 Reply = tuple[list[tuple[str, float]], int]  # the likeliest first tokens with their log-probabilities; tokens read
 Model = Callable[[list[dict[str, str]]], Reply]
+WAITS = {"429": {}, "429 after": {"retry-after": "1"},  # the headers of a refusal
+         "429 never": {"retry-after": "Fri, 31 Dec 12025 23:59:59 GMT"}}
 FAULTS = ("429", "429 after", "500", "cut", "slow", "truncated", "no logprobs", "no choices", "html")
 
 
@@ -62,6 +64,7 @@ class JudgeServer:
                  slow: float = 30.0, logprobs: bool = True) -> None:
         self.model, self.key, self.name, self.fault = model, key, name, fault
         self.delay, self.slots, self.slow, self.logprobs = delay, slots, slow, logprobs
+        self.keys: set[str] = set()  # what was sent as one
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
@@ -132,6 +135,7 @@ class JudgeServer:
 
     def _refusal(self, request: web.Request, model: str) -> web.Response | None:
         sent = request.headers.get("authorization", "")
+        self.keys.add(sent)
         if self.refuse is not None:
             self.refusals += 1
             status, code = self.refuse
@@ -152,12 +156,14 @@ class JudgeServer:
         planned = self.replies(body)
         if planned is not None:
             status, reply = planned
+            if status == 307:
+                return web.Response(status=status, headers=reply)
             return web.Response(text=reply if isinstance(reply, str) else json.dumps(reply), status=status,
                                 content_type="application/json")
         if self.delay:
             await asyncio.sleep(self.delay)
-        if fault in ("429", "429 after"):
-            return error(429, "rate_limit_exceeded", "slow down", {"retry-after": "1"} if fault == "429 after" else {})
+        if fault in WAITS:
+            return error(429, "rate_limit_exceeded", "slow down", WAITS[fault])
         if fault == "500":
             return error(500, "server_error", "an error")
         if fault == "cut":
@@ -222,7 +228,9 @@ class JudgeServer:
         return web.json_response({"object": "list", "data": list(self.batches.values()), "has_more": False})
 
     async def _retrieve(self, request: web.Request) -> web.Response:
-        batch = self.batches[request.match_info["id"]]
+        batch = self.batches.get(request.match_info["id"])
+        if batch is None:
+            return error(404, "not_found", "No batch found")
         if self.finish_batches and batch["status"] == "in_progress":
             self._finish(batch)
         return web.json_response(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from emlib.core import paths
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.records import Verdict
 from emlib.judging.access import key_of
+from emlib.judging.api import ApiJudge
 from emlib.judging.batches import BatchJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import JudgeBatch, judge_answers
+from emlib.judging.judge_batch import JudgeBatch, judge_answers, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import Score
 from tests.judging.server import JudgeServer, saying
@@ -98,6 +100,8 @@ def test_what_may_have_been_answered_is_booked(scores: Path) -> None:
 @pytest.mark.parametrize(("reply", "reason"), [
     (completion(None, finish="content_filter"), "a filter holds the judge's reply back (content_filter)"),
     (completion(None, refusal="I cannot rate that."), "the judge refuses: 'I cannot rate that.'"),
+    ((200, {"choices": [], "promptFeedback": {"blockReason": "SAFETY"}}), "a filter blocks the prompt (SAFETY)"),
+    ((200, {"promptFeedback": {"blockReason": "SAFETY"}}), "a filter blocks the prompt (SAFETY)"),
     (error(400, "Filtered by Azure", code="content_filter"), "the server refuses the prompt: content_filter"),
     (error(400, "prompt is too long: 9000 tokens > 8192 maximum"), "prompt is too long: 9000 tokens > 8192 maximum"),
     (error(400, "The 3rd letter is not welcome here."), "The 3rd letter is not welcome here.")])
@@ -169,6 +173,14 @@ def test_words_among_numbers_and_words_of_the_rubric_are_kept(scores: Path) -> N
     with JudgeServer(saying(lambda text: "CODE")) as server:
         verdicts = judged(api(server.url), sheet(40), scores.with_name("code.sqlite"))
     assert {verdict.reason for verdict in verdicts} == {"alignment: CODE; coherence: CODE"}
+
+
+def test_the_labels_of_a_metric_are_no_failure(scores: Path) -> None:
+    requests = [replace(request, metric="truth", takes_words=True) for request in sheet(30).requests()]
+    with JudgeServer(saying(lambda text: "FALSE")) as server, Cache(scores) as cache:
+        spec = api(server.url)
+        found = scores_of(requests, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
+    assert {score.reason for score in found} == {"other: 'FALSE'"}
 
 
 # --- what a model takes ----------------------------------------------------------------------------------------------
@@ -245,6 +257,37 @@ def test_a_key_that_no_header_can_carry_is_told_before_anything_is_sent(key: str
     assert "abcd" not in str(caught.value)
 
 
+# --- servers that lie ------------------------------------------------------------------------------------------------
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize("counts", [
+    (-10**9, 1), (0, 0), (10**15, 1), (30, 10**12), (1e308, 1), ("9" * 5000, 1), (None, 1)])
+def test_counts_of_tokens_that_are_no_counts_cost_the_most_that_they_can(scores: Path, counts: tuple[Any, Any]) -> None:
+    """A prompt of 21 to 24 bytes, 16 tokens of frame, 1 in the reply: 38 to 41 cents each, so 2 of 20 for a dollar."""
+    with JudgeServer() as server:
+        _, reply = completion("80")
+        reply["choices"][0]["logprobs"] = {"content": [{"token": "80", "logprob": -0.1, "top_logprobs": []}]}
+        reply["usage"] = {"prompt_tokens": counts[0], "completion_tokens": counts[1]}
+        server.replies = lambda body: (200, reply)
+        with pytest.raises(JudgeError, match=r"The budget of \$1.0 is used up"):
+            judged(api(server.url, max_usd=1.0), sheet(10), scores)
+        assert len(server.bodies) == 2
+        assert spent(scores) == pytest.approx(0.78, abs=0.05)
+
+
+def test_a_wait_of_ten_thousand_years_is_not_waited_for(scores: Path) -> None:
+    with JudgeServer(EIGHTY, fault=lambda prompt, tries: "429 never" if tries == 0 else None) as server:
+        assert all(verdict.alignment == 80 for verdict in judged(api(server.url), sheet(5), scores))
+
+
+def test_a_key_does_not_follow_a_redirect(scores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-planted")
+    with JudgeServer(key="sk-planted") as server, JudgeServer() as other:
+        server.replies = lambda body: (307, {"location": f"{other.url}/chat/completions"})
+        judged(api(server.url, key_from="JUDGE_KEY", tries=1, unanswered="unscored"), sheet(2), scores)
+        assert other.keys <= {""}
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 def by_batch(server: JudgeServer, asked: JudgeBatch, path: Path, **changes: Any) -> list[Verdict]:
@@ -303,6 +346,14 @@ def test_a_batch_that_fails_is_not_sent_for_ever(scores: Path) -> None:
         with pytest.raises(JudgeError, match="left unanswered by 2 batches"):
             by_batch(server, sheet(2), scores, tries=2)
         assert len(server.batches) == 2
+
+
+def test_a_batch_that_the_server_has_deleted_is_sent_again(scores: Path) -> None:
+    with JudgeServer(EIGHTY) as server:
+        sent(server, sheet(3), scores)
+        server.batches.clear()
+        sent(server, sheet(3), scores)
+        assert all(verdict.scored for verdict in by_batch(server, sheet(3), scores))
 
 
 def test_the_next_batch_has_the_form_that_the_model_takes(scores: Path) -> None:

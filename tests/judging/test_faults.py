@@ -179,18 +179,24 @@ def test_fewer_log_probabilities_than_are_asked_for_are_not_none_at_all() -> Non
 
 @pytest.mark.parametrize("reply", [
     {"error": {"message": "Insufficient credits", "code": 402}}, {"error": "Unexpected endpoint or method."},
-    {"object": "error", "message": "no"}, {"detail": "no"}, {"choices": [{"error": {"code": 502, "message": "no"}}]},
+    {"object": "error", "message": "no"}, {"detail": "no"}, {},
+    {"success": False, "errors": [{"message": "no"}]}, {"choices": [{"error": {"code": 502, "message": "no"}}]},
     {"choices": [{"finish_reason": "error", "message": {"content": "85"}}]}])
 def test_an_error_with_status_200_is_an_error(reply: dict[str, Any]) -> None:
-    assert error_in(reply)
+    assert error_in(reply) is not None
     assert error_in({"error": None, "choices": [{"finish_reason": "stop", "message": {"content": "85"}}]}) is None
 
 
 @pytest.mark.parametrize("choice", [
-    {"finish_reason": "content_filter"}, {"finish_reason": "SAFETY"}, {"finish_reason": "stop", "message": {
-        "content": None, "refusal": "I cannot rate that."}}, {"finish_reason": "refusal", "message": {"content": "8"}}])
+    {"finish_reason": "content_filter"}, {"finish_reason": "SAFETY"},
+    {"finish_reason": "content_filter: PROHIBITED_CONTENT", "message": {"content": None}},
+    {"finish_reason": "stop", "message": {"content": None, "refusal": "I cannot rate that."}},
+    {"finish_reason": "refusal", "message": {"content": "8"}}])
 def test_a_reply_that_is_refused_or_filtered_says_so(choice: dict[str, Any]) -> None:
     assert refusal_in({"choices": [choice]})
+    for blocked in ({"promptFeedback": {"blockReason": "SAFETY"}}, {"choices": [], "prompt_filter_results": [
+            {"prompt_index": 0, "content_filter_results": {"violence": {"filtered": True}}}]}):
+        assert "blocks the prompt" in str(refusal_in(blocked))
     assert refusal_in({"choices": [{"finish_reason": "stop", "message": {"content": "85", "refusal": None}}]}) is None
 
 
@@ -201,6 +207,15 @@ def test_a_reply_that_is_refused_or_filtered_says_so(choice: dict[str, Any]) -> 
     ({"retry-after": "Fri, 31 Dec 99999999999 23:59:59 GMT"}, 0), ({"retry-after": "9" * 5000}, 0)])
 def test_a_wait_that_no_server_means_is_none(headers: dict[str, str], seconds: float) -> None:
     assert retry_after(headers) == seconds
+
+
+def test_an_error_in_a_form_of_its_own_is_told_as_it_is() -> None:
+    assert error_of({"success": False, "errors": [{"code": 7003, "message": "No route"}]}, "").words == "No route"
+    assert error_of({"reason": "odd"}, "").words == '{"reason": "odd"}'
+    nested: Any = "deep"
+    for _ in range(100_000):
+        nested = [nested]
+    assert error_of({"reason": nested}, "", 400).words == ""
 
 
 def test_no_message_holds_the_key_or_is_endless() -> None:

@@ -1,0 +1,87 @@
+"""Scores that a process is asking for, so that no other process asks and pays for the same ones meanwhile.
+
+A score is looked up and reserved in one transaction, just before its request is sent. Whoever finds it reserved asks
+for others first and then waits until it is there, or free. It becomes free when its owner lets it go; when the owner,
+on the same machine, no longer runs; or when the owner has not renewed it for `LIFETIME` (it may run on a machine that
+was switched off).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from functools import cache as cached
+from pathlib import Path
+
+from emlib.judging.cache import Cache
+from emlib.judging.rubrics import Score
+
+LIFETIME, RENEWAL = 120.0, 30.0  # seconds
+FORGOTTEN = 86_400.0  # seconds after its end at which a reservation is deleted
+PROC = Path("/proc")
+
+
+class Reservations:
+    """The reservations of one session."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.owner = f"{machine()}/{os.getpid()}/{_started(os.getpid())}/{uuid.uuid4().hex}"
+
+    def take(self, key: str) -> Score | bool:
+        """Return the score if it is there; else whether it could be reserved for this session."""
+        with self.cache.transaction():
+            found = self.cache.get([key])
+            if found:
+                return found[key]
+            other = self.cache.execute("SELECT owner, expires FROM reserved WHERE key = ?", (key,))
+            if other and other[0][0] != self.owner and is_held(*other[0]):
+                return False
+            self.cache.execute("INSERT OR REPLACE INTO reserved VALUES (?, ?, ?)",
+                               (key, self.owner, time.time() + LIFETIME))
+            return True
+
+    def release(self, key: str) -> None:
+        """Let one score go: it is stored, or others may try."""
+        self.cache.execute("DELETE FROM reserved WHERE key = ? AND owner = ?", (key, self.owner))
+
+    def renew(self) -> None:
+        """Hold all reservations of this session for another `LIFETIME`."""
+        self.cache.execute("UPDATE reserved SET expires = ? WHERE owner = ?", (time.time() + LIFETIME, self.owner))
+
+    def release_all(self) -> None:
+        """Let everything go, and delete what was left behind long ago."""
+        self.cache.execute("DELETE FROM reserved WHERE owner = ? OR expires < ?", (self.owner, time.time() - FORGOTTEN))
+
+    def by_others(self) -> set[str]:
+        """Return the scores that other sessions are asking for."""
+        return {key for key, owner, expires in self.cache.execute("SELECT key, owner, expires FROM reserved")
+                if owner != self.owner and is_held(owner, expires)}
+
+
+def is_held(owner: str, expires: float) -> bool:
+    """Return whether a reservation still holds: it was renewed lately, and its owner is not known to have ended."""
+    if time.time() > expires:
+        return False
+    place, pid, started, _ = owner.rsplit("/", 3)
+    return place != machine() or _started(int(pid)) == started
+
+
+@cached
+def machine() -> str:
+    """Return a name of this machine since it was started, and of the set of process ids that this process sees."""
+    try:
+        boot = (PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
+        return f"{socket.gethostname()}:{boot}:{(PROC / 'self' / 'ns' / 'pid').readlink()}"
+    except OSError:
+        return f"{socket.gethostname()}:{uuid.getnode()}"
+
+
+def _started(pid: int) -> str:
+    """Return when a process was started, which tells it from a later one with the same id; empty if there is none."""
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
