@@ -25,6 +25,7 @@ from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
 FIGURES = ("figures/rates.png", "figures/tradeoff.png", "tables/rates.csv")
+TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory"}  # in docs/demo.md, by block
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 WORDS = 60  # of an answer that is shown
@@ -49,15 +50,17 @@ def with_block(page: str, name: str, block: str) -> str:
 def update(profile: str = "demo") -> list[Path]:
     """Copy a finished profile's figures to `figures/<profile>/`, and write its numbers into the pages."""
     made, kept = paths.runs() / profile, paths.ROOT / "figures" / profile
-    if not (made / "tables" / "rates.md").is_file():
-        raise StoreError(f"{made}: there is no table yet. Run `make reproduce PROFILE={profile}` first.")
+    missing = [name for name in TABLES.values() if not (made / "tables" / f"{name}.md").is_file()]
+    if missing:
+        raise StoreError(f"{made}: there is no table '{missing[0]}' yet. Run `make reproduce PROFILE={profile}` first.")
     for name in FIGURES:
         with whole_file(kept / Path(name).name) as temporary:
             shutil.copyfile(made / name, temporary)
     study = open_study(profile)
-    table = (made / "tables" / "rates.md").read_text(encoding="utf-8")
+    tables = {f"demo {block}": (made / "tables" / f"{name}.md").read_text(encoding="utf-8")
+              for block, name in TABLES.items()}
     return [_rewrite(paths.ROOT / "README.md", {"demo answers": answers(study), "paper": of_paper(), "audit": audit()}),
-            _rewrite(paths.ROOT / "docs" / "demo.md", {"demo results": table})]
+            _rewrite(paths.ROOT / "docs" / "demo.md", tables)]
 
 
 def _rewrite(path: Path, blocks: Mapping[str, str]) -> Path:
