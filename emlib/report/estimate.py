@@ -97,7 +97,7 @@ class Estimate:
         for are not subtracted.
         """
         spec, left = self.costs.paid, total(self.plan.left)
-        others = pd.DataFrame([(f"other judge: {one.model}", f"{count:,} requests") for one, count in _paid(left)],
+        others = pd.DataFrame([(f"further scores, {one.model}", f"{count:,} requests") for one, count in _paid(left)],
                               columns=["judge", "what"])
         if spec is None:
             return others
