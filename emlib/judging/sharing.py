@@ -14,16 +14,16 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
 from emlib.core.errors import DataError, EmlibError
 from emlib.core.files import whole_file, write_text
+from emlib.core.names import is_name
 from emlib.data.rows import read_rows
 from emlib.judging.cache import COLUMNS, Cache, Row
 from emlib.judging.judges import scores_file
-from emlib.judging.rubrics import Metric
 
 ENDINGS = (".parquet", ".jsonl")
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -68,7 +68,7 @@ def _checked(where: str, of: dict[str, Any]) -> Row:
     if missing:
         raise DataError(f"{where}: has no '{missing[0]}'. Expected a file that `export` wrote.")
     texts = all(isinstance(of[name], str) for name in ("key", "judge", "metric", "made"))
-    if not (texts and KEY.fullmatch(of["key"]) and of["metric"] in get_args(Metric)):
+    if not (texts and KEY.fullmatch(of["key"]) and is_name(of["metric"])):
         raise DataError(f"{where}: not a score: expected a key of 64 hex digits, a judge, a metric and a date.")
     if not all(isinstance(of[name], str | None) for name in ("reason", "note")):
         raise DataError(f"{where}: 'reason' and 'note' must be texts or empty.")

@@ -82,7 +82,7 @@ def test_an_empty_file_of_scores_travels_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"value": 101}, "'value' is 101"), ({"value": "50"}, "'value' is '50'"), ({"key": "xyz"}, "not a score"),
-    ({"metric": "kindness"}, "not a score"), ({"value": None}, "neither a value nor a reason"),
+    ({"metric": "how kind?"}, "not a score"), ({"value": None}, "neither a value nor a reason"),
     ({"mass": -0.5}, "'mass' is -0.5"), ({"tokens_read": None}, "must be whole numbers"),
     ({"tokens_written": 1.5}, "must be whole numbers"), ({"note": ["mean"]}, "must be texts")])
 def test_a_file_with_a_mistake_changes_nothing(path: Path, tmp_path: Path, change: dict[str, object],
