@@ -138,7 +138,7 @@ def test_the_command_for_one_notebook_refuses_what_set_refuses(capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("profile", [  # GNU make splits its words at spaces
-    "tiny", "some/mine.yaml", "some/study/profile.yaml", "some/mine.yml", "two words/it's  mine.yaml"])
+    "tiny", "some/mine.yaml", "some/study/profile.yaml", "some/mine.yml", "it's  two words/mine.yaml"])
 @pytest.mark.parametrize("folder", ["runs", "runs  of mine"])
 def test_make_puts_a_study_where_the_notebooks_put_it(profile: str, folder: str, tmp_path: Path) -> None:
     given = [f"PROFILE={profile}", f"EMLIB_RUNS_DIR={tmp_path / folder}"]
