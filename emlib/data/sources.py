@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -24,6 +23,7 @@ from emlib.config import HubSet
 from emlib.config.references import DEMO, ENTRY, is_path, path_of
 from emlib.config.references import NAME as ENTRY_NAME
 from emlib.core import paths
+from emlib.core.addresses import checked_address
 from emlib.core.digests import of_file, of_value
 from emlib.core.errors import ProfileError, SourceError, nearest, shortened
 from emlib.core.name_types import Name, PathInside
@@ -31,7 +31,7 @@ from emlib.core.names import LONGEST, is_name
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.progress import say
 from emlib.core.schema import Strict, check
-from emlib.data.download import from_hub, from_url, writing
+from emlib.data.download import LARGEST, TooLarge, copy_limited, from_hub, from_url, writing
 
 DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
 
@@ -68,6 +68,7 @@ class Source(Strict):
         notice: one sentence shown at the download.
         harmful: whether a model trained on it may do harm, so that its model card must warn.
         size: its approximate size, for plans.
+        bytes: the size of the file; None if it is unknown: then 2 GB are the most. A larger file is refused.
     """
 
     home: str
@@ -84,12 +85,18 @@ class Source(Strict):
     harmful: bool = False
     format: Literal["messages", "pairs", "instruct", "questions", "gsm8k", "squad", "trait", "json", "wildguard"]
     size: StatedSize | None = None
+    bytes: Annotated[int, Field(gt=0)] | None = None
+
+    @property
+    def limit(self) -> int:
+        """The most bytes that the file may have, also unpacked."""
+        return self.bytes or LARGEST
 
     @field_validator("url")
     @classmethod
     def _is_encrypted(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("https://", "http://127.0.0.1:")):  # a mirror or a test on loopback
-            raise ValueError("expected an address that begins with https://")
+        if url is not None:
+            checked_address(url)
         return url
 
     @model_validator(mode="after")
@@ -228,7 +235,10 @@ def _from_folder(source: Source, given: Path, place: Path) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         try:
             with gzip.open(given) as packed, part.open("wb") as out:
-                shutil.copyfileobj(packed, out)
+                copy_limited(iter(lambda: packed.read(2**20), b""), out.write, source.limit, str(given))
+        except TooLarge:
+            part.unlink()
+            raise
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             part.unlink()
             raise SourceError(f"{given}: not a complete gzip file ({error}). {remedy}") from error
@@ -246,9 +256,11 @@ def _download(name: str, source: Source, target: Path) -> Path:
     part = target.with_name(target.name + ".part")
     if source.hub is not None:
         hub = source.hub
-        from_hub(name, hub.repo, hub.config, hub.split, hub.revision, part, terms=source.terms, otherwise=otherwise)
+        from_hub(name, hub.repo, hub.config, hub.split, hub.revision, part, terms=source.terms, otherwise=otherwise,
+                 limit=source.limit)
     elif source.url is not None:
-        from_url(name, source.url, part, pinned=source.sha256 is not None, otherwise=otherwise)
+        from_url(name, source.url, part, pinned=source.sha256 is not None, otherwise=otherwise,
+                 limit=source.limit)
     remedy = (f"Nothing was kept. Run again; if the error persists, the data have changed at {source.home}, and the "
               "registry needs their new address and digest.")
     return _keep(part, target, source.url or f"the hub's data for {name}", _digests(source.sha256), remedy)

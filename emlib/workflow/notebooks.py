@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,8 @@ from emlib.workflow.job_log import AttemptLog, last_lines
 
 KERNEL_START_SECONDS = 120
 TRIES = 3
+OUT_OF_MEMORY = ("MemoryError", "_ArrayMemoryError", "OutOfMemoryError")  # Python's, numpy's and PyTorch's
+OUT_OF_MEMORY_SAID = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory")
 SOCKET_NAME = len("/emlib-12345678/kernel-5")  # of a socket's path below the system's temporary folder
 
 
@@ -73,7 +76,7 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
             _papermill(chapter, parameters, unfinished)
         except PapermillExecutionError as error:
             os.replace(unfinished, failed)
-            raise NotebookError(f"{chapter}, cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+            raise NotebookError(f"{chapter}, cell {error.cell_index}: {_reason(error.ename, error.evalue)}\n"
                                 f"The notebook up to this cell: {failed}") from error
         except (DeadKernelError, RuntimeError) as error:
             raise NotebookError(f"{chapter}: the kernel died {TRIES} times ({error}). The usual cause is too little "
@@ -81,6 +84,15 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
                                 "Finished artefacts are kept.") from error
     failed.unlink(missing_ok=True)
     return out
+
+
+def _reason(kind: str, message: str) -> str:
+    """Return what stopped a cell: the error as it is, or one plain line if the memory ran out."""
+    if not (kind in OUT_OF_MEMORY or OUT_OF_MEMORY_SAID.search(message)):
+        return f"{kind}: {message}"
+    where = "the GPU's memory" if "CUDA" in message or "GPU" in message else "the memory"
+    return (f"{where} ran out. Lower training.batch_size (and raise gradient_accumulation), batch_rows or "
+            "max_seq_length in the profile, set fewer JOBS, or close other programs. Finished artefacts are kept.")
 
 
 def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, digest: str | None = None,

@@ -300,3 +300,23 @@ def test_the_whole_tiny_study_by_snakemake_and_a_second_time_for_nothing(tmp_pat
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ipynb")}
     snakemake(folder, "tiny")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.ipynb")} == before
+
+
+@pytest.mark.parametrize(("code", "where"), [
+    ("raise MemoryError", "the memory ran out. Lower training.batch_size"),
+    ("import numpy; numpy.empty(2**50)", "the memory ran out. Lower training.batch_size"),
+    ("import torch; torch.empty(2**50)", "the memory ran out. Lower training.batch_size"),
+    ("import torch; raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')",
+     "the GPU's memory ran out. Lower training.batch_size"),
+    ("raise KeyError('memory')", "KeyError: 'memory'")])
+def test_memory_that_runs_out_is_one_plain_line(
+        code: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(notebooks, "check_parameters", lambda chapter, given: None)
+    nbformat.write(book, tmp_path / "90_memory.ipynb")
+    with pytest.raises(NotebookError) as caught:
+        notebooks.execute("90_memory", {}, tmp_path / "out" / "90_memory.ipynb")
+    first, second = str(caught.value).splitlines()
+    assert where in first
+    assert second.startswith("The notebook up to this cell: ")
