@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-CORRELATION = 0.1  # assumed: answers to one question of the demo's runs have about this
+CORRELATION = 0.1  # assumed, not measured
 POWER, LEVEL = 0.8, 0.05
 
 

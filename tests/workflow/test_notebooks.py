@@ -152,7 +152,7 @@ def test_a_profile_may_cut_by_seed_and_each_job_has_a_log_of_its_own(tmp_path: P
 def test_jobs_are_chosen_by_a_pattern_of_their_logs_names(tmp_path: Path) -> None:
     jobs = graph.jobs(sliced(tmp_path))
     assert graph.chosen(jobs) == jobs
-    assert [job.name for job in graph.chosen(jobs, "*.travel")] == ["04_baselines (travel)"]
+    assert [job.name for job in graph.chosen(jobs, "04*.travel")] == ["04_baselines (travel)"]
     assert [job.name for job in graph.chosen(jobs, "04*")] == [
         "04_baselines (cooking)", "04_baselines (travel)", "04_baselines"]
     with pytest.raises(ProfileError, match="No job is named like '04'"):
