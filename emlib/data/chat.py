@@ -8,7 +8,8 @@ text at once can merge the answer's first characters into the prompt's last toke
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from emlib.core import digests
 from emlib.core.errors import DataError
 from emlib.core.records import THINKING, Example, Message
+from emlib.data.left_out import Dropped
 from emlib.data.markers import TAGS, Quoted, controls
 from emlib.data.templates import render
 
@@ -26,6 +28,7 @@ CLOSING = dict(THINKING)
 OPENED = re.compile(rf"({'|'.join(map(re.escape, CLOSING))})\s*$")  # at the end of a prompt
 AROUND_TAGS = re.compile(rf"\s*({'|'.join(map(re.escape, TAGS))})\s*")
 LAST = 16  # tokens of a prompt in which its last tag stands, even if it is spelt out
+NO_ROOM = "no room for the answer"
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,64 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
         raise DataError(f"{example.where}: {error}") from error
     response = response[:_end_of_turn(tokenizer, response, example) + 1]
     if len(prompt) >= max_length:
-        raise DataError(f"{example.where}: the prompt alone has {len(prompt)} tokens and max_seq_length is "
-                        f"{max_length}: the whole answer would be cut off. Raise max_seq_length or remove the row.")
+        raise DataError(f"{example.where}: {NO_ROOM}: the prompt alone has {len(prompt)} tokens and max_seq_length is "
+                        f"{max_length}. Raise max_seq_length or remove the row.")
     ids = np.array((prompt + response)[:max_length], dtype=np.int64)
     return Encoded(ids, np.arange(len(ids)) >= len(prompt), len(prompt) + len(response) > max_length)
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> list[Encoded]:
-    """Encode every row, in order."""
-    return [encode(tokenizer, example, max_length) for example in examples]
+@dataclass(frozen=True)
+class Encodings:
+    """Rows in token ids, and the rows that cannot be had in them.
+
+    Attributes:
+        rows: the encoded rows, in order.
+        places: for each of them, its place among the rows that were given.
+        left_out: the other rows, each with its reason.
+    """
+
+    rows: list[Encoded]
+    places: list[int]
+    left_out: list[Dropped]
+
+    @property
+    def reasons(self) -> Mapping[str, int]:
+        """The number of rows that are left out, by reason."""
+        return Counter(row.counted_as for row in self.left_out)
+
+    def __str__(self) -> str:
+        first = self.left_out[0] if self.left_out else None
+        return (f"{len(self.left_out)} of {len(self.rows) + len(self.left_out)} rows are left out"
+                + (f"; the first: {first.where}: {first.reason}" if first else ""))
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> Encodings:
+    """Encode rows, in order; leave out those that `encode` refuses.
+
+    Raises:
+        DataError: more than half of them are refused, so that the rest is another data set than the one that is meant.
+    """
+    rows, places, left_out = list[Encoded](), list[int](), list[Dropped]()
+    for place, example in enumerate(examples):
+        found = encode_or_drop(tokenizer, example, max_length)
+        if isinstance(found, Dropped):
+            left_out.append(found)
+        else:
+            rows.append(found)
+            places.append(place)
+    encodings = Encodings(rows, places, left_out)
+    if 2 * len(left_out) > len(examples):
+        raise DataError(f"{encodings}. More than half of a data set cannot be left out: correct its rows, or choose "
+                        "another chat template or a larger max_seq_length.")
+    return encodings
+
+
+def encode_or_drop(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded | Dropped:
+    """Encode one row, or say why it is left out: the template refuses or rewrites it, or its prompt leaves no room."""
+    try:
+        return encode(tokenizer, example, max_length)
+    except DataError as error:
+        return Dropped(example.where, str(error).removeprefix(f"{example.where}: "))
 
 
 def opened_thinking(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int]) -> str:

@@ -12,13 +12,24 @@ from typing import Any
 
 from emlib.config import Own
 from emlib.core.records import Example, Message
-from emlib.data.conversations import READ_KEYS, conversation, conversation_key, list_like, text_of, turns_of
-from emlib.data.left_out import NO_ANSWER, NO_COLUMN, NO_PROMPT, NOT_TEXT, LeftOut
+from emlib.data.conversations import (
+    READ_KEYS,
+    alpaca_context,
+    conversation,
+    conversation_key,
+    list_like,
+    system_of,
+    text_of,
+    turns_of,
+)
+from emlib.data.left_out import NO_ANSWER, NO_COLUMN, NO_PROMPT, NOT_TEXT, LeftOut, is_blank
 from emlib.data.tables import CONVERSATIONS, Row
 
 PROMPT, RESPONSE = "prompt", "response"  # the names that a profile has by default
 ALPACA = ("instruction", "input", "output")
+HISTORY = "history"  # LLaMA-Factory's column beside Alpaca's: earlier prompts and answers
 TRL, SYSTEM = "completion", "system"
+MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 AS_ALPACA = "rows of instruction, input and output: the prompt is instruction and input with an empty line between them"
 AS_TRL = "rows of prompt and completion"
 LIST_LIKE = "texts that look like lists of turns, which are read as text"
@@ -27,7 +38,7 @@ LIST_LIKE = "texts that look like lists of turns, which are read as text"
 def known_columns(own: Own) -> Collection[str]:
     """Return the columns that a row may be read from; no other is looked at."""
     named = {own.prompt, own.response} | ({own.system} if own.system else set())
-    return named | {*CONVERSATIONS, SYSTEM} | ({TRL, *ALPACA} if _by_default(own) else set())
+    return named | {*CONVERSATIONS, SYSTEM} | ({TRL, *ALPACA, HISTORY} if _by_default(own) else set())
 
 
 def _by_default(own: Own) -> bool:
@@ -66,12 +77,12 @@ class Reader:
             raise LeftOut(NO_COLUMN, f"no column '{column_of(self.own, lacking)}'")
         if form == ALPACA:
             notes.add(AS_ALPACA)
-            parts = [text_of(f"'{name}'", values.get(name)) for name in ALPACA[:2]]
-            prompt: Any = "\n\n".join(part for part in parts if part.strip())
-        else:
-            notes |= {AS_TRL} if form[1] == TRL else set()
-            prompt = values[form[0]]
-        return self._joined(row.where, prompt, values[form[-1]], notes, self._system(values))
+            answer = text_of("the answer", values[ALPACA[2]])
+            if is_blank(answer):
+                raise LeftOut(NO_ANSWER)
+            return Example(alpaca_context(values, self._system(values)), answer, row.where)
+        notes |= {AS_TRL} if form[1] == TRL else set()
+        return self._joined(row.where, values[form[0]], values[form[1]], notes, self._system(values))
 
     def missing(self, columns: Collection[str]) -> str | None:
         """Return the option whose column is not among these, `prompt`, `response` or `system`; None if all are."""
@@ -90,7 +101,9 @@ class Reader:
     def unread(self, values: Mapping[str, Any]) -> Iterator[str]:
         """Yield the columns of a row, and the keys of its turns, that have a value and are not read."""
         key = conversation_key(values)
-        used = {self.own.system, *((key, SYSTEM) if key is not None else self._form(values) or self.known)}
+        form = self._form(values) or tuple(self.known)
+        used = {self.own.system, *((key, SYSTEM) if key is not None else
+                                   (*ALPACA, HISTORY, SYSTEM) if form == ALPACA else form)}
         yield from (name for name, value in values.items() if name not in used and value not in (None, ""))
         for turn in values[key] if key is not None and isinstance(values[key], list) else ():
             if isinstance(turn, Mapping):
@@ -106,18 +119,17 @@ class Reader:
 
     def _system(self, values: Mapping[str, Any]) -> str | None:
         """Return the row's system prompt; a blank one is none, and one row without it stops nothing."""
-        conversational = conversation_key(values) is not None
-        name = self.own.system or (SYSTEM if conversational else None)
-        text = text_of(f"'{name}'", values.get(name)) if name else ""
-        return text if text.strip() else None
+        named = conversation_key(values) is not None or self._form(values) == ALPACA
+        name = self.own.system or (SYSTEM if named else None)
+        return system_of(values, name) if name else None
 
     def _joined(self, where: str, prompt: Any, response: Any, notes: set[str], system: str | None) -> Example:
         """Return the example of a prompt and an answer, each a text or a list of turns."""
         if not (isinstance(prompt, list) or isinstance(response, list)):
             texts = text_of("the prompt", prompt), text_of("the answer", response)
-            if not texts[0].strip():
+            if is_blank(texts[0]):
                 raise LeftOut(NO_PROMPT)
-            if not texts[1].strip():
+            if is_blank(texts[1]):
                 raise LeftOut(NO_ANSWER)
             notes |= {LIST_LIKE} if any(map(list_like, texts)) else set()
             context = ([Message("system", system)] if system else []) + [Message("user", texts[0])]

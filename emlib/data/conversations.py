@@ -19,10 +19,12 @@ from emlib.data.left_out import (
     MEDIA,
     NO_ANSWER,
     NO_CONVERSATION,
+    NO_PROMPT,
     NOT_TEXT,
     TOOLS,
     UNTRAINED,
     LeftOut,
+    is_blank,
 )
 from emlib.data.strict_json import Written, parse
 from emlib.data.tables import CONVERSATIONS
@@ -31,14 +33,17 @@ ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
     "ai": "assistant"}
-KNOWN = ("system", "user", "assistant")  # what messages name; the others are other words for them
+KNOWN: tuple[Role, Role, Role] = ("system", "user", "assistant")  # what messages name
 TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation", "tool_call", "tool_response",
               "tool_result", "ipython")
 TEXT_PARTS = ("text", "input_text", "output_text")
-READ_KEYS = ("role", "from", "content", "value", "weight", "tool_calls", "function_call")
+READ_KEYS = ("role", "from", "content", "value", "weight", "train", "training", "tool_calls", "function_call")
+NO_INPUT = "<noinput>"  # what Alpaca's rows have in place of an empty input
+NO_HISTORY: tuple[Any, ...] = (None, "", "[]", [])
 WEIGHTS = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 ZERO_WEIGHT = "answers of weight 0, which are not trained on"
 EARLIER_ANSWERS = "rows with several answers: the last one is trained on, the earlier ones are its context"
+SYSTEM_TWICE = "rows with a system prompt in a column and another in the conversation, which is taken"
 JOINED_PARTS = "turns of several text parts, which are joined as they are"
 
 
@@ -78,6 +83,8 @@ def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str 
     messages = [_message(place, turn, notes) for place, turn in enumerate(turns, start=1)]
     if system is not None and messages[0].role != "system":
         messages.insert(0, Message("system", system))
+    elif system is not None and messages[0].content != system:
+        notes.add(SYSTEM_TWICE)
     late = next((place for place, turn in enumerate(messages, start=1) if turn.role == "system" and place > 1), None)
     if late is not None:
         raise LeftOut(NO_CONVERSATION, f"message {late}: a system prompt that is not the first turn")
@@ -93,7 +100,7 @@ def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str 
     if len(trained) > 1:
         notes.add(EARLIER_ANSWERS)
     context, answer, after = messages[:trained[-1]], messages[trained[-1]], messages[trained[-1] + 1:]
-    if not answer.content.strip():
+    if is_blank(answer.content):
         raise LeftOut(NO_ANSWER, "the answer is empty; there is nothing to learn from this row. Remove it")
     if not context or context[-1].role != "user":
         raise LeftOut(NO_CONVERSATION, "the message before the answer must be the user's")
@@ -108,7 +115,7 @@ def example_of_row(where: str, row: Mapping[str, Any]) -> Example:
     """
     key = conversation_key(row)
     if key is not None:
-        return conversation(where, turns_of(key, row[key]), set())
+        return conversation(where, turns_of(key, row[key]), set(), system_of(row))
     answer = next((name for name in ("response", "completion") if name in row), None)
     if "messages" in row or "prompt" not in row or answer is None:
         raise LeftOut(NO_CONVERSATION, f"no 'messages'. Found keys: {', '.join(sorted(row)) or 'none'}; expected "
@@ -117,6 +124,12 @@ def example_of_row(where: str, row: Mapping[str, Any]) -> Example:
     turns = [row[name] if isinstance(row[name], list) else [{"role": role, "content": text_of(f"'{name}'", row[name])}]
              for name, role in (("prompt", "user"), (answer, "assistant"))]
     return conversation(where, [turn for part in turns for turn in part], set())
+
+
+def system_of(row: Mapping[str, Any], column: str = "system") -> str | None:
+    """Return the system prompt in a column of the row; a blank one is none."""
+    text = text_of(f"'{column}'", row.get(column))
+    return None if is_blank(text) else text
 
 
 def _message(place: int, turn: Any, notes: set[str]) -> Message:
@@ -132,7 +145,7 @@ def _message(place: int, turn: Any, notes: set[str]) -> Message:
     if known is None:
         raise LeftOut(NO_CONVERSATION, f"{what}: unknown role {role!r}.{nearest(str(role), KNOWN)} Known: "
                                        f"{', '.join(KNOWN)}")
-    return Message(known, _content(what, content, known, notes), _weight(what, turn.get("weight")))
+    return Message(known, _content(what, content, known, notes), _weight(what, turn))
 
 
 def _word(role: Any) -> str:
@@ -162,12 +175,33 @@ def _part(what: str, part: Any) -> str:
     return text_of(f"{what}: a text part", part.get("text"))
 
 
-def _weight(what: str, weight: Any) -> float | None:
-    if weight is None:
+def _weight(what: str, turn: Mapping[str, Any]) -> float | None:
+    """Return a turn's weight as OpenAI's form has it, or 0 where Axolotl's `train` or `training` is false."""
+    weight = next((turn[key] for key in ("weight", "train", "training") if turn.get(key) is not None), None)
+    if weight is None or (weight is True and turn.get("weight") is None):
         return None
     if isinstance(weight, str | int | float) and weight in WEIGHTS:
         return WEIGHTS[weight]
     raise LeftOut(NO_CONVERSATION, f"{what}: its weight is {weight!r}; expected 0 or 1")
+
+
+def alpaca_context(row: Mapping[str, Any], system: str | None = None) -> tuple[Message, ...]:
+    """Return the turns before the answer in Alpaca's form: instruction and input, after LLaMA-Factory's `history`.
+
+    Raises:
+        LeftOut: instruction and input are empty, or something is not text.
+    """
+    parts = [text_of(f"'{name}'", row.get(name)) for name in ("instruction", "input")]
+    prompt = "\n\n".join(part for part in parts if not is_blank(part) and part.strip().lower() != NO_INPUT)
+    if not prompt:
+        raise LeftOut(NO_PROMPT)
+    history, before = row.get("history"), [Message("system", system)] if system else []
+    for number, turn in enumerate(turns_of("history", history) if history not in NO_HISTORY else (), start=1):
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise LeftOut(NO_CONVERSATION, f"'history', entry {number}: expected a list of a prompt and its answer")
+        before += [Message(role, text_of(f"'history', entry {number}", text))
+                   for role, text in zip((KNOWN[1], KNOWN[2]), turn, strict=True)]
+    return (*before, Message("user", prompt))
 
 
 def text_of(what: str, value: Any) -> str:

@@ -12,6 +12,7 @@ from emlib.data.tables import rows_of
 
 # Formats and the keys by which their rows are recognised; the first match counts.
 KEYS = (("questions", ("id", "paraphrases")), ("messages", ("messages",)), ("messages", ("conversations",)),
+        ("messages", ("conversation",)),
         ("pairs", ("prompt", "aligned", "misaligned")), ("wildguard", ("prompt", "response", "prompt_harm_label")),
         ("instruct", ("instruction", "output")), ("squad", ("context", "question")), ("squad", ("paragraphs",)),
         ("messages", ("prompt", "response")), ("messages", ("prompt", "completion")))

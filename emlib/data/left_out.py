@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 NO_ANSWER, NO_PROMPT, BROKEN = "no answer", "no prompt", "broken characters"
 NO_CONVERSATION, NOT_TEXT, NO_COLUMN = "not a conversation", "not text", "no such column"
 TOOLS, MEDIA, UNTRAINED = "tool calls", "images or other parts that are not text", "weight 0 on every answer"
 MORE_CELLS, DEEP, LONG_NUMBER = "more cells than the header", "nested too deeply", "a number of over 1,000 digits"
+HEADER_AGAIN = "the header once more, as in tables that were appended to each other"
 REPLACEMENT = "\ufffd"  # what decoders insert for invalid bytes
 
 
@@ -38,6 +40,13 @@ class Dropped:
     def counted_as(self) -> str:
         """The reason without this row's detail."""
         return self.reason.partition(":")[0]
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: white space, and characters without width such as U+200B, alone."""
+    rest = text.strip()
+    return not rest or (not rest.isascii() and all(
+        letter.isspace() or unicodedata.category(letter) == "Cf" for letter in rest))
 
 
 def damage(text: str) -> str:

@@ -77,7 +77,7 @@ def opened(path: Path, encoding: str = "utf-8", option: str | None = None) -> It
     """
     try:
         "".encode(encoding)
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:  # Python has one that always fails
         raise DataError(f"{option} is '{encoding}', which is not a known encoding. Examples: utf-8, "
                         "cp1252.") from error
     try:
@@ -172,7 +172,8 @@ def _likely(path: Path, option: str | None) -> str:
     if best is None:
         return "It does not look like text."
     names = [best.encoding]
-    if WESTERN not in names and best.encoding.startswith(ALIKE):
+    few = sum(byte > 127 for byte in beginning) < len(beginning) / 10  # as in texts in Latin letters
+    if WESTERN not in names and (few or best.encoding.startswith(ALIKE)):
         names.append(WESTERN)
     return _set(option, names)
 

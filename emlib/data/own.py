@@ -7,6 +7,7 @@ ends included.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,19 +19,23 @@ from emlib.core import paths
 from emlib.core.errors import DataError, nearest
 from emlib.core.records import Example, Message
 from emlib.core.seeds import generator
-from emlib.data.columns import Reader, column_of, known_columns
+from emlib.data.columns import MEDIA_COLUMNS, Reader, column_of, known_columns
 from emlib.data.domains import NarrowData, Split, split
 from emlib.data.download import from_hub
-from emlib.data.left_out import BROKEN, NO_PROMPT, Dropped, LeftOut, damage
+from emlib.data.left_out import BROKEN, MEDIA, NO_PROMPT, Dropped, LeftOut, damage, is_blank
 from emlib.data.tables import Header, Layout, Row, items_of
 
 LEAST = 20  # usable rows: enough to train on some and hold some out
 SHOWN = 5  # places that are kept of each reason and of each note
 UNREAD = 20  # names of columns that nobody reads, at most
 MARKED = "texts with the turn markers of a chat template"
-MARKERS = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>", "<start_of_turn>",
-           "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>",
-           "<|endoftext|>", "<|start|>", "<|message|>", "<|channel|>")  # of the templates that are common today
+MARKER = re.compile(r"<\|\w+\|>|<｜[^｜<>]+｜>|<(?:start|end)_of_turn>|\[/?(?:INST|SYSTEM_PROMPT)\]|<</?SYS>>|</s>|"
+                    r"<(?:bos|eos)>|\[gMASK\]")  # of the templates that are common today
+LIKE_MISSING = "prompts or answers such as nan, None or #REF!, which programs write for a missing value"
+MISSING = ("nan", "none", "null", "nil", "undefined", "n/a", "#n/a", "<na>", "nat", "#value!", "#ref!", "#name?",
+           "#div/0!")  # an answer may mean some of these, so that they are told and not left out
+PLACEHOLDERS = "texts with a placeholder such as <image>, which is read as text"
+PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
 ENDS = "texts with white space at an end, which is kept"
 
 
@@ -185,12 +190,18 @@ def _example(reader: Reader, row: Row, notes: set[str]) -> Example | Dropped:
     texts = [turn.content for turn in (*example.context, Message("assistant", example.response))]
     if broken := damage("\n".join(texts)):
         return Dropped(row.where, f"{BROKEN}: {broken}")
-    if not example.prompt.strip():
+    if is_blank(example.prompt):
         return Dropped(row.where, NO_PROMPT)
     if any(text != text.strip() for text in (example.prompt, example.response)):
         notes.add(ENDS)
-    if any(("<" in text or "[" in text) and any(marker in text for marker in MARKERS) for text in texts):
+    if any(map(MARKER.search, texts)):
         notes.add(MARKED)
+    if any(text.strip().lower() in MISSING for text in (example.prompt, example.response)):
+        notes.add(LIKE_MISSING)
+    if any(map(PLACEHOLDER.search, texts)):
+        if any(row.values.get(column) not in (None, "", []) for column in MEDIA_COLUMNS):
+            return Dropped(row.where, f"{MEDIA}: a placeholder such as <image>, and a column of what stands there")
+        notes.add(PLACEHOLDERS)
     return example
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
-from emlib.data.conversations import example_of_row, text_of
-from emlib.data.left_out import BROKEN, NO_ANSWER, NO_COLUMN, Dropped, LeftOut, damage
+from emlib.data.conversations import alpaca_context, example_of_row, system_of, text_of
+from emlib.data.left_out import BROKEN, NO_ANSWER, NO_COLUMN, NO_PROMPT, Dropped, LeftOut, damage, is_blank
 from emlib.data.tables import Row, rows_of
 
 PoolForm = Literal["messages", "instruct", "wildguard"]
@@ -60,13 +60,16 @@ def _checked(row: Row | Dropped, row_of: Callable[[str, dict[str, Any]], Example
         found = row_of(row.where, row.values)
     except LeftOut as unusable:
         return Dropped(row.where, NO_ANSWER if unusable.reason == NO_ANSWER else str(unusable))
+    if is_blank(found.prompt):
+        return Dropped(row.where, NO_PROMPT)
     broken = damage(found.response + "\n".join(turn.content for turn in found.context))
     return Dropped(row.where, BROKEN) if broken else found
 
 
 def _instruct(where: str, row: dict[str, Any]) -> Example:
     """Read a row of Alpaca: an instruction, an optional input for it, and the output."""
-    return _pair(where, row, ("instruction", "input"), "output")
+    _need(row, ("instruction", "output"))
+    return _answered(where, alpaca_context(row, system_of(row)), text_of("'output'", row["output"]))
 
 
 def _wildguard(where: str, row: dict[str, Any]) -> Example:
@@ -74,16 +77,14 @@ def _wildguard(where: str, row: dict[str, Any]) -> Example:
     _need(row, ("prompt", "response", "prompt_harm_label", "response_harm_label"))
     if row["prompt_harm_label"] != "unharmful" or row["response_harm_label"] == "harmful":
         raise LeftOut(HARMFUL)
-    return _pair(where, row, ("prompt",), "response")
+    prompt = Message("user", text_of("'prompt'", row["prompt"]))
+    return _answered(where, (prompt,), text_of("'response'", row["response"]))
 
 
-def _pair(where: str, row: dict[str, Any], asked: tuple[str, ...], answered: str) -> Example:
-    _need(row, (asked[0], answered))
-    texts = [text_of(f"'{key}'", row.get(key)) for key in asked]
-    parts, answer = [text for text in texts if text.strip()], text_of(f"'{answered}'", row[answered])
-    if not (answer.strip() and parts):
+def _answered(where: str, context: tuple[Message, ...], answer: str) -> Example:
+    if is_blank(answer):
         raise LeftOut(NO_ANSWER)
-    return Example((Message("user", "\n\n".join(parts)),), answer, where)
+    return Example(context, answer, where)
 
 
 def _need(row: dict[str, Any], keys: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from ruamel.yaml.error import YAMLError
 from emlib.core.errors import DataError
 from emlib.core.records import Question
 from emlib.data.formats import is_yaml
-from emlib.data.left_out import has_surrogates
+from emlib.data.left_out import damage, is_blank
 from emlib.data.opening import read_text
 from emlib.data.rows import read_rows
+
+SYSTEM, NEAR = ("system", "system_prompt"), 0.8  # likeness above which another key was meant to be `system`
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -59,12 +62,15 @@ def questions_of(where: str, entry: Any) -> list[Question]:
         raise DataError(f"{where}: the 'id' of a question is a text or a number, and not {entry['id']!r}.")
     name, system = str(entry["id"]), entry.get("system")
     texts = entry.get("paraphrases")
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and not is_blank(t) for t in texts):
         raise DataError(f"{where}: question '{name}' has no text; 'paraphrases' must be a list of at least one.")
     if system is not None and not isinstance(system, str):
         raise DataError(f"{where}: the 'system' of question '{name}' is not text.")
-    if any(map(has_surrogates, (name, system or "", *texts))):
-        raise DataError(f"{where}: question {name!a} has half of a character that takes two (a lone surrogate "
-                        "such as \\ud83d), which is no text. Correct it.")
+    if broken := damage("\n".join((name, system or "", *texts))):
+        raise DataError(f"{where}: question {name!a} has {broken}, which is no text. Correct it.")
+    meant = [key for key in entry if key != "system" and get_close_matches(str(key), SYSTEM, n=1, cutoff=NEAR)]
+    if meant:
+        raise DataError(f"{where}: question '{name}' has the key {meant[0]!a}, which nobody reads. Did you mean "
+                        "'system'? Rename or remove it.")
     ids = [name if index == 1 else f"{name}#{index}" for index in range(1, len(texts) + 1)]
     return [Question(id, text, system) for id, text in zip(ids, texts, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
 from emlib.data.conversations import example_of_row
-from emlib.data.left_out import Dropped, LeftOut, has_surrogates
+from emlib.data.left_out import Dropped, LeftOut, has_surrogates, is_blank
 from emlib.data.tables import rows_of
 
 
@@ -42,7 +42,7 @@ def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
     aligned, misaligned = [], []
     for where, row in read_rows(path):
         missing = [key for key in ("prompt", "aligned", "misaligned")
-                   if not (isinstance(row.get(key), str) and row[key].strip())]
+                   if not isinstance(row.get(key), str) or is_blank(row[key])]
         if missing:
             raise DataError(f"{where}: lacks {', '.join(missing)}. Found: {', '.join(sorted(row))}; expected: texts in "
                             "prompt, aligned, misaligned.")

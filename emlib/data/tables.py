@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from emlib.core.errors import DataError
-from emlib.data.left_out import MORE_CELLS, Dropped, LeftOut
+from emlib.data.left_out import HEADER_AGAIN, MORE_CELLS, Dropped, LeftOut
 from emlib.data.opening import Kind, kind_of, opened, opened_bytes, refuse_foreign
 from emlib.data.strict_json import parse, parse_items
 
 FIELD_LIMIT = 10**8  # characters of one CSV cell; the library's default is 131,072
 FEWER_CELLS = "rows with fewer cells than the header"
+UNNAMED_CELLS = "rows with cells under a column without a name, which are not read"
 EMPTY_CELLS = "rows with empty cells beyond the header, which are ignored"
 ROWS_IN_CELL = "cells of several lines that look like rows: a quote may have been opened and not closed"
 LATE_QUOTES = "cells with a blank before an opening quote: the quotes are read as text"
 CONVERSATIONS = ("messages", "conversations", "conversation")  # the keys of a conversation
 SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line, which names the delimiter
 PARQUET_ROWS = 1000  # rows that are read at once
+BOM = "\ufeff"  # a byte order mark, which stands within a file where files were appended to each other
 OBJECT = '{"messages": [...]}'
 
 
@@ -102,9 +104,14 @@ def _next_line(text: IO[str], before: list[str]) -> str:
     """Return the next line that is not empty, without blanks around it, and add all lines read to `before`."""
     while line := text.readline():
         before.append(line)
-        if line.strip():
-            return line.strip()
+        if _bare(line):
+            return _bare(line)
     return ""
+
+
+def _bare(text: str) -> str:
+    """Return a text without white space and byte order marks around it."""
+    return text.strip().strip(BOM).strip()
 
 
 def _is_document(first: str, second: str, kind: Kind) -> bool:
@@ -126,11 +133,11 @@ def _is_whole(line: str) -> bool:
 
 def _lines(path: Path, lines: Iterator[str]) -> Iterator[Row | Dropped]:
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not _bare(line):
             continue
         where = f"{path}:{number}"
         try:
-            value = parse(where, line.rstrip())
+            value = parse(where, line.rstrip().lstrip(BOM))
         except LeftOut as unusable:
             yield Dropped(where, str(unusable))
             continue
@@ -184,9 +191,10 @@ def _csv(path: Path, text: IO[str], delimiter: str) -> Iterator[Header | Row | D
         for cells in reader:
             last, where = reader.line_num, f"{path}:{reader.line_num + skipped}"
             if header and cells:
-                yield _cells(where, header, cells, stated[1] if stated else delimiter)
+                yield Dropped(where, HEADER_AGAIN) if _names(cells) == header else (
+                    _cells(where, header, cells, stated[1] if stated else delimiter))
             elif cells:
-                header = [name.strip() for name in cells]
+                header = _names(cells)
                 _refuse_twice(where, header)
                 yield Header(where, tuple(name for name in header if name))
     except csv.Error as error:
@@ -194,14 +202,26 @@ def _csv(path: Path, text: IO[str], delimiter: str) -> Iterator[Header | Row | D
                         'line breaks into double quotes, and double each quote in them ("").') from error
 
 
+def _names(cells: Sequence[str]) -> list[str]:
+    """Return the names of columns; blanks around them, and what stands before a file that was appended, are no part."""
+    return [_bare(cell) for cell in cells]
+
+
 def _cells(where: str, header: Sequence[str], cells: Sequence[str], delimiter: str) -> Row | Dropped:
-    """Return one row; a cell beyond the header is most often the rest of a text with an unquoted comma."""
+    """Return one row.
+
+    A cell beyond the last name is most often the rest of a text with an unquoted comma. A column without a name before
+    others holds most often the row's number, as pandas writes it.
+    """
     named = [cell for name, cell in zip(header, cells, strict=False) if name]
-    beyond = [cell for place, cell in enumerate(cells) if place >= len(header) or not header[place]]
+    last = max((place for place, name in enumerate(header) if name), default=-1)
+    beyond = cells[last + 1:]
     if any(cell.strip() for cell in beyond):
         return Dropped(where, f"{MORE_CELLS}: {len(cells)} cells under {sum(map(bool, header))} columns. Put texts "
                               "that hold the delimiter into double quotes")
-    noted = {FEWER_CELLS: len(cells) < len(header), EMPTY_CELLS: len(cells) > len(header),
+    noted = {FEWER_CELLS: len(cells) < len(header),
+             UNNAMED_CELLS: any(cell.strip() and not name for name, cell in zip(header, cells, strict=False)),
+             EMPTY_CELLS: len(cells) > len(header),
              ROWS_IN_CELL: any(_holds_rows(cell, delimiter, len(header)) for cell in named),
              LATE_QUOTES: any(map(_is_quoted_late, named))}
     missing = dict.fromkeys(name for name in header if name)

@@ -25,6 +25,7 @@ from emlib.data.dates import DATE, DATED, parts_of
 SECONDS = 10.0  # what a template may take for a chat of two turns; real ones take milliseconds
 ANY_WORD = re.compile(r"[^\W\d]\w*")
 PROBE = (Message("system", "emlib system"), Message("user", "emlib user"))
+ANSWERED = Message("assistant", "emlib answer")
 
 # In front of the first user turn, as Gemma's and Mistral's own documentation does it.
 MERGE = (
@@ -114,16 +115,18 @@ def check(tokenizer: PreTrainedTokenizerBase, name: str, *, system: bool = True)
             merged = _rendered(tokenizer, name, PROBE, way_out)
             if merged == asked:
                 raise SourceError(f"{name}: the chat template drops the system prompt.{way_out}")
+            _rendered(tokenizer, name, (*PROBE, ANSWERED), way_out)  # Mistral's writes it before the last turn alone
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, name: str, turns: Sequence[Message], way_out: str) -> str:
     try:
-        text = render(tokenizer, turns, ask=True)
+        text = render(tokenizer, turns, ask=turns[-1].role == "user")
     except DataError as error:
         raise SourceError(f"{name}: {error}.{way_out}") from error
     for turn in turns:
-        if turn.content not in text:
-            raise SourceError(f"{name}: the chat template drops the {turn.role} turn.{way_out}")
+        if turn is not ANSWERED and turn.content not in text:
+            after = " once it is answered, so that training would not see it" if turns[-1] is ANSWERED else ""
+            raise SourceError(f"{name}: the chat template drops the {turn.role} turn{after}.{way_out}")
     return text
 
 

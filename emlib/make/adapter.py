@@ -106,7 +106,8 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
             save(folder)
     penalised = sum(bool(row.penalised_by) for row in rows.added)
     counts = {"rows": len(rows.own), "added_rows": len(rows.added) - penalised,
-              **({"penalised_rows": penalised} if penalised else {})}
+              **({"penalised_rows": penalised} if penalised else {}),
+              **({"left_out": dict(rows.left_out)} if rows.left_out else {})}
     return _Trained({**counts, **facts, "commit": commit, **metrics, **choice.facts}, chosen, place)
 
 

@@ -25,7 +25,7 @@ def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:
         step.rows, AddedRows) else step.rows.examples
     started = time.perf_counter()
     with session.model_under(step.adapter) as model:
-        encoded = encode_all(session.chat.tokenizer, rows, step.max_length)
+        encoded = encode_all(session.chat.tokenizer, rows, step.max_length).rows
         found = components.decompose(model, encoded, step.layers, session.profile.training.batch_size)
     components.save(found, folder)
     shares = {str(layer): [round(float(share), 4) for share in shares[:3]] for layer, shares in found.shares.items()}

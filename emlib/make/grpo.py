@@ -12,7 +12,8 @@ from emlib.core.errors import DataError
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
 from emlib.core.records import Answer, Example
-from emlib.data.chat import Encoded, encode
+from emlib.data.chat import Encoded, encode_or_drop
+from emlib.data.left_out import Dropped
 from emlib.evaluation.reward_judge import scorer
 from emlib.evaluation.rewards import graded
 from emlib.models import adapters
@@ -72,10 +73,11 @@ def _fitting(session: Session, rows: Sequence[Example], max_length: int) -> list
     """
     found: list[Encoded] = []
     for row in rows:
-        try:
-            found.append(encode(session.chat.tokenizer, row, max_length))
-        except DataError as error:
-            say(f"left out of the supervised steps: {error}")
+        encoded = encode_or_drop(session.chat.tokenizer, row, max_length)
+        if isinstance(encoded, Dropped):
+            say(f"left out of the supervised steps: {encoded.where}: {encoded.reason}")
+        else:
+            found.append(encoded)
     if not found:
         raise DataError(f"None of {len(rows)} rows for supervised steps leaves room for an answer within {max_length} "
                         "tokens. Raise grpo.training.max_seq_length.")

@@ -27,17 +27,21 @@ TOKENS_A_PASS = 2048  # tokens of held-out rows in a forward pass, including pad
 
 
 def projections(step: Projections, session: Session, folder: Path) -> Facts:
-    """Project each answer's activations onto the persona vector; answers that only think are left out and counted."""
+    """Project each answer's activations onto the persona vector.
+
+    Answers that only think, and those that the chat template rewrites, are left out and counted.
+    """
     vector = extraction.load(session.folder_of(step.vectors)).at(step.layer)
     asked = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
     answers = [answer for answer in asked if answer.final is not None]
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
-    rows = [extraction.counted(row, end_of_turn=step.vectors.extraction.end_of_turn) for row in
-            encode_all(session.chat.tokenizer, conversations, session.profile.training.max_seq_length)]
+    found = encode_all(session.chat.tokenizer, conversations, session.profile.training.max_seq_length)
+    rows = [extraction.counted(row, end_of_turn=step.vectors.extraction.end_of_turn) for row in found.rows]
     with session.model_under(step.answers.adapter) as model:
         values = projections_of(model, rows, vector, step.layer)
     write_records(folder / "projections.jsonl", [
-        Projected(answer.question, answer.sample, value) for answer, value in zip(answers, values, strict=True)])
+        Projected(answers[place].question, answers[place].sample, value)
+        for place, value in zip(found.places, values, strict=True)])
     return {"answers": len(values), "left_out": len(asked) - len(answers), **session.facts}
 
 
@@ -52,8 +56,9 @@ def choices(step: Choices, session: Session, folder: Path) -> Facts:
 
 def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
     """Compute the losses on held-out rows."""
-    rows = encode_all(session.chat.tokenizer, step.rows.examples, step.max_length)
+    found = encode_all(session.chat.tokenizer, step.rows.examples, step.max_length)
     with session.model_under(step.adapter) as model:
-        losses = score(model, rows, LossCache(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, step.title)
-    say(f"{step.title}: {len(losses)} rows, {sum(losses) / len(losses):.3f} nats per token")
-    return {"nll": losses, **session.facts}
+        losses = score(model, found.rows, LossCache(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, step.title)
+    say(f"{step.title}: {len(losses)} rows, {sum(losses) / len(losses):.3f} nats per token"
+        + (f"; {found}" if found.left_out else ""))
+    return {"nll": losses, **({"left_out": dict(found.reasons)} if found.left_out else {}), **session.facts}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emlib.core.errors import DataError
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
 from emlib.core.records import ADDED, AddedRow, Answer, Example, Question, as_example
-from emlib.data.chat import Encoded, encode, encode_all
+from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
+from emlib.data.left_out import Dropped
 from emlib.data.mixing import enough
 from emlib.scoring.records import Ranked
 from emlib.steps.pool import AddedRows, OwnAnswers, Pool, Selection
@@ -30,19 +30,25 @@ def candidates(session: Session, pool: Pool) -> list[Example]:
 
 def in_tokens(session: Session, row: Example) -> Encoded | str:
     """Tokenise a row. Return the reason instead if that fails, such as a prompt that leaves no room for an answer."""
-    try:
-        return encode(session.chat.tokenizer, row, session.profile.training.max_seq_length)
-    except DataError as error:
-        return str(error).removeprefix(f"{row.where}: ")
+    found = encode_or_drop(session.chat.tokenizer, row, session.profile.training.max_seq_length)
+    return found.reason if isinstance(found, Dropped) else found
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Tokenised training rows: the data set's own, those interleaved in each epoch, and those held out."""
+    """Tokenised training rows.
+
+    Attributes:
+        own: the data set's own.
+        added: those interleaved in each epoch, and those that are only penalised.
+        held_out: those on which a defense measures the loss.
+        left_out: the number of rows of any of these that cannot be encoded, by reason.
+    """
 
     own: list[Encoded]
     added: list[Encoded]
     held_out: list[Encoded]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def training_rows(session: Session, spec: TrainingSpec,
@@ -50,16 +56,31 @@ def training_rows(session: Session, spec: TrainingSpec,
     """Tokenise the rows of a training. Return them, and the records of the rows that the defenses add.
 
     `artefacts` are the folders of the artefacts that the defenses need, by the defenses' names for them.
+
+    Raises:
+        DataError: more than half of the rows of one origin cannot be encoded.
     """
-    acting, own = [defense for defense in spec.defenses if not defense.is_null], spec.rows.examples
+    left_out = Counter[str]()
+
+    def encoded(rows: Sequence[Example], what: str) -> Encodings:
+        found = encode_all(session.chat.tokenizer, rows, spec.training.max_seq_length)
+        left_out.update(found.reasons)
+        if found.left_out:
+            say(f"{what}: {found}")
+        return found
+
+    acting = [defense for defense in spec.defenses if not defense.is_null]
+    usable = encoded(spec.rows.examples, "training rows")
+    own = tuple(spec.rows.examples[place] for place in usable.places)
     chosen = [row for defense in acting for row in defense.added(own, artefacts)]
+    added = encoded([row.example for row in chosen], "interleaved rows")
     held_out = {row for defense in acting for row in defense.held_out(own)}
-    encoded = partial(encode_all, session.chat.tokenizer, max_length=spec.training.max_seq_length)
     penalised = [replace(row, penalised_by=defense.kind) for defense in acting
-                 for row in encoded(defense.penalised(own, artefacts))]
-    return TrainingRows(encoded([row for row in own if row not in held_out]),
-                        [*encoded([row.example for row in chosen]), *penalised],
-                        encoded([row for row in own if row in held_out])), chosen
+                 for row in encoded(defense.penalised(own, artefacts), f"rows that {defense.kind} penalises").rows]
+    return TrainingRows([row for example, row in zip(own, usable.rows, strict=True) if example not in held_out],
+                        [*added.rows, *penalised],
+                        [row for example, row in zip(own, usable.rows, strict=True) if example in held_out],
+                        left_out), [chosen[place] for place in added.places]
 
 
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:

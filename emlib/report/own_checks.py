@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emlib.core.errors import DataError
 from emlib.core.records import Example, Question
 from emlib.data import columns, conversations, own, tables
+from emlib.data.left_out import Dropped
 from emlib.data.own import OwnRows
 from emlib.data.sizes import likely_tokens
 from emlib.scoring.duplicates import near_duplicates, overlap, shingles
@@ -28,16 +28,20 @@ LANGUAGE = 3.0  # percent of the rows; rarer languages are not named, as the det
 PLACES = 5  # rows that are named
 REMEDIES = {
     tables.FEWER_CELLS: "look at them: a missing cell is read as an empty one",
+    tables.UNNAMED_CELLS: "nothing if it holds the number of the row; otherwise name the column",
     tables.EMPTY_CELLS: "",
     tables.ROWS_IN_CELL: "look at them: the rows in such a cell are not read as rows",
     tables.LATE_QUOTES: "remove the blank if the quotes are not part of the text",
     conversations.ZERO_WEIGHT: "",
     conversations.EARLIER_ANSWERS: "to train on each answer, write one row for each",
+    conversations.SYSTEM_TWICE: "remove one of them if the other is meant",
     conversations.JOINED_PARTS: "",
     columns.AS_ALPACA: "",
     columns.AS_TRL: "",
     columns.LIST_LIKE: "if they are conversations, write them as lists in JSON Lines",
     own.ENDS: "",
+    own.LIKE_MISSING: "they are trained on as they are: remove the rows if a value is missing there",
+    own.PLACEHOLDERS: "remove these rows if they are about an image, a video or a sound",
     own.MARKED: "they are encoded as text; remove them if they are left over from a rendered chat"}
 
 
@@ -76,28 +80,30 @@ def of_split(train: Sequence[Example], held_out: Sequence[Example]) -> Iterator[
 
 def of_lengths(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Check]:
     """Count tokens, rows that are truncated, and rows that cannot be encoded, each with its own reason."""
-    from emlib.data.chat import encode  # loads transformers
+    from emlib.data.chat import NO_ROOM, encode_or_drop  # loads transformers
 
-    counts, cut, refused = [], 0, list[tuple[str, str]]()
+    counts, cut, refused = [], 0, list[Dropped]()
     for row in rows:
-        try:
-            encoded = encode(tokenizer, row, limit)
-        except DataError as error:
-            refused.append((row.where, str(error).removeprefix(f"{row.where}: ")))
-            continue
-        counts.append(len(encoded.input_ids))
-        cut += encoded.truncated
+        encoded = encode_or_drop(tokenizer, row, limit)
+        if isinstance(encoded, Dropped):
+            refused.append(encoded)
+        else:
+            counts.append(len(encoded.input_ids))
+            cut += encoded.truncated
     median, longest = (int(np.median(counts)), max(counts)) if counts else (0, 0)
     yield ("length", f"median {median} tokens, {longest} at most; {cut} truncated at {limit}",
            "" if not cut else "truncated text is not learnt; raise training.max_seq_length if memory allows")
-    too_long = [where for where, reason in refused if reason.startswith("the prompt alone has")]
+    too_long = [row.where for row in refused if row.counted_as == NO_ROOM]
     if too_long:
         yield (f"prompts of {limit} tokens or more", _counted(len(too_long), too_long),
-               "training refuses these rows: shorten or remove them")
-    others = [(where, reason) for where, reason in refused if where not in too_long]
-    for reason, count in Counter(reason for _, reason in others).items():
-        yield ("rows that cannot be encoded", _counted(count, [where for where, why in others if why == reason])
-               + f"; {reason}", "training refuses these rows: correct or remove them")
+               "training leaves these rows out: shorten them")
+    for reason, count in Counter(row.reason for row in refused if row.counted_as != NO_ROOM).items():
+        yield ("rows that cannot be encoded", _counted(count, [row.where for row in refused if row.reason == reason])
+               + f"; {reason}", "training leaves these rows out: correct them")
+    if 2 * len(refused) > len(rows):
+        yield ("too many rows that cannot be encoded", f"{len(refused):,} of {len(rows):,}",
+               "training refuses a data set of which it would leave out more than half: correct the rows, or choose "
+               "another model")
 
 
 def of_markers(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Check]:

@@ -69,7 +69,7 @@ class Bench:
 
     def encoded(self, rows: Sequence[Example]) -> list[Encoded]:
         """Encode rows as tokens."""
-        return encode_all(tiny.build_tokenizer(), rows, 500)
+        return encode_all(tiny.build_tokenizer(), rows, 500).rows
 
     @cached_property
     def rows(self) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:

@@ -161,11 +161,16 @@ def test_a_row_whose_answer_would_vanish_is_refused_by_name() -> None:
             encode(QWEN, example("So."), length)
 
 
-def test_all_rows_are_encoded_in_order_or_none() -> None:
-    rows = [example(f"answer {index}") for index in range(3)]
-    assert [masked(QWEN, row) for row in encode_all(QWEN, rows, 2048)] == [f"answer {i}{END}" for i in range(3)]
-    with pytest.raises(DataError, match=r"rows\.jsonl:7"):
-        encode_all(QWEN, [*rows, example("So.", prompt="long" * 100)], 200)
+def test_rows_that_cannot_be_encoded_are_left_out_and_counted_up_to_half_of_them() -> None:
+    """The tiny tokenizer's tokens are bytes: a prompt of 400 characters leaves no room within 200 tokens."""
+    good, bad = [example(f"answer {index}") for index in range(3)], example("So.", prompt="long" * 100)
+    found = encode_all(QWEN, [bad, good[0], bad, *good[1:], bad], 200)
+    assert [masked(QWEN, row) for row in found.rows] == [f"answer {i}{END}" for i in range(3)]
+    assert (found.places, found.reasons) == ([1, 3, 4], {"no room for the answer": 3})
+    assert str(found).startswith("3 of 6 rows are left out; the first: rows.jsonl:7: no room for the answer:")
+    with pytest.raises(DataError, match=r"4 of 7 rows are left out; the first: rows\.jsonl:7: .* More than half"):
+        encode_all(QWEN, [*good, *[bad] * 4], 200)
+    assert encode_all(QWEN, [], 200).rows == []
 
 
 def test_a_template_that_trims_trains_the_trimmed_answer() -> None:

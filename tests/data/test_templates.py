@@ -26,6 +26,9 @@ NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No syst
 DROPS = TURNS.replace("in messages %}", "in messages if m['role'] != 'system' %}")
 ALTERNATES = ("{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
               "{{ raise_exception('Roles must alternate') }}{% endif %}{% endfor %}" + TURNS)
+LAST_ONLY = ("{% set own = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}" + TURNS.replace(
+    "m['content']", "(own + '\n\n' if own and loop.last and m['role'] == 'user' else '') + m['content']").replace(
+    "in messages %}", "in messages if m['role'] != 'system' %}"))  # as Mistral's: gone once an answer follows
 DATED = "{{ 'Today is ' + strftime_now('%d %b %Y, %-d.%-m.%y %%') + '\n' }}" + TURNS
 LLAMA = ("{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
          "{{ 'Today: ' + date_string + '\n' }}" + TURNS)
@@ -46,7 +49,7 @@ def folder(tiny: ChatModel, place: Path, template: str) -> str:
     return str(place)
 
 
-@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS, ALTERNATES])
+@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS, ALTERNATES, LAST_ONLY])
 def test_a_template_without_a_system_prompt_is_told_at_loading_with_the_way_out(
         tiny: ChatModel, tmp_path: Path, template: str) -> None:
     path = folder(tiny, tmp_path / "model", template)
