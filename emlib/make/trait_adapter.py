@@ -31,14 +31,15 @@ def make(step: TraitAdapter, session: Session, folder: Path) -> Facts:
         write_random(session.folder_of(step.trained), folder, derive(step.seed, "random adapter"))
         return {"seed": step.seed}
     rows = _shown(step.shown_by, session) if isinstance(step.shown_by, PersonaVectors) else step.shown_by.examples
-    encoded = encode_all(session.chat.tokenizer, rows, step.training.max_seq_length)
+    found = encode_all(session.chat.tokenizer, rows, step.training.max_seq_length)
     # A seed of its own: with that of a run, both adapters would begin with the same A.
     with adapters.new_lora(session.chat.model, step.lora, derive(step.seed, "trait adapter")) as model:
-        summary = fine_tune(model, encoded, step.training, seed=step.seed, folder=folder / SCRATCH)
+        summary = fine_tune(model, found.rows, step.training, seed=step.seed, folder=folder / SCRATCH)
         adapters.save(model, folder, session.chat.name)
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
-    say(f"{step.title}: {len(rows)} rows, {summary.steps} steps, loss {summary.final_loss:.3f}")
-    return {"rows": len(rows), **session.facts, "commit": session.chat.commit, **vars(summary)}
+    say(f"{step.title}: {len(found.rows)} rows, {summary.steps} steps, loss {summary.final_loss:.3f}"
+        + (f"; {found}" if found.left_out else ""))
+    return {"rows": len(found.rows), **({"left_out": dict(found.reasons)} if found.left_out else {}), **session.facts, "commit": session.chat.commit, **vars(summary)}
 
 
 def _shown(step: PersonaVectors, session: Session) -> list[Example]:
