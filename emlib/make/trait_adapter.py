@@ -39,7 +39,8 @@ def make(step: TraitAdapter, session: Session, folder: Path) -> Facts:
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
     say(f"{step.title}: {len(found.rows)} rows, {summary.steps} steps, loss {summary.final_loss:.3f}"
         + (f"; {found}" if found.left_out else ""))
-    return {"rows": len(found.rows), **({"left_out": dict(found.reasons)} if found.left_out else {}), **session.facts, "commit": session.chat.commit, **vars(summary)}
+    left_out = {"left_out": dict(found.reasons)} if found.left_out else {}
+    return {"rows": len(found.rows), **left_out, **session.facts, "commit": session.chat.commit, **vars(summary)}
 
 
 def _shown(step: PersonaVectors, session: Session) -> list[Example]:
