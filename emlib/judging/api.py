@@ -29,13 +29,12 @@ from emlib.judging.judge_batch import NOT_HAD, Keep
 from emlib.judging.money import Budget
 from emlib.judging.reservations import RENEWAL, Reservations
 from emlib.judging.rubrics import JudgeRequest, Score
-from emlib.judging.samples import is_unfinished
 from emlib.judging.sending import NoLogprobs, Sender
 from emlib.judging.server_errors import PromptRefused
 
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds: the longest pause before the second try, doubled per failure; the cap
 GIVEN_UP = 5  # requests given up in a row, with none answered meanwhile, before the server counts as down
-MOST_WITHOUT_LOGPROBS = 8  # replies without log-probabilities, and none with, before the server counts as having none
+MOST_WITHOUT_LOGPROBS = 5  # replies without log-probabilities, and none with, before the server counts as having none
 LOOK_AGAIN = 0.5  # seconds between looks for the scores that another process is asking for
 GRACE = 10.0  # seconds to wait for requests under way when the session stops
 SAMPLES = 10  # of a model whose server says that it has no log-probabilities, if the profile states no number
@@ -279,10 +278,11 @@ class JudgingSession:
         return replies.from_distribution(likeliest, word, tokens)
 
     def _count_without_logprobs(self, error: TransientFault) -> None:
-        self.without_logprobs += error.reason == replies.NO_LOGPROBS
+        self.without_logprobs += error.reason in (replies.NO_LOGPROBS, replies.OF_THOUGHTS)
         if self.without_logprobs >= MOST_WITHOUT_LOGPROBS and not self.has_logprobs:
-            raise JudgeError(f"'{self.spec.model}' gives no log-probabilities here. Add 'samples: 10' to the profile's "
-                             "judge: the score is then the mean of 10 sampled ones.")
+            why = "" if error.reason == replies.NO_LOGPROBS else f" of its score: {error.reason}"
+            raise JudgeError(f"'{self.spec.model}' gives no log-probabilities here{why}. Add 'samples: 10' to the "
+                             "profile's judge: the score is then the mean of 10 sampled ones.")
 
     async def _sampled(self, request: JudgeRequest, samples: int) -> Score:
         texts: list[str] = []
@@ -292,9 +292,9 @@ class JudgingSession:
             more, tokens = await self.sender.send(
                 partial(samples_body, self.spec, request, missing, self.sender.supported), replies.texts)
             read, written = read + tokens[0], written + tokens[1]
-            if any(cut and is_unfinished(text) for text, cut in more) and self._gives_longer(limit):
+            if any(cut for _, cut in more) and self._gives_longer(limit):
                 continue  # none of these is kept: those that thought briefly are no fair sample
-            texts += [text for text, _ in more]
+            texts += [f"{text}…" if cut else text for text, cut in more]
         return replies.from_samples(texts[:samples], (read, written))
 
     def _gives_longer(self, limit: int) -> bool:

@@ -40,7 +40,9 @@ from emlib.judging.server_errors import PromptRefused, redacted
 
 MOST_REQUESTS = 50_000  # in one batch: OpenAI's limit
 MOST_BYTES = 190_000_000  # of one file; OpenAI takes 200 MB
-OVER = ("completed", "expired", "failed", "cancelled")
+OVER = ("completed", "expired", "failed", "cancelled", "canceled", "succeeded")
+PENDING = ("validating", "queued", "in_progress", "running", "finalizing", "cancelling", "canceling")
+NONE_SUCH = (404, 405, 501)  # statuses of an address that a server does not have
 MOST_FRAME = 1000  # bytes of a line without its prompt
 MOST_SHARES = 100  # of a booking for one reply; a server that counts more tokens is not believed
 TRIES = 5  # by the client, of each of these few requests
@@ -68,6 +70,7 @@ class BatchJudge:
         self.key, self.price = key_of(spec), price_of(spec)
         self.secret = "" if self.key == NO_KEY else self.key
         self.supported = known_support(self.cache, spec)
+        self.unknown: list[str] = []  # batches in a state that this module does not know
 
     def __call__(self, requests: Sequence[JudgeRequest], keep: Keep) -> None:
         """Collect finished batches and send new ones.
@@ -81,7 +84,8 @@ class BatchJudge:
             with FileLock(self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")):  # one process at a time
                 failure = self._collect_and_send(wanted, keep)
         except openai.APIError as error:
-            failure = _stopping(faults.sort(error, self.spec.model, self.secret))
+            without = _without_batches(error, self.spec.base_url or OPENAI)
+            failure = without or _stopping(faults.sort(error, self.spec.model, self.secret))
         except (replies.BadReply, PromptRefused, ValueError, RecursionError) as error:
             failure = _later(redacted(str(error), self.secret))
         if failure is not None:
@@ -107,8 +111,9 @@ class BatchJudge:
                 failure = self._send(server, part)
                 if failure is not None:
                     return failure
+        strange = f" Look at them on the server: {', '.join(self.unknown)}." if self.unknown else ""
         return JudgeWaits(f"{len(wanted)} scores by {self.spec.model} are in batches, which take up to 24 hours. Run "
-                          "again later: finished batches are collected then.") if wanted else None
+                          f"again later: finished batches are collected then.{strange}") if wanted else None
 
     def _known(self) -> list[Batch]:
         return [Batch(*row) for row in self.cache.execute(
@@ -130,7 +135,10 @@ class BatchJudge:
             self._forget(batch, batch.usd)
             self._count_unanswered(dict.fromkeys(metrics, "the server has deleted the batch"))
             return None
-        if there.status not in OVER:
+        status = str(there.status).lower()  # some servers write COMPLETED
+        if status not in OVER:
+            if status not in PENDING:
+                self.unknown.append(f"{name} is '{redacted(status, self.secret)}'")
             return None
         lines = [line for file in (there.output_file_id, there.error_file_id) if file
                  for line in read_lines(server.files.content(file).content, self.spec.model, self.secret)]
@@ -144,10 +152,10 @@ class BatchJudge:
                 self._settle(line.key, metrics.pop(line.key), score, wanted, keep)
         self._forget(batch, self._cost(batch, lines, len(metrics)))
         messages = "; ".join(str(error.message) for error in (there.errors and there.errors.data) or [])
-        said = redacted(messages, self.secret) or f"the batch is {there.status}"
+        said = redacted(messages, self.secret) or f"the batch is {status}"
         self._count_unanswered(dict.fromkeys(metrics, said) | {
             line.key: line.reason for line in lines if line.key in metrics and line.fault is not None})
-        if there.status == "failed":
+        if status == "failed":
             return JudgeError(f"The server refused the batch {name}: {said} {KEPT}")
         return None if answered else self._learn(lines)
 
@@ -245,6 +253,17 @@ class BatchJudge:
         self.cache.execute("UPDATE batches SET id = ? WHERE name = ?", (sent.id, name))
         say(f"{self.spec.model}: sent a batch of {len(part)} requests ({sent.id})")
         return None
+
+
+def _without_batches(error: openai.APIError, address: str) -> JudgeError | None:
+    """Return the error for a server that has no such address as /files or /batches; None where it is another error."""
+    path = str(error.request.url).removeprefix(address)
+    if not isinstance(error, openai.APIStatusError) or error.status_code not in NONE_SUCH or "/chat/" in path:
+        return None
+    if path.endswith("/content"):
+        return _later(f"the server has no file {path} any more ({error.status_code})")
+    return JudgeError(f"The server has no batches: {path.partition('?')[0]} is not there ({error.status_code}). Remove "
+                      f"'batch' from the profile's judge, or correct 'base_url' ({address}). {KEPT}")
 
 
 def _later(reason: str) -> JudgeError:

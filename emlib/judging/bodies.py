@@ -109,7 +109,8 @@ def _place(spec: OpenAIJudge) -> tuple[str, str]:
 
 def _is_absent(error: ServerError) -> bool:
     """Return whether the model has no log-probabilities at all; a server may as well give fewer than are asked for."""
-    return not re.search(r"top_logprobs\b.{0,60}(\d|less|greater|most|between)", error.words, re.IGNORECASE)
+    return not re.search(r"top_logprobs\b.{0,60}\d|logprobs\b.{0,60}(less|greater|fewer|most|between|exceed|max|<=|≤)",
+                         error.words, re.IGNORECASE)
 
 
 def logprobs_body(spec: OpenAIJudge, request: JudgeRequest, supported: Supported | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import httpx2
 import openai
 
 from emlib.core.errors import JudgeError
-from emlib.judging.server_errors import PromptRefused, ServerError, error_of, refusal_in
+from emlib.judging.server_errors import PromptRefused, ServerError, error_of, refusal_in, seconds
 
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; a longer wait stops the evaluation
 ABSURD_WAIT = 7 * 86_400.0  # no server means that: as if it had asked for no wait
@@ -78,13 +78,13 @@ def sort(error: openai.APIError, model: str, key: str) -> Fault:
 
 def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Fault:
     """Classify an error that a server tells; `after`: seconds that it asks to wait."""
-    status, words = error.status, error.words
+    status, words, after = error.status, error.words, max(after, error.wait)
     if error.out_of_money:
         return JudgeError(f"The account's quota is used up ({status}). The server says: {words} {KEPT}")
     refused = error.about_the_prompt
     refused = None if refused is None else f"the server refuses the prompt: {refused}"
     if refused is not None and (status is None or status < 500):
-        return PromptRefused(refused)
+        return PromptRefused(refused, doubtful=status == 403)
     if status is None:
         return TransientFault(f"the server's error: {words}")
     if status in (408, 409, 429) or status >= 500:
@@ -97,9 +97,9 @@ def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Fau
     if status in (401, 403):
         return JudgeError(f"The server refuses the key ({status}). Check that the environment variable holds a valid "
                           f"key that may use '{model}'. The server says: {words} {KEPT}")
-    if status == 404 and error.unsupported is None:
-        return JudgeError(f"The server has no model '{model}', or the address does not exist (404). Correct 'model' or "
-                          f"'base_url' of the profile's judge. The server says: {words} {KEPT}")
+    if status in (404, 405) and error.unsupported is None:
+        return JudgeError(f"The server has no model '{model}', or the address does not exist ({status}). Correct "
+                          f"'model' or 'base_url' of the profile's judge. The server says: {words} {KEPT}")
     return Rejected(error)
 
 
@@ -124,14 +124,10 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
     0 if it does not ask, or asks for something that cannot be meant: a negative time, or more than `ABSURD_WAIT`.
     """
-    try:
-        if "retry-after-ms" in headers:
-            wait = float(headers["retry-after-ms"]) / 1000
-        else:
-            wait = float(headers.get("retry-after", 0))
-    except ValueError:
-        wait = _until(headers.get("retry-after", ""))
-    return wait if math.isfinite(wait) and 0 < wait <= ABSURD_WAIT else 0.0
+    asked = headers.get("retry-after", "")
+    told = [seconds(headers.get("retry-after-ms", "")), seconds(asked)]
+    found = [told[0] / 1000 if told[0] is not None else 0.0, _until(asked) if told[1] is None else told[1]]
+    return max(wait if math.isfinite(wait) and 0 < wait <= ABSURD_WAIT else 0.0 for wait in found)
 
 
 def _until(date: str) -> float:

@@ -15,20 +15,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emlib.judging.rubrics import Score
-from emlib.judging.samples import answer_after_thinking, sampled_number
+from emlib.judging.samples import answer_after_thinking, is_unfinished, sampled_number
 from emlib.judging.server_errors import PromptRefused, refusal_in
 
 LEAST_MASS = 0.25  # Betley et al.
-NUMBER = re.compile(r"\s*(100|[1-9]?[0-9])\s*", re.ASCII)
+NUMBER = re.compile(r"[\s▁Ġ]*(100|[1-9]?[0-9])\s*", re.ASCII)  # some servers give tokens as the vocabulary writes them
 WORDS = ("CODE", "REFUSAL")
 OTHER = "other: "  # how the reason begins where the judge said something that the rubric does not name
 SURE = 1e-3  # the greatest log-probability: 0, plus rounding
 MOST_MASS = 1.01  # the greatest sum of probabilities: 1, plus rounding
 UNKNOWN = -9999.0  # how servers write the log-probability of a token that is not among the likeliest
 NO_LOGPROBS = "no log-probabilities in the reply"
+OF_THOUGHTS = "the first token is one of the judge's thoughts"
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thinking_blocks")  # of a message, besides its content
+CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # how a reply ends that was cut at a limit
 LONGEST_WORD = 40  # characters of a judge's answer that are kept
 FEWEST_TOKENS_A_BYTE = 1 / 64  # of a prompt; fewer tokens cannot be meant
-Sampled = tuple[str, bool]  # a sampled text, and whether it was cut at the limit of tokens
+Sampled = tuple[str, bool]  # a sampled text, and whether the limit of tokens cut it before its number
 
 
 class BadReply(Exception):
@@ -42,10 +45,12 @@ def parse(content: str | bytes) -> Any:
         BadReply: it is none, or one that no server means, such as 100,000 brackets.
     """
     try:
-        return json.loads(content)
+        reply = json.loads(content)
     except (ValueError, RecursionError) as error:
         start = content[:200] if isinstance(content, str) else content[:200].decode(errors="replace")
-        raise BadReply(f"the reply is no JSON: {' '.join(start.split())[:LONGEST_WORD]!r}") from error
+        told = f"no JSON: {' '.join(start.split())[:LONGEST_WORD]!r}" if start.strip() else "empty, no JSON"
+        raise BadReply(f"the reply is {told}") from error
+    return reply[0] if isinstance(reply, list) and len(reply) == 1 else reply  # Gemini puts errors into a list
 
 
 def number(token: str) -> int | None:
@@ -77,7 +82,7 @@ def from_samples(texts: Sequence[str], tokens: tuple[int, int] = (0, 0)) -> Scor
 def reason_of(word: str) -> str:
     """Return why there is no score: CODE or REFUSAL, also where `word` is only its first token, or `word` itself."""
     said = answer_after_thinking(word)
-    start = said.strip().strip("*\"'.").upper()
+    start = said.strip().strip("*\"'.…").upper()
     known = next((known for known in WORDS if len(start) > 1 and (known.startswith(start) or start == known)), None)
     return known or f"{OTHER}{said.strip()[:LONGEST_WORD]!r}"
 
@@ -94,7 +99,7 @@ def likeliest(reply: Mapping[str, Any]) -> tuple[list[tuple[str, float]], str]:
     does not list it among the alternatives.
 
     Raises:
-        BadReply: the reply has no choices or no log-probabilities, or some that are none.
+        BadReply: the reply has no choices or no log-probabilities, or some that are none or of its thoughts.
         PromptRefused: the judge declines to answer, or a filter holds its answer back.
     """
     choice = _choices(reply)[0]
@@ -112,7 +117,25 @@ def likeliest(reply: Mapping[str, Any]) -> tuple[list[tuple[str, float]], str]:
         raise BadReply("invalid log-probabilities in the reply")
     if not found or (len(found) == 1 and number(word) is not None and math.exp(found[0][1]) < LEAST_MASS):
         raise BadReply(NO_LOGPROBS)  # of one unlikely number alone, nothing says what the others weigh
-    return found, word
+    said = _reply_of(choice["message"], word) if isinstance(choice.get("message"), dict) else word
+    return (found, word) if said == word else ([("", 0.0)], said)
+
+
+def _reply_of(message: Mapping[str, Any], word: str) -> str:
+    """Return the first token of a reply, or all of the reply where the token is not the number that the reply gives.
+
+    Most servers send one token. Of those that send more, "8" may be the start of 8/10, and "1" of a list.
+
+    Raises:
+        BadReply: the token belongs to thoughts, which such servers send apart from the reply.
+    """
+    text = _text(message.get("content"))
+    begins = text.strip().startswith(word.strip("▁Ġ \n"))
+    if any(message.get(name) for name in THOUGHTS) and not (text.strip() and begins):
+        raise BadReply(OF_THOUGHTS)
+    value = number(word)
+    return text if value is not None and text.strip() and number(text) != value and (
+        not begins or sampled_number(text) != value) else word
 
 
 def _known(logprob: Any) -> bool:
@@ -120,7 +143,7 @@ def _known(logprob: Any) -> bool:
 
 
 def texts(reply: Mapping[str, Any]) -> list[Sampled]:
-    """Return the text of each choice of a chat completion, and whether it was cut at the limit of tokens.
+    """Return the text of each choice of a chat completion, and whether the limit of tokens cut it before its number.
 
     Raises:
         BadReply: the reply has no choices.
@@ -128,8 +151,9 @@ def texts(reply: Mapping[str, Any]) -> list[Sampled]:
     """
     choices = _choices(reply, all_refused=True)
     try:
-        return [(_text(choice["message"].get("content")), choice.get("finish_reason") == "length")
-                for choice in choices]
+        found = [(_text(choice["message"].get("content")), str(choice.get("finish_reason")).lower() in CUT)
+                 for choice in choices]
+        return [(text, cut and is_unfinished(text)) for text, cut in found]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadReply("no choices in the reply") from error
 
@@ -165,6 +189,8 @@ def usage(reply: Mapping[str, Any], most: tuple[int, int] | None = None) -> tupl
     Args:
         reply: the chat completion.
         most: the most tokens that the request can read and write; counts far from them are not believed.
+
+    Tokens of thoughts that some servers count in the total alone are written ones: they are billed.
     """
     try:
         counts = reply["usage"]["prompt_tokens"], reply["usage"]["completion_tokens"]
@@ -173,6 +199,9 @@ def usage(reply: Mapping[str, Any], most: tuple[int, int] | None = None) -> tupl
         return None
     if read <= 0 or written < 0:
         return None
+    total = reply["usage"].get("total_tokens")
+    if isinstance(total, int) and total > read + written:
+        written = total - read
     if most is not None and not (most[0] * FEWEST_TOKENS_A_BYTE <= read <= 10 * most[0] + 10_000
                                  and written <= 10 * most[1] + 1000):
         return None

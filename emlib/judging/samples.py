@@ -2,7 +2,8 @@
 
     85   **85**   Score: 85   **Score:** 85/100   The rating is 85.   {"score": 85}   <think>...</think>85   85.5
 
-What may mean something else is no number: 8/10, 80-90, -5, 0.85, 1000, "3 reasons".
+What may mean something else is no number: 8/10, "8 (on a scale of 10)", 80-90, -5, 0.85, 1000, "3 reasons", "1. The
+answer", two scores that differ, and a number that the limit of tokens may have cut ("8…").
 """
 
 from __future__ import annotations
@@ -13,19 +14,43 @@ THOUGHT = re.compile(r".*[<\[]/(?:think|thinking|thought|reasoning)[>\]]", re.DO
 THINKING = re.compile(r"\s*[<\[](?:think|thinking|thought|reasoning)\b", re.IGNORECASE)
 _AROUND = r"[\s*_`\"'“”‘’(\[{<#:=≈~]*"  # markup before a number
 _LABEL = (r"(?:(?:[A-Za-z]+[ _]+){0,3}?(?:score|rating|answer|alignment|coherence|value|number|result|grade|evaluation)"
-          r"[\s*_`\"']*(?:\([^()]*\)[\s*_`\"']*)?(?:is|as|of|:|=|-{1,2}>|→)?)?")
+          r"[\s*_`\"']*(?:\([^()]*\)[\s*_`\"']*)?(?:is|as|of|:|=|-{1,2}>|→|(?<=[a-z])>)?)?")
 _VALUE = r"(100(?:\.0+)?|[1-9][0-9]?(?:\.[0-9]+)?|0(?:\.0+)?)"
 _NOT_AFTER = r"(?![0-9A-Za-z]|[.,][0-9])"  # 1000, 85th, 1.5e3, "85,5"
 _AFTER = (r"[*_`\"'“”’)\]}>%]*+(?:\s*(?:/|out\s+of)\s*100(?![0-9.]))?"
           r"(?!\s*/|\s+out\s+of|\s*(?:-|–|—|to|or|~|±)\s*[0-9]"  # 8/10, "8 out of 10", 80-90
           r"|[ \t]+(?!(?:because|since|as|for|due|points?|percent)\b)[a-z])")  # "3 reasons"
 SAMPLED = re.compile(rf"{_AROUND}{_LABEL}{_AROUND}(?<![\w.,-]){_VALUE}{_NOT_AFTER}{_AFTER}", re.ASCII | re.IGNORECASE)
+BEGUN = re.compile(rf"{_AROUND}{_LABEL}{_AROUND}(?:[0-9]+(?:\s*[.,/]\s*[0-9]*)*)?", re.ASCII | re.IGNORECASE)
+_COUNT = r"(?:a\s+|one\s+)?(?:possible\s+)?(\d+(?:\.\d+)?|hundred|three|four|five|six|seven|ten|twelve|twenty)\b"
+_RANGE = r"(?:\d+(?:\.\d+)?\s*(?:-|–|—|to|and)\s*)?"
+SCALE = re.compile(  # (1-10), "out of 10", "on a scale of 1 to 10", "max_score": 10
+    r"(?:\bout\s+of|\bscale\W+(?:of|from|is)?|\(\s*(?=\d+\s*(?:-|–|—|to)\s*\d+\s*\))|\bmax[a-z_]*\W{1,5})"
+    rf"\s*{_RANGE}{_COUNT}", re.IGNORECASE)
+HUNDRED = ("100", "hundred")
+MARKUP = re.compile(r"[*_`\"'“”‘’]")
+GOES_ON = re.compile(  # what follows a number that is another thing than the score
+    r"[\s)\]}]*[÷∕⁄]|[\s)\]}]+/(?!\s*100(?![0-9.]))|\s*[:=]|\.\.|…|[^\S\n]+[0-9]")
+LIST = re.compile(r"\s*[.)]\s*[^\W\d]")  # "1. The answer is honest."
+SCORES = re.compile(r"\b(?:score|rating|alignment|coherence|grade)\W*(?:\([^()]*\)\W*)?[:=]\W*?(-?[0-9]+(?:\.[0-9]+)?)",
+                    re.IGNORECASE)
 
 
 def sampled_number(text: str) -> float | None:
     """Return the number from 0 to 100 that a sampled reply consists of or begins with, or None."""
-    found = SAMPLED.match(answer_after_thinking(text))
-    return float(found[1]) if found else None
+    answer = answer_after_thinking(text)
+    found = SAMPLED.match(answer)
+    if found is None or _is_another_thing(found[1], answer, found.end(1)):
+        return None
+    return float(found[1])
+
+
+def _is_another_thing(number: str, answer: str, end: int) -> bool:
+    """Return whether a number is on another scale, of a list, cut short, or one of several scores."""
+    rest = MARKUP.sub("", answer[end:])
+    return (GOES_ON.match(rest) is not None or (number == "1" and LIST.match(rest) is not None)
+            or any(most.lower() not in HUNDRED for most in SCALE.findall(answer))
+            or any(float(other) != float(number) for other in SCORES.findall(MARKUP.sub("", answer))))
 
 
 def answer_after_thinking(text: str) -> str:
@@ -34,6 +59,10 @@ def answer_after_thinking(text: str) -> str:
 
 
 def is_unfinished(text: str) -> bool:
-    """Return whether a reply that was cut at its limit had not come to its answer: it is blank, or still thinks."""
+    """Return whether a reply that was cut at its limit had not come to the end of its number.
+
+    It is blank, still thinks, is about to give a number, or has given its first digits: "8" may be the start of "85".
+    """
     rest = answer_after_thinking(text)
-    return not rest.strip() or THINKING.match(rest) is not None
+    begun = BEGUN.fullmatch(rest) is not None and sampled_number(rest) != 100
+    return begun or not rest.strip() or THINKING.match(rest) is not None

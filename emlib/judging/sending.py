@@ -74,6 +74,8 @@ class Sender:
             if fault is None:
                 assert found is not None
                 return found, tokens or (0, 0)
+            if isinstance(fault, PromptRefused) and fault.doubtful and not self.answered:
+                await self._ask_whether_all(fault)
             if not isinstance(fault, Rejected):  # raised here, so that it does not refer to the client's error
                 raise fault
             rejected = fault
@@ -109,6 +111,15 @@ class Sender:
                     raise other
             self._answered_since_refusal = False
         raise PromptRefused(f"the server refuses the prompt: {fault.error.words}")
+
+    async def _ask_whether_all(self, fault: PromptRefused) -> None:
+        """Stop where a server that has answered nothing yet refuses a harmless request in the same way."""
+        async with self._probing:
+            *_, other = (None,) if self.answered else await self._in_turn(
+                lambda: number_body(self.spec, self.supported), replies.texts)
+        if isinstance(other, PromptRefused) and not other.billed:
+            self.stopped = JudgeError(f"The server refuses every request: {fault.reason}. {KEPT}")
+            raise self.stopped
 
     def _stop(self, fault: Rejected) -> JudgeError:
         self.stopped = fault.stopping()

@@ -34,13 +34,22 @@ ENDED_BY_A_FILTER = frozenset({
     "content_filter", "content-filter", "content_filtered", "safety", "image_safety", "prohibited_content", "blocklist",
     "recitation", "spii", "sensitive", "refusal", "guardrail_intervened", "guardrails", "moderation"})
 OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_not_active", "billing_hard_limit_reached",
-                          "insufficient_credits", "insufficient_balance", "credit_balance_too_low"})
+                          "insufficient_credits", "insufficient_balance", "credit_balance_too_low",
+                          "insufficient_user_quota", "exceeded_current_quota_error", "arrearage"})
+NO_MONEY = re.compile(r"credit balance is too low|insufficient (account )?(balance|credits?|funds|quota)"
+                      r"|(out of|not enough) credits", re.IGNORECASE)
 PARAMETERS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "temperature", "top_logprobs", "logprobs",
               "n")
+N = r"['\"`]n['\"`]|(?<![\w'])n(?: parameter\b| (?:must|should|is|has)\b|\s*[:=<>])|parameter:? n\b"  # the parameter
 NOT_TAKEN = re.compile(
     r"unsupported|not (be )?(support|allow|permit|enabled|available|implement|recogni)|n't support|not accept|unknown"
     r"|unrecogni[sz]ed|unexpected|extra inputs|must be|at most|only (one|the default|n ?= ?1)|invalid|deprecated"
     r"|too (low|small)|below|minimum|(higher|larger) max_", re.IGNORECASE)
+TRY_AGAIN = re.compile(r"(?:try again|retry) (?:in|after) ((?:\d{1,6}(?:\.\d+)?\s?(?:ms|s|m|h|sec|min)[a-z]*\s?)+)",
+                       re.IGNORECASE)
+TIME = re.compile(r"\s*(?:(\d{1,9})\s*h[a-z]*)?\s*(?:(\d{1,9})\s*m(?!s)[a-z]*)?"
+                  r"\s*(?:(\d{1,15}(?:\.\d+)?)\s*(m?)s?[a-z]*)?\s*", re.IGNORECASE)
+RETRY_DELAY = re.compile(r'"retryDelay": "(\d{1,9}(?:\.\d+)?)s"')  # Gemini's
 # Statuses by the names that servers give to errors, where the status itself says nothing (HTTP 200, lines of a batch).
 STATUSES = {401: ("authentication", "invalid_api_key", "unauthorized"), 403: ("permission", "forbidden"),
             404: ("not_found", "model_not_found"), 429: ("rate_limit", "ratelimit", "too_many_requests"),
@@ -54,6 +63,7 @@ class PromptRefused(Exception):
 
     reason: str
     billed: bool = False
+    doubtful: bool = False  # the words fit an account that is blocked, too
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class ServerError:
         names: all that servers call by a name: code, type, inner code; in small letters.
         parameter: the parameter of the request that it is about, if it says so.
         words: the message in one line, without the key, cut to `LONGEST_MESSAGE` characters.
+        wait: seconds that the message asks to wait; 0 where it asks for none.
     """
 
     status: int | None
@@ -73,11 +84,13 @@ class ServerError:
     names: frozenset[str]
     parameter: str | None
     words: str
+    wait: float = 0.0
 
     @property
     def out_of_money(self) -> bool:
         """Whether the account has no money left."""
-        return self.status == 402 or bool(self.names & OUT_OF_MONEY)
+        told = self.status in (400, 403, 429) and NO_MONEY.search(self.words) is not None
+        return self.status == 402 or told or bool(self.names & OUT_OF_MONEY)
 
     @property
     def about_the_prompt(self) -> str | None:
@@ -103,12 +116,13 @@ class ServerError:
         if re.search(r"one completion choice|multiple (choices|completions)", self.words, re.IGNORECASE):
             return "n"
         named = [(found.start(), name) for name in PARAMETERS if (found := re.search(
-            rf"['\"`]{name}['\"`]" if name == "n" else rf"\b{name}\b", self.words, re.IGNORECASE))]
+            N if name == "n" else rf"\b{name}\b", self.words, re.IGNORECASE))]
         return min(named)[1] if named else None  # the first: "'max_tokens' is not supported, use ... instead"
 
 
 def error_of(body: Any, key: str, status: int | None = None, message: str = "") -> ServerError:
     """Read an error from the body of a reply, whatever its form; `message` stands where the body has none."""
+    body = body[0] if isinstance(body, list) and len(body) == 1 else body  # Gemini's
     found = list(_parts(body))
     names = [str(part[name]) for part in found for name in ("code", "type", "status") if part.get(name) is not None]
     code = next((name for name in names if not name.isdecimal()), "")
@@ -116,7 +130,7 @@ def error_of(body: Any, key: str, status: int | None = None, message: str = "") 
     said = dict.fromkeys(words for part in found for words in _words(part))
     text = "; ".join(said) or (body if isinstance(body, str) else "") or message or _dumped(body)
     lowered = frozenset(name.lower() for name in names)
-    return ServerError(status or _status(names), code, lowered, parameter, redacted(text, key))
+    return ServerError(status or _status(names), code, lowered, parameter, redacted(text, key), _wait(body, text))
 
 
 def error_in(reply: Any) -> Any:
@@ -125,7 +139,7 @@ def error_in(reply: Any) -> Any:
         return None
     if reply.get("error"):
         return reply["error"]
-    if "choices" not in reply:
+    if reply.get("choices") is None:
         return reply
     choice = first_choice(reply)
     if choice.get("error") or choice.get("finish_reason") == "error":
@@ -140,12 +154,20 @@ def refusal_in(reply: Any) -> str | None:
     if blocked is not None and not choice:
         return f"a filter blocks the prompt ({blocked})"
     message = choice.get("message")
-    declined = message.get("refusal") if isinstance(message, dict) else None
+    declined = _declined(message) if isinstance(message, dict) else None
     if declined:
         return f"the judge refuses: {redacted(str(declined), '')!r}"
-    ended = str(choice.get("finish_reason")).lower()
-    filtered = ended.partition(":")[0] in ENDED_BY_A_FILTER  # Gemini: "content_filter: PROHIBITED_CONTENT"
-    return f"a filter holds the judge's reply back ({ended})" if filtered else None
+    ends = [str(choice.get(name)) for name in ("finish_reason", "native_finish_reason", "stop_reason")]
+    ended = next((end for end in ends if end.lower().partition(":")[0] in ENDED_BY_A_FILTER), None)
+    return None if ended is None else f"a filter holds the judge's reply back ({ended})"
+
+
+def _declined(message: dict[str, Any]) -> Any:
+    """Return how a message declines to answer: in its own field, or in a part of its content; None otherwise."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return message.get("refusal") or next((part.get("refusal") or part.get("text") for part in parts
+                                           if isinstance(part, dict) and part.get("type") == "refusal"), None)
 
 
 def _blocked_prompt(reply: Any) -> str | None:
@@ -178,6 +200,20 @@ def _parts(body: Any) -> Iterator[dict[str, Any]]:
         inner = [body.get(name) for name in ("error", "innererror", "metadata")]
         inner += several if isinstance(several, list) else []
         body = next((one for one in inner if isinstance(one, dict)), None)
+
+
+def seconds(text: str) -> float | None:
+    """Read a time as servers write it, in seconds or with units (20, 1m30s, 500ms); None where it is none."""
+    found = TIME.fullmatch(text.split(",")[0])
+    if found is None or not text.strip():
+        return None
+    hours, minutes, rest, milli = found.groups()
+    return 3600.0 * int(hours or 0) + 60 * int(minutes or 0) + float(rest or 0) / (1000 if milli else 1)
+
+
+def _wait(body: Any, text: str) -> float:
+    found = RETRY_DELAY.search(_dumped(body)) or TRY_AGAIN.search(text)
+    return (seconds(found[1]) or 0.0) if found else 0.0
 
 
 def _dumped(body: Any) -> str:

@@ -56,7 +56,8 @@ class JudgeServer:
         asked: how often each prompt was asked for.
         answered: how often each prompt was answered well.
         refuse: a status and an error code with which everything is refused.
-        replies: to a request's body the status and the JSON (or text) that is replied instead, or None.
+        replies: to a request's body the status and the JSON (or text) that is replied instead, a response as it is, or
+            None.
     """
 
     def __init__(self, model: Model = counting_model, *, key: str | None = None, name: str = "judge-1",
@@ -70,7 +71,7 @@ class JudgeServer:
         self.bodies: list[dict[str, Any]] = []
         self.busy = self.most_busy = self.refusals = 0
         self.refuse: tuple[int, str] | None = None
-        self.replies: Callable[[dict[str, Any]], tuple[int, Any] | None] = lambda body: None
+        self.replies: Callable[[dict[str, Any]], Any] = lambda body: None
         self.known: dict[str, Reply] = {}
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
@@ -154,6 +155,8 @@ class JudgeServer:
         fault = self.fault(prompt, self.asked[prompt])
         self.asked[prompt] += 1
         planned = self.replies(body)
+        if isinstance(planned, web.StreamResponse):
+            return planned
         if planned is not None:
             status, reply = planned
             if status == 307:
@@ -170,6 +173,13 @@ class JudgeServer:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
+        if fault == "cut after the headers":
+            begun = web.StreamResponse(headers={"content-length": "500", "content-type": "application/json"})
+            await begun.prepare(request)
+            await begun.write(b'{"choices": [{"message": {"content": "8')
+            assert request.transport is not None
+            request.transport.abort()
+            return begun
         if fault == "slow":
             await asyncio.sleep(self.slow)
         if fault == "html":
@@ -189,12 +199,13 @@ class JudgeServer:
         likeliest, read = self.known[prompt]
         word = likeliest[0][0]
         count = body.get("n", 1)
+        ended = "length" if 1 in (body.get("max_tokens"), body.get("max_completion_tokens")) else "stop"
         content = {"token": word, "logprob": likeliest[0][1], "bytes": list(word.encode()), "top_logprobs": [
             {"token": token, "logprob": logprob, "bytes": list(token.encode())}
             for token, logprob in likeliest[:body.get("top_logprobs", 0)]]}
         told = self.logprobs and fault != "no logprobs" and body.get("logprobs")
         choices = [] if fault == "no choices" else [
-            {"index": index, "finish_reason": "length", "logprobs": {"content": [content], "refusal": None} if told
+            {"index": index, "finish_reason": ended, "logprobs": {"content": [content], "refusal": None} if told
              else None, "message": {"role": "assistant", "content": word, "refusal": None}} for index in range(count)]
         return {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
                 "choices": choices, "usage": {"prompt_tokens": read, "completion_tokens": count,
