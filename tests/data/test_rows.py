@@ -111,11 +111,11 @@ def test_a_packed_file_holds_the_same_rows(jsonl: Writer, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("name", "content"), [
-    ("cut.jsonl.gz", gzip.compress(json.dumps(GOOD).encode() * 100)[:-12]),
+    ("cut.jsonl.gz", gzip.compress(json.dumps(GOOD).encode() * 100, mtime=0)[:-12]),
     ("no.jsonl.gz", b"no archive"),
-    ("spoilt.jsonl.gz", b"".join([(whole := gzip.compress(b"{}" * 1000))[:12], b"\xff" * 8, whole[20:]])),
+    ("spoilt.jsonl.gz", b"".join([(whole := gzip.compress(b"{}" * 1000, mtime=0))[:12], b"\xff" * 8, whole[20:]])),
     ("latin.jsonl", '{"messages": "é"}'.encode("latin-1")),
-    ("packed.jsonl", gzip.compress(b"{}")),
+    ("packed.jsonl", gzip.compress(b"{}", mtime=0)),
 ], ids=lambda value: value if isinstance(value, str) else "content")
 def test_a_broken_archive_and_another_encoding_are_named(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
