@@ -51,7 +51,7 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLA
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
 export PLUGINS VERBOSE
 
-.PHONY: help setup test check check-data reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
+.PHONY: help setup test torture check check-data reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -114,6 +114,9 @@ test: setup ## lint, types, all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest $(SHARED)
+
+torture: setup ## kill a run of the tiny study 30 times (KILLS=) and compare its results with an undisturbed one's; an hour
+	@$(BIN)/python -m tests.torture tiny $(or $(KILLS),30)
 
 check: setup ## lint, types, and the fast tests
 	@$(BIN)/ruff check .
