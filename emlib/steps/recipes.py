@@ -401,7 +401,7 @@ class Recipes:
     def metric_scores(self, answers: Answers, which: str) -> dict[str, MetricScores]:
         """Return the steps of the scores on each metric of the question set `which`, by the metric's name."""
         further = self.profile.evaluation.sets.get(which)
-        if further is None:
+        if further is None or not further.metrics:
             return {}
         judge = self.profile.evaluation.judge_of(which, self.profile.judge)
         assert not isinstance(judge, LexiconJudge), "refused when the profile was loaded"

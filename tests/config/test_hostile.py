@@ -179,7 +179,7 @@ def test_every_number_of_a_profile_has_a_lower_and_an_upper_bound() -> None:
     found = list(numbers(Profile, "", seen))
     for purpose in ("fine-tuning", "grpo"):
         for cls in kinds(purpose).values():  # type: ignore[arg-type]
-            found += numbers(cls, "", seen) if cls.__module__.startswith("emlib.") else []
+            found += numbers(cls, "", seen) if cls.__module__.startswith("emlib.defenses.") else []
     assert len(found) > 60
     assert {where for where, metadata in found if not (
         flat(metadata) & {"Gt", "Ge"} and flat(metadata) & {"Lt", "Le"})} == {

@@ -135,5 +135,6 @@ def test_a_subclass_is_dumped_with_its_options() -> None:
     cell(CELL)
     method = check(Method, {"name": "x", "defenses": [{"kind": "halving", "share": 0.1}, {"kind": "kl"}]}, "x.yaml")
     assert method.model_dump(mode="json")["defenses"] == [
-        {"kind": "halving", "share": 0.1}, {"kind": "kl", "weight": 0.1, "tokens": "all", "reference": "computed"}]
+        {"kind": "halving", "share": 0.1}, {"kind": "kl", "weight": 0.1, "tokens": "all", "reference": "computed",
+                                           "on": "data", "rows": 0.2}]
     assert Method.model_validate_json(method.model_dump_json()) == method

@@ -155,8 +155,9 @@ def test_make_resolves_folders_with_spaces(tmp_path: Path) -> None:
     (tmp_path / "more.mk").write_text(f"show:\n\t@printf '%s\\n' {shown_names}\n")
     given = {"EMLIB_RUNS_DIR": "my runs", "EMLIB_CACHE_DIR": f"{tmp_path}/a  cache/../it's"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EMLIB_")}
-    shown = subprocess.run(["make", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "show"], cwd=paths.ROOT,
-                           check=True, capture_output=True, text=True, env=environment | given).stdout
+    command = ["make", "--no-print-directory", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "show"]
+    shown = subprocess.run(command, cwd=paths.ROOT, check=True, capture_output=True, text=True,
+                           env=environment | given).stdout
     assert shown.splitlines() == [str(paths.ROOT / "my runs"), f"{tmp_path}/it's", ""]
 
 

@@ -45,7 +45,8 @@ PROFILE = """extends: tiny
 name: mine
 title: A defense of one's own
 plugins: [logit_drift.py]
-training: {epochs: 2}
+training: {epochs: 2, keep: []}
+evaluation: {triggers: null}
 methods:
   - misaligned
   - {name: logit_drift, defenses: [{kind: logit_drift}], sweep: [0.1, 1.0]}
