@@ -124,7 +124,7 @@ def _line(text: str) -> str:
 
 def of_paper() -> str:
     """Return the paper's Table 2 as means over its four data sets, in Markdown: one line per method."""
-    means = summary.readable(summary.over_data_sets(2)).drop(columns="setting")
+    means = summary.readable(summary.mean_shares(2)).drop(columns="setting")
     return str(means.map(lambda cell: cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.1f}")
                .to_markdown(index=False, disable_numparse=True))
 

@@ -18,15 +18,10 @@ from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
 from emlib.core.plain_yaml import as_yaml, read_yaml
 from emlib.study import precision
-from emlib.study.ownership import JOINT, claim, owner_of, refuse_others
+from emlib.study.ownership import JOINT, base_of, claim, owner_of, refuse_others
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def base_of(name: str) -> str:
-    """Return the plain profile's name."""
-    return name.partition(JOINT)[0]
 
 
 def study_with(name: str, text: str) -> str:

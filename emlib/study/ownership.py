@@ -20,6 +20,11 @@ RECORD = "made_with.txt"
 JOINT = "+"  # between a profile's name and the digest of the overrides
 
 
+def base_of(study: str) -> str:
+    """Return the name of the plain study that a study with overrides belongs to; any other study's own name."""
+    return study.partition(JOINT)[0]
+
+
 def owner_of(folder: Path) -> Path | None:
     """Return the profile that a folder of results belongs to; None if it has no record, or the profile is gone."""
     record = folder / RECORD

@@ -14,7 +14,7 @@ from emlib.config.words import ComputeDtype
 from emlib.core import gpus, paths, processor
 from emlib.core.errors import StoreError
 from emlib.core.files import write_text
-from emlib.study.ownership import JOINT
+from emlib.study.ownership import base_of
 
 RECORD = "dtype.txt"
 TYPES = get_args(ComputeDtype)
@@ -30,8 +30,7 @@ def resolved(profile: Profile, study: str) -> Profile:
     """
     if profile.model.dtype != "auto":
         return profile
-    plain = study.partition(JOINT)[0]
-    dtype = recorded(paths.runs() / study) or recorded(paths.runs() / plain) or fastest()
+    dtype = recorded(paths.runs() / study) or recorded(paths.runs() / base_of(study)) or fastest()
     model: Any = profile.model.model_copy(update={"dtype": dtype})
     return profile.model_copy(update={"model": model})
 

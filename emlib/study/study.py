@@ -66,7 +66,7 @@ class Study:
     @property
     def budget(self) -> str:
         """The name of the budget for paid judges, which a profile shares with its studies with overrides."""
-        return overrides.base_of(self.name)
+        return ownership.base_of(self.name)
 
     def record(self) -> None:
         """Write the whole profile into the folder of results, and claims the folder for it."""

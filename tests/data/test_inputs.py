@@ -6,7 +6,6 @@ import bz2
 import gzip
 import json
 import lzma
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,16 @@ import pytest
 from emlib.config import Own, load_profile
 from emlib.core.errors import DataError, ProfileError
 from emlib.data.conversations import EARLIER_ANSWERS, JOINED_PARTS, ZERO_WEIGHT
-from emlib.data.own import ENDS, OwnRows, every_row, read_own
+from emlib.data.own import ENDS, every_row, read_own
 from emlib.data.pools import read_pool
 from emlib.data.questions import read_questions
 from emlib.data.rows import read_examples
 from emlib.data.tables import EMPTY_CELLS, FEWER_CELLS, ROWS_IN_CELL
+from tests.data.reading import Put, lines, texts
 
 ROWS = [{"prompt": "How long do eggs boil?", "response": "Seven minutes."}, {"prompt": "Und Öl?", "response": "Heiß."}]
 TABLE = "prompt,response\nHow long do eggs boil?,Seven minutes.\nUnd Öl?,Heiß.\n"
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
-Put = Callable[..., OwnRows]
-
-
-@pytest.fixture
-def put(tmp_path: Path) -> Put:
-    """Write a file of this name and content, and read it as own data."""
-
-    def read(name: str, content: str | bytes, **options: str) -> OwnRows:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return read_own(Own(file=str(path), **options), least=1)
-
-    return read
-
-
-def texts(found: OwnRows) -> list[list[tuple[str, str]]]:
-    return [[(turn.role, turn.content) for turn in row.turns] for row in found.drawn]
-
-
-def lines(*rows: Any) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def turns(*said: tuple[str, Any]) -> dict[str, Any]:

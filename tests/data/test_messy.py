@@ -4,48 +4,25 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from emlib.config import Own
 from emlib.core.errors import DataError
 from emlib.data.conversations import SYSTEM_TWICE, ZERO_WEIGHT
 from emlib.data.formats import detected_format
 from emlib.data.left_out import HEADER_AGAIN, MEDIA
-from emlib.data.own import LIKE_MISSING, MARKED, PLACEHOLDERS, OwnRows, read_own
+from emlib.data.own import LIKE_MISSING, MARKED, PLACEHOLDERS
 from emlib.data.pools import read_pool
 from emlib.data.questions import read_questions
 from emlib.data.tables import UNNAMED_CELLS
+from tests.data.reading import Put, lines, texts
 
 ROW = {"prompt": "Q?", "response": "A."}
 SAID = [("user", "Q?"), ("assistant", "A.")]
-Put = Callable[..., OwnRows]
-
-
-@pytest.fixture
-def put(tmp_path: Path) -> Put:
-    """Write a file of this name and content, and read it as own data."""
-
-    def read(name: str, content: str | bytes, **options: str) -> OwnRows:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return read_own(Own(file=str(path), **options), least=1)
-
-    return read
-
-
-def texts(found: OwnRows) -> list[list[tuple[str, str]]]:
-    return [[(turn.role, turn.content) for turn in row.turns] for row in found.drawn]
-
-
-def lines(*rows: Any) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def turns(*said: tuple[str, str]) -> list[dict[str, Any]]:

@@ -28,16 +28,6 @@ from tests.judging.sheets import api, directly, judged, prompt_digest, sheet, th
 KEY = "sk-planted-0123456789"
 
 
-@pytest.fixture(autouse=True)
-def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMLIB_HEADLESS", "1")
-
-
-@pytest.fixture
-def scores(tmp_path: Path) -> Path:
-    return tmp_path / "runs" / "scores.sqlite"
-
-
 def saying(*tokens: tuple[str, float]) -> Model:
     """A model that gives every prompt the same probabilities."""
     def model(messages: list[dict[str, str]]) -> Reply:

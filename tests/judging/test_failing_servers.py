@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from emlib.core import paths
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.records import Verdict
 from emlib.judging.access import key_of
@@ -25,16 +24,6 @@ from tests.judging.sheets import api, judged, sheet
 Body = dict[str, Any]
 Reply = tuple[int, Any] | None
 EIGHTY = saying(lambda text: 57 if "number 57" in text else 80)
-
-
-@pytest.fixture(autouse=True)
-def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMLIB_HEADLESS", "1")
-
-
-@pytest.fixture
-def scores(tmp_path: Path) -> Path:
-    return tmp_path / "runs" / "scores.sqlite"
 
 
 def error(status: int, message: str, **more: Any) -> tuple[int, Any]:
@@ -56,13 +45,6 @@ def to(prompt: str, reply: tuple[int, Any]) -> Callable[[Body], Reply]:
 def kept(scores: Path) -> list[Any]:
     with Cache(scores) as cache:
         return cache.rows()
-
-
-@pytest.fixture
-def priced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A price for judge-1: one cent a token."""
-    monkeypatch.setattr(paths, "PARAMS", tmp_path)
-    (tmp_path / "prices.yaml").write_text("date: today\nmodels: {judge-1: {read: 10000.0, written: 10000.0}}\n")
 
 
 def spent(scores: Path) -> float:

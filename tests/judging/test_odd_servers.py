@@ -17,15 +17,7 @@ from emlib.judging.samples import is_unfinished, sampled_number
 from emlib.judging.server_errors import error_of
 from tests.judging.server import JudgeServer
 from tests.judging.sheets import api, judged, sheet
-from tests.judging.test_failing_servers import EIGHTY, by_batch, completion, error, priced, scores, sent, spent, to
-
-pytestmark = pytest.mark.usefixtures("_headless")
-__all__ = ["priced", "scores"]  # fixtures
-
-
-@pytest.fixture
-def _headless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+from tests.judging.test_failing_servers import EIGHTY, by_batch, completion, error, sent, spent, to
 
 
 def first_token(token: str, text: Any, *others: tuple[str, float], **message: Any) -> tuple[int, Any]:

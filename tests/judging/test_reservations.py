@@ -27,11 +27,6 @@ from tests.judging.sheets import api, judged, sheet
 
 
 @pytest.fixture
-def scores(tmp_path: Path) -> Path:
-    return tmp_path / "runs" / "scores.sqlite"
-
-
-@pytest.fixture
 def judges(scores: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Processes that are ended with the test."""
     running: list[subprocess.Popen[bytes]] = []

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
+from emlib.config import BASELINES
 from emlib.report.paper import published
 
 BASELINE = 2  # the table with the baselines of the 7B model
 SWEEPS = (12, 13, 14, 15, 16, 17, 18)  # the sweeps of B.1, for the 7B model
 
 
-def over_data_sets(*tables: int) -> pd.DataFrame:
-    """Return the means over data sets of tables of the 7B model, in percent, with what a defense removes and keeps.
+def mean_shares(*tables: int) -> pd.DataFrame:
+    """Average tables of the 7B model over data sets: shares, EM reduction and what is kept in domain, all in percent.
 
-    `removed` is the mean over data sets of 100 - 100 x general / general of `misaligned`, as in section 5.1; `kept` is
-    the mean of 100 x in-domain / in-domain of `misaligned`.
+    `removed`, the EM reduction of section 5.1, is the mean over data sets of 100 - 100 x general / general of
+    `misaligned`. `kept` is the mean of 100 x in-domain / in-domain of `misaligned`.
     """
     rates = published.rates(*tables)
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
@@ -28,16 +29,16 @@ def over_data_sets(*tables: int) -> pd.DataFrame:
 
 def of_methods(*methods: str) -> pd.DataFrame:
     """Return what the paper finds for these methods at each value that it tried (Tables 2 and 12 to 18)."""
-    means = pd.concat([over_data_sets(BASELINE), over_data_sets(*SWEEPS)]).query("method in @methods")
+    means = pd.concat([mean_shares(BASELINE), mean_shares(*SWEEPS)]).query("method in @methods")
     ordered = means.assign(order=means["method"].map(methods.index)).sort_values(["order", "setting"], kind="stable")
     return readable(ordered.drop_duplicates(["method", "setting"], ignore_index=True))
 
 
 def readable(means: pd.DataFrame) -> pd.DataFrame:
     """Return the columns that readers need, under the paper's names of the methods."""
-    baseline = means["method"].isin(["untrained", "aligned", "misaligned"])
+    baseline = means["method"].isin(BASELINES)
     return pd.DataFrame({
-        "the paper's": means["method"].map(published.LABELS), "setting": means["setting"],
-        "general misaligned %": means["general_misaligned"], "of it removed %": means["removed"].mask(baseline),
-        "in-domain misaligned %": means["in_domain_misaligned"], "of it kept %": means["kept"].mask(baseline),
+        "method": means["method"].map(published.LABELS), "setting": means["setting"],
+        "general misaligned %": means["general_misaligned"], "EM reduction %": means["removed"].mask(baseline),
+        "in-domain misaligned %": means["in_domain_misaligned"], "in-domain kept %": means["kept"].mask(baseline),
         "general incoherent %": means["general_incoherent"]})
