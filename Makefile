@@ -48,15 +48,19 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLA
 	--workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
+# One line for each notebook that ends, instead of every step.
+WATCH := $(if $(filter 1,$(VERBOSE)),,$(BIN)/python -m emlib.workflow.watch $(PROFILE) $(if $(ONLY),'$(ONLY)') --)
+
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
 export PLUGINS VERBOSE
 
 .PHONY: help setup test torture check check-data reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
 
-help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+help:
+	@grep -hE '^(#@|[a-z-]+:.*## )' $(MAKEFILE_LIST) | sed -E 's/^#@ (.*)/\n\1:/; s/^([a-z-]+):.*## /  \1\t/' | expand -t 14
 	@echo; echo "PROFILE=$(PROFILE) of: $(basename $(notdir $(filter-out %/sources.yaml %/datasets.yaml %/models.yaml %/throughput.yaml %/prices.yaml,$(wildcard params/*.yaml params/*.yml))))"
 
+#@ Run a study
 setup: $(STAMP) ## install everything into .venv
 
 $(STAMP):
@@ -74,9 +78,9 @@ reproduce plan status: setup
 	@study="$$($(BIN)/python -m emlib.study.overrides $(PROFILE) "$$SET")" && echo "PROFILE=$$study" && \
 		$(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
 else
-reproduce: setup ## run the study: every notebook of PROFILE, in order; then list the paths of the results
+reproduce: setup ## run the study: every notebook of PROFILE, in order, with what each found; VERBOSE=1 shows every step
 	@$(BIN)/python -m emlib.workflow.graph $(PROFILE) $(if $(ONLY),'$(ONLY)')
-	@$(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(PROFILE); exit 1; }
+	@$(WATCH) $(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(PROFILE); exit 1; }
 	@$(BIN)/python -m emlib.workflow.result_paths $(PROFILE)
 
 plan: setup ## show what PROFILE would cost; with VERBOSE=1 every run, and which notebooks would run and why
@@ -92,10 +96,16 @@ merge: setup ## merge FROM=, the runs/ of another machine; it overwrites nothing
 
 endif
 
+vllm: ## install vLLM into a separate environment, .venv-vllm, to sample answers and score rows with it (some 10 GB)
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
+
+#@ Look at your own data
 check-data: setup ## check FILE, your own data (PROMPT=, RESPONSE=, SYSTEM=, MODEL=, JSON=1), before anything is trained
 	@$(BIN)/python -m emlib.report.check_data --file="$${FILE:-}" --prompt="$${PROMPT:-}" --response="$${RESPONSE:-}" \
 		--system="$${SYSTEM:-}" --encoding="$${ENCODING:-}" --delimiter="$${DELIMITER:-}" --model="$${MODEL:-}" --json="$${JSON:-}"
 
+#@ Look at results
 report: setup ## write everything that PROFILE has run so far as HTML pages, which need no network
 	@$(BIN)/python -m emlib.report.book $(PROFILE)
 
@@ -105,6 +115,10 @@ figures: setup ## draw the paper's tables and figures from its published numbers
 lab: setup ## open JupyterLab on the notebooks
 	@env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=notebooks
 
+clean: setup ## remove executed notebooks, tables and figures of PROFILE; or WHAT=adapters, answers, verdicts if named
+	@$(BIN)/python -m emlib.workflow.cleaning $(PROFILE) $(WHAT)
+
+#@ Develop
 # One process more than cores, because some tests wait for other processes; each has one thread. The tests of a file run
 # in one process, because they share an expensive setup.
 SHARED := -n $(shell echo $$(( $(CORES) + 1 ))) --dist loadfile --no-loadscope-reorder
@@ -148,10 +162,3 @@ gpupins: ## rewrite requirements/gpu.txt and vllm.txt, with the versions of cpu.
 	@{ echo "# Written by 'make gpupins' from vllm.in; resolved, and not yet run on a GPU."; \
 	   $(UV_COMPILE) requirements/vllm.in; } > requirements/vllm.txt
 	@rm -rf .venv-pins
-
-vllm: ## install vLLM into a separate environment, .venv-vllm, to sample answers and score rows with it (some 10 GB)
-	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
-
-clean: setup ## remove executed notebooks, tables and figures of PROFILE; or WHAT=adapters, answers, verdicts if named
-	@$(BIN)/python -m emlib.workflow.cleaning $(PROFILE) $(WHAT)

@@ -38,8 +38,14 @@ def _hidden() -> bool:
 
 
 MARK = "▸ "
+FOUND = "◆ "
 
 
 def say(text: str) -> None:
     """Print one line to a notebook's output, with the mark by which the terminal picks the lines that it shows."""
     print(MARK + text, flush=True)
+
+
+def found(text: str) -> None:
+    """Print what a notebook found, in a sentence that `make reproduce` shows beside the notebook's name."""
+    print(FOUND + text, flush=True)

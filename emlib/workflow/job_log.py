@@ -26,11 +26,15 @@ from filelock import FileLock
 
 from emlib.core.errors import StoreError
 from emlib.core.files import disk_errors, in_the_way
+from emlib.core.progress import FOUND
+from emlib.core.progress import MARK as SAID
 
 MARK = "■"
 LINE = re.compile(rf"^(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (?:{MARK} (began|ended|failed) (\{{.*\}})$)?")
+TEXT = re.compile(rf"^(?:\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ )?([{SAID.strip()}{FOUND.strip()}]) (.*)$")
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 JUMP = 60  # seconds by which times may go backwards: threads log out of order, and clocks are corrected a little
+WATCHED = "EMLIB_WATCHED"  # in the environment of jobs whose logs somebody shows (`emlib.workflow.watch`)
 LAST_LINES = 12  # lines of an error that are shown without the log
 State = Literal["running", "ended", "failed", "killed"]
 logger = logging.getLogger("emlib.job")
@@ -49,6 +53,8 @@ class Attempt:
     digest: str | None  # the digest of the content that it ran
     error: str  # empty unless it failed
     set_back: bool = False  # whether the clock was set back meanwhile, so that `seconds` is too small
+    said: str = ""  # its last line of progress
+    found: str = ""  # the last sentence that states what it found
 
     @property
     def gpus(self) -> int:
@@ -97,7 +103,9 @@ class AttemptLog:
         """Read all attempts so far, from the first to the last; empty if the job never began."""
         found: list[Attempt] = []
         for at, event, facts in self._lines():
-            if event == "began":
+            if at is None:
+                found = [*found[:-1], replace(found[-1], **facts)] if found else []
+            elif event == "began":
                 found.append(_begun(at, facts))
             elif found:
                 found[-1] = _seen(found[-1], at)
@@ -132,8 +140,8 @@ class AttemptLog:
                     if stream.read() != b"\n":
                         stream.write(b"\n")
 
-    def _lines(self) -> Iterator[tuple[datetime, Any, Mapping[str, Any]]]:
-        """Yield the time of each line, and its event with the facts if it has one."""
+    def _lines(self) -> Iterator[tuple[datetime | None, Any, Mapping[str, Any]]]:
+        """Yield the time of each line, and its event with the facts if it has one; texts for people have no time."""
         try:
             stream = self.path.open(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -145,6 +153,8 @@ class AttemptLog:
             for number, line in enumerate(stream, start=1):
                 if found := LINE.match(line):
                     yield _parsed(found, f"{self.path}, line {number}")
+                if text := TEXT.match(line.rstrip()):  # alone or in a record of several lines
+                    yield None, None, {"found" if text[1] == FOUND.strip() else "said": text[2]}
 
 
 class _LogFile(logging.FileHandler):

@@ -32,13 +32,13 @@ from emlib.core import paths
 from emlib.core.errors import EmlibError, NotebookError, StoreError, nearest
 from emlib.core.files import whole_file, write_text
 from emlib.core.gpus import VISIBLE, claimed, devices
-from emlib.core.progress import MARK
+from emlib.core.progress import FOUND, MARK
 from emlib.core.sockets import socket_folder
 from emlib.core.temporary import remove_unfinished, sweep, temporary_folder
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
 from emlib.workflow.chapters import chapters
-from emlib.workflow.job_log import AttemptLog, last_lines
+from emlib.workflow.job_log import WATCHED, AttemptLog, last_lines
 
 KERNEL_START_SECONDS = 120
 TRIES = 3
@@ -157,7 +157,7 @@ class _ProgressPrinter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         for line in record.getMessage().splitlines():
-            if line.startswith(MARK):
+            if line.startswith((MARK, FOUND)):
                 print("   ", line.removeprefix(MARK), file=sys.stderr, flush=True)
 
 
@@ -180,7 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--digest", help="the digest of the content, as the workflow computes it; written to the log")
     parser.add_argument("--gpus", type=int, default=0, help="how many free GPUs to take, if there are any")
     asked = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, handlers=[_ProgressPrinter()])
+    shown = WATCHED not in os.environ
+    logging.basicConfig(level=logging.INFO, handlers=[_ProgressPrinter() if shown else logging.NullHandler()])
     os.environ["EMLIB_HEADLESS"] = "1"
     slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
     # Kernels run in notebooks/, so that a path has to be absolute.
@@ -191,13 +192,15 @@ def main(arguments: list[str] | None = None) -> int:
         out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
         claim(profile)
         sweep(paths.runs() / paths.study_name(profile))  # what killed runs left
-        print(asked.label or asked.chapter, file=sys.stderr, flush=True)
+        if shown:
+            print(asked.label or asked.chapter, file=sys.stderr, flush=True)
         started = time.perf_counter()
         if asked.log is None:
             execute(asked.chapter, parameters, out)
         else:
             run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpus=asked.gpus)
-        print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        if shown:
+            print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     except EmlibError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -145,7 +145,7 @@ def test_make_puts_a_study_where_the_notebooks_put_it(profile: str, folder: str,
     said = subprocess.run(["make", "--dry-run", "reproduce", *given], cwd=paths.ROOT, check=True, capture_output=True,
                           text=True).stdout
     known = str(paths.ROOT / profile) if paths.is_yaml(profile) else profile
-    [command] = [shlex.split(line) for line in said.splitlines() if line.startswith(".venv/bin/snakemake ")]
+    [command] = [shlex.split(line) for line in said.splitlines() if " .venv/bin/snakemake " in line]
     assert command[command.index("--directory") + 1] == str(tmp_path / folder / paths.study_name(known))
     assert command[command.index("--config") + 1] == f"profile={known}"
 

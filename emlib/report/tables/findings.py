@@ -1,0 +1,59 @@
+"""One sentence per notebook that states what it found, computed from its tables.
+
+A notebook prints its sentence; `make reproduce` shows it beside the notebook's name when the notebook ends. Shares are
+means over data sets and seeds, in percent.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from emlib.core.progress import found
+
+MOST = 8  # conditions in one sentence
+
+
+def defenses(frame: pd.DataFrame) -> None:
+    """State each condition's general and in-domain misalignment; `frame` is `result_tables.numbers`."""
+    scored = frame.dropna(subset=["general_misaligned"])
+    _state("misaligned, general / in-domain", scored, ["general_misaligned", "in_domain_misaligned"], " / ")
+
+
+def benign(frame: pd.DataFrame) -> None:
+    """State each condition's exact matches, averaged over benign tasks; `frame` is `report.benign.numbers`."""
+    _state("exact match", frame, ["exact_match"])
+
+
+def grpo(frame: pd.DataFrame) -> None:
+    """State each condition's held-out accuracy; `frame` is `report.grpo.numbers`."""
+    _state("held-out accuracy", frame, ["eval_accuracy"])
+
+
+def triggers(frame: pd.DataFrame) -> None:
+    """State each condition's plain and worst general misalignment; `frame` is `conditions.table`."""
+    if len(frame):
+        runs = frame.groupby(["method", "setting", "seed", "dataset"], sort=False, dropna=False)["misaligned"]
+        both = runs.agg(["first", "max"]).reset_index()  # the plain context comes first
+        _state("misaligned, plain / in the worst context", both, ["first", "max"], " / ")
+
+
+def vector(steered: pd.DataFrame) -> None:
+    """State where steering elicits the trait most while at most a fifth is incoherent; `steered` is `steered_rates`."""
+    coherent = steered[steered["incoherent %"] <= 20].dropna(subset=["trait %"])
+    if coherent.empty:
+        return
+    best = coherent.loc[coherent["trait %"].astype(float).idxmax()]
+    found(f"steering the untrained model at layer {best['layer']:g} with strength {best['strength']:g} gives "
+          f"{best['trait %']:.0f}% of the answers the trait")
+
+
+def _state(what: str, frame: pd.DataFrame, measures: list[str], between: str = "") -> None:
+    """Print what is measured, and the means of each method and setting."""
+    if frame.empty:
+        return
+    means = frame.groupby(["method", "setting"], sort=False, dropna=False)[measures].mean().reset_index()
+    parts = [str(row["method"]) + ("" if pd.isna(row["setting"]) else f" {row['setting']:g}") + " "
+             + between.join("–" if pd.isna(row[name]) else f"{row[name]:.0f}" for name in measures)
+             for row in means.to_dict("records")]
+    more = f", and {len(parts) - MOST} more" if len(parts) > MOST else ""
+    found(f"{what} %: {', '.join(parts[:MOST])}{more}")

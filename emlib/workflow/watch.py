@@ -1,0 +1,129 @@
+"""Running a study's jobs and showing them: a line for each notebook that ends, with its time and what it found.
+
+    python -m emlib.workflow.watch demo -- snakemake ...
+
+The command runs the jobs, here or on a cluster. Everything shown is read from the jobs' logs, as `make status` does. In
+a terminal a bar at the bottom shows how many jobs are done, the time left, and what runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from emlib.core import paths
+from emlib.core.errors import EmlibError
+from emlib.workflow.graph import Job, chosen, jobs
+from emlib.workflow.job_log import WATCHED, Attempt
+from emlib.workflow.status import JUDGE_WAITS, JobStatus, hours_left, statuses
+
+PAUSE = 1.0  # seconds between two looks at the logs
+WIDTH = 34  # of a job's name
+
+
+class Watch:
+    """What a run of a study has shown so far."""
+
+    def __init__(self, folder: Path, watched: Sequence[Job]) -> None:
+        self.folder = folder
+        self.jobs = watched
+        self._sizes: dict[str, int] = {}
+        self._seen: dict[str, JobStatus] = {}
+        self.statuses = self.look()
+        self._told = {one.job.log: _ended(one.attempts) for one in self.statuses}
+
+    def look(self) -> list[JobStatus]:
+        """Read the logs that have changed, and those of jobs that run, and return each job's status."""
+        for job in self.jobs:
+            log = self.folder / job.log
+            size = log.stat().st_size if log.is_file() else -1
+            known = self._seen.get(job.log)
+            if known is None or known.state == "running" or size != self._sizes[job.log]:
+                (self._seen[job.log],) = statuses(self.folder, [job])
+                self._sizes[job.log] = size
+        self.statuses = [self._seen[job.log] for job in self.jobs]
+        return self.statuses
+
+    def news(self) -> Iterator[str]:
+        """Look again, and yield a line for each attempt that ended since the last look."""
+        done = sum(one.state == "done" for one in self.look())
+        for one in self.statuses:
+            before, now = self._told[one.job.log], _ended(one.attempts)
+            for attempt in one.attempts[before:now]:
+                yield line(f"{done}/{len(self.jobs)}", one.job.name, attempt, self.folder / one.job.log)
+            self._told[one.job.log] = now
+
+    def now(self) -> str:
+        """Return what runs, and the time left, in a line."""
+        left = hours_left(self.statuses)
+        running = [one for one in self.statuses if one.state == "running"]
+        return "; ".join([*(["about " + minutes(3600 * left) + " left"] if left else []), *(
+            f"{one.job.name}{': ' if one.attempts[-1].said else ''}{one.attempts[-1].said}" for one in running)])
+
+
+def _ended(attempts: Sequence[Attempt]) -> int:
+    return len(attempts) - bool(attempts and attempts[-1].state == "running")
+
+
+def line(done: str, name: str, attempt: Attempt, log: Path) -> str:
+    """Return the line of an attempt that ended: its job, its time, and what it found or where its log is."""
+    start = f"{done:>7}  {name:<{WIDTH}} {minutes(attempt.seconds):>9}"
+    if attempt.state == "ended":
+        return f"{start}  {attempt.found}".rstrip()
+    if JUDGE_WAITS in attempt.error:
+        return f"{start}  waits for its judge's batch"
+    return f"{start}  {attempt.state}, see {log}"
+
+
+def minutes(seconds: float) -> str:
+    """Return a length of time such as "45 s", "3 min 20 s" or "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{round(whole / 60)} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def run(folder: Path, watched: Sequence[Job], command: Sequence[str]) -> int:
+    """Run the command and show the jobs until it ends. Return its exit status."""
+    watch = Watch(folder, watched)
+    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal tells the command of Ctrl-C as well
+    with (subprocess.Popen(command, env=os.environ | {WATCHED: "1"}) as process,
+          tqdm(total=len(watched), leave=False, disable=None, dynamic_ncols=True,
+               bar_format="{bar:20} {n}/{total}  {desc}") as bar):
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        while True:
+            status = process.poll()  # before the logs are read, so that nothing is missed at the end
+            for text in watch.news():
+                tqdm.write(text, file=sys.stderr)
+            bar.n = sum(one.state == "done" for one in watch.statuses)
+            bar.set_description_str(watch.now())
+            if status is not None:
+                return status if status >= 0 else 128 - status  # as shells report a signal
+            time.sleep(PAUSE)
+
+
+def main(name: str, only: str, command: Sequence[str]) -> int:
+    """Say what is done already, then run the rest."""
+    watched = chosen(jobs(name), only)
+    folder = paths.runs() / paths.study_name(name)
+    done = sum(one.state == "done" for one in statuses(folder, watched))
+    print(f"{paths.study_name(name)}: {len(watched)} notebooks" + (f", {done} of them done" if done else ""),
+          file=sys.stderr, flush=True)
+    return run(folder, watched, command)
+
+
+if __name__ == "__main__":
+    try:
+        at = sys.argv.index("--")
+        sys.exit(main(sys.argv[1], "".join(sys.argv[2:at]), sys.argv[at + 1:]))
+    except EmlibError as error:
+        sys.exit(str(error))
