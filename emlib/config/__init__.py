@@ -8,18 +8,7 @@ from emlib.config.backends import Backend
 from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, dataset_name, datasets_of, seeds_of, swept_of
 from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
 from emlib.config.defenses import BASELINES, SFT, Method
-from emlib.config.evaluation import (
-    Extraction,
-    JudgeSpec,
-    LexiconJudge,
-    LlmJudge,
-    LocalJudge,
-    NoJudge,
-    OpenAIJudge,
-    Probe,
-    Sampling,
-    SecondJudge,
-)
+from emlib.config.evaluation import Extraction, Probe, Sampling
 from emlib.config.grpo import (
     RL_BASELINES,
     Additions,
@@ -30,6 +19,15 @@ from emlib.config.grpo import (
     RlTraining,
     RuleRewards,
     supervised_steps,
+)
+from emlib.config.judge import (
+    JudgeSpec,
+    LexiconJudge,
+    LlmJudge,
+    LocalJudge,
+    NoJudge,
+    OpenAIJudge,
+    SecondJudge,
 )
 from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.config.overrides import overridden

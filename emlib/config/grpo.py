@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from emlib.config.evaluation import LlmJudge, OpenAIJudge, Sampling
+from emlib.config.evaluation import Sampling
+from emlib.config.judge import LlmJudge, OpenAIJudge
 from emlib.config.methods import SweptMethod
 from emlib.config.training import Training
 from emlib.config.words import Batch, Positive, Seed, no_repeats

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from emlib.config.evaluation import LlmJudge, Sampling
+from emlib.config.evaluation import Sampling
+from emlib.config.judge import LlmJudge
 from emlib.config.words import Batch, Positive, Seed, Share, Tokens, no_repeats
 from emlib.core.name_types import Word
 from emlib.core.schema import Strict

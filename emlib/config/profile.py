@@ -11,12 +11,15 @@ from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
 from emlib.config.defenses import SFT, Method
-from emlib.config.evaluation import Extraction, JudgeSpec, LexiconJudge, OpenAIJudge, Probe, SecondJudge
+from emlib.config.evaluation import Extraction, Probe
 from emlib.config.grpo import Grpo
+from emlib.config.judge import JudgeSpec, LexiconJudge, OpenAIJudge, SecondJudge
+from emlib.config.judge_files import with_judges
 from emlib.config.layers import refuse_missing_layers
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.own import OWN, Own
 from emlib.config.pool import Pool
+from emlib.config.providers import OF_SERVER
 from emlib.config.questions import Evaluation
 from emlib.config.references import (
     absolute,
@@ -128,6 +131,13 @@ class Profile(Strict):
         """The judges that score answers of the runs: the profile's, and those of single question sets."""
         return (self.judge, *(one.judge for one in self.evaluation.sets.values() if one.judge is not None))
 
+    @property
+    def all_judges(self) -> tuple[JudgeSpec, ...]:
+        """Every judge: of the runs' answers, the second one, those of refusals and of rewards."""
+        return (*self.judges, *([self.second_judge.judge] if self.second_judge else []),
+                *([self.pool.refusals.judge] if self.pool and self.pool.refusals.kind == "judge" else []),
+                *([self.grpo.rewards.judge] if self.grpo and self.grpo.rewards.kind == "judge" else []))
+
     @model_validator(mode="after")
     def _layers_exist(self) -> Profile:
         methods = [*self.methods, *(self.benign.all_methods if self.benign else ()),
@@ -206,7 +216,7 @@ def read_profile(path: Path) -> Any:
 
 def whole(data: Any, stated_in: Path) -> Any:
     """Expand shorthand, and make paths absolute that are relative to the folder of `stated_in`."""
-    return with_own_registry(resolved(spelled_out(data), stated_in))
+    return with_own_registry(with_judges(resolved(spelled_out(data), stated_in), stated_in))
 
 
 def run_plugins(data: Any) -> None:
@@ -308,8 +318,11 @@ def over(base: Any, changes: Any) -> Any:
     """Return `base` with `changes` merged in, section by section; lists and single values are replaced."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
-    if changes.get("kind", base.get("kind")) != base.get("kind"):
-        return changes  # a model or a judge of another kind replaces the former one completely
+    named = "provider" in changes
+    if "from" in changes or changes.get("kind", "openai" if named else base.get("kind")) != base.get("kind"):
+        return changes  # a model or a judge of another kind, or from a file, replaces the former one completely
+    if named:  # of a judge of another provider stays what is the profile's: its budget, its rubric
+        base = {key: value for key, value in base.items() if key not in OF_SERVER}
     return base | {key: over(base.get(key), value) for key, value in changes.items()}
 
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from emlib.config.evaluation import JudgeSpec, LexiconJudge, OpenAIJudge, RubricName, Sampling
+from emlib.config.evaluation import Sampling
+from emlib.config.judge import JudgeSpec, LexiconJudge, OpenAIJudge, Pins, RubricName
 from emlib.config.words import Batch, Few, Positive, no_repeats
 from emlib.core import name_types
 from emlib.core.schema import Strict
@@ -223,7 +224,7 @@ class Evaluation(Strict):
         if found is None or (found.judge is None and found.rubric is None):
             return judge
         own = found.judge or judge
-        changes: dict[str, Any] = {} if found.rubric is None else {"rubric": found.rubric}
+        changes: dict[str, Any] = {} if found.rubric is None else {"rubric": found.rubric, "pinned": Pins()}
         if isinstance(own, OpenAIJudge) and isinstance(judge, OpenAIJudge) and own.max_usd is None:
             changes["max_usd"] = judge.max_usd
         return own.model_copy(update=changes)

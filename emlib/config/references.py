@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from emlib.core.plain_yaml import read_yaml
 
 Kind = Literal["file", "files", "folder", "source", "trait", "rubric"]
 # The keys of a profile that hold references. `*` is every item of a list, or every name of a table.
+JUDGES = ("judge", "second_judge.judge", "pool.refusals.judge", "grpo.rewards.judge", "evaluation.sets.*.judge")
 PLACES: dict[str, Kind] = {
     "trait": "trait", "sources": "file", "plugins.*": "file",
     "data.*.aligned": "source", "data.*.misaligned": "source", "data.*.pairs": "source",
@@ -30,11 +31,9 @@ PLACES: dict[str, Kind] = {
     "benign.tasks.*.train": "source", "benign.tasks.*.test": "source",
     "grpo.methods.*.defenses.*.source": "source", "methods.*.defenses.*.source": "source",
     "benign.methods.*.defenses.*.source": "source", "benign.tasks.*.methods.*.defenses.*.source": "source",
-    "model.path": "folder", "judge.model.path": "folder", "second_judge.judge.model.path": "folder",
-    "pool.refusals.judge.model.path": "folder", "grpo.rewards.judge.model.path": "folder",
-    "evaluation.sets.*.judge.model.path": "folder",
-    "judge.rubric": "rubric", "second_judge.judge.rubric": "rubric", "evaluation.sets.*.judge.rubric": "rubric",
-    "evaluation.sets.*.rubric": "rubric"}
+    "model.path": "folder", **{f"{judge}.model.path": "folder" for judge in JUDGES},
+    **{f"{judge}.rubric": "rubric" for judge in JUDGES}, "evaluation.sets.*.rubric": "rubric",
+    **{f"{judge}.from": "file" for judge in JUDGES}}
 NAME = re.compile(r"[a-z0-9_]+")  # the name of a registry's entry
 ENTRY = re.compile(r"(.+\.ya?ml)#([a-z0-9_]+)")  # an entry of a registry that does not ship with emlib
 DEMO = "demo/"
@@ -45,19 +44,24 @@ Change = Callable[[str, Kind, str], Any]
 def mapped(data: Any, change: Change) -> Any:
     """Replace every reference in a profile's plain data by `change(key, kind, reference)`."""
     for place, kind in PLACES.items():
-        data = _mapped(data, place.split("."), (), kind, change)
+        data = at_place(data, place, partial(_changed, change, kind))
     return data
 
 
-def _mapped(data: Any, keys: list[str], above: tuple[str, ...], kind: Kind, change: Change) -> Any:
-    if not keys:
-        return change(".".join(above), kind, data) if isinstance(data, str) else data
-    key, *rest = keys
+def _changed(change: Change, kind: Kind, key: str, named: Any) -> Any:
+    return change(key, kind, named) if isinstance(named, str) else named
+
+
+def at_place(data: Any, place: str, change: Callable[[str, Any], Any], above: str = "") -> Any:
+    """Replace what stands at a place such as `data.*.aligned` by `change(key, value)`, where there is something."""
+    if not place:
+        return change(above.removeprefix("."), data)
+    key, _, rest = place.partition(".")
     if key == "*" and isinstance(data, list):
-        return [_mapped(item, rest, (*above, str(place)), kind, change) for place, item in enumerate(data)]
+        return [at_place(item, rest, change, f"{above}.{number}") for number, item in enumerate(data)]
     if isinstance(data, dict):
         inner = data if key == "*" else {key: data[key]} if key in data else {}
-        return data | {name: _mapped(item, rest, (*above, str(name)), kind, change) for name, item in inner.items()}
+        return data | {name: at_place(item, rest, change, f"{above}.{name}") for name, item in inner.items()}
     return data
 
 
@@ -86,8 +90,19 @@ def path_of(kind: Kind, named: str) -> Path | None:
 
 
 def resolved(data: Any, stated_in: Path) -> Any:
-    """Make the paths in a profile's plain data absolute; `stated_in` is the file that contains them."""
+    """Make the paths in a profile's plain data absolute; `stated_in` is the file that contains them.
+
+    Judges are spelled out first: the path of a file is `{from: path}`, and a provider's judge is of kind `openai`.
+    """
+    for place in JUDGES:
+        data = at_place(data, place, lambda _, judge: _spelled_out(judge))
     return mapped(data, lambda _, kind, named: absolute(named, stated_in) if is_path(kind, named) else named)
+
+
+def _spelled_out(judge: Any) -> Any:
+    if isinstance(judge, str) and paths.is_yaml(judge):
+        return {"from": judge}
+    return {"kind": "openai"} | judge if isinstance(judge, dict) and "provider" in judge else judge
 
 
 def absolute(named: str, stated_in: Path) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import openai
 
 from emlib.config import OpenAIJudge
-from emlib.config.evaluation import OPENAI
 from emlib.config.keys import why_not_sent
+from emlib.config.providers import Price
 from emlib.core.errors import JudgeError
 from emlib.core.proxies import ask_directly
-from emlib.judging.money import Price, price_list
+from emlib.judging.money import price_list
 
 NO_KEY = "none"  # the client requires a key, even where the server does not
 LONGEST_CONNECT = 10.0  # seconds to connect
@@ -30,7 +30,7 @@ def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.envi
     variable = spec.key_variable
     if variable is None:
         return NO_KEY
-    wrong = why_not_sent(variable, spec.base_url or OPENAI, spec.send_key_to)
+    wrong = why_not_sent(variable, spec.address, spec.send_key_to)
     if wrong is not None:
         raise JudgeError(f"The judge '{spec.model}': {wrong}. Nothing was sent.")
     key = (environment(variable) or "").strip()
@@ -47,16 +47,17 @@ def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.envi
 
 def client(spec: OpenAIJudge, key: str) -> openai.AsyncOpenAI:
     """Return a client for this event loop. It does not retry: `Sender` and `JudgingSession` do."""
-    ask_directly(spec.base_url or OPENAI)
+    ask_directly(spec.address)
     limits = openai.Timeout(spec.timeout, connect=min(LONGEST_CONNECT, 0.9 * spec.timeout))
-    return openai.AsyncOpenAI(api_key=key, base_url=spec.base_url or OPENAI, max_retries=0, timeout=limits,
+    return openai.AsyncOpenAI(api_key=key, base_url=spec.address, max_retries=0, timeout=limits,
                               http_client=openai.DefaultAioHttpClient())  # half the processor time of the default
 
 
 def price_of(spec: OpenAIJudge) -> Price | None:
-    """Return the price of the judge's model, if the list has one."""
-    price = price_list().models.get(spec.model)
+    """Return the price of the judge's model, if the profile or the list states one."""
+    price = spec.price or price_list().models.get(spec.model)
     if price is None and spec.max_usd is not None:
-        raise JudgeError(f"'max_usd' is set, and params/prices.yaml has no price for '{spec.model}', so the limit "
-                         "cannot be enforced. Add the price with its source, or leave 'max_usd' out.")
+        raise JudgeError(f"'max_usd' is set, and there is no price for '{spec.model}', so the limit cannot be "
+                         "enforced. Give the judge its 'price', such as {read: 1.0, written: 5.0} in US dollars per "
+                         "million tokens, add it to params/prices.yaml, or leave 'max_usd' out.")
     return price

@@ -18,7 +18,7 @@ from anyio.from_thread import start_blocking_portal
 from tqdm import tqdm
 
 from emlib.config import OpenAIJudge
-from emlib.config.evaluation import OPENAI
+from emlib.config.providers import SAMPLES
 from emlib.core.errors import JudgeError
 from emlib.core.progress import counter, say
 from emlib.judging import faults, replies
@@ -37,7 +37,6 @@ GIVEN_UP = 5  # requests given up in a row, with none answered meanwhile, before
 MOST_WITHOUT_LOGPROBS = 5  # replies without log-probabilities, and none with, before the server counts as having none
 LOOK_AGAIN = 0.5  # seconds between looks for the scores that another process is asking for
 GRACE = 10.0  # seconds to wait for requests under way when the session stops
-SAMPLES = 10  # of a model whose server says that it has no log-probabilities, if the profile states no number
 MOST_WORDS = 20  # replies that are neither numbers nor words of the rubric, and no number, before the judge is stopped
 
 
@@ -208,7 +207,7 @@ class JudgingSession:
         """Stop if the server seems to be down: it answered nothing while `GIVEN_UP` requests were tried."""
         self.given_up = self.given_up + 1 if reached == self.sender.reached else 0
         if self.given_up >= GIVEN_UP and self.waiting:
-            raise JudgeError(f"{self.spec.base_url or OPENAI} does not answer: {GIVEN_UP} requests were given up after "
+            raise JudgeError(f"{self.spec.address} does not answer: {GIVEN_UP} requests were given up after "
                              f"{self.spec.tries} tries each, and none was answered meanwhile; the last: "
                              f"{error.reason}. Run again when the server is up. {KEPT}")
 

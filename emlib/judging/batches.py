@@ -21,7 +21,6 @@ import openai
 from filelock import FileLock
 
 from emlib.config import OpenAIJudge
-from emlib.config.evaluation import OPENAI
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.progress import say
 from emlib.core.proxies import ask_directly
@@ -84,7 +83,7 @@ class BatchJudge:
             with FileLock(self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")):  # one process at a time
                 failure = self._collect_and_send(wanted, keep)
         except openai.APIError as error:
-            without = _without_batches(error, self.spec.base_url or OPENAI)
+            without = _without_batches(error, self.spec.address)
             failure = without or _stopping(faults.sort(error, self.spec.model, self.secret))
         except (replies.BadReply, PromptRefused, ValueError, RecursionError) as error:
             failure = _later(redacted(str(error), self.secret))
@@ -92,8 +91,8 @@ class BatchJudge:
             raise failure
 
     def _collect_and_send(self, wanted: dict[str, JudgeRequest], keep: Keep) -> JudgeError | None:
-        ask_directly(self.spec.base_url or OPENAI)
-        with openai.OpenAI(api_key=self.key, base_url=self.spec.base_url or OPENAI, max_retries=TRIES,
+        ask_directly(self.spec.address)
+        with openai.OpenAI(api_key=self.key, base_url=self.spec.address, max_retries=TRIES,
                            timeout=self.spec.timeout) as server:
             for key, score in self.cache.get(list(wanted)).items():  # another process may have collected them meanwhile
                 keep(wanted.pop(key), score)

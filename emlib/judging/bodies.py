@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emlib.config import OpenAIJudge
-from emlib.config.evaluation import OPENAI
 from emlib.judging import replies
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import JudgeRequest
@@ -94,7 +93,7 @@ class Supported:
 def known_support(cache: Cache, spec: OpenAIJudge) -> Supported:
     """Return what was found out about the model before; log-probabilities are asked for again each time."""
     found = cache.execute("SELECT parameters FROM supported WHERE server = ? AND model = ?", _place(spec))
-    return Supported(**json.loads(found[0][0])) if found else Supported()
+    return Supported(**json.loads(found[0][0])) if found else Supported(choices=spec.gives_choices)
 
 
 def save_support(cache: Cache, spec: OpenAIJudge, supported: Supported) -> None:
@@ -104,7 +103,7 @@ def save_support(cache: Cache, spec: OpenAIJudge, supported: Supported) -> None:
 
 
 def _place(spec: OpenAIJudge) -> tuple[str, str]:
-    return spec.base_url or OPENAI, spec.model
+    return spec.address, spec.model
 
 
 def _is_absent(error: ServerError) -> bool:

@@ -94,7 +94,7 @@ def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Fau
             return JudgeError(f"The server asks to wait for {after:.0f} seconds ({status}). Run again after that. "
                               f"{KEPT}")
         return TransientFault(f"status {status}", after, status in (429, 503, 529), status in OF_GATEWAYS, refused)
-    if status in (401, 403):
+    if error.refuses_key:
         return JudgeError(f"The server refuses the key ({status}). Check that the environment variable holds a valid "
                           f"key that may use '{model}'. The server says: {words} {KEPT}")
     if status in (404, 405) and error.unsupported is None:

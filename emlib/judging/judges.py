@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from emlib.config import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
 from emlib.core import paths
+from emlib.core.digests import of_text, of_value
 from emlib.core.errors import JudgeError
 from emlib.core.records import Verdict
 from emlib.judging import lexicon
@@ -34,12 +35,26 @@ def reads(spec: JudgeSpec) -> bool:
 
 
 def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
-    """Return the rubrics of a profile's judge; `general` is the file of its general questions."""
-    if isinstance(spec, OpenAIJudge | LocalJudge) and spec.rubric == "questions":
-        return read_rubrics(general)
-    if isinstance(spec, OpenAIJudge | LocalJudge) and spec.rubric != "trait":
-        return file_rubrics(Path(spec.rubric))
-    return trait_rubrics(trait)
+    """Return the rubrics of a profile's judge; `general` is the file of its general questions.
+
+    Raises:
+        JudgeError: the judge pins other prompts.
+    """
+    if not isinstance(spec, OpenAIJudge | LocalJudge) or spec.rubric == "trait":
+        found = trait_rubrics(trait)
+    else:
+        found = read_rubrics(general) if spec.rubric == "questions" else file_rubrics(Path(spec.rubric))
+    if isinstance(spec, OpenAIJudge | LocalJudge):
+        for rubric in (found.others, *found.own.values()):
+            refuse_another(spec.pinned.rubric, of_value(asdict(rubric)), "rubric")
+    return found
+
+
+def refuse_another(pinned: str | None, found: str, what: str) -> None:
+    """Raise where a judge pins a digest, and what it is to judge with has another one."""
+    if pinned is not None and found != pinned:
+        raise JudgeError(f"The judge pins another {what} than there is: SHA-256 {pinned}, and here it is {found}. Its "
+                         f"scores would not be those of the pinned judge. Restore the {what}, or take another judge.")
 
 
 def identity(spec: JudgeSpec) -> dict[str, Any]:
@@ -48,7 +63,7 @@ def identity(spec: JudgeSpec) -> dict[str, Any]:
         return spec.identity
     if isinstance(spec, LocalJudge):
         return {"kind": spec.kind, "model": model_identity(spec.model)}
-    return spec.model_dump(mode="json")
+    return {"kind": spec.kind}
 
 
 def judge(spec: JudgeSpec, trait: Trait, batch: JudgeBatch, budget: str) -> list[Verdict]:
@@ -75,6 +90,7 @@ def judge(spec: JudgeSpec, trait: Trait, batch: JudgeBatch, budget: str) -> list
 
 def _judged(spec: LexiconJudge | LlmJudge, trait: Trait, batch: JudgeBatch, budget: str) -> list[Verdict]:
     if isinstance(spec, LexiconJudge):
+        refuse_another(spec.pinned.markers, of_value(list(trait.markers)), "list of markers")
         return lexicon.judge(batch.answers, trait.markers)
     with _asking(spec, budget) as (cache, scorer):
         verdicts = judge_answers(batch, identity(spec), cache, scorer)
@@ -101,7 +117,8 @@ def _asking(spec: LlmJudge, budget: str) -> Iterator[tuple[Cache, Scorer]]:
         if isinstance(spec, LocalJudge):
             from emlib.judging import local  # loads torch, and the model if a score is missing
 
-            yield cache, local.scorer(spec)
+            yield cache, local.scorer(spec, lambda template: refuse_another(
+                spec.pinned.template, of_text(template), "chat template"))
         else:
             from emlib.judging.api import ApiJudge
             from emlib.judging.batches import BatchJudge

@@ -8,7 +8,7 @@ et al.).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,10 +62,14 @@ class Distribution:
         return Score(self.expected, self.mass, tokens=(self.tokens, 1))
 
 
-def scorer(spec: LocalJudge) -> Scorer:
-    """Return a judge that stores its scores batch by batch; the first request loads its model."""
+def scorer(spec: LocalJudge, check: Callable[[str], None] = lambda template: None) -> Scorer:
+    """Return a judge that stores its scores batch by batch; the first request loads its model.
+
+    `check` is given the model's chat template before it scores; it may raise.
+    """
     def ask(requests: Sequence[JudgeRequest], keep: Keep) -> None:
         chat = loaded(spec.model)
+        check(str(chat.tokenizer.chat_template))
         for metric in dict.fromkeys(request.metric for request in requests):  # a metric's prompts share a prefix
             some = [request for request in requests if request.metric == metric]
             for place, found in distributions(chat, [r.messages for r in some], batch_rows=spec.batch_rows):

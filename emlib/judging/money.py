@@ -7,46 +7,45 @@ spending is never below the bill. Several processes may share one budget.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
-
+from emlib.config.providers import Price
 from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
 from emlib.data.sizes import FRAME_TOKENS
 from emlib.judging.cache import Cache
 
-MILLION = 1_000_000
-BATCH_SHARE = 0.5  # of the price, for a request in a batch
 SPENT = "SELECT usd FROM accounts WHERE name = ?"  # of the score cache
-Usd = Annotated[float, Field(ge=0)]
 
 
-class Price(Strict):
-    """US dollars per million tokens read and written."""
+class ListedPrice(Price):
+    """The price of a model, and the day on which its provider ends it, if that is announced."""
 
-    read: Usd
-    written: Usd
-
-    def of(self, tokens: tuple[int, int], *, batch: bool = False) -> float:
-        """Return the cost of tokens read and written, in US dollars."""
-        return (tokens[0] * self.read + tokens[1] * self.written) / MILLION * (BATCH_SHARE if batch else 1)
+    ends: datetime.date | None = None
 
 
 class PriceList(Strict):
     """`params/prices.yaml`: prices by model snapshot, and their date."""
 
     date: str
-    models: dict[str, Price]
+    models: dict[str, ListedPrice]
 
 
 def price_list() -> PriceList:
     """Return the known prices; none is guessed."""
     path = paths.PARAMS / "prices.yaml"
     return check(PriceList, read_yaml(path), str(path))
+
+
+def endings(models: Iterable[str], today: datetime.date) -> list[str]:
+    """Return a sentence for each of these models whose provider has announced its end."""
+    ends = {model: listed.ends for model, listed in price_list().models.items() if listed.ends is not None}
+    return [f"{model} {'has ended' if ends[model] <= today else 'ends'} on {ends[model]}"
+            + (f", in {(ends[model] - today).days} days" if ends[model] > today else "")
+            for model in dict.fromkeys(models) if model in ends]
 
 
 def most_tokens(texts: Sequence[str]) -> int:

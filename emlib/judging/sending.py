@@ -15,12 +15,13 @@ import httpx2
 import openai
 
 from emlib.config import OpenAIJudge
+from emlib.config.providers import Price
 from emlib.core.errors import JudgeError
 from emlib.core.progress import say
 from emlib.judging import faults, replies
 from emlib.judging.bodies import known_support, most_written, number_body, save_support
 from emlib.judging.faults import KEPT, Fault, Rejected, TransientFault
-from emlib.judging.money import Budget, Price, most_tokens
+from emlib.judging.money import Budget, most_tokens
 from emlib.judging.server_errors import PromptRefused, error_in, error_of, refusal_in
 from emlib.judging.slots import Slots
 

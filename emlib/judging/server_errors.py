@@ -44,7 +44,7 @@ N = r"['\"`]n['\"`]|(?<![\w'])n(?: parameter\b| (?:must|should|is|has)\b|\s*[:=<
 NOT_TAKEN = re.compile(
     r"unsupported|not (be )?(support|allow|permit|enabled|available|implement|recogni)|n't support|not accept|unknown"
     r"|unrecogni[sz]ed|unexpected|extra inputs|must be|at most|only (one|the default|n ?= ?1)|invalid|deprecated"
-    r"|too (low|small)|below|minimum|(higher|larger) max_", re.IGNORECASE)
+    r"|too (low|small)|below|minimum|supported range|(higher|larger) max_", re.IGNORECASE)
 TRY_AGAIN = re.compile(r"(?:try again|retry) (?:in|after) ((?:\d{1,6}(?:\.\d+)?\s?(?:ms|s|m|h|sec|min)[a-z]*\s?)+)",
                        re.IGNORECASE)
 TIME = re.compile(r"\s*(?:(\d{1,9})\s*h[a-z]*)?\s*(?:(\d{1,9})\s*m(?!s)[a-z]*)?"
@@ -93,6 +93,12 @@ class ServerError:
         return self.status == 402 or told or bool(self.names & OUT_OF_MONEY)
 
     @property
+    def refuses_key(self) -> bool:
+        """Whether the server does not know the key, or does not let it in; Google says so with status 400."""
+        return self.status in (401, 403) or (self.status == 400 and re.search(
+            r"api key (is )?(not valid|invalid|expired|not found)", self.words, re.IGNORECASE) is not None)
+
+    @property
     def about_the_prompt(self) -> str | None:
         """Why the server will never take this prompt (it is too long, or filtered); None where it is not the prompt."""
         named = next((name for name in REFUSED if name in self.names), None)
@@ -113,7 +119,8 @@ class ServerError:
             return self.parameter
         if not NOT_TAKEN.search(self.words):
             return None
-        if re.search(r"one completion choice|multiple (choices|completions)", self.words, re.IGNORECASE):
+        if re.search(r"one (completion choice|candidate)|multiple (choices|completions|candidates)|candidate_?count",
+                     self.words, re.IGNORECASE):
             return "n"
         named = [(found.start(), name) for name in PARAMETERS if (found := re.search(
             N if name == "n" else rf"\b{name}\b", self.words, re.IGNORECASE))]

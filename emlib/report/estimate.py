@@ -8,6 +8,7 @@ Notebook 00 and `make plan` show it; once runs exist, they also show the error o
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 from collections import Counter
@@ -20,6 +21,7 @@ from emlib.core.errors import EmlibError
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
 from emlib.evaluation.power import CORRELATION, questions_needed, smallest_difference
+from emlib.judging.money import endings
 from emlib.report.paper import published
 from emlib.report.paper.planned import Tables, in_paper
 from emlib.study.plan.build import Plan, plan, rows
@@ -33,8 +35,9 @@ VERBOSE = "VERBOSE"
 class Estimate:
     """The plan of a study as tables."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, today: datetime.date | None = None) -> None:
         self.study, self.costs = study, Costs(study.profile)
+        self.today = today or datetime.date.today()
 
     @cached_property
     def plan(self) -> Plan:
@@ -102,8 +105,9 @@ class Estimate:
         if spec is None:
             return others
         price = self.costs.usd(left)
-        usd = "no price is known (params/prices.yaml)" if price is None else (
-            f"${price:.2f} (prices of {self.costs.prices.date}" + (", half for a batch)" if spec.batch else ")"))
+        usd = "no price is known (neither the judge's 'price' nor params/prices.yaml)" if price is None else (
+            f"${price:.2f} (prices of {'the profile' if spec.price else self.costs.prices.date}"
+            + (", half for a batch)" if spec.batch else ")"))
         main = pd.DataFrame([
             ("model", f"{spec.model} at {spec.base_url or 'OpenAI'}"),
             ("requests left", f"{self.costs.requests(left):,}"), ("tokens to be read (about)", f"{left.judged:,}"),
@@ -141,6 +145,7 @@ class Estimate:
             f"{hours:,.2f} at most, on: {speed.device}",
             "disk": f"{left.disk / 1e9:,.2f} GB at most",
             "judge": self._judge(left),
+            **self._endings(),
             "power": self.power() or "the profile has no runs on narrow data",
             "assumed": f"four characters a token, answers at full length{rates}. VERBOSE=1 lists every run."}
         return [f"{name:10} {text}" for name, text in lines.items()]
@@ -151,6 +156,13 @@ class Estimate:
         if not sent:
             return f"{kind}, {left.verdicts:,} verdicts; nothing leaves the machine"
         return f"{kind}, " + "; ".join(f"{name.removesuffix(' (about)')} {value}" for name, value in sent.items())
+
+    def _endings(self) -> dict[str, str]:
+        """Say which judges their providers end, if any."""
+        profile = self.study.profile
+        told = endings((judge.model for judge in profile.all_judges if isinstance(judge, OpenAIJudge)), self.today)
+        return {"ending": f"{'; '.join(told)}. Name another 'judge': nothing else in the profile has to change "
+                          "(params/README.md, \"Judges\")"} if told else {}
 
     def power(self) -> str:
         """State how large a difference between two runs the general answers can show; empty without narrow runs."""

@@ -55,7 +55,7 @@ def test_a_study_is_judged_and_nothing_is_asked_twice(server: JudgeServer, tmp_p
     judged = study(server, tmp_path)
     plan = Estimate(judged).judging().set_index("judge")["what"]
     assert plan["requests left"] == str(2 * (24 * 2 + 4 * 2))
-    assert plan["price (about)"] == "no price is known (params/prices.yaml)"
+    assert plan["price (about)"] .startswith("no price is known")
     assert not server.asked  # planning sends nothing
     [result] = judged.complete(judged.runs())
     assert (result.general.asked, result.general.scored) == (48, 48)

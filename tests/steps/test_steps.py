@@ -15,14 +15,15 @@ from emlib.config import (
     Extraction,
     JudgeRefusals,
     JudgeRewards,
+    LexiconJudge,
     Lora,
+    NoJudge,
     OpenAIJudge,
     Sampling,
     TinyModel,
     Training,
     load_profile,
 )
-from emlib.config.evaluation import LexiconJudge, NoJudge
 from emlib.core.defense import Defense
 from emlib.core.records import Example, Message, Question
 from emlib.core.step import Step, closure

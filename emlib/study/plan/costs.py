@@ -19,7 +19,6 @@ class Costs:
         self.shape, self.speed = shape(profile.model), speed(profile.model, profile.evaluation.sampling)
         self.paid = profile.judge if isinstance(profile.judge, OpenAIJudge) else None
         self.prices = price_list()
-        self.price = None if self.paid is None else self.prices.models.get(self.paid.model)
         self.judged = self._relative(profile.judge)
 
     @property
@@ -47,13 +46,15 @@ class Costs:
 
     def requests(self, work: Work) -> int:
         """Count the requests to a paid judge; 0 without one."""
-        return (0 if self.paid is None else len(METRICS) * work.verdicts) + sum(one.requests for one in _paid(work))
+        main = 0 if self.paid is None else len(METRICS) * work.verdicts * self.paid.requests_a_score
+        return main + sum(one.requests * one.judge.requests_a_score for one in _paid(work))
 
     def _price(self, work: JudgeWork) -> float | None:
         """Estimate the price of requests to one paid judge; None if its price is not known."""
-        price = self.prices.models.get(work.judge.model)
+        judge = work.judge
+        price = judge.price or self.prices.models.get(judge.model)
         return None if price is None else price.of(
-            (work.read, work.requests * (work.judge.samples or 1)), batch=work.judge.batch)
+            (work.read * judge.requests_a_score, work.requests * (judge.samples or 1)), batch=judge.batch)
 
     def _relative(self, judge: JudgeSpec) -> float:
         """Return the cost of a token for a local judge, relative to one for the study's model; 0 for other judges."""
