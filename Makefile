@@ -54,7 +54,7 @@ WATCH := $(if $(filter 1,$(VERBOSE)),,$(BIN)/python -m emlib.workflow.watch $(PR
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
 export PLUGINS VERBOSE
 
-.PHONY: help setup test torture check check-data reproduce plan status merge report figures lab bench readme pins gpupins vllm clean
+.PHONY: help setup test torture check check-data reproduce plan status merge report figures lab bench docs readme pins gpupins vllm clean
 
 help:
 	@grep -hE '^(#@|[a-z-]+:.*## )' $(MAKEFILE_LIST) | sed -E 's/^#@ (.*)/\n\1:/; s/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -139,6 +139,9 @@ check: setup ## lint, types, and the fast tests
 
 bench: setup ## measure speed and memory; results in benchmarks/results/
 	@$(BIN)/python benchmarks/run.py
+
+docs: setup ## write the report of PROFILE into docs/<profile>/, for readers without the study
+	@$(BIN)/python -m emlib.report.book $(PROFILE) docs/$$($(PYTHON) -I emlib/core/paths.py $(PROFILE))
 
 readme: ## put the results of a finished demo into README.md
 	@$(BIN)/python -m emlib.report.readme

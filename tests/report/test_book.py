@@ -195,6 +195,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
     port = outside.server_address[1]
     wide = "<table><tr>" + "<td>a cell of some width</td>" * 40 + "</tr></table>"
     code = [cell for cell in book.cells if cell.cell_type == "code"]
+    code[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"{paths.ROOT}/params, {runs}/tiny")]
     code[-1].outputs = [nbformat.v4.new_output("display_data", {"text/html": html}) for html in (
         wide, f'<img src="http://127.0.0.1:{port}/answer.png"><script>fetch("http://127.0.0.1:{port}/answer")</script>')]
     nbformat.write(book, folder / "notebooks" / "01_data.ipynb")
@@ -203,6 +204,17 @@ def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # Sphinx warned of nothing
     return folder / "report"
+
+
+def test_a_report_for_others_names_no_path_of_this_machine(built: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "emlib.report.book", "tiny", str(tmp_path / "docs")], check=True,
+                          capture_output=True, text=True, env=os.environ | {"EMLIB_RUNS_DIR": str(built.parents[1])})
+    assert done.stdout.endswith("docs/index.html\n")
+    assert "./params, runs/tiny" in (tmp_path / "docs" / "chapters" / "01_data.html").read_text()
+    files = [path for path in (tmp_path / "docs").rglob("*") if path.is_file()]
+    assert (tmp_path / "docs" / "index.html") in files
+    here = (str(paths.ROOT).encode(), str(built.parents[1]).encode())
+    assert [path for path in files if any(name in path.read_bytes() for name in here)] == []
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""`python -m emlib.report.book demo`: the program behind `make report`."""
+"""Builds a study's report: `python -m emlib.report.book demo [folder]` is behind `make report` and `make docs`."""
 
 from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from emlib.core.errors import EmlibError
 from emlib.report.book.build import build
@@ -11,7 +12,7 @@ from emlib.study.study import open_study
 
 if __name__ == "__main__":
     try:
-        first, warnings = build(open_study(sys.argv[1]))
+        first, warnings = build(open_study(sys.argv[1]), *map(Path, sys.argv[2:3]))
     except EmlibError as error:
         sys.exit(str(error))
     print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)

@@ -13,6 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.util.console import strip_escape_sequences  # type: ignore[attr-defined]  # documented there
 
 from emlib.config import Profile
+from emlib.core import paths
 from emlib.core.errors import NotebookError
 from emlib.core.files import whole_folder
 from emlib.core.temporary import sweep, temporary_folder
@@ -40,8 +41,11 @@ SETTINGS = {
 }
 
 
-def build(study: Study) -> tuple[Path, list[str]]:
-    """Build `report/` in the study's folder, and return its first page and Sphinx's warnings.
+def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
+    """Build the report in `report/` of the study's folder, and return its first page and Sphinx's warnings.
+
+    A report built elsewhere (`to`) is for readers without the study: it has no copies of the notebooks, and paths of
+    this machine become paths of a fresh checkout.
 
     Raises:
         NotebookError: no chapter has been run.
@@ -51,11 +55,22 @@ def build(study: Study) -> tuple[Path, list[str]]:
         raise NotebookError(f"{study.folder / 'notebooks'}: no chapter of the profile '{study.name}' has been run, so "
                             f"there is nothing to report. Run `make reproduce PROFILE={study.name}` first.")
     sweep(study.folder, deep=False)
-    with temporary_folder() as scratch, whole_folder(study.folder / "report") as out:
+    place = to or study.folder / "report"
+    with temporary_folder() as scratch, whole_folder(place) as out:
         source = scratch / "source"
         gather(study, chapters, source)
-        warnings = _sphinx(source, out, scratch / "doctrees", study.profile)
-    return study.folder / "report" / "index.html", warnings
+        if to is not None:
+            for text in (*source.rglob("*.ipynb"), *source.rglob("*.md")):
+                text.write_text(for_others(text.read_text(encoding="utf-8")), encoding="utf-8")
+        warnings = _sphinx(source, out, scratch / "doctrees", study.profile, copies=to is None)
+    return place / "index.html", warnings
+
+
+def for_others(text: str) -> str:
+    """Return a page's source with the paths that a fresh checkout has, instead of those of this machine."""
+    for path, name in ((paths.runs(), "runs"), (paths.cache(), "data"), (paths.ROOT, ".")):
+        text = text.replace(str(path), name)
+    return text
 
 
 def gather(study: Study, chapters: list[Chapter], source: Path) -> None:
@@ -99,12 +114,12 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
     return pages.Findings(found, claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None)
 
 
-def _sphinx(source: Path, out: Path, doctrees: Path, profile: Profile) -> list[str]:
+def _sphinx(source: Path, out: Path, doctrees: Path, profile: Profile, *, copies: bool) -> list[str]:
     warnings = io.StringIO()
     title = escape(profile.title)  # the theme writes it into its pages as it is
     titles = {"project": title, "html_title": title}
-    app = Sphinx(source, None, out, doctrees, "html", confoverrides=SETTINGS | titles, status=None, warning=warnings,
-                 freshenv=True)
+    app = Sphinx(source, None, out, doctrees, "html", status=None, warning=warnings, freshenv=True,
+                 confoverrides=SETTINGS | titles | {"html_copy_source": copies})
     app.build()
     if app.statuscode:
         raise NotebookError(f"Sphinx could not build the report:\n{warnings.getvalue()}")
