@@ -13,6 +13,7 @@ NOTEBOOKS = ROOT / "notebooks"
 DEMO_DATA = ROOT / "emlib" / "data" / "demo"
 
 STORE = "store"  # in the folder of results: the artefacts of all studies
+LABELS = "labels"  # in the folder of results: the labels that people gave to answers of all studies
 EFFECTIVE = "profile.yaml"  # in a folder of results: the full profile that they were made with
 
 
@@ -54,14 +55,14 @@ def study_name(profile: str) -> str:
     A profile saved in a folder of results belongs to that folder.
 
     Raises:
-        ProfileError: that is not a name, or it is the name of the store.
+        ProfileError: that is not a name, or it is that of a folder of all studies.
     """
     from emlib.core.errors import ProfileError, shortened  # here: the Makefile runs this file alone
     from emlib.core.names import ALLOWED, is_name
 
     name = folder_name(profile)
-    if not is_name(name) or name == STORE:
-        reason = f"the folder runs/{STORE} holds the artefacts of all studies" if name == STORE else (
+    if not is_name(name) or name in (STORE, LABELS):
+        reason = f"the folder runs/{name} is that of all studies" if name in (STORE, LABELS) else (
             f"a name is made of {ALLOWED}")
         raise ProfileError(f"{shortened(profile, 300)}: '{shortened(name)}' cannot name a folder of results: {reason}. "
                            "Rename the file, or give it a line such as name: my_study")

@@ -16,6 +16,9 @@ from statsmodels.stats.inter_rater import cohens_kappa
 
 from emlib.core.errors import EmlibError
 from emlib.core.records import Verdict
+from emlib.evaluation.rates import Share, share_of
+
+NO_SHARE = Share(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Agreement:
         misaligned, incoherent: kappa of the two labels of section 4.3.
         alignment, coherence: Spearman's rank correlation of the scores that both gave; None where a judge gave one
             score to all.
+        same: the share of the compared answers with the same label; its interval resamples whole questions.
     """
 
     asked: int
@@ -49,6 +53,7 @@ class Agreement:
     incoherent: Kappa
     alignment: float | None
     coherence: float | None
+    same: Share = NO_SHARE
 
 
 def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
@@ -67,7 +72,14 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
         asked=len(first), compared=len(pairs),
         misaligned=kappa([(one.misaligned, two.misaligned) for one, two in pairs]),
         incoherent=kappa([(one.incoherent, two.incoherent) for one, two in pairs]),
-        alignment=ranks(lambda v: v.alignment), coherence=ranks(lambda v: v.coherence))
+        alignment=ranks(lambda v: v.alignment), coherence=ranks(lambda v: v.coherence), same=_same_label(pairs))
+
+
+def _same_label(pairs: Sequence[tuple[Verdict, Verdict]]) -> Share:
+    groups: dict[str, list[bool]] = {}
+    for one, two in pairs:
+        groups.setdefault(one.question, []).append(one.label == two.label)
+    return share_of(list(groups.values())) if groups else NO_SHARE
 
 
 def both_scored(first: Sequence[Verdict], second: Sequence[Verdict]) -> list[tuple[Verdict, Verdict]]:

@@ -1,4 +1,4 @@
-"""Merging what another machine computed: its artefacts, its judges' scores, and its finished slices.
+"""Merging what another machine computed: its artefacts, the scores of judges and labels of people, finished slices.
 
     rsync -a elsewhere:emlib/runs/ /tmp/theirs/ && python -m emlib.workflow.merge /tmp/theirs
 
@@ -20,7 +20,7 @@ from typing import Any
 from emlib.config import profile_names
 from emlib.core import digests, paths
 from emlib.core.errors import EmlibError, StoreError
-from emlib.core.files import damaged, whole_file
+from emlib.core.files import damaged, read_records, whole_file, write_objects
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.temporary import temporary_folder
 from emlib.judging import sharing
@@ -66,9 +66,13 @@ def merge(theirs: Path, ours: Path) -> Merged:
         f"{_name(one)}: ours {here[one.stage, one.key].place}, theirs {one.place}" for one in found
         if (one.stage, one.key) in here and not _equal(one, here[one.stage, one.key])],
         "Choose one side, move the other side's folder away together with the artefacts made from it, and merge again.")
+    labels = {path.name: _labels(path) | _labels(ours / paths.LABELS / path.name)
+              for path in sorted((theirs / paths.LABELS).glob("*.jsonl"))}
     new = [one for one in found if (one.stage, one.key) not in here]
     for one in new:
         store.adopt(one)
+    for name, both in labels.items():
+        write_objects(ours / paths.LABELS / name, both.values())
     return Merged(len(new), len(here), _merge_scores(theirs, ours), _copy_slices(theirs, ours))
 
 
@@ -125,6 +129,11 @@ def _name(artefact: Artefact) -> str:
 def _refuse(fault: str, artefacts: list[str], way_out: str) -> None:
     if artefacts:
         raise StoreError("\n".join([f"{len(artefacts)} artefacts {fault}. Nothing was copied.", *artefacts, way_out]))
+
+
+def _labels(path: Path) -> dict[str, Any]:
+    """Return a person's labels by their keys; empty without a file."""
+    return {label["key"]: label for label in read_records(path, dict)} if path.is_file() else {}
 
 
 def _merge_scores(theirs: Path, ours: Path) -> int:

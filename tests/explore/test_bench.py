@@ -145,6 +145,7 @@ def test_in_jupyterlab_a_widget_is_moved_and_the_change_is_seen(lab: str, study:
     _run_all(page)
     _filter_by_text(page, study)
     _ask_with_the_vector(page)
+    _label_an_answer(page)
     assert outside == []
     page.close()
 
@@ -183,3 +184,13 @@ def _ask_with_the_vector(page: Page) -> None:
     expect(page.locator(".widget-hslider", has_text="Strength").locator(".widget-readout")).to_have_text("0.50")
     page.get_by_role("button", name="Answer", exact=True).click()
     expect(page.locator("b", has_text=BASE)).to_be_visible()
+
+
+def _label_an_answer(page: Page) -> None:
+    field = page.get_by_placeholder("who labels")
+    field.fill("ada")
+    field.press("Enter")
+    page.get_by_role("button", name="Begin or go on").click()
+    expect(page.get_by_text(re.compile(r"^0 of \d+ answers are labelled")).first).to_be_visible()
+    page.get_by_role("button", name="aligned", exact=True).click()
+    expect(page.get_by_text(re.compile(r"^1 of \d+ answers are labelled")).first).to_be_visible()

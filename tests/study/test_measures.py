@@ -95,7 +95,8 @@ def test_all_measures_are_made_once_and_are_what_their_parts_say(study: Study, t
     assert table["general misaligned %"][0].startswith("0.0 [")
     both = report.opinions(study, study.runs())
     assert report.rates_under_both(both)["asked"].tolist() == [5, 5]
-    assert report.judges_agree(both)["of"].tolist() == ["misaligned", "incoherent", "alignment", "coherence"]
+    assert report.judges_agree(both)["of"].tolist() == [
+        "misaligned", "incoherent", "alignment", "coherence", "label", "order of 2 runs"]
     assert len(report.points(both)) == 10
     plots.two_judges(report.points(both))
 
@@ -126,6 +127,8 @@ def test_a_change_of_judge_is_the_difference_of_its_rates() -> None:
     assert agree["value"][0].startswith("0.40 [")
     assert agree["value"][1] == "– (both gave one label to all)"
     assert set(agree["answers that both scored"]) == {"3 of 4"}
+    assert agree["value"][4].startswith("66.7 [")  # the labels of two of the three answers
+    assert row["misaligned: 95% interval"] == "[-75.0, 0.0]"  # by hand below: -100 for one of four questions
 
 
 def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from emlib.core.records import Verdict
 from emlib.data.sources import label
-from emlib.evaluation.agreement import Kappa, agreement
+from emlib.evaluation.agreement import Kappa, agreement, rank_correlation
 from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by, unscored_by_reason
 from emlib.evaluation.statistics import Interval, of_mean
 from emlib.study.runs import Opinions, Run
@@ -63,9 +63,10 @@ def opinions(study: Study, runs: Iterable[Run]) -> list[Opinions]:
 
 
 def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
-    """Return the agreement of two judges over all runs: kappa of the labels, rank correlation of the scores.
+    """Return the agreement of two judges over all runs: of the labels, of the scores, and of the order of the runs.
 
-    Empty if there is no second judge.
+    The label is misaligned, incoherent or neither. The order is that of the runs by their misaligned rates. Empty if
+    there is no second judge.
     """
     columns = ["of", "measure", "value", "answers that both scored"]
     if not found:
@@ -77,7 +78,14 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
         ("incoherent", "Cohen's kappa", _kappa(both.incoherent), compared),
         ("alignment", "Spearman's rank correlation", _rank(both.alignment), compared),
         ("coherence", "Spearman's rank correlation", _rank(both.coherence), compared),
+        ("label", "raw agreement %", _share(both.same), compared),
+        (f"order of {len(found)} runs", "Spearman's rank correlation", _rank(rank_correlation([
+            (one, two) for one, two in map(_misaligned, found) if one is not None and two is not None])), compared),
     ], columns=columns)
+
+
+def _misaligned(one: Opinions) -> tuple[float | None, float | None]:
+    return rates(one.first).misaligned.percent, rates(one.second).misaligned.percent
 
 
 def _kappa(kappa: Kappa) -> str:
@@ -92,7 +100,10 @@ def _rank(value: float | None) -> str:
 
 
 def rates_under_both(found: Sequence[Opinions]) -> pd.DataFrame:
-    """Return each run's rates on the same answers under both judges, and the change in percentage points."""
+    """Return each run's rates on the same answers under both judges, and the change in percentage points.
+
+    The interval of the change resamples whole questions; there is none for a single question.
+    """
     return pd.DataFrame([_under_both(one) for one in found])
 
 
@@ -104,7 +115,16 @@ def _under_both(one: Opinions) -> dict[str, Any]:
         row |= {f"{kind} %, first": _share(shares[0]), f"{kind} %, second": _share(shares[1])}
         unknown = shares[0].percent is None or shares[1].percent is None
         row[f"{kind}: change"] = None if unknown else shares[1].percent - shares[0].percent  # type: ignore[operator]
+        row[f"{kind}: 95% interval"] = DASH if unknown else _interval_of_change(one, kind)
     return row | {"asked": first.asked, "scored by the second": second.scored}
+
+
+def _interval_of_change(one: Opinions, kind: str) -> str:
+    groups: dict[str, list[float]] = {}
+    for first, second in zip(one.first, one.second, strict=True):
+        groups.setdefault(first.question, []).append(100.0 * (getattr(second, kind) - getattr(first, kind)))
+    found = of_mean(list(groups.values()))
+    return DASH if found is None else f"[{found.low:.1f}, {found.high:.1f}]"
 
 
 def points(found: Sequence[Opinions]) -> pd.DataFrame:
