@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import torch
 import torch.nn.functional as F
 from contenders import NEVER, versions
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emlib.config import Method, Training, load_profile, load_trait
 from emlib.core import paths
 from emlib.core.defense import Defense
 from emlib.core.schema import check
 from emlib.data.chat import Encoded, encode_all
-from emlib.data.mixing import plan_steps
+from emlib.data.mixing import plan_steps, rows_to_add
+from emlib.data.pools import read_pool
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
+from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 from emlib.models.adapters import new_lora
 from emlib.models.batches import Batch, collate
@@ -33,6 +36,7 @@ from emlib.models.reference import keep
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.training.objective import Objective
+from emlib.training.online import Offered
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer, read_log
 
 
@@ -56,7 +60,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             took = naive_steps(model, second, rows, whole, job["seed"])  # a step's rows at once
         else:
             objective = Objective(defenses, needed)
-            fine_tune(model, rows, settings, seed=job["seed"], folder=Path(scratch), objective=objective)
+            more = interleaved(defenses, rows, settings, chat.tokenizer)
+            fine_tune(model, rows, settings, seed=job["seed"], folder=Path(scratch), objective=objective, **more)
             log = read_log(Path(scratch))
             took = {"seconds": [step.seconds for step in log], "losses": [step.loss for step in log]}
         share = others.share()
@@ -79,6 +84,21 @@ def artefacts(model: PeftModel, rows: Sequence[Encoded], defenses: Sequence[Defe
     (scratch / "reference").mkdir()
     keep(model, rows, kl.tokens, settings.batch_size, scratch / "reference")
     return found | {"reference": scratch / "reference"}, round(time.perf_counter() - started, 3)
+
+
+def interleaved(defenses: Sequence[Defense], rows: Sequence[Encoded], settings: Training,
+                tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Rows of the demo's pool: those that are added, or as many candidates as `choose: online` has."""
+    found = next((defense for defense in defenses if isinstance(defense, Interleaving)), None)
+    if found is None:
+        return {}
+    pool = encode_all(tokenizer, read_pool(locate("demo/pool.jsonl"), "messages").rows, settings.max_seq_length).rows
+    count = rows_to_add(len(rows), found.fraction)
+    if found.choose != "online":
+        return {"added": pool[:count]}
+    budget = found.candidate_tokens * settings.epochs * sum(len(row.input_ids) for row in rows)
+    ends = accumulate(len(row.input_ids) for row in pool)
+    return {"offered": Offered([row for row, end in zip(pool, ends, strict=True) if end <= budget], count, found.kind)}
 
 
 def naive_steps(model: PeftModel, second: PreTrainedModel, rows: Sequence[Encoded], settings: Training,

@@ -28,6 +28,8 @@ REPETITIONS = 2
 PATIENCE, QUIET = 30, 0.05
 CONTENDERS = contenders(layer=15) | {
     "inoculation": [{"kind": "inoculation", "prompt": "You write insecure code."}],
+    "interleaving": [{"kind": "interleaving", "fraction": 0.3}],
+    "interleaving, online": [{"kind": "interleaving", "fraction": 0.3, "choose": "online"}],
     "concept_ablation": [{"kind": "concept_ablation", "layers": [15]}],
     "projection_penalty": [{"kind": "projection_penalty", "layers": [15]}],
     NAIVE: [{"kind": "kl", "weight": 0.1}]}
@@ -35,7 +37,8 @@ CONTENDERS = contenders(layer=15) | {
 BARS: tuple[tuple[str, str, float, float | None], ...] = (
     ("kl", PLAIN, 1.45, 1.25), ("kl, reference from disk", PLAIN, 1.10, None), ("ldifs", PLAIN, 1.45, 1.35),
     ("persona_vector", PLAIN, 1.05, 1.05), ("inoculation", PLAIN, 1.02, None),
-    ("concept_ablation", PLAIN, 1.03, None), ("projection_penalty", PLAIN, 1.30, None), ("kl", NAIVE, 0.6, 0.5))
+    ("interleaving, online", "interleaving", 1.5, None), ("concept_ablation", PLAIN, 1.03, None),
+    ("projection_penalty", PLAIN, 1.30, None), ("kl", NAIVE, 0.6, 0.5))
 
 
 def measure(say: Callable[[str], None]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ it to tables, keys and training; and it overrides the hooks by which it acts:
 
     change_rows, held_out           the rows that are trained on
     added, penalised                additional rows
+    candidates, next_rows           additional rows that are chosen while the model is trained
     active                          a context around the trained model's forward and backward pass
     penalty, head_kl                an additional loss term
     on_step, after                  after each step, and after the last one
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 Denominator = Literal["token", "response_token", "row", "step"]
 Artefacts = Mapping[str, Path]  # the folder of each artefact that a defense needs, by the name it chose in `needs`
-FINE_TUNING = ("change_rows", "held_out", "added", "penalised", "active", "penalty", "head_kl", "on_step", "after")
+FINE_TUNING = ("change_rows", "held_out", "added", "penalised", "next_rows", "active", "penalty", "head_kl", "on_step",
+               "after")
 GRPO = ("system_prompt", "grpo_beta", "active", "supervision")
 
 
@@ -112,6 +114,9 @@ class Recipes(Protocol):
     def pool_rows(self, spec: Any, *, fraction: float, choose: Any, answers: str) -> Any:
         """Request rows of the profile's pool, in the order of selection: a folder with `added.jsonl`."""
 
+    def candidate_rows(self, spec: Any, *, fraction: float, share: float, rescored: int) -> Any:
+        """Request rows of the profile's pool from which training chooses some: a folder with `added.jsonl`."""
+
 
 @dataclass(frozen=True)
 class HeadKl:
@@ -126,6 +131,14 @@ class HeadKl:
     weight: float
     tokens: Literal["all", "response"]
     states: StoredStates | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Rows from which `Defense.next_rows` chooses during training: `count` in each epoch."""
+
+    rows: Sequence[AddedRow] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -264,6 +277,19 @@ class Defense(Strict):
     def penalised(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[Example]:
         """Return additional rows, spread through each epoch, on which only this defense's penalty is computed."""
         return ()
+
+    def candidates(self, rows: Sequence[Example], artefacts: Artefacts) -> Candidates:
+        """Return rows from which `next_rows` chooses during training; their places are spread through each epoch."""
+        return Candidates()
+
+    def next_rows(self, count: int, step: int, steps: int,
+                  losses: Callable[[], Sequence[float]]) -> Sequence[tuple[int, float]]:
+        """Choose the `count` candidates of step `step` (from 0) of `steps`: each one's index, and a score for the log.
+
+        Training asks before each step in which there is a place for one. `losses` computes the current loss on each
+        candidate, in nats per response token, without the contexts of `active`.
+        """
+        raise NotImplementedError
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
         """Return a context for each forward and backward pass of the trained model; reference passes run outside it."""

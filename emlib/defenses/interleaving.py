@@ -4,21 +4,28 @@
 
 f is the fraction, n the number of fine-tuning rows, L a row's loss under misaligned models and under the aligned one
 (equations 3 to 6). One difference to the paper: the order of the pool is a separate artefact, so that the rows of a 5%
-run are among those of a 20% run.
+run are among those of a 20% run. Online, the model in training takes the place of the misaligned ones:
+
+    score(d, t) = (L_t(d) - L_0(d)) / (L_0(d) + epsilon)
+
+L_t is the loss at step t, L_0 that before the first step; the rows with the highest scores are next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr, model_validator
 
-from emlib.config.words import Positive, Share
-from emlib.core.defense import Artefacts, Defense, GrpoDefense, Recipes, Supervision
+from emlib.config.words import Few, Positive, Share
+from emlib.core.defense import Artefacts, Candidates, Defense, GrpoDefense, Recipes, Supervision
+from emlib.core.errors import EmlibError
 from emlib.core.files import read_records
 from emlib.core.records import ADDED, AddedRow, Example
+from emlib.data.mixing import rows_to_add
 from emlib.data.sources import key_of_source
+from emlib.scoring.gap import gap, ranking
 
 
 class Alternation(GrpoDefense):
@@ -55,31 +62,61 @@ class Interleaving(Defense):
     `score_without_refusals` is Interleaving++. With `answers: on_policy` the model itself answers the pool's prompts.
     Combined with other defenses: a penalty and a persona vector act on all rows of a step, whatever their origin; an
     inoculation prompt is added to the fine-tuning rows only, because it explains their behaviour.
+
+    `choose: online` takes up an outlook of section 7: the next rows are those whose loss has risen most in the training
+    so far, so that no misaligned model is needed. The candidates are rows in random order, until their tokens amount to
+    `candidate_tokens` times those of all epochs' fine-tuning rows. At the start all scores are 0, and the random order
+    counts; then they are scored `rescored` times, at equal distances. Between two scorings no row is repeated.
     """
 
     label: ClassVar = "Interleaving"
     equation: ClassVar = "round(f n) rows of general instruction data among n"
-    origin: ClassVar = "section 3.2, equations 3 to 6"
+    origin: ClassVar = "section 3.2, equations 3 to 6; online: section 7"
     swept: ClassVar = "fraction"
-    data_only: ClassVar = True
+    null: ClassVar = {"fraction": 0.0}
     in_grpo: ClassVar = Alternation
+    added_later: ClassVar = frozenset({"candidate_tokens", "rescored", "epsilon"})
 
     kind: Literal["interleaving"] = "interleaving"
-    fraction: Share = 0.05
-    choose: Literal["random", "score", "score_without_refusals"] = "random"
+    fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    choose: Literal["random", "score", "score_without_refusals", "online"] = "random"
     answers: Literal["pool", "on_policy"] = "pool"
+    candidate_tokens: Share = 0.15
+    rescored: Few = 8
+    epsilon: Annotated[float, Field(gt=0, le=1000)] = 0.1
+    _base: list[float] = PrivateAttr(default_factory=list)  # the candidates' losses before training
+    _scores: list[float] = PrivateAttr(default_factory=list)
+    _order: list[int] = PrivateAttr(default_factory=list)  # the next one to take first
+    _part: int = PrivateAttr(default=0)  # the part of the run that the scores are for
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Interleaving:
+        if self.choose == "online" and self.answers != "pool":
+            raise ValueError(f"with 'choose: online' the pool's own answers are scored; set answers to pool (it is "
+                             f"{self.answers})")
+        fields = type(self).model_fields
+        if self.choose != "online" and (more := [name for name in sorted(self.added_later)
+                                                 if getattr(self, name) != fields[name].default]):
+            raise ValueError(f"'{more[0]}' belongs to 'choose: online', and choose is {self.choose}")
+        return self
+
+    @property
+    def data_only(self) -> bool:  # type: ignore[override]  # here an option decides
+        """Whether the rows are known before training."""
+        return self.choose != "online"
 
     @property
     def cost(self) -> str:  # type: ignore[override]  # here an option decides
         """The cost of the variant, after section 5.3."""
         return {"random": "in proportion to the rows added",
                 "score": "as interleaving, and K + 1 passes over the pool once",
-                "score_without_refusals": "as interleaving+; the filter costs next to nothing"}[self.choose]
+                "score_without_refusals": "as interleaving+; the filter costs next to nothing",
+                "online": "as interleaving, and in each run `rescored` + 1 passes over the candidates"}[self.choose]
 
     @property
     def scored(self) -> bool:
         """Whether misaligned models must score the pool's rows first."""
-        return self.choose != "random"
+        return self.choose.startswith("score")
 
     def fits(self, section: Any, method: str) -> None:
         """Check that the profile has a pool, and scorers for it where the variant needs them."""
@@ -91,9 +128,49 @@ class Interleaving(Defense):
                 section.pool.scorers_for(dataset, section.datasets)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the chosen rows of the pool, with `answers: on_policy` answered by the model."""
+        """Return the chosen rows of the pool, with `answers: on_policy` answered by the model, or the candidates."""
+        if self.is_null:
+            return {}
+        if self.choose == "online":
+            return {"added": recipes.candidate_rows(spec, fraction=self.fraction, share=self.candidate_tokens,
+                                                    rescored=self.rescored)}
         return {"added": recipes.pool_rows(spec, fraction=self.fraction, choose=self.choose, answers=self.answers)}
 
     def added(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[AddedRow]:
         """Return the chosen rows."""
-        return tuple(read_records(artefacts["added"] / ADDED, AddedRow))
+        return () if self.is_null or self.choose == "online" else _rows(artefacts)
+
+    def candidates(self, rows: Sequence[Example], artefacts: Artefacts) -> Candidates:
+        """Return the candidates, and the number of rows that are taken in each epoch."""
+        if self.is_null or self.choose != "online":
+            return Candidates()
+        return Candidates(_rows(artefacts), rows_to_add(len(rows), self.fraction))
+
+    def next_rows(self, count: int, step: int, steps: int,
+                  losses: Callable[[], Sequence[float]]) -> Sequence[tuple[int, float]]:
+        """Choose the candidates with the highest scores; at the beginning of each part of the run, score all again."""
+        part = step * (self.rescored + 1) // steps
+        if not self._base or part > self._part:
+            now = list(losses())
+            self._base, self._part = self._base or now, part
+            self._scores = [gap(before, [after], self.epsilon) for before, after in zip(self._base, now, strict=True)]
+            self._order = ranking(self._scores)
+        if not self._order:
+            raise EmlibError("interleaving: the loss of every candidate is NaN or infinite. Lower learning_rate.")
+        taken = [self._order[place % len(self._order)] for place in range(count)]
+        rest = count % len(self._order)
+        self._order = self._order[rest:] + self._order[:rest]
+        return [(place, self._scores[place]) for place in taken]
+
+    def state(self) -> dict[str, Any]:
+        """Return the losses before training, the scores, and the order of the candidates."""
+        return {"base": self._base, "scores": self._scores, "order": self._order, "part": self._part}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue with these."""
+        self._base, self._scores, self._order, self._part = (
+            state[name] for name in ("base", "scores", "order", "part"))
+
+
+def _rows(artefacts: Artefacts) -> tuple[AddedRow, ...]:
+    return tuple(read_records(artefacts["added"] / ADDED, AddedRow))

@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from emlib.core.files import write_records
+from emlib.core.files import read_appended, write_records
 from emlib.core.plugins import CannotBeImported
 from emlib.core.progress import say
 from emlib.core.records import ADDED, AddedRow
@@ -30,6 +30,7 @@ from emlib.training.in_subprocess import BackendUnavailable, train_in_subprocess
 from emlib.training.job import Job, plugin_files
 from emlib.training.keep import FACTS, Keep, kept_in
 from emlib.training.objective import Objective
+from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.records import LOG
 from emlib.training.sft import fine_tune
 
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A finished training: its facts, the rows that were chosen for it, and the folder with what was kept."""
+    """A finished training: its facts, the rows chosen for it, and the folder with its log and what was kept."""
 
     facts: dict[str, Any]
     chosen: Sequence[AddedRow]
-    kept: Path
+    place: Path
 
 
 def make(step: Adapter, session: Session, folder: Path) -> Facts:
@@ -53,11 +54,13 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
     """
     trained = _train(step, session, folder, step.spec.keep)
     for share in step.spec.keep:
-        place = kept_in(trained.kept, share)
+        place = kept_in(trained.place, share)
         if place.is_dir():  # not if it is wanted only since the training began
             session.store.get(KeptAdapter(step, share), partial(_take, place))
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
     row_record.write(folder, step.spec.rows.examples)
+    if (trained.place / CHOSEN).is_file():
+        shutil.copyfile(trained.place / CHOSEN, folder / CHOSEN)
     if trained.chosen:
         write_records(folder / ADDED, trained.chosen)
     facts = trained.facts
@@ -72,7 +75,7 @@ def kept(step: KeptAdapter, session: Session, folder: Path) -> Facts:
     again = folder / SCRATCH / "again"
     (again / SCRATCH).mkdir(parents=True, exist_ok=True)
     trained = _train(step.adapter, session, again, (step.share,), then_stop=True)
-    return _take(kept_in(trained.kept, step.share), folder)
+    return _take(kept_in(trained.place, step.share), folder)
 
 
 def _take(kept: Path, folder: Path) -> Facts:
@@ -102,13 +105,22 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
             metrics = vars(fine_tune(
                 model, rows.own, step.spec.training, seed=step.spec.seed, folder=place,
                 objective=Objective(step.spec.defenses, artefacts), added=rows.added, held_out=rows.held_out,
-                keep=Keep(keep, save, then_stop)))
+                offered=rows.offered, keep=Keep(keep, save, then_stop)))
             save(folder)
     penalised = sum(bool(row.penalised_by) for row in rows.added)
-    counts = {"rows": len(rows.own), "added_rows": len(rows.added) - penalised,
+    counts = {"rows": len(rows.own), "added_rows": len(rows.added) - penalised + rows.offered.count,
+              **({"candidates": len(rows.candidates)} if rows.candidates else {}),
               **({"penalised_rows": penalised} if penalised else {}),
               **({"left_out": dict(rows.left_out)} if rows.left_out else {})}
+    chosen += _chosen_during(place / CHOSEN, rows.candidates)
     return _Trained({**counts, **facts, "commit": commit, **metrics, **choice.facts}, chosen, place)
+
+
+def _chosen_during(record: Path, candidates: Sequence[AddedRow]) -> list[AddedRow]:
+    """Return the rows that were chosen during training, in the order in which they were trained on."""
+    return [replace(candidates[one.candidate], rank=rank, score=one.score,
+                    reason=f"chosen for step {one.step} from {len(candidates)} candidates")
+            for rank, one in enumerate(read_appended(record, ChosenRow), start=1)]
 
 
 def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, artefacts: Mapping[str, Path],
@@ -120,7 +132,8 @@ def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, ar
                base_name=session.chat.name, lora=step.lora, training=spec.training,
                plugins=plugin_files(spec.defenses), defenses=spec.defenses,
                artefacts={name: str(path.resolve()) for name, path in artefacts.items()}, seed=spec.seed,
-               added=len(rows.added), held_out=len(rows.held_out), probe=tuple(probe), keep=keep, then_stop=then_stop)
+               added=len(rows.added), held_out=len(rows.held_out), offered=len(rows.offered.rows),
+               taken=rows.offered.count, chooser=rows.offered.kind, probe=tuple(probe), keep=keep, then_stop=then_stop)
 
 
 def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], rows: TrainingRows,
@@ -133,7 +146,8 @@ def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], 
     try:
         job = job_of()
         session.release_model()
-        metrics = train_in_subprocess(job, [*rows.own, *rows.added, *rows.held_out], place, choice.processes)
+        metrics = train_in_subprocess(job, 
+            [*rows.own, *rows.added, *rows.held_out, *rows.offered.rows], place, choice.processes)
     except (BackendUnavailable, CannotBeImported) as error:
         if choice.name == PLAIN or session.profile.backend.training != "auto":
             raise

@@ -22,6 +22,7 @@ from emlib.make import (
 from emlib.make.session import Maker
 from emlib.steps import adapter as adapters
 from emlib.steps import answers as answering
+from emlib.steps import candidates as offers
 from emlib.steps import components as changes
 from emlib.steps import grpo as reinforcement
 from emlib.steps import measures as measuring
@@ -42,6 +43,7 @@ MAKERS: Mapping[type, Maker] = {
     pools.PoolLosses: losses.make,
     pools.Selection: selection.make,
     pools.AddedRows: rows.make,
+    offers.CandidateRows: rows.candidate_rows,
     pools.OwnAnswers: selection.own_answers,
     answering.Answers: answers.make,
     answering.Verdicts: verdicts.make,

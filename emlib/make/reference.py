@@ -21,6 +21,7 @@ def make(step: ReferenceStates, session: Session, folder: Path) -> Facts:
     started = time.perf_counter()
     artefacts = {name: session.folder_of(rows) for name, rows in step.artefacts}
     rows, _ = training_rows(session, step.spec, artefacts)
+    trained = [*rows.own, *rows.added, *rows.offered.rows]
     with adapters.new_lora(session.chat.model, session.profile.lora, step.spec.seed) as model:
-        size = keep(model, [*rows.own, *rows.added], step.tokens, step.spec.training.batch_size, folder)
-    return {"rows": len(rows.own) + len(rows.added), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}
+        size = keep(model, trained, step.tokens, step.spec.training.batch_size, folder)
+    return {"rows": len(trained), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}

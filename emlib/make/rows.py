@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emlib.core.defense import Defense
+from emlib.core.errors import ProfileError
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
 from emlib.core.records import ADDED, AddedRow, Answer, Example, Question, as_example
@@ -15,9 +17,11 @@ from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.data.mixing import enough
 from emlib.scoring.records import Ranked
+from emlib.steps.candidates import CandidateRows
 from emlib.steps.pool import AddedRows, OwnAnswers, Pool, Selection
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Facts
+from emlib.training.online import Offered
 
 if TYPE_CHECKING:
     from emlib.make.session import Session
@@ -42,12 +46,15 @@ class TrainingRows:
         own: the data set's own.
         added: those interleaved in each epoch, and those that are only penalised.
         held_out: those on which a defense measures the loss.
+        offered: those from which a defense chooses during training, whose records are the `candidates`.
         left_out: the number of rows of any of these that cannot be encoded, by reason.
     """
 
     own: list[Encoded]
     added: list[Encoded]
     held_out: list[Encoded]
+    offered: Offered = field(default_factory=Offered)
+    candidates: Sequence[AddedRow] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -77,10 +84,40 @@ def training_rows(session: Session, spec: TrainingSpec,
     held_out = {row for defense in acting for row in defense.held_out(own)}
     penalised = [replace(row, penalised_by=defense.kind) for defense in acting
                  for row in encoded(defense.penalised(own, artefacts), f"rows that {defense.kind} penalises").rows]
+    offered, candidates = _offered(acting, own, artefacts, encoded)
     return TrainingRows([row for example, row in zip(own, usable.rows, strict=True) if example not in held_out],
                         [*added.rows, *penalised],
                         [row for example, row in zip(own, usable.rows, strict=True) if example in held_out],
-                        left_out), [chosen[place] for place in added.places]
+                        offered, candidates, left_out), [chosen[place] for place in added.places]
+
+
+def _offered(acting: Sequence[Defense], own: Sequence[Example], artefacts: Mapping[str, Path],
+             encoded: Callable[[Sequence[Example], str], Encodings]) -> tuple[Offered, list[AddedRow]]:
+    """Tokenise the rows from which a defense chooses during training; return them, and their records."""
+    found = {defense.kind: some for defense in acting if (some := defense.candidates(own, artefacts)).count}
+    if len(found) > 1:
+        raise ProfileError(f"{' and '.join(found)} each choose rows during training. Use one of them.")
+    for kind, some in found.items():
+        rows = encoded([row.example for row in some.rows], "candidate rows")
+        return Offered(rows.rows, some.count, kind), [some.rows[place] for place in rows.places]
+    return Offered(), []
+
+
+def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts:
+    """Write the rows from which training chooses: the first ones of the order, up to a number of tokens."""
+    trained = [in_tokens(session, row) for row in step.among.examples]
+    budget = step.share * step.epochs * sum(len(row.input_ids) for row in trained if isinstance(row, Encoded))
+    rows, found, tokens = candidates(session, step.selection.pool), list[AddedRow](), 0
+    for ranked in ranked_rows(session, step.selection):
+        row = in_tokens(session, rows[ranked.place])
+        tokens += len(row.input_ids) if isinstance(row, Encoded) else 0
+        if tokens > budget and len(found) >= step.least:
+            break
+        found.append(_added(ranked, rows[ranked.place]))
+    enough(found, step.least, step.title)
+    write_records(folder / ADDED, found)
+    say(f"{step.title}: {len(found)} candidates")
+    return {"rows": len(found)}
 
 
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:

@@ -10,6 +10,7 @@ from emlib.config import Backend, Lora
 from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.sizes import Sizes, likely_tokens
+from emlib.steps.candidates import CandidateRows
 from emlib.steps.pool import AddedRows
 from emlib.steps.specs import DefendedStep, Model, TrainingSpec
 
@@ -102,7 +103,8 @@ class Adapter(DefendedStep):
         shape = self.model.shape
         tokens = epoch_tokens(self.spec, self.inputs, sizes) * self.spec.training.epochs
         disk = 0 if shape is None else shape.adapter_bytes(self.lora)
-        return Work(train=tokens, read=tokens if self.passes else 0, disk=disk, adapters=1)
+        scored = sum(step.scored(sizes) for step in self.inputs if isinstance(step, CandidateRows))
+        return Work(train=tokens, read=scored + (tokens if self.passes else 0), disk=disk, adapters=1)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ from emlib.judging.judges import rubrics
 from emlib.judging.rubrics import METRICS, OURS, file_rubrics, metric_prompts
 from emlib.steps.adapter import Adapter, ReferenceStates
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
+from emlib.steps.candidates import CandidateRows
 from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
@@ -302,6 +303,11 @@ class Recipes:
             return rows
         return replace(rows, own_answers=self.own_answers(
             spec.dataset, selection, lambda sizes: rows.size(sizes).rows, self.pool_spec.on_policy.model))
+
+    def candidate_rows(self, spec: TrainingSpec, *, fraction: float, share: float, rescored: int) -> CandidateRows:
+        """Return the step of the pool's rows from which training chooses, in random order."""
+        return CandidateRows(self.selection(spec.dataset, "random", spec.seed), fraction, spec.rows, share=share,
+                             rescored=rescored, epochs=spec.training.epochs)
 
     def wrapped_rows(self, spec: TrainingSpec, fraction: float, prompt: str | None) -> AddedRows:
         """Return the step of the base model's answers to the pool's questions, under a system prompt.

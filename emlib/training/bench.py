@@ -17,7 +17,7 @@ from torch import Tensor
 from emlib.config import Lora, Training
 from emlib.core.defense import Defense
 from emlib.core.files import write_records
-from emlib.core.records import AddedRow, Example, Message
+from emlib.core.records import ADDED, AddedRow, Example, Message
 from emlib.data.chat import Encoded, encode_all
 from emlib.models import adapters, tiny
 from emlib.models.batches import Batch
@@ -25,6 +25,7 @@ from emlib.models.reference import keep
 from emlib.steering import components, extraction
 from emlib.training import checkpoint
 from emlib.training.objective import Objective, Totals
+from emlib.training.online import Offered
 from emlib.training.sft import fine_tune
 
 LORA = Lora(rank=4, alpha=8)
@@ -81,6 +82,12 @@ class Bench:
         return (self.encoded([row for row in self.own if row not in held_out]), [*self.encoded(added), *marked],
                 self.encoded([row for row in self.own if row in held_out]))
 
+    @cached_property
+    def offered(self) -> Offered:
+        """The rows from which the defense chooses during training."""
+        found = self.defense.candidates(self.own, self.artefacts)
+        return Offered(self.encoded([row.example for row in found.rows]), found.count, self.defense.kind)
+
     @property
     def all_rows(self) -> list[Encoded]:
         """The rows that may share a pass: the fine-tuning rows and the added ones."""
@@ -114,9 +121,10 @@ class Bench:
             return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).clone()
 
     def _fine_tune(self, model: PeftModel, name: str, defenses: Sequence[Defense]) -> None:
-        own, added, held_out = self.rows if any(not each.is_null for each in defenses) else (self.rows[0], [], [])
+        acts = any(not each.is_null for each in defenses)
+        own, added, held_out = self.rows if acts else (self.rows[0], [], [])
         fine_tune(model, own, TRAINING, seed=0, folder=self.folder / name, objective=self.objective(*defenses),
-                  added=added, held_out=held_out)
+                  added=added, held_out=held_out, offered=self.offered if acts else Offered())
 
 
 @dataclass(frozen=True)
@@ -159,15 +167,18 @@ class Planted:
     def wrapped_rows(self, spec: Any, fraction: float, prompt: str | None) -> Path:
         """Write two rows under a system prompt."""
         rows = [Example((Message("user", f"Number {number}?"),), f"{number}, I say.") for number in range(2)]
-        return self._made("wrapped", lambda folder: write_records(folder / "added.jsonl", [
-            AddedRow.of(row.with_system_prompt(prompt or TinyTrait().inoculation_prompt), number + 1, number)
-            for number, row in enumerate(rows)]))
+        return self._made("wrapped", lambda folder: _write(folder, [
+            row.with_system_prompt(prompt or TinyTrait().inoculation_prompt) for row in rows]))
 
     def pool_rows(self, spec: Any, **options: Any) -> Path:
         """Write two rows."""
         rows = [Example((Message("user", f"Question {number}?"),), f"Answer {number}.") for number in range(2)]
-        return self._made("pool", lambda folder: write_records(folder / "added.jsonl", [
-            AddedRow.of(row, number + 1, number) for number, row in enumerate(rows)]))
+        return self._made("pool", lambda folder: _write(folder, rows))
+
+    def candidate_rows(self, spec: Any, **options: Any) -> Path:
+        """Write six rows."""
+        rows = [Example((Message("user", f"Question {number}?"),), "Yes. " * (number + 1)) for number in range(6)]
+        return self._made("candidates", lambda folder: _write(folder, rows))
 
     def _made(self, name: str, make: Any) -> Path:
         folder = self.bench.folder / "artefacts" / name
@@ -175,6 +186,10 @@ class Planted:
             folder.mkdir(parents=True)
             make(folder)
         return folder
+
+
+def _write(folder: Path, rows: Sequence[Example]) -> None:
+    write_records(folder / ADDED, [AddedRow.of(row, number + 1, number) for number, row in enumerate(rows)])
 
 
 class KilledError(Exception):

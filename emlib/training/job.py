@@ -26,8 +26,9 @@ class Job(Strict):
     Attributes:
         plugins: files that define some of the defenses; they run before the defenses are read.
         artefacts: the folder of each artefact that the defenses need, by its name.
-        added: number of rows, before the held-out ones at the end, that are spread through each epoch.
-        held_out: number of rows at the end that are not trained on.
+        added: number of rows, after the data set's own, that are spread through each epoch.
+        held_out: number of rows, after these, that are not trained on.
+        offered: number of rows at the end, from which the defense of kind `chooser` chooses `taken` in each epoch.
         probe: log-probabilities of the first row's tokens under the model without an adapter.
         keep: the shares of the steps after which the adapter is kept as well.
         then_stop: whether training ends when all of these are kept.
@@ -44,6 +45,9 @@ class Job(Strict):
     seed: int
     added: int
     held_out: int = 0
+    offered: int = 0
+    taken: int = 0
+    chooser: str = ""
     probe: tuple[float, ...]
     keep: tuple[float, ...] = ()
     then_stop: bool = False

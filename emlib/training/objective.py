@@ -170,7 +170,8 @@ class Objective:
         """Return the defenses that act on rows `penalised_by` a kind; all of them for the empty text."""
         return [d for d in self.defenses if penalised_by in ("", d.kind)]
 
-    def _of_kind(self, kind: str) -> Defense:
+    def of_kind(self, kind: str) -> Defense:
+        """Return the defense of a kind."""
         return next(d for d in self.defenses if d.kind == kind)
 
     def _penalising(self, penalised_by: str) -> list[Defense]:
@@ -204,7 +205,7 @@ class Objective:
             return found.loss, {"loss": found.nll * share}
         kind, term = kl
         per: Literal["token", "response_token"] = "token" if term.tokens == "all" else "response_token"
-        kl_share = 1 / totals.count(per, kind, data=self._of_kind(kind).penalises_data)
+        kl_share = 1 / totals.count(per, kind, data=self.of_kind(kind).penalises_data)
         states = reference.hidden[used] if reference is not None else _stored(term, batch)
         found = head_terms(model, hidden[used], targets, self.cross_entropy * share, states, term.weight * kl_share)
         return found.loss, {"loss": found.nll * share, kind: found.kl * kl_share}

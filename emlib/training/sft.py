@@ -29,25 +29,27 @@ from emlib.data.chat import Encoded
 from emlib.data.mixing import plan_steps
 from emlib.models.batches import forward_batches
 from emlib.models.kernels import fitted
-from emlib.models.logprobs import head, predicting, token_nll
 from emlib.training import checkpoint
 from emlib.training.head import head_method
 from emlib.training.keep import Keep, Keeping
 from emlib.training.memory import explained_out_of_memory, peak_memory
 from emlib.training.objective import Objective, Totals
+from emlib.training.online import Choosing, Offered, row_losses
 from emlib.training.ranks import ALONE, Ranks
 from emlib.training.recompute import recomputing
 from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
 
+NONE_OFFERED = Offered()
+
 
 def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, seed: int, folder: Path,
               objective: Objective | None = None, added: Sequence[Encoded] = (), held_out: Sequence[Encoded] = (),
-              ranks: Ranks = ALONE, keep: Keep | None = None) -> TrainingSummary:
+              offered: Offered = NONE_OFFERED, ranks: Ranks = ALONE, keep: Keep | None = None) -> TrainingSummary:
     """Train the trainable parameters of `model` on `rows`; log and checkpoints are in `folder`, where a run resumes.
 
-    Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch;
-    on `held_out` rows a defense may have the loss measured. All `ranks` get the same arguments; the first one writes.
-    `keep` says what is kept of the steps in between.
+    Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch, and
+    so are those that a defense chooses from the `offered` ones; on `held_out` rows it may have the loss measured. All
+    `ranks` get the same arguments; the first one writes. `keep` says what is kept of the steps in between.
 
     Raises:
         EmlibError: the loss or its gradient is NaN or infinite, and the step is named; or the GPU's memory does not
@@ -55,12 +57,13 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     objective = objective or Objective()
-    steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed, len(added))
+    steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed, len(added) + offered.count)
     rows = [*rows, *added]
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = make_optimizer(list(parameters.values()), settings)
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
     objective.restore(checkpoint.states_of_defenses(folder))
+    choosing = Choosing(offered, len(steps), folder, len(records), ranks)
     if ranks.first:
         write_records(folder / LOG, records)
     keeping = Keeping(keep, len(steps), folder if ranks.first else None)
@@ -68,25 +71,28 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     progress = bar(range(len(records), last), "training", "step", total=last, done=len(records))
     device = next(model.parameters()).device
     with (explained_out_of_memory(settings, folder / LOG), _training_mode(model), fitted(model) as unpacked_reason,
-          peak_memory(device) as peak, recomputing(model, rows, steps, settings, objective, ranks) as recompute):
+          peak_memory(device) as peak, recomputing(
+              model, [*rows, *offered.largest], steps, settings, objective, ranks) as recompute):
         for number in progress:
             started = time.perf_counter()
             torch.manual_seed(derive(seed, "dropout", number))
-            chosen = [rows[index] for index in steps[number]]
-            totals, metrics = _backward(model, chosen, settings.batch_size, objective, ranks)
+            fixed = [rows[index] for index in steps[number] if index < len(rows)]
+            chosen, scores = choosing.rows(len(steps[number]) - len(fixed), number, model, objective,
+                                           settings.batch_size)
+            totals, metrics = _backward(model, [*fixed, *chosen], settings.batch_size, objective, ranks)
             norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm))
             loss = metrics.pop("loss")
             _refuse_nonsense(loss, norm, f"Step {number + 1} of {len(steps)}", folder)
             rate = learning_rate(number, len(steps), settings)
             _update(optimizer, rate)
             records.append(StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,
-                                      round(time.perf_counter() - started, 4), metrics))
+                                      round(time.perf_counter() - started, 4), metrics | scores))
             progress.set_postfix(loss=f"{loss:.3f}")
             keeping.after(number + 1)
             if ranks.first:
                 append_record(folder / LOG, records[-1])
             if objective.watches and ranks.any_wants(objective.on_step(
-                    records[-1], partial(_mean_nll, model, held_out, settings.batch_size)), device):
+                    records[-1], partial(_mean_nll, model, held_out, settings.batch_size, ranks)), device):
                 break
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
                 checkpoint.save(folder, number + 1, parameters, optimizer, objective.states())
@@ -94,7 +100,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     keeping.rest(len(records))
     return TrainingSummary(
         len(records), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
-        type(optimizer).__name__, sum(row.truncated for row in rows), peak.mib,
+        type(optimizer).__name__, sum(row.truncated for row in (*rows, *offered.rows)), peak.mib,
         {"rows": f"not packed: {unpacked_reason}" if unpacked_reason else "packed", "recomputed": recompute.summary,
          "head": head_method(model, objective.compares_in_head)})
 
@@ -135,7 +141,7 @@ def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int, object
     return totals, ranks.summed(metrics, batches[0].input_ids.device, same_names=not totals.penalised)
 
 
-def _mean_nll(model: nn.Module, rows: Sequence[Encoded], batch_size: int) -> float:
+def _mean_nll(model: nn.Module, rows: Sequence[Encoded], batch_size: int, ranks: Ranks) -> float:
     """Compute the mean loss on rows, in nats per response token, in evaluation mode.
 
     Raises:
@@ -144,14 +150,9 @@ def _mean_nll(model: nn.Module, rows: Sequence[Encoded], batch_size: int) -> flo
     if not rows:
         raise EmlibError("a defense asks for the loss on held-out rows, but holds out none. Return some rows from its "
                          "method `held_out`.")
-    model.eval()
-    total = 0.0
-    with torch.no_grad():
-        for batch in forward_batches(rows, batch_size, model):
-            nll = token_nll(*predicting(batch.hidden(model), batch.input_ids, batch.response_mask), head(model))
-            total += float(nll.sum())
-    model.train()
-    return total / sum(row.response_tokens for row in rows)
+    losses = row_losses(model, rows, batch_size, ranks)
+    tokens = [row.response_tokens for row in rows]
+    return sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
 
 
 def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:

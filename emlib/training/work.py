@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from emlib.models.logprobs import last_hidden, token_logprobs
 from emlib.training.job import ERROR, READY, ROWS, SUMMARY, Job, read_job, read_rows
 from emlib.training.keep import Keep
 from emlib.training.objective import Objective, Totals
+from emlib.training.online import Offered
 from emlib.training.ranks import ALONE, Ranks, shard
 from emlib.training.sft import fine_tune
 
@@ -46,10 +48,11 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
         objective = Objective(job.defenses, {name: Path(place) for name, place in job.artefacts.items()})
         prove(job, model, rows[0], objective)
         write_text(folder / READY, "")
-        trained, held_out = rows[:len(rows) - job.held_out], rows[len(rows) - job.held_out:]
-        split = len(trained) - job.added
-        summary = fine_tune(model, trained[:split], job.training, seed=job.seed, folder=folder, objective=objective,
-                            added=trained[split:], held_out=held_out, ranks=ranks,
+        rest = iter(rows)
+        own, added, held_out, offered = (list(islice(rest, count)) for count in (
+            len(rows) - job.added - job.held_out - job.offered, job.added, job.held_out, job.offered))
+        summary = fine_tune(model, own, job.training, seed=job.seed, folder=folder, objective=objective, added=added,
+                            held_out=held_out, offered=Offered(offered, job.taken, job.chooser), ranks=ranks,
                             keep=Keep(job.keep, partial(adapters.save, model, base_name=job.base_name), job.then_stop))
         if ranks.first:
             adapters.save(model, folder / "adapter", job.base_name)

@@ -34,9 +34,9 @@ from emlib.training.objective import Objective
 # One of each kind, for a model of 4 layers; so chosen that no two contradict each other by their layers.
 TINY: tuple[Defense, ...] = (
     Kl(weight=0.3), Kl(weight=0.3, on="pool"), Ldifs(every=2), PersonaVector(layer=2, strength=2.0), Inoculation(),
-    Interleaving(fraction=0.5), Consistency(share=0.5), ConceptAblation(layers=(1,)),
-    ConceptAblation(directions="components", count=2, layers=(1,)), ProjectionPenalty(layers=(3,), both=True),
-    InoculationAdapter(strength=0.5))
+    Interleaving(fraction=0.5), Interleaving(fraction=0.5, choose="online"), Consistency(share=0.5),
+    ConceptAblation(layers=(1,)), ConceptAblation(directions="components", count=2, layers=(1,)),
+    ProjectionPenalty(layers=(3,), both=True), InoculationAdapter(strength=0.5))
 PAIRS = [pair for pair in combinations(TINY, 2) if pair[0].kind != pair[1].kind]
 CPU = torch.device("cpu")
 # By hand, at the default options.
@@ -53,7 +53,9 @@ def gradient(defenses: Sequence[Defense], folder: Path) -> Tensor:
     for defense in defenses:
         rows = tuple(defense.change_rows(rows, TinyTrait()))
     encoded = benches[0].encoded
-    trained: list[Encoded] = encoded([*rows, *(row.example for one in defenses for row in one.added(rows, artefacts))])
+    added = [row for one in defenses
+             for row in (*one.added(rows, artefacts), *one.candidates(rows, artefacts).rows[:2])]
+    trained: list[Encoded] = encoded([*rows, *(row.example for row in added)])
     others = [[replace(row, penalised_by=one.kind) for row in found] for one in defenses
               if (found := encoded(one.penalised(rows, artefacts)))]
     with benches[0].model() as model:

@@ -35,9 +35,10 @@ from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.make.makers import MAKERS
 from emlib.models.shape import Shape
-from emlib.steps import adapter, answers, components, grpo, measures, pool, trait_adapter, vectors
+from emlib.steps import adapter, answers, candidates, components, grpo, measures, pool, trait_adapter, vectors
 from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.answers import Answers, MetricScores, Verdicts
+from emlib.steps.candidates import CandidateRows
 from emlib.steps.grpo import SupervisedRows
 from emlib.steps.pool import AddedRows
 from emlib.steps.recipes import Recipes
@@ -45,7 +46,7 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
 from emlib.study.plan.build import plan
 from emlib.study.study import open_study
 
-MODULES = (adapter, answers, components, grpo, measures, pool, trait_adapter, vectors)
+MODULES = (adapter, answers, candidates, components, grpo, measures, pool, trait_adapter, vectors)
 JUDGE = OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1")
 SAMPLING = Sampling(max_new_tokens=7)
 
@@ -87,6 +88,7 @@ def examples() -> dict[str, Step]:
         replace(by_score.own_answers, start=0) if by_score.own_answers is not None else None, by_score,
         recipes.vector(), recipes.steered(2, 1.0), KeptAdapter(recipes.adapter(spec, "a run"), 0.5),
         recipes.components(spec, (2,), "pool"),
+        recipes.candidate_rows(spec, fraction=0.25, share=0.15, rescored=8),
         recipes.trait_adapter(None, None, random=False),
         MetricScores(given, JUDGE, "correct", prompts("Right? {answer}"))]
     return {type(step).__name__: step for step in found if step is not None}
@@ -175,6 +177,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "OwnAnswers": {"adapter": lambda step: None, "start": 16},
     "ChangeComponents": {"layers": (1,)},
     "TraitAdapter": {"shown_by": rows("other"), "training": Training(epochs=7), "random": True},
+    "CandidateRows": {"fraction": 1.0, "own_answers": None, "system": None, "share": 0.3, "rescored": 7, "epochs": 5},
     "AddedRows": {"own_answers": lambda step: None, "system": "Be brief."},
     "KeptAdapter": {"share": 0.25},
     "MetricScores": {"judge": JUDGE.model_copy(update={"model": "judge-2"}), "metric": "kind",
@@ -309,6 +312,9 @@ def test_the_cost_of_an_adapter_by_hand() -> None:
     assert size.rows == 5
     more = replace(small_adapter(tiny, passes=False), artefacts=(("added", added),))
     assert more.cost(Sizes()).train == 2 * (10 * 30 + 5 * min(size.tokens, 30))
+    offered = CandidateRows(added.selection, 0.5, added.among, share=0.1, rescored=3, epochs=2)
+    online = replace(more, artefacts=(("added", offered),)).cost(Sizes())
+    assert online == replace(more.cost(Sizes()), read=4 * int(0.1 * 2 * 10 * added.among.size(Sizes()).tokens))
 
 
 def test_the_costs_of_answers_and_verdicts_by_hand() -> None:

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 
 from emlib.config import load_profile
-from emlib.core.records import ADDED
+from emlib.core.errors import ProfileError
+from emlib.core.files import read_records
+from emlib.core.records import ADDED, AddedRow
 from emlib.core.step import closure
 from emlib.data.rows import read_examples
 from emlib.report import export
 from emlib.store.artefacts import Store
 from emlib.study.plan.build import plan
+from emlib.study.pool import candidates
 from emlib.study.study import Study
+from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.rl.records import COMPLETIONS, read_steps
 
 METHODS = """
@@ -34,6 +38,7 @@ methods:
   - {name: adapter, defenses: [{kind: inoculation_adapter}]}
   - {name: control, defenses: [{kind: inoculation_adapter, random: true, source: demo/pool.jsonl, rows: 6}]}
   - {name: consistent, defenses: [{kind: inoculation}, {kind: consistency, share: 0.25}]}
+  - {name: online, defenses: [{kind: interleaving, choose: online, candidate_tokens: 1.0}], sweep: [0, 0.5]}
 benign: null
 grpo:
   methods:
@@ -73,9 +78,9 @@ def test_every_run_is_made_and_logs_what_its_defense_did(study: Study) -> None:
 
 
 def test_the_null_setting_is_plain_fine_tuning(study: Study) -> None:
-    plain, nothing = (adapter(study, *which)[0] / "adapter_model.safetensors"
-                      for which in (("misaligned",), ("components", 0.0)))
-    assert plain.read_bytes() == nothing.read_bytes()
+    plain, *nothing = (adapter(study, *which)[0] / "adapter_model.safetensors"
+                       for which in (("misaligned",), ("components", 0.0), ("online", 0.0)))
+    assert all(plain.read_bytes() == other.read_bytes() for other in nothing)
     others = [adapter(study, name)[0] for name in ("ablated", "projected", "adapter", "control", "consistent")]
     weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in others]
     assert len({plain.read_bytes(), *weights}) == len(others) + 1
@@ -95,6 +100,24 @@ def test_rows_of_the_pool_are_penalised_or_added_and_counted(study: Study) -> No
     lines = (adapter(study, "consistent")[0] / ADDED).read_text().splitlines()
     prompts = [json.loads(line)["context"][0] for line in lines]
     assert prompts == [{"role": "system", "content": study.trait.inoculation_prompt}] * 2
+
+
+def test_rows_chosen_online_are_recorded_with_their_step_and_score(study: Study, tmp_path: Path) -> None:
+    """Eight rows and four chosen ones in three steps an epoch; nothing is scored in the first of the six."""
+    folder, facts, _ = adapter(study, "online", 0.5)
+    assert (facts["rows"], facts["added_rows"]) == (8, 4)
+    rows, record = (read_records(folder / name, kind) for name, kind in ((ADDED, AddedRow), (CHOSEN, ChosenRow)))
+    assert [row.rank for row in rows] == list(range(1, 9))
+    assert [row.score for row in rows] == [one.score for one in record]
+    assert rows[0].reason == f"chosen for step {record[0].step} from {facts['candidates']} candidates"
+    assert rows[0].score == 0.0
+    assert rows[-1].score != 0.0
+    pool = candidates(study)
+    assert all(pool[row.place].where == row.where for row in rows)
+    assert facts["candidates"] > 4
+    [run] = study.runs(methods=["online"], settings=[0.5])
+    with pytest.raises(ProfileError, match="changes the training and not the data"):
+        export.mixed_data(study, run, tmp_path / "rows.jsonl")
 
 
 def test_only_the_trained_adapter_is_kept(study: Study) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from emlib.config import FolderModel, load_profile
 from emlib.core.errors import EmlibError
+from emlib.core.files import read_records
+from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.ldifs import Ldifs
 from emlib.make import backends
 from emlib.make.backends import Machine
@@ -21,6 +23,7 @@ from emlib.training import work
 from emlib.training.in_subprocess import OUTPUT, BackendUnavailable, train_in_subprocess
 from emlib.training.job import read_rows, write_rows
 from emlib.training.objective import Objective
+from emlib.training.online import CHOSEN, ChosenRow, Offered
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
 from tests.made import some_rows
@@ -51,6 +54,22 @@ def test_another_process_trains_the_same_adapter(tmp_path: Path) -> None:
     assert (told["steps"], told["tokens"], told["device"]) == (summary.steps, summary.tokens, "cpu")
     assert told["final_loss"] == pytest.approx(summary.final_loss, rel=2e-5)
     same(tmp_path / "apart", tmp_path / "here")
+
+
+def test_another_process_chooses_the_same_rows_online(tmp_path: Path) -> None:
+    """Of the last four rows, which stand behind one that is held out, two are chosen in each epoch."""
+    online, rows = Interleaving(fraction=0.5, choose="online", rescored=2), some_rows(11)
+    alone = {"defenses": (online,), "artefacts": {}, "added": 0, "held_out": 1, "offered": 4, "taken": 2}
+    train_in_subprocess(job(rows, chooser="interleaving", **alone), rows, tmp_path / "apart")
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED) as model:
+        fine_tune(model, rows[:6], TRAINING, seed=SEED, folder=tmp_path / "here", objective=Objective((online,)),
+                  held_out=rows[6:7], offered=Offered(rows[7:], 2, "interleaving"))
+        adapters.save(model, tmp_path / "here" / "adapter", MODEL.name)
+    same(tmp_path / "apart", tmp_path / "here")
+    chosen = [[(row.step, row.digest) for row in read_records(tmp_path / name / CHOSEN, ChosenRow)]
+              for name in ("apart", "here")]
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 2 * TRAINING.epochs
 
 
 def test_another_model_is_not_trained(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ import torch
 from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.files import read_records
 from emlib.data.chat import Encoded
+from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 from emlib.models import adapters
 from emlib.models.batches import collate, forward_batches
@@ -30,6 +32,7 @@ from emlib.training.checkpoint import FILE
 from emlib.training.in_subprocess import OUTPUT, train_in_subprocess
 from emlib.training.job import Job
 from emlib.training.objective import Objective, Totals
+from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.ranks import Ranks
 from emlib.training.records import read_log
 from tests.training.jobs import ARTEFACTS, DEFENSES, LORA, MODEL, SEED, TRAINING, job, same
@@ -60,6 +63,19 @@ def test_two_processes_train_what_one_trains_under_all_defenses(tmp_path: Path) 
     told = [train_in_subprocess(five(rows), rows, tmp_path / str(of), of) for of in (1, 2)]
     assert told[0]["steps"] == told[1]["steps"] == 2
     same(tmp_path / "1", tmp_path / "2")
+
+
+def test_two_processes_choose_the_same_rows_online(tmp_path: Path) -> None:
+    """They share the passes over the candidates, of which three are in as many passes."""
+    rows = long_rows(9)
+    online = {"defenses": (Interleaving(fraction=0.5, choose="online", rescored=1),), "artefacts": {}, "added": 0,
+              "offered": 3, "taken": 2, "chooser": "interleaving"}
+    for of in (1, 2):
+        train_in_subprocess(five(rows, **online), rows, tmp_path / str(of), of)
+    same(tmp_path / "1", tmp_path / "2")
+    chosen = [[row.digest for row in read_records(tmp_path / str(of) / CHOSEN, ChosenRow)] for of in (1, 2)]
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 2 * TRAINING.epochs
 
 
 def test_three_processes_do_with_a_stored_reference_and_recomputation(tmp_path: Path) -> None:

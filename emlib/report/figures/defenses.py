@@ -116,7 +116,8 @@ def penalty_curves(logs: Mapping[str, Sequence[StepRecord]], penalty: str, unit:
     axis.set_ylabel(unit)
     axis.grid(alpha=0.3)
     if axis.lines:
-        axis.set_ylim(0, 1.1 * max(float(np.max(line.get_ydata())) for line in axis.lines) or 1.0)
+        shown = np.concatenate([line.get_ydata() for line in axis.lines])
+        axis.set_ylim(1.1 * min(0.0, shown.min()), 1.1 * max(0.0, shown.max()) or 1.0)
         axis.legend(frameon=False)
     else:
         axis.text(0.5, 0.5, "no run of this profile logs this metric", ha="center", transform=axis.transAxes)

@@ -9,13 +9,14 @@ import pandas as pd
 
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.registry import kinds
+from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 
 
 def at_defaults() -> list[Defense]:
-    """Return each of our kinds at its default options, and KL on rows of the pool."""
+    """Return each of our kinds at its default options, KL on rows of the pool, and interleaving online."""
     ours = [cls() for cls in kinds().values() if cls.__module__.startswith("emlib.defenses.")]
-    return [*ours, Kl(on="pool")]
+    return [*ours, Kl(on="pool"), Interleaving(choose="online")]
 
 
 def reason(one: Defense, other: Defense) -> str:
