@@ -38,7 +38,8 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     profile = load_profile(job["profile"])
     settings = profile.training.model_copy(update={"checkpoint_every": NEVER})  # neither side writes any
     chat = load(profile.model.model_copy(update={"dtype": job["dtype"]}), paths.cache())
-    rows = encode_all(chat.tokenizer, read_examples(locate(job["source"]))[:job["rows"]], settings.max_seq_length)
+    examples = read_examples(locate(job["source"]))[:job["rows"]]
+    rows = encode_all(chat.tokenizer, examples, settings.max_seq_length).rows
     with new_lora(chat.model, profile.lora, job["seed"]) as model, tempfile.TemporaryDirectory() as scratch:
         loaded, others = machine.memory_mib("VmRSS"), machine.Others()
         if job["options"] is None:

@@ -50,7 +50,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     examples = read_examples(locate(job["source"]))[:job["rows"]]
     for defense in defenses:
         examples = defense.change_rows(examples, load_trait(profile.trait))
-    rows = encode_all(chat.tokenizer, examples, settings.max_seq_length)
+    rows = encode_all(chat.tokenizer, examples, settings.max_seq_length).rows
     with new_lora(chat.model, profile.lora, job["seed"]) as model, tempfile.TemporaryDirectory() as scratch:
         needed, once = artefacts(model, rows, defenses, settings, Path(scratch))
         others = machine.Others()

@@ -39,7 +39,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     profile = load_profile(job["profile"])
     rows = read_pool(locate(job["source"]), "instruct").rows[:job["rows"]]
     chat = load(_spec(job), paths.cache())
-    encoded = encode_all(chat.tokenizer, rows, profile.training.max_seq_length)
+    encoded = encode_all(chat.tokenizer, rows, profile.training.max_seq_length).rows
     folders = [Path(folder) for folder in job["adapters"]]
     others, started, busy = machine.Others(), time.perf_counter(), time.process_time()
     losses = CONTENDERS[job["contender"]](chat, encoded, folders, job)
