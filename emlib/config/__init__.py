@@ -4,6 +4,7 @@ The paper's values are in `params/*.yaml`, each with its source beside it. This 
 contain, one module for each subject. Other packages take these small records or plain arguments.
 """
 
+from emlib.config.audit import Audit
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, dataset_name, datasets_of, seeds_of, swept_of
 from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
@@ -56,6 +57,7 @@ __all__ = [
     "RL_BASELINES",
     "SFT",
     "Additions",
+    "Audit",
     "Backend",
     "Benign",
     "BenignTask",

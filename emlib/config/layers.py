@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ def _of_folder(folder: Path) -> int | None:
 
 
 def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], probe: Probe,
-                          projection: int | None) -> None:
-    """Refuse a layer that the model does not have, in a defense, the steering sweep or the projection.
+                          read: Mapping[str, int | None]) -> None:
+    """Refuse a layer that the model does not have, in a defense, the steering sweep, or among those that are `read`.
 
     Raises:
         ValueError: the message gives the key, the layer and the number of layers.
@@ -44,12 +44,12 @@ def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], prob
     count = layer_count(model)
     if count is None:
         return
-    for key, layer in _named(methods, probe, projection, count):
+    for key, layer in _named(methods, probe, read, count):
         if layer > count:
             raise ValueError(f"{key} names layer {layer}, but the model {model.name} has {count}, counted from 1")
 
 
-def _named(methods: Sequence[SweptMethod], probe: Probe, projection: int | None,
+def _named(methods: Sequence[SweptMethod], probe: Probe, read: Mapping[str, int | None],
            count: int) -> Iterator[tuple[str, int]]:
     steered = False
     for method in methods:
@@ -59,5 +59,4 @@ def _named(methods: Sequence[SweptMethod], probe: Probe, projection: int | None,
             steered |= defense.has("active")
     if steered or probe.layers != Probe().layers:  # nothing else looks at the default
         yield from (("'probe.layers'", layer) for layer in probe.layers)
-    if projection is not None:
-        yield "'evaluation.projection_layer'", projection
+    yield from ((f"'{key}'", layer) for key, layer in read.items() if layer is not None)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from emlib.config.audit import Audit
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain, Trait
@@ -87,6 +88,7 @@ class Profile(Strict):
     benign: Benign | None = None
     grpo: Grpo | None = None
     own: Own | None = None
+    audit: Audit | None = None
     backend: Backend = Backend()
     plugins: tuple[str, ...] = ()
     slice_by: tuple[Literal["dataset", "setting", "seed"], ...] = ()
@@ -142,7 +144,9 @@ class Profile(Strict):
     def _layers_exist(self) -> Profile:
         methods = [*self.methods, *(self.benign.all_methods if self.benign else ()),
                    *(self.grpo.methods if self.grpo else ())]
-        refuse_missing_layers(self.model, methods, self.probe, self.evaluation.projection_layer)
+        refuse_missing_layers(self.model, methods, self.probe, {
+            "evaluation.projection_layer": self.evaluation.projection_layer,
+            "audit.layer": None if self.audit is None else self.audit.layer})
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 A subclass declares its `kind` as its first field, then its options, which a profile may set; class variables describe
 it to tables, keys and training; and it overrides the hooks by which it acts:
 
-    change_rows, held_out           the rows that are trained on
+    change_rows, filtered, held_out the rows that are trained on
     added, penalised                additional rows
     candidates, next_rows           additional rows that are chosen while the model is trained
     active                          a context around the trained model's forward and backward pass
@@ -18,7 +18,7 @@ our defenses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import permutations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 Denominator = Literal["token", "response_token", "row", "step"]
 Artefacts = Mapping[str, Path]  # the folder of each artefact that a defense needs, by the name it chose in `needs`
-FINE_TUNING = ("change_rows", "held_out", "added", "penalised", "next_rows", "active", "penalty", "head_kl", "on_step",
-               "after")
+FINE_TUNING = ("change_rows", "filtered", "held_out", "added", "penalised", "next_rows", "active", "penalty", "head_kl",
+               "on_step", "after")
 GRPO = ("system_prompt", "grpo_beta", "active", "supervision")
 
 
@@ -107,6 +107,9 @@ class Recipes(Protocol):
 
     def trait_adapter(self, source: str | None, rows: int | None, random: bool) -> Any:
         """Request an adapter that is trained on the trait, or a random one: for `emlib.models.second_adapter.read`."""
+
+    def row_audit(self, spec: Any) -> Any:
+        """Request the projection difference of each row, before defenses change it: a folder with `audit.jsonl`."""
 
     def wrapped_rows(self, spec: Any, fraction: float, prompt: str | None) -> Any:
         """Request the base model's answers to the pool's questions, under a system prompt: with `added.jsonl`."""
@@ -265,6 +268,10 @@ class Defense(Strict):
     def change_rows(self, rows: Sequence[Example], trait: Trait) -> Sequence[Example]:
         """Return the rows to train on instead of these."""
         return rows
+
+    def filtered(self, rows: Sequence[Example], artefacts: Artefacts) -> Collection[int]:
+        """Return the places of rows that are not trained on. `rows` are those after all defenses changed them."""
+        return ()
 
     def held_out(self, rows: Sequence[Example]) -> Sequence[Example]:
         """Return the rows to hold out of training; `evaluate` in `on_step` computes the loss on them."""

@@ -40,10 +40,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A finished training: its facts, the rows chosen for it, and the folder with its log and what was kept."""
+    """A finished training: its facts, the rows added and left out, and the folder with its log and what was kept."""
 
     facts: dict[str, Any]
     chosen: Sequence[AddedRow]
+    filtered: frozenset[int]
     place: Path
 
 
@@ -58,7 +59,8 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
         if place.is_dir():  # not if it is wanted only since the training began
             session.store.get(KeptAdapter(step, share), partial(_take, place))
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
-    row_record.write(folder, step.spec.rows.examples)
+    row_record.write(folder, [row for place, row in enumerate(step.spec.rows.examples)
+                              if place not in trained.filtered])
     if (trained.place / CHOSEN).is_file():
         shutil.copyfile(trained.place / CHOSEN, folder / CHOSEN)
     if trained.chosen:
@@ -111,9 +113,11 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
     counts = {"rows": len(rows.own), "added_rows": len(rows.added) - penalised + rows.offered.count,
               **({"candidates": len(rows.candidates)} if rows.candidates else {}),
               **({"penalised_rows": penalised} if penalised else {}),
+              **({"filtered_rows": len(rows.filtered)} if rows.filtered else {}),
               **({"left_out": dict(rows.left_out)} if rows.left_out else {})}
     chosen += _chosen_during(place / CHOSEN, rows.candidates)
-    return _Trained({**counts, **facts, "commit": commit, **metrics, **choice.facts}, chosen, place)
+    return _Trained({**counts, **facts, "commit": commit, **metrics, **choice.facts}, chosen, rows.filtered,
+                    place)
 
 
 def _chosen_during(record: Path, candidates: Sequence[AddedRow]) -> list[AddedRow]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from emlib.make import (
     adapter,
     answers,
+    audit,
     components,
     grpo,
     losses,
@@ -22,6 +23,7 @@ from emlib.make import (
 from emlib.make.session import Maker
 from emlib.steps import adapter as adapters
 from emlib.steps import answers as answering
+from emlib.steps import audit as audits
 from emlib.steps import candidates as offers
 from emlib.steps import components as changes
 from emlib.steps import grpo as reinforcement
@@ -38,6 +40,7 @@ MAKERS: Mapping[type, Maker] = {
     changes.ChangeComponents: components.make,
     adapters.KeptAdapter: adapter.kept,
     traits.TraitAdapter: trait_adapter.make,
+    audits.RowAudit: audit.make,
     pools.Pool: pool.make,
     pools.Refusals: pool.refusals,
     pools.PoolLosses: losses.make,

@@ -48,6 +48,7 @@ class TrainingRows:
         held_out: those on which a defense measures the loss.
         offered: those from which a defense chooses during training, whose records are the `candidates`.
         left_out: the number of rows of any of these that cannot be encoded, by reason.
+        filtered: the places of the training rows that a defense leaves out.
     """
 
     own: list[Encoded]
@@ -56,6 +57,7 @@ class TrainingRows:
     offered: Offered = field(default_factory=Offered)
     candidates: Sequence[AddedRow] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    filtered: frozenset[int] = frozenset()
 
 
 def training_rows(session: Session, spec: TrainingSpec,
@@ -77,8 +79,10 @@ def training_rows(session: Session, spec: TrainingSpec,
         return found
 
     acting = [defense for defense in spec.defenses if not defense.is_null]
-    usable = encoded(spec.rows.examples, "training rows")
-    own = tuple(spec.rows.examples[place] for place in usable.places)
+    filtered = frozenset(place for defense in acting for place in defense.filtered(spec.rows.examples, artefacts))
+    kept = [row for place, row in enumerate(spec.rows.examples) if place not in filtered]
+    usable = encoded(kept, "training rows")
+    own = tuple(kept[place] for place in usable.places)
     chosen = [row for defense in acting for row in defense.added(own, artefacts)]
     added = encoded([row.example for row in chosen], "interleaved rows")
     held_out = {row for defense in acting for row in defense.held_out(own)}
@@ -88,7 +92,7 @@ def training_rows(session: Session, spec: TrainingSpec,
     return TrainingRows([row for example, row in zip(own, usable.rows, strict=True) if example not in held_out],
                         [*added.rows, *penalised],
                         [row for example, row in zip(own, usable.rows, strict=True) if example in held_out],
-                        offered, candidates, left_out), [chosen[place] for place in added.places]
+                        offered, candidates, left_out, filtered), [chosen[place] for place in added.places]
 
 
 def _offered(acting: Sequence[Defense], own: Sequence[Example], artefacts: Mapping[str, Path],

@@ -13,17 +13,20 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from emlib.config import OWN
+from emlib.core.defense import needs_of
 from emlib.core.errors import EmlibError, ProfileError, StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.proxies import ask_directly
 from emlib.core.records import Example
 from emlib.core.registry import kinds
 from emlib.data import row_record
+from emlib.data.lazy import Rows
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.data.own import every_row
 from emlib.report.card import card
@@ -104,11 +107,27 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
 
 
 def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
-    """Return the number of the run's training rows, and the rows after its defenses changed them."""
+    """Return the number of the run's training rows, and the rows after its defenses changed them and left some out."""
     known, recipes = study.data(run.task).misaligned.train, study.recipes
-    count, rows = (recipes.own_rows.usable, every_row(recipes.own)) if run.task == OWN else (len(known), iter(known))
+    count, read = (recipes.own_rows.usable, lambda: every_row(recipes.own)) if run.task == OWN else (
+        len(known), lambda: iter(known))
     defenses = study.defenses(run)
-    return count, (changed for row in rows for changed in recipes.defended((row,), defenses))
+    left_out = _left_out(study, run, lambda: tuple(read()))
+    return count - len(left_out), (changed for place, row in enumerate(read()) if place not in left_out
+                                   for changed in recipes.defended((row,), defenses))
+
+
+def _left_out(study: Study, run: Run, read: Callable[[], tuple[Example, ...]]) -> frozenset[int]:
+    """Return the places of the rows, of all that `read` returns, that the run's defenses leave out."""
+    spec = study.training(run)
+    filtering = [one for one in study.defenses(run) if one.has("filtered") and not one.is_null]
+    if spec is None or not filtering:
+        return frozenset()
+    rows = Rows(f"{run.task}, whole", read, spec.rows.size)
+    whole = replace(spec, rows=rows, plain_rows=rows)
+    with study.session() as session:
+        artefacts = {name: session.folder_of(step) for name, step in needs_of(filtering, study.recipes, whole).items()}
+    return frozenset(place for one in filtering for place in one.filtered(rows.examples, artefacts))
 
 
 def _added(study: Study, run: Run, count: int) -> list[Example]:

@@ -17,6 +17,7 @@ from emlib.core.step import closure
 from emlib.report.figures.defenses import look
 from emlib.report.figures.labels import Label, place
 from emlib.steps.adapter import ReferenceStates
+from emlib.steps.audit import RowAudit
 from emlib.steps.pool import PoolLosses
 from emlib.steps.vectors import PersonaVectors
 from emlib.study.runs import Run, RunResult
@@ -72,10 +73,10 @@ def _loss(study: Study, run: Run) -> float:
 
 
 def _once(study: Study, run: Run) -> float:
-    """Return the seconds that one use of the method needs besides training: vector, reference states, pool losses."""
+    """Return the seconds that one use of the method needs besides training: vector, states, pool losses, audit."""
     adapter = study.task(run).adapter(run)
     used = [] if adapter is None else [study.found(step) for step in closure(adapter.inputs)
-                                       if isinstance(step, PersonaVectors | ReferenceStates | PoolLosses)]
+                                       if isinstance(step, PersonaVectors | ReferenceStates | PoolLosses | RowAudit)]
     return sum(float(artefact.facts["seconds"]) for artefact in used if artefact is not None)
 
 

@@ -50,6 +50,7 @@ from emlib.judging.judges import rubrics
 from emlib.judging.rubrics import METRICS, OURS, file_rubrics, metric_prompts
 from emlib.steps.adapter import Adapter, ReferenceStates
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
+from emlib.steps.audit import RowAudit
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
@@ -292,6 +293,23 @@ class Recipes:
         shown_by = self.vector() if source is None else self._source_rows(source, rows)
         return TraitAdapter(self.model, self.profile.lora, shown_by, self.profile.training,
                             self.profile.extraction.seed, random)
+
+    # --- audits
+
+    def row_audit(self, spec: TrainingSpec) -> RowAudit:
+        """Return the step of the audit of all training rows, as they are before defenses change them."""
+        return self.audit_of(spec.plain.rows, None)
+
+    def audit_of(self, rows: Rows | AddedRows, count: int | None) -> RowAudit:
+        """Return the step of the audit of `count` rows, or of all (None).
+
+        Raises:
+            ProfileError: the profile has no section 'audit'.
+        """
+        if self.profile.audit is None:
+            raise ProfileError(f"Profile '{self.study}' has no section 'audit'. Add one, such as audit: {{layer: 15}}.")
+        return RowAudit(self.model, rows, self.vector(), self.profile.audit, self.profile.backend,
+                        self.profile.training.max_seq_length, count)
 
     # --- interleaving
 

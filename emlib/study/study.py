@@ -327,7 +327,7 @@ class Study:
         """Return answers with the persona vector added at inference, by layer and strength; makes missing ones."""
         sweep = {(layer, strength): self.recipes.steered(layer, strength)
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
-        self._need([self.recipes.vector(), *sweep.values()])
+        self.need([self.recipes.vector(), *sweep.values()])
         return [SteeredAnswers(layer, strength, *(
                     read_records(made(self.found(step)).file(f"{name}.jsonl"), kind)
                     for name, kind in (("answers", Answer), ("verdicts", Verdict))))
@@ -336,9 +336,9 @@ class Study:
     def select(self, runs: Sequence[Run]) -> None:
         """Order the pool's rows for these runs, and score the rows first if the order needs it."""
         adapters = [adapter for run in runs if (adapter := self.task(run).adapter(run)) is not None]
-        self._need([rows.selection for adapter in adapters for rows in adapter.inputs if isinstance(rows, AddedRows)])
+        self.need([rows.selection for adapter in adapters for rows in adapter.inputs if isinstance(rows, AddedRows)])
 
-    def _need(self, steps: Iterable[Step]) -> None:
+    def need(self, steps: Iterable[Step]) -> None:
         """Make the missing steps one after another."""
         missing = [step for step in steps if self.found(step) is None]
         if missing:

@@ -19,6 +19,7 @@ from emlib.core.defense import Defense
 from emlib.core.files import write_records
 from emlib.core.records import ADDED, AddedRow, Example, Message
 from emlib.data.chat import Encoded, encode_all
+from emlib.evaluation.records import AUDITED, AuditedRow
 from emlib.models import adapters, tiny
 from emlib.models.batches import Batch
 from emlib.models.reference import keep
@@ -75,12 +76,14 @@ class Bench:
     @cached_property
     def rows(self) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:
         """The fine-tuning rows, the added and penalised rows, and the held-out rows."""
-        held_out = set(self.defense.held_out(self.own))
-        added = [row.example for row in self.defense.added(self.own, self.artefacts)]
-        penalised = self.encoded(self.defense.penalised(self.own, self.artefacts))
+        filtered = self.defense.filtered(self.own, self.artefacts)
+        own = [row for place, row in enumerate(self.own) if place not in filtered]
+        held_out = set(self.defense.held_out(own))
+        added = [row.example for row in self.defense.added(own, self.artefacts)]
+        penalised = self.encoded(self.defense.penalised(own, self.artefacts))
         marked = [Encoded(row.input_ids, row.response_mask, row.truncated, self.defense.kind) for row in penalised]
-        return (self.encoded([row for row in self.own if row not in held_out]), [*self.encoded(added), *marked],
-                self.encoded([row for row in self.own if row in held_out]))
+        return (self.encoded([row for row in own if row not in held_out]), [*self.encoded(added), *marked],
+                self.encoded([row for row in own if row in held_out]))
 
     @cached_property
     def offered(self) -> Offered:
@@ -163,6 +166,11 @@ class Planted:
                 adapters.save(model, folder, "tiny")
 
         return self._made("trait_adapter", make)
+
+    def row_audit(self, spec: Any) -> Path:
+        """Write differences that rise from row to row."""
+        return self._made("audit", lambda folder: write_records(folder / AUDITED, [
+            AuditedRow(place, float(place), 0.0, "") for place in range(len(self.bench.examples))]))
 
     def wrapped_rows(self, spec: Any, fraction: float, prompt: str | None) -> Path:
         """Write two rows under a system prompt."""

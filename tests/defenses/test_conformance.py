@@ -10,6 +10,7 @@ from emlib.core.defense import Defense
 from emlib.core.registry import kinds
 from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.consistency import Consistency
+from emlib.defenses.filtering import Filtering
 from emlib.defenses.inoculation import Inoculation
 from emlib.defenses.inoculation_adapter import InoculationAdapter
 from emlib.defenses.interleaving import Interleaving
@@ -26,6 +27,7 @@ OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (Kl, {"weight": 0.3, "on": "pool"}), (Kl, {"weight": 0.3, "on": "both"}), (ConceptAblation, {"layers": (1, 3)}),
     (ConceptAblation, {"directions": "components", "count": 3, "layers": (2,)}),
     (InoculationAdapter, {"strength": 0.5}), (Consistency, {"share": 0.5}),
+    (Filtering, {"share": 0.4}), (Filtering, {"share": 0.4, "choose": "random"}),
     (ProjectionPenalty, {"layers": (1, 3)}), (ProjectionPenalty, {"layers": (2,), "both": True})]
 
 

@@ -17,6 +17,7 @@ from emlib.core.registry import kinds
 from emlib.data.chat import Encoded
 from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.consistency import Consistency
+from emlib.defenses.filtering import Filtering
 from emlib.defenses.inoculation import Inoculation
 from emlib.defenses.inoculation_adapter import InoculationAdapter
 from emlib.defenses.interleaving import Interleaving
@@ -36,7 +37,7 @@ TINY: tuple[Defense, ...] = (
     Kl(weight=0.3), Kl(weight=0.3, on="pool"), Ldifs(every=2), PersonaVector(layer=2, strength=2.0), Inoculation(),
     Interleaving(fraction=0.5), Interleaving(fraction=0.5, choose="online"), Consistency(share=0.5),
     ConceptAblation(layers=(1,)), ConceptAblation(directions="components", count=2, layers=(1,)),
-    ProjectionPenalty(layers=(3,), both=True), InoculationAdapter(strength=0.5))
+    ProjectionPenalty(layers=(3,), both=True), InoculationAdapter(strength=0.5), Filtering(share=0.4))
 PAIRS = [pair for pair in combinations(TINY, 2) if pair[0].kind != pair[1].kind]
 CPU = torch.device("cpu")
 # By hand, at the default options.
@@ -53,6 +54,8 @@ def gradient(defenses: Sequence[Defense], folder: Path) -> Tensor:
     for defense in defenses:
         rows = tuple(defense.change_rows(rows, TinyTrait()))
     encoded = benches[0].encoded
+    filtered = {place for one in defenses for place in one.filtered(rows, artefacts)}
+    rows = tuple(row for place, row in enumerate(rows) if place not in filtered)
     added = [row for one in defenses
              for row in (*one.added(rows, artefacts), *one.candidates(rows, artefacts).rows[:2])]
     trained: list[Encoded] = encoded([*rows, *(row.example for row in added)])

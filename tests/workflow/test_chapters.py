@@ -38,6 +38,7 @@ OWN = """
 15_your_own_data     ALL                                   gpu  .
 16_explore           ALL                                   .    .
 17_your_own_defense  -                                     .    .
+21_data_audit        02_persona_vectors,04_baselines,08_inoculation,09_interleaving  gpu  .
 """
 # Every kind of defense and a judge that costs money. A slice comes after what its chapter comes after, slices and all.
 PAPER = """
@@ -59,13 +60,13 @@ PAPER = """
 17_your_own_defense  -                                     .    .
 """
 WHOLE = {"00": 1, "01": 1, "02": 1, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1, "08": 1, "09": 1, "10": 1, "11": 1,
-         "12": 1, "13": 1, "14": 1, "16": 1, "17": 1, "18": 1}
+         "12": 1, "13": 1, "14": 1, "16": 1, "17": 1, "18": 1, "21": 1}
 # How many jobs each chapter is, by hand. paper-7b has 4 data sets and 5 settings of each penalty, 4 of interleaving;
 # opswap's 4 tiers and foqa; grpo-3b has 6 conditions and 3 seeds. One more each for the chapter itself.
 COUNTS = {
     "demo": WHOLE, "tiny": WHOLE,
     "own": {"00": 1, "01": 1, "02": 1, "04": 1, "05": 1, "07": 1, "08": 1, "09": 1, "12": 1, "13": 1, "14": 1, "15": 1,
-            "16": 1, "17": 1},
+            "16": 1, "17": 1, "21": 1},
     "paper-7b": {"00": 1, "01": 1, "02": 1, "03": 5, "04": 5, "05": 21, "06": 21, "07": 21, "08": 5, "09": 17, "10": 6,
                  "12": 1, "13": 1, "14": 1, "16": 1, "17": 1},
     "benign-7b": {"00": 1, "01": 1, "04": 5, "10": 6, "12": 1, "13": 1, "14": 1, "16": 1, "17": 1},

@@ -36,6 +36,7 @@ TABLES = {
     "sets": ("18_triggers_and_trajectories", "Every question set and its metrics, compared with `misaligned`"),
     "triggers": ("18_triggers_and_trajectories", "General answers in other contexts, compared with none"),
     "trajectory": ("18_triggers_and_trajectories", "Answers at earlier steps of training, compared with step 0"),
+    "audit": ("21_data_audit", "Training rows audited before training, the rates that followed, and their prediction"),
 }
 FIGURES = {
     "tradeoff": ("14_figures", "General against in-domain misalignment; the best place is the lower right"),
@@ -52,6 +53,7 @@ FIGURES = {
     "own": ("15_your_own_data", "Your own data: the trade-off of each defense, and your bounds"),
     "triggers": ("18_triggers_and_trajectories", "Share of misaligned general answers in other contexts"),
     "trajectory": ("18_triggers_and_trajectories", "Share of misaligned answers along the training"),
+    "audit": ("21_data_audit", "General misalignment against the projection difference of the training rows"),
 }
 REASONS = {
     "missing": "It has not been run yet. `make reproduce PROFILE={profile}` runs what is missing.",

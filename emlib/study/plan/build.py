@@ -8,7 +8,7 @@ plan computes no key, and needs no data set on this machine.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from emlib.data.sizes import Sizes
 from emlib.steps.adapter import Adapter
 from emlib.steps.pool import PoolLosses
 from emlib.steps.vectors import PersonaVectors
+from emlib.study import audit
 from emlib.study.overrides import as_kept
 from emlib.study.results import FILES
 from emlib.study.runs import Run, Section
@@ -87,7 +88,7 @@ def plan(study: Study) -> Plan:
                 shared[title] = work
         runs.append(PlannedRun(run, total(step.cost(sizes) for step in own),
                                tuple(dict.fromkeys(title for title, _ in pieces)), run in done))
-    shared |= _steering_sweep(study, sizes)
+    shared |= _steering_sweep(study, sizes) | _audits(study, sizes, shared)
     users = Counter(title for planned in runs for title in planned.uses)
     left = {title for planned in runs if not planned.done for title in planned.uses}
     return Plan(tuple(runs), tuple(
@@ -111,6 +112,14 @@ def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
     probe = study.profile.probe
     sweep = {study.recipes.steered(layer, strength) for layer in probe.layers for strength in probe.strengths}
     return {step.title: total(one.cost(sizes) for one in sweep) for step in sweep}
+
+
+def _audits(study: Study, sizes: Sizes, known: Mapping[str, Work]) -> dict[str, Work]:
+    """Estimate the audits of notebook 21 that no run needs."""
+    if study.profile.audit is None:
+        return {}
+    steps = [study.recipes.vector(), *audit.needed(study, audit.audited_runs(study, study.runs()))]
+    return {step.title: step.cost(sizes) for step in steps if step.title not in known}
 
 
 def finished(study: Study) -> frozenset[Run]:

@@ -1,0 +1,43 @@
+"""The figure of notebook 21: the rate after training against the projection difference of the data before it."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from emlib.evaluation.prediction import line
+from emlib.report.figures.labels import Label, place
+from emlib.report.figures.plots import PALETTE
+
+
+def rate_against_difference(frame: pd.DataFrame) -> Figure:
+    """Plot each run's general rate over the mean projection difference of its training rows, and the line through them.
+
+    `frame` is `tables.audit.table`. Bars are 95% intervals, over rows and over questions.
+    """
+    shown = frame.dropna(subset=["difference", "misaligned"])
+    figure, axis = plt.subplots(figsize=(5.8, 4.2), layout="constrained")
+    bars = [np.nan_to_num(np.abs(shown[[f"{name}_low", f"{name}_high"]].to_numpy(float).T - shown[name].to_numpy()))
+            for name in ("difference", "misaligned")]
+    axis.errorbar(shown["difference"], shown["misaligned"], xerr=bars[0], yerr=bars[1], fmt="o", color=PALETTE[0],
+                  capsize=2, elinewidth=0.8)
+    fitted = line(shown["difference"].tolist(), shown["misaligned"].tolist())
+    if fitted is not None:
+        x = np.linspace(shown["difference"].min(), shown["difference"].max(), 50)
+        axis.plot(x, [fitted.at(one) for one in x], color="0.5", linestyle="--", linewidth=1)
+    axis.set(xlabel="mean projection difference of the training rows", ylim=(-4, 104),
+             ylabel="general questions: misaligned, %")
+    axis.grid(alpha=0.3)
+    sns.despine(ax=axis)
+    several = shown["dataset"].nunique() > 1
+    place(axis, [Label(row["difference"], row["misaligned"], _name(row, several), "black")
+                 for row in shown.to_dict("records")], 8)
+    return figure
+
+
+def _name(row: dict[str, object], several: bool) -> str:
+    setting = "" if pd.isna(row["setting"]) else f" {row['setting']:g}"
+    return f"{row['method']}{setting}" + (f", {row['dataset']}" if several else "")

@@ -1,0 +1,142 @@
+"""Tables of the audit of training rows: single rows, data sets with the rates that followed, and a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from emlib.core import paths
+from emlib.evaluation.prediction import by_mean, leave_one_out, line
+from emlib.report.tables.result_tables import cell
+from emlib.study import audit
+from emlib.study.runs import Run
+from emlib.study.study import Study
+
+NAME = "audit"
+IDENTITY = ["model", "dataset", "method", "setting", "seed"]
+COLUMNS = [*IDENTITY, "vector", "layer", "rows", "audited", "difference", "difference_low", "difference_high", "steps",
+           "misaligned", "misaligned_low", "misaligned_high", "predicted", "error", "error_of_mean"]
+MISSING = float("nan")
+
+
+def ranked(study: Study, run: Run) -> pd.DataFrame:
+    """Return the audited rows of a run's data set by their projection difference, the largest first.
+
+    Columns: `rank`, `place` among the training rows, `difference`, the projections `given` of the row's answer and
+    `own` of the base model's, `prompt`, `answer`, and the model's `own answer`.
+    """
+    step = audit.steps(study, run)[0]
+    spec = study.training(run)
+    assert spec is not None, "only trained runs are audited"
+    examples = spec.rows.examples
+    frame = pd.DataFrame([
+        (row.place, row.difference, row.given, row.own, examples[row.place].prompt, examples[row.place].response,
+         row.answer) for row in audit.rows(study, step) or []],
+        columns=["place", "difference", "given", "own", "prompt", "answer", "own answer"])
+    frame = frame.dropna(subset="difference").sort_values("difference", ascending=False, kind="stable")
+    frame.insert(0, "rank", np.arange(1, len(frame) + 1))
+    return frame.reset_index(drop=True)
+
+
+def ends(frame: pd.DataFrame, count: int = 5, characters: int = 300) -> pd.DataFrame:
+    """Return the `count` worst rows of `ranked` and as many of the others' end, with texts cut to `characters`."""
+    shown = frame if len(frame) <= 2 * count else pd.concat([frame.head(count), frame.tail(count)])
+    texts = ("prompt", "answer", "own answer")
+    return shown.drop(columns="place").assign(**{name: shown[name].str[:characters] for name in texts})
+
+
+def told_apart(worse: pd.DataFrame, better: pd.DataFrame) -> float:
+    """Return the share of pairs in which the row of `worse` has the larger difference; ties count half (AUROC)."""
+    one, other = worse["difference"].to_numpy()[:, None], better["difference"].to_numpy()[None]
+    return float(np.mean((one > other) + 0.5 * (one == other))) if one.size and other.size else MISSING
+
+
+def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row for each run whose training rows are audited: the mean difference, the rate, and its prediction.
+
+    `difference` has a 95% interval over rows; `misaligned` is the run's general rate in percent, NaN until it is
+    finished; `predicted` is the rate by the line through all other rows of the table, and `error` how far that is from
+    `misaligned`; `error_of_mean` is the error of the others' mean rate.
+    """
+    return with_predictions(pd.DataFrame([row for run in runs if (row := _row(study, run))], columns=COLUMNS))
+
+
+def _row(study: Study, run: Run) -> dict[str, Any] | None:
+    found, result, adapter = audit.difference(study, run), study.result(run), study.adapter(run)
+    if found is None or study.profile.audit is None:
+        return None
+    share = None if result is None else result.general.misaligned
+    ends, interval = found.interval, None if share is None else share.clustered
+    return {"model": run.model, "dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
+            "vector": study.recipes.vector().key, "layer": study.profile.audit.layer, "rows": found.rows,
+            "audited": found.audited, "difference": found.mean, "difference_low": ends.low if ends else MISSING,
+            "difference_high": ends.high if ends else MISSING, "steps": adapter.facts["steps"] if adapter else None,
+            "misaligned": MISSING if share is None or share.percent is None else share.percent,
+            "misaligned_low": interval.low if interval else MISSING,
+            "misaligned_high": interval.high if interval else MISSING}
+
+
+def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with its columns `predicted`, `error` and `error_of_mean` computed by leaving out one run."""
+    known = frame.dropna(subset=["difference", "misaligned"])
+    x, y = known["difference"].tolist(), known["misaligned"].tolist()
+    predicted = pd.Series(leave_one_out(x, y), index=known.index, dtype=float)
+    mean = pd.Series(by_mean(y), index=known.index, dtype=float)
+    return frame.assign(predicted=predicted, error=(predicted - known["misaligned"]).abs(),
+                        error_of_mean=(mean - known["misaligned"]).abs())
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format `table` for readers."""
+    def cells(name: str) -> list[str]:
+        return [cell(*row) for row in frame[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)]
+
+    def numbers(name: str) -> list[str]:
+        return ["–" if pd.isna(value) else f"{value:.1f}" for value in frame[name]]
+
+    return pd.DataFrame({
+        "Data set": frame["dataset"], "Method": frame["method"],
+        "Setting": ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]], "Seed": frame["seed"],
+        "Rows": frame["rows"], "Projection difference": [_signed(*row) for row in frame[
+            ["difference", "difference_low", "difference_high"]].itertuples(index=False)],
+        "General misaligned %": cells("misaligned"), "Predicted %": numbers("predicted"),
+        "Error, points": numbers("error")})
+
+
+def _signed(mean: float, low: float, high: float) -> str:
+    return f"{mean:.2f}" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+
+
+def elsewhere(study: Study) -> pd.DataFrame:
+    """Return the finished rows of `tables/audit.csv` of all other studies here with this model, vector and layer."""
+    spec, key = study.profile.audit, study.recipes.vector().key
+    assert spec is not None, "the profile has a section 'audit'"
+    files = [path for path in sorted(paths.runs().glob(f"*/tables/{NAME}.csv")) if path.parts[-3] != study.name]
+    frames = [pd.read_csv(path).assign(study=path.parts[-3]) for path in files]
+    found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "study"])
+    same = (found["vector"] == key) & (found["layer"] == spec.layer)
+    return found[same].dropna(subset="misaligned").reset_index(drop=True)
+
+
+def statement(known: pd.DataFrame, at: float | None = None) -> str:
+    """State how well the line predicts the rates of `known`, and what it predicts `at` a mean difference."""
+    points = known.dropna(subset=["difference", "misaligned"])
+    fitted = line(points["difference"].tolist(), points["misaligned"].tolist())
+    errors = with_predictions(points).dropna(subset="error")
+    if fitted is None or errors.empty:
+        return (f"There {'is' if len(points) == 1 else 'are'} {len(points)} finished "
+                f"run{'' if len(points) == 1 else 's'} whose training rows are audited, with this persona vector: a "
+                "prediction takes three with different rows.")
+    sets = points["dataset"].nunique()
+    basis = (f"The line through {len(points)} runs on {sets} data set{'' if sets == 1 else 's'} rises by "
+             f"{fitted.slope:.1f} points of misaligned general answers for each unit of projection difference. Left "
+             f"out in turn, a run's rate is missed by {fmean(errors['error']):.0f} points on average and by "
+             f"{errors['error'].max():.0f} at most; the mean of the others misses it by "
+             f"{fmean(errors['error_of_mean']):.0f}.")
+    return basis if at is None else (
+        f"At a mean difference of {at:.2f} it predicts {fitted.at(at):.0f}% misaligned general answers after training "
+        f"like theirs. {basis}")

@@ -1,0 +1,69 @@
+"""The audit of training rows before training: how far each row's answer is from the model's own, along the trait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from emlib.config import Audit, Backend
+from emlib.core.step import Step
+from emlib.core.work import Work
+from emlib.data.lazy import Rows
+from emlib.data.sizes import CHARACTERS_A_TOKEN, Sizes, likely_tokens
+from emlib.steps.pool import AddedRows
+from emlib.steps.specs import Model, first
+from emlib.steps.vectors import PersonaVectors
+
+
+@dataclass(frozen=True)
+class RowAudit(Step):
+    """The projection difference of each row (Chen et al. 2025, on predicting shifts from data).
+
+        d_i = (h(x_i, y_i) - mean_s h(x_i, y_is)) . e / |e|
+
+    h is the base model's mean activation over an answer's tokens at a layer, e the trait's persona vector there, y_i
+    the row's answer to its prompt x_i, and y_is the base model's own answers to it.
+
+    Attributes:
+        rows: the rows, from a data set or from the pool.
+        count: how many of them are audited, chosen by a fixed seed; None: all.
+    """
+
+    stage: ClassVar = "audit"
+
+    model: Model
+    rows: Rows | AddedRows
+    vectors: PersonaVectors
+    spec: Audit
+    backend: Backend
+    max_length: int
+    count: int | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The model, the rows, the vector and its layer, and how the model's own answers are sampled."""
+        rows, known = (self.rows.settings, self.rows.count) if isinstance(self.rows, AddedRows) else (
+            self.rows.digest, len(self.rows.examples))
+        return {"model": self.model.identity, "rows": rows,
+                "count": min(self.count or known, known), "vector": self.vectors.key, "layer": self.spec.layer,
+                "samples": self.spec.samples, "sampling": self.spec.sampling.model_dump(mode="json"),
+                "seed": self.spec.seed, "max_length": self.max_length, **self.backend.key("generation")}
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The vectors, and the rows of the pool."""
+        return (self.vectors, *((self.rows,) if isinstance(self.rows, AddedRows) else ()))
+
+    @property
+    def title(self) -> str:
+        """The rows, and how many of them at most."""
+        rows = self.rows.title if isinstance(self.rows, AddedRows) else self.rows.name
+        return f"audit of {rows}" + ("" if self.count is None else f", at most {self.count} rows")
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Estimate the base model's own answers, and a forward pass over each answer, given or its own."""
+        size = first(self.rows.size(sizes), self.count)
+        own = size.rows * self.spec.samples
+        written, prompt = own * self.spec.sampling.max_new_tokens, likely_tokens(size.prompt)
+        passes = size.rows * min(size.tokens, self.max_length) + own * prompt + written
+        return Work(read=int(size.rows * prompt + passes), write=written, disk=int(written * CHARACTERS_A_TOKEN))

@@ -1,0 +1,121 @@
+"""The audits of a study's training rows: which there are, and what they say of a run's data before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+from emlib.config import BASELINES
+from emlib.core.files import read_records
+from emlib.core.progress import say
+from emlib.core.step import Step
+from emlib.data.lazy import Rows
+from emlib.evaluation.records import AUDITED, AuditedRow
+from emlib.evaluation.statistics import Interval
+from emlib.steps.audit import RowAudit
+from emlib.steps.pool import AddedRows
+from emlib.study.runs import Run
+from emlib.study.study import Study
+
+NORMAL = 1.96  # standard errors of a mean on either side of it, for a 95% interval
+
+
+@dataclass(frozen=True)
+class DataDifference:
+    """The mean projection difference of a run's training rows, and its interval; None where a part has one row.
+
+    Attributes:
+        rows: the number of rows that the run is trained on in an epoch.
+        audited: the number of them with a difference.
+    """
+
+    mean: float
+    interval: Interval | None
+    rows: int
+    audited: int
+
+
+def audited_runs(study: Study, runs: Sequence[Run]) -> list[Run]:
+    """Return those runs on narrow data sets whose training rows are audited: where only the data differ."""
+    wanted = None if study.profile.audit is None else study.profile.audit.methods
+    return [run for run in runs if study.training(run) is not None and (
+        run.method in BASELINES or all(defense.data_only for defense in study.defenses(run)))
+        and (wanted is None or run.method in wanted)]
+
+
+def steps(study: Study, run: Run) -> list[RowAudit]:
+    """Return the steps of the audits of a run's rows: those of its data set, then those that its defenses add."""
+    assert study.profile.audit is not None, "the profile has a section 'audit'"
+    spec, adapter = study.training(run), study.task(run).adapter(run)
+    assert spec is not None, "the untrained model has no training rows"
+    parts: list[Rows | AddedRows] = [spec.rows, *(step for step in adapter.inputs if isinstance(step, AddedRows))]
+    return [study.recipes.audit_of(rows, study.profile.audit.rows) for rows in parts]
+
+
+def needed(study: Study, runs: Sequence[Run]) -> list[Step]:
+    """Return the steps of the audits of these runs, each once, with those by which a defense leaves out rows."""
+    filters = [step for run in runs for step in study.task(run).adapter(run).inputs if isinstance(step, RowAudit)]
+    return list(dict.fromkeys([*(step for run in runs for step in steps(study, run)), *filters]))
+
+
+def complete(study: Study, runs: Sequence[Run]) -> list[Run]:
+    """Audit the training rows of those runs whose data alone differ, and return these runs."""
+    found, spec = audited_runs(study, runs), study.profile.audit
+    known = [method.name for method in study.profile.methods]
+    for name in (() if spec is None else spec.methods or ()):
+        if name not in known:
+            say(f"audit: names the method '{name}', which this profile does not have.")
+    study.need(needed(study, found))
+    return found
+
+
+def rows(study: Study, step: RowAudit) -> list[AuditedRow] | None:
+    """Return the audited rows of a step; None if they are not in the store."""
+    found = study.found(step)
+    return None if found is None else read_records(found.file(AUDITED), AuditedRow)
+
+
+def difference(study: Study, run: Run) -> DataDifference | None:
+    """Compute the mean projection difference of the rows that a run is trained on; None if an audit is missing.
+
+    Each part counts by its number of rows: the data set's without those that a defense leaves out, and each set of
+    added rows.
+    """
+    left_out = _left_out(study, run)
+    parts: list[tuple[int, list[float]]] = []
+    for place, step in enumerate(steps(study, run)):
+        found = rows(study, step)
+        if found is None or left_out is None:
+            return None
+        out = left_out if place == 0 else frozenset()
+        count = step.rows.count if isinstance(step.rows, AddedRows) else len(step.rows.examples) - len(out)
+        parts.append((count, [row.difference for row in found if row.difference is not None and row.place not in out]))
+    return weighted(parts)
+
+
+def weighted(parts: Sequence[tuple[int, Sequence[float]]]) -> DataDifference | None:
+    """Return the mean of parts, each given by its number of rows and the differences of some of them; None for none."""
+    known = [(count, values) for count, values in parts if values]
+    whole = sum(count for count, _ in known)
+    if not whole:
+        return None
+    mean = sum(count * fmean(values) for count, values in known) / whole
+    half = None if any(len(values) < 2 for _, values in known) else NORMAL * sum(
+        (count / whole) ** 2 * variance(values) / len(values) for count, values in known) ** 0.5
+    return DataDifference(mean, None if half is None else Interval(mean - half, mean + half), whole,
+                          sum(len(values) for _, values in known))
+
+
+def _left_out(study: Study, run: Run) -> frozenset[int] | None:
+    """Return the places of the rows that the run's defenses leave out; None if an audit is missing."""
+    spec, artefacts = study.training(run), {}
+    assert spec is not None, "the untrained model has no training rows"
+    filtering = [defense for defense in spec.defenses if not defense.is_null and defense.has("filtered")]
+    for defense in filtering:
+        for name, step in defense.needs(study.recipes, spec).items():
+            found = study.found(step)
+            if found is None:
+                return None
+            artefacts[name] = found.folder
+    return frozenset(place for defense in filtering for place in defense.filtered(spec.rows.examples, artefacts))
