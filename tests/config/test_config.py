@@ -107,7 +107,7 @@ def test_every_shipped_profile_fits_its_schema_and_names_what_is_there(path: Pat
     profile = load_profile(path.stem)
     assert load_profile(str(path)) == profile
     assert load_trait(profile.trait).name == profile.trait
-    assert set(profile.datasets) <= {*load_domains(), OWN}
+    assert set(profile.datasets) <= {*load_domains(), *profile.data, OWN}
 
 
 def test_the_profiles_are_the_files_with_a_title() -> None:

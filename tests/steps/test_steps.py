@@ -35,7 +35,7 @@ from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.make.makers import MAKERS
 from emlib.models.shape import Shape
-from emlib.steps import adapter, answers, candidates, components, grpo, measures, pool, trait_adapter, vectors
+from emlib.steps import adapter, answers, audit, candidates, components, grpo, measures, pool, trait_adapter, vectors
 from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.candidates import CandidateRows
@@ -46,7 +46,7 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
 from emlib.study.plan.build import plan
 from emlib.study.study import open_study
 
-MODULES = (adapter, answers, candidates, components, grpo, measures, pool, trait_adapter, vectors)
+MODULES = (adapter, answers, audit, candidates, components, grpo, measures, pool, trait_adapter, vectors)
 JUDGE = OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1")
 SAMPLING = Sampling(max_new_tokens=7)
 
@@ -89,6 +89,7 @@ def examples() -> dict[str, Step]:
         recipes.vector(), recipes.steered(2, 1.0), KeptAdapter(recipes.adapter(spec, "a run"), 0.5),
         recipes.components(spec, (2,), "pool"),
         recipes.candidate_rows(spec, fraction=0.25, share=0.15, rescored=8),
+        recipes.row_audit(spec),
         recipes.trait_adapter(None, None, random=False),
         MetricScores(given, JUDGE, "correct", prompts("Right? {answer}"))]
     return {type(step).__name__: step for step in found if step is not None}
@@ -176,6 +177,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
                       update={"threshold": 77.0}))},
     "OwnAnswers": {"adapter": lambda step: None, "start": 16},
     "ChangeComponents": {"layers": (1,)},
+    "RowAudit": {"spec": lambda step: step.spec.model_copy(update={"samples": 3})},
     "TraitAdapter": {"shown_by": rows("other"), "training": Training(epochs=7), "random": True},
     "CandidateRows": {"fraction": 1.0, "own_answers": None, "system": None, "share": 0.3, "rescored": 7, "epochs": 5},
     "AddedRows": {"own_answers": lambda step: None, "system": "Be brief."},
