@@ -37,6 +37,14 @@ def triggers(frame: pd.DataFrame) -> None:
         _state("misaligned, plain / in the worst context", both, ["first", "max"], " / ")
 
 
+def audit(frame: pd.DataFrame) -> None:
+    """State how far the audit of training rows misses the rates that followed; `frame` is `audit.table`."""
+    known = frame.dropna(subset=["error"])
+    if len(known):
+        found(f"from their training rows, the rates of {len(known)} runs are missed by {known['error'].mean():.0f} "
+              f"points, by the mean of the others by {known['error_of_mean'].mean():.0f}")
+
+
 def vector(steered: pd.DataFrame) -> None:
     """State where steering elicits the trait most while at most a fifth is incoherent; `steered` is `steered_rates`."""
     coherent = steered[steered["incoherent %"] <= 20].dropna(subset=["trait %"])
