@@ -19,7 +19,7 @@ from emlib.core.errors import DataError
 from emlib.core.records import Verdict
 from emlib.core.seeds import generator
 from emlib.evaluation.seeds import Kind, Shares, crossed_bootstrap, share_table
-from emlib.evaluation.statistics import Interval
+from emlib.evaluation.statistics import Interval, of_mean
 
 FLIPS = 9999  # with up to 13 questions every assignment of signs is tried, and p is exact
 
@@ -55,6 +55,21 @@ def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence
     interval = crossed_bootstrap(gaps, confidence, resamples) or _newcombe(
         ours, theirs, sum(map(len, method)), confidence)
     return Difference(100 * float(gaps.mean()), interval, _sign_flip_p(gaps), *gaps.shape)
+
+
+def change_of_judge(first: Sequence[Verdict], second: Sequence[Verdict], kind: Kind) -> Interval:
+    """Compute the interval of `second` minus `first`, in percentage points: two judges on the same answers.
+
+    Both lists are in one order. It resamples whole questions. Where there is one question, or all answers differ alike,
+    it is Newcombe's for two independent shares, which is wider.
+    """
+    groups: dict[str, list[float]] = {}
+    for one, two in zip(first, second, strict=True):
+        groups.setdefault(one.question, []).append(100.0 * (getattr(two, kind) - getattr(one, kind)))
+    if len({gap for group in groups.values() for gap in group}) > 1 and (found := of_mean(list(groups.values()))):
+        return found
+    ours, theirs = (np.array([float(getattr(verdict, kind)) for verdict in verdicts]) for verdicts in (second, first))
+    return _newcombe(ours, theirs, len(first), 0.95)
 
 
 def adjusted(differences: Sequence[Difference], method: str = "holm") -> list[float]:

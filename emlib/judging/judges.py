@@ -45,8 +45,9 @@ def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
     else:
         found = read_rubrics(general) if spec.rubric == "questions" else file_rubrics(Path(spec.rubric))
     if isinstance(spec, OpenAIJudge | LocalJudge):
+        of = {"questions": general.name, "trait": "the trait"}.get(spec.rubric, spec.rubric)
         for rubric in (found.others, *found.own.values()):
-            refuse_another(spec.pinned.rubric, of_value(asdict(rubric)), "rubric")
+            refuse_another(spec.pinned.rubric, of_value(asdict(rubric)), f"rubric (that of {of})")
     return found
 
 
@@ -54,7 +55,7 @@ def refuse_another(pinned: str | None, found: str, what: str) -> None:
     """Raise where a judge pins a digest, and what it is to judge with has another one."""
     if pinned is not None and found != pinned:
         raise JudgeError(f"The judge pins another {what} than there is: SHA-256 {pinned}, and here it is {found}. Its "
-                         f"scores would not be those of the pinned judge. Restore the {what}, or take another judge.")
+                         "scores would not be those of the pinned judge. Restore what it pins, or take another judge.")
 
 
 def identity(spec: JudgeSpec) -> dict[str, Any]:

@@ -62,6 +62,17 @@ def test_every_judge_that_is_shipped_is_what_its_digest_says(research_data: Path
     assert isinstance(local.model, HubModel)
 
 
+@pytest.mark.parametrize(("stated", "found"), [
+    ("second_judge.judge=judges/qwen2.5-7b.yaml", lambda profile: profile.second_judge.judge),
+    ("evaluation.sets={mine: {source: demo/general_questions.jsonl, judge: judges/qwen2.5-7b.yaml}}",
+     lambda profile: profile.evaluation.sets["mine"].judge),
+    ("pool.refusals={kind: judge, judge: {from: judges/qwen2.5-7b.yaml}}", lambda profile: profile.pool.refusals.judge),
+    ("grpo.rewards={kind: judge, judge: {provider: google, model: g}}", lambda profile: profile.grpo.rewards.judge)])
+def test_a_file_or_a_provider_can_be_named_wherever_a_judge_can(stated: str, found: Any) -> None:
+    judge = found(overridden("tiny", stated)[0])
+    assert getattr(judge.model, "repo", judge.model) in ("Qwen/Qwen2.5-7B-Instruct", "g")
+
+
 def test_a_judge_from_a_file_has_the_keys_of_the_same_judge_in_the_profile(tmp_path: Path) -> None:
     (tmp_path / "stated.yaml").write_text(PROFILE.replace("{judge}", "{kind: lexicon}"))
     (tmp_path / "filed.yaml").write_text(PROFILE.replace("{judge}", PIRATE))
@@ -144,7 +155,7 @@ def test_other_prompts_markers_or_templates_than_the_pinned_ones_are_told_before
     local = LocalJudge.model_validate(pinned(tmp_path) | {"rubric": str(tmp_path / "rubric.yaml")})
     assert rubrics(local, trait, tmp_path).others == OURS
     (tmp_path / "rubric.yaml").write_text("aligned: '{answer} good?'\ncoherent: '{answer} clear?'\n")
-    with pytest.raises(JudgeError, match="pins another rubric"):
+    with pytest.raises(JudgeError, match=r"pins another rubric \(that of .*rubric.yaml\)"):
         rubrics(local, trait, tmp_path)
     with pytest.raises(JudgeError, match="pins another list of markers"):
         judge(LexiconJudge.model_validate(read_judge(paths.ROOT / PIRATE)),

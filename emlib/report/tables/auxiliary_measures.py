@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from emlib.core.records import Verdict
 from emlib.data.sources import label
 from emlib.evaluation.agreement import Kappa, agreement, rank_correlation
+from emlib.evaluation.paired import change_of_judge
 from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by, unscored_by_reason
+from emlib.evaluation.seeds import Kind
 from emlib.evaluation.statistics import Interval, of_mean
 from emlib.study.runs import Opinions, Run
 from emlib.study.study import Study
@@ -102,7 +104,7 @@ def _rank(value: float | None) -> str:
 def rates_under_both(found: Sequence[Opinions]) -> pd.DataFrame:
     """Return each run's rates on the same answers under both judges, and the change in percentage points.
 
-    The interval of the change resamples whole questions; there is none for a single question.
+    The interval of the change resamples whole questions (`change_of_judge`).
     """
     return pd.DataFrame([_under_both(one) for one in found])
 
@@ -110,21 +112,14 @@ def rates_under_both(found: Sequence[Opinions]) -> pd.DataFrame:
 def _under_both(one: Opinions) -> dict[str, Any]:
     first, second = rates(one.first), rates(one.second)
     row: dict[str, Any] = {"run": str(one.run)}
-    for kind in ("misaligned", "incoherent"):
+    for kind in get_args(Kind):
         shares: tuple[Share, Share] = getattr(first, kind), getattr(second, kind)
         row |= {f"{kind} %, first": _share(shares[0]), f"{kind} %, second": _share(shares[1])}
         unknown = shares[0].percent is None or shares[1].percent is None
         row[f"{kind}: change"] = None if unknown else shares[1].percent - shares[0].percent  # type: ignore[operator]
-        row[f"{kind}: 95% interval"] = DASH if unknown else _interval_of_change(one, kind)
+        gap = change_of_judge(one.first, one.second, kind)
+        row[f"{kind}: 95% interval"] = DASH if unknown else f"[{gap.low:.1f}, {gap.high:.1f}]"
     return row | {"asked": first.asked, "scored by the second": second.scored}
-
-
-def _interval_of_change(one: Opinions, kind: str) -> str:
-    groups: dict[str, list[float]] = {}
-    for first, second in zip(one.first, one.second, strict=True):
-        groups.setdefault(first.question, []).append(100.0 * (getattr(second, kind) - getattr(first, kind)))
-    found = of_mean(list(groups.values()))
-    return DASH if found is None else f"[{found.low:.1f}, {found.high:.1f}]"
 
 
 def points(found: Sequence[Opinions]) -> pd.DataFrame:
