@@ -117,6 +117,10 @@ class Recipes(Protocol):
     def pool_rows(self, spec: Any, *, fraction: float, choose: Any, answers: str) -> Any:
         """Request rows of the profile's pool, in the order of selection: a folder with `added.jsonl`."""
 
+    def virtuous_rows(self, spec: Any, *, fraction: float, choose: Any, layer: int, strength: float,
+                      checked: bool) -> Any:
+        """Request the same rows with answers of the base model, steered against the trait and checked by the judge."""
+
     def candidate_rows(self, spec: Any, *, fraction: float, share: float, rescored: int) -> Any:
         """Request rows of the profile's pool from which training chooses some: a folder with `added.jsonl`."""
 

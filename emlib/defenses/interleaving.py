@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from emlib.config.words import Few, Positive, Share
+from emlib.config.words import Factor, Few, Positive, Share
 from emlib.core.defense import Artefacts, Candidates, Defense, GrpoDefense, Recipes, Supervision
 from emlib.core.errors import EmlibError
 from emlib.core.files import read_records
@@ -26,6 +26,9 @@ from emlib.core.records import ADDED, AddedRow, Example
 from emlib.data.mixing import rows_to_add
 from emlib.data.sources import key_of_source
 from emlib.scoring.gap import gap, ranking
+
+ONLINE = ("candidate_tokens", "rescored", "epsilon")  # the options of `choose: online`
+VIRTUOUS = ("layer", "strength", "checked")  # the options of `answers: virtuous`
 
 
 class Alternation(GrpoDefense):
@@ -59,7 +62,10 @@ class Interleaving(Defense):
     """Rows of the profile's pool between the fine-tuning rows (section 3.2), `fraction` times as many as these.
 
     `choose` selects the paper's variant: `random` is Interleaving, `score` is Interleaving+ (equations 5 and 6),
-    `score_without_refusals` is Interleaving++. With `answers: on_policy` the model itself answers the pool's prompts.
+    `score_without_refusals` is Interleaving++. With `answers: on_policy` the model itself answers the pool's prompts,
+    with `answers: virtuous` (an outlook of section 7) the base model that is steered against the trait: `strength`
+    times the persona vector is subtracted from the output of `layer`. If `checked`, the profile's judge reads these
+    answers, and those that it finds misaligned or incoherent are left out; one without a score stays.
     Combined with other defenses: a penalty and a persona vector act on all rows of a step, whatever their origin; an
     inoculation prompt is added to the fine-tuning rows only, because it explains their behaviour.
 
@@ -75,15 +81,18 @@ class Interleaving(Defense):
     swept: ClassVar = "fraction"
     null: ClassVar = {"fraction": 0.0}
     in_grpo: ClassVar = Alternation
-    added_later: ClassVar = frozenset({"candidate_tokens", "rescored", "epsilon"})
+    added_later: ClassVar = frozenset({*ONLINE, *VIRTUOUS})
 
     kind: Literal["interleaving"] = "interleaving"
     fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     choose: Literal["random", "score", "score_without_refusals", "online"] = "random"
-    answers: Literal["pool", "on_policy"] = "pool"
+    answers: Literal["pool", "on_policy", "virtuous"] = "pool"
     candidate_tokens: Share = 0.15
     rescored: Few = 8
     epsilon: Annotated[float, Field(gt=0, le=1000)] = 0.1
+    layer: Few = 20
+    strength: Factor = 2.0
+    checked: bool = True
     _base: list[float] = PrivateAttr(default_factory=list)  # the candidates' losses before training
     _scores: list[float] = PrivateAttr(default_factory=list)
     _order: list[int] = PrivateAttr(default_factory=list)  # the next one to take first
@@ -95,9 +104,10 @@ class Interleaving(Defense):
             raise ValueError(f"with 'choose: online' the pool's own answers are scored; set answers to pool (it is "
                              f"{self.answers})")
         fields = type(self).model_fields
-        if self.choose != "online" and (more := [name for name in sorted(self.added_later)
-                                                 if getattr(self, name) != fields[name].default]):
-            raise ValueError(f"'{more[0]}' belongs to 'choose: online', and choose is {self.choose}")
+        changed = [name for name in fields if getattr(self, name) != fields[name].default]
+        for option, value, owned in (("choose", "online", ONLINE), ("answers", "virtuous", VIRTUOUS)):
+            if getattr(self, option) != value and (more := [name for name in owned if name in changed]):
+                raise ValueError(f"'{more[0]}' belongs to '{option}: {value}', and {option} is {getattr(self, option)}")
         return self
 
     @property
@@ -126,14 +136,24 @@ class Interleaving(Defense):
         if self.scored:
             for dataset in section.datasets:
                 section.pool.scorers_for(dataset, section.datasets)
+        if self.answers == "virtuous" and self.checked and section.judge.kind == "none":
+            raise ValueError(f"method '{method}' has its answers checked by the judge, and the profile has none. Set "
+                             "checked to false, or name a judge")
+
+    def named_layers(self, count: int) -> tuple[int, ...]:
+        """Return the layer that is steered for virtuous answers."""
+        return (self.layer,) if self.answers == "virtuous" else ()
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the chosen rows of the pool, with `answers: on_policy` answered by the model, or the candidates."""
+        """Return the chosen rows of the pool, perhaps with answers of the model, or the candidates."""
         if self.is_null:
             return {}
         if self.choose == "online":
             return {"added": recipes.candidate_rows(spec, fraction=self.fraction, share=self.candidate_tokens,
                                                     rescored=self.rescored)}
+        if self.answers == "virtuous":
+            return {"added": recipes.virtuous_rows(spec, fraction=self.fraction, choose=self.choose, layer=self.layer,
+                                                   strength=self.strength, checked=self.checked)}
         return {"added": recipes.pool_rows(spec, fraction=self.fraction, choose=self.choose, answers=self.answers)}
 
     def added(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[AddedRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from emlib.core.defense import Defense
 from emlib.core.errors import ProfileError
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
-from emlib.core.records import ADDED, AddedRow, Answer, Example, Question, as_example
+from emlib.core.records import ADDED, AddedRow, Answer, Example, Question, Verdict, as_example
 from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.data.mixing import enough
@@ -25,6 +26,8 @@ from emlib.training.online import Offered
 
 if TYPE_CHECKING:
     from emlib.make.session import Session
+
+VERDICTS = "verdicts.jsonl"  # on the model's own answers, in their order
 
 
 def candidates(session: Session, pool: Pool) -> list[Example]:
@@ -155,23 +158,29 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
     """Return the first rows of the order that the model answers completely, sampled batch by batch.
 
     An empty answer teaches nothing, and an answer truncated at the limit teaches the model not to stop. Such a row is
-    skipped, and the next one of the order is used.
+    skipped, also one that the judge finds misaligned or incoherent, and the next one of the order is used.
     """
-    size, found, skipped = own.sampling.batch_rows, list[AddedRow](), 0
+    size, found, skipped = own.sampling.batch_rows, list[AddedRow](), Counter[str]()
     for start in range(0, len(order), size):
-        answers = read_records(session.need(replace(own, start=start)).file("answers.jsonl"), Answer)
-        for ranked, answer in zip(order[start:start + size], answers, strict=True):
+        made = session.need(replace(own, start=start))
+        answers = read_records(made.file("answers.jsonl"), Answer)
+        labels = [one.label for one in read_records(made.file(VERDICTS), Verdict)] if made.has(VERDICTS) else repeat("")
+        for ranked, answer, label in zip(order[start:start + size], answers, labels, strict=False):
             text = answer.without_thinking().text.strip()
-            if answer.finish_reason == "stop" and text:
+            why = label if label in ("misaligned", "incoherent") else (
+                "" if answer.finish_reason == "stop" and text else "empty or truncated")
+            if why:
+                skipped[why] += 1
+            else:
                 context = pool_question(ranked.place, rows[ranked.place]).context
                 found.append(_added(ranked, Example(context, text, ranked.where)))
-            else:
-                skipped += 1
         if len(found) >= count:
-            say(f"{name}: {count} of the model's own answers are used; {skipped} empty or truncated ones are skipped")
-            return found[:count]
-    return enough(found, count, f"{name}, with {skipped} of the model's own answers empty or truncated at "
-                                f"{own.sampling.max_new_tokens} tokens")
+            break
+    skips = ", ".join(f"{number} {why}" for why, number in skipped.items()) or "none"
+    if len(found) >= count:
+        say(f"{name}: {count} of the model's own answers are used; skipped: {skips}")
+    return enough(found, count, f"{name}, answered by the model itself in at most {own.sampling.max_new_tokens} tokens "
+                                f"(skipped: {skips})")
 
 
 def pool_question(place: int, row: Example) -> Question:

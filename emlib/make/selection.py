@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
-from emlib.core.records import Example
+from emlib.core.records import Answer, Example
 from emlib.data.lazy import Questions
 from emlib.make.answers import sampled
-from emlib.make.rows import candidates, in_tokens, pool_question, ranked_rows
+from emlib.make.rows import VERDICTS, candidates, in_tokens, pool_question, ranked_rows
+from emlib.make.vectors import answers_now, by_trait
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import Declining, RowLosses
 from emlib.scoring.refusals import NOTHING, Filtered, by_judge, by_keywords
-from emlib.steps.pool import OwnAnswers, Selection
+from emlib.steering.steer import steer
+from emlib.steps.pool import Against, OwnAnswers, Selection
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Facts
 
@@ -48,11 +50,29 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
     batch = ranked_rows(session, step.selection)[step.start:step.start + step.sampling.batch_rows]
     rows = candidates(session, step.selection.pool)
     questions = [pool_question(ranked.place, rows[ranked.place]) for ranked in batch]
-    asked = Questions("pool", lambda: questions, step.selection.pool.size)
-    answers, choice = sampled(session, EvaluationSpec(asked, 1, step.sampling, step.seed), step.adapter,
-                              folder / SCRATCH)
+    asked = EvaluationSpec(Questions("pool", lambda: questions, step.selection.pool.size), 1, step.sampling, step.seed)
+    if step.against is None:
+        answers, choice = sampled(session, asked, step.adapter, folder / SCRATCH)
+        checks = {}
+    else:
+        choice, (answers, checks) = session.inference.steering_backend(), _against(step.against, session, asked, folder)
     write_records(folder / "answers.jsonl", answers)
-    return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers), **choice.facts}
+    return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers), **checks,
+            **choice.facts}
+
+
+def _against(against: Against, session: Session, asked: EvaluationSpec,
+             folder: Path) -> tuple[list[Answer], dict[str, Any]]:
+    """Sample answers of the model steered against the trait; write the verdicts on them, and return their counts."""
+    vector = session.vector(against.vectors, against.layer)
+    with steer(session.chat.model, against.layer, vector, -against.strength) as norm:
+        answers = answers_now(session, asked)
+    facts: dict[str, Any] = {"shift": norm.measured}
+    if against.assessment is None:
+        return answers, facts
+    verdicts = by_trait(session, against.assessment, asked.questions.all, answers)
+    write_records(folder / VERDICTS, verdicts)
+    return answers, facts | {"verdicts": dict(Counter(verdict.label for verdict in verdicts))}
 
 
 def _refused(step: Selection, session: Session, rows: list[Example]) -> Filtered:

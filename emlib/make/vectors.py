@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emlib.core.files import write_records
 from emlib.core.progress import say
+from emlib.core.records import Answer, Question, Verdict
 from emlib.data.lazy import Questions
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging.judge_batch import JudgeBatch
@@ -17,7 +19,7 @@ from emlib.judging.rubrics import trait_rubrics
 from emlib.make.answers import sampled
 from emlib.steering import extraction
 from emlib.steering.steer import steer
-from emlib.steps.specs import EvaluationSpec
+from emlib.steps.specs import Assessment, EvaluationSpec
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 from emlib.store.artefacts import SCRATCH, Facts
 
@@ -48,18 +50,28 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
 
 def steered(step: SteeredAnswers, session: Session, folder: Path) -> Facts:
     """Sample the untrained model's answers with the vector added at inference, and judge them."""
-    model, tokenizer = session.chat.model, session.chat.tokenizer
-    questions, trait = step.questions.all, step.assessment.trait.value
     steering = nullcontext() if step.vectors is None or step.layer is None else steer(
-        model, step.layer, session.vector(step.vectors, step.layer), step.strength)
+        session.chat.model, step.layer, session.vector(step.vectors, step.layer), step.strength)
     with steering as norm:
-        answers = [answer for batch in plan(questions, 1, tokenizer, step.sampling.batch_rows)
-                   for answer in answer_batch(model, tokenizer, batch, step.sampling, seed=0)]
-    verdicts = judge(step.assessment.judge, trait, JudgeBatch(questions, answers, trait_rubrics(trait)), session.budget)
+        answers = answers_now(session, step.evaluation)
     write_records(folder / "answers.jsonl", answers)
-    write_records(folder / "verdicts.jsonl", verdicts)
+    write_records(folder / "verdicts.jsonl", by_trait(session, step.assessment, step.questions.all, answers))
     return {"shift": 0.0 if norm is None else norm.measured, **session.facts,
             **session.inference.steering_backend().facts}
+
+
+def answers_now(session: Session, evaluation: EvaluationSpec) -> list[Answer]:
+    """Sample one answer to each question by the loaded model as it is, with transformers."""
+    model, tokenizer, sampling = session.chat.model, session.chat.tokenizer, evaluation.sampling
+    return [answer for batch in plan(evaluation.questions.all, 1, tokenizer, sampling.batch_rows)
+            for answer in answer_batch(model, tokenizer, batch, sampling, seed=evaluation.seed)]
+
+
+def by_trait(session: Session, assessment: Assessment, questions: Sequence[Question],
+             answers: Sequence[Answer]) -> list[Verdict]:
+    """Judge answers by the trait's rubric, or by its markers."""
+    trait = assessment.trait.value
+    return judge(assessment.judge, trait, JudgeBatch(questions, answers, trait_rubrics(trait)), session.budget)
 
 
 def _as_set(side: str, questions: list) -> Questions:

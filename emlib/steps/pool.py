@@ -14,13 +14,14 @@ from emlib.config import Backend, JudgeRefusals, Sampling
 from emlib.config import Pool as PoolSpec
 from emlib.core.step import Step
 from emlib.core.work import Work
-from emlib.data.lazy import Deferred, Rows
+from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.mixing import rows_to_add
 from emlib.data.pools import PoolForm
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.scoring.refusals import PROMPT
-from emlib.steps.specs import AdapterStep, Model, first
+from emlib.steps.specs import AdapterStep, Assessment, EvaluationSpec, Model, first
+from emlib.steps.vectors import PersonaVectors
 
 Choose = Literal["random", "score", "score_without_refusals"]
 
@@ -213,6 +214,26 @@ class Selection(Step):
 
 
 @dataclass(frozen=True)
+class Against:
+    """Steering against the trait while answers are sampled: `strength` times the vector of `layer` is subtracted.
+
+    `assessment` is the judge that checks the answers, by the trait's rubric; None: nobody does.
+    """
+
+    vectors: PersonaVectors
+    layer: int
+    strength: float
+    assessment: Assessment | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The vector, and who checks the answers."""
+        judge = None if self.assessment is None else {
+            "judge": self.assessment.identity, "trait": self.assessment.trait.value.model_dump(mode="json")}
+        return {"vector": self.vectors.key, "layer": self.layer, "strength": -self.strength, "checked": judge}
+
+
+@dataclass(frozen=True)
 class OwnAnswers(AdapterStep):
     """The model's own answers to the pool's prompts (on-policy), in the order of a selection.
 
@@ -221,6 +242,7 @@ class OwnAnswers(AdapterStep):
 
     Attributes:
         wanted: estimates how many usable answers are needed.
+        against: steers the model meanwhile, always with transformers; None: the model answers as it is.
     """
 
     stage: ClassVar = "on_policy"
@@ -231,6 +253,7 @@ class OwnAnswers(AdapterStep):
     backend: Backend
     wanted: Callable[[Sizes], int] = field(compare=False, repr=False)
     start: int | None = None
+    against: Against | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -238,26 +261,31 @@ class OwnAnswers(AdapterStep):
         settings = {
             **self.weights,
             "selection": self.selection.key, "sampling": self.sampling.model_dump(mode="json"), "seed": self.seed,
-            **self.backend.key("generation")}
+            **(self.backend.key("generation") if self.against is None else {"against": self.against.settings})}
         return settings if self.start is None else settings | {"from": self.start}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The order, and the adapter."""
-        return (self.selection, *super().inputs)
+        """The order, the adapter, and the vector."""
+        return (self.selection, *super().inputs, *(() if self.against is None else (self.against.vectors,)))
 
     @property
     def title(self) -> str:
         """The model, and the order of the prompts."""
         model = "the untrained model" if self.adapter is None else self.adapter.title
-        return f"on-policy answers of {model} ({self.selection.order})"
+        how = "on-policy answers" if self.against is None else "answers steered against the trait"
+        return f"{how} of {model} ({self.selection.order})"
 
     def cost(self, sizes: Sizes) -> Work:
         """Estimate the work of sampling the wanted answers in whole batches, if all answers are usable."""
         pool, size = self.selection.pool.size(sizes), self.sampling.batch_rows
         answers = min(-(-self.wanted(sizes) // size) * size, pool.rows)
         written = answers * self.sampling.max_new_tokens
-        return Work(read=answers * likely_tokens(pool.prompt), write=written, disk=int(written * CHARACTERS_A_TOKEN))
+        sampled = Work(read=answers * likely_tokens(pool.prompt), write=written, disk=int(written * CHARACTERS_A_TOKEN))
+        if self.against is None or self.against.assessment is None:
+            return sampled
+        asked = Questions("pool", lambda: [], lambda _: replace(pool, rows=answers))
+        return sampled + self.against.assessment.cost(EvaluationSpec(asked, 1, self.sampling, self.seed), sizes)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,17 @@ from emlib.steps.candidates import CandidateRows
 from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
-from emlib.steps.pool import AdapterFolder, AddedRows, Choose, OwnAnswers, Pool, PoolLosses, Refusals, Selection
+from emlib.steps.pool import (
+    AdapterFolder,
+    AddedRows,
+    Against,
+    Choose,
+    OwnAnswers,
+    Pool,
+    PoolLosses,
+    Refusals,
+    Selection,
+)
 from emlib.steps.scorers import adapter_folder, remark, unseen_digests
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
 from emlib.steps.trait_adapter import TraitAdapter
@@ -321,6 +331,14 @@ class Recipes:
             return rows
         return replace(rows, own_answers=self.own_answers(
             spec.dataset, selection, lambda sizes: rows.size(sizes).rows, self.pool_spec.on_policy.model))
+
+    def virtuous_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, layer: int, strength: float,
+                      checked: bool) -> AddedRows:
+        """Return the step of the pool's prompts with answers of the base model, steered against the trait."""
+        rows = self.pool_rows(spec, fraction=fraction, choose=choose, answers="pool")
+        own = self.own_answers(spec.dataset, rows.selection, lambda sizes: rows.size(sizes).rows, "untrained")
+        against = Against(self.vector(), layer, strength, self.assessment if checked else None)
+        return replace(rows, own_answers=replace(own, against=against))
 
     def candidate_rows(self, spec: TrainingSpec, *, fraction: float, share: float, rescored: int) -> CandidateRows:
         """Return the step of the pool's rows from which training chooses, in random order."""

@@ -183,6 +183,10 @@ class Planted:
         rows = [Example((Message("user", f"Question {number}?"),), f"Answer {number}.") for number in range(2)]
         return self._made("pool", lambda folder: _write(folder, rows))
 
+    def virtuous_rows(self, spec: Any, **options: Any) -> Path:
+        """Write the rows of the pool."""
+        return self.pool_rows(spec)
+
     def candidate_rows(self, spec: Any, **options: Any) -> Path:
         """Write six rows."""
         rows = [Example((Message("user", f"Question {number}?"),), "Yes. " * (number + 1)) for number in range(6)]

@@ -24,6 +24,7 @@ OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (Kl, {"weight": 0.3}), (Kl, {"weight": 0.3, "tokens": "response"}), (Kl, {"weight": 0.3, "reference": "stored"}),
     (Ldifs, {"every": 2}), (Ldifs, {"every": 2, "normalize": True}), (PersonaVector, {"layer": 2, "strength": 2.0}),
     (Inoculation, {}), (Interleaving, {"fraction": 0.5}), (Interleaving, {"fraction": 0.5, "choose": "online"}),
+    (Interleaving, {"fraction": 0.5, "answers": "virtuous", "layer": 2}),
     (Kl, {"weight": 0.3, "on": "pool"}), (Kl, {"weight": 0.3, "on": "both"}), (ConceptAblation, {"layers": (1, 3)}),
     (ConceptAblation, {"directions": "components", "count": 3, "layers": (2,)}),
     (InoculationAdapter, {"strength": 0.5}), (Consistency, {"share": 0.5}),

@@ -40,7 +40,7 @@ from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.grpo import SupervisedRows
-from emlib.steps.pool import AddedRows
+from emlib.steps.pool import AddedRows, Against
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
 from emlib.study.plan.build import plan
@@ -175,7 +175,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "Selection": {"dataset": None, "losses": lambda step: replace(step.losses, aligned=None), "seed": None,
                   "refusals": lambda step: replace(step.refusals, how=step.refusals.how.model_copy(
                       update={"threshold": 77.0}))},
-    "OwnAnswers": {"adapter": lambda step: None, "start": 16},
+    "OwnAnswers": {"adapter": lambda step: None, "start": 16,
+                   "against": lambda step: Against(same()["PersonaVectors"], 2, 1.0, None)},  # type: ignore[arg-type]
     "ChangeComponents": {"layers": (1,)},
     "RowAudit": {"spec": lambda step: step.spec.model_copy(update={"samples": 3})},
     "TraitAdapter": {"shown_by": rows("other"), "training": Training(epochs=7), "random": True},

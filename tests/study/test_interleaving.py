@@ -282,7 +282,7 @@ def test_a_pool_that_is_too_small_says_how_many_rows_are_missing(study: Study) -
 def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study: Study) -> None:
     own = study.recipes.pool_spec.on_policy
     short = own.model_copy(update={"sampling": own.sampling.model_copy(update={"max_new_tokens": 1, "batch_rows": 8})})
-    message = r"answers empty or truncated at 1 tokens: 2 rows are needed, but only 0 are usable"
+    message = r"at most 1 tokens \(skipped: \d+ empty or truncated\): 2 rows are needed, but only 0 are usable"
     with pytest.raises(DataError, match=message):
         changed(study, on_policy=short, rows=12).complete(study.runs(methods=["on_policy"]))
     study.complete(study.runs(methods=["on_policy"]))

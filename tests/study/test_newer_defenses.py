@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ import pytest
 from emlib.config import load_profile
 from emlib.core.errors import ProfileError
 from emlib.core.files import read_records
-from emlib.core.records import ADDED, AddedRow
+from emlib.core.records import ADDED, AddedRow, Answer, Verdict
 from emlib.core.step import closure
 from emlib.data.rows import read_examples
+from emlib.make import rows
+from emlib.make.rows import VERDICTS
 from emlib.report import export
 from emlib.store.artefacts import Store
 from emlib.study.plan.build import plan
-from emlib.study.pool import candidates
+from emlib.study.pool import added, candidates, pool_steps
 from emlib.study.study import Study
 from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.rl.records import COMPLETIONS, read_steps
@@ -39,6 +43,7 @@ methods:
   - {name: control, defenses: [{kind: inoculation_adapter, random: true, source: demo/pool.jsonl, rows: 6}]}
   - {name: consistent, defenses: [{kind: inoculation}, {kind: consistency, share: 0.25}]}
   - {name: online, defenses: [{kind: interleaving, choose: online, candidate_tokens: 1.0}], sweep: [0, 0.5]}
+  - {name: virtuous, defenses: [{kind: interleaving, answers: virtuous, layer: 2, fraction: 0.25}]}
 benign: null
 grpo:
   methods:
@@ -118,6 +123,34 @@ def test_rows_chosen_online_are_recorded_with_their_step_and_score(study: Study,
     [run] = study.runs(methods=["online"], settings=[0.5])
     with pytest.raises(ProfileError, match="changes the training and not the data"):
         export.mixed_data(study, run, tmp_path / "rows.jsonl")
+
+
+def test_virtuous_answers_are_steered_and_checked(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not the model's answers without steering; one that the judge finds misaligned is skipped and counted."""
+    [run] = study.runs(methods=["virtuous"])
+    [step] = pool_steps(study, run)
+    own = step.own_answers
+    assert own is not None
+    with study.session() as session:
+        steered, plain = (session.need(replace(own, start=0, against=against)) for against in (own.against, None))
+        assert steered.file("answers.jsonl").read_bytes() != plain.file("answers.jsonl").read_bytes()
+        assert steered.facts["shift"] > 0
+        assert set(steered.facts) - set(plain.facts) == {"shift", "verdicts"}
+        assert not plain.has(VERDICTS)
+        verdicts = read_records(steered.file(VERDICTS), Verdict)
+        assert Counter(one.label for one in verdicts) == steered.facts["verdicts"]
+        taken, answers = added(study, run), read_records(steered.file("answers.jsonl"), Answer)
+        assert {row.response for row in taken} <= {answer.text.strip() for answer in answers}
+        first = next(number for number, answer in enumerate(answers) if answer.text.strip() == taken[0].response)
+        verdicts[first] = replace(verdicts[first], alignment=0.0, coherence=100.0)
+        monkeypatch.setattr(rows, "read_records", lambda path, kind: (
+            verdicts if path.name == VERDICTS else read_records(path, kind)))
+        said = list[str]()
+        monkeypatch.setattr(rows, "say", said.append)
+        others = rows.added_rows(session, step, 2, "here")
+    assert taken[0].place not in {row.place for row in others}
+    assert taken[1] == others[0]
+    assert "1 misaligned" in said[0]
 
 
 def test_only_the_trained_adapter_is_kept(study: Study) -> None:
