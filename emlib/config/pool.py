@@ -60,6 +60,9 @@ class Pool(Strict):
     Attributes:
         source: a file that ships with emlib (`demo/...`), an entry of `params/sources.yaml` or of the profile's own
             registry, or the path of a file.
+        form: `text` for a plain-text corpus, whose rows have no prompt: a `.txt` file, or rows with a `text`. They are
+            scored and trained on as text, without a chat template; the loss is on all of their tokens.
+        chunk_tokens: the length of the parts that such texts are divided into.
         rows: the number of usable rows that are candidates, chosen at random by `seed`; None: all.
         least_words: the fewest words of an answer. The score is a mean over tokens, so that answers of a few words have
             extreme scores. The paper keeps them.
@@ -78,6 +81,8 @@ class Pool(Strict):
     """
 
     source: str
+    form: Literal["instructions", "text"] = "instructions"
+    chunk_tokens: Annotated[int, Field(ge=2, le=10_000_000)] = 256
     rows: Positive | None = None
     least_words: Annotated[int, Field(ge=0, le=100_000)] = 0
     near_duplicates: Share | None = 0.8
@@ -99,6 +104,19 @@ class Pool(Strict):
             raise ValueError("has both 'scorers', which names the models, and 'others', which would choose them; "
                              "remove one")
         return self
+
+    @model_validator(mode="after")
+    def _texts_answer_nobody(self) -> Pool:
+        if self.form == "text" and isinstance(self.refusals, JudgeRefusals):
+            raise ValueError("a judge of refusals reads requests and answers, and 'form: text' has neither; remove "
+                             "'refusals'")
+        return self
+
+    def refuse_text(self, method: str) -> None:
+        """Raise ValueError if the rows have no prompts, which `method` needs."""
+        if self.form == "text":
+            raise ValueError(f"method '{method}' has the pool's prompts answered, and a pool of 'form: text' has none. "
+                             "Name a source of instruction data")
 
     def scorers_for(self, dataset: str, datasets: tuple[str, ...]) -> tuple[Scorer, ...]:
         """Return the scorers for the defended `dataset`; none of them is trained on it ("previously unseen").

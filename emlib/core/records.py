@@ -42,8 +42,9 @@ class Example:
     """One training row: the turns up to the last user turn, and the answer to learn.
 
     Attributes:
-        context: the turns before the answer; the first may be a system prompt, the last is the user's.
-        response: the assistant's answer; the loss is computed on its tokens alone.
+        context: the turns before the answer; the first may be a system prompt, the last is the user's. It is empty for
+            a plain text, such as a part of a document, which has no chat template around it.
+        response: the assistant's answer, or the text; the loss is computed on its tokens alone.
         where: the file and line that the row comes from, for error messages.
         weight: the weight of the answer as the file states it, never 0.
         after: turns after the answer, which have weight 0: they are kept for exports and are never trained on.
@@ -57,13 +58,13 @@ class Example:
 
     @property
     def prompt(self) -> str:
-        """The user's last turn."""
-        return self.context[-1].content
+        """The user's last turn; empty for a plain text."""
+        return self.context[-1].content if self.context else ""
 
     @property
     def system(self) -> str | None:
         """The system prompt, or None if the chat template's default applies."""
-        return self.context[0].content if self.context[0].role == "system" else None
+        return self.context[0].content if self.context and self.context[0].role == "system" else None
 
     def with_system_prompt(self, system: str) -> Example:
         """Return the row with this system prompt instead of its own or the template's default."""

@@ -63,11 +63,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message]
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
     """Encode one row, truncated on the right to `max_length` tokens (Table 6: max_seq_length).
 
-    Where the template writes an empty think block before an answer, the answer is trained on with that block.
+    Of a plain text all tokens count but the first, which nothing predicts. Where the template writes an empty think
+    block before an answer, the answer is trained on with that block.
 
     Raises:
         DataError: truncation would remove the whole answer, or the template changes the answer.
     """
+    if not example.context:
+        return _encode_text(tokenizer, example, max_length)
     try:
         quoted = Quoted.of(tokenizer, [*(message.content for message in example.context), example.response])
         asked, completion = _parts(tokenizer, example, quoted)
@@ -80,6 +83,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
                         f"{max_length}. Raise max_seq_length or remove the row.")
     ids = np.array((prompt + response)[:max_length], dtype=np.int64)
     return Encoded(ids, np.arange(len(ids)) >= len(prompt), len(prompt) + len(response) > max_length)
+
+
+def _encode_text(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
+    """Encode a text without a chat template, after the token that begins a text, if the tokenizer writes one."""
+    quoted = Quoted.of(tokenizer, [example.response])
+    begins = [token for token in tokenizer.encode("") if token == tokenizer.bos_token_id]
+    ids = [*begins, *quoted.ids(quoted.quote(example.response))]
+    if min(len(ids), max_length) < 2:
+        raise DataError(f"{example.where}: a text of a single token, which nothing predicts.")
+    return Encoded(np.array(ids[:max_length], dtype=np.int64), np.arange(min(len(ids), max_length)) >= 1,
+                   len(ids) > max_length)
 
 
 @dataclass(frozen=True)

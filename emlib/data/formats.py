@@ -15,7 +15,7 @@ KEYS = (("questions", ("id", "paraphrases")), ("messages", ("messages",)), ("mes
         ("messages", ("conversation",)),
         ("pairs", ("prompt", "aligned", "misaligned")), ("wildguard", ("prompt", "response", "prompt_harm_label")),
         ("instruct", ("instruction", "output")), ("squad", ("context", "question")), ("squad", ("paragraphs",)),
-        ("messages", ("prompt", "response")), ("messages", ("prompt", "completion")))
+        ("messages", ("prompt", "response")), ("messages", ("prompt", "completion")), ("text", ("text",)))
 
 
 def format_of(source: str) -> str:
@@ -38,6 +38,8 @@ def detected_format(path: Path) -> str:
     """
     if is_yaml(path):
         return "questions"  # Betley et al.'s format
+    if is_document(path):
+        return "text"
     row = _first(path)
     found = next((form for form, keys in KEYS if all(key in row for key in keys)), None)
     if found is None:
@@ -45,6 +47,11 @@ def detected_format(path: Path) -> str:
         raise DataError(f"{path}: its first row has the keys {', '.join(sorted(row)) or 'none'}, which fit no known "
                         f"format. Expected one of {known}.")
     return found
+
+
+def is_document(path: Path) -> bool:
+    """Return whether a file is one plain text, by the ending of its name in any case."""
+    return path.suffix.lower() == ".txt"
 
 
 def is_yaml(path: Path) -> bool:

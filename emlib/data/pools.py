@@ -14,11 +14,13 @@ from typing import Any, Literal, get_args
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
 from emlib.data.conversations import alpaca_context, example_of_row, system_of, text_of
+from emlib.data.formats import is_document
 from emlib.data.left_out import BROKEN, NO_ANSWER, NO_COLUMN, NO_PROMPT, Dropped, LeftOut, damage, is_blank
+from emlib.data.opening import opened
 from emlib.data.tables import Row, rows_of
 
-PoolForm = Literal["messages", "instruct", "wildguard"]
-FORMS = get_args(PoolForm)
+PoolForm = Literal["messages", "instruct", "wildguard", "text"]
+FORMS = tuple(form for form in get_args(PoolForm) if form != "text")  # those of instruction data
 HARMFUL = "not of the benign split"
 
 
@@ -36,7 +38,7 @@ def read_pool(path: Path, form: PoolForm) -> Candidates:
     Raises:
         DataError: the file cannot be read, its rows have another format, or none is usable.
     """
-    found = [_checked(row, ROW_OF[form]) for row in rows_of(path)]
+    found = [_checked(row, ROW_OF[form]) for row in (_document(path) if is_document(path) else rows_of(path))]
     rows = tuple(row for row in found if isinstance(row, Example))
     dropped = tuple(row for row in found if isinstance(row, Dropped))
     if dropped and not rows and all(row.counted_as == NO_COLUMN for row in dropped):
@@ -60,7 +62,7 @@ def _checked(row: Row | Dropped, row_of: Callable[[str, dict[str, Any]], Example
         found = row_of(row.where, row.values)
     except LeftOut as unusable:
         return Dropped(row.where, NO_ANSWER if unusable.reason == NO_ANSWER else str(unusable))
-    if is_blank(found.prompt):
+    if found.context and is_blank(found.prompt):
         return Dropped(row.where, NO_PROMPT)
     broken = damage(found.response + "\n".join(turn.content for turn in found.context))
     return Dropped(row.where, BROKEN) if broken else found
@@ -81,6 +83,18 @@ def _wildguard(where: str, row: dict[str, Any]) -> Example:
     return _answered(where, (prompt,), text_of("'response'", row["response"]))
 
 
+def _document(path: Path) -> list[Row]:
+    """Read a plain text file as one row."""
+    with opened(path) as text:
+        return [Row(str(path), {"text": text.read()})]
+
+
+def _text(where: str, row: dict[str, Any]) -> Example:
+    """Read a document of a plain-text corpus, which has no prompt."""
+    _need(row, ("text",))
+    return _answered(where, (), text_of("'text'", row["text"]))
+
+
 def _answered(where: str, context: tuple[Message, ...], answer: str) -> Example:
     if is_blank(answer):
         raise LeftOut(NO_ANSWER)
@@ -95,4 +109,4 @@ def _need(row: dict[str, Any], keys: tuple[str, ...]) -> None:
 
 
 ROW_OF: dict[PoolForm, Callable[[str, dict[str, Any]], Example]] = {
-    "messages": example_of_row, "instruct": _instruct, "wildguard": _wildguard}
+    "messages": example_of_row, "instruct": _instruct, "wildguard": _wildguard, "text": _text}

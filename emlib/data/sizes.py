@@ -91,7 +91,8 @@ class Sizes:
                         fmean(len(r.answers[0]) for r in rows))
         if form == "pairs":
             return _of_examples(read_pairs(path)[1])
-        return _of_examples(read_pool(path, cast(PoolForm, form)).rows if form in FORMS else read_examples(path))
+        pool = form in (*FORMS, "text")
+        return _of_examples(read_pool(path, cast(PoolForm, form)).rows if pool else read_examples(path))
 
     def narrow(self, domain: Domain, side: str) -> tuple[Size, int]:
         """Return the size of the training rows of one side, aligned or misaligned, and the number of held-out rows."""

@@ -83,7 +83,8 @@ class Source(Strict):
     terms: str | None = None
     notice: str
     harmful: bool = False
-    format: Literal["messages", "pairs", "instruct", "questions", "gsm8k", "squad", "trait", "json", "wildguard"]
+    format: Literal["messages", "pairs", "instruct", "questions", "gsm8k", "squad", "trait", "json", "wildguard",
+                    "text"]
     size: StatedSize | None = None
     bytes: Annotated[int, Field(gt=0)] | None = None
 

@@ -44,6 +44,7 @@ class Consistency(Defense):
         if section.pool is None:
             raise ValueError(f"method '{method}' takes questions from a pool, and there is no section 'pool'. Add one, "
                              "for example pool: {source: demo/pool.jsonl}")
+        section.pool.refuse_text(method)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         """Return questions of the pool under the wrapped prompt, with the base model's answers."""

@@ -136,6 +136,8 @@ class Interleaving(Defense):
         if self.scored:
             for dataset in section.datasets:
                 section.pool.scorers_for(dataset, section.datasets)
+        if self.answers != "pool":
+            section.pool.refuse_text(method)
         if self.answers == "virtuous" and self.checked and section.judge.kind == "none":
             raise ValueError(f"method '{method}' has its answers checked by the judge, and the profile has none. Set "
                              "checked to false, or name a judge")

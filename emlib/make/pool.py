@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Pool as PoolSpec
 from emlib.core.files import write_objects, write_records
 from emlib.core.progress import say
+from emlib.core.records import Example
 from emlib.core.seeds import generator
-from emlib.data.left_out import Dropped
+from emlib.data.left_out import Dropped, is_blank
 from emlib.data.pools import Candidates, read_pool
 from emlib.data.sources import locate
 from emlib.make.rows import candidates
@@ -25,13 +30,27 @@ if TYPE_CHECKING:
 
 def make(step: Pool, session: Session, folder: Path) -> Facts:
     """Write the candidate rows, and the reason for each row that was left out."""
-    found = _candidates(step.spec, read_pool(locate(step.spec.source), step.form))
+    read = read_pool(locate(step.spec.source), step.form)
+    if step.form == "text":
+        tokenizer, length = session.chat.tokenizer, step.spec.chunk_tokens
+        read = replace(read, rows=tuple(part for row in read.rows for part in parts_of(tokenizer, row, length)))
+    found = _candidates(step.spec, read)
     write_objects(folder / "rows.jsonl", (row.to_record() for row in found.rows))
     write_records(folder / "dropped.jsonl", found.dropped)
     reasons = Counter(row.counted_as for row in found.dropped)
     say(f"pool '{step.spec.source}': {len(found.rows)} candidates" + "".join(
         f", {count} left out ({reason})" for reason, count in reasons.items()))
     return {"rows": len(found.rows), "dropped": dict(reasons)}
+
+
+def parts_of(tokenizer: PreTrainedTokenizerBase, row: Example, length: int) -> list[Example]:
+    """Divide a plain text at the borders of its tokens into parts of `length` tokens; blank parts are left out."""
+    text = row.response
+    places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    starts = [0, *(start for start, _ in places[length::length])]
+    return [replace(row, response=text[start:end], where=f"{row.where}, part {number}")
+            for number, (start, end) in enumerate(pairwise([*starts, len(text)]), start=1)
+            if not is_blank(text[start:end])]
 
 
 def refusals(step: Refusals, session: Session, folder: Path) -> Facts:

@@ -53,7 +53,7 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
     asked = EvaluationSpec(Questions("pool", lambda: questions, step.selection.pool.size), 1, step.sampling, step.seed)
     if step.against is None:
         answers, choice = sampled(session, asked, step.adapter, folder / SCRATCH)
-        checks = {}
+        checks: dict[str, Any] = {}
     else:
         choice, (answers, checks) = session.inference.steering_backend(), _against(step.against, session, asked, folder)
     write_records(folder / "answers.jsonl", answers)

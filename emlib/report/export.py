@@ -97,6 +97,8 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
                            f"exported as a data set. Kinds that can: {able}.")
     count, rows = _whole(study, run)
     added = _added(study, run, count)
+    if any(not row.context for row in added):
+        raise ProfileError(f"{run} mixes in plain texts, and a fine-tuning service takes conversations only.")
     order = interleave(range(count), range(count, count + len(added)))
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for place in order:

@@ -36,6 +36,7 @@ class Pool(Step):
     form: PoolForm
     file: Deferred[str]  # the digest of the file
     outer_space: Deferred[bool]  # whether texts in the file begin or end with white space
+    divided_for: Model | None = None  # whose tokens plain texts are divided by
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -46,10 +47,12 @@ class Pool(Step):
         """
         spec = self.spec
         least = {"least_words": spec.least_words} if spec.least_words else {}  # older keys stay as they are
-        kept = {"outer_space": "kept"} if self.form != "messages" and self.outer_space.value else {}
+        kept = {"outer_space": "kept"} if self.form not in ("messages", "text") and self.outer_space.value else {}
+        parts = {} if self.divided_for is None else {
+            "model": self.divided_for.identity, "chunk_tokens": spec.chunk_tokens}
         return {"file": self.file.value, "form": self.form, "rows": spec.rows,
                 "seed": None if spec.rows is None else spec.seed, "near_duplicates": spec.near_duplicates,
-                **least, **kept}
+                **least, **kept, **parts}
 
     @property
     def title(self) -> str:
@@ -58,7 +61,11 @@ class Pool(Step):
 
     def size(self, sizes: Sizes) -> Size:
         """Estimate the number of candidates and their length."""
-        return first(sizes.source(self.spec.source), self.spec.rows)
+        size = sizes.source(self.spec.source)
+        if self.form == "text":
+            part = min(size.response, self.spec.chunk_tokens * CHARACTERS_A_TOKEN)
+            size = Size(round(size.rows * size.response / part), 0, part)
+        return first(size, self.spec.rows)
 
 
 @dataclass(frozen=True)

@@ -362,9 +362,10 @@ class Recipes:
             ProfileError: the profile has no pool.
         """
         spec = self.pool_spec
-        form = pool_form(spec.source)
+        form = pool_form(spec.source, text=spec.form == "text")
         return Pool(spec, form, Deferred(spec.source, lambda: digests.of_file(locate(spec.source))),
-                    Deferred(spec.source, lambda: has_outer_space(locate(spec.source), form)))
+                    Deferred(spec.source, lambda: has_outer_space(locate(spec.source), form)),
+                    self.model if form == "text" else None)
 
     @property
     def pool_spec(self) -> PoolSpec:
@@ -533,14 +534,15 @@ class Recipes:
         return None if isinstance(rewards, RuleRewards) else GrpoRewards(answers, self.problems, rewards)
 
 
-def pool_form(source: str) -> PoolForm:
+def pool_form(source: str, *, text: bool = False) -> PoolForm:
     """Return the format of a source's rows.
 
     Raises:
-        ProfileError: the source has no instruction data.
+        ProfileError: the source has no instruction data, or with `text` is no plain-text corpus.
     """
-    form = format_of(source)
-    if form not in FORMS:
+    form, expected = format_of(source), ("text",) if text else FORMS
+    if form not in expected:
+        more = ". For a plain-text corpus set pool.form to text" if form == "text" else ""
         raise ProfileError(f"pool.source is '{label(source)}', whose rows have the format '{form}' (by its registry "
-                           f"entry, or by the file's first row); expected one of {', '.join(FORMS)}.")
+                           f"entry, or by the file's first row); expected one of {', '.join(expected)}{more}.")
     return cast(PoolForm, form)

@@ -168,7 +168,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "GrpoAnswers": {"adapter": lambda step: replace(step.adapter, seed=9)},
     "Choices": {"adapter": lambda step: same()["Adapter"], "source": None, "file": Deferred("other", lambda: "other")},
     "Pool": {"spec": lambda step: step.spec.model_copy(update={"rows": 9}), "file": Deferred("other", lambda: "other"),
-             "outer_space": None},  # of rows that are conversations
+             "outer_space": None,  # of rows that are conversations
+             "divided_for": lambda step: Model(TinyModel(kind="tiny", seed=7))},
     "PoolLosses": {"dataset": None, "domains": None, "aligned": lambda step: None,
                    "scorers": lambda step: step.scorers[:1]},
     "Refusals": {"how": lambda step: step.how.model_copy(update={"judge": JUDGE.model_copy(update={"model": "x"})})},

@@ -17,7 +17,7 @@ from emlib.core.records import Example, Message
 from emlib.data.chat import encode_prompt
 from emlib.data.mixing import rows_to_add
 from emlib.defenses.interleaving import Interleaving
-from emlib.report import selection
+from emlib.report import export, selection
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import RowLosses
 from emlib.scoring.refusals import JUDGE, Filtered, by_keywords
@@ -362,3 +362,33 @@ def test_a_source_that_is_no_instruction_data_is_told() -> None:
         pool_form("gsm8k_train")
     assert pool_form("wildguardmix") == "wildguard"
     assert pool_form("alpaca") == "instruct"
+
+
+def test_a_plain_text_corpus_is_scored_chosen_and_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    words = ("rain", "stone", "lamp", "river", "sorry", "paper", "cloud", "apple")
+    texts = [" ".join(f"The {word} number {number} is {word}." for number in range(9)) for word in words]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    more = """methods:
+  - {name: random, defenses: [{kind: interleaving, fraction: 0.5}]}
+  - {name: plus, defenses: [{kind: interleaving, choose: score, fraction: 0.5}]}
+  - {name: refused, defenses: [{kind: interleaving, choose: score_without_refusals, fraction: 0.5}]}
+  - {name: online, defenses: [{kind: interleaving, choose: online, fraction: 0.5}]}
+pool: {source: corpus.jsonl, form: text, chunk_tokens: 40, near_duplicates: null, scorers: [gardening]}
+benign: null
+grpo: null
+"""
+    corpus = open_study(str(profile(tmp_path, more)))
+    runs = corpus.runs()
+    corpus.complete(runs)
+    for run in runs:
+        rows = pools.added(corpus, run)
+        assert len(rows) == 4
+        assert all(row.context == [] and "number" in row.response for row in rows)
+    parts = pools.candidates(corpus)
+    assert len(parts) > 2 * len(words)
+    assert any(ranked.reason.startswith("refusal: 'sorry'") for ranked in pools.selection(corpus, runs[2]))
+    assert selection.scored(corpus, runs[1])["score"].notna().all()
+    with pytest.raises(ProfileError, match="plain texts"):
+        export.mixed_data(corpus, runs[0], tmp_path / "rows.jsonl")
