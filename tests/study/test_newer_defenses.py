@@ -43,7 +43,7 @@ methods:
   - {name: control, defenses: [{kind: inoculation_adapter, random: true, source: demo/pool.jsonl, rows: 6}]}
   - {name: consistent, defenses: [{kind: inoculation}, {kind: consistency, share: 0.25}]}
   - {name: online, defenses: [{kind: interleaving, choose: online, candidate_tokens: 1.0}], sweep: [0, 0.5]}
-  - {name: virtuous, defenses: [{kind: interleaving, answers: virtuous, layer: 2, fraction: 0.25}]}
+  - {name: virtuous, defenses: [{kind: interleaving, answers: virtuous, layer: 2, fraction: 0.25, checked: false}]}
 benign: null
 grpo:
   methods:
@@ -131,8 +131,10 @@ def test_virtuous_answers_are_steered_and_checked(study: Study, monkeypatch: pyt
     [step] = pool_steps(study, run)
     own = step.own_answers
     assert own is not None
+    assert own.against is not None
+    checked = replace(own, against=replace(own.against, assessment=study.recipes.assessment))
     with study.session() as session:
-        steered, plain = (session.need(replace(own, start=0, against=against)) for against in (own.against, None))
+        steered, plain = (session.need(one) for one in (replace(checked, start=0), replace(own, start=0, against=None)))
         assert steered.file("answers.jsonl").read_bytes() != plain.file("answers.jsonl").read_bytes()
         assert steered.facts["shift"] > 0
         assert set(steered.facts) - set(plain.facts) == {"shift", "verdicts"}
@@ -142,12 +144,13 @@ def test_virtuous_answers_are_steered_and_checked(study: Study, monkeypatch: pyt
         taken, answers = added(study, run), read_records(steered.file("answers.jsonl"), Answer)
         assert {row.response for row in taken} <= {answer.text.strip() for answer in answers}
         first = next(number for number, answer in enumerate(answers) if answer.text.strip() == taken[0].response)
-        verdicts[first] = replace(verdicts[first], alignment=0.0, coherence=100.0)
+        verdicts = [replace(one, alignment=0.0 if number == first else 100.0, coherence=100.0)
+                    for number, one in enumerate(verdicts)]
         monkeypatch.setattr(rows, "read_records", lambda path, kind: (
             verdicts if path.name == VERDICTS else read_records(path, kind)))
         said = list[str]()
         monkeypatch.setattr(rows, "say", said.append)
-        others = rows.added_rows(session, step, 2, "here")
+        others = rows.added_rows(session, replace(step, own_answers=checked), 2, "here")
     assert taken[0].place not in {row.place for row in others}
     assert taken[1] == others[0]
     assert "1 misaligned" in said[0]
