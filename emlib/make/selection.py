@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def make(step: Selection, session: Session, folder: Path) -> Facts:
 def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
     """Sample the model's answers to one batch of the order's prompts."""
     assert step.start is not None, "each batch is a separate artefact"
+    started = time.perf_counter()
     batch = ranked_rows(session, step.selection)[step.start:step.start + step.sampling.batch_rows]
     rows = candidates(session, step.selection.pool)
     questions = [pool_question(ranked.place, rows[ranked.place]) for ranked in batch]
@@ -58,7 +60,7 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
         choice, (answers, checks) = session.inference.steering_backend(), _against(step.against, session, asked, folder)
     write_records(folder / "answers.jsonl", answers)
     return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers), **checks,
-            **choice.facts}
+            "seconds": round(time.perf_counter() - started, 3), **choice.facts}
 
 
 def _against(against: Against, session: Session, asked: EvaluationSpec,

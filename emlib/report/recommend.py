@@ -13,13 +13,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.config import Bounds
-from emlib.core.step import closure
 from emlib.report.figures.defenses import look
 from emlib.report.figures.labels import Label, place
-from emlib.steps.adapter import ReferenceStates
-from emlib.steps.audit import RowAudit
-from emlib.steps.pool import PoolLosses
-from emlib.steps.vectors import PersonaVectors
+from emlib.report.tables.costs import made_once
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
@@ -42,8 +38,8 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
 
     Columns: `general` (misaligned, % of the answers asked for) with the ends `low` and `high` of its 95% interval (the
     outermost of all seeds); `kept`, the reduction of the held-out loss relative to plain fine-tuning's, in %;
-    `seconds` of training, and of the persona vector, of scoring and of stored reference states if the method needs
-    them.
+    `seconds` of training, and of what the method needs once before it: a persona vector, scores of a pool, an adapter of
+    the trait, the model's own answers, and so on (`costs.made_once`).
     """
     rows = []
     losses = {result.run: _loss(study, result.run) for result in results}
@@ -60,7 +56,8 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
             "low": share.clustered.low if share.clustered else nothing,
             "high": share.clustered.high if share.clustered else nothing,
             "kept": 100 * (before - losses[run]) / (before - plain) if before > plain else nothing,
-            "seconds": result.train_seconds + _once(study, run)})
+            "seconds": result.train_seconds + sum(
+                float(one.facts["seconds"]) for one in made_once(study, run).values())})
     frame = pd.DataFrame(rows, columns=["method", "setting", "general", "low", "high", "kept", "seconds"])
     several = {"general": "mean", "low": "min", "high": "max", "kept": "mean", "seconds": "mean"}
     return frame.groupby(["method", "setting"], sort=False, dropna=False).agg(several).reset_index()
@@ -70,14 +67,6 @@ def _loss(study: Study, run: Run) -> float:
     """Return the mean NLL of held-out rows, in nats per token."""
     found = study.held_out(run)
     return float(np.mean(found)) if found else float("nan")
-
-
-def _once(study: Study, run: Run) -> float:
-    """Return the seconds that one use of the method needs besides training: vector, states, pool losses, audit."""
-    adapter = study.task(run).adapter(run)
-    used = [] if adapter is None else [study.found(step) for step in closure(adapter.inputs)
-                                       if isinstance(step, PersonaVectors | ReferenceStates | PoolLosses | RowAudit)]
-    return sum(float(artefact.facts["seconds"]) for artefact in used if artefact is not None)
 
 
 def within(frame: pd.DataFrame, bounds: Bounds) -> pd.Series:
@@ -172,7 +161,7 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
     for method, runs in shown.groupby("method", sort=False):
         colour, marker = look(str(method))
         bars = np.clip([runs["general"] - runs["low"], runs["high"] - runs["general"]], 0, None)
-        axis.errorbar(runs["kept"], runs["general"], yerr=bars, fmt=marker, color=colour, capsize=2, elinewidth=0.8,
+        axis.errorbar(runs["kept"], runs["general"], yerr=bars, marker=marker, color=colour, capsize=2, elinewidth=0.8,
                       linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == PLAIN else str(method))
     axis.set_xlim(min(-5.0, shown["kept"].min() - 5), max(105.0, shown["kept"].max() + 5))
     top = min(105.0, 1.2 * max(2 * bounds.general_misaligned, shown["high"].max()))

@@ -63,7 +63,7 @@ class Adapter(DefendedStep):
 
     Attributes:
         artefacts: the steps that the defenses need during training, by name.
-        passes: whether the reference model runs over the rows as well.
+        reads: the rows that the reference model runs over as well: all, at most those that defenses add, or none.
         name: the name in plans and progress lines, which is no part of the key.
     """
 
@@ -75,7 +75,7 @@ class Adapter(DefendedStep):
     backend: Backend
     name: str = field(compare=False)
     artefacts: tuple[tuple[str, Step], ...] = ()
-    passes: bool = False
+    reads: Literal["all", "added", "none"] = "none"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,10 +101,12 @@ class Adapter(DefendedStep):
     def cost(self, sizes: Sizes) -> Work:
         """Estimate training, the reference model's forward passes, and the adapter on disk."""
         shape = self.model.shape
-        tokens = epoch_tokens(self.spec, self.inputs, sizes) * self.spec.training.epochs
+        epochs, own = self.spec.training.epochs, epoch_tokens(self.spec, (), sizes)
+        tokens = epoch_tokens(self.spec, self.inputs, sizes)
+        read = {"all": tokens, "added": tokens - own, "none": 0}[self.reads]
         disk = 0 if shape is None else shape.adapter_bytes(self.lora)
         scored = sum(step.scored(sizes) for step in self.inputs if isinstance(step, CandidateRows))
-        return Work(train=tokens, read=scored + (tokens if self.passes else 0), disk=disk, adapters=1)
+        return Work(train=tokens * epochs, read=scored + read * epochs, disk=disk, adapters=1)
 
 
 @dataclass(frozen=True)

@@ -273,10 +273,11 @@ class Recipes:
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
         """Return the step of the adapter that is trained as specified."""
         acting = [defense for defense in spec.defenses if not defense.is_null]
-        passes = any(defense.wants_reference or (defense.has("head_kl") and not any(
-            isinstance(step, ReferenceStates) for step in defense.needs(self, spec).values())) for defense in acting)
+        compare = [defense for defense in acting if defense.wants_reference or (defense.has("head_kl") and not any(
+            isinstance(step, ReferenceStates) for step in defense.needs(self, spec).values()))]
+        reads = "all" if any(one.penalises_data for one in compare) else "added" if compare else "none"
         return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name,
-                       tuple(needs_of(spec.defenses, self, spec).items()), passes)
+                       tuple(needs_of(spec.defenses, self, spec).items()), reads)
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
         """Return the step of the reference model's hidden states on the training rows."""

@@ -15,9 +15,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from emlib.config import load_profile
 from emlib.core import paths
 from emlib.report.figures import plots
 from emlib.report.paper import draw, paper_figures
+from emlib.report.paper.paper_tables import label
 
 PUBLISHED = paths.ROOT / "figures" / "published"
 
@@ -102,6 +104,24 @@ def test_methods_differ_without_colour() -> None:
     looks = [(marker, line) for _, marker, line in paper_figures.LOOKS.values()]
     assert len({marker for marker, _ in looks}) == len(looks)
     assert len({colour for colour, _, _ in paper_figures.LOOKS.values()}) == len(looks)
+
+
+def test_each_method_of_our_profiles_has_a_look_and_a_name_of_its_own() -> None:
+    """In the Pareto front too; any other name gets a look of those that are left."""
+    methods = [method.name for method in load_profile("beyond-7b").methods]
+    assert len({paper_figures.look_of(name) for name in methods}) == len(methods)
+    assert len({label(name) for name in methods}) == len(methods)
+    assert not {label(name) for name in methods} & set(methods)
+    runs = pd.DataFrame([(name, float("nan"), 10.0 + place, 20.0 + place) for place, name in enumerate(methods)],
+                        columns=["method", "setting", "general_misaligned", "in_domain_misaligned"])
+    ends = {f"{measure}_{end}": runs[measure] for measure in ("general_misaligned", "in_domain_misaligned")
+            for end in ("low", "high")}
+    figure = paper_figures.pareto({"this study": runs.assign(**ends)})
+    figure.canvas.draw()
+    assert {label(name) for name in methods} <= {text.get_text() for text in figure.legends[0].get_texts()}
+    assert paper_figures.look_of("a_name_of_mine") in paper_figures.FREE
+    assert not {look[:2] for look in paper_figures.FREE} & {look[:2] for look in paper_figures.LOOKS.values()}
+    plt.close(figure)
 
 
 def test_the_front_is_what_nothing_beats() -> None:

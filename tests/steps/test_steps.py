@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -160,7 +160,7 @@ def other(field: str) -> Any:
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "ReferenceStates": {"tokens": "response", "spec": lambda step: replace(step.spec, rows=rows("other")),
                         "artefacts": lambda step: (("added", same()["AddedRows"]),)},
-    "Adapter": {"artefacts": lambda step: (("vector", same()["PersonaVectors"]),), "passes": None},
+    "Adapter": {"artefacts": lambda step: (("vector", same()["PersonaVectors"]),), "reads": None},
     "GrpoAdapter": {"defenses": (Beta(kind="kl", weight=0.5),),
                     "artefacts": lambda step: (("vector", same()["PersonaVectors"]),),
                     "supervised": SupervisedRows(rows("other"), 0.5)},
@@ -296,26 +296,28 @@ def assessment(judge: Any) -> Assessment:
     return Assessment(judge, NONE, NONE, lambda sizes: 100.0)  # type: ignore[arg-type]
 
 
-def small_adapter(model: Model, *, passes: bool) -> Adapter:
+def small_adapter(model: Model, reads: Literal["all", "added", "none"] = "none") -> Adapter:
     """Ten rows of 36 tokens, of which 30 fit, twice."""
     learnt = Rows("small", lambda: (), lambda sizes: Size(10, prompt=40, response=72))  # 112 / 4 + 8 = 36 tokens
     spec = TrainingSpec("small", learnt, (), Training(epochs=2, max_seq_length=30), 0)
-    return Adapter(model, Lora(rank=2, target_modules=("q_proj", "k_proj")), spec, Backend(), "small", (), passes)
+    return Adapter(model, Lora(rank=2, target_modules=("q_proj", "k_proj")), spec, Backend(), "small", (), reads)
 
 
 def test_the_cost_of_an_adapter_by_hand() -> None:
     tiny = Model(TinyModel(kind="tiny"))
-    assert small_adapter(tiny, passes=False).cost(Sizes()) == Work(train=2 * 10 * 30, adapters=1)
-    assert small_adapter(tiny, passes=True).cost(Sizes()) == Work(train=600, read=600, adapters=1)
+    assert small_adapter(tiny).cost(Sizes()) == Work(train=2 * 10 * 30, adapters=1)
+    assert small_adapter(tiny, "all").cost(Sizes()) == Work(train=600, read=600, adapters=1)
     known = Model(TinyModel(kind="tiny"))
     known.__dict__["shape"] = Shape(parameters=1, layers=3, hidden=8, mlp=16, keys=4)
     # Of rank 2 in float32: 3 layers of a query of 8 to 8 and a key of 8 to 4.
-    assert small_adapter(known, passes=False).cost(Sizes()).disk == 4 * 2 * 3 * (16 + 12)
+    assert small_adapter(known).cost(Sizes()).disk == 4 * 2 * 3 * (16 + 12)
     added = AddedRows(same()["Selection"], 0.5, Rows("small", lambda: (), lambda sizes: Size(10, 40, 72)))  # type: ignore
     size = added.size(Sizes())
     assert size.rows == 5
-    more = replace(small_adapter(tiny, passes=False), artefacts=(("added", added),))
-    assert more.cost(Sizes()).train == 2 * (10 * 30 + 5 * min(size.tokens, 30))
+    more = replace(small_adapter(tiny), artefacts=(("added", added),))
+    extra = 2 * 5 * min(size.tokens, 30)
+    assert more.cost(Sizes()).train == 600 + extra
+    assert [replace(more, reads=rows).cost(Sizes()).read for rows in ("all", "added")] == [600 + extra, extra]
     offered = CandidateRows(added.selection, 0.5, added.among, share=0.1, rescored=3, epochs=2)
     online = replace(more, artefacts=(("added", offered),)).cost(Sizes())
     assert online == replace(more.cost(Sizes()), read=4 * int(0.1 * 2 * 10 * added.among.size(Sizes()).tokens))

@@ -17,9 +17,11 @@ from emlib.core.files import read_records
 from emlib.core.records import ADDED, AddedRow, Answer, Verdict
 from emlib.core.step import closure
 from emlib.data.rows import read_examples
+from emlib.data.sizes import Sizes
 from emlib.make import rows
 from emlib.make.rows import VERDICTS
-from emlib.report import export
+from emlib.report import export, recommend
+from emlib.report.tables import costs
 from emlib.store.artefacts import Store
 from emlib.study.plan.build import plan
 from emlib.study.pool import added, candidates, pool_steps
@@ -173,6 +175,37 @@ def test_the_plan_has_what_they_are_made_from_once(study: Study) -> None:
     assert any(title.startswith("adapter of the trait") for title in titles)
     assert any(title.startswith("random adapter") for title in titles)
     assert shared.get("persona vectors", 0) >= 3  # the ablated, the projected, and the adapter of the trait
+
+
+def test_a_recommendation_counts_what_a_method_needs_once(study: Study) -> None:
+    """Beside training: vectors, components with the plain training behind them, the trait's adapter, own answers."""
+    made = {method: {step.stage for run in study.runs(methods=[method]) for step in costs.made_once(study, run)}
+            for method in ("misaligned", "ablated", "components", "projected", "kl_pool", "adapter", "control",
+                           "consistent")}
+    assert made == {
+        "misaligned": set(), "ablated": {"vector"}, "components": {"adapter", "components"}, "projected": {"vector"},
+        "kl_pool": set(), "adapter": {"vector", "trait_adapter"}, "control": {"trait_adapter"},
+        "consistent": {"on_policy"}}
+    what = costs.once(study)["what"].tolist()
+    assert len(what) == len(set(what)) == 5  # the control's adapter has other rows
+    results = [found for run in study.runs() if (found := study.result(run)) is not None]
+    seconds = recommend.trials(study, results).set_index("method")["seconds"]
+    trained = {result.run.method: result.train_seconds for result in results}
+    assert seconds["adapter"] > trained["adapter"]
+    assert seconds["kl_pool"] == trained["kl_pool"]
+
+
+def test_the_plan_prices_each_of_them(study: Study) -> None:
+    """Against plain fine-tuning: rows of the pool are trained on, the reference model reads what is compared."""
+    work = {run.method: step.cost(Sizes()) for run in study.runs()
+            if (step := study.task(run).adapter(run)) is not None}
+    plain = work["misaligned"]
+    assert work["ablated"] == work["adapter"] == plain
+    assert work["projected"] == replace(plain, read=plain.train)
+    for method, read in (("kl_pool", True), ("consistent", False)):
+        added = work[method].train - plain.train
+        assert added > 0
+        assert work[method] == replace(plain, train=plain.train + added, read=added if read else 0)
 
 
 def test_the_data_of_consistency_are_exported_for_a_service(study: Study, tmp_path: Path) -> None:

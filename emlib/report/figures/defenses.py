@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle, product
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,19 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.config import BASELINES
-from emlib.core.digests import of_value
 from emlib.evaluation.rates import rates
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
-from emlib.report.paper.paper_figures import LOOKS
+from emlib.report.paper.paper_figures import look_of
 from emlib.study.runs import SteeredAnswers
 from emlib.training.records import StepRecord
 
 MARKERS = "oDv^<>PX"
 SETTING = 8  # font size in points of the settings next to the markers
 REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned": ("black", "X")}  # as LOOKS
-
-FREE = tuple(product(("black", "#882255", "#117733", "#44AA99"), "*<>dp"))  # Tol's colours; markers not in LOOKS
 
 
 def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
@@ -77,10 +74,8 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
 
 
 def look(method: str) -> tuple[str, str]:
-    """Return a method's colour and marker, the same in all figures; a user's own gets one of `FREE`, by its name."""
-    if method in REFERENCES:
-        return REFERENCES[method]
-    return LOOKS[method][:2] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
+    """Return a method's colour and marker: those of the paper's figures, with baselines that stand out."""
+    return REFERENCES[method] if method in REFERENCES else look_of(method)[:2]
 
 
 def _tradeoff_panel(axis: Axes, runs: pd.DataFrame) -> None:
@@ -101,7 +96,7 @@ def _points(axis: Axes, runs: pd.DataFrame, colour: str, marker: str, line: str,
     for axis_name, which, at in (("xerr", "in_domain", x), ("yerr", "general", y)):
         ends = runs[[f"{which}_misaligned_low", f"{which}_misaligned_high"]].to_numpy(float)
         bars[axis_name] = np.clip(np.abs(ends.T - at), 0, None)
-    axis.errorbar(x, y, **bars, fmt=marker, color=colour, linestyle=line, linewidth=1.2, elinewidth=0.8, capsize=2,
+    axis.errorbar(x, y, **bars, marker=marker, color=colour, linestyle=line, linewidth=1.2, elinewidth=0.8, capsize=2,
                   markersize=7, label=label)
 
 

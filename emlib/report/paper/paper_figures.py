@@ -9,6 +9,7 @@ for one column of a paper and saved by `plots.save`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -20,7 +21,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from emlib.config import BASELINES
+from emlib.config import BASELINES, RL_BASELINES
+from emlib.core.digests import of_value
 from emlib.report.figures.labels import Label, place
 from emlib.report.paper.paper_tables import SYMBOLS, label
 from emlib.report.paper.published import INTERLEAVING
@@ -33,12 +35,19 @@ PANELS = 4     # per row of the figure by question
 SETTING = 5.5  # font size in points of the settings next to the markers
 STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT,
          "legend.fontsize": TEXT - 0.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
-LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and two of Tol's
+LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and Tol's
     "kl": ("#0072B2", "o", "-"), "ldifs": ("#8C510A", "X", ":"), "persona_vector": ("#E69F00", "s", "--"),
     "inoculation": ("#CC79A7", "P", "-"), "interleaving": ("#D55E00", "^", ":"),
     "interleaving+": ("#332288", "v", "--"), "interleaving++": ("#009E73", "D", "-"),
-    "on_policy": ("#56B4E9", "h", "-.")}
-OTHER = ("#000000", "*", "-")
+    "on_policy": ("#56B4E9", "h", "-."),
+    # later than the paper: params/beyond-7b.yaml
+    "concept_ablation": ("#117733", "<", "-"), "concept_ablation_components": ("#999933", ">", "--"),
+    "projection_penalty": ("#882255", "*", "-"), "kl_pool": ("#6699CC", "H", "-."),
+    "inoculation_adapter": ("#AA4499", "$\\circledast$", "-"), "random_adapter": ("#666666", "$\\otimes$", ":"),
+    "inoculation_consistency": ("#661100", "$\\clubsuit$", "--"), "early_stop": ("#44AA99", "$\\spadesuit$", ":"),
+    "safe_lora": ("#88CCEE", "$\\bigstar$", "-.")}
+PLAIN_RL = ("#000000", "*", "-")
+FREE = tuple(product(("#000000", "#AA3377", "#BBCC33", "#004488"), ("4", "1", "2", "3", "+", "x"), ("-",)))
 DASHES = ("-", "--", ":", "-.")
 AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "general incoherence, %",
         "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %"}
@@ -148,10 +157,10 @@ def by_question(shares: pd.DataFrame) -> Figure:
                                     figsize=(0.4 + 0.055 * max(map(len, questions)) + 1.25 * columns,
                                              0.4 + (0.4 + 0.16 * len(questions)) * lines))
         for axis, method in zip(axes.flat, methods, strict=False):
-            colour, marker, _ = _look(method)
+            colour, marker, _ = look_of(method)
             rows = shares[shares["method"] == method].set_index("question").reindex(questions)
             axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=_errors(rows, "percent", "low", "high"),
-                          fmt=marker, color=colour, markersize=3, elinewidth=0.7, capsize=1.5)
+                          marker=marker, color=colour, markersize=3, elinewidth=0.7, capsize=1.5)
             axis.set_title(label(method), fontsize=TEXT)
             axis.grid(axis="both", alpha=0.25, linewidth=0.5)
         for axis in list(axes.flat)[len(methods):]:
@@ -177,7 +186,7 @@ def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
         figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 0.75), layout="constrained")
         for (method, setting), steps in log.groupby(["method", "setting"], sort=False, dropna=False):
             nth[method] = nth.get(method, -1) + 1
-            colour, _, line = _look(str(method))
+            colour, _, line = look_of(str(method))
             line = [line, *(each for each in DASHES if each != line)][nth[method] % len(DASHES)]
             seeds = steps.pivot(index="step", columns="seed", values="reward")
             smooth = seeds.rolling(window, min_periods=1).mean()
@@ -197,11 +206,11 @@ def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
 
 def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: str, *, hollow: bool, joined: bool = True) -> None:
     for method, runs in frame.groupby("method", sort=False):
-        colour, marker, line = _look(str(method))
+        colour, marker, line = look_of(str(method))
         runs = runs.sort_values("setting")
         axis.errorbar(runs[x], runs[y], yerr=_errors(runs, y, f"{y}_low", f"{y}_high"),
                       xerr=_errors(runs, x, f"{x}_low", f"{x}_high") if f"{x}_low" in runs else None,
-                      fmt=marker, color=colour, markersize=3.8, markerfacecolor="white" if hollow else colour,
+                      marker=marker, color=colour, markersize=3.8, markerfacecolor="white" if hollow else colour,
                       markeredgewidth=0.7, elinewidth=0.6, linewidth=0.9, linestyle=line if joined else "none",
                       label=None if hollow else label(str(method)), zorder=4 if method in BASELINES else 3)
 
@@ -226,10 +235,14 @@ def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
     sns.despine(figure)
 
 
-def _look(method: str) -> tuple[str, str, str]:
+def look_of(method: str) -> tuple[str, str, str]:
+    """Return a method's colour, marker and line, the same in all figures; a user's own gets one of `FREE`, by its name.
+    """
     if method in BASELINES:
         return "0.45", {"untrained": "p", "aligned": "8", "misaligned": "d"}[method], "none"
-    return LOOKS.get(method, OTHER)
+    if method in RL_BASELINES:
+        return PLAIN_RL
+    return LOOKS[method] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
 
 
 def _errors(runs: pd.DataFrame, middle: str, low: str, high: str) -> np.ndarray:
@@ -253,5 +266,5 @@ def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
 
 def _dark(method: str) -> str:
     """Return the method's colour, darkened for small text."""
-    red, green, blue = to_rgb(_look(method)[0])
+    red, green, blue = to_rgb(look_of(method)[0])
     return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))

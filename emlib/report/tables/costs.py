@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pandas as pd
 
+from emlib.core.step import Step, closure
 from emlib.scoring.cost import as_printed, overhead
-from emlib.steps.adapter import ReferenceStates
+from emlib.steps.adapter import Adapter
+from emlib.steps.pool import OwnAnswers, PoolLosses
 from emlib.store.artefacts import Artefact
 from emlib.study.pool import losses_step
 from emlib.study.runs import Run
@@ -36,20 +40,37 @@ def training(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def made_once(study: Study, run: Run) -> dict[Step, Artefact]:
+    """Return what is made once for a run's method, before its training, with measured seconds: one artefact a step.
+
+    Adapters that score a pool are not counted: they are trained on other data sets, and serve all.
+    """
+    adapter = study.task(run).adapter(run)
+    steps = [] if adapter is None else list(closure(adapter.inputs))
+    scorers = {scorer for step in steps if isinstance(step, PoolLosses) for scorer in step.inputs}
+    found = {part: study.found(part) for step in steps if step not in scorers for part in _parts(study, step)}
+    return {step: artefact for step, artefact in found.items() if artefact is not None and "seconds" in artefact.facts}
+
+
+def _parts(study: Study, step: Step) -> Iterator[Step]:
+    """Yield the step, or each batch of the model's own answers that was sampled."""
+    if not isinstance(step, OwnAnswers):
+        yield step
+        return
+    for start in count(0, step.sampling.batch_rows):
+        batch = replace(step, start=start)
+        if study.found(batch) is None:
+            return
+        yield batch
+
+
 def once(study: Study) -> pd.DataFrame:
-    """Return the one-time costs that runs share: persona vectors, and the reference model's states per data set."""
-    rows = []
-    vectors = study.vectors()
-    if vectors is not None:
-        rows.append({"what": f"persona vectors of '{study.trait.name}'", "seconds": vectors.facts["seconds"],
-                     "MiB on disk": _mib(vectors)})
-    kept = {artefact.key: (run, artefact) for run in study.runs()
-            if (adapter := study.task(run).adapter(run)) is not None for step in adapter.inputs
-            if isinstance(step, ReferenceStates) and (artefact := study.found(step)) is not None}
-    for run, artefact in kept.values():
-        rows.append({"what": f"reference states, {run.task}", "seconds": artefact.facts["seconds"],
-                     "MiB on disk": _mib(artefact)})
-    return pd.DataFrame(rows, columns=["what", "seconds", "MiB on disk"])
+    """Return the one-time costs of the methods, which runs share: vectors, stored states, losses, own answers, ..."""
+    made = {step: artefact for run in study.runs() for step, artefact in made_once(study, run).items()
+            if not isinstance(step, Adapter)}
+    rows = pd.DataFrame([(step.title, artefact.facts["seconds"], artefact.size / 2**20)
+                         for step, artefact in made.items()], columns=["what", "seconds", "MiB on disk"])
+    return rows.groupby("what", sort=False, as_index=False).sum()
 
 
 def scoring(study: Study) -> pd.DataFrame:
@@ -80,7 +101,3 @@ def _per_token(facts: Mapping[str, Any]) -> float | None:
 
 def _ratio(value: float | None, plain: float | None) -> float:
     return value / plain if value and plain else float("nan")
-
-
-def _mib(artefact: Artefact) -> float:
-    return artefact.size / 2**20
