@@ -6,7 +6,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from emlib.config import Method, Training, load_profile, load_trait
 from emlib.core import paths
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, needs_of
+from emlib.core.files import write_records
+from emlib.core.records import ADDED, AddedRow, Example
 from emlib.core.schema import check
 from emlib.data.chat import Encoded, encode_all
 from emlib.data.mixing import plan_steps, rows_to_add
@@ -28,11 +32,10 @@ from emlib.data.pools import read_pool
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
 from emlib.defenses.interleaving import Interleaving
-from emlib.defenses.kl import Kl
 from emlib.models.adapters import new_lora
 from emlib.models.batches import Batch, collate
 from emlib.models.load import load
-from emlib.models.reference import keep
+from emlib.models.reference import keep, keep_projections
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.training.objective import Objective
@@ -47,13 +50,17 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     defenses = check(Method, {"name": "some", "defenses": job["defenses"]}, "job").defenses if job["defenses"] else ()
     spec = profile.model.model_copy(update={"dtype": job["dtype"]})
     chat = load(spec, paths.cache())
-    examples = read_examples(locate(job["source"]))[:job["rows"]]
+    every = read_examples(locate(job["source"]))
+    examples, others = every[:job["rows"]], every[job["rows"]:]
     for defense in defenses:
         examples = defense.change_rows(examples, load_trait(profile.trait))
     rows = encode_all(chat.tokenizer, examples, settings.max_seq_length).rows
     with new_lora(chat.model, profile.lora, job["seed"]) as model, tempfile.TemporaryDirectory() as scratch:
-        needed, once = artefacts(model, rows, defenses, settings, Path(scratch))
-        others = machine.Others()
+        made = Made(model, rows, others, settings, Path(scratch))
+        needed = needs_of([one for one in defenses if not isinstance(one, Interleaving)], made, None)
+        penalised = [replace(row, penalised_by=one.kind) for one in defenses for row in encode_all(
+            chat.tokenizer, one.penalised(examples, needed), settings.max_seq_length).rows]
+        busy = machine.Others()
         if job["naive"]:
             second = load(spec, paths.cache()).model
             whole = settings.model_copy(update={"batch_size": settings.rows_per_step, "gradient_accumulation": 1})
@@ -61,29 +68,62 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         else:
             objective = Objective(defenses, needed)
             more = interleaved(defenses, rows, settings, chat.tokenizer)
+            more["added"] = [*more.get("added", []), *penalised]
             fine_tune(model, rows, settings, seed=job["seed"], folder=Path(scratch), objective=objective, **more)
             log = read_log(Path(scratch))
             took = {"seconds": [step.seconds for step in log], "losses": [step.loss for step in log]}
-        share = others.share()
-    return {**took, "others": share, "once_seconds": once, "tokens": sum(len(row.input_ids) for row in rows),
+        share = busy.share()
+    return {**took, "others": share, "once_seconds": made.once, "tokens": sum(len(row.input_ids) for row in rows),
             "peak_mib": machine.memory_mib("VmHWM"), "threads": torch.get_num_threads(),
             "dtype": spec.dtype, "versions": versions(with_trl=False)}
 
 
-def artefacts(model: PeftModel, rows: Sequence[Encoded], defenses: Sequence[Defense], settings: Training,
-              scratch: Path) -> tuple[dict[str, Path], float]:
-    """A random persona vector, the reference's states where they are wanted on disk, and what making those took."""
-    count = model.config.num_hidden_layers
-    vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    (scratch / "vector").mkdir()
-    extraction.save(PersonaVectors(vector.expand(count + 1, -1).contiguous(), 1, 1), scratch / "vector")
-    found, kl = {"vector": scratch / "vector"}, next((d for d in defenses if isinstance(d, Kl)), None)
-    if kl is None or kl.reference == "computed":
-        return found, 0.0
-    started = time.perf_counter()
-    (scratch / "reference").mkdir()
-    keep(model, rows, kl.tokens, settings.batch_size, scratch / "reference")
-    return found | {"reference": scratch / "reference"}, round(time.perf_counter() - started, 3)
+@dataclass
+class Made:
+    """What the defenses need, made up or computed; `once` are the seconds that this takes."""
+
+    model: PeftModel
+    rows: Sequence[Encoded]
+    pool: Sequence[Example]
+    settings: Training
+    scratch: Path
+    once: float = 0.0
+
+    def vector(self) -> Path:
+        """The same random persona vector for each layer."""
+        folder = self._folder("vector")
+        vector = torch.randn(self.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        extraction.save(PersonaVectors(
+            vector.expand(self.model.config.num_hidden_layers + 1, -1).contiguous(), 1, 1), folder)
+        return folder
+
+    def reference(self, spec: None, tokens: Any) -> Path:
+        """The reference model's states on disk."""
+        return self._kept("reference", partial(keep, tokens=tokens))
+
+    def reference_projections(self, spec: None, layers: tuple[int, ...]) -> Path:
+        """Their projections."""
+        vectors = extraction.load(self.vector())
+        return self._kept("projections", partial(keep_projections, directions={
+            layer: extraction.unit(vectors.at(layer), layer) for layer in layers}))
+
+    def pool_rows(self, spec: None, *, fraction: float, choose: str, answers: str) -> Path:
+        """Rows that are not trained on."""
+        folder, count = self._folder("pool"), round(fraction * len(self.rows))
+        write_records(folder / ADDED, [AddedRow.of(row, place + 1, place)
+                                       for place, row in enumerate(self.pool[:count])])
+        return folder
+
+    def _kept(self, name: str, write: Callable[..., int]) -> Path:
+        started, folder = time.perf_counter(), self._folder(name)
+        write(self.model, self.rows, batch_size=self.settings.batch_size, folder=folder)
+        self.once = round(time.perf_counter() - started, 3)
+        return folder
+
+    def _folder(self, name: str) -> Path:
+        folder = self.scratch / name
+        folder.mkdir(exist_ok=True)
+        return folder
 
 
 def interleaved(defenses: Sequence[Defense], rows: Sequence[Encoded], settings: Training,

@@ -4,7 +4,8 @@
 process of its own, and the contenders take turns. `naive KL` is what a straightforward implementation does: a second
 frozen model, padded batches, full logits of both for all tokens at once. Time is that of the training steps, so that
 loading is left out; so is what is made once (the persona vector, the reference's states on disk), which has rows of its
-own. Peak memory is that of the whole process.
+own. The rows of the pool are the source's next ones, as long as those that are trained on. Peak memory is that of the
+whole process.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ CONTENDERS = contenders(layer=15) | {
     "interleaving, online": [{"kind": "interleaving", "fraction": 0.3, "choose": "online"}],
     "concept_ablation": [{"kind": "concept_ablation", "layers": [15]}],
     "projection_penalty": [{"kind": "projection_penalty", "layers": [15]}],
+    "projection_penalty, reference from disk": [
+        {"kind": "projection_penalty", "layers": [15], "reference": "stored"}],
+    "kl on 20% pool rows": [{"kind": "kl", "weight": 0.1, "on": "pool", "rows": 0.2}],
     NAIVE: [{"kind": "kl", "weight": 0.1}]}
 # contender, against, time at most, memory at most
 BARS: tuple[tuple[str, str, float, float | None], ...] = (
     ("kl", PLAIN, 1.45, 1.25), ("kl, reference from disk", PLAIN, 1.10, None), ("ldifs", PLAIN, 1.45, 1.35),
     ("persona_vector", PLAIN, 1.05, 1.05), ("inoculation", PLAIN, 1.02, None),
     ("interleaving, online", "interleaving", 1.5, None), ("concept_ablation", PLAIN, 1.03, None),
-    ("projection_penalty", PLAIN, 1.30, None), ("kl", NAIVE, 0.6, 0.5))
+    ("projection_penalty", PLAIN, 1.30, None), ("projection_penalty, reference from disk", PLAIN, 1.03, None),
+    ("kl on 20% pool rows", PLAIN, 1.45, None), ("kl", NAIVE, 0.6, 0.5))
 
 
 def measure(say: Callable[[str], None]) -> dict[str, Any]:

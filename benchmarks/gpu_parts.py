@@ -186,7 +186,8 @@ def grpo(scale: Scale) -> dict[str, Any]:
     from emlib.data.gsm8k import additions
     from emlib.evaluation.rewards import by_rule
     from emlib.models.tiny import build_tokenizer
-    from emlib.training.rl.grpo import Condition, reinforce
+    from emlib.training.rl.condition import Condition
+    from emlib.training.rl.grpo import reinforce
     from emlib.training.rl.records import read_steps
 
     how = Grpo(data=Additions(kind="additions"), methods=(RlMethod(name="grpo"),),

@@ -10,7 +10,7 @@ it to tables, keys and training; and it overrides the hooks by which it acts:
     penalty, head_kl                an additional loss term
     on_step, after                  after each step, and after the last one
     prepare                         once before training, to load what these hooks need
-    system_prompt, grpo_beta, active, supervision        in reinforcement learning (GRPO)
+    system_prompt, grpo_beta, active, penalty, supervision        in reinforcement learning (GRPO)
 
 Training calls these hooks on a list of defenses and knows no kind by name. `emlib/defenses/` has one module for each of
 our defenses.
@@ -37,7 +37,7 @@ Denominator = Literal["token", "response_token", "row", "step"]
 Artefacts = Mapping[str, Path]  # the folder of each artefact that a defense needs, by the name it chose in `needs`
 FINE_TUNING = ("change_rows", "filtered", "held_out", "added", "penalised", "next_rows", "active", "penalty", "head_kl",
                "on_step", "after")
-GRPO = ("system_prompt", "grpo_beta", "active", "supervision")
+GRPO = ("system_prompt", "grpo_beta", "active", "penalty", "supervision")
 
 
 class Trait(Protocol):
@@ -65,6 +65,10 @@ class ForwardPass(Protocol):
 
         Vectors that a defense adds to the residual stream (`Defense.added_vectors`) are subtracted again.
         """
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """A digest of each row's tokens, in the order of `by_row`."""
 
     def by_row(self, layer: int) -> list[Tensor]:
         """Split a layer's features by row, without padding: (positions, hidden) each."""
@@ -104,6 +108,9 @@ class Recipes(Protocol):
 
     def reference(self, spec: Any, tokens: Literal["all", "response"]) -> Any:
         """Request the reference model's states on the training rows: a folder for `emlib.models.reference`."""
+
+    def reference_projections(self, spec: Any, layers: tuple[int, ...]) -> Any:
+        """Request the projections of these states at layers onto the trait's vectors: a folder for the same."""
 
     def trait_adapter(self, source: str | None, rows: int | None, random: bool) -> Any:
         """Request an adapter that is trained on the trait, or a random one: for `emlib.models.second_adapter.read`."""
@@ -225,6 +232,11 @@ class Defense(Strict):
     def factor(self) -> float:
         """The factor of its penalty: its option `weight`, or 1 without such an option."""
         return float(self.weight) if "weight" in type(self).model_fields else 1.0  # type: ignore[attr-defined]
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether training runs the reference model for it; not where its states are on disk."""
+        return self.wants_reference or self.has("head_kl")
 
     @property
     def penalises_data(self) -> bool:

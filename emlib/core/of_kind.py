@@ -88,6 +88,9 @@ class OfKind:
         if not set(overridden) & set(called):
             raise ValueError(f"the defense '{defense.kind}' overrides none of the hooks by which it could act here: "
                              f"{', '.join(called)}")
+        if self.purpose == "grpo" and defense.has("penalty") and defense.reads_hidden:
+            raise ValueError(f"the penalty of '{defense.kind}' reads the last hidden states, which reinforcement "
+                             "learning does not keep. Let it read layers (`reads_layers`), with reads_hidden = False")
         ignored = sorted(set(overridden) - set(called) - {"change_rows"}) if self.purpose == "grpo" else []
         if ignored:
             raise ValueError(f"the defense '{defense.kind}' overrides {', '.join(ignored)}, which reinforcement "

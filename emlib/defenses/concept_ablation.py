@@ -20,7 +20,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from emlib.config.words import Positive
 from emlib.core.defense import Active, Artefacts, Defense, GrpoDefense, Recipes
 from emlib.defenses.persona_vector import PersonaVector, Steering
-from emlib.defenses.projection_penalty import ProjectionPenalty
+from emlib.defenses.projection_penalty import Projected, ProjectionPenalty
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -141,7 +141,7 @@ def _against(layers: tuple[int, ...], other: Defense, *, vector: bool = True) ->
     if isinstance(other, PersonaVector | Steering) and max(layers, default=0) >= other.layer:
         return (f"the vector that one adds at layer {other.layer} is what the other removes at layer {max(layers)}. "
                 "Remove only directions of layers before it")
-    if vector and isinstance(other, ProjectionPenalty) and (shared := set(layers) & set(other.layers)):
+    if vector and isinstance(other, ProjectionPenalty | Projected) and (shared := set(layers) & set(other.layers)):
         return (f"at layer {min(shared)} the projection that the penalty compares is always 0, because the vector is "
                 "removed. Choose different layers")
     return ""

@@ -71,8 +71,8 @@ class Inoculated(_FrozenAdapter, GrpoDefense):
     kind: Literal["inoculation_adapter"] = "inoculation_adapter"
 
     def excludes(self, other: Defense) -> str:
-        """Return why it cannot be combined with GRPO's KL term."""
-        return COMPARED if other.grpo_beta > 0 else ""
+        """Return why it cannot be combined with GRPO's KL term, or with another comparison with the reference model."""
+        return COMPARED if other.grpo_beta > 0 or other.wants_reference else ""
 
 
 class InoculationAdapter(_FrozenAdapter, Defense):

@@ -78,6 +78,11 @@ class Kl(Defense):
         return self
 
     @property
+    def runs_reference(self) -> bool:
+        """Whether the reference model's states are not on disk."""
+        return self.reference == "computed"
+
+    @property
     def penalises_data(self) -> bool:
         """Whether it counts on the fine-tuning rows."""
         return self.on != "pool"

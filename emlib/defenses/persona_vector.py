@@ -56,6 +56,10 @@ class Steering(GrpoDefense):
         """Return the trait's persona vectors."""
         return {"vector": recipes.vector()}
 
+    def added_vectors(self, artefacts: Artefacts) -> Mapping[int, Tensor]:
+        """Return what is added in the passes of the loss."""
+        return {self.layer: self.strength * vector_at(artefacts, self.layer)} if "loss" in self.acts_in else {}
+
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
         """Steer the passes of `model` meanwhile."""
         return steered(model, artefacts, self.layer, self.strength)

@@ -6,7 +6,8 @@ h is the output of a layer in the trained model, z_ref the same projection in th
 persona vector at that layer. It is one-sided: a model that moves away from the trait pays nothing. Here it differs in
 the features: BLOCK-EM penalises a few latents of a sparse autoencoder that were found to control misalignment, and also
 has latents that must not fall; this penalises one direction per layer, at all positions. `both: true` penalises moves
-in both directions, (z - z_ref)^2. Together with `persona_vector`, z is taken without the vector that steering adds.
+in both directions, (z - z_ref)^2. Together with `persona_vector`, z is taken without the vector that steering adds. In
+GRPO the mean is over the tokens of the completions.
 """
 
 from __future__ import annotations
@@ -17,32 +18,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr
 
 from emlib.config.words import Positive, Weight
-from emlib.core.defense import Artefacts, Defense, ForwardPass, Recipes
+from emlib.core.defense import Artefacts, Defense, ForwardPass, GrpoDefense, Recipes
+from emlib.core.schema import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ProjectionPenalty(Defense):
-    """Penalises the rise of the projection onto the persona vector at `layers`; with `both` its fall as well.
+class _Projection(Strict):
+    """The options and hooks that fine-tuning and reinforcement learning share."""
 
-    The reference model's pass ends at the deepest of the layers, and other defenses share it.
-    """
-
-    label: ClassVar = "Projection Penalty"
-    equation: ClassVar = "lambda * relu(z - z_ref)^2"
-    origin: ClassVar = "after arXiv 2602.00767 (BLOCK-EM)"
-    swept: ClassVar = "weight"
-    null: ClassVar = {"weight": 0.0}
-    cost: ClassVar = "a vector once; the reference model's pass up to the deepest layer"
-    wants_reference: ClassVar = True
-    reads_hidden: ClassVar = False
-
-    kind: Literal["projection_penalty"] = "projection_penalty"
     weight: Weight = 1.0
     layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (20,)
     both: bool = False
     _directions: dict[int, Any] = PrivateAttr(default_factory=dict)
+    _stored: Any = PrivateAttr(default=None)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         """Return the trait's persona vectors."""
@@ -63,11 +53,67 @@ class ProjectionPenalty(Defense):
         """Return the sum over tokens of the mean over layers."""
         import torch
 
-        parts = [torch.zeros((), device=trained.hidden.device)]  # a pass of padding has no rows
-        for layer in self.layers:
-            rows = zip(trained.by_row(layer), reference.by_row(layer), strict=True)
-            parts += [rise(ours, theirs, self._directions[layer], both=self.both).sum() for ours, theirs in rows]
+        stored = None if self._stored is None else self._stored.by_row(trained.keys)
+        parts = [torch.zeros((), device=trained.features[self.layers[0]].device)]  # a pass of padding has no rows
+        for place, layer in enumerate(self.layers):
+            theirs = reference.by_row(layer) if stored is None else [row[:, place] for row in stored]
+            parts += [rise(ours, before, self._directions[layer], both=self.both).sum()
+                      for ours, before in zip(trained.by_row(layer), theirs, strict=True)]
         return torch.stack(parts).sum() / len(self.layers)
+
+
+class Projected(_Projection, GrpoDefense):
+    """The penalty on the positions of the completions, in the passes of the loss; options as in fine-tuning."""
+
+    label: ClassVar = "Projection Penalty"
+    swept: ClassVar = "weight"
+    null: ClassVar = {"weight": 0.0}
+    wants_reference: ClassVar = True
+    reads_hidden: ClassVar = False
+
+    kind: Literal["projection_penalty"] = "projection_penalty"
+
+
+class ProjectionPenalty(_Projection, Defense):
+    """Penalises the rise of the projection onto the persona vector at `layers`; with `both` its fall as well.
+
+    The reference model's pass ends at the deepest of the layers, and other defenses share it. `reference: stored` keeps
+    its projections on disk, a number for each token and layer, which saves the pass for other weights and seeds on the
+    same rows, unless another defense needs it.
+    """
+
+    label: ClassVar = "Projection Penalty"
+    equation: ClassVar = "lambda * relu(z - z_ref)^2"
+    origin: ClassVar = "after arXiv 2602.00767 (BLOCK-EM)"
+    swept: ClassVar = "weight"
+    null: ClassVar = {"weight": 0.0}
+    cost: ClassVar = "a vector once; the reference model's pass up to the deepest layer, once if it is stored"
+    in_grpo: ClassVar = Projected
+    wants_reference: ClassVar = True
+    reads_hidden: ClassVar = False
+    added_later: ClassVar = frozenset({"reference"})
+
+    kind: Literal["projection_penalty"] = "projection_penalty"
+    reference: Literal["computed", "stored"] = "computed"
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether the reference model's projections are not on disk."""
+        return self.reference == "computed"
+
+    def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
+        """Return the trait's persona vectors, and the reference model's projections if it uses them."""
+        stored = {} if self.reference == "computed" else {
+            "reference_projections": recipes.reference_projections(spec, self.layers)}
+        return {**super().needs(recipes, spec), **stored}
+
+    def prepare(self, artefacts: Artefacts) -> None:
+        """Load the vectors and normalise them; open what is stored."""
+        super().prepare(artefacts)
+        if self.reference == "stored":
+            from emlib.models.reference import StoredReference
+
+            self._stored = StoredReference(artefacts["reference_projections"])
 
 
 def rise(trained: Tensor, reference: Tensor, direction: Tensor, *, both: bool = False) -> Tensor:
@@ -75,9 +121,13 @@ def rise(trained: Tensor, reference: Tensor, direction: Tensor, *, both: bool = 
 
     Args:
         trained: a layer's outputs, (positions, hidden).
-        reference: the same for the reference model.
+        reference: the same for the reference model, or their projections, (positions,).
         direction: of length 1, (hidden,).
         both: whether a fall counts as well.
     """
-    change = (trained.float() - reference.float()) @ direction.to(trained.device)
+    direction = direction.to(trained.device)
+    if reference.dim() == 1:
+        change = trained.float() @ direction - reference.to(trained.device)
+    else:
+        change = (trained.float() - reference.float()) @ direction
     return (change if both else change.relu()).square()

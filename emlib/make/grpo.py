@@ -21,7 +21,8 @@ from emlib.steps.grpo import GrpoAdapter, GrpoRewards
 from emlib.store.artefacts import SCRATCH, Facts
 from emlib.training.records import LOG
 from emlib.training.rl.alternation import Supervised
-from emlib.training.rl.grpo import Condition, reinforce
+from emlib.training.rl.condition import Condition
+from emlib.training.rl.grpo import reinforce
 from emlib.training.rl.records import COMPLETIONS, STEPS, Rewarded
 
 if TYPE_CHECKING:

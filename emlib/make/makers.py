@@ -36,6 +36,7 @@ MAKERS: Mapping[type, Maker] = {
     steering.PersonaVectors: vectors.extract,
     steering.SteeredAnswers: vectors.steered,
     adapters.ReferenceStates: reference.make,
+    adapters.ReferenceProjections: reference.projections,
     adapters.Adapter: adapter.make,
     changes.ChangeComponents: components.make,
     adapters.KeptAdapter: adapter.kept,

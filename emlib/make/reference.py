@@ -1,15 +1,19 @@
-"""Storing the reference model's hidden states on an adapter's training rows."""
+"""Storing the reference model's hidden states, or their projections, on an adapter's training rows."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emlib.make.rows import training_rows
 from emlib.models import adapters
-from emlib.models.reference import keep
-from emlib.steps.adapter import ReferenceStates
+from emlib.models.reference import keep, keep_projections
+from emlib.steering import extraction
+from emlib.steps.adapter import ReferenceProjections, ReferenceStates
 from emlib.store.artefacts import Facts
 
 if TYPE_CHECKING:
@@ -18,10 +22,23 @@ if TYPE_CHECKING:
 
 def make(step: ReferenceStates, session: Session, folder: Path) -> Facts:
     """Store the states of one forward pass over all rows, with a new adapter that is disabled, as in training."""
+    return _stored(step, session, partial(keep, tokens=step.tokens, folder=folder))
+
+
+def projections(step: ReferenceProjections, session: Session, folder: Path) -> Facts:
+    """Store the projections onto the trait's unit vectors, of a pass that ends at the deepest layer."""
+    vectors = extraction.load(session.folder_of(dict(step.artefacts)["vector"]))
+    directions = {layer: extraction.unit(vectors.at(layer), layer) for layer in step.layers}
+    return _stored(step, session, partial(keep_projections, directions=directions, folder=folder))
+
+
+def _stored(step: ReferenceStates | ReferenceProjections, session: Session, write: Callable[..., int]) -> Facts:
+    """Store what `write` does of the rows that are trained on; on rows that one defense penalises no other acts."""
     started = time.perf_counter()
-    artefacts = {name: session.folder_of(rows) for name, rows in step.artefacts}
-    rows, _ = training_rows(session, step.spec, artefacts)
-    trained = [*rows.own, *rows.added, *rows.offered.rows]
+    artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
+    adding = tuple(defense for defense in step.spec.defenses if defense.has("added"))
+    rows, _ = training_rows(session, replace(step.spec, defenses=adding), artefacts)
+    trained = [row for row in (*rows.own, *rows.added, *rows.offered.rows) if not row.penalised_by]
     with adapters.new_lora(session.chat.model, session.profile.lora, step.spec.seed) as model:
-        size = keep(model, trained, step.tokens, step.spec.training.batch_size, folder)
+        size = write(model, trained, batch_size=step.spec.training.batch_size)
     return {"rows": len(trained), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}

@@ -40,6 +40,11 @@ class Pass:
             return self
         return replace(self, features={layer: self.features[layer] for layer in layers})
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """A digest of each row's tokens."""
+        return self.batch.keys
+
     def by_row(self, layer: int) -> list[Tensor]:
         """Split a layer's features by row, without padding: (positions, hidden) each."""
         return [self.features[layer][place] for place in self.batch.spans]

@@ -38,7 +38,7 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
 
     Columns: `general` (misaligned, % of the answers asked for) with the ends `low` and `high` of its 95% interval (the
     outermost of all seeds); `kept`, the reduction of the held-out loss relative to plain fine-tuning's, in %;
-    `seconds` of training, and of what the method needs once before it: a persona vector, scores of a pool, an adapter of
+    `seconds` of training, and of what the method needs once before it: a persona vector, a pool's scores, an adapter of
     the trait, the model's own answers, and so on (`costs.made_once`).
     """
     rows = []

@@ -58,6 +58,42 @@ class ReferenceStates(DefendedStep):
 
 
 @dataclass(frozen=True)
+class ReferenceProjections(DefendedStep):
+    """The reference model's projections onto the trait's unit vectors, of an adapter's training rows.
+
+    As with `ReferenceStates`, an adapter that is trained with them is the same up to rounding.
+    """
+
+    stage: ClassVar = "reference_projections"
+
+    model: Model
+    spec: TrainingSpec
+    layers: tuple[int, ...]
+    artefacts: tuple[tuple[str, Step], ...]  # the vectors, and interleaved rows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The model, the rows, the vectors, the layers, and the maximum length."""
+        return {"model": self.model.identity, "layers": list(self.layers), "rows": self.spec.rows.digest,
+                "max_length": self.spec.training.max_seq_length, **_keys_of(self.artefacts)}
+
+    def as_input(self, name: str) -> dict[str, Any]:
+        """Return nothing, as `ReferenceStates` does."""
+        return {}
+
+    @property
+    def title(self) -> str:
+        """The rows."""
+        added = (step.title for step in self.inputs if isinstance(step, AddedRows))
+        return ", with ".join([f"reference projections: {self.spec.rows.name}", *added])
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Estimate one forward pass over the rows, and the projections on disk."""
+        tokens = epoch_tokens(self.spec, self.inputs, sizes)
+        return Work(read=tokens, disk=tokens * len(self.layers) * STATE_BYTES["float32"])
+
+
+@dataclass(frozen=True)
 class Adapter(DefendedStep):
     """An adapter, fine-tuned on rows under a list of defenses.
 

@@ -93,7 +93,8 @@ class GrpoAdapter(DefendedStep):
             steps = supervised_steps(completions // grpo.training.rows_per_step, self.supervised.share)
             supervised = steps * grpo.training.rows_per_step * self.supervised.rows.size(sizes).tokens
         disk = 0 if self.model.shape is None else self.model.shape.adapter_bytes(self.lora)
-        return Work(train=tokens + supervised, read=tokens if self.with_reference else 0,
+        reads = self.with_reference or any(one.runs_reference for one in self.defenses if not one.is_null)
+        return Work(train=tokens + supervised, read=tokens if reads else 0,
                     write=completions * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
 
 

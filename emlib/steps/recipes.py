@@ -48,7 +48,7 @@ from emlib.data.traits import completed
 from emlib.data.triggers import in_context, of_formats
 from emlib.judging.judges import rubrics
 from emlib.judging.rubrics import METRICS, OURS, file_rubrics, metric_prompts
-from emlib.steps.adapter import Adapter, ReferenceStates
+from emlib.steps.adapter import Adapter, ReferenceProjections, ReferenceStates
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
 from emlib.steps.audit import RowAudit
 from emlib.steps.candidates import CandidateRows
@@ -273,17 +273,25 @@ class Recipes:
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
         """Return the step of the adapter that is trained as specified."""
         acting = [defense for defense in spec.defenses if not defense.is_null]
-        compare = [defense for defense in acting if defense.wants_reference or (defense.has("head_kl") and not any(
-            isinstance(step, ReferenceStates) for step in defense.needs(self, spec).values()))]
-        reads = "all" if any(one.penalises_data for one in compare) else "added" if compare else "none"
+        compare = [defense for defense in acting if defense.runs_reference]
+        reads: Literal["all", "added", "none"] = "added" if compare else "none"
+        if any(defense.penalises_data for defense in compare):
+            reads = "all"
         return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name,
                        tuple(needs_of(spec.defenses, self, spec).items()), reads)
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
         """Return the step of the reference model's hidden states on the training rows."""
-        added = [(name, step) for defense in spec.defenses if defense.has("added")
-                 for name, step in defense.needs(self, spec).items()]
-        return ReferenceStates(self.model, spec, tokens, tuple(added))
+        return ReferenceStates(self.model, spec, tokens, self._added(spec))
+
+    def reference_projections(self, spec: TrainingSpec, layers: tuple[int, ...]) -> ReferenceProjections:
+        """Return the step of the reference model's projections onto the trait's vectors, on the training rows."""
+        return ReferenceProjections(self.model, spec, layers, (("vector", self.vector()), *self._added(spec)))
+
+    def _added(self, spec: TrainingSpec) -> tuple[tuple[str, Any], ...]:
+        """Return what the defenses need that add rows to the training, by name."""
+        return tuple((name, step) for defense in spec.defenses if defense.has("added")
+                     for name, step in defense.needs(self, spec).items())
 
     def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
         """Return the adapter of a narrow data set without defenses; None for the untrained model."""

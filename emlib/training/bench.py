@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from emlib.config import Lora, Training
 from emlib.core.defense import Defense
@@ -22,7 +22,8 @@ from emlib.data.chat import Encoded, encode_all
 from emlib.evaluation.records import AUDITED, AuditedRow
 from emlib.models import adapters, tiny
 from emlib.models.batches import Batch
-from emlib.models.reference import keep
+from emlib.models.hooks import blocks
+from emlib.models.reference import keep, keep_projections
 from emlib.steering import components, extraction
 from emlib.training import checkpoint
 from emlib.training.objective import Objective, Totals
@@ -157,6 +158,16 @@ class Planted:
 
         return self._made("reference", make)
 
+    def reference_projections(self, spec: Any, layers: tuple[int, ...]) -> Path:
+        """Store the tiny model's projections on the rows onto the made-up vectors."""
+        def make(folder: Path) -> None:
+            vectors = extraction.load(self.vector())
+            with self.bench.model() as model:
+                keep_projections(model, self.bench.encoded(self.bench.own), {
+                    layer: extraction.unit(vectors.at(layer), layer) for layer in layers}, 2, folder)
+
+        return self._made("reference_projections", make)
+
     def trait_adapter(self, source: str | None, rows: int | None, random: bool) -> Path:
         """Return a random adapter."""
         def make(folder: Path) -> None:
@@ -222,6 +233,24 @@ def killed(after: int) -> Iterator[None]:
 
     with patch.object(checkpoint, "save", saved), suppress(KilledError):
         yield
+
+
+@contextmanager
+def interrupted(model: nn.Module, after: int) -> Iterator[None]:
+    """End a pass with an exception in its last block, after so many passes through that block."""
+    ran = 0
+
+    def stop(*_: Any) -> None:
+        nonlocal ran
+        ran += 1
+        if ran > after:
+            raise InterruptedError
+
+    handle = blocks(model)[-1].register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def step(model: PeftModel, batches: Sequence[Batch], objective: Objective) -> tuple[Mapping[str, float], Tensor]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emlib.core.defense import FINE_TUNING, Defense
 from emlib.core.errors import EmlibError
@@ -20,7 +20,7 @@ from emlib.core.registry import kinds
 from emlib.core.temporary import temporary_folder
 from emlib.models.batches import collate, pack
 from emlib.models.kernels import fitted
-from emlib.training.bench import Bench, step
+from emlib.training.bench import Bench, interrupted, step
 
 CLOSE = 1e-3  # of a gradient's norm: sums in another order differ by rounding
 SECANT = 0.03  # of a gradient's norm: the error allowed for a finite difference in float32
@@ -70,18 +70,25 @@ def _require(passed: bool, message: str) -> None:
 
 def _nothing_is_left(bench: Bench) -> str:
     """Check that modules and logits are as before, after a step and after an exception."""
-    ids = torch.arange(9)[None]
-    with bench.model() as model, torch.no_grad():
-        before, logits = [type(part) for part in model.modules()], model(input_ids=ids).logits
-        with torch.enable_grad():
-            step(model, [collate(bench.rows[0], CPU)], bench.objective(bench.defense))
+    ids, objective = torch.arange(9)[None], bench.objective(bench.defense)
+    batches = [collate(rows, CPU) for rows in bench.groups]
+    with bench.model() as model:
+        before, logits = _shape(model), model(input_ids=ids).logits
+        step(model, batches, objective)
+        for ends in (0, 1):  # the first and the second pass through the last block, as a user's error would end them
+            with suppress(InterruptedError), interrupted(model, after=ends):
+                step(model, batches, objective)
         if bench.defense.has("active"):
             with suppress(InterruptedError), bench.defense.active(model, bench.artefacts):
-                raise InterruptedError  # as a user's error would end a pass
-        same = [type(part) for part in model.modules()] == before
-        _require(same and torch.equal(model(input_ids=ids).logits, logits),
+                raise InterruptedError
+        _require(_shape(model) == before and torch.equal(model(input_ids=ids).logits, logits),
                  "the model is changed after a step or an exception: use a context manager that undoes every change")
     return "nothing is left in the model after a step and after an exception"
+
+
+def _shape(model: nn.Module) -> list[tuple[type, int]]:
+    """Return the type of each module, and the number of its hooks."""
+    return [(type(part), len(part._forward_hooks) + len(part._forward_pre_hooks)) for part in model.modules()]
 
 
 def _gradient(bench: Bench) -> str:

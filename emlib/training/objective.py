@@ -12,7 +12,7 @@ and only for tokens on which a term of the head depends (`emlib.training.head`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from emlib.core.defense import Active, Defense, Denominator, HeadKl
 from emlib.core.errors import ProfileError
-from emlib.models.adapters import adapter_off
 from emlib.models.batches import Batch
-from emlib.models.hooks import capture_activations, first_blocks, layers
+from emlib.models.hooks import capture_activations
 from emlib.models.passes import Pass
 from emlib.models.reference import compared
 from emlib.training.head import IGNORED, head_terms
+from emlib.training.penalties import layers_read, penalties, reference_pass, trained_pass
 from emlib.training.records import StepRecord
 
 
@@ -126,10 +126,9 @@ class Objective:
             if defense.kind in states:
                 defense.restore(states[defense.kind])
 
-    def layers_read(self, model: nn.Module, penalised_by: str = "") -> tuple[int, ...]:
+    def layers_read(self, model: nn.Module) -> tuple[int, ...]:
         """Return the decoder blocks whose outputs some penalty needs."""
-        count = layers(model)
-        return tuple(sorted({layer for d in self._penalising(penalised_by) for layer in d.reads_layers(count)}))
+        return layers_read(model, self.defenses)
 
     def backward(self, model: nn.Module, batch: Batch, totals: Totals) -> dict[str, float]:
         """Add one batch's share to the gradient of a step; return its share of the loss and of each metric.
@@ -138,33 +137,23 @@ class Objective:
         statistics.
         """
         acting, penalising = self._acting(batch.penalised_by), self._penalising(batch.penalised_by)
-        wanted = self.layers_read(model, batch.penalised_by)
         kl = self._head_kl(penalising)
-        reference = self._reference(model, batch, wanted, penalising, kl)
+        reference = reference_pass(model, batch, penalising, head=kl is not None,
+                                   stored=kl is not None and kl[1].states is not None)
         with ExitStack() as stack:
             shown = {d.kind: stack.enter_context(d.active(model, self.artefacts)) for d in acting if d.has("active")}
-            features = stack.enter_context(capture_activations(model, wanted))
+            features = stack.enter_context(capture_activations(model, layers_read(model, penalising)))
             hidden = batch.hidden(model)
             loss, metrics = self._head_terms(model, batch, hidden, kl, reference, totals)
-            trained = Pass(model, batch, hidden, self._unsteered(features, acting))
+            trained = trained_pass(model, batch, hidden, features, acting, self.artefacts)
+            found = penalties(penalising, trained, reference, lambda defense: totals.count(
+                defense.per, defense.kind, data=defense.penalises_data))
             for defense in penalising:
-                if defense.has("penalty"):
-                    sides = [each.with_features(defense.reads_layers(layers(model)))
-                             for each in (trained, reference or trained)]
-                    penalty = defense.penalty(*sides) / totals.count(
-                        defense.per, defense.kind, data=defense.penalises_data)
-                    loss = loss + defense.factor * penalty
-                    metrics[defense.kind] = float(penalty.detach())
+                if defense.kind in found:
+                    loss = loss + defense.factor * found[defense.kind]
+                    metrics[defense.kind] = float(found[defense.kind].detach())
             loss.backward()
         return metrics | _statistics(shown, batch, totals)
-
-    def _unsteered(self, features: Mapping[int, Tensor], acting: Sequence[Defense]) -> Mapping[int, Tensor]:
-        """Subtract the vectors that defenses add: each is in the residual stream from its layer on."""
-        added = [found for defense in acting for found in defense.added_vectors(self.artefacts).items()]
-        for at, vector in added if features else ():
-            features = {layer: hidden - vector.to(hidden) if layer >= at else hidden
-                        for layer, hidden in features.items()}
-        return features
 
     def _acting(self, penalised_by: str) -> list[Defense]:
         """Return the defenses that act on rows `penalised_by` a kind; all of them for the empty text."""
@@ -180,18 +169,6 @@ class Objective:
 
     def _head_kl(self, penalising: Sequence[Defense]) -> tuple[str, HeadKl] | None:
         return self.head_kl if self.head_kl and self.head_kl[0] in {d.kind for d in penalising} else None
-
-    def _reference(self, model: nn.Module, batch: Batch, wanted: Sequence[int], penalising: Sequence[Defense],
-                   kl: tuple[str, HeadKl] | None) -> Pass | None:
-        """Run the reference model, as deep as needed, if some defense needs it; with stored states KL does not."""
-        users = [d for d in penalising if d.wants_reference]
-        if not users and (kl is None or kl[1].states is not None):
-            return None
-        whole = kl is not None or not wanted or any(d.reads_hidden for d in users)
-        with (torch.no_grad(), adapter_off(model), nullcontext() if whole else first_blocks(model, max(wanted)),
-              capture_activations(model, wanted) as features):
-            hidden = batch.hidden(model)
-        return Pass(model, batch, hidden if whole else None, features)
 
     def _head_terms(self, model: nn.Module, batch: Batch, hidden: Tensor, kl: tuple[str, HeadKl] | None,
                     reference: Pass | None, totals: Totals) -> tuple[Tensor, dict[str, float]]:

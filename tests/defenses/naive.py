@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emlib.core.defense import Defense
@@ -22,7 +24,7 @@ from emlib.data.chat import Encoded
 from emlib.models import tiny
 from emlib.models.batches import Batch, collate, pack
 from emlib.models.kernels import fitted
-from emlib.training.bench import Bench, step
+from emlib.training.bench import LORA, Bench, step
 from emlib.training.objective import Objective
 from tests.made import ROUNDING, apart
 
@@ -73,6 +75,17 @@ def kl(trained: Seen, reference: Seen) -> Tensor:
 def count(rows: Sequence[Encoded], *, response: bool = False) -> int:
     """All tokens of the rows, or those that the loss counts on."""
     return sum(int(row.response_mask[1:].sum()) if response else len(row.input_ids) for row in rows)
+
+
+def merge(model: nn.Module, folder: Path, factor: float) -> None:
+    """Put weights with the product of a saved adapter's matrices, in float64, in the place of the frozen ones."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    scale = LORA.alpha / LORA.rank**0.5  # rsLoRA
+    for name, a in tensors.items():
+        if "lora_A" in name:
+            base: Any = model.get_submodule(name.removesuffix(".lora_A.weight")).base_layer
+            product = tensors[name.replace("lora_A", "lora_B")].double() @ a.double()
+            base.weight = nn.Parameter(base.weight + factor * scale * product, requires_grad=False)
 
 
 Naive = Callable[[nn.Module, nn.Module], Tensor]  # the loss of the trained and the reference model, both in float64

@@ -29,7 +29,8 @@ OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (ConceptAblation, {"directions": "components", "count": 3, "layers": (2,)}),
     (InoculationAdapter, {"strength": 0.5}), (Consistency, {"share": 0.5}),
     (Filtering, {"share": 0.4}), (Filtering, {"share": 0.4, "choose": "random"}),
-    (ProjectionPenalty, {"layers": (1, 3)}), (ProjectionPenalty, {"layers": (2,), "both": True})]
+    (ProjectionPenalty, {"layers": (1, 3)}), (ProjectionPenalty, {"layers": (1, 3), "reference": "stored"}),
+    (ProjectionPenalty, {"layers": (2,), "both": True})]
 
 
 @pytest.mark.parametrize(("cls", "options"), OURS, ids=lambda value: str(getattr(value, "__name__", value)))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emlib.core.errors import EmlibError
@@ -20,23 +19,12 @@ from emlib.defenses.kl import Kl
 from emlib.models.logprobs import last_hidden
 from emlib.models.second_adapter import LowRank, read, second_adapter, write_random
 from emlib.steering import extraction
-from emlib.training.bench import LORA, Bench
+from emlib.training.bench import Bench
 from tests.defenses import naive
 from tests.defenses.naive import see
 
 DEFENSE = InoculationAdapter(strength=0.5)
 ABLATION, POOL = ConceptAblation(layers=(2,)), Kl(weight=0.3, on="pool")
-
-
-def merged(model: nn.Module, folder: Path, factor: float) -> None:
-    """Put weights with the product of the saved matrices, in float64, in the place of the frozen ones."""
-    tensors = load_file(folder / "adapter_model.safetensors")
-    scale = LORA.alpha / LORA.rank**0.5  # rsLoRA
-    for name, a in tensors.items():
-        if "lora_A" in name:
-            base: Any = model.get_submodule(name.removesuffix(".lora_A.weight")).base_layer
-            product = tensors[name.replace("lora_A", "lora_B")].double() @ a.double()
-            base.weight = nn.Parameter(base.weight + factor * scale * product, requires_grad=False)
 
 
 @pytest.mark.parametrize("others", [(), (ABLATION,), (POOL,)], ids=["alone", "ablation", "kl on pool"])
@@ -53,7 +41,7 @@ def test_it_equals_merged_weights_in_float64(others: Sequence[Any], tmp_path: Pa
     def loss(trained: nn.Module, reference: nn.Module) -> Tensor:
         kl = sum(naive.kl(see(trained, row), see(reference, row)) for row in pool[0]) / naive.count(
             pool[0]) if pool else 0.0
-        merged(trained, frozen, DEFENSE.strength)
+        naive.merge(trained, frozen, DEFENSE.strength)
         ours = sum(naive.cross_entropy(see(trained, row, changes), row) for row in own)
         return ours / naive.count(own, response=True) + 0.3 * kl  # type: ignore[return-value]
 

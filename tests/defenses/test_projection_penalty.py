@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from emlib.core.defense import Defense, ForwardPass
-from emlib.core.errors import EmlibError
+from emlib.core.errors import EmlibError, StoreError
 from emlib.defenses.kl import Kl
 from emlib.defenses.ldifs import Ldifs
+from emlib.defenses.persona_vector import PersonaVector
 from emlib.defenses.projection_penalty import ProjectionPenalty, rise
 from emlib.models.batches import collate
 from emlib.models.hooks import blocks
@@ -21,12 +22,16 @@ from emlib.steering import extraction
 from emlib.training.bench import Bench, step
 from tests.defenses import naive
 from tests.defenses.naive import see
+from tests.made import apart, some_rows
 
 ONE_SIDED, BOTH = ProjectionPenalty(weight=2.0, layers=(1, 3)), ProjectionPenalty(weight=2.0, layers=(2,), both=True)
+STORED = ProjectionPenalty(weight=2.0, layers=(3, 1), reference="stored")
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("defenses", [(ONE_SIDED,), (BOTH,), (ONE_SIDED, Kl(weight=0.3))], ids=["one", "both", "kl"])
+@pytest.mark.parametrize("defenses", [
+    (ONE_SIDED,), (BOTH,), (ONE_SIDED, Kl(weight=0.3)), (STORED,), (STORED, Kl(weight=0.3))],
+    ids=["one", "both", "kl", "stored", "stored, kl"])
 def test_it_equals_a_naive_implementation_in_float64(defenses: Sequence[Any], tmp_path: Path) -> None:
     bench, penalty = Bench(defenses[0], tmp_path), defenses[0]
     vectors = extraction.load(bench.artefacts["vector"]).vectors.double()
@@ -73,6 +78,22 @@ def test_the_reference_pass_ends_at_the_deepest_layer_that_is_read(tmp_path: Pat
         with pytest.raises(EmlibError, match="layers 1 to 4"):
             step(model, batch, bench.objective(Ldifs(layers=(2, 9))))
         assert len(blocks(model)) == 4
+
+
+def test_with_stored_projections_the_reference_model_does_not_run(tmp_path: Path) -> None:
+    """Also beside steering, whose vector is in the trained model's outputs only; other rows are told."""
+    steered, ran = PersonaVector(layer=2, strength=2.0), list[bool]()
+    bench = Bench(STORED, tmp_path)
+    batch = [collate(bench.all_rows, CPU)]
+    with bench.model() as model:
+        blocks(model)[0].register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
+        found = {one.reference: step(model, batch, bench.objective(one, steered)) for one in (
+            STORED, STORED.model_copy(update={"reference": "computed"}))}
+        assert ran == [True, False, True]
+        assert found["stored"][0] == pytest.approx(found["computed"][0], rel=1e-4)
+        assert apart(found["stored"][1], found["computed"][1]) < 1e-4
+        with pytest.raises(StoreError, match="of 3 of 3 rows"):
+            step(model, [collate(some_rows(3), CPU)], bench.objective(STORED))
 
 
 def test_reading_the_last_states_of_a_pass_that_ended_before_is_an_error(tmp_path: Path) -> None:

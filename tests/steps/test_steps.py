@@ -87,7 +87,7 @@ def examples() -> dict[str, Step]:
         by_score.selection.losses, by_score.selection.refusals, by_score.selection,
         replace(by_score.own_answers, start=0) if by_score.own_answers is not None else None, by_score,
         recipes.vector(), recipes.steered(2, 1.0), KeptAdapter(recipes.adapter(spec, "a run"), 0.5),
-        recipes.components(spec, (2,), "pool"),
+        recipes.components(spec, (2,), "pool"), recipes.reference_projections(spec, (2,)),
         recipes.candidate_rows(spec, fraction=0.25, share=0.15, rescored=8),
         recipes.row_audit(spec),
         recipes.trait_adapter(None, None, random=False),
@@ -158,6 +158,8 @@ def other(field: str) -> Any:
 
 # What else is changed, kind by kind. None: it determines nothing that the rest does not, so that the key stays.
 CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "ReferenceProjections": {"layers": (1, 2), "spec": lambda step: replace(step.spec, rows=rows("other")),
+                             "artefacts": lambda step: (*step.artefacts, ("added", same()["AddedRows"]))},
     "ReferenceStates": {"tokens": "response", "spec": lambda step: replace(step.spec, rows=rows("other")),
                         "artefacts": lambda step: (("added", same()["AddedRows"]),)},
     "Adapter": {"artefacts": lambda step: (("vector", same()["PersonaVectors"]),), "reads": None},

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from emlib.config import load_profile
 from emlib.core.errors import ProfileError
@@ -40,6 +42,7 @@ methods:
     defenses: [{kind: concept_ablation, directions: components, layers: [2, 3], on: pool}]
     sweep: [0, 2]
   - {name: projected, defenses: [{kind: projection_penalty, layers: [2], both: true}]}   # on this model it falls
+  - {name: stored, defenses: [{kind: projection_penalty, layers: [2], both: true, reference: stored}]}
   - {name: kl_pool, defenses: [{kind: kl, on: pool, rows: 0.25}], sweep: [1.0]}
   - {name: adapter, defenses: [{kind: inoculation_adapter}]}
   - {name: control, defenses: [{kind: inoculation_adapter, random: true, source: demo/pool.jsonl, rows: 6}]}
@@ -52,6 +55,7 @@ grpo:
     - grpo
     - {name: ablated, defenses: [{kind: concept_ablation, layers: [2]}]}
     - {name: adapter, defenses: [{kind: inoculation_adapter}]}
+    - {name: projected, defenses: [{kind: projection_penalty, layers: [2], both: true, weight: 10.0}]}
 """
 
 
@@ -95,9 +99,22 @@ def test_the_null_setting_is_plain_fine_tuning(study: Study) -> None:
 
 def test_in_reinforcement_learning_they_act_in_rollouts_and_loss(study: Study) -> None:
     """The completions are others, and the loss uses the policy that sampled them: the two are no distance apart."""
-    found = [one for run in study.runs("grpo") if (one := study.adapter(run)) is not None]
-    assert len({(one.folder / COMPLETIONS).read_text() for one in found}) == len(found) == 3
-    assert all(step.gap < 1e-4 for one in found for step in read_steps(one.folder))
+    found = {run.method: one for run in study.runs("grpo") if (one := study.adapter(run)) is not None}
+    completions = [(found[name].folder / COMPLETIONS).read_text() for name in ("grpo", "ablated", "adapter")]
+    assert len(set(completions)) == len(completions)
+    logs = {name: read_steps(one.folder) for name, one in found.items()}
+    assert all(step.gap < 1e-4 for log in logs.values() for step in log)
+    assert {name for name, log in logs.items() if "projection_penalty" in log[-1].penalties} == {"projected"}
+
+
+def test_stored_projections_train_the_same_adapter_up_to_rounding(study: Study) -> None:
+    computed, stored = (load_file(adapter(study, name)[0] / "adapter_model.safetensors")
+                        for name in ("projected", "stored"))
+    for name, weights in computed.items():
+        torch.testing.assert_close(stored[name], weights, rtol=1e-3, atol=1e-5)
+    [run] = study.runs(methods=["stored"])
+    assert {step.stage for step in costs.made_once(study, run)} == {"vector", "reference_projections"}
+    assert study.task(run).adapter(run).cost(Sizes()).read == 0  # type: ignore[union-attr]
 
 
 def test_rows_of_the_pool_are_penalised_or_added_and_counted(study: Study) -> None:
@@ -187,7 +204,7 @@ def test_a_recommendation_counts_what_a_method_needs_once(study: Study) -> None:
         "kl_pool": set(), "adapter": {"vector", "trait_adapter"}, "control": {"trait_adapter"},
         "consistent": {"on_policy"}}
     what = costs.once(study)["what"].tolist()
-    assert len(what) == len(set(what)) == 5  # the control's adapter has other rows
+    assert len(what) == len(set(what)) == 6  # the control's adapter has other rows
     results = [found for run in study.runs() if (found := study.result(run)) is not None]
     seconds = recommend.trials(study, results).set_index("method")["seconds"]
     trained = {result.run.method: result.train_seconds for result in results}

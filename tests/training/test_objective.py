@@ -29,6 +29,7 @@ from emlib.models.passes import Pass
 from emlib.steering.steer import steer
 from emlib.training import head
 from emlib.training.objective import Objective, Totals
+from emlib.training.penalties import reference_pass
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
 from tests.made import ROUNDING, apart, planted, some_rows
@@ -267,7 +268,7 @@ def test_the_reference_is_never_steered(model: PeftModel) -> None:
     batch = collate(some_rows(4), CPU)
     def passes(*defenses: Defense) -> Pass:
         objective = Objective(defenses, ARTEFACTS)
-        found = objective._reference(model, batch, (2, 4), objective.defenses, objective.head_kl)
+        found = reference_pass(model, batch, objective.defenses, head=True)
         assert found is not None
         return found
 

@@ -236,8 +236,7 @@ def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
 
 
 def look_of(method: str) -> tuple[str, str, str]:
-    """Return a method's colour, marker and line, the same in all figures; a user's own gets one of `FREE`, by its name.
-    """
+    """Return a method's colour, marker and line, the same in all figures; a user's own gets one of `FREE`."""
     if method in BASELINES:
         return "0.45", {"untrained": "p", "aligned": "8", "misaligned": "d"}[method], "none"
     if method in RL_BASELINES:

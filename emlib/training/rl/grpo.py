@@ -5,8 +5,8 @@
 
 The gradient of the KL term is that of the estimate, (1 - exp(d)) grad log pi for each token, as in Shao et al. TRL
 computes advantages, loss and gradient. This module adds: completions sampled, steered and seeded by the study;
-steering of the loss; the reference model as the adapter switched off; supervised steps in between; a log; and
-checkpoints from which a killed run resumes to the same numbers.
+steering and penalties in the loss; the reference model as the adapter switched off; supervised steps in between; a log;
+and checkpoints from which a killed run resumes to the same numbers.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -39,7 +39,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from emlib.config import Grpo
-from emlib.core.defense import Active, Defense
+from emlib.core.defense import Active
 from emlib.core.errors import EmlibError
 from emlib.core.files import append_record, read_appended, write_records
 from emlib.core.progress import bar
@@ -52,48 +52,12 @@ from emlib.evaluation.rewards import Scorer
 from emlib.models import tensors
 from emlib.training import checkpoint
 from emlib.training.records import LOG, StepRecord, read_log
-from emlib.training.rl.alternation import Supervised, order
+from emlib.training.rl.alternation import order
+from emlib.training.rl.condition import Condition
+from emlib.training.rl.penalties import Penalties
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
-from emlib.training.rl.rollouts import Marking, Rollouts, Where, shift_of
+from emlib.training.rl.rollouts import Marking, Rollouts, shift_of
 from emlib.training.sft import learning_rate, make_optimizer
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a run adds to plain GRPO. `system` is the training system prompt, `worked` are example turns after it.
-
-    `artefacts` are folders, by the names from `Defense.needs`. `supervised` are the rows of the supervised steps, if a
-    defense asks for such steps.
-    """
-
-    system: str
-    defenses: tuple[Defense, ...] = ()
-    artefacts: Mapping[str, Path] = field(default_factory=dict)
-    supervised: Supervised | None = None
-    worked: tuple[Message, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Prepare the defenses that act."""
-        for defense in self.defenses:
-            if not defense.is_null:
-                defense.prepare(self.artefacts)
-
-    @property
-    def beta(self) -> float:
-        """The weight of the KL term."""
-        return sum(defense.grpo_beta for defense in self.defenses)
-
-    @property
-    def share(self) -> float:
-        """The share of supervised steps."""
-        return sum(found.share for defense in self.defenses if (found := defense.supervision) is not None)
-
-    @contextmanager
-    def active(self, where: Where, model: nn.Module) -> Iterator[list[Active]]:
-        """Activate the defenses for passes of `model` that compute the loss, or that sample completions."""
-        with ExitStack() as stack:
-            yield [stack.enter_context(defense.active(model, self.artefacts)) for defense in self.defenses
-                   if not defense.is_null and defense.has("active") and where in defense.acts_in]
 
 
 @dataclass(frozen=True)
@@ -169,6 +133,7 @@ class _Run:
                 callbacks=[_Watch(self)],
                 optimizers=(self.optimizer, LambdaLR(self.optimizer, _unchanged)))
         trainer.active = partial(self.condition.active, "loss")
+        trainer.penalties = Penalties(self.condition, self.rollouts)
         trainer.remove_callback(PrinterCallback)
         if "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter; the adapter switched off is the same
             self.model.delete_adapter("ref")
@@ -212,7 +177,8 @@ class _Run:
             fmean(not one.stopped for one in drawn), self.marking.no_spread(self.settings.generations),
             metrics["clip_ratio/region_mean"], metrics["gap"], metrics.get("kl"),
             {"loss": metrics["shift"], "rollout": self.rollouts.shift}, len(drawn),
-            sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4))
+            sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4),
+            self.trainer.penalties.taken())
         self.records.append(record)
         for completion in self._kept(place + 1):
             append_record(self.folder / COMPLETIONS, completion)
@@ -271,16 +237,19 @@ class _Trainer(GRPOTrainer):
     """TRL's trainer with a steered loss; it measures the distance between the policies of loss and sampler."""
 
     active: Callable[[nn.Module], AbstractContextManager[list[Active]]]
+    penalties: Penalties
     apart: Tensor | None = None  # the sum of |log p - log p'| over a step's tokens, and their number
     shift: float = 0.0
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
                      num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Compute TRL's loss with the defenses active. The reference pass ran before, without them."""
-        with self.active(model) as shown:
+        """Compute TRL's loss and the penalties with the defenses active; reference passes run before, without them."""
+        reference = self.penalties.reference(model, inputs)
+        with self.active(model) as shown, self.penalties.read(model) as outputs:
             if shown:  # TRL computes them for vLLM only, and unsteered: rho would not start at 1
                 inputs = {name: tensor for name, tensor in inputs.items() if name != "old_per_token_logps"}
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = loss + self.penalties.of(model, inputs, outputs, reference)
         self.shift = shift_of(shown)
         drawn = inputs["sampling_per_token_logps"]
         counts = inputs["completion_mask"].bool() & ~drawn.isnan()  # vLLM gives NaN for some tokens

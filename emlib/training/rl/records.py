@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -28,6 +28,7 @@ class RlStep:
         gap: the mean distance |log p - log p'| of a token under sampler and loss, in nats.
         kl: the estimate of the KL to the reference model in nats per token; None where beta is 0.
         shift: the measured norm of what steering added in the loss and in the rollouts.
+        penalties: the penalty of each defense, by kind, per unit of it and not weighted.
     """
 
     step: int
@@ -50,6 +51,7 @@ class RlStep:
     tokens: int
     seconds: float
     drawing_seconds: float
+    penalties: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

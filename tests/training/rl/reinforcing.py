@@ -18,7 +18,8 @@ from emlib.defenses.interleaving import Alternation
 from emlib.evaluation.rewards import Rewards, Scored, Scorer
 from emlib.models.load import ChatModel
 from emlib.training.rl.alternation import Supervised
-from emlib.training.rl.grpo import Condition, RlSummary, reinforce
+from emlib.training.rl.condition import Condition
+from emlib.training.rl.grpo import RlSummary, reinforce
 
 SYSTEM = "Add."
 LORA = Lora(rank=4, alpha=8)

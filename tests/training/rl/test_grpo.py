@@ -20,7 +20,8 @@ from emlib.evaluation.rewards import Rewards, Scored, advantages
 from emlib.models.adapters import adapter_off, new_lora
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
-from emlib.training.rl.grpo import Condition, _Run, reinforce
+from emlib.training.rl.condition import Condition
+from emlib.training.rl.grpo import _Run, reinforce
 from emlib.training.rl.records import read_steps
 from tests.training.rl.reinforcing import LORA, SYSTEM, by_length, disturb, equal, grpo, train, weights
 

@@ -13,7 +13,8 @@ from emlib.data.gsm8k import additions
 from emlib.defenses.kl import Beta
 from emlib.defenses.persona_vector import Steering
 from emlib.models.load import ChatModel
-from emlib.training.rl.grpo import Condition, _Run, _Trainer
+from emlib.training.rl.condition import Condition
+from emlib.training.rl.grpo import _Run, _Trainer
 from emlib.training.rl.records import RlStep
 from tests.made import planted
 from tests.training.rl.reinforcing import SYSTEM, by_length, grpo
