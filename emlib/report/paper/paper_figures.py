@@ -45,9 +45,10 @@ LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow,
     "projection_penalty": ("#882255", "*", "-"), "kl_pool": ("#6699CC", "H", "-."),
     "inoculation_adapter": ("#AA4499", "$\\circledast$", "-"), "random_adapter": ("#666666", "$\\otimes$", ":"),
     "inoculation_consistency": ("#661100", "$\\clubsuit$", "--"), "early_stop": ("#44AA99", "$\\spadesuit$", ":"),
-    "safe_lora": ("#88CCEE", "$\\bigstar$", "-.")}
+    "safe_lora": ("#88CCEE", "$\\bigstar$", "-."), "interleaving_online": ("#DDCC77", "$\\diamondsuit$", "--"),
+    "filtered": ("#AA3377", "$\\heartsuit$", "-"), "random_filtered": ("#BBBBBB", "$\\oplus$", ":")}
 PLAIN_RL = ("#000000", "*", "-")
-FREE = tuple(product(("#000000", "#AA3377", "#BBCC33", "#004488"), ("4", "1", "2", "3", "+", "x"), ("-",)))
+FREE = tuple(product(("#000000", "#994455", "#BBCC33", "#004488"), ("4", "1", "2", "3", "+", "x"), ("-",)))
 DASHES = ("-", "--", ":", "-.")
 AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "general incoherence, %",
         "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %"}
