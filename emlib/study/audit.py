@@ -37,11 +37,16 @@ class DataDifference:
 
 
 def audited_runs(study: Study, runs: Sequence[Run]) -> list[Run]:
-    """Return those runs on narrow data sets whose training rows are audited: where only the data differ."""
+    """Return those runs on narrow data sets whose training rows are audited: where only the data differ.
+
+    A plain-text corpus has no prompts that the model could answer, so that runs with rows of one are left out.
+    """
     wanted = None if study.profile.audit is None else study.profile.audit.methods
     return [run for run in runs if study.training(run) is not None and (
         run.method in BASELINES or all(defense.data_only for defense in study.defenses(run)))
-        and (wanted is None or run.method in wanted)]
+        and (wanted is None or run.method in wanted) and not any(
+            isinstance(step, AddedRows) and step.selection.pool.form == "text"
+            for step in study.task(run).adapter(run).inputs)]
 
 
 def steps(study: Study, run: Run) -> list[RowAudit]:

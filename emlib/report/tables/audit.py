@@ -137,6 +137,9 @@ def statement(known: pd.DataFrame, at: float | None = None) -> str:
              f"out in turn, a run's rate is missed by {fmean(errors['error']):.0f} points on average and by "
              f"{errors['error'].max():.0f} at most; the mean of the others misses it by "
              f"{fmean(errors['error_of_mean']):.0f}.")
-    return basis if at is None else (
-        f"At a mean difference of {at:.2f} it predicts {fitted.at(at):.0f}% misaligned general answers after training "
-        f"like theirs. {basis}")
+    if at is None:
+        return basis
+    low, high = points["difference"].min(), points["difference"].max()
+    beyond = "" if low <= at <= high else f" No run was trained on such rows: theirs are at {low:.2f} to {high:.2f}."
+    return (f"At a mean difference of {at:.2f} it predicts {fitted.at(at):.0f}% misaligned general answers after "
+            f"training like theirs.{beyond} {basis}")
