@@ -27,7 +27,8 @@ from emlib.store.artefacts import Store
 from tests.make.test_equal_bytes import timeless
 
 LONGEST_WAIT = 8.0  # seconds from a kill's place in the run to the kill itself
-RESULTS = ("results.csv", "benign.csv", "grpo.csv", "tables/triggers.csv", "tables/trajectory.csv", "tables/sets.csv")
+RESULTS = ("results.csv", "benign.csv", "grpo.csv", "tables/triggers.csv", "tables/trajectory.csv", "tables/sets.csv",
+           "tables/persistence.csv")
 
 
 def main(profile: str, kills: int) -> int:

@@ -19,6 +19,7 @@ from emlib.config.judge_files import with_judges
 from emlib.config.layers import refuse_missing_layers
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.own import OWN, Own
+from emlib.config.persistence import Persistence
 from emlib.config.pool import Pool
 from emlib.config.providers import OF_SERVER
 from emlib.config.questions import Evaluation
@@ -83,6 +84,7 @@ class Profile(Strict):
     probe: Probe = Probe()
     pool: Pool | None = None
     evaluation: Evaluation = Evaluation()
+    persistence: Persistence | None = None
     judge: JudgeSpec
     second_judge: SecondJudge | None = None
     benign: Benign | None = None
@@ -126,7 +128,19 @@ class Profile(Strict):
     @model_validator(mode="after")
     def _evaluation_fits(self) -> Profile:
         self.evaluation.fits(self.judge)
+        if self.persistence is not None:
+            self.evaluation.refuse_unjudged(self.persistence.sets, "persistence.sets")
         return self
+
+    @property
+    def absent(self) -> list[str]:
+        """The methods that triggers, trajectory and persistence name and `methods` lacks.
+
+        They are no error, because a profile that extends another one may have fewer methods.
+        """
+        attacked = () if self.persistence is None else self.persistence.methods or ()
+        known = {method.name for method in self.methods}
+        return [name for name in dict.fromkeys((*self.evaluation.named, *attacked)) if name not in known]
 
     @property
     def judges(self) -> tuple[JudgeSpec, ...]:

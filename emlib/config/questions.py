@@ -242,18 +242,19 @@ class Evaluation(Strict):
         if self.triggers is not None and (self.triggers.samples or 0) > self.general_samples:
             raise ValueError("evaluation.triggers.samples is more than general_samples: answers under a trigger are "
                              "compared with as many without one")
-        for name in self.trajectory.sets:
+        self.refuse_unjudged(self.trajectory.sets, "evaluation.trajectory.sets")
+
+    def refuse_unjudged(self, names: Collection[str], where: str) -> None:
+        """Refuse names of question sets that the profile lacks, or that have no verdicts; `where` names them."""
+        for name in names:
             if name in self.sets and not self.sets[name].has_verdicts:
-                raise ValueError(f"evaluation.trajectory.sets names '{name}', which is scored by its metrics alone")
-        unknown = sorted(set(self.trajectory.sets) - {*QUESTION_SETS, *self.sets})
+                raise ValueError(f"{where} names '{name}', which is scored by its metrics alone")
+        unknown = sorted(set(names) - {*QUESTION_SETS, *self.sets})
         if unknown:
-            raise ValueError(f"evaluation.trajectory.sets names '{unknown[0]}', which is no question set of the "
-                             f"profile. It has: {', '.join((*QUESTION_SETS, *self.sets))}")
+            raise ValueError(f"{where} names '{unknown[0]}', which is no question set of the profile. It has: "
+                             f"{', '.join((*QUESTION_SETS, *self.sets))}")
 
-    def absent(self, methods: Collection[str]) -> list[str]:
-        """Return the methods that `triggers` and `trajectory` name and the profile lacks.
-
-        They are no error, because a profile that extends another one may have fewer methods.
-        """
-        named = (*(() if self.triggers is None else self.triggers.methods or ()), *(self.trajectory.methods or ()))
-        return [name for name in dict.fromkeys(named) if name not in methods]
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The methods that `triggers` and `trajectory` name."""
+        return (*(() if self.triggers is None else self.triggers.methods or ()), *(self.trajectory.methods or ()))

@@ -57,17 +57,21 @@ def enough(candidates: Sequence[Row], count: int, what: str) -> list[Row]:
     return list(candidates[:count])
 
 
-def plan_steps(rows: int, rows_per_step: int, epochs: int, seed: int, added: int = 0) -> list[list[int]]:
+def plan_steps(rows: int, rows_per_step: int, epochs: int, seed: int, added: int = 0,
+               steps: int | None = None) -> list[list[int]]:
     """Return the row indices of every optimizer step; each epoch has another order, and its last step may be smaller.
 
     `added` additional rows, numbered from `rows` on, are shuffled separately and spread through each epoch (section
-    3.2); the fine-tuning rows keep the order that they have without them.
+    3.2); the fine-tuning rows keep the order that they have without them. With `steps` there are exactly so many, in as
+    many epochs as that takes.
     """
-    steps = []
+    if steps is not None:
+        epochs = -(-steps // max(1, -(-(rows + added) // rows_per_step)))
+    plan = []
     for epoch in range(epochs):
         order = generator(seed, "order", epoch).permutation(rows).tolist()
         if added:
             others = rows + generator(seed, "order of added rows", epoch).permutation(added)
             order = interleave(order, others.tolist())
-        steps += [order[start:start + rows_per_step] for start in range(0, len(order), rows_per_step)]
-    return steps
+        plan += [order[start:start + rows_per_step] for start in range(0, len(order), rows_per_step)]
+    return plan[:steps]

@@ -59,8 +59,9 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
         if place.is_dir():  # not if it is wanted only since the training began
             session.store.get(KeptAdapter(step, share), partial(_take, place))
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
-    row_record.write(folder, [row for place, row in enumerate(step.spec.rows.examples)
-                              if place not in trained.filtered])
+    earlier = () if step.start is None else step.start.seen
+    row_record.write(folder, [*earlier, *(row for place, row in enumerate(step.spec.rows.examples)
+                                          if place not in trained.filtered)])
     if (trained.place / CHOSEN).is_file():
         shutil.copyfile(trained.place / CHOSEN, folder / CHOSEN)
     if trained.chosen:
@@ -93,21 +94,22 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
     """Train an adapter, saved into `folder`; log, checkpoints and what is kept are in its folder for scratch files."""
     profile = session.profile
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
+    start = None if step.start is None else session.folder_of(step.start)
     rows, chosen = training_rows(session, step.spec, artefacts)
     choice = backends.training(profile.backend.training, profile.model, processes=profile.job.gpus)
     commit, facts = session.chat.commit, session.facts  # read while the model is loaded
     metrics, place = None, folder / SCRATCH / choice.name
     if choice.name != PLAIN or choice.processes > 1:
-        job = partial(_job, step, session, choice, rows, artefacts, keep, then_stop=then_stop)
+        job = partial(_job, step, session, choice, rows, artefacts, keep, start, then_stop=then_stop)
         choice, metrics = _in_subprocess(session, choice, job, rows, folder)
     if metrics is None:
         place = folder / SCRATCH
-        with adapters.new_lora(session.chat.model, step.lora, step.spec.seed) as model:
+        with adapters.new_lora(session.chat.model, step.lora, step.spec.seed, start) as model:
             save = partial(adapters.save, model, base_name=session.chat.name)
             metrics = vars(fine_tune(
                 model, rows.own, step.spec.training, seed=step.spec.seed, folder=place,
                 objective=Objective(step.spec.defenses, artefacts), added=rows.added, held_out=rows.held_out,
-                offered=rows.offered, keep=Keep(keep, save, then_stop)))
+                offered=rows.offered, keep=Keep(keep, save, then_stop), limit=step.spec.steps))
             save(folder)
     penalised = sum(bool(row.penalised_by) for row in rows.added)
     counts = {"rows": len(rows.own), "added_rows": len(rows.added) - penalised + rows.offered.count,
@@ -128,7 +130,7 @@ def _chosen_during(record: Path, candidates: Sequence[AddedRow]) -> list[AddedRo
 
 
 def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, artefacts: Mapping[str, Path],
-         keep: tuple[float, ...], *, then_stop: bool) -> Job:
+         keep: tuple[float, ...], start: Path | None, *, then_stop: bool) -> Job:
     """Describe the training for a subprocess."""
     spec = step.spec
     probe = token_logprobs(session.chat.model, torch.from_numpy(rows.own[0].input_ids).to(session.chat.device))
@@ -137,7 +139,8 @@ def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, ar
                plugins=plugin_files(spec.defenses), defenses=spec.defenses,
                artefacts={name: str(path.resolve()) for name, path in artefacts.items()}, seed=spec.seed,
                added=len(rows.added), held_out=len(rows.held_out), offered=len(rows.offered.rows),
-               taken=rows.offered.count, chooser=rows.offered.kind, probe=tuple(probe), keep=keep, then_stop=then_stop)
+               taken=rows.offered.count, chooser=rows.offered.kind, probe=tuple(probe), keep=keep, then_stop=then_stop,
+               start=None if start is None else str(start.resolve()), limit=spec.steps)
 
 
 def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], rows: TrainingRows,

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,13 +22,14 @@ from emlib.core.seeds import derive
 
 
 @contextmanager
-def new_lora(base: PreTrainedModel, settings: Lora, seed: int) -> Iterator[PeftModel]:
+def new_lora(base: PreTrainedModel, settings: Lora, seed: int, start: Path | None = None) -> Iterator[PeftModel]:
     """Attach a new adapter (rsLoRA as in Table 6) to `base`, initialised by `seed`; remove it at the end.
 
-    The adapter starts as the identity: B is zero. Its weights are float32 even if the base is bfloat16.
+    The adapter starts as the identity: B is zero. Or it starts with the weights of the saved adapter in the folder
+    `start`. Its weights are float32 even if the base is bfloat16.
 
     Raises:
-        ProfileError: the model lacks one of the target modules.
+        ProfileError: the model lacks one of the target modules, or the saved adapter does not fit.
     """
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, use_rslora=settings.rslora,
@@ -41,7 +43,16 @@ def new_lora(base: PreTrainedModel, settings: Lora, seed: int) -> Iterator[PeftM
         if missing:  # PEFT does not report this if it finds at least one of them
             raise ProfileError(f"lora.target_modules names {', '.join(missing)}, which this model does not have. "
                                f"It has {', '.join(sorted(found))}.")
+        if start is not None:
+            begin_with(model, start, str(base.name_or_path))
         yield model
+
+
+def begin_with(model: PeftModel, folder: Path, name: str) -> None:
+    """Give the adapter of `model` the weights of the saved one in `folder`; `name` is the base model's in messages."""
+    with _load_errors(folder, name):
+        _refuse_other_weights(model, "default", folder, name)
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from emlib.config import Backend, Lora
+from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.core.work import Work
-from emlib.data.sizes import Sizes, likely_tokens
+from emlib.data.sizes import Size, Sizes, likely_tokens
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.pool import AddedRows
 from emlib.steps.specs import DefendedStep, Model, TrainingSpec
@@ -98,6 +99,7 @@ class Adapter(DefendedStep):
     """An adapter, fine-tuned on rows under a list of defenses.
 
     Attributes:
+        start: the adapter whose weights it begins with; None: a new one.
         artefacts: the steps that the defenses need during training, by name.
         reads: the rows that the reference model runs over as well: all, at most those that defenses add, or none.
         name: the name in plans and progress lines, which is no part of the key.
@@ -112,6 +114,7 @@ class Adapter(DefendedStep):
     name: str = field(compare=False)
     artefacts: tuple[tuple[str, Step], ...] = ()
     reads: Literal["all", "added", "none"] = "none"
+    start: Adapter | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -121,7 +124,19 @@ class Adapter(DefendedStep):
             "training": self.spec.training.key, "rows": self.spec.rows.digest,
             "defenses": [defense.identity for defense in self.spec.defenses],
             "seed": self.spec.seed, "vector": None, **_keys_of(self.artefacts), **self.backend.key("training"),
-            **({"features_version": FEATURES_VERSION} if self._penalises_steered_features else {})}
+            **({"features_version": FEATURES_VERSION} if self._penalises_steered_features else {}),
+            **({} if self.spec.steps is None else {"steps": self.spec.steps}),
+            **({} if self.start is None else {"start": self.start.key})}
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """The steps that the defenses need, and the adapter that it begins with."""
+        return (*super().inputs, *(() if self.start is None else (self.start,)))
+
+    @property
+    def seen(self) -> tuple[Example, ...]:
+        """The rows that it was trained on, and those of the adapter that it began with."""
+        return (*(() if self.start is None else self.start.seen), *self.spec.rows.examples)
 
     @property
     def _penalises_steered_features(self) -> bool:
@@ -137,12 +152,12 @@ class Adapter(DefendedStep):
     def cost(self, sizes: Sizes) -> Work:
         """Estimate training, the reference model's forward passes, and the adapter on disk."""
         shape = self.model.shape
-        epochs, own = self.spec.training.epochs, epoch_tokens(self.spec, (), sizes)
+        epochs, own = _epochs(self.spec, self.inputs, sizes), epoch_tokens(self.spec, (), sizes)
         tokens = epoch_tokens(self.spec, self.inputs, sizes)
         read = {"all": tokens, "added": tokens - own, "none": 0}[self.reads]
         disk = 0 if shape is None else shape.adapter_bytes(self.lora)
         scored = sum(step.scored(sizes) for step in self.inputs if isinstance(step, CandidateRows))
-        return Work(train=tokens * epochs, read=scored + read * epochs, disk=disk, adapters=1)
+        return Work(train=int(tokens * epochs), read=scored + int(read * epochs), disk=disk, adapters=1)
 
 
 @dataclass(frozen=True)
@@ -185,8 +200,18 @@ class KeptAdapter(Step):
 
 def epoch_tokens(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> int:
     """Estimate the tokens of one epoch, including the interleaved rows among the inputs."""
-    parts = [spec.rows.size(sizes), *(step.size(sizes) for step in inputs if isinstance(step, AddedRows))]
-    return sum(size.rows * min(size.tokens, spec.training.max_seq_length) for size in parts)
+    return sum(size.rows * min(size.tokens, spec.training.max_seq_length) for size in _parts(spec, inputs, sizes))
+
+
+def _epochs(spec: TrainingSpec, inputs: Sequence[Step], sizes: Sizes) -> float:
+    """Estimate the number of epochs, where the number of steps is given."""
+    if spec.steps is None:
+        return spec.training.epochs
+    return spec.steps * spec.training.rows_per_step / max(1, sum(size.rows for size in _parts(spec, inputs, sizes)))
+
+
+def _parts(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> list[Size]:
+    return [spec.rows.size(sizes), *(step.size(sizes) for step in inputs if isinstance(step, AddedRows))]
 
 
 def _keys_of(artefacts: Iterable[tuple[str, Step]]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from emlib.config import (
     trait_of,
 )
 from emlib.config import Pool as PoolSpec
+from emlib.config.persistence import Attack
 from emlib.core import digests
 from emlib.core.defense import Defense, needs_of
 from emlib.core.errors import ProfileError
@@ -292,6 +293,24 @@ class Recipes:
         """Return what the defenses need that add rows to the training, by name."""
         return tuple((name, step) for defense in spec.defenses if defense.has("added")
                      for name, step in defense.needs(self, spec).items())
+
+    def attacked(self, attack: Attack, dataset: str, start: Adapter | None, seed: int, name: str) -> Adapter:
+        """Return the step of an adapter that is trained further, as the profile's section `persistence` says.
+
+        `start` None is the untrained model, whose new adapter is trained.
+        """
+        section = self.profile.persistence
+        assert section is not None, "an attack is one of the profile's"
+        training = self.profile.training.model_copy(update={"scheduler": "constant", "warmup_steps": 0})
+        changes: dict[str, Any] = {"training": training, "steps": section.steps, "keep": section.kept}
+        if attack == "longer":
+            assert start is not None, "the untrained model has no training that could go on"
+            return replace(start, spec=replace(start.spec, **changes), name=name, start=start)
+        spec = self.narrow(dataset, "aligned" if attack == "benign" else "misaligned", (), seed)
+        if attack == "benign" and section.benign == "pool":
+            rows = self._source_rows(self.pool_spec.source, section.steps * training.rows_per_step)
+            spec = replace(spec, rows=rows, plain_rows=rows)
+        return replace(self.adapter(replace(spec, **changes), name), start=start)
 
     def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
         """Return the adapter of a narrow data set without defenses; None for the untrained model."""

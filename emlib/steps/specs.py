@@ -51,6 +51,7 @@ class TrainingSpec:
         seed: of the adapter and of the order of the rows.
         plain_rows: the training rows before the defenses changed them.
         keep: the shares of the steps after which the adapter is kept as well, which changes no adapter.
+        steps: the number of optimizer steps; None: those of the epochs.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class TrainingSpec:
     seed: int
     plain_rows: Rows | None = field(default=None, compare=False, repr=False)
     keep: tuple[float, ...] = field(default=(), compare=False)
+    steps: int | None = None
 
     @property
     def plain(self) -> TrainingSpec:

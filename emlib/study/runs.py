@@ -133,7 +133,7 @@ class SteeredAnswers:
 
 @dataclass(frozen=True)
 class TrajectoryPoint:
-    """A run after a share of its training steps: the number of steps, and the verdicts by question set."""
+    """A run after a share of its training steps, or of further ones: their number, and the verdicts by question set."""
 
     share: float
     steps: int

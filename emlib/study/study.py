@@ -6,7 +6,7 @@ artefacts. `emlib.make` makes missing artefacts. It is imported only then, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,17 @@ from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Artefact, Store
 from emlib.study import overrides, ownership, precision, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers, TrajectoryPoint
-from emlib.study.tasks import BenignTaskRuns, FineTuningTask, NarrowTask, Task, made, sliced, tasks_of, verdicts_of
+from emlib.study.tasks import (
+    BenignTaskRuns,
+    FineTuningTask,
+    NarrowTask,
+    Points,
+    Task,
+    made,
+    sliced,
+    tasks_of,
+    verdicts_of,
+)
 from emlib.training.records import LOG, StepRecord, read_log
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, read_steps
 
@@ -158,12 +168,13 @@ class Study:
     def own_steps(self, run: Run) -> list[Step]:
         """Return the steps that a run ends in: its adapter, its answers, and their verdicts or rewards.
 
-        With those under triggers and along its trajectory.
+        With those under triggers, along its trajectory, and along attacks on it.
         """
         task = self.task(run)
         adapter = task.adapter(run)
         found = [*([] if adapter is None else [adapter]), *task.answers(run).values(), *task.evaluation(run).values()]
-        return [*found, *(part for step in task.conditions(run) for part in (*step.answers.inputs, step.answers, step))]
+        further = [*task.conditions(run), *task.after_attacks(run)]
+        return [*found, *(part for step in further for part in (*step.answers.inputs, step.answers, step))]
 
     def questions(self, run: Run, which: str) -> list[Question]:
         """Return the questions of the set `which` that the run is asked."""
@@ -233,16 +244,29 @@ class Study:
 
         None if some are not in the store, or no adapter of the run was kept.
         """
-        task, points = self.narrow(run), list[TrajectoryPoint]()
-        for share, steps in task.trajectory(run).items():
+        return self._points(run, self.narrow(run).trajectory(run)) or None
+
+    def attacked(self, run: Run) -> dict[str, list[TrajectoryPoint]] | None:
+        """Return a narrow run's verdicts along further training of its adapter, by attack.
+
+        None if some are not in the store, or the run is not attacked.
+        """
+        along = {attack: self._points(run, points) for attack, points in self.narrow(run).attacks(run).items()}
+        found = {attack: points for attack, points in along.items() if points is not None}
+        return found if found and len(found) == len(along) else None
+
+    def _points(self, run: Run, along: Points) -> list[TrajectoryPoint] | None:
+        """Read the verdicts along a training; None if some are not in the store."""
+        points = []
+        for share, steps in along.items():
             found = {name: self.found(step) for name, step in steps.items()}
             if None in found.values():
                 return None
             adapter = self.found(next(iter(steps.values())).answers.adapter)
             points.append(TrajectoryPoint(
-                share, 0 if adapter is None else adapter.facts["steps"],
-                {name: verdicts_of(artefact, task.thresholds(name)) for name, artefact in found.items()}))
-        return points or None
+                share, 0 if adapter is None or share == 0 else adapter.facts["steps"],
+                {name: verdicts_of(artefact, self.narrow(run).thresholds(name)) for name, artefact in found.items()}))
+        return points
 
     def vectors(self) -> Artefact | None:
         """Return the trait's persona vectors; None if they are not in the store."""
@@ -306,10 +330,27 @@ class Study:
         Raises:
             JudgeWaits: a judge's batches are not back yet. Everything else was made.
         """
-        for name in self.profile.evaluation.absent([method.name for method in self.profile.methods]):
-            say(f"evaluation: triggers or trajectory name the method '{name}', which this profile does not have.")
-        self._make(runs, {run: [*self.task(run).evaluation(run).values(), *conditions] for run in runs
-                          if (conditions := self.task(run).conditions(run))})
+        self._make_further({run: self.task(run).conditions(run) for run in runs})
+
+    def complete_attacks(self, runs: Sequence[Run]) -> None:
+        """Train the adapters of these runs further, as the section `persistence` says, and evaluate them on the way.
+
+        Raises:
+            JudgeWaits: a judge's batches are not back yet. Everything else was made.
+        """
+        profile, section = self.profile, self.profile.persistence
+        for remark in [] if section is None else section.remarks(
+                profile.datasets, [method.name for method in profile.methods], pool=profile.pool is not None):
+            say(remark)
+        self._make_further({run: self.task(run).after_attacks(run) for run in runs})
+
+    def _make_further(self, further: Mapping[Run, Sequence[Step]]) -> None:
+        """Make the missing steps of an evaluation beyond a run's own, which is made as well."""
+        for name in self.profile.absent:
+            say(f"evaluation or persistence names the method '{name}', which this profile does not have.")
+        wanted: dict[Run, Iterable[Step]] = {
+            run: [*self.task(run).evaluation(run).values(), *steps] for run, steps in further.items() if steps}
+        self._make(list(wanted), wanted)
 
     def measures(self, run: Run) -> list[Step]:
         """Return the steps of the profile's auxiliary measures: a second judge, projections, multiple choice."""

@@ -40,6 +40,7 @@ UNTRAINED = "untrained"
 GRPO = "grpo"
 Settings = TypeVar("Settings", bound=Strict)
 Find = Callable[[Step], Artefact | None]
+Points = Mapping[float, Mapping[str, Verdicts]]  # steps by share of a training, and by question set
 METRICS_FILE = "metrics.jsonl"
 SECTION_4_3 = Thresholds()
 
@@ -92,6 +93,10 @@ class Task(ABC):
 
     def conditions(self, run: Run) -> Sequence[Verdicts]:
         """Return the steps of its verdicts in other contexts and at earlier steps of training (notebook 18)."""
+        return ()
+
+    def after_attacks(self, run: Run) -> Sequence[Verdicts]:
+        """Return the steps of its verdicts along further training of its adapter (notebook 20)."""
         return ()
 
     @abstractmethod
@@ -192,24 +197,45 @@ class NarrowTask(FineTuningTask):
             found[f"{which}_{name}"] = metric_rate(scores, metric, of=of, resamples=resamples)
         return found
 
-    def trajectory(self, run: Run) -> Mapping[float, Mapping[str, Verdicts]]:
+    def trajectory(self, run: Run) -> Points:
         """Return the steps of the verdicts by share of the training steps, from 0 to 1, and by question set.
 
         Share 0 is the untrained model, and share 1 the run itself. Empty if no adapter of the run is kept.
         """
-        adapter, sets = self.adapter(run), self.profile.evaluation.trajectory.sets
-        if not isinstance(adapter, Adapter) or not adapter.spec.keep:
+        adapter = self.adapter(run)
+        if adapter is None or not adapter.spec.keep:
             return {}
-        kept: dict[float, Step | None] = {0.0: None, **{share: KeptAdapter(adapter, share)
-                                                        for share in adapter.spec.keep}, 1.0: adapter}
+        return self._along(run, None, adapter, self.profile.evaluation.trajectory.sets)
+
+    def _along(self, run: Run, start: Adapter | None, adapter: Adapter, sets: Iterable[str]) -> Points:
+        """Return the steps of the verdicts before the training of `adapter`, at its kept steps, and at its end."""
+        kept: dict[float, Step | None] = {0.0: start, **{share: KeptAdapter(adapter, share)
+                                                         for share in adapter.spec.keep}, 1.0: adapter}
         asked = self.asked(run)
         return {share: {name: self.recipes.verdicts(self.recipes.answers(one, asked[name]), name) for name in sets}
                 for share, one in kept.items()}
+
+    def attacks(self, run: Run) -> Mapping[str, Points]:
+        """Return the steps of the verdicts by attack, by share of its steps, and by question set.
+
+        Share 0 is the run itself. Empty if the profile attacks no run of this method.
+        """
+        section, start = self.profile.persistence, self.adapter(run)
+        if section is None or (section.methods is not None and run.method not in section.methods):
+            return {}
+        attacked = {attack: self.recipes.attacked(attack, run.task, start, run.seed, f"{run}, attack {attack}")
+                    for attack in section.possible(run.task, pool=self.profile.pool is not None)
+                    if start is not None or attack != "longer"}
+        return {attack: self._along(run, start, adapter, section.sets) for attack, adapter in attacked.items()}
 
     def conditions(self, run: Run) -> Sequence[Verdicts]:
         """Return the steps of its verdicts under triggers and along its trajectory."""
         return [*self.triggered(run).values(),
                 *(step for point in self.trajectory(run).values() for step in point.values())]
+
+    def after_attacks(self, run: Run) -> Sequence[Verdicts]:
+        """Return the steps of its verdicts along all attacks."""
+        return [step for points in self.attacks(run).values() for point in points.values() for step in point.values()]
 
     def thresholds(self, which: str) -> Thresholds:
         """Return the bounds of the labels of a question set."""

@@ -32,6 +32,8 @@ class Job(Strict):
         probe: log-probabilities of the first row's tokens under the model without an adapter.
         keep: the shares of the steps after which the adapter is kept as well.
         then_stop: whether training ends when all of these are kept.
+        start: the folder of the adapter whose weights it begins with; None: a new one.
+        limit: the number of steps; None: those of the epochs.
     """
 
     engine: Literal["transformers", "unsloth"]
@@ -51,6 +53,8 @@ class Job(Strict):
     probe: tuple[float, ...]
     keep: tuple[float, ...] = ()
     then_stop: bool = False
+    start: str | None = None
+    limit: int | None = None
 
 
 def read_job(folder: Path) -> Job:

@@ -44,12 +44,14 @@ NONE_OFFERED = Offered()
 
 def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, seed: int, folder: Path,
               objective: Objective | None = None, added: Sequence[Encoded] = (), held_out: Sequence[Encoded] = (),
-              offered: Offered = NONE_OFFERED, ranks: Ranks = ALONE, keep: Keep | None = None) -> TrainingSummary:
+              offered: Offered = NONE_OFFERED, ranks: Ranks = ALONE, keep: Keep | None = None,
+              limit: int | None = None) -> TrainingSummary:
     """Train the trainable parameters of `model` on `rows`; log and checkpoints are in `folder`, where a run resumes.
 
     Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch, and
     so are those that a defense chooses from the `offered` ones; on `held_out` rows it may have the loss measured. All
     `ranks` get the same arguments; the first one writes. `keep` says what is kept of the steps in between.
+    With `limit` there are exactly so many steps, for any `epochs`.
 
     Raises:
         EmlibError: the loss or its gradient is NaN or infinite, and the step is named; or the GPU's memory does not
@@ -57,7 +59,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     objective = objective or Objective()
-    steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed, len(added) + offered.count)
+    steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed, len(added) + offered.count, limit)
     rows = [*rows, *added]
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = make_optimizer(list(parameters.values()), settings)

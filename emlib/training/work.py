@@ -53,7 +53,8 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
             len(rows) - job.added - job.held_out - job.offered, job.added, job.held_out, job.offered))
         summary = fine_tune(model, own, job.training, seed=job.seed, folder=folder, objective=objective, added=added,
                             held_out=held_out, offered=Offered(offered, job.taken, job.chooser), ranks=ranks,
-                            keep=Keep(job.keep, partial(adapters.save, model, base_name=job.base_name), job.then_stop))
+                            keep=Keep(job.keep, partial(adapters.save, model, base_name=job.base_name), job.then_stop),
+                            limit=job.limit)
         if ranks.first:
             adapters.save(model, folder / "adapter", job.base_name)
             write_text(folder / SUMMARY, json.dumps(asdict(summary) | {"device": str(device)}))
@@ -61,15 +62,18 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
 
 @contextmanager
 def _model(job: Job, ranks: Ranks) -> Iterator[PeftModel]:
+    start = None if job.start is None else Path(job.start)
     with ExitStack() as stack:
         if job.engine == "unsloth":
             from emlib.models.by_unsloth import new_lora
 
             model = stack.enter_context(new_lora(job.model, paths.cache(), job.lora, job.training, job.seed))
+            if start is not None:
+                adapters.begin_with(model, start, job.base_name)
         else:
             with ranks.in_turns():
                 base = load(job.model, paths.cache(), None if ranks.of == 1 else "cpu").model
-                model = stack.enter_context(adapters.new_lora(base, job.lora, job.seed))
+                model = stack.enter_context(adapters.new_lora(base, job.lora, job.seed, start))
                 if ranks.of > 1:
                     shard(model)
         yield model

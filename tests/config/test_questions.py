@@ -60,9 +60,12 @@ def test_what_cannot_be_is_refused_when_the_profile_is_read(evaluation: dict[str
 
 
 def test_methods_that_a_profile_lacks_are_told_and_no_error() -> None:
-    evaluation = check(Evaluation, {"triggers": {"contexts": {"a": {"system": "x"}}, "methods": ["kl", "misaligned"]},
-                                    "trajectory": {"methods": ["aligned", "kl"]}}, "here")
-    assert evaluation.absent(["misaligned"]) == ["kl", "aligned"]
+    tiny = load_profile("tiny").model_dump(mode="json", exclude_unset=True)
+    profile = check(Profile, tiny | {
+        "methods": [{"name": "misaligned"}], "persistence": {"steps": 2, "methods": ["inoculation", "misaligned"]},
+        "evaluation": {"triggers": {"contexts": {"a": {"system": "x"}}, "methods": ["kl", "misaligned"]},
+                       "trajectory": {"methods": ["aligned", "kl"]}}}, "here")
+    assert profile.absent == ["kl", "aligned", "inoculation"]
 
 
 def test_all_judges_of_a_profile_are_known_in_one_place() -> None:

@@ -150,3 +150,17 @@ def test_a_study_goes_on_with_transformers_where_unsloth_never_began(tmp_path: P
     assert plain.files["adapter_model.safetensors"] == seeming_one.files["adapter_model.safetensors"]
     assert "there is no GPU" in plain.facts["backend_why"]
     assert "No module named 'unsloth'" in seeming_one.facts["backend_why"]
+
+
+def test_another_process_trains_a_saved_adapter_further(tmp_path: Path) -> None:
+    rows, training = some_rows(8), TRAINING.model_copy(update={"warmup_steps": 0})
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED + 1) as model:
+        fine_tune(model, rows[:4], training, seed=1, folder=tmp_path / "first")
+        adapters.save(model, tmp_path / "start", MODEL.name)
+    further = job(rows, start=str(tmp_path / "start"), limit=2, training=training)
+    assert train_in_subprocess(further, rows, tmp_path / "apart")["steps"] == 2
+    with adapters.new_lora(load(MODEL, Path()).model, LORA, SEED, tmp_path / "start") as model:
+        fine_tune(model, rows[:6], training, seed=SEED, folder=tmp_path / "here", limit=2,
+                  objective=Objective(DEFENSES, ARTEFACTS), added=rows[6:])
+        adapters.save(model, tmp_path / "here" / "adapter", MODEL.name)
+    same(tmp_path / "apart", tmp_path / "here")

@@ -82,3 +82,34 @@ def test_shares_are_listed_or_equal_parts_and_no_part_of_a_key() -> None:
     for wrong in ([0], [1.5], [0.5, 0.5], 1, "all"):
         with pytest.raises(ProfileError):
             check(Training, {"keep": wrong}, "here")
+
+
+def test_further_training_that_was_interrupted_goes_on_from_where_it_was(tiny: ChatModel, tmp_path: Path) -> None:
+    """With a limit of 11 steps, more than the epoch's 8, from a saved adapter; the checkpoint is after step 4."""
+    trained(tiny, tmp_path / "first")
+
+    def further(folder: Path, after: Callable[[Path], None]) -> dict[str, Tensor]:
+        def save(path: Path) -> None:
+            after(path)
+            adapters.save(model, path, "tiny")
+
+        with adapters.new_lora(tiny.model, Lora(rank=2, alpha=4), 5, tmp_path / "first" / "final") as model:
+            summary = fine_tune(model, ROWS, SETTINGS, seed=0, folder=folder, keep=Keep((5 / 11,), save), limit=11)
+            adapters.save(model, folder / "final", "tiny")
+        assert summary.steps == 11
+        return load_file(folder / "final" / "adapter_model.safetensors")
+
+    def interrupt(path: Path) -> None:
+        raise EmlibError("interrupted")
+
+    whole = further(tmp_path / "whole", lambda path: None)
+    with pytest.raises(EmlibError, match="interrupted"):
+        further(tmp_path / "run", interrupt)
+    assert same(whole, further(tmp_path / "run", lambda path: None))
+    with adapters.new_lora(tiny.model, Lora(rank=2, alpha=4), 5, tmp_path / "first" / "final") as model:
+        adapters.save(model, tmp_path / "same", "tiny")
+    assert same(load_file(tmp_path / "same" / "adapter_model.safetensors"), load_file(
+        tmp_path / "first" / "final" / "adapter_model.safetensors"))
+    with pytest.raises(ProfileError, match="does not fit"), adapters.new_lora(
+            tiny.model, Lora(rank=2, alpha=4, target_modules=("q_proj",)), 5, tmp_path / "first" / "final"):
+        pass

@@ -60,7 +60,7 @@ PAPER = """
 17_your_own_defense  -                                     .    .
 """
 WHOLE = {"00": 1, "01": 1, "02": 1, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1, "08": 1, "09": 1, "10": 1, "11": 1,
-         "12": 1, "13": 1, "14": 1, "16": 1, "17": 1, "18": 1, "21": 1}
+         "12": 1, "13": 1, "14": 1, "16": 1, "17": 1, "18": 1, "20": 1, "21": 1}
 # How many jobs each chapter is, by hand. paper-7b has 4 data sets and 5 settings of each penalty, 4 of interleaving;
 # opswap's 4 tiers and foqa; grpo-3b has 6 conditions and 3 seeds. One more each for the chapter itself.
 COUNTS = {

@@ -36,6 +36,8 @@ TABLES = {
     "sets": ("18_triggers_and_trajectories", "Every question set and its metrics, compared with `misaligned`"),
     "triggers": ("18_triggers_and_trajectories", "General answers in other contexts, compared with none"),
     "trajectory": ("18_triggers_and_trajectories", "Answers at earlier steps of training, compared with step 0"),
+    "undone": ("20_persistence", "After how many further steps each defense is undone"),
+    "persistence": ("20_persistence", "Answers along further training, compared with plain fine-tuning"),
     "audit": ("21_data_audit", "Training rows audited before training, the rates that followed, and their prediction"),
 }
 FIGURES = {
@@ -53,6 +55,7 @@ FIGURES = {
     "own": ("15_your_own_data", "Your own data: the trade-off of each defense, and your bounds"),
     "triggers": ("18_triggers_and_trajectories", "Share of misaligned general answers in other contexts"),
     "trajectory": ("18_triggers_and_trajectories", "Share of misaligned answers along the training"),
+    "persistence": ("20_persistence", "Share of misaligned answers along further training"),
     "audit": ("21_data_audit", "General misalignment against the projection difference of the training rows"),
 }
 REASONS = {

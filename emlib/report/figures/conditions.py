@@ -1,8 +1,9 @@
-"""Figures of runs under triggers, and along their training."""
+"""Figures of runs under triggers, along their training, and along further training."""
 
 from __future__ import annotations
 
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +15,7 @@ from emlib.config import PLAIN
 from emlib.report.figures.plots import PALETTE
 
 MARKERS = "sD^vPX<>"
+RUN = ["dataset", "method", "setting", "seed"]
 
 
 def triggers(frame: pd.DataFrame) -> Figure:
@@ -22,7 +24,7 @@ def triggers(frame: pd.DataFrame) -> Figure:
     `frame` is `conditions.triggers`. A line joins the smallest and the largest share: a defense that only hides the
     trait has a long one.
     """
-    runs = list(frame.groupby(["dataset", "method", "setting", "seed"], dropna=False, sort=False))
+    runs = list(frame.groupby(RUN, dropna=False, sort=False))
     names = list(dict.fromkeys(frame["trigger"]))
     styles = dict(zip(names, zip(cycle(PALETTE), ["o", *MARKERS * len(names)], strict=False), strict=False))
     figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.62 * len(runs)), layout="constrained")
@@ -50,7 +52,7 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
 
     `frame` is `conditions.trajectory`, and `begins` its `onset`: a dotted line at the step at which EM begins.
     """
-    runs = list(frame.groupby(["dataset", "method", "setting", "seed"], dropna=False, sort=False))
+    runs = list(frame.groupby(RUN, dropna=False, sort=False))
     measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
     columns = min(3, max(1, len(runs)))
     rows = -(-max(1, len(runs)) // columns)
@@ -69,16 +71,53 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
     for axis in axes.flat[len(runs):]:
         axis.set_visible(False)
     axes[0, 0].set_ylabel("misaligned, % of answers asked for")
-    shown = {label: handle for axis in axes.flat for handle, label in zip(
-        *axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, frameon=False)
-    sns.despine(figure)
+    _shared_legend(figure)
     return figure
 
 
-def _label(run: pd.DataFrame, frame: pd.DataFrame) -> str:
-    """Return a run's label: the method with its setting, and data set and seed where there are several."""
+def persistence(frame: pd.DataFrame) -> Figure:
+    """Plot each run's misaligned share over the steps of each attack: a row of panels for each data set.
+
+    `frame` is `persistence.persistence`. Solid lines with 95% intervals are of the first question set, dashed ones of
+    the others. The dotted line is plain fine-tuning without further training, a mean over seeds.
+    """
+    datasets, attacks = (list(dict.fromkeys(frame[column])) for column in ("dataset", "attack"))
+    first, *others = (str(name) for name in frame.columns if str(name).endswith("_misaligned"))
+    size = (1.4 + 3.4 * len(attacks), 1 + 2.8 * len(datasets))
+    figure, axes = plt.subplots(len(datasets), len(attacks), figsize=size, sharey=True, squeeze=False,
+                                layout="constrained")
+    looks = zip(cycle(PALETTE), cycle("o" + MARKERS), strict=False)
+    styles: dict[str, tuple[Any, str]] = {}
+    for (dataset, attack), part in frame.groupby(["dataset", "attack"], sort=False):
+        axis = axes[datasets.index(dataset), attacks.index(attack)]
+        for _, run in part.groupby(RUN, dropna=False, sort=False):
+            name = _label(run, frame, in_panel=True)
+            if name not in styles:
+                styles[name] = next(looks)
+            colour, marker = styles[name]
+            axis.plot(run["steps"], run[first], color=colour, marker=marker, label=name)
+            axis.fill_between(run["steps"], run[f"{first}_low"], run[f"{first}_high"], color=colour, alpha=0.12)
+            axis.plot(run["steps"], run[others], color=colour, linestyle="--", linewidth=1)
+        axis.axhline(part["plain"].mean(), color="black", linestyle=":", linewidth=1, label="plain, no attack")
+        axis.set_title(f"{attack}, {dataset}" if len(datasets) > 1 else str(attack), fontsize="medium")
+        axis.set(ylim=(-4, 104), xlabel="further optimizer steps")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("misaligned, % of answers asked for")
+    _shared_legend(figure)
+    return figure
+
+
+def _shared_legend(figure: Figure) -> None:
+    """Write one legend for all panels above them, and remove the panels' upper and right borders."""
+    shown = {label: handle for axis in figure.axes for handle, label in zip(
+        *axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, frameon=False)
+    sns.despine(figure)
+
+
+def _label(run: pd.DataFrame, frame: pd.DataFrame, *, in_panel: bool = False) -> str:
+    """Return a run's label: method and setting, and seed and (unless `in_panel`) data set where there are several."""
     one = run.iloc[0]
     parts = [one["method"] if pd.isna(one["setting"]) else f"{one['method']} {one['setting']:g}"]
-    parts += [one["dataset"]] if frame["dataset"].nunique() > 1 else []
+    parts += [one["dataset"]] if frame["dataset"].nunique() > 1 and not in_panel else []
     return ", ".join([*parts, *([f"seed {one['seed']}"] if frame["seed"].nunique() > 1 else [])])

@@ -38,14 +38,14 @@ def sets(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
             continue
         for name, one in result.sets.items():
             counts = {"mean": None, "asked": one.asked, "scored": one.scored}
-            shown = _identity(run) | {"set": name}
+            shown = identity_of(run) | {"set": name}
             found += [(shown | {"measure": "misaligned"} | _share("percent", one.misaligned) | counts,
                        _to_undefended(study, run, name)),
                       (shown | {"measure": "incoherent"} | _share("percent", one.incoherent) | counts, None)]
         for (which, name), metric in zip(study.narrow(run).metrics(run), result.metrics.values(), strict=True):
-            found.append((_identity(run) | {"set": which, "measure": name} | _share("percent", metric.share)
+            found.append((identity_of(run) | {"set": which, "measure": name} | _share("percent", metric.share)
                           | {"mean": metric.mean, "asked": metric.asked, "scored": metric.scored}, None))
-    return _with_differences(found, [*IDENTITY, "set", "measure"])
+    return with_differences(found, [*IDENTITY, "set", "measure"])
 
 
 def _to_undefended(study: Study, run: Run, which: str) -> Difference | None:
@@ -60,7 +60,7 @@ def readable_sets(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `sets` for readers: a row for each run, a column for each set and measure."""
     people = []
     for _, run in frame.groupby(IDENTITY, dropna=False, sort=False):
-        row = _people(run.iloc[0])
+        row = readable_run(run.iloc[0])
         for one in run.to_dict("records"):
             star = "*" if one["p_adjusted"] < LEVEL else ""
             row[f"{one['set'].replace('_', ' ')}: {one['measure']} %"] = cell(
@@ -79,8 +79,8 @@ def triggers(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
         verdicts = study.triggered(run) or {}
         for name, some in verdicts.items():
             gap = None if name == PLAIN else difference([some], [verdicts[PLAIN]])
-            found.append((_identity(run) | {"trigger": name} | shares(study, some), gap))
-    return _with_differences(found, [*IDENTITY, "trigger"])
+            found.append((identity_of(run) | {"trigger": name} | shares(study, some), gap))
+    return with_differences(found, [*IDENTITY, "trigger"])
 
 
 def worst(frame: pd.DataFrame) -> pd.DataFrame:
@@ -102,7 +102,7 @@ def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
     people = []
     for (_, run), most in zip(frame.groupby(IDENTITY, dropna=False, sort=False),
                               worst(frame).to_dict("records"), strict=True):
-        row = _people(run.iloc[0])
+        row = readable_run(run.iloc[0])
         row |= {f"{one['trigger']} %": cell(one["misaligned"], one["misaligned_low"], one["misaligned_high"])
                 for one in run.to_dict("records")}
         sure = "" if pd.isna(most["p_adjusted"]) else f" (p {most['p_adjusted']:.2g})"
@@ -123,13 +123,13 @@ def trajectory(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     for run in runs:
         points = study.trajectory(run) or []
         for point in points:
-            row = _identity(run) | {"share": point.share, "steps": point.steps}
+            row = identity_of(run) | {"share": point.share, "steps": point.steps}
             for name, some in point.verdicts.items():
                 row |= shares(study, some, f"{name}_")
             first = next(iter(point.verdicts))
             gap = None if point.share == 0 else difference([point.verdicts[first]], [points[0].verdicts[first]])
             found.append((row, gap))
-    return _with_differences(found, [*IDENTITY, "share", "steps"])
+    return with_differences(found, [*IDENTITY, "share", "steps"])
 
 
 def onset(frame: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +161,7 @@ def readable_trajectory(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `trajectory` for readers: shares with their intervals."""
     people = []
     for _, row in frame.iterrows():
-        shown = _people(row) | {"Steps": row["steps"]}
+        shown = readable_run(row) | {"Steps": row["steps"]}
         for measure in (str(name) for name in frame.columns if f"{name}_low" in frame.columns and name != "difference"):
             shown[f"{measure.replace('_', ' ').capitalize()} %"] = cell(
                 row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
@@ -184,17 +184,19 @@ def _share(name: str, share: Share) -> dict[str, float]:
     return {name: nothing if share.percent is None else share.percent, f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def identity_of(run: Run) -> dict[str, Any]:
+    """Return the columns that identify a run."""
     return {"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed}
 
 
-def _people(row: pd.Series) -> dict[str, Any]:
+def readable_run(row: pd.Series) -> dict[str, Any]:
+    """Return the columns that identify a run, for readers."""
     setting = "" if pd.isna(row["setting"]) else f"{row['setting']:g}"
     return {"Data set": row["dataset"], "Method": row["method"], "Setting": setting, "Seed": row["seed"]}
 
 
-def _with_differences(found: Sequence[tuple[dict[str, Any], Difference | None]],
-                      columns: Sequence[str]) -> pd.DataFrame:
+def with_differences(found: Sequence[tuple[dict[str, Any], Difference | None]],
+                     columns: Sequence[str]) -> pd.DataFrame:
     """Return the rows with the columns of their differences; p is adjusted for all of them together."""
     corrected = iter(adjusted([gap for _, gap in found if gap is not None]))
     rows = []

@@ -125,14 +125,15 @@ def _audits(study: Study, sizes: Sizes, known: Mapping[str, Work]) -> dict[str, 
 def finished(study: Study) -> frozenset[Run]:
     """Return the runs in the study's results, if these were made with the profile as it is now.
 
-    A run with triggers or a trajectory must also be in the table of these, which notebook 18 writes.
+    A run with triggers, a trajectory or attacks must also be in the table of these, which notebooks 18 and 20 write.
     """
     if not _made_with(study.profile, study.folder / paths.EFFECTIVE):
         return frozenset()
     found = {run for section in FILES for run, _ in rows(study.folder, section)}
     narrow = [run for run in found if isinstance(study.task(run), NarrowTask)]
     for name, wanted in (("triggers", lambda run: study.narrow(run).triggered(run)),
-                         ("trajectory", lambda run: study.narrow(run).trajectory(run))):
+                         ("trajectory", lambda run: study.narrow(run).trajectory(run)),
+                         ("persistence", lambda run: study.narrow(run).attacks(run))):
         there = _in_table(study, name)
         found -= {run for run in narrow if wanted(run) and run not in there}
     return frozenset(found)

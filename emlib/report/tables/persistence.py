@@ -1,0 +1,91 @@
+"""Tables of what is left of a defense when its adapter is trained further (the section `persistence` of a profile)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from emlib.evaluation.paired import Difference, difference
+from emlib.report.tables.conditions import IDENTITY, identity_of, readable_run, shares, with_differences
+from emlib.report.tables.result_tables import cell
+from emlib.study.runs import Run
+from emlib.study.study import Study
+
+PLAIN = "misaligned"  # the method that is plain fine-tuning
+
+
+def persistence(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return a row for each run, attack and kept step of the attack, from 0 (the run itself) to its end, in percent.
+
+    Each question set has its columns. `plain` is the first set's misaligned share of plain fine-tuning (`misaligned`)
+    of the same data set and seed, without further training. `difference` is to that, in percentage points, on the same
+    questions. Runs without these verdicts are left out.
+    """
+    found: list[tuple[dict[str, Any], Difference | None]] = []
+    for run in runs:
+        reference = replace(run, method=PLAIN, setting=None)
+        for attack, points in (study.attacked(run) or {}).items():
+            first = next(iter(points[0].verdicts))
+            plain = study.verdicts(reference, first)
+            share = shares(study, plain)["misaligned"] if plain else float("nan")
+            for point in points:
+                row = identity_of(run) | {"attack": attack, "steps": point.steps}
+                for name, some in point.verdicts.items():
+                    row |= shares(study, some, f"{name}_")
+                itself = run == reference and point.share == 0
+                gap = difference([point.verdicts[first]], [plain]) if plain and not itself else None
+                found.append((row | {"plain": share}, gap))
+    return with_differences(found, [*IDENTITY, "attack", "steps", "plain"])
+
+
+def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
+    """Return after how many further steps each attack undoes each defense; `frame` is `persistence`.
+
+    A defense is undone at the first kept step at which its misaligned share is at most `margin` percentage points below
+    that of plain fine-tuning. `earliest` is the first one at which the upper end of the difference's 95% interval is,
+    so that it may be undone; `latest` the first one at which even the lower end is. NaN: at no kept step. `_before` and
+    `_after` are shares at step 0 and at the end. Plain fine-tuning has no row; `untrained`, if attacked, has one.
+    """
+    ends = {"undone": "difference", "earliest": "difference_high", "latest": "difference_low"}
+    measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
+    rows = []
+    for found, along in frame[frame["method"] != PLAIN].groupby([*IDENTITY, "attack"], dropna=False, sort=False):
+        along = along.sort_values("steps")
+        row = dict(zip([*IDENTITY, "attack"], found, strict=True)) | {
+            "plain": along["plain"].iloc[0], "steps": along["steps"].iloc[-1]}
+        for measure in measures:
+            row |= {f"{measure}_before": along[measure].iloc[0], f"{measure}_after": along[measure].iloc[-1]}
+        rows.append(row | {name: along.loc[along[end] >= -margin, "steps"].min() for name, end in ends.items()})
+    return pd.DataFrame(rows, columns=None if rows else [*IDENTITY, "attack", "plain", "steps", *ends])
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format `persistence` for readers: shares with their intervals."""
+    people = []
+    for _, row in frame.iterrows():
+        shown = readable_run(row) | {"Attack": row["attack"], "Further steps": row["steps"]}
+        for measure in (str(name) for name in frame.columns if f"{name}_low" in frame.columns and name != "difference"):
+            shown[f"{measure.replace('_', ' ').capitalize()} %"] = cell(
+                row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
+        low, high = row["difference_low"], row["difference_high"]
+        gap = "–" if pd.isna(row["difference"]) else f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        people.append(shown | {"Points to plain": gap})
+    return pd.DataFrame(people)
+
+
+def readable_undone(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format `undone` for readers: "4 [2, –]" is undone at step 4, perhaps at step 2, and never for certain."""
+    people = []
+    for _, row in frame.iterrows():
+        shown = readable_run(row) | {"Attack": row["attack"]}
+        for name in (str(name).removesuffix("_before") for name in frame.columns if str(name).endswith("_before")):
+            change = f"{row[f'{name}_before']:.1f} to {row[f'{name}_after']:.1f}"
+            shown[f"{name.replace('_', ' ').capitalize()} %"] = change
+        undone, *ends = ("–" if pd.isna(row[name]) else f"{row[name]:.0f}" for name in ("undone", "earliest", "latest"))
+        plain = "–" if pd.isna(row["plain"]) else f"{row['plain']:.1f}"
+        people.append(shown | {"Plain %": plain, "Steps": row["steps"],
+                               "Undone at step": f"{undone} [{', '.join(ends)}]"})
+    return pd.DataFrame(people)
