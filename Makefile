@@ -54,7 +54,7 @@ WATCH := $(if $(filter 1,$(VERBOSE)),,$(BIN)/python -m emlib.workflow.watch $(PR
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
 export PLUGINS VERBOSE
 
-.PHONY: help setup test torture check check-data reproduce plan status merge report figures lab bench docs readme pins gpupins vllm clean
+.PHONY: help setup test torture check check-data reproduce plan status merge report figures lab bench docs readme pins gpupins vllm panel panel-env clean
 
 help:
 	@grep -hE '^(#@|[a-z-]+:.*## )' $(MAKEFILE_LIST) | sed -E 's/^#@ (.*)/\n\1:/; s/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -99,6 +99,20 @@ endif
 vllm: ## install vLLM into a separate environment, .venv-vllm, to sample answers and score rows with it (some 10 GB)
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
+
+# The environment of inspect_ai, whose pins exclude some of ours; EMLIB_PANEL names the Python of another one.
+PANEL := .venv-panel
+PANEL_STAMP := $(PANEL)/installed-$(shell sha256sum < requirements/panel.txt | cut -c1-16)
+panel-env: $(if $(EMLIB_PANEL),,$(PANEL_STAMP))
+
+$(PANEL_STAMP):
+	@echo "Setting up $(PANEL) (once, some minutes) ..."
+	@test -x $(PANEL)/bin/python || $(PYTHON) -m venv $(PANEL)
+	@$(PANEL)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/panel.txt
+	@rm -f $(PANEL)/installed-*; touch $@
+
+panel: setup panel-env ## evaluate PROFILE's trained models on standard benchmarks: TASKS=mmlu_0_shot,ifeval (LIMIT=, METHODS=)
+	@$(BIN)/python -m emlib.report.panel $(PROFILE) --tasks="$${TASKS:-}" --limit="$${LIMIT:-}" --methods="$${METHODS:-}"
 
 #@ Look at your own data
 check-data: setup ## check FILE, your own data (PROMPT=, RESPONSE=, SYSTEM=, MODEL=, JSON=1), before anything is trained
@@ -155,7 +169,7 @@ pins: ## rewrite requirements/cpu.txt from requirements.txt (with the oldest sup
 
 # uv resolves from the packages' metadata alone, where pip would download gigabytes.
 UV_COMPILE := .venv-pins/bin/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28
-gpupins: ## rewrite requirements/gpu.txt and vllm.txt, with the versions of cpu.txt for shared packages
+gpupins: ## rewrite requirements/gpu.txt, vllm.txt and panel.txt, with the versions of cpu.txt for shared packages
 	@rm -rf .venv-pins; $(PYTHON) -m venv .venv-pins
 	@.venv-pins/bin/python -m pip install --quiet 'uv==$(UV)'
 	@grep -vE '^torch==' requirements.txt | cat - requirements/gpu.in > .venv-pins/gpu.in
@@ -164,4 +178,5 @@ gpupins: ## rewrite requirements/gpu.txt and vllm.txt, with the versions of cpu.
 	   $(UV_COMPILE) .venv-pins/gpu.in -c .venv-pins/same.txt; } > requirements/gpu.txt
 	@{ echo "# Written by 'make gpupins' from vllm.in; resolved, and not yet run on a GPU."; \
 	   $(UV_COMPILE) requirements/vllm.in; } > requirements/vllm.txt
+	@{ echo "# Written by 'make gpupins' from panel.in."; $(UV_COMPILE) requirements/panel.in; } > requirements/panel.txt
 	@rm -rf .venv-pins

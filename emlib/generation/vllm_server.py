@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from emlib.config import FolderModel, HubModel, ModelSpec, WheelModel
+from emlib.core.child import child
 from emlib.core.errors import EmlibError
 from emlib.core.progress import say
 from emlib.core.proxies import ask_directly
@@ -26,7 +25,6 @@ BASE = "base"  # the served name of the model without an adapter
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # supported by vLLM's kernels
 PATIENCE = 1800.0  # seconds within which it must have loaded its model
 SHARE = 0.4  # of the GPU's memory: training, and the reference for the agreement check, need the rest
-KEEPER = Path(__file__).with_name("vllm_keeper.py")
 
 
 def arguments(spec: ModelSpec, cache: Path, rank: int, modules: Iterable[str], max_length: int, port: int,
@@ -69,19 +67,13 @@ def serving(program: Path, options: Sequence[str], port: int, log: Path, patienc
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     ask_directly(f"http://127.0.0.1:{port}")
-    # Of all keys it gets the hub's only, and no packages of this environment; adapters may be loaded while it runs.
-    environment = {name: value for name, value in os.environ.items()
-                   if not name.endswith("_API_KEY") and name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    # Of all keys it gets the hub's only; adapters may be loaded while it runs.
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
     environment.setdefault("VLLM_RPC_BASE_PATH", str(socket_folder(len("/") + 36)))  # its sockets are called by UUIDs
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-I", str(KEEPER), str(program), *options], stdout=out, stderr=subprocess.STDOUT,
-            start_new_session=True, env=environment | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"})
-    try:
+    with log.open("wb") as out, child([program, *options], environment | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
+                                      out) as server:
         _wait(server, port, log, patience)
         yield f"http://127.0.0.1:{port}"
-    finally:
-        _end(server)
 
 
 def free_port() -> int:
@@ -111,15 +103,6 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path, patience: float
                 return
         time.sleep(0.2)
     raise EmlibError(f"vLLM was not ready after {patience:.0f} s. {_tail(log)}")
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server with all its processes: its engine is a separate process, which holds the GPU's memory."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):  # all have ended
-            os.killpg(server.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(30)
 
 
 def _tail(log: Path) -> str:

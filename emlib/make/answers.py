@@ -9,7 +9,7 @@ a server computes batches of several adapters wrongly, the sets are requested on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,22 +92,31 @@ def sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | 
     found = None if adapter is None else session.need(adapter)
     name, folder = (None, None) if found is None else (found.key, found.folder)
     choice = session.inference.backend_for("generation", name, folder)
-    sampling, tokenizer = evaluation.sampling, session.chat.tokenizer
+    sampling = evaluation.sampling
     rows = sampling.batch_rows if choice.name == PLAIN else SERVED_ROWS
-    batches = plan(evaluation.questions.all, evaluation.samples, tokenizer, rows)
-    if choice.name == PLAIN:
-        return SamplingPlan(choice, (name, folder), batches, _by_model(session, evaluation, found))
-    ends = stop_tokens(session.chat.model, tokenizer)
-    return SamplingPlan(choice, (name, folder), batches, nullcontext(partial(
-        session.inference.client.answers, session.inference.model(name, folder), tokenizer,
-        sampling=sampling, seed=evaluation.seed, ends=ends,
-        width=session.chat.model.config.get_text_config().vocab_size)))
+    batches = plan(evaluation.questions.all, evaluation.samples, session.chat.tokenizer, rows)
+    return SamplingPlan(choice, (name, folder), batches, _sampler(session, choice, found, evaluation))
 
 
 @contextmanager
-def _by_model(session: Session, evaluation: EvaluationSpec, adapter: Artefact | None) -> Iterator[Sampler]:
-    with session.model_under(adapter) as model:
-        yield partial(answer_batch, model, session.chat.tokenizer, sampling=evaluation.sampling, seed=evaluation.seed)
+def sampler_under(session: Session, choice: Choice, adapter: Artefact | None) -> Iterator[Callable[..., list[Answer]]]:
+    """Give the function that samples answers under an adapter, to requests, with `sampling` and `seed` by name."""
+    tokenizer = session.chat.tokenizer
+    if choice.name == PLAIN:
+        with session.model_under(adapter) as model:
+            yield partial(answer_batch, model, tokenizer)
+        return
+    named = (None, None) if adapter is None else (adapter.key, adapter.folder)
+    yield partial(session.inference.client.answers, session.inference.model(*named), tokenizer,
+                  ends=stop_tokens(session.chat.model, tokenizer),
+                  width=session.chat.model.config.get_text_config().vocab_size)
+
+
+@contextmanager
+def _sampler(session: Session, choice: Choice, adapter: Artefact | None,
+             evaluation: EvaluationSpec) -> Iterator[Sampler]:
+    with sampler_under(session, choice, adapter) as sample:
+        yield partial(sample, sampling=evaluation.sampling, seed=evaluation.seed)
 
 
 def _batch_by_batch(batches: Sequence[list[Request]], sample: Sampler, scratch: Path,

@@ -12,6 +12,7 @@ from emlib.make import (
     grpo,
     losses,
     measures,
+    panel,
     pool,
     reference,
     rows,
@@ -28,6 +29,7 @@ from emlib.steps import candidates as offers
 from emlib.steps import components as changes
 from emlib.steps import grpo as reinforcement
 from emlib.steps import measures as measuring
+from emlib.steps import panel as benchmarks
 from emlib.steps import pool as pools
 from emlib.steps import trait_adapter as traits
 from emlib.steps import vectors as steering
@@ -56,6 +58,7 @@ MAKERS: Mapping[type, Maker] = {
     measuring.Projections: measures.projections,
     measuring.Choices: measures.choices,
     measuring.HeldOutLosses: measures.held_out,
+    benchmarks.PanelResult: panel.make,
     reinforcement.GrpoAdapter: grpo.make,
     reinforcement.GrpoAnswers: answers.make,
     reinforcement.GrpoRewards: grpo.rewards,

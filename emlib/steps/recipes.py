@@ -47,6 +47,7 @@ from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import label, locate
 from emlib.data.traits import completed
 from emlib.data.triggers import in_context, of_formats
+from emlib.evaluation.panel import PanelTask
 from emlib.judging.judges import rubrics
 from emlib.judging.rubrics import METRICS, OURS, file_rubrics, metric_prompts
 from emlib.steps.adapter import Adapter, ReferenceProjections, ReferenceStates
@@ -56,6 +57,7 @@ from emlib.steps.candidates import CandidateRows
 from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
+from emlib.steps.panel import PanelResult
 from emlib.steps.pool import (
     AdapterFolder,
     AddedRows,
@@ -507,6 +509,10 @@ class Recipes:
         rows = Rows(f"{dataset} held out", lambda: self.data(dataset).misaligned.held_out,
                     lambda sizes: self.stated_size(dataset, "misaligned", sizes)[0])
         return HeldOutLosses(self.model, adapter, rows, self.profile.training.max_seq_length)
+
+    def panel(self, adapter: Step | None, task: PanelTask) -> PanelResult:
+        """Return the step of a model's result on a standard benchmark."""
+        return PanelResult(self.model, adapter, task, self.profile.evaluation.sampling, self.profile.backend)
 
     # --- reinforcement learning
 

@@ -21,6 +21,7 @@ from emlib.core.records import Answer, Question, Verdict
 from emlib.core.step import Step
 from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
+from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import Choice, Projected
 from emlib.steps.pool import AddedRows
@@ -359,6 +360,14 @@ class Study:
         return [*([recipes.second_verdicts(answers)] if self.profile.second_judge is not None else []),
                 *([recipes.projections(answers)] if evaluation.projection_layer is not None else []),
                 *(recipes.choices(adapter, source) for source in evaluation.choices)]
+
+    def panel(self, runs: Sequence[Run], tasks: Sequence[PanelTask]) -> list[Step]:
+        """Return the steps of these runs' results on standard benchmarks, each once."""
+        return [*dict.fromkeys(self.recipes.panel(self.task(run).adapter(run), task) for run in runs for task in tasks)]
+
+    def complete_panel(self, runs: Sequence[Run], tasks: Sequence[PanelTask]) -> None:
+        """Evaluate these runs on standard benchmarks where that is missing."""
+        self._need(self.panel(runs, tasks))
 
     def complete_held_out(self, runs: Sequence[Run]) -> None:
         """Compute the missing losses on held-out rows of these runs."""

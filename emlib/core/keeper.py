@@ -1,7 +1,7 @@
-"""Runs a program and ends it when the process that started this one ends: `python vllm_keeper.py PROGRAM ARGUMENT...`.
+"""Runs a program and ends it when the process that started this one ends: `python keeper.py PROGRAM ARGUMENT...`.
 
-A vLLM server has child processes, which outlive a killed study and would hold the GPU's memory. This file is run by its
-path and imports only the standard library. It leads the process group that contains all of them.
+A vLLM server has child processes, which outlive a killed study and would hold the GPU's memory. `emlib.core.child` runs
+this file by its path; it imports only the standard library. It leads the process group that contains all of them.
 """
 
 import os

@@ -1,0 +1,55 @@
+"""A figure of standard benchmarks: what defenses cost in capability, against emergent misalignment."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from emlib.report.figures.defenses import look
+from emlib.report.tables.panel import IDENTITY, heading
+
+NORMAL = 1.96  # standard errors on each side of a 95% interval
+
+
+def against_misalignment(panel: pd.DataFrame, rates: pd.DataFrame) -> Figure:
+    """Plot each run's result on a benchmark against its general misalignment, with 95% intervals: a panel each.
+
+    `panel` is `tables.panel.numbers`, of which the main metrics are drawn, and `rates` is `result_tables.numbers`. Runs
+    without both have no point. The best place is the upper left: capable, and not misaligned.
+    """
+    shown = panel[panel["headline"].astype(bool)].merge(
+        rates.astype({"setting": float}), on=IDENTITY, how="inner")
+    shown = shown[shown["general_misaligned"].notna()]
+    tasks = shown.assign(of=[heading(row) for row in shown.to_dict("records")])
+    names = list(dict.fromkeys(tasks["of"])) or ["no run has both"]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.6 * columns, 0.8 + 3.2 * rows), sharex=True,
+                                squeeze=False, layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
+        _panel(axis, tasks[tasks["of"] == name])
+        axis.set_title(name, fontsize="medium")
+    for axis in axes.flat[len(names):]:
+        axis.set_visible(False)
+    figure.supxlabel("general questions: misaligned, % (bars: 95% intervals)", fontsize="medium")
+    found = {label: handle for axis in axes.flat for handle, label in zip(
+        *axis.get_legend_handles_labels(), strict=True)}
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def _panel(axis: Axes, runs: pd.DataFrame) -> None:
+    for name, of in runs.groupby("method", sort=False):
+        colour, marker = look(str(name))
+        x = of["general_misaligned"].to_numpy(float)
+        ends = np.abs(of[["general_misaligned_low", "general_misaligned_high"]].to_numpy(float).T - x)
+        axis.errorbar(x, of["value"].to_numpy(float), xerr=ends, yerr=NORMAL * of["stderr"].fillna(0).to_numpy(float),
+                      fmt=marker, color=colour, capsize=2, linestyle="none", label=str(name))
+    axis.set_xlim(-5, 105)
+    axis.grid(alpha=0.3)
+    sns.despine(ax=axis)
