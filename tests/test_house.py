@@ -70,9 +70,9 @@ def test_every_package_has_its_floor_and_nothing_lies_beside_them() -> None:
     "emlib.study.inventory", "emlib.workflow.graph",
     "emlib.workflow.notebooks", "emlib.report.tables.result_tables", "emlib.report.tables.auxiliary_measures",
     "emlib.report.figures.plots", "emlib.report.paper.draw", "emlib.report.tables.pairs", "emlib.report.book.build",
-    "emlib.explore.bench", "emlib.report.paper.compare", "emlib.report.estimate", "emlib.report.panel", "emlib.study.plan.build",
-    "emlib.study.overrides", "emlib.report.check_data", "emlib.workflow.status", "emlib.workflow.cleaning",
-    "emlib.workflow.merge"])
+    "emlib.explore.bench", "emlib.report.paper.compare", "emlib.report.estimate", "emlib.report.panel",
+    "emlib.study.plan.build", "emlib.study.overrides", "emlib.report.check_data", "emlib.workflow.status",
+    "emlib.workflow.cleaning", "emlib.workflow.merge"])
 def test_planning_and_reading_need_no_model_library(module: str) -> None:
     heavy = ["torch", "transformers", "peft", "unsloth", "vllm", "bitsandbytes", "datasets", "openai"]
     code = f"import sys, {module}; found = [m for m in {heavy} if m in sys.modules]; assert not found, found"

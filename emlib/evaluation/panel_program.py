@@ -10,11 +10,13 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+MARKS = re.compile(r"\[/?(?:bold|blue|red|yellow|green)\]")
 SERVICE = "emlib"  # inspect reads the server's address and key from EMLIB_BASE_URL and EMLIB_API_KEY
 JUDGES = ("judge", "grader", "scorer_model")  # parts of the names of parameters that name a model which scores
 
@@ -25,21 +27,30 @@ def describe(specs: list[str], limit: int | None) -> list[dict[str, Any]]:
 
 
 def _described(spec: str, limit: int | None) -> dict[str, Any]:
+    try:
+        found = _loaded(spec, limit)
+    except Exception as error:  # a task's code may raise anything, and all problems are told together
+        found = {"problem": f"{type(error).__name__}: {error}"}
+    problems = [*([found["problem"]] if "problem" in found else []), *_unavailable_judges(spec)]
+    return {"known": [], **found, "problem": "; ".join(map(_line, problems))} if problems else found
+
+
+def _line(problem: str) -> str:
+    """Return an error in one line, without the marks of inspect's terminal output."""
+    return " ".join(MARKS.sub("", problem).split()).rstrip(".")
+
+
+def _loaded(spec: str, limit: int | None) -> dict[str, Any]:
     from inspect_ai._eval.loader import load_tasks
 
-    try:
-        found = load_tasks([spec])
-        if not found:
-            return {"problem": "there is no such task", "known": _known(spec)}
-        [task] = found
-        samples = sorted(_digest(sample) for sample in list(task.dataset)[:limit])
-        missing = list(_unavailable_judges(spec))
-    except Exception as error:  # a task's code may raise anything, and all problems are told together
-        return {"problem": f"{type(error).__name__}: {error}", "known": []}
+    found = load_tasks([spec])
+    if not found:
+        return {"problem": "there is no such task", "known": _known(spec)}
+    [task] = found
+    samples = sorted(_digest(sample) for sample in list(task.dataset)[:limit])
     return {"name": task.name, "version": str(task.version), "samples": len(samples) * (task.epochs or 1),
             "digest": hashlib.sha256(json.dumps([_source(spec), samples]).encode()).hexdigest(),
-            "packages": {name: importlib.metadata.version(name) for name in _packages(spec)},
-            **({"problem": "; ".join(missing), "known": []} if missing else {})}
+            "packages": {name: importlib.metadata.version(name) for name in _packages(spec)}}
 
 
 def _digest(sample: Any) -> str:
@@ -59,9 +70,9 @@ def _packages(spec: str) -> list[str]:
 
 
 def _known(spec: str) -> list[str]:
-    from inspect_ai._util.registry import registry_find
+    from inspect_ai._util.registry import registry_find, registry_info
 
-    names = [one.name for one in registry_find(lambda found: found.type == "task")]
+    names = [registry_info(one).name for one in registry_find(lambda found: found.type == "task")]
     return sorted(name for name in names if name.partition("/")[0] == spec.partition("/")[0])
 
 

@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from openai import OpenAI
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -20,8 +22,9 @@ from emlib.core import paths
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
 from emlib.data.chat import encode_prompt
+from emlib.evaluation.panel import PanelTask
 from emlib.generation.sample import plan
-from emlib.generation.vllm import VllmClient
+from emlib.generation.vllm import AT_ONCE, VllmClient
 from emlib.generation.vllm_server import arguments, free_port, serving
 from emlib.make.backends import PLAIN
 from emlib.make.execute import Goal, complete
@@ -232,6 +235,32 @@ def test_a_study_draws_and_scores_by_the_server_that_its_profile_names(
     assert not served.folders, "adapters stay on no server"
     assert found[0] == pytest.approx(found[1], abs=1e-4)
     assert None not in found[0]
+
+
+def test_a_benchmark_is_answered_by_the_server_that_the_profile_names(
+        url: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    def ask(task: PanelTask, model: str, url: str, key: str, connections: int, work: Path, metadata: Any) -> Any:
+        with OpenAI(base_url=url, api_key=key) as client:
+            reply = client.chat.completions.create(model=model, temperature=0, max_tokens=4, messages=[
+                {"role": "system", "content": "Be brief."}, {"role": "user", "content": "And a fork?"}])
+        said.append((reply.choices[0].message.content, connections))
+        (work / "logs").mkdir()
+        (work / "logs" / "one.eval").write_text(model)
+        return {"log": "one.eval", "metrics": []}
+
+    monkeypatch.setattr("emlib.make.panel.evaluate", ask)
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    for one, backend in ((study(folder, tmp_path, base_url=url), "vllm"),
+                         (study(folder, tmp_path / "plain", generation=PLAIN), PLAIN)):
+        with one.session() as session:
+            made = session.need(one.recipes.panel(None, PanelTask("x", None, "x", "1", 1, "0", {})))
+        assert (made.facts["backend"], made.facts["requests"], made.facts["too_long"]) == (backend, 1, 0)
+        assert made.file("one.eval").read_text() == "untrained"
+    (by_server, _), (plain, rows) = said
+    assert by_server == plain
+    assert [connections for _, connections in said] == [AT_ONCE, rows] == [256, 32]
 
 
 def test_a_server_with_other_weights_is_refused_by_name_and_passed_over_by_auto(

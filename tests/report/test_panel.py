@@ -198,7 +198,8 @@ def test_what_cannot_be_run_is_told_before_anything_starts(
         panel.evaluate(study, names)
     text = str(refused.value)
     assert text.startswith("3 of 4 tasks cannot be run here, so nothing was started:")
-    for said in ("judge_model is openai/gpt-4o:.*OPENAI_API_KEY", "Couldn't reach 'some/data' on the Hub",
+    assert "[bold]" not in text
+    for said in (r"judge_model is openai/gpt-4o: .*OPENAI_API_KEY", "Couldn't reach 'some/data' on the Hub",
                  "@nothing: .*not found"):
         assert re.search(said, text, re.DOTALL), said
 
