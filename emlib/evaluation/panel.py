@@ -37,7 +37,7 @@ class PanelTask:
         packages: the versions of inspect_ai and of the task's package.
     """
 
-    spec: str
+    spec: str = field(compare=False)
     limit: int | None
     name: str
     version: str

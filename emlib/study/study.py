@@ -367,7 +367,7 @@ class Study:
 
     def complete_panel(self, runs: Sequence[Run], tasks: Sequence[PanelTask]) -> None:
         """Evaluate these runs on standard benchmarks where that is missing."""
-        self._need(self.panel(runs, tasks))
+        self.need(self.panel(runs, tasks))
 
     def complete_held_out(self, runs: Sequence[Run]) -> None:
         """Compute the missing losses on held-out rows of these runs."""

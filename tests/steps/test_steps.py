@@ -33,9 +33,22 @@ from emlib.data.sizes import Size, Sizes
 from emlib.defenses.kl import Beta, Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
+from emlib.evaluation.panel import PanelTask
 from emlib.make.makers import MAKERS
 from emlib.models.shape import Shape
-from emlib.steps import adapter, answers, audit, candidates, components, grpo, measures, pool, trait_adapter, vectors
+from emlib.steps import (
+    adapter,
+    answers,
+    audit,
+    candidates,
+    components,
+    grpo,
+    measures,
+    panel,
+    pool,
+    trait_adapter,
+    vectors,
+)
 from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.candidates import CandidateRows
@@ -46,7 +59,7 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
 from emlib.study.plan.build import plan
 from emlib.study.study import open_study
 
-MODULES = (adapter, answers, audit, candidates, components, grpo, measures, pool, trait_adapter, vectors)
+MODULES = (adapter, answers, audit, candidates, components, grpo, measures, panel, pool, trait_adapter, vectors)
 JUDGE = OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1")
 SAMPLING = Sampling(max_new_tokens=7)
 
@@ -91,6 +104,7 @@ def examples() -> dict[str, Step]:
         recipes.candidate_rows(spec, fraction=0.25, share=0.15, rescored=8),
         recipes.row_audit(spec),
         recipes.trait_adapter(None, None, random=False),
+        recipes.panel(given.adapter, PanelTask("a/b", 3, "b", "1", 3, "a digest", {})),
         MetricScores(given, JUDGE, "correct", prompts("Right? {answer}"))]
     return {type(step).__name__: step for step in found if step is not None}
 
@@ -185,6 +199,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "TraitAdapter": {"shown_by": rows("other"), "training": Training(epochs=7), "random": True},
     "CandidateRows": {"fraction": 1.0, "own_answers": None, "system": None, "share": 0.3, "rescored": 7, "epochs": 5},
     "AddedRows": {"own_answers": lambda step: None, "system": "Be brief."},
+    "PanelResult": {"task": lambda step: replace(step.task, digest="other"), "defaults": Sampling(max_new_tokens=9)},
     "KeptAdapter": {"share": 0.25},
     "MetricScores": {"judge": JUDGE.model_copy(update={"model": "judge-2"}), "metric": "kind",
                      "prompts": prompts("Kind? {answer}")},
