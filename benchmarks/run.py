@@ -18,8 +18,8 @@ from typing import Any
 import machine
 
 # Each is imported when it runs: `gpu` needs less than the others, and goes where they cannot.
-BENCHMARKS = ("training_cpu", "defenses_cpu", "judging_api", "judging_local", "scoring_cpu", "opswap", "grpo_cpu",
-              "scheduling", "gpu")
+BENCHMARKS = ("training_cpu", "defenses_cpu", "monitor_cpu", "judging_api", "judging_local", "scoring_cpu", "opswap",
+              "grpo_cpu", "scheduling", "gpu")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

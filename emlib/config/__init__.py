@@ -31,6 +31,7 @@ from emlib.config.judge import (
     SecondJudge,
 )
 from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
+from emlib.config.monitor import Monitor
 from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, Scorer
@@ -42,6 +43,7 @@ from emlib.config.profile import (
     load_domains,
     load_profile,
     load_trait,
+    other_traits,
     profile_names,
     trait_of,
 )
@@ -83,6 +85,7 @@ __all__ = [
     "Method",
     "Metric",
     "ModelSpec",
+    "Monitor",
     "NoJudge",
     "OnPolicy",
     "OpSwapTask",
@@ -112,6 +115,7 @@ __all__ = [
     "load_domains",
     "load_profile",
     "load_trait",
+    "other_traits",
     "overridden",
     "profile_names",
     "seeds_of",

@@ -18,6 +18,7 @@ from emlib.config.judge import JudgeSpec, LexiconJudge, OpenAIJudge, SecondJudge
 from emlib.config.judge_files import with_judges
 from emlib.config.layers import refuse_missing_layers
 from emlib.config.models import HubModel, ModelSpec
+from emlib.config.monitor import Monitor
 from emlib.config.own import OWN, Own
 from emlib.config.persistence import Persistence
 from emlib.config.pool import Pool
@@ -80,6 +81,7 @@ class Profile(Strict):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     lora: Lora = Lora()
     training: Training = Training()
+    monitor: Monitor | None = None
     extraction: Extraction = Extraction()
     probe: Probe = Probe()
     pool: Pool | None = None
@@ -160,7 +162,8 @@ class Profile(Strict):
                    *(self.grpo.methods if self.grpo else ())]
         refuse_missing_layers(self.model, methods, self.probe, {
             "evaluation.projection_layer": self.evaluation.projection_layer,
-            "audit.layer": None if self.audit is None else self.audit.layer})
+            "audit.layer": None if self.audit is None else self.audit.layer,
+            "monitor.layers": None if self.monitor is None else max(self.monitor.layers, default=None)})
         return self
 
     @model_validator(mode="after")
@@ -168,6 +171,9 @@ class Profile(Strict):
         if self.job.gpus > 1 and self.grpo is not None:
             raise ValueError("'job.gpus' is more than 1, but GRPO trains on one GPU. Remove it; more GPUs run more "
                              "jobs at once")
+        if self.job.gpus > 1 and self.monitor is not None and self.monitor.answers == "drawn":
+            raise ValueError("'monitor.answers' is drawn, and a model that is distributed over GPUs samples no answers "
+                             "while it trains. Set it to base, or remove job.gpus")
         if self.job.gpus > 1 and isinstance(self.model, HubModel) and self.model.load_in_4bit:
             raise ValueError("'job.gpus' is more than 1, but training with 4-bit weights cannot be distributed over "
                              "GPUs. Remove job.gpus or model.load_in_4bit")
@@ -253,13 +259,14 @@ def sound(data: Any, path: str) -> Profile:
     refuse_missing(data, path)
     run_plugins(data)
     profile = check(Profile, data, path)
-    try:
-        trait = trait_of(profile)
-    except ProfileError as error:
-        raise ProfileError(f"{path}: 'trait' is '{shortened(profile.trait)}', which cannot be read. {error}") from error
     judges = [*profile.judges, *([profile.second_judge.judge] if profile.second_judge else [])]
-    if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
-        raise ProfileError(f"{path}: judge 'lexicon' needs markers, but the trait '{profile.trait}' lists none.")
+    for key, name in (("trait", profile.trait), *(("monitor.traits", name) for name in other_traits(profile))):
+        try:
+            trait = trait_of(profile, name)
+        except ProfileError as error:
+            raise ProfileError(f"{path}: '{key}' is '{shortened(name)}', which cannot be read. {error}") from error
+        if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
+            raise ProfileError(f"{path}: judge 'lexicon' needs markers, but the trait '{name}' lists none.")
     _data_sets_are_known(profile, path)
     return profile
 
@@ -368,9 +375,14 @@ def load_trait(name: str) -> Trait:
     return trait.model_copy(update={"source": found})
 
 
-def trait_of(profile: Profile) -> Trait:
-    """Load the trait of a profile; its source may be an entry of the profile's registry."""
-    trait = load_trait(profile.trait)
+def other_traits(profile: Profile) -> tuple[str, ...]:
+    """Return the traits beside the profile's own, whose persona vectors its monitor reads."""
+    return () if profile.monitor is None else profile.monitor.traits
+
+
+def trait_of(profile: Profile, name: str | None = None) -> Trait:
+    """Load the trait of a profile, or another one; its source may be an entry of the profile's registry."""
+    trait = load_trait(name or profile.trait)
     if trait.source is None:
         return trait
     return trait.model_copy(update={"source": of_registry(trait.source, profile.sources)})

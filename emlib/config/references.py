@@ -23,7 +23,7 @@ Kind = Literal["file", "files", "folder", "source", "trait", "rubric"]
 # The keys of a profile that hold references. `*` is every item of a list, or every name of a table.
 JUDGES = ("judge", "second_judge.judge", "pool.refusals.judge", "grpo.rewards.judge", "evaluation.sets.*.judge")
 PLACES: dict[str, Kind] = {
-    "trait": "trait", "sources": "file", "plugins.*": "file",
+    "trait": "trait", "monitor.traits.*": "trait", "sources": "file", "plugins.*": "file",
     "data.*.aligned": "source", "data.*.misaligned": "source", "data.*.pairs": "source",
     "evaluation.general": "source", "evaluation.choices.*": "source", "evaluation.sets.*.source": "source",
     "pool.source": "source", "pool.scorers.*.folder": "folder",

@@ -90,6 +90,16 @@ class Active(Protocol):
         """
 
 
+class Evaluate(Protocol):
+    """How `on_step` looks at the model between two steps, as it will be used: without the defenses' contexts."""
+
+    def __call__(self) -> float:
+        """Compute the mean loss on the rows of `held_out`, in nats per response token."""
+
+    def reading(self, step: int) -> Any:
+        """Read the model by the artefact that `needs` calls `monitor_inputs`: an `emlib.evaluation.records.Reading`."""
+
+
 class StoredStates(Protocol):
     """The reference model's last hidden states, stored on disk."""
 
@@ -117,6 +127,12 @@ class Recipes(Protocol):
 
     def row_audit(self, spec: Any) -> Any:
         """Request the projection difference of each row, before defenses change it: a folder with `audit.jsonl`."""
+
+    def monitor_inputs(self, spec: Any, settings: Any) -> Any:
+        """Request what a monitor with these settings reads (`emlib.config.Monitor`): for `Evaluate.reading`."""
+
+    def final_reading(self, spec: Any, inputs: Any) -> Any:
+        """Request the readings of the base model and of plain fine-tuning: for `records.read_readings`."""
 
     def wrapped_rows(self, spec: Any, fraction: float, prompt: str | None) -> Any:
         """Request the base model's answers to the pool's questions, under a system prompt: with `added.jsonl`."""
@@ -176,6 +192,7 @@ class Defense(Strict):
         data_only: whether it changes only the data, so that it also works with a fine-tuning service.
         cost: what it costs on top of plain fine-tuning, in a sentence.
         in_grpo: the class for reinforcement learning, perhaps this one; None: it does not work there.
+        not_in_grpo: why it does not work there.
         listed: whether profiles can name its kind; otherwise it is reached through `in_grpo`.
         per: the unit that `penalty` sums over; training divides the sum by the number of units in the optimizer step,
             which is 1 for `step`.
@@ -196,6 +213,7 @@ class Defense(Strict):
     data_only: ClassVar[bool] = False
     cost: ClassVar[str] = ""
     in_grpo: ClassVar[type[Defense] | None] = None
+    not_in_grpo: ClassVar[str] = ""
     listed: ClassVar[bool] = True
     per: ClassVar[Denominator] = "token"
     wants_reference: ClassVar[bool] = False
@@ -338,11 +356,8 @@ class Defense(Strict):
         """Return a KL loss term to the reference model, which is computed in closed form at the head, or None."""
         return None
 
-    def on_step(self, record: Any, evaluate: Callable[[], float]) -> bool:
-        """Inspect a finished step's record (`emlib.training.records.StepRecord`); return True to stop training.
-
-        `evaluate` computes the mean loss on the held-out rows, in nats per response token.
-        """
+    def on_step(self, record: Any, evaluate: Evaluate) -> bool:
+        """Inspect a finished step's record (`emlib.training.records.StepRecord`); return True to stop training."""
         return False
 
     def after(self, model: nn.Module, artefacts: Artefacts) -> None:

@@ -73,7 +73,8 @@ class OfKind:
             if _unknown_allowed.get():
                 return UnknownDefense.model_validate(value)
             if kind in kinds():
-                raise ValueError(f"the kind '{kind}' does not work in reinforcement learning. These do: "
+                because = f" ({reason})" if (reason := kinds()[kind].not_in_grpo) else ""
+                raise ValueError(f"the kind '{kind}' does not work in reinforcement learning{because}. These do: "
                                  f"{', '.join(known)}")
         adapter = _adapter(self.record_types)
         return self._acting(adapter.validate_json(json.dumps(value)) if info.mode == "json" else

@@ -1,8 +1,13 @@
-"""Records of the auxiliary measures, which need no judge. Reading them needs no model library."""
+"""Records of measures that need no judge, also while a model trains. Reading them needs no model library."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from emlib.core.files import read_appended
+
+READINGS = "monitor.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,31 @@ class AuditedRow:
     def difference(self) -> float | None:
         """How far training on the row moves along the vector; None without both projections."""
         return None if self.given is None or self.own is None else self.given - self.own
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A monitor's reading of the model after `step`; that of step 0 is of the base model.
+
+    Attributes:
+        drift: by trait and layer, the mean change of the projection of general answers onto the unit persona vector.
+        losses: of rows that are not trained on, `held_out` and `pool`, in nats per response token.
+        kl: KL(model || base model) on the general answers, in nats per token; None: no answers are read.
+        seconds: the duration of the reading.
+    """
+
+    step: int
+    drift: dict[str, float]
+    losses: dict[str, float]
+    kl: float | None
+    seconds: float
+
+    @property
+    def first(self) -> float | None:
+        """The drift along the first vector; None if none is read."""
+        return next(iter(self.drift.values()), None)
+
+
+def read_readings(folder: Path) -> list[Reading]:
+    """Read a run's readings; empty if it was not monitored."""
+    return read_appended(folder / READINGS, Reading)

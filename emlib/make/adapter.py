@@ -18,6 +18,7 @@ from emlib.core.plugins import CannotBeImported
 from emlib.core.progress import say
 from emlib.core.records import ADDED, AddedRow
 from emlib.data import row_record
+from emlib.evaluation.records import READINGS
 from emlib.make import backends
 from emlib.make.backends import PLAIN, Choice
 from emlib.make.rows import TrainingRows, training_rows
@@ -29,6 +30,8 @@ from emlib.store.artefacts import SCRATCH, Facts
 from emlib.training.in_subprocess import BackendUnavailable, train_in_subprocess
 from emlib.training.job import Job, plugin_files
 from emlib.training.keep import FACTS, Keep, kept_in
+from emlib.training.live import Curve
+from emlib.training.monitor import Watch
 from emlib.training.objective import Objective
 from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.records import LOG
@@ -59,6 +62,8 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
         if place.is_dir():  # not if it is wanted only since the training began
             session.store.get(KeptAdapter(step, share), partial(_take, place))
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
+    if step.spec.monitor is not None:
+        shutil.copyfile(trained.place / READINGS, folder / READINGS)
     earlier = () if step.start is None else step.start.seen
     row_record.write(folder, [*earlier, *(row for place, row in enumerate(step.spec.rows.examples)
                                           if place not in trained.filtered)])
@@ -67,7 +72,8 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
     if trained.chosen:
         write_records(folder / ADDED, trained.chosen)
     facts = trained.facts
-    say(f"{step.name}: {facts['steps']} steps, {facts['tokens']} tokens, {facts['seconds']:.0f} s, "
+    planned = "" if facts["steps"] == facts["planned_steps"] else f" of {facts['planned_steps']}"
+    say(f"{step.name}: {facts['steps']}{planned} steps, {facts['tokens']} tokens, {facts['seconds']:.0f} s, "
         f"loss {facts['final_loss']:.3f}, {facts['truncated_rows']} rows truncated")
     return facts
 
@@ -98,9 +104,12 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
     rows, chosen = training_rows(session, step.spec, artefacts)
     choice = backends.training(profile.backend.training, profile.model, processes=profile.job.gpus)
     commit, facts = session.chat.commit, session.facts  # read while the model is loaded
+    monitored = None if then_stop else step.spec.monitor
+    watch = None if monitored is None else Watch(session.folder_of(monitored.inputs), monitored.settings,
+                                                 Curve(step.name))
     metrics, place = None, folder / SCRATCH / choice.name
     if choice.name != PLAIN or choice.processes > 1:
-        job = partial(_job, step, session, choice, rows, artefacts, keep, start, then_stop=then_stop)
+        job = partial(_job, step, session, choice, rows, artefacts, keep, start, watch, then_stop=then_stop)
         choice, metrics = _in_subprocess(session, choice, job, rows, folder)
     if metrics is None:
         place = folder / SCRATCH
@@ -109,7 +118,7 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
             metrics = vars(fine_tune(
                 model, rows.own, step.spec.training, seed=step.spec.seed, folder=place,
                 objective=Objective(step.spec.defenses, artefacts), added=rows.added, held_out=rows.held_out,
-                offered=rows.offered, keep=Keep(keep, save, then_stop), limit=step.spec.steps))
+                offered=rows.offered, keep=Keep(keep, save, then_stop), limit=step.spec.steps, watch=watch))
             save(folder)
     penalised = sum(bool(row.penalised_by) for row in rows.added)
     counts = {"rows": len(rows.own), "added_rows": len(rows.added) - penalised + rows.offered.count,
@@ -130,7 +139,7 @@ def _chosen_during(record: Path, candidates: Sequence[AddedRow]) -> list[AddedRo
 
 
 def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, artefacts: Mapping[str, Path],
-         keep: tuple[float, ...], start: Path | None, *, then_stop: bool) -> Job:
+         keep: tuple[float, ...], start: Path | None, watch: Watch | None, *, then_stop: bool) -> Job:
     """Describe the training for a subprocess."""
     spec = step.spec
     probe = token_logprobs(session.chat.model, torch.from_numpy(rows.own[0].input_ids).to(session.chat.device))
@@ -140,7 +149,8 @@ def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, ar
                artefacts={name: str(path.resolve()) for name, path in artefacts.items()}, seed=spec.seed,
                added=len(rows.added), held_out=len(rows.held_out), offered=len(rows.offered.rows),
                taken=rows.offered.count, chooser=rows.offered.kind, probe=tuple(probe), keep=keep, then_stop=then_stop,
-               start=None if start is None else str(start.resolve()), limit=spec.steps)
+               start=None if start is None else str(start.resolve()), limit=spec.steps,
+               monitor=None if watch is None else (str(watch.inputs.resolve()), watch.settings))
 
 
 def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], rows: TrainingRows,

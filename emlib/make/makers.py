@@ -12,6 +12,7 @@ from emlib.make import (
     grpo,
     losses,
     measures,
+    monitor,
     panel,
     pool,
     reference,
@@ -29,6 +30,7 @@ from emlib.steps import candidates as offers
 from emlib.steps import components as changes
 from emlib.steps import grpo as reinforcement
 from emlib.steps import measures as measuring
+from emlib.steps import monitor as monitoring
 from emlib.steps import panel as benchmarks
 from emlib.steps import pool as pools
 from emlib.steps import trait_adapter as traits
@@ -58,6 +60,8 @@ MAKERS: Mapping[type, Maker] = {
     measuring.Projections: measures.projections,
     measuring.Choices: measures.choices,
     measuring.HeldOutLosses: measures.held_out,
+    monitoring.MonitorInputs: monitor.inputs,
+    monitoring.FinalReading: monitor.final,
     benchmarks.PanelResult: panel.make,
     reinforcement.GrpoAdapter: grpo.make,
     reinforcement.GrpoAnswers: answers.make,

@@ -67,6 +67,15 @@ def token_nll(hidden: Tensor, targets: Tensor, to_logits: Callable[[Tensor], Ten
     return torch.cat(parts)
 
 
+def token_kl(hidden: Tensor, reference: Tensor, to_logits: Callable[[Tensor], Tensor], chunk: int = CHUNK) -> Tensor:
+    """Compute KL(p || q) of the next-token distributions in nats, in float32: twice (tokens, hidden) -> (tokens,)."""
+    parts = []
+    for sides in zip(hidden.split(chunk), reference.split(chunk), strict=True):
+        p, q = (F.log_softmax(to_logits(states).float(), -1) for states in sides)
+        parts.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(parts)
+
+
 def together(logits: Tensor) -> int:
     """Return how many tokens' logits, (..., tokens, vocabulary), to process at once."""
     tokens, vocabulary = logits.shape[-2:]

@@ -157,7 +157,8 @@ class Adapter(DefendedStep):
         read = {"all": tokens, "added": tokens - own, "none": 0}[self.reads]
         disk = 0 if shape is None else shape.adapter_bytes(self.lora)
         scored = sum(step.scored(sizes) for step in self.inputs if isinstance(step, CandidateRows))
-        return Work(train=int(tokens * epochs), read=scored + int(read * epochs), disk=disk, adapters=1)
+        readings = Work() if self.spec.monitor is None else self.spec.monitor.cost(self.spec, sizes)
+        return readings + Work(train=int(tokens * epochs), read=scored + int(read * epochs), disk=disk, adapters=1)
 
 
 @dataclass(frozen=True)

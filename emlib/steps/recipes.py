@@ -17,11 +17,13 @@ from emlib.config import (
     LexiconJudge,
     LocalJudge,
     Metric,
+    Monitor,
     OpenAIJudge,
     Own,
     Profile,
     QuestionSet,
     RuleRewards,
+    Sampling,
     Scorer,
     SecondJudge,
     Trait,
@@ -57,6 +59,7 @@ from emlib.steps.candidates import CandidateRows
 from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
+from emlib.steps.monitor import FinalReading, Monitored, MonitorInputs
 from emlib.steps.panel import PanelResult
 from emlib.steps.pool import (
     AdapterFolder,
@@ -215,9 +218,13 @@ class Recipes:
 
     @cached_property
     def extracted(self) -> Questions:
-        """The questions of one side of a persona vector, of which only the size is known before the trait is read."""
+        """The questions of one side of the trait's persona vector."""
+        return self._extracted("extraction", self.stated_trait)
+
+    def _extracted(self, name: str, trait: Trait) -> Questions:
+        """Return the questions of one side of a vector, of which only the size is known before the trait is read."""
         pairs = self.profile.extraction.instruction_pairs
-        return Questions("extraction", self._not_here, lambda sizes: sizes.trait(self.stated_trait, pairs))
+        return Questions(name, self._not_here, lambda sizes: sizes.trait(trait, pairs))
 
     @staticmethod
     def _not_here() -> list[Question]:
@@ -237,6 +244,13 @@ class Recipes:
         return PersonaVectors(self.model, self.assessment, self.profile.backend, self.profile.extraction,
                               self.extracted)
 
+    def vector_of(self, name: str) -> PersonaVectors:
+        """Return the step of another trait's persona vectors, extracted as the study's own."""
+        trait = trait_of(self.profile, name)
+        return replace(self.vector(), questions=self._extracted(f"extraction of {trait.name}", trait),
+                       assessment=replace(self.assessment, trait=Deferred(
+                           trait.name, lambda: completed(trait, locate))))
+
     def steered(self, layer: int, strength: float) -> SteeredAnswers:
         """Return the step of the untrained model's answers when it is steered with a persona vector."""
         vectors, at = (self.vector(), layer) if strength else (None, None)
@@ -251,12 +265,43 @@ class Recipes:
         spec = self.training(
             dataset, f"{dataset} {side}", lambda: getattr(self.data(dataset), side).train,
             lambda sizes: self.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
-        return replace(spec, keep=self.kept(method))
+        spec = replace(spec, keep=self.kept(method), held_out=self.held_out_rows(dataset, side))
+        return replace(spec, monitor=self.monitor(spec, method))
 
     def kept(self, method: str | None) -> tuple[float, ...]:
         """Return the shares of the steps after which a method's adapters are kept; None is no method's."""
         methods = self.profile.evaluation.trajectory.methods
         return self.profile.training.kept if method is not None and method in (methods or (method,)) else ()
+
+    def monitor(self, spec: TrainingSpec, method: str | None) -> Monitored | None:
+        """Return the monitor of a method's trainings; None if they have none."""
+        settings = self.profile.monitor
+        if settings is None or method is None or method not in (settings.methods or (method,)):
+            return None
+        return Monitored(self.monitor_inputs(spec, settings, pool=self.profile.pool is not None), settings)
+
+    def monitor_inputs(self, spec: TrainingSpec, settings: Monitor, *, pool: bool = False) -> MonitorInputs:
+        """Return the step of what a monitor reads. Without layers it reads losses alone."""
+        assert spec.held_out is not None, "every fine-tuning has rows that are held out"
+        inputs = MonitorInputs(self.model, spec.held_out, settings.rows, spec.training.max_seq_length,
+                               pool=self.pool if pool else None, drawn=settings.answers == "drawn")
+        if not settings.layers:
+            return inputs
+        questions = Questions(f"first {settings.questions} general", lambda: self.general.all[:settings.questions],
+                              lambda sizes: first(self.general.size(sizes), settings.questions))
+        asked = EvaluationSpec(questions, 1, Sampling(max_new_tokens=settings.tokens), 0)
+        vectors = (self.vector(), *(self.vector_of(name) for name in settings.traits))
+        return replace(inputs, answers=self.answers(None, asked), vectors=vectors, layers=settings.layers)
+
+    def final_reading(self, spec: TrainingSpec, inputs: MonitorInputs) -> FinalReading:
+        """Return the step of a monitor's reading of the adapter that is trained without defenses."""
+        return FinalReading(self.model, self._plain(spec), inputs)
+
+    def _plain(self, spec: TrainingSpec) -> Adapter:
+        """Return the adapter that is trained without defenses; it keeps and reads what the method `misaligned` does."""
+        method = "misaligned" if spec.dataset == OWN or spec.dataset in self.domains else None
+        plain = replace(spec.plain, keep=self.kept(method), monitor=self.monitor(spec, method))
+        return self.adapter(plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
 
     def training(self, dataset: str, name: str, read: Any, size: Any, defenses: tuple[Defense, ...], training: Any,
                  seed: int) -> TrainingSpec:
@@ -323,7 +368,7 @@ class Recipes:
 
     def components(self, spec: TrainingSpec, layers: tuple[int, ...], on: Literal["data", "pool"]) -> ChangeComponents:
         """Return the step of the principal components of what training `spec` without defenses changes."""
-        plain = self.adapter(spec.plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
+        plain = self._plain(spec)
         rows = plain.spec.rows if on == "data" else self.pool_rows(
             spec.plain, fraction=1.0, choose="random", answers="pool")
         return ChangeComponents(self.model, plain, layers, rows, spec.training.max_seq_length)
@@ -506,9 +551,14 @@ class Recipes:
 
     def held_out(self, dataset: str, adapter: Step | None) -> HeldOutLosses:
         """Return the step of a model's losses on the held-out misaligned rows of a data set."""
-        rows = Rows(f"{dataset} held out", lambda: self.data(dataset).misaligned.held_out,
-                    lambda sizes: self.stated_size(dataset, "misaligned", sizes)[0])
-        return HeldOutLosses(self.model, adapter, rows, self.profile.training.max_seq_length)
+        return HeldOutLosses(self.model, adapter, self.held_out_rows(dataset, "misaligned"),
+                             self.profile.training.max_seq_length)
+
+    def held_out_rows(self, dataset: str, side: Side) -> Rows:
+        """Return the held-out rows of one side of a narrow data set."""
+        return Rows(f"{dataset} held out" + (" aligned" if side == "aligned" else ""),
+                    lambda: getattr(self.data(dataset), side).held_out,
+                    lambda sizes: self.stated_size(dataset, side, sizes)[0])
 
     def panel(self, adapter: Step | None, task: PanelTask) -> PanelResult:
         """Return the step of a model's result on a standard benchmark."""

@@ -50,7 +50,9 @@ class TrainingSpec:
         training: the hyperparameters.
         seed: of the adapter and of the order of the rows.
         plain_rows: the training rows before the defenses changed them.
-        keep: the shares of the steps after which the adapter is kept as well, which changes no adapter.
+        keep: the steps after which the adapter is kept as well, which changes no adapter.
+        held_out: the data set's held-out rows, which nothing is trained on; None: it has none.
+        monitor: what is read while it trains (`emlib.steps.monitor.Monitored`), which changes no adapter.
         steps: the number of optimizer steps; None: those of the epochs.
     """
 
@@ -61,6 +63,8 @@ class TrainingSpec:
     seed: int
     plain_rows: Rows | None = field(default=None, compare=False, repr=False)
     keep: tuple[float, ...] = field(default=(), compare=False)
+    held_out: Rows | None = field(default=None, compare=False, repr=False)
+    monitor: Any = field(default=None, compare=False, repr=False)
     steps: int | None = None
 
     @property

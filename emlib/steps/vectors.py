@@ -48,8 +48,8 @@ class PersonaVectors(Step):
 
     @property
     def title(self) -> str:
-        """The kind of artefact, of which a study has one."""
-        return "persona vectors"
+        """The kind of artefact, of which a study has one for each trait."""
+        return f"persona vectors{self.questions.name.removeprefix('extraction')}"
 
     def cost(self, sizes: Sizes) -> Work:
         """Estimate answers and verdicts on both sides, and a forward pass over the answers."""

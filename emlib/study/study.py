@@ -23,7 +23,7 @@ from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
-from emlib.evaluation.records import Choice, Projected
+from emlib.evaluation.records import READINGS, Choice, Projected, Reading, read_readings
 from emlib.steps.pool import AddedRows
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
@@ -203,6 +203,11 @@ class Study:
         """Return the log of the run's supervised steps; empty if there were none."""
         adapter = self.adapter(run)
         return read_log(adapter.file(LOG).parent) if adapter is not None and adapter.has(LOG) else []
+
+    def readings(self, run: Run) -> list[Reading]:
+        """Return what a monitor read while the run trained; empty if it was trained without one."""
+        adapter = self.adapter(run)
+        return read_readings(adapter.file(READINGS).parent) if adapter is not None and adapter.has(READINGS) else []
 
     def grpo_log(self, run: Run) -> list[RlStep]:
         """Return the log of a GRPO run's RL steps; empty if nothing was trained."""

@@ -16,11 +16,11 @@ from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, Thres
 from emlib.config.methods import SweptMethod
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.files import read_records
-from emlib.core.records import Answer, MetricScore, Verdict
+from emlib.core.records import Answer, Example, MetricScore, Verdict
 from emlib.core.schema import Strict
 from emlib.core.step import Step
 from emlib.data.benign import TaskData, load_opswap, load_qa
-from emlib.data.lazy import Questions
+from emlib.data.lazy import Questions, Rows
 from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import locate
 from emlib.evaluation.exact_match import Mark, Score, mark, score
@@ -283,8 +283,13 @@ class BenignTaskRuns(FineTuningTask):
     def spec_of(self, run: Run) -> TrainingSpec:
         """Specify training on the task's rows, with the hyperparameters that the task changes."""
         training = over(self.profile.training, self.task.training)
-        return self.recipes.training(self.name, self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0],
+        spec = self.recipes.training(self.name, self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0],
                                      self.defenses(run), training, run.seed)
+        return replace(spec, held_out=Rows(f"{self.name} test", self._answered, lambda sizes: self._size(sizes)[1]))
+
+    def _answered(self) -> tuple[Example, ...]:
+        """Return the test questions, each with the first answer that counts as correct."""
+        return tuple(Example(item.question.context, item.golds[0]) for item in self.data.test)
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
         """Return the step of the run's answers to the test questions."""

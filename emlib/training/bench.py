@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from emlib.core.defense import Defense
 from emlib.core.files import write_records
 from emlib.core.records import ADDED, AddedRow, Example, Message
 from emlib.data.chat import Encoded, encode_all
-from emlib.evaluation.records import AUDITED, AuditedRow
+from emlib.evaluation.records import AUDITED, READINGS, AuditedRow
 from emlib.models import adapters, tiny
 from emlib.models.batches import Batch
 from emlib.models.hooks import blocks
 from emlib.models.reference import keep, keep_projections
 from emlib.steering import components, extraction
 from emlib.training import checkpoint
+from emlib.training.monitor import Monitor, write_inputs
 from emlib.training.objective import Objective, Totals
 from emlib.training.online import Offered
 from emlib.training.sft import fine_tune
@@ -182,6 +183,21 @@ class Planted:
         """Write differences that rise from row to row."""
         return self._made("audit", lambda folder: write_records(folder / AUDITED, [
             AuditedRow(place, float(place), 0.0, "") for place in range(len(self.bench.examples))]))
+
+    def monitor_inputs(self, spec: Any, settings: Any) -> Path:
+        """Write rows, an answer, and a random direction at each of the layers that are read."""
+        rows = self.bench.encoded(self.bench.examples)
+        vector = torch.randn(64, generator=torch.Generator().manual_seed(5))
+        return self._made("monitor", lambda folder: write_inputs(
+            folder, {"held_out": rows[:settings.rows]}, rows[:1] if settings.layers else [],
+            {("trait", layer): vector / vector.norm() for layer in settings.layers}, end_of_turn=False, drawn=False))
+
+    def final_reading(self, spec: Any, inputs: Path) -> Path:
+        """Write the readings of the tiny model, and of one that gained a hundredth of a nat."""
+        with self.bench.model(stirred=False) as model:
+            base = Monitor(model, inputs, 2).base
+        after = replace(base, losses={name: loss - 0.01 for name, loss in base.losses.items()})
+        return self._made("plain", lambda folder: write_records(folder / READINGS, [base, after]))
 
     def wrapped_rows(self, spec: Any, fraction: float, prompt: str | None) -> Path:
         """Write two rows under a system prompt."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from emlib.config import Lora, ModelSpec, Training
+from emlib.config import Lora, ModelSpec, Monitor, Training
 from emlib.core import plugins
 from emlib.core.defense import Defense
 from emlib.core.files import write_text
@@ -34,6 +34,7 @@ class Job(Strict):
         then_stop: whether training ends when all of these are kept.
         start: the folder of the adapter whose weights it begins with; None: a new one.
         limit: the number of steps; None: those of the epochs.
+        monitor: the folder of what a monitor reads, and its settings; None: no monitor.
     """
 
     engine: Literal["transformers", "unsloth"]
@@ -55,6 +56,7 @@ class Job(Strict):
     then_stop: bool = False
     start: str | None = None
     limit: int | None = None
+    monitor: tuple[str, Monitor] | None = None
 
 
 def read_job(folder: Path) -> Job:

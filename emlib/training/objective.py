@@ -11,7 +11,7 @@ and only for tokens on which a term of the head depends (`emlib.training.head`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emlib.core.defense import Active, Defense, Denominator, HeadKl
+from emlib.core.defense import Active, Defense, Denominator, Evaluate, HeadKl
 from emlib.core.errors import ProfileError
 from emlib.models.batches import Batch
 from emlib.models.hooks import capture_activations
@@ -106,7 +106,7 @@ class Objective:
         """Whether some defense observes each step."""
         return any(defense.has("on_step") for defense in self.defenses)
 
-    def on_step(self, record: StepRecord, evaluate: Callable[[], float]) -> bool:
+    def on_step(self, record: StepRecord, evaluate: Evaluate) -> bool:
         """Show a finished step to all defenses; return whether one of them ends the training."""
         stops = [defense.on_step(record, evaluate) for defense in self.defenses]  # a list: each of them sees the step
         return any(stops)

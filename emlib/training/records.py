@@ -33,7 +33,8 @@ class TrainingSummary:
     """Totals of a training run over all its sessions; the peak memory is that of the last session, in MiB.
 
     `how` describes the last session's methods, with reasons: whether `rows` were packed, whether blocks were
-    `recomputed` (gradient checkpointing), and how the `head` processed its logits.
+    `recomputed` (gradient checkpointing), and how the `head` processed its logits. A defense may have ended training
+    before `planned_steps`.
     """
 
     steps: int
@@ -44,6 +45,7 @@ class TrainingSummary:
     truncated_rows: int
     peak_memory: float | None = None
     how: dict[str, str] = field(default_factory=dict)
+    planned_steps: int | None = None
 
 
 def read_log(folder: Path, steps: int | None = None) -> list[StepRecord]:

@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,8 +32,9 @@ from emlib.training import checkpoint
 from emlib.training.head import head_method
 from emlib.training.keep import Keep, Keeping
 from emlib.training.memory import explained_out_of_memory, peak_memory
+from emlib.training.monitor import Evaluation, Monitoring, Watch
 from emlib.training.objective import Objective, Totals
-from emlib.training.online import Choosing, Offered, row_losses
+from emlib.training.online import Choosing, Offered
 from emlib.training.ranks import ALONE, Ranks
 from emlib.training.recompute import recomputing
 from emlib.training.records import LOG, StepRecord, TrainingSummary, read_log
@@ -45,13 +45,13 @@ NONE_OFFERED = Offered()
 def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, seed: int, folder: Path,
               objective: Objective | None = None, added: Sequence[Encoded] = (), held_out: Sequence[Encoded] = (),
               offered: Offered = NONE_OFFERED, ranks: Ranks = ALONE, keep: Keep | None = None,
-              limit: int | None = None) -> TrainingSummary:
+              limit: int | None = None, watch: Watch | None = None) -> TrainingSummary:
     """Train the trainable parameters of `model` on `rows`; log and checkpoints are in `folder`, where a run resumes.
 
     Without an objective it is plain fine-tuning: cross-entropy alone. `added` rows are spread through each epoch, and
     so are those that a defense chooses from the `offered` ones; on `held_out` rows it may have the loss measured. All
-    `ranks` get the same arguments; the first one writes. `keep` says what is kept of the steps in between.
-    With `limit` there are exactly so many steps, for any `epochs`.
+    `ranks` get the same arguments; the first one writes. `keep` says what is kept of the steps in between, and `watch`
+    what is read of the model. With `limit` there are exactly so many steps, for any `epochs`.
 
     Raises:
         EmlibError: the loss or its gradient is NaN or infinite, and the step is named; or the GPU's memory does not
@@ -72,9 +72,12 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     last = keeping.last if keep is not None and keep.then_stop else len(steps)
     progress = bar(range(len(records), last), "training", "step", total=last, done=len(records))
     device = next(model.parameters()).device
+    evaluate = Evaluation(model, held_out, settings.batch_size, ranks, objective.artefacts.get("monitor_inputs"))
     with (explained_out_of_memory(settings, folder / LOG), _training_mode(model), fitted(model) as unpacked_reason,
           peak_memory(device) as peak, recomputing(
               model, [*rows, *offered.largest], steps, settings, objective, ranks) as recompute):
+        monitoring = Monitoring(watch, model, settings.batch_size, folder if ranks.first else None,
+                                done=len(records), total=len(steps))
         for number in progress:
             started = time.perf_counter()
             torch.manual_seed(derive(seed, "dropout", number))
@@ -89,22 +92,23 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
             _update(optimizer, rate)
             records.append(StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,
                                       round(time.perf_counter() - started, 4), metrics | scores))
-            progress.set_postfix(loss=f"{loss:.3f}")
             keeping.after(number + 1)
             if ranks.first:
                 append_record(folder / LOG, records[-1])
-            if objective.watches and ranks.any_wants(objective.on_step(
-                    records[-1], partial(_mean_nll, model, held_out, settings.batch_size, ranks)), device):
+            monitoring.after(number + 1)
+            progress.set_postfix(loss=f"{loss:.3f}", **monitoring.shown)
+            if objective.watches and ranks.any_wants(objective.on_step(records[-1], evaluate), device):
                 break
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
                 checkpoint.save(folder, number + 1, parameters, optimizer, objective.states())
+        monitoring.after(len(records), last=True)
     objective.after(model)
     keeping.rest(len(records))
     return TrainingSummary(
         len(records), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
         type(optimizer).__name__, sum(row.truncated for row in (*rows, *offered.rows)), peak.mib,
         {"rows": f"not packed: {unpacked_reason}" if unpacked_reason else "packed", "recomputed": recompute.summary,
-         "head": head_method(model, objective.compares_in_head)})
+         "head": head_method(model, objective.compares_in_head)}, len(steps))
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:
@@ -141,20 +145,6 @@ def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int, object
             metrics[name] += share  # type: ignore[assignment]
     ranks.sum_gradients(model)
     return totals, ranks.summed(metrics, batches[0].input_ids.device, same_names=not totals.penalised)
-
-
-def _mean_nll(model: nn.Module, rows: Sequence[Encoded], batch_size: int, ranks: Ranks) -> float:
-    """Compute the mean loss on rows, in nats per response token, in evaluation mode.
-
-    Raises:
-        EmlibError: there are no rows.
-    """
-    if not rows:
-        raise EmlibError("a defense asks for the loss on held-out rows, but holds out none. Return some rows from its "
-                         "method `held_out`.")
-    losses = row_losses(model, rows, batch_size, ranks)
-    tokens = [row.response_tokens for row in rows]
-    return sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
 
 
 def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:

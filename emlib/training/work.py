@@ -25,6 +25,7 @@ from emlib.models.load import load
 from emlib.models.logprobs import last_hidden, token_logprobs
 from emlib.training.job import ERROR, READY, ROWS, SUMMARY, Job, read_job, read_rows
 from emlib.training.keep import Keep
+from emlib.training.monitor import Watch
 from emlib.training.objective import Objective, Totals
 from emlib.training.online import Offered
 from emlib.training.ranks import ALONE, Ranks, shard
@@ -48,13 +49,14 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
         objective = Objective(job.defenses, {name: Path(place) for name, place in job.artefacts.items()})
         prove(job, model, rows[0], objective)
         write_text(folder / READY, "")
+        watch = None if job.monitor is None else Watch(Path(job.monitor[0]), job.monitor[1])
         rest = iter(rows)
         own, added, held_out, offered = (list(islice(rest, count)) for count in (
             len(rows) - job.added - job.held_out - job.offered, job.added, job.held_out, job.offered))
         summary = fine_tune(model, own, job.training, seed=job.seed, folder=folder, objective=objective, added=added,
                             held_out=held_out, offered=Offered(offered, job.taken, job.chooser), ranks=ranks,
                             keep=Keep(job.keep, partial(adapters.save, model, base_name=job.base_name), job.then_stop),
-                            limit=job.limit)
+                            limit=job.limit, watch=watch)
         if ranks.first:
             adapters.save(model, folder / "adapter", job.base_name)
             write_text(folder / SUMMARY, json.dumps(asdict(summary) | {"device": str(device)}))

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from emlib.config import OWN, Profile, domains_of, trait_of
+from emlib.config import OWN, Profile, domains_of, other_traits, trait_of
 from emlib.config.references import Kind, is_path, mapped, matching, path_of
 from emlib.core import digests, paths
 from emlib.data.sources import entry_of
@@ -26,10 +26,11 @@ def contents_of(profile: Profile) -> Any:
     shared = {name: domain.model_dump(mode="json") for name, domain in domains_of(profile).items()
               if name in _data_sets(profile)}
     domains = mapped({"data": shared}, _content)
-    trait = trait_of(profile).model_dump(mode="json")
+    traits = [trait_of(profile, name).model_dump(mode="json") for name in (None, *other_traits(profile))]
     fixed = () if profile.grpo is None else profile.grpo.data.sources  # sources that the section implies
-    sources = [_content("source", "source", named) for named in (trait.pop("source"), *fixed) if named is not None]
-    return [stated, domains, trait, sources,
+    named = (*(trait.pop("source") for trait in traits), *fixed)
+    sources = [_content("source", "source", one) for one in named if one is not None]
+    return [stated, domains, traits, sources,
             [digests.of_file(paths.PARAMS / f"{name}.yaml") for name in PLANNING]]
 
 

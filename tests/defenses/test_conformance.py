@@ -10,6 +10,7 @@ from emlib.core.defense import Defense
 from emlib.core.registry import kinds
 from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.consistency import Consistency
+from emlib.defenses.early_stop import EarlyStop
 from emlib.defenses.filtering import Filtering
 from emlib.defenses.inoculation import Inoculation
 from emlib.defenses.inoculation_adapter import InoculationAdapter
@@ -29,6 +30,8 @@ OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (ConceptAblation, {"directions": "components", "count": 3, "layers": (2,)}),
     (InoculationAdapter, {"strength": 0.5}), (Consistency, {"share": 0.5}),
     (Filtering, {"share": 0.4}), (Filtering, {"share": 0.4, "choose": "random"}),
+    (EarlyStop, {"share": 0.5, "every": 3, "rows": 2}),
+    (EarlyStop, {"share": None, "drift": 9.0, "layer": 2, "every": 1}),
     (ProjectionPenalty, {"layers": (1, 3)}), (ProjectionPenalty, {"layers": (1, 3), "reference": "stored"}),
     (ProjectionPenalty, {"layers": (2,), "both": True})]
 

@@ -17,8 +17,8 @@ from emlib.defenses.kl import Beta, Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector, Steering
 
-OURS = {"concept_ablation", "consistency", "filtering", "inoculation", "inoculation_adapter", "interleaving", "kl",
-        "ldifs", "persona_vector", "projection_penalty"}
+OURS = {"concept_ablation", "consistency", "early_stop", "filtering", "inoculation", "inoculation_adapter",
+        "interleaving", "kl", "ldifs", "persona_vector", "projection_penalty"}
 
 
 def test_a_line_for_each_kind_says_options_sweep_source_and_where_it_works() -> None:
@@ -61,7 +61,7 @@ def test_every_kind_of_ours_tells_tables_what_they_show() -> None:
         assert cls().cost
     assert {kind for kind in OURS if kinds()[kind].data_only} == {
         "consistency", "filtering", "inoculation", "interleaving"}
-    assert OURS - kinds("grpo").keys() == {"consistency", "filtering", "ldifs", "projection_penalty"}
+    assert OURS - kinds("grpo").keys() == {"consistency", "early_stop", "filtering", "ldifs"}
 
 
 def test_one_name_for_two_artefacts_is_refused() -> None:

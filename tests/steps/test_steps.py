@@ -17,6 +17,7 @@ from emlib.config import (
     JudgeRewards,
     LexiconJudge,
     Lora,
+    Monitor,
     NoJudge,
     OpenAIJudge,
     Sampling,
@@ -44,6 +45,7 @@ from emlib.steps import (
     components,
     grpo,
     measures,
+    monitor,
     panel,
     pool,
     trait_adapter,
@@ -59,7 +61,8 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
 from emlib.study.plan.build import plan
 from emlib.study.study import open_study
 
-MODULES = (adapter, answers, audit, candidates, components, grpo, measures, panel, pool, trait_adapter, vectors)
+MODULES = (adapter, answers, audit, candidates, components, grpo, measures, monitor, panel, pool, trait_adapter,
+           vectors)
 JUDGE = OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1")
 SAMPLING = Sampling(max_new_tokens=7)
 
@@ -92,6 +95,7 @@ def examples() -> dict[str, Step]:
     given = recipes.answers(recipes.adapter(spec, "a run"), EvaluationSpec(recipes.general, 2, SAMPLING, 0))
     reinforced = recipes.reinforced((), 0, "a run")
     held_out = recipes.grpo_answers(reinforced, 0)
+    read = recipes.monitor_inputs(spec, Monitor(layers=(2,)), pool=True)
     found = [
         recipes.reference(spec, "all"), recipes.adapter(spec, "a run"), given, recipes.verdicts(given),
         recipes.second_verdicts(given), reinforced, held_out,
@@ -103,7 +107,7 @@ def examples() -> dict[str, Step]:
         recipes.components(spec, (2,), "pool"), recipes.reference_projections(spec, (2,)),
         recipes.candidate_rows(spec, fraction=0.25, share=0.15, rescored=8),
         recipes.row_audit(spec),
-        recipes.trait_adapter(None, None, random=False),
+        recipes.trait_adapter(None, None, random=False), read, recipes.final_reading(spec, read),
         recipes.panel(given.adapter, PanelTask("a/b", 3, "b", "1", 3, "a digest", {})),
         MetricScores(given, JUDGE, "correct", prompts("Right? {answer}"))]
     return {type(step).__name__: step for step in found if step is not None}
@@ -201,6 +205,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "AddedRows": {"own_answers": lambda step: None, "system": "Be brief."},
     "PanelResult": {"task": lambda step: replace(step.task, digest="other"), "defaults": Sampling(max_new_tokens=9)},
     "KeptAdapter": {"share": 0.25},
+    "MonitorInputs": {"held_out": rows("other"), "rows": 9, "vectors": (), "layers": (1,), "drawn": True},
+    "FinalReading": {"monitor": lambda step: replace(step.monitor, rows=9)},
     "MetricScores": {"judge": JUDGE.model_copy(update={"model": "judge-2"}), "metric": "kind",
                      "prompts": prompts("Kind? {answer}")},
     "PersonaVectors": {"extraction": Extraction(samples=4), "questions": None},

@@ -1,0 +1,84 @@
+"""Early stopping (arXiv 2605.12199): most of the task is learnt before the trait generalises out of domain.
+
+    stop at the first t with  L_0 - L_t >= share (L_0 - L_plain)        or with  d_t > drift
+
+L is the mean loss on held-out rows of the fine-tuning data, of the base model (0), of the model after step t, and of a
+finished plain fine-tuning run; d_t is the drift of general answers along the persona vector (`emlib.training.monitor`).
+The learning rate follows the schedule of the whole run. Here it differs in what it looks at: the source evaluates
+checkpoints on the task and on general prompts, and picks one that keeps 93% of the task; this measures no misalignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import PrivateAttr
+
+from emlib.config import Monitor
+from emlib.config.words import Batch, Factor, Few, Positive, Share
+from emlib.core.defense import Artefacts, Defense, Evaluate, Recipes
+from emlib.core.errors import EmlibError
+from emlib.evaluation.records import read_readings
+
+HELD_OUT = "held_out"
+
+
+class EarlyStop(Defense):
+    """Stops training when the held-out gain is `share` of plain fine-tuning's, or the drift at `layer` above `drift`.
+
+    It looks every `every` steps, at the first `rows` held-out rows, which are not trained on. `share: null` or `drift:
+    null` leaves that condition out.
+    """
+
+    label: ClassVar = "Early Stopping"
+    equation: ClassVar = "stop when L_0 - L_t >= share (L_0 - L_plain), or d_t > drift"
+    origin: ClassVar = "arXiv 2605.12199"
+    swept: ClassVar = "share"
+    null: ClassVar = {"share": None, "drift": None}
+    not_in_grpo: ClassVar = "GRPO has no loss on held-out rows, and keeps the stretch of steps with the best reward"
+    cost: ClassVar = "a plain fine-tuning run once, and a few passes every n steps; it saves the steps it does not take"
+
+    kind: Literal["early_stop"] = "early_stop"
+    share: Share | None = 0.93
+    drift: Factor | None = None
+    layer: Few = 20
+    every: Batch = 10
+    rows: Positive = 8
+    _target: float | None = PrivateAttr(default=None)
+
+    def named_layers(self, count: int) -> tuple[int, ...]:
+        """Return the layer whose drift is read."""
+        return () if self.drift is None else (self.layer,)
+
+    def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
+        """Return what is read, and the reading of a plain fine-tuning run."""
+        if self.is_null:
+            return {}
+        settings = Monitor(rows=self.rows, layers=() if self.drift is None else (self.layer,))
+        inputs = recipes.monitor_inputs(spec, settings)
+        plain = {} if self.share is None else {"plain": recipes.final_reading(spec, inputs)}
+        return {"monitor_inputs": inputs, **plain}
+
+    def prepare(self, artefacts: Artefacts) -> None:
+        """Compute the loss at which training stops.
+
+        Raises:
+            EmlibError: plain fine-tuning gains nothing on the held-out rows.
+        """
+        if self.share is None:
+            return
+        before, after = (one.losses[HELD_OUT] for one in read_readings(artefacts["plain"]))
+        if after >= before:
+            raise EmlibError(f"early_stop: plain fine-tuning raises the loss on {self.rows} held-out rows from "
+                             f"{before:.3f} to {after:.3f}, so that there is no gain to reach a share of. Set share to "
+                             "null and drift to a threshold, or raise rows.")
+        self._target = before - self.share * (before - after)
+
+    def on_step(self, record: Any, evaluate: Evaluate) -> bool:
+        """Read the model every few steps, and return whether one of the conditions holds."""
+        if record.step % self.every:
+            return False
+        found = evaluate.reading(record.step)
+        gained = self._target is not None and found.losses[HELD_OUT] <= self._target
+        return gained or (self.drift is not None and found.first > self.drift)

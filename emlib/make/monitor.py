@@ -1,0 +1,59 @@
+"""What a monitor reads, tokenised once for all runs on a data set, and its reading of a finished adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emlib.core.files import read_records, write_records
+from emlib.core.records import Answer
+from emlib.core.seeds import some_of
+from emlib.data.chat import Encoded, encode_all
+from emlib.evaluation.records import READINGS
+from emlib.generation.sample import known_ids
+from emlib.make.rows import candidates
+from emlib.models.kernels import fitted
+from emlib.models.load import stop_tokens
+from emlib.steering import extraction
+from emlib.steps.monitor import FinalReading, MonitorInputs
+from emlib.store.artefacts import Facts
+from emlib.training.monitor import Monitor, write_inputs
+
+if TYPE_CHECKING:
+    from emlib.make.session import Session
+
+
+def inputs(step: MonitorInputs, session: Session, folder: Path) -> Facts:
+    """Tokenise the answers and the rows that are read, and write them with the unit vectors."""
+    tokenizer = session.chat.tokenizer
+    rows = {"held_out": encode_all(tokenizer, step.held_out.examples[:step.rows], step.max_length).rows}
+    if step.pool is not None:
+        some = some_of(candidates(session, step.pool), step.rows, "monitor")
+        rows["pool"] = encode_all(tokenizer, some, step.max_length).rows
+    answers = _answers(step, session)
+    directions = {(vectors.assessment.trait.name, layer): extraction.unit(session.vector(vectors, layer).cpu(), layer)
+                  for vectors in step.vectors for layer in step.layers}
+    write_inputs(folder, rows, answers, directions, end_of_turn=session.profile.extraction.end_of_turn,
+                 drawn=step.drawn, stops=sorted(stop_tokens(session.chat.model, tokenizer)), known=known_ids(tokenizer),
+                 tokens=0 if step.answers is None else step.answers.evaluation.sampling.max_new_tokens)
+    return {"answers": len(answers), **{name: len(listed) for name, listed in rows.items()}}
+
+
+def _answers(step: MonitorInputs, session: Session) -> list[Encoded]:
+    """Return the base model's answers as tokenised conversations, without empty ones."""
+    if step.answers is None:
+        return []
+    asked = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    answers = [answer for answer in asked if answer.final is not None and answer.without_thinking().text.strip()]
+    return encode_all(session.chat.tokenizer, extraction.examples(step.answers.evaluation.questions.all, answers),
+                      step.max_length).rows
+
+
+def final(step: FinalReading, session: Session, folder: Path) -> Facts:
+    """Read the base model and the adapter."""
+    assert step.adapter is not None, "the base model has no last step"
+    place, found = session.folder_of(step.monitor), session.need(step.adapter)
+    with session.model_under(found) as model, fitted(model):
+        monitor = Monitor(model, place, session.profile.training.batch_size)
+        write_records(folder / READINGS, [monitor.base, monitor.read(found.facts["steps"])])
+    return session.facts

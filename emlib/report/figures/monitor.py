@@ -1,0 +1,30 @@
+"""The figure of what a monitor read while runs trained."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+
+def drifts(frame: pd.DataFrame) -> Figure:
+    """Plot each run's drift over its steps, a panel for each vector; `frame` is `tables.monitor.readings`.
+
+    The colour is the share of general answers that are misaligned after the last step; grey where it is not known.
+    """
+    names = [str(name) for name in frame.columns if str(name).startswith("drift ")]
+    figure, axes = plt.subplots(1, max(1, len(names)), figsize=(1.6 + 4.2 * max(1, len(names)), 3), squeeze=False,
+                                layout="constrained")
+    colours = ScalarMappable(Normalize(0, 100), "viridis_r")
+    for axis, name in zip(axes.flat, names, strict=False):
+        for _, run in frame.groupby(["dataset", "method", "setting", "seed"], dropna=False, sort=False):
+            end = run["misaligned"].iloc[-1]
+            axis.plot(run["step"], run[name], marker=".", color="0.7" if pd.isna(end) else colours.to_rgba(end))
+        axis.set(xlabel="optimizer step", ylabel=name)
+        axis.grid(alpha=0.3)
+    figure.colorbar(colours, ax=axes, label="misaligned at the end, %")
+    sns.despine(figure)
+    return figure

@@ -1,0 +1,90 @@
+"""Tables of what a monitor read while runs trained, and of how early that tells emergent misalignment (EM)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+from scipy.stats import mannwhitneyu
+
+from emlib.study.runs import Run
+from emlib.study.study import Study
+
+IDENTITY = ["dataset", "method", "setting", "seed"]
+LOSSES = ["held_out", "pool"]
+
+
+def readings(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return a row for each reading: its step of so many, the drift along each vector, the losses and KL in nats.
+
+    `misaligned` is the share of general answers after the last step, in percent; NaN if the run is not evaluated.
+    `seconds` is the duration of the reading, `train_seconds` that of all steps. Runs without readings are left out.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        found, result = study.readings(run), study.result(run)
+        end = None if result is None else result.general.misaligned.percent
+        total, seconds = len(study.log(run)), sum(step.seconds for step in study.log(run))
+        rows += [{"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
+                  "step": one.step, "steps": total, **{f"drift {name}": value for name, value in one.drift.items()},
+                  **one.losses, "kl": one.kl, "misaligned": end, "seconds": one.seconds, "train_seconds": seconds}
+                 for one in found]
+    frame = pd.DataFrame(rows, columns=None if rows else [*IDENTITY, "step", "steps", "misaligned", "seconds",
+                                                          "train_seconds"])
+    return frame.astype({"misaligned": float})
+
+
+def at_share(frame: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Return each run's last reading up to a share of its steps, after the base model's; runs without one are out."""
+    some = frame[(frame["step"] > 0) & (frame["step"] <= share * frame["steps"])]
+    return some.groupby(IDENTITY, dropna=False, sort=False).tail(1)
+
+
+def early_warning(frame: pd.DataFrame, *, share: float = 0.25, misaligned: float = 20.0) -> pd.DataFrame:
+    """Return how well each measure, read at a share of the training, tells the runs that end with EM.
+
+    A run ends with EM if at least `misaligned` percent of its general answers are. `auroc` is the probability that the
+    measure is larger in a run with EM than in one without, ties counting half; p is of Mann and Whitney's test, which
+    takes the runs as independent. Of the loss on held-out rows, which training lowers, the decrease counts. Both are
+    NaN where all runs end alike.
+    """
+    some = at_share(frame.dropna(subset=["misaligned"]), share)
+    with_em, without = some[some["misaligned"] >= misaligned], some[some["misaligned"] < misaligned]
+    rows = []
+    for name in [*(column for column in frame.columns if str(column).startswith("drift ")), "kl", *LOSSES]:
+        if name not in some or some[name].isna().all():
+            continue
+        sign, label = (-1, "held-out loss, decrease") if name == "held_out" else (1, name)
+        label = "loss on the pool" if name == "pool" else label
+        auroc = p = float("nan")
+        if len(with_em) and len(without):
+            test = mannwhitneyu(sign * with_em[name], sign * without[name])
+            auroc, p = test.statistic / (len(with_em) * len(without)), test.pvalue
+        rows.append((label, auroc, p, len(with_em), len(without)))
+    return pd.DataFrame(rows, columns=["measure", "auroc", "p", "runs with EM", "runs without"])
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format each run's last reading for readers, with the share of the training time that reading took."""
+    last = frame.groupby(IDENTITY, dropna=False, sort=False).tail(1)
+    took = frame.groupby(IDENTITY, dropna=False, sort=False)["seconds"].sum().to_numpy()
+    shown = last.drop(columns=["seconds", "train_seconds", "steps"]).assign(setting=last["setting"].map(
+        lambda value: "" if pd.isna(value) else f"{value:g}"))
+    shown["time of the readings, %"] = 100 * took / last["train_seconds"]
+    return shown.round(2).reset_index(drop=True)
+
+
+def saved(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return how many of their planned steps runs took, with their misaligned shares in percent; trained runs only."""
+    rows = []
+    for run in runs:
+        adapter, result = study.adapter(run), study.result(run)
+        if adapter is None or adapter.facts.get("planned_steps") is None:
+            continue
+        taken, planned = adapter.facts["steps"], adapter.facts["planned_steps"]
+        ends = (None, None) if result is None else (result.general.misaligned.percent,
+                                                    result.in_domain.misaligned.percent)
+        rows.append((str(run), taken, planned, 100 * (1 - taken / planned), *ends))
+    return pd.DataFrame(rows, columns=["run", "steps", "planned", "saved, %", "general misaligned, %",
+                                       "in-domain misaligned, %"])

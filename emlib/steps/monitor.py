@@ -1,0 +1,113 @@
+"""What a monitor reads of a model in training, and its reading of a finished adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from emlib.config import Monitor
+from emlib.core.step import Step
+from emlib.core.work import Work
+from emlib.data.lazy import Rows
+from emlib.data.sizes import Sizes, likely_tokens
+from emlib.steps.answers import Answers
+from emlib.steps.pool import Pool
+from emlib.steps.specs import AdapterStep, Model, TrainingSpec
+from emlib.steps.vectors import PersonaVectors
+
+
+@dataclass(frozen=True)
+class MonitorInputs(Step):
+    """The fixed inputs of a monitor, tokenised: answers to general questions, rows, and directions of unit length.
+
+    Attributes:
+        held_out: the data set's held-out rows, of which the first `rows` are read.
+        answers: the base model's answers; None: neither drift nor KL is read.
+        vectors, layers: the persona vectors, and the layers at which they are taken.
+        pool: the pool, of which some rows are read; None: no pool.
+        drawn: whether the model in training answers the questions as well.
+    """
+
+    stage: ClassVar = "monitor_inputs"
+
+    model: Model
+    held_out: Rows
+    rows: int
+    max_length: int
+    answers: Answers | None = None
+    vectors: tuple[PersonaVectors, ...] = ()
+    layers: tuple[int, ...] = ()
+    pool: Pool | None = None
+    drawn: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The model, the rows, and the keys of answers, vectors and pool."""
+        return {"model": self.model.identity, "held_out": self.held_out.digest, "rows": self.rows,
+                "max_length": self.max_length, "answers": None if self.answers is None else self.answers.key,
+                "vectors": [step.key for step in self.vectors], "layers": list(self.layers),
+                "pool": None if self.pool is None else self.pool.key, "drawn": self.drawn}
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The answers, the vectors and the pool."""
+        return (*(step for step in (self.answers, self.pool) if step is not None), *self.vectors)
+
+    @property
+    def title(self) -> str:
+        """The data set whose runs are read."""
+        return f"what the monitor reads: {self.held_out.name}"
+
+    def tokens(self, sizes: Sizes) -> int:
+        """Estimate the tokens of one reading."""
+        size = self.held_out.size(sizes)
+        found = self.rows * min(size.tokens, self.max_length) * (1 if self.pool is None else 2)
+        if self.answers is not None:
+            asked = self.answers.evaluation
+            found += asked.questions.size(sizes).rows * (likely_tokens(asked.questions.size(sizes).prompt)
+                                                         + asked.sampling.max_new_tokens)
+        return found
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """A training's monitor: what it reads, how often, and when it warns. It is no part of a key."""
+
+    inputs: MonitorInputs
+    settings: Monitor
+
+    def cost(self, spec: TrainingSpec, sizes: Sizes) -> Work:
+        """Estimate the forward passes of all readings, and the answers that are drawn."""
+        steps = spec.steps or -(-spec.rows.size(sizes).rows // spec.training.rows_per_step) * spec.training.epochs
+        count = steps // self.settings.every + 2  # with the base model's, and that at the end
+        drawn = self.settings.questions * self.settings.tokens if self.inputs.drawn else 0
+        return Work(read=count * self.inputs.tokens(sizes), write=count * drawn)
+
+
+@dataclass(frozen=True)
+class FinalReading(AdapterStep):
+    """A monitor's reading of the base model and of a finished adapter."""
+
+    stage: ClassVar = "final_reading"
+
+    monitor: MonitorInputs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The adapter, and what is read."""
+        return {**self.weights, "monitor": self.monitor.key}
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The adapter, and what is read."""
+        return (*super().inputs, self.monitor)
+
+    @property
+    def title(self) -> str:
+        """The adapter."""
+        assert self.adapter is not None, "the base model has no last step"
+        return f"reading of {self.adapter.title}"
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Estimate two passes over what is read."""
+        return Work(read=2 * self.monitor.tokens(sizes))

@@ -1,0 +1,58 @@
+"""The readings of a training as a figure that redraws itself in JupyterLab while the model trains."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from emlib.evaluation.records import Reading
+
+
+class Curve:
+    """Shows a run's readings: in a running notebook as one figure that is drawn again after each reading.
+
+    Elsewhere nothing is drawn, and the progress bar has the last drift.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title, self.handle = title, None
+
+    def __call__(self, readings: Sequence[Reading]) -> None:
+        """Draw the readings."""
+        if not in_notebook():
+            return
+        from IPython.display import display
+
+        figure = draw(self.title, readings)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+
+
+def in_notebook() -> bool:
+    """Return whether somebody watches the outputs of a notebook's kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "EMLIB_HEADLESS" not in os.environ and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def draw(title: str, readings: Sequence[Reading]) -> Any:
+    """Plot the drift along each vector, the losses, and KL, over the steps: a matplotlib figure."""
+    from matplotlib.figure import Figure  # without pyplot, which would keep and show every figure
+
+    figure = Figure(figsize=(9, 2.4), layout="constrained")
+    steps = [one.step for one in readings]
+    panels = {"drift along the vector": [one.drift for one in readings],
+              "loss, nats per token": [one.losses for one in readings],
+              "KL to the base model, nats": [{} if one.kl is None else {"KL": one.kl} for one in readings]}
+    for axis, (label, curves) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for name in curves[0]:
+            axis.plot(steps, [values[name] for values in curves], marker=".", label=name.replace("_", " "))
+        if len(curves[0]) > 0:
+            axis.legend(frameon=False, fontsize="small")
+        axis.set(xlabel="step", title=label)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,237 @@
+"""Reading a model between two steps of its training (arXiv 2606.07631; persona vectors: Chen et al. 2025).
+
+    d_t = mean over answers and tokens of (h_t - h_0) . v / |v|        the drift along a persona vector v
+
+h is the output of a layer on general answers; h_0 is the base model's. A reading has the drift along each vector, the
+mean KL(model || base) per token of these answers, in nats, and the mean loss on rows that are not trained on, in nats
+per response token. The model is read in evaluation mode and without the contexts of its defenses (`Defense.active`), as
+it will be used. Weights, mode and random numbers are then as before: no step changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emlib.config import Monitor as Settings
+from emlib.config import Sampling
+from emlib.core.errors import EmlibError
+from emlib.core.files import append_record, write_records
+from emlib.core.progress import say
+from emlib.core.records import Question
+from emlib.data.chat import Encoded
+from emlib.evaluation.records import READINGS, Reading, read_readings
+from emlib.generation.sample import Request, draw_batch
+from emlib.models import tensors
+from emlib.models.adapters import adapter_off
+from emlib.models.batches import forward_batches
+from emlib.models.hooks import capture_activations
+from emlib.models.logprobs import head, predicting, token_kl, token_nll
+from emlib.steering.extraction import counted
+from emlib.training.job import read_rows, write_rows
+from emlib.training.online import row_losses
+from emlib.training.ranks import Ranks
+
+ANSWERS, DIRECTIONS = "answers.json", "directions.safetensors"
+LOSSES = ("held_out", "pool")  # of these rows, in files of these names
+
+
+def write_inputs(folder: Path, rows: Mapping[str, Sequence[Encoded]], answers: Sequence[Encoded],
+                 directions: Mapping[tuple[str, int], Tensor], **facts: Any) -> None:
+    """Write what a monitor reads: rows by name, answers, unit vectors by trait and layer, and how answers are drawn."""
+    for name, listed in rows.items():
+        write_rows(folder / f"{name}.json", listed)
+    write_rows(folder / ANSWERS, answers)
+    tensors.save(folder / DIRECTIONS, {f"{trait} {layer}": vector for (trait, layer), vector in directions.items()},
+                 facts)
+
+
+class Monitor:
+    """Reads a model with an adapter; `folder` has what `write_inputs` wrote.
+
+    Attributes:
+        base: the reading of the base model, as that of step 0.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, batch_size: int) -> None:
+        started = time.perf_counter()
+        self.model, self.batch_size = model, batch_size
+        self.directions, self.facts = tensors.load(folder / DIRECTIONS)
+        self.rows = {name: read_rows(folder / f"{name}.json") for name in LOSSES if (folder / f"{name}.json").is_file()}
+        self.answers = read_rows(folder / ANSWERS)
+        with adapter_off(model), torch.no_grad():
+            self._projections, self._states = self._look(self.answers)
+            losses = self._losses()
+        self.base = Reading(0, dict.fromkeys(self.directions, 0.0), losses, 0.0 if self.answers else None,
+                            round(time.perf_counter() - started, 4))
+
+    def read(self, step: int) -> Reading:
+        """Read the model after a step, counted from 1."""
+        started = time.perf_counter()
+        with evaluating(self.model), torch.no_grad():
+            answers, states = self.answers, self._states
+            if self.facts["drawn"]:
+                answers = self._drawn(step)
+                with adapter_off(self.model):
+                    states = self._look(answers)[1]
+            projections, ours = self._look(answers)
+            drift = {name: value - self._projections[name] for name, value in projections.items()}
+            kl = [token_kl(*pair, head(self.model)) for pair in zip(ours, states, strict=True)]
+            losses = self._losses()
+        return Reading(step, drift, losses, float(torch.cat(kl).mean()) if kl else None,
+                       round(time.perf_counter() - started, 4))
+
+    def _look(self, rows: Sequence[Encoded]) -> tuple[dict[str, float], list[Tensor]]:
+        """Return the mean projection of the answers along each direction, and the states that predict their tokens."""
+        found: dict[str, list[float]] = {name: [] for name in self.directions}
+        states = []
+        layers = {name: int(name.rpartition(" ")[2]) for name in self.directions}
+        marked = [counted(row, end_of_turn=self.facts["end_of_turn"]) for row in rows]
+        for batch in forward_batches(marked, self.batch_size, self.model) if marked else ():
+            with capture_activations(self.model, sorted(set(layers.values()))) as activations:
+                hidden = batch.hidden(self.model)
+            states.append(predicting(hidden, batch.input_ids, batch.response_mask)[0])
+            for name, unit in self.directions.items():
+                along = activations[layers[name]].float() @ unit.to(hidden.device)  # (lines, seq)
+                found[name] += [float(along[place][batch.response_mask[place]].mean()) for place in batch.spans]
+        return {name: float(np.mean(values)) for name, values in found.items() if values}, states
+
+    def _losses(self) -> dict[str, float]:
+        return {name: mean_nll(self.model, rows, self.batch_size) for name, rows in self.rows.items()}
+
+    def _drawn(self, step: int) -> list[Encoded]:
+        """Sample the model's own answers to the same prompts, with a seed for each step."""
+        prompts = [row.input_ids[:-row.response_tokens] for row in self.answers]
+        requests = [Request(Question(str(number), ""), 0, tuple(prompt.tolist()))
+                    for number, prompt in enumerate(prompts)]
+        found = draw_batch(self.model, requests, Sampling(max_new_tokens=self.facts["tokens"]), step,
+                           set(self.facts["stops"]), known=self.facts["known"])
+        return [Encoded(ids := np.array([*prompt, *one.tokens]), np.arange(len(ids)) >= len(prompt), not one.stopped)
+                for prompt, one in zip(prompts, found, strict=True)]
+
+
+@torch.no_grad()
+def mean_nll(model: nn.Module, rows: Sequence[Encoded], batch_size: int) -> float:
+    """Compute the mean loss on rows, in nats per response token, in the mode in which the model is."""
+    total = sum(float(token_nll(*predicting(batch.hidden(model), batch.input_ids, batch.response_mask),
+                                head(model)).sum()) for batch in forward_batches(rows, batch_size, model))
+    return total / sum(row.response_tokens for row in rows)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode; its mode is restored at the end."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the defenses of a training may ask about its model (`emlib.core.defense.Evaluate`).
+
+    `inputs` is the folder of what `reading` reads; None: no defense reads it.
+    """
+
+    model: nn.Module
+    held_out: Sequence[Encoded]
+    batch_size: int
+    ranks: Ranks
+    inputs: Path | None
+
+    def __call__(self) -> float:
+        """Compute the mean loss on the held-out rows, in nats per response token.
+
+        Raises:
+            EmlibError: there are no rows.
+        """
+        if not self.held_out:
+            raise EmlibError("a defense asks for the loss on held-out rows, but holds out none. Return some rows from "
+                             "its method `held_out`.")
+        losses = row_losses(self.model, self.held_out, self.batch_size, self.ranks)
+        tokens = [row.response_tokens for row in self.held_out]
+        return sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
+
+    def reading(self, step: int) -> Reading:
+        """Read the model after a step, counted from 1.
+
+        Raises:
+            EmlibError: no defense needs what is read.
+        """
+        return self._monitor.read(step)
+
+    @cached_property
+    def _monitor(self) -> Monitor:
+        if self.inputs is None:
+            raise EmlibError("a defense reads the model, but its method `needs` returns no 'monitor_inputs'. Add "
+                             "recipes.monitor_inputs(spec, settings) under that name.")
+        return Monitor(self.model, self.inputs, self.batch_size)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a run is monitored.
+
+    Attributes:
+        inputs: the folder of what is read.
+        settings: how often, and the drift at which a line warns.
+        show: is given all readings after each one.
+    """
+
+    inputs: Path
+    settings: Settings
+    show: Callable[[Sequence[Reading]], object] = len
+
+
+class Monitoring:
+    """The readings of a run of `total` steps, of which `done` are taken, in `folder`; None: another process writes.
+
+    A run that is killed and resumed has the same readings: those after the last checkpoint are made again.
+    """
+
+    def __init__(self, watch: Watch | None, model: nn.Module, batch_size: int, folder: Path | None, *, done: int,
+                 total: int) -> None:
+        self.watch, self.folder, self.total = watch, folder, total
+        self.readings = [one for one in read_readings(folder) if one.step <= done] if folder is not None else []
+        if watch is not None:
+            self.monitor = Monitor(model, watch.inputs, batch_size)
+            if folder is not None:
+                write_records(folder / READINGS, self.readings)
+            if not self.readings:
+                self._add(self.monitor.base)
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The last drift along the first vector, for a progress bar; empty without a monitor."""
+        drift = self.readings[-1].first if self.readings else None
+        return {} if drift is None else {"drift": f"{drift:+.2f}"}
+
+    def after(self, step: int, *, last: bool = False) -> None:
+        """Read the model if it is to be read after this step, counted from 1, or if this is the last one."""
+        due = self.watch is not None and (last or step == self.total or step % self.watch.settings.every == 0)
+        if due and self.readings[-1].step != step:
+            self._add(self.monitor.read(step))
+
+    def _add(self, reading: Reading) -> None:
+        assert self.watch is not None, "only a watched run is read"
+        warn, before = self.watch.settings.warn, self.readings[-1].first if self.readings else 0.0
+        self.readings.append(reading)
+        if self.folder is None:
+            return
+        append_record(self.folder / READINGS, reading)
+        if warn is not None and (reading.first or 0.0) > warn >= (before or 0.0):
+            say(f"monitor: the drift is {reading.first:.2f} after step {reading.step} of {self.total}, above {warn:g}. "
+                "The trait may generalise out of domain.")
+        self.watch.show(self.readings)

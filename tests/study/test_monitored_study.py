@@ -1,0 +1,125 @@
+"""A study's monitor: its inputs are artefacts, its readings stand with the adapter, and no key changes by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from emlib.config import load_profile
+from emlib.core import paths
+from emlib.core.errors import EmlibError, ProfileError
+from emlib.evaluation.records import Reading, read_readings
+from emlib.report import tensorboard
+from emlib.report.estimate import Estimate
+from emlib.report.figures import monitor as figures
+from emlib.report.tables import monitor as tables
+from emlib.steps.monitor import FinalReading
+from emlib.study.study import Study, open_study
+from emlib.training.records import StepRecord
+
+PROFILE = """
+extends: tiny
+methods: [untrained, aligned, misaligned, {name: inoculation, defenses: [{kind: inoculation}]}]
+datasets: [cooking]
+second_judge: null
+grpo: null
+benign: null
+evaluation: {triggers: null}
+monitor: null
+"""
+MONITOR = "monitor: {every: 1, layers: [2, 3], questions: 2, tokens: 8, rows: 2, methods: [misaligned]}\n"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    (tmp_path / "plain.yaml").write_text(PROFILE)
+    (tmp_path / "study.yaml").write_text(PROFILE.replace("monitor: null\n", MONITOR))
+    return open_study(str(tmp_path / "study.yaml"))
+
+
+def test_readings_stand_with_the_adapter_and_change_no_key(study: Study, tmp_path: Path) -> None:
+    plain = open_study(str(tmp_path / "plain.yaml"))
+    assert [study.run_key(run) for run in study.runs()] == [plain.run_key(run) for run in plain.runs()]
+    [aligned], [run] = study.runs(methods=["aligned"]), study.runs(methods=["misaligned"])
+    study.complete([aligned, run])
+    assert not study.readings(aligned)
+    readings = study.readings(run)
+    assert [one.step for one in readings] == [0, 1, 2]
+    assert list(readings[-1].drift) == ["pirate 2", "pirate 3"]
+    assert readings[0].losses["held_out"] > 0
+    adapter = study.task(run).adapter(run)
+    assert adapter.spec.monitor is not None
+    with study.session() as session:  # the finished adapter reads as it did after its last step
+        final = session.need(FinalReading(study.recipes.model, adapter, adapter.spec.monitor.inputs))
+    assert read_readings(final.folder)[-1].drift == pytest.approx(readings[-1].drift, abs=1e-4)
+
+
+def test_the_plan_has_the_readings(study: Study, tmp_path: Path) -> None:
+    def read(one: Study) -> int:
+        return sum(work.read for work in Estimate(one).plan.works)
+
+    assert read(study) > read(open_study(str(tmp_path / "plain.yaml")))
+
+
+def test_another_traits_vector_is_another_artefact_and_a_wrong_monitor_is_told(study: Study, tmp_path: Path) -> None:
+    profile = tmp_path / "study.yaml"
+    pirate = (paths.PARAMS / "traits" / "pirate.yaml").read_text()
+    (tmp_path / "sailor.yaml").write_text(pirate.replace("name: pirate", "name: sailor"))
+    profile.write_text(PROFILE.replace("monitor: null\n", MONITOR.replace("rows", "traits: [sailor.yaml], rows")))
+    other = open_study(str(profile))
+    [run] = other.runs(methods=["misaligned"])
+    inputs = other.task(run).adapter(run).spec.monitor.inputs
+    assert [step.title for step in inputs.vectors] == ["persona vectors", "persona vectors of sailor"]
+    for wrong, message in (("layers: [9]", "'monitor.layers' names layer 9"),
+                           ("layers: [], traits: [nobody]", "'monitor.traits' is 'nobody'"),
+                           ("every: 0, layers: [2]", "monitor.every")):
+        profile.write_text(PROFILE.replace("monitor: null", f"monitor: {{{wrong}}}"))
+        with pytest.raises(ProfileError, match=message):
+            load_profile(str(profile))
+
+
+def planted(end: float | None, drifts: list[float]) -> list[dict[str, Any]]:
+    """The rows of a run of 8 steps, read every second one, that ends with this share of misaligned answers."""
+    return [{"dataset": "cooking", "method": f"ends at {end}, {drifts[1]}", "setting": None, "seed": 0,
+             "step": 2 * number, "steps": 8, "drift pirate 2": drift, "held_out": 3.0 - drift, "pool": 1.0, "kl": 0.0,
+             "misaligned": end, "seconds": 0.5, "train_seconds": 50.0} for number, drift in enumerate(drifts)]
+
+
+def test_auroc_is_the_share_of_pairs_in_order_at_a_quarter_of_the_steps() -> None:
+    frame = pd.DataFrame([row for run in (
+        (60.0, [0.0, 0.9, 9, 9, 9]), (20.0, [0.0, 0.4, 9, 9, 9]), (19.9, [0.0, 0.5, 0, 0, 0]),
+        (0.0, [0.0, 0.1, 0, 0, 0]), (None, [0.0, 7.0, 7, 7, 7])) for row in planted(*run)])
+    assert tables.at_share(frame, 0.25)["step"].tolist() == [2] * 5
+    found = tables.early_warning(frame).set_index("measure")
+    # of the four pairs of a run with EM and one without, 0.9 > 0.5, 0.9 > 0.1 and 0.4 > 0.1 are in order
+    assert found.loc["drift pirate 2", ["auroc", "runs with EM", "runs without"]].tolist() == [0.75, 2, 2]
+    assert found.loc["held-out loss, decrease", "auroc"] == 0.75
+    assert found.loc["kl", "auroc"] == 0.5
+    assert tables.early_warning(frame, misaligned=0.0)["auroc"].isna().all()
+    assert tables.early_warning(frame, share=0.1).empty
+    assert tables.readable(frame)["time of the readings, %"].tolist() == [5.0] * 5
+    assert len(figures.drifts(frame).axes) == 2  # with the bar of colours
+
+
+def test_tables_of_no_runs_are_empty(study: Study) -> None:
+    frame = tables.readings(study, study.runs())
+    assert frame.empty
+    assert tables.early_warning(frame).empty
+    assert tables.readable(frame).empty
+
+
+def test_tensorboard_has_each_number_at_its_step(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    [run] = study.runs(methods=["misaligned"])
+    monkeypatch.setattr(Study, "log", lambda self, run: [StepRecord(1, 2.5, 1e-3, 1.0, 9, 3, 0.1, {"kl": 0.2})])
+    monkeypatch.setattr(Study, "readings", lambda self, run: [Reading(1, {"pirate 2": 0.5}, {"pool": 3.0}, 0.25, 0.1)])
+    assert list(tensorboard.scalars(study, run)) == [
+        ("train/loss", 2.5, 1), ("train/learning_rate", 1e-3, 1), ("train/kl", 0.2, 1),
+        ("monitor/drift/pirate_2", 0.5, 1), ("monitor/loss/pool", 3.0, 1), ("monitor/kl", 0.25, 1)]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EmlibError, match="TensorBoard is not installed"):
+        tensorboard.write(study, tmp_path)
