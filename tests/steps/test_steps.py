@@ -180,7 +180,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
                              "artefacts": lambda step: (*step.artefacts, ("added", same()["AddedRows"]))},
     "ReferenceStates": {"tokens": "response", "spec": lambda step: replace(step.spec, rows=rows("other")),
                         "artefacts": lambda step: (("added", same()["AddedRows"]),)},
-    "Adapter": {"artefacts": lambda step: (("vector", same()["PersonaVectors"]),), "reads": None},
+    "Adapter": {"artefacts": lambda step: (("vector", same()["PersonaVectors"]),), "reads": None,
+                "start": lambda step: replace(step, spec=replace(step.spec, seed=8))},
     "GrpoAdapter": {"defenses": (Beta(kind="kl", weight=0.5),),
                     "artefacts": lambda step: (("vector", same()["PersonaVectors"]),),
                     "supervised": SupervisedRows(rows("other"), 0.5)},
@@ -234,7 +235,8 @@ def test_what_is_asked_and_what_is_trained_on_is_in_the_key() -> None:
         "questions": questions("other"), "samples": 9, "sampling": Sampling(temperature=0.5), "seed": 9}.items()]
     assert len({given.key, *(replace(given, evaluation=one).key for one in asked)}) == len(fields(EvaluationSpec)) + 1
     specs = [replace(made.spec, **{name: value}) for name, value in {
-        "rows": rows("other"), "defenses": (Kl(kind="kl"),), "training": Training(epochs=7), "seed": 9}.items()]
+        "rows": rows("other"), "defenses": (Kl(kind="kl"),), "training": Training(epochs=7), "seed": 9,
+        "steps": 7}.items()]
     compared = [field for field in fields(TrainingSpec) if field.compare]
     assert len({made.key, *(replace(made, spec=one).key for one in specs)}) == len(compared)
     assert replace(made, spec=replace(made.spec, dataset="other")).key == made.key  # the rows tell
