@@ -17,11 +17,12 @@ from unittest.mock import patch
 
 import gpu_shape
 import torch
-from defended import artefacts, naive_steps
+from defended import Made, naive_steps
 from defenses import NAIVE, PLAIN, contenders
 from gpu_shape import FULL, SMALL, Scale
 
 from emlib.config import Lora, Method, Training
+from emlib.core.defense import needs_of
 from emlib.core.records import Question
 from emlib.core.schema import check
 from emlib.data.chat import Encoded
@@ -95,12 +96,14 @@ def _trained(model: Any, scale: Scale, name: str, steps: int, **changes: Any) ->
     if name == "inoculation":
         chosen = [_longer(row) for row in chosen]
     with adapters.new_lora(model, Lora(rank=scale.rank), 0) as peft, tempfile.TemporaryDirectory() as folder:
-        needed, once = artefacts(peft, chosen, defenses, how, Path(folder))
+        made = Made(peft, chosen, (), how, Path(folder))
+        needed = needs_of(defenses, made, None)
         summary = fine_tune(peft, chosen, how, seed=0, folder=Path(folder),
                             objective=Objective(defenses, needed))
         log = read_log(Path(folder))
     return {"seconds": [step.seconds for step in log], "tokens": [step.tokens for step in log],
-            "peak_mib": summary.peak_memory, "optimizer": summary.optimizer, "how": summary.how, "once_seconds": once}
+            "peak_mib": summary.peak_memory, "optimizer": summary.optimizer, "how": summary.how,
+            "once_seconds": made.once}
 
 
 def _naive(model: Any, scale: Scale, steps: int) -> dict[str, Any]:
