@@ -195,9 +195,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
     port = outside.server_address[1]
     wide = "<table><tr>" + "<td>a cell of some width</td>" * 40 + "</tr></table>"
     code = [cell for cell in book.cells if cell.cell_type == "code"]
-    code[0].outputs = [nbformat.v4.new_output("stream", name="stdout", text=f"{paths.ROOT}/params, {runs}/tiny")]
     code[-1].outputs = [nbformat.v4.new_output("display_data", {"text/html": html}) for html in (
         wide, f'<img src="http://127.0.0.1:{port}/answer.png"><script>fetch("http://127.0.0.1:{port}/answer")</script>')]
+    code[-1].outputs.append(nbformat.v4.new_output("stream", name="stdout", text=f"{paths.ROOT}/params, {runs}/tiny"))
     nbformat.write(book, folder / "notebooks" / "01_data.ipynb")
     done = subprocess.run([sys.executable, "-m", "emlib.report.book", "tiny"], check=False, capture_output=True,
                           text=True, env=os.environ | {"EMLIB_RUNS_DIR": str(runs)})

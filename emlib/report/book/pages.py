@@ -36,6 +36,7 @@ TABLES = {
     "sets": ("18_triggers_and_trajectories", "Every question set and its metrics, compared with `misaligned`"),
     "triggers": ("18_triggers_and_trajectories", "General answers in other contexts, compared with none"),
     "trajectory": ("18_triggers_and_trajectories", "Answers at earlier steps of training, compared with step 0"),
+    "monitor": ("18_triggers_and_trajectories", "Drift, losses and KL divergence while runs train"),
     "undone": ("20_persistence", "After how many further steps each defense is undone"),
     "persistence": ("20_persistence", "Answers along further training, compared with plain fine-tuning"),
     "audit": ("21_data_audit", "Training rows audited before training, the rates that followed, and their prediction"),
@@ -55,6 +56,7 @@ FIGURES = {
     "own": ("15_your_own_data", "Your own data: the trade-off of each defense, and your bounds"),
     "triggers": ("18_triggers_and_trajectories", "Share of misaligned general answers in other contexts"),
     "trajectory": ("18_triggers_and_trajectories", "Share of misaligned answers along the training"),
+    "monitor": ("18_triggers_and_trajectories", "What the monitor reads while runs train"),
     "persistence": ("20_persistence", "Share of misaligned answers along further training"),
     "audit": ("21_data_audit", "General misalignment against the projection difference of the training rows"),
 }
