@@ -341,7 +341,6 @@ def test_orders_by_hand() -> None:
     ("methods: [{name: i, defenses: [{kind: interleaving, fraction: -0.1}]}]", ["fraction", "or equal to 0"]),
     ("methods: [{name: i, defenses: [{kind: interleaving, fraction: 1.2}]}]", ["fraction", "less than or equal to 1"]),
     ("methods: [{name: i, defenses: [{kind: interleaving}], sweep: [0.2, 2]}]", ["sweeps fraction over 2", "to 1"]),
-    ("methods: [{name: i, defenses: [{kind: interleaving}], sweep: [-1]}]", ["sweeps fraction over -1", "to 0"]),
     ("methods: [{name: i, defenses: [{kind: interleaving, choose: best}]}]", ["choose", "'score'"]),
     ("pool: {epsilon: 0}", ["pool.epsilon", "greater than 0"]),
     ("pool: {epsilom: 1}", ["epsilom", "Did you mean 'epsilon'?"]),
