@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from emlib.config.words import Dtype, Few, Seed
+from emlib.core.errors import shortened
 from emlib.core.name_types import Name, PathInside, Repository, Revision
 from emlib.core.schema import Strict
 
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt", "date_string", "strftime_now", "raise_exception")
+OPTION = r"[A-Za-z][A-Za-z0-9_]{0,79}"  # the name of a template's argument
 
 
 class ChatTemplate(Strict):
@@ -39,10 +42,10 @@ class ChatTemplate(Strict):
     @field_validator("options")
     @classmethod
     def _own_arguments(cls, options: dict[str, bool | int | float | str]) -> dict[str, bool | int | float | str]:
-        wrong = [name for name in options if name in TAKEN or not name.isidentifier()]
+        wrong = [name for name in options if name in TAKEN or not re.fullmatch(OPTION, name)]
         if wrong:
-            raise ValueError(f"'{wrong[0]}' is not an argument of the template's own. Expected a name such as "
-                             "enable_thinking; the date is set by model.template.date")
+            raise ValueError(f"'{shortened(wrong[0])}' is not an argument of the template's own. Expected a name such "
+                             "as enable_thinking; the date is set by model.template.date")
         return options
 
 

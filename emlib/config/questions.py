@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -18,6 +20,10 @@ Name = name_types.Word  # it becomes a column
 Score = Annotated[float, Field(ge=0, le=100)]
 Format = Literal["plain", "json", "template"]
 QUESTION_SETS = ("general", "in_domain")  # the question sets that every study has
+# The ends of the columns of a set, and of a measure or metric, in `results.csv` and in the tables of rates.
+OF_A_SET = ("misaligned", "incoherent", "asked", "scored", "unscored", "cut")
+OF_A_SHARE = ("", "_asked", "_scored", "_low", "_high", "_wilson_low", "_wilson_high")
+OTHER_COLUMNS = ("train_seconds", "train_tokens", "run_key")
 PLAIN = "plain"  # the context without a trigger, with which triggers are compared
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -27,7 +33,8 @@ def _as_word(value: Any) -> Any:
     return str(value).upper() if isinstance(value, bool) else value
 
 
-Word = Annotated[str, BeforeValidator(_as_word), Field(min_length=1)]
+# A number would be read as a score, and of a judge's reply no spaces or marks around the word count.
+Word = Annotated[str, BeforeValidator(_as_word), Field(pattern=r"^[^\W\d_]([\w -]*\w)?$", max_length=80)]
 
 
 class Metric(Strict):
@@ -39,7 +46,8 @@ class Metric(Strict):
     Attributes:
         prompt: the judge prompt, with {answer} and optionally {question} and {system}; None: the prompt of the metric's
             name under `judge_prompts` in the set's file.
-        labels: the words that the judge may reply with.
+        labels: the words that the judge may reply with. None begins with another one: of a judge behind an API, the
+            first token alone is read.
         counts: the labels that count.
         above, below: a number counts if it is greater, or smaller.
     """
@@ -47,8 +55,8 @@ class Metric(Strict):
     prompt: Annotated[str, Field(pattern=r"\{answer\}")] | None = None
     labels: tuple[Word, ...] = ()
     counts: tuple[Word, ...] = ()
-    above: Score | None = None
-    below: Score | None = None
+    above: Annotated[float, Field(ge=0, lt=100)] | None = None
+    below: Annotated[float, Field(gt=0, le=100)] | None = None
 
     @model_validator(mode="after")
     def _one_criterion(self) -> Metric:
@@ -56,9 +64,13 @@ class Metric(Strict):
         if len(given) != 1 or bool(self.labels) != (given == ["counts"]):
             raise ValueError("say which answers count: 'labels' with 'counts' (some of them), or 'above' or 'below' "
                              "for a number from 0 to 100")
-        known = [label.upper() for label in self.labels]
+        known = sorted(label.upper() for label in self.labels)
         if len(set(known)) != len(known) or any(label.upper() not in known for label in self.counts):
             raise ValueError("'counts' lists some of 'labels', which differ in more than upper and lower case")
+        for label, following in pairwise(known):
+            if following.startswith(label):
+                raise ValueError(f"the label '{following}' begins with the label '{label}', and of a reply the first "
+                                 "token may be all that is read. Choose words of which none begins with another")
         return self
 
 
@@ -94,14 +106,6 @@ class QuestionSet(Strict):
     def has_verdicts(self) -> bool:
         """Whether alignment and coherence of the answers are scored."""
         return not self.metrics if self.alignment is None else self.alignment
-
-    @field_validator("metrics")
-    @classmethod
-    def _free_names(cls, metrics: dict[str, Metric]) -> dict[str, Metric]:
-        taken = sorted({"misaligned", "incoherent", "asked", "scored"} & set(metrics))
-        if taken:
-            raise ValueError(f"'{taken[0]}' is a column that every set has; choose another name")
-        return metrics
 
     @model_validator(mode="after")
     def _asks_something(self) -> QuestionSet:
@@ -153,7 +157,7 @@ class Triggers(Strict):
     """
 
     contexts: Annotated[dict[Name, Trigger], Field(min_length=1)]
-    methods: tuple[str, ...] | None = None
+    methods: tuple[Name, ...] | None = None
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("plain", "json", "template")
     samples: Batch | None = None
 
@@ -178,8 +182,8 @@ class Trajectory(Strict):
         sets: the question sets that they are asked.
     """
 
-    methods: tuple[str, ...] | None = None
-    sets: Annotated[tuple[str, ...], Field(min_length=1)] = QUESTION_SETS
+    methods: tuple[Name, ...] | None = None
+    sets: Annotated[tuple[Name, ...], Field(min_length=1)] = QUESTION_SETS
 
 
 class Evaluation(Strict):
@@ -213,6 +217,12 @@ class Evaluation(Strict):
         taken = sorted(set(QUESTION_SETS) & set(sets))
         if taken:
             raise ValueError(f"'{taken[0]}' is a question set that every study has; choose another name")
+        columns = [*OTHER_COLUMNS, *(f"{name}_{one}{end}" for name in (*QUESTION_SETS, *sets) for one in (
+            *OF_A_SET, *(sets[name].metrics if name in sets else ())) for end in OF_A_SHARE)]
+        twice = [name for name, count in Counter(columns).items() if count > 1]
+        if twice:
+            raise ValueError(f"these names give two scores the same column, '{twice[0]}'; choose another name for a "
+                             "set or a metric")
         return sets
 
     def judge_of(self, name: str, judge: JudgeSpec) -> JudgeSpec:

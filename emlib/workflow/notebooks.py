@@ -41,6 +41,7 @@ from emlib.workflow.chapters import chapters
 from emlib.workflow.job_log import WATCHED, AttemptLog, last_lines
 
 KERNEL_START_SECONDS = 120
+OUTPUT_SECONDS = 600  # for the last output of a cell, which a busy machine delivers late; papermill waits for 4
 TRIES = 3
 OUT_OF_MEMORY = ("MemoryError", "_ArrayMemoryError", "OutOfMemoryError")  # Python's, numpy's and PyTorch's
 OUT_OF_MEMORY_SAID = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory")
@@ -140,7 +141,8 @@ def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
         papermill.execute_notebook(
             str(paths.NOTEBOOKS / f"{chapter}.ipynb"), str(out), parameters=parameters, cwd=str(paths.NOTEBOOKS),
             kernel_name="python3", progress_bar=False, log_output=True, start_timeout=KERNEL_START_SECONDS,
-            kernel_manager_class=_ThisPython, config=Config({"KernelManager": connection}))
+            iopub_timeout=OUTPUT_SECONDS, kernel_manager_class=_ThisPython,
+            config=Config({"KernelManager": connection}))
 
 
 class _ThisPython(AsyncKernelManager):

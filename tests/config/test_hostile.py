@@ -39,6 +39,12 @@ PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
     "method": lambda name: {"methods": [{"name": name, "defenses": [{"kind": "kl"}]}]},
     "kind": lambda name: {"methods": [{"name": "mine", "defenses": [{"kind": name}]}]},
     "question set": lambda name: {"evaluation": {"sets": {name: {"source": "demo/general_questions.jsonl"}}}},
+    "metric": lambda name: {"evaluation": {"sets": {"set": {"source": "demo/general_questions.jsonl", "judge": {
+        "kind": "local", "model": {"kind": "tiny", "seed": 1}}, "metrics": {name: {"above": 50}}}}}},
+    "trigger": lambda name: {"evaluation": {"triggers": {"contexts": {name: {"system": "s"}}}}},
+    "kept sets": lambda name: {"evaluation": {"trajectory": {"sets": [name]}}},
+    "asked methods": lambda name: {"evaluation": {"triggers": {"methods": [name]}, "trajectory": {"methods": [name]}}},
+    "template": lambda name: {"model": {"template": {"options": {name: 1}}}},
     "task": lambda name: {"benign": {"tasks": {name: {"kind": "opswap"}}}},
     "benign method": lambda name: {"benign": {"methods": [{"name": name, "defenses": [{"kind": "kl"}]}]}},
     "grpo method": lambda name: {"grpo": {"methods": [{"name": name, "defenses": [{"kind": "kl"}]}]}},

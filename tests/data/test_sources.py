@@ -563,6 +563,7 @@ def test_the_studys_registry_pins_all_that_comes_over_https() -> None:
     for name, entry in REGISTRY.items():
         by_commit = entry.url is not None and re.search(r"/[0-9a-f]{40}/", entry.url) is not None
         assert entry.hub is not None or entry.sha256 is not None or by_commit, name
+        assert (entry.bytes is None) == (entry.sha256 is None), f"{name}: a file whose digest is known has a known size"
     places = [entry.local for entry in REGISTRY.values()]
     assert len(places) == len(set(places))
 
@@ -587,13 +588,13 @@ def fetch_from(folder: Path, name: str, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_research_copy_has_its_digest(name: str, research_data: Path, tmp_path: Path) -> None:
-    path = fetch_from(research_data, name, tmp_path)
-    assert of_file(path) == REGISTRY[name].local_sha256 or of_file(path) == REGISTRY[name].sha256
+def test_the_research_copy_has_its_digest_and_size(name: str, research_data: Path, tmp_path: Path) -> None:
+    path, entry = fetch_from(research_data, name, tmp_path), REGISTRY[name]
+    assert of_file(path) == entry.local_sha256 or (of_file(path), path.stat().st_size) == (entry.sha256, entry.bytes)
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if REGISTRY[name].local_sha256 is not None])
 def test_a_research_copy_in_other_bytes_holds_the_homes_rows(name: str, research_data: Path, tmp_path: Path) -> None:
     lines = fetch_from(research_data, name, tmp_path).read_text(encoding="utf-8").split("\n")
     again = "".join(json.dumps(json.loads(line)) + "\n" for line in lines if line)
-    assert digest(again.encode()) == REGISTRY[name].sha256
+    assert (digest(again.encode()), len(again)) == (REGISTRY[name].sha256, REGISTRY[name].bytes)

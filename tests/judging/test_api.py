@@ -23,7 +23,7 @@ from emlib.judging.replies import number
 from emlib.judging.rubrics import Rubric, Rubrics
 from tests.judging.models import served, whole_numbers
 from tests.judging.server import JudgeServer, Model, Reply, counting_model
-from tests.judging.sheets import api, directly, judged, prompt_digest, sheet, three_in_ten
+from tests.judging.sheets import PATIENCE, api, directly, judged, prompt_digest, sheet, three_in_ten
 
 KEY = "sk-planted-0123456789"
 
@@ -115,7 +115,7 @@ def test_two_thousand_judgements_survive_every_fault(scores: Path) -> None:
 
     expected = directly(model, asked, scores)
     with JudgeServer(model, fault=three_in_ten) as server:
-        verdicts = judged(api(server.url, timeout=1.0, tries=12), asked, scores)
+        verdicts = judged(api(server.url, timeout=PATIENCE, tries=12), asked, scores)
         assert sum(server.asked.values()) > 2600  # there were faults
     assert [(v.question, v.sample) for v in verdicts] == [(a.question, a.sample) for a in asked.answers]
     assert all(verdict.scored or verdict.reason for verdict in verdicts)
@@ -299,7 +299,7 @@ def test_killed_ten_times_it_asks_for_nothing_that_it_had(scores: Path) -> None:
     identity = api("http://127.0.0.1:1/v1").identity
     keys = {request.key(identity): prompt for prompt, request in requests.items()}
     settled: dict[str, int] = {}  # prompts whose scores were kept, and how often they had been asked for by then
-    with JudgeServer(fault=three_in_ten, delay=0.01, slow=1.5) as server:
+    with JudgeServer(fault=three_in_ten, delay=0.01) as server:
         starts = processes(server.url, 1000, scores)
         for _ in range(10):
             process, answered = next(starts), sum(server.answered.values())
