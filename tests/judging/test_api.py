@@ -271,7 +271,7 @@ def test_the_budget_is_never_passed_and_more_money_goes_on(scores: Path, tmp_pat
 
 def test_a_budget_without_a_price_is_refused_before_anything_is_sent(scores: Path) -> None:
     with JudgeServer() as server:
-        with pytest.raises(JudgeError, match=r"prices.yaml has no price for 'judge-1'"):
+        with pytest.raises(JudgeError, match=r"there is no price for 'judge-1'"):
             judged(api(server.url, max_usd=1.0), sheet(1), scores)
         assert not server.asked
 

@@ -200,7 +200,7 @@ def test_only_what_determines_a_result_is_in_its_key(study: Study) -> None:
 
 def test_the_estimate_counts_what_is_left(study: Study) -> None:
     changes = {"evaluation": study.profile.evaluation.model_copy(update={"triggers": None}),
-               "training": study.profile.training.model_copy(update={"keep": ()})}
+               "persistence": None, "audit": None, "training": study.profile.training.model_copy(update={"keep": ()})}
     study = Study("tiny", study.profile.model_copy(update=changes), study.store)
     before = Estimate(study).work().set_index("work")
     # Benign: 2 methods on 2 tiers with 2 seeds, and untrained models asked with as many tiers and seeds.

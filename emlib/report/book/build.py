@@ -114,7 +114,7 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
     return pages.Findings(found, claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None)
 
 
-def _sphinx(source: Path, out: Path, doctrees: Path, profile: Profile, *, copies: bool) -> list[str]:
+def _sphinx(source: Path, out: Path, doctrees: Path, profile: Profile, *, copies: bool = True) -> list[str]:
     warnings = io.StringIO()
     title = escape(profile.title)  # the theme writes it into its pages as it is
     titles = {"project": title, "html_title": title}
