@@ -11,8 +11,7 @@ it will be used. Weights, mode and random numbers are then as before: no step ch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,10 +34,11 @@ from emlib.models import tensors
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import forward_batches
 from emlib.models.hooks import capture_activations
-from emlib.models.logprobs import head, predicting, token_kl, token_nll
+from emlib.models.logprobs import head, predicting, token_kl
+from emlib.models.modes import evaluating
 from emlib.steering.extraction import counted
 from emlib.training.job import read_rows, write_rows
-from emlib.training.online import row_losses
+from emlib.training.losses import mean_loss
 from emlib.training.ranks import Ranks
 
 ANSWERS, DIRECTIONS = "answers.json", "directions.safetensors"
@@ -106,7 +106,7 @@ class Monitor:
         return {name: float(np.mean(values)) for name, values in found.items() if values}, states
 
     def _losses(self) -> dict[str, float]:
-        return {name: mean_nll(self.model, rows, self.batch_size) for name, rows in self.rows.items()}
+        return {name: mean_loss(self.model, rows, self.batch_size) for name, rows in self.rows.items()}
 
     def _drawn(self, step: int) -> list[Encoded]:
         """Sample the model's own answers to the same prompts, with a seed for each step."""
@@ -117,25 +117,6 @@ class Monitor:
                            set(self.facts["stops"]), known=self.facts["known"])
         return [Encoded(ids := np.array([*prompt, *one.tokens]), np.arange(len(ids)) >= len(prompt), not one.stopped)
                 for prompt, one in zip(prompts, found, strict=True)]
-
-
-@torch.no_grad()
-def mean_nll(model: nn.Module, rows: Sequence[Encoded], batch_size: int) -> float:
-    """Compute the mean loss on rows, in nats per response token, in the mode in which the model is."""
-    total = sum(float(token_nll(*predicting(batch.hidden(model), batch.input_ids, batch.response_mask),
-                                head(model)).sum()) for batch in forward_batches(rows, batch_size, model))
-    return total / sum(row.response_tokens for row in rows)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode; its mode is restored at the end."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @dataclass(frozen=True)
@@ -160,9 +141,7 @@ class Evaluation:
         if not self.held_out:
             raise EmlibError("a defense asks for the loss on held-out rows, but holds out none. Return some rows from "
                              "its method `held_out`.")
-        losses = row_losses(self.model, self.held_out, self.batch_size, self.ranks)
-        tokens = [row.response_tokens for row in self.held_out]
-        return sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
+        return mean_loss(self.model, self.held_out, self.batch_size, self.ranks)
 
     def reading(self, step: int) -> Reading:
         """Read the model after a step, counted from 1.

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from emlib.core.files import append_record, read_appended, write_records
 from emlib.data.chat import Encoded
-from emlib.models.batches import forward_batches
-from emlib.models.logprobs import head, predicting, token_nll
+from emlib.training.losses import row_losses
 from emlib.training.objective import Objective
 from emlib.training.ranks import Ranks
 
@@ -68,18 +66,3 @@ class Choosing:
             append_record(self.path, ChosenRow(number + 1, place, self.offered.rows[place].key, score))
         return [self.offered.rows[place] for place, _ in chosen], {
             f"{self.offered.kind} score": sum(score for _, score in chosen) / count}
-
-
-def row_losses(model: nn.Module, rows: Sequence[Encoded], batch_size: int, ranks: Ranks) -> list[float]:
-    """Compute each row's mean loss, in nats per response token, in evaluation mode; the ranks share the passes."""
-    found: dict[str, float] = {}
-    batches = forward_batches(list({row.key: row for row in rows}.values()), batch_size, model)
-    model.eval()
-    with torch.no_grad():
-        for batch in ranks.dealt(batches):
-            nll = token_nll(*predicting(batch.hidden(model), batch.input_ids, batch.response_mask), head(model))
-            parts = nll.split([int(batch.response_mask[place].sum()) for place in batch.spans])
-            found |= {key: float(part.mean()) for key, part in zip(batch.keys, parts, strict=True)}
-    model.train()
-    found = ranks.summed(found, batches[0].input_ids.device, same_names=False)
-    return [found[row.key] for row in rows]

@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import damaged, read_records, whole_file, write_objects
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.temporary import temporary_folder
+from emlib.evaluation.records import READINGS, Reading, read_readings
 from emlib.judging import sharing
 from emlib.judging.cache import Cache
+from emlib.steps.panel import PanelResult
 from emlib.store.artefacts import Artefact, Store
 from emlib.store.manifests import MANIFEST
 from emlib.study.ownership import owner_of
@@ -96,8 +98,11 @@ def _whole(store: Store, stage: str, key: str, damage: list[str], *, missing: bo
 def _equal(one: Artefact, other: Artefact) -> bool:
     """Whether two artefacts have the same files, apart from seconds; or files of the same content, written otherwise.
 
-    Files of stores that an early version of emlib wrote have no digests and are compared as they are.
+    Files of stores that an early version of emlib wrote have no digests and are compared as they are. Of a benchmark's
+    result the scores are compared: inspect's log beside them has times, a name and ids of its own.
     """
+    if one.stage == PanelResult.stage:
+        return one.facts["metrics"] == other.facts["metrics"]
     names = {path.name for made in (one, other) for path in made.place.iterdir() if path.is_file()}
     return all(_equal_files(one.place / name, other.place / name) for name in names - {MANIFEST, *TIMED})
 
@@ -105,7 +110,9 @@ def _equal(one: Artefact, other: Artefact) -> bool:
 def _equal_files(one: Path, other: Path) -> bool:
     """Whether two files have the same bytes or, of a known kind, the same tensors or the same values."""
     if not (one.is_file() and other.is_file()):
-        return False
+        return one.name == READINGS  # a run may have been monitored on one machine alone
+    if one.name == READINGS:
+        return _readings(one) == _readings(other)
     if digests.of_unchanged_file(one) == digests.of_unchanged_file(other):
         return True
     if one.suffix == ".safetensors":
@@ -113,6 +120,11 @@ def _equal_files(one: Path, other: Path) -> bool:
 
         return tensors.same(one, other)
     return one.suffix == ".json" and _values(one) == _values(other)
+
+
+def _readings(path: Path) -> list[Reading]:
+    """Return a monitor's readings without their seconds."""
+    return [replace(reading, seconds=0.0) for reading in read_readings(path.parent)]
 
 
 def _values(path: Path) -> Any:

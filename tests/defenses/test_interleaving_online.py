@@ -24,7 +24,8 @@ from emlib.defenses.kl import Kl
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.models.kernels import fitted
 from emlib.training.bench import TRAINING, Bench
-from emlib.training.online import CHOSEN, ChosenRow, row_losses
+from emlib.training.losses import row_losses
+from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.ranks import ALONE
 from emlib.training.records import read_log
 from emlib.training.sft import learning_rate

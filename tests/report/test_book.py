@@ -45,7 +45,7 @@ def rates(*runs: tuple[str, float | None, float, float]) -> pd.DataFrame:
 BASE = (("untrained", None, 10.0, 10.0), ("aligned", None, 12.0, 8.0), ("misaligned", None, 50.0, 100.0))
 
 
-def test_a_claim_is_the_share_of_the_spread_that_is_gone_and_names_its_chapter() -> None:
+def test_a_claim_is_the_share_of_the_effect_that_is_gone_and_names_its_chapter() -> None:
     frame = claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0), ("kl", 1.0, 10.0, 20.0),
                                ("inoculation", None, 14.0, 60.0)))
     assert frame["removed"].tolist()[3:] == [50.0, 100.0, 90.0]  # of 40 points
@@ -88,7 +88,7 @@ def test_every_method_of_a_profile_has_its_chapter() -> None:
         "04_baselines", "07_persona_steering", "09_interleaving")
     table = claims.table(claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0))), of)
     assert table["Chapter"].tolist() == ["04_baselines"] * 3 + ["05_kl"]
-    assert table["Spread removed %"].tolist() == ["–", "–", "–", "50"]
+    assert table["Effect removed %"].tolist() == ["–", "–", "–", "50"]
 
 
 def test_benign_scores_are_means_over_seeds() -> None:

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from emlib.core.errors import StoreError
+from emlib.core.files import write_records
+from emlib.evaluation.records import READINGS, Reading
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import Score
 from emlib.steering import extraction
@@ -112,6 +114,45 @@ def test_a_folder_without_manifest_is_refused_there_and_replaced_here(ours: Path
     assert (place.with_suffix(".incomplete-1") / "weights").is_file()
     (make(theirs, 2).place / MANIFEST).unlink()
     with pytest.raises(StoreError, match=f"has no {MANIFEST}"):
+        merge.merge(theirs, ours)
+
+
+def test_of_a_benchmark_the_scores_are_compared_and_not_the_times_in_its_log(ours: Path, theirs: Path) -> None:
+    def result(log: str, value: float) -> Callable[[Path], dict[str, Any]]:
+        def write(folder: Path) -> dict[str, Any]:
+            (folder / log).write_text(log)
+            return {"log": log, "metrics": [{"metric": "accuracy", "value": value}]}
+        return write
+
+    step = Made("panel", {"a": 1})
+    Store(ours / "store").get(step, result("2026-11-01.eval", 0.5))
+    Store(theirs / "store").get(step, result("2026-11-02.eval", 0.5))
+    assert merge.merge(theirs, ours).here_already == 2
+    step = Made("panel", {"a": 2})
+    Store(ours / "store").get(step, result("2026-11-01.eval", 0.5))
+    Store(theirs / "store").get(step, result("2026-11-02.eval", 0.6))
+    with pytest.raises(StoreError, match="have different content"):
+        merge.merge(theirs, ours)
+
+
+def test_a_monitors_readings_are_compared_without_seconds_where_both_have_them(ours: Path, theirs: Path) -> None:
+    def trained(seconds: float | None, drift: float = 0.0) -> Callable[[Path], dict[str, Any]]:
+        def write(folder: Path) -> dict[str, Any]:
+            (folder / "weights").write_text("w")
+            if seconds is not None:
+                write_records(folder / READINGS, [Reading(0, {"evil 2": drift}, {}, None, seconds)])
+            return {}
+        return write
+
+    for number, (mine, other) in enumerate([(1.0, 2.0), (None, 2.0), (1.0, None)]):
+        step = Made("adapter", {"monitored": number})
+        Store(ours / "store").get(step, trained(mine))
+        Store(theirs / "store").get(step, trained(other))
+    assert merge.merge(theirs, ours).here_already == 4
+    step = Made("adapter", {"monitored": 3})
+    Store(ours / "store").get(step, trained(1.0))
+    Store(theirs / "store").get(step, trained(1.0, drift=0.5))
+    with pytest.raises(StoreError, match="have different content"):
         merge.merge(theirs, ours)
 
 

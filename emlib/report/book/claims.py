@@ -158,7 +158,7 @@ def table(frame: pd.DataFrame, chapters: Mapping[str, str]) -> pd.DataFrame:
         people[heading] = [cell(*row) for row in
                            frame[[measure, f"{measure}_low", f"{measure}_high"]].itertuples(index=False)]
     baseline = frame["method"].isin(BASELINES)
-    for heading, share in (("Spread removed %", "removed"), ("In-domain kept %", "kept")):
+    for heading, share in (("Effect removed %", "removed"), ("In-domain kept %", "kept")):
         people[heading] = ["–" if bare or pd.isna(value) else f"{value:.0f}"
                            for bare, value in zip(baseline, frame[share], strict=True)]
     people["Chapter"] = frame["method"].map(chapters)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import nan
 from statistics import fmean, pstdev
@@ -21,6 +21,7 @@ from emlib.data.chat import encode_prompt
 from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
 from emlib.generation.sample import Drawn, Request, draw_batch, known_ids
 from emlib.models.load import stop_tokens
+from emlib.models.modes import evaluating
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer
@@ -69,7 +70,7 @@ class Rollouts:
                     for place, prompt in enumerate(prompts)]
         seed, ends = derive(self.seed, "rollout", step), stop_tokens(model, self.tokenizer)
         size, drawn = self.settings.sampling.batch_rows, []
-        with _evaluating(model), self.active(model) as shown:
+        with evaluating(model), self.active(model) as shown:
             for start in range(0, len(requests), size):
                 drawn += draw_batch(model, requests[start:start + size], self.settings.sampling, seed, ends,
                                     known=known_ids(self.tokenizer))
@@ -131,16 +132,3 @@ class Marking:
         """Return a statistic of the totals; None where nothing could be scored."""
         totals = [one.total for one in self.rewards]
         return statistic(totals) if totals else None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into evaluation mode: sampling without dropout, and with the key-value cache, which gradient
-    checkpointing would switch off.
-    """
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
