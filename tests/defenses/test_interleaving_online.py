@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor
 
 from emlib.core.errors import EmlibError
 from emlib.core.files import read_records
@@ -22,7 +22,9 @@ from emlib.data.mixing import plan_steps
 from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 from emlib.defenses.persona_vector import PersonaVector
+from emlib.models.batches import collate
 from emlib.models.kernels import fitted
+from emlib.training import losses, sft
 from emlib.training.bench import TRAINING, Bench
 from emlib.training.losses import row_losses
 from emlib.training.online import CHOSEN, ChosenRow
@@ -31,7 +33,7 @@ from emlib.training.records import read_log
 from emlib.training.sft import learning_rate
 from tests.defenses import naive
 from tests.defenses.naive import see
-from tests.made import ROUNDING
+from tests.made import ROUNDING, apart
 
 ONLINE = Interleaving(fraction=0.5, choose="online", rescored=3)
 
@@ -77,12 +79,13 @@ def test_losses_of_candidates_are_those_of_a_naive_implementation(tmp_path: Path
     assert packed == pytest.approx(expected, rel=ROUNDING)
 
 
-def naive_training(bench: Bench) -> tuple[list[list[int]], list[float]]:
-    """The whole training in float64, a row at a time; returns the candidates of each step, and its losses."""
+def naive_training(bench: Bench, kl: float) -> tuple[list[list[int]], list[float], list[Tensor]]:
+    """The whole training in float64, a row at a time; returns each step's candidates, cross-entropy and gradient."""
     own, candidates, settings = bench.rows[0], bench.offered.rows, TRAINING
     steps = plan_steps(len(own), settings.rows_per_step, settings.epochs, 0, bench.offered.count)
     with bench.model(stirred=False) as model:
         trained = copy.deepcopy(model).double()
+    reference = copy.deepcopy(bench.base).double()
     weights = [weights for weights in trained.parameters() if weights.requires_grad]
     optimizer = torch.optim.AdamW(weights, weight_decay=settings.weight_decay)
 
@@ -90,7 +93,8 @@ def naive_training(bench: Bench) -> tuple[list[list[int]], list[float]]:
         with torch.no_grad():
             return float(naive.cross_entropy(see(trained, row), row)) / naive.count([row], response=True)
 
-    base, part, order, taken, logged = [mean_loss(row) for row in candidates], 0, list(range(6)), [], []
+    base, part, order = [mean_loss(row) for row in candidates], 0, list(range(6))
+    taken, logged, gradients = list[list[int]](), list[float](), list[Tensor]()
     for number, places in enumerate(steps):
         if (count := sum(place >= len(own) for place in places)) and number * 4 // len(steps) > part:
             part = number * 4 // len(steps)
@@ -98,25 +102,45 @@ def naive_training(bench: Bench) -> tuple[list[list[int]], list[float]]:
             order = sorted(range(6), key=lambda place: -scores[place])
         now, order = order[:count], order[count:] + order[:count]
         rows = [*(own[place] for place in places if place < len(own)), *(candidates[place] for place in now)]
-        loss = sum(naive.cross_entropy(see(trained, row), row) for row in rows) / naive.count(rows, response=True)
-        loss.backward()  # type: ignore[union-attr]
-        nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
+        seen = [see(trained, row) for row in rows]
+        loss = sum(map(naive.cross_entropy, seen, rows), torch.zeros(())) / naive.count(rows, response=True)
+        compared = (naive.kl(one, see(reference, row)) for one, row in zip(seen, rows, strict=True))
+        (loss + kl * sum(compared) / naive.count(rows)).backward()
+        gradients.append(torch.cat([one.grad.flatten() for one in weights if one.grad is not None]).clone())
         optimizer.param_groups[0]["lr"] = learning_rate(number, len(steps), settings)
         optimizer.step()
         optimizer.zero_grad()
         taken.append(now)
-        logged.append(float(loss.detach()))  # type: ignore[union-attr]
-    return taken, logged
+        logged.append(float(loss.detach()))
+    return taken, logged, gradients
 
 
-def test_a_whole_training_chooses_what_a_naive_one_does(tmp_path: Path) -> None:
-    bench = Bench(ONLINE, tmp_path)
-    bench.train("run", ONLINE)
-    expected, losses = naive_training(bench)
+@pytest.mark.parametrize("others", [(), (Kl(weight=0.3),)], ids=["alone", "kl"])
+@pytest.mark.parametrize("way", ["packed", "padded", "checkpointed"])
+def test_a_whole_training_equals_a_naive_one_in_float64(
+        way: str, others: Sequence[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is chosen, and the loss and the gradient of each step."""
+    bench, gradients, update = Bench(ONLINE, tmp_path), list[Tensor](), sft._update
+    if way == "padded":
+        for place in (sft, losses):
+            monkeypatch.setattr(place, "forward_batches", lambda rows, *_: [collate(rows, torch.device("cpu"))])
+
+    def recorded(optimizer: torch.optim.Optimizer, rate: float) -> None:
+        gradients.append(torch.cat([one.grad.flatten() for group in optimizer.param_groups for one in group["params"]]))
+        update(optimizer, rate)
+
+    monkeypatch.setattr(sft, "_update", recorded)
+    settings = TRAINING.model_copy(update={"gradient_checkpointing": way == "checkpointed", "max_grad_norm": 1e6})
+    with bench.model(stirred=False) as model:
+        summary = sft.fine_tune(model, bench.rows[0], settings, seed=0, folder=tmp_path / "run",
+                                objective=bench.objective(ONLINE, *others), offered=bench.offered)
+    assert summary.how["recomputed"].startswith("yes") == (way == "checkpointed")
+    expected, logged, by_autograd = naive_training(bench, 0.3 if others else 0.0)
     found = chosen(tmp_path / "run")
-    assert [[row.candidate for row in found if row.step == step] for step in range(1, len(losses) + 1)] == expected
+    assert [[row.candidate for row in found if row.step == step] for step in range(1, len(logged) + 1)] == expected
     log = read_log(tmp_path / "run")
-    assert [step.loss for step in log] == pytest.approx(losses, rel=1e-4)  # of eight steps of Adam in float32
+    assert [step.loss for step in log] == pytest.approx(logged, rel=ROUNDING)
+    assert all(apart(ours.double(), theirs) < ROUNDING for ours, theirs in zip(gradients, by_autograd, strict=True))
     assert [row.digest for row in found] == [bench.offered.rows[row.candidate].key for row in found]
     assert sum("interleaving score" in step.penalties for step in log) == len({row.step for row in found})
     last = found[-1]
