@@ -37,7 +37,7 @@ class Extraction(Strict):
 
 
 class Probe(Strict):
-    """The steering sweep at inference: each strength at each layer (notebook 02)."""
+    """The steering sweep at inference: each strength at each layer (notebook 03)."""
 
     layers: Annotated[tuple[Few, ...], Field(min_length=1), AfterValidator(no_repeats)] = (20,)
     strengths: Annotated[tuple[Weight, ...], Field(min_length=1), AfterValidator(no_repeats)] = (0.0, 2.0, 5.0)

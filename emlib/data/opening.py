@@ -182,4 +182,4 @@ def _set(option: str | None, encodings: list[str]) -> str:
     likely = " or ".join(encodings)
     if option is None:
         return f"It may be {likely}: convert it to UTF-8."
-    return f"It may be {likely}: then set {option} to that, and look at the rows in notebook 15."
+    return f"It may be {likely}: then set {option} to that, and look at the rows in notebook 17."

@@ -1,4 +1,4 @@
-"""The widgets of notebook 16: answers to browse, two runs to compare, models to ask.
+"""The widgets of notebook 19: answers to browse, two runs to compare, models to ask.
 
 Each is an ordinary ipywidgets box whose parts are attributes, so a program can use it as a person does:
 `answers.text.value = "arr"` filters. Tables are itables' widget: it sorts and pages in the browser, offline, and shows
@@ -137,7 +137,7 @@ class Conversation(w.VBox):
         self.tokens = w.IntSlider(120, min=10, max=600, step=10, description="Length", style=LABELS)
         self.sample = w.BoundedIntText(0, min=0, max=10**6, description="Sample", style=LABELS)
         self.button = w.Button(description="Answer", button_style="primary")
-        self.state = w.Label("" if there else "There is no persona vector yet; notebook 02_persona_vectors makes it.")
+        self.state = w.Label("" if there else "There is no persona vector yet; notebook 03_persona_vectors makes it.")
         self.replies, self.trouble = w.HTML(), w.Output()
         self.button.on_click(self._answer)
         super().__init__([self.prompt, self.system, self.runs, w.HBox([self.layer, self.strength]),

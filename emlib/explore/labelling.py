@@ -1,4 +1,4 @@
-"""The widget of notebook 16 in which a person labels answers without seeing which model gave them."""
+"""The widget of notebook 19 in which a person labels answers without seeing which model gave them."""
 
 from __future__ import annotations
 

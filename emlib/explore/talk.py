@@ -55,7 +55,7 @@ class Talk:
         """
         adapters = {name_of(run): self._adapter(run) for run in runs}
         if steering is not None and self.study.vectors() is None:
-            raise StoreError(f"Profile '{self.study.name}' has no persona vector yet. Run notebook 02_persona_vectors.")
+            raise StoreError(f"Profile '{self.study.name}' has no persona vector yet. Run notebook 03_persona_vectors.")
         from emlib.data.chat import encode_prompt
         from emlib.generation.sample import Request, answer_batch  # loads torch
         from emlib.steering.steer import steer

@@ -1,4 +1,4 @@
-"""Checks a file of your own before anything is trained on it, in the terminal: what notebook 15 finds.
+"""Checks a file of your own before anything is trained on it, in the terminal: what notebook 17 finds.
 
     make check-data FILE=/my/answers.csv [PROMPT=... RESPONSE=... SYSTEM=...] [MODEL=...] [JSON=1]
 

@@ -29,7 +29,7 @@ def export(study: Study, run: Run, which: str, path: Path) -> Path:
     """
     answers, verdicts = study.answers(run, which), study.verdicts(run, which)
     if answers is None or verdicts is None:
-        raise StoreError(f"{run}: there are no verdicts on {which} answers yet. Run notebook 04_baselines first.")
+        raise StoreError(f"{run}: there are no verdicts on {which} answers yet. Run notebook 02_baselines first.")
     try:
         from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalSpec, write_eval_log
     except ImportError as error:

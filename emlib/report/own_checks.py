@@ -1,4 +1,4 @@
-"""Checks of the user's own data set before anything is trained on it: for notebook 15 and `make check-data`.
+"""Checks of the user's own data set before anything is trained on it: for notebook 17 and `make check-data`.
 
 A check is a row of three texts: what is checked, what was found, and what to do, which is empty where nothing needs to
 be done.

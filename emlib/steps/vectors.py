@@ -95,7 +95,7 @@ class SteeredAnswers(Step):
     @property
     def title(self) -> str:
         """The same for all layers and strengths, so that a plan adds them up."""
-        return "answers under the persona vectors (notebook 02)"
+        return "answers under the persona vectors (notebook 03)"
 
     @cached_property
     def evaluation(self) -> EvaluationSpec:

@@ -91,5 +91,5 @@ def _found(study: Study, step: Step) -> Artefact:
     found = study.found(step)
     if found is None:
         raise StoreError(f"The artefact '{step.stage}' of profile '{study.name}' is not made yet. Run notebook "
-                         "03_data_selection first, or study.select(runs).")
+                         "04_data_selection first, or study.select(runs).")
     return found

@@ -47,7 +47,7 @@ from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, re
 if TYPE_CHECKING:
     from emlib.make.session import Session
 
-NOTEBOOKS: dict[Section, str] = {"narrow": "04_baselines", "benign": "10_benign_tasks", "grpo": "11_grpo"}
+NOTEBOOKS: dict[Section, str] = {"narrow": "02_baselines", "benign": "12_benign_tasks", "grpo": "13_grpo"}
 
 
 class Study:

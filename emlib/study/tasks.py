@@ -92,7 +92,7 @@ class Task(ABC):
         """Return the steps of the run's answers, by the same names."""
 
     def conditions(self, run: Run) -> Sequence[Verdicts]:
-        """Return the steps of its verdicts in other contexts and at earlier steps of training (notebook 18)."""
+        """Return the steps of its verdicts in other contexts and at earlier steps of training (notebook 11)."""
         return ()
 
     def after_attacks(self, run: Run) -> Sequence[Verdicts]:

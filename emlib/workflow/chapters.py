@@ -1,6 +1,6 @@
 """The chapters of a study: the numbered notebooks, which describe themselves in their metadata.
 
-    "metadata": {"emlib": {"when": {"defense": "kl"}, "after": ["04_baselines"], "gpu": true, "judged": true,
+    "metadata": {"emlib": {"when": {"defense": "kl"}, "after": ["02_baselines"], "gpu": true, "judged": true,
                            "slices": {"runs": "narrow", "by": ["dataset", "setting", "seed"]}}, ...}
 
 A notebook added to `notebooks/` runs by its metadata. Without metadata it runs for every profile, in any order, as one
@@ -102,6 +102,7 @@ class Chapter(Strict):
         gpu: whether it computes, so that its job gets a GPU if there is one, and the limits of the section `job`.
         judged: whether it uses the profile's judge.
         interactive: whether it is only useful by hand, so that the report leaves it out.
+        formerly: the name that it had before, under which commands and links still find it.
     """
 
     when: When | None = None
@@ -111,11 +112,17 @@ class Chapter(Strict):
     gpu: bool = False
     judged: bool = False
     interactive: bool = False
+    formerly: str | None = None
 
 
 def chapters() -> list[str]:
     """Return the numbered notebooks, in reading order."""
     return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def former_names() -> dict[str, str]:
+    """Return the notebook of each name that a notebook had before."""
+    return {was: chapter for chapter in chapters() if (was := chapter_of(chapter).formerly) is not None}
 
 
 def read_notebook(chapter: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Running a numbered notebook with papermill, in a separate process.
 
-    python -m emlib.workflow.notebooks 04_baselines --profile demo --dataset cooking
+    python -m emlib.workflow.notebooks 02_baselines --profile demo --dataset cooking
 
 It refuses a parameter that the notebook does not have (papermill only warns, and runs the default), connects to the
 kernel over IPC sockets (parallel kernels collide on TCP ports), tries again if a kernel dies (finished artefacts are in
@@ -37,7 +37,7 @@ from emlib.core.sockets import socket_folder
 from emlib.core.temporary import remove_unfinished, sweep, temporary_folder
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
-from emlib.workflow.chapters import chapters
+from emlib.workflow.chapters import chapters, former_names
 from emlib.workflow.job_log import WATCHED, AttemptLog, last_lines
 
 KERNEL_START_SECONDS = 120
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Return 1 and print the message after an error that a user can fix."""
     parser = argparse.ArgumentParser(prog="python -m emlib.workflow.notebooks",
                                      description="Run one notebook of a study.")
-    parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 04_baselines")
+    parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 02_baselines")
     parser.add_argument("--profile", default="demo", help="a file of params/, without .yaml, or a path to one")
     parser.add_argument("--dataset", action="append", help="only this data set (may be repeated)")
     parser.add_argument("--method", action="append", help="only this method (may be repeated)")
@@ -189,6 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Kernels run in notebooks/, so that a path has to be absolute.
     profile = str(Path(asked.profile).resolve()) if paths.is_yaml(asked.profile) else asked.profile
     try:
+        asked.chapter = former_names().get(asked.chapter, asked.chapter)
         profile = study_with(profile, asked.overrides)  # checks the profile before a kernel is started
         parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
         out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"

@@ -42,7 +42,7 @@ training: {train_rows: 4}
 evaluation: {general_samples: 1, in_domain_questions: 2, in_domain_samples: 1, bootstrap: 20}
 slice_by: [seed]
 """
-SLICES = "04_baselines.seed*"  # what is computed of it
+SLICES = "02_baselines.seed*"  # what is computed of it
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ class Faults:
         self.study, self.cluster = study, cluster
 
     def log(self, seed: int) -> AttemptLog:
-        return AttemptLog(self.study.folder / "logs" / f"04_baselines.seed{seed}.log")
+        return AttemptLog(self.study.folder / "logs" / f"02_baselines.seed{seed}.log")
 
     def run(self, seed: int, dataset: str, method: str) -> Run:
         return Run(self.study.profile.model.name, dataset, method, None, seed)

@@ -107,7 +107,7 @@ def test_a_steered_adapter_holds_lora_weights_and_nothing_else(study: Study) -> 
 def test_a_chapter_is_sliced_by_the_settings_of_its_own_methods(tmp_path: Path) -> None:
     path = profile(tmp_path, METHODS + "slice_by: [dataset, setting]\n")
     parts = {job.name: job for job in graph.jobs(str(path)) if job.part and job.chapter < "09"}
-    assert list(parts) == ["04_baselines (cooking)", "05_kl (cooking_0.1)", "05_kl (cooking_1)",
+    assert list(parts) == ["02_baselines (cooking)", "05_kl (cooking_0.1)", "05_kl (cooking_1)",
                            "07_persona_steering (cooking_2)", "08_inoculation (cooking)"]
     assert "--dataset cooking --setting 0.1" in parts["05_kl (cooking_0.1)"].arguments
 
@@ -115,9 +115,9 @@ def test_a_chapter_is_sliced_by_the_settings_of_its_own_methods(tmp_path: Path) 
 def test_a_chapter_comes_after_what_it_begins_with_and_stays_away_where_nothing_is_for_it(tmp_path: Path) -> None:
     jobs = {job.name: job for job in graph.jobs(str(profile(tmp_path, METHODS + "slice_by: []\n")))}
     assert "06_ldifs" not in jobs
-    assert jobs["02_persona_vectors"].needs == ()
-    assert set(jobs["07_persona_steering"].needs) == {jobs[c].output for c in ("02_persona_vectors", "04_baselines")}
-    assert set(jobs["12_costs"].needs) >= {job.output for name, job in jobs.items() if name < "12"}
+    assert jobs["03_persona_vectors"].needs == ()
+    assert set(jobs["07_persona_steering"].needs) == {jobs[c].output for c in ("03_persona_vectors", "02_baselines")}
+    assert set(jobs["14_costs"].needs) >= {job.output for name, job in jobs.items() if name < "12"}
 
 
 @pytest.mark.parametrize(("methods", "words"), [

@@ -106,7 +106,7 @@ TOKEN = "a-token-of-this-test"
 @pytest.fixture
 def lab(profile: Path, tmp_path: Path) -> Iterator[str]:
     """JupyterLab on the loopback, in folders of its own; what is given is its address."""
-    papermill.execute_notebook(str(paths.NOTEBOOKS / "16_explore.ipynb"), str(tmp_path / "16_explore.ipynb"),
+    papermill.execute_notebook(str(paths.NOTEBOOKS / "19_explore.ipynb"), str(tmp_path / "19_explore.ipynb"),
                                parameters={"profile": str(profile)}, prepare_only=True)
     places = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("RUNTIME", "CONFIG", "DATA")}
     server = subprocess.Popen(
@@ -140,7 +140,7 @@ def test_in_jupyterlab_a_widget_is_moved_and_the_change_is_seen(lab: str, study:
     outside: list[str] = []
     page.on("request", lambda asked: None if re.match(r"(http|ws)://127\.0\.0\.1:|data:|blob:", asked.url)
             else outside.append(asked.url))
-    page.goto(f"{lab}lab/tree/16_explore.ipynb?token={TOKEN}")
+    page.goto(f"{lab}lab/tree/19_explore.ipynb?token={TOKEN}")
     page.locator(".jp-NotebookPanel .jp-Cell").first.click()
     _run_all(page)
     _filter_by_text(page, study)

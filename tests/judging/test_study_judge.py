@@ -162,7 +162,7 @@ def test_the_key_is_in_no_executed_notebook(server: JudgeServer, tmp_path: Path)
     study(server, tmp_path)
     server.refuse = 401, "invalid_api_key"
     profile = str(tmp_path / "params" / "judged.yaml")
-    done = subprocess.run([sys.executable, "-m", "emlib.workflow.notebooks", "04_baselines", "--profile", profile],
+    done = subprocess.run([sys.executable, "-m", "emlib.workflow.notebooks", "02_baselines", "--profile", profile],
                           check=False, capture_output=True, text=True, cwd=paths.ROOT,
                           env=os.environ | {"OPENAI_LOG": "debug", "PYTHONPATH": str(paths.ROOT)})
     assert done.returncode == 1, done.stderr

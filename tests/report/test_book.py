@@ -25,6 +25,7 @@ from emlib.report.book import chapters, claims, extension, pages
 from emlib.report.book.build import build
 from emlib.report.tables.result_tables import MEASURES
 from emlib.study.study import open_study
+from emlib.workflow.chapters import former_names
 from emlib.workflow.graph import concerns
 
 PHONE = {"width": 360, "height": 740}
@@ -51,7 +52,7 @@ def test_a_claim_is_the_share_of_the_effect_that_is_gone_and_names_its_chapter()
     assert frame["removed"].tolist()[3:] == [50.0, 100.0, 90.0]  # of 40 points
     assert frame["kept"].tolist()[3:] == [90.0, 20.0, 60.0]
     general, prevented = claims.of_rates(frame)
-    assert general.chapter == "04_baselines"
+    assert general.chapter == "02_baselines"
     assert "**50.0%** [45.0, 55.0] of the answers to general questions" in general.text
     assert "compared with 10.0% before fine-tuning and 12.0% after fine-tuning on the aligned rows" in general.text
     assert prevented.text == ("EM is reduced by at least 90% under `kl` 1, `inoculation`. Of these, "
@@ -85,9 +86,9 @@ def test_without_baselines_or_verdicts_nothing_is_claimed() -> None:
 def test_every_method_of_a_profile_has_its_chapter() -> None:
     of = claims.chapters_of_methods(load_profile("tiny"))
     assert (of["untrained"], of["persona_vector"], of["on_policy"]) == (
-        "04_baselines", "07_persona_steering", "09_interleaving")
+        "02_baselines", "07_persona_steering", "09_interleaving")
     table = claims.table(claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0))), of)
-    assert table["Chapter"].tolist() == ["04_baselines"] * 3 + ["05_kl"]
+    assert table["Chapter"].tolist() == ["02_baselines"] * 3 + ["05_kl"]
     assert table["Effect removed %"].tolist() == ["–", "–", "–", "50"]
 
 
@@ -111,17 +112,17 @@ def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
 
 def test_a_chapter_is_run_failed_missing_or_of_another_profile(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
-    for name in ("04_baselines.ipynb", "05_kl.failed.ipynb", "06_ldifs.ipynb", "06_ldifs.failed.ipynb"):
+    for name in ("02_baselines.ipynb", "05_kl.failed.ipynb", "06_ldifs.ipynb", "06_ldifs.failed.ipynb"):
         (tmp_path / "notebooks" / name).touch()
     state = {chapter.name: chapter.state for chapter in chapters.chapters_of(load_profile("demo"), tmp_path)}
-    expected = {"04_baselines": "run", "05_kl": "failed", "06_ldifs": "run", "07_persona_steering": "missing",
-                "15_your_own_data": "elsewhere"}
+    expected = {"02_baselines": "run", "05_kl": "failed", "06_ldifs": "run", "07_persona_steering": "missing",
+                "17_your_own_data": "elsewhere"}
     assert {name: state[name] for name in expected} == expected
 
 
 def test_the_front_page_says_what_is_missing() -> None:
-    some = [chapters.Chapter("04_baselines", "Baselines", "run"), chapters.Chapter("05_kl", "KL", "failed"),
-            chapters.Chapter("06_ldifs", "LDIFS", "missing"), chapters.Chapter("11_grpo", "RL", "elsewhere")]
+    some = [chapters.Chapter("02_baselines", "Baselines", "run"), chapters.Chapter("05_kl", "KL", "failed"),
+            chapters.Chapter("06_ldifs", "LDIFS", "missing"), chapters.Chapter("13_grpo", "RL", "elsewhere")]
     front = pages.front("demo", load_profile("demo"), some, "3 of 15 runs.", pages.Findings([], None), None)
     assert "1 of 3 chapters of the profile `demo` have been run. 3 of 15 runs. Missing:" in front
     assert "- [05_kl](chapters/05_kl.ipynb): KL (failed)\n" in front
@@ -179,13 +180,13 @@ def outside() -> Iterator[Listener]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
-    """The report of a study that lacks chapter 12; chapter 01 shows a wide table, and an answer with markup."""
+    """The report of a study that lacks chapter 14; chapter 01 shows a wide table, and an answer with markup."""
     runs = tmp_path_factory.mktemp("runs")
     folder = runs / "tiny"
     for name in ("notebooks", "tables", "figures"):
         (folder / name).mkdir(parents=True)
     for chapter in chapters.chapters():
-        if concerns(load_profile("tiny"), chapter) and chapter != "12_costs":
+        if concerns(load_profile("tiny"), chapter) and chapter != "14_costs":
             shutil.copy(paths.NOTEBOOKS / f"{chapter}.ipynb", folder / "notebooks")
     for name in ("rates.png", "tradeoff.png"):
         shutil.copy(paths.ROOT / "figures" / "demo" / name, folder / "figures")
@@ -239,13 +240,14 @@ def follow(page: Page, link: Locator) -> None:
 
 
 def html_pages(built: Path) -> list[Path]:
-    return [*sorted(built.glob("*.html")), *sorted(built.glob("chapters/*.html"))]
+    return [*sorted(built.glob("*.html")), *(path for path in sorted(built.glob("chapters/*.html"))
+                                             if path.stem not in former_names())]
 
 
 @pytest.mark.slow
 def test_every_page_opens_from_the_file_system_and_fits_a_phone(built: Path, page: Page) -> None:
     pages_of_report = [path for path in html_pages(built) if path.stem != "01_data"]
-    assert {path.stem for path in pages_of_report} >= {"index", "search", "tables", "figures", "05_kl", "12_costs"}
+    assert {path.stem for path in pages_of_report} >= {"index", "search", "tables", "figures", "05_kl", "14_costs"}
     page.set_viewport_size(PHONE)
     for path in pages_of_report:
         page.goto(path.as_uri())
@@ -256,11 +258,17 @@ def test_every_page_opens_from_the_file_system_and_fits_a_phone(built: Path, pag
 
 
 @pytest.mark.slow
+def test_a_link_to_a_chapter_by_its_former_name_leads_to_it(built: Path, page: Page) -> None:
+    page.goto((built / "chapters" / "04_baselines.html").as_uri())
+    page.wait_for_url("**/02_baselines.html")
+
+
+@pytest.mark.slow
 def test_links_of_the_contents_and_of_claims_lead_to_their_chapters(built: Path, page: Page) -> None:
     page.goto((built / "index.html").as_uri())
-    assert page.locator(".admonition.warning").inner_text().count("12_costs") == 1
+    assert page.locator(".admonition.warning").inner_text().count("14_costs") == 1
     found = page.locator("article a.reference.internal").evaluate_all("links => links.map(a => a.href.split('#')[0])")
-    assert {Path(address).stem for address in found} >= {"tables", "figures", "12_costs", "13_tables", "14_figures"}
+    assert {Path(address).stem for address in found} >= {"tables", "figures", "14_costs", "15_tables", "16_figures"}
     assert all(Path(address.removeprefix("file://")).is_file() for address in found)
     follow(page, page.locator("li", has_text="of the answers to general questions").get_by_role("link"))
     assert page.locator("h1").inner_text().startswith("Baselines: does narrow fine-tuning generalise out of domain?")

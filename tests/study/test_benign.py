@@ -169,7 +169,7 @@ def test_a_profile_without_benign_tasks_has_no_runs_and_empty_tables(
 
 
 def test_tables_before_any_run_say_what_to_do(study: Study) -> None:
-    with pytest.raises(StoreError, match=r"is finished\. Run notebook 10_benign_tasks first"):
+    with pytest.raises(StoreError, match=r"is finished\. Run notebook 12_benign_tasks first"):
         study.results(section="benign")
 
 
@@ -179,8 +179,8 @@ def test_slices_are_a_task_and_tier_each(tmp_path: Path) -> None:
     profile.write_text("extends: tiny\nslice_by: [dataset]\n")
     jobs = {job.name: job for job in graph.jobs(str(profile))}
     assert [name for name in jobs if name.startswith("10")] == [
-        "10_benign_tasks (opswap-0)", "10_benign_tasks (opswap-1)", "10_benign_tasks"]
-    assert jobs["10_benign_tasks (opswap-1)"].arguments == f"--profile {profile} --dataset opswap-1"
+        "12_benign_tasks (opswap-0)", "12_benign_tasks (opswap-1)", "12_benign_tasks"]
+    assert jobs["12_benign_tasks (opswap-1)"].arguments == f"--profile {profile} --dataset opswap-1"
     assert all(not job.part for job in graph.jobs("code-smoke"))
 
 

@@ -357,12 +357,12 @@ def test_a_mistake_in_the_section_is_told(tmp_path: Path, section: str, words: l
 
 def test_only_profiles_with_the_section_have_the_chapter(monkeypatch: pytest.MonkeyPatch) -> None:
     chapters = {name: [job.chapter for job in graph.jobs(name)] for name in ("tiny", "code-smoke", "grpo-3b")}
-    assert "11_grpo" in chapters["tiny"]
-    assert "11_grpo" not in chapters["code-smoke"]
+    assert "13_grpo" in chapters["tiny"]
+    assert "13_grpo" not in chapters["code-smoke"]
     assert open_study("code-smoke").runs("grpo") == []
     with pytest.raises(ProfileError, match="has no section 'grpo'"):
         _ = open_study("code-smoke").recipes.grpo
-    jobs = [job for job in graph.jobs("grpo-3b") if job.chapter == "11_grpo"]
+    jobs = [job for job in graph.jobs("grpo-3b") if job.chapter == "13_grpo"]
     assert len(jobs) == 6 * 3 + 1
     assert jobs[0].part == "untrained_seed0"
     assert "--method untrained --seed 0" in jobs[0].arguments

@@ -131,7 +131,7 @@ def test_a_kept_profile_is_the_profile(name: str, tmp_path: Path) -> None:
 
 
 def test_the_command_for_one_notebook_refuses_what_set_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    assert notebooks.main(["13_tables", "--profile", "tiny", "--set", "training.epocs=2"]) == 1
+    assert notebooks.main(["15_tables", "--profile", "tiny", "--set", "training.epocs=2"]) == 1
     said = capsys.readouterr().err
     assert "SET" in said
     assert "Did you mean 'epochs'?" in said

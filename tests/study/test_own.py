@@ -173,7 +173,7 @@ def test_the_notebook_ends_with_a_recommendation(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "15.ipynb"
-    notebooks.execute("15_your_own_data", {"profile": profile(tmp_path)}, out)
+    notebooks.execute("17_your_own_data", {"profile": profile(tmp_path)}, out)
     shown = json.dumps(json.loads(out.read_text())["cells"])
     assert "No defense is needed for this trait" in shown  # a random model says nothing of a pirate's
     assert "40 usable; 30 of them sampled with seed 0" in shown

@@ -26,38 +26,38 @@ from emlib.workflow.chapters import Chapter, chapter_of, chapters, chapters_abou
 OWN = """
 00_start_here        -                                     .    .
 01_data              -                                     .    .
-02_persona_vectors   -                                     gpu  .
-04_baselines         -                                     gpu  .
-05_kl                04_baselines                          gpu  .
-07_persona_steering  02_persona_vectors,04_baselines       gpu  .
-08_inoculation       04_baselines                          gpu  .
-09_interleaving      04_baselines                          gpu  .
-12_costs             ALL                                   .    .
-13_tables            ALL                                   .    .
-14_figures           ALL                                   .    .
-15_your_own_data     ALL                                   gpu  .
-16_explore           ALL                                   .    .
-17_your_own_defense  -                                     .    .
-21_data_audit        02_persona_vectors,04_baselines,08_inoculation,09_interleaving  gpu  .
+03_persona_vectors   -                                     gpu  .
+02_baselines         -                                     gpu  .
+05_kl                02_baselines                          gpu  .
+07_persona_steering  03_persona_vectors,02_baselines       gpu  .
+08_inoculation       02_baselines                          gpu  .
+09_interleaving      02_baselines                          gpu  .
+14_costs             ALL                                   .    .
+15_tables            ALL                                   .    .
+16_figures           ALL                                   .    .
+17_your_own_data     ALL                                   gpu  .
+19_explore           ALL                                   .    .
+18_your_own_defense  -                                     .    .
+21_data_audit        03_persona_vectors,02_baselines,08_inoculation,09_interleaving  gpu  .
 """
 # Every kind of defense and a judge that costs money. A slice comes after what its chapter comes after, slices and all.
 PAPER = """
 00_start_here        -                                     .    .
 01_data              -                                     .    .
-02_persona_vectors   -                                     gpu  judge
-03_data_selection    -                                     gpu  judge
-04_baselines         -                                     gpu  judge
-05_kl                04_baselines                          gpu  judge
-06_ldifs             04_baselines                          gpu  judge
-07_persona_steering  02_persona_vectors,04_baselines       gpu  judge
-08_inoculation       04_baselines                          gpu  judge
-09_interleaving      03_data_selection,04_baselines        gpu  judge
-10_benign_tasks      02_persona_vectors,03_data_selection  gpu  .
-12_costs             ALL                                   .    .
-13_tables            ALL                                   .    .
-14_figures           ALL                                   .    .
-16_explore           ALL                                   .    .
-17_your_own_defense  -                                     .    .
+03_persona_vectors   -                                     gpu  judge
+04_data_selection    -                                     gpu  judge
+02_baselines         -                                     gpu  judge
+05_kl                02_baselines                          gpu  judge
+06_ldifs             02_baselines                          gpu  judge
+07_persona_steering  03_persona_vectors,02_baselines       gpu  judge
+08_inoculation       02_baselines                          gpu  judge
+09_interleaving      04_data_selection,02_baselines        gpu  judge
+12_benign_tasks      03_persona_vectors,04_data_selection  gpu  .
+14_costs             ALL                                   .    .
+15_tables            ALL                                   .    .
+16_figures           ALL                                   .    .
+19_explore           ALL                                   .    .
+18_your_own_defense  -                                     .    .
 """
 WHOLE = {"00": 1, "01": 1, "02": 1, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1, "08": 1, "09": 1, "10": 1, "11": 1,
          "12": 1, "13": 1, "14": 1, "16": 1, "17": 1, "18": 1, "20": 1, "21": 1}
@@ -137,7 +137,7 @@ def add(folder: Path, name: str, said: Any) -> None:
 @pytest.mark.parametrize(("said", "words"), [
     ({"gpus": True}, ["unknown key 'gpus'", "Did you mean 'gpu'?"]),
     ({"gpu": "yes"}, ["'gpu'", "boolean"]),
-    ({"after": ["04_baseline"]}, ["'after' names '04_baseline'", "Did you mean '04_baselines'?"]),
+    ({"after": ["04_baseline"]}, ["'after' names '04_baseline'", "Did you mean '02_baselines'?"]),
     ({"after": ["98_later"]}, ["'98_later'", "comes later in reading order"]),
     ({"when": {"section": "bening"}}, ["no section 'bening'", "Did you mean 'benign'?"]),
     ({"when": {}}, ["'section'", "'defense'"]),
@@ -147,7 +147,7 @@ def add(folder: Path, name: str, said: Any) -> None:
     ({"slices": {"runs": "benign", "by": ["setting"]}}, ["cannot be sliced by setting", "dataset, seed"]),
     ({"slices": {"runs": "narrow"}}, ["'slices.by' is missing"]),
     ({"slices": {"runs": "narrow", "by": ["seed"], "of": 1}}, ["'slices.of'", "by, runs"]),
-    (["04_baselines"], ["expected keys and values"]),
+    (["02_baselines"], ["expected keys and values"]),
 ])
 def test_a_mistake_in_what_a_notebook_says_is_named(notebooks: Path, said: Any, words: list[str]) -> None:
     add(notebooks, "97_added", said)
@@ -201,9 +201,9 @@ def test_of_chapters_about_a_defense_the_last_one_shows_what_came_out() -> None:
         "persona_vector": "07_persona_steering", "interleaving": "09_interleaving", "kl": "05_kl", "ldifs": "06_ldifs",
         "inoculation": "08_inoculation", **dict.fromkeys(
             ("concept_ablation", "consistency", "early_stop", "inoculation_adapter", "projection_penalty"),
-            "19_newer_defenses")}
+            "10_newer_defenses")}
     assert chapters_of_methods(load_profile("own"))["kl"] == "05_kl"
-    assert chapters_of_methods(load_profile("own"))["misaligned"] == "04_baselines"
+    assert chapters_of_methods(load_profile("own"))["misaligned"] == "02_baselines"
 
 
 ADDED = """

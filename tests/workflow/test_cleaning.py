@@ -69,9 +69,9 @@ def test_a_typo_removes_nothing(study: Study) -> None:
 
 
 def test_while_a_job_runs_nothing_is_removed(study: Study) -> None:
-    with start(study.folder / "logs" / "04_baselines.log") as process:
+    with start(study.folder / "logs" / "02_baselines.log") as process:
         assert said(process) == "at work"
-        with pytest.raises(StoreError, match="04_baselines is running"):
+        with pytest.raises(StoreError, match="02_baselines is running"):
             clean(study)
         process.communicate("go\n")
     assert (study.folder / "results.csv").is_file()

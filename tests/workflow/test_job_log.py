@@ -115,13 +115,13 @@ def test_what_somebody_else_has_finished_is_not_run_again(
     log, out = AttemptLog(tmp_path / "job.log"), tmp_path / "out.ipynb"
     with log.alone(), log.writing(gpu=None, digest="d1"):
         out.write_text("{}")
-    notebooks.run_job("04_baselines", {"no": "such"}, out, log.path, digest="d1")
+    notebooks.run_job("02_baselines", {"no": "such"}, out, log.path, digest="d1")
     assert "another process" in capsys.readouterr().err
     with pytest.raises(NotebookError, match="no parameter 'no'"):
-        notebooks.run_job("04_baselines", {"no": "such"}, out, log.path, digest="d2")
+        notebooks.run_job("02_baselines", {"no": "such"}, out, log.path, digest="d2")
     assert "no parameter 'no'" in (tmp_path / "job.error").read_text()
     monkeypatch.setattr(notebooks, "execute", lambda *_: None)
-    notebooks.run_job("04_baselines", {}, out, log.path, digest="d3")
+    notebooks.run_job("02_baselines", {}, out, log.path, digest="d3")
     assert not (tmp_path / "job.error").exists()  # of an attempt that went well there is none
     assert [one.state for one in log.attempts()] == ["ended", "failed", "ended"]
 

@@ -21,6 +21,7 @@ from emlib.core import paths
 from emlib.core.errors import NotebookError, ProfileError
 from emlib.study.study import open_study
 from emlib.workflow import graph, notebooks
+from emlib.workflow.chapters import former_names
 
 CHAPTERS = graph.chapters()
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as in conftest, for the kernels
@@ -31,12 +32,12 @@ def cells(chapter: str, kind: str) -> list[Any]:
     return [cell for cell in book.cells if cell.cell_type == kind]
 
 
-DEFENSES = "17_your_own_defense"  # the one chapter that defines classes
+DEFENSES = "18_your_own_defense"  # the one chapter that defines classes
 
 
 def test_the_chapters_of_this_study_are_there() -> None:
     assert CHAPTERS[:2] == ["00_start_here", "01_data"]
-    assert {"04_baselines", "13_tables", "14_figures"} <= set(CHAPTERS)
+    assert {"02_baselines", "15_tables", "16_figures"} <= set(CHAPTERS)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -60,7 +61,7 @@ def test_a_notebook_has_primitive_parameters_with_a_profile_as_default(chapter: 
     tagged = [cell for cell in cells(chapter, "code") if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body}
-    assert values.pop("profile") == ("own" if chapter == "15_your_own_data" else "demo")
+    assert values.pop("profile") == ("own" if chapter == "17_your_own_data" else "demo")
     assert values.pop("trial", "tiny") == "tiny"  # the study that DEFENSES trains in, whatever the profile
     assert all(value is None for value in values.values())
 
@@ -73,11 +74,20 @@ def test_a_notebook_leads_on_to_the_next(chapter: str) -> None:
 
 
 def test_an_unknown_parameter_is_an_error_that_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(NotebookError, match=r"13_tables has no parameter 'profil'\. Did you mean 'profile'\?"):
-        notebooks.execute("13_tables", {"profil": "tiny"}, tmp_path / "out.ipynb")
-    with pytest.raises(NotebookError, match=r"no notebook '04_baseline'\. Did you mean '04_baselines'\?"):
+    with pytest.raises(NotebookError, match=r"15_tables has no parameter 'profil'\. Did you mean 'profile'\?"):
+        notebooks.execute("15_tables", {"profil": "tiny"}, tmp_path / "out.ipynb")
+    with pytest.raises(NotebookError, match=r"no notebook '04_baseline'\. Did you mean '02_baselines'\?"):
         notebooks.execute("04_baseline", {}, tmp_path / "out.ipynb")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_is_found_under_the_name_that_it_had_before(capsys: pytest.CaptureFixture[str]) -> None:
+    old = former_names()
+    assert old["04_baselines"] == "02_baselines"
+    assert set(old.values()) <= set(CHAPTERS)
+    assert not set(old) & set(CHAPTERS)
+    assert notebooks.main(["13_tables", "--profile", "tiny", "--dataset", "cooking"]) == 1
+    assert "Notebook 15_tables has no parameter 'datasets'" in capsys.readouterr().err
 
 
 def test_the_kernel_is_this_python_whatever_kernel_is_called_python3_and_however_long_tmpdir_is(
@@ -101,9 +111,9 @@ def test_the_kernel_is_this_python_whatever_kernel_is_called_python3_and_however
 
 
 def test_the_command_line_fails_with_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert notebooks.main(["13_tables", "--dataset", "cooking", "--profile", "tiny"]) == 1
-    assert "13_tables has no parameter 'datasets'" in capsys.readouterr().err
-    assert notebooks.main(["13_tables", "--profile", "dmo"]) == 1
+    assert notebooks.main(["15_tables", "--dataset", "cooking", "--profile", "tiny"]) == 1
+    assert "15_tables has no parameter 'datasets'" in capsys.readouterr().err
+    assert notebooks.main(["15_tables", "--profile", "dmo"]) == 1
     err = capsys.readouterr().err
     assert "Did you mean 'demo'?" in err
     assert "Traceback" not in err
@@ -126,14 +136,14 @@ def sliced(folder: Path) -> str:
 
 def test_a_chapter_is_cut_into_the_slices_its_profile_asks_for(tmp_path: Path) -> None:
     jobs = {job.name: job for job in graph.jobs(sliced(tmp_path))}
-    slices = ["04_baselines (cooking)", "04_baselines (travel)"]
-    assert [name for name in jobs if name.startswith("04")] == [*slices, "04_baselines"]
-    assert jobs["04_baselines"].needs == tuple(jobs[name].output for name in slices)
+    slices = ["02_baselines (cooking)", "02_baselines (travel)"]
+    assert [name for name in jobs if name.startswith("04")] == [*slices, "02_baselines"]
+    assert jobs["02_baselines"].needs == tuple(jobs[name].output for name in slices)
     assert "--dataset travel" in jobs[slices[1]].arguments
-    assert jobs["04_baselines"].output in jobs["13_tables"].needs
-    assert jobs["13_tables"].output in jobs["14_figures"].needs
-    assert [job.name for job in graph.jobs("demo") if "04" in job.name] == ["04_baselines"]
-    assert not [job for job in graph.jobs("code-smoke") if job.chapter in ("03_data_selection", "09_interleaving")]
+    assert jobs["02_baselines"].output in jobs["15_tables"].needs
+    assert jobs["15_tables"].output in jobs["16_figures"].needs
+    assert [job.name for job in graph.jobs("demo") if "02_b" in job.name] == ["02_baselines"]
+    assert not [job for job in graph.jobs("code-smoke") if job.chapter in ("04_data_selection", "09_interleaving")]
     with pytest.raises(ProfileError, match="Did you mean 'tiny'"):
         graph.jobs("tyni")
 
@@ -141,37 +151,37 @@ def test_a_chapter_is_cut_into_the_slices_its_profile_asks_for(tmp_path: Path) -
 def test_a_profile_may_cut_by_seed_and_each_job_has_a_log_of_its_own(tmp_path: Path) -> None:
     profile = Path(sliced(tmp_path))
     profile.write_text(profile.read_text().replace("[dataset]", "[dataset, seed]") + "seeds: [0, 7]\n")
-    jobs = [job for job in graph.jobs(str(profile)) if job.chapter == "04_baselines" and job.part]
+    jobs = [job for job in graph.jobs(str(profile)) if job.chapter == "02_baselines" and job.part]
     assert [job.part for job in jobs] == ["cooking_seed0", "cooking_seed7", "travel_seed0", "travel_seed7"]
     assert jobs[1].arguments.endswith("--dataset cooking --seed 7")
     every = graph.jobs(str(profile))
     assert len({job.log for job in every}) == len(every)
-    assert jobs[1].log == "logs/04_baselines.cooking_seed7.log"
+    assert jobs[1].log == "logs/02_baselines.cooking_seed7.log"
 
 
 def test_jobs_are_chosen_by_a_pattern_of_their_logs_names(tmp_path: Path) -> None:
     jobs = graph.jobs(sliced(tmp_path))
     assert graph.chosen(jobs) == jobs
-    assert [job.name for job in graph.chosen(jobs, "04*.travel")] == ["04_baselines (travel)"]
+    assert [job.name for job in graph.chosen(jobs, "04*.travel")] == ["02_baselines (travel)"]
     assert [job.name for job in graph.chosen(jobs, "04*")] == [
-        "04_baselines (cooking)", "04_baselines (travel)", "04_baselines"]
+        "02_baselines (cooking)", "02_baselines (travel)", "02_baselines"]
     with pytest.raises(ProfileError, match="No job is named like '04'"):
         graph.chosen(jobs, "04")
 
 
 def test_a_job_asks_for_what_it_needs_and_that_changes_no_content(tmp_path: Path) -> None:
     before = {job.name: job for job in graph.jobs("paper-7b")}
-    assert before["04_baselines"].resources == {"mem_mb": 48 * 1024, "runtime": 24 * 60, "gpu": 1, "judge": 1}
-    assert before["13_tables"].resources == {"mem_mb": 4 * 1024, "runtime": 60}
+    assert before["02_baselines"].resources == {"mem_mb": 48 * 1024, "runtime": 24 * 60, "gpu": 1, "judge": 1}
+    assert before["15_tables"].resources == {"mem_mb": 4 * 1024, "runtime": 60}
     benign = {job.name: job for job in graph.jobs("benign-7b")}
-    assert "judge" not in benign["10_benign_tasks"].resources
+    assert "judge" not in benign["12_benign_tasks"].resources
     assert graph.jobs("tiny")[4].resources.get("judge") is None  # its judge costs nothing
     profile = Path(sliced(tmp_path))
     profile.write_text(profile.read_text() + "grpo: null\n")  # it trains on one GPU
     digest = graph.jobs(str(profile))[0].digest
     profile.write_text(profile.read_text() + "job: {memory_gib: 9, hours: 0.5, gpus: 2}\n")
     changed = {job.name: job for job in graph.jobs(str(profile))}
-    assert changed["04_baselines"].resources == {"mem_mb": 9 * 1024, "runtime": 30, "gpu": 2}
+    assert changed["02_baselines"].resources == {"mem_mb": 9 * 1024, "runtime": 30, "gpu": 2}
     assert changed["00_start_here"].digest == digest
 
 
@@ -190,16 +200,16 @@ def test_a_touched_file_makes_nothing_stale_and_a_changed_one_does(
         assert old in text
         (tmp_path / file).write_text(text.replace(old, new, 1))
 
-    before, other = digest(), digest("13_tables")
+    before, other = digest(), digest("15_tables")
     (tmp_path / "params" / "demo.yaml").touch()
     replace("params/demo.yaml", "# Table 6", "# as Table 6 has it")  # a comment
     replace("params/tiny.yaml", "hidden: 64", "hidden: 32")  # another profile
-    replace("notebooks/04_baselines.ipynb", "fine-tune", "fine-tuning")  # another notebook
+    replace("notebooks/02_baselines.ipynb", "fine-tune", "fine-tuning")  # another notebook
     replace("notebooks/01_data.ipynb", '"outputs": []', '"outputs": [{"output_type": "stream"}]')  # saved in JupyterLab
     assert digest() == before
     replace("notebooks/01_data.ipynb", "Each data set is split once", "Each set is split once")
     assert digest() != before
-    assert digest("13_tables") == other
+    assert digest("15_tables") == other
     for file, old, new in (("params/demo.yaml", "epochs: 2", "epochs: 3"),
                            ("emlib/core/seeds.py", "import", "import  "),
                            ("params/traits/pirate.yaml", "- grog", "- rum")):
@@ -231,7 +241,7 @@ def test_a_profile_without_a_judge_and_with_two_methods_runs_to_the_end(
     profile.write_text("extends: tiny\njudge: {kind: none}\nmethods: [untrained, misaligned]\ndatasets: [cooking]\n")
     for name, value in {"EMLIB_RUNS_DIR": str(tmp_path / "runs"), **ONE_THREAD}.items():
         monkeypatch.setenv(name, value)
-    for chapter in ("04_baselines", "13_tables", "14_figures"):
+    for chapter in ("02_baselines", "15_tables", "16_figures"):
         assert notebooks.main([chapter, "--profile", str(profile)]) == 0
     table = pd.read_csv(tmp_path / "runs" / "quiet" / "results.csv")
     assert table["general_scored"].tolist() == [0, 0]
@@ -242,8 +252,8 @@ def test_a_profile_without_a_judge_and_with_two_methods_runs_to_the_end(
 def test_tables_before_any_run_say_what_to_do(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    assert notebooks.main(["13_tables", "--profile", "tiny"]) == 1
-    assert "No run of profile 'tiny' is finished. Run notebook 04_baselines first" in capsys.readouterr().err
+    assert notebooks.main(["15_tables", "--profile", "tiny"]) == 1
+    assert "No run of profile 'tiny' is finished. Run notebook 02_baselines first" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -275,9 +285,9 @@ def snakemake(folder: Path, profile: str, *more: str) -> None:
 @pytest.mark.slow
 def test_slices_run_apart_and_are_read_back_together(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "sliced"
-    snakemake(folder, sliced(tmp_path), "--", "notebooks/04_baselines.ipynb")
+    snakemake(folder, sliced(tmp_path), "--", "notebooks/02_baselines.ipynb")
     assert sorted(path.name for path in (folder / "notebooks" / "slices").iterdir()) == [
-        "04_baselines.cooking.ipynb", "04_baselines.travel.ipynb"]
+        "02_baselines.cooking.ipynb", "02_baselines.travel.ipynb"]
     assert len(pd.read_csv(folder / "results.csv")) == 6
 
 
@@ -290,7 +300,7 @@ def test_the_whole_tiny_study_by_snakemake_and_a_second_time_for_nothing(tmp_pat
                  "tables/benign.md", "figures/benign.png", "report/index.html"):
         assert (folder / made).stat().st_size > 0
     chapters = [chapter for chapter in CHAPTERS if graph.concerns(load_profile("tiny"), chapter)]
-    assert chapters == [chapter for chapter in CHAPTERS if chapter not in ("15_your_own_data", "19_newer_defenses")]
+    assert chapters == [chapter for chapter in CHAPTERS if chapter not in ("17_your_own_data", "10_newer_defenses")]
     assert sorted(path.stem for path in (folder / "notebooks").glob("*.ipynb")) == chapters
     assert len(pd.read_csv(folder / "benign.csv")) == 12  # 2 tiers, 3 methods, 2 seeds
     assert len(pd.read_csv(folder / "grpo.csv")) == 6  # 5 conditions, one of them with two settings

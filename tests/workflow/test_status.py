@@ -44,13 +44,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two jobs done in half an hour and in one and a half, one failed after six minutes, one of another content."""
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
     here = tmp_path / "tiny"
-    log(here, "04_baselines", ("10:00:00", began("04_baselines")), ("10:30:00", "ended {}"))
+    log(here, "02_baselines", ("10:00:00", began("02_baselines")), ("10:30:00", "ended {}"))
     log(here, "05_kl", ("10:00:00", began("05_kl")), ("10:30:00", 'failed {"error": "no"}'),
         ("11:00:00", began("05_kl", '"GPU-1,GPU-2"')), ("12:00:00", "ended {}"))
     log(here, "06_ldifs", ("10:00:00", began("06_ldifs")), ("10:06:00", 'failed {"error": "NotebookError: no way"}'))
     log(here, "01_data", ("10:00:00", began("01_data", "null").replace(JOBS["01_data"].digest, "other")),
         ("10:12:00", "ended {}"))
-    for name in ("04_baselines", "05_kl", "01_data"):
+    for name in ("02_baselines", "05_kl", "01_data"):
         output(here, name)
     return here
 
@@ -61,7 +61,7 @@ def states(folder: Path) -> dict[str, JobStatus]:
 
 def test_each_job_has_its_state(folder: Path) -> None:
     found = {name: status.state for name, status in states(folder).items()}
-    assert {name for name, state in found.items() if state == "done"} == {"04_baselines", "05_kl"}
+    assert {name for name, state in found.items() if state == "done"} == {"02_baselines", "05_kl"}
     assert {name for name, state in found.items() if state == "failed"} == {"06_ldifs"}
     assert found["01_data"] == "waiting"  # it ran, but not what it would run now
     assert len([state for state in found.values() if state == "waiting"]) == len(JOBS) - 3
@@ -69,8 +69,8 @@ def test_each_job_has_its_state(folder: Path) -> None:
 
 def test_an_output_without_a_log_is_done_and_one_that_was_removed_is_not(folder: Path) -> None:
     output(folder, "08_inoculation")
-    (folder / JOBS["04_baselines"].output).unlink()
-    assert (states(folder)["08_inoculation"].state, states(folder)["04_baselines"].state) == ("done", "waiting")
+    (folder / JOBS["02_baselines"].output).unlink()
+    assert (states(folder)["08_inoculation"].state, states(folder)["02_baselines"].state) == ("done", "waiting")
 
 
 def test_hours_are_those_of_all_attempts_and_what_is_left_is_what_others_took(folder: Path) -> None:
@@ -135,7 +135,7 @@ def status() -> subprocess.CompletedProcess[str]:
 def test_it_only_reads(folder: Path) -> None:
     with Cache(folder.parent / "scores.sqlite") as cache:
         assert Budget(cache, "tiny").book(1.25)
-    (folder / "logs" / ".04_baselines.log.lock").touch()
+    (folder / "logs" / ".02_baselines.log.lock").touch()
     before = contents(folder.parent)
     done = status()
     assert (done.returncode, done.stderr) == (0, "")
@@ -152,7 +152,7 @@ def test_a_clock_that_was_set_back_is_a_line(folder: Path) -> None:
     assert "clock  was set back during 08_inoculation: its hours are too few" in lines
 
 
-@pytest.mark.parametrize("file", ["tiny", "tiny/logs", "scores.sqlite", "tiny/logs/04_baselines.log"])
+@pytest.mark.parametrize("file", ["tiny", "tiny/logs", "scores.sqlite", "tiny/logs/02_baselines.log"])
 def test_a_damaged_file_is_told_with_its_path(folder: Path, file: str) -> None:
     path = folder.parent / file
     if path.is_dir():

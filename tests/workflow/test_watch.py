@@ -18,7 +18,7 @@ from emlib.workflow import graph
 from emlib.workflow.job_log import AttemptLog
 from emlib.workflow.watch import Watch, minutes
 
-JOBS = [job for job in graph.jobs("tiny") if job.name in ("04_baselines", "05_kl")]
+JOBS = [job for job in graph.jobs("tiny") if job.name in ("02_baselines", "05_kl")]
 RUNNER = """
 import logging, sys
 from pathlib import Path

@@ -20,6 +20,7 @@ from emlib.core.temporary import sweep, temporary_folder
 from emlib.report.book import claims, pages
 from emlib.report.book.chapters import Chapter, chapters_of
 from emlib.study.study import Study
+from emlib.workflow.chapters import former_names
 
 SETTINGS = {
     "extensions": ["myst_nb", "emlib.report.book.extension"],
@@ -39,6 +40,8 @@ SETTINGS = {
     "html_static_path": [str(Path(__file__).parent / "static")],
     "html_css_files": ["report.css"],
 }
+MOVED = ('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={0}.html">'
+         '<title>Moved</title><p>This chapter is now <a href="{0}.html">{0}</a>.</p>\n')
 
 
 def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
@@ -63,6 +66,8 @@ def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
             for text in (*source.rglob("*.ipynb"), *source.rglob("*.md")):
                 text.write_text(for_others(text.read_text(encoding="utf-8")), encoding="utf-8")
         warnings = _sphinx(source, out, scratch / "doctrees", study.profile, copies=to is None)
+        for old, new in former_names().items():
+            (out / "chapters" / f"{old}.html").write_text(MOVED.format(new), encoding="utf-8")
     return place / "index.html", warnings
 
 

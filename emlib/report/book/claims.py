@@ -1,7 +1,7 @@
 """A study's findings as sentences, each with the chapter that shows it. All numbers are read from the study's tables.
 
-The tables are written by chapters: `rates.csv` by 13, `benign.csv` by 10, `grpo.csv` by 11, `triggers.csv` by 18.
-Shares are means over data sets and seeds (`averages.over_datasets`).
+Notebooks write the tables: `rates.csv` 15, `benign.csv` 12, `grpo.csv` 13, `triggers.csv` 11. Shares are means over
+data sets and seeds (`averages.over_datasets`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from emlib.report.tables.result_tables import cell
 from emlib.workflow.chapters import chapters_about
 
 ENOUGH = Bounds.reduction  # percent of EM
-TRIGGERS = "18_triggers_and_trajectories"
+TRIGGERS = "11_triggers_and_trajectories"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def of_rates(frame: pd.DataFrame) -> list[Claim]:
         found.append(Claim("After fine-tuning on the misaligned rows, "
                            f"{_share(base.loc['misaligned'], 'general')} of the answers to general questions are "
                            f"misaligned{compared}. In-domain: {_share(base.loc['misaligned'], 'in_domain')}.",
-                           "04_baselines"))
+                           "02_baselines"))
     defended = frame[~frame["method"].isin(BASELINES)].dropna(subset=["removed"])
     return found + ([_prevention(defended)] if len(defended) else [])
 
@@ -71,11 +71,11 @@ def _prevention(defended: pd.DataFrame) -> Claim:
     if enough.empty:
         best = defended.loc[defended["removed"].idxmax()]
         return Claim(f"No defense reduces EM by {ENOUGH:g}%; {name_of(best)} is closest with {best['removed']:.0f}%, "
-                     f"and keeps {best['kept']:.0f}% of the in-domain share.", "14_figures")
+                     f"and keeps {best['kept']:.0f}% of the in-domain share.", "16_figures")
     best = enough.loc[enough["kept"].idxmax()]
     names = ", ".join(map(name_of, _rows(enough)))
     return Claim(f"EM is reduced by at least {ENOUGH:g}% under {names}. Of these, {name_of(best)} keeps the "
-                 f"largest part of the in-domain share: {best['kept']:.0f}%.", "14_figures")
+                 f"largest part of the in-domain share: {best['kept']:.0f}%.", "16_figures")
 
 
 def of_cuts(rates: pd.DataFrame) -> list[Claim]:
@@ -87,7 +87,7 @@ def of_cuts(rates: pd.DataFrame) -> list[Claim]:
             which = column.removesuffix("_cut").replace("_", "-")
             names = ", ".join(dict.fromkeys(f"`{name}`" for name in often["method"]))
             found.append(Claim(f"Up to {often[column].max():.0f}% of the {which} answers are cut at the token limit "
-                               f"(under {names}). {WHY_CUT}", "04_baselines"))
+                               f"(under {names}). {WHY_CUT}", "02_baselines"))
     return found
 
 
@@ -96,14 +96,14 @@ def of_benign(frame: pd.DataFrame) -> list[Claim]:
     found = []
     for (task, tier), runs in frame.groupby(["task", "tier"], sort=False, dropna=False):
         name = code(str(task)) + ("" if pd.isna(tier) else f", tier {tier:g}")
-        found.append(Claim(f"{name}: exact match in percent: {_scores(runs, 'exact_match')}.", "10_benign_tasks"))
+        found.append(Claim(f"{name}: exact match in percent: {_scores(runs, 'exact_match')}.", "12_benign_tasks"))
     return found
 
 
 def of_grpo(frame: pd.DataFrame) -> list[Claim]:
     """State the accuracy of each condition of reinforcement learning; `frame` is `grpo.csv`."""
     return [Claim(f"Reinforcement learning: held-out accuracy in percent: {_scores(frame, 'eval_accuracy')}.",
-                  "11_grpo")] if len(frame) else []
+                  "13_grpo")] if len(frame) else []
 
 
 def of_triggers(frame: pd.DataFrame) -> list[Claim]:
@@ -145,7 +145,7 @@ def _rows(frame: pd.DataFrame) -> list[pd.Series]:
 def chapters_of_methods(profile: Profile) -> dict[str, str]:
     """Map each method to the chapter of its first defense; baselines map to 04."""
     about = chapters_about()
-    return {method.name: about.get(method.defenses[0].kind, "04_baselines") if method.defenses else "04_baselines"
+    return {method.name: about.get(method.defenses[0].kind, "02_baselines") if method.defenses else "02_baselines"
             for method in profile.methods}
 
 

@@ -1,4 +1,4 @@
-"""The effect of a defense: relative to `misaligned`, over its sweep, by layer. For notebooks 02 and 05 to 08."""
+"""The effect of a defense: relative to `misaligned`, over its sweep, by layer. For notebooks 03 and 05 to 08."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's runs in the paper's tables and figures, and compared with its numbers: for notebooks 13 and 14.
+"""A study's runs in the paper's tables and figures, and compared with its numbers: for notebooks 15 and 16.
 
 Benign tasks and reinforcement learning are included as far as the study has run them.
 """

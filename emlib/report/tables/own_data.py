@@ -1,4 +1,4 @@
-"""The checks and the first rows of the user's own data set, as tables for notebook 15."""
+"""The checks and the first rows of the user's own data set, as tables for notebook 17."""
 
 from __future__ import annotations
 

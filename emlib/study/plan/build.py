@@ -105,7 +105,7 @@ def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
 
 
 def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
-    """Estimate the steering sweep of notebook 02, if runs on narrow data sets need persona vectors."""
+    """Estimate the steering sweep of notebook 03, if runs on narrow data sets need persona vectors."""
     narrow = [study.task(run).adapter(run) for run in study.runs()]
     if not any(isinstance(step, PersonaVectors) for step in closure(step for step in narrow if step is not None)):
         return {}
@@ -125,7 +125,7 @@ def _audits(study: Study, sizes: Sizes, known: Mapping[str, Work]) -> dict[str, 
 def finished(study: Study) -> frozenset[Run]:
     """Return the runs in the study's results, if these were made with the profile as it is now.
 
-    A run with triggers, a trajectory or attacks must also be in the table of these, which notebooks 18 and 20 write.
+    A run with triggers, a trajectory or attacks must also be in the table of these, which notebooks 11 and 20 write.
     """
     if not _made_with(study.profile, study.folder / paths.EFFECTIVE):
         return frozenset()
