@@ -178,7 +178,7 @@ def test_slices_are_a_task_and_tier_each(tmp_path: Path) -> None:
     profile = tmp_path / "sliced.yaml"
     profile.write_text("extends: tiny\nslice_by: [dataset]\n")
     jobs = {job.name: job for job in graph.jobs(str(profile))}
-    assert [name for name in jobs if name.startswith("10")] == [
+    assert [name for name in jobs if name.startswith("12")] == [
         "12_benign_tasks (opswap-0)", "12_benign_tasks (opswap-1)", "12_benign_tasks"]
     assert jobs["12_benign_tasks (opswap-1)"].arguments == f"--profile {profile} --dataset opswap-1"
     assert all(not job.part for job in graph.jobs("code-smoke"))

@@ -26,8 +26,8 @@ from emlib.workflow.chapters import Chapter, chapter_of, chapters, chapters_abou
 OWN = """
 00_start_here        -                                     .    .
 01_data              -                                     .    .
-03_persona_vectors   -                                     gpu  .
 02_baselines         -                                     gpu  .
+03_persona_vectors   -                                     gpu  .
 05_kl                02_baselines                          gpu  .
 07_persona_steering  03_persona_vectors,02_baselines       gpu  .
 08_inoculation       02_baselines                          gpu  .
@@ -36,17 +36,17 @@ OWN = """
 15_tables            ALL                                   .    .
 16_figures           ALL                                   .    .
 17_your_own_data     ALL                                   gpu  .
-19_explore           ALL                                   .    .
 18_your_own_defense  -                                     .    .
+19_explore           ALL                                   .    .
 21_data_audit        03_persona_vectors,02_baselines,08_inoculation,09_interleaving  gpu  .
 """
 # Every kind of defense and a judge that costs money. A slice comes after what its chapter comes after, slices and all.
 PAPER = """
 00_start_here        -                                     .    .
 01_data              -                                     .    .
+02_baselines         -                                     gpu  judge
 03_persona_vectors   -                                     gpu  judge
 04_data_selection    -                                     gpu  judge
-02_baselines         -                                     gpu  judge
 05_kl                02_baselines                          gpu  judge
 06_ldifs             02_baselines                          gpu  judge
 07_persona_steering  03_persona_vectors,02_baselines       gpu  judge
@@ -56,21 +56,20 @@ PAPER = """
 14_costs             ALL                                   .    .
 15_tables            ALL                                   .    .
 16_figures           ALL                                   .    .
-19_explore           ALL                                   .    .
 18_your_own_defense  -                                     .    .
+19_explore           ALL                                   .    .
 """
-WHOLE = {"00": 1, "01": 1, "02": 1, "03": 1, "04": 1, "05": 1, "06": 1, "07": 1, "08": 1, "09": 1, "10": 1, "11": 1,
-         "12": 1, "13": 1, "14": 1, "16": 1, "17": 1, "18": 1, "20": 1, "21": 1}
+WHOLE = {f"{number:02}": 1 for number in range(22) if number not in (10, 17)}
 # How many jobs each chapter is, by hand. paper-7b has 4 data sets and 5 settings of each penalty, 4 of interleaving;
 # opswap's 4 tiers and foqa; grpo-3b has 6 conditions and 3 seeds. One more each for the chapter itself.
 COUNTS = {
     "demo": WHOLE, "tiny": WHOLE,
-    "own": {"00": 1, "01": 1, "02": 1, "04": 1, "05": 1, "07": 1, "08": 1, "09": 1, "12": 1, "13": 1, "14": 1, "15": 1,
-            "16": 1, "17": 1, "21": 1},
-    "paper-7b": {"00": 1, "01": 1, "02": 1, "03": 5, "04": 5, "05": 21, "06": 21, "07": 21, "08": 5, "09": 17, "10": 6,
-                 "12": 1, "13": 1, "14": 1, "16": 1, "17": 1},
-    "benign-7b": {"00": 1, "01": 1, "04": 5, "10": 6, "12": 1, "13": 1, "14": 1, "16": 1, "17": 1},
-    "grpo-3b": {"00": 1, "01": 1, "04": 1, "11": 19, "12": 1, "13": 1, "14": 1, "16": 1, "17": 1}}
+    "own": {"00": 1, "01": 1, "02": 1, "03": 1, "05": 1, "07": 1, "08": 1, "09": 1, "14": 1, "15": 1, "16": 1,
+            "17": 1, "18": 1, "19": 1, "21": 1},
+    "paper-7b": {"00": 1, "01": 1, "02": 5, "03": 1, "04": 5, "05": 21, "06": 21, "07": 21, "08": 5, "09": 17,
+                 "12": 6, "14": 1, "15": 1, "16": 1, "18": 1, "19": 1},
+    "benign-7b": {"00": 1, "01": 1, "02": 5, "12": 6, "14": 1, "15": 1, "16": 1, "18": 1, "19": 1},
+    "grpo-3b": {"00": 1, "01": 1, "02": 1, "13": 19, "14": 1, "15": 1, "16": 1, "18": 1, "19": 1}}
 
 
 @pytest.mark.parametrize(("profile", "table"), [("own", OWN), ("paper-7b", PAPER)])
