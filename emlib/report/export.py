@@ -1,6 +1,6 @@
 """Exports of a study: an adapter with its model card, and a data set with its defense applied.
 
-    python -m emlib.report.export adapter demo --dataset cooking --method kl --setting 3 --to my-adapter
+    python -m emlib.report.export adapter demo --dataset cooking --method kl --setting 1 --to my-adapter
     python -m emlib.report.export data own --method interleaving --setting 0.5 --to mixed.jsonl
 
 Nothing leaves the machine unless `--push-to owner/name` is given.
