@@ -19,7 +19,7 @@ import machine
 
 # Each is imported when it runs: `gpu` needs less than the others, and goes where they cannot.
 BENCHMARKS = ("training_cpu", "defenses_cpu", "monitor_cpu", "judging_api", "judging_local", "scoring_cpu", "opswap",
-              "grpo_cpu", "scheduling", "gpu")
+              "grpo_cpu", "generation_cpu", "scheduling", "gpu")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -12,16 +12,16 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Sampling
 from emlib.core.records import Answer, Question
 from emlib.core.seeds import generator
 from emlib.data.chat import decode_answer, encode_prompt, opened_thinking
+from emlib.generation.continuing import ByModel, Continuation, Prompts
+from emlib.generation.decoder import Decoder, acts_inside
 from emlib.models.load import stop_tokens
-from emlib.models.logprobs import backbone, head
 
 
 @dataclass(frozen=True)
@@ -103,45 +103,48 @@ def uniforms(requests: Sequence[Request], seed: int, count: int) -> Tensor:
 
 
 def answer_batch(model: nn.Module, tokenizer: PreTrainedTokenizerBase, requests: Sequence[Request],
-                 sampling: Sampling, seed: int) -> list[Answer]:
+                 sampling: Sampling, seed: int, *, decoder: Decoder | None = None) -> list[Answer]:
     """Return the answers to one batch of requests, in their order."""
-    drawn = draw_batch(model, requests, sampling, seed, stop_tokens(model, tokenizer), known=known_ids(tokenizer))
+    drawn = draw_batch(model, requests, sampling, seed, stop_tokens(model, tokenizer), known=known_ids(tokenizer),
+                       decoder=decoder)
     return [answer_of(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
 
 @torch.inference_mode()
 def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling, seed: int,
-               ends: set[int], *, known: int | None = None) -> list[Drawn]:
+               ends: set[int], *, known: int | None = None, decoder: Decoder | None = None) -> list[Drawn]:
     """Sample the tokens of each request, in their order; `ends` are the stop tokens.
 
     Ids from `known` on are never drawn: a head may have more columns than the tokenizer has tokens.
 
-    A prompt is read once, however many samples it has; finished rows leave the batch; logits are computed for the last
-    position only. On a CPU this is twice as fast as `generate`, which copies the head's weights at every step.
+    A prompt is read once, however many samples it has; finished rows leave the batch, an eighth of it at a time;
+    logits are computed for the last position only. With a `decoder` of this model the rows are continued by it, unless
+    something acts in the model's layers.
     """
     device = next(model.parameters()).device
     stops = torch.tensor(sorted(ends), device=device)
     random = uniforms(requests, seed, sampling.max_new_tokens).to(device)
     tokens = torch.full((len(requests), sampling.max_new_tokens), min(ends), device=device)
     logprobs = torch.zeros(tokens.shape, device=device)
-    rows = torch.arange(len(requests), device=device)  # which requests are still being answered
-    hidden, cache, attention = _read_prompts(model, requests, device)
+    rows = torch.arange(len(requests), device=device)  # which requests are in the batch
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    prompts = Prompts(model, [request.prompt_ids for request in requests])
+    going: Continuation = ByModel(model, prompts) if decoder is None or acts_inside(model) else decoder.begin(
+        prompts, sampling.max_new_tokens)
     for step in range(sampling.max_new_tokens):
-        logits = head(model)(hidden)
+        logits = going.logits()
         if known is not None:
             logits[:, known:] = float("-inf")
         chosen, logprobs[rows, step] = draw_with_logprobs(logits, random[rows, step], sampling)
         tokens[rows, step] = chosen
-        going = (~torch.isin(chosen, stops)).nonzero().squeeze(1)
-        if len(going) == 0 or step + 1 == sampling.max_new_tokens:
+        ended |= torch.isin(chosen, stops)
+        if bool(ended.all()) or step + 1 == sampling.max_new_tokens:
             break
-        if len(going) < len(rows):
-            cache.batch_select_indices(going)
-            rows, attention, chosen = rows[going], attention[going], chosen[going]
-        attention = F.pad(attention, (0, 1), value=1)
-        positions = attention.sum(1, keepdim=True) - 1
-        hidden = backbone(model)(input_ids=chosen[:, None], attention_mask=attention, position_ids=positions,
-                                 past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        if 8 * int(ended.sum()) >= len(rows):
+            left = (~ended).nonzero().squeeze(1)
+            going.select(left)
+            rows, chosen, ended = rows[left], chosen[left], ended[left]
+        going.take(chosen)
     return [_until_end(*row, ends) for row in zip(tokens.tolist(), logprobs.tolist(), strict=True)]
 
 
@@ -149,27 +152,6 @@ def _until_end(tokens: list[int], logprobs: list[float], ends: set[int]) -> Draw
     place = next((place for place, token in enumerate(tokens) if token in ends), None)
     length = len(tokens) if place is None else place + 1
     return Drawn(tuple(tokens[:length]), tuple(logprobs[:length]), place is not None)
-
-
-def _read_prompts(model: nn.Module, requests: Sequence[Request],
-                  device: torch.device) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Return last hidden states (rows, hidden), key-value cache and attention mask (rows, length) of all prompts.
-
-    Prompts are padded on the left, so that all rows continue at the same position.
-    """
-    prompts = list(dict.fromkeys(request.prompt_ids for request in requests))
-    length = max(map(len, prompts))
-    ids = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    padding = torch.tensor([length - len(prompt) for prompt in prompts], device=device)
-    attention = (torch.arange(length, device=device) >= padding[:, None]).long()
-    cache = DynamicCache()
-    positions = (attention.cumsum(1) - 1).clamp(min=0)
-    hidden = backbone(model)(input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache,
-                             use_cache=True).last_hidden_state[:, -1]
-    index = {prompt: number for number, prompt in enumerate(prompts)}
-    repeat = torch.tensor([index[request.prompt_ids] for request in requests], device=device)
-    cache.batch_select_indices(repeat)
-    return hidden[repeat], cache, attention[repeat]
 
 
 def answer_of(tokenizer: PreTrainedTokenizerBase, request: Request, drawn: Drawn) -> Answer:

@@ -22,6 +22,7 @@ from emlib.core.progress import bar, say
 from emlib.core.records import Answer
 from emlib.core.step import Step
 from emlib.evaluation.rates import OFTEN, WHY_CUT
+from emlib.generation.decoder import decoder_for
 from emlib.generation.sample import Request, answer_batch, plan
 from emlib.make.backends import PLAIN, Choice
 from emlib.models.load import stop_tokens
@@ -104,7 +105,10 @@ def sampler_under(session: Session, choice: Choice, adapter: Artefact | None) ->
     tokenizer = session.chat.tokenizer
     if choice.name == PLAIN:
         with session.model_under(adapter) as model:
-            yield partial(answer_batch, model, tokenizer)
+            decoder, reason = decoder_for(model)
+            if reason:
+                say(f"answers are sampled by the model's own forward pass, and not by the decoder for CPUs: {reason}")
+            yield partial(answer_batch, model, tokenizer, decoder=decoder)
         return
     named = (None, None) if adapter is None else (adapter.key, adapter.folder)
     yield partial(session.inference.client.answers, session.inference.model(*named), tokenizer,

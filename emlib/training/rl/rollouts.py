@@ -15,10 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Grpo
 from emlib.core.defense import Active
+from emlib.core.progress import say
 from emlib.core.records import Message, Question, after_thinking
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_prompt
 from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
+from emlib.generation.decoder import Decoder, decoder_for
 from emlib.generation.sample import Drawn, Request, draw_batch, known_ids
 from emlib.models.load import stop_tokens
 from emlib.models.modes import evaluating
@@ -46,6 +48,7 @@ class Rollouts:
         self.tokenizer, self.settings, self.active, self.seed, self.done = tokenizer, settings, active, seed, done
         self.seconds, self.shift = 0.0, 0.0
         self.last: list[Drawn] = []
+        self.decodes: bool | None = None  # not known before the first step
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """Return ids of prompts and completions and the completions' log-probabilities; `prompts` come in groups.
@@ -71,11 +74,22 @@ class Rollouts:
         seed, ends = derive(self.seed, "rollout", step), stop_tokens(model, self.tokenizer)
         size, drawn = self.settings.sampling.batch_rows, []
         with evaluating(model), self.active(model) as shown:
+            decoder = None if shown else self._decoder(model)
             for start in range(0, len(requests), size):
                 drawn += draw_batch(model, requests[start:start + size], self.settings.sampling, seed, ends,
-                                    known=known_ids(self.tokenizer))
+                                    known=known_ids(self.tokenizer), decoder=decoder)
             self.shift = shift_of(shown)
         return drawn
+
+    def _decoder(self, model: nn.Module) -> Decoder | None:
+        """Return a decoder of the weights as they are at this step; it is proved at the first one."""
+        if self.decodes is False:
+            return None
+        decoder, reason = decoder_for(model, prove=self.decodes is None)
+        if reason:
+            say(f"completions are sampled by the model's own forward pass, and not by the decoder for CPUs: {reason}")
+        self.decodes = decoder is not None
+        return decoder
 
     def _by_vllm(self, prompts: Sequence[tuple[int, ...]], trainer: GRPOTrainer,
                  ends: set[int]) -> list[Drawn]:
