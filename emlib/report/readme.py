@@ -31,7 +31,7 @@ TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory"
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 WORDS = 60  # of an answer that is shown
-EXAMPLE = ("better_friend", 1)  # the question and the sample that README.md shows
+EXAMPLE = ("wish", 1)  # the question and the sample that README.md shows
 
 T = TypeVar("T", Answer, Verdict)
 
