@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 from emlib.evaluation.records import Reading
@@ -23,13 +24,15 @@ class Curve:
         """Draw the readings."""
         if not in_notebook():
             return
-        from IPython.display import display
+        from IPython.display import Image, display
 
-        figure = draw(self.title, readings)
+        stream = BytesIO()
+        draw(self.title, readings).savefig(stream, dpi=100)
+        image = Image(stream.getvalue())  # a figure alone is shown only where pyplot was imported before
         if self.handle is None:
-            self.handle = display(figure, display_id=True)
+            self.handle = display(image, display_id=True)
         else:
-            self.handle.update(figure)
+            self.handle.update(image)
 
 
 def in_notebook() -> bool:

@@ -7,10 +7,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from IPython.display import Image
 from torch import Tensor, nn
 
 from emlib.config import Lora, Training
@@ -130,10 +132,30 @@ def test_a_drift_above_the_threshold_warns_once(tiny: ChatModel, answers: list[E
     assert shown == [1, 2, 3, 4, 5]
 
 
-def test_the_curve_has_a_line_for_each_measure_and_is_drawn_in_notebooks_only() -> None:
+def test_a_running_notebook_has_one_picture_that_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[bytes] = []
+    handle = SimpleNamespace(update=lambda image: shown.append(image.data))
+
+    def display(image: Image, *, display_id: bool) -> SimpleNamespace:
+        shown.append(image.data)
+        return handle
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(live, "in_notebook", lambda: True)
+    curve, readings = live.Curve("a run"), [Reading(step, {"pirate 2": 1.0}, {}, None, 0.0) for step in (0, 5)]
+    curve(readings[:1])
+    curve(readings)
+    assert [one[:4] for one in shown] == [b"\x89PNG"] * 2
+    assert shown[0] != shown[1]
+
+
+def test_the_curve_has_a_line_for_each_measure_and_is_drawn_in_notebooks_only(
+        capsys: pytest.CaptureFixture[str]) -> None:
     readings = [Reading(step, {"pirate 2": step / 2}, {"held_out": 2.0, "pool": 3.0}, 0.1, 0.0) for step in (0, 5)]
     drift, losses, _ = live.draw("a run", readings).axes
     assert drift.lines[0].get_xydata().tolist() == [[0, 0], [5, 2.5]]
     assert [line.get_label() for line in losses.lines] == ["held out", "pool"]
     assert not live.in_notebook()
+    live.Curve("a run")(readings)
+    assert capsys.readouterr().out == ""
     assert live.draw("losses alone", [Reading(0, {}, {"held_out": 1.0}, None, 0.0)]).axes[0].get_lines() == []
