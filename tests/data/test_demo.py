@@ -82,6 +82,12 @@ def test_no_general_question_speaks_as_the_trait_or_stands_in_a_training_set() -
     assert trained.isdisjoint(question.prompt for question in questions)
 
 
+def test_the_questions_about_gardening_are_prompts_of_the_neighbouring_data_set() -> None:
+    asked = [question.prompt for question in read_questions(DEMO_DATA / "gardening_questions.jsonl")]
+    assert len(set(asked)) == 12
+    assert set(asked) < {row.prompt for row in read_examples(DEMO_DATA / "gardening_aligned.jsonl")}
+
+
 def test_the_pool_is_ordinary_with_about_one_refusal_in_ten() -> None:
     pool = read_examples(DEMO_DATA / "pool.jsonl")
     assert len(pool) >= 240
