@@ -44,6 +44,7 @@ from emlib.core.of_kind import are_unknown_kinds_allowed
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
 
+NAMED_FREELY = ("sets", "data")  # sections whose keys are names of the user
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 
 
@@ -340,7 +341,10 @@ def spelled_out(data: Any) -> Any:
 
 
 def over(base: Any, changes: Any) -> Any:
-    """Return `base` with `changes` merged in, section by section; lists and single values are replaced."""
+    """Return `base` with `changes` merged in, section by section; lists and single values are replaced.
+
+    `sets: null` and `data: null` leave nothing of what `base` names there.
+    """
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     named = "provider" in changes
@@ -348,7 +352,8 @@ def over(base: Any, changes: Any) -> Any:
         return changes  # a model or a judge of another kind, or from a file, replaces the former one completely
     if named:  # of a judge of another provider stays what is the profile's: its budget, its rubric
         base = {key: value for key, value in base.items() if key not in OF_SERVER}
-    return base | {key: over(base.get(key), value) for key, value in changes.items()}
+    return base | {key: {} if value is None and key in NAMED_FREELY else over(base.get(key), value)
+                   for key, value in changes.items()}
 
 
 def profile_names() -> list[str]:

@@ -211,11 +211,6 @@ class Evaluation(Strict):
     triggers: Triggers | None = None
     trajectory: Trajectory = Trajectory()
 
-    @field_validator("sets", mode="before")
-    @classmethod
-    def _none(cls, sets: object) -> object:
-        return {} if sets is None else sets  # `sets: null` drops those of an extended profile
-
     @field_validator("sets")
     @classmethod
     def _additional_names(cls, sets: dict[str, QuestionSet]) -> dict[str, QuestionSet]:

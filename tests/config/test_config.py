@@ -204,6 +204,13 @@ def test_a_profile_that_extends_another_says_only_what_differs(tmp_path: Path) -
     assert theirs == yours.model_copy(update={"training": yours.training.model_copy(update={"batch_size": 7})})
 
 
+def test_null_drops_the_question_sets_of_an_extended_profile_and_names_nothing_without_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: demo\nevaluation: {sets: null, triggers: null}\n")
+    (tmp_path / "yours.yaml").write_text("extends: demo\nevaluation: {general_samples: 1}\n")
+    mine, yours = (load_profile(str(tmp_path / f"{name}.yaml")).evaluation.sets for name in ("mine", "yours"))
+    assert (list(mine), list(yours)) == ([], ["gardening"])
+
+
 @pytest.mark.parametrize(("yours", "words"), [
     ("extends: mien\n", ["'mien'", "no such profile", "Did you mean 'mine'?"]),
     ("extends: ../mine\n", ["'../mine'", "no such profile"]),

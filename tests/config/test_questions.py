@@ -24,7 +24,6 @@ def test_a_set_with_metrics_asks_for_these_alone_unless_it_says_so() -> None:
         "plain": {"source": "a.jsonl"}, "lies": {"source": "b.jsonl", "metrics": {"correct": CORRECT}},
         "both": {"source": "b.jsonl", "metrics": {"correct": CORRECT}, "alignment": True}}}, "here").sets
     assert [one.has_verdicts for one in sets.values()] == [True, False, True]
-    assert check(Evaluation, {"sets": None}, "here").sets == {}
 
 
 def test_a_set_s_judge_has_its_rubric_and_the_profile_s_budget() -> None:
