@@ -31,6 +31,8 @@ PLACES: dict[str, Kind] = {
     "benign.tasks.*.train": "source", "benign.tasks.*.test": "source",
     "grpo.methods.*.defenses.*.source": "source", "methods.*.defenses.*.source": "source",
     "benign.methods.*.defenses.*.source": "source", "benign.tasks.*.methods.*.defenses.*.source": "source",
+    "methods.*.defenses.*.base.path": "folder", "benign.methods.*.defenses.*.base.path": "folder",
+    "benign.tasks.*.methods.*.defenses.*.base.path": "folder",
     "model.path": "folder", **{f"{judge}.model.path": "folder" for judge in JUDGES},
     **{f"{judge}.rubric": "rubric" for judge in JUDGES}, "evaluation.sets.*.rubric": "rubric",
     **{f"{judge}.from": "file" for judge in JUDGES}}

@@ -9,7 +9,7 @@ it to tables, keys and training; and it overrides the hooks by which it acts:
     active                          a context around the trained model's forward and backward pass
     penalty, head_kl                an additional loss term
     on_step, after                  after each step, and after the last one
-    prepare                         once before training, to load what these hooks need
+    prepare, before                 once before training, to load what these hooks need and to check the model
     system_prompt, grpo_beta, active, penalty, supervision        in reinforcement learning (GRPO)
 
 Training calls these hooks on a list of defenses and knows no kind by name. `emlib/defenses/` has one module for each of
@@ -266,6 +266,11 @@ class Defense(Strict):
         """Return whether the class overrides a hook."""
         return getattr(cls, hook) is not getattr(Defense, hook)
 
+    @classmethod
+    def acts_after(cls) -> bool:
+        """Return whether it acts on the finished adapter alone: after the training and not in it."""
+        return [hook for hook in FINE_TUNING if cls.has(hook)] == ["after"]
+
     # --- what it needs
 
     def fits(self, section: Any, method: str) -> None:
@@ -359,6 +364,9 @@ class Defense(Strict):
     def on_step(self, record: Any, evaluate: Evaluate) -> bool:
         """Inspect a finished step's record (`emlib.training.records.StepRecord`); return True to stop training."""
         return False
+
+    def before(self, model: nn.Module, artefacts: Artefacts) -> None:
+        """Check the model once, before the first step; what it does not suit is refused before a long training."""
 
     def after(self, model: nn.Module, artefacts: Artefacts) -> None:
         """Change the trained model once, after the last step."""

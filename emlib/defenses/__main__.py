@@ -12,9 +12,10 @@ def lines() -> Iterator[str]:
     """Yield a line per defense: kind, options with defaults, swept option, source, and where it works."""
     grpo = kinds("grpo")
     for kind, cls in kinds().items():
-        works = "fine-tuning" + ("" if kind not in grpo else f", GRPO ({options(grpo[kind])})")
+        works = ("after fine-tuning (post-training)" if cls.acts_after() else "in fine-tuning") + (
+            "" if kind not in grpo else f", GRPO ({options(grpo[kind])})")
         swept = f"; sweeps {cls.swept}" if cls.swept else ""
-        yield f"{kind}: {options(cls)}{swept}; {cls.origin or 'no source named'}; works in {works}"
+        yield f"{kind}: {options(cls)}{swept}; {cls.origin or 'no source named'}; works {works}"
 
 
 def options(cls: type[Defense]) -> str:

@@ -61,11 +61,10 @@ def load(spec: ModelSpec, cache: Path, device: str | None = None, *, system: boo
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if spec.dtype == "auto":
         raise ValueError("dtype 'auto' is decided by the study (emlib.study.precision); load an opened study's model")
-    dtype = getattr(torch, spec.dtype)
     if isinstance(spec, HubModel) and spec.load_in_4bit:
-        model = _in_4bit(spec, dtype, cache, device)
+        model = _in_4bit(spec, getattr(torch, spec.dtype), cache, device)
     else:
-        model = _weights(spec, dtype, cache)
+        model = load_weights(spec, cache)
         nn.Module.to(model, device)
     model.eval().requires_grad_(False)
     changed = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
@@ -116,7 +115,13 @@ def _tokenizer(spec: ModelSpec, cache: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
 
 
-def _weights(spec: ModelSpec, dtype: torch.dtype, cache: Path) -> PreTrainedModel:
+def load_weights(spec: ModelSpec, cache: Path) -> PreTrainedModel:
+    """Load a model's weights alone, in its `dtype` and whole, into the host's memory.
+
+    Raises:
+        SourceError: a file is missing, truncated, or not the expected one.
+    """
+    dtype = getattr(torch, spec.dtype)
     if isinstance(spec, TinyModel):
         return tiny.build_model(spec.seed, spec.layers, spec.hidden, dtype)
     if isinstance(spec, WheelModel):

@@ -111,6 +111,11 @@ class Objective:
         stops = [defense.on_step(record, evaluate) for defense in self.defenses]  # a list: each of them sees the step
         return any(stops)
 
+    def before(self, model: nn.Module) -> None:
+        """Let the defenses check the model before the first step."""
+        for defense in self.defenses:
+            defense.before(model, self.artefacts)
+
     def after(self, model: nn.Module) -> None:
         """Let the defenses change the model after the last step."""
         for defense in self.defenses:

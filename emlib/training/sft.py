@@ -59,6 +59,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     objective = objective or Objective()
+    objective.before(model)
     steps = plan_steps(len(rows), settings.rows_per_step, settings.epochs, seed, len(added) + offered.count, limit)
     rows = [*rows, *added]
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

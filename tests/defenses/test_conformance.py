@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from emlib.config import TinyModel
 from emlib.core.defense import Defense
 from emlib.core.registry import kinds
 from emlib.defenses.concept_ablation import ConceptAblation
@@ -19,6 +20,7 @@ from emlib.defenses.kl import Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.defenses.projection_penalty import ProjectionPenalty
+from emlib.defenses.safe_lora import SafeLora
 from emlib.training.conformance import NonconformingDefense, check
 
 OURS: list[tuple[type[Defense], dict[str, Any]]] = [
@@ -33,7 +35,8 @@ OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (EarlyStop, {"share": 0.5, "every": 3, "rows": 2}),
     (EarlyStop, {"share": None, "drift": 9.0, "layer": 2, "every": 1}),
     (ProjectionPenalty, {"layers": (1, 3)}), (ProjectionPenalty, {"layers": (1, 3), "reference": "stored"}),
-    (ProjectionPenalty, {"layers": (2,), "both": True})]
+    (ProjectionPenalty, {"layers": (2,), "both": True}),
+    (SafeLora, {"base": TinyModel(kind="tiny", seed=1), "threshold": 1.0})]
 
 
 @pytest.mark.parametrize(("cls", "options"), OURS, ids=lambda value: str(getattr(value, "__name__", value)))

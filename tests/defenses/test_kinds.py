@@ -18,15 +18,16 @@ from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector, Steering
 
 OURS = {"concept_ablation", "consistency", "early_stop", "filtering", "inoculation", "inoculation_adapter",
-        "interleaving", "kl", "ldifs", "persona_vector", "projection_penalty"}
+        "interleaving", "kl", "ldifs", "persona_vector", "projection_penalty", "safe_lora"}
 
 
 def test_a_line_for_each_kind_says_options_sweep_source_and_where_it_works() -> None:
     found = {line.partition(":")[0]: line for line in lines()}
     assert set(found) >= OURS
-    for words in ("weight=0.1", "sweeps weight", "equation 1", "fine-tuning, GRPO"):
+    for words in ("weight=0.1", "sweeps weight", "equation 1", "in fine-tuning, GRPO"):
         assert words in found["kl"]
     assert "GRPO" not in found["ldifs"]
+    assert {kind for kind, line in found.items() if "works after fine-tuning (post-training)" in line} == {"safe_lora"}
 
 
 def test_listing_them_loads_no_model_library() -> None:
@@ -61,7 +62,7 @@ def test_every_kind_of_ours_tells_tables_what_they_show() -> None:
         assert cls().cost
     assert {kind for kind in OURS if kinds()[kind].data_only} == {
         "consistency", "filtering", "inoculation", "interleaving"}
-    assert OURS - kinds("grpo").keys() == {"consistency", "early_stop", "filtering", "ldifs"}
+    assert OURS - kinds("grpo").keys() == {"consistency", "early_stop", "filtering", "ldifs", "safe_lora"}
 
 
 def test_one_name_for_two_artefacts_is_refused() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from emlib.config import TinyModel
 from emlib.core.defense import Defense
 from emlib.core.errors import ProfileError
 from emlib.core.registry import kinds
@@ -26,8 +27,9 @@ from emlib.defenses.kl import Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.defenses.projection_penalty import ProjectionPenalty
+from emlib.defenses.safe_lora import SafeLora
 from emlib.models.batches import collate
-from emlib.report.tables.compositions import at_defaults, name, reason, refused
+from emlib.report.tables.compositions import at_defaults, name, reason, table
 from emlib.study.by_hand import train
 from emlib.study.study import open_study
 from emlib.training.bench import Bench, TinyTrait, step
@@ -39,7 +41,7 @@ TINY: tuple[Defense, ...] = (
     Interleaving(fraction=0.5), Interleaving(fraction=0.5, choose="online"), Consistency(share=0.5),
     ConceptAblation(layers=(1,)), ConceptAblation(directions="components", count=2, layers=(1,)),
     ProjectionPenalty(layers=(3,), both=True), InoculationAdapter(strength=0.5), Filtering(share=0.4),
-    EarlyStop(rows=2))
+    EarlyStop(rows=2), SafeLora(base=TinyModel(kind="tiny", seed=1)))
 PAIRS = [pair for pair in combinations(TINY, 2) if pair[0].kind != pair[1].kind]
 CPU = torch.device("cpu")
 # By hand, at the default options.
@@ -84,9 +86,9 @@ def test_every_pair_acts_together_or_is_refused(
         assert "inoculation_adapter" in {one.kind for one in pair}  # only this one is refused at any layer
         return
     both = gradient(pair, tmp_path)
-    in_step = [one for one in pair if not one.has("on_step")]
-    if len(in_step) < len(pair):  # what acts between steps leaves the step to the other one
-        assert torch.equal(both, alone[name(in_step[0])])
+    in_step = [one for one in pair if not (one.has("on_step") or one.acts_after())]
+    if len(in_step) < len(pair):  # what acts between steps, or after them, leaves the step to the other one
+        assert torch.equal(both, alone[name((*in_step, *pair)[0])])
         return
     for one in pair:
         assert float((both - alone[name(one)]).norm()) > 1e-4 * float(both.norm()), name(one)
@@ -97,10 +99,15 @@ def test_every_kind_of_ours_is_among_them() -> None:
     assert {one.kind for one in TINY} == ours == {one.kind for one in at_defaults()}
 
 
-def test_the_table_lists_what_is_refused_at_default_options() -> None:
-    table = refused()
-    assert {tuple(sorted(pair)) for pair in zip(table["Defense"], table["With"], strict=True)} == REFUSED
-    assert table["Refused, because"].str.len().min() > 40
+def test_the_table_lists_what_is_refused_at_default_options_and_what_goes_with_all() -> None:
+    rows = table()
+    *refused, (kind, other, why) = rows.itertuples(index=False)
+    assert {tuple(sorted(row[:2])) for row in refused} == REFUSED
+    assert all(row[2].startswith("refused: ") for row in refused)
+    assert rows["In one method"].str.len().min() > 40
+    assert (kind, other) == ("safe_lora", "any other")
+    assert "after the last step" in why
+    assert not any(reason(SafeLora(), one) for one in at_defaults() if one.kind != kind)
     assert name(Kl(on="pool")) == "kl (on: pool)"
 
 

@@ -48,6 +48,7 @@ methods:
   - {name: control, defenses: [{kind: inoculation_adapter, random: true, source: demo/pool.jsonl, rows: 6}]}
   - {name: consistent, defenses: [{kind: inoculation}, {kind: consistency, share: 0.25}]}
   - {name: online, defenses: [{kind: interleaving, choose: online, candidate_tokens: 1.0}], sweep: [0, 0.5]}
+  - {name: safe, defenses: [{kind: safe_lora, base: {kind: tiny, seed: 1}}], sweep: [0, 1]}
   - {name: virtuous, defenses: [{kind: interleaving, answers: virtuous, layer: 2, fraction: 0.25, checked: false}]}
 benign: null
 grpo:
@@ -90,7 +91,7 @@ def test_every_run_is_made_and_logs_what_its_defense_did(study: Study) -> None:
 
 def test_the_null_setting_is_plain_fine_tuning(study: Study) -> None:
     plain, *nothing = (adapter(study, *which)[0] / "adapter_model.safetensors"
-                       for which in (("misaligned",), ("components", 0.0), ("online", 0.0)))
+                       for which in (("misaligned",), ("components", 0.0), ("online", 0.0), ("safe", 0.0)))
     assert all(plain.read_bytes() == other.read_bytes() for other in nothing)
     others = [adapter(study, name)[0] for name in ("ablated", "projected", "adapter", "control", "consistent")]
     weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in others]
@@ -183,6 +184,18 @@ def test_only_the_trained_adapter_is_kept(study: Study) -> None:
     assert (folder / "adapter_config.json").read_text() == (plain / "adapter_config.json").read_text()
 
 
+def test_after_plain_training_the_adapter_is_projected(study: Study) -> None:
+    plain, *_ = study.runs(methods=["misaligned"])
+    [safe] = study.runs(methods=["safe"], settings=[1])
+    theirs, ours = (load_file(adapter(study, *which)[0] / "adapter_model.safetensors")
+                    for which in (("misaligned",), ("safe", 1.0)))
+    changed = {name for name, weights in ours.items() if not torch.equal(weights, theirs[name])}
+    assert changed == {name for name in ours if "lora_B" in name}
+    assert [step.loss for step in study.log(safe)] == [step.loss for step in study.log(plain)]
+    table = costs.training(study).set_index(["method", "setting"])
+    assert table["section 5.3"]["safe", 1.0].startswith("nothing in training")
+
+
 def test_the_plan_has_what_they_are_made_from_once(study: Study) -> None:
     made = plan(study)
     shared = {one.title.partition(",")[0]: one.runs for one in made.shared}
@@ -198,11 +211,11 @@ def test_a_recommendation_counts_what_a_method_needs_once(study: Study) -> None:
     """Beside training: vectors, components with the plain training behind them, the trait's adapter, own answers."""
     made = {method: {step.stage for run in study.runs(methods=[method]) for step in costs.made_once(study, run)}
             for method in ("misaligned", "ablated", "components", "projected", "kl_pool", "adapter", "control",
-                           "consistent")}
+                           "consistent", "safe")}
     assert made == {
         "misaligned": set(), "ablated": {"vector"}, "components": {"adapter", "components"}, "projected": {"vector"},
         "kl_pool": set(), "adapter": {"vector", "trait_adapter"}, "control": {"trait_adapter"},
-        "consistent": {"on_policy"}}
+        "consistent": {"on_policy"}, "safe": set()}
     what = costs.once(study)["what"].tolist()
     assert len(what) == len(set(what))
     assert sum("adapter of the trait" in title for title in what) == 2  # the control's has other rows
@@ -211,6 +224,7 @@ def test_a_recommendation_counts_what_a_method_needs_once(study: Study) -> None:
     trained = {result.run.method: result.train_seconds for result in results}
     assert seconds["adapter"] > trained["adapter"]
     assert seconds["kl_pool"] == trained["kl_pool"]
+    assert "safe" in seconds
 
 
 def test_the_plan_prices_each_of_them(study: Study) -> None:
@@ -218,7 +232,7 @@ def test_the_plan_prices_each_of_them(study: Study) -> None:
     work = {run.method: step.cost(Sizes()) for run in study.runs()
             if (step := study.task(run).adapter(run)) is not None}
     plain = work["misaligned"]
-    assert work["ablated"] == work["adapter"] == plain
+    assert work["ablated"] == work["adapter"] == work["safe"] == plain
     assert work["projected"] == replace(plain, read=plain.train)
     for method, read in (("kl_pool", True), ("consistent", False)):
         added = work[method].train - plain.train

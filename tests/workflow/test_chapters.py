@@ -199,7 +199,7 @@ def test_of_chapters_about_a_defense_the_last_one_shows_what_came_out() -> None:
     assert chapters_about() == {
         "persona_vector": "07_persona_steering", "interleaving": "09_interleaving", "kl": "05_kl", "ldifs": "06_ldifs",
         "inoculation": "08_inoculation", **dict.fromkeys(
-            ("concept_ablation", "consistency", "early_stop", "inoculation_adapter", "projection_penalty"),
+            ("concept_ablation", "consistency", "early_stop", "inoculation_adapter", "projection_penalty", "safe_lora"),
             "10_newer_defenses")}
     assert chapters_of_methods(load_profile("own"))["kl"] == "05_kl"
     assert chapters_of_methods(load_profile("own"))["misaligned"] == "02_baselines"

@@ -21,12 +21,12 @@ from emlib.report.tables.result_tables import MEASURES
 
 SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α", "projection_penalty": "λ", "kl_pool": "λ",
            "concept_ablation": "k", "concept_ablation_components": "k", "inoculation_adapter": "c",
-           "inoculation_consistency": "f", "consistency": "f"}
+           "inoculation_consistency": "f", "consistency": "f", "safe_lora": "τ"}
 LATER = {  # the names of methods in our profiles that the paper does not have and that no kind's label names
     "concept_ablation_components": "Concept Ablation (PCs)", "kl_pool": "KL-Div. on a pool",
     "random_adapter": "Random Adapter", "inoculation_consistency": "Inoculation + Consistency",
     "interleaving_online": "Interleaving, online", "filtered": "Filtered Rows", "random_filtered": "Filtered at Random"}
-IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "±": r"$\pm$", "%": r"\%", "_": r"\_",
+IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "τ": r"$\tau$", "±": r"$\pm$", "%": r"\%", "_": r"\_",
             "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no", "<": "$<$"}
 MARKDOWN = {"underline": "<u>{}</u>", "italic": "*{}*", "bold": "**{}**"}
 LATEX = {"underline": r"\underline{{{}}}", "italic": r"\textit{{{}}}", "bold": r"\textbf{{{}}}"}

@@ -30,12 +30,14 @@ def reason(one: Defense, other: Defense) -> str:
     return ""
 
 
-def refused(defenses: Sequence[Defense] | None = None) -> pd.DataFrame:
-    """List the refused pairs of different kinds, with reasons; by default of `at_defaults`."""
-    pairs = [(one, other, reason(one, other)) for one, other in combinations(defenses or at_defaults(), 2)
-             if one.kind != other.kind]
-    return pd.DataFrame([(name(one), name(other), why) for one, other, why in pairs if why],
-                        columns=["Defense", "With", "Refused, because"])
+def table(defenses: Sequence[Defense] | None = None) -> pd.DataFrame:
+    """List the refused pairs of different kinds, and what goes with all; by default of `at_defaults`."""
+    every = defenses or at_defaults()
+    pairs = [(one, other, reason(one, other)) for one, other in combinations(every, 2) if one.kind != other.kind]
+    rows = [(name(one), name(other), f"refused: {why}") for one, other, why in pairs if why]
+    rows += [(name(one), "any other", "go together: it acts on the finished adapter, after the last step of the other")
+             for one in every if one.acts_after()]
+    return pd.DataFrame(rows, columns=["Defense", "With", "In one method"])
 
 
 def name(defense: Defense) -> str:
