@@ -1,36 +1,13 @@
-"""Consistency training: the base model's answers under the wrapped prompt, against a second implementation."""
+"""Consistency training: the base model's answers under the wrapped prompt. test_rows.py has its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
-from torch import Tensor, nn
 
 from emlib.config import Method, load_profile
 from emlib.core.schema import check
 from emlib.defenses.consistency import Consistency
-from emlib.defenses.kl import Kl
 from emlib.steps.recipes import Recipes
-from emlib.training.bench import Bench
-from tests.defenses import naive
-from tests.defenses.naive import see
-
-
-@pytest.mark.parametrize("others", [(), (Kl(weight=0.3),)], ids=["alone", "kl"])
-def test_it_equals_a_naive_implementation_in_float64(others: Sequence[Any], tmp_path: Path) -> None:
-    bench = Bench(Consistency(share=0.5), tmp_path)
-    [rows] = bench.groups
-    assert len(rows) == len(bench.examples) + 2
-
-    def loss(trained: nn.Module, reference: nn.Module) -> Tensor:
-        total = sum(naive.cross_entropy(see(trained, row), row) for row in rows) / naive.count(rows, response=True)
-        kl = sum(naive.kl(see(trained, row), see(reference, row)) for row in rows) / naive.count(rows) if others else 0
-        return total + 0.3 * kl  # type: ignore[return-value]
-
-    naive.agrees(loss, (Consistency(share=0.5), *others), tmp_path)
 
 
 def test_the_untrained_model_answers_and_the_prompt_stands_before_its_answers() -> None:

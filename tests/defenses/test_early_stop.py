@@ -98,6 +98,11 @@ def test_until_it_stops_it_is_plain_fine_tuning_and_a_killed_run_ends_in_the_sam
     again, resumed = trained(tiny, tmp_path / "killed", Objective(stopping, artefacts), kill_after=1)
     assert again.steps == first
     assert torch.equal(weights, resumed)
+    out_of_reach = {"monitor_inputs": inputs, **plain_run(tmp_path / "far", losses[0], 0.0)}
+    plain = trained(tiny, tmp_path / "plain again")
+    never = trained(tiny, tmp_path / "never", Objective([EarlyStop(share=1.0, every=1)], out_of_reach))
+    assert (never[0].steps, never[0].planned_steps) == (8, 8)
+    assert torch.equal(never[1], plain[1])
 
 
 PROFILE = """

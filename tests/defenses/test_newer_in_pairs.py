@@ -11,23 +11,35 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from emlib.config import TinyModel
 from emlib.core.defense import Defense
+from emlib.core.registry import kinds
 from emlib.data.chat import Encoded
 from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.consistency import Consistency
+from emlib.defenses.early_stop import EarlyStop
+from emlib.defenses.filtering import Filtering
 from emlib.defenses.inoculation_adapter import InoculationAdapter
+from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 from emlib.defenses.projection_penalty import ProjectionPenalty
+from emlib.defenses.safe_lora import SafeLora
 from emlib.models.batches import collate
 from emlib.training.bench import TRAINING, Bench, interrupted, killed, step
 from emlib.training.objective import Objective
+from emlib.training.online import Offered
 from emlib.training.sft import fine_tune
 
 ABLATION, PENALTY = ConceptAblation(layers=(1,)), ProjectionPenalty(layers=(3,), both=True)
 POOL, ADAPTER, CONSISTENCY = Kl(weight=0.3, on="pool"), InoculationAdapter(strength=0.5), Consistency(share=0.5)
 STORED = ProjectionPenalty(layers=(3,), both=True, reference="stored")
+ONLINE, SAFE = Interleaving(fraction=0.5, choose="online", rescored=3), SafeLora(
+    base=TinyModel(kind="tiny", seed=1), threshold=1.0)
+VIRTUOUS = Interleaving(fraction=0.5, answers="virtuous", layer=2)
+EARLY, FILTERING = EarlyStop(share=0.5, every=3, rows=2), Filtering(share=0.4)
 PAIRS = [(ABLATION, PENALTY), (PENALTY, POOL), (POOL, ADAPTER), (ADAPTER, CONSISTENCY), (CONSISTENCY, ABLATION),
-         (STORED, POOL)]
+         (STORED, POOL), (ONLINE, ABLATION), (EARLY, ONLINE), (SAFE, EARLY), (POOL, SAFE), (FILTERING, VIRTUOUS)]
+PAPERS = {"kl", "ldifs", "persona_vector", "inoculation", "interleaving"}
 CPU = torch.device("cpu")
 
 
@@ -38,8 +50,11 @@ class Together:
         benches = [Bench(defense, folder / "made") for defense in defenses]
         self.defenses, self.folder, self.model = defenses, folder, benches[0].model
         self.artefacts = {name: place for bench in benches for name, place in bench.artefacts.items()}
-        self.own: list[Encoded] = benches[0].rows[0]
+        self.plain: list[Encoded] = benches[0].encoded(benches[0].examples)
+        filtered = {place for one in defenses for place in one.filtered(benches[0].examples, self.artefacts)}
+        self.own = [row for place, row in enumerate(self.plain) if place not in filtered]
         self.added: list[Encoded] = [row for bench in benches for row in bench.rows[1]]
+        self.offered = next((bench.offered for bench in benches if bench.offered.count), Offered())
 
     def trained(self, name: str, defenses: Sequence[Defense], *, kill_after: int | None = None) -> Tensor:
         """The adapter's weights after training."""
@@ -52,14 +67,22 @@ class Together:
 
     def _train(self, model: PeftModel, name: str, defenses: Sequence[Defense]) -> None:
         acting = any(not defense.is_null for defense in defenses)
-        fine_tune(model, self.own, TRAINING, seed=0, folder=self.folder / name,
-                  objective=Objective(defenses, self.artefacts), added=self.added if acting else [])
+        fine_tune(model, self.own if acting else self.plain, TRAINING, seed=0, folder=self.folder / name,
+                  objective=Objective(defenses, self.artefacts), added=self.added if acting else [],
+                  offered=self.offered if acting else Offered())
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: " and ".join(
     f"{one.kind}{' stored' if one is STORED else ''}" for one in pair))
 def together(request: pytest.FixtureRequest, tmp_path: Path) -> Together:
     return Together(request.param, tmp_path)
+
+
+def test_every_newer_kind_is_in_a_pair() -> None:
+    ours = {kind for kind, cls in kinds().items() if cls.__module__.startswith("emlib.defenses.")}
+    paired = [one for pair in PAIRS for one in pair]
+    assert {one.kind for one in paired} | PAPERS == ours
+    assert {POOL, ONLINE, VIRTUOUS} <= {one for one in paired if one.kind in PAPERS}
 
 
 def state(model: nn.Module) -> list[tuple[type, int]]:
