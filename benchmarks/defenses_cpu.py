@@ -1,5 +1,9 @@
 """What each defense costs on a CPU: time and peak memory of its training relative to plain fine-tuning.
 
+    python benchmarks/defenses_cpu.py             # all contenders, as benchmarks/run.py runs them
+    python benchmarks/defenses_cpu.py --newer     # plain fine-tuning and the newer defenses alone
+    python benchmarks/defenses_cpu.py --newer --rows 12 --repetitions 1      # shows that it runs; not kept
+
 32 rows of the Code set, the model and the settings of the profile `code-smoke`, one epoch of 8 steps. Each run is a
 process of its own, and the contenders take turns. `naive KL` is what a straightforward implementation does: a second
 frozen model, padded batches, full logits of both for all tokens at once. Time is that of the training steps, so that
@@ -10,6 +14,7 @@ whole process.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -29,42 +34,48 @@ REPETITIONS = 2
 PATIENCE, QUIET = 30, 0.05
 CONTENDERS = contenders(layer=15) | {
     "inoculation": [{"kind": "inoculation", "prompt": "You write insecure code."}],
-    "interleaving": [{"kind": "interleaving", "fraction": 0.3}],
-    "interleaving, online": [{"kind": "interleaving", "fraction": 0.3, "choose": "online"}],
+    "interleaving": [{"kind": "interleaving"}],
+    "interleaving, online": [{"kind": "interleaving", "choose": "online"}],
     "concept_ablation": [{"kind": "concept_ablation", "layers": [15]}],
     "projection_penalty": [{"kind": "projection_penalty", "layers": [15]}],
     "projection_penalty, reference from disk": [
         {"kind": "projection_penalty", "layers": [15], "reference": "stored"}],
     "kl on 20% pool rows": [{"kind": "kl", "weight": 0.1, "on": "pool", "rows": 0.2}],
     NAIVE: [{"kind": "kl", "weight": 0.1}]}
+NEWER = (PLAIN, "interleaving", "interleaving, online", "concept_ablation", "projection_penalty",
+         "projection_penalty, reference from disk", "kl on 20% pool rows")
+FEWEST = 12  # rows; the 5% that interleaving adds are no row of fewer
 # contender, against, time at most, memory at most
 BARS: tuple[tuple[str, str, float, float | None], ...] = (
     ("kl", PLAIN, 1.45, 1.25), ("kl, reference from disk", PLAIN, 1.10, None), ("ldifs", PLAIN, 1.45, 1.35),
     ("persona_vector", PLAIN, 1.05, 1.05), ("inoculation", PLAIN, 1.02, None),
-    ("interleaving, online", "interleaving", 1.5, None), ("concept_ablation", PLAIN, 1.03, None),
+    ("interleaving, online", PLAIN, 1.5, None), ("concept_ablation", PLAIN, 1.03, None),
     ("projection_penalty", PLAIN, 1.30, None), ("projection_penalty, reference from disk", PLAIN, 1.03, None),
     ("kl on 20% pool rows", PLAIN, 1.45, None), ("kl", NAIVE, 0.6, 0.5))
 
 
-def measure(say: Callable[[str], None]) -> dict[str, Any]:
-    """All runs, in turns, and what follows from them."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
-    for turn in range(REPETITIONS):
-        for name, defenses in CONTENDERS.items():
+def measure(say: Callable[[str], None], names: Sequence[str] = tuple(CONTENDERS), rows: int = JOB["rows"],
+            repetitions: int = REPETITIONS) -> dict[str, Any]:
+    """All runs of these contenders, in turns, and what follows from them."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    job = JOB | {"rows": rows}
+    for turn in range(repetitions):
+        for name in names:
             if turn and name == NAIVE:  # takes longer than all others together, and is far from its bars
                 continue
             machine.wait_until_quiet(QUIET, PATIENCE)
-            runs[name].append(run(defenses, naive=name == NAIVE))
+            runs[name].append(run(job | {"defenses": CONTENDERS[name], "naive": name == NAIVE}))
             say(f"{name}: {sum(runs[name][-1]['seconds']):.0f} s, {runs[name][-1]['peak_mib']:.0f} MiB, "
                 f"others took {runs[name][-1]['others']:.0%} of the machine")
-    return summary(runs) | {"job": JOB, **{key: runs[PLAIN][0][key] for key in ("versions", "threads", "dtype")}}
+    return summary(runs) | {"job": job, "form": "full" if rows == JOB["rows"] else "small", **{
+        key: runs[PLAIN][0][key] for key in ("versions", "threads", "dtype")}} | (
+            {} if set(names) == set(CONTENDERS) else {"benchmark": f"{NAME}_newer"})
 
 
-def run(defenses: Sequence[Mapping[str, Any]], *, naive: bool) -> dict[str, Any]:
+def run(job: Mapping[str, Any]) -> dict[str, Any]:
     """One process from start to end."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
-        job = JOB | {"defenses": list(defenses), "naive": naive}
         ended = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("defended.py")), json.dumps(job), str(out)],
             env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
@@ -91,9 +102,9 @@ def ratio(figures: Mapping[str, Mapping[str, Any]], one: str, other: str, key: s
 
 
 def bars(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What is asked, what was measured, and whether that is enough."""
+    """What is asked, what was measured, and whether that is enough; without what was not measured."""
     found = []
-    for name, against, time, memory in BARS:
+    for name, against, time, memory in (bar for bar in BARS if {*bar[:2]} <= figures.keys()):
         for what, key, most in (("time", "seconds", time), ("peak memory", "peak_mib", memory)):
             if most is not None:
                 measured = ratio(figures, name, against, key)
@@ -112,3 +123,16 @@ def table(result: Mapping[str, Any]) -> list[str]:
                      f"{of['peak_mib']['median']:.0f} | {of['once_seconds']['median']:.1f} | {ratios['time']:.2f} | "
                      f"{ratios['memory']:.2f} |")
     return lines
+
+
+if __name__ == "__main__":
+    import run as bench
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--newer", action="store_true", help="plain fine-tuning and the newer defenses alone")
+    parser.add_argument("--rows", type=int, default=JOB["rows"], help="rows to train on; other numbers are not kept")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="runs of each contender")
+    asked = parser.parse_args()
+    if asked.rows < FEWEST or asked.repetitions < 1:
+        parser.error(f"at least {FEWEST} rows and 1 repetition")
+    bench.one(sys.modules[__name__], NEWER if asked.newer else tuple(CONTENDERS), asked.rows, asked.repetitions)

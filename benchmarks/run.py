@@ -43,7 +43,7 @@ def one(benchmark: Any, *arguments: Any) -> None:
     if measured.get("form") == "small":
         print("The small form, which shows that everything runs: not kept.")
         return
-    path = RESULTS / f"{benchmark.NAME}.json"
+    path = RESULTS / f"{result['benchmark']}.json"
     keep(path, result)
     print(f"Written to {path.relative_to(RESULTS.parents[1])}.")
 
