@@ -111,7 +111,7 @@ $(PANEL_STAMP):
 	@$(PANEL)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/panel.txt
 	@rm -f $(PANEL)/installed-*; touch $@
 
-panel: setup panel-env ## evaluate PROFILE's trained models on standard benchmarks: TASKS=mmlu_0_shot,ifeval (LIMIT=, METHODS=)
+panel: setup panel-env ## evaluate PROFILE's trained models on standard benchmarks: TASKS=mmlu_0_shot,truthfulqa (LIMIT=, METHODS=)
 	@$(BIN)/python -m emlib.report.panel $(PROFILE) --tasks="$${TASKS:-}" --limit="$${LIMIT:-}" --methods="$${METHODS:-}"
 
 #@ Look at your own data

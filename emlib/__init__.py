@@ -1,8 +1,8 @@
 """emlib: in-training defenses against emergent misalignment, studied in numbered notebooks.
 
 The names below are stable, and `CHANGELOG.md` says what changes about them. Everything else is internal: packages in
-floors, each importing only from those below it (`README.md` draws them). Importing emlib loads nothing heavy and
-touches no file.
+layers, each importing only from those below it (`docs/architecture.md` lists them). Importing emlib loads nothing
+heavy and touches no file.
 
     import emlib
     from emlib.defenses.kl import Kl

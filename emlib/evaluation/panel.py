@@ -73,7 +73,7 @@ def load_tasks(names: Sequence[str], limit: int | None) -> list[PanelTask]:
     """
     specs = list(dict.fromkeys(_spec(name) for name in names))
     if not specs:
-        raise EmlibError("No task is named. Example: make panel TASKS=mmlu_0_shot,ifeval or TASKS=/my/task.py@name")
+        raise EmlibError("No task is named. Example: make panel TASKS=mmlu_0_shot,truthfulqa or TASKS=/my/task.py@name")
     with temporary_folder() as folder:
         found = _call(folder, {"describe": {"specs": specs, "limit": limit}}, {})
     problems = [f"  {spec}: {one['problem']}.{nearest(spec, one['known'])}"

@@ -1,4 +1,4 @@
-"""Standard benchmarks on each run of a profile: `python -m emlib.report.panel demo --tasks=mmlu_0_shot,ifeval`.
+"""Standard benchmarks on each run of a profile: `python -m emlib.report.panel demo --tasks=mmlu_0_shot,truthfulqa`.
 
 What is in the store is not computed again. docs/panel.md has more.
 """

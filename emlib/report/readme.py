@@ -27,7 +27,8 @@ from emlib.study.study import Study, open_study
 FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png",
            "tables/rates.csv")
 # In docs/demo.md, by block.
-TABLES = {"results": "rates", "sets": "sets", "triggers": "triggers", "trajectory": "trajectory", "audit": "audit"}
+TABLES = {"results": "rates", "sets": "sets", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone",
+          "audit": "audit"}
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 WORDS = 60  # of an answer that is shown
