@@ -48,8 +48,8 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLA
 	--workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
-# One line for each notebook that ends, instead of every step.
-WATCH := $(if $(filter 1,$(VERBOSE)),,$(BIN)/python -m emlib.workflow.watch $(PROFILE) $(if $(ONLY),'$(ONLY)') --)
+# One line for each notebook that ends, instead of every step; and no job that runs on without this make.
+WATCH := $(BIN)/python -m emlib.workflow.watch $(PROFILE) $(if $(ONLY),'$(ONLY)') --
 
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
 export PLUGINS VERBOSE
@@ -76,7 +76,7 @@ $(STAMP):
 ifneq ($(SET),)
 reproduce plan status: setup
 	@study="$$($(BIN)/python -m emlib.study.overrides $(PROFILE) "$$SET")" && echo "PROFILE=$$study" && \
-		$(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
+		exec $(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
 else
 reproduce: setup ## run the study: every notebook of PROFILE, in order, with what each found; VERBOSE=1 shows every step
 	@$(BIN)/python -m emlib.workflow.graph $(PROFILE) $(if $(ONLY),'$(ONLY)')
@@ -136,14 +136,15 @@ clean: setup ## remove executed notebooks, tables and figures of PROFILE; or WHA
 # One process more than cores, because some tests wait for other processes; each has one thread. The tests of a file run
 # in one process, because they share an expensive setup.
 SHARED := -n $(shell echo $$(( $(CORES) + 1 ))) --dist loadfile --no-loadscope-reorder
-test check: export OMP_NUM_THREADS := 1
+test check torture: export OMP_NUM_THREADS := 1
 
 test: setup ## lint, types, all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest $(SHARED)
 
-torture: setup ## kill a run of the tiny study 30 times (KILLS=) and compare its results with an undisturbed one's; an hour
+torture: setup ## every test that attacks; then kill the tiny study 30 times (KILLS=) and compare its results; an hour
+	@$(BIN)/python -m pytest $(SHARED) $$($(BIN)/python -m tests.torture attacks)
 	@$(BIN)/python -m tests.torture tiny $(or $(KILLS),30)
 
 check: setup ## lint, types, and the fast tests

@@ -207,6 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
     except EmlibError as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # as shells report it
     return 0
 
 

@@ -3,7 +3,8 @@
     python -m emlib.workflow.watch demo -- snakemake ...
 
 The command runs the jobs, here or on a cluster. Everything shown is read from the jobs' logs, as `make status` does. In
-a terminal a bar at the bottom shows how many jobs are done, the time left, and what runs.
+a terminal a bar at the bottom shows how many jobs are done, the time left, and what runs. With VERBOSE=1 the jobs show
+every step themselves. If this process or its `make` is stopped, the command is interrupted as by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from tqdm import tqdm
 
 from emlib.core import paths
@@ -94,14 +97,17 @@ def minutes(seconds: float) -> str:
 
 def run(folder: Path, watched: Sequence[Job], command: Sequence[str]) -> int:
     """Run the command and show the jobs until it ends. Return its exit status."""
-    watch = Watch(folder, watched)
+    watch, starters = Watch(folder, watched), _starters()
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal tells the command of Ctrl-C as well
-    with (subprocess.Popen(command, env=os.environ | {WATCHED: "1"}) as process,
-          tqdm(total=len(watched), leave=False, disable=None, dynamic_ncols=True,
+    with (subprocess.Popen(command, env=os.environ | ({WATCHED: "1"} if watched else {})) as process,
+          tqdm(total=len(watched), leave=False, disable=None if watched else True, dynamic_ncols=True,
                bar_format="{bar:20} {n}/{total}  {desc}") as bar):
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        signal.signal(signal.SIGTERM, lambda *_: _interrupt(process.pid))
         while True:
             status = process.poll()  # before the logs are read, so that nothing is missed at the end
+            if starters and starters != _starters():
+                starters = ()
+                _interrupt(process.pid)
             for text in watch.news():
                 tqdm.write(text, file=sys.stderr)
             bar.n = sum(one.state == "done" for one in watch.statuses)
@@ -111,10 +117,28 @@ def run(folder: Path, watched: Sequence[Job], command: Sequence[str]) -> int:
             time.sleep(PAUSE)
 
 
+def _starters() -> tuple[int, ...]:
+    """Return the process that started this one, and the one that started that: a shell and `make`."""
+    with suppress(psutil.NoSuchProcess):
+        return os.getppid(), psutil.Process(os.getppid()).ppid()
+    return ()
+
+
+def _interrupt(command: int) -> None:
+    """Interrupt a process and all that it started, as a terminal does: Snakemake then cancels the jobs of a cluster."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(command)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGINT)
+
+
 def main(name: str, only: str, command: Sequence[str]) -> int:
     """Say what is done already, then run the rest."""
-    watched = chosen(jobs(name), only)
     folder = paths.runs() / paths.study_name(name)
+    if os.environ.get("VERBOSE") == "1":
+        return run(folder, [], command)
+    watched = chosen(jobs(name), only)
     done = sum(one.state == "done" for one in statuses(folder, watched))
     print(f"{paths.study_name(name)}: {len(watched)} notebooks" + (f", {done} of them done" if done else ""),
           file=sys.stderr, flush=True)

@@ -1,13 +1,10 @@
-"""A whole study on the tiny model: what it leaves, what it does not do twice, and what a kill costs."""
+"""A whole study on the tiny model: what it leaves, and what it does not do twice."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -38,11 +35,6 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     methods = tuple(method for method in whole.profile.methods if method.name in BASELINES)
     changes = {"methods": methods, "datasets": ("cooking", "travel"), "grpo": None}
     return Study("tiny", whole.profile.model_copy(update=changes), whole.store)
-
-
-def timeless(path: Path) -> pd.DataFrame:
-    """`results.csv` without the one column that tells the time."""
-    return pd.read_csv(path).drop(columns="train_seconds")
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -220,29 +212,6 @@ def test_the_estimate_counts_what_is_left(study: Study) -> None:
     estimated = Estimate(study).errors().set_index("of what is done")
     assert estimated.loc["tokens of 4 trained runs", "measured"] == sum(
         result.train_tokens for result in study.results())
-
-
-@pytest.mark.slow
-def test_killed_at_any_point_it_ends_in_the_same_results(tmp_path: Path) -> None:
-    """SIGKILL at eight moments spread over the run, by how many files it has left; then once to the end."""
-    environment = os.environ | {"EMLIB_HEADLESS": "1", "OMP_NUM_THREADS": "1"}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([sys.executable, "-c", COMPLETE], check=True, env=environment | {"EMLIB_RUNS_DIR": str(whole)})
-    for part in range(1, 9):
-        process = subprocess.Popen([sys.executable, "-c", COMPLETE],
-                                   env=environment | {"EMLIB_RUNS_DIR": str(killed)})
-        while len(files(killed)) < len(files(whole)) * part / 9:
-            assert process.poll() is None, "it ended before it had left as much as the whole run"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        if part == 4:  # not only resumed again and again: once from the very beginning
-            shutil.rmtree(killed)
-    subprocess.run([sys.executable, "-c", COMPLETE], check=True, env=environment | {"EMLIB_RUNS_DIR": str(killed)})
-    pd.testing.assert_frame_equal(timeless(killed / "tiny" / "results.csv"), timeless(whole / "tiny" / "results.csv"))
-    answers = [sorted((root / "store" / "answers").glob("*/answers.jsonl")) for root in (whole, killed)]
-    assert [p.parent.name for p in answers[0]] == [p.parent.name for p in answers[1]]
-    assert [p.read_bytes() for p in answers[0]] == [p.read_bytes() for p in answers[1]]
 
 
 def test_a_store_of_an_older_format_is_refused_before_anything_is_done(study: Study) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,6 +84,21 @@ def test_a_stopped_watch_stops_the_command(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) != 0
         assert process.stdout.read() == ""  # the command has closed its end
+
+
+@pytest.mark.parametrize(("stop", "verbose"), [(signal.SIGTERM, "0"), (signal.SIGKILL, "0"), (signal.SIGTERM, "1")])
+def test_a_stopped_make_stops_the_command_and_what_that_started(
+        stop: signal.Signals, verbose: str, tmp_path: Path) -> None:
+    command = "import subprocess; subprocess.run(['sh', '-c', 'echo up; sleep 600; echo ended'])"
+    (tmp_path / "Makefile").write_text(f"all:\n\t@{shlex.join(watched(command))} || exit 1\n")
+    with subprocess.Popen(["make", "-C", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                          env=environment() | {"EMLIB_RUNS_DIR": str(tmp_path), "VERBOSE": verbose}) as make:
+        assert make.stdout is not None
+        while make.stdout.readline() != "up\n":
+            assert make.poll() is None
+        make.send_signal(stop)
+        assert "ended" not in make.stdout.read()  # whoever could write has gone
+        assert make.wait(60) != 0
 
 
 def watched(command: str) -> list[str]:
