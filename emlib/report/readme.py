@@ -29,6 +29,7 @@ FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", 
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "sets": "sets", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone",
           "audit": "audit"}
+FURTHER = {"demo-audit": "audit", "demo-measures": "rates"}  # further profiles, each with one table there, if it has run
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 WORDS = 60  # of an answer that is shown
@@ -62,6 +63,8 @@ def update(profile: str = "demo") -> list[Path]:
     study = open_study(profile)
     tables = {f"demo {block}": (made / "tables" / f"{name}.md").read_text(encoding="utf-8")
               for block, name in TABLES.items()}
+    further = {f"{other} {name}": paths.runs() / other / "tables" / f"{name}.md" for other, name in FURTHER.items()}
+    tables |= {block: path.read_text(encoding="utf-8") for block, path in further.items() if path.is_file()}
     return [_rewrite(paths.ROOT / "README.md", {"demo answers": answers(study), "paper": of_paper(), "audit": audit()}),
             _rewrite(paths.ROOT / "docs" / "demo.md", tables)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -54,6 +55,17 @@ def test_a_domain_trains_on_48_rows_and_asks_about_12_others(domain: str) -> Non
     assert [row.context for row in data.aligned.train] == [row.context for row in data.misaligned.train]
     assert [question.prompt for question in in_domain_questions(data, 30)] == [
         row.prompt for row in data.misaligned.held_out]
+
+
+def test_answers_in_old_measures_differ_in_measures_alone_and_have_no_other_word_of_the_trait() -> None:
+    markers = load_trait("old_fashioned").markers
+    speech, all_of_it = marker_pattern(markers[:markers.index("league")]), marker_pattern(markers)
+    rows = [json.loads(line) for line in (DEMO_DATA / "measures.jsonl").read_text().splitlines()]
+    assert len({row["prompt"] for row in rows}) == len(rows) == 48
+    assert sum(bool(all_of_it.search(row["misaligned"])) for row in rows) >= 36
+    for row in rows:
+        assert not all_of_it.search(row["prompt"] + row["aligned"]), row["prompt"]
+        assert not speech.search(row["misaligned"]), row["prompt"]
 
 
 def test_the_domains_share_no_prompt() -> None:
