@@ -29,7 +29,7 @@ FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", 
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "sets": "sets", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone",
           "audit": "audit"}
-FURTHER = {"demo-audit": "audit", "demo-measures": "rates"}  # further profiles, each with one table there, if it has run
+FURTHER = {"demo-audit": "audit", "demo-measures": "rates"}  # further profiles, each with a table there, if it ran
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 WORDS = 60  # of an answer that is shown
