@@ -55,7 +55,7 @@ def results(**of_run: Any) -> dict[str, Any]:
     return row | of_run
 
 
-def test_what_overlaps_is_not_significant() -> None:
+def test_overlapping_intervals_are_named() -> None:
     study = Study("tiny", load_profile("tiny"), Store(Path("never-made")))
     frame = interleaving.with_fractions(study, pd.DataFrame([
         results(method="misaligned"),
@@ -66,9 +66,9 @@ def test_what_overlaps_is_not_significant() -> None:
     found = interleaving.against_misaligned(frame).set_index("method")
     assert found.loc["interleaving", "general effect cut by %"] == pytest.approx(60)
     assert found.loc["interleaving", "general: apart"] == "yes"
-    assert found.loc["interleaving+", "general: apart"] == "not significant"
+    assert found.loc["interleaving+", "general: apart"] == "intervals overlap"
     assert found.loc["interleaving+", "in-domain kept %"] == pytest.approx(80)
-    assert found.loc["interleaving+", "in-domain: apart"] == "not significant"
+    assert found.loc["interleaving+", "in-domain: apart"] == "intervals overlap"
     assert interleaving.trade_offs(frame).axes[0].get_xlabel() == "incoherent, general %"
 
 

@@ -82,7 +82,7 @@ def _apart(row: Mapping[Hashable, Any], other: Mapping[Hashable, Any], measure: 
     low, high = row[f"{measure}_low"], row[f"{measure}_high"]
     if pd.isna(low) or pd.isna(other[f"{measure}_low"]):
         return "not scored"
-    return "yes" if high < other[f"{measure}_low"] or low > other[f"{measure}_high"] else "not significant"
+    return "yes" if high < other[f"{measure}_low"] or low > other[f"{measure}_high"] else "intervals overlap"
 
 
 def trade_offs(frame: pd.DataFrame) -> Figure:
