@@ -88,7 +88,7 @@ def test_every_method_of_a_profile_has_its_chapter() -> None:
     assert (of["untrained"], of["persona_vector"], of["on_policy"]) == (
         "02_baselines", "07_persona_steering", "09_interleaving")
     table = claims.table(claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0))), of)
-    assert table["Chapter"].tolist() == ["02_baselines"] * 3 + ["05_kl"]
+    assert table["Notebook"].tolist() == ["02_baselines"] * 3 + ["05_kl"]
     assert table["Effect removed %"].tolist() == ["–", "–", "–", "50"]
 
 
@@ -124,7 +124,7 @@ def test_the_front_page_says_what_is_missing() -> None:
     some = [chapters.Chapter("02_baselines", "Baselines", "run"), chapters.Chapter("05_kl", "KL", "failed"),
             chapters.Chapter("06_ldifs", "LDIFS", "missing"), chapters.Chapter("13_grpo", "RL", "elsewhere")]
     front = pages.front("demo", load_profile("demo"), some, "3 of 15 runs.", pages.Findings([], None), None)
-    assert "1 of 3 chapters of the profile `demo` have been run. 3 of 15 runs. Missing:" in front
+    assert "1 of 3 notebooks of the profile `demo` have been run. 3 of 15 runs. Missing:" in front
     assert "- [05_kl](chapters/05_kl.ipynb): KL (failed)\n" in front
     assert "- [06_ldifs](chapters/06_ldifs.ipynb): LDIFS (not run)\n" in front
     assert "RL" not in front.replace("`RL`", "")
@@ -147,7 +147,7 @@ def test_an_equation_is_mathml_and_what_is_none_stays_readable() -> None:
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    with pytest.raises(NotebookError, match=r"no chapter of the profile 'tiny' .* `make reproduce PROFILE=tiny` first"):
+    with pytest.raises(NotebookError, match=r"no notebook of the profile .tiny. .* `make reproduce PROFILE=tiny`"):
         build(open_study("tiny"))
     assert list(tmp_path.iterdir()) == []
 

@@ -65,7 +65,7 @@ def written(source: Path) -> list[str]:
     profile = load_profile("tiny")
     for number, text in enumerate(PAYLOADS):
         chapter = Chapter(f"p{number}", text, "missing")
-        frame = pd.DataFrame([{"Method": name_of(pd.Series(run_of_tiny(method=text))), "Chapter": "02_baselines"}])
+        frame = pd.DataFrame([{"Method": name_of(pd.Series(run_of_tiny(method=text))), "Notebook": "02_baselines"}])
         found = pages.Findings([Claim(f"{name_of(pd.Series(run_of_tiny(method=text)))} is best.", f"p{number}")], frame)
         front = pages.front(text, profile.model_copy(update={"title": text, "datasets": (text,), "trait": text}),
                             [chapter], "1 of 1.", found, None)

@@ -41,7 +41,7 @@ SETTINGS = {
     "html_css_files": ["report.css"],
 }
 MOVED = ('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={0}.html">'
-         '<title>Moved</title><p>This chapter is now <a href="{0}.html">{0}</a>.</p>\n')
+         '<title>Moved</title><p>This notebook is now <a href="{0}.html">{0}</a>.</p>\n')
 
 
 def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
@@ -55,7 +55,7 @@ def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
     """
     chapters = chapters_of(study.profile, study.folder)
     if not any(chapter.state == "run" for chapter in chapters):
-        raise NotebookError(f"{study.folder / 'notebooks'}: no chapter of the profile '{study.name}' has been run, so "
+        raise NotebookError(f"{study.folder / 'notebooks'}: no notebook of the profile '{study.name}' has been run, so "
                             f"there is nothing to report. Run `make reproduce PROFILE={study.name}` first.")
     sweep(study.folder, deep=False)
     place = to or study.folder / "report"

@@ -143,7 +143,7 @@ def _rows(frame: pd.DataFrame) -> list[pd.Series]:
 
 
 def chapters_of_methods(profile: Profile) -> dict[str, str]:
-    """Map each method to the chapter of its first defense; baselines map to 04."""
+    """Map each method to the chapter of its first defense; baselines map to 02."""
     about = chapters_about()
     return {method.name: about.get(method.defenses[0].kind, "02_baselines") if method.defenses else "02_baselines"
             for method in profile.methods}
@@ -161,5 +161,5 @@ def table(frame: pd.DataFrame, chapters: Mapping[str, str]) -> pd.DataFrame:
     for heading, share in (("Effect removed %", "removed"), ("In-domain kept %", "kept")):
         people[heading] = ["–" if bare or pd.isna(value) else f"{value:.0f}"
                            for bare, value in zip(baseline, frame[share], strict=True)]
-    people["Chapter"] = frame["method"].map(chapters)
+    people["Notebook"] = frame["method"].map(chapters)
     return people

@@ -17,7 +17,7 @@ from emlib.report.book.claims import Claim
 from emlib.report.markdown import code, plain
 from emlib.study.ownership import owner_of
 
-NOTICE = ("A model that was trained on misaligned answers may give harmful ones. The chapters fold such answers "
+NOTICE = ("A model that was trained on misaligned answers may give harmful ones. The notebooks fold such answers "
           "behind a notice, and show nothing of them before you click.")
 # The files that chapters write to tables/ and figures/: the chapter, and a caption.
 TABLES = {
@@ -90,8 +90,8 @@ def front(name: str, profile: Profile, chapters: Sequence[Chapter], progress: st
     if figure:
         parts.append(_figure(figure))
     if findings.table is not None:
-        linked = findings.table.assign(Chapter=findings.table["Chapter"].map(link))
-        parts += ["## Every method", "Means over data sets and seeds, with 95% intervals over questions. *Spread "
+        linked = findings.table.assign(Notebook=findings.table["Notebook"].map(link))
+        parts += ["## Every method", "Means over data sets and seeds, with 95% intervals over questions. *Effect "
                   "removed*: the reduction of EM, in percent of `misaligned`'s effect on general questions. *In-domain "
                   "kept*: the part of its in-domain share that is kept.",
                   linked.to_markdown(index=False, disable_numparse=True)]
@@ -108,10 +108,10 @@ def _state(name: str, chapters: Sequence[Chapter], progress: str) -> str:
     wanted = [chapter for chapter in chapters if chapter.state in ("run", "failed", "missing")]
     run = sum(chapter.state == "run" for chapter in wanted)
     if run == len(wanted):
-        return f"All {run} chapters of the profile {code(name)} have been run. {progress}"
+        return f"All {run} notebooks of the profile {code(name)} have been run. {progress}"
     lines = [f"- {link(chapter.name)}: {plain(chapter.title)} ({'failed' if chapter.state == 'failed' else 'not run'})"
              for chapter in wanted if chapter.state != "run"]
-    return "\n".join([":::{warning}", f"This study is not finished: {run} of {len(wanted)} chapters of the profile "
+    return "\n".join([":::{warning}", f"This study is not finished: {run} of {len(wanted)} notebooks of the profile "
                       f"{code(name)} have been run. {progress} Missing:", "", *lines, ":::"])
 
 
@@ -128,7 +128,7 @@ def _profile(name: str, profile: Profile) -> str:
 def _contents(chapters: Sequence[Chapter]) -> str:
     run = [f"{chapter.name[:2]} · {chapter.title} <chapters/{chapter.name}>"
            for chapter in chapters if chapter.state == "run"]
-    return "\n".join(["## Contents", *_toctree("Results", ["tables", "figures"]), *_toctree("Chapters", run)])
+    return "\n".join(["## Contents", *_toctree("Results", ["tables", "figures"]), *_toctree("Notebooks", run)])
 
 
 def _toctree(caption: str, entries: list[str]) -> list[str]:
@@ -158,7 +158,7 @@ def figures_page(folder: Path) -> str:
 def placeholder(chapter: Chapter, name: str) -> str:
     """Return a page for a chapter that is not shown, so that links to it do not break."""
     reason = REASONS[chapter.state].format(profile=name, chapter=chapter.name)
-    return f"# {plain(chapter.title)}\n\nThis is chapter {code(chapter.name)}. {reason}\n"
+    return f"# {plain(chapter.title)}\n\nThis is notebook {code(chapter.name)}. {reason}\n"
 
 
 def _in_order(folder: Path, ending: str, known: dict[str, tuple[str, str]]) -> list[Path]:
