@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from emlib.core import paths
 from emlib.core.errors import JudgeError, JudgeWaits
-from emlib.judging import reservations
 from emlib.judging.batches import BatchJudge
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import judge_answers
@@ -37,15 +37,19 @@ def judges(scores: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def started(server: JudgeServer, answers: int, scores: Path) -> subprocess.Popen[bytes]:
-    """A process that judges."""
+    """A process that judges, whose reservations do not lapse within the test."""
     code = ("import sys; from pathlib import Path; from tests.judging.sheets import api, judged, sheet; "
+            "from emlib.judging import reservations; reservations.LIFETIME = 1e6; "
             "judged(api(sys.argv[1], max_concurrency=32), sheet(int(sys.argv[2])), Path(sys.argv[3]))")
     return subprocess.Popen([sys.executable, "-c", code, server.url, str(answers), str(scores)],
                             cwd=paths.ROOT, env=os.environ | {"PYTHONPATH": str(paths.ROOT), "EMLIB_HEADLESS": "1"},
                             stdout=subprocess.DEVNULL)
 
 
-def wait_until(there: object, seconds: float = 60.0) -> None:
+ENDLESS = 900.0  # seconds after which a test gives up; a busy machine takes minutes to start a process
+
+
+def wait_until(there: object, seconds: float = ENDLESS) -> None:
     assert callable(there)
     end = time.monotonic() + seconds
     while not there():
@@ -57,7 +61,7 @@ def test_two_processes_ask_for_each_score_once_and_share_the_work(
         scores: Path, judges: list[subprocess.Popen[bytes]]) -> None:
     with JudgeServer(delay=0.05, slots=16) as server:
         judges += [started(server, 150, scores), started(server, 150, scores)]
-        assert [process.wait(120) for process in judges] == [0, 0]
+        assert [process.wait(ENDLESS) for process in judges] == [0, 0]
         assert len(server.answered) == 300
         assert set(server.answered.values()) == {1}
     with Cache(scores) as cache:
@@ -68,15 +72,13 @@ def test_two_processes_ask_for_each_score_once_and_share_the_work(
 def test_a_killed_process_holds_nobody_up(scores: Path, judges: list[subprocess.Popen[bytes]]) -> None:
     with JudgeServer(delay=0.4, slots=32) as server:
         judges.append(started(server, 60, scores))
-        wait_until(lambda: server.busy >= 8)
+        wait_until(lambda: server.busy)
         judges.append(started(server, 60, scores))
         wait_until(lambda: sum(server.answered.values()) >= 40)
         judges[0].send_signal(signal.SIGKILL)
         judges[0].wait()
         at_the_kill = server.most_busy
-        begun = time.monotonic()
-        assert judges[1].wait(60) == 0
-        assert time.monotonic() - begun < reservations.LIFETIME / 2  # it did not wait for them to lapse
+        assert judges[1].wait(ENDLESS) == 0  # it did not wait for them to lapse
         assert len(server.answered) == 120
         assert max(server.answered.values()) <= 2  # what was under way at the kill
         assert sum(server.answered.values()) <= 120 + at_the_kill
@@ -96,17 +98,21 @@ def test_two_sessions_of_one_process_ask_once(scores: Path) -> None:
 
 
 def test_what_a_machine_that_is_gone_reserved_is_free_after_a_while(
-        scores: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        scores: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = [request.key(api("http://127.0.0.1:1/v1").identity) for request in sheet(5).requests()]
     with Cache(scores) as cache:
         for key in keys[:4]:
-            cache.execute("INSERT INTO reserved VALUES (?, ?, ?)", (key, "elsewhere/1/1/x", time.time() + 2))
-        cache.execute("INSERT INTO reserved VALUES (?, ?, ?)", (keys[5], f"{machine()}/1/1/x", time.time() + 999))
-    with JudgeServer() as server:
-        verdicts = judged(api(server.url), sheet(5), scores)
-        assert all(verdict.scored for verdict in verdicts)
+            cache.execute("INSERT INTO reserved VALUES (?, ?, ?)", (key, "elsewhere/1/1/x", time.time() + 9999))
+        cache.execute("INSERT INTO reserved VALUES (?, ?, ?)", (keys[5], f"{machine()}/1/1/x", time.time() + 9999))
+    with JudgeServer() as server, ThreadPoolExecutor() as pool:
+        verdicts, said = pool.submit(judged, api(server.url), sheet(5), scores), [""]
+        wait_until(lambda: said.append(said[-1] + capsys.readouterr().out) or (
+            "4 scores are being asked for by another process" in said[-1]))
+        assert sum(server.answered.values()) == 6
+        with Cache(scores) as cache:
+            cache.execute("UPDATE reserved SET expires = 0")
+        assert all(verdict.scored for verdict in verdicts.result())
         assert set(server.asked.values()) == {1}
-    assert "4 scores are being asked for by another process" in capsys.readouterr().out
 
 
 def test_a_reservation_is_taken_once_renewed_and_let_go(scores: Path) -> None:
