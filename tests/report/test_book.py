@@ -71,6 +71,9 @@ def test_more_than_a_fifth_of_answers_cut_at_the_limit_is_told_with_its_causes()
     assert claim.text.startswith("Up to 60% of the general answers are cut at the token limit (under `aligned`, "
                                  "`misaligned`).")
     assert "never learnt its end token" in claim.text
+    [both] = claims.of_cuts(frame.assign(general_cut=[21.0, 30.0, 60.0], in_domain_cut=[0.0, 25.0, 20.0]))
+    assert both.text.startswith("Up to 60% of the general and 25% of the in-domain answers are cut at the token limit "
+                                "(under all methods).")
     assert claims.of_cuts(rates(*BASE)) == []  # tables that an older version wrote
 
 
@@ -204,6 +207,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
                           text=True, env=os.environ | {"EMLIB_RUNS_DIR": str(runs)})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # Sphinx warned of nothing
+    assert {path.name for path in folder.iterdir()} == {"notebooks", "tables", "figures", "report"}
     return folder / "report"
 
 

@@ -65,7 +65,9 @@ def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
         if to is not None:
             for text in (*source.rglob("*.ipynb"), *source.rglob("*.md")):
                 text.write_text(for_others(text.read_text(encoding="utf-8")), encoding="utf-8")
-        warnings = _sphinx(source, out, scratch / "doctrees", study.profile, copies=to is None)
+        made = scratch / "made"  # myst_nb writes pictures beside it, too
+        warnings = _sphinx(source, made, scratch / "doctrees", study.profile, copies=to is None)
+        shutil.copytree(made, out, dirs_exist_ok=True)
         for old, new in former_names().items():
             (out / "chapters" / f"{old}.html").write_text(MOVED.format(new), encoding="utf-8")
     return place / "index.html", warnings

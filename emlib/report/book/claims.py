@@ -6,7 +6,7 @@ data sets and seeds (`averages.over_datasets`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -65,6 +65,11 @@ def of_rates(frame: pd.DataFrame) -> list[Claim]:
     return found + ([_prevention(defended)] if len(defended) else [])
 
 
+def _listed(parts: Sequence[str]) -> str:
+    """Join parts as in "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
 def _prevention(defended: pd.DataFrame) -> Claim:
     """State which defenses reduce EM enough, and which of these keeps the most of the narrow task."""
     enough = defended[defended["removed"] >= ENOUGH]
@@ -79,16 +84,17 @@ def _prevention(defended: pd.DataFrame) -> Claim:
 
 
 def of_cuts(rates: pd.DataFrame) -> list[Claim]:
-    """State under which methods more than a fifth of the answers are cut at the token limit; `rates` is `rates.csv`."""
-    found = []
-    for column in (str(name) for name in rates.columns if str(name).endswith("_cut")):
-        often = rates[rates[column] > 100 * OFTEN]
-        if len(often):
-            which = column.removesuffix("_cut").replace("_", "-")
-            names = ", ".join(dict.fromkeys(f"`{name}`" for name in often["method"]))
-            found.append(Claim(f"Up to {often[column].max():.0f}% of the {which} answers are cut at the token limit "
-                               f"(under {names}). {WHY_CUT}", "02_baselines"))
-    return found
+    """State under which methods more than a fifth of a set's answers are cut at the token limit; of `rates.csv`."""
+    often = {str(column).removesuffix("_cut").replace("_", "-"): rates[rates[column] > 100 * OFTEN]
+             for column in rates.columns if str(column).endswith("_cut")}
+    often = {which: runs for which, runs in often.items() if len(runs)}
+    if not often:
+        return []
+    shares = [f"{runs[which.replace('-', '_') + '_cut'].max():.0f}% of the {which}" for which, runs in often.items()]
+    methods = list(dict.fromkeys(pd.concat(list(often.values()))["method"]))
+    names = "all methods" if set(methods) == set(rates["method"]) else ", ".join(map(code, methods))
+    return [Claim(f"Up to {_listed(shares)} answers are cut at the token limit (under {names}). {WHY_CUT}",
+                  "02_baselines")]
 
 
 def of_benign(frame: pd.DataFrame) -> list[Claim]:
