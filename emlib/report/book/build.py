@@ -67,7 +67,7 @@ def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
                 text.write_text(for_others(text.read_text(encoding="utf-8")), encoding="utf-8")
         made = scratch / "made"  # myst_nb writes pictures beside it, too
         warnings = _sphinx(source, made, scratch / "doctrees", study.profile, copies=to is None)
-        shutil.copytree(made, out, dirs_exist_ok=True)
+        shutil.copytree(made, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".buildinfo"))
         for old, new in former_names().items():
             (out / "chapters" / f"{old}.html").write_text(MOVED.format(new), encoding="utf-8")
     return place / "index.html", warnings
