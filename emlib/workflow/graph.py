@@ -22,7 +22,7 @@ from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, l
 from emlib.core import digests, paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.study.ownership import refuse_others
-from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, read_notebook
+from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, former_names, read_notebook
 from emlib.workflow.contents import contents_of
 
 READING = JobLimits(memory_gib=4, hours=1)  # the limits of a chapter that computes nothing
@@ -91,11 +91,15 @@ def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, ear
 
 
 def chosen(found: list[Job], only: str = "") -> list[Job]:
-    """Return the jobs whose log matches a pattern such as `04*` or `*.legal_*` (without `.log`), or all jobs ("").
+    """Return the jobs whose log matches a pattern such as `02*` or `*.legal_*` (without `.log`), or all jobs ("").
+
+    A pattern may begin with a name that a notebook had before.
 
     Raises:
         ProfileError: no job matches.
     """
+    name, dot, rest = only.partition(".")
+    only = former_names().get(name, name) + dot + rest
     fitting = [job for job in found if not only or fnmatchcase(Path(job.log).stem, only)]
     if not fitting:
         names = ", ".join(Path(job.log).stem for job in found[:12])

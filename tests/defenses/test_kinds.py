@@ -27,7 +27,7 @@ def test_a_line_for_each_kind_says_options_sweep_source_and_where_it_works() -> 
     for words in ("weight=0.1", "sweeps weight", "equation 1", "in fine-tuning, GRPO"):
         assert words in found["kl"]
     assert "GRPO" not in found["ldifs"]
-    assert {kind for kind, line in found.items() if "works after fine-tuning (post-training)" in line} == {"safe_lora"}
+    assert [kind for kind in sorted(OURS) if "works after fine-tuning (post-training)" in found[kind]] == ["safe_lora"]
 
 
 def test_listing_them_loads_no_model_library() -> None:

@@ -190,7 +190,7 @@ def test_a_missing_package_and_a_missing_file_say_what_to_do(package: Path, tmp_
 
 @pytest.mark.slow
 def test_the_demos_model_is_converted_once_and_answers_in_its_own_template(tmp_path: Path) -> None:
-    demo = load_profile("demo").model
+    demo = load_profile("demo").model.model_copy(update={"dtype": "float32"})
     chat = load(demo, paths.cache())
     assert sum(p.numel() for p in chat.model.parameters()) == 134_515_008
     assert str(chat.model.dtype) == f"torch.{demo.dtype}"
@@ -212,7 +212,7 @@ def test_the_converted_copy_serves_every_type_and_template(package: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_converted_copy_that_was_changed_is_refused(tmp_path: Path) -> None:
-    demo = load_profile("demo").model
+    demo = load_profile("demo").model.model_copy(update={"dtype": "float32"})
     source = wheel.converted(demo, paths.cache())
     copy = tmp_path / "models" / source.name
     copy.mkdir(parents=True)
