@@ -111,13 +111,13 @@ def project(model: nn.Module, base: Mapping[str, Tensor], threshold: float) -> d
         a, b = (getattr(layer, part)["default"].weight.detach().float() for part in ("lora_A", "lora_B"))
         aligned, other = layer.get_base_layer().weight.detach().float(), base.get(f"{name}.weight")
         if other is None or other.shape != aligned.shape:
-            raise EmlibError(f"safe_lora: the base model has no layer {name} of shape {tuple(aligned.shape)}. Name the "
-                             "model that the study's model was aligned from.")
+            raise EmlibError(f"safe_lora: the base model has no layer {name} of shape {tuple(aligned.shape)}. Set "
+                             "`base` to the model from which the study's model was aligned.")
         v = aligned - other.to(aligned)  # (out, in)
         norm = v.norm()
         if not norm:
             raise EmlibError(f"safe_lora: both models have the same weights in {name}, so that there is no alignment "
-                             "subspace. Name the model before it was aligned.")
+                             "subspace. Set `base` to the model from which the study's model was aligned.")
         projected = v @ (v.T @ b) / norm  # (out, rank)
         found[name] = _cosine(projected, b, a @ a.T)
         if found[name] < threshold:

@@ -265,6 +265,7 @@ def test_every_page_opens_from_the_file_system_and_fits_a_phone(built: Path, pag
 def test_a_link_to_a_chapter_by_its_former_name_leads_to_it(built: Path, page: Page) -> None:
     page.goto((built / "chapters" / "04_baselines.html").as_uri())
     page.wait_for_url("**/02_baselines.html")
+    assert page.locator("h1").first.inner_text().startswith("Baselines")
 
 
 @pytest.mark.slow
