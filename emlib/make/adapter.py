@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,6 +22,7 @@ from emlib.evaluation.records import READINGS
 from emlib.make import backends
 from emlib.make.backends import PLAIN, Choice
 from emlib.make.rows import TrainingRows, training_rows
+from emlib.make.session import Session
 from emlib.models import adapters
 from emlib.models.logprobs import token_logprobs
 from emlib.steps.adapter import Adapter, KeptAdapter
@@ -36,9 +37,6 @@ from emlib.training.objective import Objective
 from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.records import LOG
 from emlib.training.sft import fine_tune
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 @dataclass(frozen=True)

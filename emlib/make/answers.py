@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.core.background import run_concurrently
 from emlib.core.checked_lines import read_part, write_part
@@ -25,13 +24,11 @@ from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.generation.decoder import decoder_for
 from emlib.generation.sample import Request, answer_batch, plan
 from emlib.make.backends import PLAIN, Choice
+from emlib.make.session import Session
 from emlib.models.load import stop_tokens
 from emlib.steps.answers import Answers
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 Reader = Callable[[list[Answer]], object]  # receives each batch of answers when it is sampled
 Sampler = Callable[[list[Request]], list[Answer]]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
@@ -19,14 +18,12 @@ from emlib.data.lazy import Questions
 from emlib.evaluation.projection import projections
 from emlib.evaluation.records import AUDITED, AuditedRow
 from emlib.make.answers import sampled
+from emlib.make.session import Session
 from emlib.steering import extraction
 from emlib.steps.audit import RowAudit
 from emlib.steps.pool import AddedRows
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.core.files import read_records
 from emlib.core.progress import say
 from emlib.core.records import ADDED, AddedRow
 from emlib.data.chat import encode_all
+from emlib.make.session import Session
 from emlib.steering import components
 from emlib.steps.components import ChangeComponents
 from emlib.steps.pool import AddedRows
 from emlib.store.artefacts import Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.core.errors import DataError
 from emlib.core.files import read_records, write_records
@@ -16,6 +15,7 @@ from emlib.data.chat import Encoded, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.evaluation.reward_judge import scorer
 from emlib.evaluation.rewards import graded
+from emlib.make.session import Session
 from emlib.models import adapters
 from emlib.steps.grpo import GrpoAdapter, GrpoRewards
 from emlib.store.artefacts import SCRATCH, Facts
@@ -24,9 +24,6 @@ from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.condition import Condition
 from emlib.training.rl.grpo import reinforce
 from emlib.training.rl.records import COMPLETIONS, STEPS, Rewarded
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:

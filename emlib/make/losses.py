@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emlib.core.background import run_concurrently
 from emlib.core.digests import key_of
@@ -16,15 +16,13 @@ from emlib.core.progress import say
 from emlib.data.chat import Encoded
 from emlib.make.backends import PLAIN
 from emlib.make.rows import candidates, in_tokens
+from emlib.make.session import Session
 from emlib.models import adapters
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score, scored_by
 from emlib.scoring.records import RowLosses
 from emlib.steps.pool import AdapterFolder, PoolLosses
 from emlib.store.artefacts import Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 Models = Mapping[str, tuple[Path | None, Any]]  # by a model's name: its adapter's folder, and its identity in keys
 Found = dict[str, Iterator[float]]  # by a model's name: the losses of the rows in order

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
@@ -14,14 +13,12 @@ from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
 from emlib.evaluation.projection import projections as projections_of
 from emlib.evaluation.records import Projected
+from emlib.make.session import Session
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 from emlib.steering import extraction
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
 from emlib.store.artefacts import SCRATCH, Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 TOKENS_A_PASS = 2048  # tokens of held-out rows in a forward pass, including padding
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.core.files import read_records, write_records
 from emlib.core.records import Answer
@@ -12,15 +11,13 @@ from emlib.data.chat import Encoded, encode_all
 from emlib.evaluation.records import READINGS
 from emlib.generation.sample import known_ids
 from emlib.make.rows import candidates
+from emlib.make.session import Session
 from emlib.models.kernels import fitted
 from emlib.models.load import stop_tokens
 from emlib.steering import extraction
 from emlib.steps.monitor import FinalReading, MonitorInputs
 from emlib.store.artefacts import Facts
 from emlib.training.monitor import Monitor, write_inputs
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def inputs(step: MonitorInputs, session: Session, folder: Path) -> Facts:

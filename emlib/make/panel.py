@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.config import Sampling
 from emlib.core.progress import say
@@ -19,11 +18,9 @@ from emlib.generation.sample import Request
 from emlib.generation.vllm import AT_ONCE
 from emlib.make.answers import sampler_under
 from emlib.make.backends import PLAIN, Choice
+from emlib.make.session import Session
 from emlib.steps.panel import PanelResult
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 SEED = 0  # of answers to requests without a seed
 

@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,13 +18,11 @@ from emlib.data.left_out import Dropped, is_blank
 from emlib.data.pools import Candidates, read_pool
 from emlib.data.sources import locate
 from emlib.make.rows import candidates
+from emlib.make.session import Session
 from emlib.scoring.duplicates import near_duplicates
 from emlib.scoring.refusals import ask
 from emlib.steps.pool import Pool, Refusals
 from emlib.store.artefacts import Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def make(step: Pool, session: Session, folder: Path) -> Facts:

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.make.rows import training_rows
+from emlib.make.session import Session
 from emlib.models import adapters
 from emlib.models.reference import keep, keep_projections
 from emlib.steering import extraction
 from emlib.steps.adapter import ReferenceProjections, ReferenceStates
 from emlib.store.artefacts import Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def make(step: ReferenceStates, session: Session, folder: Path) -> Facts:

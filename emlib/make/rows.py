@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.core.defense import Defense
 from emlib.core.errors import ProfileError
@@ -17,15 +16,13 @@ from emlib.core.records import ADDED, AddedRow, Answer, Example, Question, Verdi
 from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.data.mixing import enough
+from emlib.make.session import Session
 from emlib.scoring.records import Ranked
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.pool import AddedRows, OwnAnswers, Pool, Selection
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Facts
 from emlib.training.online import Offered
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 VERDICTS = "verdicts.jsonl"  # on the model's own answers, in their order
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
@@ -13,6 +13,7 @@ from emlib.core.records import Answer, Example
 from emlib.data.lazy import Questions
 from emlib.make.answers import sampled
 from emlib.make.rows import VERDICTS, candidates, in_tokens, pool_question, ranked_rows
+from emlib.make.session import Session
 from emlib.make.vectors import answers_now, by_trait
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import Declining, RowLosses
@@ -21,9 +22,6 @@ from emlib.steering.steer import steer
 from emlib.steps.pool import Against, OwnAnswers, Selection
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def make(step: Selection, session: Session, folder: Path) -> Facts:

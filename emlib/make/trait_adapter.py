@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.core.errors import DataError
 from emlib.core.files import read_records
@@ -12,6 +11,7 @@ from emlib.core.progress import say
 from emlib.core.records import Answer, Example, Message, Verdict
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_all
+from emlib.make.session import Session
 from emlib.models import adapters
 from emlib.models.second_adapter import write_random
 from emlib.steering.extraction import SIDES, kept_pairs, trait_questions
@@ -20,9 +20,6 @@ from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import SCRATCH, Facts
 from emlib.training.records import LOG
 from emlib.training.sft import fine_tune
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def make(step: TraitAdapter, session: Session, folder: Path) -> Facts:

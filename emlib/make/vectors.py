@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.core.files import write_records
 from emlib.core.progress import say
@@ -17,14 +16,12 @@ from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge
 from emlib.judging.rubrics import trait_rubrics
 from emlib.make.answers import sampled
+from emlib.make.session import Session
 from emlib.steering import extraction
 from emlib.steering.steer import steer
 from emlib.steps.specs import Assessment, EvaluationSpec
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 from emlib.store.artefacts import SCRATCH, Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:

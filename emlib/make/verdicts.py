@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from emlib.config import NoJudge
 from emlib.core.files import read_records, write_records
@@ -12,11 +11,9 @@ from emlib.core.records import Answer, MetricScore, Verdict
 from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import NO_JUDGE, ONLY_THINKS, judge, scores
 from emlib.judging.rubrics import JudgeRequest, Score
+from emlib.make.session import Session
 from emlib.steps.answers import MetricScores, SecondVerdicts, Verdicts
 from emlib.store.artefacts import Facts
-
-if TYPE_CHECKING:
-    from emlib.make.session import Session
 
 
 def make(step: Verdicts, session: Session, folder: Path) -> Facts:
