@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from emlib.core.errors import DataError, EmlibError
+from emlib.core.command import ends_with_message
+from emlib.core.errors import DataError
 from emlib.core.files import whole_file, write_text
 from emlib.core.names import is_name
 from emlib.data.rows import read_rows
@@ -89,24 +89,20 @@ def _ending(path: Path) -> str:
     return path.suffix
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 1, with only the message, after an error that a user can fix."""
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m emlib.judging.sharing", description="Share scores of judges.")
     parser.add_argument("what", choices=("export", "import"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--scores", type=Path, help="the file of scores, instead of the study's own")
     options = parser.parse_args(arguments)
-    try:
-        with Cache(options.scores or scores_file()) as cache:
-            if options.what == "export":
-                print(f"{export(cache, options.file)} scores written to {options.file}.")
-            else:
-                print(f"{import_(cache, options.file)} new scores from {options.file}.")
-    except EmlibError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    with Cache(options.scores or scores_file()) as cache:
+        if options.what == "export":
+            print(f"{export(cache, options.file)} scores written to {options.file}.")
+        else:
+            print(f"{import_(cache, options.file)} new scores from {options.file}.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

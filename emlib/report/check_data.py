@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from emlib.config import FolderModel, HubModel, ModelSpec, Own, Training, load_profile
 from emlib.core import paths
-from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.command import ends_with_message
+from emlib.core.errors import ProfileError
 from emlib.core.records import Example
 from emlib.core.schema import check
 from emlib.data.own import LEAST, OwnRows, every_row, read_own
@@ -96,8 +96,9 @@ def readable(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line: print the report and return 0, or print one message and return 2."""
+@ends_with_message(UNREADABLE)
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: print the report, or one message."""
     parser = argparse.ArgumentParser(prog="make check-data", description="Check a file of your own data.")
     parser.add_argument("--file", default="", help="the file, or a pattern of files such as 'part-*.jsonl'")
     for name in ("prompt", "response", "system", "encoding", "delimiter"):
@@ -105,14 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="", help="a folder, a profile, or owner/name on the hub: for exact lengths")
     parser.add_argument("--json", default="", help="1 to print one JSON object")
     asked = parser.parse_args(arguments)
-    try:
-        found = report(_own(asked), asked.model or None)
-    except EmlibError as error:
-        print(str(error), file=sys.stderr)
-        return UNREADABLE
+    found = report(_own(asked), asked.model or None)
     text = json.dumps(found) if asked.json not in ("", "0") else readable(found)
     print(text.encode("utf-8", "backslashreplace").decode())
-    return 0
 
 
 def _own(asked: argparse.Namespace) -> Own:
@@ -130,4 +126,4 @@ def _own(asked: argparse.Namespace) -> Own:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

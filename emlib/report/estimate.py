@@ -17,7 +17,7 @@ from functools import cached_property
 import pandas as pd
 
 from emlib.config import OpenAIJudge
-from emlib.core.errors import EmlibError
+from emlib.core.command import ends_with_message
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
 from emlib.evaluation.power import CORRELATION, questions_needed, smallest_difference
@@ -224,7 +224,5 @@ def _show_tables(found: Estimate) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with ends_with_message():
         show(open_study(sys.argv[1]), verbose=os.environ.get(VERBOSE) == "1")
-    except EmlibError as error:
-        sys.exit(str(error))

@@ -12,15 +12,15 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from emlib.config import OWN
+from emlib.core.command import ends_with_message
 from emlib.core.defense import needs_of
-from emlib.core.errors import EmlibError, ProfileError, StoreError
+from emlib.core.errors import ProfileError, StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.proxies import ask_directly
 from emlib.core.records import Example
@@ -144,8 +144,9 @@ def _added(study: Study, run: Run, count: int) -> list[Example]:
                 for row in added_rows(session, step, rows_to_add(count, step.fraction), str(run))]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; after an error that a user can fix, print its message and return 1."""
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m emlib.report.export",
                                      description="Export an adapter or a data set.")
     parser.add_argument("what", choices=("adapter", "data"))
@@ -159,19 +160,14 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.push_to and asked.what != "adapter":
         parser.error("--push-to is for adapters")
-    try:
-        study = open_study(asked.profile)
-        run = _one(study, asked)
-        if asked.what == "data":
-            print(f"{asked.to}: {mixed_data(study, run, asked.to)} rows")
-        else:
-            print(adapter(study, run, asked.to))
-        if asked.push_to:
-            print(push(asked.to, asked.push_to))
-    except EmlibError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    study = open_study(asked.profile)
+    run = _one(study, asked)
+    if asked.what == "data":
+        print(f"{asked.to}: {mixed_data(study, run, asked.to)} rows")
+    else:
+        print(adapter(study, run, asked.to))
+    if asked.push_to:
+        print(push(asked.to, asked.push_to))
 
 
 def _one(study: Study, asked: argparse.Namespace) -> Run:
@@ -190,4 +186,4 @@ def _one(study: Study, asked: argparse.Namespace) -> Run:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

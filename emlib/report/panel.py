@@ -6,12 +6,12 @@ What is in the store is not computed again. docs/panel.md has more.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from emlib.core.command import ends_with_message
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.progress import say
 from emlib.evaluation.panel import load_tasks
@@ -78,24 +78,20 @@ def write(study: Study) -> list[Path]:
     return written
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line: print the files written and return 0, or print one message and return 2."""
+@ends_with_message(status=2)
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: print the files written, or one message, with the exit status 2."""
     parser = argparse.ArgumentParser(prog="make panel", description="Run standard benchmarks on a study's models.")
     parser.add_argument("profile")
     parser.add_argument("--tasks", default="", help="names of inspect_evals, package/name, or FILE.py@name; by commas")
     parser.add_argument("--limit", default="", help="ask only the first samples of each task, so many")
     parser.add_argument("--methods", default="", help="only the runs of these methods, by commas")
     asked = parser.parse_args(arguments)
-    try:
-        if asked.limit and not (asked.limit.isdecimal() and int(asked.limit)):
-            raise EmlibError(f"LIMIT is '{asked.limit}'; expected a number of samples, such as 100.")
-        for path in evaluate(open_study(asked.profile), _split(asked.tasks), int(asked.limit or 0) or None,
-                             _split(asked.methods) or None):
-            print(path)
-    except EmlibError as error:
-        print(str(error), file=sys.stderr)
-        return 2
-    return 0
+    if asked.limit and not (asked.limit.isdecimal() and int(asked.limit)):
+        raise EmlibError(f"LIMIT is '{asked.limit}'; expected a number of samples, such as 100.")
+    for path in evaluate(open_study(asked.profile), _split(asked.tasks), int(asked.limit or 0) or None,
+                         _split(asked.methods) or None):
+        print(path)
 
 
 def _split(text: str) -> list[str]:
@@ -103,4 +99,4 @@ def _split(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

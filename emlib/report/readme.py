@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +16,8 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.core import paths
-from emlib.core.errors import EmlibError, StoreError
+from emlib.core.command import ends_with_message
+from emlib.core.errors import StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Answer, Verdict
 from emlib.report.paper import summary
@@ -144,7 +144,5 @@ def audit() -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with ends_with_message():
         print(*update(), sep="\n")
-    except EmlibError as error:
-        sys.exit(str(error))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from emlib.core.command import ends_with_message
 from emlib.core.errors import EmlibError
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
@@ -50,22 +50,18 @@ def write(study: Study, folder: Path) -> int:
     return len(runs)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; after an error that a user can fix, print its message and return 1."""
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m emlib.report.tensorboard",
                                      description="Write event files for TensorBoard.")
     parser.add_argument("profile", help="a name in params/, or the path of a YAML file")
     parser.add_argument("--to", type=Path, help="the folder; by default `tensorboard` in the folder of results")
     asked = parser.parse_args(arguments)
-    try:
-        study = open_study(asked.profile)
-        folder = asked.to or study.folder / "tensorboard"
-        print(f"{write(study, folder)} runs in {folder}: tensorboard --logdir {folder}")
-    except EmlibError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    study = open_study(asked.profile)
+    folder = asked.to or study.folder / "tensorboard"
+    print(f"{write(study, folder)} runs in {folder}: tensorboard --logdir {folder}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from emlib.config import Profile, load_profile, overridden
 from emlib.core import digests, paths
-from emlib.core.errors import EmlibError
+from emlib.core.command import ends_with_message
 from emlib.core.files import write_text
 from emlib.core.plain_yaml import as_yaml, read_yaml
 from emlib.study import precision
@@ -78,7 +78,5 @@ def _flat(data: Any, key: str = "") -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    try:
+    with ends_with_message():
         print(study_with(sys.argv[1], sys.argv[2]))
-    except EmlibError as error:
-        sys.exit(str(error))

@@ -12,7 +12,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from emlib.core.errors import EmlibError, StoreError, nearest
+from emlib.core.command import ends_with_message
+from emlib.core.errors import StoreError, nearest
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.study.inventory import KINDS, steps_of
 from emlib.study.study import Study, open_study
@@ -53,8 +54,5 @@ def _remove_artefacts(study: Study, kind: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        with unknown_kinds_allowed():  # runs no plugin; artefacts of unknown kinds are not touched
-            print(clean(open_study(sys.argv[1]), sys.argv[2:]))
-    except EmlibError as error:
-        sys.exit(str(error))
+    with ends_with_message(), unknown_kinds_allowed():  # runs no plugin; artefacts of unknown kinds are not touched
+        print(clean(open_study(sys.argv[1]), sys.argv[2:]))

@@ -20,7 +20,8 @@ from typing import Any
 
 from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
 from emlib.core import digests, paths
-from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.command import ends_with_message
+from emlib.core.errors import ProfileError
 from emlib.study.ownership import refuse_others
 from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, former_names, read_notebook
 from emlib.workflow.contents import contents_of
@@ -156,7 +157,5 @@ def _grid(profile: Profile, runs: str, kinds: Sequence[str]) -> dict[str, list[t
 
 
 if __name__ == "__main__":
-    try:
+    with ends_with_message():
         chosen(jobs(sys.argv[1]), *sys.argv[2:])
-    except EmlibError as error:
-        sys.exit(str(error))

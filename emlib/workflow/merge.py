@@ -19,7 +19,8 @@ from typing import Any
 
 from emlib.config import profile_names
 from emlib.core import digests, paths
-from emlib.core.errors import EmlibError, StoreError
+from emlib.core.command import ends_with_message
+from emlib.core.errors import StoreError
 from emlib.core.files import damaged, read_records, whole_file, write_objects
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.temporary import temporary_folder
@@ -194,21 +195,17 @@ def _profiles(theirs: Path, ours: Path) -> Iterator[tuple[str, str]]:
             yield name, name
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command line. Return 1 and print the message if the merge is refused."""
+@ends_with_message()
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
     if len(arguments) != 1 or not arguments[0]:
         print("Name the folder to merge: make merge FROM=/a/copy/of/their/runs", file=sys.stderr)
-        return 2
-    try:
-        with unknown_kinds_allowed():  # runs no plugin
-            done = merge(Path(arguments[0]), paths.runs())
-    except EmlibError as error:
-        print(error, file=sys.stderr)
-        return 1
+        sys.exit(2)
+    with unknown_kinds_allowed():  # runs no plugin
+        done = merge(Path(arguments[0]), paths.runs())
     print(f"{done.artefacts} artefacts, {done.scores} scores of judges and {done.slices} executed slices are new; "
           f"{done.here_already} artefacts were here already. `make reproduce` continues from here.")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

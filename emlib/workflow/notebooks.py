@@ -29,6 +29,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from traitlets.config import Config
 
 from emlib.core import paths
+from emlib.core.command import ends_with_message
 from emlib.core.errors import EmlibError, NotebookError, StoreError, nearest
 from emlib.core.files import whole_file, write_text
 from emlib.core.gpus import VISIBLE, claimed, devices
@@ -163,8 +164,9 @@ class _ProgressPrinter(logging.Handler):
                 print("   ", line.removeprefix(MARK), file=sys.stderr, flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Return 1 and print the message after an error that a user can fix."""
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m emlib.workflow.notebooks",
                                      description="Run one notebook of a study.")
     parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 02_baselines")
@@ -188,29 +190,22 @@ def main(arguments: list[str] | None = None) -> int:
     slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
     # Kernels run in notebooks/, so that a path has to be absolute.
     profile = str(Path(asked.profile).resolve()) if paths.is_yaml(asked.profile) else asked.profile
-    try:
-        asked.chapter = former_names().get(asked.chapter, asked.chapter)
-        profile = study_with(profile, asked.overrides)  # checks the profile before a kernel is started
-        parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
-        out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
-        claim(profile)
-        sweep(paths.runs() / paths.study_name(profile))  # what killed runs left
-        if shown:
-            print(asked.label or asked.chapter, file=sys.stderr, flush=True)
-        started = time.perf_counter()
-        if asked.log is None:
-            execute(asked.chapter, parameters, out)
-        else:
-            run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpus=asked.gpus)
-        if shown:
-            print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    except EmlibError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130  # as shells report it
-    return 0
+    asked.chapter = former_names().get(asked.chapter, asked.chapter)
+    profile = study_with(profile, asked.overrides)  # checks the profile before a kernel is started
+    parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
+    out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
+    claim(profile)
+    sweep(paths.runs() / paths.study_name(profile))  # what killed runs left
+    if shown:
+        print(asked.label or asked.chapter, file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    if asked.log is None:
+        execute(asked.chapter, parameters, out)
+    else:
+        run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpus=asked.gpus)
+    if shown:
+        print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,7 +22,7 @@ import psutil
 from tqdm import tqdm
 
 from emlib.core import paths
-from emlib.core.errors import EmlibError
+from emlib.core.command import ends_with_message
 from emlib.workflow.graph import Job, chosen, jobs
 from emlib.workflow.job_log import WATCHED, Attempt
 from emlib.workflow.status import JUDGE_WAITS, JobStatus, hours_left, statuses
@@ -146,8 +146,6 @@ def main(name: str, only: str, command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        at = sys.argv.index("--")
+    at = sys.argv.index("--")
+    with ends_with_message():
         sys.exit(main(sys.argv[1], "".join(sys.argv[2:at]), sys.argv[at + 1:]))
-    except EmlibError as error:
-        sys.exit(str(error))

@@ -105,7 +105,8 @@ def test_files_that_are_none_are_told_in_words(path: Path, tmp_path: Path, capsy
     for name, message in (("broken.parquet", "not readable"), ("broken.jsonl", "broken JSON"),
                           ("gone.jsonl", "no such"), ("other.jsonl", "has no 'key'"),
                           ("scores.csv", "must end in .parquet or .jsonl")):
-        assert main(["import", str(tmp_path / name), "--scores", str(path)]) == 1
+        with pytest.raises(SystemExit, match="1"):
+            main(["import", str(tmp_path / name), "--scores", str(path)])
         assert message in capsys.readouterr().err
 
 

@@ -24,7 +24,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line: the exit status, and what was printed and told."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        status = main(list(arguments))
+        status = 0
+        try:
+            main(list(arguments))
+        except SystemExit as ended:
+            status = int(str(ended))
         return status, *capsys.readouterr()
 
     return call

@@ -131,7 +131,8 @@ def test_a_kept_profile_is_the_profile(name: str, tmp_path: Path) -> None:
 
 
 def test_the_command_for_one_notebook_refuses_what_set_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    assert notebooks.main(["15_tables", "--profile", "tiny", "--set", "training.epocs=2"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        notebooks.main(["15_tables", "--profile", "tiny", "--set", "training.epocs=2"])
     said = capsys.readouterr().err
     assert "SET" in said
     assert "Did you mean 'epochs'?" in said
@@ -164,7 +165,7 @@ def test_make_resolves_folders_with_spaces(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_notebook_runs_under_overrides_and_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert notebooks.main(["00_start_here", "--profile", "tiny", "--set", "training.epochs=7"]) == 0
+    notebooks.main(["00_start_here", "--profile", "tiny", "--set", "training.epochs=7"])
     [folder] = paths.runs().iterdir()
     book = (folder / "notebooks" / "00_start_here.ipynb").read_text()
     assert f'profile = \\"{folder.name}\\"' in book

@@ -35,7 +35,8 @@ def test_the_second_profile_of_a_name_is_refused_everywhere_with_both_paths(
             opened(second)
         for word in (first, second, "runs/my_study", "name: study_2"):
             assert word in str(caught.value)
-    assert notebooks.main(["15_tables", "--profile", second]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        notebooks.main(["15_tables", "--profile", second])
     assert first in capsys.readouterr().err
     for module in ("emlib.workflow.graph", "emlib.workflow.status"):  # what `make` begins with, and asks
         done = subprocess.run([sys.executable, "-m", module, second], check=False, capture_output=True, text=True)

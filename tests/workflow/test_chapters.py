@@ -212,7 +212,7 @@ from emlib.core import paths
 paths.NOTEBOOKS = Path(sys.argv[1])
 from emlib.workflow import graph, notebooks
 job = next(job for job in graph.jobs("tiny") if job.chapter == "97_added" and job.part)
-sys.exit(notebooks.main([job.chapter, *job.arguments.split(), "--out", sys.argv[2]]))
+notebooks.main([job.chapter, *job.arguments.split(), "--out", sys.argv[2]])
 """
 
 

@@ -85,7 +85,8 @@ def test_a_notebook_is_found_under_the_name_that_it_had_before(capsys: pytest.Ca
     assert old["04_baselines"] == "02_baselines"
     assert set(old.values()) <= set(CHAPTERS)
     assert not set(old) & set(CHAPTERS)
-    assert notebooks.main(["13_tables", "--profile", "tiny", "--dataset", "cooking"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        notebooks.main(["13_tables", "--profile", "tiny", "--dataset", "cooking"])
     assert "Notebook 15_tables has no parameter 'datasets'" in capsys.readouterr().err
 
 
@@ -110,9 +111,11 @@ def test_the_kernel_is_this_python_whatever_kernel_is_called_python3_and_however
 
 
 def test_the_command_line_fails_with_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert notebooks.main(["15_tables", "--dataset", "cooking", "--profile", "tiny"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        notebooks.main(["15_tables", "--dataset", "cooking", "--profile", "tiny"])
     assert "15_tables has no parameter 'datasets'" in capsys.readouterr().err
-    assert notebooks.main(["15_tables", "--profile", "dmo"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        notebooks.main(["15_tables", "--profile", "dmo"])
     err = capsys.readouterr().err
     assert "Did you mean 'demo'?" in err
     assert "Traceback" not in err
@@ -242,7 +245,7 @@ def test_a_profile_without_a_judge_and_with_two_methods_runs_to_the_end(
     for name, value in {"EMLIB_RUNS_DIR": str(tmp_path / "runs"), **ONE_THREAD}.items():
         monkeypatch.setenv(name, value)
     for chapter in ("02_baselines", "15_tables", "16_figures"):
-        assert notebooks.main([chapter, "--profile", str(profile)]) == 0
+        notebooks.main([chapter, "--profile", str(profile)])
     table = pd.read_csv(tmp_path / "runs" / "quiet" / "results.csv")
     assert table["general_scored"].tolist() == [0, 0]
     assert (tmp_path / "runs" / "quiet" / "figures" / "rates.png").is_file()
@@ -252,7 +255,8 @@ def test_a_profile_without_a_judge_and_with_two_methods_runs_to_the_end(
 def test_tables_before_any_run_say_what_to_do(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    assert notebooks.main(["15_tables", "--profile", "tiny"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        notebooks.main(["15_tables", "--profile", "tiny"])
     assert "No run of profile 'tiny' is finished. Run notebook 02_baselines first" in capsys.readouterr().err
 
 

@@ -6,14 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-from emlib.core.errors import EmlibError
+from emlib.core.command import ends_with_message
 from emlib.report.book.build import build
 from emlib.study.study import open_study
 
 if __name__ == "__main__":
-    try:
+    with ends_with_message():
         first, warnings = build(open_study(sys.argv[1]), *map(Path, sys.argv[2:3]))
-    except EmlibError as error:
-        sys.exit(str(error))
     print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)
     print(f"report: {os.path.relpath(first)}")
