@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from emlib.core.proxies import is_loopback
+from emlib.core.addresses import is_loopback
 
 OPENAI_HOST = "api.openai.com"
 # The hosts of providers, by how the names of their variables begin; subdomains count. Domains under which anybody may

@@ -7,8 +7,9 @@ server on loopback, prompts and all, to the proxy. All other addresses keep the 
 from __future__ import annotations
 
 import os
-from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from emlib.core.addresses import is_loopback
 
 NAMES = ("no_proxy", "NO_PROXY")  # clients differ in which one they read, and which one wins
 
@@ -25,11 +26,3 @@ def ask_directly(url: str) -> None:
         known = [entry.strip() for entry in os.environ.get(name, "").split(",") if entry.strip()]
         if host not in known and "*" not in known:
             os.environ[name] = ",".join([*known, host])
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host's name or address is this machine's loopback."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

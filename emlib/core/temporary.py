@@ -1,28 +1,24 @@
 """Names of files and folders that are being written, by which what a killed process left is recognised and removed.
 
-A name holds a mark `<machine>-<boot>-<pid>-<start>-<random>`. The machine is a digest of the host's name and, in
-containers, of the namespace of its process ids; the boot tells processes before a restart from those after it; the
-start tells a process from a later one with the same id. What another machine writes is never removed, because only that
-machine knows whether its process is alive.
+A name holds the mark of its process (`emlib.core.process`). What another machine writes is never removed, because only
+that machine knows whether its process is alive.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
-import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from glob import escape
 from pathlib import Path
 
-MARK = re.compile(r"\.([0-9a-f]{6})-([0-9a-f]{6})-(\d+)-(\d+)-([0-9a-f]{6})(?:\.|$)")
+from emlib.core import process
+
+MARK = re.compile(rf"\.({process.MARK})(?:\.|$)")
 LONGEST = 120  # characters of a path's own name in the temporary one: file systems allow 255 bytes
 FORMER = ".old"  # the ending of the former folder, while a new one takes its place
 FOLDERS = "emlib-"  # the beginning of the names of temporary folders, which are short: sockets are in some of them
@@ -32,7 +28,7 @@ OWNER = ".owner"  # the file in a temporary folder that holds its mark
 def named(path: Path, ending: str = "") -> Path:
     """Return a new hidden path beside `path`, with its suffix, for what shall replace it."""
     stem = path.stem.encode()[:LONGEST].decode(errors="ignore")
-    return path.with_name(f".{stem}.{_mark()}{path.suffix}{ending}")
+    return path.with_name(f".{stem}.{process.new_mark()}{path.suffix}{ending}")
 
 
 @contextmanager
@@ -47,7 +43,7 @@ def temporary_folder(place: Path | None = None) -> Iterator[Path]:
             if is_left(entry.read_text(encoding="utf-8")):
                 remove(entry.parent)
     with tempfile.TemporaryDirectory(prefix=FOLDERS, dir=place) as folder:
-        (Path(folder) / OWNER).write_text(f".{_mark()}", encoding="utf-8")
+        (Path(folder) / OWNER).write_text(f".{process.new_mark()}", encoding="utf-8")
         yield Path(folder)
 
 
@@ -75,17 +71,14 @@ def remove_unfinished(path: Path) -> None:
     for other in path.parent.glob(f".*{escape(path.suffix)}"):
         mark = MARK.search(other.name)
         if mark is not None and other.name[1:mark.start()] == path.stem and (
-                mark[1] != _machine() or is_left(other.name)):
+                not process.is_of_this_machine(mark[1]) or process.has_ended(mark[1])):
             remove(other)
 
 
 def is_left(name: str) -> bool:
     """Whether a name is that of a temporary file or folder whose process, on this machine, no longer runs."""
     found = MARK.search(name)
-    if found is None:
-        return False
-    machine, boot, pid, start, _ = found.groups()
-    return machine == _machine() and (boot != _boot() or _start(int(pid)) != start)
+    return found is not None and process.has_ended(found[1])
 
 
 def _put_back(path: Path) -> bool:
@@ -108,46 +101,3 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _mark() -> str:
-    return f"{_machine()}-{_boot()}-{os.getpid()}-{_start(os.getpid())}-{secrets.token_hex(3)}"
-
-
-@cache
-def _machine() -> str:
-    """Return a digest of the host's name and the namespace of its process ids, which two containers do not share."""
-    with contextlib.suppress(OSError):
-        return _short(socket.gethostname() + str(Path("/proc/self/ns/pid").readlink()))
-    return _short(socket.gethostname())
-
-
-@cache
-def _boot() -> str:
-    """Return a digest of the machine's last start; of nothing on systems that do not tell."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return _short(path.read_text(encoding="utf-8") if path.is_file() else "")
-
-
-def _start(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since the boot (0 if the system does not tell); None if it ended.
-
-    A process that ended, and whose parent has not asked for its status yet, has ended.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    except OSError:
-        if Path("/proc/self/stat").is_file():
-            return None
-    try:
-        os.kill(pid, 0)  # a system without /proc; this sends no signal
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return "0"
-    return "0"
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]

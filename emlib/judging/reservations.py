@@ -8,27 +8,21 @@ was switched off).
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-import uuid
-from functools import cache as cached
-from pathlib import Path
 
+from emlib.core.process import has_ended, new_mark
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import Score
 
 LIFETIME, RENEWAL = 120.0, 30.0  # seconds
 FORGOTTEN = 86_400.0  # seconds after its end at which a reservation is deleted
-PROC = Path("/proc")
 
 
 class Reservations:
     """The reservations of one session."""
 
     def __init__(self, cache: Cache) -> None:
-        self.cache = cache
-        self.owner = f"{machine()}/{os.getpid()}/{_started(os.getpid())}/{uuid.uuid4().hex}"
+        self.cache, self.owner = cache, new_mark()
 
     def take(self, key: str) -> Score | bool:
         """Return the score if it is there; else whether it could be reserved for this session."""
@@ -63,25 +57,4 @@ class Reservations:
 
 def is_held(owner: str, expires: float) -> bool:
     """Return whether a reservation still holds: it was renewed lately, and its owner is not known to have ended."""
-    if time.time() > expires:
-        return False
-    place, pid, started, _ = owner.rsplit("/", 3)
-    return place != machine() or _started(int(pid)) == started
-
-
-@cached
-def machine() -> str:
-    """Return a name of this machine since it was started, and of the set of process ids that this process sees."""
-    try:
-        boot = (PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
-        return f"{socket.gethostname()}:{boot}:{(PROC / 'self' / 'ns' / 'pid').readlink()}"
-    except OSError:
-        return f"{socket.gethostname()}:{uuid.getnode()}"
-
-
-def _started(pid: int) -> str:
-    """Return when a process was started, which tells it from a later one with the same id; empty if there is none."""
-    try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    return time.time() <= expires and not has_ended(owner)

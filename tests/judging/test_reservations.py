@@ -16,11 +16,12 @@ import pytest
 
 from emlib.core import paths
 from emlib.core.errors import JudgeError, JudgeWaits
+from emlib.core.process import new_mark
 from emlib.judging.batches import BatchJudge
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import judge_answers
 from emlib.judging.money import Budget
-from emlib.judging.reservations import Reservations, machine
+from emlib.judging.reservations import Reservations
 from emlib.judging.rubrics import Score
 from tests.judging.server import JudgeServer
 from tests.judging.sheets import api, judged, sheet
@@ -103,7 +104,8 @@ def test_what_a_machine_that_is_gone_reserved_is_free_after_a_while(
     with Cache(scores) as cache:
         for key in keys[:4]:
             cache.execute("INSERT INTO reserved VALUES (?, ?, ?)", (key, "elsewhere/1/1/x", time.time() + 9999))
-        cache.execute("INSERT INTO reserved VALUES (?, ?, ?)", (keys[5], f"{machine()}/1/1/x", time.time() + 9999))
+        ended = "-".join([*new_mark().split("-")[:3], "1", "0" * 6])  # started at another time than this process
+        cache.execute("INSERT INTO reserved VALUES (?, ?, ?)", (keys[5], ended, time.time() + 9999))
     with JudgeServer() as server, ThreadPoolExecutor() as pool:
         verdicts, said = pool.submit(judged, api(server.url), sheet(5), scores), [""]
         wait_until(lambda: said.append(said[-1] + capsys.readouterr().out) or (
