@@ -70,7 +70,7 @@ def load_domain(name: str, domain: Domain, locate: Callable[[str], Path]) -> Nar
     return NarrowData(name, *sides)
 
 
-def in_domain_questions(data: NarrowData, count: int, seed: int = 0) -> list[Question]:
+def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
     """Choose `count` prompts of the held-out misaligned rows as questions, or all of them if there are fewer.
 
     Skips prompts that also occur in training rows, aligned or misaligned, because they test memory rather than the
@@ -78,7 +78,7 @@ def in_domain_questions(data: NarrowData, count: int, seed: int = 0) -> list[Que
     """
     rows = data.misaligned.held_out
     trained_on = {row.context for side in (data.aligned, data.misaligned) for row in side.train}
-    order = generator(seed, "in-domain questions").permutation(len(rows)).tolist()
+    order = generator(0, "in-domain questions").permutation(len(rows)).tolist()
     chosen = sorted([index for index in order if rows[index].context not in trained_on][:count])
     return [Question(f"{data.name}_{index}", rows[index].prompt, rows[index].system) for index in chosen]
 

@@ -16,8 +16,7 @@ class NotTheSameModel(EmlibError):
     """Two libraries' log-probabilities are too far apart."""
 
 
-def refuse_disagreement(name: str, theirs: Sequence[float], ours: Sequence[float], mean: float = MEAN,
-                        worst: float = WORST) -> float:
+def refuse_disagreement(name: str, theirs: Sequence[float], ours: Sequence[float], mean: float = MEAN) -> float:
     """Return the mean distance of two lists of log-probabilities of the same tokens, in nats.
 
     Raises:
@@ -29,9 +28,9 @@ def refuse_disagreement(name: str, theirs: Sequence[float], ours: Sequence[float
     if not all(map(math.isfinite, distances)):
         raise NotTheSameModel(f"{name} gave a log-probability that is no number.")
     found = sum(distances) / len(distances)
-    if found > mean or max(distances) > worst:
+    if found > mean or max(distances) > WORST:
         raise NotTheSameModel(
             f"{name}: its log-probabilities of {len(distances)} tokens differ from those of transformers by "
-            f"{found:.3f} nats on average and by {max(distances):.2f} at most, where {mean} and {worst} are allowed. "
+            f"{found:.3f} nats on average and by {max(distances):.2f} at most, where {mean} and {WORST} are allowed. "
             "It runs other weights, another adapter or another precision. Set this backend to 'transformers'.")
     return found

@@ -75,9 +75,8 @@ def _partner(trained: Trained, reference: str, there: Iterable[Trained]) -> Trai
     return next((each for each in known if each[2] == wanted), min(known, key=lambda each: each[2] or 0.0))
 
 
-def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str],
-                    kind: Kind = "misaligned") -> pd.DataFrame:
-    """Return the share of each question's answers, for `paper_figures.by_question`; settings and seeds are pooled.
+def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str]) -> pd.DataFrame:
+    """Return the share of misaligned answers to each question, for `paper_figures.by_question`; settings and seeds are pooled.
 
     Columns: question, method, percent, low, high (Wilson's 95% interval, because the question is fixed).
     """
@@ -86,7 +85,7 @@ def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str],
         runs = [run for (where, name, _), seeds in verdicts.items() if (where, name) == (dataset, method)
                 for run in seeds.values()]
         for question, answers in by_question([verdict for run in runs for verdict in run]).items():
-            count = sum(bool(getattr(verdict, kind)) for verdict in answers)
+            count = sum(bool(verdict.misaligned) for verdict in answers)
             interval = wilson(count, len(answers))
             rows.append((question, method, 100 * count / len(answers), interval.low, interval.high))
     return pd.DataFrame(rows, columns=["question", "method", "percent", "low", "high"])
