@@ -40,19 +40,15 @@ class Ablation(GrpoDefense):
     _bases: dict[int, Any] = PrivateAttr(default_factory=dict)
 
     def excludes(self, other: Defense) -> str:
-        """Return why it cannot be combined with what else acts along the vector."""
         return _against(self.layers, other)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the trait's persona vectors."""
         return {"vector": recipes.vector()}
 
     def prepare(self, artefacts: Artefacts) -> None:
-        """Load the directions."""
         self._bases = vector_bases(artefacts, self.layers)
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        """Remove the directions meanwhile."""
         from emlib.steering.ablation import ablate
 
         return ablate(model, self._bases)
@@ -92,17 +88,14 @@ class ConceptAblation(Defense):
         return self
 
     def fits(self, section: Any, method: str) -> None:
-        """Check that there is a pool to take rows from."""
         if self.on == "pool" and section.pool is None:
             raise ValueError(f"method '{method}' takes principal components on rows of a pool, and there is no section "
                              "'pool'. Add one, for example pool: {source: demo/pool.jsonl}")
 
     def excludes(self, other: Defense) -> str:
-        """Return why it cannot be combined with what else acts along the vector."""
         return _against(self.layers, other, vector=self.directions == "vector")
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the trait's persona vectors, or the principal components."""
         if self.is_null:
             return {}
         if self.directions == "vector":
@@ -110,7 +103,6 @@ class ConceptAblation(Defense):
         return {"components": recipes.components(spec, self.layers, self.on)}
 
     def prepare(self, artefacts: Artefacts) -> None:
-        """Load the directions."""
         if self.is_null:
             self._bases = {}
         elif self.directions == "vector":
@@ -122,7 +114,6 @@ class ConceptAblation(Defense):
             self._bases = {layer: found.first(layer, self.count).T for layer in self.layers}
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        """Remove the directions from the outputs of the layers meanwhile."""
         from emlib.steering.ablation import ablate
 
         return ablate(model, self._bases)

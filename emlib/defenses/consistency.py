@@ -40,16 +40,13 @@ class Consistency(Defense):
     prompt: Annotated[str, Field(min_length=1)] | None = None
 
     def fits(self, section: Any, method: str) -> None:
-        """Check that there is a pool to take questions from."""
         if section.pool is None:
             raise ValueError(f"method '{method}' takes questions from a pool, and there is no section 'pool'. Add one, "
                              "for example pool: {source: demo/pool.jsonl}")
         section.pool.refuse_text(method)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return questions of the pool under the wrapped prompt, with the base model's answers."""
         return {} if self.is_null else {"consistent": recipes.wrapped_rows(spec, self.share, self.prompt)}
 
     def added(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[AddedRow]:
-        """Return these rows."""
         return () if self.is_null else tuple(read_records(artefacts["consistent"] / ADDED, AddedRow))

@@ -48,11 +48,9 @@ class EarlyStop(Defense):
     _target: float | None = PrivateAttr(default=None)
 
     def named_layers(self, count: int) -> tuple[int, ...]:
-        """Return the layer whose drift is read."""
         return () if self.drift is None else (self.layer,)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return what is read, and the reading of a plain fine-tuning run."""
         if self.is_null:
             return {}
         settings = Monitor(rows=self.rows, layers=() if self.drift is None else (self.layer,))
@@ -76,7 +74,6 @@ class EarlyStop(Defense):
         self._target = before - self.share * (before - after)
 
     def on_step(self, record: Any, evaluate: Evaluate) -> bool:
-        """Read the model every few steps, and return whether one of the conditions holds."""
         if record.step % self.every:
             return False
         found = evaluate.reading(record.step)

@@ -41,13 +41,11 @@ class Filtering(Defense):
     choose: Literal["worst", "random"] = "worst"
 
     def fits(self, section: Any, method: str) -> None:
-        """Check that the profile says how rows are audited."""
         if self.choose == "worst" and section.audit is None:
             raise ValueError(f"method '{method}' leaves out rows by their audit, and there is no section 'audit'. Add "
                              "one, for example audit: {layer: 15}")
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the audit of all rows."""
         return {} if self.is_null or self.choose == "random" else {"audit": recipes.row_audit(spec)}
 
     def filtered(self, rows: Sequence[Example], artefacts: Artefacts) -> Collection[int]:

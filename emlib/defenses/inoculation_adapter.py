@@ -42,18 +42,15 @@ class _FrozenAdapter(Strict):
         return self
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the adapter that was trained on the trait."""
         return {} if self.strength == 0 else {
             "trait_adapter": recipes.trait_adapter(self.source, self.rows, self.random)}
 
     def prepare(self, artefacts: Artefacts) -> None:
-        """Load the adapter."""
         from emlib.models.second_adapter import LowRank, read
 
         self._adapter = LowRank({}, 0.0) if self.strength == 0 else read(artefacts["trait_adapter"])
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        """Add the frozen adapter to the layers meanwhile."""
         from emlib.models.second_adapter import second_adapter
 
         self._adapter = self._adapter.on(next(model.parameters()).device)

@@ -54,7 +54,6 @@ class Alternation(GrpoDefense):
 
     @property
     def supervision(self) -> Supervision:
-        """The share of supervised steps, and their rows."""
         return Supervision(self.source, self.rows, self.share)
 
 
@@ -129,7 +128,6 @@ class Interleaving(Defense):
         return self.choose.startswith("score")
 
     def fits(self, section: Any, method: str) -> None:
-        """Check that the profile has a pool, and scorers for it where the variant needs them."""
         if section.pool is None:
             raise ValueError(f"method '{method}' takes rows from a pool, and there is no section 'pool'. Add one, for "
                              "example pool: {source: demo/pool.jsonl}")
@@ -147,7 +145,6 @@ class Interleaving(Defense):
         return (self.layer,) if self.answers == "virtuous" else ()
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the chosen rows of the pool, perhaps with answers of the model, or the candidates."""
         if self.is_null:
             return {}
         if self.choose == "online":
@@ -159,7 +156,6 @@ class Interleaving(Defense):
         return {"added": recipes.pool_rows(spec, fraction=self.fraction, choose=self.choose, answers=self.answers)}
 
     def added(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[AddedRow]:
-        """Return the chosen rows."""
         return () if self.is_null or self.choose == "online" else _rows(artefacts)
 
     def candidates(self, rows: Sequence[Example], artefacts: Artefacts) -> Candidates:
@@ -189,7 +185,6 @@ class Interleaving(Defense):
         return {"base": self._base, "scores": self._scores, "order": self._order, "part": self._part}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue with these."""
         self._base, self._scores, self._order, self._part = (
             state[name] for name in ("base", "scores", "order", "part"))
 

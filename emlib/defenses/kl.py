@@ -36,7 +36,6 @@ class Beta(GrpoDefense):
 
     @property
     def grpo_beta(self) -> float:
-        """The weight of the term."""
         return self.weight
 
 
@@ -88,25 +87,21 @@ class Kl(Defense):
         return self.on != "pool"
 
     def fits(self, section: Any, method: str) -> None:
-        """Check that there is a pool to take rows from."""
         if self.on != "data" and section.pool is None:
             raise ValueError(f"method '{method}' penalises KL on rows of a pool, and there is no section 'pool'. Add "
                              "one, for example pool: {source: demo/pool.jsonl}")
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the reference model's states on the training rows, or the rows of the pool, if it uses them."""
         if self.on != "data":
             return {"penalised": recipes.pool_rows(spec, fraction=self.rows, choose="random", answers="pool")}
         return {"reference": recipes.reference(spec, self.tokens)} if self.reference == "stored" else {}
 
     def penalised(self, rows: Sequence[Example], artefacts: Artefacts) -> Sequence[Example]:
-        """Return the rows of the pool."""
         if self.on == "data":
             return ()
         return tuple(row.example for row in read_records(artefacts["penalised"] / ADDED, AddedRow))
 
     def head_kl(self, artefacts: Artefacts) -> HeadKl:
-        """Return the term, with the stored states if there are any."""
         from emlib.models.reference import StoredReference
 
         stored = StoredReference(artefacts["reference"]) if self.reference == "stored" else None

@@ -75,11 +75,9 @@ class Ldifs(_Per, Defense):  # `per` is an option here, and a class variable of 
         return entry if per == ("row" if self.normalize else "token") else entry | {"per": per}
 
     def reads_layers(self, count: int) -> tuple[int, ...]:
-        """Return the layers to compare in a model of `count` layers, counted from 1."""
         return self.layers if self.layers is not None else tuple(range(self.every, count + 1, self.every))
 
     def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
-        """Return the sum over rows of `feature_distance`."""
         import torch
 
         layers = sorted(trained.features)

@@ -39,7 +39,6 @@ class Steering(GrpoDefense):
 
     @property
     def acts_in(self) -> tuple[Literal["loss", "rollout"], ...]:
-        """The steered passes."""
         return ("loss", "rollout") if self.steer == "both" else (self.steer,)
 
     def fits(self, section: Any, method: str) -> None:
@@ -49,19 +48,15 @@ class Steering(GrpoDefense):
                              f"'vllm' set steer to 'loss' (it is '{self.steer}'), or choose engine 'transformers'")
 
     def named_layers(self, count: int) -> tuple[int, ...]:
-        """Return the steered layer."""
         return (self.layer,)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the trait's persona vectors."""
         return {"vector": recipes.vector()}
 
     def added_vectors(self, artefacts: Artefacts) -> Mapping[int, Tensor]:
-        """Return what is added in the passes of the loss."""
         return {self.layer: self.strength * vector_at(artefacts, self.layer)} if "loss" in self.acts_in else {}
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        """Steer the passes of `model` meanwhile."""
         return steered(model, artefacts, self.layer, self.strength)
 
 
@@ -81,19 +76,15 @@ class PersonaVector(Defense):
     layer: Few = 20
 
     def named_layers(self, count: int) -> tuple[int, ...]:
-        """Return the steered layer."""
         return (self.layer,)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the trait's persona vectors."""
         return {"vector": recipes.vector()}
 
     def added_vectors(self, artefacts: Artefacts) -> Mapping[int, Tensor]:
-        """Return the vector times the strength, at its layer."""
         return {self.layer: self.strength * vector_at(artefacts, self.layer)}
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        """Steer the passes of `model` meanwhile."""
         return steered(model, artefacts, self.layer, self.strength)
 
 

@@ -35,18 +35,15 @@ class _Projection(Strict):
     _stored: Any = PrivateAttr(default=None)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the trait's persona vectors."""
         return {"vector": recipes.vector()}
 
     def prepare(self, artefacts: Artefacts) -> None:
-        """Load the vectors and normalise them."""
         from emlib.steering.extraction import load, unit
 
         vectors = load(artefacts["vector"])
         self._directions = {layer: unit(vectors.at(layer), layer) for layer in self.layers}
 
     def reads_layers(self, count: int) -> tuple[int, ...]:
-        """Return the layers whose outputs are projected."""
         return self.layers
 
     def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
@@ -102,13 +99,11 @@ class ProjectionPenalty(_Projection, Defense):
         return self.reference == "computed"
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the trait's persona vectors, and the reference model's projections if it uses them."""
         stored = {} if self.reference == "computed" else {
             "reference_projections": recipes.reference_projections(spec, self.layers)}
         return {**super().needs(recipes, spec), **stored}
 
     def prepare(self, artefacts: Artefacts) -> None:
-        """Load the vectors and normalise them; open what is stored."""
         super().prepare(artefacts)
         if self.reference == "stored":
             from emlib.models.reference import StoredReference

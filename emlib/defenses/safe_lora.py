@@ -78,7 +78,6 @@ class SafeLora(Defense):
         self._project(model, 0.0)
 
     def after(self, model: nn.Module, artefacts: Artefacts) -> None:
-        """Project the adapter's layers, and say how many."""
         cosines = self._project(model, self.threshold)
         say(f"safe_lora: {sum(value < self.threshold for value in cosines.values())} of {len(cosines)} layers are "
             f"projected (cosines from {min(cosines.values()):.2f} to {max(cosines.values()):.2f})")

@@ -35,7 +35,6 @@ class ReferenceStates(DefendedStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the rows, which of their tokens, and the maximum length."""
         return {"model": self.model.identity, "tokens": self.tokens, "rows": self.spec.rows.digest,
                 "max_length": self.spec.training.max_seq_length, **_keys_of(self.artefacts)}
 
@@ -45,12 +44,10 @@ class ReferenceStates(DefendedStep):
 
     @property
     def title(self) -> str:
-        """The rows, and which of their tokens."""
         return ", with ".join([f"reference states: {self.spec.rows.name}, {self.tokens} tokens",
                                *(step.title for step in self.inputs)])
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate one forward pass over the rows, and the states on disk."""
         rows = self.spec.rows.size(sizes)
         tokens, shape = epoch_tokens(self.spec, self.inputs, sizes), self.model.shape
         share = 1.0 if self.tokens == "all" else likely_tokens(rows.response) / rows.tokens
@@ -74,7 +71,6 @@ class ReferenceProjections(DefendedStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the rows, the vectors, the layers, and the maximum length."""
         return {"model": self.model.identity, "layers": list(self.layers), "rows": self.spec.rows.digest,
                 "max_length": self.spec.training.max_seq_length, **_keys_of(self.artefacts)}
 
@@ -84,12 +80,10 @@ class ReferenceProjections(DefendedStep):
 
     @property
     def title(self) -> str:
-        """The rows."""
         added = (step.title for step in self.inputs if isinstance(step, AddedRows))
         return ", with ".join([f"reference projections: {self.spec.rows.name}", *added])
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate one forward pass over the rows, and the projections on disk."""
         tokens = epoch_tokens(self.spec, self.inputs, sizes)
         return Work(read=tokens, disk=tokens * len(self.layers) * STATE_BYTES["float32"])
 
@@ -118,7 +112,6 @@ class Adapter(DefendedStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the rows, the defenses with the artefacts that they need, and the hyperparameters."""
         return {
             "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
             "training": self.spec.training.key, "rows": self.spec.rows.digest,
@@ -146,11 +139,9 @@ class Adapter(DefendedStep):
 
     @property
     def title(self) -> str:
-        """The name."""
         return self.name
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate training, the reference model's forward passes, and the adapter on disk."""
         shape = self.model.shape
         epochs, own = _epochs(self.spec, self.inputs, sizes), epoch_tokens(self.spec, (), sizes)
         tokens = epoch_tokens(self.spec, self.inputs, sizes)
@@ -180,7 +171,6 @@ class KeptAdapter(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The adapter."""
         return (self.adapter,)
 
     @property
@@ -190,11 +180,9 @@ class KeptAdapter(Step):
 
     @property
     def title(self) -> str:
-        """The adapter, and the share of its steps."""
         return f"{self.adapter.title} at {self.share:.4g} of its steps"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate the adapter on disk."""
         shape = self.adapter.model.shape
         return Work(disk=0 if shape is None else shape.adapter_bytes(self.adapter.lora))
 

@@ -31,7 +31,6 @@ class Answers(AdapterStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the questions, and how the answers are sampled."""
         return {
             **self.weights,
             "questions": self.evaluation.questions.digest, "samples": self.evaluation.samples,
@@ -40,12 +39,10 @@ class Answers(AdapterStep):
 
     @property
     def title(self) -> str:
-        """The question set and the model."""
         model = f"the untrained model, seed {self.evaluation.seed}" if self.adapter is None else self.adapter.title
         return f"{self.evaluation.questions.name} answers of {model}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate the work of sampling the answers."""
         return self.evaluation.sampled(sizes)
 
 
@@ -60,22 +57,18 @@ class Verdicts(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The answers, the judge, and its rubrics or markers."""
         return {"answers": self.answers.key, "judge": self.assessment.identity,
                 **self.assessment.criteria(self.answers.evaluation.questions)}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The answers."""
         return (self.answers,)
 
     @property
     def title(self) -> str:
-        """The answers that are judged."""
         return f"verdicts on {self.answers.title}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate the work of judging the answers."""
         return self.assessment.cost(self.answers.evaluation, sizes)
 
 
@@ -97,19 +90,16 @@ class MetricScores(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The answers, the judge, the metric and its prompt for each question."""
         prompts = [self.prompts.value[question.id] for question in self.answers.evaluation.questions.all]
         return {"answers": self.answers.key, "judge": identity_of_judge(self.judge), "metric": self.metric,
                 "prompts": of_value(prompts)}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The answers."""
         return (self.answers,)
 
     @property
     def title(self) -> str:
-        """The metric, and the answers that are scored."""
         return f"metric {self.metric} of {self.answers.title}"
 
     def cost(self, sizes: Sizes) -> Work:
@@ -127,7 +117,6 @@ class SecondVerdicts(Verdicts):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the first judge's verdicts, and the number of answers."""
         [rubrics] = self.assessment.criteria(self.answers.evaluation.questions).values()
         return {"answers": self.answers.key, "judge": self.assessment.identity, "rubrics": rubrics, "count": self.count}
 

@@ -41,7 +41,6 @@ class RowAudit(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the rows, the vector and its layer, and how the model's own answers are sampled."""
         rows, known = (self.rows.settings, self.rows.count) if isinstance(self.rows, AddedRows) else (
             self.rows.digest, len(self.rows.examples))
         return {"model": self.model.identity, "rows": rows,
@@ -51,12 +50,10 @@ class RowAudit(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The vectors, and the rows of the pool."""
         return (self.vectors, *((self.rows,) if isinstance(self.rows, AddedRows) else ()))
 
     @property
     def title(self) -> str:
-        """The rows, and how many of them at most."""
         rows = self.rows.title if isinstance(self.rows, AddedRows) else self.rows.name
         return f"audit of {rows}" + ("" if self.count is None else f", at most {self.count} rows")
 

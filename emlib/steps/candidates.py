@@ -30,7 +30,6 @@ class CandidateRows(AddedRows):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The order, the fine-tuning rows, and what determines the number of candidates."""
         return {"selection": self.selection.key, "rows": self.among.digest, "share": self.share,
                 "fraction": self.fraction, "rescored": self.rescored, "epochs": self.epochs}
 
@@ -42,5 +41,4 @@ class CandidateRows(AddedRows):
 
     @property
     def title(self) -> str:
-        """The order, and what for."""
         return f"candidates {self.selection.order}, for {self.fraction:g} of rows"

@@ -30,23 +30,19 @@ class ChangeComponents(AdapterStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The weights, the layers and the rows."""
         rows = self.rows.settings if isinstance(self.rows, AddedRows) else self.rows.digest
         return {**self.weights, "layers": list(self.layers), "rows": rows, "max_length": self.max_length}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The adapter, and the rows of the pool."""
         return (*super().inputs, *((self.rows,) if isinstance(self.rows, AddedRows) else ()))
 
     @property
     def title(self) -> str:
-        """The adapter, and the rows."""
         assert self.adapter is not None, "the model without an adapter changes nothing"
         rows = self.rows.title if isinstance(self.rows, AddedRows) else self.rows.name
         return f"components of change: {self.adapter.title}, on {rows}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate two forward passes over the rows."""
         size = self.rows.size(sizes)
         return Work(read=int(2 * size.rows * min(size.tokens, self.max_length)))

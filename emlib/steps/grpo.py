@@ -59,7 +59,6 @@ class GrpoAdapter(DefendedStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the problems, the hyperparameters, and the defenses with the artefacts that they need."""
         worked = self.problems.value.worked
         section = self.grpo.model_dump(mode="json", exclude=NOT_IN_KEY)
         return {
@@ -79,7 +78,6 @@ class GrpoAdapter(DefendedStep):
 
     @property
     def title(self) -> str:
-        """The name."""
         return self.name
 
     def cost(self, sizes: Sizes) -> Work:
@@ -111,7 +109,6 @@ class GrpoAnswers(Answers):
 
     @property
     def title(self) -> str:
-        """The adapter, or the seed of the untrained model's answers."""
         return f"answers to held-out problems, seed {self.evaluation.seed}" if self.adapter is None else (
             f"answers to held-out problems of {self.adapter.title}")
 
@@ -128,18 +125,15 @@ class GrpoRewards(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The answers, the problems with their solutions, and the judge."""
         return {"answers": self.answers.key, "problems": digest_of_problems(self.problems.value.held_out),
                 "rewards": identity_of_rewards(self.rewards)}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The answers."""
         return (self.answers,)
 
     @property
     def title(self) -> str:
-        """The answers that are rewarded."""
         return f"rewards of {self.answers.title}"
 
 

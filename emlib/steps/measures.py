@@ -27,17 +27,14 @@ class Projections(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The answers, the vector, its layer, and the model that computes the activations."""
         return {"answers": self.answers.key, "vector": self.vectors.key, "layer": self.layer, **self.answers.weights}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The answers and the vectors."""
         return (self.answers, self.vectors)
 
     @property
     def title(self) -> str:
-        """The answers that are projected."""
         return f"projections of {self.answers.title}"
 
 
@@ -53,12 +50,10 @@ class Choices(AdapterStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the file of the questions, and how many are asked."""
         return {**self.weights, "file": self.file.value, "count": self.count}
 
     @property
     def title(self) -> str:
-        """The source of the questions."""
         return f"multiple choice of {self.source}"
 
 
@@ -73,10 +68,8 @@ class HeldOutLosses(AdapterStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the rows, and their maximum length in tokens."""
         return {**self.weights, "rows": self.rows.digest, "max_length": self.max_length}
 
     @property
     def title(self) -> str:
-        """The data set of the rows."""
         return f"losses on held-out rows of {self.rows.name}"

@@ -42,7 +42,6 @@ class MonitorInputs(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the rows, and the keys of answers, vectors and pool."""
         return {"model": self.model.identity, "held_out": self.held_out.digest, "rows": self.rows,
                 "max_length": self.max_length, "answers": None if self.answers is None else self.answers.key,
                 "vectors": [step.key for step in self.vectors], "layers": list(self.layers),
@@ -50,12 +49,10 @@ class MonitorInputs(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The answers, the vectors and the pool."""
         return (*(step for step in (self.answers, self.pool) if step is not None), *self.vectors)
 
     @property
     def title(self) -> str:
-        """The data set whose runs are read."""
         return f"what the monitor reads: {self.held_out.name}"
 
     def tokens(self, sizes: Sizes) -> int:
@@ -94,20 +91,16 @@ class FinalReading(AdapterStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The adapter, and what is read."""
         return {**self.weights, "monitor": self.monitor.key}
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The adapter, and what is read."""
         return (*super().inputs, self.monitor)
 
     @property
     def title(self) -> str:
-        """The adapter."""
         assert self.adapter is not None, "the base model has no last step"
         return f"reading of {self.adapter.title}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate two passes over what is read."""
         return Work(read=2 * self.monitor.tokens(sizes))

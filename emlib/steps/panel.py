@@ -25,11 +25,9 @@ class PanelResult(AdapterStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the task with its data and packages, and how answers are sampled."""
         return {**self.weights, "task": self.task.key, "sampling": self.defaults.model_dump(mode="json"),
                 **self.backend.key("generation")}
 
     @property
     def title(self) -> str:
-        """The task and the model."""
         return f"{self.task.name} of {'the untrained model' if self.adapter is None else self.adapter.title}"

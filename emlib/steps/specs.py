@@ -170,7 +170,6 @@ class AdapterStep(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The adapter."""
         return () if self.adapter is None else (self.adapter,)
 
 
@@ -181,5 +180,4 @@ class DefendedStep(Step):
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The steps that the defenses need."""
         return tuple(step for _, step in self.artefacts)

@@ -54,12 +54,10 @@ class TraitAdapter(Step):
 
     @property
     def title(self) -> str:
-        """What it is trained on."""
         shown_by = "the extraction's answers" if isinstance(self.shown_by, PersonaVectors) else self.shown_by.name
         return f"{'random adapter with the norms of the ' if self.random else ''}adapter of the trait, on {shown_by}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate training on all rows, and the adapter on disk."""
         shape = self.model.shape
         disk = 0 if shape is None else shape.adapter_bytes(self.lora)
         if self.random:

@@ -38,7 +38,6 @@ class PersonaVectors(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the trait's prompts and questions, the judge, and how the vectors are extracted."""
         prompts = {"system_prompts", "questions", "markers", "rubric"}
         return {
             "model": self.model.identity, "trait": self.assessment.trait.value.model_dump(mode="json", include=prompts),
@@ -52,7 +51,6 @@ class PersonaVectors(Step):
         return f"persona vectors{self.questions.name.removeprefix('extraction')}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate answers and verdicts on both sides, and a forward pass over the answers."""
         config = self.extraction
         side = EvaluationSpec(self.questions, config.samples, config.sampling, config.seed)
         asked = self.questions.size(sizes)
@@ -81,7 +79,6 @@ class SteeredAnswers(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the vector, its strength and its layer, the questions, and the judge."""
         return {"model": self.model.identity, "vector": None if self.vectors is None else self.vectors.key,
                 "layer": self.layer, "strength": self.strength, "questions": self.questions.digest,
                 "sampling": self.sampling.model_dump(mode="json"), "judge": self.assessment.identity,
@@ -89,7 +86,6 @@ class SteeredAnswers(Step):
 
     @property
     def inputs(self) -> tuple[Step, ...]:
-        """The vectors."""
         return () if self.vectors is None else (self.vectors,)
 
     @property
@@ -103,5 +99,4 @@ class SteeredAnswers(Step):
         return EvaluationSpec(self.questions, 1, self.sampling, 0)
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate the work of sampling and judging the answers."""
         return replace(self.evaluation.sampled(sizes) + self.assessment.cost(self.evaluation, sizes), sets=0)
