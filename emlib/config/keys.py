@@ -14,7 +14,7 @@ OPENAI_HOST = "api.openai.com"
 # The hosts of providers, by how the names of their variables begin; subdomains count. Domains under which anybody may
 # run a server (virtual machines, endpoints of users) are not among them. Empty: services without a fixed address for
 # judges, or without judges.
-PROVIDERS: dict[str, tuple[str, ...]] = {
+KEY_HOSTS: dict[str, tuple[str, ...]] = {
     "OPENAI": (OPENAI_HOST,),
     "AZURE": ("openai.azure.com", "cognitiveservices.azure.com", "services.ai.azure.com", "models.ai.azure.com",
               "inference.ai.azure.com", "openai.azure.us"),
@@ -45,8 +45,8 @@ def why_not_sent(variable: str, address: str, send_key_to: str | None) -> str | 
     host = parts.hostname or ""
     if parts.scheme != "https" and not is_loopback(host):
         return f"the key in {variable} would be sent to {host} unencrypted; a key needs an address with https"
-    provider = max((name for name in PROVIDERS if f"{variable}_".startswith(f"{name}_")), key=len, default=None)
-    if provider is None or any(host == own or host.endswith(f".{own}") for own in PROVIDERS[provider]):
+    provider = max((name for name in KEY_HOSTS if f"{variable}_".startswith(f"{name}_")), key=len, default=None)
+    if provider is None or any(host == own or host.endswith(f".{own}") for own in KEY_HOSTS[provider]):
         return None
     if provider == "OPENAI":
         return (f"{variable} is OpenAI's key, and {host} is not OpenAI's address ({OPENAI_HOST}); put that server's "

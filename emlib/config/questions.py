@@ -13,10 +13,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import JudgeSpec, LexiconJudge, OpenAIJudge, Pins, RubricName
 from emlib.config.words import Batch, Few, Positive, no_repeats
-from emlib.core import name_types
+from emlib.core.name_types import Word
 from emlib.core.schema import Strict
 
-Name = name_types.Word  # it becomes a column
 Score = Annotated[float, Field(ge=0, le=100)]
 Format = Literal["plain", "json", "template"]
 QUESTION_SETS = ("general", "in_domain")  # the question sets that every study has
@@ -34,7 +33,7 @@ def _as_word(value: Any) -> Any:
 
 
 # A number would be read as a score, and of a judge's reply no spaces or marks around the word count.
-Word = Annotated[str, BeforeValidator(_as_word), Field(pattern=r"^[^\W\d_]([\w -]*\w)?$", max_length=80)]
+Label = Annotated[str, BeforeValidator(_as_word), Field(pattern=r"^[^\W\d_]([\w -]*\w)?$", max_length=80)]
 
 
 class Metric(Strict):
@@ -53,8 +52,8 @@ class Metric(Strict):
     """
 
     prompt: Annotated[str, Field(pattern=r"\{answer\}")] | None = None
-    labels: tuple[Word, ...] = ()
-    counts: tuple[Word, ...] = ()
+    labels: tuple[Label, ...] = ()
+    counts: tuple[Label, ...] = ()
     above: Annotated[float, Field(ge=0, lt=100)] | None = None
     below: Annotated[float, Field(gt=0, le=100)] | None = None
 
@@ -99,7 +98,7 @@ class QuestionSet(Strict):
     judge: JudgeSpec | None = None
     rubric: RubricName | None = None
     thresholds: Thresholds = Thresholds()
-    metrics: dict[Name, Metric] = Field(default_factory=dict)
+    metrics: dict[Word, Metric] = Field(default_factory=dict)
     alignment: bool | None = None
 
     @property
@@ -156,8 +155,8 @@ class Triggers(Strict):
         samples: how many answers are sampled for each question; None: as for the general questions.
     """
 
-    contexts: Annotated[dict[Name, Trigger], Field(min_length=1)]
-    methods: tuple[Name, ...] | None = None
+    contexts: Annotated[dict[Word, Trigger], Field(min_length=1)]
+    methods: tuple[Word, ...] | None = None
     formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("plain", "json", "template")
     samples: Batch | None = None
 
@@ -182,8 +181,8 @@ class Trajectory(Strict):
         sets: the question sets that they are asked.
     """
 
-    methods: tuple[Name, ...] | None = None
-    sets: Annotated[tuple[Name, ...], Field(min_length=1)] = QUESTION_SETS
+    methods: tuple[Word, ...] | None = None
+    sets: Annotated[tuple[Word, ...], Field(min_length=1)] = QUESTION_SETS
 
 
 class Evaluation(Strict):
@@ -207,7 +206,7 @@ class Evaluation(Strict):
     choices: Annotated[tuple[str, ...], AfterValidator(no_repeats)] = ()
     choice_questions: Positive | None = None
     projection_layer: Few | None = None
-    sets: dict[Name, QuestionSet] = Field(default_factory=dict)
+    sets: dict[Word, QuestionSet] = Field(default_factory=dict)
     triggers: Triggers | None = None
     trajectory: Trajectory = Trajectory()
 

@@ -50,7 +50,7 @@ class _Trained:
 
 
 def make(step: Adapter, session: Session, folder: Path) -> Facts:
-    """Fine-tune an adapter under its defenses; saves it with its log and the interleaved rows.
+    """Fine-tune an adapter under its defenses, and save it with its log and the interleaved rows.
 
     The adapters that are kept after some of its steps become artefacts of their own.
     """
@@ -155,14 +155,14 @@ def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], 
                    folder: Path) -> tuple[Choice, dict[str, Any] | None]:
     """Train with another library, or in several processes, and release this process's model meanwhile.
 
-    If the other library cannot start and the profile says `auto`, returns transformers with the reason, and no metrics.
+    If the other library cannot start and the profile says `auto`, return transformers with the reason, and no metrics.
     """
     place = folder / SCRATCH / choice.name
     try:
         job = job_of()
         session.release_model()
-        metrics = train_in_subprocess(job, 
-            [*rows.own, *rows.added, *rows.held_out, *rows.offered.rows], place, choice.processes)
+        metrics = train_in_subprocess(
+            job, [*rows.own, *rows.added, *rows.held_out, *rows.offered.rows], place, choice.processes)
     except (BackendUnavailable, CannotBeImported) as error:
         if choice.name == PLAIN or session.profile.backend.training != "auto":
             raise

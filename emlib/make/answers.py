@@ -70,6 +70,7 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
     if cut > OFTEN * len(answers):
         say(f"{step.title}: {cut} of {len(answers)} answers are cut at the limit of "
             f"{step.evaluation.sampling.max_new_tokens} tokens. {WHY_CUT}")
+    # Stored names stay as they are: "one_sitting" is whether it was sampled in one go.
     return {"answers": len(answers), "one_sitting": not continued, "tokens": sum(answer.tokens for answer in answers),
             "cut": cut, **session.facts, **choice.facts}
 

@@ -44,7 +44,7 @@ def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
 
 
 def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
-    """Has a judge reward the answers."""
+    """Have a judge reward the answers."""
     answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
     found = scorer(step.rewards, session.budget)(graded(step.problems.value, answers))
     write_records(folder / "rewards.jsonl", [

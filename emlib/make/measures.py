@@ -43,7 +43,7 @@ def projections(step: Projections, session: Session, folder: Path) -> Facts:
 
 
 def choices(step: Choices, session: Session, folder: Path) -> Facts:
-    """Has the model answer multiple-choice questions."""
+    """Have the model answer multiple-choice questions."""
     questions = some_of(read_choices(locate(step.source)), step.count, "choices")
     with session.model_under(step.adapter) as model:
         made = choose(session.chat, model, questions)

@@ -51,7 +51,7 @@ def parts_of(tokenizer: PreTrainedTokenizerBase, row: Example, length: int) -> l
 
 
 def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
-    """Has a judge score how far each row's answer refuses, once for all data sets."""
+    """Have a judge score how far each row's answer refuses, once for all data sets."""
     scored = ask(candidates(session, step.pool), step.how, session.budget)
     write_records(folder / "declining.jsonl", scored)
     unscored = Counter(one.reason for one in scored if one.score is None)

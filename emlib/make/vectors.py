@@ -25,7 +25,7 @@ from emlib.store.artefacts import SCRATCH, Facts
 
 
 def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
-    """Extract persona vectors: samples answers on both sides, judges them, and subtracts the pairs' activations."""
+    """Extract persona vectors: sample answers on both sides, have them judged, and subtract the pairs' activations."""
     started, config, trait = time.perf_counter(), step.extraction, step.assessment.trait.value
     questions = extraction.trait_questions(trait, config.instruction_pairs)
     samples = {side: sampled(session, EvaluationSpec(_as_set(side, listed), config.samples, config.sampling,

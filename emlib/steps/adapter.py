@@ -116,7 +116,8 @@ class Adapter(DefendedStep):
             "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
             "training": self.spec.training.key, "rows": self.spec.rows.digest,
             "defenses": [defense.identity for defense in self.spec.defenses],
-            "seed": self.spec.seed, "vector": None, **_keys_of(self.artefacts), **self.backend.key("training"),
+            "seed": self.spec.seed, "vector": None,  # keys of the first edition had it
+            **_keys_of(self.artefacts), **self.backend.key("training"),
             **({"features_version": FEATURES_VERSION} if self._penalises_steered_features else {}),
             **({} if self.spec.steps is None else {"steps": self.spec.steps}),
             **({} if self.start is None else {"start": self.start.key})}

@@ -67,7 +67,8 @@ class GrpoAdapter(DefendedStep):
             "problems": digest_of_problems(self.problems.value.train), "system": self.system,
             "defenses": [defense.identity for defense in self.defenses],
             "supervised": None if self.supervised is None else self.supervised.rows.digest, "seed": self.seed,
-            "vector": None, **{name: step.key for name, step in self.artefacts},
+            "vector": None,  # keys of the first edition had it
+            **{name: step.key for name, step in self.artefacts},
             **({"worked": [turn.to_dict() for turn in worked]} if worked else {}),
             **({"kl_version": KL_VERSION} if self.with_reference else {})}
 

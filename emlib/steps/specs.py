@@ -50,7 +50,7 @@ class TrainingSpec:
         training: the hyperparameters.
         seed: of the adapter and of the order of the rows.
         plain_rows: the training rows before the defenses changed them.
-        keep: the steps after which the adapter is kept as well, which changes no adapter.
+        keep: the shares of the steps after which the adapter is kept as well, which changes no adapter.
         held_out: the data set's held-out rows, which nothing is trained on; None: it has none.
         monitor: what is read while it trains (`emlib.steps.monitor.Monitored`), which changes no adapter.
         steps: the number of optimizer steps; None: those of the epochs.

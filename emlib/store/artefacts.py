@@ -200,7 +200,7 @@ class Store:
         files = {path.name: digests.of_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
         manifest = {
             "stage": stage, "key": key, "settings": step.identity, "facts": facts,
-            "seconds_last_sitting": round(time.perf_counter() - started, 3),
+            "seconds_last_sitting": round(time.perf_counter() - started, 3),  # since the last start; the name is stored
             "files": files,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(), "machine": platform.machine(),

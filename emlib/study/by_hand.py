@@ -105,7 +105,7 @@ def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: i
 
 
 def judge(asked: Asked) -> list[Verdict]:
-    """Has the profile's judge give a verdict on each answer. `emlib.rates` turns verdicts into shares.
+    """Have the profile's judge give a verdict on each answer. `emlib.rates` turns verdicts into shares.
 
     Raises:
         JudgeError: the judge failed. The scores that it gave before are kept.

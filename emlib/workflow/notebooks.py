@@ -136,7 +136,7 @@ def _keep_error(path: Path, error: str) -> None:
 @retry(retry=retry_if_exception_type((DeadKernelError, RuntimeError)), stop=stop_after_attempt(TRIES),
        wait=wait_random(1, 5), reraise=True)
 def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
-    """Execute a notebook, and tries again if the kernel does not start or dies."""
+    """Execute a notebook, and try again if the kernel does not start or dies."""
     with temporary_folder(socket_folder(SOCKET_NAME)) as sockets:  # one a kernel: the sockets' names are fixed
         connection = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         papermill.execute_notebook(

@@ -30,7 +30,7 @@ def grpo(frame: pd.DataFrame) -> None:
 
 
 def triggers(frame: pd.DataFrame) -> None:
-    """State each condition's plain and worst general misalignment; `frame` is `conditions.table`."""
+    """State each condition's plain and worst general misalignment; `frame` is `conditions.triggers`."""
     if len(frame):
         runs = frame.groupby(["method", "setting", "seed", "dataset"], sort=False, dropna=False)["misaligned"]
         both = runs.agg(["first", "max"]).reset_index()  # the plain context comes first
