@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emlib.core.records import Answer, Message, Question, Verdict
+from emlib.core.records import Answer, Question, Verdict
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import METRICS, JudgeRequest, Metric, Rubrics, Score
 
@@ -68,17 +68,6 @@ def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cac
     if missing:
         scorer(list(missing.values()), keep)
     return [scores.get(key, Score(None, reason=NOT_HAD)) for key in keys]
-
-
-def in_batches(score: Callable[[Sequence[tuple[Message, ...]]], Sequence[Score]], size: int) -> Scorer:
-    """Make a scorer from a function that scores a list of chats; the scores of a batch are kept before the next one."""
-    def scorer(requests: Sequence[JudgeRequest], keep: Keep) -> None:
-        for start in range(0, len(requests), size):
-            some = requests[start:start + size]
-            for request, found in zip(some, score([request.messages for request in some]), strict=True):
-                keep(request, found)
-
-    return scorer
 
 
 def _verdict(batch: JudgeBatch, answer: Answer, alignment: Score, coherence: Score) -> Verdict:

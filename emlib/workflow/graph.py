@@ -70,9 +70,9 @@ def jobs(profile_name: str) -> list[Job]:
     profile = load_profile(profile_name)
     refuse_others(profile_name)
     found: list[Job] = []
-    contents = _contents(profile)
+    contents = contents_for(profile)
     for chapter in (chapter for chapter in chapters() if concerns(profile, chapter)):
-        found += _jobs_of(chapter, profile, profile_name, _digest(chapter, contents), found)
+        found += _jobs_of(chapter, profile, profile_name, content_digest(chapter, contents), found)
     return found
 
 
@@ -108,21 +108,13 @@ def chosen(found: list[Job], only: str = "") -> list[Job]:
     return fitting
 
 
-def content_digest(chapter: str, profile: Profile) -> str:
-    """Return a digest of everything that a notebook's result depends on.
-
-    That is the profile with the contents of all that it names, the notebook's cells without their outputs, emlib, and
-    the demo data.
-    """
-    return _digest(chapter, _contents(profile))
-
-
-def _digest(chapter: str, contents: Any) -> str:
+def content_digest(chapter: str, contents: Any) -> str:
+    """Return a digest of `contents` and the notebook's cells without their outputs: all that its result depends on."""
     cells = read_notebook(chapter)["cells"]
     return digests.of_value([contents, [[cell["cell_type"], "".join(cell["source"])] for cell in cells]])
 
 
-def _contents(profile: Profile) -> Any:
+def contents_for(profile: Profile) -> Any:
     """Return what all chapters of a profile depend on: the profile, what it names, emlib and the demo data."""
     files = sorted([*paths.ROOT.glob("emlib/**/*.py"), *paths.ROOT.glob("emlib/data/demo/*")])
     return [contents_of(profile), {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in files}]

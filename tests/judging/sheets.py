@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from emlib.core.records import Answer, Message, Question, Verdict
 from emlib.evaluation.reward_judge import PROMPTS, Part
 from emlib.judging.api import ApiJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import JudgeBatch, in_batches, judge_answers
+from emlib.judging.judge_batch import JudgeBatch, Keep, Scorer, judge_answers
 from emlib.judging.money import Budget
 from emlib.judging.replies import from_distribution
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score
@@ -38,6 +38,17 @@ def judged(spec: OpenAIJudge, asked: JudgeBatch, path: Path, account: str = "tes
     """The verdicts, with the scores kept at `path`."""
     with Cache(path) as cache:
         return judge_answers(asked, spec.identity, cache, ApiJudge(spec, Budget(cache, account, spec.max_usd)))
+
+
+def in_batches(score: Callable[[Sequence[tuple[Message, ...]]], Sequence[Score]], size: int) -> Scorer:
+    """Make a scorer from a function that scores a list of chats; the scores of a batch are kept before the next one."""
+    def scorer(requests: Sequence[JudgeRequest], keep: Keep) -> None:
+        for start in range(0, len(requests), size):
+            some = requests[start:start + size]
+            for request, found in zip(some, score([request.messages for request in some]), strict=True):
+                keep(request, found)
+
+    return scorer
 
 
 def directly(model: Model, asked: JudgeBatch, path: Path) -> list[Verdict]:

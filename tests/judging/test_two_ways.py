@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import in_batches, judge_answers
+from emlib.judging.judge_batch import judge_answers
 from emlib.judging.local import distributions
 from tests.judging.models import served, whole_numbers
 from tests.judging.server import JudgeServer
-from tests.judging.sheets import api, judged, sheet
+from tests.judging.sheets import api, in_batches, judged, sheet
 
 ANSWERS = 40
 

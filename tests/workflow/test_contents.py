@@ -45,7 +45,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def digest(profile: str | Path) -> str:
-    return graph.content_digest("15_tables", load_profile(str(profile)))
+    return graph.content_digest("15_tables", graph.contents_for(load_profile(str(profile))))
 
 
 def keys(profile: Path) -> dict[str, str]:

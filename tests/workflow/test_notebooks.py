@@ -196,7 +196,7 @@ def test_a_touched_file_makes_nothing_stale_and_a_changed_one_does(
         monkeypatch.setattr(paths, name, folder)
 
     def digest(chapter: str = "01_data") -> str:
-        return graph.content_digest(chapter, load_profile("demo"))
+        return graph.content_digest(chapter, graph.contents_for(load_profile("demo")))
 
     def replace(file: str, old: str, new: str) -> None:
         text = (tmp_path / file).read_text()
