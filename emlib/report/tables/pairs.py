@@ -76,9 +76,10 @@ def _partner(trained: Trained, reference: str, there: Iterable[Trained]) -> Trai
 
 
 def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str]) -> pd.DataFrame:
-    """Return the share of misaligned answers to each question, for `paper_figures.by_question`; settings and seeds are pooled.
+    """Return the share of misaligned answers to each question, for `paper_figures.by_question`.
 
-    Columns: question, method, percent, low, high (Wilson's 95% interval, because the question is fixed).
+    Settings and seeds are pooled. Columns: question, method, percent, low, high (Wilson's 95% interval, because the
+    question is fixed).
     """
     rows = []
     for method in methods:
