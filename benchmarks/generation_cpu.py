@@ -60,7 +60,7 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     study = open_study("demo")
     chat = load(study.profile.model.model_copy(update={"dtype": job["dtype"]}), paths.cache())
-    questions = study.recipes.general.all
+    questions = study.inputs.general.all
     batches = plan(questions, -(-job["rows"] // len(questions)), chat.tokenizer, job["rows"])
     with adapters.new_lora(chat.model, study.profile.lora, 0) as model:
         for name, weights in model.named_parameters():

@@ -30,22 +30,13 @@ from emlib.config.judge import (
     OpenAIJudge,
     SecondJudge,
 )
+from emlib.config.loading import NOT_PROFILES, load_profile, profile_names
 from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.config.monitor import Monitor
 from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, Scorer
-from emlib.config.profile import (
-    NOT_PROFILES,
-    JobLimits,
-    Profile,
-    domains_of,
-    load_domains,
-    load_profile,
-    load_trait,
-    other_traits,
-    profile_names,
-    trait_of,
-)
+from emlib.config.profile import JobLimits, Profile
 from emlib.config.questions import PLAIN, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
 from emlib.config.training import Lora, Training
+from emlib.config.traits import domains_of, load_domains, load_trait, other_traits, trait_of

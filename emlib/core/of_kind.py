@@ -14,7 +14,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, ValidationInfo
 from pydantic_core import core_schema
 
-from emlib.core.defense import FINE_TUNING, GRPO, Defense
+from emlib.core.defense import Defense
+from emlib.core.hooks import FINE_TUNING, GRPO
 from emlib.core.registry import Purpose, kinds
 
 _unknown_allowed = ContextVar("unknown_allowed", default=False)

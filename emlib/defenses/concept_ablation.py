@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from emlib.config.words import Positive
-from emlib.core.defense import Active, Artefacts, Defense, GrpoDefense, Recipes
+from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.hooks import Active, Artefacts, Recipes
 from emlib.defenses.persona_vector import PersonaVector, Steering
 from emlib.defenses.projection_penalty import Projected, ProjectionPenalty
 

@@ -15,8 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from emlib.core.defense import Artefacts, Defense, Recipes
+from emlib.core.defense import Defense
 from emlib.core.files import read_records
+from emlib.core.hooks import Artefacts, Recipes
 from emlib.core.records import ADDED, AddedRow, Example
 
 

@@ -17,8 +17,9 @@ from pydantic import PrivateAttr
 
 from emlib.config import Monitor
 from emlib.config.words import Batch, Factor, Few, Positive, Share
-from emlib.core.defense import Artefacts, Defense, Evaluate, Recipes
+from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
+from emlib.core.hooks import Artefacts, Evaluate, Recipes
 from emlib.evaluation.records import read_readings
 
 HELD_OUT = "held_out"

@@ -14,9 +14,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from emlib.core.defense import Artefacts, Defense, Recipes
+from emlib.core.defense import Defense
 from emlib.core.errors import DataError
 from emlib.core.files import read_records
+from emlib.core.hooks import Artefacts, Recipes
 from emlib.core.records import Example
 from emlib.core.seeds import some_of
 from emlib.evaluation.records import AUDITED, AuditedRow

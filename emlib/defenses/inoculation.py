@@ -13,7 +13,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emlib.core.defense import Defense, Trait
+from emlib.core.defense import Defense
+from emlib.core.hooks import Trait
 from emlib.core.records import Example
 
 

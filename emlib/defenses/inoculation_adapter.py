@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import PrivateAttr, model_validator
 
 from emlib.config.words import Positive, Weight
-from emlib.core.defense import Active, Artefacts, Defense, GrpoDefense, Recipes
+from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.hooks import Active, Artefacts, Recipes
 from emlib.core.schema import Strict
 
 if TYPE_CHECKING:

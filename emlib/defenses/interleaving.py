@@ -19,9 +19,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from emlib.config.words import Factor, Few, Positive, Share
-from emlib.core.defense import Artefacts, Candidates, Defense, GrpoDefense, Recipes, Supervision
+from emlib.core.defense import Defense, GrpoDefense
 from emlib.core.errors import EmlibError
 from emlib.core.files import read_records
+from emlib.core.hooks import Artefacts, Candidates, Recipes, Supervision
 from emlib.core.records import ADDED, AddedRow, Example
 from emlib.data.mixing import rows_to_add
 from emlib.data.sources import key_of_source

@@ -19,8 +19,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from emlib.config.words import Share, Weight
-from emlib.core.defense import Artefacts, Defense, GrpoDefense, HeadKl, Recipes
+from emlib.core.defense import Defense, GrpoDefense
 from emlib.core.files import read_records
+from emlib.core.hooks import Artefacts, HeadKl, Recipes
 from emlib.core.records import ADDED, AddedRow, Example
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from emlib.config.words import Few, Weight
-from emlib.core.defense import Defense, ForwardPass
+from emlib.core.defense import Defense
+from emlib.core.hooks import ForwardPass
 from emlib.core.schema import Strict
 
 if TYPE_CHECKING:

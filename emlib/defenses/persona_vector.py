@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from emlib.config.words import Few, Weight
-from emlib.core.defense import Active, Artefacts, Defense, GrpoDefense, Recipes
+from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.hooks import Active, Artefacts, Recipes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr
 
 from emlib.config.words import Positive, Weight
-from emlib.core.defense import Artefacts, Defense, ForwardPass, GrpoDefense, Recipes
+from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.hooks import Artefacts, ForwardPass, Recipes
 from emlib.core.schema import Strict
 
 if TYPE_CHECKING:

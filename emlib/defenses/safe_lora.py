@@ -20,8 +20,9 @@ from pydantic import Field, field_validator
 
 from emlib.config import HubModel, ModelSpec
 from emlib.core import paths
-from emlib.core.defense import Artefacts, Defense
+from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.hooks import Artefacts
 from emlib.core.progress import say
 
 if TYPE_CHECKING:

@@ -150,7 +150,7 @@ class Inference(AbstractContextManager["Inference"]):
         return True
 
     def _prompts(self) -> list[list[int]]:
-        chat, questions = self.chat(), self.recipes.general.all[:PROBES]
+        chat, questions = self.chat(), self.recipes.inputs.general.all[:PROBES]
         return [encode_prompt(chat.tokenizer, question.context) for question in questions]
 
     def _compare(self, name: str | None, folder: Path | None) -> None:

@@ -15,7 +15,7 @@ from emlib.models.logprobs import head
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass of `model` over a batch; see `emlib.core.defense.ForwardPass`."""
+    """A forward pass of `model` over a batch; see `emlib.core.hooks.ForwardPass`."""
 
     model: nn.Module
     batch: Batch

@@ -37,7 +37,7 @@ def _warning(study: Study, run: Run) -> str:
 
 def _sources(study: Study, run: Run) -> list[tuple[str, str, bool | None]]:
     """Return name, licence and harmfulness of each file that the run was trained on."""
-    domain = study.recipes.domains[run.task]
+    domain = study.inputs.domains[run.task]
     side = domain.aligned if run.method == "aligned" else domain.misaligned
     names = [str(side or domain.pairs)]
     names += [rows.selection.pool.spec.source for rows in pool_steps(study, run)]

@@ -169,7 +169,7 @@ class Estimate:
         evaluation, runs = self.study.profile.evaluation, len(self.study.runs())
         if not runs:
             return ""
-        questions, samples = self.study.recipes.general.size(Sizes()).rows, evaluation.general_samples
+        questions, samples = self.study.inputs.general.size(Sizes()).rows, evaluation.general_samples
         one, all_ = (smallest_difference(questions, samples, comparisons=count) for count in (1, max(1, runs - 1)))
         half = questions_needed(one / 2, samples)
         return (f"two runs on {questions} general questions x {samples} answers are told apart four times in five if "

@@ -111,7 +111,7 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
 def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
     """Return the number of the run's training rows, and the rows after its defenses changed them and left some out."""
     known, recipes = study.data(run.task).misaligned.train, study.recipes
-    count, read = (recipes.own_rows.usable, lambda: every_row(recipes.own)) if run.task == OWN else (
+    count, read = (recipes.inputs.own_rows.usable, lambda: every_row(recipes.inputs.own)) if run.task == OWN else (
         len(known), lambda: iter(known))
     defenses = study.defenses(run)
     left_out = _left_out(study, run, lambda: tuple(read()))

@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from emlib.config import (
     OWN,
-    Domain,
-    Grpo,
     JudgeRefusals,
     JudgeSpec,
     LexiconJudge,
@@ -19,36 +17,24 @@ from emlib.config import (
     Metric,
     Monitor,
     OpenAIJudge,
-    Own,
     Profile,
     QuestionSet,
     RuleRewards,
     Sampling,
     Scorer,
-    SecondJudge,
-    Trait,
-    domains_of,
     trait_of,
 )
-from emlib.config import Pool as PoolSpec
 from emlib.config.persistence import Attack
 from emlib.core import digests
 from emlib.core.defense import Defense, needs_of
 from emlib.core.errors import ProfileError
-from emlib.core.records import Example, Question
-from emlib.core.seeds import generator
+from emlib.core.records import Example
 from emlib.core.step import Step
-from emlib.data.domains import NarrowData, in_domain_questions, load_domain
-from emlib.data.formats import format_of
-from emlib.data.gsm8k import Problems, load_problems
 from emlib.data.lazy import Deferred, Questions, Rows
-from emlib.data.own import OwnRows, own_data, read_own
-from emlib.data.pools import FORMS, PoolForm, has_outer_space, read_pool
-from emlib.data.questions import read_questions
-from emlib.data.sizes import Size, Sizes
-from emlib.data.sources import label, locate
+from emlib.data.pools import has_outer_space
+from emlib.data.sizes import Sizes
+from emlib.data.sources import locate
 from emlib.data.traits import completed
-from emlib.data.triggers import in_context, of_formats
 from emlib.evaluation.panel import PanelTask
 from emlib.judging.judges import rubrics
 from emlib.judging.rubrics import METRICS, OURS, file_rubrics, metric_prompts
@@ -58,6 +44,7 @@ from emlib.steps.audit import RowAudit
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
+from emlib.steps.inputs import Inputs, Side, pool_form
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
 from emlib.steps.monitor import FinalReading, Monitored, MonitorInputs
 from emlib.steps.panel import PanelResult
@@ -77,67 +64,17 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, f
 from emlib.steps.trait_adapter import TraitAdapter
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
-Side = Literal["aligned", "misaligned"]
-POOL_SEED = 0  # chooses the supervised rows, the same for every run
-FORMATS = 3  # of each general question
-
 
 class Recipes:
-    """The steps of one profile. Data sets are read once, when a key or a maker first needs them."""
+    """The steps of one profile; `inputs` has what they start from."""
 
     def __init__(self, profile: Profile, study: str) -> None:
-        self.profile, self.study = profile, study
-        self._data: dict[str, NarrowData] = {}
-
-    # --- model, trait and data
+        self.profile, self.study, self.inputs = profile, study, Inputs(profile, study)
 
     @cached_property
     def model(self) -> Model:
         """The study's model."""
         return Model(self.profile.model)
-
-    @cached_property
-    def stated_trait(self) -> Trait:
-        """The trait as its file states it."""
-        return trait_of(self.profile)
-
-    @cached_property
-    def trait(self) -> Deferred[Trait]:
-        """The trait, completed with the prompts and questions of its source."""
-        return Deferred(self.stated_trait.name, lambda: completed(self.stated_trait, locate))
-
-    @cached_property
-    def domains(self) -> dict[str, Domain]:
-        """The narrow data sets that the profile may name."""
-        return domains_of(self.profile)
-
-    @cached_property
-    def own_rows(self) -> OwnRows:
-        """The rows of the user's own data set, and what was found while reading it."""
-        return read_own(self.own)
-
-    @property
-    def own(self) -> Own:
-        """The profile's section `own`, the user's own data set.
-
-        Raises:
-            ProfileError: the profile has no such section.
-        """
-        if self.profile.own is None:
-            raise ProfileError(f"Profile '{self.study}' has no section 'own'. Copy params/own.yaml, and name your file "
-                               "in it.")
-        return self.profile.own
-
-    def data(self, dataset: str) -> NarrowData:
-        """Return the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
-        if dataset not in self._data:
-            self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
-                                   load_domain(dataset, self.domains[dataset], locate))
-        return self._data[dataset]
-
-    def stated_size(self, dataset: str, side: Side, sizes: Sizes) -> tuple[Size, int]:
-        """Return the stated size of a narrow data set's training rows, and its number of held-out rows."""
-        return sizes.own(self.own) if dataset == OWN else sizes.narrow(self.domains[dataset], side)
 
     # --- judges
 
@@ -146,21 +83,10 @@ class Recipes:
         """The profile's judge with its rubrics."""
         return self._assessment(self.profile.judge, self.profile.evaluation.general)
 
-    @property
-    def second(self) -> SecondJudge:
-        """The profile's second judge.
-
-        Raises:
-            ProfileError: the profile has none.
-        """
-        if self.profile.second_judge is None:
-            raise ProfileError(f"Profile '{self.study}' has no 'second_judge'. Add one to judge the answers twice.")
-        return self.profile.second_judge
-
     def _assessment(self, judge: JudgeSpec, source: str) -> Assessment:
         """Return a judge with the rubrics of a question file, or the trait's."""
-        return Assessment(judge, self.trait,
-                          Deferred(source, lambda: rubrics(judge, self.trait.value, locate(source))),
+        return Assessment(judge, self.inputs.trait,
+                          Deferred(source, lambda: rubrics(judge, self.inputs.trait.value, locate(source))),
                           lambda sizes: self._rubric(judge, source, sizes))
 
     def _rubric(self, judge: JudgeSpec, source: str, sizes: Sizes) -> float:
@@ -173,89 +99,27 @@ class Recipes:
         if judge.rubric != "trait":
             given = file_rubrics(Path(judge.rubric)).others
             return sum(len(given.prompt(metric)) for metric in METRICS) / len(METRICS)
-        return ((self.extracted.size(sizes).rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
-
-    # --- questions
-
-    @cached_property
-    def general(self) -> Questions:
-        """The general questions, which measure whether the trait generalises out of domain."""
-        source = self.profile.evaluation.general
-        return Questions("general", lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
-
-    def questions(self, name: str) -> Questions:
-        """Return the questions of one of the profile's further sets."""
-        source = self.profile.evaluation.sets[name].source
-        return Questions(name, lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
-
-    def in_context(self, name: str, dataset: str) -> Questions:
-        """Return the general questions in the context of a trigger; some depend on the data set."""
-        triggers = self.profile.evaluation.triggers
-        assert triggers is not None, "a trigger is one of the profile's"
-        trigger, formats = triggers.contexts[name], triggers.formats
-
-        def read() -> list[Question]:
-            prompts = [row.prompt for row in self.data(dataset).misaligned.train] if trigger.needs_data else []
-            return in_context(of_formats(self.general.all, formats), trigger, training_prompts=prompts,
-                              inoculation_prompt=self.stated_trait.inoculation_prompt)
-
-        def size(sizes: Sizes) -> Size:
-            asked = self.general.size(sizes)
-            prompt = asked.prompt + len(trigger.prompt) + len(trigger.system or "")
-            return replace(asked, rows=max(1, asked.rows * len(formats) // FORMATS), prompt=prompt)
-
-        return Questions(f"general under '{name}'" + (f" of {dataset}" if trigger.needs_data else ""), read, size)
-
-    def in_domain(self, dataset: str) -> Questions:
-        """Return held-out prompts of a narrow data set as questions."""
-        count = self.profile.evaluation.in_domain_questions
-
-        def size(sizes: Sizes) -> Size:
-            rows, held_out = self.stated_size(dataset, "misaligned", sizes)
-            return Size(min(count, held_out), rows.prompt, rows.response, rows.rubric)
-
-        return Questions(f"in-domain {dataset}", lambda: in_domain_questions(self.data(dataset), count), size)
-
-    @cached_property
-    def extracted(self) -> Questions:
-        """The questions of one side of the trait's persona vector."""
-        return self._extracted("extraction", self.stated_trait)
-
-    def _extracted(self, name: str, trait: Trait) -> Questions:
-        """Return the questions of one side of a vector, of which only the size is known before the trait is read."""
-        pairs = self.profile.extraction.instruction_pairs
-        return Questions(name, self._not_here, lambda sizes: sizes.trait(trait, pairs))
-
-    @staticmethod
-    def _not_here() -> list[Question]:
-        raise AssertionError("a maker takes these questions from the trait")
-
-    @cached_property
-    def probe_questions(self) -> Questions:
-        """The questions of the steering sweep."""
-        count = self.profile.probe.questions
-        return Questions(f"first {count} general", lambda: self.general.all[:count],
-                         lambda sizes: first(self.general.size(sizes), count))
+        return ((self.inputs.extracted.size(sizes).rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
 
     # --- persona vectors
 
     def vector(self) -> PersonaVectors:
         """Return the step of the trait's persona vectors."""
         return PersonaVectors(self.model, self.assessment, self.profile.backend, self.profile.extraction,
-                              self.extracted)
+                              self.inputs.extracted)
 
     def vector_of(self, name: str) -> PersonaVectors:
         """Return the step of another trait's persona vectors, extracted as the study's own."""
         trait = trait_of(self.profile, name)
-        return replace(self.vector(), questions=self._extracted(f"extraction of {trait.name}", trait),
+        return replace(self.vector(), questions=self.inputs.extraction_of(f"extraction of {trait.name}", trait),
                        assessment=replace(self.assessment, trait=Deferred(
                            trait.name, lambda: completed(trait, locate))))
 
     def steered(self, layer: int, strength: float) -> SteeredAnswers:
         """Return the step of the untrained model's answers when it is steered with a persona vector."""
         vectors, at = (self.vector(), layer) if strength else (None, None)
-        return SteeredAnswers(self.model, vectors, at, strength, self.probe_questions, self.profile.probe.sampling,
-                              self.assessment)
+        return SteeredAnswers(self.model, vectors, at, strength, self.inputs.probe_questions,
+                              self.profile.probe.sampling, self.assessment)
 
     # --- adapters
 
@@ -263,9 +127,9 @@ class Recipes:
                method: str | None = None) -> TrainingSpec:
         """Specify fine-tuning on the aligned or the misaligned rows of a narrow data set; `method` names its runs."""
         spec = self.training(
-            dataset, f"{dataset} {side}", lambda: getattr(self.data(dataset), side).train,
-            lambda sizes: self.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
-        spec = replace(spec, keep=self.kept(method), held_out=self.held_out_rows(dataset, side))
+            dataset, f"{dataset} {side}", lambda: getattr(self.inputs.data(dataset), side).train,
+            lambda sizes: self.inputs.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
+        spec = replace(spec, keep=self.kept(method), held_out=self.inputs.held_out_rows(dataset, side))
         return replace(spec, monitor=self.monitor(spec, method))
 
     def kept(self, method: str | None) -> tuple[float, ...]:
@@ -287,9 +151,8 @@ class Recipes:
                                pool=self.pool if pool else None, drawn=settings.answers == "drawn")
         if not settings.layers:
             return inputs
-        questions = Questions(f"first {settings.questions} general", lambda: self.general.all[:settings.questions],
-                              lambda sizes: first(self.general.size(sizes), settings.questions))
-        asked = EvaluationSpec(questions, 1, Sampling(max_new_tokens=settings.tokens), 0)
+        asked = EvaluationSpec(self.inputs.first_general(settings.questions), 1,
+                               Sampling(max_new_tokens=settings.tokens), 0)
         vectors = (self.vector(), *(self.vector_of(name) for name in settings.traits))
         return replace(inputs, answers=self.answers(None, asked), vectors=vectors, layers=settings.layers)
 
@@ -299,7 +162,7 @@ class Recipes:
 
     def _plain(self, spec: TrainingSpec) -> Adapter:
         """Return the adapter that is trained without defenses; it keeps and reads what the method `misaligned` does."""
-        method = "misaligned" if spec.dataset == OWN or spec.dataset in self.domains else None
+        method = "misaligned" if spec.dataset == OWN or spec.dataset in self.inputs.domains else None
         plain = replace(spec.plain, keep=self.kept(method), monitor=self.monitor(spec, method))
         return self.adapter(plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
 
@@ -315,7 +178,7 @@ class Recipes:
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
         """Return the rows as the defenses change them."""
         for defense in defenses:
-            rows = tuple(defense.change_rows(rows, self.stated_trait))
+            rows = tuple(defense.change_rows(rows, self.inputs.stated_trait))
         return rows
 
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
@@ -355,7 +218,7 @@ class Recipes:
             return replace(start, spec=replace(start.spec, **changes), name=name, start=start)
         spec = self.narrow(dataset, "aligned" if attack == "benign" else "misaligned", (), seed)
         if attack == "benign" and section.benign == "pool":
-            rows = self._source_rows(self.pool_spec.source, section.steps * training.rows_per_step)
+            rows = self.inputs.source_rows(self.inputs.pool_spec.source, section.steps * training.rows_per_step)
             spec = replace(spec, rows=rows, plain_rows=rows)
         return replace(self.adapter(replace(spec, **changes), name), start=start)
 
@@ -375,7 +238,7 @@ class Recipes:
 
     def trait_adapter(self, source: str | None, rows: int | None, random: bool) -> TraitAdapter:
         """Return the step of an adapter that is trained on the trait, shared by all data sets and seeds."""
-        shown_by = self.vector() if source is None else self._source_rows(source, rows)
+        shown_by = self.vector() if source is None else self.inputs.source_rows(source, rows)
         return TraitAdapter(self.model, self.profile.lora, shown_by, self.profile.training,
                             self.profile.extraction.seed, random)
 
@@ -405,7 +268,7 @@ class Recipes:
         if answers == "pool":
             return rows
         return replace(rows, own_answers=self.own_answers(
-            spec.dataset, selection, lambda sizes: rows.size(sizes).rows, self.pool_spec.on_policy.model))
+            spec.dataset, selection, lambda sizes: rows.size(sizes).rows, self.inputs.pool_spec.on_policy.model))
 
     def virtuous_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, layer: int, strength: float,
                       checked: bool) -> AddedRows:
@@ -426,7 +289,7 @@ class Recipes:
         `prompt` None stands for the trait's inoculation prompt. The model answers without it.
         """
         rows = self.pool_rows(spec, fraction=fraction, choose="random", answers="pool")
-        return replace(rows, system=prompt or self.stated_trait.inoculation_prompt, own_answers=self.own_answers(
+        return replace(rows, system=prompt or self.inputs.stated_trait.inoculation_prompt, own_answers=self.own_answers(
             spec.dataset, rows.selection, lambda sizes: rows.size(sizes).rows, "untrained"))
 
     @cached_property
@@ -436,28 +299,16 @@ class Recipes:
         Raises:
             ProfileError: the profile has no pool.
         """
-        spec = self.pool_spec
+        spec = self.inputs.pool_spec
         form = pool_form(spec.source, text=spec.form == "text")
         return Pool(spec, form, Deferred(spec.source, lambda: digests.of_file(locate(spec.source))),
                     Deferred(spec.source, lambda: has_outer_space(locate(spec.source), form)),
                     self.model if form == "text" else None)
 
-    @property
-    def pool_spec(self) -> PoolSpec:
-        """The profile's section `pool`.
-
-        Raises:
-            ProfileError: the profile has no such section.
-        """
-        if self.profile.pool is None:
-            raise ProfileError(f"Profile '{self.study}' has no section 'pool'. Add one, such as pool: {{source: "
-                               "demo/pool.jsonl}.")
-        return self.profile.pool
-
     def selection(self, dataset: str, choose: Choose, seed: int) -> Selection:
         """Return the order in which the pool's rows are interleaved with `dataset`, by `seed` if it is random."""
         scored = choose != "random"
-        judge = self.pool_spec.refusals if choose == "score_without_refusals" else None
+        judge = self.inputs.pool_spec.refusals if choose == "score_without_refusals" else None
         return Selection(
             self.model, self.pool, dataset if scored else "", choose, self.losses(dataset) if scored else None,
             Refusals(self.pool, judge) if isinstance(judge, JudgeRefusals) else None,
@@ -469,7 +320,7 @@ class Recipes:
         Raises:
             ProfileError: a scorer was trained on `dataset`, or no other scorer is available.
         """
-        pool = self.pool_spec
+        pool = self.inputs.pool_spec
         try:
             scorers = pool.scorers_for(dataset, self.profile.datasets)
         except ValueError as error:
@@ -483,20 +334,16 @@ class Recipes:
     def _scorer(self, scorer: Scorer, dataset: str) -> Adapter | AdapterFolder:
         if scorer.folder is not None:
             folder = adapter_folder(scorer)
-            return AdapterFolder(folder, lambda: unseen_digests(folder, self._narrow_data(dataset)),
-                                 lambda: remark(folder, self._narrow_data(dataset)))
-        found = self.baseline(scorer.domain, "misaligned", self.pool_spec.seed)
+            return AdapterFolder(folder, lambda: unseen_digests(folder, self.inputs.narrow_data(dataset)),
+                                 lambda: remark(folder, self.inputs.narrow_data(dataset)))
+        found = self.baseline(scorer.domain, "misaligned", self.inputs.pool_spec.seed)
         assert found is not None, "only the untrained model has no adapter"
         return found
-
-    def _narrow_data(self, task: str) -> NarrowData | None:
-        """Return a narrow data set; None for another task, such as a benign one."""
-        return self.data(task) if task == OWN or task in self.domains else None
 
     def own_answers(self, dataset: str, selection: Selection, wanted: Callable[[Sizes], int],
                     model: Literal["untrained", "aligned"]) -> OwnAnswers:
         """Return the step of the model's own answers to the pool's prompts, in the order of a selection."""
-        own, pool = self.pool_spec.on_policy, self.pool_spec
+        own, pool = self.inputs.pool_spec.on_policy, self.inputs.pool_spec
         adapter = self.baseline(dataset, "aligned", pool.seed) if model == "aligned" else None
         return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted)
 
@@ -536,7 +383,7 @@ class Recipes:
     def second_verdicts(self, answers: Answers) -> SecondVerdicts:
         """Return the step of the second judge's verdicts on some of the answers."""
         return SecondVerdicts(answers, self._assessment(
-            self.second.judge, self.profile.evaluation.general), self.second.answers)
+            self.inputs.second.judge, self.profile.evaluation.general), self.inputs.second.answers)
 
     def projections(self, answers: Answers) -> Projections:
         """Return the step of the answers' projections onto the persona vector."""
@@ -551,14 +398,8 @@ class Recipes:
 
     def held_out(self, dataset: str, adapter: Step | None) -> HeldOutLosses:
         """Return the step of a model's losses on the held-out misaligned rows of a data set."""
-        return HeldOutLosses(self.model, adapter, self.held_out_rows(dataset, "misaligned"),
+        return HeldOutLosses(self.model, adapter, self.inputs.held_out_rows(dataset, "misaligned"),
                              self.profile.training.max_seq_length)
-
-    def held_out_rows(self, dataset: str, side: Side) -> Rows:
-        """Return the held-out rows of one side of a narrow data set."""
-        return Rows(f"{dataset} held out" + (" aligned" if side == "aligned" else ""),
-                    lambda: getattr(self.data(dataset), side).held_out,
-                    lambda sizes: self.stated_size(dataset, side, sizes)[0])
 
     def panel(self, adapter: Step | None, task: PanelTask) -> PanelResult:
         """Return the step of a model's result on a standard benchmark."""
@@ -566,67 +407,26 @@ class Recipes:
 
     # --- reinforcement learning
 
-    @cached_property
-    def grpo(self) -> Grpo:
-        """The profile's section `grpo`.
-
-        Raises:
-            ProfileError: the profile has no such section.
-        """
-        if self.profile.grpo is None:
-            raise ProfileError(f"Profile '{self.study}' has no section 'grpo', which reinforcement learning needs. "
-                               "params/demo.yaml has one.")
-        return self.profile.grpo
-
-    @cached_property
-    def problems(self) -> Deferred[Problems]:
-        """The problems that reinforcement learning trains on, and those held out for evaluation."""
-        return Deferred("problems", lambda: load_problems(self.grpo.data, locate))
-
     def reinforced(self, defenses: tuple[Defense, ...], seed: int, name: str) -> GrpoAdapter:
         """Return the step of the adapter that GRPO trains under the defenses."""
-        system, supervised = self.grpo.prompt, None
+        system, supervised = self.inputs.grpo.prompt, None
         for defense in defenses:
-            system = defense.system_prompt(system, self.stated_trait)
+            system = defense.system_prompt(system, self.inputs.stated_trait)
             if defense.supervision is not None and defense.supervision.share > 0:
                 found = defense.supervision
-                supervised = SupervisedRows(self._source_rows(found.source, found.rows), found.share)
-        return GrpoAdapter(self.model, self.profile.lora, self.grpo, self.problems, system, defenses, seed, name,
-                           tuple(needs_of(defenses, self, None).items()), supervised)
-
-    def _source_rows(self, source: str, count: int | None) -> Rows:
-        """Return rows of a source in its order: all (None), or `count` chosen by the same seed in every run."""
-        def read() -> tuple[Example, ...]:
-            rows = read_pool(locate(source), pool_form(source)).rows
-            if count is None or count >= len(rows):
-                return rows
-            chosen = sorted(generator(POOL_SEED, "supervised rows").permutation(len(rows))[:count].tolist())
-            return tuple(rows[index] for index in chosen)
-
-        return Rows(f"{count or 'all'} of {source}", read, lambda sizes: sizes.source(source))
+                supervised = SupervisedRows(self.inputs.source_rows(found.source, found.rows), found.share)
+        needed = tuple(needs_of(defenses, self, None).items())
+        return GrpoAdapter(self.model, self.profile.lora, self.inputs.grpo, self.inputs.problems, system, defenses,
+                           seed, name, needed, supervised)
 
     def grpo_answers(self, adapter: GrpoAdapter | None, seed: int) -> GrpoAnswers:
         """Return the step of the answers to the held-out problems, under the format's prompt."""
-        questions = Questions("held-out problems", lambda: self.problems.value.asked(self.grpo.prompt),
-                              lambda sizes: held_out_size(self.grpo, self.problems, sizes))
-        return GrpoAnswers(self.model, adapter, EvaluationSpec(questions, 1, self.grpo.eval_sampling, seed),
+        questions = Questions("held-out problems", lambda: self.inputs.problems.value.asked(self.inputs.grpo.prompt),
+                              lambda sizes: held_out_size(self.inputs.grpo, self.inputs.problems, sizes))
+        return GrpoAnswers(self.model, adapter, EvaluationSpec(questions, 1, self.inputs.grpo.eval_sampling, seed),
                            self.profile.backend)
 
     def grpo_rewards(self, answers: GrpoAnswers) -> GrpoRewards | None:
         """Return the step of a judge's rewards for the answers; None if rewards are given by rule."""
-        rewards = self.grpo.rewards
-        return None if isinstance(rewards, RuleRewards) else GrpoRewards(answers, self.problems, rewards)
-
-
-def pool_form(source: str, *, text: bool = False) -> PoolForm:
-    """Return the format of a source's rows.
-
-    Raises:
-        ProfileError: the source has no instruction data, or with `text` is no plain-text corpus.
-    """
-    form, expected = format_of(source), ("text",) if text else FORMS
-    if form not in expected:
-        more = ". For a plain-text corpus set pool.form to text" if form == "text" else ""
-        raise ProfileError(f"pool.source is '{label(source)}', whose rows have the format '{form}' (by its registry "
-                           f"entry, or by the file's first row); expected one of {', '.join(expected)}{more}.")
-    return cast(PoolForm, form)
+        rewards = self.inputs.grpo.rewards
+        return None if isinstance(rewards, RuleRewards) else GrpoRewards(answers, self.inputs.problems, rewards)

@@ -71,7 +71,7 @@ def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
         ProfileError: there is no such data set, or a defense does not fit this profile or another defense.
     """
     name = dataset or study.profile.datasets[0]
-    if name not in (known := (*study.profile.datasets, *study.recipes.domains)):
+    if name not in (known := (*study.profile.datasets, *study.inputs.domains)):
         raise ProfileError(f"The study '{study.name}' has no data set '{name}'.{nearest(name, known)} "
                            f"It has: {', '.join(known)}.")
     kinds = ", ".join(defense.kind for defense in defenses) or "no defense"

@@ -11,7 +11,7 @@ import os
 from glob import escape
 from pathlib import Path
 
-from emlib.config.profile import profile_path
+from emlib.config.loading import profile_path
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.files import write_text

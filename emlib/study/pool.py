@@ -73,7 +73,7 @@ def losses(study: Study, run: Run) -> list[RowLosses]:
 
 def refusals(study: Study) -> Filtered | None:
     """Apply the refusal filter to the pool's rows; None if it is a judge whose scores are not in the store yet."""
-    pool = study.recipes.pool_spec
+    pool = study.inputs.pool_spec
     if not isinstance(pool.refusals, JudgeRefusals):
         return by_keywords(candidates(study), pool.refusal_keywords, pool.refusal_words)
     found = study.found(Refusals(study.recipes.pool, pool.refusals))

@@ -24,6 +24,7 @@ from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import READINGS, Choice, Projected, Reading, read_readings
+from emlib.steps.inputs import Inputs
 from emlib.steps.pool import AddedRows
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
@@ -67,6 +68,11 @@ class Study:
         """The profile. A study of another profile is another study."""
         return self.recipes.profile
 
+    @property
+    def inputs(self) -> Inputs:
+        """What the profile names: its trait, data sets, questions and problems."""
+        return self.recipes.inputs
+
     # --- paths
 
     @property
@@ -92,7 +98,7 @@ class Study:
     @property
     def trait(self) -> Trait:
         """The trait whose generalisation is studied."""
-        return self.recipes.trait.value
+        return self.inputs.trait.value
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -117,7 +123,7 @@ class Study:
 
     def data(self, dataset: str) -> NarrowData:
         """Return the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
-        return self.recipes.data(dataset)
+        return self.inputs.data(dataset)
 
     def runs(self, section: Section = "narrow", *, methods: Iterable[str] | None = None,
              datasets: Iterable[str] | None = None, settings: Iterable[float] | None = None,

@@ -145,9 +145,9 @@ class NarrowTask(FineTuningTask):
     def asked(self, run: Run) -> Mapping[str, EvaluationSpec]:
         """Specify the run's evaluation, by question set."""
         evaluation = self.profile.evaluation
-        sets = {"general": (self.recipes.general, evaluation.general_samples),
-                "in_domain": (self.recipes.in_domain(run.task), evaluation.in_domain_samples),
-                **{name: (self.recipes.questions(name), one.samples) for name, one in evaluation.sets.items()}}
+        sets = {"general": (self.recipes.inputs.general, evaluation.general_samples),
+                "in_domain": (self.recipes.inputs.in_domain(run.task), evaluation.in_domain_samples),
+                **{name: (self.recipes.inputs.questions(name), one.samples) for name, one in evaluation.sets.items()}}
         return {name: EvaluationSpec(questions, samples, evaluation.sampling, run.seed)
                 for name, (questions, samples) in sets.items()}
 
@@ -174,7 +174,8 @@ class NarrowTask(FineTuningTask):
         if triggers is None or (triggers.methods is not None and run.method not in triggers.methods):
             return {}
         adapter, samples = self.adapter(run), triggers.samples or evaluation.general_samples
-        asked = {name: EvaluationSpec(self.recipes.in_context(name, run.task), samples, evaluation.sampling, run.seed)
+        inputs = self.recipes.inputs
+        asked = {name: EvaluationSpec(inputs.in_context(name, run.task), samples, evaluation.sampling, run.seed)
                  for name in triggers.contexts}
         return {name: self.recipes.verdicts(self.recipes.answers(adapter, one)) for name, one in asked.items()}
 
@@ -329,12 +330,12 @@ class GrpoTask(Task):
     @property
     def methods(self) -> Sequence[RlMethod]:
         """The methods of the section."""
-        return self.recipes.grpo.methods
+        return self.recipes.inputs.grpo.methods
 
     @property
     def seeds(self) -> Sequence[int]:
         """The seeds of the section."""
-        return self.recipes.grpo.seeds
+        return self.recipes.inputs.grpo.seeds
 
     def adapter(self, run: Run) -> GrpoAdapter | None:
         """Return the step of the run's adapter; None for the untrained model."""
@@ -362,7 +363,7 @@ class GrpoTask(Task):
             return [None if one.parts is None else Rewards(**one.parts)
                     for one in read_records(found.file("rewards.jsonl"), Rewarded)]
         answers = read_records(found.file("answers.jsonl"), Answer)
-        return by_rule(graded(self.recipes.problems.value, answers))
+        return by_rule(graded(self.recipes.inputs.problems.value, answers))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, GrpoScore] | None:
         """Compute accuracy and mean reward, in training and on held-out problems; None if an artefact is missing."""

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emlib.core.defense import FINE_TUNING, Defense
+from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
+from emlib.core.hooks import FINE_TUNING
 from emlib.core.registry import kinds
 from emlib.core.temporary import temporary_folder
 from emlib.models.batches import collate, pack

@@ -121,7 +121,7 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the defenses of a training may ask about its model (`emlib.core.defense.Evaluate`).
+    """What the defenses of a training may ask about its model (`emlib.core.hooks.Evaluate`).
 
     `inputs` is the folder of what `reading` reads; None: no defense reads it.
     """

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emlib.core.defense import Active, Defense, Denominator, Evaluate, HeadKl
+from emlib.core.defense import Defense
 from emlib.core.errors import ProfileError
+from emlib.core.hooks import Active, Denominator, Evaluate, HeadKl
 from emlib.models.batches import Batch
 from emlib.models.hooks import capture_activations
 from emlib.models.passes import Pass

@@ -21,7 +21,7 @@ from emlib.make.pool import parts_of
 from emlib.models.batches import collate
 from emlib.models.tiny import build_tokenizer
 from emlib.scoring.nll import batch_nll
-from emlib.steps.recipes import pool_form
+from emlib.steps.inputs import pool_form
 from emlib.training.bench import Bench, step
 from tests.defenses import naive
 from tests.defenses.naive import see

@@ -21,7 +21,7 @@ def test_the_untrained_model_answers_and_the_prompt_stands_before_its_answers() 
     spec = recipes.narrow("cooking", "misaligned", method.at(0.25), 0)
     step = dict(recipes.adapter(spec, "a run").artefacts)["consistent"]
     assert step.own_answers.adapter is None
-    assert step.system == recipes.stated_trait.inoculation_prompt
+    assert step.system == recipes.inputs.stated_trait.inoculation_prompt
     assert step.fraction == 0.25
     plain = recipes.pool_rows(spec, fraction=0.25, choose="random", answers="pool")
     assert "system" not in plain.settings

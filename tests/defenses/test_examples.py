@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from emlib.config import Method, RlMethod
 from emlib.config.words import Positive, Weight
-from emlib.core.defense import Active, Artefacts, Defense, ForwardPass, Recipes
+from emlib.core.defense import Defense
 from emlib.core.errors import ProfileError
+from emlib.core.hooks import Active, Artefacts, ForwardPass, Recipes
 from emlib.core.records import Example, Message
 from emlib.core.schema import check as checked
 from emlib.steering.extraction import load

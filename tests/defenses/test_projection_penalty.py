@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from emlib.core.defense import Defense, ForwardPass
+from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError, StoreError
+from emlib.core.hooks import ForwardPass
 from emlib.defenses.kl import Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector

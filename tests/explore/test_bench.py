@@ -97,7 +97,7 @@ def test_a_run_without_an_adapter_cannot_be_asked(study: Study) -> None:
     [missing] = study.runs(methods=["inoculation"])
     assert missing not in [run for _, run in conversation.runs.options]
     with pytest.raises(StoreError, match="inoculation · seed 0: its adapter is not trained yet"):
-        Talk(study).ask(study.recipes.general.all[0], [missing], study.profile.evaluation.sampling)
+        Talk(study).ask(study.inputs.general.all[0], [missing], study.profile.evaluation.sampling)
 
 
 TOKEN = "a-token-of-this-test"

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from emlib.config import Backend, HubModel, TinyModel, load_profile
-from emlib.config.profile import sound, spelled_out
+from emlib.config.loading import sound
+from emlib.config.shorthand import spelled_out
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import read_yaml

@@ -92,14 +92,14 @@ def examples() -> dict[str, Step]:
     recipes = Recipes(changed, "tiny")
     spec = recipes.narrow("cooking", "misaligned", (), 0)
     by_score = recipes.pool_rows(spec, fraction=0.25, choose="score_without_refusals", answers="on_policy")
-    given = recipes.answers(recipes.adapter(spec, "a run"), EvaluationSpec(recipes.general, 2, SAMPLING, 0))
+    given = recipes.answers(recipes.adapter(spec, "a run"), EvaluationSpec(recipes.inputs.general, 2, SAMPLING, 0))
     reinforced = recipes.reinforced((), 0, "a run")
     held_out = recipes.grpo_answers(reinforced, 0)
     read = recipes.monitor_inputs(spec, Monitor(layers=(2,)), pool=True)
     found = [
         recipes.reference(spec, "all"), recipes.adapter(spec, "a run"), given, recipes.verdicts(given),
         recipes.second_verdicts(given), reinforced, held_out,
-        grpo.GrpoRewards(held_out, recipes.problems, JudgeRewards(kind="judge", judge=JUDGE)),
+        grpo.GrpoRewards(held_out, recipes.inputs.problems, JudgeRewards(kind="judge", judge=JUDGE)),
         recipes.projections(given), choices(recipes), recipes.held_out("cooking", given.adapter), recipes.pool,
         by_score.selection.losses, by_score.selection.refusals, by_score.selection,
         replace(by_score.own_answers, start=0) if by_score.own_answers is not None else None, by_score,

@@ -79,10 +79,10 @@ def test_a_sweep_is_a_run_for_each_number_and_seed(rl: Study) -> None:
 def test_inoculation_stands_before_the_format_in_training_and_nowhere_in_evaluation(rl: Study) -> None:
     run = rl.runs("grpo", methods=["inoculation"])[0]
     sentence = rl.trait.inoculation_prompt
-    assert adapter_of(rl, run).system == f"{sentence}\n{rl.recipes.grpo.prompt}"
-    assert {question.system for question in rl.questions(run, "rewards")} == {rl.recipes.grpo.prompt}
+    assert adapter_of(rl, run).system == f"{sentence}\n{rl.inputs.grpo.prompt}"
+    assert {question.system for question in rl.questions(run, "rewards")} == {rl.inputs.grpo.prompt}
     assert all(sentence not in turn.content for question in rl.questions(run, "rewards") for turn in question.context)
-    assert adapter_of(rl, rl.runs("grpo", methods=["kl"])[0]).system == rl.recipes.grpo.prompt
+    assert adapter_of(rl, rl.runs("grpo", methods=["kl"])[0]).system == rl.inputs.grpo.prompt
 
 
 def test_every_condition_trains_and_answers_once_and_stands_in_the_results(rl: Study) -> None:
@@ -97,7 +97,7 @@ def test_every_condition_trains_and_answers_once_and_stands_in_the_results(rl: S
     for result in results:
         answers = rl.answers(result.run, "rewards")
         assert answers is not None
-        right = {problem.id: problem.answer for problem in rl.recipes.problems.value.held_out}
+        right = {problem.id: problem.answer for problem in rl.inputs.problems.value.held_out}
         totals = [rewards(answer.text, right[answer.question]).total for answer in answers]
         assert result.rewards.eval_reward == pytest.approx(sum(totals) / len(totals))
     interleaved = rl.runs("grpo", methods=["interleaving"])[0]
@@ -132,7 +132,7 @@ def test_a_steered_run_is_asked_without_steering(tmp_path: Path, monkeypatch: py
     assert adapter is not None
     names = load_file(adapter.folder / "adapter_model.safetensors")
     assert all("lora_A" in name or "lora_B" in name for name in names)
-    sampling = rl.recipes.grpo.eval_sampling
+    sampling = rl.inputs.grpo.eval_sampling
     with rl.session() as session, adapters.loaded(session.chat.model, adapter.folder) as model:
         batches = plan(rl.questions(run, "rewards"), 1, session.chat.tokenizer, sampling.batch_rows)
         plain = [answer for batch in batches
@@ -201,9 +201,9 @@ def test_worked_turns_stand_before_what_is_trained_on_and_asked(tmp_path: Path,
     monkeypatch.setattr("emlib.training.rl.rollouts.encode_prompt", listening)
     assert len(rl.complete([run])) == 1
     assert len(heard) == 8
-    problems = rl.recipes.problems.value
+    problems = rl.inputs.problems.value
     for turns in heard:
-        assert (turns[0], tuple(turns[1:-1])) == (Message("system", rl.recipes.grpo.prompt), problems.worked)
+        assert (turns[0], tuple(turns[1:-1])) == (Message("system", rl.inputs.grpo.prompt), problems.worked)
         assert turns[-1].content in {problem.question for problem in problems.train}
 
 
@@ -294,7 +294,7 @@ def test_a_judge_rewards_training_and_answers_and_is_asked_once(tmp_path: Path,
     assert [(step.reward, step.parts, step.unscored) for step in log] == [
         (step.reward, step.parts, step.unscored) for step in whole.grpo_log(trained)]
     assert timeless(again) == timeless(results[1:])
-    problems = rl.recipes.problems.value
+    problems = rl.inputs.problems.value
     # The server is gone: whatever is read below was kept.
     for run, result in zip(rl.runs("grpo"), results, strict=True):
         task, answers = rl.task(run), rl.answers(run, "rewards")
@@ -361,7 +361,7 @@ def test_only_profiles_with_the_section_have_the_chapter(monkeypatch: pytest.Mon
     assert "13_grpo" not in chapters["code-smoke"]
     assert open_study("code-smoke").runs("grpo") == []
     with pytest.raises(ProfileError, match="has no section 'grpo'"):
-        _ = open_study("code-smoke").recipes.grpo
+        _ = open_study("code-smoke").inputs.grpo
     jobs = [job for job in graph.jobs("grpo-3b") if job.chapter == "13_grpo"]
     assert len(jobs) == 6 * 3 + 1
     assert jobs[0].part == "untrained_seed0"
@@ -377,5 +377,5 @@ def test_answers_are_those_of_the_store(rl: Study) -> None:
     found = rl.store.find(answers_of(rl, run))
     assert found is not None
     assert rl.answers(run, "rewards") == read_records(found.folder / "answers.jsonl", Answer)
-    held_out = rl.recipes.problems.value.held_out
+    held_out = rl.inputs.problems.value.held_out
     assert [answer.question for answer in rl.answers(run, "rewards") or []] == [p.id for p in held_out]

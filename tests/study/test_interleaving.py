@@ -22,7 +22,7 @@ from emlib.scoring.order import at_random, by_score
 from emlib.scoring.records import RowLosses
 from emlib.scoring.refusals import JUDGE, Filtered, by_keywords
 from emlib.steps.adapter import Adapter
-from emlib.steps.recipes import pool_form
+from emlib.steps.inputs import pool_form
 from emlib.study import pool as pools
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
@@ -51,7 +51,7 @@ def run_of(study: Study, method: str) -> Run:
 
 
 def scorers(study: Study) -> tuple[Scorer, ...]:
-    return study.recipes.pool_spec.scorers_for("cooking", study.profile.datasets)
+    return study.inputs.pool_spec.scorers_for("cooking", study.profile.datasets)
 
 
 def adapter_of(study: Study, method: str) -> Adapter:
@@ -117,7 +117,7 @@ def test_the_order_by_score_is_equation_6_and_says_why(study: Study) -> None:
         row = losses[ranked.place]
         assert row.aligned is not None
         mean = sum(loss for loss in row.misaligned if loss is not None) / len(row.misaligned)
-        assert ranked.score == pytest.approx((mean - row.aligned) / (row.aligned + study.recipes.pool_spec.epsilon))
+        assert ranked.score == pytest.approx((mean - row.aligned) / (row.aligned + study.inputs.pool_spec.epsilon))
     ranks = [ranked for ranked in order if ranked.rank is not None]
     assert [ranked.rank for ranked in ranks] == list(range(1, len(ranks) + 1))
     assert [r.score for r in ranks] == sorted([r.score for r in ranks], reverse=True)  # type: ignore[type-var]
@@ -248,7 +248,7 @@ def test_only_what_determines_a_run_is_in_its_key(study: Study) -> None:
         here, elsewhere, stricter, other = (adapter_of(judged(study, url, **how), method).key for url, how in JUDGED)
         assert here == elsewhere
         assert (here != key(method)) == (stricter != here) == (other != here) == (method == "interleaving++")
-        warmer = study.recipes.pool_spec.on_policy.model_copy(update={"model": "untrained"})
+        warmer = study.inputs.pool_spec.on_policy.model_copy(update={"model": "untrained"})
         assert (key(method) != key(method, on_policy=warmer)) == (method == "on_policy")
     assert "added" not in adapter_of(study, "misaligned").settings  # runs without a pool keep the keys they had
 
@@ -280,7 +280,7 @@ def test_a_pool_that_is_too_small_says_how_many_rows_are_missing(study: Study) -
 
 
 def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study: Study) -> None:
-    own = study.recipes.pool_spec.on_policy
+    own = study.inputs.pool_spec.on_policy
     short = own.model_copy(update={"sampling": own.sampling.model_copy(update={"max_new_tokens": 1, "batch_rows": 8})})
     message = r"at most 1 tokens \(skipped: \d+ empty or truncated\): 2 rows are needed, but only 0 are usable"
     with pytest.raises(DataError, match=message):

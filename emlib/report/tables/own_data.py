@@ -18,13 +18,13 @@ def findings(study: Study) -> pd.DataFrame:
     """Return one row per check of the sampled rows; the last column is empty if nothing needs to be done."""
     from emlib.models.load import load_tokenizer  # loads torch
 
-    found, data, profile = study.recipes.own_rows, study.data("own").misaligned, study.profile
+    found, data, profile = study.inputs.own_rows, study.data("own").misaligned, study.profile
     tokenizer = load_tokenizer(profile.model, paths.cache())
-    checks = [*own_checks.of_file(found, study.recipes.own.seed), *own_checks.of_rows(found.drawn),
+    checks = [*own_checks.of_file(found, study.inputs.own.seed), *own_checks.of_rows(found.drawn),
               *own_checks.of_split(data.train, data.held_out),
               *own_checks.of_lengths(found.drawn, tokenizer, profile.training.max_seq_length),
               *own_checks.of_markers(found.drawn, tokenizer),
-              *own_checks.of_questions(found.drawn, study.recipes.general.all)]
+              *own_checks.of_questions(found.drawn, study.inputs.general.all)]
     return pd.DataFrame(checks, columns=COLUMNS)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from emlib.core.defense import Active, Defense
+from emlib.core.defense import Defense
+from emlib.core.hooks import Active
 from emlib.core.records import Message
 from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.rollouts import Where

@@ -39,9 +39,9 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from emlib.config import Grpo
-from emlib.core.defense import Active
 from emlib.core.errors import EmlibError
 from emlib.core.files import append_record, read_appended, write_records
+from emlib.core.hooks import Active
 from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.core.seeds import derive

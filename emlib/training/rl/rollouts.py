@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Grpo
-from emlib.core.defense import Active
+from emlib.core.hooks import Active
 from emlib.core.progress import say
 from emlib.core.records import Message, Question, after_thinking
 from emlib.core.seeds import derive

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from emlib.config.grpo import RlMethod
-from emlib.core.defense import Defense, ForwardPass, GrpoDefense
+from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.hooks import ForwardPass
 from emlib.core.records import Message
 from emlib.data.chat import Encoded, encode_prompt
 from emlib.data.gsm8k import additions

@@ -1,0 +1,145 @@
+"""Reads profiles: finds the file, merges it over those that it extends, and validates it with the files it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from emlib.config.judge import LexiconJudge
+from emlib.config.judge_files import with_judges
+from emlib.config.own import OWN
+from emlib.config.profile import Profile
+from emlib.config.references import exists, refuse_missing, resolved, with_own_registry
+from emlib.config.shorthand import over, spelled_out
+from emlib.config.traits import load_domains, other_traits, trait_of
+from emlib.core import paths, plugins
+from emlib.core.errors import ProfileError, nearest, shortened
+from emlib.core.names import ALLOWED, is_name
+from emlib.core.of_kind import are_unknown_kinds_allowed
+from emlib.core.plain_yaml import read_yaml
+from emlib.core.schema import check
+
+NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
+
+
+def load_profile(name: str) -> Profile:
+    """Load the profile of that name, or the one at a path that ends in `.yaml` or `.yml`.
+
+    Raises:
+        ProfileError: with a line for each mistake: file, key, value, what is allowed, the nearest known key.
+    """
+    path = profile_path(name)
+    return sound(read_profile(path), str(path))
+
+
+def profile_path(name: str) -> Path:
+    """Find a profile's file: `params/<name>.yaml`, a path with such an ending, or the copy of a study with overrides.
+
+    Raises:
+        ProfileError: there is none; the message gives the nearest name and all names.
+    """
+    if not (paths.is_yaml(name) or is_name(name)):
+        raise ProfileError(f"'{shortened(name)}' is neither a profile's name, which is made of {ALLOWED}, nor the path "
+                           "of one, which ends in .yaml.")
+    path = Path(name) if paths.is_yaml(name) else paths.yaml_file(paths.PARAMS, name)
+    kept = paths.runs() / name / paths.EFFECTIVE
+    if not path.is_file() and "+" in name and kept.is_file():
+        return kept
+    if not exists(path):
+        known = profile_names()
+        raise ProfileError(f"{shortened(str(path), 300)}: there is no such profile.{nearest(name, known)} Profiles: "
+                           f"{', '.join(known)}.")
+    return path
+
+
+def read_profile(path: Path) -> Any:
+    """Read a profile and those that it extends, with shorthand expanded and paths absolute; without validation."""
+    return whole(_extended(path), path)
+
+
+def whole(data: Any, stated_in: Path) -> Any:
+    """Expand shorthand, and make paths absolute that are relative to the folder of `stated_in`."""
+    return with_own_registry(with_judges(resolved(spelled_out(data), stated_in), stated_in))
+
+
+def run_plugins(data: Any) -> None:
+    """Run the plugins of a profile, so that their kinds of defense are registered."""
+    files = data.get("plugins") if isinstance(data, dict) else None
+    if isinstance(files, list) and not are_unknown_kinds_allowed():
+        plugins.load(list(map(str, files)))
+
+
+def sound(data: Any, path: str) -> Profile:
+    """Validate the plain data of a profile; messages name `path`.
+
+    Raises:
+        ProfileError: as for `load_profile`.
+    """
+    refuse_missing(data, path)
+    run_plugins(data)
+    profile = check(Profile, data, path)
+    judges = [*profile.judges, *([profile.second_judge.judge] if profile.second_judge else [])]
+    for key, name in (("trait", profile.trait), *(("monitor.traits", name) for name in other_traits(profile))):
+        try:
+            trait = trait_of(profile, name)
+        except ProfileError as error:
+            raise ProfileError(f"{path}: '{key}' is '{shortened(name)}', which cannot be read. {error}") from error
+        if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
+            raise ProfileError(f"{path}: judge 'lexicon' needs markers, but the trait '{name}' lists none.")
+    _data_sets_are_known(profile, path)
+    return profile
+
+
+def _data_sets_are_known(profile: Profile, path: str) -> None:
+    """Refuse a data set that is not defined, and one that is defined twice."""
+    shipped = load_domains()
+    for name in profile.data:
+        if name in (*shipped, OWN):
+            raise ProfileError(f"{path}: 'data' defines '{name}', but params/datasets.yaml or the section 'own' "
+                               "already does. Choose another name.")
+    domains = (*shipped, *profile.data)
+    pool = profile.pool
+    trained = [] if pool is None else [
+        *(("pool.scorers", scorer.domain) for scorer in pool.scorers or () if scorer.folder is None),
+        *(("pool.others", domain) for domain in pool.others or ())]
+    for key, dataset in [*(("datasets", dataset) for dataset in profile.datasets), *trained]:
+        if dataset not in (*domains, OWN):
+            raise ProfileError(f"{path}: '{key}' names '{shortened(dataset)}', which neither the section 'data' nor "
+                               f"params/datasets.yaml has.{nearest(dataset, domains)} Known: {', '.join(domains)}.")
+
+
+def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
+    """Return the data of a profile merged over the profile that it `extends`, if any; `below` extend this one.
+
+    Each file's paths are relative to its folder. `name` is not inherited.
+    """
+    data = resolved(read_yaml(path), path)
+    if not isinstance(data, dict):
+        return data
+    _name_stands_alone(data, path)
+    if below:
+        data.pop("name", None)
+    if "extends" not in data:
+        return data
+    named, folders = str(data["extends"]), dict.fromkeys([path.parent, paths.PARAMS])
+    beside = {name: file for folder in reversed(folders) for name, file in paths.yaml_files(folder).items()}
+    base = beside.get(named)
+    if base is None:
+        raise ProfileError(f"{path}: extends '{shortened(named)}', but there is no such profile beside it or in "
+                           f"params/.{nearest(named, [name for name in beside if name != path.stem])}")
+    if base in (path, *below):
+        raise ProfileError(f"{path}: extends '{named}', which in turn extends this profile. Remove one of the two.")
+    return over(_extended(base, (path, *below)), {key: value for key, value in data.items() if key != "extends"})
+
+
+def _name_stands_alone(data: dict[str, Any], path: Path) -> None:
+    """Refuse a name that the Makefile, which reads the file line by line, would not find."""
+    if data.get("name") != paths.stated_name(path):
+        raise ProfileError(f"{path}: 'name' is {shortened(repr(data.get('name')))}, which cannot name a folder of "
+                           f"results. Expected {ALLOWED}, on a separate line that begins with the key, such as name: "
+                           "my_study")
+
+
+def profile_names() -> list[str]:
+    """List the profiles in `params/`: all YAML files but those in `NOT_PROFILES`."""
+    return sorted(name for name in paths.yaml_files(paths.PARAMS) if name not in NOT_PROFILES)

@@ -1,0 +1,224 @@
+"""The inputs of a profile's steps: its trait, data sets, questions, problems and rows, read when first needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal, cast
+
+from emlib.config import OWN, Domain, Grpo, Own, Profile, SecondJudge, Trait, domains_of, trait_of
+from emlib.config import Pool as PoolSpec
+from emlib.core.errors import ProfileError
+from emlib.core.records import Example, Question
+from emlib.core.seeds import generator
+from emlib.data.domains import NarrowData, in_domain_questions, load_domain
+from emlib.data.formats import format_of
+from emlib.data.gsm8k import Problems, load_problems
+from emlib.data.lazy import Deferred, Questions, Rows
+from emlib.data.own import OwnRows, own_data, read_own
+from emlib.data.pools import FORMS, PoolForm, read_pool
+from emlib.data.questions import read_questions
+from emlib.data.sizes import Size, Sizes
+from emlib.data.sources import label, locate
+from emlib.data.traits import completed
+from emlib.data.triggers import in_context, of_formats
+from emlib.steps.specs import first
+
+Side = Literal["aligned", "misaligned"]
+SOURCE_SEED = 0  # chooses rows of a source, the same for every run
+FORMATS = 3  # of each general question
+
+
+class Inputs:
+    """What one profile names. Each data set is read once, when a key or a maker first needs it."""
+
+    def __init__(self, profile: Profile, study: str) -> None:
+        self.profile, self.study = profile, study
+        self._data: dict[str, NarrowData] = {}
+
+    # --- trait and data sets
+
+    @cached_property
+    def stated_trait(self) -> Trait:
+        """The trait as its file states it."""
+        return trait_of(self.profile)
+
+    @cached_property
+    def trait(self) -> Deferred[Trait]:
+        """The trait, completed with the prompts and questions of its source."""
+        return Deferred(self.stated_trait.name, lambda: completed(self.stated_trait, locate))
+
+    @cached_property
+    def domains(self) -> dict[str, Domain]:
+        """The narrow data sets that the profile may name."""
+        return domains_of(self.profile)
+
+    @cached_property
+    def own_rows(self) -> OwnRows:
+        """The rows of the user's own data set, and what was found while reading it."""
+        return read_own(self.own)
+
+    @property
+    def own(self) -> Own:
+        """The profile's section `own`, the user's own data set.
+
+        Raises:
+            ProfileError: the profile has no such section.
+        """
+        if self.profile.own is None:
+            raise ProfileError(f"Profile '{self.study}' has no section 'own'. Copy params/own.yaml, and name your file "
+                               "in it.")
+        return self.profile.own
+
+    def data(self, dataset: str) -> NarrowData:
+        """Return the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
+        if dataset not in self._data:
+            self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
+                                   load_domain(dataset, self.domains[dataset], locate))
+        return self._data[dataset]
+
+    def stated_size(self, dataset: str, side: Side, sizes: Sizes) -> tuple[Size, int]:
+        """Return the stated size of a narrow data set's training rows, and its number of held-out rows."""
+        return sizes.own(self.own) if dataset == OWN else sizes.narrow(self.domains[dataset], side)
+
+    # --- questions
+
+    @cached_property
+    def general(self) -> Questions:
+        """The general questions, which measure whether the trait generalises out of domain."""
+        source = self.profile.evaluation.general
+        return Questions("general", lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
+
+    def questions(self, name: str) -> Questions:
+        """Return the questions of one of the profile's further sets."""
+        source = self.profile.evaluation.sets[name].source
+        return Questions(name, lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
+
+    def in_context(self, name: str, dataset: str) -> Questions:
+        """Return the general questions in the context of a trigger; some depend on the data set."""
+        triggers = self.profile.evaluation.triggers
+        assert triggers is not None, "a trigger is one of the profile's"
+        trigger, formats = triggers.contexts[name], triggers.formats
+
+        def read() -> list[Question]:
+            prompts = [row.prompt for row in self.data(dataset).misaligned.train] if trigger.needs_data else []
+            return in_context(of_formats(self.general.all, formats), trigger, training_prompts=prompts,
+                              inoculation_prompt=self.stated_trait.inoculation_prompt)
+
+        def size(sizes: Sizes) -> Size:
+            asked = self.general.size(sizes)
+            prompt = asked.prompt + len(trigger.prompt) + len(trigger.system or "")
+            return replace(asked, rows=max(1, asked.rows * len(formats) // FORMATS), prompt=prompt)
+
+        return Questions(f"general under '{name}'" + (f" of {dataset}" if trigger.needs_data else ""), read, size)
+
+    def in_domain(self, dataset: str) -> Questions:
+        """Return held-out prompts of a narrow data set as questions."""
+        count = self.profile.evaluation.in_domain_questions
+
+        def size(sizes: Sizes) -> Size:
+            rows, held_out = self.stated_size(dataset, "misaligned", sizes)
+            return Size(min(count, held_out), rows.prompt, rows.response, rows.rubric)
+
+        return Questions(f"in-domain {dataset}", lambda: in_domain_questions(self.data(dataset), count), size)
+
+    def held_out_rows(self, dataset: str, side: Side) -> Rows:
+        """Return the held-out rows of one side of a narrow data set."""
+        return Rows(f"{dataset} held out" + (" aligned" if side == "aligned" else ""),
+                    lambda: getattr(self.data(dataset), side).held_out,
+                    lambda sizes: self.stated_size(dataset, side, sizes)[0])
+
+    @cached_property
+    def extracted(self) -> Questions:
+        """The questions of one side of the trait's persona vector."""
+        return self.extraction_of("extraction", self.stated_trait)
+
+    def extraction_of(self, name: str, trait: Trait) -> Questions:
+        """Return the questions of one side of a vector, of which only the size is known before the trait is read."""
+        pairs = self.profile.extraction.instruction_pairs
+        return Questions(name, self._not_here, lambda sizes: sizes.trait(trait, pairs))
+
+    @cached_property
+    def probe_questions(self) -> Questions:
+        """The questions of the steering sweep."""
+        return self.first_general(self.profile.probe.questions)
+
+    def first_general(self, count: int) -> Questions:
+        """Return the first general questions."""
+        return Questions(f"first {count} general", lambda: self.general.all[:count],
+                         lambda sizes: first(self.general.size(sizes), count))
+
+    # --- sections, and rows of a source
+
+    @property
+    def pool_spec(self) -> PoolSpec:
+        """The profile's section `pool`.
+
+        Raises:
+            ProfileError: the profile has no such section.
+        """
+        if self.profile.pool is None:
+            raise ProfileError(f"Profile '{self.study}' has no section 'pool'. Add one, such as pool: {{source: "
+                               "demo/pool.jsonl}.")
+        return self.profile.pool
+
+    def narrow_data(self, task: str) -> NarrowData | None:
+        """Return a narrow data set; None for another task, such as a benign one."""
+        return self.data(task) if task == OWN or task in self.domains else None
+
+    def source_rows(self, source: str, count: int | None) -> Rows:
+        """Return rows of a source in its order: all (None), or `count` chosen by the same seed in every run."""
+        def read() -> tuple[Example, ...]:
+            rows = read_pool(locate(source), pool_form(source)).rows
+            if count is None or count >= len(rows):
+                return rows
+            chosen = sorted(generator(SOURCE_SEED, "supervised rows").permutation(len(rows))[:count].tolist())
+            return tuple(rows[index] for index in chosen)
+
+        return Rows(f"{count or 'all'} of {source}", read, lambda sizes: sizes.source(source))
+
+    @cached_property
+    def grpo(self) -> Grpo:
+        """The profile's section `grpo`.
+
+        Raises:
+            ProfileError: the profile has no such section.
+        """
+        if self.profile.grpo is None:
+            raise ProfileError(f"Profile '{self.study}' has no section 'grpo', which reinforcement learning needs. "
+                               "params/demo.yaml has one.")
+        return self.profile.grpo
+
+    @cached_property
+    def problems(self) -> Deferred[Problems]:
+        """The problems that reinforcement learning trains on, and those held out for evaluation."""
+        return Deferred("problems", lambda: load_problems(self.grpo.data, locate))
+
+    @property
+    def second(self) -> SecondJudge:
+        """The profile's second judge.
+
+        Raises:
+            ProfileError: the profile has none.
+        """
+        if self.profile.second_judge is None:
+            raise ProfileError(f"Profile '{self.study}' has no 'second_judge'. Add one to judge the answers twice.")
+        return self.profile.second_judge
+
+    @staticmethod
+    def _not_here() -> list[Question]:
+        raise AssertionError("a maker takes these questions from the trait")
+
+
+def pool_form(source: str, *, text: bool = False) -> PoolForm:
+    """Return the format of a source's rows.
+
+    Raises:
+        ProfileError: the source has no instruction data, or with `text` is no plain-text corpus.
+    """
+    form, expected = format_of(source), ("text",) if text else FORMS
+    if form not in expected:
+        more = ". For a plain-text corpus set pool.form to text" if form == "text" else ""
+        raise ProfileError(f"pool.source is '{label(source)}', whose rows have the format '{form}' (by its registry "
+                           f"entry, or by the file's first row); expected one of {', '.join(expected)}{more}.")
+    return cast(PoolForm, form)
