@@ -454,12 +454,16 @@ class Study:
             result for run in self.runs(section) if (result := self.result(run)) is not None] for section in SECTIONS})
 
 
-def open_study(profile: str) -> Study:
+def open_study(profile: str, changes: str = "") -> Study:
     """Open the study of a profile, given by the name of a file in `params/` or by the path of a YAML file.
 
+    `changes` overrides values as `SET=` does on the command line, such as `seeds=[0,1] training.epochs=2`: that is
+    another study with a folder of its own, which shares the artefacts that are the same.
+
     Raises:
-        ProfileError: the profile is invalid, or its results would go into the folder of another profile.
+        ProfileError: the profile or a change is invalid, or the results would go into the folder of another profile.
     """
+    profile = overrides.study_with(profile, changes) if changes.strip() else profile
     loaded = load_profile(profile)
     ownership.refuse_others(profile)
     name = paths.study_name(profile)

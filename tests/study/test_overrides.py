@@ -34,6 +34,16 @@ def test_the_example_of_the_readme() -> None:
         "code", "medical", "security"]
 
 
+def test_changes_in_python_open_the_study_of_the_command_line() -> None:
+    opened = open_study("tiny", "training.epochs=2 seeds=[0,1]")
+    assert opened.name == overrides.study_with("tiny", "training.epochs=2 seeds=[0,1]") != "tiny"
+    assert (opened.profile.training.epochs, opened.profile.seeds) == (2, (0, 1))
+    assert open_study(opened.name).profile == opened.profile
+    assert open_study("tiny", " ").name == "tiny"
+    with pytest.raises(ProfileError, match="epoch"):
+        open_study("tiny", "training.epoch=2")
+
+
 @pytest.mark.parametrize(("text", "changes"), [
     ("training.epochs=2", {"training.epochs": 2}),
     ("  a=1   b=[1, 2]  ", {"a": 1, "b": [1, 2]}),
