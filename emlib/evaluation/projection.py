@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from emlib.core.errors import EmlibError
-from emlib.core.progress import bar
 from emlib.data.chat import Encoded
-from emlib.models.hooks import capture_activations
-from emlib.models.logprobs import last_hidden
+from emlib.models.means import response_means
 
 
-@torch.inference_mode()
 def projections(model: nn.Module, rows: Sequence[Encoded], vector: Tensor, layer: int) -> list[float]:
     """Compute for each row the mean over response tokens of h_l . e / |e|, with h_l the output of block `layer`.
 
@@ -33,16 +29,9 @@ def projections(model: nn.Module, rows: Sequence[Encoded], vector: Tensor, layer
     """
     if not float(vector.norm()):
         raise EmlibError("the persona vector is zero: it has no direction to project onto. Extract it again.")
-    device = next(model.parameters()).device
-    unit = (vector / vector.norm()).to(device, torch.float32)
-    found = []
-    for row in bar(rows, "projections", "answer", total=len(rows)):
-        with capture_activations(model, [layer]) as read:
-            last_hidden(model, torch.from_numpy(row.input_ids)[None].to(device), None)
-        states = read[layer][0]  # (seq, hidden)
-        if states.shape[-1:] != unit.shape:
-            raise EmlibError(f"the persona vector has {unit.numel()} numbers and layer {layer} of this model has "
-                             f"{states.shape[-1]}: it was extracted from another model.")
-        mask = torch.from_numpy(row.response_mask).to(device)
-        found.append(float((states[mask].float() @ unit).mean()))
-    return found
+    unit = (vector / vector.norm()).float()
+    means = response_means(model, rows, [layer])[:, 0]
+    if rows and means.shape[-1:] != unit.shape:
+        raise EmlibError(f"the persona vector has {unit.numel()} numbers and layer {layer} of this model has "
+                         f"{means.shape[-1]}: it was extracted from another model.")
+    return [float(mean @ unit) for mean in means]

@@ -22,9 +22,10 @@ from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Example, Question, Verdict
 from emlib.data.chat import Encoded, encode
 from emlib.models import tensors
-from emlib.models.hooks import capture_activations, layers
+from emlib.models.hooks import layers
 from emlib.models.load import ChatModel
-from emlib.models.logprobs import causal_lm, last_hidden
+from emlib.models.logprobs import causal_lm
+from emlib.models.means import response_means
 
 FILE = "vectors.safetensors"
 SIDES = ("positive", "negative")
@@ -93,19 +94,13 @@ def counted(row: Encoded, *, end_of_turn: bool) -> Encoded:
 @torch.inference_mode()
 def activations(chat: ChatModel, rows: Sequence[Encoded]) -> Tensor:
     """Compute each row's mean activation over its response tokens: (rows, layers + 1, hidden) in float32."""
-    wanted = range(1, layers(chat.model) + 1)
-    embed = causal_lm(chat.model).get_input_embeddings()
-    means = []
-    for row in rows:
-        ids = torch.from_numpy(row.input_ids)[None].to(chat.device)
-        mask = torch.from_numpy(row.response_mask).to(chat.device)
-        with capture_activations(chat.model, wanted) as read:
-            last_hidden(chat.model, ids, None)
-        states = torch.stack([embed(ids)[0], *(read[layer][0] for layer in wanted)])  # (layers + 1, seq, hidden)
-        means.append(states[:, mask].float().mean(1).cpu())
-    if not means:
+    if not rows:
         raise EmlibError("there are no answers to compute activations from: expected at least one.")
-    return torch.stack(means)
+    embed = causal_lm(chat.model).get_input_embeddings()
+    words = [embed(torch.from_numpy(row.input_ids[row.response_mask]).to(chat.device)).float().mean(0).cpu()
+             for row in rows]
+    means = response_means(chat.model, rows, range(1, layers(chat.model) + 1))
+    return torch.cat([torch.stack(words)[:, None], means], dim=1)
 
 
 def projection(states: Tensor, vectors: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.grpo import SupervisedRows
+from emlib.steps.inputs import Inputs
 from emlib.steps.pool import AddedRows, Against
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
@@ -165,7 +166,7 @@ def other(field: str) -> Any:
         "vectors": replace(steps["PersonaVectors"], extraction=Extraction(samples=3)), "layer": 3, "count": 4,
         "questions": questions("other"), "sampling": Sampling(max_new_tokens=9), "rows": rows("other"),
         "pool": replace(steps["Pool"], form="alpaca"), "problems": Deferred("other", lambda: replace(
-            Recipes(tiny, "tiny").problems.value, train=(), held_out=())),
+            Recipes(tiny, "tiny").inputs.problems.value, train=(), held_out=())),
         "selection": replace(steps["Selection"], choose="random", losses=None, refusals=None, seed=3),
         "rewards": JudgeRewards(kind="judge", judge=JUDGE.model_copy(update={"model": "judge-2"})),
         "strength": 2.0, "grpo": tiny.grpo.model_copy(update={"generations": 2}), "system": "Other.",
@@ -364,7 +365,7 @@ def test_a_plan_of_the_paper_reads_no_data_set_and_computes_no_key(monkeypatch: 
         raise AssertionError(f"a plan asked for {self}")
 
     for kind, name in ((Rows, "examples"), (Rows, "digest"), (Questions, "all"), (Questions, "digest"),
-                       (Deferred, "value"), (Step, "key"), (Step, "identity"), (Recipes, "data"),
+                       (Deferred, "value"), (Step, "key"), (Step, "identity"), (Inputs, "data"),
                        (Model, "identity")):
         monkeypatch.setattr(kind, name, property(never))
     made = plan(open_study("paper-7b"))
