@@ -159,6 +159,7 @@ docs: setup ## write the report of PROFILE into docs/<profile>/, for readers wit
 	@$(BIN)/python -m emlib.report.book $(PROFILE) docs/$$($(PYTHON) -I emlib/core/paths.py $(PROFILE))
 
 readme: ## put the results of a finished demo into README.md
+	@$(BIN)/python -m emlib.report.costs_page
 	@$(BIN)/python -m emlib.report.readme
 
 pins: ## rewrite requirements/cpu.txt from requirements.txt (with the oldest supported Python)

@@ -23,6 +23,11 @@ class Shape(Strict):
     mlp: Annotated[int, Field(gt=0)]
     keys: Annotated[int, Field(gt=0)]
 
+    @property
+    def inside(self) -> float:
+        """The parameters of the decoder blocks' matrices: all but embeddings, head, biases and norms."""
+        return self.layers * (2 * self.hidden**2 + 2 * self.hidden * self.keys + 3 * self.hidden * self.mlp)
+
     def adapter_bytes(self, lora: Lora) -> int:
         """Compute the bytes of a saved adapter, whose weights are float32."""
         h, m, k = self.hidden, self.mlp, self.keys

@@ -25,8 +25,10 @@ from emlib.judging.money import endings
 from emlib.report.paper import published
 from emlib.report.paper.planned import Tables, in_paper
 from emlib.study.plan.build import Plan, plan, rows
-from emlib.study.plan.costs import Costs
+from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.measured import answered
+from emlib.study.plan.memory import training_memory
+from emlib.study.plan.speed import on_gpu
 from emlib.study.study import Study, open_study
 
 VERBOSE = "VERBOSE"
@@ -143,12 +145,24 @@ class Estimate:
                     f"{left.sets} sets of answers",
             self.costs.columns[0]: "not known, see params/models.yaml" if hours is None or speed is None else
             f"{hours:,.2f} at most, on: {speed.device}",
-            "disk": f"{left.disk / 1e9:,.2f} GB at most",
+            **self._memory(),
+            "disk": f"{left.disk / GB:,.2f} GB at most",
             "judge": self._judge(left),
             **self._endings(),
             "power": self.power() or "the profile has no runs on narrow data",
             "assumed": f"four characters a token, answers at full length{rates}. VERBOSE=1 lists every run."}
         return [f"{name:10} {text}" for name, text in lines.items()]
+
+    def _memory(self) -> dict[str, str]:
+        """Say how much of a GPU's memory training takes, for a model that is planned for a GPU."""
+        profile, found, size = self.study.profile, training_memory(self.study.profile), self.costs.shape
+        quantized = training_memory(profile, four_bit=True)
+        if size is None or not on_gpu(size) or found is None or quantized is None:
+            return {}
+        each = f" on each of {profile.job.gpus} GPUs" if profile.job.gpus > 1 else ""
+        return {"GPU memory": f"{found.recomputed / GB:.0f} GB in fine-tuning with gradient checkpointing{each}, "
+                              f"{found.saved / GB:.0f} without (chosen by the free memory); with load_in_4bit "
+                              f"{quantized.recomputed / GB:.0f} and {quantized.saved / GB:.0f}; estimated, not measured"}
 
     def _judge(self, left: Work) -> str:
         """Say how much is left to judge, and for a paid judge what is sent and paid."""

@@ -75,6 +75,7 @@ def planned(name: str) -> tuple[Plan, list[tuple[object, ...]]]:
 
 @pytest.mark.parametrize(("name", "tables", "besides"), [
     ("paper-7b", (2, 3, 4, 11, 12, 13, 14, 15, 16, 17, 18), 0),
+    ("table2-7b", (2,), 0),
     ("paper-32b", (7, 19, 20, 21, 22), 0),
     ("grpo-3b", (5, 9), 1)])  # a profile names a data set and a method, here the least
 def test_a_paper_profile_plans_the_runs_of_its_tables_and_no_other(
