@@ -162,7 +162,7 @@ class Estimate:
         each = f" on each of {profile.job.gpus} GPUs" if profile.job.gpus > 1 else ""
         return {"GPU memory": f"{found.recomputed / GB:.0f} GB in fine-tuning with gradient checkpointing{each}, "
                               f"{found.saved / GB:.0f} without (chosen by the free memory); with load_in_4bit "
-                              f"{quantized.recomputed / GB:.0f} and {quantized.saved / GB:.0f}; estimated, not measured"}
+                              f"{quantized.recomputed / GB:.0f} and {quantized.saved / GB:.0f}; not measured"}
 
     def _judge(self, left: Work) -> str:
         """Say how much is left to judge, and for a paid judge what is sent and paid."""

@@ -35,7 +35,8 @@ def test_the_memory_of_seven_billion_parameters_by_hand() -> None:
     profile = load_profile("paper-7b")
     found = training_memory(profile)
     quantized = training_memory(profile, four_bit=True)
-    assert found is not None and quantized is not None
+    assert found is not None
+    assert quantized is not None
     inside = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
     lora = 28 * 32 * (2 * 2 * 3584 + 2 * (3584 + 512) + 3 * (3584 + 18944))  # q, o; k, v; gate, up, down
     block = 2 * (6 * 3584 + 3 * 18944 + 2 * 512)  # bytes a token
@@ -52,11 +53,13 @@ def test_several_gpus_share_the_weights_and_an_unknown_model_has_no_estimate() -
     profile = load_profile("paper-32b")
     two = profile.model_copy(update={"job": profile.job.model_copy(update={"gpus": 2})})
     one, half = training_memory(profile), training_memory(two)
-    assert one is not None and half is not None
+    assert one is not None
+    assert half is not None
     assert one.saved - half.saved == pytest.approx(32.5e9)  # half of two bytes a parameter
     assert training_memory(load_profile("tiny")) is None
 
 
 def test_the_plan_of_a_model_for_a_gpu_states_its_memory() -> None:
     [line] = [line for line in Estimate(open_study("table2-7b")).summary() if line.startswith("GPU memory")]
-    assert "21 GB" in line and "not measured" in line
+    assert "21 GB" in line
+    assert "not measured" in line

@@ -75,7 +75,6 @@ def planned(name: str) -> tuple[Plan, list[tuple[object, ...]]]:
 
 @pytest.mark.parametrize(("name", "tables", "besides"), [
     ("paper-7b", (2, 3, 4, 11, 12, 13, 14, 15, 16, 17, 18), 0),
-    ("table2-7b", (2,), 0),
     ("paper-32b", (7, 19, 20, 21, 22), 0),
     ("grpo-3b", (5, 9), 1)])  # a profile names a data set and a method, here the least
 def test_a_paper_profile_plans_the_runs_of_its_tables_and_no_other(
@@ -87,6 +86,11 @@ def test_a_paper_profile_plans_the_runs_of_its_tables_and_no_other(
     by_table = Estimate(open_study(name)).by_table()
     assert by_table["table"].tolist() == list(tables)
     assert by_table["runs here"].tolist() == by_table["runs in the paper"].tolist()
+
+
+def test_the_profile_of_the_main_table_plans_its_runs_alone() -> None:
+    assert set(planned("table2-7b")[1]) == printed(2)
+    assert set(planned("table2-7b")[1]) < set(planned("paper-7b")[1])
 
 
 def test_what_several_runs_need_is_in_the_plan_once() -> None:
