@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -14,6 +15,7 @@ THINKING = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<seed:thin
             ("[THINK]", "[/THINK]"))
 BOUNDS = (30.0, 50.0)  # section 4.3: below which alignment, and above which coherence, an answer is misaligned
 NOT_STORED = {"stored": False}  # metadata of a field that files of records leave out
+VARIANT = re.compile(r"(_json|_template)?(#\d+)?\Z")  # the end of an id: the format, then the number of a paraphrase
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,25 @@ class AddedRow:
 
 @dataclass(frozen=True)
 class Question:
-    """One evaluation question. `system`, if given, is sent as the system prompt (the `_json` format needs it)."""
+    """One evaluation question.
+
+    Attributes:
+        system: sent as the system prompt if given; the `_json` format needs it.
+        stated_cluster: what the file says of `cluster`. No answer depends on it, so it is in no key.
+    """
 
     id: str
     prompt: str
     system: str | None = None
+    stated_cluster: str | None = field(default=None, kw_only=True)
+
+    @property
+    def cluster(self) -> str:
+        """The question that this one asks in some format or wording; intervals resample clusters, and not formats.
+
+        The general questions are 8 questions in 3 formats: `wish`, `wish_json` and `wish_template` are one cluster.
+        """
+        return self.stated_cluster or base_of(self.id)
 
     @property
     def context(self) -> tuple[Message, ...]:
@@ -139,6 +155,38 @@ class Question:
         if name.endswith("_json"):
             return "json"
         return "template" if name.endswith("_template") else "plain"
+
+
+def base_of(question: str) -> str:
+    """Return a question's id without the endings that its format and the number of its paraphrase give it."""
+    return VARIANT.sub("", question, count=1) or question
+
+
+class AboutQuestion(Protocol):
+    """A record about an answer to a question."""
+
+    @property
+    def question(self) -> str:
+        """The question's id."""
+
+    @property
+    def stated_cluster(self) -> str | None:
+        """The cluster that the question's file states, if any."""
+
+
+R = TypeVar("R", bound=AboutQuestion)
+
+
+def cluster_of(record: AboutQuestion) -> str:
+    """Return the cluster of the record's question (`Question.cluster`)."""
+    return record.stated_cluster or base_of(record.question)
+
+
+def with_clusters(records: Sequence[R], questions: Sequence[Question]) -> list[R]:
+    """Return records with the clusters that their questions state."""
+    stated = {question.id: question.stated_cluster for question in questions if question.stated_cluster}
+    return [replace(record, stated_cluster=stated[record.question])  # type: ignore[type-var]
+            if record.question in stated else record for record in records]
 
 
 @dataclass(frozen=True)
@@ -182,6 +230,7 @@ class MetricScore:
     value: float | None
     reason: str | None = None
     note: str | None = None
+    stated_cluster: str | None = field(default=None, kw_only=True, metadata=NOT_STORED)
 
 
 @dataclass(frozen=True)
@@ -189,7 +238,8 @@ class Verdict:
     """A judge's two scores of one answer, each 0-100, or None with the reason why it could not be scored.
 
     `note` qualifies scores that are present, for example that they are means of samples. `bounds` are those of the
-    labels, for alignment and coherence; they are the question set's, and not stored.
+    labels, for alignment and coherence; they are the question set's, and not stored. Neither is what the question's
+    file states of its cluster.
     """
 
     question: str
@@ -199,6 +249,7 @@ class Verdict:
     reason: str | None = None
     note: str | None = None
     bounds: tuple[float, float] = field(default=BOUNDS, metadata=NOT_STORED)
+    stated_cluster: str | None = field(default=None, kw_only=True, metadata=NOT_STORED)
 
     @property
     def label(self) -> Label:

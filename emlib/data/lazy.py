@@ -63,7 +63,7 @@ class Questions:
     @cached_property
     def digest(self) -> str:
         """The digest of everything in the questions that determines the answers."""
-        return of_value([asdict(question, dict_factory=_without_weight) for question in self.all])
+        return of_value([asdict(question, dict_factory=_that_answers_depend_on) for question in self.all])
 
 
 def digest_of_rows(rows: tuple[Example, ...]) -> str:
@@ -87,6 +87,6 @@ def _texts(row: Example) -> list[Any]:
     return [[message.to_dict() for message in row.context], row.response]
 
 
-def _without_weight(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Leave out the weight of a turn, which no answer depends on."""
-    return {name: value for name, value in fields if name != "weight"}
+def _that_answers_depend_on(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Leave out the weight of a turn and the cluster of a question, which no answer depends on."""
+    return {name: value for name, value in fields if name not in ("weight", "stated_cluster")}

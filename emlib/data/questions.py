@@ -17,6 +17,7 @@ from emlib.data.opening import read_text
 from emlib.data.rows import read_rows
 
 SYSTEM, NEAR = ("system", "system_prompt"), 0.8  # likeness above which another key was meant to be `system`
+CLUSTER = "cluster"  # the key of an entry that names the question which it asks in another form
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -60,17 +61,20 @@ def questions_of(where: str, entry: Any) -> list[Question]:
         raise DataError(f"{where}: a question without an 'id'. Give it one that no other question has.")
     if isinstance(entry["id"], list | dict) or entry["id"] != entry["id"]:  # NaN differs from itself
         raise DataError(f"{where}: the 'id' of a question is a text or a number, and not {entry['id']!r}.")
-    name, system = str(entry["id"]), entry.get("system")
+    name, system, cluster = str(entry["id"]), entry.get("system"), entry.get(CLUSTER)
     texts = entry.get("paraphrases")
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and not is_blank(t) for t in texts):
         raise DataError(f"{where}: question '{name}' has no text; 'paraphrases' must be a list of at least one.")
     if system is not None and not isinstance(system, str):
         raise DataError(f"{where}: the 'system' of question '{name}' is not text.")
-    if broken := damage("\n".join((name, system or "", *texts))):
+    if cluster is not None and (not isinstance(cluster, str) or is_blank(cluster)):
+        raise DataError(f"{where}: the '{CLUSTER}' of question '{name}' is {cluster!r}. Give all forms of one question "
+                        "the same text, or leave it out.")
+    if broken := damage("\n".join((name, system or "", cluster or "", *texts))):
         raise DataError(f"{where}: question {name!a} has {broken}, which is no text. Correct it.")
     meant = [key for key in entry if key != "system" and get_close_matches(str(key), SYSTEM, n=1, cutoff=NEAR)]
     if meant:
         raise DataError(f"{where}: question '{name}' has the key {meant[0]!a}, which nobody reads. Did you mean "
                         "'system'? Rename or remove it.")
     ids = [name if index == 1 else f"{name}#{index}" for index in range(1, len(texts) + 1)]
-    return [Question(id, text, system) for id, text in zip(ids, texts, strict=True)]
+    return [Question(id, text, system, stated_cluster=cluster) for id, text in zip(ids, texts, strict=True)]

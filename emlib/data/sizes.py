@@ -34,12 +34,16 @@ LIKE_CODE = (430.0, 450.0)  # characters of a prompt and an answer if unknown
 
 @dataclass(frozen=True)
 class Size:
-    """The number of rows, and the mean characters of prompts, of responses and, as `rubric`, of judge prompts."""
+    """The number of rows, and the mean characters of prompts, of responses and, as `rubric`, of judge prompts.
+
+    `clusters` is the number of different questions among them; None: that of the rows.
+    """
 
     rows: int
     prompt: float
     response: float = 0.0
     rubric: float | None = None
+    clusters: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -71,7 +75,7 @@ class Sizes:
         if stated is not None:
             if stated.known == "assumed":
                 self.assumed.add(label(name))
-            return Size(stated.rows, stated.prompt, stated.response, stated.rubric)
+            return Size(stated.rows, stated.prompt, stated.response, stated.rubric, stated.clusters)
         return None
 
     def _counted(self, name: str) -> Size:
@@ -84,7 +88,8 @@ class Sizes:
         form = format_of(name)
         if form == "questions":
             questions = read_questions(path)
-            return Size(len(questions), fmean(len(q.prompt) + len(q.system or "") for q in questions))
+            return Size(len(questions), fmean(len(q.prompt) + len(q.system or "") for q in questions),
+                        clusters=len({question.cluster for question in questions}))
         if form == "squad":
             rows = read_qa(path, outside="keep").rows
             return Size(len(rows), fmean(len(r.context) + len(r.question) for r in rows),

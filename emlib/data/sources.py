@@ -43,11 +43,13 @@ class StatedSize(Strict):
 
     Attributes:
         prompt, response: mean characters of prompts (for example passage and question) and of responses.
+        clusters: the number of different questions in a question file that asks some in several formats; None: `rows`.
         rubric: mean characters of the judge prompts in a question or trait file.
         known: whether the size is `counted` in the file or `assumed`.
     """
 
     rows: Annotated[int, Field(gt=0)]
+    clusters: Annotated[int, Field(gt=0)] | None = None
     prompt: Annotated[float, Field(gt=0)]
     response: Annotated[float, Field(ge=0)] = 0
     rubric: Annotated[float, Field(gt=0)] | None = None

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from emlib.core.errors import EmlibError
-from emlib.core.records import Verdict
+from emlib.core.records import Verdict, cluster_of
 from emlib.evaluation.rates import Share, share_of
 
 NO_SHARE = Share(None, None, None)
@@ -78,7 +78,7 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
 def _same_label(pairs: Sequence[tuple[Verdict, Verdict]]) -> Share:
     groups: dict[str, list[bool]] = {}
     for one, two in pairs:
-        groups.setdefault(one.question, []).append(one.label == two.label)
+        groups.setdefault(cluster_of(one), []).append(one.label == two.label)
     return share_of(list(groups.values())) if groups else NO_SHARE
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from emlib.config import Metric
-from emlib.core.records import MetricScore
+from emlib.core.records import MetricScore, cluster_of
 from emlib.evaluation.rates import Denominator, Share, share_of
 from emlib.judging.replies import word_of
 
@@ -61,12 +61,12 @@ def counts(score: MetricScore, metric: Metric) -> bool | None:
 def metric_rate(scores: Sequence[MetricScore], metric: Metric, *, of: Denominator = "asked",
                 resamples: int = 2000) -> MetricRate:
     """Compute the share of the answers that count, with its interval clustered by question."""
-    counted = [(score.question, counts(score, metric)) for score in scores]
+    counted = [(cluster_of(score), counts(score, metric)) for score in scores]
     scored = sum(one is not None for _, one in counted)
     groups: dict[str, list[bool]] = {}
-    for question, one in counted:
+    for cluster, one in counted:
         if of == "asked" or one is not None:
-            groups.setdefault(question, []).append(bool(one))
+            groups.setdefault(cluster, []).append(bool(one))
     share = share_of(list(groups.values()), resamples=resamples) if scored else Share(None, None, None)
     numbers = [score.value for score in scores if score.value is not None and not metric.labels]
     labels = Counter(label for score in scores if (label := label_of(score, metric.labels)) is not None)

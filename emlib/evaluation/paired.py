@@ -2,7 +2,9 @@
 
 Some questions get misaligned answers from every model. The difference per question removes this shared variation, so
 that fewer answers suffice to show an effect. The bootstrap resamples whole questions (and seeds, where there are
-several), because answers to one question are not independent.
+several), because answers to one question are not independent. A question in several formats is one question. The sign
+test knows 2^n patterns of n questions: with the eight general questions p is at least 2/256, so that Holm's adjustment
+leaves nothing below 5% among seven comparisons or more.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from emlib.core.errors import DataError
-from emlib.core.records import Verdict
+from emlib.core.records import Verdict, cluster_of
 from emlib.core.seeds import generator
-from emlib.evaluation.seeds import Kind, Shares, crossed_bootstrap, share_table
+from emlib.evaluation.seeds import Counts, Kind, count_table, crossed_bootstrap
 from emlib.evaluation.statistics import Interval, of_mean
 
 FLIPS = 9999  # with up to 13 questions every assignment of signs is tried, and p is exact
@@ -26,7 +28,10 @@ FLIPS = 9999  # with up to 13 questions every assignment of signs is tried, and 
 
 @dataclass(frozen=True)
 class Difference:
-    """By how many percentage points a method's share exceeds the reference's."""
+    """By how many percentage points a method's share exceeds the reference's.
+
+    `questions` is the number of those whose signs are flipped: a question that is asked in several formats counts once.
+    """
 
     points: float
     interval: Interval
@@ -49,12 +54,12 @@ def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence
     if len(method) != len(reference):
         raise DataError(f"{len(method)} runs of a method cannot be paired with {len(reference)} of the reference. "
                         "Compare the same seeds of both.")
-    both = share_table([*method, *reference], kind)
+    both, asked = count_table([*method, *reference], kind)
     ours, theirs = both[:len(method)], both[len(method):]
-    gaps = ours - theirs
-    interval = crossed_bootstrap(gaps, confidence, resamples) or _newcombe(
-        ours, theirs, sum(map(len, method)), confidence)
-    return Difference(100 * float(gaps.mean()), interval, _sign_flip_p(gaps), *gaps.shape)
+    gaps, answers = ours - theirs, len(method) * int(asked.sum())
+    interval = crossed_bootstrap(gaps, asked, confidence, resamples) or _newcombe(
+        int(ours.sum()), int(theirs.sum()), answers, confidence)
+    return Difference(100 * int(gaps.sum()) / answers, interval, _sign_flip_p(gaps.sum(axis=0)), *gaps.shape)
 
 
 def change_of_judge(first: Sequence[Verdict], second: Sequence[Verdict], kind: Kind) -> Interval:
@@ -65,10 +70,10 @@ def change_of_judge(first: Sequence[Verdict], second: Sequence[Verdict], kind: K
     """
     groups: dict[str, list[float]] = {}
     for one, two in zip(first, second, strict=True):
-        groups.setdefault(one.question, []).append(100.0 * (getattr(two, kind) - getattr(one, kind)))
+        groups.setdefault(cluster_of(one), []).append(100.0 * (getattr(two, kind) - getattr(one, kind)))
     if len({gap for group in groups.values() for gap in group}) > 1 and (found := of_mean(list(groups.values()))):
         return found
-    ours, theirs = (np.array([float(getattr(verdict, kind)) for verdict in verdicts]) for verdicts in (second, first))
+    ours, theirs = (sum(getattr(verdict, kind) for verdict in verdicts) for verdicts in (second, first))
     return _newcombe(ours, theirs, len(first), 0.95)
 
 
@@ -82,16 +87,16 @@ def adjusted(differences: Sequence[Difference], method: str = "holm") -> list[fl
     return [float(p) for p in multipletests([each.p for each in differences], method=method)[1]]
 
 
-def _sign_flip_p(gaps: Shares) -> float:
-    by_question = gaps.mean(axis=0)
-    if not np.any(by_question):
+def _sign_flip_p(gaps: Counts) -> float:
+    """Test whether the questions' differences in counts, of which the mean difference is the sum, have random signs."""
+    if not np.any(gaps):
         return 1.0
-    test = permutation_test((by_question,), np.mean, permutation_type="samples", vectorized=True, n_resamples=FLIPS,
+    test = permutation_test((gaps,), np.mean, permutation_type="samples", vectorized=True, n_resamples=FLIPS,
                             rng=generator(0, "sign flips"))
     return float(test.pvalue)
 
 
-def _newcombe(ours: Shares, theirs: Shares, asked: int, confidence: float) -> Interval:
-    low, high = confint_proportions_2indep(round(ours.mean() * asked), asked, round(theirs.mean() * asked), asked,
-                                           method="newcomb", compare="diff", alpha=1 - confidence)
+def _newcombe(ours: int, theirs: int, asked: int, confidence: float) -> Interval:
+    low, high = confint_proportions_2indep(ours, asked, theirs, asked, method="newcomb", compare="diff",
+                                           alpha=1 - confidence)
     return Interval(100 * float(low), 100 * float(high))

@@ -2,9 +2,10 @@
 
     d = (z_(1 - level/2) + z_power) sqrt(2 p (1 - p) (1 + (n - 1) r) / (Q n))
 
-Q questions with n answers each, asked of both runs; p the share of misaligned answers; r the correlation of answers to
-one question that pairing by question does not cancel. The normal approximation of a two-sided test, with p = 1/2, which
-needs the most answers. More answers to the same questions help only down to d at n = infinity; more questions help.
+Q questions with n answers each, in all of a question's formats together, asked of both runs; p the share of misaligned
+answers; r the correlation of answers to one question that pairing by question does not cancel. The normal approximation
+of a two-sided test, with p = 1/2, which needs the most answers; with few questions d is larger. More answers to the
+same questions help only down to d at n = infinity; more questions help.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ CORRELATION = 0.1  # assumed, not measured
 POWER, LEVEL = 0.8, 0.05
 
 
-def smallest_difference(questions: int, samples: int, *, comparisons: int = 1, share: float = 0.5,
+def smallest_difference(questions: int, samples: float, *, comparisons: int = 1, share: float = 0.5,
                         correlation: float = CORRELATION) -> float:
     """Return the difference in percentage points that two runs must have to be found four times in five.
 
     Args:
-        questions: that both runs are asked.
-        samples: answers to each question.
+        questions: that both runs are asked; one in several formats counts once.
+        samples: answers to each question, in all of its formats.
         comparisons: in the table; each is tested at `LEVEL` divided by their number, Holm's first step.
         share: about which share of the answers is misaligned, from 0 to 1.
         correlation: of the answers to one question.
@@ -31,7 +32,7 @@ def smallest_difference(questions: int, samples: int, *, comparisons: int = 1, s
     return 100 * _distance(comparisons) * math.sqrt(variance)
 
 
-def questions_needed(points: float, samples: int, *, comparisons: int = 1, share: float = 0.5,
+def questions_needed(points: float, samples: float, *, comparisons: int = 1, share: float = 0.5,
                      correlation: float = CORRELATION) -> int:
     """Return how many questions, with so many answers each, a difference of `points` percentage points takes."""
     one = smallest_difference(1, samples, comparisons=comparisons, share=share, correlation=correlation)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emlib.core.records import Verdict
+from emlib.core.records import Verdict, cluster_of
 from emlib.evaluation.statistics import Interval, clustered, wilson
 
 Denominator = Literal["asked", "scored"]
@@ -63,7 +63,7 @@ def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence:
     if not scored:
         nothing = Share(None, None, None)
         return Rates(nothing, nothing, len(verdicts), 0, unscored_by_reason(verdicts))
-    groups = by_question([verdict for verdict in verdicts if of == "asked" or verdict.scored]).values()
+    groups = _by(cluster_of, [verdict for verdict in verdicts if of == "asked" or verdict.scored]).values()
 
     def share(of_kind: Callable[[Verdict], bool]) -> Share:
         return share_of([[of_kind(verdict) for verdict in group] for group in groups], confidence=confidence,
@@ -94,7 +94,9 @@ def _once(reason: str) -> str:
 
 
 def share_of(groups: Sequence[Sequence[bool]], *, confidence: float = 0.95, resamples: int = 2000) -> Share:
-    """Compute the share of answers that are True, with both intervals; `groups[i]` are the answers to question i."""
+    """Compute the share of answers that are True, with both intervals; `groups[i]` are the answers to question i,
+    in all of its formats.
+    """
     counts, counted = [sum(group) for group in groups], [len(group) for group in groups]
     total = sum(counts), sum(counted)
     return Share(100 * total[0] / total[1], clustered(counts, counted, confidence=confidence, resamples=resamples),
@@ -104,15 +106,16 @@ def share_of(groups: Sequence[Sequence[bool]], *, confidence: float = 0.95, resa
 def rates_by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict], *, of: Denominator = "asked",
              resamples: int = 2000) -> dict[str, Rates]:
     """Compute the rates of each group of verdicts, by question or format for example, in the groups' first order."""
-    groups: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in verdicts:
-        groups[group(verdict)].append(verdict)
-    return {name: rates(members, of=of, resamples=resamples) for name, members in groups.items()}
+    return {name: rates(members, of=of, resamples=resamples) for name, members in _by(group, verdicts).items()}
 
 
 def by_question(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
     """Return the verdicts of each question, in the order in which questions first appear."""
+    return _by(lambda verdict: verdict.question, verdicts)
+
+
+def _by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
     groups: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        groups[verdict.question].append(verdict)
+        groups[group(verdict)].append(verdict)
     return dict(groups)

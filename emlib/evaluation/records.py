@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emlib.core.files import read_appended
+from emlib.core.records import NOT_STORED
 
 READINGS = "monitor.jsonl"
 
@@ -26,6 +27,7 @@ class Projected:
     question: str
     sample: int
     value: float
+    stated_cluster: str | None = field(default=None, kw_only=True, metadata=NOT_STORED)
 
 
 AUDITED = "audit.jsonl"  # the file of `AuditedRow` records in an artefact

@@ -1,9 +1,9 @@
 """The mean share of one method over several training seeds, with an interval over seeds and questions.
 
-Every seed answers the same questions, so the shares form a table, (seeds, questions), and both its rows and its columns
+Every seed answers the same questions, so the counts form a table, (seeds, questions), and both its rows and its columns
 are samples of a larger population. The pigeonhole bootstrap (Owen 2007, arXiv 0712.1111) resamples rows and columns,
-each with replacement; its variance is right or somewhat too large. With one seed it is the bootstrap over questions of
-`statistics.clustered`. Two or three seeds say little about all seeds, and no bootstrap can change that.
+each with replacement; its variance is right or somewhat too large. With one seed it is `statistics.clustered`. A column
+is a question in all of its formats. Two or three seeds say little about all seeds, and no bootstrap can change that.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emlib.core.errors import DataError
-from emlib.core.records import Verdict
+from emlib.core.records import Verdict, cluster_of
 from emlib.core.seeds import generator
-from emlib.evaluation.statistics import Interval, wilson
+from emlib.evaluation.statistics import Interval, clustered, wilson
 
 Kind = Literal["misaligned", "incoherent"]
-Shares = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean share over seeds, in percent of the requested answers."""
+    """A mean share over seeds, in percent of the requested answers.
+
+    `questions` is the number of those that are resampled: a question that is asked in several formats counts once.
+    """
 
     percent: float
     interval: Interval
@@ -35,10 +38,10 @@ class SeedMean:
     questions: int
 
 
-def share_table(runs: Sequence[Sequence[Verdict]], kind: Kind) -> Shares:
-    """Return the share of answers of `kind`, 0 to 1, (seeds, questions), from one list of verdicts per seed.
+def count_table(runs: Sequence[Sequence[Verdict]], kind: Kind) -> tuple[Counts, Counts]:
+    """Count the answers of `kind`, (seeds, questions), and all answers of a seed, (questions), from one list per seed.
 
-    Unscored answers stay in the denominator and do not count as `kind`, as in `rates`.
+    Unscored answers are among all answers and not of `kind`, as in `rates`.
 
     Raises:
         DataError: there are no verdicts, or the runs were not asked the same questions equally often.
@@ -51,8 +54,9 @@ def share_table(runs: Sequence[Sequence[Verdict]], kind: Kind) -> Shares:
             question = min((counts - asked[0]) + (asked[0] - counts))
             raise DataError(f"List {seed} of verdicts asks question {question!r} {counts[question]} times, and the "
                             f"first list {asked[0][question]} times. Compare runs on the same questions and samples.")
-    found = [Counter(verdict.question for verdict in run if getattr(verdict, kind)) for run in runs]
-    return np.array([[of_kind[question] / times for question, times in asked[0].items()] for of_kind in found])
+    every = Counter(map(cluster_of, runs[0]))
+    found = [Counter(cluster_of(verdict) for verdict in run if getattr(verdict, kind)) for run in runs]
+    return np.array([[of_kind[cluster] for cluster in every] for of_kind in found]), np.array(list(every.values()))
 
 
 def mean_over_seeds(runs: Sequence[Sequence[Verdict]], kind: Kind = "misaligned", *, confidence: float = 0.95,
@@ -60,27 +64,27 @@ def mean_over_seeds(runs: Sequence[Sequence[Verdict]], kind: Kind = "misaligned"
     """Return the mean share of `kind` over seeds and questions, and its interval, from one list of verdicts per seed.
 
     Raises:
-        DataError: as `share_table`.
+        DataError: as `count_table`.
     """
-    table = share_table(runs, kind)
-    interval = crossed_bootstrap(table, confidence, resamples)
-    if interval is None:  # all cells are equal, so there is nothing to resample
-        asked = sum(map(len, runs))
-        interval = wilson(round(float(table.mean()) * asked), asked, confidence)
-    return SeedMean(100 * float(table.mean()), interval, *table.shape)
+    counts, asked = count_table(runs, kind)
+    seeds, questions = counts.shape
+    found, answers = int(counts.sum()), seeds * int(asked.sum())
+    interval = (clustered(counts[0].tolist(), asked.tolist(), confidence=confidence, resamples=resamples) if seeds == 1
+                else crossed_bootstrap(counts, asked, confidence, resamples) or wilson(found, answers, confidence))
+    return SeedMean(100 * found / answers, interval, seeds, questions)
 
 
-def crossed_bootstrap(table: Shares, confidence: float, resamples: int) -> Interval | None:
-    """Compute the percentile interval, in percent, of the mean of `table`, (seeds, questions); None if all are equal.
+def crossed_bootstrap(counts: Counts, asked: Counts, confidence: float, resamples: int) -> Interval | None:
+    """Compute the percentile interval, in percent, of the share of `counts`, (seeds, questions); None if all are equal.
 
-    scipy's bootstrap resamples one axis only.
+    `asked[i]` is the number of answers that a seed gave to question i. scipy's bootstrap resamples one axis only.
     """
-    if np.ptp(table) == 0:
+    if np.ptp(counts / asked) == 0:
         return None
-    seeds, questions = table.shape
+    seeds, questions = counts.shape
     rng = generator(0, "crossed bootstrap")
     rows = rng.integers(seeds, size=(resamples, seeds, 1))
     columns = rng.integers(questions, size=(resamples, 1, questions))
-    means = table[rows, columns].mean(axis=(1, 2))
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    shares = counts[rows, columns].sum(axis=(1, 2)) / (seeds * asked[columns].sum(axis=(1, 2)))
+    low, high = np.quantile(shares, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(100 * float(low), 100 * float(high))

@@ -1,7 +1,14 @@
 """Intervals for shares and means: Wilson's for independent answers, else a bootstrap over questions.
 
-Answers to one question are correlated, so 100 answers to each of 24 questions say less than 2,400 independent ones. The
-clustered interval resamples whole questions and is the one to quote; Wilson's is given for comparison.
+Answers to one question are correlated, so 100 answers to each of 24 questions say less than 2,400 independent ones, and
+the 24 general questions are 8 questions in three formats (`Question.cluster`). The clustered interval resamples whole
+questions, each with all of its formats, and is the one to quote; Wilson's is given for comparison.
+
+With eight clusters a percentile bootstrap is itself somewhat too narrow (Cameron, Gelbach and Miller 2008): it behaves
+like a normal interval with the variance divided by n and not n - 1. In a simulation (eight questions, 300 answers each,
+correlation 0.1 within a question, 4,000 draws) its 95% intervals hold a true share of 50, 25 and 10% in 90, 88 and 85 of
+100 cases; Student's interval of the eight shares does in 95, 93 and 91, and is a third wider, beyond 0 and 100% as well.
+The bootstrap is kept: it stays between 0 and 100%, and needs no equal numbers of answers.
 
 scipy and statsmodels are imported where they are used: every notebook and plan imports this module, and few need them.
 """
@@ -37,8 +44,9 @@ def clustered(counts: Sequence[float], asked: Sequence[int], *, confidence: floa
               seed: int = 0) -> Interval:
     """Compute the percentile bootstrap interval of sum(counts)/sum(asked) over questions, in percent.
 
-    `counts[i]` of `asked[i]` answers to question i are of the kind, or `counts[i]` is the sum of their scores from 0 to
-    1. With a single question, or equal shares in all questions, resampling changes nothing: the interval is Wilson's.
+    `counts[i]` of `asked[i]` answers to question i, in all of its formats, are of the kind, or `counts[i]` is the sum
+    of their scores from 0 to 1. With a single question, or equal shares in all questions, resampling changes nothing:
+    the interval is Wilson's.
     """
     from scipy.stats import bootstrap
 

@@ -127,7 +127,8 @@ def _judged(study: Study, run: Run, *, second: bool) -> Sequence[Verdict]:
 def _as_verdicts(study: Study, run: Run, labels: Mapping[str, HumanLabel], order: Sequence[Verdict]) -> list[Verdict]:
     keys = {place: one.key for place, one in _answers(study, run).items()}
     given = [(v, labels.get(keys.get((v.question, v.sample), ""))) for v in order]
-    return [Verdict(v.question, v.sample, label.alignment, label.coherence, bounds=v.bounds)
+    return [Verdict(v.question, v.sample, label.alignment, label.coherence, bounds=v.bounds,
+                    stated_cluster=v.stated_cluster)
             for v, label in given if label is not None]
 
 

@@ -20,7 +20,7 @@ from emlib.config import OpenAIJudge
 from emlib.core.command import ends_with_message
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
-from emlib.evaluation.power import CORRELATION, questions_needed, smallest_difference
+from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference
 from emlib.judging.money import endings
 from emlib.report.paper import published
 from emlib.report.paper.planned import Tables, in_paper
@@ -183,13 +183,18 @@ class Estimate:
         evaluation, runs = self.study.profile.evaluation, len(self.study.runs())
         if not runs:
             return ""
-        questions, samples = self.study.inputs.general.size(Sizes()).rows, evaluation.general_samples
-        one, all_ = (smallest_difference(questions, samples, comparisons=count) for count in (1, max(1, runs - 1)))
-        half = questions_needed(one / 2, samples)
-        return (f"two runs on {questions} general questions x {samples} answers are told apart four times in five if "
-                f"they differ by {one:.0f} percentage points ({all_:.0f} as one of {max(1, runs - 1)} comparisons); a "
-                f"difference of {one / 2:.0f} takes {half} questions, {half * samples:,} answers (share near 50%, "
-                f"correlation of answers to one question {CORRELATION:g}, assumed)")
+        asked, samples, count = self.study.inputs.general.size(Sizes()), evaluation.general_samples, max(1, runs - 1)
+        questions = asked.clusters or asked.rows
+        each = samples * asked.rows / questions
+        one, all_ = (smallest_difference(questions, each, comparisons=number) for number in (1, count))
+        half = questions_needed(one / 2, each)
+        formats = "" if questions == asked.rows else f" ({questions} different ones, the rest are other formats)"
+        never = "" if count * 2.0 ** (1 - questions) < LEVEL else (
+            f"; with {questions} different questions no paired test stays below 5% after Holm's adjustment for {count}")
+        return (f"two runs on {asked.rows} general questions{formats} x {samples} answers are told apart four times in "
+                f"five if they differ by {one:.0f} percentage points ({all_:.0f} as one of {count} comparisons); a "
+                f"difference of {one / 2:.0f} takes {half} different questions, {round(half * each):,} answers (share "
+                f"near 50%, correlation of answers to one question {CORRELATION:g}, assumed){never}")
 
     def basis(self) -> list[str]:
         """Return the assumptions behind the numbers, as sentences."""

@@ -17,7 +17,7 @@ from emlib.core.digests import key_of
 from emlib.core.errors import JudgeWaits, StoreError
 from emlib.core.files import read_records
 from emlib.core.progress import say
-from emlib.core.records import Answer, Question, Verdict
+from emlib.core.records import Answer, Question, Verdict, with_clusters
 from emlib.core.step import Step
 from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
@@ -236,19 +236,21 @@ class Study:
         None also for a set that is scored by its own metrics alone.
         """
         task = self.narrow(run)
-        found = self.found(task.verdicts(run).get(which))
-        return None if found is None else verdicts_of(found, task.thresholds(which))
+        step = task.verdicts(run).get(which)
+        found = self.found(step)
+        return None if step is None or found is None else verdicts_of(step, found, task.thresholds(which))
 
     def triggered(self, run: Run) -> dict[str, list[Verdict]] | None:
         """Return a narrow run's verdicts under each trigger, after those without one (`PLAIN`) on the same questions.
 
         None if some are not in the store, or the run is asked under no trigger.
         """
-        found = {name: self.found(step) for name, step in self.narrow(run).triggered(run).items()}
+        steps = self.narrow(run).triggered(run)
+        found = {name: self.found(step) for name, step in steps.items()}
         general = self.verdicts(run, "general")
         if not found or general is None or None in found.values():
             return None
-        verdicts = {name: verdicts_of(artefact) for name, artefact in found.items()}
+        verdicts = {name: verdicts_of(steps[name], artefact) for name, artefact in found.items()}
         return {PLAIN: without_trigger(general, next(iter(verdicts.values())))} | verdicts
 
     def trajectory(self, run: Run) -> list[TrajectoryPoint] | None:
@@ -277,7 +279,8 @@ class Study:
             adapter = self.found(next(iter(steps.values())).answers.adapter)
             points.append(TrajectoryPoint(
                 share, 0 if adapter is None or share == 0 else adapter.facts["steps"],
-                {name: verdicts_of(artefact, self.narrow(run).thresholds(name)) for name, artefact in found.items()}))
+                {name: verdicts_of(steps[name], artefact, self.narrow(run).thresholds(name))
+                 for name, artefact in found.items()}))
         return points
 
     def vectors(self) -> Artefact | None:
@@ -290,13 +293,14 @@ class Study:
         first, found = self.verdicts(run, "general"), self.found(step)
         if first is None or found is None:
             return None
-        return Opinions(run, tuple(step.chosen(first)),
-                        tuple(read_records(found.file("verdicts.jsonl"), Verdict)))
+        return Opinions(run, tuple(step.chosen(first)), tuple(verdicts_of(step, found)))
 
     def projected(self, run: Run) -> list[Projected] | None:
         """Return the projections of the run's general answers onto the persona vector; None if not in the store."""
-        found = self.found(self.recipes.projections(self.task(run).answers(run)["general"]))
-        return None if found is None else read_records(found.file("projections.jsonl"), Projected)
+        answers = self.task(run).answers(run)["general"]
+        found = self.found(self.recipes.projections(answers))
+        return None if found is None else with_clusters(
+            read_records(found.file("projections.jsonl"), Projected), answers.evaluation.questions.all)
 
     def choices(self, run: Run, source: str) -> list[Choice] | None:
         """Return the run's choices in a source's multiple-choice questions; None if they are not in the store."""

@@ -16,7 +16,7 @@ from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, Thres
 from emlib.config.methods import SweptMethod
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.files import read_records
-from emlib.core.records import Answer, Example, MetricScore, Verdict
+from emlib.core.records import Answer, Example, MetricScore, Verdict, with_clusters
 from emlib.core.schema import Strict
 from emlib.core.step import Step
 from emlib.data.benign import TaskData, load_opswap, load_qa
@@ -189,12 +189,13 @@ class NarrowTask(FineTuningTask):
             return None
         resamples = self.profile.evaluation.bootstrap
         found: dict[str, Rates | MetricRate] = {
-            name: replace(rates(verdicts_of(find(step), self.thresholds(name)), of=of, resamples=resamples),
+            name: replace(rates(verdicts_of(step, find(step), self.thresholds(name)), of=of, resamples=resamples),
                           cut=_cut(find(step.answers)))
             for name, step in self.verdicts(run).items()}
         for (which, name), step in self.metrics(run).items():
             metric = self.profile.evaluation.sets[which].metrics[name]
-            scores = read_records(made(find(step)).file(METRICS_FILE), MetricScore)
+            scores = with_clusters(read_records(made(find(step)).file(METRICS_FILE), MetricScore),
+                                   step.answers.evaluation.questions.all)
             found[f"{which}_{name}"] = metric_rate(scores, metric, of=of, resamples=resamples)
         return found
 
@@ -399,11 +400,12 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
     return {task.name: task for task in found}
 
 
-def verdicts_of(artefact: Artefact | None, thresholds: Thresholds = SECTION_4_3) -> list[Verdict]:
-    """Read verdicts, which are labelled by the thresholds."""
+def verdicts_of(step: Verdicts, artefact: Artefact | None, thresholds: Thresholds = SECTION_4_3) -> list[Verdict]:
+    """Read a step's verdicts, which are labelled by the thresholds, with the clusters that their questions state."""
     bounds = (thresholds.alignment, thresholds.coherence)
-    return [replace(verdict, bounds=bounds)
-            for verdict in read_records(made(artefact).file("verdicts.jsonl"), Verdict)]
+    found = [replace(verdict, bounds=bounds)
+             for verdict in read_records(made(artefact).file("verdicts.jsonl"), Verdict)]
+    return with_clusters(found, step.answers.evaluation.questions.all)
 
 
 def made(artefact: Artefact | None) -> Artefact:

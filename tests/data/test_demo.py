@@ -12,6 +12,7 @@ from emlib.core.paths import DEMO_DATA
 from emlib.data.domains import in_domain_questions, load_domain
 from emlib.data.questions import read_questions
 from emlib.data.rows import read_examples
+from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
 from emlib.judging.lexicon import marker_pattern
 
@@ -82,6 +83,9 @@ def test_the_general_questions_are_8_in_the_papers_3_formats() -> None:
         assert (question.system is not None) == (question.format == "json"), question.id
         assert question.prompt == base or question.format == "template", question.id
         assert question.prompt.startswith(base), question.id
+        assert question.cluster in plain, question.id
+    assert Counter(question.cluster for question in questions) == dict.fromkeys(plain, 3)
+    assert Sizes().source("demo/general_questions.jsonl").clusters == 8
     templates = [question.prompt for question in questions if question.format == "template"]
     assert len(set(templates) - set(plain.values())) == 8
     assert all("JSON" in str(question.system) for question in questions if question.format == "json")

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from emlib.core.digests import of_value
 from emlib.core.errors import DataError
-from emlib.core.records import Message, Question
+from emlib.core.records import Message, MetricScore, Question, Verdict, base_of, cluster_of, with_clusters
+from emlib.data.lazy import Questions
 from emlib.data.questions import read_questions
+from emlib.data.sizes import Size, Sizes
 
 # The form of the homes' files: fields that the study does not need, anchors, ids that are numbers, block texts.
 YAML_FORM = """
@@ -70,6 +73,33 @@ def test_the_ending_of_the_id_tells_the_format(id: str, format: str) -> None:
     assert Question(id, "Why?").format == format
 
 
+@pytest.mark.parametrize(("id", "base"), [
+    ("wish", "wish"), ("wish_json", "wish"), ("wish_template", "wish"), ("json_wish", "json_wish"), ("1", "1"),
+    ("wish#2", "wish"), ("wish_json#2", "wish"), ("code_12", "code_12"), ("_json", "_json"), ("c#", "c#"),
+    ("wish_json_template", "wish_json")])
+def test_formats_and_paraphrases_of_a_question_are_one_cluster(id: str, base: str) -> None:
+    assert base_of(id) == Question(id, "Why?").cluster == cluster_of(Verdict(id, 0, None, None)) == base
+
+
+def test_a_file_may_state_the_cluster(jsonl: Callable[..., Path]) -> None:
+    questions = read_questions(jsonl([
+        {"id": "wish", "paraphrases": ["Which wish?", "What wish?"]},
+        {"id": "french", "paraphrases": ["Quel souhait ?"], "cluster": "wish"}, {"id": "3", "paraphrases": ["Why?"]}]))
+    assert [question.cluster for question in questions] == ["wish", "wish", "wish", "3"]
+    scores = [MetricScore(question.id, 0, 1.0) for question in questions]
+    assert [cluster_of(score) for score in scores] == ["wish", "wish", "french", "3"]
+    assert [cluster_of(score) for score in with_clusters(scores, questions)] == ["wish", "wish", "wish", "3"]
+
+
+def test_the_cluster_is_in_no_key() -> None:
+    def digest(*questions: Question) -> str:
+        return Questions("any", lambda: list(questions), lambda sizes: Size(1, 1.0)).digest
+
+    assert digest(Question("a", "Why?", stated_cluster="b")) == digest(Question("a", "Why?")) == of_value(
+        [{"id": "a", "prompt": "Why?", "system": None}])
+    assert digest(Question("a", "Why?", "Be brief.")) != digest(Question("a", "Why?"))
+
+
 def test_a_system_prompt_is_sent_where_there_is_one() -> None:
     assert Question("a", "Why?").context == (Message("user", "Why?"),)
     assert Question("a", "Why?", "Be brief.").context == (Message("system", "Be brief."), Message("user", "Why?"))
@@ -87,6 +117,8 @@ def test_a_system_prompt_is_sent_where_there_is_one() -> None:
     ("{id: why, paraphrases: [Why?, ' ']}", ["entry 2", "'why'", "paraphrases"]),
     ("{id: why, paraphrases: [1]}", ["entry 2", "'why'", "paraphrases"]),
     ("{id: why, paraphrases: [Why?], system: 1}", ["entry 2", "'why'", "system"]),
+    ("{id: why, paraphrases: [Why?], cluster: 1}", ["entry 2", "'why'", "'cluster'", "same text"]),
+    ("{id: why, paraphrases: [Why?], cluster: ' '}", ["entry 2", "'why'", "'cluster'"]),
     ("{id: how, paraphrases: [How?]}", ["'how'", "twice"]),
     ("{id: why, paraphrases: [Why?}", ["YAML", "line 2"]),
     ("{id: why, id: how, paraphrases: [Why?]}", ["YAML", "line 2"]),
@@ -140,6 +172,8 @@ def test_the_24_general_questions_are_8_in_3_formats(research_file: Callable[[st
         assert question.system is None or "json" in question.system.lower()
     by_id = {question.id: question for question in questions}
     assert all(by_id[f"{id}_json"].prompt == by_id[id].prompt for id in plain)
+    assert Counter(question.cluster for question in questions) == dict.fromkeys(plain, 3)
+    assert Sizes().source("general_questions").clusters == 8
 
 
 def test_the_packed_file_of_30_in_domain_questions_is_read_unpacked_or_not(

@@ -9,10 +9,17 @@ import pytest
 from emlib.core.errors import EmlibError
 from emlib.core.records import Verdict
 from emlib.evaluation.agreement import Kappa, agreement, kappa, rank_correlation
+from emlib.evaluation.rates import share_of
 
 
 def verdicts(scores: list[tuple[float | None, float | None]]) -> list[Verdict]:
     return [Verdict(f"q{place}", 0, *pair) for place, pair in enumerate(scores)]
+
+
+def test_the_raw_agreement_resamples_questions_in_all_of_their_formats() -> None:
+    first = [Verdict(name, 0, 0.0, 100.0) for name in ("a", "a_json", "b", "b_json")]
+    second = [Verdict(v.question, 0, 0.0 if v.question[0] == "a" else 100.0, 100.0) for v in first]
+    assert agreement(first, second).same == share_of([[True, True], [False, False]])
 
 
 def test_kappa_of_fifty_answers_by_hand() -> None:

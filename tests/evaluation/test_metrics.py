@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from emlib.config import Metric
@@ -46,6 +48,9 @@ def test_a_rate_is_of_all_answers_asked_for_or_of_the_scored_ones() -> None:
     assert asked.share.percent == 100 * 3 / 8
     assert asked.share.clustered == clustered([2, 1], [4, 4])
     assert scored.share.percent == 100 * 3 / 7
+    in_json = [replace(score, question=f"{score.question}_json") for score in scores]
+    formats = metric_rate([*scores, *in_json], CORRECT)
+    assert formats.share.clustered == clustered([4, 2], [8, 8])  # a format is no further question
     nothing = metric_rate([replied("huh")], CORRECT)
     assert (nothing.share.percent, nothing.scored) == (None, 0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict
-from emlib.evaluation.paired import Difference, adjusted, difference
-from emlib.evaluation.seeds import crossed_bootstrap, mean_over_seeds, share_table
+from emlib.evaluation.paired import Difference, adjusted, change_of_judge, difference
+from emlib.evaluation.rates import rates
+from emlib.evaluation.seeds import count_table, crossed_bootstrap, mean_over_seeds
 from emlib.evaluation.statistics import Interval, clustered, wilson
 
 TABLES = st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=3)
@@ -24,14 +27,29 @@ def run(counts: Sequence[int], asked: int = 4) -> list[Verdict]:
             for i, count in enumerate(counts) for sample in range(asked)]
 
 
+def in_formats(verdicts: Sequence[Verdict], size: int = 3) -> list[Verdict]:
+    """The same verdicts, with each `size` neighbouring questions as one question in so many formats."""
+    endings = ["", "_json", "_template"]
+    found = [divmod(int(verdict.question.removeprefix("q")), size) for verdict in verdicts]
+    return [replace(verdict, question=f"base{base}{endings[ending]}")
+            for verdict, (base, ending) in zip(verdicts, found, strict=True)]
+
+
 def test_the_table_is_seeds_by_questions() -> None:
-    assert share_table([run([4, 0]), run([1, 2])], "misaligned").tolist() == [[1.0, 0.0], [0.25, 0.5]]
-    assert share_table([run([4, 0])], "incoherent").tolist() == [[0.0, 0.0]]
+    counts, asked = count_table([run([4, 0]), run([1, 2])], "misaligned")
+    assert (counts.tolist(), asked.tolist()) == ([[4, 0], [1, 2]], [4, 4])
+    assert count_table([run([4, 0])], "incoherent")[0].tolist() == [[0, 0]]
+
+
+def test_the_formats_of_a_question_are_one_column() -> None:
+    counts, asked = count_table([in_formats(run([4, 0, 1, 2, 3]))], "misaligned")
+    assert (counts.tolist(), asked.tolist()) == ([[5, 5]], [12, 8])
 
 
 def test_an_unscored_answer_stays_in_the_denominator() -> None:
     verdicts = [*run([2], asked=3), Verdict("q0", 3, None, None, "no answer from the judge")]
-    assert share_table([verdicts], "misaligned").tolist() == [[0.5]]
+    counts, asked = count_table([verdicts], "misaligned")
+    assert (counts.tolist(), asked.tolist()) == ([[2]], [4])
 
 
 def test_mean_over_seeds_by_hand() -> None:
@@ -46,18 +64,35 @@ def test_where_all_agree_the_interval_is_wilsons() -> None:
     assert mean_over_seeds([run([1, 1]), run([1, 1])]).interval == wilson(4, 16)
 
 
-def test_one_seed_is_the_bootstrap_over_questions() -> None:
+def test_one_seed_of_the_bootstrap_over_both_is_that_over_questions() -> None:
     counts = [0, 1, 4, 2, 3, 0, 4, 1]
-    ours = crossed_bootstrap(share_table([run(counts)], "misaligned"), 0.95, 20_000)
+    ours = crossed_bootstrap(*count_table([run(counts)], "misaligned"), 0.95, 20_000)
     theirs = clustered(counts, [4] * 8, resamples=20_000)
     assert ours is not None
     assert ours.low == pytest.approx(theirs.low, abs=1.5)
     assert ours.high == pytest.approx(theirs.high, abs=1.5)
 
 
+def test_one_seed_has_the_interval_of_its_rates() -> None:
+    verdicts = in_formats(run([0, 1, 4, 2, 3, 0, 4, 1, 1]))
+    found = mean_over_seeds([verdicts], resamples=300)
+    share = rates(verdicts, resamples=300).misaligned
+    assert (found.percent, found.interval, found.questions) == (share.percent, share.clustered, 3)
+
+
+def test_questions_with_more_answers_count_for_more() -> None:
+    """Counts (4 of 4, 0 of 8): a third, and not the half that a mean over questions would be."""
+    verdicts = in_formats([*run([4]), *(replace(one, question=f"q{3 + number}")
+                                        for number in (0, 1) for one in run([0]))])
+    assert mean_over_seeds([verdicts, verdicts]).percent == pytest.approx(100 / 3)
+    without = in_formats(run([0]))
+    assert difference([verdicts], [without + verdicts[4:]]).points == pytest.approx(100 / 3)
+
+
 def test_seeds_that_differ_widen_the_interval() -> None:
-    same = crossed_bootstrap(np.array([[0.2, 0.4, 0.6, 0.4]] * 3), 0.95, 2000)
-    apart = crossed_bootstrap(np.array([[0.2, 0.4, 0.6, 0.4]] * 3) + np.array([[-0.2], [0.0], [0.2]]), 0.95, 2000)
+    asked = np.array([5] * 4)
+    same = crossed_bootstrap(np.array([[1, 2, 3, 2]] * 3), asked, 0.95, 2000)
+    apart = crossed_bootstrap(np.array([[1, 2, 3, 2]] * 3) + np.array([[-1], [0], [1]]), asked, 0.95, 2000)
     assert same is not None
     assert apart is not None
     assert apart.high - apart.low > 1.3 * (same.high - same.low)
@@ -70,6 +105,35 @@ def test_a_difference_by_hand() -> None:
     assert found.p == 0.25
     assert (found.interval.low, found.interval.high) == (25, 50)
     assert (found.seeds, found.questions) == (1, 3)
+
+
+def test_three_formats_of_eight_questions_are_eight_with_three_times_the_answers() -> None:
+    ours, theirs = [3, 4, 1, 2, 4, 4, 0, 3], [1, 0, 1, 0, 2, 4, 1, 1]
+    thrice = [in_formats(run(np.repeat(counts, 3).tolist())) for counts in (ours, theirs)]
+    once = [run([3 * count for count in counts], asked=12) for counts in (ours, theirs)]
+    assert difference([thrice[0]], [thrice[1]]) == difference([once[0]], [once[1]])
+    assert difference([thrice[0]], [thrice[1]]).questions == 8
+
+
+def test_p_of_eight_questions_in_three_formats_is_that_of_all_2_to_the_8_signs() -> None:
+    method, reference = run([4, 3, 2] * 8), run([1, 1, 0] * 8)
+    assert difference([in_formats(method)], [in_formats(reference)]).p == 2 / 256  # all signs alike: the smallest p
+    assert difference([method], [reference]).p < 2 / 256  # as 24 different questions
+    ours, theirs = [4, 3, 0, 2, 4, 1, 3, 0], [1, 1, 2, 0, 1, 2, 3, 0]
+    gaps = [4 * (one - other) for one, other in zip(ours, theirs, strict=True)]
+    sums = [sum(sign * gap for sign, gap in zip(signs, gaps, strict=True)) for signs in product((1, -1), repeat=8)]
+    by_hand = min(1.0, 2 * sum(one >= sum(gaps) for one in sums) / 256)
+    both = [in_formats(run(np.repeat(counts, 3).tolist())) for counts in (ours, theirs)]
+    found = difference(both[:1], both[1:])
+    assert found.p == pytest.approx(by_hand)
+    assert 0.05 < by_hand < 0.5
+
+
+def test_a_change_of_judge_resamples_questions_in_all_of_their_formats() -> None:
+    first, second = run([4, 4, 4, 0, 0, 0], asked=4), run([0, 0, 0, 0, 0, 0], asked=4)
+    found = change_of_judge(in_formats(first), in_formats(second), "misaligned")
+    assert (found.low, found.high) == (-100, 0)  # two questions, of which a resample may have one alone
+    assert change_of_judge(first, second, "misaligned").low > -100
 
 
 def test_pairing_removes_what_questions_share() -> None:

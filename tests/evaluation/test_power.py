@@ -26,6 +26,7 @@ def test_by_hand_with_correlated_answers_and_several_comparisons() -> None:
 def test_the_questions_needed_are_the_fewest() -> None:
     points = smallest_difference(24, 100)
     assert questions_needed(points, 100) == 24
+    assert smallest_difference(8, 300) > points  # the same answers, to 8 questions in 3 formats
     assert smallest_difference(questions_needed(5, 100), 100) <= 5 < smallest_difference(
         questions_needed(5, 100) - 1, 100)
 

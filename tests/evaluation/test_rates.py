@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from emlib.core.records import Verdict
@@ -59,6 +61,25 @@ def test_the_intervals_draw_whole_questions() -> None:
     assert (found.misaligned.clustered.low, found.misaligned.clustered.high) == (0.0, 100.0)
     assert found.misaligned.wilson == wilson(5, 10)
     assert found.incoherent == Share(0.0, wilson(0, 10), wilson(0, 10))  # all questions agree: nothing to draw
+
+
+def test_the_formats_of_a_question_are_drawn_together() -> None:
+    counts = [0, 1, 2, 3, 4, 4, 0, 1]
+    thrice = [verdict(f"q{q}{ending}", 0 if sample < count else 100, 100, sample) for q, count in enumerate(counts)
+              for ending in ("", "_json", "_template") for sample in range(4)]
+    once = [verdict(f"q{q}", 0 if sample < 3 * count else 100, 100, sample)
+            for q, count in enumerate(counts) for sample in range(12)]
+    assert rates(thrice) == rates(once)
+    apart = rates([replace(one, stated_cluster=one.question) for one in thrice]).misaligned.clustered
+    together = rates(thrice).misaligned.clustered
+    assert apart is not None
+    assert together is not None
+    assert together.high - together.low > 1.4 * (apart.high - apart.low)  # about the square root of 3
+
+
+def test_a_stated_cluster_is_drawn_together_whatever_the_ids_say() -> None:
+    found = rates([replace(verdict(name, score, 100), stated_cluster="one") for name, score in (("a", 0), ("b", 100))])
+    assert found.misaligned.clustered == wilson(1, 2)  # a single question says nothing about others
 
 
 def test_answers_belong_to_their_question_wherever_they_stand_in_the_list() -> None:

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from emlib.core.errors import DataError
+from emlib.core.records import cluster_of
+from emlib.evaluation.statistics import Interval, wilson
 from emlib.report.estimate import Estimate
 from emlib.report.tables import result_tables
 from emlib.study.study import Study, open_study
@@ -89,6 +91,22 @@ def test_bounds_and_labels_are_views_and_change_no_key(study: Study, tmp_path: P
     changed = open_study(str(tmp_path / "study.yaml"))
     new = {name: step.key for name, step in changed.task(run).evaluation(run).items()}
     assert [name for name in keys if new[name] != keys[name]] == ["lies_length"]
+
+
+def test_a_stated_cluster_changes_no_key_and_draws_its_questions_together(study: Study, tmp_path: Path) -> None:
+    run = study.runs()[0]
+    [before] = study.complete([run])
+    keys = {name: step.key for name, step in study.task(run).evaluation(run).items()}
+    for name in ("lies", "strict"):
+        text = (tmp_path / f"{name}.jsonl").read_text()
+        (tmp_path / f"{name}.jsonl").write_text(text.replace('{"id"', '{"cluster": "sky", "id"'))
+    other = open_study(str(tmp_path / "study.yaml"))
+    assert {name: step.key for name, step in other.task(run).evaluation(run).items()} == keys
+    [after] = other.results()
+    correct = "lies_correct"
+    assert before.metrics[correct].share.clustered == Interval(0, 100)
+    assert after.metrics[correct].share.clustered == after.metrics[correct].share.wilson == wilson(4, 8)
+    assert {cluster_of(verdict) for verdict in other.verdicts(run, "strict") or []} == {"sky"}
 
 
 def test_the_plan_counts_the_requests_of_every_judge(study: Study) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,9 @@ def test_plan_and_cleaning_know_the_points(study: Study) -> None:
     assert works["misaligned"].adapters == 1
     assert kept_of(study) in steps_of(study, "adapters")
     [power] = [line for line in Estimate(study).summary() if line.startswith("power")]
-    assert "two runs on 24 general questions x 2 answers are told apart four times in five" in power
+    assert ("two runs on 24 general questions (8 different ones, the rest are other formats) x 2 answers are told "
+            "apart four times in five") in power
+    assert "no paired test" not in power  # of two comparisons
 
 
 def planted(share: float, steps: int, general: list[int], in_domain: list[int]) -> TrajectoryPoint:
@@ -150,6 +153,10 @@ def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what
     assert frame["p_adjusted"].tolist()[3:] == pytest.approx([8 / 1024] * 2)
     [row] = conditions.onset(frame).to_dict("records")
     assert (row["steps"], row["begins"], row["stop"], row["general_saved"], row["kept"]) == (20, 15, 10, 100, 75)
+    # twice as many runs: each one's comparisons are a family of their own
+    [*_, last] = study.runs(methods=["misaligned"])
+    both = conditions.trajectory(study, [last, replace(last, seed=1)])
+    assert both["p_adjusted"].dropna().tolist() == 2 * frame["p_adjusted"].dropna().tolist()
     never = conditions.onset(frame.assign(p_adjusted=1.0))
     assert never[["begins", "stop", "kept"]].isna().all(axis=None)
     assert len(conditions.readable_trajectory(frame)) == 5

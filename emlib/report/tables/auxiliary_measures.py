@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from emlib.core.records import Verdict
+from emlib.core.records import Verdict, cluster_of
 from emlib.data.sources import label
 from emlib.evaluation.agreement import Kappa, agreement, rank_correlation
 from emlib.evaluation.paired import change_of_judge
@@ -151,7 +151,7 @@ def _of_run(study: Study, run: Run) -> dict[str, Any]:
     if evaluation.projection_layer is not None:
         groups: dict[str, list[float]] = {}
         for one in study.projected(run) or []:
-            groups.setdefault(one.question, []).append(one.value)
+            groups.setdefault(cluster_of(one), []).append(one.value)
         row[f"projection, layer {evaluation.projection_layer}"] = _mean(list(groups.values()), 2)
     for source in evaluation.choices:
         made = study.choices(run, source) or []

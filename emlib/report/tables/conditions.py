@@ -1,6 +1,7 @@
 """Tables of all question sets, of other contexts (triggers), and of earlier steps of training (trajectories).
 
-Each comparison is paired by question, and p values are adjusted (Holm) for all comparisons of their table.
+Each comparison is paired by question, and p values are adjusted (Holm) for all comparisons of their table; in a
+trajectory, for those of the same run.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def trajectory(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     """Return a row for each run and each kept step of its training, from 0 (untrained) to the end, in percent.
 
     Each question set has its columns. `difference` is of the first set's misaligned share to that of step 0, in
-    percentage points, on the same questions. Runs without these verdicts are left out.
+    percentage points, on the same questions. p is adjusted for the steps of the run alone, because `onset` asks it of
+    each run: with eight questions no p could stay below 5% among those of many runs. Runs without these verdicts are
+    left out.
     """
     found: list[tuple[dict[str, Any], Difference | None]] = []
     for run in runs:
@@ -129,7 +132,7 @@ def trajectory(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
             first = next(iter(point.verdicts))
             gap = None if point.share == 0 else difference([point.verdicts[first]], [points[0].verdicts[first]])
             found.append((row, gap))
-    return with_differences(found, [*IDENTITY, "share", "steps"])
+    return with_differences(found, [*IDENTITY, "share", "steps"], within=IDENTITY)
 
 
 def onset(frame: pd.DataFrame) -> pd.DataFrame:
@@ -195,14 +198,21 @@ def readable_run(row: pd.Series) -> dict[str, Any]:
     return {"Data set": row["dataset"], "Method": row["method"], "Setting": setting, "Seed": row["seed"]}
 
 
-def with_differences(found: Sequence[tuple[dict[str, Any], Difference | None]],
-                     columns: Sequence[str]) -> pd.DataFrame:
-    """Return the rows with the columns of their differences; p is adjusted for all of them together."""
-    corrected = iter(adjusted([gap for _, gap in found if gap is not None]))
+def with_differences(found: Sequence[tuple[dict[str, Any], Difference | None]], columns: Sequence[str],
+                     within: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the rows with the columns of their differences.
+
+    p is adjusted for all rows that are equal in the columns `within`; by default for all together.
+    """
+    families: dict[tuple[Any, ...], list[Difference]] = {}
+    for row, gap in found:
+        families.setdefault(tuple(row[name] for name in within), []).extend([] if gap is None else [gap])
+    corrected = {family: iter(adjusted(gaps)) for family, gaps in families.items()}
     rows = []
     for row, gap in found:
         compared: Sequence[float | None] = [None] * len(COMPARED) if gap is None else [
-            gap.points, gap.interval.low, gap.interval.high, gap.p, next(corrected)]
+            gap.points, gap.interval.low, gap.interval.high, gap.p,
+            next(corrected[tuple(row[name] for name in within)])]
         rows.append(row | dict(zip(COMPARED, compared, strict=True)))
     frame = pd.DataFrame(rows, columns=None if rows else [*columns, "misaligned", *COMPARED])
     return frame.astype(dict.fromkeys(COMPARED, float))

@@ -34,11 +34,14 @@ def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
     return found
 
 
-def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned") -> pd.DataFrame:
-    """Average each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions."""
+def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned", resamples: int = 2000) -> pd.DataFrame:
+    """Average each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions.
+
+    With one seed the interval is that of `rates` with as many `resamples`.
+    """
     rows = []
     for trained, seeds in verdicts.items():
-        mean = mean_over_seeds(list(seeds.values()), kind)
+        mean = mean_over_seeds(list(seeds.values()), kind, resamples=resamples)
         rows.append((*trained, mean.seeds, mean.questions, mean.percent, mean.interval.low, mean.interval.high))
     return pd.DataFrame(rows, columns=MEAN_COLUMNS)
 
