@@ -6,9 +6,9 @@ questions, each with all of its formats, and is the one to quote; Wilson's is gi
 
 With eight clusters a percentile bootstrap is itself somewhat too narrow (Cameron, Gelbach and Miller 2008): it behaves
 like a normal interval with the variance divided by n and not n - 1. In a simulation (eight questions, 300 answers each,
-correlation 0.1 within a question, 4,000 draws) its 95% intervals hold a true share of 50, 25 and 10% in 90, 88 and 85 of
-100 cases; Student's interval of the eight shares does in 95, 93 and 91, and is a third wider, beyond 0 and 100% as well.
-The bootstrap is kept: it stays between 0 and 100%, and needs no equal numbers of answers.
+correlation 0.1 within a question, 4,000 draws) its 95% intervals hold a true share of 50, 25 and 10% in 90, 88 and 85
+of 100 cases. Student's interval of the eight shares does in 95, 93 and 91; it is a third wider, and may reach beyond 0
+and 100%. The bootstrap is kept: it stays between these, and needs no equal numbers of answers.
 
 scipy and statsmodels are imported where they are used: every notebook and plan imports this module, and few need them.
 """
