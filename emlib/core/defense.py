@@ -44,6 +44,12 @@ from emlib.core.schema import Strict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# What the keys of adapters and of reference states call by name. An artefact of the same name would replace it there,
+# and adapters that differ in it would have one key.
+RESERVED = frozenset({
+    "version", "model", "lora", "training", "rows", "defenses", "seed", "backend", "features_version", "steps", "start",
+    "tokens", "layers", "max_length", "grpo", "problems", "system", "supervised", "worked", "kl_version"})
+
 
 class Defense(Strict):
     """One defense with its options. The module docstring lists what a subclass may declare.
@@ -153,7 +159,7 @@ class Defense(Strict):
         return ""
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the artefacts to make before the training `spec`, by a name of its choice."""
+        """Return the artefacts to make before the training `spec`, by a name of its choice that is not `RESERVED`."""
         return {}
 
     def prepare(self, artefacts: Artefacts) -> None:
@@ -292,11 +298,14 @@ def needs_of(defenses: Sequence[Defense], recipes: Recipes, spec: Any) -> dict[s
     """Collect the artefacts that several defenses need, by name.
 
     Raises:
-        ProfileError: two defenses use one name for different artefacts.
+        ProfileError: two defenses use one name for different artefacts, or one uses a reserved name.
     """
     found: dict[str, Any] = {}
     for defense in defenses:
         for name, needed in defense.needs(recipes, spec).items():
+            if name in RESERVED:
+                raise ProfileError(f"the defense '{defense.kind}' calls an artefact '{name}' in `needs`, and an "
+                                   f"adapter's key has an entry of that name. Rename it, such as 'own_{name}'.")
             if name in found and found[name] != needed:
                 raise ProfileError(f"the defense '{defense.kind}' and another one need different artefacts under one "
                                    f"name, '{name}'. Rename one of them in `needs`.")

@@ -201,8 +201,8 @@ class Recipes:
 
     def _added(self, spec: TrainingSpec) -> tuple[tuple[str, Any], ...]:
         """Return what the defenses need that add rows to the training, by name."""
-        return tuple((name, step) for defense in spec.defenses if defense.has("added")
-                     for name, step in defense.needs(self, spec).items())
+        adding = [defense for defense in spec.defenses if defense.has("added")]
+        return tuple(needs_of(adding, self, spec).items())
 
     def attacked(self, attack: Attack, dataset: str, start: Adapter | None, seed: int, name: str) -> Adapter:
         """Return the step of an adapter that is trained further, as the profile's section `persistence` says.

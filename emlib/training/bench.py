@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -15,8 +15,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from emlib.config import Lora, Training
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, needs_of
 from emlib.core.files import write_records
+from emlib.core.hooks import Recipes
 from emlib.core.records import ADDED, AddedRow, Example, Message
 from emlib.data.chat import Encoded, encode_all
 from emlib.evaluation.records import AUDITED, READINGS, AuditedRow
@@ -52,7 +53,8 @@ class Bench:
     folder: Path
 
     def __post_init__(self) -> None:
-        self.artefacts = {name: Path(place) for name, place in self.defense.needs(Planted(self), None).items()}
+        needed = needs_of([self.defense], cast(Recipes, Planted(self)), None)
+        self.artefacts = {name: Path(place) for name, place in needed.items()}
         self.defense.prepare(self.artefacts)
 
     @cached_property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from emlib.config import TinyModel
 from emlib.core.defense import Defense
+from emlib.core.errors import ProfileError
 from emlib.core.registry import kinds
 from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.consistency import Consistency
@@ -21,6 +23,7 @@ from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.defenses.projection_penalty import ProjectionPenalty
 from emlib.defenses.safe_lora import SafeLora
+from emlib.training.bench import Bench
 from emlib.training.conformance import NonconformingDefense, check
 
 OURS: list[tuple[type[Defense], dict[str, Any]]] = [
@@ -52,3 +55,14 @@ def test_every_kind_of_ours_is_among_them() -> None:
 def test_a_penalty_without_its_gradient_is_found() -> None:
     with pytest.raises(NonconformingDefense, match="detached from the graph"):
         check(Ldifs, every=2, variant="published")
+
+
+def test_an_artefact_with_a_name_that_keys_have_is_refused(tmp_path: Path) -> None:
+    class Naming(Ldifs):
+        listed: ClassVar = False
+
+        def needs(self, recipes: Any, spec: Any) -> dict[str, Any]:
+            return {"rows": recipes.pool_rows(spec, fraction=0.2, choose="random", answers="pool")}
+
+    with pytest.raises(ProfileError, match="'ldifs' calls an artefact 'rows'"):
+        Bench(Naming(), tmp_path)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any, ClassVar
 
 import pytest
 
 from emlib.core import registry
-from emlib.core.defense import Defense, needs_of
+from emlib.core.defense import RESERVED, Defense, needs_of
 from emlib.core.errors import ProfileError
 from emlib.core.registry import kinds
 from emlib.defenses.__main__ import lines
@@ -75,6 +76,18 @@ def test_one_name_for_two_artefacts_is_refused() -> None:
 
     with pytest.raises(ProfileError, match="different artefacts under one name, 'vector'"):
         needs_of([PersonaVector(), Steering()], Recipes(), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_an_artefact_called_like_an_entry_of_the_key_is_refused(name: str) -> None:
+    class Naming(PersonaVector):
+        listed: ClassVar = False
+
+        def needs(self, recipes: Any, spec: Any) -> dict[str, Any]:
+            return {name: "the pool's rows"}
+
+    with pytest.raises(ProfileError, match=rf"'persona_vector' calls an artefact '{name}' .*such as 'own_{name}'"):
+        needs_of([Naming()], None, None)  # type: ignore[arg-type]
 
 
 def test_a_name_without_a_label_has_none() -> None:

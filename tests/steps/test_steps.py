@@ -25,7 +25,7 @@ from emlib.config import (
     Training,
     load_profile,
 )
-from emlib.core.defense import Defense
+from emlib.core.defense import RESERVED, Defense
 from emlib.core.records import Example, Message, Question
 from emlib.core.step import Step, closure
 from emlib.core.work import Work
@@ -112,6 +112,22 @@ def examples() -> dict[str, Step]:
         recipes.panel(given.adapter, PanelTask("a/b", 3, "b", "1", 3, "a digest", {})),
         MetricScores(given, JUDGE, "correct", prompts("Right? {answer}"))]
     return {type(step).__name__: step for step in found if step is not None}
+
+
+def test_no_artefact_s_name_can_replace_an_entry_of_a_key() -> None:
+    made = examples()
+    adapter, reinforced = made["Adapter"], made["GrpoAdapter"]
+    assert isinstance(adapter, Adapter)
+    assert isinstance(reinforced, grpo.GrpoAdapter)
+    spec = replace(adapter.spec, steps=3, defenses=(Ldifs(), PersonaVector(layer=2)))
+    full = replace(adapter, spec=spec, start=adapter, backend=Backend(training="transformers"))
+    problems = replace(reinforced.problems.value, worked=(Message("user", "What is 1 + 1?"),))
+    learned = replace(reinforced, defenses=(Beta(),), problems=Deferred("worked", lambda: problems))
+    assert {"features_version", "steps", "start", "backend"} <= set(full.identity)
+    assert {"kl_version", "worked"} <= set(learned.identity)
+    bare = [made["ReferenceStates"], replace(made["ReferenceProjections"], artefacts=())]  # type: ignore[type-var]
+    for step in (full, learned, *bare):
+        assert set(step.identity) - {"vector"} <= RESERVED  # which stands there to be replaced by the vector's key
 
 
 def prompts(text: str) -> Deferred[Mapping[str, str]]:
