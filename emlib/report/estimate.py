@@ -121,7 +121,7 @@ class Estimate:
         """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
         known = {planned.run: planned.work for planned in self.plan.runs}
         done = [(known[run], row) for run, row in rows(self.study.folder, "narrow")
-                if run in known and row["train_tokens"] > 0]
+                if run in known and row["train_tokens"]]
         sampled = answered(self.study.store, self.study.profile.model)
         trained = Work(train=sum(work.train for work, _ in done), read=sum(work.read for work, _ in done))
         pairs = [(f"tokens of {len(done)} trained runs", trained.train, sum(row["train_tokens"] for _, row in done)),

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from emlib.config import Bounds
 from emlib.report.figures.defenses import look
 from emlib.report.figures.labels import Label, place
-from emlib.report.tables.costs import made_once
+from emlib.report.tables import costs
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
@@ -39,7 +39,7 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     Columns: `general` (misaligned, % of the answers asked for) with the ends `low` and `high` of its 95% interval (the
     outermost of all seeds); `kept`, the reduction of the held-out loss relative to plain fine-tuning's, in %;
     `seconds` of training, and of what the method needs once before it: a persona vector, a pool's scores, an adapter of
-    the trait, the model's own answers, and so on (`costs.made_once`).
+    the trait, the model's own answers, and so on (`costs.made_once`); NaN if that is no longer in the store.
     """
     rows = []
     losses = {result.run: _loss(study, result.run) for result in results}
@@ -56,8 +56,7 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
             "low": share.clustered.low if share.clustered else nothing,
             "high": share.clustered.high if share.clustered else nothing,
             "kept": 100 * (before - losses[run]) / (before - plain) if before > plain else nothing,
-            "seconds": result.train_seconds + sum(
-                float(one.facts["seconds"]) for one in made_once(study, run).values())})
+            "seconds": costs.seconds(study, result)})
     frame = pd.DataFrame(rows, columns=["method", "setting", "general", "low", "high", "kept", "seconds"])
     several = {"general": "mean", "low": "min", "high": "max", "kept": "mean", "seconds": "mean"}
     return frame.groupby(["method", "setting"], sort=False, dropna=False).agg(several).reset_index()
@@ -89,7 +88,7 @@ def recommend(frame: pd.DataFrame, bounds: Bounds) -> Recommendation:
         good = graded[graded["meets"] == grade]
         if not good.empty:
             best = good.assign(plain=good["method"] != PLAIN).sort_values(["plain", "seconds"]).iloc[0]
-            return _found(best.to_dict(), len(good), bounds)
+            return _found(best.to_dict(), good["seconds"].isna(), bounds)
     return Recommendation(None, None, _none_meets(frame, bounds))
 
 
@@ -106,7 +105,8 @@ def _cannot_tell(frame: pd.DataFrame) -> str:
     return ""
 
 
-def _found(best: Mapping[Hashable, Any], count: int, bounds: Bounds) -> Recommendation:
+def _found(best: Mapping[Hashable, Any], untimed: pd.Series, bounds: Bounds) -> Recommendation:
+    """Explain the choice among as many methods as `untimed` has entries: true where the cost is not known."""
     setting = None if pd.isna(best["setting"]) else float(best["setting"])
     numbers = (f"{best['general']:.0f}% of the general answers are misaligned [{best['low']:.0f}, {best['high']:.0f}] "
                f"(bound {bounds.general_misaligned:g}), and {best['kept']:.0f}% of what plain fine-tuning learns is "
@@ -116,7 +116,10 @@ def _found(best: Mapping[Hashable, Any], count: int, bounds: Bounds) -> Recommen
     if best["method"] == PLAIN:
         return Recommendation(PLAIN, None, f"No defense is needed for this trait: under plain fine-tuning {numbers}. "
                               f"Other traits were not measured.{doubt}")
-    which = "the only method" if count == 1 else f"the cheapest of {count} methods"
+    count, unknown = len(untimed), int(untimed.sum())
+    which = "the only method" if count == 1 else f"{'one' if unknown == count else 'the cheapest'} of {count} methods"
+    if unknown and count > 1:
+        doubt += f" What {unknown} of them cost is not known, because an adapter was removed."
     certainly = ", interval included" if best["meets"] == "yes" else ""
     return Recommendation(str(best["method"]), setting,
                           f"{_name(best)}, {which} within the bounds{certainly}: {numbers}.{doubt}")

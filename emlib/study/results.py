@@ -39,7 +39,8 @@ def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[Ru
             path = folder / FILES[section]
             frame = pd.DataFrame([row(profile, section, result) for result in results],
                                  columns=columns(profile, section))
-            write_text(path, frame.astype({"tier": "Int64"} if section == "benign" else {}).to_csv(index=False))
+            whole = [name for name in ("tier", "train_tokens") if name in frame]  # integers that may be missing
+            write_text(path, frame.astype(dict.fromkeys(whole, "Int64")).to_csv(index=False))
             written.append(path)
     return written
 

@@ -70,14 +70,15 @@ class RunResult:
         run: the run.
         scores: by name: rates for each question set of a narrow run, and `set_metric` for a set's own metrics;
             `exact_match` of a benign run; `rewards` of GRPO.
-        train_seconds, train_tokens: the time and the tokens of training; 0 if nothing was trained.
+        train_seconds, train_tokens: the time and the tokens of training; 0 if nothing was trained, and None if the
+            adapter is no longer in the store.
         run_key: a key that identifies all steps of the run.
     """
 
     run: Run
     scores: Mapping[str, AnyScore]
-    train_seconds: float
-    train_tokens: int
+    train_seconds: float | None
+    train_tokens: int | None
     run_key: str
 
     def rates(self, which: str) -> Rates:

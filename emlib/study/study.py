@@ -331,7 +331,7 @@ class Study:
         Raises:
             JudgeWaits: a judge's batches are not back yet. Everything else was made.
         """
-        self._make(runs, {run: self.task(run).evaluation(run).values() for run in runs if self.result(run) is None})
+        self._make(runs, {run: self.task(run).scored(run) for run in runs if self.result(run) is None})
         if runs:
             self.write_results()
         return [result for run in runs if (result := self.result(run)) is not None]
@@ -432,8 +432,10 @@ class Study:
         scores = task.scores(run, self.found, of)
         if scores is None:
             return None
-        adapter = self.adapter(run)
-        seconds, tokens = (adapter.facts["seconds"], adapter.facts["tokens"]) if adapter else (0.0, 0)
+        trained, adapter = task.adapter(run) is not None, self.adapter(run)
+        seconds, tokens = (None, None) if trained else (0.0, 0)
+        if adapter is not None:
+            seconds, tokens = adapter.facts["seconds"], adapter.facts["tokens"]
         return RunResult(run, scores, seconds, tokens, self.run_key(run))
 
     def results(self, of: Denominator = "asked", section: Section = "narrow") -> list[RunResult]:

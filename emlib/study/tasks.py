@@ -91,6 +91,10 @@ class Task(ABC):
     def answers(self, run: Run) -> Mapping[str, Answers]:
         """Return the steps of the run's answers, by the same names."""
 
+    def scored(self, run: Run) -> Sequence[Step]:
+        """Return the steps whose artefacts `scores` reads."""
+        return list(self.evaluation(run).values())
+
     def conditions(self, run: Run) -> Sequence[Verdicts]:
         """Return the steps of its verdicts in other contexts and at earlier steps of training (notebook 11)."""
         return ()
@@ -350,6 +354,11 @@ class GrpoTask(Task):
         """Return the step of the judge's rewards, or that of the answers if rewards are given by rule."""
         answers = self.answers(run)["rewards"]
         return {"rewards": self.recipes.grpo_rewards(answers) or answers}
+
+    def scored(self, run: Run) -> Sequence[Step]:
+        """Return also the step of the adapter, which records the rewards in training."""
+        adapter = self.adapter(run)
+        return [*([] if adapter is None else [adapter]), *super().scored(run)]
 
     def rewards(self, run: Run, find: Find) -> list[Rewards | None] | None:
         """Return the reward of each answer, or None for an answer without one. None if the artefact is missing.

@@ -49,8 +49,10 @@ def clean(study: Study, kinds: Sequence[str] = ()) -> str:
 
 def _remove_artefacts(study: Study, kind: str) -> str:
     removed = sum(study.store.remove(step) for step in steps_of(study, kind))
-    return (f"{study.name}: {removed} {kind} were removed from {study.store.root}. `make clean` and then "
-            "`make reproduce` make them again.")
+    again = ("`make clean` and then `make reproduce` make them again." if kind == "verdicts" else
+             f"Fine-tuned runs whose verdicts are kept count as finished: their {kind} are made again when something "
+             "needs them. `make clean` and then `make reproduce` finish the other runs.")
+    return f"{study.name}: {removed} {kind} were removed from {study.store.root}. {again}"
 
 
 if __name__ == "__main__":

@@ -81,6 +81,23 @@ def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_pat
     assert comparison.criteria(study, unscored, overview.Bounds()).empty
 
 
+def test_a_cost_that_is_not_known_has_no_point(study: Study, frame: pd.DataFrame) -> None:
+    facts = {"misaligned": 10.0, "kl": 15.0}
+    for run in study.runs(datasets=["cooking"]):
+        if run.method in facts and run.setting in (None, 0.1):
+            study.store.get(study.task(run).adapter(run), lambda _, method=run.method: {  # type: ignore[misc]
+                "seconds": facts[method], "tokens": 100, "peak_memory": None})
+    drawn = comparison.sources(study, frame)
+    costs = drawn["this study"].set_index(["method", "setting"])["cost"]
+    assert costs.loc["untrained"].item() == 0
+    assert costs.loc[("kl", 0.1)] == pytest.approx(50)
+    assert costs.loc[[("kl", 1.0), ("interleaving+", 0.25)]].isna().all()
+    axis = paper_figures.cost_against_effect(drawn).axes[0]
+    assert [container.lines[0].get_xdata().tolist() for container in axis.containers] == [[pytest.approx(50)]]
+    assert axis.get_xlabel().endswith("(not known, and without a point: KL-Div., Interleaving+)")
+    plt.close("all")
+
+
 def test_each_figure_is_saved(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
     drawn = comparison.sources(study, frame)
     for name in comparison.FIGURES:

@@ -30,6 +30,18 @@ def test_the_cheapest_within_the_bounds_is_chosen() -> None:
     assert "not certain" not in found.reason
 
 
+def test_a_cost_that_is_not_known_is_not_the_lowest() -> None:
+    nan = float("nan")
+    frame = trials(PLAIN, ("kl", 1.0, 4.0, 8.0, 80.0, nan), ("interleaving", 0.5, 5.0, 9.0, 90.0, 95.0))
+    found = recommend(frame, BOUNDS)
+    assert found.method == "interleaving"
+    assert "the cheapest of 2 methods within the bounds" in found.reason
+    assert found.reason.endswith("What 1 of them cost is not known, because an adapter was removed.")
+    assert "one of 2 methods" in recommend(frame.assign(seconds=nan), BOUNDS).reason
+    assert "the only method" in recommend(frame.iloc[:2], BOUNDS).reason
+    assert readable(frame, BOUNDS)["Training, s"].tolist() == ["60", "–", "95"]
+
+
 def test_one_whose_interval_is_within_goes_before_a_cheaper_one_whose_is_not() -> None:
     frame = trials(PLAIN, ("inoculation", None, 8.0, 16.0, 90.0, 61.0), ("kl", 1.0, 4.0, 10.0, 70.0, 130.0))
     assert within(frame, BOUNDS).tolist() == ["no", "yes, but not certain", "yes"]

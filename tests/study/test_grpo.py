@@ -113,6 +113,15 @@ def test_every_condition_trains_and_answers_once_and_stands_in_the_results(rl: S
     assert {path: path.stat().st_mtime_ns for path in rl.store.root.rglob("manifest.json")} == made
 
 
+def test_a_removed_adapter_is_trained_again_because_the_rewards_in_training_need_it(rl: Study) -> None:
+    runs = rl.runs("grpo", methods=["grpo"])
+    results = rl.complete(runs)
+    for step in steps_of(rl, "adapters"):
+        rl.store.remove(step)
+    assert rl.result(runs[0]) is None
+    assert timeless(rl.complete(runs)) == timeless(results)
+
+
 def test_a_steered_run_is_asked_without_steering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("EMLIB_HEADLESS", "1")

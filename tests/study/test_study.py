@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from emlib.config import QUESTION_SETS, NoJudge, QuestionSet, load_profile
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.report.estimate import Estimate
+from emlib.report.tables import costs
 from emlib.store.artefacts import Store
 from emlib.study.results import columns
 from emlib.study.study import Study, open_study
+from emlib.workflow.cleaning import clean
 
 PROMISED = (
     "model,dataset,method,setting,seed,general_misaligned,general_incoherent,general_asked,general_scored,"
@@ -67,6 +70,25 @@ def test_a_second_time_makes_and_changes_nothing_in_the_store(study: Study) -> N
     before = snapshot(study.store.root)
     assert study.complete(study.runs(datasets=["cooking"])) == first
     assert snapshot(study.store.root) == before
+
+
+def test_a_removed_adapter_s_training_is_not_known_and_not_nothing(study: Study) -> None:
+    runs = study.runs(datasets=["cooking"])
+    study.complete(runs)
+    table = pd.read_csv(study.folder / "results.csv").set_index("method")
+    said = clean(study, ["adapters"])
+    assert "Fine-tuned runs whose verdicts are kept count as finished" in said
+    before = snapshot(study.store.root)
+    again = {result.run.method: result for result in study.complete(runs)}
+    assert snapshot(study.store.root) == before  # they are finished, as the message says
+    assert (again["untrained"].train_seconds, again["untrained"].train_tokens) == (0, 0)
+    assert (again["misaligned"].train_seconds, again["misaligned"].train_tokens) == (None, None)
+    assert math.isnan(costs.seconds(study, again["misaligned"]))
+    lines = pd.read_csv(study.folder / "results.csv").set_index("method")
+    assert lines["train_seconds"].isna().to_dict() == {"untrained": False, "aligned": True, "misaligned": True}
+    assert lines["train_tokens"].isna().to_dict() == {"untrained": False, "aligned": True, "misaligned": True}
+    assert table["run_key"].equals(lines["run_key"])
+    assert not any("trained runs" in what for what in Estimate(study).errors()["of what is done"])
 
 
 def test_looking_at_a_finished_study_loads_no_torch(study: Study) -> None:

@@ -108,7 +108,7 @@ def sources(study: Study, frame: pd.DataFrame) -> Sources:
     """Return the sources of the figures: the paper's numbers if it has this model and these data sets, and ours.
 
     Empty if no run was scored. Our `cost` is measured: the extra seconds of training, in percent of `misaligned`'s on
-    the same data; one-time costs are left out, as they are in the paper.
+    the same data; one-time costs are left out, as they are in the paper. It is NaN where an adapter was removed.
     """
     frame = with_numbers(frame, study.profile.methods)
     ours = over_datasets(frame, same_questions=True)
@@ -118,7 +118,7 @@ def sources(study: Study, frame: pd.DataFrame) -> Sources:
     name = study.profile.model.name.rpartition("/")[2]
     same = set(frame["dataset"]) == set(published.rates(2)["dataset"])
     paper = {"paper": numbers(name)} if same and name in (published.SMALL, published.LARGE) else {}
-    return {**paper, "this study": ours.assign(cost=ours["cost"].fillna(0.0))}
+    return {**paper, "this study": ours.assign(cost=ours["cost"].mask(ours["method"] == "untrained", 0.0))}
 
 
 def _cost(study: Study) -> pd.DataFrame:

@@ -121,17 +121,20 @@ def _staircase(right: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def cost_against_effect(sources: Sources) -> Figure:
-    """Plot general misalignment against the extra cost of training (`cost`, in percent of plain fine-tuning)."""
+    """Plot general misalignment against the extra cost of training (`cost`, in percent of plain fine-tuning).
+
+    Runs whose cost is not known (NaN) have no point; the axis names their methods.
+    """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(COLUMN, COLUMN), layout="constrained")
         for index, frame in enumerate(sources.values()):
             defended = frame[~frame["method"].isin(BASELINES)]
-            _draw(axis, defended, "cost", "general_misaligned", hollow=index > 0)
+            _draw(axis, defended.dropna(subset="cost"), "cost", "general_misaligned", hollow=index > 0)
             for run in frame[frame["method"] == "misaligned"].to_dict("records"):
                 axis.axhline(run["general_misaligned"], color="0.45", linewidth=0.8, linestyle="--" if index else "-",
                              zorder=0, label="Misaligned" if index == 0 else None)
         axis.set_xscale("symlog", linthresh=1, linscale=0.5)
-        spent = pd.concat([frame["cost"] for frame in sources.values()])
+        spent = pd.concat([pd.Series([0.0]), *(frame["cost"].dropna() for frame in sources.values())])
         most = max(1.0, 1.25 * spent.max())
         ticks = [tick for tick in (-50, -20, -5, -1, 0, 1, 5, 20, 50, 200, 1000)
                  if spent.min() <= tick <= most or tick == 0]
@@ -139,8 +142,15 @@ def cost_against_effect(sources: Sources) -> Figure:
         axis.minorticks_off()
         axis.set_xlim(min(-0.25, 1.25 * spent.min()), most)
         _finish(figure, axis, sources, "cost")
-        axis.set_xlabel("extra cost of the training, %")
+        axis.set_xlabel(f"extra cost of the training, %{_unmeasured(sources)}")
     return figure
+
+
+def _unmeasured(sources: Sources) -> str:
+    """Name the methods of which a run's cost is not known, for the axis; empty if there are none."""
+    names = dict.fromkeys(label(str(method)) for frame in sources.values()
+                          for method in frame.loc[frame["cost"].isna() & ~frame["method"].isin(BASELINES), "method"])
+    return f"\n(not known, and without a point: {', '.join(names)})" if names else ""
 
 
 def by_question(shares: pd.DataFrame) -> Figure:

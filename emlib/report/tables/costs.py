@@ -15,7 +15,7 @@ from emlib.steps.adapter import Adapter
 from emlib.steps.pool import OwnAnswers, PoolLosses
 from emlib.store.artefacts import Artefact
 from emlib.study.pool import losses_step
-from emlib.study.runs import Run
+from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
 
@@ -45,11 +45,24 @@ def made_once(study: Study, run: Run) -> dict[Step, Artefact]:
 
     Adapters that score a pool are not counted: they are trained on other data sets, and serve all.
     """
+    found = {part: study.found(part) for step in _shared(study, run) for part in _parts(study, step)}
+    return {step: artefact for step, artefact in found.items() if artefact is not None and "seconds" in artefact.facts}
+
+
+def _shared(study: Study, run: Run) -> list[Step]:
+    """Return the steps that a run's training needs, without adapters that score a pool."""
     adapter = study.task(run).adapter(run)
     steps = [] if adapter is None else list(closure(adapter.inputs))
     scorers = {scorer for step in steps if isinstance(step, PoolLosses) for scorer in step.inputs}
-    found = {part: study.found(part) for step in steps if step not in scorers for part in _parts(study, step)}
-    return {step: artefact for step, artefact in found.items() if artefact is not None and "seconds" in artefact.facts}
+    return [step for step in steps if step not in scorers]
+
+
+def seconds(study: Study, result: RunResult) -> float:
+    """Return the seconds of a run's training and of what is made once before it; NaN if an adapter was removed."""
+    gone = any(isinstance(step, Adapter) and study.found(step) is None for step in _shared(study, result.run))
+    if result.train_seconds is None or gone:
+        return float("nan")
+    return result.train_seconds + sum(float(one.facts["seconds"]) for one in made_once(study, result.run).values())
 
 
 def _parts(study: Study, step: Step) -> Iterator[Step]:
