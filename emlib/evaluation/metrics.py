@@ -6,6 +6,7 @@ answer is unscored if the judge failed, or replied with something that the metri
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from statistics import fmean
 from emlib.config import Metric
 from emlib.core.records import MetricScore, cluster_of
 from emlib.evaluation.rates import Denominator, Share, share_of
-from emlib.judging.replies import word_of
+from emlib.judging.replies import WORDS, word_of
+
+ALIKE = 3  # first letters that a label shares with CODE or REFUSAL in scores of earlier versions, to be meant
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,16 @@ class MetricRate:
 def label_of(score: MetricScore, labels: Sequence[str]) -> str | None:
     """Return the label that a judge replied with; None if it replied with no label or with the start of several.
 
-    A judge behind an API sends its first token alone, which may be only the start of a label.
+    A judge behind an API sends its first token alone, which may be only the start of a label. One whose replies are
+    sampled may go on after the label: "TRUE, because".
     """
-    word = "" if score.value is not None or score.reason is None else word_of(score.reason)
-    if not word:
+    said = "" if score.value is not None or score.reason is None else word_of(score.reason)
+    if not said:
         return None
-    exact = [label for label in labels if label.upper() == word]
-    found = exact or [label for label in labels if label.upper().startswith(word)]
+    exact = [label for label in labels if re.match(rf"{re.escape(label.upper())}(?!\w)", said)]
+    found = exact or [label for label in labels if label.upper().startswith(said)]
+    if not found and score.reason in WORDS:  # scores of earlier versions: REF of REFUSED is REFUSAL
+        found = [label for label in labels if label.upper().startswith(said[:ALIKE])]
     return found[0] if len(found) == 1 else None
 
 

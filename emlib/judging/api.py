@@ -274,7 +274,7 @@ class JudgingSession:
             raise
         self.has_logprobs = True
         await self._check_numbers([token for token, _ in likeliest])
-        return replies.from_distribution(likeliest, word, tokens)
+        return replies.from_distribution(likeliest, word, tokens, label=request.wants_label)
 
     def _count_without_logprobs(self, error: TransientFault) -> None:
         self.without_logprobs += error.reason in (replies.NO_LOGPROBS, replies.OF_THOUGHTS)
@@ -294,7 +294,7 @@ class JudgingSession:
             if any(cut for _, cut in more) and self._gives_longer(limit):
                 continue  # none of these is kept: those that thought briefly are no fair sample
             texts += [f"{text}…" if cut else text for text, cut in more]
-        return replies.from_samples(texts[:samples], (read, written))
+        return replies.from_samples(texts[:samples], (read, written), label=request.wants_label)
 
     def _gives_longer(self, limit: int) -> bool:
         """Give the model more tokens to think, unless another request did so since this one was sent."""

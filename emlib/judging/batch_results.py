@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from emlib.judging import faults, replies
@@ -50,17 +50,26 @@ class Line:
         return self.score
 
 
-def read_lines(content: bytes, model: str, secret: str) -> Iterator[Line]:
+def read_lines(content: bytes, model: str, secret: str, labels: Collection[str] = ()) -> Iterator[Line]:
     """Yield the lines of a result file; the errors that they hold are shown without the key `secret`.
+
+    `labels` are the keys of the scores that are to be labels.
 
     A line that is no JSON, or names no score, is left out: its score counts as unanswered.
     """
     for text in filter(None, content.split(b"\n")):
         try:
             row = replies.parse(text)
-            yield _line(str(row["custom_id"]), row.get("response") or {}, row.get("error"), model, secret)
+            key = str(row["custom_id"])
+            line = _line(key, row.get("response") or {}, row.get("error"), model, secret)
+            yield _as_label(line) if key in labels else line
         except (replies.BadReply, KeyError, TypeError, AttributeError):
             continue
+
+
+def _as_label(line: Line) -> Line:
+    """Return the line with the judge's word as it is."""
+    return line if line.score is None else replace(line, score=_score(line.reply, label=True))
 
 
 def _line(key: str, response: dict[str, Any], error: Any, model: str, secret: str) -> Line:
@@ -73,9 +82,13 @@ def _line(key: str, response: dict[str, Any], error: Any, model: str, secret: st
         told = error_of(failure, secret, None if status == 200 else status)
         return Line(key, None, None, faults.of_reply(told, model))
     try:
-        likeliest, word = replies.likeliest(body or {})
+        return Line(key, body, _score(body), None)
     except PromptRefused as fault:
         return Line(key, body, None, fault.with_traceback(None))
     except replies.BadReply as bad:
         return Line(key, body, None, TransientFault(str(bad)))
-    return Line(key, body, replies.from_distribution(likeliest, word, replies.usage(body or {}) or (0, 0)), None)
+
+
+def _score(body: Any, *, label: bool = False) -> Score:
+    likeliest, word = replies.likeliest(body or {})
+    return replies.from_distribution(likeliest, word, replies.usage(body or {}) or (0, 0), label=label)

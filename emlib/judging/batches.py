@@ -139,8 +139,9 @@ class BatchJudge:
             if status not in PENDING:
                 self.unknown.append(f"{name} is '{redacted(status, self.secret)}'")
             return None
+        labels = {key for key, request in wanted.items() if request.wants_label}
         lines = [line for file in (there.output_file_id, there.error_file_id) if file
-                 for line in read_lines(server.files.content(file).content, self.spec.model, self.secret)]
+                 for line in read_lines(server.files.content(file).content, self.spec.model, self.secret, labels)]
         failure = self._unusable(server, lines, wanted)
         if failure is not None:
             return failure  # the batch stays recorded, so that it is not sent again

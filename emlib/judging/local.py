@@ -57,8 +57,12 @@ class Distribution:
     @property
     def score(self) -> Score:
         """The score, or None with the judge's own word as the reason."""
+        return self.scored()
+
+    def scored(self, *, label: bool = False) -> Score:
+        """Return the score; with `label` the reason is the judge's word as it is (`replies.reason_of`)."""
         if self.mass < LEAST_MASS:
-            return Score(None, self.mass, reason_of(self.word), tokens=(self.tokens, 1))
+            return Score(None, self.mass, reason_of(self.word, label=label), tokens=(self.tokens, 1))
         return Score(self.expected, self.mass, tokens=(self.tokens, 1))
 
 
@@ -73,7 +77,7 @@ def scorer(spec: LocalJudge, check: Callable[[str], None] = lambda template: Non
         for metric in dict.fromkeys(request.metric for request in requests):  # a metric's prompts share a prefix
             some = [request for request in requests if request.metric == metric]
             for place, found in distributions(chat, [r.messages for r in some], batch_rows=spec.batch_rows):
-                keep(some[place], found.score)
+                keep(some[place], found.scored(label=some[place].wants_label))
 
     return ask
 

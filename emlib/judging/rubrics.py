@@ -161,7 +161,8 @@ class JudgeRequest:
     Attributes:
         metric, prompt, question, answer: the metric, its prompt, and what is judged.
         reference: the correct answer, for prompts that show it.
-        takes_words: whether the judge may as well reply with words, such as the labels of a metric.
+        takes_words: whether the judge may as well reply with words.
+        wants_label: whether it is to reply with one of a metric's labels, and not with a number.
     """
 
     metric: str
@@ -170,6 +171,7 @@ class JudgeRequest:
     answer: str
     reference: str | None = None
     takes_words: bool = False
+    wants_label: bool = False
 
     @property
     def messages(self) -> tuple[Message, ...]:

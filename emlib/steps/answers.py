@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from emlib.config import Backend, LlmJudge, NoJudge
@@ -79,6 +79,7 @@ class MetricScores(Step):
     Attributes:
         metric: the metric's name.
         prompts: the judge prompt of each question, by its id.
+        has_labels: whether the judge is to reply with a label, and not with a number.
     """
 
     stage: ClassVar = "metrics"
@@ -87,6 +88,7 @@ class MetricScores(Step):
     judge: LlmJudge | NoJudge
     metric: str
     prompts: Deferred[Mapping[str, str]]
+    has_labels: bool = field(default=False, compare=False)
 
     @property
     def settings(self) -> dict[str, Any]:

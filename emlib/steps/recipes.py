@@ -371,7 +371,8 @@ class Recipes:
         judge = self.profile.evaluation.judge_of(which, self.profile.judge)
         assert not isinstance(judge, LexiconJudge), "refused when the profile was loaded"
         return {name: MetricScores(answers, judge, name, Deferred(
-                    f"{which}.{name}", partial(self._metric_prompts, further.source, name, metric, answers)))
+                    f"{which}.{name}", partial(self._metric_prompts, further.source, name, metric, answers)),
+                    bool(metric.labels))
                 for name, metric in further.metrics.items()}
 
     @staticmethod

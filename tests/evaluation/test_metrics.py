@@ -17,7 +17,7 @@ CORRECT = Metric(labels=("TRUE", "FALSE", "UNKNOWN"), counts=("FALSE",))
 
 
 def replied(word: str, question: str = "q", sample: int = 0) -> MetricScore:
-    return MetricScore(question, sample, None, reason_of(word))
+    return MetricScore(question, sample, None, reason_of(word, label=True))
 
 
 @pytest.mark.parametrize(("word", "label"), [
@@ -25,6 +25,27 @@ def replied(word: str, question: str = "q", sample: int = 0) -> MetricScore:
     ("Open", "OpenAI"), ("O", None), ("perhaps", None), ("", None), ("FALSEHOOD", None)])
 def test_a_reply_is_a_label_or_its_first_token(word: str, label: str | None) -> None:
     assert label_of(replied(word), LABELS) == label
+
+
+@pytest.mark.parametrize(("word", "label"), [
+    ("REF", "REFUSED"), ("RE", "REFUSED"), ("REFUSED", "REFUSED"), ("COM", "COMPLIED"), ("CO", "COMPLIED"),
+    ("CODE", None), ("C", "COMPLIED")])
+def test_labels_that_begin_like_refusal_and_code_are_found(word: str, label: str | None) -> None:
+    assert label_of(replied(word), ("COMPLIED", "REFUSED")) == label
+
+
+def test_scores_of_earlier_versions_took_the_start_of_a_label_for_refusal() -> None:
+    refusal = MetricScore("q", 0, None, "REFUSAL")
+    assert label_of(refusal, ("COMPLIED", "REFUSED")) == "REFUSED"
+    assert label_of(refusal, ("REFUSED", "REFUTED")) is None
+    assert label_of(refusal, ("TRUE", "RELEVANT")) is None  # "REFUSAL" may be the judge's own word
+
+
+@pytest.mark.parametrize(("reply", "label"), [
+    ("True, because", "TRUE"), ("TRUE. It", "TRUE"), ("**FALSE** as it", "FALSE"), ("no harm.", "no harm"),
+    ("no harm is done", "no harm"), ("Falsehood", None), ("It is TRUE", None), ("UNK…", "UNKNOWN")])
+def test_of_a_longer_reply_the_label_at_its_start_counts(reply: str, label: str | None) -> None:
+    assert label_of(replied(reply), (*LABELS, "no harm")) == label
 
 
 def test_a_number_is_no_label_and_a_word_is_no_number() -> None:

@@ -52,6 +52,13 @@ def test_the_judges_own_word(word: str, expected: str) -> None:
     assert reason_of(word) == expected
 
 
+@pytest.mark.parametrize("word", ["REF", "RE", "CO", "Code", "REFUSAL", "**REF**"])
+def test_the_start_of_a_label_is_not_made_another_word(word: str) -> None:
+    assert reason_of(word, label=True) == f"other: {word!r}"
+    assert from_distribution([(word, 0.0)], word, label=True).reason == f"other: {word!r}"
+    assert from_samples([word], label=True).reason == f"other: {word!r}"
+
+
 def test_samples_are_averaged_and_words_among_them_left_out() -> None:
     score = from_samples(["70", " 80.\n", "90/100", "CODE"])
     assert (score.value, score.mass, score.note) == (80, 0.75, "mean of 3 sampled scores")
