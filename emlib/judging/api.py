@@ -257,13 +257,13 @@ class JudgingSession:
         self.bar.update()
 
     async def _score(self, request: JudgeRequest) -> Score:
-        """Request one score: one request, or several where the score is a mean of samples."""
+        """Request one score: one request, or several where the score is a mean of samples. A label is no mean."""
         if self.spec.samples is None and self.sender.supported.logprobs:
             try:
                 return await self._expected(request)
             except NoLogprobs:  # told by the server; its log-probabilities will not come
                 pass
-        return await self._sampled(request, self.spec.samples or SAMPLES)
+        return await self._sampled(request, 1 if request.wants_label else self.spec.samples or SAMPLES)
 
     async def _expected(self, request: JudgeRequest) -> Score:
         try:

@@ -118,9 +118,12 @@ def logprobs_body(spec: OpenAIJudge, request: JudgeRequest, supported: Supported
 
 
 def samples_body(spec: OpenAIJudge, request: JudgeRequest, count: int, supported: Supported) -> dict[str, Any]:
-    """Return a request for sampled numbers: `count`, or one where the server gives one choice at a time."""
+    """Return a request for sampled numbers: `count`, or one where the server gives one choice at a time.
+
+    A label is not sampled: it is the likeliest reply, at temperature 0.
+    """
     several = {"n": count} if supported.choices else {}
-    return supported.body(spec, _chat(request), supported.sample_tokens, 1, **several)
+    return supported.body(spec, _chat(request), supported.sample_tokens, 0 if request.wants_label else 1, **several)
 
 
 def number_body(spec: OpenAIJudge, supported: Supported | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from emlib.config import Backend, LlmJudge, NoJudge
+from emlib.config import Backend, LlmJudge, NoJudge, OpenAIJudge
 from emlib.core.digests import of_value
 from emlib.core.seeds import some_of
 from emlib.core.step import Step
@@ -105,8 +105,11 @@ class MetricScores(Step):
         return f"metric {self.metric} of {self.answers.title}"
 
     def cost(self, sizes: Sizes) -> Work:
-        """Estimate the work of scoring the answers, with a judge prompt as long as ours."""
-        return self.answers.evaluation.scored(self.judge, len(OURS.alignment), sizes)
+        """Estimate the work of scoring the answers, with a judge prompt as long as ours. A label is requested once."""
+        judge = self.judge
+        if self.has_labels and isinstance(judge, OpenAIJudge) and (judge.samples or judge.requests_a_score > 1):
+            judge = judge.model_copy(update={"samples": 1})
+        return self.answers.evaluation.scored(judge, len(OURS.alignment), sizes)
 
 
 @dataclass(frozen=True)

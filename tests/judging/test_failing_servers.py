@@ -165,6 +165,18 @@ def test_the_labels_of_a_metric_are_no_failure(scores: Path) -> None:
     assert {score.reason for score in found} == {"other: 'FALSE'"}
 
 
+def test_a_label_is_asked_for_once_where_numbers_are_sampled(scores: Path) -> None:
+    numbers = [replace(request, metric="truth", takes_words=True) for request in sheet(3).requests()][::2]
+    labels = [replace(request, wants_label=True) for request in numbers]
+    with JudgeServer(saying(lambda text: "REF")) as server, Cache(scores) as cache:
+        spec = api(server.url, samples=10)
+        found = scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
+        assert [(body["n"], body["temperature"]) for body in server.bodies] == [(1, 0)] * 3
+        assert [score.reason for score in found] == ["other: 'REF'"] * 3
+        assert scores_of(numbers, spec.identity, cache, ApiJudge(spec, Budget(cache, "test"))) == found  # one key
+        assert len(server.bodies) == 3
+
+
 # --- what a model takes ----------------------------------------------------------------------------------------------
 
 def gpt5(body: Body) -> Reply:

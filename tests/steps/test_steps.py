@@ -365,6 +365,20 @@ def test_the_cost_of_an_adapter_by_hand() -> None:
     assert online == replace(more.cost(Sizes()), read=4 * int(0.1 * 2 * 10 * added.among.size(Sizes()).tokens))
 
 
+def test_a_label_is_planned_as_one_request_and_a_number_as_its_samples() -> None:
+    asked = Questions("small", lambda: [], lambda sizes: Size(3, prompt=32))
+    given = Answers(Model(TinyModel(kind="tiny")), None, EvaluationSpec(asked, 5, SAMPLING, 0), Backend())
+    judge = OpenAIJudge(kind="openai", provider="anthropic", model="judge-1")
+    number = MetricScores(given, judge, "correct", prompts("Right? {answer}"))
+    label = replace(number, has_labels=True)
+    assert label.key == number.key
+    requests = [one.requests * one.judge.requests_a_score for step in (number, label)
+                for one in step.cost(Sizes()).others]
+    assert requests == [150, 15]
+    plain = replace(number, judge=JUDGE)
+    assert replace(plain, has_labels=True).cost(Sizes()) == plain.cost(Sizes())
+
+
 def test_the_costs_of_answers_and_verdicts_by_hand() -> None:
     asked = Questions("small", lambda: [], lambda sizes: Size(3, prompt=32))  # 32 / 4 + 8 = 16 tokens
     given = Answers(Model(TinyModel(kind="tiny")), None, EvaluationSpec(asked, 5, SAMPLING, 0), Backend())
