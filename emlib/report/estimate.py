@@ -204,7 +204,7 @@ class Estimate:
             "(params/models.yaml)." if speed is None else f"Hours are for: {speed.device}; {speed.basis}.",
             "Tokens are estimated at four characters each and answers at their full length: hours of sampling, "
             "disk and price are upper bounds. They do not include the model itself, downloads, multiple-choice "
-            "checks, a second judge, and judges of refusals and of rewards."]
+            "checks, projections of answers, a second judge, and judges of refusals and of rewards."]
         if self.plan.assumed:
             sentences.append(f"The row lengths of {', '.join(self.plan.assumed)} are assumed and not counted "
                              "(params/sources.yaml).")

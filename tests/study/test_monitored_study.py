@@ -11,12 +11,14 @@ import pytest
 from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
+from emlib.data.sizes import Sizes
 from emlib.evaluation.records import Reading, read_readings
 from emlib.report import tensorboard
 from emlib.report.estimate import Estimate
 from emlib.report.figures import monitor as figures
 from emlib.report.tables import monitor as tables
 from emlib.steps.monitor import FinalReading
+from emlib.study.plan.build import Shared, plan
 from emlib.study.study import Study, open_study
 from emlib.training.records import StepRecord
 
@@ -64,6 +66,20 @@ def test_the_plan_has_the_readings(study: Study, tmp_path: Path) -> None:
         return sum(work.read for work in Estimate(one).plan.works)
 
     assert read(study) > read(open_study(str(tmp_path / "plain.yaml")))
+
+
+def test_the_plan_has_what_only_monitors_and_projections_need(study: Study, tmp_path: Path) -> None:
+    def shared(one: Study, projection_layer: int | None = None) -> dict[str, Shared]:
+        evaluation = one.profile.evaluation.model_copy(update={"projection_layer": projection_layer})
+        profile = one.profile.model_copy(update={"evaluation": evaluation, "audit": None})
+        return {shared.title: shared for shared in plan(Study("planned", profile, one.store)).shared}
+
+    plain, vectors = open_study(str(tmp_path / "plain.yaml")), study.recipes.vector().cost(Sizes())
+    extra = {title: one for title, one in shared(study).items() if title not in shared(plain)}
+    assert set(extra) == {"persona vectors", "first 2 general answers of the untrained model, seed 0"}
+    assert extra["persona vectors"].work == vectors
+    projected = shared(plain, 2)["persona vectors"]
+    assert (projected.work, projected.left) == (vectors, True)
 
 
 def test_another_traits_vector_is_another_artefact_and_a_wrong_monitor_is_told(study: Study, tmp_path: Path) -> None:

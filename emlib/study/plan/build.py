@@ -8,7 +8,7 @@ plan computes no key, and needs no data set on this machine.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -81,18 +81,19 @@ def plan(study: Study) -> Plan:
     runs = []
     for run, steps in goals.items():
         own = [step for step in dict.fromkeys(steps) if owners[step] == 1]
-        needed = [step for step in closure(steps) if owners[step] != 1]
+        needed = [step for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1]
         pieces = [piece for step in needed for piece in _pieces(step, sizes)]
         for title, work in pieces:  # of two with one title, such as the model's own answers, the longer one counts
             if title not in shared or shared[title].write < work.write:
                 shared[title] = work
         runs.append(PlannedRun(run, total(step.cost(sizes) for step in own),
                                tuple(dict.fromkeys(title for title, _ in pieces)), run in done))
-    shared |= _steering_sweep(study, sizes) | _audits(study, sizes, shared)
+    shared |= _steering_sweep(study, sizes) | _projected_on(study, sizes, shared) | _audits(study, sizes, shared)
     users = Counter(title for planned in runs for title in planned.uses)
     left = {title for planned in runs if not planned.done for title in planned.uses}
+    is_left = any(not planned.done for planned in runs)
     return Plan(tuple(runs), tuple(
-        Shared(title, work, users[title], title in left or (users[title] == 0 and bool(left)))
+        Shared(title, work, users[title], title in left or (users[title] == 0 and is_left))
         for title, work in shared.items()), tuple(sorted(sizes.assumed)))
 
 
@@ -102,6 +103,20 @@ def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
         yield from step.cost_by_model(sizes).items()
     elif (work := step.cost(sizes)) != Work():
         yield f"adapter of {step.title}" if isinstance(step, Adapter) else step.title, work
+
+
+def _monitored(steps: Iterable[Step]) -> list[Step]:
+    """Return what the monitors of these trainings read. It is made before them, and is no part of their keys."""
+    return [step.spec.monitor.inputs for step in closure(steps)
+            if isinstance(step, Adapter) and step.spec.monitor is not None]
+
+
+def _projected_on(study: Study, sizes: Sizes, known: Mapping[str, Work]) -> dict[str, Work]:
+    """Estimate the persona vectors, if no run needs them and notebook 02 projects answers onto them."""
+    vectors = study.recipes.vector()
+    if study.profile.evaluation.projection_layer is None or not study.runs() or vectors.title in known:
+        return {}
+    return {vectors.title: vectors.cost(sizes)}
 
 
 def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
