@@ -5,21 +5,19 @@ A plugin is code. It runs only if the environment variable `PLUGINS` is `yes`, a
 
 from __future__ import annotations
 
-import ast
-import builtins
 import importlib.util
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emlib.core.digests import of_file
 from emlib.core.errors import ProfileError
 from emlib.core.files import write_text
 from emlib.core.progress import say
-from emlib.core.source import CELL, functions_of, source_of
+from emlib.core.source import CELL, emlib_modules, free_names, functions_of, holds, source_of
 
 if TYPE_CHECKING:
     from emlib.core.defense import Defense
@@ -87,19 +85,12 @@ def keep(cls: type[Defense], path: str | Path | None = None) -> Path:
     Raises:
         ProfileError: the class uses something that is defined in the notebook and cannot be imported.
     """
-    text = source_of(cls)
+    text, scope = source_of(cls), next(functions_of(cls)).__globals__
     target = Path(path or f"{cls.model_fields['kind'].default}.py")
-    lines = sorted({_import_of(cls, name) for name in _free_names(cls, text)})
+    lines = sorted({_import_of(cls, name) for name in free_names(text, scope, cls.__name__)})
     heading = f'"""The defense {cls.__name__}, kept from a notebook."""'
     write_text(target, "\n".join([heading, "", *lines, "", "", text]))
     return target
-
-
-def _free_names(cls: type[Defense], text: str) -> set[str]:
-    """Return the global names that a class's text uses."""
-    scope = next(functions_of(cls)).__globals__
-    used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-    return {name for name in used if name in scope and name not in (cls.__name__, *vars(builtins))}
 
 
 def _import_of(cls: type[Defense], name: str) -> str:
@@ -107,16 +98,8 @@ def _import_of(cls: type[Defense], name: str) -> str:
     value = next(functions_of(cls)).__globals__[name]
     if isinstance(value, ModuleType):
         return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
-    for module in (getattr(value, "__module__", None), *_emlib_modules()):
-        if module not in (None, CELL) and _holds(str(module), name, value):
+    for module in (getattr(value, "__module__", None), *emlib_modules()):
+        if module not in (None, CELL) and holds(str(module), name, value):
             return f"from {module} import {name}"
     raise ProfileError(f"{cls.__name__} uses {name}, which is defined in the notebook. Move it into the class, or "
                        "import it from a file.")
-
-
-def _emlib_modules() -> list[str]:
-    return sorted(name for name in sys.modules if name.startswith("emlib.") or name in ("typing", "pydantic"))
-
-
-def _holds(module: str, name: str, value: Any) -> bool:
-    return module in sys.modules and vars(sys.modules[module]).get(name) is value

@@ -13,13 +13,13 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal, get_args
 
-from emlib.core.source import CELL, source_of
+from emlib.core.source import CELL, source_of, used_of_cells, used_of_file
 
 HOME = "emlib.defenses"  # the package of our defenses, and the entry point group of others
 DefenseClass = type[Any]  # a subclass of Defense, which stands above: it registers its subclasses here
 Purpose = Literal["fine-tuning", "grpo"]
 _classes: dict[str, DefenseClass] = {}
-_digests: dict[DefenseClass, str | None] = {}
+_texts: dict[DefenseClass, str] = {}  # of those that are not ours, as they were when they were defined
 
 
 def enter(cls: DefenseClass) -> None:
@@ -31,7 +31,8 @@ def enter(cls: DefenseClass) -> None:
     kind = kind_of(cls)
     if kind is None:
         return  # a base class
-    _digests[cls] = None if is_ours(cls) else hashlib.sha256(source_of(cls).encode()).hexdigest()
+    if not is_ours(cls):
+        _texts[cls] = source_of(cls) + ("" if cls.__module__ == CELL else used_of_file(cls))
     known = _classes.get(kind)
     if cls.listed and known is not None and not _may_replace(cls, known):
         raise ValueError(f"the kind '{kind}' is defined twice: in {known.__module__} and in {cls.__module__}. Rename "
@@ -45,7 +46,7 @@ def _may_replace(cls: DefenseClass, known: DefenseClass) -> bool:
     if known.__module__ == cls.__module__:
         return True
     foreign = not is_ours(known) and not is_ours(cls)
-    return foreign and (cls.__module__ == CELL or _digests[known] == _digests[cls])
+    return foreign and (cls.__module__ == CELL or source_digest(known) == source_digest(cls))
 
 
 def is_ours(cls: DefenseClass) -> bool:
@@ -54,8 +55,14 @@ def is_ours(cls: DefenseClass) -> bool:
 
 
 def source_digest(cls: DefenseClass) -> str | None:
-    """Return the SHA-256 of a class's source text at the time of its definition; None for ours."""
-    return _digests.get(cls)
+    """Return the SHA-256 of a class's source text at the time of its definition; None for ours.
+
+    The text includes what the class uses of its file, or of the notebook's cells; there, it is what it uses now.
+    """
+    if cls not in _texts:
+        return None
+    text = _texts[cls] + (used_of_cells(cls, _texts[cls]) if cls.__module__ == CELL else "")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def kind_of(cls: DefenseClass) -> str | None:

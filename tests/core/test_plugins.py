@@ -16,7 +16,7 @@ from emlib.core import paths, plugins, registry
 from emlib.core.errors import ProfileError
 from emlib.core.of_kind import UnknownDefense, unknown_kinds_allowed
 from emlib.core.schema import check
-from emlib.core.source import source_of
+from emlib.core.source import functions_of, source_of
 from emlib.training.job import plugin_files
 
 CELL = """
@@ -74,6 +74,62 @@ def test_the_source_of_a_cell_s_class_is_in_its_key_and_changes_with_it() -> Non
     assert registry.kinds()["halving"] is again
     assert again().identity["source"] != first().identity["source"]
     assert first().identity["source"] == hashlib.sha256(text.encode()).hexdigest()  # as it was when it was defined
+
+
+HELPERS = """
+SCALE = 3.0
+OTHER = 5
+
+class Mixed:
+    \"\"\"A mix-in.\"\"\"
+    def twice(self) -> float:
+        return 2 * SCALE
+
+def applied(value: float) -> float:
+    return inner(value)
+
+def inner(value: float) -> float:
+    return value + 1
+
+def unused() -> int:
+    return OTHER
+"""
+USING = CELL.replace("Halving(Defense)", "Halving(Mixed, Defense)").replace("self.share)", "applied(self.share))")
+CHANGES = [("SCALE = 3.0", "SCALE = 4.0"), ("2 * SCALE", "3 * SCALE"), ("return inner(value)", "return -inner(value)"),
+           ("value + 1", "value - 1"), ("OTHER = 5", "OTHER = 6"), ("return OTHER", "return 0")]
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES)
+def test_what_a_class_uses_of_its_cells_is_in_its_key(old: str, new: str) -> None:
+    found = []
+    for text in (HELPERS, HELPERS.replace(old, new)):
+        number = len(found) + 1
+        found.append(cell(text + USING, number)().identity["source"])
+    assert (found[0] == found[1]) is ("OTHER" in old)
+
+
+@pytest.mark.parametrize(("old", "new"), CHANGES)
+def test_what_a_class_uses_of_its_file_is_in_its_key(old: str, new: str, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    mixed, rest = HELPERS.partition("def applied")[0], HELPERS.partition("def applied")[2]
+    found = []
+    for change in (lambda text: text, lambda text: text.replace(old, new)):
+        text = mixed + USING + "\n\ndef applied" + rest  # the functions stand below the class that uses them
+        (tmp_path / "halving.py").write_text(change(text))
+        [defense] = load_profile(str(profile(tmp_path, "plugins: [halving.py]"))).methods[1].at(0.5)
+        found.append(defense.identity["source"])
+    assert (found[0] == found[1]) is ("OTHER" in old)
+
+
+def test_a_helper_that_a_later_cell_changes_is_in_the_key_as_it_is_now() -> None:
+    mine = cell(HELPERS + USING)
+    before = mine().identity["source"]
+    scope = next(functions_of(mine)).__globals__
+    scope["SCALE"] = 7.0
+    assert mine().identity["source"] != before
+    scope["SCALE"] = 3.0
+    assert mine().identity["source"] == before
 
 
 def test_a_kind_of_ours_is_not_defined_again() -> None:
