@@ -170,5 +170,5 @@ def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], 
         return Choice(PLAIN, f"no {choice.name}: {error}"), None
     for file in (place / "adapter").iterdir():
         os.replace(file, folder / file.name)
-    os.replace(place / LOG, folder / SCRATCH / LOG)
+    shutil.copyfile(place / LOG, folder / SCRATCH / LOG)  # the checkpoint beside it resumes only with its log
     return choice, metrics

@@ -198,3 +198,24 @@ def test_a_study_spreads_its_runs_and_keeps_their_keys(tmp_path: Path, monkeypat
     assert "processes" not in alone.facts
     assert (spread_out.facts["processes"], spread_out.facts["backend"]) == (2, "transformers")
     assert spread_out.facts["final_loss"] == pytest.approx(alone.facts["final_loss"], rel=1e-5)
+
+
+def test_a_study_that_ends_between_the_last_step_and_the_artefact_goes_on(tmp_path: Path,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    profile = load_profile("tiny")
+    spread = profile.model_copy(update={"job": profile.job.model_copy(update={"gpus": 2})})
+    study = Study("tiny", spread, Store(tmp_path / "store"))
+    run = study.runs(methods=["misaligned"])[0]
+    with monkeypatch.context() as ending:
+        ending.setattr("emlib.make.adapter.row_record.write", ended)
+        with pytest.raises(InterruptedError), study.session() as session:
+            session.need(study.task(run).adapter(run))
+    with study.session() as session:
+        made = session.need(study.task(run).adapter(run))
+    assert len(study.log(run)) == made.facts["steps"] > 0
+
+
+def ended(*_: Any) -> None:
+    """End the process's work, as a kill does."""
+    raise InterruptedError
