@@ -151,6 +151,21 @@ def test_a_steered_run_is_asked_without_steering(tmp_path: Path, monkeypatch: py
     assert sorted(answers, key=lambda a: a.question) == sorted(plain, key=lambda a: a.question)
 
 
+def test_runs_of_one_prepared_defense_are_made_in_one_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    rl = open_study(str(profile(tmp_path, "".join(
+        f"\n    - {{name: ablated_{layer}, defenses: [{{kind: concept_ablation, layers: [{layer}]}}]}}"
+        for layer in (1, 2)))))
+
+    def plant(folder: Path) -> dict[str, int]:
+        extraction.save(PersonaVectors(torch.ones(5, 64), 1, 1), folder)
+        return {"kept": 1, "asked": 1}
+
+    rl.store.get(rl.recipes.vector(), plant)
+    assert len(rl.complete(rl.runs("grpo"))) == 2
+
+
 def test_what_decides_a_training_is_in_its_key_and_what_does_not_is_not(tmp_path: Path,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))

@@ -21,7 +21,7 @@ class Condition:
     """The defenses, and the prompts: `system` is the training system prompt, `worked` are example turns after it.
 
     `artefacts` are folders, by the names from `Defense.needs`. `supervised` are the rows of the supervised steps, if a
-    defense asks for such steps.
+    defense asks for such steps. The defenses are copied, so that what they prepare belongs to this training only.
     """
 
     system: str
@@ -31,7 +31,8 @@ class Condition:
     worked: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
-        """Prepare the defenses that act."""
+        """Copy the defenses, and prepare those that act."""
+        object.__setattr__(self, "defenses", tuple(defense.model_copy(deep=True) for defense in self.defenses))
         for defense in self.acting:
             defense.prepare(self.artefacts)
 

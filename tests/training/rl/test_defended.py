@@ -50,6 +50,13 @@ def condition(defenses: Sequence[Defense], folder: Path) -> Condition:
     return Condition(SYSTEM, tuple(defenses), planted(VECTOR) | {"trait_adapter": trait})
 
 
+def test_what_a_defense_prepares_stays_in_its_training(tmp_path: Path) -> None:
+    given = (Projected(layers=(1, 3)), Ablation(layers=(2,)), Inoculated())
+    prepared = condition(given, tmp_path)
+    assert given == (Projected(layers=(1, 3)), Ablation(layers=(2,)), Inoculated())
+    assert [one.kind for one in prepared.acting] == [one.kind for one in given]
+
+
 def names(defenses: Sequence[Defense]) -> str:
     return " and ".join(f"{one.kind}{' both' if one is BOTH else ''}" for one in defenses)
 
