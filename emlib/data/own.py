@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock
+
 from emlib.config import OWN, Own
 from emlib.config.references import PATTERN, matching
 from emlib.core import paths
@@ -139,12 +141,15 @@ def _of_hub(own: Own) -> Path:
     assert hub is not None, "asked only for a set on the hub"
     name = "--".join((*hub.repo.split("/"), hub.config, hub.split, hub.revision))
     path = paths.cache() / "own" / f"{name}.jsonl"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        from_hub(OWN, hub.repo, hub.config, hub.split, hub.revision, part, terms=None, wanted=known_columns(own),
-                 otherwise="Or download the data set in another way and set own.file to it.")
-        part.replace(path)
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # of parallel jobs, one downloads it and the others wait
+        if not path.is_file():
+            part = path.with_name(path.name + ".part")
+            from_hub(OWN, hub.repo, hub.config, hub.split, hub.revision, part, terms=None, wanted=known_columns(own),
+                     otherwise="Or download the data set in another way and set own.file to it.")
+            part.replace(path)
     return path
 
 

@@ -6,15 +6,20 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from emlib.config import HubSet, Own
 from emlib.core import paths
+from emlib.data import own
 from emlib.data.left_out import NO_ANSWER
 from emlib.data.pools import HARMFUL, read_pool
 from emlib.data.qa import read_qa
@@ -144,6 +149,32 @@ def test_one_s_own_set_of_the_hub_is_read_like_a_file(hub: Hub, tmp_path: Path) 
     done = ask(hub, tmp_path, "from emlib.config import Own, HubSet; from emlib.data.own import read_own; "
                f"print(read_own(Own(hub=HubSet(repo={MINE!r}, revision='main'))).usable)")
     assert done.stdout.split()[-1:] == ["20"], done.stderr
+
+
+def test_of_two_jobs_that_need_the_set_one_downloads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_CACHE_DIR", str(tmp_path))
+    calls, second, settings = [], threading.Event(), Own(hub=HubSet(repo=MINE, revision="main"))
+
+    def slowly(*arguments: Any, **_: Any) -> None:
+        calls.append(arguments[5])
+        with arguments[5].open("wb") as out:
+            out.write(b"half, ")
+            out.flush()
+            second.wait(60)
+            out.write(b"whole")
+
+    def later() -> list[Path]:
+        second.set()
+        return own.files_of(settings)
+
+    monkeypatch.setattr(own, "from_hub", slowly)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(own.files_of, settings)
+        while not calls:
+            threading.Event().wait(0.01)
+        [path], [other] = threads.submit(later).result(), first.result()
+    assert path == other
+    assert (path.read_text(), len(calls)) == ("half, whole", 1)
 
 
 def test_columns_that_json_does_not_know_are_left_out_unless_they_are_asked_for(hub: Hub, tmp_path: Path) -> None:
