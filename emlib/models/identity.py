@@ -24,8 +24,8 @@ def identity(spec: ModelSpec) -> dict[str, Any]:
     found = {"template": template} if template else {}
     if isinstance(spec, FolderModel):
         files = [path for path in sorted(model_folder(spec).iterdir()) if path.suffix in DETERMINING]
-        return found | {
-            "kind": "folder", "files": {path.name: digests.of_file(path) for path in files}, "dtype": spec.dtype}
+        return found | {"kind": "folder", "dtype": spec.dtype,
+                        "files": {path.name: digests.of_unchanged_file(path) for path in files}}
     unsaid = {"template"} if getattr(spec, "load_in_4bit", False) else {"template", "load_in_4bit"}
     return found | spec.model_dump(mode="json", exclude=unsaid)
 

@@ -394,7 +394,7 @@ class Recipes:
 
     def choices(self, adapter: Step | None, source: str) -> Choices:
         """Return the step of a model's choices in the multiple-choice questions of a source."""
-        return Choices(self.model, adapter, source, Deferred(source, lambda: digests.of_file(locate(source))),
+        return Choices(self.model, adapter, source, Deferred(source, lambda: digests.of_unchanged_file(locate(source))),
                        self.profile.evaluation.choice_questions)
 
     def held_out(self, dataset: str, adapter: Step | None) -> HeldOutLosses:

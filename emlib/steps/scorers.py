@@ -48,7 +48,7 @@ def unseen_digests(folder: Path, data: NarrowData | None) -> dict[str, str]:
         raise ProfileError(f"{folder}: this adapter was trained on '{data.name}', which is the defended data set "
                            f"({evidence}). Scorers must not be trained on it (section 3.2). Name an adapter of another "
                            "domain.")
-    return {name: digests.of_file(folder / name) for name in ADAPTER_FILES}
+    return {name: digests.of_unchanged_file(folder / name) for name in ADAPTER_FILES}
 
 
 def remark(folder: Path, data: NarrowData | None) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from emlib.config import FolderModel, HubModel, TinyModel, WheelModel, load_profile
-from emlib.core import paths
+from emlib.core import digests, paths
 from emlib.core.errors import SourceError
 from emlib.models import hub, wheel
 from emlib.models.identity import identity
@@ -156,6 +156,20 @@ def test_the_same_weights_elsewhere_are_the_same_model_and_others_there_another(
         stream.seek(-1, 2)
         stream.write(b"\x01")
     assert identity(FolderModel(kind="folder", path=str(moved))) != before
+
+
+def test_an_unchanged_folder_is_read_once_for_all_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    of_file = digests.of_file
+    monkeypatch.setattr(digests, "SETTLED", 0)  # it is read again for as long as its times may be too coarse
+    monkeypatch.setattr(digests, "of_file", lambda path: read.append(path.name) or of_file(path))
+    spec = FolderModel(kind="folder", path=str(folder))
+    before = identity(spec)
+    assert identity(spec) == before
+    assert read.count("model.safetensors") == 1
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    assert identity(spec) != before
+    assert read.count("model.safetensors") == 1
 
 
 @pytest.fixture
