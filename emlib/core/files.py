@@ -80,6 +80,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 os.replace(path, old)
             os.replace(aside, path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
         finally:
             for leftover in (aside, old):
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -335,6 +335,25 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
+def test_a_folder_that_cannot_take_its_name_leaves_the_old_one(tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    with whole_folder(tmp_path / "made") as aside:
+        (aside / "first").write_text("first")
+    replace, moved = os.replace, list[Path]()
+
+    def second_fails(old: Path, new: Path) -> None:
+        moved.append(new)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    monkeypatch.setattr("emlib.core.files.os.replace", second_fails)
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "made") as aside:
+        (aside / "second").write_text("second")
+    assert left(tmp_path) == {"made/first": b"first"}
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     texts = ["", "two\nlines", "a\u2028b\x85c\r\n", '"quoted" \\ ', "ahoy 🏴‍☠️", "\x00\x1f"]
     answers = [Answer("wish", sample, text, "stop", 1) for sample, text in enumerate(texts)]
