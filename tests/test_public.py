@@ -12,6 +12,8 @@ import emlib
 from emlib.core.errors import ProfileError
 from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
+from emlib.make.session import Session
+from emlib.study import by_hand
 from emlib.study.study import Study
 
 
@@ -47,6 +49,20 @@ def test_a_defense_is_trained_asked_and_judged(study: Study) -> None:
     assert emlib.rates(verdicts).asked == 4
     assert emlib.ask(plain, "What is money?").answers == emlib.ask(plain, "What is money?").answers
     assert str(plain) == "cooking · no defense · seed 0"
+
+
+def test_one_session_is_open_at_a_time(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Session] = []
+    monkeypatch.setattr(Session, "kept", None)
+    monkeypatch.setattr(Session, "__exit__", lambda self, *_: closed.append(self))
+    first = by_hand._session(study)
+    assert by_hand._session(study) is first
+    other = by_hand._session(emlib.open_study("tiny"))
+    assert closed == [first]
+    with study.session() as third:
+        assert closed == [first, other]
+    assert Session.kept is None
+    assert closed == [first, other, third]
 
 
 def test_what_is_trained_is_the_adapter_of_the_profile_s_own_run(study: Study) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,10 @@ class Session(AbstractContextManager["Session"]):
     Attributes:
         folder: the study's folder of results, where a server writes its log.
         budget: the name of the budget for paid judges.
+        kept: the session that stays open between what a notebook does by hand; None: there is none.
     """
+
+    kept: ClassVar[Session | None] = None
 
     def __init__(self, recipes: Recipes, store: Store, folder: Path, budget: str,
                  makers: Mapping[type, Maker]) -> None:
@@ -42,6 +45,13 @@ class Session(AbstractContextManager["Session"]):
         self.inference.__exit__(*exception)
         local.loaded.cache_clear()
         self.release_model()
+
+    @classmethod
+    def close_kept(cls) -> None:
+        """Close the session that stays open, if there is one."""
+        if cls.kept is not None:
+            kept, cls.kept = cls.kept, None
+            kept.__exit__(None, None, None)
 
     def release_model(self) -> None:
         """Release the base model's memory. The model is loaded again at its next use."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,7 +115,12 @@ def judge(asked: Asked) -> list[Verdict]:
     return with_clusters(judged_by(assessment.judge, study.trait, batch, study.budget), asked.questions)
 
 
-@lru_cache(maxsize=1)
 def _session(study: Study) -> Session:
-    """Return the study's session. Only the study that was used last keeps its model loaded."""
-    return study.session()
+    """Return the study's session, which stays open until another one begins, so that one model is loaded at a time."""
+    from emlib.make.session import Session  # loads torch
+
+    kept = Session.kept
+    if kept is None or kept.recipes is not study.recipes:
+        kept = study.session()
+        Session.kept = kept
+    return kept

@@ -318,10 +318,11 @@ class Study:
     # --- making what is missing
 
     def session(self) -> Session:
-        """Open a session that makes missing artefacts. This imports the model library."""
+        """Open a session that makes missing artefacts, and close what was open. This imports the model library."""
         from emlib.make.makers import MAKERS
         from emlib.make.session import Session
 
+        Session.close_kept()
         precision.record(self.profile, self.name)
         return Session(self.recipes, self.store, self.folder, self.budget, MAKERS)
 
