@@ -79,6 +79,7 @@ def sound(data: Any, path: str) -> Profile:
     run_plugins(data)
     profile = check(Profile, data, path)
     judges = [*profile.judges, *([profile.second_judge.judge] if profile.second_judge else [])]
+    stated: dict[str, str] = {}
     for key, name in (("trait", profile.trait), *(("monitor.traits", name) for name in other_traits(profile))):
         try:
             trait = trait_of(profile, name)
@@ -86,6 +87,11 @@ def sound(data: Any, path: str) -> Profile:
             raise ProfileError(f"{path}: '{key}' is '{shortened(name)}', which cannot be read. {error}") from error
         if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
             raise ProfileError(f"{path}: judge 'lexicon' needs markers, but the trait '{name}' lists none.")
+        if trait.name in stated:
+            raise ProfileError(f"{path}: '{key}' is '{shortened(name)}', whose name is '{trait.name}', as that of "
+                               f"'{shortened(stated[trait.name])}'. The monitor's readings are told apart by these "
+                               "names: state another 'name' in one of the files, or remove one of them.")
+        stated[trait.name] = name
     _data_sets_are_known(profile, path)
     return profile
 

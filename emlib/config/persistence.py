@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from emlib.config.own import OWN
+from emlib.config.pool import Pool
 from emlib.config.questions import QUESTION_SETS
 from emlib.config.words import Batch, no_repeats
 from emlib.core.schema import Strict
@@ -57,6 +58,13 @@ class Persistence(Strict):
         """Return the attacks for which there are rows: own data have no aligned ones, and some profiles no `pool`."""
         lacks = not pool if self.benign == "pool" else dataset == OWN
         return tuple(attack for attack in self.attacks if attack != "benign" or not lacks)
+
+    def refuse_text(self, pool: Pool) -> None:
+        """Raise ValueError if the benign rows are to be those of a pool of plain texts, which are no conversations."""
+        if "benign" in self.attacks and self.benign == "pool" and pool.form == "text":
+            raise ValueError("'persistence.benign' is pool, and the attack fine-tunes on answers, which a pool of "
+                             "'form: text' has not. Set persistence.benign to aligned, or name a source of instruction "
+                             "data")
 
     def remarks(self, datasets: Collection[str], methods: Collection[str], *, pool: bool) -> list[str]:
         """Return what this section asks for and the profile lacks.

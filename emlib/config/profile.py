@@ -113,6 +113,8 @@ class Profile(Strict):
         self.evaluation.fits(self.judge)
         if self.persistence is not None:
             self.evaluation.refuse_unjudged(self.persistence.sets, "persistence.sets")
+            if self.pool is not None:
+                self.persistence.refuse_text(self.pool)
         return self
 
     @property

@@ -233,6 +233,9 @@ def test_a_defense_is_undone_at_the_first_step_that_is_not_below_plain_by_the_ma
     ({"persistence": {"steps": 2, "keep": [2]}}, "List earlier ones"),
     ({"persistence": {"steps": 2, "sets": ["generl"]}}, "persistence.sets names 'generl'"),
     ({"persistence": {"steps": 2, "attacks": ["bening"]}}, "Did you mean 'benign'?"),
+    ({"persistence": {"steps": 2, "benign": "pool"}, "pool": {"source": "corpus.jsonl", "form": "text"},
+      "methods": [{"name": "misaligned"}], "benign": None},
+     "Set persistence.benign to aligned, or name a source of instruction"),
 ])
 def test_what_cannot_be_attacked_is_refused_when_the_profile_is_read(changes: dict[str, Any], message: str) -> None:
     tiny = load_profile("tiny").model_dump(mode="json", exclude_unset=True)
