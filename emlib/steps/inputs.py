@@ -175,7 +175,7 @@ class Inputs:
             chosen = sorted(generator(SOURCE_SEED, "supervised rows").permutation(len(rows))[:count].tolist())
             return tuple(rows[index] for index in chosen)
 
-        return Rows(f"{count or 'all'} of {source}", read, lambda sizes: sizes.source(source))
+        return Rows(f"{count or 'all'} of {source}", read, lambda sizes: first(sizes.source(source), count))
 
     @cached_property
     def grpo(self) -> Grpo:

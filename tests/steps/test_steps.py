@@ -365,6 +365,17 @@ def test_the_cost_of_an_adapter_by_hand() -> None:
     assert online == replace(more.cost(Sizes()), read=4 * int(0.1 * 2 * 10 * added.among.size(Sizes()).tokens))
 
 
+def test_some_rows_of_a_source_are_planned_as_so_many() -> None:
+    recipes = Recipes(load_profile("tiny"), "tiny")
+    sizes = Sizes()
+    whole, some = (recipes.trait_adapter("demo/pool.jsonl", count, random=False).shown_by for count in (None, 3))
+    assert isinstance(whole, Rows)
+    assert isinstance(some, Rows)
+    assert whole.size(sizes).rows > 3
+    assert some.size(sizes) == replace(whole.size(sizes), rows=3)
+    assert len(some.examples) == 3
+
+
 def test_a_label_is_planned_as_one_request_and_a_number_as_its_samples() -> None:
     asked = Questions("small", lambda: [], lambda sizes: Size(3, prompt=32))
     given = Answers(Model(TinyModel(kind="tiny")), None, EvaluationSpec(asked, 5, SAMPLING, 0), Backend())
