@@ -28,7 +28,15 @@ from emlib.judging import faults, replies
 from emlib.judging.access import NO_KEY, key_of, price_of
 from emlib.judging.api import MOST_WORDS, without_numbers
 from emlib.judging.batch_results import Line, read_lines
-from emlib.judging.bodies import Supported, is_whole, known_support, logprobs_body, number_body, save_support
+from emlib.judging.bodies import (
+    Supported,
+    is_whole,
+    known_support,
+    logprobs_body,
+    most_written,
+    number_body,
+    save_support,
+)
 from emlib.judging.cache import canonical
 from emlib.judging.faults import KEPT, Fault, Rejected
 from emlib.judging.judge_batch import NOT_HAD, Keep
@@ -234,7 +242,8 @@ class BatchJudge:
 
     def _send(self, server: openai.OpenAI, part: dict[str, JudgeRequest]) -> JudgeError | None:
         usd = 0.0 if self.price is None else sum(
-            self.price.of((most_tokens([message.content for message in request.messages]), 1), batch=True)
+            self.price.of((most_tokens([message.content for message in request.messages]),
+                           most_written(logprobs_body(self.spec, request, self.supported))), batch=True)
             for request in part.values())
         if not self.budget.book(usd):
             return JudgeError(f"A batch of {len(part)} scores could cost up to ${usd:.4f}, and "

@@ -14,6 +14,7 @@ from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.records import Verdict
 from emlib.judging import batches
 from emlib.judging.batches import BatchJudge
+from emlib.judging.bodies import Supported, save_support
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import JudgeBatch, judge_answers
 from emlib.judging.money import Budget
@@ -108,6 +109,19 @@ def test_a_batch_costs_half_and_stays_within_the_budget(
         by_batch(api(server.url, batch=True, max_usd=1.0), sheet(20), scores)
     with Cache(scores) as cache:
         assert Budget(cache, "test").spent() == pytest.approx(40 * 10 * 1000 / 1_000_000 / 2)
+
+
+def test_a_batch_books_as_many_written_tokens_as_its_requests_may_have(
+        scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(paths.PARAMS, tmp_path / "params")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    (tmp_path / "params" / "prices.yaml").write_text("date: today\nmodels: {judge-1: {read: 0.0, written: 1000.0}}\n")
+    with JudgeServer() as server:
+        spec = api(server.url, batch=True, max_usd=0.3)
+        with Cache(scores) as cache:
+            save_support(cache, spec, Supported(least_tokens=16))
+        with pytest.raises(JudgeError, match=r"A batch of 40 scores could cost up to \$0\.3200"):  # 40 x 16 x 0.001 / 2
+            by_batch(spec, sheet(20), scores)
 
 
 def test_a_judge_that_spells_digit_by_digit_is_found_out_and_its_batch_is_not_sent_again(scores: Path) -> None:
