@@ -65,6 +65,15 @@ def test_where_no_defense_does_it_the_claim_says_so() -> None:
         "No defense reduces EM by 90%; `kl` 1 is closest with 88%")
 
 
+def test_without_an_in_domain_share_nothing_is_said_about_what_is_kept() -> None:
+    unlearnt = (*BASE[:2], ("misaligned", None, 50.0, 0.0))
+    for general, said in ((10.0, "EM is reduced by at least 90% under `kl` 1."),
+                          (30.0, "No defense reduces EM by 90%; `kl` 1 is closest with 50%.")):
+        frame = claims.means(rates(*unlearnt, ("kl", 1.0, general, 20.0)))
+        assert frame["kept"].isna().all()
+        assert claims.of_rates(frame)[1].text == said
+
+
 def test_more_than_a_fifth_of_answers_cut_at_the_limit_is_told_with_its_causes() -> None:
     frame = rates(*BASE).assign(general_cut=[20.0, 20.1, 60.0], in_domain_cut=[0.0, float("nan"), 20.0])
     [claim] = claims.of_cuts(frame)

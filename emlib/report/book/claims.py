@@ -75,12 +75,16 @@ def _prevention(defended: pd.DataFrame) -> Claim:
     enough = defended[defended["removed"] >= ENOUGH]
     if enough.empty:
         best = defended.loc[defended["removed"].idxmax()]
-        return Claim(f"No defense reduces EM by {ENOUGH:g}%; {name_of(best)} is closest with {best['removed']:.0f}%, "
-                     f"and keeps {best['kept']:.0f}% of the in-domain share.", "16_figures")
-    best = enough.loc[enough["kept"].idxmax()]
-    names = ", ".join(map(name_of, _rows(enough)))
-    return Claim(f"EM is reduced by at least {ENOUGH:g}% under {names}. Of these, {name_of(best)} keeps the "
-                 f"largest part of the in-domain share: {best['kept']:.0f}%.", "16_figures")
+        kept = "" if pd.isna(best["kept"]) else f", and keeps {best['kept']:.0f}% of the in-domain share"
+        return Claim(f"No defense reduces EM by {ENOUGH:g}%; {name_of(best)} is closest with {best['removed']:.0f}%"
+                     f"{kept}.", "16_figures")
+    reduced = f"EM is reduced by at least {ENOUGH:g}% under {', '.join(map(name_of, _rows(enough)))}."
+    known = enough.dropna(subset=["kept"])
+    if known.empty:
+        return Claim(reduced, "16_figures")
+    best = known.loc[known["kept"].idxmax()]
+    return Claim(f"{reduced} Of these, {name_of(best)} keeps the largest part of the in-domain share: "
+                 f"{best['kept']:.0f}%.", "16_figures")
 
 
 def of_cuts(rates: pd.DataFrame) -> list[Claim]:
