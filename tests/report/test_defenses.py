@@ -42,6 +42,13 @@ def test_the_effect_removed_and_the_task_kept(frame: pd.DataFrame) -> None:
     assert found["in-domain kept"].tolist() == [90, 50, 100]
 
 
+def test_where_plain_fine_tuning_adds_nothing_no_effect_is_removed() -> None:
+    frame = result_tables.numbers([result("untrained", None, 8, 0), result("aligned", None, 8, 0),
+                                   result("misaligned", None, 4, 0), result("kl", 1.0, 10, 5)])
+    found = defenses.against_misaligned(frame)
+    assert found[["effect removed", "in-domain kept"]].isna().all(axis=None)
+
+
 def test_without_the_baselines_nothing_is_said(frame: pd.DataFrame) -> None:
     alone = defenses.against_misaligned(frame[frame["method"] == "kl"])
     assert alone[["effect removed", "in-domain kept"]].isna().all(axis=None)

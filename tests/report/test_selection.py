@@ -64,7 +64,7 @@ def test_overlapping_intervals_are_named() -> None:
         results(method="interleaving+", in_domain_misaligned=40.0, in_domain_misaligned_low=30.0)]))
     assert frame["fraction"].tolist() == [0.0, 0.5, 0.25]
     found = interleaving.against_misaligned(frame).set_index("method")
-    assert found.loc["interleaving", "general effect cut by %"] == pytest.approx(60)
+    assert found.loc["interleaving", "EM reduction %"] == pytest.approx(60)
     assert found.loc["interleaving", "general: apart"] == "yes"
     assert found.loc["interleaving+", "general: apart"] == "intervals overlap"
     assert found.loc["interleaving+", "in-domain kept %"] == pytest.approx(80)

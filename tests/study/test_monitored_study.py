@@ -91,7 +91,8 @@ def test_another_traits_vector_is_another_artefact_and_a_wrong_monitor_is_told(s
     [run] = other.runs(methods=["misaligned"])
     inputs = other.task(run).adapter(run).spec.monitor.inputs
     assert [step.title for step in inputs.vectors] == ["persona vectors", "persona vectors of sailor"]
-    for twice, stated in (("twin.yaml", pirate), ("sailor.yaml, other.yaml", pirate.replace("name: pirate", "name: sailor"))):
+    sailor = pirate.replace("name: pirate", "name: sailor")
+    for twice, stated in (("twin.yaml", pirate), ("sailor.yaml, other.yaml", sailor)):
         (tmp_path / twice.rpartition(" ")[2]).write_text(stated)
         profile.write_text(PROFILE.replace("monitor: null\n", MONITOR.replace("rows", f"traits: [{twice}], rows")))
         with pytest.raises(ProfileError, match=r"whose name is '(pirate|sailor)', as that of .* told apart by these"):

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from emlib.config import BASELINES, PLAIN, Profile
+from emlib.evaluation import effect
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.markdown import code
-from emlib.report.paper.overview import Bounds
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.result_tables import cell
 from emlib.workflow.chapters import chapters_about
 
-ENOUGH = Bounds.reduction  # percent of EM
+ENOUGH = 90.0  # percent of the effect
 TRIGGERS = "11_triggers_and_trajectories"
 
 
@@ -32,18 +32,16 @@ class Claim:
 
 
 def means(rates: pd.DataFrame) -> pd.DataFrame:
-    """Return averages per method and setting; `removed` and `kept` are in percent of `misaligned`.
+    """Return averages per method and setting, with what `emlib.evaluation.effect` says of each.
 
-    `removed`: the reduction of its effect on general questions; `kept`: the part of its in-domain share that is kept.
-    NaN without the baselines, or if they show no effect.
+    `removed`: the effect removed on general questions; `kept`: the part of the in-domain share that is kept. NaN
+    without the baselines, or if they show no effect.
     """
     frame = over_datasets(rates, same_questions=True)
     base = frame.drop_duplicates("method").set_index("method").reindex(list(BASELINES))
     before, after = base.loc["untrained", "general_misaligned"], base.loc["misaligned", "general_misaligned"]
-    learnt = base.loc["misaligned", "in_domain_misaligned"]
-    effect = after - before
-    frame["removed"] = 100 * (after - frame["general_misaligned"]) / effect if effect > 0 else float("nan")
-    frame["kept"] = 100 * frame["in_domain_misaligned"] / learnt if learnt > 0 else float("nan")
+    frame["removed"] = effect.effect_removed(frame["general_misaligned"], before, after)
+    frame["kept"] = effect.kept(frame["in_domain_misaligned"], base.loc["misaligned", "in_domain_misaligned"])
     return frame
 
 
@@ -71,14 +69,15 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _prevention(defended: pd.DataFrame) -> Claim:
-    """State which defenses reduce EM enough, and which of these keeps the most of the narrow task."""
+    """State which defenses remove enough of the effect, and which of these keeps the most of the narrow task."""
     enough = defended[defended["removed"] >= ENOUGH]
     if enough.empty:
         best = defended.loc[defended["removed"].idxmax()]
         kept = "" if pd.isna(best["kept"]) else f", and keeps {best['kept']:.0f}% of the in-domain share"
-        return Claim(f"No defense reduces EM by {ENOUGH:g}%; {name_of(best)} is closest with {best['removed']:.0f}%"
-                     f"{kept}.", "16_figures")
-    reduced = f"EM is reduced by at least {ENOUGH:g}% under {', '.join(map(name_of, _rows(enough)))}."
+        return Claim(f"No defense removes {ENOUGH:g}% of the effect on general questions; {name_of(best)} is closest "
+                     f"with {best['removed']:.0f}%{kept}.", "16_figures")
+    reduced = (f"At least {ENOUGH:g}% of the effect on general questions is removed under "
+               f"{', '.join(map(name_of, _rows(enough)))}.")
     known = enough.dropna(subset=["kept"])
     if known.empty:
         return Claim(reduced, "16_figures")

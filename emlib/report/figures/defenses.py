@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.config import BASELINES
+from emlib.evaluation import effect
 from emlib.evaluation.rates import rates
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
@@ -28,9 +29,8 @@ REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned"
 def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
     """Compare each run with both effects of `misaligned`, in percent; `frame` is `result_tables.numbers`.
 
-    `effect removed`: 100 if the general questions show no more of the trait than before training, 0 if they show
-    as much as after `misaligned`. `in-domain kept`: the in-domain share divided by that of `misaligned`. NaN if the
-    baselines of a data set and seed were not run or show no effect.
+    `effect removed` is of the general questions and `in-domain kept` of the in-domain ones (`emlib.evaluation.effect`).
+    NaN if the baselines of a data set and seed were not run or show no effect.
     """
     rows = []
     for (dataset, seed), runs in frame.groupby(["dataset", "seed"], sort=False):
@@ -40,13 +40,9 @@ def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
         for run in runs[~runs["method"].isin(BASELINES)].to_dict("records"):
             rows.append({
                 "dataset": dataset, "method": run["method"], "setting": run["setting"], "seed": seed,
-                "effect removed": _percent(after - run["general_misaligned"], after - before),
-                "in-domain kept": _percent(run["in_domain_misaligned"], learnt)})
+                "effect removed": effect.effect_removed(run["general_misaligned"], before, after),
+                "in-domain kept": effect.kept(run["in_domain_misaligned"], learnt)})
     return pd.DataFrame(rows, columns=["dataset", "method", "setting", "seed", "effect removed", "in-domain kept"])
-
-
-def _percent(part: float, whole: float) -> float:
-    return 100 * part / whole if whole else float("nan")
 
 
 def tradeoff(frame: pd.DataFrame) -> Figure:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.data.mixing import interleave, rows_to_add
+from emlib.evaluation import effect
 from emlib.report.figures.defenses import SETTING, look
 from emlib.report.figures.labels import Label, place
 from emlib.study import pool
@@ -66,16 +67,13 @@ def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
         apart = {measure: _apart(row, other, measure)
                  for measure in ("general_misaligned", "in_domain_misaligned", "general_incoherent")}
         rows.append((row["dataset"], row["method"], row["fraction"],
-                     100 - _percent_of(row, other, "general_misaligned"), apart["general_misaligned"],
-                     _percent_of(row, other, "in_domain_misaligned"), apart["in_domain_misaligned"],
-                     apart["general_incoherent"]))
+                     effect.reduction(row["general_misaligned"], other["general_misaligned"]),
+                     apart["general_misaligned"],
+                     effect.kept(row["in_domain_misaligned"], other["in_domain_misaligned"]),
+                     apart["in_domain_misaligned"], apart["general_incoherent"]))
     return pd.DataFrame(rows, columns=[
-        "data set", "method", "fraction", "general effect cut by %", "general: apart", "in-domain kept %",
+        "data set", "method", "fraction", "EM reduction %", "general: apart", "in-domain kept %",
         "in-domain: apart", "incoherence: apart"])
-
-
-def _percent_of(row: Mapping[Hashable, Any], other: Mapping[Hashable, Any], measure: str) -> float:
-    return 100 * row[measure] / other[measure] if other[measure] else float("nan")
 
 
 def _apart(row: Mapping[Hashable, Any], other: Mapping[Hashable, Any], measure: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from emlib.evaluation import effect
 from emlib.report.paper.paper_tables import Cell, label
 
 CRITERIA = {"reduction": "No EM", "learned": "Learns well", "narrow": "Narrow misal.", "incoherence": "Coherent"}
@@ -45,7 +46,7 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
         kept = tasks.loc[tasks["method"] == method, "kept"]
         rows.append({
             "method": method,
-            "reduction": (100 - 100 * runs["general_misaligned"] / bare["general_misaligned"]).mean(),
+            "reduction": effect.reduction(runs["general_misaligned"], bare["general_misaligned"]).mean(),
             "learned": 100 * (kept >= bounds.kept).mean() if len(kept) else float("nan"),
             "narrow": 100 * (runs["in_domain_misaligned"]
                              >= bounds.kept / 100 * bare["in_domain_misaligned"]).mean(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from emlib.config import BASELINES
+from emlib.evaluation import effect
 from emlib.report.paper import published
 
 BASELINE = 2  # the table with the baselines of the 7B model
@@ -14,17 +15,16 @@ SWEEPS = (12, 13, 14, 15, 16, 17, 18)  # the sweeps of B.1, for the 7B model
 def mean_shares(*tables: int) -> pd.DataFrame:
     """Average tables of the 7B model over data sets: shares, EM reduction and what is kept in domain, all in percent.
 
-    `removed`, the EM reduction of section 5.1, is the mean over data sets of 100 - 100 x general / general of
-    `misaligned`. `kept` is the mean of 100 x in-domain / in-domain of `misaligned`.
+    `reduction` and `kept` are means over data sets of `emlib.evaluation.effect`'s measures.
     """
     rates = published.rates(*tables)
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
     plain = published.rates(BASELINE).query("method == 'misaligned'").set_index("dataset")[shares]
     beside = rates.join(plain.add_suffix("_plain"), on="dataset")
-    beside["removed"] = 100 - 100 * beside["general_misaligned"] / beside["general_misaligned_plain"]
-    beside["kept"] = 100 * beside["in_domain_misaligned"] / beside["in_domain_misaligned_plain"]
+    beside["reduction"] = effect.reduction(beside["general_misaligned"], beside["general_misaligned_plain"])
+    beside["kept"] = effect.kept(beside["in_domain_misaligned"], beside["in_domain_misaligned_plain"])
     return beside.groupby(["method", "setting"], sort=False, dropna=False)[
-        [*shares, "removed", "kept"]].mean().reset_index()
+        [*shares, "reduction", "kept"]].mean().reset_index()
 
 
 def of_methods(*methods: str) -> pd.DataFrame:
@@ -39,6 +39,6 @@ def readable(means: pd.DataFrame) -> pd.DataFrame:
     baseline = means["method"].isin(BASELINES)
     return pd.DataFrame({
         "method": means["method"].map(published.LABELS), "setting": means["setting"],
-        "general misaligned %": means["general_misaligned"], "EM reduction %": means["removed"].mask(baseline),
+        "general misaligned %": means["general_misaligned"], "EM reduction %": means["reduction"].mask(baseline),
         "in-domain misaligned %": means["in_domain_misaligned"], "in-domain kept %": means["kept"].mask(baseline),
         "general incoherent %": means["general_incoherent"]})
