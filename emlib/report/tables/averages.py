@@ -20,7 +20,8 @@ def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
 
     The intervals of several data sets are combined as independent, except with `same_questions`: every data set is
     asked the same general questions, so errors over questions may be correlated. Seeds always share their questions.
-    In these cases the ends of the intervals are averaged, which is never too narrow.
+    In these cases the ends of the intervals are averaged, which covers the choice of questions, also where their errors
+    go together. The variation between training seeds is not in it.
     """
     frame = frame.drop_duplicates([*IDENTITY, "dataset", "seed"]).dropna(subset=list(MEASURES))
     expected = frame.groupby("model")["dataset"].nunique()
