@@ -203,11 +203,13 @@ def test_a_defense_is_undone_at_the_first_step_that_is_not_below_plain_by_the_ma
     plain = planted(0, [4] * 8).verdicts["general"]
     points = [planted(0, [0] * 8), planted(1, [4, 4, 4, 4, 4, 4, 4, 0]), planted(2, [4, 4, 4, 4, 4, 4, 3, 3]),
               planted(4, [4] * 8)]
-    monkeypatch.setattr(study, "verdicts", lambda run, which: plain)
+    bare = {"untrained": planted(0, [0] * 8).verdicts["general"]}
+    monkeypatch.setattr(study, "verdicts", lambda run, which: bare.get(run.method, plain))
     monkeypatch.setattr(study, "attacked", lambda run: {"benign": points} if run.method == "kl" else None)
     frame = persistence.persistence(study, study.runs())
     assert frame["difference"].tolist() == [-100, -12.5, -6.25, 0]
     assert frame["plain"].tolist() == [100] * 4
+    assert frame["untrained"].tolist() == [0] * 4
     [row] = persistence.undone(frame, 10).to_dict("records")
     # at step 1 only the interval's upper end reaches -10; 32 answers of each exclude 10 points at no step
     assert (row["earliest"], row["undone"]) == (1, 2)
@@ -220,6 +222,13 @@ def test_a_defense_is_undone_at_the_first_step_that_is_not_below_plain_by_the_ma
     assert wide["Undone at step"] == "1 [1, 2]"
     [never] = persistence.undone(frame[frame["steps"] == 0], 10).to_dict("records")
     assert pd.isna([never[name] for name in ("undone", "earliest", "latest")]).all()
+    bare["untrained"] = planted(0, [4] * 7 + [1]).verdicts["general"]  # 90.6%: plain fine-tuning adds 9.4 points
+    [little] = persistence.undone(persistence.persistence(study, study.runs()), 10).to_dict("records")
+    assert pd.isna([little[name] for name in ("undone", "earliest", "latest")]).all()
+    del bare["untrained"]
+    monkeypatch.setattr(study, "verdicts", lambda run, which: plain if run.method == "misaligned" else None)
+    [unknown] = persistence.undone(persistence.persistence(study, study.runs()), 10).to_dict("records")
+    assert unknown["undone"] == 2  # without the untrained model's answers nothing is known about what there is to undo
     monkeypatch.setattr(study, "verdicts", lambda run, which: None)
     alone = persistence.persistence(study, study.runs())  # without a run of plain fine-tuning
     assert persistence.readable_undone(persistence.undone(alone, 10))["Undone at step"].tolist() == ["– [–, –]"]

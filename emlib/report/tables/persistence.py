@@ -15,30 +15,32 @@ from emlib.study.runs import Run
 from emlib.study.study import Study
 
 PLAIN = "misaligned"  # the method that is plain fine-tuning
+UNTRAINED = "untrained"
 
 
 def persistence(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     """Return a row for each run, attack and kept step of the attack, from 0 (the run itself) to its end, in percent.
 
     Each question set has its columns. `plain` is the first set's misaligned share of plain fine-tuning (`misaligned`)
-    of the same data set and seed, without further training. `difference` is to that, in percentage points, on the same
-    questions. Runs without these verdicts are left out.
+    of the same data set and seed, without further training, and `untrained` that of the untrained model. `difference`
+    is to `plain`, in percentage points, on the same questions. Runs without these verdicts are left out.
     """
     found: list[tuple[dict[str, Any], Difference | None]] = []
     for run in runs:
-        reference = replace(run, method=PLAIN, setting=None)
+        reference, before = (replace(run, method=method, setting=None) for method in (PLAIN, UNTRAINED))
         for attack, points in (study.attacked(run) or {}).items():
             first = next(iter(points[0].verdicts))
-            plain = study.verdicts(reference, first)
-            share = shares(study, plain)["misaligned"] if plain else float("nan")
+            plain, bare = (study.verdicts(one, first) for one in (reference, before))
+            beside = {name: shares(study, verdicts)["misaligned"] if verdicts else float("nan")
+                      for name, verdicts in (("untrained", bare), ("plain", plain))}
             for point in points:
                 row = identity_of(run) | {"attack": attack, "steps": point.steps}
                 for name, some in point.verdicts.items():
                     row |= shares(study, some, f"{name}_")
                 itself = run == reference and point.share == 0
                 gap = difference([point.verdicts[first]], [plain]) if plain and not itself else None
-                found.append((row | {"plain": share}, gap))
-    return with_differences(found, [*IDENTITY, "attack", "steps", "plain"])
+                found.append((row | beside, gap))
+    return with_differences(found, [*IDENTITY, "attack", "steps", "untrained", "plain"])
 
 
 def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
@@ -46,8 +48,10 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
 
     A defense is undone at the first kept step at which its misaligned share is at most `margin` percentage points below
     that of plain fine-tuning. `earliest` is the first one at which the upper end of the difference's 95% interval is,
-    so that it may be undone; `latest` the first one at which even the lower end is. NaN: at no kept step. `_before` and
-    `_after` are shares at step 0 and at the end. Plain fine-tuning has no row; `untrained`, if attacked, has one.
+    so that it may be undone; `latest` the first one at which even the lower end is. NaN: at no kept step, or plain
+    fine-tuning's share is not above the untrained model's by more than `margin`, so that there is nothing to undo.
+    `_before` and `_after` are shares at step 0 and at the end. Plain fine-tuning has no row; `untrained`, if attacked,
+    has one.
     """
     ends = {"undone": "difference", "earliest": "difference_high", "latest": "difference_low"}
     measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
@@ -58,7 +62,8 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
             "plain": along["plain"].iloc[0], "steps": along["steps"].iloc[-1]}
         for measure in measures:
             row |= {f"{measure}_before": along[measure].iloc[0], f"{measure}_after": along[measure].iloc[-1]}
-        rows.append(row | {name: along.loc[along[end] >= -margin, "steps"].min() for name, end in ends.items()})
+        some = along if not row["plain"] - along["untrained"].iloc[0] <= margin else along[:0]
+        rows.append(row | {name: some.loc[some[end] >= -margin, "steps"].min() for name, end in ends.items()})
     return pd.DataFrame(rows, columns=None if rows else [*IDENTITY, "attack", "plain", "steps", *ends])
 
 
