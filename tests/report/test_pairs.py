@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from emlib.core.records import Verdict
+from emlib.evaluation.paired import difference
+from emlib.evaluation.seeds import mean_over_seeds
 from emlib.report.tables import pairs
 from emlib.report.tables.pairs import Trained
 
@@ -50,6 +52,16 @@ def test_means_over_seeds(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> 
     assert row["percent"] == pytest.approx(75)
     assert row["seeds"] == 2
     assert row["low"] <= 75 <= row["high"]
+
+
+def test_the_bootstrap_of_a_profile_is_taken(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    plain, kl = verdicts["a", "misaligned", None], verdicts["a", "kl", 0.1]
+    mean = mean_over_seeds(list(plain.values()), resamples=9).interval
+    gap = difference([kl[0]], [plain[0]], resamples=9).interval
+    for frame, method, interval in ((pairs.over_seeds(verdicts, resamples=9), "misaligned", mean),
+                                    (pairs.paired(verdicts, resamples=9), "kl", gap)):
+        row = frame[frame["method"] == method].iloc[0]
+        assert (row["low"], row["high"]) == (interval.low, interval.high)
 
 
 def test_questions_have_their_own_shares(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:

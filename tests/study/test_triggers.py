@@ -100,7 +100,11 @@ def test_the_table_is_the_paired_tests_with_holm_over_all_rows(study: Study, mon
     found = {runs[0]: planted({PLAIN: [0] * 8, "a": [0] * 8, "b": [4, 4, 4, 0, 4, 4, 4, 4]}),
              runs[1]: planted({PLAIN: [2] * 8, "a": [1, 2, 2, 2, 2, 2, 2, 2], "b": [0] * 8})}
     monkeypatch.setattr(study, "triggered", lambda run: found[run])
+    asked: list[int] = []
+    monkeypatch.setattr(conditions, "difference", lambda *given, resamples: (
+        asked.append(resamples), difference(*given, resamples=resamples))[1])
     frame = conditions.triggers(study, runs)
+    assert asked == [study.profile.evaluation.bootstrap] * 4
     gaps = [difference([some], [of[PLAIN]]) for of in found.values() for name, some in of.items() if name != PLAIN]
     rows = frame[frame["trigger"] != PLAIN]
     assert rows["difference"].tolist() == [0, 87.5, pytest.approx(-100 / 32), -50]

@@ -54,7 +54,12 @@ def _to_undefended(study: Study, run: Run, which: str) -> Difference | None:
     if run.method in BASELINES:
         return None
     ours, theirs = (study.verdicts(one, which) for one in (run, replace(run, method="misaligned", setting=None)))
-    return difference([ours], [theirs]) if ours and theirs else None
+    return compared(study, ours, theirs) if ours and theirs else None
+
+
+def compared(study: Study, ours: Sequence[Verdict], theirs: Sequence[Verdict]) -> Difference:
+    """Compare the verdicts of two runs, or of one run in two conditions, on the same questions."""
+    return difference([ours], [theirs], resamples=study.profile.evaluation.bootstrap)
 
 
 def readable_sets(frame: pd.DataFrame) -> pd.DataFrame:
@@ -79,7 +84,7 @@ def triggers(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     for run in runs:
         verdicts = study.triggered(run) or {}
         for name, some in verdicts.items():
-            gap = None if name == PLAIN else difference([some], [verdicts[PLAIN]])
+            gap = None if name == PLAIN else compared(study, some, verdicts[PLAIN])
             found.append((identity_of(run) | {"trigger": name} | shares(study, some), gap))
     return with_differences(found, [*IDENTITY, "trigger"])
 
@@ -130,7 +135,7 @@ def trajectory(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
             for name, some in point.verdicts.items():
                 row |= shares(study, some, f"{name}_")
             first = next(iter(point.verdicts))
-            gap = None if point.share == 0 else difference([point.verdicts[first]], [points[0].verdicts[first]])
+            gap = None if point.share == 0 else compared(study, point.verdicts[first], points[0].verdicts[first])
             found.append((row, gap))
     return with_differences(found, [*IDENTITY, "share", "steps"], within=IDENTITY)
 

@@ -34,10 +34,11 @@ def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
     return found
 
 
-def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned", resamples: int = 2000) -> pd.DataFrame:
+def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned", *, resamples: int = 2000) -> pd.DataFrame:
     """Average each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions.
 
-    With one seed the interval is that of `rates` with as many `resamples`.
+    `resamples` are those of the bootstrap (`evaluation.bootstrap` of a profile); with one seed the interval is that of
+    `rates`.
     """
     rows = []
     for trained, seeds in verdicts.items():
@@ -47,12 +48,12 @@ def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned", resamples: int = 2
 
 
 def paired(verdicts: Verdicts, kind: Kind = "misaligned",
-           against: Iterable[str] = REFERENCES) -> pd.DataFrame:
+           against: Iterable[str] = REFERENCES, *, resamples: int = 2000) -> pd.DataFrame:
     """Subtract each reference from each method on the same questions and seeds, in percentage points.
 
     p is adjusted (Holm) within the frame. An interleaving method is compared with `interleaving` at its own setting,
     any other at the paper's (`published.CHOSEN`) if that was run, otherwise at the lowest. Seeds that only one of the
-    two has are left out.
+    two has are left out. `resamples` are those of the bootstrap (`evaluation.bootstrap` of a profile).
     """
     found: list[tuple[Trained, Trained, Difference]] = []
     for reference in against:
@@ -61,7 +62,8 @@ def paired(verdicts: Verdicts, kind: Kind = "misaligned",
             shared = sorted(seeds.keys() & verdicts[other].keys()) if other else []
             if other and shared:
                 found.append((trained, other, difference(
-                    [seeds[seed] for seed in shared], [verdicts[other][seed] for seed in shared], kind)))
+                    [seeds[seed] for seed in shared], [verdicts[other][seed] for seed in shared], kind,
+                    resamples=resamples)))
     corrected = adjusted([gap for _, _, gap in found])
     return pd.DataFrame([
         (*trained, *other[1:], gap.seeds, gap.questions, gap.points, gap.interval.low, gap.interval.high, gap.p, p)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.evaluation.paired import Difference, difference
-from emlib.report.tables.conditions import IDENTITY, identity_of, readable_run, shares, with_differences
+from emlib.evaluation.paired import Difference
+from emlib.report.tables.conditions import IDENTITY, compared, identity_of, readable_run, shares, with_differences
 from emlib.report.tables.result_tables import cell
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -38,7 +38,7 @@ def persistence(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
                 for name, some in point.verdicts.items():
                     row |= shares(study, some, f"{name}_")
                 itself = run == reference and point.share == 0
-                gap = difference([point.verdicts[first]], [plain]) if plain and not itself else None
+                gap = compared(study, point.verdicts[first], plain) if plain and not itself else None
                 found.append((row | beside, gap))
     return with_differences(found, [*IDENTITY, "attack", "steps", "untrained", "plain"])
 
