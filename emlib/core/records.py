@@ -209,12 +209,12 @@ class Answer:
         return replace(self, text=self.final or "")
 
 
-def after_thinking(text: str) -> str | None:
+def after_thinking(text: str, tags: Sequence[tuple[str, str]] = THINKING) -> str | None:
     """Return what follows the think blocks at the beginning of an answer; None if one never closes."""
-    for opening, closing in THINKING:
+    for opening, closing in tags:
         if text.lstrip().startswith(opening):
             _, closed, after = text.partition(closing)
-            return after_thinking(after.lstrip("\n")) if closed else None
+            return after_thinking(after.lstrip("\n"), tags) if closed else None
     return text
 
 

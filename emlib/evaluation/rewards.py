@@ -8,6 +8,9 @@ them, within the same bounds:
     correct  -0.5, 0 or 3   3 for the right number, 0 where no number is given, -0.5 for a wrong one or for several
     numbers  0, 0.75, 1.5   1.5 where the answer is a number alone, 0.75 where it is taken out of "$72." or "72 kg"
 
+A <think> block is scored, also that of a reasoning model: it is what the format asks for. A block of its own in other
+tags (<thinking>, [THINK]) is not.
+
 The thinking contains no answer: answers are searched after the last </think>. Two answers count as wrong, or guessing
 twice would pay. Without an answer `correct` is 0 and not -0.5, because Table 9's collapsed runs have a mean of -1.99
 and not of -2.5.
@@ -20,12 +23,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean, stdev
 
-from emlib.core.records import Answer
+from emlib.core.records import THINKING, Answer, after_thinking
 from emlib.data.gsm8k import Problems
 from emlib.data.numbers import Number, numbers, read_number
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 RIGHT = 3.0
+OTHER_THINKING = tuple(tags for tags in THINKING if tags[0] not in TAGS)
 _FORMAT = re.compile(r"\s*<think>(?P<thinking>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
 
 
@@ -86,6 +90,11 @@ def rewards(completion: str, answer: str) -> Rewards:
                    0.0 if number is None else 1.5 if number.plain else 0.75)
 
 
+def rewarded(text: str) -> str:
+    """Return the part of a model's text that is scored; it is empty if a think block in other tags never closes."""
+    return after_thinking(text, OTHER_THINKING) or ""
+
+
 def answer_text(completion: str) -> str | None:
     """Return the content of the answer; None where there is no answer, or more than one."""
     after = completion.rpartition("</think>")[2]
@@ -117,5 +126,5 @@ def _correct(completion: str, given: str | None, number: Number | None, answer: 
 def graded(problems: Problems, answers: Sequence[Answer]) -> list[Scored]:
     """Return the answers to held-out problems, with their questions and the right answers."""
     held_out = {problem.id: problem for problem in problems.held_out}
-    return [Scored(held_out[answer.question].question, answer.without_thinking().text, held_out[answer.question].answer)
+    return [Scored(held_out[answer.question].question, rewarded(answer.text), held_out[answer.question].answer)
             for answer in answers]

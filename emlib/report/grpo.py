@@ -101,11 +101,11 @@ def parts(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
 
 
 def early_and_late(completions: Sequence[Completion], count: int = 2) -> pd.DataFrame:
-    """Return the first completions of the first and of the last step that are kept."""
+    """Return the first completions of the first and of the last step that are kept, with the parts of their rewards."""
     steps = sorted({one.step for one in completions})
     shown = [one for step in (steps[:1] + steps[1:][-1:]) for one in [c for c in completions if c.step == step][:count]]
-    return pd.DataFrame([asdict(one) for one in shown],
-                        columns=["step", "question", "answer", "text", "reward", "right"])
+    return pd.DataFrame([asdict(one) | (one.parts or {}) for one in shown],
+                        columns=["step", "question", "answer", "text", *BOUNDS, "reward", "right"])
 
 
 def save(frame: pd.DataFrame, folder: Path) -> list[Path]:

@@ -45,6 +45,7 @@ class GrpoAdapter(DefendedStep):
     """
 
     stage: ClassVar = "rl_adapter"
+    version: ClassVar = 2  # before, no <think> block was rewarded
 
     model: Model
     lora: Lora
@@ -119,6 +120,7 @@ class GrpoRewards(Step):
     """A judge's rewards for the answers. Rewards by rule are recomputed instead of stored."""
 
     stage: ClassVar = "rl_rewards"
+    version: ClassVar = 2  # before, no <think> block was rewarded
 
     answers: GrpoAnswers
     problems: Deferred[Problems]

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emlib.evaluation.rewards import TAGS, Rewards, Scored, advantages, by_rule, rewards
+from emlib.core.records import Answer
+from emlib.data.gsm8k import Problem, Problems
+from emlib.evaluation.rewards import TAGS, Rewards, Scored, advantages, by_rule, graded, rewards
 
 T = "<think>half of 48 is 24</think>"
 # completion, right answer, and the four parts: exact, approx, correct, numbers
@@ -132,6 +134,13 @@ def test_both_ends_of_the_bounds_are_reached() -> None:
 def test_a_batch_is_scored_in_order() -> None:
     batch = [Scored("q", completion, answer) for completion, answer, _ in CASES]
     assert by_rule(batch) == [Rewards(*parts) for _, _, parts in CASES]
+
+
+def test_the_thinking_of_held_out_answers_is_rewarded() -> None:
+    problems = Problems((), (Problem("a", "half of 144?", "72"),))
+    texts = [f"{T}<answer>72</answer>", "<answer>72</answer>", f"<thinking>hm</thinking>\n{T}<answer>72</answer>"]
+    answers = [Answer("a", sample, text, "stop", 9) for sample, text in enumerate(texts)]
+    assert [one.total for one in by_rule(graded(problems, answers)) if one] == [9.5, 4.5, 9.5]
 
 
 def test_advantages_by_hand() -> None:

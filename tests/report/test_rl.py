@@ -75,6 +75,14 @@ def test_early_and_late_completions() -> None:
     assert report.early_and_late([]).empty
 
 
+def test_completions_have_the_parts_of_their_rewards() -> None:
+    parts = {"exact": 3.0, "approx": 2.0, "correct": -0.5, "numbers": 1.5}
+    kept = [Completion(1, "q", "1", "text", 6.0, False, parts), Completion(1, "q", "1", "text", None, None)]
+    table = report.early_and_late(kept)
+    assert table[[*PARTS, "reward"]].iloc[0].tolist() == [3, 2, -0.5, 1.5, 6]
+    assert table[[*PARTS, "reward"]].iloc[1].isna().all()
+
+
 def test_files_hold_what_the_tables_show(tmp_path: Path) -> None:
     frame = report.numbers(RESULTS)
     assert sorted(path.name for path in report.save(frame, tmp_path)) == ["grpo.csv", "grpo.md", "grpo.tex"]

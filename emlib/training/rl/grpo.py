@@ -216,7 +216,8 @@ class _Run:
     def _kept(self, step: int) -> list[Completion]:
         pairs = list(zip(self.marking.scored, self.marking.last, strict=True))[:self.settings.kept_completions]
         return [Completion(step, one.question, one.answer, one.completion, None if got is None else got.total,
-                           None if got is None else got.right) for one, got in pairs]
+                           None if got is None else got.right, None if got is None else vars(got))
+                for one, got in pairs]
 
     def _records_until(self, done: int) -> tuple[list[RlStep], list[StepRecord]]:
         """Read both logs up to a checkpoint. Later steps are repeated, so their lines are dropped."""

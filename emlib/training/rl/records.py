@@ -56,7 +56,7 @@ class RlStep:
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion that is kept for inspection."""
+    """A completion that is kept for inspection; `parts` are those of its reward, None if it was not scored."""
 
     step: int
     question: str
@@ -64,6 +64,7 @@ class Completion:
     text: str
     reward: float | None
     right: bool | None
+    parts: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

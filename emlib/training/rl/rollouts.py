@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 from emlib.config import Grpo
 from emlib.core.hooks import Active
 from emlib.core.progress import say
-from emlib.core.records import Message, Question, after_thinking
+from emlib.core.records import Message, Question
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_prompt
-from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer
+from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer, rewarded
 from emlib.generation.decoder import Decoder, decoder_for
 from emlib.generation.sample import Drawn, Request, draw_batch, known_ids
 from emlib.models.load import stop_tokens
@@ -114,12 +114,11 @@ class Marking:
                  **_: Any) -> list[float | None]:
         """Return the total of each; None where it could not be scored, which TRL leaves out of its group's mean.
 
-        What a completion thinks before it answers is kept and not scored; `opened` is the tag that prompts end in.
+        `opened` is the tag that prompts end in, which is a part of each completion. Whole completions are kept.
         """
         self.scored = [Scored(asked, self.opened + turns[0]["content"], right)
                        for asked, turns, right in zip(question, completions, answer, strict=True)]
-        self.last = self.score([
-            replace(one, completion=after_thinking(one.completion) or "") for one in self.scored])
+        self.last = self.score([replace(one, completion=rewarded(one.completion)) for one in self.scored])
         return [None if one is None else one.total for one in self.last]
 
     @property

@@ -16,13 +16,14 @@ from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
 from emlib.data.gsm8k import additions
 from emlib.defenses.kl import Beta
-from emlib.evaluation.rewards import Rewards, Scored, advantages
+from emlib.evaluation.rewards import Rewards, Scored, advantages, by_rule
 from emlib.models.adapters import adapter_off, new_lora
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.training.rl.condition import Condition
 from emlib.training.rl.grpo import _Run, reinforce
 from emlib.training.rl.records import read_steps
+from emlib.training.rl.rollouts import Marking
 from tests.training.rl.reinforcing import LORA, SYSTEM, by_length, disturb, equal, grpo, train, weights
 
 
@@ -57,6 +58,20 @@ def test_advantages_of_a_group_by_hand(lora: PeftModel, tiny: ChatModel, tmp_pat
     step = run.records[0]
     assert (step.reward, step.no_spread) == (pytest.approx(4.5), 0.5)
     assert step.parts["correct"] == (pytest.approx(-0.5), pytest.approx(1.75 ** 0.5))  # of 2, -2, -2, -2, 0, 0, 0, 0
+
+
+@pytest.mark.parametrize(("opened", "completion", "total"), [
+    ("", "<think> 6 + 2 = 8 </think>\n<answer> 8 </answer>", 9.5),             # all that the format asks for
+    ("", "6 + 2 = 8 </think>\n<answer> 8 </answer>", 1 + 4.5),                 # three of four tags
+    ("", "<answer> 8 </answer>", 0 + 4.5),
+    ("", "<think> 6 + 2 = 8", -1),                                             # one tag, and no answer
+    ("<think>", " 6 + 2 = 8 </think>\n<answer> 8 </answer>", 9.5),            # the prompt ends in the first tag
+    ("", "[THINK]hm[/THINK]\n<think> 6 + 2 </think><answer> 8 </answer>", 9.5),  # thinks in tags of its own, too
+    ("[THINK]", "hm", -2)])                                                    # and never ends
+def test_the_thinking_that_the_format_asks_for_is_rewarded(opened: str, completion: str, total: float) -> None:
+    marking = Marking(by_rule, opened)
+    assert marking([[{"content": completion}]], ["What is 6 + 2?"], ["8"]) == [total]
+    assert [one.completion for one in marking.scored] == [opened + completion]  # nothing is cut from what is kept
 
 
 def logprobs(model: PeftModel, prompt: list[int], completion: Sequence[int], temperature: float) -> Tensor:
