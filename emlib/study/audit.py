@@ -50,18 +50,29 @@ def audited_runs(study: Study, runs: Sequence[Run]) -> list[Run]:
 
 
 def steps(study: Study, run: Run) -> list[RowAudit]:
-    """Return the steps of the audits of a run's rows: those of its data set, then those that its defenses add."""
+    """Return the steps of the audits of a run's rows: those of its data set, then those that its defenses add.
+
+    Where a defense of the study has all of these rows audited, that audit is the step, and otherwise one of the
+    profile's number of rows. Runs with and without that defense are then compared by the same rows.
+    """
     assert study.profile.audit is not None, "the profile has a section 'audit'"
     spec, adapter = study.training(run), study.task(run).adapter(run)
     assert spec is not None, "the untrained model has no training rows"
     parts: list[Rows | AddedRows] = [spec.rows, *(step for step in adapter.inputs if isinstance(step, AddedRows))]
-    return [study.recipes.audit_of(rows, study.profile.audit.rows) for rows in parts]
+    whole = set(_for_defenses(study, [other for other in study.runs() if other.task == run.task]))
+    return [every if (every := study.recipes.audit_of(rows, None)) in whole
+            else study.recipes.audit_of(rows, study.profile.audit.rows) for rows in parts]
 
 
 def needed(study: Study, runs: Sequence[Run]) -> list[Step]:
     """Return the steps of the audits of these runs, each once, with those by which a defense leaves out rows."""
-    filters = [step for run in runs for step in study.task(run).adapter(run).inputs if isinstance(step, RowAudit)]
-    return list(dict.fromkeys([*(step for run in runs for step in steps(study, run)), *filters]))
+    return list(dict.fromkeys([*(step for run in runs for step in steps(study, run)), *_for_defenses(study, runs)]))
+
+
+def _for_defenses(study: Study, runs: Sequence[Run]) -> list[RowAudit]:
+    """Return the audits by which the defenses of these runs leave out rows: of all rows of a data set."""
+    return [step for run in runs if any(defense.has("filtered") for defense in study.defenses(run))
+            for step in study.task(run).adapter(run).inputs if isinstance(step, RowAudit)]
 
 
 def complete(study: Study, runs: Sequence[Run]) -> list[Run]:
@@ -100,10 +111,13 @@ def difference(study: Study, run: Run) -> DataDifference | None:
 
 
 def weighted(parts: Sequence[tuple[int, Sequence[float]]]) -> DataDifference | None:
-    """Return the mean of parts, each given by its number of rows and the differences of some of them; None for none."""
-    known = [(count, values) for count, values in parts if values]
+    """Return the mean of parts, each given by its number of rows and the differences of some of them.
+
+    None where a part has rows and none of their differences is known: the others' mean is not that of the whole.
+    """
+    known = [(count, values) for count, values in parts if count]
     whole = sum(count for count, _ in known)
-    if not whole:
+    if not all(values for _, values in known) or not whole:
         return None
     mean = sum(count * fmean(values) for count, values in known) / whole
     half = None if any(len(values) < 2 for _, values in known) else NORMAL * sum(

@@ -173,6 +173,29 @@ def test_the_difference_of_mixed_data_counts_each_part_by_its_rows(study: Study)
     assert (sampled.interval, sampled.rows, sampled.audited) == (None, 100, 3)
 
 
+def test_a_part_of_which_no_row_is_audited_has_no_mean() -> None:
+    """As where the rows that are left out are those that were audited."""
+    assert audit.weighted([(4, []), (12, [1.0, 2.0])]) is None
+    alone = audit.weighted([(0, []), (12, [1.0, 2.0])])  # a defense that leaves out everything of one part
+    assert alone is not None
+    assert (alone.mean, alone.rows, alone.audited) == (1.5, 12, 2)
+
+
+def test_rows_that_a_defense_ranks_are_audited_whole_in_the_table(study: Study, tmp_path: Path) -> None:
+    """Else the rows that are left out and those that stay would be compared by a sample."""
+    (tmp_path / "some.yaml").write_text(PROFILE.replace("rows: null", "rows: 3"))
+    some = Study("some", load_profile(str(tmp_path / "some.yaml")), study.store)
+    audit.complete(some, some.runs())
+    frame = tables.table(some, audit.audited_runs(some, some.runs())).set_index(["method", "setting"])
+    counts = {method: (int(row["rows"]), int(row["audited"])) for (method, _), row in frame.iterrows()}
+    assert counts == {"aligned": (8, 3), "misaligned": (8, 8), "inoculation": (8, 3), "interleaving": (12, 11),
+                      "filtered": (4, 4), "control": (6, 6), "both": (6, counts["both"][1])}
+    assert counts["both"][1] <= 3  # the prompt makes other rows of them
+    worst, random = (frame.loc["filtered", "difference"][0.25], frame.loc["control", "difference"].iloc[0])
+    assert worst <= random  # both leave out two of eight: no six others have a lower mean
+    assert tables.readable(frame.reset_index())["Audited"].tolist() == frame["audited"].tolist()
+
+
 def test_the_table_predicts_each_rate_from_the_others(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = audit.audited_runs(study, study.runs())
     assert {run.method for run in study.runs()} - {run.method for run in runs} == {"untrained", "kl"}

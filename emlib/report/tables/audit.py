@@ -58,7 +58,8 @@ def told_apart(worse: pd.DataFrame, better: pd.DataFrame) -> float:
 def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
     """Return a row for each run whose training rows are audited: the mean difference, the rate, and its prediction.
 
-    `difference` has a 95% interval over rows; `misaligned` is the run's general rate in percent, NaN until it is
+    `rows` is the number of rows that the run is trained on, and `audited` that of the rows among them that `difference`
+    is the mean of, with a 95% interval over rows. `misaligned` is the run's general rate in percent, NaN until it is
     finished; `predicted` is the rate by the line through all other rows of the table, and `error` how far that is from
     `misaligned`; `error_of_mean` is the error of the others' mean rate.
     """
@@ -101,7 +102,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({
         "Data set": frame["dataset"], "Method": frame["method"],
         "Setting": ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]], "Seed": frame["seed"],
-        "Rows": frame["rows"], "Projection difference": [_signed(*row) for row in frame[
+        "Rows": frame["rows"], "Audited": frame["audited"], "Projection difference": [_signed(*row) for row in frame[
             ["difference", "difference_low", "difference_high"]].itertuples(index=False)],
         "General misaligned %": cells("misaligned"), "Predicted %": numbers("predicted"),
         "Error, points": numbers("error")})
