@@ -17,6 +17,7 @@ from emlib.report import tensorboard
 from emlib.report.estimate import Estimate
 from emlib.report.figures import monitor as figures
 from emlib.report.tables import monitor as tables
+from emlib.report.tables.result_tables import p_value
 from emlib.steps.monitor import FinalReading
 from emlib.study.plan.build import Shared, plan
 from emlib.study.study import Study, open_study
@@ -124,8 +125,20 @@ def test_auroc_is_the_share_of_pairs_in_order_at_a_quarter_of_the_steps() -> Non
     assert found.loc["kl", "auroc"] == 0.5
     assert tables.early_warning(frame, misaligned=0.0)["auroc"].isna().all()
     assert tables.early_warning(frame, share=0.1).empty
+    assert tables.readable_warning(tables.early_warning(frame, misaligned=0.0))["AUROC"].tolist() == ["–"] * 4
     assert tables.readable(frame)["time of the readings, %"].tolist() == [5.0] * 5
     assert len(figures.drifts(frame).axes) == 2  # with the bar of colours
+
+
+def test_a_small_p_is_not_rounded_to_zero() -> None:
+    """Of 5 runs with EM and 4 without, 19 of 20 pairs are in order; 2 of 126 orders of 9 runs are as far or further."""
+    frame = pd.DataFrame([row for end, drift in (*((50.0, d) for d in (0.9, 0.8, 0.7, 0.6, 0.4)),
+                                                 *((0.0, d) for d in (0.5, 0.3, 0.2, 0.1)))
+                          for row in planted(end, [0.0, drift, 1, 1, 1])])
+    [shown] = tables.readable_warning(tables.early_warning(frame)).query("measure == 'drift pirate 2'").to_dict("records")
+    assert (shown["AUROC"], shown["p"]) == ("0.95", f"{2 * 2 / 126:.3f}") == ("0.95", "0.032")
+    assert [p_value(p) for p in (0.0004, 0.0006, 0.01587, 1.0, float("nan"))] == [
+        "<0.001", "<0.001", "0.016", "1.000", "–"]
 
 
 def test_tables_of_no_runs_are_empty(study: Study) -> None:

@@ -20,7 +20,7 @@ from emlib.report.paper.paper_figures import Sources
 from emlib.report.paper.paper_tables import Cell, label
 from emlib.report.tables import costs, pairs
 from emlib.report.tables.averages import over_datasets
-from emlib.report.tables.result_tables import MEASURES
+from emlib.report.tables.result_tables import MEASURES, p_value
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -96,12 +96,8 @@ def paired(differences: pd.DataFrame, against: str) -> pd.DataFrame:
         "Against": Cell(label(against, row["against_setting"])), "Seeds": Cell(str(row["seeds"])),
         "Points": Cell(f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
                        frozenset({"bold"} if row["p_adjusted"] < 0.05 else ())),
-        "p": Cell(_p(row["p"])), "p adjusted": Cell(_p(row["p_adjusted"]))}
+        "p": Cell(p_value(row["p"])), "p adjusted": Cell(p_value(row["p_adjusted"]))}
         for row in differences[differences["against"] == against].to_dict("records")])
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def sources(study: Study, frame: pd.DataFrame) -> Sources:

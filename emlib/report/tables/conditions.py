@@ -16,7 +16,7 @@ from emlib.config import BASELINES, PLAIN
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import Share, rates
-from emlib.report.tables.result_tables import cell
+from emlib.report.tables.result_tables import cell, p_value
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -111,7 +111,7 @@ def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
         row = readable_run(run.iloc[0])
         row |= {f"{one['trigger']} %": cell(one["misaligned"], one["misaligned_low"], one["misaligned_high"])
                 for one in run.to_dict("records")}
-        sure = "" if pd.isna(most["p_adjusted"]) else f" (p {most['p_adjusted']:.2g})"
+        sure = "" if pd.isna(most["p_adjusted"]) else f" (p {p_value(most['p_adjusted'])})"
         above = most["hidden"] > 0
         row |= {"worst case": most["trigger"] if above else "–",
                 "points above plain": f"{most['hidden']:.1f}{sure}" if above else "–"}
@@ -173,7 +173,7 @@ def readable_trajectory(frame: pd.DataFrame) -> pd.DataFrame:
         for measure in (str(name) for name in frame.columns if f"{name}_low" in frame.columns and name != "difference"):
             shown[f"{measure.replace('_', ' ').capitalize()} %"] = cell(
                 row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
-        people.append(shown | {"p against step 0": "" if pd.isna(row["p_adjusted"]) else f"{row['p_adjusted']:.2g}"})
+        people.append(shown | {"p against step 0": p_value(row["p_adjusted"])})
     return pd.DataFrame(people)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
+from emlib.report.tables.result_tables import p_value
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -63,6 +64,12 @@ def early_warning(frame: pd.DataFrame, *, share: float = 0.25, misaligned: float
             auroc, p = test.statistic / (len(with_em) * len(without)), test.pvalue
         rows.append((label, auroc, p, len(with_em), len(without)))
     return pd.DataFrame(rows, columns=["measure", "auroc", "p", "runs with EM", "runs without"])
+
+
+def readable_warning(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format `early_warning` for readers."""
+    return frame.assign(auroc=["–" if pd.isna(value) else f"{value:.2f}" for value in frame["auroc"]],
+                        p=[p_value(value) for value in frame["p"]]).rename(columns={"auroc": "AUROC"})
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -97,6 +97,11 @@ def cell(percent: float, low: float, high: float) -> str:
     return "–" if pd.isna(percent) else f"{percent:.1f} [{abs(round(low, 1)):.1f}, {high:.1f}]"
 
 
+def p_value(value: float) -> str:
+    """Format a p value: "0.016", "<0.001", or a dash where there was no test."""
+    return "–" if pd.isna(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def effect(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the percentage points by which `misaligned` exceeds each baseline on the general questions.
 
