@@ -115,13 +115,17 @@ def test_benign_scores_are_means_over_seeds() -> None:
 
 
 def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
-    frame = pd.DataFrame([("kl", 0.1, seed, trigger, share) for trigger, shares in (
+    frame = pd.DataFrame([("kl", 0.1, seed, trigger, share, 24) for trigger, shares in (
         ("plain", (10.0, 20.0)), ("a", (90.0, 0.0)), ("b", (40.0, 60.0))) for seed, share in enumerate(shares)],
-        columns=["method", "setting", "seed", "trigger", "misaligned"])
-    [claim] = claims.of_triggers(frame)
+        columns=["method", "setting", "seed", "trigger", "misaligned", "asked"])
+    [claim] = claims.of_triggers(frame, 24)
     assert claim.text.endswith(": `kl` 0.1 15.0, at worst 50.0 (`b`).")
     assert (paths.NOTEBOOKS / f"{claim.chapter}.ipynb").is_file()
     assert claims.of_triggers(frame[:0]) == []
+    [fewer] = claims.of_triggers(frame, 48)  # the table counts more answers, so that its shares differ
+    assert fewer.text.startswith(claim.text)
+    assert "has 24 answers in each context" in fewer.text
+    assert "counts all 48 general answers" in fewer.text
 
 
 def test_a_chapter_is_run_failed_missing_or_of_another_profile(tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
     found += claims.of_cuts(pd.read_csv(rates)) if rates.is_file() else []
     found += claims.of_benign(pd.read_csv(benign)) if benign.is_file() else []
     found += claims.of_grpo(pd.read_csv(grpo)) if grpo.is_file() else []
-    found += claims.of_triggers(pd.read_csv(triggers)) if triggers.is_file() else []
+    if triggers.is_file():
+        general = int(pd.read_csv(rates)["general_asked"].max()) if rates.is_file() else 0
+        found += claims.of_triggers(pd.read_csv(triggers), general)
     return pages.Findings(found, claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None)
 
 

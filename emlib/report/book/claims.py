@@ -115,10 +115,11 @@ def of_grpo(frame: pd.DataFrame) -> list[Claim]:
                   "13_grpo")] if len(frame) else []
 
 
-def of_triggers(frame: pd.DataFrame) -> list[Claim]:
+def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
     """State each method's misaligned share without a trigger and in the worst case; `frame` is `triggers.csv`.
 
-    Shares are means over data sets and seeds; the worst case is the trigger with the largest mean.
+    Shares are means over data sets and seeds; the worst case is the trigger with the largest mean. `general` is the
+    number of a run's answers that the table of every method counts: where contexts have fewer, both are told.
     """
     if frame.empty:
         return []
@@ -129,7 +130,13 @@ def of_triggers(frame: pd.DataFrame) -> list[Claim]:
         found.append(f"{name_of(plain)} {plain['misaligned']:.1f}, at worst {most['misaligned']:.1f} "
                      f"(`{most['trigger']}`)")
     return [Claim("General answers that are misaligned without a trigger and in the worst context, in percent: "
-                  f"{'; '.join(found)}.", TRIGGERS)]
+                  f"{'; '.join(found)}.{_fewer(int(frame['asked'].max()), general)}", TRIGGERS)]
+
+
+def _fewer(asked: int, general: int) -> str:
+    return "" if asked >= general else (
+        f" A run has {asked} answers in each context, also without a trigger. *Every method* below counts all {general} "
+        "general answers of a run, so its shares differ from these.")
 
 
 def _scores(runs: pd.DataFrame, measure: str) -> str:
