@@ -19,6 +19,7 @@ from emlib.core.files import whole_folder
 from emlib.core.temporary import sweep, temporary_folder
 from emlib.report.book import claims, pages
 from emlib.report.book.chapters import Chapter, chapters_of
+from emlib.study.results import FILES
 from emlib.study.study import Study
 from emlib.workflow.chapters import former_names
 
@@ -102,10 +103,15 @@ def gather(study: Study, chapters: list[Chapter], source: Path) -> None:
 
 def _front(study: Study, chapters: list[Chapter]) -> str:
     figure = "tradeoff" if (study.folder / "figures" / "tradeoff.png").is_file() else None
-    results = study.folder / "results.csv"
-    finished = len(pd.read_csv(results)) if results.is_file() else 0
-    progress = f"{finished} of {len(study.runs())} runs are finished."
-    return pages.front(study.name, study.profile, chapters, progress, findings(study.folder, study.profile), figure)
+    return pages.front(study.name, study.profile, chapters, progress(study), findings(study.folder, study.profile),
+                       figure)
+
+
+def progress(study: Study) -> str:
+    """Return how many runs of all sections are finished."""
+    results = [study.folder / name for name in FILES.values()]
+    finished = sum(len(pd.read_csv(path)) for path in results if path.is_file())
+    return f"{finished} of {len(study.every_run())} runs are finished."
 
 
 def findings(folder: Path, profile: Profile) -> pages.Findings:
