@@ -102,7 +102,9 @@ def persistence(frame: pd.DataFrame) -> Figure:
         axis.set_title(f"{attack}, {dataset}" if len(datasets) > 1 else str(attack), fontsize="medium")
         axis.set(ylim=(-4, 104), xlabel="further optimizer steps")
         axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("misaligned, % of answers asked for")
+    first, *others = (name.removesuffix("_misaligned").replace("_", " ") for name in (first, *others))
+    dashed = f"\n(dashed: {', '.join(others)})" if others else ""
+    axes[0, 0].set_ylabel(f"misaligned, % of {first} answers{dashed}")
     _shared_legend(figure)
     return figure
 
