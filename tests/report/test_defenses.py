@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -100,8 +102,40 @@ def test_costs_are_ratios_to_the_plain_run_of_the_same_data_and_seed(
     found = costs.training(study).set_index(["method", "setting"]).sort_index()
     kl = found.loc[("kl", 1.0)]
     assert kl[["time", "time a token", "memory"]].tolist() == pytest.approx([1.5, 1.5, 1.2])
+    assert kl["work"] == 1.0  # its reference's states are stored once
     assert kl["section 5.3"] == "negligible"
     inoculation = found.xs("inoculation").iloc[0]
     assert inoculation[["time", "time a token"]].tolist() == pytest.approx([1.2, 1.0])
     assert math.isnan(inoculation["memory"])
+    assert inoculation["work"] == pytest.approx(1.2)
     assert costs.once(study).empty
+    assert costs.noise(study) == (pytest.approx(0), ["misaligned", "inoculation"])  # 0.1 s a token, both
+
+
+@pytest.mark.parametrize(("reads", "work"), [("none", 120), ("all", 160), ("added", 120 + 20 / 3)])
+def test_what_a_reference_model_reads_is_a_third_of_the_work_of_training(reads: str, work: float) -> None:
+    step = SimpleNamespace(reads=reads)
+    study: Any = SimpleNamespace(task=lambda run: SimpleNamespace(adapter=lambda run: step))
+    assert costs._work(study, Run("m", "cooking", "kl", 1.0, 0), 120, 100) == pytest.approx(work)
+
+
+def test_times_within_the_noise_of_the_machine_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`aligned` and `misaligned` do equal work a token: 0.2 and 0.1 s are noise, which hides what KL takes."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    study = open_study("tiny")
+    study.store = Store(tmp_path / "store")
+    assert math.isnan(costs.noise(study)[0])
+    assert "No two runs here do equal work" in costs.statement(*costs.noise(study))
+    facts = {"misaligned": (10.0, 100, 9), "aligned": (18.0, 90, 9), "kl": (15.0, 100, 9), "interleaving": (90.0, 200, 18)}
+    for run in study.runs():
+        if run.method in facts and run.setting in (None, 1.0, 0.5):
+            seconds, tokens, steps = facts[run.method]
+            study.store.get(study.task(run).adapter(run), lambda _, said={
+                "seconds": seconds, "tokens": tokens, "peak_memory": None, "steps": steps}: said)
+    apart, methods = costs.noise(study)
+    assert (apart, methods) == (pytest.approx(100), ["aligned", "misaligned"])  # other numbers of steps do not count
+    shown = costs.readable(costs.training(study), apart).set_index("method")["time"].to_dict()
+    assert (shown["kl"], shown["interleaving"]) == ("(1.5)", "9.0")
+    assert "differ by up to 100% in their time" in costs.statement(apart, methods)
+    assert "do not rank the defenses" in costs.statement(apart, methods)
+    assert "do not rank" not in costs.statement(3.0, methods)

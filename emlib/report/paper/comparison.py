@@ -103,8 +103,9 @@ def paired(differences: pd.DataFrame, against: str) -> pd.DataFrame:
 def sources(study: Study, frame: pd.DataFrame) -> Sources:
     """Return the sources of the figures: the paper's numbers if it has this model and these data sets, and ours.
 
-    Empty if no run was scored. Our `cost` is measured: the extra seconds of training, in percent of `misaligned`'s on
-    the same data; one-time costs are left out, as they are in the paper. It is NaN where an adapter was removed.
+    Empty if no run was scored. Our `cost` is counted: the extra work of training (`costs.training`), in percent of
+    `misaligned`'s on the same data, and 0 for less work; one-time costs are left out, as they are in the paper. It is
+    NaN where an adapter was removed.
     """
     frame = with_numbers(frame, study.profile.methods)
     ours = over_datasets(frame, same_questions=True)
@@ -121,7 +122,8 @@ def _cost(study: Study) -> pd.DataFrame:
     trained = costs.training(study)
     if trained.empty:
         return pd.DataFrame(columns=["method", "setting", "cost"]).astype({"setting": float})
-    trained = with_numbers(trained, study.profile.methods).assign(cost=100 * trained["time"] - 100)
+    trained = with_numbers(trained, study.profile.methods).assign(
+        cost=(100 * trained["work"] - 100).clip(lower=0))
     return trained.groupby(["method", "setting"], dropna=False)["cost"].mean().reset_index()
 
 

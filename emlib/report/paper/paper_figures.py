@@ -136,11 +136,10 @@ def cost_against_effect(sources: Sources) -> Figure:
         axis.set_xscale("symlog", linthresh=1, linscale=0.5)
         spent = pd.concat([pd.Series([0.0]), *(frame["cost"].dropna() for frame in sources.values())])
         most = max(1.0, 1.25 * spent.max())
-        ticks = [tick for tick in (-50, -20, -5, -1, 0, 1, 5, 20, 50, 200, 1000)
-                 if spent.min() <= tick <= most or tick == 0]
+        ticks = [tick for tick in (0, 1, 5, 20, 50, 200, 1000) if tick <= most]
         axis.set_xticks(ticks, [f"{tick}" for tick in ticks], minor=False)
         axis.minorticks_off()
-        axis.set_xlim(min(-0.25, 1.25 * spent.min()), most)
+        axis.set_xlim(-0.25, most)
         _finish(figure, axis, sources, "cost")
         axis.set_xlabel(f"extra cost of the training, %{_unmeasured(sources)}")
     return figure

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from math import isnan
 from typing import Any
 
 import pandas as pd
 
+from emlib.config import BASELINES
 from emlib.core.step import Step, closure
 from emlib.scoring.cost import as_printed, overhead
 from emlib.steps.adapter import Adapter
@@ -19,12 +21,17 @@ from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
 
+SURE = 10.0  # percent by which runs of equal work may differ in their time before times are called noise
+FORWARD = 1 / 3  # the work of a forward pass, in that of a forward and a backward one
+
+
 def training(study: Study) -> pd.DataFrame:
     """Compare each finished run's training with `misaligned` on the same data set and seed.
 
-    `time`, `time a token` and `memory` are ratios to that run; NaN if it is missing or did not record them. On a CPU
-    the memory is that of the whole process, including what earlier runs of a session allocated; the benchmarks measure
-    it in separate processes.
+    `work`, `time`, `time a token` and `memory` are ratios to that run; NaN if it is missing or did not record them.
+    `work` is counted, so that it is exact: the tokens trained on, and a third of those that a reference model reads.
+    Times are measured, and as good as the machine was quiet (`noise`). On a CPU the memory is that of the whole
+    process, including what earlier runs of a session allocated; the benchmarks measure it in separate processes.
     """
     found = {run: artefact.facts for run in study.runs() if (artefact := study.adapter(run)) is not None}
     rows = []
@@ -34,10 +41,59 @@ def training(study: Study) -> pd.DataFrame:
         rows.append({
             "dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
             "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
+            "work": _ratio(_work(study, run, facts["tokens"], plain.get("tokens", 0)), plain.get("tokens")),
             "time": _ratio(facts["seconds"], plain.get("seconds")), "time a token": a_token,
             "memory": _ratio(facts["peak_memory"], plain.get("peak_memory")),
             "section 5.3": "; ".join(dict.fromkeys(defense.cost for defense in study.defenses(run)))})
     return pd.DataFrame(rows)
+
+
+def _work(study: Study, run: Run, tokens: int, plain: int) -> float:
+    """Return a run's work in tokens trained on; the reference model's passes over all or over added rows count too."""
+    read = {"all": tokens, "added": tokens - plain, "none": 0}[study.task(run).adapter(run).reads]
+    return tokens + FORWARD * read
+
+
+def noise(study: Study) -> tuple[float, list[str]]:
+    """Return by how many percent the times of runs of equal work differ, and the methods of these runs.
+
+    These are runs on one data set with as many steps and no computation besides plain fine-tuning: the baselines, and
+    defenses that change only the data. Their time a token should be equal: the slowest is compared with the fastest.
+    NaN where no data set has two such runs.
+    """
+    apart, methods = float("nan"), dict[str, None]()
+    for dataset in study.profile.datasets:
+        equal: dict[Any, dict[Run, float]] = {}
+        for run in study.runs(datasets=[dataset]):
+            alike = run.method in BASELINES or all(defense.data_only for defense in study.defenses(run))
+            if alike and (found := study.adapter(run)) is not None and found.facts["seconds"]:
+                equal.setdefault(found.facts.get("steps"), {})[run] = found.facts["seconds"] / found.facts["tokens"]
+        for times in equal.values():
+            if len(times) > 1:
+                apart = max(100 * (max(times.values()) / min(times.values()) - 1), 0.0 if isnan(apart) else apart)
+                methods |= dict.fromkeys(run.method for run in times)
+    return apart, list(methods)
+
+
+def readable(frame: pd.DataFrame, apart: float) -> pd.DataFrame:
+    """Format `training` for readers: times that differ from plain fine-tuning's by no more than `noise` in brackets."""
+    def time(ratio: float) -> str:
+        if isnan(ratio):
+            return "–"
+        return f"({ratio:.1f})" if 100 * (max(ratio, 1 / ratio) - 1) <= apart else f"{ratio:.1f}"
+
+    return frame.assign(work=[f"{ratio:.2f}" for ratio in frame["work"]],
+                        **{name: frame[name].map(time) for name in ("time", "time a token")})
+
+
+def statement(apart: float, methods: Sequence[str]) -> str:
+    """State how far the measured times can be trusted; the arguments are those of `noise`."""
+    quiet = "`benchmarks/README.md` has measurements on a quiet machine, in separate processes."
+    if isnan(apart):
+        return f"No two runs here do equal work, so it is not known how far their times can be trusted. {quiet}"
+    found = (f"Runs that do equal work for each token ({', '.join(f'`{name}`' for name in methods)}) differ by up to "
+             f"{apart:.0f}% in their time: smaller differences between defenses mean nothing.")
+    return f"{found} {'' if apart <= SURE else 'So these times do not rank the defenses. '}{quiet}"
 
 
 def made_once(study: Study, run: Run) -> dict[Step, Artefact]:
