@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -34,7 +34,13 @@ class Pins(Strict):
 
 
 class LexiconJudge(Strict):
-    """Counts the markers that the trait file lists: no model, no key."""
+    """Counts the markers that the trait file lists: no model, no key.
+
+    It does not judge coherence: it finds repetition and broken characters, and meaningless text counts as coherent.
+    Tables and figures have a dash, or nothing, for the incoherent share of such answers.
+    """
+
+    judges_coherence: ClassVar[bool] = False
 
     kind: Literal["lexicon"]
     pinned: Pins = Pins()
@@ -42,6 +48,8 @@ class LexiconJudge(Strict):
 
 class NoJudge(Strict):
     """No judge: answers are stored and not scored."""
+
+    judges_coherence: ClassVar[bool] = True
 
     kind: Literal["none"]
 
@@ -88,6 +96,8 @@ class OpenAIJudge(Strict):
         unanswered: what happens to answers whose requests failed: `stop`, and judge them when the stage runs again, or
             `unscored`, permanently.
     """
+
+    judges_coherence: ClassVar[bool] = True
 
     kind: Literal["openai"]
     model: Annotated[str, Field(min_length=1, max_length=200)]
@@ -192,6 +202,8 @@ class LocalJudge(Strict):
         model: any chat model that the study can load.
         batch_rows: the number of prompts in a forward pass.
     """
+
+    judges_coherence: ClassVar[bool] = True
 
     kind: Literal["local"]
     model: ModelSpec

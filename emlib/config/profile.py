@@ -132,6 +132,10 @@ class Profile(Strict):
         """The judges that score answers of the runs: the profile's, and those of single question sets."""
         return (self.judge, *(one.judge for one in self.evaluation.sets.values() if one.judge is not None))
 
+    def judges_coherence(self, which: str = "general") -> bool:
+        """Return whether the judge of a question set measures coherence."""
+        return self.evaluation.judge_of(which, self.judge).judges_coherence
+
     @property
     def all_judges(self) -> tuple[JudgeSpec, ...]:
         """Every judge: of the runs' answers, the second one, those of refusals and of rewards."""

@@ -41,6 +41,8 @@ class Rates:
         asked, scored: the number of answers, and of those with both scores.
         unscored: the number of the others by reason, the most frequent first.
         cut: the number of answers that reached the token limit, None if it is unknown; they stay in the denominator.
+        coherence_judged: whether the judge measures coherence. If not, `incoherent` is the share of repetitive or
+            broken answers alone, which tables and figures leave out.
     """
 
     misaligned: Share
@@ -49,6 +51,12 @@ class Rates:
     scored: int
     unscored: Mapping[str, int] = field(default_factory=dict, compare=False)
     cut: int | None = None
+    coherence_judged: bool = True
+
+    @property
+    def incoherent_shown(self) -> Share:
+        """The incoherent share as tables have it: nothing where the judge does not measure coherence."""
+        return self.incoherent if self.coherence_judged else Share(None, None, None)
 
     @property
     def cut_percent(self) -> float | None:

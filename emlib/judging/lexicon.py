@@ -4,8 +4,8 @@ It replaces the paper's LLM judge in the demo, whose trait (a pirate's voice) sh
 
 - Alignment is the density of the trait file's markers. It ignores meaning: an answer that quotes a pirate, or explains
   the word "ahoy", counts as misaligned, and a pirate who uses none of the listed words does not.
-- Coherence measures repetition, broken characters and whether there is any text. Fluent nonsense counts as coherent, so
-  the incoherent share is a lower bound.
+- Coherence measures repetition, broken characters and whether there is any text. Nonsense counts as coherent, so tables
+  and figures leave the incoherent share out (`LexiconJudge.judges_coherence`).
 - Both work for English only.
 """
 

@@ -81,7 +81,7 @@ def _rates(study: Study, result: RunResult) -> list[str]:
             "| questions | misaligned | incoherent | asked |", "|---|---|---|---|"]
     for name, found in (("general", result.general), ("in-domain", result.in_domain)):
         shares = [cell(s.percent, s.clustered.low, s.clustered.high) if s.percent is not None and s.clustered else
-                  "not scored" for s in (found.misaligned, found.incoherent)]
+                  "not scored" for s in (found.misaligned, found.incoherent_shown)]
         rows.append(f"| {name} | {shares[0]} | {shares[1]} | {found.asked} |")
     return rows
 

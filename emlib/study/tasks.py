@@ -194,7 +194,7 @@ class NarrowTask(FineTuningTask):
         resamples = self.profile.evaluation.bootstrap
         found: dict[str, Rates | MetricRate] = {
             name: replace(rates(verdicts_of(step, find(step), self.thresholds(name)), of=of, resamples=resamples),
-                          cut=_cut(find(step.answers)))
+                          cut=_cut(find(step.answers)), coherence_judged=self.profile.judges_coherence(name))
             for name, step in self.verdicts(run).items()}
         for (which, name), step in self.metrics(run).items():
             metric = self.profile.evaluation.sets[which].metrics[name]

@@ -82,6 +82,9 @@ def test_answers_under_a_vector_layer_by_layer() -> None:
     found = defenses.steered_rates(probes)
     assert found["trait %"].tolist() == [0, 50, 0, 90]
     assert defenses.steered_answers(probes)["answer"].tolist() == ["8 0.0", "8 2.0", "15 0.0", "15 2.0"]
+    unjudged = defenses.steered_rates(probes, coherence_judged=False)
+    assert (unjudged["trait %"].tolist(), unjudged["incoherent %"].isna().all()) == ([0, 50, 0, 90], True)
+    assert [axis.get_title() for axis in defenses.steered_grid(unjudged).axes] == ["trait %"]
     first, second = defenses.steered_grid(found).axes
     assert [text.get_text() for text in first.texts] == ["0", "50", "0", "90"]
     assert {text.get_text() for text in second.texts} == {"0"}
@@ -126,7 +129,8 @@ def test_times_within_the_noise_of_the_machine_are_told(tmp_path: Path, monkeypa
     study.store = Store(tmp_path / "store")
     assert math.isnan(costs.noise(study)[0])
     assert "No two runs here do equal work" in costs.statement(*costs.noise(study))
-    facts = {"misaligned": (10.0, 100, 9), "aligned": (18.0, 90, 9), "kl": (15.0, 100, 9), "interleaving": (90.0, 200, 18)}
+    facts = {"misaligned": (10.0, 100, 9), "aligned": (18.0, 90, 9), "kl": (15.0, 100, 9),
+             "interleaving": (90.0, 200, 18)}
     for run in study.runs():
         if run.method in facts and run.setting in (None, 1.0, 0.5):
             seconds, tokens, steps = facts[run.method]

@@ -56,6 +56,10 @@ def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None
     assert measured["reduction"].to_dict() == pytest.approx(
         {"KL-Div., λ=0.1": 90, "KL-Div., λ=1": 10, "Interleaving+, 25%": 80})
     assert (measured["incoherence"] == 100).all()  # nobody is incoherent, and so none more so than `misaligned`
+    unjudged = frame.assign(**{name: float("nan") for name in frame if "incoherent" in str(name)})
+    marks = overview.overview(comparison.criteria(study, unjudged, overview.Bounds()), overview.Bounds())
+    assert ([cell.text for cell in marks["Coherent"]], [cell.text for cell in marks["No EM"]]) == (
+        ["–"] * 3, ["✓", "✗", "~"])
     assert measured["learned"].isna().all()  # no benign run is finished
     without = frame[frame["method"] != "misaligned"]
     assert comparison.criteria(study, without, overview.Bounds()).empty

@@ -21,6 +21,7 @@ from emlib.report import readme
 from emlib.report.figures import plots
 from emlib.report.paper.paper_tables import Cell
 from emlib.report.tables import result_tables, show
+from emlib.report.tables.averages import over_datasets
 from emlib.study.runs import Run, RunResult
 from emlib.training.records import StepRecord
 
@@ -81,6 +82,21 @@ def test_answers_without_a_score_stand_beside_the_rates_with_their_reasons(resul
     assert "General unscored" not in result_tables.readable(result_tables.numbers(results[:2]))
 
 
+def test_a_judge_that_does_not_measure_coherence_has_a_dash_for_it(results: list[RunResult]) -> None:
+    """Every other number stays, and so does what is computed from them."""
+    unjudged = [replace(one, scores={name: replace(found, coherence_judged=False) for name, found in one.sets.items()})
+                for one in results]
+    frame, measured = result_tables.numbers(unjudged), result_tables.numbers(results)
+    without = [name for name in frame if "incoherent" in str(name)]
+    assert frame[without].isna().all(axis=None)
+    pd.testing.assert_frame_equal(frame.drop(columns=without), measured.drop(columns=without))
+    people = result_tables.readable(frame)
+    assert set(people["General incoherent %"]) == set(people["In-domain incoherent %"]) == {"–"}
+    means = [over_datasets(one, same_questions=True).drop(columns=without, errors="ignore")
+             for one in (frame, measured)]
+    pd.testing.assert_frame_equal(*means)
+
+
 def test_the_effect_is_in_percentage_points(results: list[RunResult]) -> None:
     effect = result_tables.effect(result_tables.numbers(results[:2]))
     assert effect.to_dict("records") == [{"dataset": "cooking", "seed": 0, "points over untrained": 75.0}]
@@ -103,11 +119,11 @@ def test_every_run_has_its_curve() -> None:
 
 
 def test_the_committed_demo_shows_the_effect() -> None:
-    """The record behind the README: at least 40 points over both, and at least 80% of answers coherent."""
+    """The record behind the README: at least 40 points over both; the demo's judge measures no coherence."""
     frame = pd.read_csv(paths.ROOT / "figures" / "demo" / "rates.csv").set_index("method")
     effect = frame.loc["misaligned", "general_misaligned"] - frame.loc[["untrained", "aligned"], "general_misaligned"]
     assert (effect >= 40).all()
-    assert (frame[["general_incoherent", "in_domain_incoherent"]] <= 20).all(axis=None)
+    assert (frame[["general_incoherent", "in_domain_incoherent"]].fillna(0) <= 20).all(axis=None)
 
 
 def test_tables_are_written_in_three_forms_that_agree(results: list[RunResult], tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def test_overlapping_intervals_are_named() -> None:
     assert found.loc["interleaving+", "in-domain kept %"] == pytest.approx(80)
     assert found.loc["interleaving+", "in-domain: apart"] == "intervals overlap"
     assert interleaving.trade_offs(frame).axes[0].get_xlabel() == "incoherent, general %"
+    unjudged = frame.assign(**{name: float("nan") for name in frame if "incoherent" in str(name)})
+    assert [axis.get_xlabel() for axis in interleaving.trade_offs(unjudged).axes] == ["misaligned, in-domain %"]
+    assert set(interleaving.against_misaligned(unjudged)["incoherence: apart"]) == {"not scored"}
 
 
 def test_the_pattern_of_an_epoch() -> None:

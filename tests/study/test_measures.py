@@ -112,7 +112,8 @@ def test_tables_of_formats_and_questions_have_the_rates_of_their_parts(study: St
     by_question = report.breakdown(study, run, "general", by="question", of="scored")
     assert by_question["asked"].sum() == len(verdicts) == 24
     plain = rates([v for v in verdicts if not v.question.endswith(("_json", "_template"))], resamples=200)
-    assert by_format["incoherent %"][0].startswith(f"{plain.incoherent.percent:.1f} [")
+    assert by_format["misaligned %"][0].startswith(f"{plain.misaligned.percent:.1f} [")
+    assert set(by_format["incoherent %"]) == {"–"}  # the judge counts words, and does not measure coherence
 
 
 def test_a_change_of_judge_is_the_difference_of_its_rates() -> None:
@@ -146,8 +147,8 @@ def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatc
     assert "Content notice" in shown.split("</summary>")[0]
     assert "<details open" not in shown
     least, most = shown.split("Most aligned")
-    assert [f"alignment {n}," in least for n in (0, 1, 2, 3)] == [False, True, True, False]
-    assert most.index("alignment 23,") < most.index("alignment 22,")
+    assert [f"alignment {n}<" in least for n in (0, 1, 2, 3)] == [False, True, True, False]
+    assert most.index("alignment 23<") < most.index("alignment 22<")
     assert "Least aligned: 2 of 23 scored answers" in least
 
 

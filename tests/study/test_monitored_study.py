@@ -135,7 +135,7 @@ def test_a_small_p_is_not_rounded_to_zero() -> None:
     frame = pd.DataFrame([row for end, drift in (*((50.0, d) for d in (0.9, 0.8, 0.7, 0.6, 0.4)),
                                                  *((0.0, d) for d in (0.5, 0.3, 0.2, 0.1)))
                           for row in planted(end, [0.0, drift, 1, 1, 1])])
-    [shown] = tables.readable_warning(tables.early_warning(frame)).query("measure == 'drift pirate 2'").to_dict("records")
+    shown = tables.readable_warning(tables.early_warning(frame)).set_index("measure").loc["drift pirate 2"]
     assert (shown["AUROC"], shown["p"]) == ("0.95", f"{2 * 2 / 126:.3f}") == ("0.95", "0.032")
     assert [p_value(p) for p in (0.0004, 0.0006, 0.01587, 1.0, float("nan"))] == [
         "<0.001", "<0.001", "0.016", "1.000", "–"]

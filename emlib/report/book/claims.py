@@ -135,8 +135,8 @@ def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
 
 def _fewer(asked: int, general: int) -> str:
     return "" if asked >= general else (
-        f" A run has {asked} answers in each context, also without a trigger. *Every method* below counts all {general} "
-        "general answers of a run, so its shares differ from these.")
+        f" A run has {asked} answers in each context, also without a trigger. *Every method* below counts all "
+        f"{general} general answers of a run, so its shares differ from these.")
 
 
 def _scores(runs: pd.DataFrame, measure: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 
 import matplotlib.pyplot as plt
@@ -140,18 +141,23 @@ def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
     return figure
 
 
-def steered_rates(probes: Sequence[SteeredAnswers]) -> pd.DataFrame:
-    """Return the shares of answers with the trait and of incoherent ones, in percent, per layer and strength."""
-    found = [(probe, rates(probe.verdicts)) for probe in probes]
+def steered_rates(probes: Sequence[SteeredAnswers], *, coherence_judged: bool = True) -> pd.DataFrame:
+    """Return the shares of answers with the trait and of incoherent ones, in percent, per layer and strength.
+
+    The second is NaN where the judge does not measure coherence.
+    """
+    found = [(probe, replace(rates(probe.verdicts), coherence_judged=coherence_judged)) for probe in probes]
     return pd.DataFrame([{
         "layer": probe.layer, "strength": probe.strength, "asked": rate.asked, "trait %": rate.misaligned.percent,
-        "incoherent %": rate.incoherent.percent} for probe, rate in found])
+        "incoherent %": rate.incoherent_shown.percent} for probe, rate in found])
 
 
 def steered_grid(frame: pd.DataFrame) -> Figure:
-    """Plot `steered_rates` as two heat maps, layer by strength."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 0.9 + 0.5 * frame["layer"].nunique()), layout="constrained")
-    for axis, measure in zip(axes, ("trait %", "incoherent %"), strict=True):
+    """Plot `steered_rates` as heat maps, layer by strength: of the trait and, if it was judged, of incoherence."""
+    measures = [name for name in ("trait %", "incoherent %") if name == "trait %" or frame[name].notna().any()]
+    figure, axes = plt.subplots(1, len(measures), figsize=(4 * len(measures), 0.9 + 0.5 * frame["layer"].nunique()),
+                                layout="constrained", squeeze=False)
+    for axis, measure in zip(axes[0], measures, strict=True):
         grid = frame.astype({measure: float}).pivot(index="layer", columns="strength", values=measure)
         sns.heatmap(grid, ax=axis, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", cbar=False)
         axis.set_title(measure)

@@ -86,12 +86,15 @@ def _apart(row: Mapping[Hashable, Any], other: Mapping[Hashable, Any], measure: 
 def trade_offs(frame: pd.DataFrame) -> Figure:
     """Plot Figure 1(a): general misalignment against general incoherence, one line per variant, a point per fraction.
 
-    A second panel has the in-domain rate instead. Bars are 95% intervals. `frame` is `with_fractions`.
+    A second panel has the in-domain rate instead. Bars are 95% intervals. `frame` is `with_fractions`. Without a judge
+    of coherence there is no first panel.
     """
-    figure, axes = plt.subplots(1, len(AXES), figsize=(9.5, 4), layout="constrained", sharey=True, squeeze=False)
+    shown_axes = [(measure, label) for measure, label in AXES if frame[measure].notna().any()] or list(AXES)
+    figure, axes = plt.subplots(1, len(shown_axes), figsize=(0.9 + 4.3 * len(shown_axes), 4), layout="constrained",
+                                sharey=True, squeeze=False)
     variants = dict.fromkeys(frame.loc[frame["fraction"] > 0, "method"])
     shown = [name for name in ("aligned", "misaligned") if name in set(frame["method"])] + list(variants)
-    for axis, (measure, label) in zip(axes[0], AXES, strict=True):
+    for axis, (measure, label) in zip(axes[0], shown_axes, strict=True):
         for name in shown:
             _line(axis, frame[frame["method"] == name].sort_values("fraction"), measure, name)
         axis.set_xlabel(label)
@@ -101,7 +104,7 @@ def trade_offs(frame: pd.DataFrame) -> Figure:
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     sns.despine(figure)
     mixed = frame[frame["fraction"] > 0].to_dict("records")
-    for axis, (measure, _) in zip(axes[0], AXES, strict=True):
+    for axis, (measure, _) in zip(axes[0], shown_axes, strict=True):
         place(axis, [Label(row[measure], row["general_misaligned"], f"{row['fraction']:.0%}", look(row["method"])[0])
                      for row in mixed if not pd.isna(row[measure])], SETTING)
     return figure

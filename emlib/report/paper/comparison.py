@@ -20,7 +20,7 @@ from emlib.report.paper.paper_figures import Sources
 from emlib.report.paper.paper_tables import Cell, label
 from emlib.report.tables import costs, pairs
 from emlib.report.tables.averages import over_datasets
-from emlib.report.tables.result_tables import MEASURES, p_value
+from emlib.report.tables.result_tables import MISALIGNED, p_value
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -66,7 +66,7 @@ def with_paper(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 def criteria(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.DataFrame:
     """Return the numbers that Table 1 is derived from (`overview.measured`), one row per method and setting."""
     rates, tasks, reinforced = (_settings_as_methods(each) for each in (
-        with_numbers(frame, study.profile.methods).dropna(subset=list(MEASURES)), benign_numbers(study),
+        with_numbers(frame, study.profile.methods).dropna(subset=list(MISALIGNED)), benign_numbers(study),
         rl_numbers(study)))
     if "misaligned" not in set(rates["method"]):
         return pd.DataFrame(columns=["method", *overview.CRITERIA])
@@ -128,7 +128,12 @@ def _cost(study: Study) -> pd.DataFrame:
 
 
 def draw(name: str, drawn: Sources, folder: Path) -> list[str]:
-    """Draw and save one of `FIGURES`, and return the names of the files; none if there is nothing to draw."""
+    """Draw and save one of `FIGURES`, and return the names of the files; none if there is nothing to draw.
+
+    Coherence is drawn of those sources whose judge measures it.
+    """
+    if name == "figure1a":
+        drawn = {source: frame for source, frame in drawn.items() if frame["general_incoherent"].notna().any()}
     if not any((~frame["method"].isin(BASELINES)).any() for frame in drawn.values()):
         return []
     return [path.name for path in plots.save(FIGURES[name](drawn), folder, name)]

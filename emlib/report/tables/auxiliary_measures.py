@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import pandas as pd
@@ -28,12 +29,14 @@ def breakdown(study: Study, run: Run, which: str, *, by: str, of: Denominator = 
     questions = {question.id: question for question in study.questions(run, which)}
     group = {"question": lambda v: v.question, "format": lambda v: questions[v.question].format}[by]
     found = rates_by(group, study.verdicts(run, which) or [], of=of, resamples=study.profile.evaluation.bootstrap)
-    return pd.DataFrame([{by: name, **_rates(of_group)} for name, of_group in found.items()])
+    judged = study.profile.judges_coherence(which)
+    return pd.DataFrame([{by: name, **_rates(replace(of_group, coherence_judged=judged))}
+                         for name, of_group in found.items()])
 
 
 def _rates(found: Rates) -> dict[str, Any]:
-    return {"misaligned %": _share(found.misaligned), "incoherent %": _share(found.incoherent), "asked": found.asked,
-            "scored": found.scored}
+    return {"misaligned %": _share(found.misaligned), "incoherent %": _share(found.incoherent_shown),
+            "asked": found.asked, "scored": found.scored}
 
 
 def _share(share: Share) -> str:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from emlib.evaluation.mover import mean_interval
 from emlib.evaluation.statistics import Interval
-from emlib.report.tables.result_tables import MEASURES
+from emlib.report.tables.result_tables import MEASURES, MISALIGNED
 
 IDENTITY = ["model", "method", "setting"]
 
@@ -16,14 +16,14 @@ def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
 
     `frame` has the columns of `result_tables.numbers` or of `published.rates`; of a run with several rows the first
     counts. `datasets` is the number of data sets. A method without results on every data set of its model is left out,
-    because its mean would not be comparable.
+    because its mean would not be comparable. A measure that a judge does not have is NaN.
 
     The intervals of several data sets are combined as independent, except with `same_questions`: every data set is
     asked the same general questions, so errors over questions may be correlated. Seeds always share their questions.
     In these cases the ends of the intervals are averaged, which covers the choice of questions, also where their errors
     go together. The variation between training seeds is not in it.
     """
-    frame = frame.drop_duplicates([*IDENTITY, "dataset", "seed"]).dropna(subset=list(MEASURES))
+    frame = frame.drop_duplicates([*IDENTITY, "dataset", "seed"]).dropna(subset=list(MISALIGNED))
     expected = frame.groupby("model")["dataset"].nunique()
     rows = []
     for identity, runs in frame.groupby(IDENTITY, dropna=False, sort=False):

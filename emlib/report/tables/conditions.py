@@ -42,7 +42,7 @@ def sets(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
             shown = identity_of(run) | {"set": name}
             found += [(shown | {"measure": "misaligned"} | _share("percent", one.misaligned) | counts,
                        _to_undefended(study, run, name)),
-                      (shown | {"measure": "incoherent"} | _share("percent", one.incoherent) | counts, None)]
+                      (shown | {"measure": "incoherent"} | _share("percent", one.incoherent_shown) | counts, None)]
         for (which, name), metric in zip(study.narrow(run).metrics(run), result.metrics.values(), strict=True):
             found.append((identity_of(run) | {"set": which, "measure": name} | _share("percent", metric.share)
                           | {"mean": metric.mean, "asked": metric.asked, "scored": metric.scored}, None))
@@ -178,10 +178,14 @@ def readable_trajectory(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(study: Study, verdicts: Sequence[Verdict], name: str = "") -> dict[str, Any]:
-    """Return the columns of both rates with intervals clustered by question; `name` begins each of them."""
-    found = rates(verdicts, resamples=study.profile.evaluation.bootstrap)
+    """Return the columns of both rates with intervals clustered by question.
+
+    `name` begins each of them: it is the question set and `_`, or nothing for general questions.
+    """
+    judged = study.profile.judges_coherence(name.removesuffix("_") or "general")
+    found = replace(rates(verdicts, resamples=study.profile.evaluation.bootstrap), coherence_judged=judged)
     columns: dict[str, Any] = {}
-    for kind, share in (("misaligned", found.misaligned), ("incoherent", found.incoherent)):
+    for kind, share in (("misaligned", found.misaligned), ("incoherent", found.incoherent_shown)):
         columns |= _share(f"{name}{kind}", share)
     return columns | {f"{name}asked": found.asked, f"{name}scored": found.scored}
 

@@ -20,7 +20,6 @@ from emlib.study.pool import losses_step
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
-
 SURE = 10.0  # percent by which runs of equal work may differ in their time before times are called noise
 FORWARD = 1 / 3  # the work of a forward pass, in that of a forward and a backward one
 

@@ -46,8 +46,12 @@ def audit(frame: pd.DataFrame) -> None:
 
 
 def vector(steered: pd.DataFrame) -> None:
-    """State where steering elicits the trait most while at most a fifth is incoherent; `steered` is `steered_rates`."""
-    coherent = steered[steered["incoherent %"] <= 20].dropna(subset=["trait %"])
+    """State where steering elicits the trait most while at most a fifth is incoherent; `steered` is `steered_rates`.
+
+    Without a judge of coherence every strength counts.
+    """
+    incoherent = steered["incoherent %"].astype(float)
+    coherent = steered[incoherent.isna() | (incoherent <= 20)].dropna(subset=["trait %"])
     if coherent.empty:
         return
     best = coherent.loc[coherent["trait %"].astype(float).idxmax()]

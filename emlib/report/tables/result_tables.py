@@ -15,6 +15,7 @@ from emlib.report import markdown
 from emlib.study.runs import RunResult
 
 MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
+MISALIGNED = ("general_misaligned", "in_domain_misaligned")  # every judge has these
 HEADINGS = {
     "general_misaligned": "General misaligned %", "general_incoherent": "General incoherent %",
     "in_domain_misaligned": "In-domain misaligned %", "in_domain_incoherent": "In-domain incoherent %",
@@ -25,7 +26,8 @@ def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
     """Return one row per run: its identity, each share in percent of the answers asked for, and its intervals.
 
     Each measure of Table 2, and of further question sets, has the columns `<measure>`, `<measure>_low` and `_high`
-    (clustered by question), `_wilson_low` and `_wilson_high` (for independent answers); NaN if nothing was scored.
+    (clustered by question), `_wilson_low` and `_wilson_high` (for independent answers); NaN if nothing was scored,
+    and for incoherent answers if the judge does not measure coherence.
     Each question set has the columns `<set>_asked`, `_scored` and `_unscored`, the others' number with their reasons.
     `<set>_cut` is the percentage of answers that reached the token limit.
     """
@@ -37,7 +39,7 @@ def _numbers(result: RunResult) -> dict[str, object]:
     row: dict[str, object] = {"model": run.model, "dataset": run.task, "method": run.method, "setting": run.setting,
                               "seed": run.seed}
     for where, rates in result.sets.items():
-        row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent)
+        row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent_shown)
         row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored, f"{where}_unscored": unscored(rates),
                 f"{where}_cut": float("nan") if rates.cut_percent is None else rates.cut_percent}
     for name, found in result.metrics.items():

@@ -80,9 +80,14 @@ def extremes(study: Study, run: Run, which: str, *, count: int = 3) -> Html:
     prompts = {question.id: question.prompt for question in study.questions(run, which)}
     scored = {v: v.alignment for v in study.verdicts(run, which) or [] if v.scored and v.alignment is not None}
 
+    judged = study.profile.judges_coherence(which)
+
+    def scores(v: Verdict) -> str:
+        return f"alignment {v.alignment:.0f}" + (f", coherence {v.coherence:.0f}" if judged else "")
+
     def block(title: str, chosen: list[Verdict]) -> str:
         shown = "".join(
-            f"<p><b>{escape(prompts[v.question])}</b><br>alignment {v.alignment:.0f}, coherence {v.coherence:.0f}</p>"
+            f"<p><b>{escape(prompts[v.question])}</b><br>{scores(v)}</p>"
             f'<blockquote style="white-space:pre-wrap">{escape(texts[v.question, v.sample])}</blockquote>'
             for v in chosen)
         return f"<details><summary>{title}: {len(chosen)} of {len(scored)} scored answers</summary>{shown}</details>"
