@@ -88,7 +88,7 @@ def last_steps(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
         "run": name, "step": log[-1].step, "tokens a completion": log[-1].length, "cut %": 100 * log[-1].cut,
         "groups without spread %": 100 * log[-1].no_spread, "clipped %": 100 * log[-1].clipped,
         "KL, nats a token": "–" if log[-1].kl is None else f"{log[-1].kl:.4f}",
-        "sampler and loss apart, nats a token": f"{log[-1].gap:.1e}"}
+        "gap between sampler and loss, nats a token": f"{log[-1].gap:.1e}"}
         for name, log in logs.items() if log])
 
 

@@ -94,4 +94,4 @@ def test_the_last_steps_keep_small_numbers_apart() -> None:
                                "c": [step(9, 2.0)]})
     assert table["step"].tolist() == [7, 9]
     assert table["KL, nats a token"].tolist() == ["0.0012", "–"]
-    assert table["sampler and loss apart, nats a token"].tolist() == ["2.0e-06", "1.0e-01"]
+    assert table["gap between sampler and loss, nats a token"].tolist() == ["2.0e-06", "1.0e-01"]
