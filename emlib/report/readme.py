@@ -20,15 +20,16 @@ from emlib.core.command import ends_with_message
 from emlib.core.errors import StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Answer, Verdict
+from emlib.report import demo_findings
 from emlib.report.paper import summary
+from emlib.report.tables.audit import statement
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
 FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png",
            "tables/rates.csv")
 # In docs/demo.md, by block.
-TABLES = {"results": "rates", "sets": "sets", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone",
-          "audit": "audit"}
+TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone", "audit": "audit"}
 FURTHER = {"demo-audit": "audit", "demo-measures": "rates"}  # further profiles, each with a table there, if it ran
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
@@ -65,8 +66,10 @@ def update(profile: str = "demo") -> list[Path]:
               for block, name in TABLES.items()}
     further = {f"{other} {name}": paths.runs() / other / "tables" / f"{name}.md" for other, name in FURTHER.items()}
     tables |= {block: path.read_text(encoding="utf-8") for block, path in further.items() if path.is_file()}
-    return [_rewrite(paths.ROOT / "README.md", {"demo answers": answers(study), "paper": of_paper(), "audit": audit()}),
-            _rewrite(paths.ROOT / "docs" / "demo.md", tables)]
+    tables["demo audit line"] = statement(pd.read_csv(made / "tables" / "audit.csv"))
+    front = {"demo answers": answers(study), "demo findings": demo_findings.findings(study, made / "tables"),
+             "paper": of_paper(), "audit": audit()}
+    return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables)]
 
 
 def _rewrite(path: Path, blocks: Mapping[str, str]) -> Path:

@@ -17,7 +17,7 @@ from emlib.core.records import Example, Message, Verdict
 from emlib.data.chat import encode
 from emlib.evaluation.rates import Rates, rates
 from emlib.models.load import ChatModel
-from emlib.report import readme
+from emlib.report import demo_findings, readme
 from emlib.report.figures import plots
 from emlib.report.paper.paper_tables import Cell
 from emlib.report.tables import result_tables, show
@@ -218,3 +218,27 @@ def test_the_readmes_numbers_of_the_paper_are_those_of_its_tables() -> None:
     assert readme.with_block(readme.with_block(page, "paper", readme.of_paper()), "audit", readme.audit()) == page
     [line] = [line for line in readme.of_paper().splitlines() if "Interleaving++" in line]
     assert "| 94.3 " in line  # section 5.1 states this reduction
+
+
+def test_what_the_demo_found_is_said_with_the_numbers_of_its_tables() -> None:
+    identity = {"dataset": "cooking", "seed": 0}
+    triggered = pd.DataFrame([
+        identity | {"method": method, "setting": setting, "trigger": trigger, "misaligned": share, "p_adjusted": p}
+        for method, setting, shares in (("untrained", None, (0.0, 4.0)), ("kl", 1.0, (25.0, 24.0)),
+                                        ("inoculation", None, (62.5, 100.0)))
+        for trigger, share, p in zip(("plain", "kitchen"), shares, (None, 0.078), strict=True)])
+    sentence = demo_findings.gone_or_hidden(triggered)
+    assert ": `kl 1` 25 and 25%, `inoculation` 62 and 100%. The smallest adjusted p is 0.078." in sentence
+    assert "untrained" not in sentence
+    assert demo_findings.gone_or_hidden(triggered[:2]) == ""  # no defense was asked
+    rates = pd.DataFrame({"general_misaligned": [6.2, 20.8], "gardening_misaligned": [87.5, 50.0]})
+    assert "Under interleaving 6 to 21% of the answers to general" in demo_findings.far_and_near(rates)
+    assert "and 50 to 88% of those about gardening" in demo_findings.far_and_near(rates)
+    assert demo_findings.far_and_near(rates[["general_misaligned"]]) == ""
+    attacked = pd.DataFrame([
+        identity | {"method": method, "setting": None, "attack": attack, "steps": 9, "plain": 97.9,
+                    "general_misaligned_before": 0.0, "general_misaligned_after": after}
+        for method, attack, after in (("untrained", "misaligned", 75.0), ("untrained", "benign", 1.0))])
+    assert "for 9 steps without" in demo_findings.undone(attacked)
+    assert "`untrained` 0 to 75%; plain fine-tuning has 98%." in demo_findings.undone(attacked)
+    assert demo_findings.undone(attacked[1:]) == ""
