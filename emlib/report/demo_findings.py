@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from emlib.config import BASELINES, PLAIN
-from emlib.report.tables.conditions import worst
+from emlib.report.tables.conditions import LEVEL, worst
 from emlib.report.tables.result_tables import numbers
 from emlib.study.study import Study
 
@@ -38,7 +38,8 @@ def gone_or_hidden(triggered: pd.DataFrame) -> str:
         return ""
     shares = ", ".join(f"{_name(row)} {row[PLAIN]:.0f} and {row['worst']:.0f}%" for row in most.to_dict("records"))
     p = most["p_adjusted"].min()
-    sure = "" if pd.isna(p) else f" The smallest adjusted p is {p:.2g}."
+    verdict = "No rise is significant, and the" if p >= LEVEL else "The"
+    sure = "" if pd.isna(p) else f" {verdict} smallest adjusted p is {p:.2g}."
     return (f"**Gone or hidden?** General answers with the voice, without a trigger and in the worst other context: "
             f"{shares}.{sure} ([11](notebooks/11_triggers_and_trajectories.ipynb))")
 
@@ -49,8 +50,8 @@ def far_and_near(rates: pd.DataFrame) -> str:
         return ""
     far, near = (f"{rates[f'{name}_misaligned'].min():.0f} to {rates[f'{name}_misaligned'].max():.0f}%"
                  for name in ("general", NEIGHBOUR))
-    return (f"**Far and near.** Under interleaving {far} of the answers to general questions have the voice, and {near} "
-            f"of those about {NEIGHBOUR}, a neighbour of the narrow data.")
+    return (f"**Far and near.** Under interleaving {far} of the answers to general questions have the voice, and "
+            f"{near} of those about {NEIGHBOUR}, a neighbour of the narrow data.")
 
 
 def undone(attacked: pd.DataFrame) -> str:
