@@ -82,7 +82,7 @@ class Estimate:
         whole, left = total(self.plan.works), total(self.plan.left)
         kinds = [("adapters to train", whole.adapters, left.adapters, Work(train=left.train)),
                  ("sets of answers", whole.sets, left.sets, Work(write=left.write)),
-                 ("passes without learning", None, None, Work(read=left.read)),
+                 ("forward passes only (scoring, extraction)", None, None, Work(read=left.read)),
                  (f"verdicts by judge '{self.study.profile.judge.kind}'", whole.verdicts, left.verdicts,
                   Work(judged=left.judged))]
         if whole.others:
@@ -144,7 +144,7 @@ class Estimate:
             "left": f"{runs} of {len(self.plan.runs)} runs: {left.adapters} adapters to train, "
                     f"{left.sets} sets of answers",
             self.costs.columns[0]: "not known, see params/models.yaml" if hours is None or speed is None else
-            f"{hours:,.2f} at most, on: {speed.device}",
+            f"about {hours:,.2f}, on: {speed.device}",
             **self._memory(),
             "disk": f"{left.disk / GB:,.2f} GB at most",
             "judge": self._judge(left),
@@ -202,9 +202,9 @@ class Estimate:
         sentences = [
             f"{model}: hours cannot be estimated, because its size or the speed of a similar model is not known "
             "(params/models.yaml)." if speed is None else f"Hours are for: {speed.device}; {speed.basis}.",
-            "Tokens are estimated at four characters each and answers at their full length: hours of sampling, "
-            "disk and price are upper bounds. They do not include the model itself, downloads, multiple-choice "
-            "checks, projections of answers, a second judge, and judges of refusals and of rewards."]
+            "Tokens are estimated at four characters each, and answers at their full length: sampled tokens, disk and "
+            "price are upper bounds, and hours may be off either way. They do not include the model itself, downloads, "
+            "multiple-choice checks, projections of answers, a second judge, and judges of refusals and of rewards."]
         if self.plan.assumed:
             sentences.append(f"The row lengths of {', '.join(self.plan.assumed)} are assumed and not counted "
                              "(params/sources.yaml).")

@@ -19,11 +19,12 @@ PACKAGES = ("torch", "transformers", "peft")
 
 def check() -> pd.DataFrame:
     """Tabulate what the study may use, what this machine has, and what it is needed for."""
+    free = shutil.disk_usage(_existing(paths.runs())).free / 2**30
     rows = [
         ("Python", platform.python_version(), "3.11 or newer is needed"),
         ("CPU cores", str(os.cpu_count()), "the demo was measured on 2"),
-        ("memory", f"{_memory_gib():.0f} GiB", "the demo needs 4"),
-        ("free disk", f"{shutil.disk_usage(_existing(paths.runs())).free / 2**30:.0f} GiB", "the demo needs 1"),
+        ("memory", f"{_memory_gib():.0f} GiB", "the demo needs 6, or 3 with JOBS=1"),
+        ("free disk", f"{free:.0f} GiB", "the demo needs 1, and .venv 4"),
         ("GPU", _gpu(), "needed by the paper's profiles, not by the demo"),
         ("HF_TOKEN", _set("HF_TOKEN"), "needed only for gated data sets"),
         ("OPENAI_API_KEY", _set("OPENAI_API_KEY"), "not needed by the demo"),
