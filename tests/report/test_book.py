@@ -114,6 +114,13 @@ def test_benign_scores_are_means_over_seeds() -> None:
         "`opswap`, tier 0: exact match in percent: `sft` 45.0.", "`foqa`: exact match in percent: `kl` 0.1 7.0."]
 
 
+def test_few_problems_of_reinforcement_learning_claim_nothing() -> None:
+    frame = pd.DataFrame([("grpo", None, 0, 75.0)], columns=["method", "setting", "seed", "eval_accuracy"])
+    assert claims.of_grpo(frame.assign(asked=12)) == []
+    [claim] = claims.of_grpo(frame.assign(asked=100))
+    assert "on 100 problems, in percent: `grpo` 75.0." in claim.text
+
+
 def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
     frame = pd.DataFrame([("kl", 0.1, seed, trigger, share, 24) for trigger, shares in (
         ("plain", (10.0, 20.0)), ("a", (90.0, 0.0)), ("b", (40.0, 60.0))) for seed, share in enumerate(shares)],

@@ -20,6 +20,7 @@ from emlib.report.tables.result_tables import cell
 from emlib.workflow.chapters import chapters_about
 
 ENOUGH = 90.0  # percent of the effect
+LEAST = 50  # held-out problems, below which accuracies say nothing about conditions
 TRIGGERS = "11_triggers_and_trajectories"
 
 
@@ -110,9 +111,14 @@ def of_benign(frame: pd.DataFrame) -> list[Claim]:
 
 
 def of_grpo(frame: pd.DataFrame) -> list[Claim]:
-    """State the accuracy of each condition of reinforcement learning; `frame` is `grpo.csv`."""
-    return [Claim(f"Reinforcement learning: held-out accuracy in percent: {_scores(frame, 'eval_accuracy')}.",
-                  "13_grpo")] if len(frame) else []
+    """State the accuracy of each condition of reinforcement learning; `frame` is `grpo.csv`.
+
+    Nothing is claimed of fewer than `LEAST` problems.
+    """
+    asked = int(frame["asked"].min()) if len(frame) else 0
+    return [] if asked < LEAST else [Claim(
+        f"Reinforcement learning: held-out accuracy on {asked} problems, in percent: "
+        f"{_scores(frame, 'eval_accuracy')}.", "13_grpo")]
 
 
 def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
