@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 from statsmodels.stats.power import NormalIndPower
 
+from emlib.core import paths
 from emlib.evaluation.power import questions_needed, smallest_difference
 
 
@@ -43,3 +45,12 @@ def test_simulated_runs_that_differ_by_it_are_told_apart_four_times_in_five() ->
         gaps = means[1] - means[0]
         found.append(abs(gaps.mean() / (gaps.std(ddof=1) / questions ** 0.5)) > 1.96)
     assert 0.76 < np.mean(found) < 0.85
+
+
+def test_the_examples_for_readers_are_computed() -> None:
+    text = (paths.ROOT / "params" / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## How many answers?\n")[2].partition("\n## ")[0]
+    rows = [tuple(map(int, row)) for row in re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \|$", section, re.MULTILINE)]
+    assert len(rows) == 4
+    assert [round(smallest_difference(questions, samples)) for questions, samples, _ in rows] == [
+        points for *_, points in rows]
