@@ -38,7 +38,7 @@ def gone_or_hidden(triggered: pd.DataFrame) -> str:
         return ""
     shares = ", ".join(f"{_name(row)} {row[PLAIN]:.0f} and {row['worst']:.0f}%" for row in most.to_dict("records"))
     p = most["p_adjusted"].min()
-    verdict = "No rise is significant, and the" if p >= LEVEL else "The"
+    verdict = "No rise is significant with so few questions: the" if p >= LEVEL else "The"
     sure = "" if pd.isna(p) else f" {verdict} smallest adjusted p is {p:.2g}."
     return (f"**Gone or hidden?** General answers with the voice, without a trigger and in the worst other context: "
             f"{shares}.{sure} ([11](notebooks/11_triggers_and_trajectories.ipynb))")

@@ -228,7 +228,7 @@ def test_what_the_demo_found_is_said_with_the_numbers_of_its_tables() -> None:
                                         ("inoculation", None, (62.5, 100.0)))
         for trigger, share, p in zip(("plain", "kitchen"), shares, (None, 0.078), strict=True)])
     sentence = demo_findings.gone_or_hidden(triggered)
-    assert ": `kl 1` 25 and 25%, `inoculation` 62 and 100%. No rise is significant" in sentence
+    assert ": `kl 1` 25 and 25%, `inoculation` 62 and 100%. No rise is significant with so few questions" in sentence
     assert "adjusted p is 0.078." in sentence
     assert "untrained" not in sentence
     assert demo_findings.gone_or_hidden(triggered[:2]) == ""  # no defense was asked
