@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -36,9 +37,9 @@ class Step(ABC):
         """Everything that determines the artefact, as JSON; inputs are given by their keys."""
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The steps that it is made from."""
-        return ()
+    def inputs(self) -> tuple[Any, ...]:
+        """The steps that it is made from: those among its fields, also in tuples, in the fields' order."""
+        return tuple(_steps_in(tuple(getattr(self, field.name) for field in fields(self))))  # type: ignore[arg-type]
 
     @property
     def made_with(self) -> Step | None:
@@ -82,3 +83,12 @@ def closure(steps: Iterable[Step]) -> Iterator[Step]:
 
     for step in steps:
         yield from walk(step)
+
+
+def _steps_in(value: object) -> Iterator[Step]:
+    """Yield a value that is a step, or each step in a tuple."""
+    if isinstance(value, Step):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _steps_in(part)

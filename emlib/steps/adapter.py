@@ -13,14 +13,14 @@ from emlib.core.work import Work
 from emlib.data.sizes import Size, Sizes, likely_tokens
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.pool import AddedRows
-from emlib.steps.specs import DefendedStep, Model, TrainingSpec
+from emlib.steps.specs import Model, TrainingSpec
 
 STATE_BYTES = {"bfloat16": 2, "float32": 4}
 FEATURES_VERSION = 2  # in the keys of adapters with a penalty on steered features; raised when what it sees changes
 
 
 @dataclass(frozen=True)
-class ReferenceStates(DefendedStep):
+class ReferenceStates(Step):
     """The reference model's last hidden states on an adapter's training rows.
 
     Training reads them instead of running the reference model. That changes an adapter by rounding at most.
@@ -56,7 +56,7 @@ class ReferenceStates(DefendedStep):
 
 
 @dataclass(frozen=True)
-class ReferenceProjections(DefendedStep):
+class ReferenceProjections(Step):
     """The reference model's projections onto the trait's unit vectors, of an adapter's training rows.
 
     As with `ReferenceStates`, an adapter that is trained with them is the same up to rounding.
@@ -89,7 +89,7 @@ class ReferenceProjections(DefendedStep):
 
 
 @dataclass(frozen=True)
-class Adapter(DefendedStep):
+class Adapter(Step):
     """An adapter, fine-tuned on rows under a list of defenses.
 
     Attributes:
@@ -121,11 +121,6 @@ class Adapter(DefendedStep):
             **({"features_version": FEATURES_VERSION} if self._penalises_steered_features else {}),
             **({} if self.spec.steps is None else {"steps": self.spec.steps}),
             **({} if self.start is None else {"start": self.start.key})}
-
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """The steps that the defenses need, and the adapter that it begins with."""
-        return (*super().inputs, *(() if self.start is None else (self.start,)))
 
     @property
     def seen(self) -> tuple[Example, ...]:
@@ -169,10 +164,6 @@ class KeptAdapter(Step):
     def settings(self) -> dict[str, Any]:
         """The adapter, which determines all of its steps, and the share of them."""
         return {"adapter": self.adapter.key, "share": self.share}
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (self.adapter,)
 
     @property
     def made_with(self) -> Step:

@@ -61,10 +61,6 @@ class Verdicts(Step):
                 **self.assessment.criteria(self.answers.evaluation.questions)}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (self.answers,)
-
-    @property
     def title(self) -> str:
         return f"verdicts on {self.answers.title}"
 
@@ -95,10 +91,6 @@ class MetricScores(Step):
         prompts = [self.prompts.value[question.id] for question in self.answers.evaluation.questions.all]
         return {"answers": self.answers.key, "judge": identity_of_judge(self.judge), "metric": self.metric,
                 "prompts": of_value(prompts)}
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (self.answers,)
 
     @property
     def title(self) -> str:

@@ -49,10 +49,6 @@ class RowAudit(Step):
                 "seed": self.spec.seed, "max_length": self.max_length, **self.backend.key("generation")}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (self.vectors, *((self.rows,) if isinstance(self.rows, AddedRows) else ()))
-
-    @property
     def title(self) -> str:
         rows = self.rows.title if isinstance(self.rows, AddedRows) else self.rows.name
         return f"audit of {rows}" + ("" if self.count is None else f", at most {self.count} rows")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.lazy import Rows
 from emlib.data.sizes import Sizes
@@ -32,10 +31,6 @@ class ChangeComponents(AdapterStep):
     def settings(self) -> dict[str, Any]:
         rows = self.rows.settings if isinstance(self.rows, AddedRows) else self.rows.digest
         return {**self.weights, "layers": list(self.layers), "rows": rows, "max_length": self.max_length}
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (*super().inputs, *((self.rows,) if isinstance(self.rows, AddedRows) else ()))
 
     @property
     def title(self) -> str:

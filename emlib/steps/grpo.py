@@ -15,7 +15,7 @@ from emlib.data.lazy import Deferred, Rows
 from emlib.data.sizes import Size, Sizes, likely_tokens
 from emlib.evaluation.reward_judge import identity as identity_of_rewards
 from emlib.steps.answers import Answers
-from emlib.steps.specs import DefendedStep, Model
+from emlib.steps.specs import Model
 
 ADDITION = Size(100, len("What is 1 + 1?"), 2)
 # Keys of the section that do not determine an adapter, or are part of its key in another form.
@@ -32,7 +32,7 @@ class SupervisedRows:
 
 
 @dataclass(frozen=True)
-class GrpoAdapter(DefendedStep):
+class GrpoAdapter(Step):
     """An adapter, trained by GRPO under a list of defenses.
 
     Attributes:
@@ -130,10 +130,6 @@ class GrpoRewards(Step):
     def settings(self) -> dict[str, Any]:
         return {"answers": self.answers.key, "problems": digest_of_problems(self.problems.value.held_out),
                 "rewards": identity_of_rewards(self.rewards)}
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (self.answers,)
 
     @property
     def title(self) -> str:

@@ -30,10 +30,6 @@ class Projections(Step):
         return {"answers": self.answers.key, "vector": self.vectors.key, "layer": self.layer, **self.answers.weights}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (self.answers, self.vectors)
-
-    @property
     def title(self) -> str:
         return f"projections of {self.answers.title}"
 

@@ -48,10 +48,6 @@ class MonitorInputs(Step):
                 "pool": None if self.pool is None else self.pool.key, "drawn": self.drawn}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (*(step for step in (self.answers, self.pool) if step is not None), *self.vectors)
-
-    @property
     def title(self) -> str:
         return f"what the monitor reads: {self.held_out.name}"
 
@@ -92,10 +88,6 @@ class FinalReading(AdapterStep):
     @property
     def settings(self) -> dict[str, Any]:
         return {**self.weights, "monitor": self.monitor.key}
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        return (*super().inputs, self.monitor)
 
     @property
     def title(self) -> str:

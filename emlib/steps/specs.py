@@ -167,17 +167,3 @@ class AdapterStep(Step):
     def weights(self) -> dict[str, Any]:
         """The part of a key that identifies the weights."""
         return {"model": self.model.identity, "adapter": None if self.adapter is None else self.adapter.key}
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        return () if self.adapter is None else (self.adapter,)
-
-
-class DefendedStep(Step):
-    """The base of steps that train under defenses. `artefacts` are the steps that the defenses need, by name."""
-
-    artefacts: tuple[tuple[str, Any], ...]
-
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        return tuple(step for _, step in self.artefacts)

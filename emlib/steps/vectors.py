@@ -85,10 +85,6 @@ class SteeredAnswers(Step):
                 "trait": self.assessment.trait.value.model_dump(mode="json")}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        return () if self.vectors is None else (self.vectors,)
-
-    @property
     def title(self) -> str:
         """The same for all layers and strengths, so that a plan adds them up."""
         return "answers under the persona vectors (notebook 03)"
