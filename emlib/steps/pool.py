@@ -56,7 +56,6 @@ class Pool(Step):
 
     @property
     def title(self) -> str:
-        """The source."""
         return f"pool {self.spec.source}"
 
     def size(self, sizes: Sizes) -> Size:
@@ -119,14 +118,7 @@ class PoolLosses(Step):
         return dict(scorer.digests()) if isinstance(scorer, AdapterFolder) else scorer.key
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The pool, and those models that the study trains."""
-        aligned = () if self.aligned is None else (self.aligned,)
-        return (self.pool, *(scorer for scorer in self.scorers if not isinstance(scorer, AdapterFolder)), *aligned)
-
-    @property
     def title(self) -> str:
-        """The defended data set."""
         return f"losses of the pool for {self.dataset}"
 
     def cost_by_model(self, sizes: Sizes) -> dict[str, Work]:
@@ -156,13 +148,7 @@ class Refusals(Step):
         return {"pool": self.pool.key, "judge": identity_of_judge(self.how.judge), "prompt": PROMPT}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The pool."""
-        return (self.pool,)
-
-    @property
     def title(self) -> str:
-        """The source of the pool."""
         return f"refusals in the pool {self.pool.spec.source}"
 
 
@@ -186,7 +172,6 @@ class Selection(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The pool, how its rows are ordered and filtered, and their maximum length in tokens."""
         spec = self.pool.spec
         settings: dict[str, Any] = {"model": self.model.identity, "choose": self.choose, "pool": self.pool.key,
                                     "max_length": self.max_length}
@@ -205,13 +190,7 @@ class Selection(Step):
         return self.choose == "score_without_refusals"
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The pool, its losses, the refusals."""
-        return (self.pool, *(step for step in (self.losses, self.refusals) if step is not None))
-
-    @property
     def title(self) -> str:
-        """The defended data set, and how rows are chosen."""
         return f"order of the pool for {self.dataset}: {self.choose}"
 
     @property
@@ -234,7 +213,6 @@ class Against:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The vector, and who checks the answers."""
         judge = None if self.assessment is None else {
             "judge": self.assessment.identity, "trait": self.assessment.trait.value.model_dump(mode="json")}
         return {"vector": self.vectors.key, "layer": self.layer, "strength": -self.strength, "checked": judge}
@@ -264,7 +242,6 @@ class OwnAnswers(AdapterStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The model, the order of the prompts, and how the answers are sampled."""
         settings = {
             **self.weights,
             "selection": self.selection.key, "sampling": self.sampling.model_dump(mode="json"), "seed": self.seed,
@@ -272,13 +249,12 @@ class OwnAnswers(AdapterStep):
         return settings if self.start is None else settings | {"from": self.start}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The order, the adapter, and the vector."""
-        return (self.selection, *super().inputs, *(() if self.against is None else (self.against.vectors,)))
+    def inputs(self) -> tuple[Any, ...]:
+        """Those among its fields, and the vector that it is steered with."""
+        return (*super().inputs, *(() if self.against is None else (self.against.vectors,)))
 
     @property
     def title(self) -> str:
-        """The model, and the order of the prompts."""
         model = "the untrained model" if self.adapter is None else self.adapter.title
         how = "on-policy answers" if self.against is None else "answers steered against the trait"
         return f"{how} of {model} ({self.selection.order})"
@@ -325,7 +301,6 @@ class AddedRows(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The order, the number of rows, and whose answers they have."""
         own = None if self.own_answers is None else self.own_answers.key
         return {"count": self.count, "on_policy": own, "selection": self.selection.key,
                 **({} if self.system is None else {"system": self.system})}
@@ -335,12 +310,6 @@ class AddedRows(Step):
         return {name: self.settings}
 
     @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The order, and the answers."""
-        return (self.selection,) if self.own_answers is None else (self.selection, self.own_answers)
-
-    @property
     def title(self) -> str:
-        """The fraction, and how the rows are ordered."""
         wrapped = "" if self.system is None else ", under a system prompt"
         return f"{self.fraction:g} of rows {self.selection.order}{wrapped}"
