@@ -3,14 +3,14 @@
 A subclass declares its `kind` as its first field, then its options, which a profile may set; class variables describe
 it to tables, keys and training; and it overrides the hooks by which it acts:
 
-    change_rows, filtered, held_out the rows that are trained on
-    added, penalised                additional rows
-    candidates, next_rows           additional rows that are chosen while the model is trained
-    active                          a context around the trained model's forward and backward pass
-    penalty, head_kl                an additional loss term
-    on_step, after                  after each step, and after the last one
-    prepare, before                 once before training, to load what these hooks need and to check the model
-    system_prompt, grpo_beta, active, penalty, supervision        in reinforcement learning (GRPO)
+    change_rows, filtered, held_out      the rows that are trained on
+    added, penalised                     additional rows
+    candidates, next_rows                additional rows that are chosen while the model is trained
+    active                               a context around the trained model's forward and backward pass
+    penalty, head_kl                     an additional loss term
+    on_step                              after each step
+    prepare, before, after               once: to load what these hooks need, to check the model, to change it at last
+    system_prompt, grpo_beta, supervision   in reinforcement learning (GRPO) alone; `active` and `penalty` act there too
 
 Training calls these hooks on a list of defenses and knows no kind by name. `emlib/defenses/` has one module for each of
 our defenses.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from emlib.config import OWN, Domain, Grpo, Own, Profile, SecondJudge, Trait, domains_of, trait_of
 from emlib.config import Pool as PoolSpec
@@ -27,6 +27,13 @@ from emlib.steps.specs import first
 Side = Literal["aligned", "misaligned"]
 SOURCE_SEED = 0  # chooses rows of a source, the same for every run
 FORMATS = 3  # of each general question
+MISSING = {  # what to do in a profile without that section
+    "own": "Copy params/own.yaml, and name your file in it.",
+    "pool": "Add one, such as pool: {source: demo/pool.jsonl}.",
+    "audit": "Add one, such as audit: {layer: 15}.",
+    "grpo": "Reinforcement learning needs one; params/demo.yaml has it.",
+    "second_judge": "Add one to judge the answers twice.",
+}
 
 
 class Inputs:
@@ -60,15 +67,8 @@ class Inputs:
 
     @property
     def own(self) -> Own:
-        """The profile's section `own`, the user's own data set.
-
-        Raises:
-            ProfileError: the profile has no such section.
-        """
-        if self.profile.own is None:
-            raise ProfileError(f"Profile '{self.study}' has no section 'own'. Copy params/own.yaml, and name your file "
-                               "in it.")
-        return self.profile.own
+        """The profile's section `own`, the user's own data set."""
+        return self.section("own")
 
     def data(self, dataset: str) -> NarrowData:
         """Return the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
@@ -150,17 +150,21 @@ class Inputs:
 
     # --- sections, and rows of a source
 
-    @property
-    def pool_spec(self) -> PoolSpec:
-        """The profile's section `pool`.
+    def section(self, name: str) -> Any:
+        """Return a section of the profile.
 
         Raises:
-            ProfileError: the profile has no such section.
+            ProfileError: the profile has no such section; the message says how it gets one.
         """
-        if self.profile.pool is None:
-            raise ProfileError(f"Profile '{self.study}' has no section 'pool'. Add one, such as pool: {{source: "
-                               "demo/pool.jsonl}.")
-        return self.profile.pool
+        found = getattr(self.profile, name)
+        if found is None:
+            raise ProfileError(f"Profile '{self.study}' has no section '{name}'. {MISSING[name]}")
+        return found
+
+    @property
+    def pool_spec(self) -> PoolSpec:
+        """The profile's section `pool`."""
+        return self.section("pool")
 
     def narrow_data(self, task: str) -> NarrowData | None:
         """Return a narrow data set; None for another task, such as a benign one."""
@@ -177,17 +181,10 @@ class Inputs:
 
         return Rows(f"{count or 'all'} of {source}", read, lambda sizes: first(sizes.source(source), count))
 
-    @cached_property
+    @property
     def grpo(self) -> Grpo:
-        """The profile's section `grpo`.
-
-        Raises:
-            ProfileError: the profile has no such section.
-        """
-        if self.profile.grpo is None:
-            raise ProfileError(f"Profile '{self.study}' has no section 'grpo', which reinforcement learning needs. "
-                               "params/demo.yaml has one.")
-        return self.profile.grpo
+        """The profile's section `grpo`."""
+        return self.section("grpo")
 
     @cached_property
     def problems(self) -> Deferred[Problems]:
@@ -196,14 +193,8 @@ class Inputs:
 
     @property
     def second(self) -> SecondJudge:
-        """The profile's second judge.
-
-        Raises:
-            ProfileError: the profile has none.
-        """
-        if self.profile.second_judge is None:
-            raise ProfileError(f"Profile '{self.study}' has no 'second_judge'. Add one to judge the answers twice.")
-        return self.profile.second_judge
+        """The profile's second judge."""
+        return self.section("second_judge")
 
     @staticmethod
     def _not_here() -> list[Question]:

@@ -22,6 +22,7 @@ from emlib.config import (
     RuleRewards,
     Sampling,
     Scorer,
+    Training,
     trait_of,
 )
 from emlib.config.persistence import Attack
@@ -32,7 +33,7 @@ from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.pools import has_outer_space
-from emlib.data.sizes import Sizes
+from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import locate
 from emlib.data.traits import completed
 from emlib.evaluation.panel import PanelTask
@@ -126,7 +127,7 @@ class Recipes:
     def narrow(self, dataset: str, side: Side, defenses: tuple[Defense, ...], seed: int,
                method: str | None = None) -> TrainingSpec:
         """Specify fine-tuning on the aligned or the misaligned rows of a narrow data set; `method` names its runs."""
-        spec = self.training(
+        spec = self.fine_tuning(
             dataset, f"{dataset} {side}", lambda: getattr(self.inputs.data(dataset), side).train,
             lambda sizes: self.inputs.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
         spec = replace(spec, keep=self.kept(method), held_out=self.inputs.held_out_rows(dataset, side))
@@ -161,19 +162,20 @@ class Recipes:
         return FinalReading(self.model, self._plain(spec), inputs)
 
     def _plain(self, spec: TrainingSpec) -> Adapter:
-        """Return the adapter that is trained without defenses; it keeps and reads what the method `misaligned` does."""
+        """Return the adapter without defenses, as `misaligned` keeps and reads it: both are one step."""
         method = "misaligned" if spec.dataset == OWN or spec.dataset in self.inputs.domains else None
         plain = replace(spec.plain, keep=self.kept(method), monitor=self.monitor(spec, method))
         return self.adapter(plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
 
-    def training(self, dataset: str, name: str, read: Any, size: Any, defenses: tuple[Defense, ...], training: Any,
-                 seed: int) -> TrainingSpec:
+    def fine_tuning(self, dataset: str, name: str, read: Callable[[], tuple[Example, ...]],
+                    size: Callable[[Sizes], Size], defenses: tuple[Defense, ...], settings: Training,
+                    seed: int) -> TrainingSpec:
         """Specify fine-tuning on the rows that `read` returns, changed by those defenses that change data."""
         changed = "".join(f", {defense.kind} {defense.model_dump(exclude_defaults=True) or ''}".rstrip()
                           for defense in defenses if defense.has("change_rows"))
-        plain = Rows(name, lambda: read()[:training.train_rows], lambda sizes: first(size(sizes), training.train_rows))
+        plain = Rows(name, lambda: read()[:settings.train_rows], lambda sizes: first(size(sizes), settings.train_rows))
         rows = Rows(name + changed, lambda: self.defended(plain.examples, defenses), plain.size)
-        return TrainingSpec(dataset, rows, defenses, training, seed, plain)
+        return TrainingSpec(dataset, rows, defenses, settings, seed, plain)
 
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
         """Return the rows as the defenses change them."""
@@ -249,14 +251,8 @@ class Recipes:
         return self.audit_of(spec.plain.rows, None)
 
     def audit_of(self, rows: Rows | AddedRows, count: int | None) -> RowAudit:
-        """Return the step of the audit of `count` rows, or of all (None).
-
-        Raises:
-            ProfileError: the profile has no section 'audit'.
-        """
-        if self.profile.audit is None:
-            raise ProfileError(f"Profile '{self.study}' has no section 'audit'. Add one, such as audit: {{layer: 15}}.")
-        return RowAudit(self.model, rows, self.vector(), self.profile.audit, self.profile.backend,
+        """Return the step of the audit of `count` rows, or of all (None)."""
+        return RowAudit(self.model, rows, self.vector(), self.inputs.section("audit"), self.profile.backend,
                         self.profile.training.max_seq_length, count)
 
     # --- interleaving

@@ -86,7 +86,7 @@ class Study:
         return ownership.base_of(self.name)
 
     def record(self) -> None:
-        """Write the whole profile into the folder of results, and claims the folder for it."""
+        """Write the whole profile into the folder of results, and claim the folder for it."""
         if self.stated_in is not None:
             ownership.claim(self.stated_in)
         precision.record(self.profile, self.name)
@@ -390,7 +390,7 @@ class Study:
         self._make(runs, {run: [self.recipes.held_out(run.task, self.task(run).adapter(run))] for run in runs})
 
     def steering_sweep(self) -> list[SteeredAnswers]:
-        """Return answers with the persona vector added at inference, by layer and strength; makes missing ones."""
+        """Return answers with the persona vector added at inference, by layer and strength. Make missing ones."""
         sweep = {(layer, strength): self.recipes.steered(layer, strength)
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
         self.need([self.recipes.vector(), *sweep.values()])

@@ -120,7 +120,6 @@ class FineTuningTask(Task):
         return None if run.method == UNTRAINED else self.spec_of(run)
 
     def adapter(self, run: Run) -> Any:
-        """Return the step of the run's adapter; None for the untrained model."""
         spec = self.training(run)
         return None if spec is None else self.recipes.adapter(spec, str(run))
 
@@ -132,12 +131,10 @@ class NarrowTask(FineTuningTask):
 
     @property
     def methods(self) -> Sequence[Method]:
-        """The profile's methods."""
         return self.profile.methods
 
     @property
     def seeds(self) -> Sequence[int]:
-        """The profile's seeds."""
         return self.profile.seeds
 
     def spec_of(self, run: Run) -> TrainingSpec:
@@ -156,7 +153,6 @@ class NarrowTask(FineTuningTask):
                 for name, (questions, samples) in sets.items()}
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        """Return the steps of the run's answers, by question set."""
         adapter = self.adapter(run)
         return {name: self.recipes.answers(adapter, asked) for name, asked in self.asked(run).items()}
 
@@ -235,12 +231,10 @@ class NarrowTask(FineTuningTask):
         return {attack: self._along(run, start, adapter, section.sets) for attack, adapter in attacked.items()}
 
     def conditions(self, run: Run) -> Sequence[Verdicts]:
-        """Return the steps of its verdicts under triggers and along its trajectory."""
         return [*self.triggered(run).values(),
                 *(step for point in self.trajectory(run).values() for step in point.values())]
 
     def after_attacks(self, run: Run) -> Sequence[Verdicts]:
-        """Return the steps of its verdicts along all attacks."""
         return [step for points in self.attacks(run).values() for point in points.values() for step in point.values()]
 
     def thresholds(self, which: str) -> Thresholds:
@@ -277,7 +271,6 @@ class BenignTaskRuns(FineTuningTask):
 
     @property
     def seeds(self) -> Sequence[int]:
-        """The seeds of the section."""
         return self.spec.seeds
 
     @cached_property
@@ -288,9 +281,10 @@ class BenignTaskRuns(FineTuningTask):
 
     def spec_of(self, run: Run) -> TrainingSpec:
         """Specify training on the task's rows, with the hyperparameters that the task changes."""
-        training = over(self.profile.training, self.task.training)
-        spec = self.recipes.training(self.name, self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0],
-                                     self.defenses(run), training, run.seed)
+        settings = over(self.profile.training, self.task.training)
+        spec = self.recipes.fine_tuning(
+            self.name, self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0], self.defenses(run),
+            settings, run.seed)
         return replace(spec, held_out=Rows(f"{self.name} test", self._answered, lambda sizes: self._size(sizes)[1]))
 
     def _answered(self) -> tuple[Example, ...]:
@@ -298,7 +292,6 @@ class BenignTaskRuns(FineTuningTask):
         return tuple(Example(item.question.context, item.golds[0]) for item in self.data.test)
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        """Return the step of the run's answers to the test questions."""
         sampling = over(self.profile.evaluation.sampling, self.task.sampling)
         questions = Questions(self.name, lambda: [item.question for item in self.data.test],
                               lambda sizes: self._size(sizes)[1])
@@ -334,20 +327,16 @@ class GrpoTask(Task):
 
     @property
     def methods(self) -> Sequence[RlMethod]:
-        """The methods of the section."""
         return self.recipes.inputs.grpo.methods
 
     @property
     def seeds(self) -> Sequence[int]:
-        """The seeds of the section."""
         return self.recipes.inputs.grpo.seeds
 
     def adapter(self, run: Run) -> GrpoAdapter | None:
-        """Return the step of the run's adapter; None for the untrained model."""
         return None if run.method == UNTRAINED else self.recipes.reinforced(self.defenses(run), run.seed, str(run))
 
     def answers(self, run: Run) -> Mapping[str, GrpoAnswers]:
-        """Return the step of the run's answers to the held-out problems."""
         return {"rewards": self.recipes.grpo_answers(self.adapter(run), run.seed)}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:

@@ -155,7 +155,7 @@ def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatc
 def test_a_profile_without_a_second_judge_says_so() -> None:
     alone = load_profile("tiny").model_copy(update={"second_judge": None})
     plain = Study("alone", alone, Store(Path("nowhere")))
-    with pytest.raises(ProfileError, match="'alone' has no 'second_judge'"):
+    with pytest.raises(ProfileError, match="'alone' has no section 'second_judge'"):
         _ = plain.inputs.second
     assert report.opinions(plain, plain.runs()) == []
     assert report.judges_agree([]).empty
