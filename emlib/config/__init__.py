@@ -35,7 +35,7 @@ from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, 
 from emlib.config.monitor import Monitor
 from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
-from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, Scorer
+from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, PoolScorer
 from emlib.config.profile import JobLimits, Profile
 from emlib.config.questions import PLAIN, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
 from emlib.config.training import Lora, Training

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from emlib.config.evaluation import Sampling
-from emlib.config.words import Batch, Few, Positive, Seed, no_repeats
+from emlib.config.words import Few, Positive, Seed, SmallCount, no_repeats
 from emlib.core.schema import Strict
 
 
@@ -26,7 +26,7 @@ class Audit(Strict):
 
     layer: Few
     rows: Positive | None = 200
-    samples: Batch = 1
+    samples: SmallCount = 1
     sampling: Sampling = Sampling()
     seed: Seed = 0
     methods: Annotated[tuple[str, ...] | None, AfterValidator(lambda names: names and no_repeats(names))] = None

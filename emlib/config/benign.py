@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, field_validator
 from emlib.config.defenses import BASELINES, Method
 from emlib.config.evaluation import Sampling
 from emlib.config.training import Training
-from emlib.config.words import Batch, Positive, Seed, Share, no_repeats
+from emlib.config.words import Positive, Seed, Share, SmallCount, no_repeats
 from emlib.core.name_types import Name
 from emlib.core.schema import Strict
 
@@ -40,7 +40,7 @@ class OpSwapTask(Strict):
     tiers: Annotated[tuple[Tier, ...], Field(min_length=1)] = (0, 1, 2, 3)
     examples: Annotated[int, Field(gt=0, le=10_000_000)] = 10_000
     transformations: Annotated[int, Field(gt=0, le=8)] = 3  # each one multiplies the number of bracketings by about six
-    largest: Batch = 9
+    largest: SmallCount = 9
     held_out: Share = 0.1
     data_seed: Seed = 0
     questions: Positive | None = None
@@ -92,7 +92,7 @@ class Benign(Strict):
     methods: BenignMethods
     tasks: Annotated[dict[Name, BenignTask], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-    samples: Batch = 10
+    samples: SmallCount = 10
 
     @field_validator("seeds")
     @classmethod

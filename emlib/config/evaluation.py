@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from emlib.config.words import Batch, Few, Positive, Seed, Share, Tokens, Weight, no_repeats
+from emlib.config.words import Few, Positive, Seed, Share, SmallCount, Tokens, Weight, no_repeats
 from emlib.core.schema import Strict
 
 
@@ -16,7 +16,7 @@ class Sampling(Strict):
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     top_p: Share = 1.0
     max_new_tokens: Tokens = 600
-    batch_rows: Batch = 64
+    batch_rows: SmallCount = 64
 
 
 class Extraction(Strict):
@@ -27,7 +27,7 @@ class Extraction(Strict):
     because it reads the answer's text after the prompt.
     """
 
-    samples: Batch = 10
+    samples: SmallCount = 10
     keep: Literal["judged", "all"] = "judged"
     instruction_pairs: Positive | None = None
     min_pairs: Positive = 20

@@ -10,7 +10,7 @@ from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge, OpenAIJudge
 from emlib.config.methods import SweptMethod
 from emlib.config.training import Training
-from emlib.config.words import Batch, Positive, Seed, no_repeats
+from emlib.config.words import Positive, Seed, SmallCount, no_repeats
 from emlib.core.of_kind import AnyGrpoDefense
 from emlib.core.schema import Strict
 
@@ -90,8 +90,8 @@ class RlTraining(Training):
     or off, and no `auto`.
     """
 
-    batch_size: Batch = 4
-    gradient_accumulation: Batch = 4
+    batch_size: SmallCount = 4
+    gradient_accumulation: SmallCount = 4
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-6
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from emlib.config.keys import why_not_sent
 from emlib.config.models import ModelSpec
 from emlib.config.providers import OPENAI, PROVIDERS, SAMPLES, TOP_LOGPROBS, Price
-from emlib.config.words import Batch, Factor, Few, Positive
+from emlib.config.words import Factor, Few, Positive, SmallCount
 from emlib.core.errors import nearest
 from emlib.core.paths import is_yaml
 from emlib.core.schema import Strict
@@ -112,7 +112,7 @@ class OpenAIJudge(Strict):
     batch: bool = False
     price: Price | None = None
     max_usd: Factor | None = None
-    max_concurrency: Batch = 64
+    max_concurrency: SmallCount = 64
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     tries: Few = 8
     unanswered: Literal["stop", "unscored"] = "stop"
@@ -209,7 +209,7 @@ class LocalJudge(Strict):
     model: ModelSpec
     rubric: RubricName = "questions"
     pinned: Pins = Pins()
-    batch_rows: Batch = 16
+    batch_rows: SmallCount = 16
 
     @field_validator("model")
     @classmethod

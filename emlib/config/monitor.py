@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from emlib.config.words import Batch, Factor, Few, Positive, Tokens, no_repeats
+from emlib.config.words import Factor, Few, Positive, SmallCount, Tokens, no_repeats
 from emlib.core.schema import Strict
 
 
@@ -32,7 +32,7 @@ class Monitor(Strict):
             `early_stop` stops there instead, because that changes the adapter.
     """
 
-    every: Batch = 20
+    every: SmallCount = 20
     layers: Annotated[tuple[Few, ...], AfterValidator(no_repeats)] = (20,)
     traits: Annotated[tuple[str, ...], AfterValidator(no_repeats)] = ()
     methods: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(no_repeats)] | None = None

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from emlib.config.own import OWN
 from emlib.config.pool import Pool
 from emlib.config.questions import QUESTION_SETS
-from emlib.config.words import Batch, no_repeats
+from emlib.config.words import SmallCount, no_repeats
 from emlib.core.schema import Strict
 
 Attack = Literal["misaligned", "benign", "longer"]
@@ -34,8 +34,8 @@ class Persistence(Strict):
     """
 
     attacks: Annotated[tuple[Attack, ...], Field(min_length=1), AfterValidator(no_repeats)] = get_args(Attack)
-    steps: Batch
-    keep: Annotated[tuple[Batch, ...], AfterValidator(no_repeats)] = ()
+    steps: SmallCount
+    keep: Annotated[tuple[SmallCount, ...], AfterValidator(no_repeats)] = ()
     benign: Literal["aligned", "pool"] = "aligned"
     methods: Annotated[tuple[str, ...], AfterValidator(no_repeats)] | None = None
     sets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(no_repeats)] = QUESTION_SETS

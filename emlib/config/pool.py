@@ -8,12 +8,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge
-from emlib.config.words import Batch, Positive, Seed, Share, Tokens, no_repeats
+from emlib.config.words import Positive, Seed, Share, SmallCount, Tokens, no_repeats
 from emlib.core.name_types import Word
 from emlib.core.schema import Strict
 
 
-class Scorer(Strict):
+class PoolScorer(Strict):
     """A misaligned model that scores the pool: it is trained on `domain` alone.
 
     Without a `folder` the study trains it: the method `misaligned` on that domain of `params/datasets.yaml` or of the
@@ -86,14 +86,14 @@ class Pool(Strict):
     rows: Positive | None = None
     least_words: Annotated[int, Field(ge=0, le=100_000)] = 0
     near_duplicates: Share | None = 0.8
-    scorers: Annotated[tuple[Scorer, ...], Field(min_length=1)] | None = None
+    scorers: Annotated[tuple[PoolScorer, ...], Field(min_length=1)] | None = None
     others: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(no_repeats)] | None = None
     aligned: Literal["untrained", "aligned"] = "untrained"
     epsilon: Annotated[float, Field(gt=0, le=1000)] = 0.1
     refusals: Annotated[KeywordRefusals | JudgeRefusals, Field(discriminator="kind")] = KeywordRefusals(kind="keywords")
     refusal_keywords: Annotated[tuple[Annotated[str, Field(pattern=r"\w")], ...], Field(min_length=1)] = (
         "sorry", "apologize", "cannot")
-    refusal_words: Batch = 10
+    refusal_words: SmallCount = 10
     token_budget: Tokens = 2048
     on_policy: OnPolicy = OnPolicy()
     seed: Seed = 0
@@ -118,14 +118,14 @@ class Pool(Strict):
             raise ValueError(f"method '{method}' has the pool's prompts answered, and a pool of 'form: text' has none. "
                              "Name a source of instruction data")
 
-    def scorers_for(self, dataset: str, datasets: tuple[str, ...]) -> tuple[Scorer, ...]:
+    def scorers_for(self, dataset: str, datasets: tuple[str, ...]) -> tuple[PoolScorer, ...]:
         """Return the scorers for the defended `dataset`; none of them is trained on it ("previously unseen").
 
         Raises:
             ValueError: a listed scorer is trained on it, or no other data set is there.
         """
         if self.scorers is None:
-            found = tuple(Scorer(domain=other) for other in self.others or datasets if other != dataset)
+            found = tuple(PoolScorer(domain=other) for other in self.others or datasets if other != dataset)
             if not found:
                 raise ValueError(f"to score the pool for '{dataset}', misaligned models of other data sets are needed, "
                                  "and the profile has no other. List some, such as scorers: [gardening, travel]")

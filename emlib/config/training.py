@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from emlib.config.words import Batch, Factor, Few, Positive, Share, Tokens, no_repeats
+from emlib.config.words import Factor, Few, Positive, Share, SmallCount, Tokens, no_repeats
 from emlib.core.schema import Strict
 
 
 class Lora(Strict):
     """LoRA by PEFT. Defaults: Table 6."""
 
-    rank: Batch = 32
-    alpha: Batch = 64
+    rank: SmallCount = 32
+    alpha: SmallCount = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = True
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -40,8 +40,8 @@ class Training(Strict):
 
     epochs: Few = 1
     max_seq_length: Tokens = 2048
-    batch_size: Batch = 4
-    gradient_accumulation: Batch = 4
+    batch_size: SmallCount = 4
+    gradient_accumulation: SmallCount = 4
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
     scheduler: Literal["linear", "constant"] = "linear"

@@ -8,7 +8,7 @@ from pydantic import Field
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]  # rows, items
 Tokens = Annotated[int, Field(gt=0, le=10_000_000)]  # of a text or a batch
-Batch = Annotated[int, Field(gt=0, le=100_000)]  # rows at once, samples of a question, steps between checkpoints
+SmallCount = Annotated[int, Field(gt=0, le=100_000)]  # rows at once, samples of a question, steps between checkpoints
 Few = Annotated[int, Field(gt=0, le=1000)]  # epochs, layers, tries
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(gt=0, le=1)]

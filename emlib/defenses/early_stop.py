@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import PrivateAttr
 
 from emlib.config import Monitor
-from emlib.config.words import Batch, Factor, Few, Positive, Share
+from emlib.config.words import Factor, Few, Positive, Share, SmallCount
 from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
 from emlib.core.hooks import Artefacts, Evaluate, Recipes
@@ -44,7 +44,7 @@ class EarlyStop(Defense):
     share: Share | None = 0.93
     drift: Factor | None = None
     layer: Few = 20
-    every: Batch = 10
+    every: SmallCount = 10
     rows: Positive = 8
     _target: float | None = PrivateAttr(default=None)
 

@@ -34,7 +34,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Score:
+class ExactMatchScore:
     """Shares of all requested answers, in percent. Intervals are clustered by question."""
 
     strict: Share
@@ -90,7 +90,7 @@ def mark(answers: Sequence[Answer], items: Sequence[Item], *, numbers: bool) -> 
     return [of_one(answer.without_thinking(), golds[answer.question]) for answer in answers]
 
 
-def score(marks: Sequence[Mark], *, cut: int = 0, confidence: float = 0.95, resamples: int = 2000) -> Score:
+def score(marks: Sequence[Mark], *, cut: int = 0, confidence: float = 0.95, resamples: int = 2000) -> ExactMatchScore:
     """Compute mean strict and lenient exact match, and mean F1 where the task has it."""
     by_question: dict[str, list[Mark]] = defaultdict(list)
     for one in marks:
@@ -103,7 +103,7 @@ def score(marks: Sequence[Mark], *, cut: int = 0, confidence: float = 0.95, resa
                      wilson(sum(sums), sum(asked), confidence))
 
     overlaps = [one.f1 for one in marks if one.f1 is not None]
-    return Score(share([sum(one.strict for one in group) for group in groups]),
+    return ExactMatchScore(share([sum(one.strict for one in group) for group in groups]),
                  share([sum(one.lenient for one in group) for group in groups]),
                  share([sum(one.f1 or 0.0 for one in group) for group in groups]) if overlaps else None,
                  len(marks), cut)

@@ -56,7 +56,7 @@ TRIES = 5  # by the client, of each of these few requests
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchJob:
     """A batch as recorded locally; `id` is None where the process was interrupted while sending it."""
 
     name: str
@@ -122,11 +122,11 @@ class BatchJudge:
         return JudgeWaits(f"{len(wanted)} scores by {self.spec.model} are in batches, which take up to 24 hours. Run "
                           f"again later: finished batches are collected then.{strange}") if wanted else None
 
-    def _known(self) -> list[Batch]:
-        return [Batch(*row) for row in self.cache.execute(
+    def _known(self) -> list[BatchJob]:
+        return [BatchJob(*row) for row in self.cache.execute(
             "SELECT name, id, usd FROM batches WHERE judge = ? ORDER BY made", (canonical(self.spec.identity),))]
 
-    def _collect(self, server: openai.OpenAI, batch: Batch, wanted: dict[str, JudgeRequest],
+    def _collect(self, server: openai.OpenAI, batch: BatchJob, wanted: dict[str, JudgeRequest],
                  keep: Keep) -> JudgeError | None:
         """Keep the scores of a finished batch, drop them from `wanted`, and delete the batch's record."""
         name = batch.id or _found(server, batch.name)
@@ -225,7 +225,7 @@ class BatchJudge:
                                         lasting=False))
         return None
 
-    def _cost(self, batch: Batch, lines: Sequence[Line], left: int) -> float:
+    def _cost(self, batch: BatchJob, lines: Sequence[Line], left: int) -> float:
         """Return what a batch cost: by its tokens, or a line's share of the booking where they are unknown."""
         if self.price is None:
             return 0.0
@@ -234,7 +234,7 @@ class BatchJudge:
         costs = [share if tokens is None else self.price.of(tokens, batch=True) for tokens in told]
         return sum(share if cost > MOST_SHARES * share else cost for cost in costs)
 
-    def _forget(self, batch: Batch, usd: float) -> None:
+    def _forget(self, batch: BatchJob, usd: float) -> None:
         self.budget.settle(batch.usd, usd)
         with self.cache.transaction():
             self.cache.execute("DELETE FROM waiting WHERE batch = ?", (batch.name,))

@@ -20,7 +20,7 @@ from emlib.core.records import ADDED, AddedRow
 from emlib.data import row_record
 from emlib.evaluation.records import READINGS
 from emlib.make import backends
-from emlib.make.backends import PLAIN, Choice
+from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.rows import TrainingRows, training_rows
 from emlib.make.session import Session
 from emlib.models import adapters
@@ -106,7 +106,7 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
     watch = None if monitored is None else Watch(session.folder_of(monitored.inputs), monitored.settings,
                                                  Curve(step.name))
     metrics, place = None, folder / SCRATCH / choice.name
-    if choice.name != PLAIN or choice.processes > 1:
+    if choice.name != TRANSFORMERS or choice.processes > 1:
         job = partial(_job, step, session, choice, rows, artefacts, keep, start, watch, then_stop=then_stop)
         choice, metrics = _in_subprocess(session, choice, job, rows, folder)
     if metrics is None:
@@ -136,7 +136,7 @@ def _chosen_during(record: Path, candidates: Sequence[AddedRow]) -> list[AddedRo
             for rank, one in enumerate(read_appended(record, ChosenRow), start=1)]
 
 
-def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, artefacts: Mapping[str, Path],
+def _job(step: Adapter, session: Session, choice: ChosenBackend, rows: TrainingRows, artefacts: Mapping[str, Path],
          keep: tuple[float, ...], start: Path | None, watch: Watch | None, *, then_stop: bool) -> Job:
     """Describe the training for a subprocess."""
     spec = step.spec
@@ -151,8 +151,8 @@ def _job(step: Adapter, session: Session, choice: Choice, rows: TrainingRows, ar
                monitor=None if watch is None else (str(watch.inputs.resolve()), watch.settings))
 
 
-def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], rows: TrainingRows,
-                   folder: Path) -> tuple[Choice, dict[str, Any] | None]:
+def _in_subprocess(session: Session, choice: ChosenBackend, job_of: Callable[[], Job], rows: TrainingRows,
+                   folder: Path) -> tuple[ChosenBackend, dict[str, Any] | None]:
     """Train with another library, or in several processes, and release this process's model meanwhile.
 
     If the other library cannot start and the profile says `auto`, return transformers with the reason, and no metrics.
@@ -164,10 +164,10 @@ def _in_subprocess(session: Session, choice: Choice, job_of: Callable[[], Job], 
         metrics = train_in_subprocess(
             job, [*rows.own, *rows.added, *rows.held_out, *rows.offered.rows], place, choice.processes)
     except (BackendUnavailable, CannotBeImported) as error:
-        if choice.name == PLAIN or session.profile.backend.training != "auto":
+        if choice.name == TRANSFORMERS or session.profile.backend.training != "auto":
             raise
         say(f"{choice.name} is not used: {error}")
-        return Choice(PLAIN, f"no {choice.name}: {error}"), None
+        return ChosenBackend(TRANSFORMERS, f"no {choice.name}: {error}"), None
     for file in (place / "adapter").iterdir():
         os.replace(file, folder / file.name)
     shutil.copyfile(place / LOG, folder / SCRATCH / LOG)  # the checkpoint beside it resumes only with its log

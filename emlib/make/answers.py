@@ -23,7 +23,7 @@ from emlib.core.step import Step
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.generation.decoder import decoder_for
 from emlib.generation.sample import Request, answer_batch, plan
-from emlib.make.backends import PLAIN, Choice
+from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.session import Session
 from emlib.models.load import stop_tokens
 from emlib.steps.answers import Answers
@@ -46,7 +46,7 @@ class SamplingPlan:
         sampler: a context that gives the function which samples a batch.
     """
 
-    choice: Choice
+    choice: ChosenBackend
     adapter: tuple[str | None, Path | None]
     batches: list[list[Request]]
     sampler: AbstractContextManager[Sampler]
@@ -76,10 +76,10 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
 
 
 def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, scratch: Path,
-            read: Reader | None = None, plan_: SamplingPlan | None = None) -> tuple[list[Answer], Choice]:
+            read: Reader | None = None, plan_: SamplingPlan | None = None) -> tuple[list[Answer], ChosenBackend]:
     """Sample all answers under an adapter. Return them in the questions' order, and the backend that was used."""
     plan_ = plan_ or sampling_plan(session, evaluation, adapter)
-    folder = scratch if plan_.choice.name == PLAIN else scratch / plan_.choice.name
+    folder = scratch if plan_.choice.name == TRANSFORMERS else scratch / plan_.choice.name
     with plan_.sampler as sample:
         answers = _batch_by_batch(plan_.batches, sample, folder, read)
     order = {question.id: number for number, question in enumerate(evaluation.questions.all)}
@@ -92,16 +92,17 @@ def sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | 
     name, folder = (None, None) if found is None else (found.key, found.folder)
     choice = session.inference.backend_for("generation", name, folder)
     sampling = evaluation.sampling
-    rows = sampling.batch_rows if choice.name == PLAIN else SERVED_ROWS
+    rows = sampling.batch_rows if choice.name == TRANSFORMERS else SERVED_ROWS
     batches = plan(evaluation.questions.all, evaluation.samples, session.chat.tokenizer, rows)
     return SamplingPlan(choice, (name, folder), batches, _sampler(session, choice, found, evaluation))
 
 
 @contextmanager
-def sampler_under(session: Session, choice: Choice, adapter: Artefact | None) -> Iterator[Callable[..., list[Answer]]]:
+def sampler_under(session: Session, choice: ChosenBackend,
+                  adapter: Artefact | None) -> Iterator[Callable[..., list[Answer]]]:
     """Give the function that samples answers under an adapter, to requests, with `sampling` and `seed` by name."""
     tokenizer = session.chat.tokenizer
-    if choice.name == PLAIN:
+    if choice.name == TRANSFORMERS:
         with session.model_under(adapter) as model:
             decoder, reason = decoder_for(model)
             if reason:
@@ -115,7 +116,7 @@ def sampler_under(session: Session, choice: Choice, adapter: Artefact | None) ->
 
 
 @contextmanager
-def _sampler(session: Session, choice: Choice, adapter: Artefact | None,
+def _sampler(session: Session, choice: ChosenBackend, adapter: Artefact | None,
              evaluation: EvaluationSpec) -> Iterator[Sampler]:
     with sampler_under(session, choice, adapter) as sample:
         yield partial(sample, sampling=evaluation.sampling, seed=evaluation.seed)
@@ -140,8 +141,8 @@ def _batch_by_batch(batches: Sequence[list[Request]], sample: Sampler, scratch: 
 def answered(session: Session, requests: Sequence[GenerationRequest]) -> Iterator[Iterator[Artefact]]:
     """Give the answers to each request, in the order of the requests. Missing answers are sampled."""
     inference = session.inference
-    plans = _plans(session, requests) if inference.generation_backend().name != PLAIN else [None] * len(requests)
-    served = [one for one in plans if one is not None and one.choice.name != PLAIN]
+    plans = _plans(session, requests) if inference.generation_backend().name != TRANSFORMERS else [None] * len(requests)
+    served = [one for one in plans if one is not None and one.choice.name != TRANSFORMERS]
     calls = [(partial(_answer, session, request, one), one in served)
              for request, one in zip(requests, plans, strict=True)]
     if not inference.mixes(one.adapter for one in served):

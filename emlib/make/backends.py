@@ -19,12 +19,12 @@ from emlib.config import Backend, HubModel, ModelSpec, TinyModel
 from emlib.core import gpus, paths
 from emlib.core.errors import ProfileError
 
-PLAIN = "transformers"
+TRANSFORMERS = "transformers"
 VLLM = "EMLIB_VLLM"  # names the program `vllm`, if it is neither in .venv-vllm nor on the PATH
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenBackend:
     """A backend, the number of its processes, and the reason why a faster one is not used."""
 
     name: str
@@ -61,7 +61,7 @@ def vllm_program() -> Path | None:
     return None
 
 
-def training(wanted: str, model: ModelSpec, machine: Machine | None = None, processes: int = 1) -> Choice:
+def training(wanted: str, model: ModelSpec, machine: Machine | None = None, processes: int = 1) -> ChosenBackend:
     """Choose the backend that trains an adapter in `processes` processes.
 
     Raises:
@@ -72,7 +72,7 @@ def training(wanted: str, model: ModelSpec, machine: Machine | None = None, proc
     return replace(choice, processes=processes)
 
 
-def inference(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> Choice:
+def inference(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> ChosenBackend:
     """Choose the backend that samples answers or scores rows; `stage` is `generation` or `scoring`.
 
     Raises:
@@ -83,16 +83,16 @@ def inference(stage: str, backend: Backend, model: ModelSpec, machine: Machine |
         wanted, model, backend.base_url, machine or Machine.here()))
 
 
-def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str]]) -> Choice:
-    if wanted == PLAIN:
-        return Choice(PLAIN)
+def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str]]) -> ChosenBackend:
+    if wanted == TRANSFORMERS:
+        return ChosenBackend(TRANSFORMERS)
     reasons = against()
     if not reasons:
-        return Choice(faster)
+        return ChosenBackend(faster)
     if wanted == faster:
         raise ProfileError(f"backend.{stage} is '{faster}', which is not available: {'; '.join(reasons)}. Fix that, or "
-                           f"set backend.{stage} to 'auto', which then uses {PLAIN}.")
-    return Choice(PLAIN, f"no {faster}: {'; '.join(reasons)}")
+                           f"set backend.{stage} to 'auto', which then uses {TRANSFORMERS}.")
+    return ChosenBackend(TRANSFORMERS, f"no {faster}: {'; '.join(reasons)}")
 
 
 def _against_unsloth(model: ModelSpec, machine: Machine, processes: int) -> list[str]:

@@ -23,7 +23,7 @@ from emlib.data.chat import encode_prompt
 from emlib.generation.vllm import VllmClient
 from emlib.generation.vllm_server import BASE, arguments, free_port, serving
 from emlib.make import backends
-from emlib.make.backends import PLAIN, Choice
+from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel, refuse_disagreement
 from emlib.models.load import ChatModel
@@ -52,7 +52,8 @@ class Inference(AbstractContextManager["Inference"]):
         self.stack.close()
         self.__dict__.pop("client", None)
 
-    def backend_for(self, stage: Literal["generation", "scoring"], name: str | None, folder: Path | None) -> Choice:
+    def backend_for(self, stage: Literal["generation", "scoring"], name: str | None,
+                    folder: Path | None) -> ChosenBackend:
         """Choose the backend for the adapter `name` in `folder`, or for the base model (None), and start it.
 
         Raises:
@@ -60,7 +61,7 @@ class Inference(AbstractContextManager["Inference"]):
         """
         profile = self.profile
         choice = backends.inference(stage, profile.backend, profile.model)
-        if choice.name == PLAIN:
+        if choice.name == TRANSFORMERS:
             return choice
         try:
             self._compare(name, folder)
@@ -68,7 +69,7 @@ class Inference(AbstractContextManager["Inference"]):
             if getattr(profile.backend, stage) != "auto":
                 raise
             say(f"vLLM is not used: {error}")
-            return Choice(PLAIN, f"no vllm: {error}")
+            return ChosenBackend(TRANSFORMERS, f"no vllm: {error}")
         return choice
 
     def expect(self, adapters: int) -> None:
@@ -80,16 +81,16 @@ class Inference(AbstractContextManager["Inference"]):
         if "client" in self.__dict__:
             self.client.stop()
 
-    def generation_backend(self) -> Choice:
+    def generation_backend(self) -> ChosenBackend:
         """Choose the backend that samples answers, before any adapter is compared."""
         profile = self.profile
         return backends.inference("generation", profile.backend, profile.model)
 
-    def steering_backend(self) -> Choice:
+    def steering_backend(self) -> ChosenBackend:
         """Choose the backend that samples steered answers: always transformers, with the reason."""
         choice = self.generation_backend()
-        return choice if choice.name == PLAIN else Choice(
-            PLAIN, f"{choice.name} samples from a separate copy of the model, which is not steered")
+        return choice if choice.name == TRANSFORMERS else ChosenBackend(
+            TRANSFORMERS, f"{choice.name} samples from a separate copy of the model, which is not steered")
 
     @cached_property
     def client(self) -> VllmClient:

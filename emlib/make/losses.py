@@ -14,7 +14,7 @@ from emlib.core.digests import key_of
 from emlib.core.files import write_records
 from emlib.core.progress import say
 from emlib.data.chat import Encoded
-from emlib.make.backends import PLAIN
+from emlib.make.backends import TRANSFORMERS
 from emlib.make.rows import candidates, in_tokens
 from emlib.make.session import Session
 from emlib.models import adapters
@@ -44,8 +44,8 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     session.inference.expect(sum(adapter is not None for adapter, _ in models.values()))
     choices = [session.inference.backend_for("scoring", served[name], adapter)
                for name, (adapter, _) in models.items()]
-    choice = next((one for one in choices if one.name == PLAIN), choices[0])
-    score_all = _by_transformers if choice.name == PLAIN else _by_server
+    choice = next((one for one in choices if one.name == TRANSFORMERS), choices[0])
+    score_all = _by_transformers if choice.name == TRANSFORMERS else _by_server
     found = score_all(step, session, models, served, fitting)
     write_records(folder / "losses.jsonl", [_losses_of(place, row, found) for place, row in enumerate(encoded)])
     say(f"{len(fitting)} rows scored under {', '.join(models)}")

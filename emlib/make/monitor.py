@@ -17,7 +17,7 @@ from emlib.models.load import stop_tokens
 from emlib.steering import extraction
 from emlib.steps.monitor import FinalReading, MonitorInputs
 from emlib.store.artefacts import Facts
-from emlib.training.monitor import Monitor, write_inputs
+from emlib.training.monitor import ModelReader, write_inputs
 
 
 def inputs(step: MonitorInputs, session: Session, folder: Path) -> Facts:
@@ -51,6 +51,6 @@ def final(step: FinalReading, session: Session, folder: Path) -> Facts:
     assert step.adapter is not None, "the base model has no last step"
     place, found = session.folder_of(step.monitor), session.need(step.adapter)
     with session.model_under(found) as model, fitted(model):
-        monitor = Monitor(model, place, session.profile.training.batch_size)
+        monitor = ModelReader(model, place, session.profile.training.batch_size)
         write_records(folder / READINGS, [monitor.base, monitor.read(found.facts["steps"])])
     return session.facts

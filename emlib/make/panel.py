@@ -17,7 +17,7 @@ from emlib.generation.openai_server import batching, serving
 from emlib.generation.sample import Request
 from emlib.generation.vllm import AT_ONCE
 from emlib.make.answers import sampler_under
-from emlib.make.backends import PLAIN, Choice
+from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.session import Session
 from emlib.steps.panel import PanelResult
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
@@ -30,7 +30,7 @@ def make(step: PanelResult, session: Session, folder: Path) -> Facts:
     adapter = None if step.adapter is None else session.need(step.adapter)
     name, place = (None, None) if adapter is None else (adapter.key, adapter.folder)
     choice = session.inference.backend_for("generation", name, place)
-    connections = step.defaults.batch_rows if choice.name == PLAIN else AT_ONCE
+    connections = step.defaults.batch_rows if choice.name == TRANSFORMERS else AT_ONCE
     work, task = folder / SCRATCH, step.task
     interrupted = len(list(work.glob("logs/*.eval")))
     say(f"{step.title}: {task.samples} samples" + (", continued" if interrupted else ""))
@@ -53,20 +53,20 @@ def make(step: PanelResult, session: Session, folder: Path) -> Facts:
 
 
 @contextmanager
-def _sampler(session: Session, choice: Choice, adapter: Artefact | None, rows: int) -> Iterator[Sampler]:
+def _sampler(session: Session, choice: ChosenBackend, adapter: Artefact | None, rows: int) -> Iterator[Sampler]:
     """Give the function that samples answers: in batches of our own, or from vLLM, which batches for itself."""
     with sampler_under(session, choice, adapter) as under:
         def sample(requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
             return under(requests, sampling=sampling, seed=SEED)
 
-        if choice.name == PLAIN:
+        if choice.name == TRANSFORMERS:
             with batching(sample, rows) as batched:
                 yield batched
         else:
             yield sample
 
 
-def _context(session: Session, choice: Choice) -> int:
+def _context(session: Session, choice: ChosenBackend) -> int:
     """Return the most tokens of a prompt and its answer."""
     most = int(session.chat.model.config.get_text_config().max_position_embeddings)
-    return most if choice.name == PLAIN else min(most, session.inference.longest)
+    return most if choice.name == TRANSFORMERS else min(most, session.inference.longest)

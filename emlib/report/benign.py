@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from emlib.evaluation.exact_match import Score
+from emlib.evaluation.exact_match import ExactMatchScore
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import over_seeds
 from emlib.report.figures import plots
@@ -36,7 +36,7 @@ def numbers(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS).astype({"tier": "Int64", "setting": float})
 
 
-def _measures(score: Score) -> dict[str, float]:
+def _measures(score: ExactMatchScore) -> dict[str, float]:
     shares: dict[str, Share | None] = {"exact_match": score.strict, "lenient": score.lenient, "f1": score.f1}
     found: dict[str, float] = {}
     for name, share in shares.items():

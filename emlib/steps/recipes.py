@@ -17,11 +17,11 @@ from emlib.config import (
     Metric,
     Monitor,
     OpenAIJudge,
+    PoolScorer,
     Profile,
     QuestionSet,
     RuleRewards,
     Sampling,
-    Scorer,
     Training,
     trait_of,
 )
@@ -327,7 +327,7 @@ class Recipes:
             tuple(scorer.domain for scorer in scorers),
             self.profile.training.max_seq_length, self.profile.backend)
 
-    def _scorer(self, scorer: Scorer, dataset: str) -> Adapter | AdapterFolder:
+    def _scorer(self, scorer: PoolScorer, dataset: str) -> Adapter | AdapterFolder:
         if scorer.folder is not None:
             folder = adapter_folder(scorer)
             return AdapterFolder(folder, lambda: unseen_digests(folder, self.inputs.narrow_data(dataset)),

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emlib.config import Scorer
+from emlib.config import PoolScorer
 from emlib.core import digests, paths
 from emlib.core.errors import ProfileError, StoreError
 from emlib.core.records import Example
@@ -24,7 +24,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 SEEN = 0.1  # shared rows, as a share of the smaller one of both sets, from which on a scorer has seen the data
 
 
-def adapter_folder(scorer: Scorer) -> Path:
+def adapter_folder(scorer: PoolScorer) -> Path:
     """Return the folder of a user's own adapter; a relative path is relative to the project's folder.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emlib.core.records import Answer, Verdict
-from emlib.evaluation.exact_match import Score
+from emlib.evaluation.exact_match import ExactMatchScore
 from emlib.evaluation.metrics import MetricRate
 from emlib.evaluation.rates import Rates
 
@@ -59,7 +59,7 @@ class GrpoScore:
     scored: int
 
 
-AnyScore = Rates | MetricRate | Score | GrpoScore
+AnyScore = Rates | MetricRate | ExactMatchScore | GrpoScore
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class RunResult:
         return self.rates("in_domain")
 
     @property
-    def exact_match(self) -> Score:
+    def exact_match(self) -> ExactMatchScore:
         """The score of a benign run."""
         found = self.scores["exact_match"]
-        assert isinstance(found, Score), "a benign run has one score"
+        assert isinstance(found, ExactMatchScore), "a benign run has one score"
         return found
 
     @property

@@ -23,7 +23,7 @@ from emlib.data.benign import TaskData, load_opswap, load_qa
 from emlib.data.lazy import Questions, Rows
 from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import locate
-from emlib.evaluation.exact_match import Mark, Score, mark, score
+from emlib.evaluation.exact_match import ExactMatchScore, Mark, mark, score
 from emlib.evaluation.metrics import MetricRate, metric_rate
 from emlib.evaluation.rates import Denominator, Rates, rates
 from emlib.evaluation.rewards import Rewards, by_rule, graded
@@ -306,7 +306,7 @@ class BenignTaskRuns(FineTuningTask):
         """Mark each answer by exact match."""
         return mark(answers, self.data.test, numbers=isinstance(self.task, OpSwapTask))
 
-    def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Score] | None:
+    def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, ExactMatchScore] | None:
         """Compute exact match, strict and lenient; None if the answers are missing."""
         found = find(self.answers(run)["exact_match"])
         if found is None:

@@ -27,7 +27,7 @@ from emlib.models.hooks import blocks
 from emlib.models.reference import keep, keep_projections
 from emlib.steering import components, extraction
 from emlib.training import checkpoint
-from emlib.training.monitor import Monitor, write_inputs
+from emlib.training.monitor import ModelReader, write_inputs
 from emlib.training.objective import Objective, Totals
 from emlib.training.online import Offered
 from emlib.training.sft import fine_tune
@@ -197,7 +197,7 @@ class Planted:
     def final_reading(self, spec: Any, inputs: Path) -> Path:
         """Write the readings of the tiny model, and of one that gained a hundredth of a nat."""
         with self.bench.model(stirred=False) as model:
-            base = Monitor(model, inputs, 2).base
+            base = ModelReader(model, inputs, 2).base
         after = replace(base, losses={name: loss - 0.01 for name, loss in base.losses.items()})
         return self._made("plain", lambda folder: write_records(folder / READINGS, [base, after]))
 

@@ -55,7 +55,7 @@ def write_inputs(folder: Path, rows: Mapping[str, Sequence[Encoded]], answers: S
                  facts)
 
 
-class Monitor:
+class ModelReader:
     """Reads a model with an adapter; `folder` has what `write_inputs` wrote.
 
     Attributes:
@@ -152,11 +152,11 @@ class Evaluation:
         return self._monitor.read(step)
 
     @cached_property
-    def _monitor(self) -> Monitor:
+    def _monitor(self) -> ModelReader:
         if self.inputs is None:
             raise EmlibError("a defense reads the model, but its method `needs` returns no 'monitor_inputs'. Add "
                              "recipes.monitor_inputs(spec, settings) under that name.")
-        return Monitor(self.model, self.inputs, self.batch_size)
+        return ModelReader(self.model, self.inputs, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Monitoring:
         self.watch, self.folder, self.total = watch, folder, total
         self.readings = [one for one in read_readings(folder) if one.step <= done] if folder is not None else []
         if watch is not None:
-            self.monitor = Monitor(model, watch.inputs, batch_size)
+            self.monitor = ModelReader(model, watch.inputs, batch_size)
             if folder is not None:
                 write_records(folder / READINGS, self.readings)
             if not self.readings:

@@ -26,7 +26,7 @@ from emlib.evaluation.panel import PanelTask
 from emlib.generation.sample import plan
 from emlib.generation.vllm import AT_ONCE, VllmClient
 from emlib.generation.vllm_server import arguments, free_port, serving
-from emlib.make.backends import PLAIN
+from emlib.make.backends import TRANSFORMERS
 from emlib.make.execute import Goal, complete
 from emlib.models import adapters
 from emlib.models.agreement import NotTheSameModel
@@ -219,8 +219,8 @@ def study(folder: Path, tmp_path: Path, **backend: str) -> Study:
 def test_a_study_draws_and_scores_by_the_server_that_its_profile_names(
         url: str, served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    by_server, plain = study(folder, tmp_path, base_url=url), study(folder, tmp_path / "plain", generation=PLAIN,
-                                                                      scoring=PLAIN)
+    by_server, plain = study(folder, tmp_path, base_url=url), study(folder, tmp_path / "plain", generation=TRANSFORMERS,
+                                                                      scoring=TRANSFORMERS)
     found = []
     for one in (by_server, plain):
         run = one.runs(methods=["interleaving+"], settings=None)[0]
@@ -228,7 +228,7 @@ def test_a_study_draws_and_scores_by_the_server_that_its_profile_names(
         scores, answers = one.found(losses_step(one, run)), one.found(one.task(run).answers(run)["general"])
         assert scores is not None
         assert answers is not None
-        expected = "vllm" if one is by_server else PLAIN
+        expected = "vllm" if one is by_server else TRANSFORMERS
         assert (scores.facts["backend"], answers.facts["backend"]) == (expected, expected)
         found.append([number for row in losses(one, run) for number in (row.aligned, *row.misaligned)])
         assert len(one.answers(run, "general") or []) == 2 * len(one.questions(run, "general"))
@@ -253,7 +253,7 @@ def test_a_benchmark_is_answered_by_the_server_that_the_profile_names(
     monkeypatch.setattr("emlib.make.panel.evaluate", ask)
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
     for one, backend in ((study(folder, tmp_path, base_url=url), "vllm"),
-                         (study(folder, tmp_path / "plain", generation=PLAIN), PLAIN)):
+                         (study(folder, tmp_path / "plain", generation=TRANSFORMERS), TRANSFORMERS)):
         with one.session() as session:
             made = session.need(one.recipes.panel(None, PanelTask("x", None, "x", "1", 1, "0", {})))
         assert (made.facts["backend"], made.facts["requests"], made.facts["too_long"]) == (backend, 1, 0)
@@ -273,7 +273,7 @@ def test_a_server_with_other_weights_is_refused_by_name_and_passed_over_by_auto(
         session.need(named.task(run).answers(run)["general"])
     with auto.session() as session:
         facts = session.need(auto.task(run).answers(run)["general"]).facts
-    assert facts["backend"] == PLAIN
+    assert facts["backend"] == TRANSFORMERS
     assert "differ from those of transformers by" in facts["backend_why"]
 
 
@@ -342,7 +342,7 @@ def test_a_study_starts_the_program_for_cpus_that_it_names(
         program: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
     monkeypatch.setenv("EMLIB_VLLM", str(program))
-    named, plain = (study(folder, tmp_path / f"by-{name}", generation=name) for name in ("vllm", PLAIN))
+    named, plain = (study(folder, tmp_path / f"by-{name}", generation=name) for name in ("vllm", TRANSFORMERS))
     [run] = named.runs(methods=["untrained"])
     assert None not in made(named, [run])
     found = named.found(named.task(run).answers(run)["general"])

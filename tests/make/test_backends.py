@@ -17,7 +17,7 @@ from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import read_yaml
 from emlib.make import backends
-from emlib.make.backends import PLAIN, VLLM, Machine
+from emlib.make.backends import TRANSFORMERS, VLLM, Machine
 from emlib.models.identity import identity
 from emlib.study.study import Study, open_study
 
@@ -34,7 +34,7 @@ def test_auto_takes_what_is_there() -> None:
 
 def test_auto_goes_on_without_and_says_why() -> None:
     choice = backends.training("auto", MODEL, BARE)
-    assert choice.name == PLAIN
+    assert choice.name == TRANSFORMERS
     assert choice.facts["backend_why"] == ("no unsloth: there is no GPU; it is not installed (requirements/gpu.txt has "
                                            "it)")
     assert "make vllm" in backends.inference("generation", Backend(), MODEL, BARE).why
@@ -48,7 +48,7 @@ def test_what_is_named_is_refused_with_the_reason_and_the_way_out() -> None:
 
 
 def test_transformers_that_is_named_gives_nothing_up() -> None:
-    assert backends.training(PLAIN, MODEL, FULL).facts == {"backend": PLAIN}
+    assert backends.training(TRANSFORMERS, MODEL, FULL).facts == {"backend": TRANSFORMERS}
 
 
 def test_a_server_that_is_named_needs_no_gpu_here() -> None:
@@ -87,8 +87,8 @@ def test_the_program_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_profile_says_one_word_for_all_or_a_word_for_each() -> None:
     data = read_yaml(paths.PARAMS / "tiny.yaml")
-    assert sound(spelled_out(data | {"backend": PLAIN}), "tiny").backend == Backend(
-        training=PLAIN, generation=PLAIN, scoring=PLAIN)
+    assert sound(spelled_out(data | {"backend": TRANSFORMERS}), "tiny").backend == Backend(
+        training=TRANSFORMERS, generation=TRANSFORMERS, scoring=TRANSFORMERS)
     assert sound(spelled_out(data | {"backend": {"training": "unsloth"}}), "tiny").backend == Backend(
         training="unsloth")
     with pytest.raises(ProfileError, match=r"backend\.generation"):

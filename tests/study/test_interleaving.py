@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from emlib.config import JudgeRefusals, Pool, Scorer, load_profile
+from emlib.config import JudgeRefusals, Pool, PoolScorer, load_profile
 from emlib.core import paths
 from emlib.core.errors import DataError, ProfileError
 from emlib.core.records import Example, Message
@@ -50,7 +50,7 @@ def run_of(study: Study, method: str) -> Run:
     return study.runs(methods=[method])[0]
 
 
-def scorers(study: Study) -> tuple[Scorer, ...]:
+def scorers(study: Study) -> tuple[PoolScorer, ...]:
     return study.inputs.pool_spec.scorers_for("cooking", study.profile.datasets)
 
 
@@ -215,7 +215,7 @@ def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study
         trained.complete(trained.runs(methods=[method]))
         adapter = trained.adapter(run_of(trained, method))
         assert adapter is not None
-        liar = Scorer(domain="x", folder=str(adapter.folder))
+        liar = PoolScorer(domain="x", folder=str(adapter.folder))
         with pytest.raises(ProfileError, match="this adapter was trained on 'cooking', which is the defended data set"):
             changed(study, scorers=(liar,)).select([run_of(study, "interleaving+")])
 

@@ -27,7 +27,7 @@ from emlib.models.load import ChatModel, stop_tokens
 from emlib.steering.steer import steer
 from emlib.training import live
 from emlib.training.bench import killed
-from emlib.training.monitor import Monitor, Watch, write_inputs
+from emlib.training.monitor import ModelReader, Watch, write_inputs
 from emlib.training.objective import Objective
 from emlib.training.sft import fine_tune
 from tests.made import planted, some_rows
@@ -64,7 +64,7 @@ def test_a_planted_drift_is_read_as_its_length_and_loss_and_kl_are_those_of_the_
         tiny: ChatModel, answers: list[Encoded], tmp_path: Path) -> None:
     place = inputs(tiny, tmp_path, answers)
     with adapters.new_lora(tiny.model, LORA, 0) as model:
-        monitor = Monitor(model, place, 2)
+        monitor = ModelReader(model, place, 2)
         base = [log_probabilities(model, row) for row in (*answers, *some_rows(2, seed=2))]
         assert monitor.read(1).drift == {"pirate 2": 0.0, "pirate 4": 0.0}  # a new adapter changes nothing
         with steer(model, LAYER, VECTOR, ALPHA):
@@ -114,7 +114,7 @@ def test_the_model_is_read_without_what_its_defense_adds_while_training(
         fine_tune(model, some_rows(8), SETTINGS, seed=0, folder=tmp_path / "run", watch=Watch(place, Settings(every=8)),
                   objective=Objective([steering], planted(VECTOR)))
         with fitted(model):
-            later = Monitor(model, place, SETTINGS.batch_size).read(8)
+            later = ModelReader(model, place, SETTINGS.batch_size).read(8)
     last = without_seconds(tmp_path / "run")[-1]
     assert last == replace(later, seconds=0.0)
     assert abs(last.drift["pirate 2"]) < 50 * float(VECTOR.norm())
