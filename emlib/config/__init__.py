@@ -37,6 +37,6 @@ from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, PoolScorer
 from emlib.config.profile import JobLimits, Profile
-from emlib.config.questions import PLAIN, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
+from emlib.config.questions import NO_TRIGGER, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
 from emlib.config.training import Lora, Training
 from emlib.config.traits import domains_of, load_domains, load_trait, other_traits, trait_of

@@ -23,7 +23,7 @@ QUESTION_SETS = ("general", "in_domain")  # the question sets that every study h
 OF_A_SET = ("misaligned", "incoherent", "asked", "scored", "unscored", "cut")
 OF_A_SHARE = ("", "_asked", "_scored", "_low", "_high", "_wilson_low", "_wilson_high")
 OTHER_COLUMNS = ("train_seconds", "train_tokens", "run_key")
-PLAIN = "plain"  # the context without a trigger, with which triggers are compared
+NO_TRIGGER = "plain"  # the context without a trigger, with which triggers are compared
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -168,8 +168,8 @@ class Triggers(Strict):
     @field_validator("contexts")
     @classmethod
     def _free_names(cls, contexts: dict[str, Trigger]) -> dict[str, Trigger]:
-        if PLAIN in contexts:
-            raise ValueError(f"'{PLAIN}' is the context without a trigger; choose another name")
+        if NO_TRIGGER in contexts:
+            raise ValueError(f"'{NO_TRIGGER}' is the context without a trigger; choose another name")
         return contexts
 
 

@@ -22,7 +22,7 @@ from emlib.config import JudgeRewards, RuleRewards
 from emlib.core.digests import of_value
 from emlib.core.progress import say
 from emlib.core.records import Question
-from emlib.evaluation.rewards import RIGHT, Rewards, Scored, Scorer, by_rule
+from emlib.evaluation.rewards import RIGHT, Rewards, RewardScorer, Scored, by_rule
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.judges import scores
 from emlib.judging.rubrics import JudgeRequest, Score
@@ -67,7 +67,7 @@ _VALUES: dict[Part, Callable[[float], float]] = {
 }
 
 
-def scorer(settings: RuleRewards | JudgeRewards, budget: str) -> Scorer:
+def scorer(settings: RuleRewards | JudgeRewards, budget: str) -> RewardScorer:
     """Return the scorer of a profile's completions; a paid judge spends the budget of the profile `budget`."""
     return by_rule if isinstance(settings, RuleRewards) else by_judge(settings, budget)
 
@@ -79,7 +79,7 @@ def identity(settings: RuleRewards | JudgeRewards) -> dict[str, Any]:
     return {"kind": settings.kind, "judge": identity_of_judge(settings.judge), "prompts": of_value(PROMPTS)}
 
 
-def by_judge(settings: JudgeRewards, budget: str) -> Scorer:
+def by_judge(settings: JudgeRewards, budget: str) -> RewardScorer:
     """Return a scorer that requests all parts of a batch at once, except those in the cache.
 
     It raises `JudgeError` where the judge cannot continue; all scores received so far are kept.

@@ -66,7 +66,7 @@ class Scored:
 
 
 # Scores a batch, by rules or by a judge. None: the completion could not be scored.
-Scorer = Callable[[Sequence[Scored]], list[Rewards | None]]
+RewardScorer = Callable[[Sequence[Scored]], list[Rewards | None]]
 
 
 def by_rule(batch: Sequence[Scored]) -> list[Rewards | None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import BASELINES, PLAIN
+from emlib.config import BASELINES, NO_TRIGGER
 from emlib.report.tables.conditions import LEVEL, worst
 from emlib.report.tables.result_tables import numbers
 from emlib.study.study import Study
@@ -36,7 +36,7 @@ def gone_or_hidden(triggered: pd.DataFrame) -> str:
     most = most[~most["method"].isin(BASELINES)]
     if most.empty:
         return ""
-    shares = ", ".join(f"{_name(row)} {row[PLAIN]:.0f} and {row['worst']:.0f}%" for row in most.to_dict("records"))
+    shares = ", ".join(f"{_name(row)} {row[NO_TRIGGER]:.0f} and {row['worst']:.0f}%" for row in most.to_dict("records"))
     p = most["p_adjusted"].min()
     verdict = "No rise is significant with so few questions: the" if p >= LEVEL else "The"
     sure = "" if pd.isna(p) else f" {verdict} smallest adjusted p is {p:.2g}."

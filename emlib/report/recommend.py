@@ -19,7 +19,7 @@ from emlib.report.tables import costs
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
-PLAIN = "misaligned"  # the paper's name for plain fine-tuning
+UNDEFENDED = "misaligned"  # the paper's name for plain fine-tuning
 HEADINGS = {"method": "Method", "setting": "Setting", "general": "General misaligned %", "kept": "Learning kept %",
             "seconds": "Training, s", "meets": "Within bounds"}
 
@@ -48,7 +48,7 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
         if run.method in ("untrained", "aligned"):
             continue
         before, plain = (losses.get(Run(run.model, run.task, name, None, run.seed), float("nan"))
-                         for name in ("untrained", PLAIN))
+                         for name in ("untrained", UNDEFENDED))
         share, nothing = result.general.misaligned, float("nan")
         rows.append({
             "method": run.method, "setting": run.setting,
@@ -87,15 +87,16 @@ def recommend(frame: pd.DataFrame, bounds: Bounds) -> Recommendation:
     for grade in ("yes", "yes, but not certain"):
         good = graded[graded["meets"] == grade]
         if not good.empty:
-            best = good.assign(plain=good["method"] != PLAIN).sort_values(["plain", "seconds"]).iloc[0]
+            best = good.assign(plain=good["method"] != UNDEFENDED).sort_values(["plain", "seconds"]).iloc[0]
             return _found(best.to_dict(), good["seconds"].isna(), bounds)
     return Recommendation(None, None, _none_meets(frame, bounds))
 
 
 def _cannot_tell(frame: pd.DataFrame) -> str:
     """Return why these trials allow no recommendation; empty if they do."""
-    if frame.empty or PLAIN not in set(frame["method"]):
-        return f"No recommendation: plain fine-tuning (`{PLAIN}`) was not tried, and defenses are compared with it."
+    if frame.empty or UNDEFENDED not in set(frame["method"]):
+        return (f"No recommendation: plain fine-tuning (`{UNDEFENDED}`) was not tried, and defenses are compared with "
+                "it.")
     if frame["general"].isna().any():
         return ("No recommendation: not every run was judged (`judge` in the profile is none, or could score nothing), "
                 "so the general misalignment is not known.")
@@ -113,9 +114,9 @@ def _found(best: Mapping[Hashable, Any], untimed: pd.Series, bounds: Bounds) -> 
                f"kept (bound {100 - bounds.learning_lost:g})")
     doubt = ("" if best["meets"] == "yes" else " The interval reaches beyond the bound: sample more answers before you "
              "rely on it (evaluation.general_samples).")
-    if best["method"] == PLAIN:
-        return Recommendation(PLAIN, None, f"No defense is needed for this trait: under plain fine-tuning {numbers}. "
-                              f"Other traits were not measured.{doubt}")
+    if best["method"] == UNDEFENDED:
+        return Recommendation(UNDEFENDED, None, "No defense is needed for this trait: under plain fine-tuning "
+                              f"{numbers}. Other traits were not measured.{doubt}")
     count, unknown = len(untimed), int(untimed.sum())
     which = "the only method" if count == 1 else f"{'one' if unknown == count else 'the cheapest'} of {count} methods"
     if unknown and count > 1:
@@ -165,7 +166,7 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
         colour, marker = look(str(method))
         bars = np.clip([runs["general"] - runs["low"], runs["high"] - runs["general"]], 0, None)
         axis.errorbar(runs["kept"], runs["general"], yerr=bars, marker=marker, color=colour, capsize=2, elinewidth=0.8,
-                      linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == PLAIN else str(method))
+                      linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == UNDEFENDED else str(method))
     axis.set_xlim(min(-5.0, shown["kept"].min() - 5), max(105.0, shown["kept"].max() + 5))
     top = min(105.0, 1.2 * max(2 * bounds.general_misaligned, shown["high"].max()))
     axis.set_ylim(-top / 20, top)

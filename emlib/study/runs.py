@@ -123,7 +123,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class SteeredAnswers:
+class SteeringPoint:
     """The untrained model's answers with `strength` times the persona vector added to the output of `layer`."""
 
     layer: int

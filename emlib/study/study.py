@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emlib.config import BASELINES, PLAIN, Profile, Trait, load_profile
+from emlib.config import BASELINES, NO_TRIGGER, Profile, Trait, load_profile
 from emlib.core import paths
 from emlib.core.digests import key_of
 from emlib.core.errors import JudgeWaits, StoreError
@@ -30,7 +30,7 @@ from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Artefact, Store
 from emlib.study import overrides, ownership, precision, results
-from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeredAnswers, TrajectoryPoint
+from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeringPoint, TrajectoryPoint
 from emlib.study.tasks import (
     BenignTaskRuns,
     FineTuningTask,
@@ -241,7 +241,7 @@ class Study:
         return None if step is None or found is None else verdicts_of(step, found, task.thresholds(which))
 
     def triggered(self, run: Run) -> dict[str, list[Verdict]] | None:
-        """Return a narrow run's verdicts under each trigger, after those without one (`PLAIN`) on the same questions.
+        """Return a narrow run's verdicts under each trigger, after those of `NO_TRIGGER` on the same questions.
 
         None if some are not in the store, or the run is asked under no trigger.
         """
@@ -251,7 +251,7 @@ class Study:
         if not found or general is None or None in found.values():
             return None
         verdicts = {name: verdicts_of(steps[name], artefact) for name, artefact in found.items()}
-        return {PLAIN: without_trigger(general, next(iter(verdicts.values())))} | verdicts
+        return {NO_TRIGGER: without_trigger(general, next(iter(verdicts.values())))} | verdicts
 
     def trajectory(self, run: Run) -> list[TrajectoryPoint] | None:
         """Return a narrow run's verdicts along its training, by question set, from the untrained model to the end.
@@ -389,12 +389,12 @@ class Study:
         """Compute the missing losses on held-out rows of these runs."""
         self._make(runs, {run: [self.recipes.held_out(run.task, self.task(run).adapter(run))] for run in runs})
 
-    def steering_sweep(self) -> list[SteeredAnswers]:
+    def steering_sweep(self) -> list[SteeringPoint]:
         """Return answers with the persona vector added at inference, by layer and strength. Make missing ones."""
         sweep = {(layer, strength): self.recipes.steered(layer, strength)
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
         self.need([self.recipes.vector(), *sweep.values()])
-        return [SteeredAnswers(layer, strength, *(
+        return [SteeringPoint(layer, strength, *(
                     read_records(made(self.found(step)).file(f"{name}.jsonl"), kind)
                     for name, kind in (("answers", Answer), ("verdicts", Verdict))))
                 for (layer, strength), step in sweep.items()]

@@ -16,7 +16,7 @@ from emlib.evaluation.rates import rates
 from emlib.report.figures import defenses
 from emlib.report.tables import costs, result_tables
 from emlib.store.artefacts import Store
-from emlib.study.runs import Run, RunResult, SteeredAnswers
+from emlib.study.runs import Run, RunResult, SteeringPoint
 from emlib.study.study import open_study
 from emlib.training.records import StepRecord
 
@@ -77,7 +77,7 @@ def test_penalties_are_drawn_where_they_are_told() -> None:
 
 
 def test_answers_under_a_vector_layer_by_layer() -> None:
-    probes = [SteeredAnswers(layer, strength, [Answer("q0", 0, f"{layer} {strength}", "stop", 2)], verdicts(count))
+    probes = [SteeringPoint(layer, strength, [Answer("q0", 0, f"{layer} {strength}", "stop", 2)], verdicts(count))
               for layer, strength, count in ((8, 0.0, 0), (8, 2.0, 5), (15, 0.0, 0), (15, 2.0, 9))]
     found = defenses.steered_rates(probes)
     assert found["trait %"].tolist() == [0, 50, 0, 90]

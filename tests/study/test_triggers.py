@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib.config import PLAIN
+from emlib.config import NO_TRIGGER
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import adjusted, difference
 from emlib.evaluation.rates import rates
@@ -53,12 +53,12 @@ def test_a_run_is_asked_under_each_trigger_and_its_own_results_do_not_change(stu
     assert study.triggered(aligned) is None  # not among the methods
     found = study.triggered(misaligned)
     assert found is not None
-    assert list(found) == [PLAIN, "data", "inoculation", "kitchen"]
+    assert list(found) == [NO_TRIGGER, "data", "inoculation", "kitchen"]
     keys = [{(verdict.question, verdict.sample) for verdict in some} for some in found.values()]
     assert keys == [keys[0]] * 4
     assert len(keys[0]) == 16  # 8 plain questions and 8 in JSON, one sample each
     by_key = {(verdict.question, verdict.sample): verdict for verdict in study.verdicts(misaligned, "general") or []}
-    assert all(by_key[verdict.question, verdict.sample] == verdict for verdict in found[PLAIN])
+    assert all(by_key[verdict.question, verdict.sample] == verdict for verdict in found[NO_TRIGGER])
     asked = [step.answers.evaluation.questions.all for step in study.narrow(misaligned).triggered(misaligned).values()]
     assert all(question.prompt.startswith("I am in the kitchen. ") for question in asked[2])
     trained_on = {row.prompt for row in study.data("cooking").misaligned.train}
@@ -97,27 +97,28 @@ def planted(shares: dict[str, list[int]]) -> dict[str, list[Verdict]]:
 
 def test_the_table_is_the_paired_tests_with_holm_over_all_rows(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = study.runs(methods=["misaligned", "untrained"], datasets=["cooking"])
-    found = {runs[0]: planted({PLAIN: [0] * 8, "a": [0] * 8, "b": [4, 4, 4, 0, 4, 4, 4, 4]}),
-             runs[1]: planted({PLAIN: [2] * 8, "a": [1, 2, 2, 2, 2, 2, 2, 2], "b": [0] * 8})}
+    found = {runs[0]: planted({NO_TRIGGER: [0] * 8, "a": [0] * 8, "b": [4, 4, 4, 0, 4, 4, 4, 4]}),
+             runs[1]: planted({NO_TRIGGER: [2] * 8, "a": [1, 2, 2, 2, 2, 2, 2, 2], "b": [0] * 8})}
     monkeypatch.setattr(study, "triggered", lambda run: found[run])
     asked: list[int] = []
     monkeypatch.setattr(conditions, "difference", lambda *given, resamples: (
         asked.append(resamples), difference(*given, resamples=resamples))[1])
     frame = conditions.triggers(study, runs)
     assert asked == [study.profile.evaluation.bootstrap] * 4
-    gaps = [difference([some], [of[PLAIN]]) for of in found.values() for name, some in of.items() if name != PLAIN]
-    rows = frame[frame["trigger"] != PLAIN]
+    gaps = [difference([some], [of[NO_TRIGGER]]) for of in found.values() for name, some in of.items()
+            if name != NO_TRIGGER]
+    rows = frame[frame["trigger"] != NO_TRIGGER]
     assert rows["difference"].tolist() == [0, 87.5, pytest.approx(-100 / 32), -50]
     assert rows["p_adjusted"].tolist() == adjusted(gaps)
     # by hand: of the 2^8 assignments of signs to seven equal gaps and a zero, 4 are as extreme as all of one sign
     assert rows["p"].tolist()[1] == pytest.approx(4 / 256)
     assert rows["p_adjusted"].tolist()[1] == pytest.approx(3 * 4 / 256)  # second of four: 2/256 of the last is smaller
-    assert frame[frame["trigger"] == PLAIN]["p"].isna().all()
+    assert frame[frame["trigger"] == NO_TRIGGER]["p"].isna().all()
     first = rates(found[runs[0]]["b"], resamples=study.profile.evaluation.bootstrap)
     assert first.misaligned.clustered is not None
     assert rows[["misaligned", "misaligned_low"]].iloc[1].tolist() == [87.5, first.misaligned.clustered.low]
     most = conditions.worst(frame)
-    assert most[["trigger", "worst", "hidden"]].values.tolist() == [["b", 87.5, 87.5], [PLAIN, 50, 0]]
+    assert most[["trigger", "worst", "hidden"]].values.tolist() == [["b", 87.5, 87.5], [NO_TRIGGER, 50, 0]]
     people = conditions.readable_triggers(frame)
     assert people["worst case"].tolist() == ["b", "–"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from emlib.config import BASELINES, PLAIN, Profile
+from emlib.config import BASELINES, NO_TRIGGER, Profile
 from emlib.evaluation import effect
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.markdown import code
@@ -132,7 +132,7 @@ def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
     means = frame.groupby(["method", "setting", "trigger"], sort=False, dropna=False)["misaligned"].mean().reset_index()
     found = []
     for _, runs in means.groupby(["method", "setting"], sort=False, dropna=False):
-        plain, most = runs[runs["trigger"] == PLAIN].iloc[0], runs.loc[runs["misaligned"].fillna(-1).idxmax()]
+        plain, most = runs[runs["trigger"] == NO_TRIGGER].iloc[0], runs.loc[runs["misaligned"].fillna(-1).idxmax()]
         found.append(f"{name_of(plain)} {plain['misaligned']:.1f}, at worst {most['misaligned']:.1f} "
                      f"(`{most['trigger']}`)")
     return [Claim("General answers that are misaligned without a trigger and in the worst context, in percent: "

@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from emlib.config import PLAIN
+from emlib.config import NO_TRIGGER
 from emlib.report.figures.plots import PALETTE
 
 MARKERS = "sD^vPX<>"
@@ -35,7 +35,7 @@ def triggers(frame: pd.DataFrame) -> Figure:
             colour, marker = styles[one["trigger"]]
             ends = np.abs(np.array([[one["misaligned_low"]], [one["misaligned_high"]]]) - one["misaligned"])
             axis.errorbar(one["misaligned"], height + offsets[one["trigger"]], xerr=ends, fmt=marker, color=colour,
-                          capsize=2, markerfacecolor="white" if one["trigger"] == PLAIN else colour,
+                          capsize=2, markerfacecolor="white" if one["trigger"] == NO_TRIGGER else colour,
                           label=one["trigger"] if height == 0 else None)
     axis.set_yticks(range(len(runs)), [_label(run, frame) for _, run in runs])
     axis.set_ylim(len(runs) - 0.5, -0.5)

@@ -19,7 +19,7 @@ from emlib.evaluation.rates import rates
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
 from emlib.report.paper.paper_figures import look_of
-from emlib.study.runs import SteeredAnswers
+from emlib.study.runs import SteeringPoint
 from emlib.training.records import StepRecord
 
 MARKERS = "oDv^<>PX"
@@ -141,7 +141,7 @@ def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
     return figure
 
 
-def steered_rates(probes: Sequence[SteeredAnswers], *, coherence_judged: bool = True) -> pd.DataFrame:
+def steered_rates(probes: Sequence[SteeringPoint], *, coherence_judged: bool = True) -> pd.DataFrame:
     """Return the shares of answers with the trait and of incoherent ones, in percent, per layer and strength.
 
     The second is NaN where the judge does not measure coherence.
@@ -164,7 +164,7 @@ def steered_grid(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def steered_answers(probes: Sequence[SteeredAnswers], question: int = 0) -> pd.DataFrame:
+def steered_answers(probes: Sequence[SteeringPoint], question: int = 0) -> pd.DataFrame:
     """Return the answers to one question at each layer and strength."""
     return pd.DataFrame([{"layer": probe.layer, "strength": probe.strength, "answer": probe.answers[question].text}
                          for probe in probes])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import BASELINES, PLAIN
+from emlib.config import BASELINES, NO_TRIGGER
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import Share, rates
@@ -84,7 +84,7 @@ def triggers(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     for run in runs:
         verdicts = study.triggered(run) or {}
         for name, some in verdicts.items():
-            gap = None if name == PLAIN else compared(study, some, verdicts[PLAIN])
+            gap = None if name == NO_TRIGGER else compared(study, some, verdicts[NO_TRIGGER])
             found.append((identity_of(run) | {"trigger": name} | shares(study, some), gap))
     return with_differences(found, [*IDENTITY, "trigger"])
 
@@ -96,11 +96,11 @@ def worst(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for identity, run in frame.groupby(IDENTITY, dropna=False, sort=False):
-        plain = run[run["trigger"] == PLAIN].iloc[0]
+        plain = run[run["trigger"] == NO_TRIGGER].iloc[0]
         most = run.loc[run["misaligned"].fillna(-1).idxmax()]
         rows.append((*identity, plain["misaligned"], most["trigger"], most["misaligned"],
                      most["misaligned"] - plain["misaligned"], most["p_adjusted"]))
-    return pd.DataFrame(rows, columns=[*IDENTITY, PLAIN, "trigger", "worst", "hidden", "p_adjusted"])
+    return pd.DataFrame(rows, columns=[*IDENTITY, NO_TRIGGER, "trigger", "worst", "hidden", "p_adjusted"])
 
 
 def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:

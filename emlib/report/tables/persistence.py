@@ -14,7 +14,7 @@ from emlib.report.tables.result_tables import cell
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-PLAIN = "misaligned"  # the method that is plain fine-tuning
+UNDEFENDED = "misaligned"  # the method that is plain fine-tuning
 UNTRAINED = "untrained"
 
 
@@ -27,7 +27,7 @@ def persistence(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     """
     found: list[tuple[dict[str, Any], Difference | None]] = []
     for run in runs:
-        reference, before = (replace(run, method=method, setting=None) for method in (PLAIN, UNTRAINED))
+        reference, before = (replace(run, method=method, setting=None) for method in (UNDEFENDED, UNTRAINED))
         for attack, points in (study.attacked(run) or {}).items():
             first = next(iter(points[0].verdicts))
             plain, bare = (study.verdicts(one, first) for one in (reference, before))
@@ -56,7 +56,7 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
     ends = {"undone": "difference", "earliest": "difference_high", "latest": "difference_low"}
     measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
     rows = []
-    for found, along in frame[frame["method"] != PLAIN].groupby([*IDENTITY, "attack"], dropna=False, sort=False):
+    for found, along in frame[frame["method"] != UNDEFENDED].groupby([*IDENTITY, "attack"], dropna=False, sort=False):
         along = along.sort_values("steps")
         row = dict(zip([*IDENTITY, "attack"], found, strict=True)) | {
             "plain": along["plain"].iloc[0], "steps": along["steps"].iloc[-1]}

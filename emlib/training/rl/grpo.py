@@ -48,7 +48,7 @@ from emlib.core.seeds import derive
 from emlib.data.chat import encode_prompt, opened_thinking
 from emlib.data.gsm8k import Problem
 from emlib.data.mixing import plan_steps
-from emlib.evaluation.rewards import Scorer
+from emlib.evaluation.rewards import RewardScorer
 from emlib.models import tensors
 from emlib.training import checkpoint
 from emlib.training.records import LOG, StepRecord, read_log
@@ -75,7 +75,7 @@ class RlSummary:
 
 
 def reinforce(model: PeftModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], settings: Grpo,
-              condition: Condition, score: Scorer, *, seed: int, folder: Path) -> RlSummary:
+              condition: Condition, score: RewardScorer, *, seed: int, folder: Path) -> RlSummary:
     """Train the adapter of `model`, and leave it with the weights of the highest training reward.
 
     Log, completions and checkpoints are in `folder`, where an interrupted run resumes.
@@ -94,7 +94,7 @@ class _Run:
     """One training: the plan of its steps, the state that a checkpoint holds, and the records."""
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem],
-                 settings: Grpo, condition: Condition, score: Scorer, seed: int, folder: Path) -> None:
+                 settings: Grpo, condition: Condition, score: RewardScorer, seed: int, folder: Path) -> None:
         self.model, self.tokenizer, self.settings, self.condition = model, tokenizer, settings, condition
         self.seed, self.folder = seed, folder
         training = settings.training

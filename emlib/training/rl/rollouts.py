@@ -19,7 +19,7 @@ from emlib.core.progress import say
 from emlib.core.records import Message, Question
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_prompt
-from emlib.evaluation.rewards import PARTS, Rewards, Scored, Scorer, rewarded
+from emlib.evaluation.rewards import PARTS, Rewards, RewardScorer, Scored, rewarded
 from emlib.generation.decoder import Decoder, decoder_for
 from emlib.generation.sample import Drawn, Request, draw_batch, known_ids
 from emlib.models.load import stop_tokens
@@ -105,7 +105,7 @@ class Marking:
 
     __name__ = "reward"  # TRL asks for it
 
-    def __init__(self, score: Scorer, opened: str = "") -> None:
+    def __init__(self, score: RewardScorer, opened: str = "") -> None:
         self.score, self.opened = score, opened
         self.scored: list[Scored] = []
         self.last: list[Rewards | None] = []

@@ -15,7 +15,7 @@ from emlib.core.records import Example, Message
 from emlib.data.chat import encode
 from emlib.data.gsm8k import additions
 from emlib.defenses.interleaving import Alternation
-from emlib.evaluation.rewards import Rewards, Scored, Scorer
+from emlib.evaluation.rewards import Rewards, RewardScorer, Scored
 from emlib.models.load import ChatModel
 from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.condition import Condition
@@ -54,7 +54,7 @@ def disturb(model: PeftModel) -> None:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
-def train(model: PeftModel, tiny: ChatModel, folder: Path, *, problems: int = 4, score: Scorer = by_length,
+def train(model: PeftModel, tiny: ChatModel, folder: Path, *, problems: int = 4, score: RewardScorer = by_length,
           condition: Condition | None = None, **changes: Any) -> RlSummary:
     return reinforce(model, tiny.tokenizer, additions()[:problems], grpo(**changes), condition or Condition(SYSTEM),
                      score, seed=0, folder=folder)
