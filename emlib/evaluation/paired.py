@@ -45,8 +45,8 @@ def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence
     """Compute `method` minus `reference` on the same questions; one list of verdicts per seed, the same seeds in both.
 
     The interval is `crossed_bootstrap`'s on the differences. Where these are all equal it is Newcombe's for two
-    independent shares. p is two-sided, from a sign-flip permutation test on the questions' differences: if the two
-    methods do not differ, their labels are exchangeable on every question.
+    independent shares. p is two-sided, from a sign-flip permutation test on the questions' differences: if the answers
+    of both came from one model, their labels are exchangeable on every question.
 
     Raises:
         DataError: the two were not asked the same questions equally often, or have different numbers of seeds.
