@@ -86,11 +86,11 @@ def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_pat
 
 
 def test_a_cost_that_is_not_known_has_no_point(study: Study, frame: pd.DataFrame) -> None:
-    facts = {"misaligned": 10.0, "kl": 15.0}
+    tokens = {"misaligned": 100, "kl": 150}
     for run in study.runs(datasets=["cooking"]):
-        if run.method in facts and run.setting in (None, 0.1):
+        if run.method in tokens and run.setting in (None, 0.1):
             study.store.get(study.task(run).adapter(run), lambda _, method=run.method: {  # type: ignore[misc]
-                "seconds": facts[method], "tokens": 100, "peak_memory": None})
+                "seconds": 10.0, "tokens": tokens[method], "peak_memory": None})
     drawn = comparison.sources(study, frame)
     costs = drawn["this study"].set_index(["method", "setting"])["cost"]
     assert costs.loc["untrained"].item() == 0
