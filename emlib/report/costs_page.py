@@ -1,4 +1,4 @@
-"""Writes docs/costs.md: the costs of the studies that need a GPU, as `make plan` estimates them.
+"""Writes the costs of studies that need a GPU into docs/costs.md and README.md, as `make plan` estimates them.
 
     python -m emlib.report.costs_page
 
@@ -22,7 +22,7 @@ from emlib.study.plan.costs import GB
 from emlib.study.plan.memory import training_memory
 from emlib.study.study import open_study
 
-PAGE = paths.ROOT / "docs" / "costs.md"
+PAGE, FRONT = paths.ROOT / "docs" / "costs.md", paths.ROOT / "README.md"
 PROFILES = ("table2-7b", "paper-7b", "benign-7b", "beyond-7b", "triggers-7b", "grpo-3b", "paper-32b")
 
 
@@ -55,6 +55,19 @@ def _memory(name: str) -> list[dict[str, str]]:
             for weights, one in zip(("bfloat16", "4 bits"), found, strict=True) if one is not None]
 
 
+def sentences() -> str:
+    """Return what the paper's 7B study and its main table alone cost, for README.md."""
+    found = costs().set_index("profile")
+    whole, alone = (found.loc[name] for name in ("paper-7b", "table2-7b"))
+    needed = training_memory(open_study("paper-7b").profile)
+    assert needed is not None, "params/models.yaml has the model"
+    return (f"- the whole 7B study (`paper-7b`): {whole['runs']} runs, {whole['GPU-hours in all']} hours of an A100, "
+            f"at most {whole['disk GB']} GB of disk and {whole['judge $']} US dollars for the judge;\n"
+            f"- its main comparison alone (`table2-7b`): {alone['runs']} runs, {alone['GPU-hours in all']} hours, "
+            f"{alone['disk GB']} GB, {alone['judge $']} dollars;\n"
+            f"- GPU memory in fine-tuning: about {needed.recomputed / GB:.0f} GB.")
+
+
 def page(text: str) -> str:
     """Return the page's text with both tables written anew."""
     for name, frame in {"costs": costs(), "memory": memory()}.items():
@@ -62,11 +75,17 @@ def page(text: str) -> str:
     return text
 
 
-def update(path: Path = PAGE) -> Path:
-    """Write the tables of docs/costs.md, and return its path."""
-    write_text(path, page(path.read_text(encoding="utf-8")))
-    return path
+def update() -> list[Path]:
+    """Write the tables of docs/costs.md and the costs of README.md, and return both paths."""
+    for path, write in ((PAGE, page), (FRONT, front)):
+        write_text(path, write(path.read_text(encoding="utf-8")))
+    return [PAGE, FRONT]
+
+
+def front(text: str) -> str:
+    """Return the text of README.md with its costs written anew."""
+    return with_block(text, "costs", sentences())
 
 
 if __name__ == "__main__":
-    print(update())
+    print(*update(), sep="\n")

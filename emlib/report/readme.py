@@ -22,6 +22,7 @@ from emlib.core.files import whole_file, write_text
 from emlib.core.records import Answer, Verdict
 from emlib.report import demo_findings
 from emlib.report.paper import summary
+from emlib.report.tables import newer
 from emlib.report.tables.audit import statement
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
@@ -30,7 +31,8 @@ FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", 
            "tables/rates.csv")
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone", "audit": "audit"}
-FURTHER = {"demo-audit": "audit", "demo-measures": "rates"}  # further profiles, each with a table there, if it ran
+# Further profiles, each with a table there, if it ran.
+FURTHER = {"demo-audit": "audit", "demo-newer": "newer", "demo-measures": "rates"}
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 WORDS = 60  # of an answer that is shown
@@ -66,6 +68,7 @@ def update(profile: str = "demo") -> list[Path]:
               for block, name in TABLES.items()}
     further = {f"{other} {name}": paths.runs() / other / "tables" / f"{name}.md" for other, name in FURTHER.items()}
     tables |= {block: path.read_text(encoding="utf-8") for block, path in further.items() if path.is_file()}
+    tables |= verdicts(paths.runs() / "demo-newer" / "tables" / "newer.csv")
     tables["demo audit line"] = statement(pd.read_csv(made / "tables" / "audit.csv"))
     front = {"demo answers": answers(study), "demo findings": demo_findings.findings(study, made / "tables"),
              "paper": of_paper(), "audit": audit()}
@@ -78,6 +81,11 @@ def _rewrite(path: Path, blocks: Mapping[str, str]) -> Path:
         page = with_block(page, name, block)
     write_text(path, page)
     return path
+
+
+def verdicts(path: Path) -> dict[str, str]:
+    """Return the sentence about newer defenses, from the table of notebook 10; nothing if that was not run."""
+    return {"demo-newer verdict": newer.verdict(pd.read_csv(path))} if path.is_file() else {}
 
 
 def answers(study: Study) -> str:

@@ -24,6 +24,11 @@ def test_the_page_states_what_its_program_computes() -> None:
     assert costs_page.page(text) == text, "write it anew: python -m emlib.report.costs_page"
 
 
+def test_the_readme_states_the_same() -> None:
+    text = costs_page.FRONT.read_text(encoding="utf-8")
+    assert costs_page.front(text) == text, "write it anew: python -m emlib.report.costs_page"
+
+
 def test_the_hours_of_the_page_are_those_of_the_plan() -> None:
     row = costs_page.costs().set_index("profile").loc["table2-7b"]
     sums = Estimate(open_study("table2-7b")).sums().iloc[0]
