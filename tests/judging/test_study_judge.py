@@ -26,6 +26,7 @@ from emlib.study.study import Study, open_study
 from tests.judging.server import JudgeServer, Reply, counting_model
 
 KEY = "sk-planted-7d1f0a"
+WITHOUT_VECTORS = "evaluation: {projection_layer: null}\naudit: null\n"  # whose answers a judge reads, too
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def study(server: JudgeServer, tmp_path: Path, judge: str = "") -> Study:
     path = tmp_path / "params" / "judged.yaml"
     path.parent.mkdir(exist_ok=True)
     (path.parent / "tiny.yaml").write_text((paths.PARAMS / "tiny.yaml").read_text())
-    path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\n"
+    path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\n" + WITHOUT_VECTORS +
                     f"judge: {{kind: openai, model: judge-1, base_url: '{server.url}', key_from: JUDGE_KEY{judge}}}\n")
     return open_study(str(path))
 
@@ -219,7 +220,7 @@ def test_the_price_is_told_before_anything_is_sent(server: JudgeServer, tmp_path
     """48 + 8 answers, two requests each; a price for the model of section 4.3 is in the list."""
     path = tmp_path / "params" / "paid.yaml"
     study(server, tmp_path)
-    path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\n"
+    path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\n" + WITHOUT_VECTORS +
                     "judge: {kind: openai, model: gpt-4o-mini-2024-07-18, max_usd: 2.5}\n")
     plan = Estimate(open_study(str(path))).judging().set_index("judge")["what"]
     assert plan["requests left"] == "112"
