@@ -11,6 +11,7 @@ from emlib.config.judge import LlmJudge, OpenAIJudge
 from emlib.config.methods import SweptMethod
 from emlib.config.training import Training
 from emlib.config.words import Positive, Seed, SmallCount, no_repeats
+from emlib.core.defense import refuse_inactive
 from emlib.core.of_kind import AnyGrpoDefense
 from emlib.core.schema import Strict
 
@@ -144,4 +145,8 @@ class Grpo(Strict):
             raise ValueError(f"methods named more than once: {', '.join(repeated)}; every run is made once")
         for method in self.methods:
             method.fits(self)
+            try:
+                refuse_inactive(method.defenses, self.engine)
+            except ValueError as error:
+                raise ValueError(f"method '{method.name}': {error}") from error
         return self

@@ -276,11 +276,17 @@ class GrpoDefense(Defense):
 
     listed: ClassVar[bool] = False
 
-    def fits(self, section: Any, method: str) -> None:
-        """Check that the engine lets the defense act in the passes that sample completions, if it is active there."""
-        if self.has("active") and "rollout" in self.acts_in and section.engine == "vllm":
-            raise ValueError(f"method '{method}': vLLM samples completions in a separate model, in which "
-                             f"'{self.kind}' cannot act. Choose engine 'transformers'")
+
+def refuse_inactive(defenses: Sequence[Defense], engine: str) -> None:
+    """Refuse defenses that act while completions are sampled, where the engine samples them in another model.
+
+    Raises:
+        ValueError: for the first such defense.
+    """
+    for defense in defenses:
+        if engine == "vllm" and defense.has("active") and "rollout" in defense.acts_in:
+            raise ValueError(f"vLLM samples completions in a separate model, in which '{defense.kind}' cannot act. "
+                             "Choose engine 'transformers', or let its property `acts_in` name 'loss' alone")
 
 
 def refuse_exclusions(defenses: Sequence[Defense]) -> None:

@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 
 import pytest
 
+from emlib.config import Grpo, load_profile
 from emlib.core import registry
-from emlib.core.defense import RESERVED, Defense, needs_of
+from emlib.core.defense import RESERVED, Defense, needs_of, refuse_inactive
 from emlib.core.errors import ProfileError
 from emlib.core.registry import kinds
 from emlib.defenses.__main__ import lines
+from emlib.defenses.inoculation import Inoculation
 from emlib.defenses.interleaving import Alternation
 from emlib.defenses.kl import Beta, Kl
 from emlib.defenses.ldifs import Ldifs
@@ -92,3 +94,17 @@ def test_an_artefact_called_like_an_entry_of_the_key_is_refused(name: str) -> No
 
 def test_a_name_without_a_label_has_none() -> None:
     assert (registry.label_of_kind("kl"), registry.label_of_kind("nothing")) == ("KL-Div.", "")
+
+
+def test_a_defense_that_acts_while_completions_are_sampled_is_refused_with_vllm() -> None:
+    """Also a plain defense, of ours or of one's own, and not only the classes for reinforcement learning."""
+    with pytest.raises(ValueError, match=r"'persona_vector' cannot act. Choose engine 'transformers'"):
+        refuse_inactive([Kl(), PersonaVector()], "vllm")
+    refuse_inactive([Kl(), PersonaVector()], "transformers")
+    refuse_inactive([Kl(), Inoculation()], "vllm")
+    for kind in ("concept_ablation", "inoculation_adapter"):
+        spec = load_profile("tiny").grpo
+        assert spec is not None
+        with pytest.raises(ValueError, match=f"method 'x': vLLM samples .* '{kind}' cannot act"):
+            Grpo.model_validate(spec.model_dump() | {"engine": "vllm", "methods": (
+                {"name": "x", "defenses": ({"kind": kind},)},)})
