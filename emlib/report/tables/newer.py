@@ -7,7 +7,7 @@ intervals are disjoint. Plain fine-tuning is among the paper's methods, so that 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from typing import Any
 
 import pandas as pd
 
@@ -32,7 +32,7 @@ def against_paper(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "seed", *HEADINGS])
 
 
-def _compared(runs: pd.DataFrame) -> list[dict[Hashable, object]]:
+def _compared(runs: pd.DataFrame) -> list[dict[Any, Any]]:
     of_paper = runs["method"].isin(set(published.table(2)["method"]) - {"untrained", "aligned"})
     found = []
     for run in runs[~of_paper & ~runs["method"].isin(BASELINES)].to_dict("records"):
@@ -45,18 +45,18 @@ def _compared(runs: pd.DataFrame) -> list[dict[Hashable, object]]:
     return found
 
 
-def _better(run: dict[Hashable, float], rival: dict[Hashable, float]) -> str:
+def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
     if run[GENERAL] >= rival[GENERAL]:
         return NO
     return YES if run[f"{GENERAL}_high"] < rival[f"{GENERAL}_low"] else OVERLAP
 
 
-def _name(run: dict[Hashable, object]) -> str:
+def _name(run: dict[Any, Any]) -> str:
     setting = run["setting"]
     return label(str(run["method"])) + ("" if pd.isna(setting) else f" {setting:g}")
 
 
-def _cell(run: dict[Hashable, float], measure: str) -> str:
+def _cell(run: dict[Any, Any], measure: str) -> str:
     return cell(run[measure], run[f"{measure}_low"], run[f"{measure}_high"])
 
 
