@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from emlib.config.words import Factor, Few, Positive, Share, SmallCount, Tokens, no_repeats
 from emlib.core.schema import Strict
+
+MOST_KEPT = 1000  # adapters of a run
 
 
 class Lora(Strict):
@@ -29,13 +31,20 @@ class Lora(Strict):
         return no_repeats(names)
 
 
+class Every(Strict):
+    """Every so many steps of plain fine-tuning."""
+
+    every: Positive
+
+
 class Training(Strict):
     """Supervised fine-tuning. Defaults: Table 6, and transformers' where the paper gives none.
 
     `gradient_checkpointing`: recompute activations in the backward pass instead of saving them; `auto` does so if the
     saved activations would not fit into memory. It changes results only by rounding.
     `keep`: the shares of a run's steps after which its adapter is kept as well, or the number of equal parts of the
-    run. It changes no adapter, and applies to the runs of `evaluation.trajectory`.
+    run, or `{every: n}`: every n steps of plain fine-tuning on `train_rows` rows, and the same shares of longer runs.
+    It changes no adapter, and applies to the runs of `evaluation.trajectory`.
     """
 
     epochs: Few = 1
@@ -51,18 +60,33 @@ class Training(Strict):
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     checkpoint_every: Positive = 50
     train_rows: Positive | None = None
-    keep: tuple[Share, ...] | Annotated[int, Field(gt=1, le=1000)] = ()
+    keep: tuple[Share, ...] | Annotated[int, Field(gt=1, le=MOST_KEPT)] | Every = ()
 
-    @field_validator("keep")
-    @classmethod
-    def _once(cls, shares: tuple[float, ...] | int) -> tuple[float, ...] | int:
-        return shares if isinstance(shares, int) else no_repeats(shares)
+    @model_validator(mode="after")
+    def _keep_is_known(self) -> Self:
+        if isinstance(self.keep, tuple):
+            no_repeats(self.keep)
+        if isinstance(self.keep, Every):
+            if self.train_rows is None:
+                raise ValueError("'keep' counts the steps of plain fine-tuning, whose number follows from 'train_rows'."
+                                 " State it, such as train_rows: 5400, or list shares, such as keep: [0.1, 0.5]")
+            if len(self.kept) >= MOST_KEPT:
+                raise ValueError(f"'keep' names {len(self.kept)} adapters a run; expected fewer than {MOST_KEPT}. Keep "
+                                 "one in more steps")
+        return self
 
     @property
     def kept(self) -> tuple[float, ...]:
         """The shares of the steps after which the adapter is kept, in order; the last step's is kept in any case."""
-        shares = (part / self.keep for part in range(1, self.keep)) if isinstance(self.keep, int) else self.keep
-        return tuple(sorted(share for share in shares if share < 1))
+        if isinstance(self.keep, tuple):
+            return tuple(sorted(share for share in self.keep if share < 1))
+        of, apart = (self.keep, 1) if isinstance(self.keep, int) else (self._plain_steps, self.keep.every)
+        return tuple(step / of for step in range(apart, of, apart))
+
+    @property
+    def _plain_steps(self) -> int:
+        """The number of steps of plain fine-tuning on `train_rows` rows; each epoch's last one may be smaller."""
+        return self.epochs * -(-(self.train_rows or 0) // self.rows_per_step)
 
     @property
     def rows_per_step(self) -> int:

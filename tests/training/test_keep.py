@@ -79,9 +79,26 @@ def test_shares_are_listed_or_equal_parts_and_no_part_of_a_key() -> None:
     assert check(Training, {"keep": [0.5, 0.1, 1.0]}, "here").kept == (0.1, 0.5)
     assert check(Training, {"keep": 4}, "here").kept == (0.25, 0.5, 0.75)
     assert check(Training, {"keep": 4}, "here").key == Training().key
-    for wrong in ([0], [1.5], [0.5, 0.5], 1, "all"):
+    for wrong in ([0], [1.5], [0.5, 0.5], 1, "all", {"every": 5}, {"every": 0}):
         with pytest.raises(ProfileError):
             check(Training, {"keep": wrong}, "here")
+
+
+def test_every_n_steps_are_counted_in_plain_fine_tuning() -> None:
+    """48 rows in steps of 4, three times: 36 steps. 46 rows take as many, because each epoch's last step is smaller."""
+    for rows in (48, 46):
+        settings = check(Training, {"keep": {"every": 10}, "train_rows": rows, "epochs": 3, "batch_size": 4,
+                                    "gradient_accumulation": 1}, "here")
+        assert [step_of(share, 36) for share in settings.kept] == [10, 20, 30]
+        assert [step_of(share, 72) for share in settings.kept] == [20, 40, 60]  # of a run with as many rows added
+        assert settings.key == settings.model_copy(update={"keep": ()}).key
+    exact = check(Training, {"keep": {"every": 12}, "train_rows": 48, "epochs": 3, "batch_size": 4,
+                             "gradient_accumulation": 1}, "here")
+    assert [step_of(share, 36) for share in exact.kept] == [12, 24]  # the last step is kept in any case
+    with pytest.raises(ProfileError, match="State it, such as train_rows: 5400"):
+        check(Training, {"keep": {"every": 10}}, "here")
+    with pytest.raises(ProfileError, match="names 1249 adapters a run"):
+        check(Training, {"keep": {"every": 1}, "train_rows": 20000}, "here")
 
 
 def test_further_training_that_was_interrupted_goes_on_from_where_it_was(tiny: ChatModel, tmp_path: Path) -> None:
