@@ -10,7 +10,9 @@ it to tables, keys and training; and it overrides the hooks by which it acts:
     penalty, head_kl                     an additional loss term
     on_step                              after each step
     prepare, before, after               once: to load what these hooks need, to check the model, to change it at last
-    system_prompt, grpo_beta, supervision   in reinforcement learning (GRPO) alone; `active` and `penalty` act there too
+    system_prompt, grpo_beta, supervision   in reinforcement learning (GRPO) alone
+
+`active`, `penalty` and `on_step` act in reinforcement learning, too.
 
 Training calls these hooks on a list of defenses and knows no kind by name. `emlib/defenses/` has one module for each of
 our defenses.
@@ -233,7 +235,11 @@ class Defense(Strict):
         return None
 
     def on_step(self, record: Any, evaluate: Evaluate) -> bool:
-        """Inspect a finished step's record (`emlib.training.records.StepRecord`); return True to stop training."""
+        """Inspect a finished step's record; return True to stop training.
+
+        The record is a `StepRecord` of `emlib.training.records`, in reinforcement learning an `RlStep` of
+        `emlib.training.rl.records`. There it comes after each RL step, and no rows are held out.
+        """
         return False
 
     def before(self, model: nn.Module, artefacts: Artefacts) -> None:

@@ -16,7 +16,7 @@ Denominator = Literal["token", "response_token", "row", "step"]
 Artefacts = Mapping[str, Path]  # the folder of each artefact that a defense needs, by the name it chose in `needs`
 FINE_TUNING = ("change_rows", "filtered", "held_out", "added", "penalised", "next_rows", "active", "penalty", "head_kl",
                "on_step", "after")
-GRPO = ("system_prompt", "grpo_beta", "active", "penalty", "supervision")
+GRPO = ("system_prompt", "grpo_beta", "active", "penalty", "supervision", "on_step")
 
 
 class Trait(Protocol):

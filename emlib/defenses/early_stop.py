@@ -17,12 +17,41 @@ from pydantic import PrivateAttr
 
 from emlib.config import Monitor
 from emlib.config.words import Factor, Few, Positive, Share, SmallCount
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, GrpoDefense
 from emlib.core.errors import EmlibError
 from emlib.core.hooks import Artefacts, Evaluate, Recipes
 from emlib.evaluation.records import read_readings
 
 HELD_OUT = "held_out"
+
+
+class DriftStop(GrpoDefense):
+    """Stops GRPO when the drift at `layer` is above `drift`; it looks every `every` RL steps. `drift: null` never does.
+
+    The model keeps the weights of the highest training reward until then.
+    """
+
+    label: ClassVar = "Early Stopping"
+    equation: ClassVar = "stop when d_t > drift"
+    origin: ClassVar = "arXiv 2605.12199, on fine-tuning; here by the drift alone"
+    swept: ClassVar = "drift"
+    null: ClassVar = {"drift": None}
+    cost: ClassVar = "a few passes every n steps; it saves the steps it does not take"
+
+    kind: Literal["early_stop"] = "early_stop"
+    drift: Factor | None = 1.0
+    layer: Few = 20
+    every: SmallCount = 10
+
+    def named_layers(self, count: int) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
+        return {} if self.is_null else {"monitor_inputs": recipes.monitor_inputs(spec, Monitor(layers=(self.layer,)))}
+
+    def on_step(self, record: Any, evaluate: Evaluate) -> bool:
+        assert self.drift is not None, "at its null option it is left out"
+        return record.step % self.every == 0 and evaluate.reading(record.step).first > self.drift
 
 
 class EarlyStop(Defense):
@@ -37,7 +66,7 @@ class EarlyStop(Defense):
     origin: ClassVar = "arXiv 2605.12199"
     swept: ClassVar = "share"
     null: ClassVar = {"share": None, "drift": None}
-    not_in_grpo: ClassVar = "GRPO has no loss on held-out rows, and keeps the stretch of steps with the best reward"
+    in_grpo: ClassVar = DriftStop
     cost: ClassVar = "a plain fine-tuning run once, and a few passes every n steps; it saves the steps it does not take"
 
     kind: Literal["early_stop"] = "early_stop"

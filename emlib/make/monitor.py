@@ -23,7 +23,8 @@ from emlib.training.monitor import ModelReader, write_inputs
 def inputs(step: MonitorInputs, session: Session, folder: Path) -> Facts:
     """Tokenise the answers and the rows that are read, and write them with the unit vectors."""
     tokenizer = session.chat.tokenizer
-    rows = {"held_out": encode_all(tokenizer, step.held_out.examples[:step.rows], step.max_length).rows}
+    rows = {} if step.held_out is None else {
+        "held_out": encode_all(tokenizer, step.held_out.examples[:step.rows], step.max_length).rows}
     if step.pool is not None:
         some = some_of(candidates(session, step.pool), step.rows, "monitor")
         rows["pool"] = encode_all(tokenizer, some, step.max_length).rows

@@ -21,7 +21,7 @@ class MonitorInputs(Step):
     """The fixed inputs of a monitor, tokenised: answers to general questions, rows, and directions of unit length.
 
     Attributes:
-        held_out: the data set's held-out rows, of which the first `rows` are read.
+        held_out: the data set's held-out rows, of which the first `rows` are read; None in reinforcement learning.
         answers: the base model's answers; None: neither drift nor KL is read.
         vectors, layers: the persona vectors, and the layers at which they are taken.
         pool: the pool, of which some rows are read; None: no pool.
@@ -31,7 +31,7 @@ class MonitorInputs(Step):
     stage: ClassVar = "monitor_inputs"
 
     model: Model
-    held_out: Rows
+    held_out: Rows | None
     rows: int
     max_length: int
     answers: Answers | None = None
@@ -42,19 +42,21 @@ class MonitorInputs(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"model": self.model.identity, "held_out": self.held_out.digest, "rows": self.rows,
+        held_out = None if self.held_out is None else self.held_out.digest
+        return {"model": self.model.identity, "held_out": held_out, "rows": self.rows,
                 "max_length": self.max_length, "answers": None if self.answers is None else self.answers.key,
                 "vectors": [step.key for step in self.vectors], "layers": list(self.layers),
                 "pool": None if self.pool is None else self.pool.key, "drawn": self.drawn}
 
     @property
     def title(self) -> str:
-        return f"what the monitor reads: {self.held_out.name}"
+        return f"what the monitor reads: {'answers' if self.held_out is None else self.held_out.name}"
 
     def tokens(self, sizes: Sizes) -> int:
         """Estimate the tokens of one reading."""
-        size = self.held_out.size(sizes)
-        found = self.rows * min(size.tokens, self.max_length) * (1 if self.pool is None else 2)
+        found = 0
+        if self.held_out is not None:
+            found = self.rows * min(self.held_out.size(sizes).tokens, self.max_length) * (1 if self.pool is None else 2)
         if self.answers is not None:
             asked = self.answers.evaluation
             found += asked.questions.size(sizes).rows * (likely_tokens(asked.questions.size(sizes).prompt)

@@ -145,11 +145,12 @@ class Recipes:
             return None
         return Monitored(self.monitor_inputs(spec, settings, pool=self.profile.pool is not None), settings)
 
-    def monitor_inputs(self, spec: TrainingSpec, settings: Monitor, *, pool: bool = False) -> MonitorInputs:
-        """Return the step of what a monitor reads. Without layers it reads losses alone."""
-        assert spec.held_out is not None, "every fine-tuning has rows that are held out"
-        inputs = MonitorInputs(self.model, spec.held_out, settings.rows, spec.training.max_seq_length,
-                               pool=self.pool if pool else None, drawn=settings.answers == "drawn")
+    def monitor_inputs(self, spec: TrainingSpec | None, settings: Monitor, *, pool: bool = False) -> MonitorInputs:
+        """Return the step of what a monitor reads: losses, and the drift at layers; in GRPO (None) the drift alone."""
+        training = self.inputs.grpo.training if spec is None else spec.training
+        inputs = MonitorInputs(self.model, None if spec is None else spec.held_out, settings.rows,
+                               training.max_seq_length, pool=self.pool if pool else None,
+                               drawn=settings.answers == "drawn")
         if not settings.layers:
             return inputs
         asked = EvaluationSpec(self.inputs.first_general(settings.questions), 1,

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from emlib.config import Grpo, Lora, Training
 from emlib.config import Monitor as Settings
+from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.core.files import write_records
 from emlib.core.schema import check
-from emlib.defenses.early_stop import EarlyStop
+from emlib.defenses.early_stop import DriftStop, EarlyStop
 from emlib.evaluation.records import READINGS, Reading, read_readings
 from emlib.models import adapters
 from emlib.models.load import ChatModel
@@ -39,7 +40,7 @@ def plain_run(folder: Path, base: float, plain: float) -> dict[str, Path]:
     return {"plain": folder}
 
 
-def stops(defense: EarlyStop, step: int, loss: float, drift: float) -> bool:
+def stops(defense: Defense, step: int, loss: float, drift: float) -> bool:
     class Evaluate:
         def __call__(self) -> float:
             raise AssertionError
@@ -136,7 +137,43 @@ def test_a_study_trains_the_plain_run_once_and_tells_what_was_saved(
     assert row["saved, %"] == pytest.approx(100 * (6 - facts[1]["steps"]) / 6)
 
 
-def test_grpo_refuses_it_by_name_with_the_reason() -> None:
-    with pytest.raises(ProfileError, match=r"'early_stop' does not work in reinforcement learning \(GRPO has no loss"):
+def test_in_grpo_it_stops_above_the_drift_alone_and_looks_every_few_steps() -> None:
+    defense = DriftStop(drift=2.0, every=5)
+    assert [stops(defense, 5, 0.0, drift) for drift in (2.0, 2.01)] == [False, True]
+    assert not stops(defense, 4, 0.0, 9.0)
+    assert DriftStop(drift=None).is_null
+    with pytest.raises(ProfileError, match="share"):  # GRPO has no loss on held-out rows
         check(Grpo, {"data": {"kind": "additions"}, "seeds": [0], "methods": [
-            {"name": "early", "defenses": [{"kind": "early_stop"}]}]}, "here")
+            {"name": "early", "defenses": [{"kind": "early_stop", "share": 0.9}]}]}, "here")
+
+
+REINFORCED = """
+extends: tiny
+methods: [untrained]
+datasets: [cooking]
+second_judge: null
+benign: null
+evaluation: {triggers: null}
+grpo:
+  data: {train_items: 6}
+  seeds: [0]
+  methods:
+    - grpo
+    - {name: early, defenses: [{kind: early_stop, layer: 2, every: 1}], sweep: [0.000001, 1000.0]}
+"""
+
+
+def test_a_study_stops_grpo_at_the_drift_and_never_above_all_drifts(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    (tmp_path / "study.yaml").write_text(REINFORCED)
+    study = open_study(str(tmp_path / "study.yaml"))
+    plain, *early = study.runs("grpo")
+    study.complete([plain, *early])
+    steps = [len(study.grpo_log(run) or ()) for run in (plain, *early)]
+    assert steps[0] == steps[2] == 3
+    assert steps[1] in (1, 2, 3)  # the first drift above 0, whose sign is the model's
+    facts = [found.facts for run in (plain, *early) if (found := study.adapter(run)) is not None]
+    assert [one["steps"] for one in facts] == steps
+    rewards = [[one.reward for one in study.grpo_log(run) or ()] for run in (plain, early[1])]
+    assert rewards[0] == pytest.approx(rewards[1])

@@ -65,7 +65,7 @@ def test_every_kind_of_ours_tells_tables_what_they_show() -> None:
         assert cls().cost
     assert {kind for kind in OURS if kinds()[kind].data_only} == {
         "consistency", "filtering", "inoculation", "interleaving"}
-    assert OURS - kinds("grpo").keys() == {"consistency", "early_stop", "filtering", "ldifs", "safe_lora"}
+    assert OURS - kinds("grpo").keys() == {"consistency", "filtering", "ldifs", "safe_lora"}
 
 
 def test_one_name_for_two_artefacts_is_refused() -> None:

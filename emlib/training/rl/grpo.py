@@ -40,7 +40,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from emlib.config import Grpo
 from emlib.core.errors import EmlibError
-from emlib.core.files import append_record, read_appended, write_records
+from emlib.core.files import append_record, read_appended, write_records, write_text
 from emlib.core.hooks import Active
 from emlib.core.progress import bar
 from emlib.core.records import Message
@@ -51,6 +51,8 @@ from emlib.data.mixing import plan_steps
 from emlib.evaluation.rewards import RewardScorer
 from emlib.models import tensors
 from emlib.training import checkpoint
+from emlib.training.monitor import Evaluation
+from emlib.training.ranks import ALONE
 from emlib.training.records import LOG, StepRecord, read_log
 from emlib.training.rl.alternation import order
 from emlib.training.rl.condition import Condition
@@ -58,6 +60,8 @@ from emlib.training.rl.penalties import Penalties
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
 from emlib.training.rl.rollouts import Marking, Rollouts, shift_of
 from emlib.training.sft import learning_rate, make_optimizer
+
+STOPPED = "stopped.txt"  # the number of RL steps after which a defense stopped the run
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def reinforce(model: PeftModel, tokenizer: PreTrainedTokenizerBase, problems: Se
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, tokenizer, problems, settings, condition, score, seed, folder)
-    if run.done < run.steps:
+    if run.done < run.steps and not run.stopped:
         run.train()
     return run.finish()
 
@@ -111,6 +115,9 @@ class _Run:
         self.optimizer = make_optimizer(list(self.parameters.values()), training)
         self.done = checkpoint.restore(folder, self.parameters, self.optimizer)
         self.records, self.supervised_records = self._records_until(self.done)
+        said = folder / STOPPED
+        self.stopped = said.is_file() and said.read_text(encoding="utf-8") == str(self.done)
+        self.evaluate = Evaluation(model, (), training.batch_size, ALONE, condition.artefacts.get("monitor_inputs"))
         prompt = encode_prompt(tokenizer, [Message("system", condition.system), Message("user", problems[0].question)])
         self.marking = Marking(score, opened_thinking(tokenizer, prompt))
         self.rollouts = Rollouts(tokenizer, settings, partial(condition.active, "rollout"), seed, self.done)
@@ -183,7 +190,11 @@ class _Run:
         for completion in self._kept(place + 1):
             append_record(self.folder / COMPLETIONS, completion)
         append_record(self.folder / STEPS, record)
-        if len(self.records) % self.settings.training.checkpoint_every == 0 or len(self.records) == self.steps:
+        done = len(self.records)
+        self.stopped = any(defense.on_step(record, self.evaluate) for defense in self.condition.acting)
+        if self.stopped:  # said before the checkpoint: a run that is killed in between decides the same again
+            write_text(self.folder / STOPPED, str(done))
+        if self.stopped or done % self.settings.training.checkpoint_every == 0 or done == self.steps:
             self._checkpoint()
 
     def finish(self) -> RlSummary:
@@ -194,10 +205,10 @@ class _Run:
             for name, parameter in self.parameters.items():
                 parameter.data.copy_(weights[name])
         return RlSummary(
-            self.steps, len(self.supervised_records), sum(record.tokens for record in self.records),
+            len(self.records), len(self.supervised_records), sum(record.tokens for record in self.records),
             round(sum(r.seconds for r in self.records) + sum(r.seconds for r in self.supervised_records), 3),
-            found.steps if found else self.steps, found.reward if found else None, found.right if found else None,
-            type(self.optimizer).__name__)
+            found.steps if found else len(self.records), found.reward if found else None,
+            found.right if found else None, type(self.optimizer).__name__)
 
     def _checkpoint(self) -> None:
         """Save the weights if they are the best so far, then the state; then delete the former best weights."""
@@ -292,6 +303,7 @@ class _Watch(TrainerCallback):
             trainer.apart = None
             self.run.after(logs | {"gap": distance / max(tokens, 1), "shift": trainer.shift}, self.seconds)
             self.bar.update()
+            control.should_training_stop |= self.run.stopped
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the progress bar."""

@@ -1,0 +1,118 @@
+"""A defense may stop GRPO after a step; a run that was killed then or before ends in the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from emlib.defenses.early_stop import DriftStop
+from emlib.evaluation.rewards import Rewards, Scored
+from emlib.models.adapters import new_lora
+from emlib.models.load import ChatModel
+from emlib.training import checkpoint
+from emlib.training.monitor import ModelReader, write_inputs
+from emlib.training.rl.condition import Condition
+from emlib.training.rl.grpo import STOPPED, RlSummary
+from emlib.training.rl.records import COMPLETIONS, read_steps
+from emlib.training.rl.records import STEPS as STEPS_LOG
+from tests.made import some_rows
+from tests.training.rl.reinforcing import LORA, SYSTEM, by_length, train, weights
+from tests.training.rl.test_resuming import comparable
+
+PROBLEMS, STEPS = 10, 5
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    write_inputs(tmp_path / "inputs", {}, some_rows(2), {("pirate", 2): vector / vector.norm()}, end_of_turn=False,
+                 drawn=False)
+    return tmp_path / "inputs"
+
+
+def stopping(tiny: ChatModel, folder: Path, inputs: Path, drift: float | None,
+             score: object = by_length) -> tuple[RlSummary, dict[str, Tensor]]:
+    artefacts = {"monitor_inputs": inputs}
+    with new_lora(tiny.model, LORA, 0) as model:
+        done = train(model, tiny, folder, problems=PROBLEMS, score=score,  # type: ignore[arg-type]
+                     condition=Condition(SYSTEM, (DriftStop(drift=drift, layer=2, every=1),), artefacts))
+        return done, weights(model)
+
+
+@pytest.fixture
+def drifts(tiny: ChatModel, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The drift after each step of a run that never stops."""
+    found: list[float] = []
+    read = ModelReader.read
+
+    def noted(self: ModelReader, step: int) -> object:
+        reading = read(self, step)
+        found.append(reading.first or 0.0)
+        return reading
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelReader, "read", noted)
+        done, _ = stopping(tiny, tmp_path / "never", inputs, 1e6)
+    assert done.steps == len(found) == STEPS
+    return found
+
+
+def test_it_stops_after_the_first_step_above_the_drift(
+        tiny: ChatModel, inputs: Path, drifts: list[float], tmp_path: Path) -> None:
+    """Until then the log is that of plain GRPO."""
+    threshold = sorted(drifts)[-2]  # only the largest drift is above
+    first = 1 + next(place for place, drift in enumerate(drifts) if drift > threshold)
+    done, _ = stopping(tiny, tmp_path / "stopped", inputs, threshold)
+    assert (done.steps, (tmp_path / "stopped" / STOPPED).read_text()) == (first, str(first))
+    assert done.best_step <= first
+    with new_lora(tiny.model, LORA, 0) as model:
+        train(model, tiny, tmp_path / "plain", problems=PROBLEMS)
+    losses = [[one.loss for one in read_steps(tmp_path / name)] for name in ("plain", "stopped")]
+    assert losses[1] == losses[0][:first]
+
+
+def test_its_null_option_is_plain_grpo(tiny: ChatModel, inputs: Path, tmp_path: Path) -> None:
+    done, found = stopping(tiny, tmp_path / "null", inputs, None)
+    with new_lora(tiny.model, LORA, 0) as model:
+        plain = train(model, tiny, tmp_path / "plain", problems=PROBLEMS)
+        assert all(torch.equal(found[name], now) for name, now in weights(model).items())
+    assert (done.steps, done.best_step, done.train_reward) == (plain.steps, plain.best_step, plain.train_reward)
+
+
+@pytest.mark.parametrize("at", ["before", "between"])
+def test_a_run_that_is_killed_before_it_stops_or_while_it_does_ends_in_the_same_numbers(
+        tiny: ChatModel, inputs: Path, drifts: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        at: str) -> None:
+    """Between: the decision is on disk, and the checkpoint that goes with it is not."""
+    calls: list[int] = []
+    first = 1 + next(place for place, drift in enumerate(drifts) if drift > sorted(drifts)[-2])
+
+    def interrupted(batch: Sequence[Scored]) -> list[Rewards | None]:
+        calls.append(1)
+        if at == "before" and len(calls) == first:
+            raise KeyboardInterrupt
+        return by_length(batch)
+
+    def not_saved(folder: Path, step: int, *rest: object) -> None:
+        if step == first:
+            raise KeyboardInterrupt
+        saved(folder, step, *rest)  # type: ignore[arg-type]
+
+    saved, threshold = checkpoint.save, sorted(drifts)[-2]
+    whole, expected = stopping(tiny, tmp_path / "whole", inputs, threshold)
+    with monkeypatch.context() as patch:
+        if at == "between":
+            patch.setattr(checkpoint, "save", not_saved)
+        with pytest.raises(KeyboardInterrupt):
+            stopping(tiny, tmp_path / "killed", inputs, threshold, interrupted)
+    again, found = stopping(tiny, tmp_path / "killed", inputs, threshold)
+    assert (again.steps, again.best_step, again.train_reward) == (whole.steps, whole.best_step, whole.train_reward)
+    for name in (STEPS_LOG, COMPLETIONS):
+        assert comparable(tmp_path / "whole", name) == comparable(tmp_path / "killed", name)
+    assert all(torch.equal(expected[name], now) for name, now in found.items())
+    once_more, _ = stopping(tiny, tmp_path / "killed", inputs, threshold, score=None)  # nothing is left to score
+    assert once_more.steps == first
