@@ -26,7 +26,7 @@ from emlib.study.study import Study, open_study
 from tests.judging.server import JudgeServer, Reply, counting_model
 
 KEY = "sk-planted-7d1f0a"
-WITHOUT_VECTORS = "evaluation: {projection_layer: null}\naudit: null\n"  # whose answers a judge reads, too
+WITHOUT_VECTORS = "projection_layer: null"  # whose extraction a judge reads, too; as is the audit's
 
 
 @pytest.fixture
@@ -38,12 +38,13 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[JudgeSer
         yield running
 
 
-def study(server: JudgeServer, tmp_path: Path, judge: str = "") -> Study:
-    """The tiny study, untrained alone, under the server's judge."""
+def study(server: JudgeServer, tmp_path: Path, judge: str = "", evaluation: str = "") -> Study:
+    """The tiny study, untrained alone, under the server's judge; `evaluation` are further values of that section."""
     path = tmp_path / "params" / "judged.yaml"
     path.parent.mkdir(exist_ok=True)
     (path.parent / "tiny.yaml").write_text((paths.PARAMS / "tiny.yaml").read_text())
-    path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\n" + WITHOUT_VECTORS +
+    path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\naudit: null\n"
+                    f"evaluation: {{{WITHOUT_VECTORS}{evaluation}}}\n"
                     f"judge: {{kind: openai, model: judge-1, base_url: '{server.url}', key_from: JUDGE_KEY{judge}}}\n")
     return open_study(str(path))
 
@@ -118,10 +119,7 @@ def test_a_batch_is_judged_while_the_next_one_is_drawn(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(answering, "answer_batch", draw)
     with JudgeServer(judge, key=KEY) as server:
-        study(server, tmp_path)
-        file = tmp_path / "params" / "judged.yaml"
-        file.write_text(file.read_text() + "evaluation: {sampling: {batch_rows: 24}}\n")
-        judged = open_study(str(file))
+        judged = study(server, tmp_path, evaluation=", sampling: {batch_rows: 24}")
         [result] = judged.complete(judged.runs())
     assert (result.general.asked, result.general.scored) == (48, 48)
     assert len(drawn) >= 3  # two batches of general answers, and those in the domain
@@ -132,10 +130,7 @@ def test_a_batch_is_judged_while_the_next_one_is_drawn(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("judge", ["", ", batch: true"])
 def test_after_a_refusal_nothing_more_is_asked_or_drawn(
         server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str) -> None:
-    study(server, tmp_path, judge)
-    file = tmp_path / "params" / "judged.yaml"
-    file.write_text(file.read_text() + "evaluation: {sampling: {batch_rows: 2}}\n")
-    judged = open_study(str(file))
+    judged = study(server, tmp_path, judge, ", sampling: {batch_rows: 2}")
     server.refuse = 401, "invalid_api_key"
     with pytest.raises(JudgeError, match="refuses the key"):
         judged.complete(judged.runs())
@@ -220,7 +215,8 @@ def test_the_price_is_told_before_anything_is_sent(server: JudgeServer, tmp_path
     """48 + 8 answers, two requests each; a price for the model of section 4.3 is in the list."""
     path = tmp_path / "params" / "paid.yaml"
     study(server, tmp_path)
-    path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\n" + WITHOUT_VECTORS +
+    path.write_text("extends: tiny\nmethods: [untrained]\ndatasets: [cooking]\naudit: null\n"
+                    f"evaluation: {{{WITHOUT_VECTORS}}}\n"
                     "judge: {kind: openai, model: gpt-4o-mini-2024-07-18, max_usd: 2.5}\n")
     plan = Estimate(open_study(str(path))).judging().set_index("judge")["what"]
     assert plan["requests left"] == "112"
