@@ -1,4 +1,4 @@
-"""Newer defenses against the paper's: the rival keeps as much, and disjoint intervals make a difference clear."""
+"""Newer defenses against the paper's: the rival may keep as much, and disjoint intervals make a difference clear."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ PAPER = (("untrained", None, 0.0, 0.0), ("misaligned", None, 98.0, 100.0), ("kl"
          ("interleaving", 1.0, 40.0, 90.0))
 
 
-def test_the_rival_is_the_papers_best_that_keeps_at_least_as_much() -> None:
-    found = against_paper(frame(*PAPER, ("concept_ablation", None, 10.0, 60.0), ("early_stop", 0.5, 35.0, 50.0),
-                                ("kl_pool", 1.0, 30.0, 95.0)))
-    assert found["rival"].tolist() == ["Interleaving 1", "KL-Div. 1", "Misaligned"]  # KL keeps too little
-    assert found["better"].tolist() == [YES, NO, YES]
+def test_the_rival_is_the_papers_best_whose_in_domain_interval_reaches_the_runs_share() -> None:
+    """KL may keep 60, and not 61; interleaving may keep 100, so that plain fine-tuning is nobody's rival."""
+    found = against_paper(frame(*PAPER, ("concept_ablation", None, 10.0, 61.0), ("early_stop", 0.5, 35.0, 60.0),
+                                ("kl_pool", 1.0, 30.0, 100.0)))
+    assert found["rival"].tolist() == ["Interleaving 1", "KL-Div. 1", "Interleaving 1"]
+    assert found["better"].tolist() == [YES, NO, OVERLAP]
     assert found.loc[0, "general"] == "10.0 [0.0, 20.0]"
     assert verdict(found).startswith("Better than every defense")
     assert "early" not in verdict(found)
@@ -39,7 +40,7 @@ def test_intervals_that_overlap_make_no_clear_difference() -> None:
 
 def test_without_rivals_or_newer_runs_there_is_nothing_to_say() -> None:
     assert against_paper(frame(*PAPER)).empty
-    keeps_most = frame(("kl", 1.0, 25.0, 50.0), ("concept_ablation", None, 10.0, 60.0))
+    keeps_most = frame(("kl", 1.0, 25.0, 50.0), ("concept_ablation", None, 10.0, 61.0))
     assert against_paper(keeps_most).empty
     assert verdict(against_paper(keeps_most)).startswith("No newer defense was run")
     worse = against_paper(frame(*PAPER, ("concept_ablation", None, 60.0, 80.0)))

@@ -33,7 +33,7 @@ TABLES = {
     "benign": ("12_benign_tasks", "Benign tasks: every run"),
     "grpo": ("13_grpo", "Reinforcement learning, per condition"),
     "own": ("17_your_own_data", "Your own data: each defense against your bounds"),
-    "newer": ("10_newer_defenses", "Newer defenses beside the paper's that keep as much of the narrow task"),
+    "newer": ("10_newer_defenses", "Newer defenses beside the paper's that may keep as much of the narrow task"),
     "sets": ("11_triggers_and_trajectories", "Every question set and its metrics, compared with `misaligned`"),
     "triggers": ("11_triggers_and_trajectories", "General answers in other contexts, compared with none"),
     "trajectory": ("11_triggers_and_trajectories", "Answers at earlier steps of training, compared with step 0"),

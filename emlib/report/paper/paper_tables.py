@@ -25,7 +25,8 @@ SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α", "projection_penalt
 LATER = {  # the names of methods in our profiles that the paper does not have and that no kind's label names
     "concept_ablation_components": "Concept Ablation (PCs)", "kl_pool": "KL-Div. on a pool",
     "random_adapter": "Random Adapter", "inoculation_consistency": "Inoculation + Consistency",
-    "interleaving_online": "Interleaving, online", "filtered": "Filtered Rows", "random_filtered": "Filtered at Random"}
+    "interleaving_online": "Interleaving, online", "interleaving_virtuous": "Interleaving, virtuous answers",
+    "filtered": "Filtered Rows", "random_filtered": "Filtered at Random"}
 IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "τ": r"$\tau$", "±": r"$\pm$", "%": r"\%", "_": r"\_",
             "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no", "<": "$<$"}
 MARKDOWN = {"underline": "<u>{}</u>", "italic": "*{}*", "bold": "**{}**"}

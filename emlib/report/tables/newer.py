@@ -1,8 +1,9 @@
 """Newer defenses against the paper's, on the trade-off of general against in-domain misalignment.
 
-A run of a newer method is compared with the best run of the paper's methods that keeps at least as much of the narrow
-task: the one with the fewest misaligned general answers. It is better if it has fewer, and clearly so if the two 95%
-intervals are disjoint. Plain fine-tuning is among the paper's methods, so that there nearly always is one.
+A run of a newer method is compared with the best run of the paper's methods that may keep as much of the narrow task:
+of those whose in-domain interval reaches the run's share, the one with the fewest misaligned general answers. The run
+is better if it has fewer, and clearly so if the two 95% intervals are disjoint. Plain fine-tuning is among the paper's
+methods, so that there nearly always is one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from emlib.report.tables.result_tables import cell
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
 YES, OVERLAP, NO = "yes", "yes, but the intervals overlap", "no"
 HEADINGS = {"run": "Newer defense", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
-            "rival": "Best of the paper that keeps as much", "rival's": "Its general misaligned %", "better": "Better"}
+            "rival": "Best of the paper that may keep as much", "rival's": "Its general misaligned %",
+            "better": "Better"}
 
 
 def against_paper(frame: pd.DataFrame) -> pd.DataFrame:
@@ -36,7 +38,7 @@ def _compared(runs: pd.DataFrame) -> list[dict[Any, Any]]:
     of_paper = runs["method"].isin(set(published.table(2)["method"]) - {"untrained", "aligned"})
     found = []
     for run in runs[~of_paper & ~runs["method"].isin(BASELINES)].to_dict("records"):
-        rivals = runs[of_paper & (runs[IN_DOMAIN] >= run[IN_DOMAIN])]
+        rivals = runs[of_paper & (runs[f"{IN_DOMAIN}_high"] >= run[IN_DOMAIN])]
         if not rivals.empty:
             rival = rivals.loc[rivals[GENERAL].idxmin()].to_dict()
             found.append({"dataset": run["dataset"], "seed": run["seed"], "run": _name(run),
@@ -63,9 +65,9 @@ def _cell(run: dict[Any, Any], measure: str) -> str:
 def verdict(compared: pd.DataFrame) -> str:
     """Say in a sentence which newer defenses are better; `compared` is `against_paper`."""
     if compared.empty:
-        return "No newer defense was run beside one of the paper that keeps as much of the narrow task."
+        return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
     clear, perhaps = (list(dict.fromkeys(compared.loc[compared["better"] == grade, "run"])) for grade in (YES, OVERLAP))
-    rivals = "every defense of the paper that keeps as much of the narrow task"
+    rivals = "every defense of the paper that may keep as much of the narrow task"
     if clear:
         return (f"Better than {rivals}, with disjoint intervals: {', '.join(clear)}. With few answers and single runs "
                 "this is a reason to look, and no proof.")
