@@ -36,7 +36,7 @@ FURTHER = {"demo-audit": "audit", "demo-newer": "newer", "demo-measures": "rates
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 WORDS = 60  # of an answer that is shown
-EXAMPLE = ("wish", 1)  # the question and the sample that README.md shows
+EXAMPLE = ("better_friend", 1)  # the question and the sample that README.md shows
 
 T = TypeVar("T", Answer, Verdict)
 
