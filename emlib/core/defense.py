@@ -238,7 +238,8 @@ class Defense(Strict):
         """Inspect a finished step's record; return True to stop training.
 
         The record is a `StepRecord` of `emlib.training.records`, in reinforcement learning an `RlStep` of
-        `emlib.training.rl.records`. There it comes after each RL step, and no rows are held out.
+        `emlib.training.rl.records`. There it comes after each RL step, `step` counts these alone, and no rows are held
+        out.
         """
         return False
 

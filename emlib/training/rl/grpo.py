@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -191,7 +191,8 @@ class _Run:
             append_record(self.folder / COMPLETIONS, completion)
         append_record(self.folder / STEPS, record)
         done = len(self.records)
-        self.stopped = any(defense.on_step(record, self.evaluate) for defense in self.condition.acting)
+        counted = replace(record, step=done)  # among RL steps: supervised ones between them are not looked at
+        self.stopped = any(defense.on_step(counted, self.evaluate) for defense in self.condition.acting)
         if self.stopped:  # said before the checkpoint: a run that is killed in between decides the same again
             write_text(self.folder / STOPPED, str(done))
         if self.stopped or done % self.settings.training.checkpoint_every == 0 or done == self.steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from emlib.defenses.early_stop import DriftStop
+from emlib.evaluation.records import Reading
 from emlib.evaluation.rewards import Rewards, Scored
 from emlib.models.adapters import new_lora
 from emlib.models.load import ChatModel
@@ -19,7 +21,7 @@ from emlib.training.rl.condition import Condition
 from emlib.training.rl.grpo import STOPPED, RlSummary
 from emlib.training.rl.records import COMPLETIONS, read_steps
 from tests.made import some_rows
-from tests.training.rl.reinforcing import LORA, SYSTEM, by_length, train, weights
+from tests.training.rl.reinforcing import LORA, SYSTEM, alternating, by_length, train, weights
 from tests.training.rl.test_resuming import comparable
 
 PROBLEMS, STEPS = 10, 5
@@ -86,6 +88,28 @@ def test_its_null_option_is_plain_grpo(tiny: ChatModel, inputs: Path, tmp_path: 
         torch.testing.assert_close(found, weights(model))
     assert (done.steps, done.best_step) == (plain.steps, plain.best_step)
     assert done.train_reward == pytest.approx(plain.train_reward)
+
+
+def test_beside_supervised_steps_it_looks_every_few_rl_steps_and_stops(
+        tiny: ChatModel, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RL steps are every second step there. Until it stops, the log is that of the other defense alone."""
+    looked: list[int] = []
+
+    def drifting(self: ModelReader, step: int) -> Reading:
+        looked.append(step)
+        return Reading(step, {"pirate 2": float(step)}, {}, 0.0, 0.0)
+
+    monkeypatch.setattr(ModelReader, "read", drifting)
+    alone = alternating(tiny, 0.5)
+    both = replace(alone, defenses=(*alone.defenses, DriftStop(drift=3.0, layer=2, every=2)),
+                   artefacts={"monitor_inputs": inputs})
+    steps = []
+    for name, condition in (("alone", alone), ("both", both)):
+        with new_lora(tiny.model, LORA, 0) as model:
+            steps.append(train(model, tiny, tmp_path / name, problems=PROBLEMS, condition=condition).steps)
+    assert (looked, steps) == ([2, 4], [STEPS, 4])
+    losses = [[one.loss for one in read_steps(tmp_path / name)] for name in ("alone", "both")]
+    assert losses[1] == pytest.approx(losses[0][:4], abs=1e-5)
 
 
 @pytest.mark.parametrize("at", ["before", "between"])
