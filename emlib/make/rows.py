@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from pathlib import Path
 
 from emlib.core.defense import Defense
@@ -24,7 +23,7 @@ from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Facts
 from emlib.training.online import Offered
 
-VERDICTS = "verdicts.jsonl"  # on the model's own answers, in their order
+VERDICTS = "verdicts.jsonl"  # on the model's own answers
 
 
 def candidates(session: Session, pool: Pool) -> list[Example]:
@@ -156,21 +155,26 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
 
     An empty answer teaches nothing, and an answer truncated at the limit teaches the model not to stop. Such a row is
     skipped, also one that the judge finds misaligned or incoherent, and the next one of the order is used.
+
+    A batch is sampled in another order than that of its prompts, so that answers and verdicts are found by their
+    question.
     """
     size, found, skipped = own.sampling.batch_rows, list[AddedRow](), Counter[str]()
     for start in range(0, len(order), size):
         made = session.need(replace(own, start=start))
-        answers = read_records(made.file("answers.jsonl"), Answer)
-        labels = [one.label for one in read_records(made.file(VERDICTS), Verdict)] if made.has(VERDICTS) else repeat("")
-        for ranked, answer, label in zip(order[start:start + size], answers, labels, strict=False):
+        answers = {one.question: one for one in read_records(made.file("answers.jsonl"), Answer)}
+        labels = {one.question: one.label for one in read_records(made.file(VERDICTS), Verdict)
+                  } if made.has(VERDICTS) else {}
+        for ranked in order[start:start + size]:
+            question = pool_question(ranked.place, rows[ranked.place])
+            answer, label = answers[question.id], labels.get(question.id)
             text = answer.without_thinking().text.strip()
             why = label if label in ("misaligned", "incoherent") else (
                 "" if answer.finish_reason == "stop" and text else "empty or truncated")
             if why:
                 skipped[why] += 1
             else:
-                context = pool_question(ranked.place, rows[ranked.place]).context
-                found.append(_added(ranked, Example(context, text, ranked.where)))
+                found.append(_added(ranked, Example(question.context, text, ranked.where)))
         if len(found) >= count:
             break
     skips = ", ".join(f"{number} {why}" for why, number in skipped.items()) or "none"

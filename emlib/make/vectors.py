@@ -58,7 +58,7 @@ def steered(step: SteeredAnswers, session: Session, folder: Path) -> Facts:
 
 
 def answers_now(session: Session, evaluation: EvaluationSpec) -> list[Answer]:
-    """Sample one answer to each question by the loaded model as it is, with transformers."""
+    """Sample one answer to each question by the loaded model as it is, with transformers, the longest prompt first."""
     model, tokenizer, sampling = session.chat.model, session.chat.tokenizer, evaluation.sampling
     return [answer for batch in plan(evaluation.questions.all, 1, tokenizer, sampling.batch_rows)
             for answer in answer_batch(model, tokenizer, batch, sampling, seed=evaluation.seed)]

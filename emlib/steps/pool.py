@@ -301,9 +301,11 @@ class AddedRows(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        own = None if self.own_answers is None else self.own_answers.key
-        return {"count": self.count, "on_policy": own, "selection": self.selection.key,
-                **({} if self.system is None else {"system": self.system})}
+        """The rows, and `paired` where answers are steered: version 1 gave such answers to other prompts."""
+        own = self.own_answers
+        return {"count": self.count, "on_policy": None if own is None else own.key, "selection": self.selection.key,
+                **({} if self.system is None else {"system": self.system}),
+                **({} if own is None or own.against is None else {"paired": "by question"})}
 
     def as_input(self, name: str) -> dict[str, Any]:
         """Return these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""

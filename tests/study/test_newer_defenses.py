@@ -162,10 +162,10 @@ def test_virtuous_answers_are_steered_and_checked(study: Study, monkeypatch: pyt
         verdicts = read_records(steered.file(VERDICTS), Verdict)
         assert Counter(one.label for one in verdicts) == steered.facts["verdicts"]
         taken, answers = added(study, run), read_records(steered.file("answers.jsonl"), Answer)
-        assert {row.response for row in taken} <= {answer.text.strip() for answer in answers}
-        first = next(number for number, answer in enumerate(answers) if answer.text.strip() == taken[0].response)
-        verdicts = [replace(one, alignment=0.0 if number == first else 100.0, coherence=100.0)
-                    for number, one in enumerate(verdicts)]
+        texts = {answer.question: answer.text.strip() for answer in answers}
+        assert [row.response for row in taken] == [texts[f"pool_{row.place}"] for row in taken]
+        verdicts = [replace(one, alignment=0.0 if one.question == f"pool_{taken[0].place}" else 100.0, coherence=100.0)
+                    for one in verdicts]
         monkeypatch.setattr(rows, "read_records", lambda path, kind: (
             verdicts if path.name == VERDICTS else read_records(path, kind)))
         said = list[str]()

@@ -1,0 +1,74 @@
+"""The rows that are interleaved: whose answer stands behind which prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emlib.core.files import write_records
+from emlib.core.records import Answer, Example, Message, Verdict
+from emlib.core.step import Step
+from emlib.make.rows import VERDICTS, added_rows
+from emlib.scoring.records import Ranked
+from emlib.steps.pool import AddedRows, Against
+from emlib.study.study import Study, open_study
+
+PROMPTS = ["Why?", "Why is that so?", "Why is it?"]  # in the order of the pool; the second is the longest
+ORDER = [2, 0, 1]  # in which they are interleaved
+
+
+def steered(study: Study, checked: bool) -> AddedRows:
+    """The step of rows that a steered model answers, all in one batch."""
+    recipes = study.recipes
+    plain = recipes.narrow(study.profile.datasets[0], "misaligned", (), 0)
+    step = recipes.virtuous_rows(plain, fraction=1.0, choose="random", layer=2, strength=1.0, checked=checked)
+    assert step.own_answers is not None
+    return step
+
+
+def put(study: Study, step: Step, **files: Sequence[Any]) -> None:
+    """Put an artefact of a step into the store, with these records."""
+    def write(folder: Path) -> dict[str, Any]:
+        for name, records in files.items():
+            write_records(folder / f"{name}.jsonl", records)
+        return {}
+    study.store.get(step, write)
+
+
+@pytest.mark.parametrize(("aligned", "expected"), [
+    (None, [(2, "Answer to 2."), (0, "Answer to 0."), (1, "Answer to 1.")]),
+    ({0: 100.0, 1: 100.0, 2: 0.0}, [(0, "Answer to 0."), (1, "Answer to 1.")])])  # the judge finds that of 2 misaligned
+def test_each_prompt_has_its_own_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                        aligned: dict[int, float] | None, expected: list[tuple[int, str]]) -> None:
+    """Steered answers are stored as they are sampled, the longest prompt first: 1, 2, 0."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    study = open_study("tiny")
+    step = steered(study, checked=aligned is not None)
+    sampled = [1, 2, 0]
+    put(study, step.selection.pool, rows=[Example((Message("user", one),), "The pool's answer.", f"pool:{place}")
+                                          for place, one in enumerate(PROMPTS)])
+    put(study, step.selection, order=[Ranked(place, f"pool:{place}", rank, None, None, None, "")
+                                      for rank, place in enumerate(ORDER, 1)])
+    verdicts = {} if aligned is None else {VERDICTS.removesuffix(".jsonl"): [
+        Verdict(f"pool_{place}", 0, aligned[place], 100.0) for place in sampled]}
+    put(study, replace(step.own_answers, start=0), answers=[
+        Answer(f"pool_{place}", 0, f"Answer to {place}.", "stop", 5) for place in sampled], **verdicts)
+    with study.session() as session:
+        found = added_rows(session, step, len(expected), "here")
+    assert [(row.place, row.response) for row in found] == expected
+    assert [row.context for row in found] == [[{"role": "user", "content": PROMPTS[place]}] for place, _ in expected]
+
+
+def test_steered_answers_of_older_versions_are_not_reused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The answers were right, and the rows made from them were not; rows of other answers were right."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    step = steered(open_study("tiny"), checked=False)
+    plain = replace(step, own_answers=replace(step.own_answers, against=None))
+    assert isinstance(step.own_answers.against, Against)
+    assert set(step.settings) - set(plain.settings) == {"paired"}
+    assert set(plain.settings) == {"count", "on_policy", "selection"}
+    assert set(step.own_answers.against.settings) == {"vector", "layer", "strength", "checked"}
