@@ -28,7 +28,8 @@ from emlib.data.strict_json import read_document
 from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import head, token_nll
-from emlib.models.trees import read_prompts, read_tree, tree_of
+from emlib.models.prompts import read_prompts
+from emlib.models.trees import read_tree, tree_of
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
-"""Reading prompts, and continuing them token by token with the model's own forward pass."""
+"""Continuing prompts token by token, with the model's own forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from emlib.models.logprobs import backbone, head
+from emlib.models.prompts import Read
 
 
 class Continuation(Protocol):
@@ -26,41 +24,18 @@ class Continuation(Protocol):
         """Keep these rows only, by their places."""
 
 
-class Prompts:
-    """Prompts that were read once each, however many rows continue one.
+class ByModel:
+    """A continuation by the model's own forward pass, under whatever acts in it.
 
-    Prompts are padded on the left, so that all rows continue at the same position.
-
-    Attributes:
-        hidden: the last hidden state of each prompt, (prompts, hidden).
-        cache: the keys and values of all positions.
-        attention: 1 at positions other than padding, (prompts, length).
+    Args:
+        read: the prompts; its cache grows.
         of_row: the place of each row's prompt.
     """
 
-    def __init__(self, model: nn.Module, rows: Sequence[tuple[int, ...]]) -> None:
-        device = next(model.parameters()).device
-        prompts = list(dict.fromkeys(rows))
-        length = max(map(len, prompts))
-        ids = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        padding = torch.tensor([length - len(prompt) for prompt in prompts], device=device)
-        self.attention = (torch.arange(length, device=device) >= padding[:, None]).long()
-        self.cache = DynamicCache()
-        positions = (self.attention.cumsum(1) - 1).clamp(min=0)
-        self.hidden = backbone(model)(
-            input_ids=ids, attention_mask=self.attention, position_ids=positions, past_key_values=self.cache,
-            use_cache=True).last_hidden_state[:, -1]
-        index = {prompt: number for number, prompt in enumerate(prompts)}
-        self.of_row = torch.tensor([index[row] for row in rows], device=device)
-
-
-class ByModel:
-    """A continuation by the model's own forward pass, under whatever acts in it."""
-
-    def __init__(self, model: nn.Module, prompts: Prompts) -> None:
-        self.model, self.cache = model, prompts.cache
-        self.hidden, self.attention = prompts.hidden[prompts.of_row], prompts.attention[prompts.of_row]
-        self.cache.batch_select_indices(prompts.of_row)
+    def __init__(self, model: nn.Module, read: Read, of_row: Tensor) -> None:
+        self.model, self.cache = model, read.cache
+        self.hidden, self.attention = read.last[of_row], read.attended[of_row].long()
+        self.cache.batch_select_indices(of_row)
 
     def logits(self) -> Tensor:
         """Compute the logits at the last position only."""

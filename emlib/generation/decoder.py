@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from emlib.generation.continuing import ByModel, Continuation, Prompts
+from emlib.generation.continuing import ByModel, Continuation
 from emlib.models.kernels.proof import TIMES, TOLERANCE
 from emlib.models.logprobs import backbone, causal_lm, head, last_hidden
+from emlib.models.prompts import Read, partial_attention, read_prompts
 
 KNOWN = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 LARGEST = 4 * 2**30  # bytes of a model that is copied
@@ -76,9 +77,9 @@ class Decoder:
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.epsilon, self.scale = config.rms_norm_eps, core.layers[0].self_attn.scaling
 
-    def begin(self, prompts: Prompts, steps: int) -> Continuation:
-        """Continue prompts by at most `steps` tokens."""
-        return _Rows(self, prompts, steps)
+    def begin(self, read: Read, of_row: Tensor, steps: int) -> Continuation:
+        """Continue prompts by at most `steps` tokens; `of_row` is the place of each row's prompt."""
+        return _Rows(self, read, of_row, steps)
 
     def normed(self, x: Tensor, weight: Tensor) -> Tensor:
         """Apply a norm by the root mean square."""
@@ -88,21 +89,19 @@ class Decoder:
 class _Rows:
     """Rows of a decoder, with memory for the keys and values of all their positions."""
 
-    def __init__(self, decoder: Decoder, prompts: Prompts, steps: int) -> None:
-        self.decoder, row = decoder, prompts.of_row
-        self.hidden, attention = prompts.hidden[row], prompts.attention[row]
-        self.end = attention.shape[1]
-        room = torch.zeros(len(row), 1, 1, self.end + steps, dtype=self.hidden.dtype)
-        self.bias = room.clone()
-        self.bias[:, 0, 0, :self.end].masked_fill_(attention == 0, float("-inf"))
-        self.positions = attention.sum(1)
+    def __init__(self, decoder: Decoder, read: Read, row: Tensor, steps: int) -> None:
+        self.decoder, self.hidden, attended = decoder, read.last[row], read.attended[row]
+        self.end = attended.shape[1]
+        self.bias = torch.zeros(len(row), 1, 1, self.end + steps, dtype=self.hidden.dtype)
+        self.bias[:, 0, 0, :self.end].masked_fill_(~attended, float("-inf"))
+        self.positions = attended.sum(1)
         self.memory = []
-        layers: Any = prompts.cache.layers
+        layers: Any = read.cache.layers
         for layer in layers:
             pair = tuple(torch.empty(len(row), part.shape[1], self.end + steps, part.shape[3], dtype=part.dtype)
                          for part in (layer.keys, layer.values))
-            for part, read in zip(pair, (layer.keys, layer.values), strict=True):
-                part[:, :, :self.end] = read[row]
+            for part, of_prompts in zip(pair, (layer.keys, layer.values), strict=True):
+                part[:, :, :self.end] = of_prompts[row]
             self.memory.append(pair)
 
     def logits(self) -> Tensor:
@@ -200,7 +199,7 @@ def _against(model: nn.Module) -> str:
         return f"it knows {' and '.join(KNOWN)}, and the model is {type(causal).__name__}"
     if {one.dtype for one in backbone(model).parameters()} - {torch.float32, torch.bfloat16}:
         return "the weights are neither in float32 nor in bfloat16"
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+    if partial_attention(model):
         return "some layers attend to a window only"
     if sum(one.numel() * one.element_size() for one in weights) > LARGEST:
         return f"a copy of the weights would take more than {LARGEST / 2**30:.0f} GiB"
@@ -219,10 +218,10 @@ def fault(model: nn.Module, decoder: Decoder) -> str:
     made, words = torch.Generator().manual_seed(0), causal_lm(model).config.vocab_size
     rows = [torch.randint(0, words, (length + TAIL,), generator=made) for length in LENGTHS]
     whole = [head(model)(last_hidden(model, row[None], None)[0, -TAIL - 1:-1]) for row in rows]
-    expected, prompts = torch.stack(whole, dim=1), [tuple(row[:-TAIL].tolist()) for row in rows]
-    tails = torch.stack([row[-TAIL:] for row in rows])
-    usual = _apart(ByModel(model, Prompts(model, prompts)), tails, expected)
-    found = _apart(decoder.begin(Prompts(model, prompts), TAIL), tails, expected)
+    expected, prompts = torch.stack(whole, dim=1), [row[:-TAIL].tolist() for row in rows]
+    tails, each = torch.stack([row[-TAIL:] for row in rows]), torch.arange(len(rows))
+    usual = _apart(ByModel(model, read_prompts(model, prompts), each), tails, expected)
+    found = _apart(decoder.begin(read_prompts(model, prompts), each, TAIL), tails, expected)
     allowed = max(TOLERANCE[expected.dtype], TIMES * usual)
     return "" if found <= allowed else (
         f"its logits differ from the model's by {found:.2g} of their norm, where {allowed:.2g} is allowed")

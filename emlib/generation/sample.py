@@ -19,9 +19,10 @@ from emlib.config import Sampling
 from emlib.core.records import Answer, Question
 from emlib.core.seeds import generator
 from emlib.data.chat import decode_answer, encode_prompt, opened_thinking
-from emlib.generation.continuing import ByModel, Continuation, Prompts
+from emlib.generation.continuing import ByModel, Continuation
 from emlib.generation.decoder import Decoder, acts_inside
 from emlib.models.load import stop_tokens
+from emlib.models.prompts import read_distinct
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
 
     Ids from `known` on are never drawn: a head may have more columns than the tokenizer has tokens.
 
-    A prompt is read once, however many samples it has; finished rows leave the batch, an eighth of it at a time;
-    logits are computed for the last position only. With a `decoder` of this model the rows are continued by it, unless
-    something acts in the model's layers.
+    A prompt is read once, however many samples it has, and so is what all prompts begin with; finished rows leave the
+    batch, an eighth of it at a time; logits are computed for the last position only. With a `decoder` of this model the
+    rows are continued by it, unless something acts in the model's layers.
     """
     device = next(model.parameters()).device
     stops = torch.tensor(sorted(ends), device=device)
@@ -128,9 +129,9 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
     logprobs = torch.zeros(tokens.shape, device=device)
     rows = torch.arange(len(requests), device=device)  # which requests are in the batch
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    prompts = Prompts(model, [request.prompt_ids for request in requests])
-    going: Continuation = ByModel(model, prompts) if decoder is None or acts_inside(model) else decoder.begin(
-        prompts, sampling.max_new_tokens)
+    read, of_row = read_distinct(model, [request.prompt_ids for request in requests])
+    going: Continuation = ByModel(model, read, of_row.to(device)) if decoder is None or acts_inside(model) else (
+        decoder.begin(read, of_row, sampling.max_new_tokens))
     for step in range(sampling.max_new_tokens):
         logits = going.logits()
         if known is not None:

@@ -27,7 +27,8 @@ from emlib.judging.replies import LEAST_MASS, reason_of
 from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.models.load import ChatModel, load
 from emlib.models.logprobs import head
-from emlib.models.trees import by_length, read_prompts, read_tree
+from emlib.models.prompts import read_prompts
+from emlib.models.trees import by_length, read_tree
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,76 @@
+"""Reading a batch of prompts: one pass, in which what all of them begin with, such as a system prompt, is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from emlib.models.logprobs import backbone, causal_lm
+
+WORTHWHILE = 8  # the shortest common prefix of a batch that gets a separate pass
+
+
+@dataclass(frozen=True)
+class Read:
+    """The state of a model after a pass over a batch of prompts, all of which end at the same position of the cache.
+
+    Attributes:
+        last: hidden states of the prompts' last tokens, (prompts, hidden): they predict the next token.
+        cache: the keys and values of all positions.
+        attended: which positions of the cache are tokens and not padding, (prompts, length).
+    """
+
+    last: Tensor
+    cache: DynamicCache
+    attended: Tensor
+
+
+def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Read:
+    """Run the model over all prompts: over their common prefix once, then over the rest, padded on its left."""
+    device = next(model.parameters()).device
+    common = 0 if partial_attention(model, max(map(len, prompts))) else _common(prompts)  # windows count padding, too
+    cache = DynamicCache()
+    if common:
+        shared = torch.tensor([prompts[0][:common]], device=device)
+        backbone(model)(input_ids=shared, past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(prompts))
+    rest = [list(prompt[common:]) for prompt in prompts]
+    length = max(map(len, rest))
+    ids = torch.tensor([[0] * (length - len(row)) + row for row in rest], device=device)
+    padding = torch.tensor([length - len(row) for row in rest], device=device)[:, None]
+    places = torch.arange(common + length, device=device)
+    attended = (places < common) | (places >= common + padding)  # (prompts, common + length)
+    positions = (places[common:] - padding).clamp(min=common)
+    hidden = backbone(model)(input_ids=ids, attention_mask=attended.long(), position_ids=positions,
+                             past_key_values=cache, use_cache=True).last_hidden_state
+    return Read(hidden[:, -1], cache, attended)
+
+
+def read_distinct(model: nn.Module, rows: Sequence[tuple[int, ...]]) -> tuple[Read, Tensor]:
+    """Read each distinct prompt of some rows once; return also the place of each row's prompt, (rows,)."""
+    place = {prompt: number for number, prompt in enumerate(dict.fromkeys(rows))}
+    return read_prompts(model, list(place)), torch.tensor([place[row] for row in rows])
+
+
+def partial_attention(model: nn.Module, length: float = inf) -> set[str]:
+    """Return the kinds of the layers that do not attend to all of `length` positions, in the configuration's words."""
+    config = causal_lm(model).config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or (["full_attention"] if window is None else ["sliding_attention"])
+    full = {"full_attention"} if window is None or length > window else {"full_attention", "sliding_attention"}
+    return set(kinds) - full
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> int:
+    """Return the length of the common prefix, leaving each prompt a token; 0 if it is too short for a separate pass."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(map(list, prompts)), max(map(list, prompts))  # all others lie between these two
+    most = min(map(len, prompts)) - 1
+    same = next((place for place in range(most) if first[place] != last[place]), most)
+    return same if same >= WORTHWHILE else 0
