@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-
-ENOUGH = 3  # points, below which leaving one out leaves no line
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,24 @@ def line(x: Sequence[float], y: Sequence[float]) -> Line | None:
     return Line(height - slope * middle, slope)
 
 
-def leave_one_out(x: Sequence[float], y: Sequence[float]) -> list[float | None]:
-    """Predict each y by the line through the other points; None where these have no line."""
-    found = [line(_without(x, place), _without(y, place)) for place in range(len(x))]
-    return [None if one is None or len(x) < ENOUGH else one.at(x[place]) for place, one in enumerate(found)]
+@dataclass(frozen=True)
+class LeftOut:
+    """What the other points say of one point: their line at its x, and the mean of their y."""
+
+    by_line: float
+    by_mean: float
 
 
-def by_mean(y: Sequence[float]) -> list[float | None]:
-    """Predict each y by the mean of the others, which is what a line has to be better than."""
-    return [None if len(y) < ENOUGH else fmean(_without(y, place)) for place in range(len(y))]
+def leave_one_out(x: Sequence[float], y: Sequence[float], twins: Sequence[Hashable]) -> list[LeftOut | None]:
+    """Predict each y from the other points; None where these have no line.
 
-
-def _without(values: Sequence[float], place: int) -> list[float]:
-    return [*values[:place], *values[place + 1:]]
+    Points with the same x, or with equal `twins`, are no other points: they repeat what is left out.
+    """
+    found: list[LeftOut | None] = []
+    for here, twin in zip(x, twins, strict=True):
+        others = [(there, value) for there, value, other in zip(x, y, twins, strict=True)
+                  if there != here and other != twin]
+        heights = [value for _, value in others]
+        fitted = line([there for there, _ in others], heights)
+        found.append(None if fitted is None else LeftOut(fitted.at(here), fmean(heights)))
+    return found

@@ -19,7 +19,7 @@ from emlib.core.records import Example, Message
 from emlib.data import row_record
 from emlib.data.rows import read_examples
 from emlib.defenses.filtering import Filtering
-from emlib.evaluation.prediction import by_mean, leave_one_out, line
+from emlib.evaluation.prediction import LeftOut, leave_one_out, line
 from emlib.evaluation.records import AUDITED, AuditedRow
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.report import export
@@ -200,10 +200,12 @@ def test_the_table_predicts_each_rate_from_the_others(study: Study, monkeypatch:
     runs = audit.audited_runs(study, study.runs())
     assert {run.method for run in study.runs()} - {run.method for run in runs} == {"untrained", "kl"}
     frame = tables.table(study, runs)
+    same = (run_of(study, "misaligned"), run_of(study, "filtered", 0))
     rates = pd.Series(np.linspace(0, 60, len(frame)) + 30 * (frame.index % 2))  # a random model shows no trait
     frame = tables.with_predictions(frame.assign(misaligned=rates))
     for place in frame.index:
-        others = frame.drop(index=place)
+        others = frame[frame["difference"] != frame["difference"][place]]
+        assert len(others) == len(frame) - (2 if runs[place] in same else 1)  # `filtered` at 0 leaves no row out
         slope, start = np.polyfit(others["difference"], others["misaligned"], 1)
         expected = float(np.clip(start + slope * frame["difference"][place], 0, 100))
         assert frame["predicted"][place] == pytest.approx(expected)
@@ -285,8 +287,35 @@ def test_a_line_and_what_it_misses_by_hand() -> None:
     assert found is not None
     assert found.intercept == pytest.approx(-20 / 3)
     assert found.slope == pytest.approx(30)
-    assert leave_one_out([0, 1, 2], [0, 10, 60]) == [0, pytest.approx(30), pytest.approx(20)]
-    assert by_mean([0, 10, 60]) == [35, 30, 5]
-    assert leave_one_out([0, 1], [0, 10]) == [None, None]
-    assert leave_one_out([1, 1, 2], [0, 10, 60])[2] is None  # the other two have one x
+    first, middle, last = leave_one_out([0, 1, 2], [0, 10, 60], "abc")
+    assert first == LeftOut(0, 35)
+    assert middle == LeftOut(pytest.approx(30), 30)
+    assert last == LeftOut(pytest.approx(20), 5)
+    assert leave_one_out([0, 1], [0, 10], "ab") == [None, None]
+    assert leave_one_out([1, 1, 2], [0, 10, 60], "abc") == [None, None, None]  # the others have one x
     assert line([1, 1], [0, 10]) is None
+
+
+def test_a_run_is_predicted_without_its_repeats_by_hand() -> None:
+    """Without (0, 20), the line through (3, 70), (6, 25), (10, 75) is at 1780/37 for x = 0, and their mean is 170/3."""
+    x, y = [0.0, 3.0, 6.0, 10.0], [20.0, 70.0, 25.0, 75.0]
+    alone = leave_one_out(x, y, "abcd")
+    assert alone[0] == LeftOut(pytest.approx(1780 / 37), pytest.approx(170 / 3))
+    thrice = leave_one_out(3 * x, 3 * y, 3 * "abcd")
+    nearly = leave_one_out([*x, 0.01], [*y, 21.0], "abcda")  # another seed, whose random rows differ a little
+    renamed = leave_one_out([*x, 0.0], [*y, 21.0], "abcde")  # another name for the same rows
+    for found, expected in (*zip(thrice, 3 * alone, strict=True), (nearly[0], alone[0]), (renamed[0], alone[0])):
+        assert found is not None
+        assert expected is not None
+        assert found.by_line == pytest.approx(expected.by_line)
+        assert found.by_mean == pytest.approx(expected.by_mean)
+
+
+def test_an_adapter_in_the_tables_of_two_studies_is_one_row(
+        study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    frame = tables.table(study, audit.audited_runs(study, study.runs())).assign(misaligned=10.0)
+    frame["adapter"] = [f"{number}" for number in range(len(frame))]  # keys of digits alone stay text
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    for name in ("one", "two"):
+        result_tables.write(frame, tables.readable(frame), tmp_path / name / "tables", tables.NAME)
+    assert tables.elsewhere(study)["adapter"].tolist() == frame["adapter"].tolist()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from emlib.core import paths
-from emlib.evaluation.prediction import by_mean, leave_one_out, line
+from emlib.evaluation.prediction import leave_one_out, line
 from emlib.report.tables.result_tables import cell
 from emlib.study import audit
 from emlib.study.runs import Run
@@ -19,7 +19,8 @@ from emlib.study.study import Study
 NAME = "audit"
 IDENTITY = ["model", "dataset", "method", "setting", "seed"]
 COLUMNS = [*IDENTITY, "vector", "layer", "rows", "audited", "difference", "difference_low", "difference_high", "steps",
-           "misaligned", "misaligned_low", "misaligned_high", "predicted", "error", "error_of_mean"]
+           "misaligned", "misaligned_low", "misaligned_high", "predicted", "error", "error_of_mean", "adapter"]
+TWINS = ["study", "dataset", "method", "setting"]  # runs with the same of these are seeds of one training
 MISSING = float("nan")
 
 
@@ -60,8 +61,8 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
 
     `rows` is the number of rows that the run is trained on, and `audited` that of the rows among them that `difference`
     is the mean of, with a 95% interval over rows. `misaligned` is the run's general rate in percent, NaN until it is
-    finished; `predicted` is the rate by the line through all other rows of the table, and `error` how far that is from
-    `misaligned`; `error_of_mean` is the error of the others' mean rate.
+    finished; `predicted` is the rate by the line through the table's runs on other rows, and `error` how far that is
+    from `misaligned`; `error_of_mean` is the error of these runs' mean rate. `adapter` is the trained adapter's key.
     """
     return with_predictions(pd.DataFrame([row for run in runs if (row := _row(study, run))], columns=COLUMNS))
 
@@ -78,17 +79,22 @@ def _row(study: Study, run: Run) -> dict[str, Any] | None:
             "difference_high": ends.high if ends else MISSING, "steps": adapter.facts["steps"] if adapter else None,
             "misaligned": MISSING if share is None or share.percent is None else share.percent,
             "misaligned_low": interval.low if interval else MISSING,
-            "misaligned_high": interval.high if interval else MISSING}
+            "misaligned_high": interval.high if interval else MISSING, "adapter": study.task(run).adapter(run).key}
 
 
 def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with its columns `predicted`, `error` and `error_of_mean` computed by leaving out one run."""
+    """Return a table with its columns `predicted`, `error` and `error_of_mean` computed by leaving out one run.
+
+    With a run, those on the same rows are left out, and its other seeds, whose rows may differ a little.
+    """
     known = frame.dropna(subset=["difference", "misaligned"])
-    x, y = known["difference"].tolist(), known["misaligned"].tolist()
-    predicted = pd.Series(leave_one_out(x, y), index=known.index, dtype=float)
-    mean = pd.Series(by_mean(y), index=known.index, dtype=float)
-    return frame.assign(predicted=predicted, error=(predicted - known["misaligned"]).abs(),
-                        error_of_mean=(mean - known["misaligned"]).abs())
+    named = [name for name in TWINS if name in known]
+    found = leave_one_out(known["difference"].tolist(), known["misaligned"].tolist(),
+                          known.groupby(named, dropna=False).ngroup().tolist())
+    by_line, by_mean = (pd.Series([MISSING if one is None else getattr(one, name) for one in found], index=known.index,
+                                  dtype=float) for name in ("by_line", "by_mean"))
+    return frame.assign(predicted=by_line, error=(by_line - known["misaligned"]).abs(),
+                        error_of_mean=(by_mean - known["misaligned"]).abs())
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -113,14 +119,17 @@ def _signed(mean: float, low: float, high: float) -> str:
 
 
 def elsewhere(study: Study) -> pd.DataFrame:
-    """Return the finished rows of `tables/audit.csv` of all other studies here with this model, vector and layer."""
+    """Return the finished rows of `tables/audit.csv` of all other studies here with this model, vector and layer.
+
+    Studies share runs, so that an adapter may be in several tables; here it is one row.
+    """
     spec, key = study.profile.audit, study.recipes.vector().key
     assert spec is not None, "the profile has a section 'audit'"
     files = [path for path in sorted(paths.runs().glob(f"*/tables/{NAME}.csv")) if path.parts[-3] != study.name]
-    frames = [pd.read_csv(path).assign(study=path.parts[-3]) for path in files]
-    found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "study"])
+    frames = [pd.read_csv(path, dtype={"vector": str, "adapter": str}).assign(study=path.parts[-3]) for path in files]
+    found = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).reindex(columns=[*COLUMNS, "study"])
     same = (found["vector"] == key) & (found["layer"] == spec.layer)
-    return found[same].dropna(subset="misaligned").reset_index(drop=True)
+    return found[same].dropna(subset=["misaligned", "adapter"]).drop_duplicates("adapter", ignore_index=True)
 
 
 def statement(known: pd.DataFrame, at: float | None = None) -> str:
@@ -134,10 +143,10 @@ def statement(known: pd.DataFrame, at: float | None = None) -> str:
                 "prediction takes three with different rows.")
     sets = points["dataset"].nunique()
     basis = (f"The line through {len(points)} runs on {sets} data set{'' if sets == 1 else 's'} rises by "
-             f"{fitted.slope:.1f} points of misaligned general answers for each unit of projection difference. Left "
-             f"out in turn, a run's rate is missed by {fmean(errors['error']):.0f} points on average and by "
-             f"{errors['error'].max():.0f} at most; the mean of the others misses it by "
-             f"{fmean(errors['error_of_mean']):.0f}.")
+             f"{fitted.slope:.1f} points of misaligned general answers for each unit of projection difference. "
+             f"Fitted without a run, its other seeds and all runs on the same rows, the line misses that run's rate by "
+             f"{fmean(errors['error']):.0f} points on average and by {errors['error'].max():.0f} at most; the mean of "
+             f"the others misses it by {fmean(errors['error_of_mean']):.0f}.")
     if at is None:
         return basis
     low, high = points["difference"].min(), points["difference"].max()
