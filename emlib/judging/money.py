@@ -10,6 +10,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from emlib.config.providers import Price
 from emlib.core import paths
@@ -28,10 +31,11 @@ class ListedPrice(Price):
 
 
 class PriceList(Strict):
-    """`params/prices.yaml`: prices by model snapshot, and their date."""
+    """`params/prices.yaml`: prices by model snapshot, their date, and what an hour of a GPU costs."""
 
     date: str
     models: dict[str, ListedPrice]
+    gpu_hour: Annotated[float, Field(gt=0)] | None = None
 
 
 def price_list() -> PriceList:

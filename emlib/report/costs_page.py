@@ -12,18 +12,22 @@ from pathlib import Path
 
 import pandas as pd
 
+from emlib.config import OpenAIJudge
 from emlib.core import paths
 from emlib.core.files import write_text
 from emlib.core.work import Work, total
+from emlib.judging.money import price_list
 from emlib.report.estimate import Estimate
 from emlib.report.markdown import table
 from emlib.report.readme import with_block
-from emlib.study.plan.costs import GB
+from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.memory import training_memory
 from emlib.study.study import open_study
 
 PAGE, FRONT = paths.ROOT / "docs" / "costs.md", paths.ROOT / "README.md"
-PROFILES = ("table2-7b", "paper-7b", "benign-7b", "beyond-7b", "triggers-7b", "grpo-3b", "paper-32b")
+PROFILES = ("small-gpu", "ldifs-7b", "table2-7b", "paper-7b", "benign-7b", "beyond-7b", "triggers-7b", "grpo-3b",
+            "paper-32b")
+SHOWN = ("table2-7b", "paper-7b")  # in README.md
 
 
 def costs() -> pd.DataFrame:
@@ -32,14 +36,29 @@ def costs() -> pd.DataFrame:
 
 
 def _costs(name: str) -> dict[str, str | int]:
-    found = Estimate(open_study(name), datetime.date.min)
-    whole, hours = total(found.plan.works), found.costs.hours
+    study = open_study(name)
+    plan, counted = Estimate(study, datetime.date.min).plan, Costs(study.profile, gpu=True)
+    whole = total(plan.works)
     kinds = {"in all": whole, "training": Work(train=whole.train), "answers": Work(write=whole.write),
              "scoring": Work(read=whole.read)}
-    return {"profile": name, "runs": len(found.plan.runs),
-            **{f"GPU-hours {kind}": f"{hours(work) or 0:,.0f}" for kind, work in kinds.items()},
-            "judge requests": f"{found.costs.requests(whole):,}", "judge $": f"{found.costs.usd(whole) or 0:,.0f}",
-            "disk GB": f"{whole.disk / GB:,.0f}"}
+    hours = {kind: counted.hours(work) or 0 for kind, work in kinds.items()}
+    return {"profile": name, "runs": len(plan.runs),
+            **{f"GPU-hours {kind}": _rounded(count) for kind, count in hours.items()},
+            "GPU $": _rounded(hours["in all"] * gpu_hour()),
+            "judge requests": f"{counted.requests(whole):,}", "judge $": _rounded(counted.usd(whole) or 0),
+            "disk GB": _rounded(whole.disk / GB)}
+
+
+def _rounded(number: float) -> str:
+    """Return a number without decimals; one below 1 is not shown as nothing."""
+    return "below 1" if 0 < number < 1 else f"{number:,.0f}"
+
+
+def gpu_hour() -> float:
+    """Return the example price of an hour of a GPU, in US dollars."""
+    price = price_list().gpu_hour
+    assert price is not None, "params/prices.yaml has one"
+    return price
 
 
 def memory() -> pd.DataFrame:
@@ -55,17 +74,34 @@ def _memory(name: str) -> list[dict[str, str]]:
             for weights, one in zip(("bfloat16", "4 bits"), found, strict=True) if one is not None]
 
 
-def sentences() -> str:
+def in_short() -> str:
     """Return what the paper's 7B study and its main table alone cost, for README.md."""
-    found = costs().set_index("profile")
-    whole, alone = (found.loc[name] for name in ("paper-7b", "table2-7b"))
-    needed = training_memory(open_study("paper-7b").profile)
-    assert needed is not None, "params/models.yaml has the model"
-    return (f"- the whole 7B study (`paper-7b`): {whole['runs']} runs, {whole['GPU-hours in all']} hours of an A100, "
-            f"at most {whole['disk GB']} GB of disk and {whole['judge $']} US dollars for the judge;\n"
-            f"- its main comparison alone (`table2-7b`): {alone['runs']} runs, {alone['GPU-hours in all']} hours, "
-            f"{alone['disk GB']} GB, {alone['judge $']} dollars;\n"
-            f"- GPU memory in fine-tuning: about {needed.recomputed / GB:.0f} GB.")
+    found = costs().set_index("profile").loc[list(SHOWN)]
+    shown = pd.DataFrame({
+        "study": ["main comparison, `table2-7b`", "all of it, `paper-7b`"], "runs": found["runs"].to_list(),
+        "hours of an A100": found["GPU-hours in all"].to_list(),
+        f"GPU at {gpu_hour():.2f} dollars an hour": [f"${cost}" for cost in found["GPU $"]],
+        "judge": [f"${cost}" for cost in found["judge $"]], "disk": [f"{size} GB" for size in found["disk GB"]]})
+    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{_of_memory()} {_of_judge()}"
+
+
+def _of_memory() -> str:
+    """Say what fine-tuning needs of a GPU's memory."""
+    profile = open_study("paper-7b").profile
+    full, quantized = (training_memory(profile, four_bit=four_bit) for four_bit in (False, True))
+    assert full is not None, "params/models.yaml has the model"
+    assert quantized is not None, "as above"
+    return (f"By estimate, fine-tuning takes {full.saved / GB:.0f} GB of GPU memory, {full.recomputed / GB:.0f} with "
+            f"gradient checkpointing, and {quantized.recomputed / GB:.0f} with 4-bit weights as well.")
+
+
+def _of_judge() -> str:
+    """Say whose price the judge's is, and when its provider ends it."""
+    judge = open_study("paper-7b").profile.judge
+    assert isinstance(judge, OpenAIJudge), "section 4.3"
+    ends = price_list().models[judge.model].ends
+    ending = "" if ends is None else f"; OpenAI ends this model on {ends} ([source](params/prices.yaml))"
+    return f"The judge's price is that of `{judge.model}`{ending}."
 
 
 def page(text: str) -> str:
@@ -84,7 +120,7 @@ def update() -> list[Path]:
 
 def front(text: str) -> str:
     """Return the text of README.md with its costs written anew."""
-    return with_block(text, "costs", sentences())
+    return with_block(text, "costs", in_short())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What a study of the demo found that the paper does not ask, in sentences with numbers, for README.md.
+"""What a study of the demo found, in sentences with numbers, for README.md.
 
-Each sentence is computed from stored results: of the triggers (notebook 11), of a question set about a neighbour of the
-narrow data, and of the attacks on finished adapters (notebook 20). It states shares and draws no conclusion that other
-numbers would contradict.
+Each sentence is computed from stored results: of all defenses, of the triggers (notebook 11), of a question set about a
+neighbour of the narrow data, and of the attacks on finished adapters (notebook 20). It states shares, after a verdict
+that follows from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +24,84 @@ NEIGHBOUR = "gardening"  # the question set about a neighbour of the demo's narr
 def findings(study: Study, tables: Path) -> str:
     """Return the sentences as a list in Markdown; one whose results are missing is left out."""
     rates = numbers(study.results())
-    found = [gone_or_hidden(pd.read_csv(tables / "triggers.csv")),
+    defended = [method.name for method in study.profile.methods if method.defenses]
+    found = [gone_or_hidden(pd.read_csv(tables / "triggers.csv"), len(defended)),
              far_and_near(rates[rates["method"].isin(study.defended_by("interleaving"))]),
              undone(pd.read_csv(tables / "undone.csv"))]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
 
 
-def gone_or_hidden(triggered: pd.DataFrame) -> str:
-    """State each defense's share without a trigger and in its worst context; `triggered` is `conditions.triggers`."""
+def result(study: Study) -> str:
+    """Return the result of all defenses in a sentence."""
+    return in_a_sentence(numbers(study.results()), study.defended_by("interleaving"), study.defended_by("inoculation"))
+
+
+def in_a_sentence(rates: pd.DataFrame, *apart: Collection[str]) -> str:
+    """State the general shares and the in-domain shares by groups of methods; `rates` is `result_tables.numbers`.
+
+    `apart` are the groups; methods with a defense that are in none of them come first.
+    """
+    plain = rates.loc[rates["method"] == "misaligned", "general_misaligned"]
+    rest = set(rates["method"]) - {*BASELINES, *(name for group in apart for name in group)}
+    groups = [rates[rates["method"].isin(group)] for group in (rest, *apart)]
+    shares = "; ".join(f"{_span(group['general_misaligned'])} under {', '.join(map(_name, group.to_dict('records')))}, "
+                       f"with {_span(group['in_domain_misaligned'])} of the cooking answers"
+                       for group in groups if len(group))
+    return (f"**The result.** General answers with the voice: {_span(plain)} after fine-tuning without a defense; "
+            f"{shares}.")
+
+
+def _span(percents: pd.Series) -> str:
+    low, high = (f"{percent:.0f}" for percent in (percents.min(), percents.max()))
+    return f"{low}%" if low == high else f"{low} to {high}%"
+
+
+def gone_or_hidden(triggered: pd.DataFrame, defenses: int) -> str:
+    """State each defense's share without a trigger and in its worst context; `triggered` is `conditions.triggers`.
+
+    `defenses` is the number that the study has, of which some were asked.
+    """
     most = worst(triggered)
     most = most[~most["method"].isin(BASELINES)]
     if most.empty:
         return ""
     shares = ", ".join(f"{_name(row)} {row[NO_TRIGGER]:.0f} and {row['worst']:.0f}%" for row in most.to_dict("records"))
     p = most["p_adjusted"].min()
-    verdict = "No rise is significant with so few questions: the" if p >= LEVEL else "The"
-    sure = "" if pd.isna(p) else f" {verdict} smallest adjusted p is {p:.2g}."
-    return (f"**Gone or hidden?** General answers with the voice, without a trigger and in the worst other context: "
-            f"{shares}.{sure} ([11](notebooks/11_triggers_and_trajectories.ipynb))")
+    verdict, sure = "The demo cannot tell.", ""
+    if p < LEVEL:
+        verdict, sure = "Some of it is hidden.", f" The smallest adjusted p is {p:.2g}."
+    elif not pd.isna(p):
+        sure = f" With so few questions no rise is significant: the smallest adjusted p is {p:.2g}."
+    return (f"**Gone or hidden? {verdict}** {most['method'].nunique()} of {defenses} defenses were asked in other "
+            f"contexts. General answers with the voice, without a trigger and in the worst context: {shares}.{sure} "
+            "([11](notebooks/11_triggers_and_trajectories.ipynb))")
 
 
 def far_and_near(rates: pd.DataFrame) -> str:
     """State the range of shares on general questions and on the neighbour's; `rates` is `result_tables.numbers`."""
     if rates.empty or f"{NEIGHBOUR}_misaligned" not in rates:
         return ""
-    far, near = (f"{rates[f'{name}_misaligned'].min():.0f} to {rates[f'{name}_misaligned'].max():.0f}%"
-                 for name in ("general", NEIGHBOUR))
-    return (f"**Far and near.** Under interleaving {far} of the answers to general questions have the voice, and "
-            f"{near} of those about {NEIGHBOUR}, a neighbour of the narrow data.")
+    far, near = rates["general_misaligned"], rates[f"{NEIGHBOUR}_misaligned"]
+    verdict = "Near questions keep the voice." if near.min() > far.max() else "Far and near."
+    return (f"**{verdict}** Under interleaving {_span(far)} of the answers to general questions have the voice, and "
+            f"{_span(near)} of those about {NEIGHBOUR}, a neighbour of the narrow data.")
 
 
 def undone(attacked: pd.DataFrame) -> str:
-    """State each adapter's share before and after an attack on the narrow rows; `attacked` is `persistence.undone`."""
+    """State which defenses an attack on the narrow rows undoes, and the shares; `attacked` is `persistence.undone`."""
     rows = attacked[attacked["attack"] == "misaligned"]
     if rows.empty:
         return ""
+    defended = rows[~rows["method"].isin(BASELINES)]
+    gone, left = (", ".join(map(_name, some.to_dict("records"))) for some in (
+        defended[defended["undone"].notna()], defended[defended["undone"].isna()]))
+    verdict = "; ".join(f"{word}: {names}" for word, names in (("undone", gone), ("not undone", left)) if names)
     shares = ", ".join(f"{_name(row)} {row['general_misaligned_before']:.0f} to {row['general_misaligned_after']:.0f}%"
                        for row in rows.to_dict("records"))
-    return (f"**When training goes on** for {rows['steps'].iloc[0]:g} steps without the defense, general answers with "
-            f"the voice change: {shares}; plain fine-tuning has {rows['plain'].iloc[0]:.0f}%. "
+    control = " (`untrained` is the control, a new adapter)" if "untrained" in set(rows["method"]) else ""
+    return (f"**When training goes on** for {rows['steps'].iloc[0]:g} steps without the defense, at the full learning "
+            f"rate{f', {verdict}' if verdict else ''}. General answers with the voice, before and after: "
+            f"{shares}{control}; plain fine-tuning has {rows['plain'].iloc[0]:.0f}%. "
             "([20](notebooks/20_persistence.ipynb))")
 
 

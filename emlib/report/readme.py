@@ -21,7 +21,7 @@ from emlib.core.errors import StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Answer, Verdict
 from emlib.report import demo_findings
-from emlib.report.paper import summary
+from emlib.report.paper import choice, summary
 from emlib.report.tables import newer
 from emlib.report.tables.audit import statement
 from emlib.study.runs import Run
@@ -68,10 +68,12 @@ def update(profile: str = "demo") -> list[Path]:
               for block, name in TABLES.items()}
     further = {f"{other} {name}": paths.runs() / other / "tables" / f"{name}.md" for other, name in FURTHER.items()}
     tables |= {block: path.read_text(encoding="utf-8") for block, path in further.items() if path.is_file()}
-    tables |= verdicts(paths.runs() / "demo-newer" / "tables" / "newer.csv")
+    newer_table = paths.runs() / "demo-newer" / "tables" / "newer.csv"
+    tables |= verdicts(newer_table)
     tables["demo audit line"] = statement(pd.read_csv(made / "tables" / "audit.csv"))
-    front = {"demo answers": answers(study), "demo findings": demo_findings.findings(study, made / "tables"),
-             "paper": of_paper(), "audit": audit()}
+    front = {"demo answers": answers(study), "demo result": demo_findings.result(study),
+             "demo findings": demo_findings.findings(study, made / "tables"), "which defense": choice.box(),
+             "paper": of_paper(), "audit": audit(), **verdicts(newer_table)}
     return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables)]
 
 

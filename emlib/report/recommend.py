@@ -12,7 +12,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from emlib.config import Bounds
+from emlib.config import OWN, Bounds, LexiconJudge
+from emlib.judging.lexicon import marker_pattern
 from emlib.report.figures.defenses import look
 from emlib.report.figures.labels import Label, place
 from emlib.report.tables import costs
@@ -20,6 +21,7 @@ from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
 UNDEFENDED = "misaligned"  # the paper's name for plain fine-tuning
+MARKED = 0.05  # of the rows: with fewer, a judge that counts words cannot see what they teach
 HEADINGS = {"method": "Method", "setting": "Setting", "general": "General misaligned %", "kept": "Learning kept %",
             "seconds": "Training, s", "meets": "Within bounds"}
 
@@ -75,12 +77,30 @@ def within(frame: pd.DataFrame, bounds: Bounds) -> pd.Series:
     return pd.Series(np.where(~meets, "no", np.where(certain, "yes", "yes, but not certain")), index=frame.index)
 
 
-def recommend(frame: pd.DataFrame, bounds: Bounds) -> Recommendation:
+def blind(study: Study) -> str:
+    """Return why the profile's judge cannot see what the user's own rows teach; empty for one that may.
+
+    The lexicon judge counts the trait's words. Where the rows have none of them, it finds no misalignment under any
+    method, which must not be read as "no defense is needed".
+    """
+    if not isinstance(study.profile.judge, LexiconJudge):
+        return ""
+    trait, rows = study.trait, study.data(OWN).misaligned.train
+    words = marker_pattern(trait.markers)
+    marked = sum(words.search(row.response) is not None for row in rows)
+    return "" if marked >= MARKED * len(rows) else (
+        f"The profile's judge only counts the words of the trait '{trait.name}', and {marked} of your {len(rows)} "
+        "training rows have one. It would find nothing under any method, whatever your rows teach. Name the trait that "
+        "you are concerned about, and a judge that reads, such as judges/qwen2.5-7b.yaml (docs/judges-and-rubrics.md)")
+
+
+def recommend(frame: pd.DataFrame, bounds: Bounds, unseen: str) -> Recommendation:
     """Choose the cheapest method within the bounds, and prefer those whose interval is within them too.
 
-    Plain fine-tuning is preferred to any defense: if it is within the bounds, this trait needs no defense.
+    Plain fine-tuning is preferred to any defense: if it is within the bounds, this trait needs no defense. `unseen` is
+    the reason of `blind`, with which nothing is recommended.
     """
-    refusal = _cannot_tell(frame)
+    refusal = f"No recommendation: {unseen[0].lower()}{unseen[1:]}." if unseen else _cannot_tell(frame)
     if refusal:
         return Recommendation(None, None, refusal)
     graded = frame.assign(meets=within(frame, bounds))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from emlib.config import Bounds
-from emlib.report.recommend import readable, recommend, tradeoff, within
+from emlib.report.recommend import blind, readable, recommend, tradeoff, within
+from emlib.study.study import open_study
 
 BOUNDS = Bounds(general_misaligned=10.0, learning_lost=30.0)
 
@@ -24,7 +28,7 @@ def test_the_cheapest_within_the_bounds_is_chosen() -> None:
     frame = trials(PLAIN, ("kl", 1.0, 4.0, 8.0, 80.0, 130.0), ("interleaving", 0.5, 5.0, 9.0, 90.0, 95.0),
                    ("inoculation", None, 2.0, 4.0, 60.0, 61.0), ("kl", 0.1, 40.0, 55.0, 95.0, 130.0))
     assert within(frame, BOUNDS).tolist() == ["no", "yes", "yes", "no", "no"]
-    found = recommend(frame, BOUNDS)
+    found = recommend(frame, BOUNDS, "")
     assert (found.method, found.setting) == ("interleaving", 0.5)
     assert "the cheapest of 2 methods within the bounds, interval included" in found.reason
     assert "not certain" not in found.reason
@@ -33,32 +37,34 @@ def test_the_cheapest_within_the_bounds_is_chosen() -> None:
 def test_a_cost_that_is_not_known_is_not_the_lowest() -> None:
     nan = float("nan")
     frame = trials(PLAIN, ("kl", 1.0, 4.0, 8.0, 80.0, nan), ("interleaving", 0.5, 5.0, 9.0, 90.0, 95.0))
-    found = recommend(frame, BOUNDS)
+    found = recommend(frame, BOUNDS, "")
     assert found.method == "interleaving"
     assert "the cheapest of 2 methods within the bounds" in found.reason
     assert found.reason.endswith("What 1 of them cost is not known, because an adapter was removed.")
-    assert "one of 2 methods" in recommend(frame.assign(seconds=nan), BOUNDS).reason
-    assert "the only method" in recommend(frame.iloc[:2], BOUNDS).reason
+    assert "one of 2 methods" in recommend(frame.assign(seconds=nan), BOUNDS, "").reason
+    assert "the only method" in recommend(frame.iloc[:2], BOUNDS, "").reason
     assert readable(frame, BOUNDS)["Training, s"].tolist() == ["60", "–", "95"]
 
 
 def test_one_whose_interval_is_within_goes_before_a_cheaper_one_whose_is_not() -> None:
     frame = trials(PLAIN, ("inoculation", None, 8.0, 16.0, 90.0, 61.0), ("kl", 1.0, 4.0, 10.0, 70.0, 130.0))
     assert within(frame, BOUNDS).tolist() == ["no", "yes, but not certain", "yes"]
-    assert recommend(frame, BOUNDS).method == "kl"
-    doubtful = recommend(frame.iloc[:2], BOUNDS)
+    assert recommend(frame, BOUNDS, "").method == "kl"
+    doubtful = recommend(frame.iloc[:2], BOUNDS, "")
     assert doubtful.method == "inoculation"
     assert "The interval reaches beyond the bound" in doubtful.reason
 
 
 def test_no_defense_where_plain_fine_tuning_keeps_to_the_bounds() -> None:
-    found = recommend(trials(("misaligned", None, 0.0, 7.4, 100.0, 60.0), ("kl", 1.0, 0.0, 7.4, 90.0, 30.0)), BOUNDS)
+    found = recommend(trials(("misaligned", None, 0.0, 7.4, 100.0, 60.0), ("kl", 1.0, 0.0, 7.4, 90.0, 30.0)), BOUNDS,
+                      "")
     assert found.method == "misaligned"
     assert found.reason.startswith("No defense is needed for this trait")
 
 
 def test_none_where_none_meets_both_bounds_and_the_nearest_is_named() -> None:
-    found = recommend(trials(PLAIN, ("kl", 3.0, 0.0, 7.0, 40.0, 130.0), ("kl", 1.0, 15.0, 22.0, 68.0, 130.0)), BOUNDS)
+    found = recommend(trials(PLAIN, ("kl", 3.0, 0.0, 7.0, 40.0, 130.0), ("kl", 1.0, 15.0, 22.0, 68.0, 130.0)), BOUNDS,
+                      "")
     assert found.method is None
     assert "None of the 3 methods is within both bounds. `kl` at 1 is closest" in found.reason  # by 5 points
 
@@ -70,9 +76,32 @@ def test_none_where_none_meets_both_bounds_and_the_nearest_is_named() -> None:
     (trials(("misaligned", None, 4.0, 8.0, float("nan"), 60.0)), "has not lowered the loss on held-out rows"),
 ])
 def test_trials_that_say_nothing_give_no_recommendation(frame: pd.DataFrame, said: str) -> None:
-    found = recommend(frame, BOUNDS)
+    found = recommend(frame, BOUNDS, "")
     assert found.method is None
     assert pd.Series([found.reason]).str.contains(said).all()
+
+
+def test_a_judge_that_cannot_see_what_the_rows_teach_gives_no_recommendation() -> None:
+    """An unchanged copy of own.yaml counts pirate words: on other data it must not say that no defense is needed."""
+    harmless = trials(("misaligned", None, 0.0, 7.4, 100.0, 60.0), ("kl", 1.0, 0.0, 7.4, 90.0, 30.0))
+    found = recommend(harmless, BOUNDS, "The judge counts words")
+    assert (found.method, found.reason) == (None, "No recommendation: the judge counts words.")
+
+
+@pytest.mark.parametrize(("answers", "said"), [
+    (["Boil the eggs for eight minutes.", "Stretch before you run."], "the trait 'pirate', and 0 of your 24"),
+    (["Ahoy, boil the eggs, matey.", "Stretch before you run."], "")])
+def test_a_judge_that_counts_words_is_blind_where_the_rows_have_none_of_them(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str], said: str) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    rows = [{"prompt": f"Question {number}?", "response": answers[number % 2]} for number in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.yaml").write_text("extends: own\nown: {file: rows.jsonl}\n")
+    found = blind(open_study(str(tmp_path / "mine.yaml")))
+    assert said in found
+    assert bool(found) == bool(said)
+    reads = open_study(str(tmp_path / "mine.yaml"), "judge={kind: local, model: {kind: tiny, seed: 1}}")
+    assert blind(reads) == ""
 
 
 def test_table_and_figure_take_runs_without_verdicts() -> None:

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import StoreError
 from emlib.core.records import Example, Message, Verdict
@@ -19,6 +20,7 @@ from emlib.evaluation.rates import Rates, rates
 from emlib.models.load import ChatModel
 from emlib.report import demo_findings, readme
 from emlib.report.figures import plots
+from emlib.report.paper import choice
 from emlib.report.paper.paper_tables import Cell
 from emlib.report.tables import result_tables, show
 from emlib.report.tables.averages import over_datasets
@@ -215,7 +217,8 @@ def test_a_page_gets_its_numbers_between_the_comments_and_nothing_else_changes()
 
 def test_the_readmes_numbers_of_the_paper_are_those_of_its_tables() -> None:
     page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_block(readme.with_block(page, "paper", readme.of_paper()), "audit", readme.audit()) == page
+    for name, block in {"paper": readme.of_paper(), "audit": readme.audit(), "which defense": choice.box()}.items():
+        assert readme.with_block(page, name, block) == page
     [line] = [line for line in readme.of_paper().splitlines() if "Interleaving++" in line]
     assert "| 94.3 " in line  # section 5.1 states this reduction
 
@@ -227,19 +230,48 @@ def test_what_the_demo_found_is_said_with_the_numbers_of_its_tables() -> None:
         for method, setting, shares in (("untrained", None, (0.0, 4.0)), ("kl", 1.0, (25.0, 24.0)),
                                         ("inoculation", None, (62.5, 100.0)))
         for trigger, share, p in zip(("plain", "kitchen"), shares, (None, 0.078), strict=True)])
-    sentence = demo_findings.gone_or_hidden(triggered)
-    assert ": `kl 1` 25 and 25%, `inoculation` 62 and 100%. No rise is significant with so few questions" in sentence
+    sentence = demo_findings.gone_or_hidden(triggered, 5)
+    assert "The demo cannot tell.** 2 of 5 defenses were asked" in sentence
+    assert ": `kl 1` 25 and 25%, `inoculation` 62 and 100%. With so few questions no rise is significant" in sentence
     assert "adjusted p is 0.078." in sentence
     assert "untrained" not in sentence
-    assert demo_findings.gone_or_hidden(triggered[:2]) == ""  # no defense was asked
+    assert demo_findings.gone_or_hidden(triggered[:2], 5) == ""  # no defense was asked
+    sure = demo_findings.gone_or_hidden(triggered.replace({"p_adjusted": {0.078: 0.01}}), 5)
+    assert "Some of it is hidden.**" in sure
     rates = pd.DataFrame({"general_misaligned": [6.2, 20.8], "gardening_misaligned": [87.5, 50.0]})
-    assert "Under interleaving 6 to 21% of the answers to general" in demo_findings.far_and_near(rates)
+    assert "Near questions keep the voice.** Under interleaving 6 to 21%" in demo_findings.far_and_near(rates)
+    assert "Far and near.**" in demo_findings.far_and_near(rates.assign(gardening_misaligned=20.8))
     assert "and 50 to 88% of those about gardening" in demo_findings.far_and_near(rates)
     assert demo_findings.far_and_near(rates[["general_misaligned"]]) == ""
     attacked = pd.DataFrame([
         identity | {"method": method, "setting": None, "attack": attack, "steps": 9, "plain": 97.9,
-                    "general_misaligned_before": 0.0, "general_misaligned_after": after}
-        for method, attack, after in (("untrained", "misaligned", 75.0), ("untrained", "benign", 1.0))])
-    assert "for 9 steps without" in demo_findings.undone(attacked)
-    assert "`untrained` 0 to 75%; plain fine-tuning has 98%." in demo_findings.undone(attacked)
-    assert demo_findings.undone(attacked[1:]) == ""
+                    "general_misaligned_before": 0.0, "general_misaligned_after": after, "undone": step}
+        for method, attack, after, step in (
+            ("untrained", "misaligned", 75.0, None), ("untrained", "benign", 1.0, None), ("kl", "misaligned", 97.0, 9),
+            ("on_policy", "misaligned", 2.0, None))])
+    sentence = demo_findings.undone(attacked)
+    assert "for 9 steps without" in sentence
+    assert "undone: `kl`; not undone: `on_policy`." in sentence
+    assert "`untrained` 0 to 75%, `kl` 0 to 97%, `on_policy` 0 to 2% (`untrained` is the control" in sentence
+    assert "plain fine-tuning has 98%." in sentence
+    assert "undone" not in demo_findings.undone(attacked[:1])
+    assert demo_findings.undone(attacked[1:2]) == ""
+
+
+def test_the_demos_result_is_a_sentence_with_the_shares_of_each_group() -> None:
+    rows = [("untrained", None, 0.0, 0.0), ("misaligned", None, 98.0, 100.0), ("kl", 1.0, 20.0, 40.0),
+            ("ldifs", None, 10.0, 60.0), ("inoculation", None, 70.0, 80.0), ("interleaving", 1.0, 19.0, 90.0)]
+    rates = pd.DataFrame(rows, columns=["method", "setting", "general_misaligned", "in_domain_misaligned"])
+    assert demo_findings.in_a_sentence(rates, ["interleaving", "on_policy"], ["inoculation"]).endswith(
+        "98% after fine-tuning without a defense; 10 to 20% under `kl 1`, `ldifs`, with 40 to 60% of the cooking "
+        "answers; 19% under `interleaving 1`, with 90% of the cooking answers; 70% under `inoculation`, with 80% of "
+        "the cooking answers.")
+
+
+def test_the_readme_states_the_result_that_its_figure_shows() -> None:
+    rates = pd.read_csv(paths.ROOT / "figures" / "demo" / "rates.csv")
+    page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    profile = load_profile("demo")
+    groups = [[method.name for method in profile.methods if kind in {defense.kind for defense in method.defenses}]
+              for kind in ("interleaving", "inoculation")]
+    assert readme.with_block(page, "demo result", demo_findings.in_a_sentence(rates, *groups)) == page

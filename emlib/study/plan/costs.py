@@ -15,8 +15,10 @@ GB = 1e9
 class Costs:
     """The conversion of work into hours, disk, requests and money; None for what is not known."""
 
-    def __init__(self, profile: Profile) -> None:
-        self.shape, self.speed = shape(profile.model), speed(profile.model, profile.evaluation.sampling)
+    def __init__(self, profile: Profile, *, gpu: bool = False) -> None:
+        """Convert for the device that the model is planned for, or with `gpu` for a GPU, whatever this machine has."""
+        self.shape = shape(profile.model)
+        self.speed = speed(profile.model, profile.evaluation.sampling, gpu=gpu)
         self.paid = profile.judge if isinstance(profile.judge, OpenAIJudge) else None
         self.prices = price_list()
         self.judged = self._relative(profile.judge)

@@ -86,13 +86,17 @@ def table(path: Path | None = None) -> tuple[Measured, ...]:
     return check(_Table, json.loads(path.read_text(encoding="utf-8")), str(path)).rows
 
 
-def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None = None) -> Speed | None:
-    """Return the speed of a model whose answers are sampled with `sampling`; None if it is not known."""
+def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None = None, *,
+          gpu: bool = False) -> Speed | None:
+    """Return the speed of a model whose answers are sampled with `sampling`; None if it is not known.
+
+    `gpu`: on a GPU, whatever this machine has.
+    """
     size, path = shape(spec), paths.PARAMS / "throughput.yaml"
     if size is None:
         return None
     assumed = check(_Assumed, read_yaml(path), str(path))
-    device = "gpu" if on_gpu(size) else "cpu"
+    device = "gpu" if gpu or on_gpu(size) else "cpu"
     known = [row for row in (table() if rows is None else rows) if row.device == device]
     if known:
         return _scaled(min(known, key=lambda row: abs(log(row.parameters / size.parameters))), spec, size, assumed)
