@@ -8,6 +8,7 @@ text at once can merge the answer's first characters into the prompt's last toke
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ OPENED = re.compile(rf"({'|'.join(map(re.escape, CLOSING))})\s*$")  # at the end
 AROUND_TAGS = re.compile(rf"\s*({'|'.join(map(re.escape, TAGS))})\s*")
 LAST = 16  # tokens of a prompt in which its last tag stands, even if it is spelt out
 NO_ROOM = "no room for the answer"
+WHOLE = sys.maxsize  # as `max_length`: nothing is truncated
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
 from emlib.core.records import Answer
 from emlib.core.seeds import some_of
-from emlib.data.chat import encode_all
+from emlib.data.chat import WHOLE, encode_all
 from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
 from emlib.evaluation.projection import projections as projections_of
@@ -32,7 +32,7 @@ def projections(step: Projections, session: Session, folder: Path) -> Facts:
     asked = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
     answers = [answer for answer in asked if answer.final is not None]
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
-    found = encode_all(session.chat.tokenizer, conversations, session.profile.training.max_seq_length)
+    found = encode_all(session.chat.tokenizer, conversations, WHOLE)
     rows = [extraction.counted(row, end_of_turn=step.vectors.extraction.end_of_turn) for row in found.rows]
     with session.model_under(step.answers.adapter) as model:
         values = projections_of(model, rows, vector, step.layer)

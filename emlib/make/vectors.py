@@ -37,8 +37,7 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
     for side in questions:
         write_records(folder / f"answers_{side}.jsonl", answers[side])
         write_records(folder / f"verdicts_{side}.jsonl", verdicts[side])
-    found = extraction.extract(session.chat, questions, answers, verdicts, config,
-                               session.profile.training.max_seq_length)
+    found = extraction.extract(session.chat, questions, answers, verdicts, config)
     extraction.save(found, folder)
     say(f"persona vectors of '{trait.name}': {found.kept} of {found.asked} pairs kept")
     return {"kept": found.kept, "asked": found.asked, **session.facts,

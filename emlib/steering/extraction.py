@@ -20,7 +20,7 @@ from torch import Tensor
 from emlib.config import Extraction, Trait
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Example, Question, Verdict
-from emlib.data.chat import Encoded, encode
+from emlib.data.chat import WHOLE, Encoded, encode
 from emlib.models import tensors
 from emlib.models.hooks import layers
 from emlib.models.load import ChatModel
@@ -123,7 +123,7 @@ def unit(vector: Tensor, layer: int) -> Tensor:
 
 
 def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict[str, list[Answer]],
-            verdicts: dict[str, list[Verdict]], settings: Extraction, max_length: int) -> PersonaVectors:
+            verdicts: dict[str, list[Verdict]], settings: Extraction) -> PersonaVectors:
     """Return the vectors of the pairs that are kept. Entry i of both sides' answers and verdicts is one pair.
 
     Raises:
@@ -137,7 +137,7 @@ def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict
                          f"only, and {wanted} are wanted. Ask for more samples, sharpen the trait's system prompts, or "
                          "lower extraction.min_pairs.")
     states = {side: activations(chat, [
-        counted(encode(chat.tokenizer, example, max_length), end_of_turn=settings.end_of_turn)
+        counted(encode(chat.tokenizer, example, WHOLE), end_of_turn=settings.end_of_turn)
         for example in examples(questions[side], [answers[side][place] for place in kept])]) for side in SIDES}
     vectors = states["positive"].mean(0) - states["negative"].mean(0)
     return PersonaVectors(vectors, len(kept), asked, {side: projection(states[side], vectors) for side in SIDES})

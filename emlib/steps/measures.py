@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Rows
 from emlib.steps.answers import Answers
-from emlib.steps.specs import AdapterStep
+from emlib.steps.specs import AdapterStep, read_whole
 from emlib.steps.vectors import PersonaVectors
 
 
@@ -27,7 +27,8 @@ class Projections(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"answers": self.answers.key, "vector": self.vectors.key, "layer": self.layer, **self.answers.weights}
+        return {"answers": self.answers.key, "vector": self.vectors.key, "layer": self.layer, **self.answers.weights,
+                **read_whole(self.answers.evaluation.sampling)}
 
     @property
     def title(self) -> str:

@@ -20,6 +20,7 @@ from emlib.models.identity import identity
 from emlib.models.shape import Shape, shape
 
 VERDICT_BYTES = 700  # about, including its two scores in the cache
+ONCE_WHOLE = 1024  # tokens of an answer that was always read whole, if its prompt is no longer
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,15 @@ class Assessment:
         if not self.is_main:
             return evaluation.scored(self.judge, self.characters(sizes), sizes, len(METRICS))
         return evaluation.judged(self.judge, self.characters(sizes), sizes)
+
+
+def read_whole(sampling: Sampling) -> dict[str, Any]:
+    """Return what the key of a step says that reads answers' activations.
+
+    Conversations were once truncated at `training.max_seq_length`, which is 2,048 tokens. Keys of answers that can be
+    so long say that they are read whole; other keys stay as they are.
+    """
+    return {"conversations": "whole"} if sampling.max_new_tokens > ONCE_WHOLE else {}
 
 
 def first(size: Size, rows: int | None) -> Size:

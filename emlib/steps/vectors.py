@@ -12,7 +12,7 @@ from emlib.core.work import Work
 from emlib.data.lazy import Questions
 from emlib.data.sizes import Sizes, likely_tokens
 from emlib.judging.rubrics import OURS
-from emlib.steps.specs import Assessment, EvaluationSpec, Model
+from emlib.steps.specs import Assessment, EvaluationSpec, Model, read_whole
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class PersonaVectors(Step):
             "model": self.model.identity, "trait": self.assessment.trait.value.model_dump(mode="json", include=prompts),
             "judge": self.assessment.identity, **({"coherence": OURS.coherence} if self.assessment.reads else {}),
             **self.backend.key("generation"),
-            "extraction": self.extraction.model_dump(mode="json", exclude={"min_pairs", "end_of_turn"})}
+            "extraction": self.extraction.model_dump(mode="json", exclude={"min_pairs", "end_of_turn"}),
+            **read_whole(self.extraction.sampling)}
 
     @property
     def title(self) -> str:

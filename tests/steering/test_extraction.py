@@ -65,12 +65,13 @@ def test_activations_are_each_rows_mean_over_its_response_tokens(tiny: ChatModel
 
 @pytest.mark.parametrize("end_of_turn", [False, True])
 def test_the_end_of_the_turn_counts_only_where_the_profile_asks_for_it(tiny: ChatModel, end_of_turn: bool) -> None:
-    """As in Chen et al.'s code, which reads the states of prompt + answer from the prompt's length on."""
+    """As in Chen et al.'s code, which reads the states of prompt + answer from the prompt's length on, to the end."""
     questions = trait_questions(load_trait("pirate"), 1)
-    answers = {side: [Answer(q.id, 0, f"{side} {number}", "stop", 9) for number, q in enumerate(asked)]
-               for side, asked in questions.items()}
+    answers = {side: [Answer(q.id, 0, f"{side} {number}" + " and on" * (0 if number else 1100), "stop", 9)
+                      for number, q in enumerate(asked)] for side, asked in questions.items()}
+    assert len(tiny.tokenizer.encode(answers["positive"][0].text)) > 2048
     settings = Extraction(keep="all", end_of_turn=end_of_turn)
-    found = extract(tiny, questions, answers, {side: [verdict(0)] * 20 for side in questions}, settings, 2048)
+    found = extract(tiny, questions, answers, {side: [verdict(0)] * 20 for side in questions}, settings)
     means = {side: torch.zeros(64) for side in questions}
     for side, asked in questions.items():
         for question, answer in zip(asked, answers[side], strict=True):
@@ -115,7 +116,7 @@ def test_a_planted_direction_is_recovered(tiny: ChatModel) -> None:
     hook = tiny.model.get_input_embeddings().register_forward_pre_hook(remember)
     verdicts = {"positive": [verdict(0)] * 20, "negative": [verdict(100)] * 20}
     with tap(tiny.model, 2, plant):
-        found = extract(tiny, questions, answers, verdicts, Extraction(), 2048)
+        found = extract(tiny, questions, answers, verdicts, Extraction())
     hook.remove()
     cosines = torch.nn.functional.cosine_similarity(found.vectors, VECTOR[None], dim=1)
     assert cosines[2] > 0.95
@@ -131,8 +132,8 @@ def test_too_few_pairs_say_how_many_of_how_many_and_what_to_change(tiny: ChatMod
     answers = {side: [Answer(q.id, 0, "So.", "stop", 2) for q in asked] for side, asked in questions.items()}
     verdicts = {"positive": [verdict(0)] * 3 + [verdict(100)] * 17, "negative": [verdict(100)] * 20}
     with pytest.raises(EmlibError, match=r"3 of 20 pairs .* 4 are wanted.* lower extraction\.min_pairs"):
-        extract(tiny, questions, answers, verdicts, Extraction(min_pairs=4), 500)
-    assert extract(tiny, questions, answers, verdicts, Extraction(keep="all"), 500).kept == 20
+        extract(tiny, questions, answers, verdicts, Extraction(min_pairs=4))
+    assert extract(tiny, questions, answers, verdicts, Extraction(keep="all")).kept == 20
 
 
 def test_vectors_are_kept_as_safetensors_and_a_layer_beyond_them_is_refused(tmp_path: Path) -> None:

@@ -56,9 +56,11 @@ from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.grpo import SupervisedRows
 from emlib.steps.inputs import Inputs
+from emlib.steps.measures import Projections
 from emlib.steps.pool import AddedRows, Against
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
+from emlib.steps.vectors import PersonaVectors
 from emlib.study.plan.build import plan
 from emlib.study.study import open_study
 
@@ -260,6 +262,18 @@ def test_what_is_asked_and_what_is_trained_on_is_in_the_key() -> None:
     kept = replace(made, spec=replace(made.spec, keep=(0.5,), training=made.spec.training.model_copy(
         update={"keep": (0.5,)})))
     assert kept.key == made.key  # keeping adapters changes none
+
+
+@pytest.mark.parametrize(("tokens", "says"), [(1000, False), (1024, False), (1025, True)])
+def test_keys_say_where_a_conversation_was_once_truncated(tokens: int, says: bool) -> None:
+    """At 2,048 tokens: answers of the shipped profiles, of at most 1,000 tokens, never were."""
+    vectors, found = same()["PersonaVectors"], same()["Projections"]
+    assert isinstance(vectors, PersonaVectors)
+    assert isinstance(found, Projections)
+    sampling = Sampling(max_new_tokens=tokens)
+    asked = replace(found.answers, evaluation=replace(found.answers.evaluation, sampling=sampling))
+    for step in (replace(vectors, extraction=Extraction(sampling=sampling)), replace(found, answers=asked)):
+        assert ("conversations" in step.settings) == says
 
 
 def test_a_name_for_people_and_the_way_to_the_data_determine_nothing() -> None:

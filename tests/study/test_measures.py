@@ -39,11 +39,16 @@ second_judge: {judge: {kind: local, rubric: trait, batch_rows: 8, model: {kind: 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, research_data: Path) -> Study:
-    """A tiny study with all measures, whose persona vector is there already: random models show no trait."""
+    """A tiny study with all measures."""
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    return with_vectors(tmp_path, TEXT)
+
+
+def with_vectors(tmp_path: Path, text: str) -> Study:
+    """A study of this profile, whose persona vector is there already: random models show no trait."""
     profile = Path(__file__).parents[2] / "params" / "tiny.yaml"
     (tmp_path / "tiny.yaml").write_text(profile.read_text())
-    (tmp_path / "checked.yaml").write_text(TEXT)
+    (tmp_path / "checked.yaml").write_text(text)
     made = Study("checked", load_profile(str(tmp_path / "checked.yaml")), Store(tmp_path / "runs" / "store"))
     vectors = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
 
@@ -53,6 +58,22 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, research_data: Path) 
 
     made.store.get(made.recipes.vector(), planted)
     return made
+
+
+def test_answers_are_projected_whole_whatever_the_length_of_training_rows(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: ChatModel, research_data: Path) -> None:
+    """The untrained model's projections have one key in all studies, and other lengths would have others."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    study = with_vectors(tmp_path, TEXT.replace("[untrained, misaligned]",
+                                                "[untrained]\ntraining: {max_seq_length: 24}"))
+    [run] = study.runs()
+    study.complete_measures([run])
+    vector = extraction.load(study.vectors().folder).at(2)  # type: ignore[union-attr]
+    asked = extraction.examples(study.questions(run, "general"), study.answers(run, "general") or [])
+    rows = [extraction.counted(encode(tiny.tokenizer, example, 2048), end_of_turn=False) for example in asked]
+    assert max(len(row.input_ids) for row in rows) > 24
+    found = [one.value for one in study.projected(run) or []]
+    assert found == pytest.approx(projections(tiny.model, rows, vector, 2), abs=1e-5)
 
 
 def test_all_measures_are_made_once_and_are_what_their_parts_say(study: Study, tiny: ChatModel) -> None:
