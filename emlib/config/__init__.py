@@ -6,10 +6,10 @@ contain, one module for each subject. Other packages take these small records or
 
 from emlib.config.audit import Audit
 from emlib.config.backends import Backend
-from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, dataset_name, datasets_of, seeds_of, swept_of
+from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, datasets_of
 from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
-from emlib.config.defenses import BASELINES, SFT, Method
-from emlib.config.evaluation import Extraction, Probe, Sampling
+from emlib.config.defenses import BASELINES, Method
+from emlib.config.evaluation import Extraction, Sampling
 from emlib.config.grpo import (
     RL_BASELINES,
     Additions,
@@ -30,12 +30,12 @@ from emlib.config.judge import (
     OpenAIJudge,
     SecondJudge,
 )
-from emlib.config.loading import NOT_PROFILES, load_profile, profile_names
+from emlib.config.loading import load_profile, profile_names
 from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.config.monitor import Monitor
 from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
-from emlib.config.pool import JudgeRefusals, KeywordRefusals, OnPolicy, Pool, PoolScorer
+from emlib.config.pool import JudgeRefusals, Pool, PoolScorer
 from emlib.config.profile import JobLimits, Profile
 from emlib.config.questions import NO_TRIGGER, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
 from emlib.config.training import Lora, Training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from string import Formatter
 from typing import Annotated, Literal
 
@@ -125,13 +124,3 @@ def datasets_of(benign: Benign) -> dict[str, tuple[str, int | None]]:
     """Return each task with each of its tiers, by name."""
     return {dataset_name(name, tier): (name, tier) for name, task in benign.tasks.items()
             for tier in (task.tiers if isinstance(task, OpSwapTask) else (None,))}
-
-
-def swept_of(benign: Benign) -> list[float]:
-    """Return the hyperparameter values that the methods sweep, sorted."""
-    return sorted({number for method in benign.all_methods for number in method.sweep})
-
-
-def seeds_of(section: Sequence[int], methods: Iterable[Method]) -> list[int]:
-    """Return every seed of the runs: the section's, and those that single methods declare."""
-    return list(dict.fromkeys([*section, *(seed for method in methods for seed in method.seeds or ())]))

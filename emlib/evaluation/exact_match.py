@@ -19,7 +19,7 @@ from emlib.core.records import Answer
 from emlib.data.benign import Item
 from emlib.evaluation.extraction import lenient_span, lenient_value, strict_span, strict_value
 from emlib.evaluation.rates import Share
-from emlib.evaluation.statistics import clustered, wilson
+from emlib.evaluation.statistics import RESAMPLES, clustered, wilson
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def mark(answers: Sequence[Answer], items: Sequence[Item], *, numbers: bool) -> 
     return [of_one(answer.without_thinking(), golds[answer.question]) for answer in answers]
 
 
-def score(marks: Sequence[Mark], *, cut: int = 0, confidence: float = 0.95, resamples: int = 2000) -> ExactMatchScore:
+def score(marks: Sequence[Mark], *, cut: int = 0, resamples: int = RESAMPLES) -> ExactMatchScore:
     """Compute mean strict and lenient exact match, and mean F1 where the task has it."""
     by_question: dict[str, list[Mark]] = defaultdict(list)
     for one in marks:
@@ -99,8 +99,8 @@ def score(marks: Sequence[Mark], *, cut: int = 0, confidence: float = 0.95, resa
     asked = [len(group) for group in groups]
 
     def share(sums: Sequence[float]) -> Share:
-        return Share(100 * sum(sums) / sum(asked), clustered(sums, asked, confidence=confidence, resamples=resamples),
-                     wilson(sum(sums), sum(asked), confidence))
+        return Share(100 * sum(sums) / sum(asked), clustered(sums, asked, resamples=resamples),
+                     wilson(sum(sums), sum(asked)))
 
     overlaps = [one.f1 for one in marks if one.f1 is not None]
     return ExactMatchScore(share([sum(one.strict for one in group) for group in groups]),

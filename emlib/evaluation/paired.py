@@ -21,7 +21,7 @@ from emlib.core.errors import DataError
 from emlib.core.records import Verdict, cluster_of
 from emlib.core.seeds import generator
 from emlib.evaluation.seeds import Counts, Kind, count_table, crossed_bootstrap
-from emlib.evaluation.statistics import Interval, of_mean
+from emlib.evaluation.statistics import CONFIDENCE, RESAMPLES, Interval, of_mean
 
 FLIPS = 9999  # with up to 13 questions every assignment of signs is tried, and p is exact
 
@@ -41,7 +41,7 @@ class Difference:
 
 
 def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence[Verdict]], kind: Kind = "misaligned",
-               *, confidence: float = 0.95, resamples: int = 2000) -> Difference:
+               *, resamples: int = RESAMPLES) -> Difference:
     """Compute `method` minus `reference` on the same questions; one list of verdicts per seed, the same seeds in both.
 
     The interval is `crossed_bootstrap`'s on the differences. Where these are all equal it is Newcombe's for two
@@ -57,8 +57,7 @@ def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence
     both, asked = count_table([*method, *reference], kind)
     ours, theirs = both[:len(method)], both[len(method):]
     gaps, answers = ours - theirs, len(method) * int(asked.sum())
-    interval = crossed_bootstrap(gaps, asked, confidence, resamples) or _newcombe(
-        int(ours.sum()), int(theirs.sum()), answers, confidence)
+    interval = crossed_bootstrap(gaps, asked, resamples) or _newcombe(int(ours.sum()), int(theirs.sum()), answers)
     return Difference(100 * int(gaps.sum()) / answers, interval, _sign_flip_p(gaps.sum(axis=0)), *gaps.shape)
 
 
@@ -74,17 +73,17 @@ def change_of_judge(first: Sequence[Verdict], second: Sequence[Verdict], kind: K
     if len({gap for group in groups.values() for gap in group}) > 1 and (found := of_mean(list(groups.values()))):
         return found
     ours, theirs = (sum(getattr(verdict, kind) for verdict in verdicts) for verdicts in (second, first))
-    return _newcombe(ours, theirs, len(first), 0.95)
+    return _newcombe(ours, theirs, len(first))
 
 
-def adjusted(differences: Sequence[Difference], method: str = "holm") -> list[float]:
-    """Return the p values of one family of comparisons, adjusted for their number (statsmodels' names of methods).
+def adjusted(differences: Sequence[Difference]) -> list[float]:
+    """Return the p values of one family of comparisons, adjusted for their number by Holm's method.
 
-    Holm's method controls the family-wise error rate under any dependence.
+    It controls the family-wise error rate under any dependence.
     """
     if not differences:
         return []
-    return [float(p) for p in multipletests([each.p for each in differences], method=method)[1]]
+    return [float(p) for p in multipletests([each.p for each in differences], method="holm")[1]]
 
 
 def _sign_flip_p(gaps: Counts) -> float:
@@ -96,7 +95,7 @@ def _sign_flip_p(gaps: Counts) -> float:
     return float(test.pvalue)
 
 
-def _newcombe(ours: int, theirs: int, asked: int, confidence: float) -> Interval:
+def _newcombe(ours: int, theirs: int, asked: int) -> Interval:
     low, high = confint_proportions_2indep(ours, asked, theirs, asked, method="newcomb", compare="diff",
-                                           alpha=1 - confidence)
+                                           alpha=1 - CONFIDENCE)
     return Interval(100 * float(low), 100 * float(high))

@@ -4,7 +4,7 @@
 
 Q questions with n answers each, in all of a question's formats together, asked of both runs; p the share of misaligned
 answers; r the correlation of answers to one question that pairing by question does not cancel. The normal approximation
-of a two-sided test, with p = 1/2, which needs the most answers; with few questions d is larger. More answers to the
+of a two-sided test, with p = 1/2; with few questions d is larger. More answers to the
 same questions help only down to d at n = infinity; more questions help.
 """
 
@@ -14,29 +14,25 @@ import math
 from statistics import NormalDist
 
 CORRELATION = 0.1  # assumed, not measured
+SHARE = 0.5  # needs the most answers
 POWER, LEVEL = 0.8, 0.05
 
 
-def smallest_difference(questions: int, samples: float, *, comparisons: int = 1, share: float = 0.5,
-                        correlation: float = CORRELATION) -> float:
+def smallest_difference(questions: int, samples: float, *, comparisons: int = 1) -> float:
     """Return the difference in percentage points that two runs must have to be found four times in five.
 
     Args:
         questions: that both runs are asked; one in several formats counts once.
         samples: answers to each question, in all of its formats.
         comparisons: in the table; each is tested at `LEVEL` divided by their number, Holm's first step.
-        share: about which share of the answers is misaligned, from 0 to 1.
-        correlation: of the answers to one question.
     """
-    variance = 2 * share * (1 - share) * (1 + (samples - 1) * correlation) / (questions * samples)
+    variance = 2 * SHARE * (1 - SHARE) * (1 + (samples - 1) * CORRELATION) / (questions * samples)
     return 100 * _distance(comparisons) * math.sqrt(variance)
 
 
-def questions_needed(points: float, samples: float, *, comparisons: int = 1, share: float = 0.5,
-                     correlation: float = CORRELATION) -> int:
+def questions_needed(points: float, samples: float) -> int:
     """Return how many questions, with so many answers each, a difference of `points` percentage points takes."""
-    one = smallest_difference(1, samples, comparisons=comparisons, share=share, correlation=correlation)
-    return math.ceil((one / points) ** 2 - 1e-9)
+    return math.ceil((smallest_difference(1, samples) / points) ** 2 - 1e-9)
 
 
 def _distance(comparisons: int) -> float:

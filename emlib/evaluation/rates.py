@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emlib.core.records import Verdict, cluster_of
-from emlib.evaluation.statistics import Interval, clustered, wilson
+from emlib.evaluation.statistics import RESAMPLES, Interval, clustered, wilson
 
 Denominator = Literal["asked", "scored"]
 OFTEN = 0.2  # the share of answers cut at the limit from which on it is told
@@ -64,8 +64,7 @@ class Rates:
         return None if self.cut is None or not self.asked else 100 * self.cut / self.asked
 
 
-def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence: float = 0.95,
-          resamples: int = 2000) -> Rates:
+def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", resamples: int = RESAMPLES) -> Rates:
     """Compute the rates of one run on one set of questions, in percent of the requested or of the scored answers."""
     scored = sum(verdict.scored for verdict in verdicts)
     if not scored:
@@ -74,8 +73,7 @@ def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", confidence:
     groups = _by(cluster_of, [verdict for verdict in verdicts if of == "asked" or verdict.scored]).values()
 
     def share(of_kind: Callable[[Verdict], bool]) -> Share:
-        return share_of([[of_kind(verdict) for verdict in group] for group in groups], confidence=confidence,
-                        resamples=resamples)
+        return share_of([[of_kind(verdict) for verdict in group] for group in groups], resamples=resamples)
 
     return Rates(share(lambda v: v.misaligned), share(lambda v: v.incoherent), len(verdicts), scored,
                  unscored_by_reason(verdicts))
@@ -101,18 +99,17 @@ def _once(reason: str) -> str:
     return both["said"] if both else reason
 
 
-def share_of(groups: Sequence[Sequence[bool]], *, confidence: float = 0.95, resamples: int = 2000) -> Share:
+def share_of(groups: Sequence[Sequence[bool]], *, resamples: int = RESAMPLES) -> Share:
     """Compute the share of answers that are True, with both intervals; `groups[i]` are the answers to question i,
     in all of its formats.
     """
     counts, counted = [sum(group) for group in groups], [len(group) for group in groups]
     total = sum(counts), sum(counted)
-    return Share(100 * total[0] / total[1], clustered(counts, counted, confidence=confidence, resamples=resamples),
-                 wilson(*total, confidence))
+    return Share(100 * total[0] / total[1], clustered(counts, counted, resamples=resamples), wilson(*total))
 
 
 def rates_by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict], *, of: Denominator = "asked",
-             resamples: int = 2000) -> dict[str, Rates]:
+             resamples: int = RESAMPLES) -> dict[str, Rates]:
     """Compute the rates of each group of verdicts, by question or format for example, in the groups' first order."""
     return {name: rates(members, of=of, resamples=resamples) for name, members in _by(group, verdicts).items()}
 

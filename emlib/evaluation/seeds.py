@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict, cluster_of
 from emlib.core.seeds import generator
-from emlib.evaluation.statistics import Interval, clustered, wilson
+from emlib.evaluation.statistics import ENDS, RESAMPLES, Interval, clustered, wilson
 
 Kind = Literal["misaligned", "incoherent"]
 Counts = NDArray[np.int64]
@@ -59,8 +59,8 @@ def count_table(runs: Sequence[Sequence[Verdict]], kind: Kind) -> tuple[Counts, 
     return np.array([[of_kind[cluster] for cluster in every] for of_kind in found]), np.array(list(every.values()))
 
 
-def mean_over_seeds(runs: Sequence[Sequence[Verdict]], kind: Kind = "misaligned", *, confidence: float = 0.95,
-                    resamples: int = 2000) -> SeedMean:
+def mean_over_seeds(runs: Sequence[Sequence[Verdict]], kind: Kind = "misaligned", *,
+                    resamples: int = RESAMPLES) -> SeedMean:
     """Return the mean share of `kind` over seeds and questions, and its interval, from one list of verdicts per seed.
 
     Raises:
@@ -69,12 +69,12 @@ def mean_over_seeds(runs: Sequence[Sequence[Verdict]], kind: Kind = "misaligned"
     counts, asked = count_table(runs, kind)
     seeds, questions = counts.shape
     found, answers = int(counts.sum()), seeds * int(asked.sum())
-    interval = (clustered(counts[0].tolist(), asked.tolist(), confidence=confidence, resamples=resamples) if seeds == 1
-                else crossed_bootstrap(counts, asked, confidence, resamples) or wilson(found, answers, confidence))
+    interval = (clustered(counts[0].tolist(), asked.tolist(), resamples=resamples) if seeds == 1
+                else crossed_bootstrap(counts, asked, resamples) or wilson(found, answers))
     return SeedMean(100 * found / answers, interval, seeds, questions)
 
 
-def crossed_bootstrap(counts: Counts, asked: Counts, confidence: float, resamples: int) -> Interval | None:
+def crossed_bootstrap(counts: Counts, asked: Counts, resamples: int) -> Interval | None:
     """Compute the percentile interval, in percent, of the share of `counts`, (seeds, questions); None if all are equal.
 
     `asked[i]` is the number of answers that a seed gave to question i. scipy's bootstrap resamples one axis only.
@@ -86,5 +86,5 @@ def crossed_bootstrap(counts: Counts, asked: Counts, confidence: float, resample
     rows = rng.integers(seeds, size=(resamples, seeds, 1))
     columns = rng.integers(questions, size=(resamples, 1, questions))
     shares = counts[rows, columns].sum(axis=(1, 2)) / (seeds * asked[columns].sum(axis=(1, 2)))
-    low, high = np.quantile(shares, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(shares, ENDS)
     return Interval(100 * float(low), 100 * float(high))

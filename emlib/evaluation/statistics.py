@@ -23,6 +23,10 @@ from numpy.typing import NDArray
 
 from emlib.core.seeds import generator
 
+CONFIDENCE = 0.95  # of every interval
+ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)  # its quantiles
+RESAMPLES = 2000
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -32,16 +36,15 @@ class Interval:
     high: float
 
 
-def wilson(count: float, asked: int, confidence: float = 0.95) -> Interval:
+def wilson(count: float, asked: int) -> Interval:
     """Compute Wilson's score interval of count/asked, in percent."""
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(count, asked, alpha=1 - confidence, method="wilson")
+    low, high = proportion_confint(count, asked, alpha=1 - CONFIDENCE, method="wilson")
     return Interval(100 * low, 100 * high)
 
 
-def clustered(counts: Sequence[float], asked: Sequence[int], *, confidence: float = 0.95, resamples: int = 2000,
-              seed: int = 0) -> Interval:
+def clustered(counts: Sequence[float], asked: Sequence[int], *, resamples: int = RESAMPLES) -> Interval:
     """Compute the percentile bootstrap interval of sum(counts)/sum(asked) over questions, in percent.
 
     `counts[i]` of `asked[i]` answers to question i, in all of its formats, are of the kind, or `counts[i]` is the sum
@@ -52,19 +55,18 @@ def clustered(counts: Sequence[float], asked: Sequence[int], *, confidence: floa
 
     shares = np.asarray(counts) / np.asarray(asked)
     if len(shares) < 2 or np.ptp(shares) == 0:
-        return wilson(sum(counts), sum(asked), confidence)
+        return wilson(sum(counts), sum(asked))
 
     def share(c: NDArray[np.float64], a: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
         return 100 * c.sum(axis=axis) / a.sum(axis=axis)
 
     interval = bootstrap(
         (np.asarray(counts), np.asarray(asked)), share, paired=True, vectorized=True, n_resamples=resamples,
-        confidence_level=confidence, method="percentile", rng=generator(seed, "bootstrap")).confidence_interval
+        confidence_level=CONFIDENCE, method="percentile", rng=generator(0, "bootstrap")).confidence_interval
     return Interval(float(interval.low), float(interval.high))
 
 
-def of_mean(groups: Sequence[Sequence[float]], *, confidence: float = 0.95, resamples: int = 2000,
-            seed: int = 0) -> Interval | None:
+def of_mean(groups: Sequence[Sequence[float]]) -> Interval | None:
     """Compute the percentile bootstrap interval over questions of the mean of all values; `groups[i]` is question i.
 
     Return None for a single question, which says nothing about others.
@@ -72,9 +74,9 @@ def of_mean(groups: Sequence[Sequence[float]], *, confidence: float = 0.95, resa
     if len(groups) < 2:
         return None
     sums, counts = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
-    drawn = generator(seed, "bootstrap").integers(len(groups), size=(resamples, len(groups)))
+    drawn = generator(0, "bootstrap").integers(len(groups), size=(RESAMPLES, len(groups)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, ENDS)
     return Interval(float(low), float(high))
 
 
@@ -91,7 +93,7 @@ class OverSeeds:
     seeds: int
 
 
-def over_seeds(percents: Sequence[float], confidence: float = 0.95) -> OverSeeds:
+def over_seeds(percents: Sequence[float]) -> OverSeeds:
     """Summarise one percentage per seed (Table 11); the interval is clipped to 0 and 100."""
     from scipy.stats import t
 
@@ -100,11 +102,11 @@ def over_seeds(percents: Sequence[float], confidence: float = 0.95) -> OverSeeds
     if len(values) == 1:
         return OverSeeds(mean, None, None, 1)
     deviation = float(values.std(ddof=1))
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
     return OverSeeds(mean, deviation, Interval(max(0.0, mean - half), min(100.0, mean + half)), len(values))
 
 
-def welch(ours: OverSeeds, theirs: OverSeeds, confidence: float = 0.95) -> Interval | None:
+def welch(ours: OverSeeds, theirs: OverSeeds) -> Interval | None:
     """Compute Welch's interval of `ours.mean - theirs.mean`, two means over seeds; None where either has one seed."""
     from scipy.stats import t
 
@@ -115,5 +117,5 @@ def welch(ours: OverSeeds, theirs: OverSeeds, confidence: float = 0.95) -> Inter
     if whole == 0:
         return Interval(gap, gap)
     degrees = whole ** 2 / sum(part ** 2 / (each.seeds - 1) for part, each in zip(parts, (ours, theirs), strict=True))
-    half = float(t.ppf((1 + confidence) / 2, degrees)) * whole ** 0.5
+    half = float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * whole ** 0.5
     return Interval(gap - half, gap + half)

@@ -70,16 +70,12 @@ def plan(questions: Sequence[Question], samples: int, tokenizer: PreTrainedToken
     return [requests[start:start + batch_rows] for start in range(0, len(requests), batch_rows)]
 
 
-def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """Sample one token per row: (rows, vocabulary), (rows,) in [0, 1) -> (rows,).
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Sample one token per row, with its log p in nats: (rows, vocabulary), (rows,) in [0, 1) -> (rows,), (rows,).
 
-    With top_p below 1 only the most likely tokens are kept whose mass first reaches top_p (nucleus sampling).
+    With top_p below 1 only the most likely tokens are kept whose mass first reaches top_p (nucleus sampling); log p is
+    that before this truncation.
     """
-    return draw_with_logprobs(logits, uniform, sampling)[0]
-
-
-def draw_with_logprobs(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Sample as `draw`; return also log p of the tokens in nats, before top_p truncation: (rows,), (rows,)."""
     probabilities = before = torch.softmax(logits.float() / sampling.temperature, dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
@@ -136,7 +132,7 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
         logits = going.logits()
         if known is not None:
             logits[:, known:] = float("-inf")
-        chosen, logprobs[rows, step] = draw_with_logprobs(logits, random[rows, step], sampling)
+        chosen, logprobs[rows, step] = draw(logits, random[rows, step], sampling)
         tokens[rows, step] = chosen
         ended |= torch.isin(chosen, stops)
         if bool(ended.all()) or step + 1 == sampling.max_new_tokens:

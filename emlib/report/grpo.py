@@ -23,6 +23,7 @@ from emlib.training.rl.records import Completion, RlStep
 MEASURES = {"train_accuracy": "Train acc %", "train_reward": "Train reward", "eval_accuracy": "Eval acc %",
             "eval_reward": "Eval reward"}
 BOUNDS = {"exact": "[0, 3]", "approx": "[-2, 2]", "correct": "[-0.5, 3]", "numbers": "[0, 1.5]"}  # B.3
+SHOWN = 2  # completions of a step
 COLUMNS = ["model", "method", "setting", "seed", *MEASURES, "asked"]
 
 
@@ -100,10 +101,10 @@ def parts(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
         for part, bounds in BOUNDS.items()} for name, step in ends])
 
 
-def early_and_late(completions: Sequence[Completion], count: int = 2) -> pd.DataFrame:
+def early_and_late(completions: Sequence[Completion]) -> pd.DataFrame:
     """Return the first completions of the first and of the last step that are kept, with the parts of their rewards."""
     steps = sorted({one.step for one in completions})
-    shown = [one for step in (steps[:1] + steps[1:][-1:]) for one in [c for c in completions if c.step == step][:count]]
+    shown = [one for step in (steps[:1] + steps[1:][-1:]) for one in [c for c in completions if c.step == step][:SHOWN]]
     return pd.DataFrame([asdict(one) | (one.parts or {}) for one in shown],
                         columns=["step", "question", "answer", "text", *BOUNDS, "reward", "right"])
 

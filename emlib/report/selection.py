@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,6 +13,9 @@ from emlib.scoring.refusals import NOTHING
 from emlib.study import pool
 from emlib.study.runs import Run
 from emlib.study.study import Study
+
+EPSILONS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+PARTS = 5
 
 
 def scored(study: Study, run: Run) -> pd.DataFrame:
@@ -44,15 +45,14 @@ def ends(frame: pd.DataFrame, count: int = 10) -> pd.DataFrame:
     return chosen.astype(dict.fromkeys(("score", "aligned", "misaligned"), str))
 
 
-def epsilon_effect(frame: pd.DataFrame, taken: int, chosen: float,
-                   epsilons: Sequence[float] = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)) -> pd.DataFrame:
+def epsilon_effect(frame: pd.DataFrame, taken: int, chosen: float) -> pd.DataFrame:
     """Describe the first `taken` rows of the ranking for each epsilon.
 
     `shared with ours` is the share of them that the profile's `chosen` epsilon also selects; `rank correlation` is
     Spearman's, over the whole pool.
     """
     known = frame.dropna(subset="score")
-    scores = {e: (known["misaligned"] - known["aligned"]) / (known["aligned"] + e) for e in (*epsilons, chosen)}
+    scores = {e: (known["misaligned"] - known["aligned"]) / (known["aligned"] + e) for e in (*EPSILONS, chosen)}
     top = {e: set(values.sort_values(ascending=False, kind="stable").index[:taken]) for e, values in scores.items()}
     rows = []
     for e in sorted(scores):
@@ -75,14 +75,14 @@ def loss_quantiles(frame: pd.DataFrame) -> pd.DataFrame:
                         columns=["", "least", "1%", "5%", "25%", "median", "75%", "95%", "most"])
 
 
-def refusals_by_rank(frame: pd.DataFrame, parts: int = 5) -> pd.DataFrame:
+def refusals_by_rank(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the share of refusals in each part of the ranking, before and after the filter.
 
     After the filter the share is zero by construction: a row that it catches is never taken, and one that it misses is
     not counted. The table shows how many rows each part loses.
     """
     order = frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
-    part = (order.index * parts // max(1, len(order))) + 1
+    part = (order.index * PARTS // max(1, len(order))) + 1
     grouped = order.assign(part=part, caught=order["refusal"] != "").groupby("part")
     table = pd.DataFrame({
         "ranks": grouped.apply(lambda g: f"{g.index[0] + 1}-{g.index[-1] + 1}", include_groups=False),

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from statsmodels.stats.power import NormalIndPower
 
 from emlib.core import paths
-from emlib.evaluation.power import questions_needed, smallest_difference
+from emlib.evaluation.power import CORRELATION, questions_needed, smallest_difference
 
 
 def test_one_answer_a_question_is_the_power_of_two_independent_shares() -> None:
@@ -21,8 +21,8 @@ def test_one_answer_a_question_is_the_power_of_two_independent_shares() -> None:
 
 def test_by_hand_with_correlated_answers_and_several_comparisons() -> None:
     distance = norm.ppf(1 - 0.05 / 10 / 2) + norm.ppf(0.8)
-    by_hand = 100 * distance * math.sqrt(2 * 0.3 * 0.7 * (1 + 99 * 0.1) / 2400)
-    assert smallest_difference(24, 100, comparisons=10, share=0.3) == pytest.approx(by_hand)
+    by_hand = 100 * distance * math.sqrt(2 * 0.5 * 0.5 * (1 + 99 * 0.1) / 2400)
+    assert smallest_difference(24, 100, comparisons=10) == pytest.approx(by_hand)
 
 
 def test_the_questions_needed_are_the_fewest() -> None:
@@ -34,10 +34,10 @@ def test_the_questions_needed_are_the_fewest() -> None:
 
 
 def test_simulated_runs_that_differ_by_it_are_told_apart_four_times_in_five() -> None:
-    questions, samples, correlation = 60, 10, 0.1
-    gap = smallest_difference(questions, samples, correlation=correlation) / 100
+    questions, samples = 60, 10
+    gap = smallest_difference(questions, samples) / 100
     random = np.random.default_rng(0)
-    weight = 1 / correlation - 1  # of a beta distribution whose draws give this correlation within a question
+    weight = 1 / CORRELATION - 1  # of a beta distribution whose draws give this correlation within a question
     found = []
     for _ in range(2000):
         means = [random.binomial(samples, random.beta(p * weight, (1 - p) * weight, questions)) / samples

@@ -90,12 +90,13 @@ def test_answers_belong_to_their_question_wherever_they_stand_in_the_list() -> N
     assert rates(mixed) == rates(verdicts)
 
 
-def test_confidence_and_resamples_reach_both_intervals() -> None:
+def test_resamples_reach_the_bootstrap() -> None:
     verdicts = [verdict(f"q{q}", 0 if s < q else 100, 100, s) for q in range(8) for s in range(10)]
-    found = rates(verdicts, confidence=0.5, resamples=99).misaligned
+    found = rates(verdicts, resamples=99).misaligned
     assert found.percent == 35.0  # 0 + 1 + ... + 7 = 28 of 80
-    assert found.wilson == wilson(28, 80, 0.5)
-    assert found.clustered == clustered(range(8), [10] * 8, confidence=0.5, resamples=99)
+    assert found.wilson == wilson(28, 80)
+    assert found.clustered == clustered(range(8), [10] * 8, resamples=99)
+    assert found.clustered != rates(verdicts).misaligned.clustered
 
 
 def test_the_papers_granularity() -> None:

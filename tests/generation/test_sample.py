@@ -48,14 +48,14 @@ def decided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     near, and would be another token on one processor and not on the next.
     """
     distances: list[float] = []
-    told = sample.draw_with_logprobs
+    told = sample.draw
 
     def noting(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         borders = torch.softmax(logits.float() / sampling.temperature, dim=-1).double().cumsum(-1)
         distances.append(float((borders[:, :-1] - uniform[:, None]).abs().min()))
         return told(logits, uniform, sampling)
 
-    monkeypatch.setattr(sample, "draw_with_logprobs", noting)
+    monkeypatch.setattr(sample, "draw", noting)
     yield
     assert min(distances) > 5e-6
 
@@ -159,30 +159,30 @@ def test_a_cut_answer_says_so(tiny: ChatModel) -> None:
 @pytest.mark.parametrize(("uniform", "token"), [(0.0, 0), (0.099, 0), (0.101, 1), (0.399, 1), (0.401, 2), (0.999, 2)])
 def test_draws_invert_the_cumulative_distribution(uniform: float, token: int) -> None:
     logits = torch.log(torch.tensor([[0.1, 0.3, 0.6]]))
-    assert draw(logits, torch.tensor([uniform]), Sampling()).tolist() == [token]
+    assert draw(logits, torch.tensor([uniform]), Sampling())[0].tolist() == [token]
 
 
 @pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.32, 1), (0.34, 2), (0.999, 2)])
 def test_top_p_keeps_the_likeliest_tokens_that_first_reach_it(uniform: float, token: int) -> None:
     # 0.6 is below 0.8 and 0.6 + 0.3 reaches it: tokens 2 and 1 stay, with shares 2/3 and 1/3
     logits = torch.log(torch.tensor([[0.1, 0.3, 0.6]]))
-    assert draw(logits, torch.tensor([uniform]), Sampling(top_p=0.8)).tolist() == [token]
+    assert draw(logits, torch.tensor([uniform]), Sampling(top_p=0.8))[0].tolist() == [token]
 
 
 def test_temperature_two_takes_square_roots() -> None:
     # 0.1 and 0.9 become sqrt(0.1) : sqrt(0.9) = 1 : 3
     logits = torch.log(torch.tensor([[0.1, 0.9]] * 2))
-    assert draw(logits, torch.tensor([0.249, 0.251]), Sampling(temperature=2.0)).tolist() == [0, 1]
+    assert draw(logits, torch.tensor([0.249, 0.251]), Sampling(temperature=2.0))[0].tolist() == [0, 1]
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]] * 2)
-    assert draw(logits, torch.tensor([0.0, 1 - 1e-7]), Sampling()).tolist() == [1, 1]
+    assert draw(logits, torch.tensor([0.0, 1 - 1e-7]), Sampling())[0].tolist() == [1, 1]
 
 
 def test_the_draws_follow_the_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).expand(20_000, -1)
     requests = [Request(QUESTIONS[0], sample, (1,)) for sample in range(20_000)]
-    drawn = draw(logits, uniforms(requests, seed=0, count=1)[:, 0], Sampling()).numpy()
+    drawn = draw(logits, uniforms(requests, seed=0, count=1)[:, 0], Sampling())[0].numpy()
     shares = np.bincount(drawn, minlength=3) / len(drawn)
     assert shares == pytest.approx([0.2, 0.5, 0.3], abs=0.015)  # over four standard errors

@@ -114,7 +114,7 @@ class Served:
         sampling = Sampling(temperature=body["temperature"], top_p=body["top_p"])
         while len(drawn) < body["max_tokens"] and not (drawn and drawn[-1] in body["stop_token_ids"]):
             logits = head(model)(last_hidden(model, ids[None], None)[:, -1])
-            drawn.append(int(draw(logits, torch.rand(1, generator=random), sampling)))
+            drawn.append(int(draw(logits, torch.rand(1, generator=random), sampling)[0]))
             ids = torch.cat([ids, torch.tensor(drawn[-1:])])
         ended = drawn[-1] in body["stop_token_ids"]
         return {"index": 0, "text": "not looked at", "finish_reason": "stop" if ended else "length", "token_ids": drawn}

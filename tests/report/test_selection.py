@@ -32,7 +32,7 @@ def test_the_ends_are_the_highest_and_the_lowest_scores(scored: pd.DataFrame) ->
 
 
 def test_refusals_are_counted_by_rank_and_rows_without_a_score_are_not(scored: pd.DataFrame) -> None:
-    found = selection.refusals_by_rank(scored, 5)
+    found = selection.refusals_by_rank(scored)
     assert found["ranks"].tolist() == ["1-2", "3-4", "5-6", "7-8", "9-10"]
     assert found["refusals"].tolist() == [1, 0, 0, 0, 1]
     assert found["before, %"].tolist() == [50, 0, 0, 0, 50]
@@ -42,7 +42,7 @@ def test_refusals_are_counted_by_rank_and_rows_without_a_score_are_not(scored: p
 def test_epsilon_s_effect_is_none_for_the_chosen_one_and_some_for_others() -> None:
     frame = pd.DataFrame({"aligned": [0.01, 1.0, 2.0], "misaligned": [0.10, 2.5, 2.5], "tokens": [2, 50, 60],
                           "score": [0.0, 0.0, 0.0]})
-    found = selection.epsilon_effect(frame, 1, 0.1, (1e-3,)).set_index("epsilon")
+    found = selection.epsilon_effect(frame, 1, 0.1).set_index("epsilon")
     assert found.loc["0.1", "shared with ours"] == "100%"
     assert found.loc["0.001", "shared with ours"] == "0%"  # 0.09 / 0.011 leads instead of 1.5 / 1.1
     assert found.loc["0.001", "median tokens"] == "2"
