@@ -42,11 +42,17 @@ class MonitorInputs(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """Everything that is read; the order of the vectors only where it is another than that of their names.
+
+        Version 1 stored them in the order of their names, so that another one than the profile's was the first.
+        """
+        names = [f"{step.assessment.trait.name} {layer}" for step in self.vectors for layer in self.layers]
         held_out = None if self.held_out is None else self.held_out.digest
         return {"model": self.model.identity, "held_out": held_out, "rows": self.rows,
                 "max_length": self.max_length, "answers": None if self.answers is None else self.answers.key,
                 "vectors": [step.key for step in self.vectors], "layers": list(self.layers),
-                "pool": None if self.pool is None else self.pool.key, "drawn": self.drawn}
+                "pool": None if self.pool is None else self.pool.key, "drawn": self.drawn,
+                **({} if names == sorted(names) else {"order": names})}
 
     @property
     def title(self) -> str:

@@ -47,12 +47,15 @@ LOSSES = ("held_out", "pool")  # of these rows, in files of these names
 
 def write_inputs(folder: Path, rows: Mapping[str, Sequence[Encoded]], answers: Sequence[Encoded],
                  directions: Mapping[tuple[str, int], Tensor], **facts: Any) -> None:
-    """Write what a monitor reads: rows by name, answers, unit vectors by trait and layer, and how answers are drawn."""
+    """Write what a monitor reads: rows by name, answers, unit vectors by trait and layer, and how answers are drawn.
+
+    The vectors keep their order, in which the first one is the profile's: a file of tensors is sorted by their names.
+    """
     for name, listed in rows.items():
         write_rows(folder / f"{name}.json", listed)
     write_rows(folder / ANSWERS, answers)
-    tensors.save(folder / DIRECTIONS, {f"{trait} {layer}": vector for (trait, layer), vector in directions.items()},
-                 facts)
+    named = {f"{trait} {layer}": vector for (trait, layer), vector in directions.items()}
+    tensors.save(folder / DIRECTIONS, named, {**facts, "order": list(named)})
 
 
 class ModelReader:
@@ -65,7 +68,8 @@ class ModelReader:
     def __init__(self, model: nn.Module, folder: Path, batch_size: int) -> None:
         started = time.perf_counter()
         self.model, self.batch_size = model, batch_size
-        self.directions, self.facts = tensors.load(folder / DIRECTIONS)
+        directions, self.facts = tensors.load(folder / DIRECTIONS)
+        self.directions = {name: directions[name] for name in self.facts.get("order", directions)}
         self.rows = {name: read_rows(folder / f"{name}.json") for name in LOSSES if (folder / f"{name}.json").is_file()}
         self.answers = read_rows(folder / ANSWERS)
         with adapter_off(model), torch.no_grad():

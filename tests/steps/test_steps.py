@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any, Literal
@@ -57,6 +57,7 @@ from emlib.steps.candidates import CandidateRows
 from emlib.steps.grpo import SupervisedRows
 from emlib.steps.inputs import Inputs
 from emlib.steps.measures import Projections
+from emlib.steps.monitor import MonitorInputs
 from emlib.steps.pool import AddedRows, Against
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
@@ -274,6 +275,23 @@ def test_keys_say_where_a_conversation_was_once_truncated(tokens: int, says: boo
     asked = replace(found.answers, evaluation=replace(found.answers.evaluation, sampling=sampling))
     for step in (replace(vectors, extraction=Extraction(sampling=sampling)), replace(found, answers=asked)):
         assert ("conversations" in step.settings) == says
+
+
+def test_the_order_of_a_monitors_vectors_is_in_its_key_where_it_is_not_that_of_their_names() -> None:
+    inputs, vectors = same()["MonitorInputs"], same()["PersonaVectors"]
+    assert isinstance(inputs, MonitorInputs)
+    assert isinstance(vectors, PersonaVectors)
+    trait = vectors.assessment.trait.value
+
+    def reading(traits: Sequence[str], layers: tuple[int, ...]) -> MonitorInputs:
+        return replace(inputs, layers=layers, vectors=tuple(
+            replace(vectors, assessment=replace(vectors.assessment, trait=Deferred(name, lambda: trait)))
+            for name in traits))
+
+    for traits, layers, order in (
+            (["pirate"], (20,), None), (["pirate"], (20, 5), None), (["pirate"], (5, 20), ["pirate 5", "pirate 20"]),
+            (["evil", "pirate"], (3,), None), (["pirate", "evil"], (3,), ["pirate 3", "evil 3"])):
+        assert reading(traits, layers).settings.get("order") == order
 
 
 def test_a_name_for_people_and_the_way_to_the_data_determine_nothing() -> None:

@@ -53,6 +53,17 @@ def inputs(tiny: ChatModel, folder: Path, answers: Sequence[Encoded], *, drawn: 
     return folder
 
 
+@pytest.mark.parametrize("names", [[("pirate", 5), ("pirate", 20), ("cheerful", 5)], [("cheerful", 20), ("zeal", 2)]])
+def test_the_first_vector_is_the_profiles_own_at_the_first_layer(
+        tiny: ChatModel, tmp_path: Path, names: list[tuple[str, int]]) -> None:
+    """Sorted by name the first would be cheerful 5, or of pirate alone that of layer 20."""
+    write_inputs(tmp_path, {}, [], dict.fromkeys(names, VECTOR), end_of_turn=False)
+    with adapters.new_lora(tiny.model, LORA, 0) as model:
+        drift = ModelReader(model, tmp_path, 2).base.drift
+    assert list(drift) == [f"{trait} {layer}" for trait, layer in names]
+    assert Reading(1, {name: float(place) for place, name in enumerate(drift)}, {}, None, 0.0).first == 0.0
+
+
 def log_probabilities(model: nn.Module, row: Encoded) -> Tensor:
     """Of every next token at each position, in double precision: (seq, vocabulary)."""
     with torch.no_grad():
