@@ -48,7 +48,8 @@ SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLA
 	--workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
-# One line for each notebook that ends, instead of every step; and no job that runs on without this make.
+# It refuses an invalid profile, shows a line for each notebook that ends, lets no job run on without this make, and
+# ends with where the results are, or what failed.
 WATCH := $(BIN)/python -m emlib.workflow.watch $(PROFILE) $(if $(ONLY),'$(ONLY)') --
 
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
@@ -79,9 +80,7 @@ reproduce plan status: setup
 		exec $(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
 else
 reproduce: setup ## run the study: every notebook of PROFILE, in order, with what each found; VERBOSE=1 shows every step
-	@$(BIN)/python -m emlib.workflow.graph $(PROFILE) $(if $(ONLY),'$(ONLY)')
-	@$(WATCH) $(SNAKEMAKE) || { $(BIN)/python -m emlib.workflow.status $(PROFILE); exit 1; }
-	@$(BIN)/python -m emlib.workflow.result_paths $(PROFILE)
+	@$(WATCH) $(SNAKEMAKE)
 
 plan: setup ## show what PROFILE would cost; with VERBOSE=1 every run, and which notebooks would run and why
 	@$(BIN)/python -m emlib.workflow.graph $(PROFILE)

@@ -23,12 +23,15 @@ from tqdm import tqdm
 
 from emlib.core import paths
 from emlib.core.command import ends_with_message
+from emlib.workflow import status
 from emlib.workflow.graph import Job, chosen, jobs
 from emlib.workflow.job_log import WATCHED, Attempt
 from emlib.workflow.status import JUDGE_WAITS, JobStatus, hours_left, statuses
 
 PAUSE = 1.0  # seconds between two looks at the logs
 WIDTH = 34  # of a job's name
+RESULTS = {"results": "results.csv", "tables": "tables", "figures": "figures", "executed notebooks": "notebooks",
+           "report": "report/index.html", "profile": paths.EFFECTIVE}
 
 
 class Watch:
@@ -104,7 +107,7 @@ def run(folder: Path, watched: Sequence[Job], command: Sequence[str]) -> int:
                bar_format="{bar:20} {n}/{total}  {desc}") as bar):
         signal.signal(signal.SIGTERM, lambda *_: _interrupt(process.pid))
         while True:
-            status = process.poll()  # before the logs are read, so that nothing is missed at the end
+            code = process.poll()  # before the logs are read, so that nothing is missed at the end
             if starters and starters != _starters():
                 starters = ()
                 _interrupt(process.pid)
@@ -112,8 +115,8 @@ def run(folder: Path, watched: Sequence[Job], command: Sequence[str]) -> int:
                 tqdm.write(text, file=sys.stderr)
             bar.n = sum(one.state == "done" for one in watch.statuses)
             bar.set_description_str(watch.now())
-            if status is not None:
-                return status if status >= 0 else 128 - status  # as shells report a signal
+            if code is not None:
+                return code if code >= 0 else 128 - code  # as shells report a signal
             time.sleep(PAUSE)
 
 
@@ -134,15 +137,27 @@ def _interrupt(command: int) -> None:
 
 
 def main(name: str, only: str, command: Sequence[str]) -> int:
-    """Say what is done already, then run the rest."""
-    folder = paths.runs() / paths.study_name(name)
+    """Run what is not done, show it, and say at the end where the results are, or else what failed."""
+    folder, watched = paths.runs() / paths.study_name(name), chosen(jobs(name), only)
     if os.environ.get("VERBOSE") == "1":
-        return run(folder, [], command)
-    watched = chosen(jobs(name), only)
-    done = sum(one.state == "done" for one in statuses(folder, watched))
-    print(f"{paths.study_name(name)}: {len(watched)} notebooks" + (f", {done} of them done" if done else ""),
-          file=sys.stderr, flush=True)
-    return run(folder, watched, command)
+        watched = []  # the jobs show everything themselves
+    else:
+        done = sum(one.state == "done" for one in statuses(folder, watched))
+        print(f"{folder.name}: {len(watched)} notebooks" + (f", {done} of them done" if done else ""),
+              file=sys.stderr, flush=True)
+    code = run(folder, watched, command)
+    if code:
+        status.main(name)
+    else:
+        print(where(folder))
+    return code
+
+
+def where(folder: Path) -> str:
+    """Return a line for each kind of result that there is, with its path relative to the working directory."""
+    lines = [f"{kind:>20}  {os.path.relpath(folder / file)}" for kind, file in RESULTS.items()
+             if (folder / file).exists()]
+    return "\n".join([f"\n{folder.name}: done.", *lines])
 
 
 if __name__ == "__main__":

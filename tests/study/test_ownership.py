@@ -13,7 +13,7 @@ from emlib.core.errors import ProfileError
 from emlib.study import overrides
 from emlib.study.ownership import RECORD, claim, owner_of, refuse_others
 from emlib.study.study import open_study
-from emlib.workflow import graph, notebooks, result_paths
+from emlib.workflow import graph, notebooks, watch
 from tests.beside import write_study
 
 
@@ -54,8 +54,8 @@ def test_a_name_of_its_own_resolves_it_and_results_go_by_it(two: tuple[str, str]
     assert (study.name, study.folder) == ("yours", tmp_path / "runs" / "yours")
     assert (owner_of(tmp_path / "runs/my_study"), owner_of(study.folder)) == (Path(first), Path(second))
     study.record()
-    assert "yours: done" in result_paths.where(second)
-    assert "profile.yaml" in result_paths.where(second)
+    assert "yours: done" in watch.where(study.folder)
+    assert "profile.yaml" in watch.where(study.folder)
     Path(second).write_text(text.replace("name: my_study ", "#"))
     assert open_study(second).name == "study"  # without one, by the name of the file
 
