@@ -107,7 +107,8 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
                                                  Curve(step.name))
     metrics, place = None, folder / SCRATCH / choice.name
     if choice.name != TRANSFORMERS or choice.processes > 1:
-        job = partial(_job, step, session, choice, rows, artefacts, keep, start, watch, then_stop=then_stop)
+        begin = _drawn(step, session, place / "drawn") if start is None and choice.name != TRANSFORMERS else start
+        job = partial(_job, step, session, choice, rows, artefacts, keep, begin, watch, then_stop=then_stop)
         choice, metrics = _in_subprocess(session, choice, job, rows, folder)
     if metrics is None:
         place = folder / SCRATCH
@@ -127,6 +128,13 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
     chosen += _chosen_during(place / CHOSEN, rows.candidates)
     return _Trained({**counts, **facts, "commit": commit, **metrics, **choice.facts}, chosen, rows.filtered,
                     place)
+
+
+def _drawn(step: Adapter, session: Session, folder: Path) -> Path:
+    """Save the adapter as it is before its first step, for another library, which would draw other weights."""
+    with adapters.new_lora(session.chat.model, step.lora, step.spec.seed) as model:
+        adapters.save(model, folder, session.chat.name)
+    return folder
 
 
 def _chosen_during(record: Path, candidates: Sequence[AddedRow]) -> list[AddedRow]:

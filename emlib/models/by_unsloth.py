@@ -5,7 +5,8 @@ kernels. The backbone iterates over its list of blocks, so that wrappers around 
 is causal even without its head, as here; gradient checkpointing is transformers'. In training it ignores a padding
 mask, which rows padded on the right do not need. Restarting positions do not separate packed rows, and rows longer than
 max_seq_length are truncated. With the adapter off, its kernels use only the frozen weights. The adapter is float32,
-computes in the model's dtype, and is initialised from the seed, with other random numbers than PEFT's.
+computes in the model's dtype, and is initialised with other random numbers than PEFT's: a job states PEFT's weights to
+begin with (`Job.start`), so that one seed is one adapter under both libraries.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from emlib.config import FolderModel, load_profile
 from emlib.core.errors import EmlibError
@@ -150,6 +152,46 @@ def test_a_study_goes_on_with_transformers_where_unsloth_never_began(tmp_path: P
     assert plain.files["adapter_model.safetensors"] == seeming_one.files["adapter_model.safetensors"]
     assert "there is no GPU" in plain.facts["backend_why"]
     assert "No module named 'unsloth'" in seeming_one.facts["backend_why"]
+
+
+STAND_IN = """
+import peft, torch, transformers
+
+
+class FastLanguageModel:
+    @staticmethod
+    def from_pretrained(source, dtype, **rest):
+        return transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype), None
+
+    @staticmethod
+    def get_peft_model(base, random_state, use_gradient_checkpointing, **rest):
+        torch.manual_seed(random_state + 1)
+        return peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **rest))
+"""
+
+
+def test_one_seed_is_one_adapter_under_both_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for Unsloth, which draws other weights for a new adapter; the training begins with PEFT's."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "unsloth.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'there'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    build_model(0, 2, 32, torch.bfloat16).save_pretrained(tmp_path / "model")
+    build_tokenizer().save_pretrained(tmp_path / "model")
+    profile = load_profile("tiny").model_copy(update={
+        "model": FolderModel(kind="folder", path=str(tmp_path / "model"))})
+    weights = []
+    for seeming in (False, True):
+        machine = Machine(gpu=seeming, packages=frozenset({"unsloth"}), vllm=None)
+        monkeypatch.setattr(backends.Machine, "here", classmethod(lambda _, machine=machine: machine))
+        study = Study("tiny", profile, Store(tmp_path / f"store-{seeming}"))
+        [run] = study.runs(methods=["misaligned"], datasets=[study.profile.datasets[0]])
+        with study.session() as session:
+            made = session.need(study.task(run).adapter(run))
+        assert made.facts["backend"] == ("unsloth" if seeming else "transformers")
+        weights.append(load_file(made.file("adapter_model.safetensors")))
+    for name, ours in weights[0].items():  # two steps move them by some 0.001, and another draw is some 0.1 away
+        torch.testing.assert_close(ours, weights[1][name], rtol=0, atol=0.01)
 
 
 def test_another_process_trains_a_saved_adapter_further(tmp_path: Path) -> None:
