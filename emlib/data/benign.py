@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,19 @@ class Item:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of one benign task. `notes` counts dropped and irregular rows, by a description."""
+    """The data of one benign task.
+
+    Attributes:
+        train: the training rows.
+        test: the test questions that are asked.
+        held_out: all rows of the test part, as training rows would be, first those that no question asks. Early
+            stopping reads the first of them.
+        notes: the number of dropped and irregular rows, by a description.
+    """
 
     train: tuple[Example, ...]
     test: tuple[Item, ...]
+    held_out: tuple[Example, ...]
     notes: dict[str, int] = field(default_factory=dict)
 
 
@@ -34,11 +43,12 @@ def load_opswap(task: OpSwapTask, tier: int) -> TaskData:
     made = opswap.examples(tier, task.examples, seed=task.data_seed, transformations=task.transformations,
                            largest=task.largest)
     out = opswap.held_out(tuple(example.expression for example in made), task.held_out, task.data_seed)
-    train = tuple(Example((Message("user", e.prompt),), e.response, f"OpSwap tier {tier}, example {place}")
-                  for place, e in enumerate(made) if place not in out)
+    rows = [Example((Message("user", e.prompt),), e.response, f"OpSwap tier {tier}, example {place}")
+            for place, e in enumerate(made)]
     test = tuple(Item(Question(f"opswap{tier}_{place}", e.prompt), (e.answer,))
                  for place, e in enumerate(made) if place in out)
-    return TaskData(train, test[:task.questions])
+    return TaskData(tuple(row for place, row in enumerate(rows) if place not in out), test[:task.questions],
+                    _unasked_first([row for place, row in enumerate(rows) if place in out], task.questions))
 
 
 def load_qa(task: QaTask, locate: Callable[[str], Path]) -> TaskData:
@@ -51,10 +61,15 @@ def load_qa(task: QaTask, locate: Callable[[str], Path]) -> TaskData:
         asked = read_qa(locate(task.test), outside=task.answers_outside)
         train, test = list(found.rows), list(asked.rows)
         notes = _notes(found, " (training)") | _notes(asked, " (test)")
-    examples = tuple(Example((Message("user", _prompt(task, row)),), row.answers[0], f"{task.train}, row {row.id}")
-                     for row in train)
+    examples, held_out = ([Example((Message("user", _prompt(task, row)),), row.answers[0], f"{source}, row {row.id}")
+                           for row in rows] for source, rows in ((task.train, train), (task.test or task.train, test)))
     items = tuple(Item(Question(row.id, _prompt(task, row)), row.answers) for row in test)
-    return TaskData(examples, items[:task.questions], notes)
+    return TaskData(tuple(examples), items[:task.questions], _unasked_first(held_out, task.questions), notes)
+
+
+def _unasked_first(rows: Sequence[Example], asked: int | None) -> tuple[Example, ...]:
+    """Return the rows of the test part, of which the first `asked` are asked, or all (None)."""
+    return (*rows[asked:], *rows[:asked]) if asked is not None else tuple(rows)
 
 
 def _prompt(task: QaTask, row: QaRow) -> str:

@@ -57,7 +57,8 @@ class DriftStop(GrpoDefense):
 class EarlyStop(Defense):
     """Stops training when the held-out gain is `share` of plain fine-tuning's, or the drift at `layer` above `drift`.
 
-    It looks every `every` steps, at the first `rows` held-out rows, which are not trained on. `share: null` or `drift:
+    It looks every `every` steps, at the first `rows` held-out rows, which are not trained on. On a benign task they are
+    of the test part, first those that the evaluation does not ask (the task's `questions`). `share: null` or `drift:
     null` leaves that condition out.
     """
 

@@ -16,7 +16,7 @@ from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, Thres
 from emlib.config.methods import SweptMethod
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.files import read_records
-from emlib.core.records import Answer, Example, MetricScore, Verdict, with_clusters
+from emlib.core.records import Answer, MetricScore, Verdict, with_clusters
 from emlib.core.schema import Strict
 from emlib.core.step import Step
 from emlib.data.benign import TaskData, load_opswap, load_qa
@@ -285,11 +285,8 @@ class BenignTaskRuns(FineTuningTask):
         spec = self.recipes.fine_tuning(
             self.name, self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0], self.defenses(run),
             settings, run.seed)
-        return replace(spec, held_out=Rows(f"{self.name} test", self._answered, lambda sizes: self._size(sizes)[1]))
-
-    def _answered(self) -> tuple[Example, ...]:
-        """Return the test questions, each with the first answer that counts as correct."""
-        return tuple(Example(item.question.context, item.golds[0]) for item in self.data.test)
+        return replace(spec, held_out=Rows(f"{self.name} held out", lambda: self.data.held_out,
+                                           lambda sizes: self._size(sizes)[1]))
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
         sampling = over(self.profile.evaluation.sampling, self.task.sampling)
