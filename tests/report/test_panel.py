@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from emlib.config import Sampling
 from emlib.core import paths
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.records import Question
-from emlib.evaluation.panel import VARIABLE, interpreter, load_tasks
+from emlib.evaluation.panel import VARIABLE, PanelTask, interpreter, load_tasks
 from emlib.generation.sample import answer_batch, plan
 from emlib.report import panel
 from emlib.report.figures import panel as figures
@@ -243,7 +244,48 @@ def rows(method: str, value: float, **more: Any) -> dict[str, Any]:
     return dict.fromkeys(tables.COLUMNS) | {
         "dataset": "cooking", "method": method, "setting": None, "seed": 0, "task": "mmlu", "version": "4",
         "limit": 100, "scorer": "choice", "metric": "accuracy", "headline": True, "value": value, "stderr": 0.05,
-        "samples": 100, "cut": 0, "too_long": 0} | more
+        "samples": 100, "cut": 0, "too_long": 0, "variant": ""} | more
+
+
+def put(study: Study, method: str, task: PanelTask, value: float, sampling: Sampling | None = None) -> None:
+    """Put a result into the store, as it is with this sampling, or with the profile's."""
+    [run] = study.runs(methods=[method])
+    step = study.recipes.panel(study.task(run).adapter(run), task)
+    step = step if sampling is None else replace(step, defaults=sampling)
+
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "log.eval").write_text("")
+        metric = {"scorer": "choice", "metric": "accuracy", "headline": True, "value": value, "stderr": 0.05,
+                  "samples": 100}
+        return {"task": task.key, "weights": step.weights, "log": "log.eval", "cut": 0, "too_long": 0,
+                "metrics": [metric]}
+
+    study.store.get(step, write)
+
+
+def test_only_results_with_the_profiles_sampling_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both are of the same weights and task, and one cell has room for one of them."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    study, task = open_study("tiny"), PanelTask("x", 100, "mmlu", "4", 100, "abc", {"inspect_ai": "1"})
+    for tokens, value in ((100, 0.1), (200, 0.2)):
+        put(study, "untrained", task, value, Sampling(max_new_tokens=tokens))
+    assert tables.numbers(study).empty
+    put(study, "untrained", task, 0.5)
+    put(study, "misaligned", task, 0.25, Sampling(max_new_tokens=100))
+    assert tables.numbers(study)[["method", "value", "variant"]].to_numpy().tolist() == [["untrained", 0.5, ""]]
+
+
+def test_tasks_of_one_name_with_other_samples_have_a_column_each(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    study, task = open_study("tiny"), PanelTask("x", 100, "mmlu", "4", 100, "abc", {"inspect_ai": "1"})
+    put(study, "untrained", task, 0.5)
+    put(study, "untrained", replace(task, digest="another file"), 0.25)
+    put(study, "untrained", replace(task, packages={"inspect_ai": "2"}), 0.75)
+    [shown] = tables.readable(tables.numbers(study)).to_dict("records")
+    values = {name: value for name, value in shown.items() if name.startswith("mmlu")}
+    assert sorted(values.values()) == ["0.250 ± 0.050", "0.500 ± 0.050", "0.750 ± 0.050"]
+    assert all(re.fullmatch(r"mmlu 4 \(first 100\) \[[0-9a-f]{8}\]: accuracy", name) for name in values)
 
 
 def test_a_table_and_a_figure_of_runs() -> None:

@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
+from emlib.core.digests import of_value
 from emlib.core.files import write_text
+from emlib.evaluation.panel import PanelTask
 from emlib.report.tables.result_tables import write
 from emlib.steps.panel import PanelResult
 from emlib.store.artefacts import Artefact
+from emlib.study.runs import Run
 from emlib.study.study import Study
 
 IDENTITY = ["dataset", "method", "setting", "seed"]
 COLUMNS = [*IDENTITY, "task", "version", "limit", "scorer", "metric", "headline", "value", "stderr", "samples", "cut",
-           "too_long", "log", "run_key"]
+           "too_long", "log", "run_key", "variant"]
 FILE = "panel.csv"
 
 
 def numbers(study: Study) -> pd.DataFrame:
     """Return a row for each run on narrow data, task and metric that is in the store, as inspect's logs have them.
 
-    `limit` is the number of samples to which a task was cut. `headline` marks a task's main metric. `cut` counts
-    answers that reached the token limit, and `too_long` prompts that did not fit into the model. `log` is the path of
-    the log below the folder of results.
+    Only results with the profile's sampling count. `limit` is the number of samples to which a task was cut. `headline`
+    marks a task's main metric. `cut` counts answers that reached the token limit, and `too_long` prompts that did not
+    fit into the model. `log` is the path of the log below the folder of results. `variant` tells tasks apart that have
+    one name, version and limit, and other samples, code or packages; it is empty where there is one.
     """
-    found, rows = list(_results(study)), []
-    for run in study.runs():
-        adapter = study.task(run).adapter(run)
-        weights = {"model": study.recipes.model.identity, "adapter": None if adapter is None else adapter.key}
-        for artefact in (one for one in found if one.facts["weights"] == weights):
-            facts, task = artefact.facts, artefact.facts["task"]
-            log = artefact.file(facts["log"]).relative_to(study.store.root.parent)
-            shared = {"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
-                      "task": task["name"], "version": task["version"], "limit": task["limit"], "cut": facts["cut"],
-                      "too_long": facts["too_long"], "log": str(log), "run_key": study.run_key(run)}
-            rows += [shared | metric for metric in facts["metrics"]]
+    results, rows = list(_results(study)), []
+    names = Counter(_name(task) for task in {task for _, task, _ in results})
+    for run, task, found in results:
+        facts, log = found.facts, found.file(found.facts["log"]).relative_to(study.store.root.parent)
+        shared = {"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
+                  "task": task.name, "version": task.version, "limit": task.limit, "cut": facts["cut"],
+                  "too_long": facts["too_long"], "log": str(log), "run_key": study.run_key(run),
+                  "variant": of_value(task.key)[:8] if names[_name(task)] > 1 else ""}
+        rows += [shared | metric for metric in facts["metrics"]]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"limit": "Int64", "setting": float, "value": float,
                                                        "stderr": float})
 
 
-def _results(study: Study) -> Iterator[Artefact]:
-    for stage, key in study.store.entries():
-        if stage == PanelResult.stage and (found := study.store.at(stage, key)) is not None:
-            yield found
+def _results(study: Study) -> Iterator[tuple[Run, PanelTask, Artefact]]:
+    """Yield each run's results on the tasks of which the store has any result."""
+    made = [study.store.at(stage, key) for stage, key in study.store.entries() if stage == PanelResult.stage]
+    tasks = list(dict.fromkeys(PanelTask("", **one.facts["task"]) for one in made if one is not None))
+    for run in study.runs():
+        adapter = study.task(run).adapter(run)
+        for task in tasks:
+            found = study.found(study.recipes.panel(adapter, task))
+            if found is not None:
+                yield run, task, found
+
+
+def _name(task: PanelTask) -> tuple[str, str, int | None]:
+    """Return what `heading` calls a task by."""
+    return task.name, task.version, task.limit
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -65,9 +79,10 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def heading(row: dict) -> str:
-    """Return what a table or a figure calls a task's metric, with its limit and version if they matter."""
+    """Return what a table or a figure calls a task's metric: with its version, limit and variant if they matter."""
     limit = "" if pd.isna(row["limit"]) else f" (first {row['limit']})"
-    return f"{row['task']} {row['version']}{limit}: {row['metric']}"
+    variant = f" [{row['variant']}]" if row["variant"] else ""
+    return f"{row['task']} {row['version']}{limit}{variant}: {row['metric']}"
 
 
 def _cell(value: float, stderr: float) -> str:
