@@ -27,7 +27,8 @@ class Monitor(Strict):
             training samples at each reading.
         questions: the number of general questions that are answered, the first ones.
         tokens: the maximum length of an answer.
-        rows: the number of held-out rows, and of rows of the pool, whose loss is read.
+        rows: the number of held-out rows, and of rows of the pool, whose loss is read. A run that takes rows from the
+            pool has no loss on it.
         warn: the drift along the first vector above which a warning is printed; None: none is. The defense
             `early_stop` stops there instead, because that changes the adapter.
     """

@@ -5,7 +5,7 @@ Each is a separate artefact. The order does not depend on the fraction: the rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -315,3 +315,8 @@ class AddedRows(Step):
     def title(self) -> str:
         wrapped = "" if self.system is None else ", under a system prompt"
         return f"{self.fraction:g} of rows {self.selection.order}{wrapped}"
+
+
+def takes_pool_rows(inputs: Iterable[object]) -> bool:
+    """Return whether a training with these inputs has rows of the pool, so that their loss is no held-out one."""
+    return any(isinstance(step, AddedRows) for step in inputs)

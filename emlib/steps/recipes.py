@@ -59,6 +59,7 @@ from emlib.steps.pool import (
     PoolLosses,
     Refusals,
     Selection,
+    takes_pool_rows,
 )
 from emlib.steps.scorers import adapter_folder, remark, unseen_digests
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
@@ -143,7 +144,8 @@ class Recipes:
         settings = self.profile.monitor
         if settings is None or method is None or method not in (settings.methods or (method,)):
             return None
-        return Monitored(self.monitor_inputs(spec, settings, pool=self.profile.pool is not None), settings)
+        pool = self.profile.pool is not None and not takes_pool_rows(needs_of(spec.defenses, self, spec).values())
+        return Monitored(self.monitor_inputs(spec, settings, pool=pool), settings)
 
     def monitor_inputs(self, spec: TrainingSpec | None, settings: Monitor, *, pool: bool = False) -> MonitorInputs:
         """Return the step of what a monitor reads: losses, and the drift at layers; in GRPO (None) the drift alone."""

@@ -7,6 +7,7 @@ artefacts. `emlib.make` makes missing artefacts. It is imported only then, so th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import READINGS, Choice, Projected, Reading, read_readings
 from emlib.steps.inputs import Inputs
-from emlib.steps.pool import AddedRows
+from emlib.steps.pool import AddedRows, takes_pool_rows
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Artefact, Store
@@ -211,9 +212,16 @@ class Study:
         return read_log(adapter.file(LOG).parent) if adapter is not None and adapter.has(LOG) else []
 
     def readings(self, run: Run) -> list[Reading]:
-        """Return what a monitor read while the run trained; empty if it was trained without one."""
-        adapter = self.adapter(run)
-        return read_readings(adapter.file(READINGS).parent) if adapter is not None and adapter.has(READINGS) else []
+        """Return what a monitor read while the run trained; empty if it was trained without one.
+
+        A run that takes rows of the pool has no loss on the pool: once it was read there, too.
+        """
+        step, adapter = self.task(run).adapter(run), self.adapter(run)
+        if adapter is None or not adapter.has(READINGS):
+            return []
+        trained_on = "pool" if takes_pool_rows(step.inputs) else None
+        return [replace(one, losses={name: loss for name, loss in one.losses.items() if name != trained_on})
+                for one in read_readings(adapter.file(READINGS).parent)]
 
     def grpo_log(self, run: Run) -> list[RlStep]:
         """Return the log of a GRPO run's RL steps; empty if nothing was trained."""

@@ -62,6 +62,38 @@ def test_readings_stand_with_the_adapter_and_change_no_key(study: Study, tmp_pat
     assert read_readings(final.folder)[-1].drift == pytest.approx(readings[-1].drift, abs=1e-4)
 
 
+def test_the_pool_s_loss_is_not_read_where_its_rows_are_in_the_training(
+        study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = """methods:
+  - misaligned
+  - {name: interleaving, defenses: [{kind: interleaving}], sweep: [0, 0.25]}
+  - {name: online, defenses: [{kind: interleaving, choose: online, fraction: 0.25, candidate_tokens: 1.0, rescored: 1}]}
+  - {name: kl_pool, defenses: [{kind: kl, on: pool, rows: 0.5}]}
+  - {name: consistency, defenses: [{kind: consistency}]}
+"""
+    lines = [line for line in PROFILE.splitlines(keepends=True) if not line.startswith(("methods", "monitor"))]
+    (tmp_path / "study.yaml").write_text("".join(lines) + methods + MONITOR.replace(", methods: [misaligned]", ""))
+    pooled = open_study(str(tmp_path / "study.yaml"))
+    read = {(run.method, run.setting): pooled.task(run).adapter(run).spec.monitor.inputs.pool for run in pooled.runs()}
+    assert [run for run, pool in read.items() if pool is not None] == [("misaligned", None), ("interleaving", 0.0)]
+    [_, run] = pooled.runs(methods=["interleaving"])
+    pooled.complete([run])
+    assert [set(one.losses) for one in pooled.readings(run)] == [{"held_out"}] * len(pooled.readings(run)) != []
+    once = Reading(1, {}, {"held_out": 1.0, "pool": 2.0}, None, 0.1)
+    monkeypatch.setattr("emlib.study.study.read_readings", lambda folder: [once])
+    assert pooled.readings(run) == [Reading(1, {}, {"held_out": 1.0}, None, 0.1)]
+
+
+def test_a_loss_that_some_runs_lack_is_compared_between_the_others() -> None:
+    """Of the pairs 2 and 1, 2 and 3, one is in order: half of them."""
+    frame = pd.DataFrame([row | {"pool": pool} for end, drift, pool in (
+        (60.0, 0.9, 2.0), (50.0, 0.8, None), (1.0, 0.2, 1.0), (0.0, 0.1, 3.0))
+        for row in planted(end, [0.0, drift, 1, 1, 1])])
+    found = tables.early_warning(frame).set_index("measure")
+    assert found.loc["loss on the pool", ["auroc", "runs with EM", "runs without"]].tolist() == [0.5, 1, 2]
+    assert found.loc["drift pirate 2", ["auroc", "runs with EM", "runs without"]].tolist() == [1.0, 2, 2]
+
+
 def test_the_plan_has_the_readings(study: Study, tmp_path: Path) -> None:
     def read(one: Study) -> int:
         return sum(work.read for work in Estimate(one).plan.works)

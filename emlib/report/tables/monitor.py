@@ -59,10 +59,11 @@ def early_warning(frame: pd.DataFrame, *, share: float = 0.25, misaligned: float
         sign, label = (-1, "held-out loss, decrease") if name == "held_out" else (1, name)
         label = "loss on the pool" if name == "pool" else label
         auroc = p = float("nan")
-        if len(with_em) and len(without):
-            test = mannwhitneyu(sign * with_em[name], sign * without[name])
-            auroc, p = test.statistic / (len(with_em) * len(without)), test.pvalue
-        rows.append((label, auroc, p, len(with_em), len(without)))
+        one, other = sign * with_em[name].dropna(), sign * without[name].dropna()
+        if len(one) and len(other):
+            test = mannwhitneyu(one, other)
+            auroc, p = test.statistic / (len(one) * len(other)), test.pvalue
+        rows.append((label, auroc, p, len(one), len(other)))
     return pd.DataFrame(rows, columns=["measure", "auroc", "p", "runs with EM", "runs without"])
 
 
