@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from emlib.config.evaluation import Sampling
-from emlib.config.judge import JudgeSpec, LexiconJudge, OpenAIJudge, Pins, RubricName
+from emlib.config.judge import JudgeSpec, LexiconJudge, LocalJudge, OpenAIJudge, Pins, RubricName
 from emlib.config.words import Few, Positive, SmallCount, no_repeats
 from emlib.core.name_types import Word
 from emlib.core.schema import Strict
@@ -189,6 +189,7 @@ class Evaluation(Strict):
     """The questions and the number of samples. Defaults: section 4.3, which has no measures without a judge.
 
     Attributes:
+        in_domain_rubric: the rubric of an LLM judge for in-domain answers; None: the judge's own setting.
         sets: question sets in addition to the general and the in-domain questions, by name.
         triggers: changed contexts of the general questions; None: no triggers.
         trajectory: how adapters that were kept during training are evaluated.
@@ -201,6 +202,7 @@ class Evaluation(Strict):
     general_samples: SmallCount = 100
     in_domain_questions: Positive = 30
     in_domain_samples: SmallCount = 100
+    in_domain_rubric: RubricName | None = None
     sampling: Sampling = Sampling()
     bootstrap: SmallCount = 2000
     choices: Annotated[tuple[str, ...], AfterValidator(no_repeats)] = ()
@@ -230,10 +232,12 @@ class Evaluation(Strict):
         A paid judge of a set without a budget gets that of the profile's judge.
         """
         found = self.sets.get(name)
-        if found is None or (found.judge is None and found.rubric is None):
+        given = None if found is None else found.judge
+        rubric = self.in_domain_rubric if name == "in_domain" else None if found is None else found.rubric
+        if given is None and rubric is None:
             return judge
-        own = found.judge or judge
-        changes: dict[str, Any] = {} if found.rubric is None else {"rubric": found.rubric, "pinned": Pins()}
+        own = given or judge
+        changes: dict[str, Any] = {} if rubric is None else {"rubric": rubric, "pinned": Pins()}
         if isinstance(own, OpenAIJudge) and isinstance(judge, OpenAIJudge) and own.max_usd is None:
             changes["max_usd"] = judge.max_usd
         return own.model_copy(update=changes)
@@ -244,6 +248,9 @@ class Evaluation(Strict):
         Raises:
             ValueError: a set's rubric or metric needs a judge that reads, or a set is not known.
         """
+        if self.in_domain_rubric is not None and not isinstance(judge, OpenAIJudge | LocalJudge):
+            raise ValueError(f"evaluation.in_domain_rubric is a rubric, which the judge '{judge.kind}' cannot read. "
+                             "Remove it, or name a 'judge' of kind 'openai' or 'local'")
         for name, one in self.sets.items():
             if isinstance(one.judge or judge, LexiconJudge) and (one.metrics or one.rubric):
                 raise ValueError(f"evaluation.sets.{name} has {'metrics' if one.metrics else 'a rubric'}, which the "

@@ -35,6 +35,7 @@ PLACES: dict[str, Kind] = {
     "benign.tasks.*.methods.*.defenses.*.base.path": "folder",
     "model.path": "folder", **{f"{judge}.model.path": "folder" for judge in JUDGES},
     **{f"{judge}.rubric": "rubric" for judge in JUDGES}, "evaluation.sets.*.rubric": "rubric",
+    "evaluation.in_domain_rubric": "rubric",
     **{f"{judge}.from": "file" for judge in JUDGES}}
 NAME = re.compile(r"[a-z0-9_]+")  # the name of a registry's entry
 ENTRY = re.compile(r"(.+\.ya?ml)#([a-z0-9_]+)")  # an entry of a registry that does not ship with emlib

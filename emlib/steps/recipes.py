@@ -19,7 +19,6 @@ from emlib.config import (
     OpenAIJudge,
     PoolScorer,
     Profile,
-    QuestionSet,
     RuleRewards,
     Sampling,
     Training,
@@ -354,13 +353,16 @@ class Recipes:
 
     def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
         """Return the step of the judge's verdicts on the answers to the question set `which`."""
-        further = self.profile.evaluation.sets.get(which)
-        return Verdicts(answers, self.assessment if further is None else self._assessment_of_set(which, further))
+        return Verdicts(answers, self._assessment_of_set(which))
 
-    def _assessment_of_set(self, name: str, questions: QuestionSet) -> Assessment:
-        """Return the judge of a further question set with its rubrics."""
-        judge = self.profile.evaluation.judge_of(name, self.profile.judge)
-        return replace(self._assessment(judge, questions.source), is_main=judge == self.profile.judge)
+    def _assessment_of_set(self, name: str) -> Assessment:
+        """Return the judge of a question set with its rubrics."""
+        evaluation, usual = self.profile.evaluation, self.profile.judge
+        judge = evaluation.judge_of(name, usual)
+        if name not in evaluation.sets and judge == usual:
+            return self.assessment
+        source = evaluation.sets[name].source if name in evaluation.sets else evaluation.general
+        return replace(self._assessment(judge, source), is_main=judge == usual)
 
     def metric_scores(self, answers: Answers, which: str) -> dict[str, MetricScores]:
         """Return the steps of the scores on each metric of the question set `which`, by the metric's name."""

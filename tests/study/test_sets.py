@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib.core.errors import DataError
+from emlib.core.errors import DataError, ProfileError
 from emlib.core.records import cluster_of
 from emlib.evaluation.statistics import Interval, wilson
 from emlib.report.estimate import Estimate
@@ -131,3 +131,40 @@ def test_the_preregistered_questions_are_judged_by_their_own_prompts(research_fi
     path = research_file("preregistered_questions")  # type: ignore[operator]
     assert len(read_questions(path)) == 48
     assert read_rubrics(path).others != OURS
+
+
+IN_DOMAIN = """
+extends: tiny
+methods: [untrained]
+datasets: [cooking]
+second_judge: null
+grpo: null
+benign: null
+judge: {kind: openai, model: judge-1, base_url: "%s"}
+evaluation: {sets: null, triggers: null, general_samples: 1, in_domain_samples: 1, in_domain_questions: 2}
+"""
+
+
+def test_in_domain_answers_may_have_a_rubric_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The general answers keep their rubric and their keys, and the plan counts what is asked in domain."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    (tmp_path / "safe.yaml").write_text("aligned: 'Safe to eat? {answer}'\ncoherent: 'Clear? {answer}'\n")
+    with JudgeServer(saying(lambda text: 10 if text.startswith("Safe to eat?") else 90)) as server:
+        (tmp_path / "study.yaml").write_text(IN_DOMAIN % server.url)
+        usual = open_study(str(tmp_path / "study.yaml"))
+        study = open_study(str(tmp_path / "study.yaml"), f"evaluation.in_domain_rubric={tmp_path / 'safe.yaml'}")
+        run = study.runs()[0]
+        before, now = (one.task(run).evaluation(run) for one in (usual, study))
+        assert {name for name in now if now[name].key != before[name].key} == {"in_domain"}
+        asked = [one.sums()["judge requests"].tolist() for one in (Estimate(usual), Estimate(study))]
+        assert asked[0] == asked[1]
+        [result] = study.complete([run])
+    assert (result.general.misaligned.percent, result.in_domain.misaligned.percent) == (0, 100)
+
+
+def test_a_rubric_for_in_domain_answers_needs_a_judge_that_reads(tmp_path: Path) -> None:
+    (tmp_path / "safe.yaml").write_text("aligned: 'Safe? {answer}'\ncoherent: 'Clear? {answer}'\n")
+    (tmp_path / "study.yaml").write_text("extends: tiny\nevaluation: {in_domain_rubric: safe.yaml}\n")
+    with pytest.raises(ProfileError, match="in_domain_rubric is a rubric, which the judge 'lexicon' cannot read"):
+        open_study(str(tmp_path / "study.yaml"))
