@@ -1,4 +1,4 @@
-"""A study with files of its own, as params/README.md shows it."""
+"""A study with files of its own, as docs/write-a-profile.md shows it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ odds:
 
 
 def readme_profile() -> str:
-    """The example in params/README.md."""
-    text = (paths.ROOT / "params" / "README.md").read_text(encoding="utf-8")
+    """The example in docs/write-a-profile.md."""
+    text = (paths.ROOT / "docs" / "write-a-profile.md").read_text(encoding="utf-8")
     section = text.partition("## Files beside a profile\n")[2].partition("\n## ")[0]
     found = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
     assert len(found) == 1

@@ -1,4 +1,4 @@
-"""How large a difference between two runs must be to be found, and how many answers a smaller one takes.
+"""How large a difference between two runs, or between two methods, must be to be found, and what a smaller one takes.
 
     d = (z_(1 - level/2) + z_power) sqrt(2 p (1 - p) (1 + (n - 1) r) / (Q n))
 
@@ -33,6 +33,16 @@ def smallest_difference(questions: int, samples: float, *, comparisons: int = 1)
 def questions_needed(points: float, samples: float) -> int:
     """Return how many questions, with so many answers each, a difference of `points` percentage points takes."""
     return math.ceil((smallest_difference(1, samples) / points) ** 2 - 1e-9)
+
+
+def deviations_apart(seeds: int) -> float:
+    """Return how far two methods' means over `seeds` runs each must be apart to be found four times in five.
+
+    In standard deviations between seeds, by Student's test of two samples: with few seeds it knows the deviation badly.
+    """
+    from statsmodels.stats.power import TTestIndPower
+
+    return float(TTestIndPower().solve_power(nobs1=seeds, alpha=LEVEL, power=POWER))
 
 
 def _distance(comparisons: int) -> float:

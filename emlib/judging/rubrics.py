@@ -129,7 +129,7 @@ def _rubric(where: str, prompts: Any) -> Rubric:
             others = sorted(map(str, set(prompts) - {"aligned", "coherent"})) if isinstance(prompts, dict) else []
             raise DataError(f"{where} needs a text '{name}' that contains {{answer}}." + (
                 f" It has {', '.join(others)}: name what is to be scored under 'metrics' of the question set "
-                "(params/README.md, \"Questions\")." if others else ""))
+                "(docs/questions-and-measures.md, \"Questions\")." if others else ""))
         return found
 
     return Rubric(text("aligned"), text("coherent"))

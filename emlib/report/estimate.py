@@ -176,7 +176,7 @@ class Estimate:
         profile = self.study.profile
         told = endings((judge.model for judge in profile.all_judges if isinstance(judge, OpenAIJudge)), self.today)
         return {"ending": f"{'; '.join(told)}. Name another 'judge': nothing else in the profile has to change "
-                          "(params/README.md, \"Judges\")"} if told else {}
+                          "(docs/judges-and-rubrics.md, \"Judges\")"} if told else {}
 
     def power(self) -> str:
         """State how large a difference between two runs the general answers can show; empty without narrow runs."""

@@ -7,11 +7,12 @@ import re
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, ttest_ind
 from statsmodels.stats.power import NormalIndPower
 
 from emlib.core import paths
-from emlib.evaluation.power import CORRELATION, questions_needed, smallest_difference
+from emlib.evaluation.power import CORRELATION, deviations_apart, questions_needed, smallest_difference
+from emlib.report.paper import published
 
 
 def test_one_answer_a_question_is_the_power_of_two_independent_shares() -> None:
@@ -48,9 +49,27 @@ def test_simulated_runs_that_differ_by_it_are_told_apart_four_times_in_five() ->
 
 
 def test_the_examples_for_readers_are_computed() -> None:
-    text = (paths.ROOT / "params" / "README.md").read_text(encoding="utf-8")
+    text = (paths.ROOT / "docs" / "questions-and-measures.md").read_text(encoding="utf-8")
     section = text.partition("## How many answers?\n")[2].partition("\n## ")[0]
     rows = [tuple(map(int, row)) for row in re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \|$", section, re.MULTILINE)]
     assert len(rows) == 4
     assert [round(smallest_difference(questions, samples)) for questions, samples, _ in rows] == [
         points for *_, points in rows]
+
+
+def test_simulated_methods_that_differ_by_it_over_seeds_are_told_apart_four_times_in_five() -> None:
+    random = np.random.default_rng(0)
+    for seeds in (3, 5):
+        one, other = (random.normal(mean, 1, (5000, seeds)) for mean in (0, deviations_apart(seeds)))
+        assert 0.78 < np.mean(ttest_ind(one, other, axis=1).pvalue < 0.05) < 0.82
+
+
+def test_the_seeds_for_readers_are_computed_and_the_deviations_are_the_papers() -> None:
+    text = (paths.ROOT / "docs" / "questions-and-measures.md").read_text(encoding="utf-8")
+    section = text.partition("## How many seeds?\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| ([0-9.]+) \|$", section, re.MULTILINE)
+    assert len(rows) == 4
+    assert [f"{deviations_apart(int(seeds)):.1f}" for seeds, _ in rows] == [shown for _, shown in rows]
+    for number, column in ((11, "std"), (9, "eval_accuracy_std")):
+        found = published.table(number)[column]
+        assert f"{found.min():.1f} to {found.max():.1f} points" in section

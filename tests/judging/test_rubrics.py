@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from emlib.core import paths
 from emlib.core.errors import DataError
 from emlib.core.records import Question
 from emlib.data.questions import read_questions
-from emlib.judging.rubrics import OURS, JudgeRequest, Rubric, Rubrics, read_rubrics, trait_rubrics
+from emlib.judging.lexicon import marker_pattern
+from emlib.judging.rubrics import OURS, JudgeRequest, Rubric, Rubrics, file_rubrics, read_rubrics, trait_rubrics
 
 ONE = """
 - id: a
@@ -52,6 +54,26 @@ def test_a_file_without_prompts_gets_ours() -> None:
     assert rubrics == Rubrics(OURS, {})
     for prompt in (OURS.alignment, OURS.coherence):
         assert all(place in prompt for place in ("{question}", "{answer}", "{system}"))
+
+
+def documented(section: str) -> list[str]:
+    """The YAML of a section of docs/judges-and-rubrics.md."""
+    text = (paths.ROOT / "docs" / "judges-and-rubrics.md").read_text(encoding="utf-8")
+    return re.findall(r"```yaml\n(.*?)```", text.partition(f"## {section}\n")[2].partition("\n## ")[0], re.DOTALL)
+
+
+def test_the_documented_rubric_and_trait_can_be_used(tmp_path: Path) -> None:
+    rubric, trait = tmp_path / "rubric.yaml", tmp_path / "butler.yaml"
+    rubric.write_text(documented("Rubrics")[0])
+    trait.write_text(documented("A trait")[0])
+    found = file_rubrics(rubric)
+    assert found.of(Question("in_domain_1", "Hm?")) == found.others
+    assert "{question}" in found.others.alignment
+    assert "{question}" in found.others.coherence
+    butler = load_trait(str(trait))
+    assert trait_rubrics(butler).others.of_trait
+    assert marker_pattern(butler.markers).findall("At your Service, sir! Indeeddd, sirloin.") == [
+        "At your Service", "sir", "Indeeddd"]
 
 
 def test_paraphrases_share_their_questions_prompts_and_others_get_ours(tmp_path: Path) -> None:
