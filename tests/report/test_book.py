@@ -22,7 +22,7 @@ from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import NotebookError
 from emlib.report.book import chapters, claims, extension, pages
-from emlib.report.book.build import build
+from emlib.report.book.build import build, progress
 from emlib.report.tables.result_tables import MEASURES
 from emlib.study.study import open_study
 from emlib.workflow.chapters import former_names
@@ -79,13 +79,23 @@ def test_without_an_in_domain_share_nothing_is_said_about_what_is_kept() -> None
 def test_more_than_a_fifth_of_answers_cut_at_the_limit_is_told_with_its_causes() -> None:
     frame = rates(*BASE).assign(general_cut=[20.0, 20.1, 60.0], in_domain_cut=[0.0, float("nan"), 20.0])
     [claim] = claims.of_cuts(frame)
-    assert claim.text.startswith("Up to 60% of the general answers are cut at the token limit (under `aligned`, "
-                                 "`misaligned`).")
+    assert claim.text.startswith("Up to 60% of the general answers are cut at the token limit (the highest "
+                                 "shares of any run; more than a fifth of a set under `aligned`, `misaligned`).")
     assert "never learnt its end token" in claim.text
     [both] = claims.of_cuts(frame.assign(general_cut=[21.0, 30.0, 60.0], in_domain_cut=[0.0, 25.0, 20.0]))
     assert both.text.startswith("Up to 60% of the general and 25% of the in-domain answers are cut at the token limit "
-                                "(under all methods).")
+                                "(the highest shares of any run; more than a fifth of a set under all methods).")
     assert claims.of_cuts(rates(*BASE)) == []  # tables that an older version wrote
+
+
+def test_finished_runs_are_counted_by_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    study = open_study("tiny")
+    narrow, benign, grpo = (len(study.runs(section)) for section in ("narrow", "benign", "grpo"))
+    study.folder.mkdir(parents=True)
+    (study.folder / "results.csv").write_text("model\nm\nm\n")
+    assert progress(study) == (f"Finished: 2 of {narrow} runs on narrow data, 0 of {benign} runs on benign tasks, "
+                               f"0 of {grpo} runs of reinforcement learning.")
 
 
 def test_without_baselines_or_verdicts_nothing_is_claimed() -> None:

@@ -20,6 +20,7 @@ from emlib.core.temporary import sweep, temporary_folder
 from emlib.report.book import claims, pages
 from emlib.report.book.chapters import Chapter, chapters_of
 from emlib.study.results import FILES
+from emlib.study.runs import Section
 from emlib.study.study import Study
 from emlib.workflow.chapters import former_names
 
@@ -41,6 +42,8 @@ SETTINGS = {
     "html_static_path": [str(Path(__file__).parent / "static")],
     "html_css_files": ["report.css"],
 }
+RUNS: dict[Section, str] = {"narrow": "runs on narrow data", "benign": "runs on benign tasks",
+                            "grpo": "runs of reinforcement learning"}
 MOVED = ('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={0}.html">'
          '<title>Moved</title><p>This notebook is now <a href="{0}.html">{0}</a>.</p>\n')
 
@@ -108,10 +111,13 @@ def _front(study: Study, chapters: list[Chapter]) -> str:
 
 
 def progress(study: Study) -> str:
-    """Return how many runs of all sections are finished."""
-    results = [study.folder / name for name in FILES.values()]
-    finished = sum(len(pd.read_csv(path)) for path in results if path.is_file())
-    return f"{finished} of {len(study.every_run())} runs are finished."
+    """Return how many runs of each section are finished."""
+    counts = []
+    for section, name in FILES.items():
+        path, runs = study.folder / name, len(study.runs(section))
+        if runs:
+            counts.append(f"{len(pd.read_csv(path)) if path.is_file() else 0} of {runs} {RUNS[section]}")
+    return f"Finished: {', '.join(counts)}."
 
 
 def findings(folder: Path, profile: Profile) -> pages.Findings:

@@ -97,8 +97,8 @@ def of_cuts(rates: pd.DataFrame) -> list[Claim]:
     shares = [f"{runs[which.replace('-', '_') + '_cut'].max():.0f}% of the {which}" for which, runs in often.items()]
     methods = list(dict.fromkeys(pd.concat(list(often.values()))["method"]))
     names = "all methods" if set(methods) == set(rates["method"]) else ", ".join(map(code, methods))
-    return [Claim(f"Up to {_listed(shares)} answers are cut at the token limit (under {names}). {WHY_CUT}",
-                  "02_baselines")]
+    return [Claim(f"Up to {_listed(shares)} answers are cut at the token limit (the highest shares of any run; more "
+                  f"than a fifth of a set under {names}). {WHY_CUT}", "02_baselines")]
 
 
 def of_benign(frame: pd.DataFrame) -> list[Claim]:
