@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from emlib.config.words import Few, Positive, Seed, Share, SmallCount, Tokens, Weight, no_repeats
+from emlib.core.errors import EmlibError
 from emlib.core.schema import Strict
 
 
@@ -34,6 +35,17 @@ class Extraction(Strict):
     end_of_turn: bool = False
     sampling: Sampling = Sampling(max_new_tokens=1000)
     seed: Seed = 0
+
+    def refuse_few(self, kept: int, asked: int) -> None:
+        """Refuse vectors of fewer than `min_pairs` pairs.
+
+        Raises:
+            EmlibError: the message says how many of how many are kept, and what to change.
+        """
+        if kept < self.min_pairs:
+            raise EmlibError(f"{kept} of {asked} pairs of answers show the trait under the positive system prompt "
+                             f"only, and {self.min_pairs} are wanted. Ask for more samples, sharpen the trait's system "
+                             "prompts, or lower extraction.min_pairs.")
 
 
 class Probe(Strict):

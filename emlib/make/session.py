@@ -19,6 +19,7 @@ from emlib.models import adapters
 from emlib.models.load import ChatModel, load
 from emlib.steering import extraction
 from emlib.steps.recipes import Recipes
+from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Facts, Store
 
 Maker = Callable[[Any, Any, Path], Facts]  # a function of a step, the session and the folder to write into
@@ -70,10 +71,17 @@ class Session(AbstractContextManager["Session"]):
         return Inference(self.recipes, self.folder, lambda: self.chat)
 
     def need(self, step: Step) -> Artefact:
-        """Return the artefact of a step. Make it and its inputs if they are missing."""
+        """Return the artefact of a step. Make it and its inputs if they are missing.
+
+        Raises:
+            EmlibError: persona vectors in the store are of fewer pairs than the profile's `min_pairs`.
+        """
         if step.made_with is not None and self.store.find(step) is None:
             self.need(step.made_with)  # before this step's lock is taken, because that maker takes it
-        return self.store.get(step, lambda folder: self.makers[type(step)](step, self, folder))
+        found = self.store.get(step, lambda folder: self.makers[type(step)](step, self, folder))
+        if isinstance(step, PersonaVectors):
+            step.check(found.facts)
+        return found
 
     def folder_of(self, step: Step) -> Path:
         """Return the folder of a step's artefact, made if missing, after comparing every file with its digest."""

@@ -129,13 +129,9 @@ def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict
     Raises:
         EmlibError: fewer than `min_pairs` are kept; the message says how many of how many, and what to change.
     """
-    asked, wanted = len(answers["positive"]), settings.min_pairs
     kept = kept_pairs(verdicts["positive"], verdicts["negative"], settings.keep)
     kept = [place for place in kept if all(answers[side][place].without_thinking().text.strip() for side in SIDES)]
-    if len(kept) < wanted:
-        raise EmlibError(f"{len(kept)} of {asked} pairs of answers show the trait under the positive system prompt "
-                         f"only, and {wanted} are wanted. Ask for more samples, sharpen the trait's system prompts, or "
-                         "lower extraction.min_pairs.")
+    settings.refuse_few(len(kept), asked := len(answers["positive"]))
     states = {side: activations(chat, [
         counted(encode(chat.tokenizer, example, WHOLE), end_of_turn=settings.end_of_turn)
         for example in examples(questions[side], [answers[side][place] for place in kept])]) for side in SIDES}

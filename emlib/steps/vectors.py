@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -45,6 +46,10 @@ class PersonaVectors(Step):
             **self.backend.key("generation"),
             "extraction": self.extraction.model_dump(mode="json", exclude={"min_pairs", "end_of_turn"}),
             **read_whole(self.extraction.sampling)}
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Refuse vectors of too few pairs for this profile: another one, with a lower `min_pairs`, left them."""
+        self.extraction.refuse_few(facts["kept"], facts["asked"])
 
     @property
     def title(self) -> str:

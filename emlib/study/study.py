@@ -19,7 +19,7 @@ from emlib.core.errors import JudgeWaits, StoreError
 from emlib.core.files import read_records
 from emlib.core.progress import say
 from emlib.core.records import Answer, Question, Verdict, with_clusters
-from emlib.core.step import Step
+from emlib.core.step import Step, closure
 from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
@@ -29,6 +29,7 @@ from emlib.steps.inputs import Inputs
 from emlib.steps.pool import AddedRows, takes_pool_rows
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
+from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Store
 from emlib.study import overrides, ownership, precision, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeringPoint, TrajectoryPoint
@@ -338,8 +339,12 @@ class Study:
         """Make all missing artefacts of these runs, and return the results of those that are finished.
 
         Raises:
+            EmlibError: persona vectors in the store are of fewer pairs than the profile's `min_pairs`.
             JudgeWaits: a judge's batches are not back yet. Everything else was made.
         """
+        for step in closure(adapter for run in runs if (adapter := self.task(run).adapter(run)) is not None):
+            if isinstance(step, PersonaVectors) and (found := self.found(step)) is not None:
+                step.check(found.facts)
         self._make(runs, {run: self.task(run).scored(run) for run in runs if self.result(run) is None})
         if runs:
             self.write_results()

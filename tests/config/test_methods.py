@@ -79,7 +79,7 @@ def test_every_defense_trains_and_answers_and_stands_in_the_results(study: Study
 
     def plant(folder: Path) -> dict[str, int]:
         extraction.save(PersonaVectors(planted, 1, 1), folder)
-        return {"kept": 1, "asked": 1}
+        return {"kept": 20, "asked": 20}
 
     study.store.get(study.recipes.vector(), plant)
     study.complete(study.runs())
@@ -95,7 +95,7 @@ def test_every_defense_trains_and_answers_and_stands_in_the_results(study: Study
 
 def test_a_steered_adapter_holds_lora_weights_and_nothing_else(study: Study) -> None:
     study.store.get(study.recipes.vector(), lambda folder: (
-        extraction.save(PersonaVectors(torch.ones(5, 64), 1, 1), folder), {"kept": 1})[1])
+        extraction.save(PersonaVectors(torch.ones(5, 64), 1, 1), folder), {"kept": 20, "asked": 20})[1])
     run = study.runs(methods=["persona_vector"])[0]
     with study.session() as session:
         adapter = session.need(study.task(run).adapter(run))
@@ -150,7 +150,7 @@ def test_the_paper_s_settings_are_the_defaults() -> None:
 def test_the_probe_asks_under_the_vector_at_each_layer_and_once_without(study: Study) -> None:
     planted = 50 * torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     study.store.get(study.recipes.vector(), lambda folder: (
-        extraction.save(PersonaVectors(planted, 1, 1), folder), {"kept": 1})[1])
+        extraction.save(PersonaVectors(planted, 1, 1), folder), {"kept": 20, "asked": 20})[1])
     probes = study.steering_sweep()
     assert [(p.layer, p.strength) for p in probes] == [(2, 0.0), (2, 2.0), (3, 0.0), (3, 2.0)]
     texts = [[answer.text for answer in probe.answers] for probe in probes]

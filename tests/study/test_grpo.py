@@ -130,7 +130,7 @@ def test_a_steered_run_is_asked_without_steering(tmp_path: Path, monkeypatch: py
 
     def plant(folder: Path) -> dict[str, int]:
         extraction.save(PersonaVectors(planted, 1, 1), folder)
-        return {"kept": 1, "asked": 1}
+        return {"kept": 20, "asked": 20}
 
     rl.store.get(rl.recipes.vector(), plant)
     run = rl.runs("grpo")[0]
@@ -160,7 +160,7 @@ def test_runs_of_one_prepared_defense_are_made_in_one_session(tmp_path: Path, mo
 
     def plant(folder: Path) -> dict[str, int]:
         extraction.save(PersonaVectors(torch.ones(5, 64), 1, 1), folder)
-        return {"kept": 1, "asked": 1}
+        return {"kept": 20, "asked": 20}
 
     rl.store.get(rl.recipes.vector(), plant)
     assert len(rl.complete(rl.runs("grpo"))) == 2

@@ -54,7 +54,7 @@ def with_vectors(tmp_path: Path, text: str) -> Study:
 
     def planted(folder: Path) -> dict[str, int]:
         extraction.save(PersonaVectors(vectors, 20, 20), folder)
-        return {"kept": 20}
+        return {"kept": 20, "asked": 20}
 
     made.store.get(made.recipes.vector(), planted)
     return made
