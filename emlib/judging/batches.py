@@ -147,7 +147,8 @@ class BatchJudge:
             if status not in PENDING:
                 self.unknown.append(f"{name} is '{redacted(status, self.secret)}'")
             return None
-        labels = {key for key, request in wanted.items() if request.wants_label}
+        labels = {key for (key,) in self.cache.execute(  # also of other evaluations' requests
+            "SELECT key FROM labels JOIN waiting USING (key) WHERE batch = ?", (batch.name,))}
         lines = [line for file in (there.output_file_id, there.error_file_id) if file
                  for line in read_lines(server.files.content(file).content, self.spec.model, self.secret, labels)]
         failure = self._unusable(server, lines, wanted)
@@ -237,6 +238,8 @@ class BatchJudge:
     def _forget(self, batch: BatchJob, usd: float) -> None:
         self.budget.settle(batch.usd, usd)
         with self.cache.transaction():
+            self.cache.execute("DELETE FROM labels WHERE key IN (SELECT key FROM waiting WHERE batch = ?)",
+                               (batch.name,))
             self.cache.execute("DELETE FROM waiting WHERE batch = ?", (batch.name,))
             self.cache.execute("DELETE FROM batches WHERE name = ?", (batch.name,))
 
@@ -255,6 +258,8 @@ class BatchJudge:
                 name, canonical(self.spec.identity), self.budget.name, usd, made))
             for key, request in part.items():
                 self.cache.execute("INSERT INTO waiting VALUES (?, ?, ?)", (key, request.metric, name))
+                if request.wants_label:
+                    self.cache.execute("INSERT OR IGNORE INTO labels VALUES (?)", (key,))
         text = "".join(line(self.spec, key, request, self.supported) for key, request in part.items())
         file = server.files.create(file=(f"{name}.jsonl", text.encode()), purpose="batch")
         sent = server.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",

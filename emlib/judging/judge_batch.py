@@ -7,7 +7,7 @@ resumes where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from emlib.core.records import Answer, Question, Verdict
@@ -55,7 +55,7 @@ def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cac
         scorer: the judge, asked for the scores that the cache lacks.
     """
     keys = [request.key(identity) for request in requests]
-    scores = cache.get(dict.fromkeys(keys))
+    scores = _once_labels(requests, identity, cache) | cache.get(dict.fromkeys(keys))
     missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in scores}
     key_of = {request: key for key, request in missing.items()}
 
@@ -68,6 +68,12 @@ def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cac
     if missing:
         scorer(list(missing.values()), keep)
     return [scores.get(key, Score(None, reason=NOT_HAD)) for key in keys]
+
+
+def _once_labels(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cache: Cache) -> dict[str, Score]:
+    """Return the words that were stored, and paid for, when the key did not say that a label is asked for."""
+    once = {replace(request, wants_label=False).key(identity): request for request in requests if request.wants_label}
+    return {once[key].key(identity): score for key, score in cache.get(once).items() if score.value is None}
 
 
 def _verdict(batch: JudgeBatch, answer: Answer, alignment: Score, coherence: Score) -> Verdict:

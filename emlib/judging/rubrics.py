@@ -183,8 +183,9 @@ class JudgeRequest:
     def key(self, identity: Mapping[str, Any]) -> str:
         """Return the SHA-256 of everything that determines the score; `identity` is that of the judge."""
         shown = [] if self.reference is None else [self.reference]
+        asked = [{"reply": "label"}] if self.wants_label else []
         return of_value([identity, self.metric, self.prompt, self.question.prompt, self.question.system, self.answer,
-                         *shown])
+                         *shown, *asked])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from emlib.config import Backend, LlmJudge, NoJudge, OpenAIJudge
@@ -84,13 +84,13 @@ class MetricScores(Step):
     judge: LlmJudge | NoJudge
     metric: str
     prompts: Deferred[Mapping[str, str]]
-    has_labels: bool = field(default=False, compare=False)
+    has_labels: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
         prompts = [self.prompts.value[question.id] for question in self.answers.evaluation.questions.all]
         return {"answers": self.answers.key, "judge": identity_of_judge(self.judge), "metric": self.metric,
-                "prompts": of_value(prompts)}
+                "prompts": of_value(prompts), **({"reply": "label"} if self.has_labels else {})}
 
     @property
     def title(self) -> str:

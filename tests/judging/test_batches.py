@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from emlib.judging import batches
 from emlib.judging.batches import BatchJudge
 from emlib.judging.bodies import Supported, save_support
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import JudgeBatch, judge_answers
+from emlib.judging.judge_batch import JudgeBatch, judge_answers, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import Rubric, Rubrics
 from tests.judging.server import JudgeServer, saying
@@ -73,6 +74,22 @@ def test_a_batch_collects_for_other_evaluations_too(scores: Path) -> None:
         assert all(verdict.scored for verdict in by_batch(api(server.url, batch=True), first, scores))
         assert all(verdict.scored for verdict in by_batch(api(server.url, batch=True), second, scores))
         assert set(server.asked.values()) == {1}
+
+
+def test_a_label_is_kept_as_it_was_said_whoever_collects_it(scores: Path) -> None:
+    """CO may be the first token of CORRECT, and of the judge's own word CODE where a number is asked for."""
+    numbers = [replace(request, metric="truth", takes_words=True) for request in sheet(2).requests()][::2]
+    labels = [replace(request, wants_label=True) for request in numbers]
+    with JudgeServer(saying(lambda text: "CO")) as server, Cache(scores) as cache:
+        server.finish_batches, spec = False, api(server.url, batch=True)
+        judge = BatchJudge(spec, Budget(cache, "test"))
+        for requests in (labels, numbers):
+            with pytest.raises(JudgeWaits):
+                scores_of(requests, spec.identity, cache, judge)
+        server.finish_batches = True
+        assert [score.reason for score in scores_of(numbers, spec.identity, cache, judge)] == ["CODE"] * 2
+        assert cache.execute("SELECT count(*) FROM labels") == [(0,)]
+        assert [score.reason for score in scores_of(labels, spec.identity, cache, judge)] == ["other: 'CO'"] * 2
 
 
 @pytest.mark.parametrize("reached", [False, True])

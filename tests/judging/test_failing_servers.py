@@ -173,8 +173,24 @@ def test_a_label_is_asked_for_once_where_numbers_are_sampled(scores: Path) -> No
         found = scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
         assert [(body["n"], body["temperature"]) for body in server.bodies] == [(1, 0)] * 3
         assert [score.reason for score in found] == ["other: 'REF'"] * 3
-        assert scores_of(numbers, spec.identity, cache, ApiJudge(spec, Budget(cache, "test"))) == found  # one key
-        assert len(server.bodies) == 3
+        asked = scores_of(numbers, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
+        assert [(body["n"], body["temperature"]) for body in server.bodies[3:]] == [(10, 1)] * 3
+        assert [score.reason for score in asked] == ["REFUSAL"] * 3  # of which it may be the first token
+        assert scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test"))) == found
+        assert len(server.bodies) == 6
+
+
+def test_a_label_that_was_paid_for_is_found_under_its_former_key(scores: Path) -> None:
+    """The key did not say that a label is asked for. A number there is of another question: it is asked again."""
+    once = [replace(request, metric="truth", takes_words=True) for request in sheet(2).requests()][::2]
+    labels = [replace(request, wants_label=True) for request in once]
+    with JudgeServer(saying(lambda text: "FALSE")) as server, Cache(scores) as cache:
+        spec = api(server.url, samples=10)
+        cache.put(once[0].key(spec.identity), spec.identity, "truth", Score(None, reason="other: 'TRUE'"))
+        cache.put(once[1].key(spec.identity), spec.identity, "truth", Score(50.0))
+        found = scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
+        assert [score.reason for score in found] == ["other: 'TRUE'", "other: 'FALSE'"]
+        assert len(server.bodies) == 1
 
 
 # --- what a model takes ----------------------------------------------------------------------------------------------

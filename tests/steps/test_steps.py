@@ -229,7 +229,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "MonitorInputs": {"held_out": rows("other"), "rows": 9, "vectors": (), "layers": (1,), "drawn": True},
     "FinalReading": {"monitor": lambda step: replace(step.monitor, rows=9)},
     "MetricScores": {"judge": JUDGE.model_copy(update={"model": "judge-2"}), "metric": "kind",
-                     "prompts": prompts("Kind? {answer}")},
+                     "prompts": prompts("Kind? {answer}"), "has_labels": True},
     "PersonaVectors": {"extraction": Extraction(samples=4), "questions": None},
 }
 
@@ -414,7 +414,7 @@ def test_a_label_is_planned_as_one_request_and_a_number_as_its_samples() -> None
     judge = OpenAIJudge(kind="openai", provider="anthropic", model="judge-1")
     number = MetricScores(given, judge, "correct", prompts("Right? {answer}"))
     label = replace(number, has_labels=True)
-    assert label.key == number.key
+    assert label.key != number.key
     requests = [one.requests * one.judge.requests_a_score for step in (number, label)
                 for one in step.cost(Sizes()).others]
     assert requests == [150, 15]

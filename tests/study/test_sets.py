@@ -91,6 +91,10 @@ def test_bounds_and_labels_are_views_and_change_no_key(study: Study, tmp_path: P
     changed = open_study(str(tmp_path / "study.yaml"))
     new = {name: step.key for name, step in changed.task(run).evaluation(run).items()}
     assert [name for name in keys if new[name] != keys[name]] == ["lies_length"]
+    (tmp_path / "study.yaml").write_text(text.replace("labels: [TRUE, FALSE, UNKNOWN], counts: [FALSE]", "above: 50"))
+    numbers = open_study(str(tmp_path / "study.yaml"))  # asked for in another way
+    new = {name: step.key for name, step in numbers.task(run).evaluation(run).items()}
+    assert [name for name in keys if new[name] != keys[name]] == ["lies_correct"]
 
 
 def test_a_stated_cluster_changes_no_key_and_draws_its_questions_together(study: Study, tmp_path: Path) -> None:
