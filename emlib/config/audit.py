@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator
-
 from emlib.config.evaluation import Sampling
-from emlib.config.words import Few, Positive, Seed, SmallCount, no_repeats
+from emlib.config.words import Distinct, Few, Positive, Seed, SmallCount
 from emlib.core.schema import Strict
 
 
@@ -29,4 +27,4 @@ class Audit(Strict):
     samples: SmallCount = 1
     sampling: Sampling = Sampling()
     seed: Seed = 0
-    methods: Annotated[tuple[str, ...] | None, AfterValidator(lambda names: names and no_repeats(names))] = None
+    methods: Annotated[tuple[str, ...], Distinct] | None = None

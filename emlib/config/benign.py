@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, field_validator
 from emlib.config.defenses import BASELINES, Method
 from emlib.config.evaluation import Sampling
 from emlib.config.training import Training
-from emlib.config.words import Positive, Seed, Share, SmallCount, no_repeats
+from emlib.config.words import Distinct, Positive, Seed, Share, SmallCount, no_repeats
 from emlib.core.name_types import Name
 from emlib.core.schema import Strict
 
@@ -22,53 +22,44 @@ def _one_sided(methods: tuple[Method, ...]) -> tuple[Method, ...]:
     wrong = [method.name for method in methods if method.name in BASELINES and method.name != "untrained"]
     if wrong:
         raise ValueError(f"a benign task has no {wrong[0]} rows; plain fine-tuning is called 'sft' here")
-    return no_repeats(methods)
+    return methods
 
 
-BenignMethods = Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_one_sided)]
+BenignMethods = Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_one_sided), Distinct]
 
 
-class OpSwapTask(Strict):
-    """Algebraic simplification with permuted operators. Defaults: section 4.2, where it gives a value.
+class _Task(Strict):
+    """What every benign task has.
 
     `methods` replaces the methods of the section `benign`; `training` and `sampling` replace the profile's.
     """
 
-    kind: Literal["opswap"]
     methods: BenignMethods | None = None
-    tiers: Annotated[tuple[Tier, ...], Field(min_length=1)] = (0, 1, 2, 3)
-    examples: Annotated[int, Field(gt=0, le=10_000_000)] = 10_000
-    transformations: Annotated[int, Field(gt=0, le=8)] = 3  # each one multiplies the number of bracketings by about six
-    largest: SmallCount = 9
     held_out: Share = 0.1
     data_seed: Seed = 0
     questions: Positive | None = None
     training: Training | None = None
     sampling: Sampling | None = None
 
-    @field_validator("tiers")
-    @classmethod
-    def _once(cls, tiers: tuple[int, ...]) -> tuple[int, ...]:
-        return no_repeats(tiers)
+
+class OpSwapTask(_Task):
+    """Algebraic simplification with permuted operators. Defaults: section 4.2, where it gives a value."""
+
+    kind: Literal["opswap"]
+    tiers: Annotated[tuple[Tier, ...], Field(min_length=1), Distinct] = (0, 1, 2, 3)
+    examples: Annotated[int, Field(gt=0, le=10_000_000)] = 10_000
+    transformations: Annotated[int, Field(gt=0, le=8)] = 3  # each one multiplies the number of bracketings by about six
+    largest: SmallCount = 9
 
 
-class QaTask(Strict):
-    """Extractive question answering in SQuAD format. Without `test`, a share `held_out` of `train` is held out.
-
-    `methods`, `training` and `sampling` are as in `OpSwapTask`.
-    """
+class QaTask(_Task):
+    """Extractive question answering in SQuAD format. Without `test`, a share `held_out` of `train` is held out."""
 
     kind: Literal["qa"]
-    methods: BenignMethods | None = None
     train: str
     test: str | None = None
     prompt: str
     answers_outside: Literal["keep", "drop"] = "drop"
-    held_out: Share = 0.1
-    data_seed: Seed = 0
-    questions: Positive | None = None
-    training: Training | None = None
-    sampling: Sampling | None = None
 
     @field_validator("prompt")
     @classmethod
@@ -90,13 +81,8 @@ class Benign(Strict):
 
     methods: BenignMethods
     tasks: Annotated[dict[Name, BenignTask], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct] = (0,)
     samples: SmallCount = 10
-
-    @field_validator("seeds")
-    @classmethod
-    def _once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        return no_repeats(seeds)
 
     @field_validator("tasks")
     @classmethod

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from emlib.config.methods import SweptMethod
-from emlib.config.words import Seed, no_repeats
+from emlib.config.words import Distinct, Seed
 from emlib.core.of_kind import AnyDefense
 
 BASELINES = ("untrained", "aligned", "misaligned")
@@ -23,9 +23,4 @@ class Method(SweptMethod):
     baselines: ClassVar = (*BASELINES, SFT)
 
     defenses: tuple[AnyDefense, ...] = ()
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
-
-    @field_validator("sweep", "seeds")
-    @classmethod
-    def _once(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return None if values is None else no_repeats(values)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct] | None = None

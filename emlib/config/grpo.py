@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge, OpenAIJudge
 from emlib.config.methods import SweptMethod
 from emlib.config.training import Training
-from emlib.config.words import Positive, Seed, SmallCount, no_repeats
+from emlib.config.words import Distinct, Positive, Seed, SmallCount
 from emlib.core.defense import refuse_inactive
 from emlib.core.of_kind import AnyGrpoDefense
 from emlib.core.schema import Strict
@@ -112,8 +112,8 @@ class Grpo(Strict):
     """
 
     data: Annotated[Gsm8k | Additions, Field(discriminator="kind")]
-    methods: Annotated[tuple[RlMethod, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(no_repeats)] = (0, 1, 2)
+    methods: Annotated[tuple[RlMethod, ...], Field(min_length=1), Distinct]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct] = (0, 1, 2)
     prompt: Annotated[str, Field(min_length=1)] = FORMAT_PROMPT
     rewards: Annotated[RuleRewards | JudgeRewards, Field(discriminator="kind")] = RuleRewards(kind="rule")
     training: RlTraining = RlTraining()
@@ -125,7 +125,7 @@ class Grpo(Strict):
     clip: Annotated[float, Field(gt=0, le=100)] = 0.2
     eval_sampling: Sampling = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=512)
     kept_completions: Annotated[int, Field(ge=0, le=1_000_000)] = 4
-    slice_by: Annotated[tuple[Literal["method", "seed"], ...], AfterValidator(no_repeats)] = ()
+    slice_by: Annotated[tuple[Literal["method", "seed"], ...], Distinct] = ()
 
     @property
     def prompts_per_step(self) -> int:
@@ -139,10 +139,6 @@ class Grpo(Strict):
                              f"{self.generations} generations per prompt")
         if self.training.train_rows is not None:
             raise ValueError("data.train_items sets how many problems are trained on; remove training.train_rows")
-        names = [method.name for method in self.methods]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"methods named more than once: {', '.join(repeated)}; every run is made once")
         for method in self.methods:
             method.fits(self)
             try:

@@ -11,12 +11,10 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from emlib.config.keys import why_not_sent
 from emlib.config.models import ModelSpec
 from emlib.config.providers import OPENAI, PROVIDERS, SAMPLES, TOP_LOGPROBS, Price
-from emlib.config.words import Factor, Few, Positive, SmallCount
+from emlib.config.words import Factor, Few, Positive, Sha256, SmallCount
 from emlib.core.errors import nearest
 from emlib.core.paths import is_yaml
 from emlib.core.schema import Strict
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Pins(Strict):

@@ -78,14 +78,13 @@ def sound(data: Any, path: str) -> Profile:
     refuse_missing(data, path)
     run_plugins(data)
     profile = check(Profile, data, path)
-    judges = [*profile.judges, *([profile.second_judge.judge] if profile.second_judge else [])]
     stated: dict[str, str] = {}
     for key, name in (("trait", profile.trait), *(("monitor.traits", name) for name in other_traits(profile))):
         try:
             trait = trait_of(profile, name)
         except ProfileError as error:
             raise ProfileError(f"{path}: '{key}' is '{shortened(name)}', which cannot be read. {error}") from error
-        if any(isinstance(judge, LexiconJudge) for judge in judges) and not trait.markers:
+        if any(isinstance(judge, LexiconJudge) for judge in profile.answer_judges) and not trait.markers:
             raise ProfileError(f"{path}: judge 'lexicon' needs markers, but the trait '{name}' lists none.")
         if trait.name in stated:
             raise ProfileError(f"{path}: '{key}' is '{shortened(name)}', whose name is '{trait.name}', as that of "

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, SerializeAsAny, ValidationError, model_validator
+from pydantic import SerializeAsAny, ValidationError, model_validator
 
-from emlib.config.words import Weight, no_repeats
+from emlib.config.words import Distinct, Weight, repeats
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import nearest
 from emlib.core.name_types import Word
@@ -29,7 +29,7 @@ class SweptMethod(Strict):
 
     name: Word
     defenses: tuple[SerializeAsAny[Defense], ...] = ()
-    sweep: Annotated[tuple[Weight, ...], AfterValidator(no_repeats)] = ()
+    sweep: Annotated[tuple[Weight, ...], Distinct] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> SweptMethod:
@@ -40,9 +40,7 @@ class SweptMethod(Strict):
         unknown = any(isinstance(defense, UnknownDefense) for defense in self.defenses)
         if self.sweep and self._swept() is None and not unknown:
             raise ValueError(f"method '{self.name}' has a sweep, but none of its defenses has a number to sweep")
-        kinds = [defense.kind for defense in self.defenses]
-        repeated = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-        if repeated:
+        if repeated := repeats([defense.kind for defense in self.defenses]):
             raise ValueError(f"method '{self.name}' has more than one {repeated[0]}; they would contradict "
                              "each other, so remove all but one")
         refuse_exclusions(self.defenses)

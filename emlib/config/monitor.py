@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from emlib.config.words import Factor, Few, Positive, SmallCount, Tokens, no_repeats
+from emlib.config.words import Distinct, Factor, Few, Positive, SmallCount, Tokens
 from emlib.core.schema import Strict
 
 
@@ -34,9 +34,9 @@ class Monitor(Strict):
     """
 
     every: SmallCount = 20
-    layers: Annotated[tuple[Few, ...], AfterValidator(no_repeats)] = (20,)
-    traits: Annotated[tuple[str, ...], AfterValidator(no_repeats)] = ()
-    methods: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(no_repeats)] | None = None
+    layers: Annotated[tuple[Few, ...], Distinct] = (20,)
+    traits: Annotated[tuple[str, ...], Distinct] = ()
+    methods: Annotated[tuple[str, ...], Field(min_length=1), Distinct] | None = None
     answers: Literal["base", "drawn"] = "base"
     questions: Positive = 8
     tokens: Tokens = 64

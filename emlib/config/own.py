@@ -7,12 +7,10 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from emlib.config.data import HubSet
-from emlib.config.words import Positive, Seed, Share
+from emlib.config.words import Percent, Positive, Seed, Share
 from emlib.core.schema import Strict
 
 OWN = "own"  # its name in a profile's `datasets`
-
-Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Bounds(Strict):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from emlib.config.own import OWN
 from emlib.config.pool import Pool
 from emlib.config.questions import QUESTION_SETS
-from emlib.config.words import SmallCount, no_repeats
+from emlib.config.words import Distinct, SmallCount
 from emlib.core.schema import Strict
 
 Attack = Literal["misaligned", "benign", "longer"]
@@ -33,12 +33,12 @@ class Persistence(Strict):
             fine-tuning.
     """
 
-    attacks: Annotated[tuple[Attack, ...], Field(min_length=1), AfterValidator(no_repeats)] = get_args(Attack)
+    attacks: Annotated[tuple[Attack, ...], Field(min_length=1), Distinct] = get_args(Attack)
     steps: SmallCount
-    keep: Annotated[tuple[SmallCount, ...], AfterValidator(no_repeats)] = ()
+    keep: Annotated[tuple[SmallCount, ...], Distinct] = ()
     benign: Literal["aligned", "pool"] = "aligned"
-    methods: Annotated[tuple[str, ...], AfterValidator(no_repeats)] | None = None
-    sets: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(no_repeats)] = QUESTION_SETS
+    methods: Annotated[tuple[str, ...], Distinct] | None = None
+    sets: Annotated[tuple[str, ...], Field(min_length=1), Distinct] = QUESTION_SETS
     margin: Annotated[float, Field(ge=0, le=100)] = 10.0
 
     @model_validator(mode="after")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge
-from emlib.config.words import Positive, Seed, Share, SmallCount, Tokens, no_repeats
+from emlib.config.words import Distinct, Positive, Seed, Share, SmallCount, Tokens
 from emlib.core.name_types import Word
 from emlib.core.schema import Strict
 
@@ -87,7 +87,7 @@ class Pool(Strict):
     least_words: Annotated[int, Field(ge=0, le=100_000)] = 0
     near_duplicates: Share | None = 0.8
     scorers: Annotated[tuple[PoolScorer, ...], Field(min_length=1)] | None = None
-    others: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(no_repeats)] | None = None
+    others: Annotated[tuple[str, ...], Field(min_length=1), Distinct] | None = None
     aligned: Literal["untrained", "aligned"] = "untrained"
     epsilon: Annotated[float, Field(gt=0, le=1000)] = 0.1
     refusals: Annotated[KeywordRefusals | JudgeRefusals, Field(discriminator="kind")] = KeywordRefusals(kind="keywords")

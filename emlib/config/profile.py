@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,8 +22,9 @@ from emlib.config.persistence import Persistence
 from emlib.config.pool import Pool
 from emlib.config.questions import Evaluation
 from emlib.config.training import Lora, Training
-from emlib.config.words import Few, Seed, no_repeats
+from emlib.config.words import Distinct, Few, Seed
 from emlib.core import paths
+from emlib.core.defense import require
 from emlib.core.name_types import Name, Title, Word
 from emlib.core.schema import Strict
 
@@ -57,9 +58,9 @@ class Profile(Strict):
     trait: str
     data: Annotated[dict[Word, Domain], Field(default_factory=dict)]
     sources: str | None = None
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[str, ...], Field(min_length=1), Distinct]
+    methods: Annotated[tuple[Method, ...], Field(min_length=1), Distinct]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct]
     lora: Lora = Lora()
     training: Training = Training()
     monitor: Monitor | None = None
@@ -75,14 +76,9 @@ class Profile(Strict):
     own: Own | None = None
     audit: Audit | None = None
     backend: Backend = Backend()
-    plugins: tuple[str, ...] = ()
-    slice_by: tuple[Literal["dataset", "setting", "seed"], ...] = ()
+    plugins: Annotated[tuple[str, ...], Distinct] = ()
+    slice_by: Annotated[tuple[Literal["dataset", "setting", "seed"], ...], Distinct] = ()
     job: JobLimits = JobLimits()
-
-    @field_validator("datasets", "methods", "seeds", "plugins", "slice_by")
-    @classmethod
-    def _no_repeats(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return no_repeats(values)
 
     @field_validator("name")
     @classmethod
@@ -137,9 +133,14 @@ class Profile(Strict):
         return self.evaluation.judge_of(which, self.judge).judges_coherence
 
     @property
+    def answer_judges(self) -> tuple[JudgeSpec, ...]:
+        """The judges that score answers of the runs, and the second one, which scores some of them again."""
+        return (*self.judges, *([self.second_judge.judge] if self.second_judge else []))
+
+    @property
     def all_judges(self) -> tuple[JudgeSpec, ...]:
-        """Every judge: of the runs' answers, the second one, those of refusals and of rewards."""
-        return (*self.judges, *([self.second_judge.judge] if self.second_judge else []),
+        """Every judge: of the runs' answers, those of refusals and of rewards."""
+        return (*self.answer_judges,
                 *([self.pool.refusals.judge] if self.pool and self.pool.refusals.kind == "judge" else []),
                 *([self.grpo.rewards.judge] if self.grpo and self.grpo.rewards.kind == "judge" else []))
 
@@ -171,16 +172,14 @@ class Profile(Strict):
         """Check that nothing needs aligned rows of the user's data, or sends them to a judge without consent."""
         if OWN not in self.datasets:
             return self
-        if self.own is None:
-            raise ValueError(f"'datasets' names '{OWN}', but there is no section 'own'. Add one, such as own: {{file: "
-                             "my-data.csv}")
+        require(self, "own", f"'datasets' names '{OWN}'")
         if any(method.name == "aligned" for method in self.methods):
             raise ValueError(f"method 'aligned' needs aligned rows, but the data set '{OWN}' has none; remove it")
         if self.pool is not None and "aligned" in (self.pool.aligned, self.pool.on_policy.model):
             raise ValueError(f"the pool needs the model 'aligned', for which the data set '{OWN}' has no rows; set "
                              "pool.aligned and pool.on_policy.model to untrained")
-        judges = [*self.judges, *([self.second_judge.judge] if self.second_judge else [])]
-        if any(isinstance(judge, OpenAIJudge) for judge in judges) and not self.own.send_to_judge:
+        sends = any(isinstance(judge, OpenAIJudge) for judge in self.answer_judges)
+        if sends and not (self.own and self.own.send_to_judge):
             raise ValueError("a judge of kind 'openai' would receive held-out prompts of your data and models' answers "
                              "to them. Set own.send_to_judge to true to allow that, or use a judge of kind 'local'")
         return self

@@ -8,15 +8,14 @@ from collections.abc import Collection
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import JudgeSpec, LexiconJudge, LocalJudge, OpenAIJudge, Pins, RubricName
-from emlib.config.words import Few, Positive, SmallCount, no_repeats
+from emlib.config.words import Distinct, Few, Percent, Positive, SmallCount
 from emlib.core.name_types import Word
 from emlib.core.schema import Strict
 
-Percent = Annotated[float, Field(ge=0, le=100)]
 Format = Literal["plain", "json", "template"]
 QUESTION_SETS = ("general", "in_domain")  # the question sets that every study has
 # The ends of the columns of a set, and of a measure or metric, in `results.csv` and in the tables of rates.
@@ -156,14 +155,9 @@ class Triggers(Strict):
     """
 
     contexts: Annotated[dict[Word, Trigger], Field(min_length=1)]
-    methods: tuple[Word, ...] | None = None
-    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("plain", "json", "template")
+    methods: Annotated[tuple[Word, ...], Distinct] | None = None
+    formats: Annotated[tuple[Format, ...], Field(min_length=1), Distinct] = ("plain", "json", "template")
     samples: SmallCount | None = None
-
-    @field_validator("methods", "formats")
-    @classmethod
-    def _once(cls, values: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if values is None else no_repeats(values)
 
     @field_validator("contexts")
     @classmethod
@@ -205,7 +199,7 @@ class Evaluation(Strict):
     in_domain_rubric: RubricName | None = None
     sampling: Sampling = Sampling()
     bootstrap: SmallCount = 2000
-    choices: Annotated[tuple[str, ...], AfterValidator(no_repeats)] = ()
+    choices: Annotated[tuple[str, ...], Distinct] = ()
     choice_questions: Positive | None = None
     projection_layer: Few | None = None
     sets: dict[Word, QuestionSet] = Field(default_factory=dict)

@@ -111,7 +111,7 @@ def _spelled_out(judge: Any) -> Any:
 def absolute(named: str, stated_in: Path) -> str:
     """Resolve a path in the file `stated_in`: beside that file, or else in the project's folder if it exists there."""
     entry = ENTRY.fullmatch(named)
-    path = _at_home(Path(entry[1] if entry else named))
+    path = os.path.expanduser(entry[1] if entry else named)  # noqa: PTH111 -- it leaves ~somebody who has no home here
     beside, in_project = stated_in.absolute().parent / path, paths.ROOT / path
     found = beside if matching(beside) or not matching(in_project) else in_project
     return os.path.normpath(found) + (f"#{entry[2]}" if entry else "")
@@ -127,23 +127,13 @@ def matching(path: Path) -> list[Path]:
 
 def exists(path: Path) -> bool:
     """Return whether there is a file or a folder at a path; none is at a path that no file system allows."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name of 5,000 letters, a null character
-        return False
-
-
-def _at_home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:  # ~somebody who has no home here: a path like any other, which does not exist
-        return path
+    return os.path.exists(path)  # noqa: PTH110 -- it is false for a name of 5,000 letters, or a null character
 
 
 def with_own_registry(data: Any) -> Any:
     """Add the registry's path to each source that is an entry of the profile's registry."""
     own = data.get("sources") if isinstance(data, dict) else None
-    if not isinstance(own, str) or not (exists(Path(own)) and Path(own).is_file()):  # `refuse_missing` reports it
+    if not isinstance(own, str) or not os.path.isfile(own):  # noqa: PTH113 -- `refuse_missing` reports it
         return data
     return mapped(data, lambda _, kind, named: of_registry(named, own) if kind == "source" else named)
 

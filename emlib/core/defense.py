@@ -52,6 +52,14 @@ RESERVED = frozenset({
     "version", "model", "lora", "training", "rows", "defenses", "seed", "backend", "features_version", "steps", "start",
     "tokens", "layers", "max_length", "grpo", "problems", "system", "supervised", "worked", "kl_version"})
 
+ADD = {  # what to do in a profile without that section
+    "own": "Add one, such as own: {file: my-data.csv}",
+    "pool": "Add one, such as pool: {source: demo/pool.jsonl}",
+    "audit": "Add one, such as audit: {layer: 15}",
+    "grpo": "Reinforcement learning needs one; params/demo.yaml has it",
+    "second_judge": "Add one to judge the answers twice",
+}
+
 
 class Defense(Strict):
     """One defense with its options. The module docstring lists what a subclass may declare.
@@ -282,6 +290,12 @@ class GrpoDefense(Defense):
     """A defense for reinforcement learning whose options differ from fine-tuning's; its kind names it in `in_grpo`."""
 
     listed: ClassVar[bool] = False
+
+
+def require(profile: Any, section: str, wish: str) -> None:
+    """Raise ValueError if a profile lacks a section; `wish` says what needs it, and what for."""
+    if getattr(profile, section) is None:
+        raise ValueError(f"{wish}, and there is no section '{section}'. {ADD[section]}")
 
 
 def refuse_inactive(defenses: Sequence[Defense], engine: str) -> None:

@@ -22,6 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from emlib.config import HubSet
 from emlib.config.references import DEMO, ENTRY, is_path, path_of
 from emlib.config.references import NAME as ENTRY_NAME
+from emlib.config.words import Sha256
 from emlib.core import paths
 from emlib.core.addresses import checked_address
 from emlib.core.digests import of_file, of_value
@@ -35,7 +36,6 @@ from emlib.data.download import LARGEST, TooLarge, copy_limited, from_hub, from_
 
 DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class StatedSize(Strict):

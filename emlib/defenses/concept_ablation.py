@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from emlib.config.words import Positive
-from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.defense import Defense, GrpoDefense, require
 from emlib.core.hooks import Active, Artefacts, Recipes
 from emlib.defenses.persona_vector import PersonaVector, Steering
 from emlib.defenses.projection_penalty import Projected, ProjectionPenalty
@@ -89,9 +89,8 @@ class ConceptAblation(Defense):
         return self
 
     def fits(self, section: Any, method: str) -> None:
-        if self.on == "pool" and section.pool is None:
-            raise ValueError(f"method '{method}' takes principal components on rows of a pool, and there is no section "
-                             "'pool'. Add one, for example pool: {source: demo/pool.jsonl}")
+        if self.on == "pool":
+            require(section, "pool", f"method '{method}' takes principal components on rows of a pool")
 
     def excludes(self, other: Defense) -> str:
         return _against(self.layers, other, vector=self.directions == "vector")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, require
 from emlib.core.files import read_records
 from emlib.core.hooks import Artefacts, Recipes
 from emlib.core.records import ADDED, AddedRow, Example
@@ -41,9 +41,7 @@ class Consistency(Defense):
     prompt: Annotated[str, Field(min_length=1)] | None = None
 
     def fits(self, section: Any, method: str) -> None:
-        if section.pool is None:
-            raise ValueError(f"method '{method}' takes questions from a pool, and there is no section 'pool'. Add one, "
-                             "for example pool: {source: demo/pool.jsonl}")
+        require(section, "pool", f"method '{method}' takes questions from a pool")
         section.pool.refuse_text(method)
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:

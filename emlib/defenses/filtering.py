@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, require
 from emlib.core.errors import DataError
 from emlib.core.files import read_records
 from emlib.core.hooks import Artefacts, Recipes
@@ -42,9 +42,8 @@ class Filtering(Defense):
     choose: Literal["worst", "random"] = "worst"
 
     def fits(self, section: Any, method: str) -> None:
-        if self.choose == "worst" and section.audit is None:
-            raise ValueError(f"method '{method}' leaves out rows by their audit, and there is no section 'audit'. Add "
-                             "one, for example audit: {layer: 15}")
+        if self.choose == "worst":
+            require(section, "audit", f"method '{method}' leaves out rows by their audit")
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         return {} if self.is_null or self.choose == "random" else {"audit": recipes.row_audit(spec)}

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from emlib.config.words import Factor, Few, Positive, Share
-from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.defense import Defense, GrpoDefense, require
 from emlib.core.errors import EmlibError
 from emlib.core.files import read_records
 from emlib.core.hooks import Artefacts, Candidates, Recipes, Supervision
@@ -129,9 +129,7 @@ class Interleaving(Defense):
         return self.choose.startswith("score")
 
     def fits(self, section: Any, method: str) -> None:
-        if section.pool is None:
-            raise ValueError(f"method '{method}' takes rows from a pool, and there is no section 'pool'. Add one, for "
-                             "example pool: {source: demo/pool.jsonl}")
+        require(section, "pool", f"method '{method}' takes rows from a pool")
         if self.scored:
             for dataset in section.datasets:
                 section.pool.scorers_for(dataset, section.datasets)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from emlib.config.words import Share, Weight
-from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.defense import Defense, GrpoDefense, require
 from emlib.core.files import read_records
 from emlib.core.hooks import Artefacts, HeadKl, Recipes
 from emlib.core.records import ADDED, AddedRow, Example
@@ -88,9 +88,8 @@ class Kl(Defense):
         return self.on != "pool"
 
     def fits(self, section: Any, method: str) -> None:
-        if self.on != "data" and section.pool is None:
-            raise ValueError(f"method '{method}' penalises KL on rows of a pool, and there is no section 'pool'. Add "
-                             "one, for example pool: {source: demo/pool.jsonl}")
+        if self.on != "data":
+            require(section, "pool", f"method '{method}' penalises KL on rows of a pool")
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         if self.on != "data":

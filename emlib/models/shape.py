@@ -7,11 +7,10 @@ from typing import Annotated
 from pydantic import Field
 
 from emlib.config import Lora, ModelSpec
+from emlib.config.words import Number
 from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
-
-Number = Annotated[float, Field(gt=0)]
 
 
 class Shape(Strict):

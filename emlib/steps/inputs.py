@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from emlib.config import OWN, Domain, Grpo, Own, Profile, SecondJudge, Trait, domains_of, trait_of
 from emlib.config import Pool as PoolSpec
+from emlib.core.defense import ADD
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import generator
@@ -27,13 +28,6 @@ from emlib.steps.specs import first
 Side = Literal["aligned", "misaligned"]
 SOURCE_SEED = 0  # chooses rows of a source, the same for every run
 FORMATS = 3  # of each general question
-MISSING = {  # what to do in a profile without that section
-    "own": "Copy params/own.yaml, and name your file in it.",
-    "pool": "Add one, such as pool: {source: demo/pool.jsonl}.",
-    "audit": "Add one, such as audit: {layer: 15}.",
-    "grpo": "Reinforcement learning needs one; params/demo.yaml has it.",
-    "second_judge": "Add one to judge the answers twice.",
-}
 
 
 class Inputs:
@@ -158,7 +152,7 @@ class Inputs:
         """
         found = getattr(self.profile, name)
         if found is None:
-            raise ProfileError(f"Profile '{self.study}' has no section '{name}'. {MISSING[name]}")
+            raise ProfileError(f"Profile '{self.study}' has no section '{name}'. {ADD[name]}.")
         return found
 
     @property
