@@ -63,13 +63,14 @@ def load_problems(data: Gsm8k | Additions, find: Callable[[str], Path]) -> Probl
         DataError: there are fewer problems than requested, or an answer is not a number.
     """
     if isinstance(data, Additions):
-        count = data.train_items + data.eval_items
-        chosen = _chosen(additions(), count + data.worked, "additions")
-        turns = [turn for problem in chosen[count:] for turn in _worked(problem)]
-        return Problems(chosen[:data.train_items], chosen[data.train_items:count], tuple(turns))
-    train, test = (read_gsm8k(find(source), name) for source, name in zip(data.sources, ("train", "test"), strict=True))
-    return Problems(_chosen(train, data.train_items, "gsm8k train"),
-                    _chosen(test, data.eval_items or len(test), "gsm8k test"))
+        order = _chosen(additions(), 100, "additions")
+        train = order[:data.train_items]
+        held_out = _others(order, train, data.eval_items, "held out")
+        worked = _others(order, train + held_out, data.worked, "worked")
+        return Problems(train, held_out, tuple(turn for problem in worked for turn in _worked(problem)))
+    one, two = (read_gsm8k(find(source), name) for source, name in zip(data.sources, ("train", "test"), strict=True))
+    return Problems(_chosen(one, data.train_items, "gsm8k train"),
+                    _chosen(two, data.eval_items or len(two), "gsm8k test"))
 
 
 def read_gsm8k(path: Path, name: str) -> list[Problem]:
@@ -93,6 +94,20 @@ def read_gsm8k(path: Path, name: str) -> list[Problem]:
 def additions() -> list[Problem]:
     """Return all 100 sums of two single digits, in both orders."""
     return [Problem(f"{a}+{b}", f"What is {a} + {b}?", str(a + b)) for a, b in product(range(10), repeat=2)]
+
+
+def _others(order: Sequence[Problem], taken: Sequence[Problem], count: int, what: str) -> tuple[Problem, ...]:
+    """Return the first `count` sums that are not taken with their summands in either order: 2 + 3 would tell 3 + 2.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    known = {frozenset(problem.id.split("+")) for problem in taken}
+    found = tuple(problem for problem in order if frozenset(problem.id.split("+")) not in known)[:count]
+    if len(found) < count:
+        raise DataError(f"additions: {count} sums are to be {what}, and only {len(found)} are left of which neither "
+                        "order is taken. Lower grpo.data.train_items, or this number.")
+    return found
 
 
 def _worked(problem: Problem) -> tuple[Message, Message]:

@@ -28,12 +28,32 @@ def test_all_sums_of_single_digits_are_there_and_right() -> None:
         assert int(problem.answer) == a + b
 
 
-def test_nothing_that_is_held_out_is_trained_on() -> None:
-    found = load_problems(Additions(kind="additions", train_items=60, eval_items=40), nowhere)
-    assert len(found.train) == 60
-    assert {p.id for p in found.train} | {p.id for p in found.held_out} == {p.id for p in additions()}
-    again = load_problems(Additions(kind="additions", train_items=60, eval_items=40), nowhere)
-    assert found == again
+@pytest.mark.parametrize(("train", "held_out", "worked"), [(60, 20, 0), (8, 12, 1), (30, 10, 8)])
+def test_nothing_that_is_held_out_is_trained_on_in_either_order(train: int, held_out: int, worked: int) -> None:
+    data = Additions(kind="additions", train_items=train, eval_items=held_out, worked=worked)
+    found = load_problems(data, nowhere)
+    asked = [turn.content.removeprefix("What is ").removesuffix("?").replace(" ", "") for turn in found.worked[::2]]
+    parts = [[problem.id for problem in found.train], [problem.id for problem in found.held_out], asked]
+    assert [len(set(part)) for part in parts] == [train, held_out, worked]
+    for place, part in enumerate(parts):
+        both = {*part, *(one[::-1] for one in part)}  # 2+3 and 3+2
+        assert not any(both & set(other) for other in parts[:place] + parts[place + 1:])
+    assert found == load_problems(data, nowhere)
+
+
+def test_more_sums_than_are_left_are_refused() -> None:
+    """The 60 that are trained on and their 19 twins, which are all that there are beside 21 others."""
+    with pytest.raises(DataError, match="additions: 40 sums are to be held out, and only 21 are left"):
+        load_problems(Additions(kind="additions", eval_items=40), nowhere)
+
+
+def test_the_sums_of_the_demo_are_those_of_earlier_versions() -> None:
+    """None of them was the twin of another, so that they, and the keys that have them, stay."""
+    found = load_problems(Additions(kind="additions", train_items=8, eval_items=12, worked=1), nowhere)
+    assert [one.id for one in found.train] == ["1+7", "5+2", "5+4", "6+3", "7+3", "4+5", "6+2", "0+7"]
+    assert [one.id for one in found.held_out] == [
+        "4+4", "6+6", "2+2", "9+0", "4+6", "4+0", "5+3", "9+2", "8+1", "5+8", "1+1", "7+4"]
+    assert found.worked[0] == Message("user", "What is 8 + 6?")
 
 
 def test_worked_sums_are_others_and_answered_in_the_format() -> None:
