@@ -166,7 +166,7 @@ class Recipes:
     def _plain(self, spec: TrainingSpec) -> Adapter:
         """Return the adapter without defenses, as `misaligned` keeps and reads it: both are one step."""
         method = "misaligned" if spec.dataset == OWN or spec.dataset in self.inputs.domains else None
-        plain = replace(spec.plain, keep=self.kept(method), monitor=self.monitor(spec, method))
+        plain = replace(spec.plain, keep=self.kept(method), monitor=self.monitor(spec.plain, method))
         return self.adapter(plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
 
     def fine_tuning(self, dataset: str, name: str, read: Callable[[], tuple[Example, ...]],

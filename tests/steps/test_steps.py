@@ -31,6 +31,7 @@ from emlib.core.step import Step, closure
 from emlib.core.work import Work
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.sizes import Size, Sizes
+from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.kl import Beta, Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
@@ -431,6 +432,18 @@ def test_the_costs_of_answers_and_verdicts_by_hand() -> None:
     # Two scores of each; 100 characters of prompt, 32 of the question, 28 of the answer: 160 / 4 + 8 = 48 tokens.
     assert Verdicts(given, assessment(JUDGE)).cost(Sizes()) == Work(verdicts=15, judged=2 * 15 * 48, disk=15 * 700)
     assert Verdicts(given, assessment(NoJudge(kind="none"))).cost(Sizes()) == Work()
+
+
+def test_the_adapter_that_components_are_taken_of_is_monitored_as_misaligned_is() -> None:
+    recipes = Recipes(load_profile("tiny").model_copy(update={"monitor": Monitor(layers=(2,))}), "tiny")
+    assert recipes.profile.pool is not None
+    ablation = ConceptAblation(directions="components", layers=(2,))
+    adapter = recipes.adapter(recipes.narrow("cooking", "misaligned", (ablation,), 0, "ablation"), "ablation")
+    [components] = adapter.inputs
+    misaligned = recipes.baseline("cooking", "misaligned", 0)
+    assert misaligned is not None
+    assert components.adapter.key == misaligned.key
+    assert components.adapter.spec.monitor == misaligned.spec.monitor
 
 
 def test_a_plan_of_the_paper_reads_no_data_set_and_computes_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
