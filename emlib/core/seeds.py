@@ -25,9 +25,14 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *names))
 
 
-def some_of(items: Sequence[Item], count: int | None, what: str) -> list[Item]:
-    """Return a fixed random choice of `count` items, in their order; all of them if `count` is None or too large."""
+def chosen(items: Sequence[Item], count: int | None, seed: int, *names: str) -> list[Item]:
+    """Return a random choice of `count` items, in their order; all of them if `count` is None or too large."""
     if count is None or count >= len(items):
         return list(items)
-    places = generator(0, "checks", what).permutation(len(items))[:count]
+    places = generator(seed, *names).permutation(len(items))[:count]
     return [items[place] for place in sorted(places.tolist())]
+
+
+def some_of(items: Sequence[Item], count: int | None, what: str) -> list[Item]:
+    """Return a fixed choice of `chosen`, the same in every run."""
+    return chosen(items, count, 0, "checks", what)

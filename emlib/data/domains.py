@@ -10,7 +10,7 @@ from typing import TypeVar
 from emlib.config import Domain
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Question
-from emlib.core.seeds import generator
+from emlib.core.seeds import chosen, generator
 from emlib.data.rows import read_examples, read_pairs
 
 Item = TypeVar("Item")
@@ -65,7 +65,8 @@ def load_domain(name: str, domain: Domain, locate: Callable[[str], Path]) -> Nar
     else:
         aligned = read_examples(locate(str(domain.aligned)))
         misaligned = read_examples(locate(str(domain.misaligned)))
-    sides = [Split(*map(tuple, split(_some(rows, domain), domain.held_out, domain.split_seed)))
+    seed = domain.split_seed
+    sides = [Split(*map(tuple, split(chosen(rows, domain.rows, seed, "rows"), domain.held_out, seed)))
              for rows in (aligned, misaligned)]
     return NarrowData(name, *sides)
 
@@ -79,13 +80,5 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
     rows = data.misaligned.held_out
     trained_on = {row.context for side in (data.aligned, data.misaligned) for row in side.train}
     order = generator(0, "in-domain questions").permutation(len(rows)).tolist()
-    chosen = sorted([index for index in order if rows[index].context not in trained_on][:count])
-    return [Question(f"{data.name}_{index}", rows[index].prompt, rows[index].system) for index in chosen]
-
-
-def _some(rows: list[Example], domain: Domain) -> list[Example]:
-    """Choose `domain.rows` rows at random, or return all of them."""
-    if domain.rows is None or domain.rows >= len(rows):
-        return rows
-    chosen = sorted(generator(domain.split_seed, "rows").permutation(len(rows))[:domain.rows].tolist())
-    return [rows[index] for index in chosen]
+    asked = sorted([index for index in order if rows[index].context not in trained_on][:count])
+    return [Question(f"{data.name}_{index}", rows[index].prompt, rows[index].system) for index in asked]

@@ -185,7 +185,7 @@ def from_hub(name: str, repo: str, config: str, split: str, revision: str, part:
                                      token=os.environ.get("HF_TOKEN") or None)
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, ValueError) as error:
         raise SourceError(f"{name}: {_refusal(error, repo, terms)} {otherwise}") from error
-    readable = [column for column, feature in rows.features.items() if _in_json(feature)]
+    readable = [column.name for column in rows.features.arrow_schema if _in_json(column.type)]
     if lost := [column for column in rows.column_names if column in wanted and column not in readable]:
         raise SourceError(f"{name}: the column '{lost[0]}' of {repo} is no text ({rows.features[lost[0]]}). Name "
                           f"another one; columns that can be read: {', '.join(readable) or 'none'}.")
@@ -194,22 +194,12 @@ def from_hub(name: str, repo: str, config: str, split: str, revision: str, part:
         copy_limited(((json.dumps(row) + "\n").encode("ascii") for row in rows), out.write, limit, name)
 
 
-def _in_json(feature: Any) -> bool:
+def _in_json(stored: Any) -> bool:
     """Return whether JSON knows the values of a column of this type: texts, numbers, lists and objects of them."""
-    import datasets
-    import pyarrow
+    from pyarrow import types
 
-    if isinstance(feature, dict):
-        return all(map(_in_json, feature.values()))
-    if isinstance(feature, list):
-        return all(map(_in_json, feature))
-    if isinstance(feature, datasets.LargeList | datasets.List | datasets.Sequence):
-        return _in_json(feature.feature)
-    if isinstance(feature, datasets.ClassLabel | datasets.Translation | datasets.TranslationVariableLanguages):
-        return True
-    if not isinstance(feature, datasets.Value):
-        return False
-    types, stored = pyarrow.types, feature.pa_type
+    if types.is_nested(stored):
+        return all(_in_json(stored.field(place).type) for place in range(stored.num_fields))
     return (types.is_string(stored) or types.is_large_string(stored) or types.is_boolean(stored)
             or types.is_integer(stored) or types.is_floating(stored) or types.is_null(stored))
 

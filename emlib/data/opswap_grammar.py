@@ -1,16 +1,14 @@
 """OpSwap's expressions: a grammar of four signs whose meanings, and so their precedence, depend on the tier.
 
-    expression := term  (loose term)*         loose: the signs that mean + or - in this tier
-    term       := atom  (tight atom)*         tight: the signs that mean × or ÷ in this tier
-    atom       := '-'? digits ('/' digits)?  |  '(' expression ')'
-
-A sign's meaning in the tier decides its precedence; both levels are left-associative. Table 10 (Appendix D) shows this
-in tier 2: the last `-` of `8 × 2 - 2` means division and is evaluated first. Numbers are exact rationals: `1/3` is a
-number, `1 ÷ 3` an operation.
+A sign's meaning in the tier decides its precedence, and signs of one precedence are evaluated from left to right: as in
+Python, whose parser reads the expressions once each sign is written as the operator that it means. Table 10
+(Appendix D) shows this in tier 2: the last `-` of `8 × 2 - 2` means division and is evaluated first. Numbers are exact
+rationals: `1/3` is a number, `1 ÷ 3` an operation.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,9 +24,8 @@ MEANINGS: tuple[dict[str, str], ...] = (  # Table 10: what each sign means in ti
     dict(zip(SIGNS, "-×÷+", strict=True)),
 )
 TIERS = range(len(MEANINGS))
-_TIGHT = tuple(frozenset(sign for sign in SIGNS if meaning[sign] in "×÷") for meaning in MEANINGS)
-_LOOSE = tuple(frozenset(SIGNS) - tight for tight in _TIGHT)
-_TOKEN = re.compile(r"\s*(\d+(?:/\d+)?|[-+×÷()])")
+_PYTHON = dict(zip(SIGNS, "+-*/", strict=True))
+_MEANT: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "×", ast.Div: "÷"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +45,37 @@ def parse(text: str, tier: int) -> Expression:
     """Parse `text` as an expression of a tier.
 
     Raises:
-        DataError: it is not an expression; the message gives the position and what was expected. Or there is no such
-            tier.
+        DataError: it is not an expression, or there is no such tier.
     """
     if tier not in TIERS:
         raise DataError(f"OpSwap has no tier {tier}. Its tiers are {TIERS[0]} to {TIERS[-1]} (Table 10).")
-    return _Reader(text, tier).whole()
+    text = " ".join(text.split())
+    try:
+        return _read(ast.parse(_as_python(text, tier), mode="eval").body, text, tier)
+    except (SyntaxError, ZeroDivisionError) as error:
+        raise DataError(f"'{text}' is no expression of OpSwap. Expected numbers such as 4 or 2/3, one of "
+                        f"{' '.join(SIGNS)} between two of them, and brackets around parts.") from error
+
+
+def _as_python(text: str, tier: int) -> str:
+    """Write each sign as Python's operator of its meaning, and `2/3`, which is one number, as `2.3`; no place moves."""
+    if re.sub(r"\d+/\d+|[\d ()+×÷-]", "", text):
+        raise SyntaxError
+    return re.sub(r"([\d)] ?)([-+×÷])", lambda found: found[1] + _PYTHON[MEANINGS[tier][found[2]]],
+                  text.replace("/", "."))  # another minus is a number's
+
+
+def _read(node: ast.expr, text: str, tier: int) -> Expression:
+    """Return the expression of a node of Python's syntax tree; `text` has the numbers and brackets at its places."""
+    if isinstance(node, ast.Constant):
+        return Fraction(text[node.col_offset:node.end_col_offset])
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        return -Fraction(text[node.operand.col_offset:node.operand.end_col_offset])
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _MEANT:
+        raise SyntaxError
+    bracketed = text[:node.col_offset].rstrip().endswith("(") and text[node.end_col_offset:].lstrip().startswith(")")
+    sign = next(sign for sign, meaning in MEANINGS[tier].items() if meaning == _MEANT[type(node.op)])
+    return Operation(sign, _read(node.left, text, tier), _read(node.right, text, tier), bracketed)
 
 
 def evaluate(expression: Expression, tier: int) -> Fraction:
@@ -108,66 +130,3 @@ def written(expression: Expression) -> str:
 def _operand(expression: Expression) -> str:
     text = written(expression)
     return f"({text})" if isinstance(expression, Fraction) and expression < 0 else text
-
-
-class _Reader:
-    """Recursive descent over the tokens of one text."""
-
-    def __init__(self, text: str, tier: int) -> None:
-        self.text, self.tight, self.loose = text, _TIGHT[tier], _LOOSE[tier]
-        self.place = self.end = 0  # where the current token begins and ends
-        self.token = ""
-        self._next()
-
-    def whole(self) -> Expression:
-        found = self._expression()
-        if self.token:
-            raise self._unexpected("a sign or the end")
-        return found
-
-    def _expression(self) -> Expression:
-        left = self._term()
-        while self.token in self.loose:
-            left = Operation(self._take(), left, self._term())
-        return left
-
-    def _term(self) -> Expression:
-        left = self._atom()
-        while self.token in self.tight:
-            left = Operation(self._take(), left, self._atom())
-        return left
-
-    def _atom(self) -> Expression:
-        if self.token == "(":
-            self._next()
-            inner = self._expression()
-            if self.token != ")":
-                raise self._unexpected("a sign or ')'")
-            self._next()
-            return replace(inner, bracketed=True) if isinstance(inner, Operation) else inner
-        minus = self._take() if self.token == "-" else ""
-        if not self.token[:1].isdigit():
-            raise self._unexpected("a number" if minus else "a number or '('")
-        try:
-            number = Fraction(minus + self.token)
-        except ZeroDivisionError as error:
-            raise self._unexpected("a denominator other than 0") from error
-        self._next()
-        return number
-
-    def _take(self) -> str:
-        token = self.token
-        self._next()
-        return token
-
-    def _next(self) -> None:
-        found = _TOKEN.match(self.text, self.end)
-        if found is None and self.text[self.end:].strip():
-            self.place, self.token = self.end, self.text[self.end:].strip()[0]
-            raise self._unexpected(f"a number, a bracket or one of {' '.join(SIGNS)}")
-        self.token = found[1] if found else ""
-        self.place, self.end = (found.start(1), found.end()) if found else (len(self.text), len(self.text))
-
-    def _unexpected(self, wanted: str) -> DataError:
-        found = f"found '{self.token}'" if self.token else "found the end"
-        return DataError(f"'{self.text}', character {self.place + 1}: expected {wanted}, {found}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, linear_regression
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,8 @@ def line(x: Sequence[float], y: Sequence[float]) -> Line | None:
     """Fit the line; None where all x are equal, or there are fewer than two."""
     if len(set(x)) < 2:
         return None
-    middle, height = fmean(x), fmean(y)
-    slope = sum((one - middle) * (other - height) for one, other in zip(x, y, strict=True)) / sum(
-        (one - middle) ** 2 for one in x)
-    return Line(height - slope * middle, slope)
+    slope, intercept = linear_regression(x, y)
+    return Line(intercept, slope)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from emlib.config import Pool as PoolSpec
 from emlib.core.files import write_objects, write_records
 from emlib.core.progress import say
 from emlib.core.records import Example
-from emlib.core.seeds import generator
+from emlib.core.seeds import chosen
 from emlib.data.left_out import Dropped, is_blank
 from emlib.data.pools import Candidates, read_pool
 from emlib.data.sources import locate
@@ -69,8 +69,6 @@ def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
     rows = [row for place, row in enumerate(long) if place not in repeats]
     dropped += [Dropped(long[place].where, f"near-duplicate: of {long[earlier].where}")
                 for place, earlier in repeats.items()]
-    if pool.rows is not None and pool.rows < len(rows):
-        drawn = set(generator(pool.seed, "pool").permutation(len(rows))[:pool.rows].tolist())
-        dropped += [Dropped(row.where, "not drawn") for place, row in enumerate(rows) if place not in drawn]
-        rows = [row for place, row in enumerate(rows) if place in drawn]
-    return Candidates(tuple(rows), tuple(dropped))
+    drawn = chosen(range(len(rows)), pool.rows, pool.seed, "pool")
+    dropped += [Dropped(rows[place].where, "not drawn") for place in sorted({*range(len(rows))} - {*drawn})]
+    return Candidates(tuple(rows[place] for place in drawn), tuple(dropped))

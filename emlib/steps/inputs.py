@@ -11,7 +11,7 @@ from emlib.config import Pool as PoolSpec
 from emlib.core.defense import ADD
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Question
-from emlib.core.seeds import generator
+from emlib.core.seeds import chosen
 from emlib.data.domains import NarrowData, in_domain_questions, load_domain
 from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
@@ -168,10 +168,7 @@ class Inputs:
         """Return rows of a source in its order: all (None), or `count` chosen by the same seed in every run."""
         def read() -> tuple[Example, ...]:
             rows = read_pool(locate(source), pool_form(source)).rows
-            if count is None or count >= len(rows):
-                return rows
-            chosen = sorted(generator(SOURCE_SEED, "supervised rows").permutation(len(rows))[:count].tolist())
-            return tuple(rows[index] for index in chosen)
+            return tuple(chosen(rows, count, SOURCE_SEED, "supervised rows"))
 
         return Rows(f"{count or 'all'} of {source}", read, lambda sizes: first(sizes.source(source), count))
 

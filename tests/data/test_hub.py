@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Array2D, ClassLabel, Features, Image, List, Translation, Value
 
 from emlib.config import HubSet, Own
 from emlib.core import paths
-from emlib.data import own
+from emlib.data import download, own
 from emlib.data.left_out import NO_ANSWER
 from emlib.data.pools import HARMFUL, read_pool
 from emlib.data.qa import read_qa
@@ -188,3 +189,13 @@ def test_columns_that_json_does_not_know_are_left_out_unless_they_are_asked_for(
     assert done.stdout.startswith("[' 0.', ' 1.']"), done.stderr
     kept = Path(done.stdout.split("] ")[1].strip()).read_text().splitlines()
     assert json.loads(kept[0]) == {"prompt": "0?", "response": " 0.", "likes": 0.5}
+
+
+def test_which_columns_json_knows() -> None:
+    known = {"text": Value("string"), "label": ClassLabel(names=["a", "b"]), "turns": List({"role": Value("string")}),
+             "languages": Translation(["en", "de"]), "pair": List(Value("float32"), length=2), "none": Value("null")}
+    unknown = {"made": Value("timestamp[s]"), "bytes": Value("binary"), "picture": Image(),
+               "table": Array2D((2, 2), "int32"), "price": Value("decimal128(5, 2)"),
+               "files": List({"name": Value("string"), "content": Value("binary")})}
+    schema = Features(known | unknown).arrow_schema
+    assert [column.name for column in schema if download._in_json(column.type)] == list(known)
