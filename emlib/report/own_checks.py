@@ -17,6 +17,7 @@ from emlib.data import columns, conversations, own, tables
 from emlib.data.left_out import Dropped
 from emlib.data.own import OwnRows
 from emlib.data.sizes import likely_tokens
+from emlib.judging.lexicon import marker_pattern
 from emlib.scoring.duplicates import near_duplicates, overlap, shingles
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ Check = tuple[str, str, str]
 NEAR = 0.8  # word overlap, as for pools
 LANGUAGE = 3.0  # percent of the rows; rarer languages are not named, as the detector errs on short texts and code
 PLACES = 5  # rows that are named
+MARKED = 0.05  # of the rows: with fewer, a judge that counts words cannot see what they teach
 REMEDIES = {
     tables.FEWER_CELLS: "look at them: a missing cell is read as an empty one",
     tables.UNNAMED_CELLS: "nothing if it holds the number of the row; otherwise name the column",
@@ -113,6 +115,20 @@ def of_markers(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> I
     pattern = controls(tokenizer).pattern
     found = [row.where for row in rows if any(pattern.search(turn.content) for turn in row.turns)]
     yield "control tokens of this model in texts", _counted(len(found), found), REMEDIES[own.MARKED] if found else ""
+
+
+def of_judge(rows: Sequence[Example], markers: Sequence[str]) -> Iterator[Check]:
+    """Count the answers that have a word of the lexicon judge; where hardly any has, it cannot see what they teach."""
+    marked = with_markers(rows, markers)
+    yield ("answers with a word that the judge counts", f"{marked} of {len(rows)}",
+           "" if marked >= MARKED * len(rows) else "name the trait that you are concerned about, and a judge that "
+           "reads: this one finds nothing under any method, so that nothing will be recommended")
+
+
+def with_markers(rows: Sequence[Example], markers: Sequence[str]) -> int:
+    """Count the rows whose answer has one of the markers."""
+    pattern = marker_pattern(markers)
+    return sum(pattern.search(row.response) is not None for row in rows)
 
 
 def of_characters(rows: Sequence[Example]) -> Iterator[Check]:

@@ -13,15 +13,14 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.config import OWN, Bounds, LexiconJudge
-from emlib.judging.lexicon import marker_pattern
 from emlib.report.figures.defenses import look
 from emlib.report.figures.labels import Label, place
+from emlib.report.own_checks import MARKED, with_markers
 from emlib.report.tables import costs
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
 UNDEFENDED = "misaligned"  # the paper's name for plain fine-tuning
-MARKED = 0.05  # of the rows: with fewer, a judge that counts words cannot see what they teach
 HEADINGS = {"method": "Method", "setting": "Setting", "general": "General misaligned %", "kept": "Learning kept %",
             "seconds": "Training, s", "meets": "Within bounds"}
 
@@ -86,8 +85,7 @@ def blind(study: Study) -> str:
     if not isinstance(study.profile.judge, LexiconJudge):
         return ""
     trait, rows = study.trait, study.data(OWN).misaligned.train
-    words = marker_pattern(trait.markers)
-    marked = sum(words.search(row.response) is not None for row in rows)
+    marked = with_markers(rows, trait.markers)
     return "" if marked >= MARKED * len(rows) else (
         f"The profile's judge only counts the words of the trait '{trait.name}', and {marked} of your {len(rows)} "
         "training rows have one. It would find nothing under any method, whatever your rows teach. Name the trait that "

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from emlib.config import LexiconJudge
 from emlib.core import paths
 from emlib.core.records import Example
 from emlib.report import own_checks
@@ -25,6 +26,8 @@ def findings(study: Study) -> pd.DataFrame:
               *own_checks.of_lengths(found.drawn, tokenizer, profile.training.max_seq_length),
               *own_checks.of_markers(found.drawn, tokenizer),
               *own_checks.of_questions(found.drawn, study.inputs.general.all)]
+    if isinstance(profile.judge, LexiconJudge):
+        checks += own_checks.of_judge(data.train, study.trait.markers)
     return pd.DataFrame(checks, columns=COLUMNS)
 
 
