@@ -22,7 +22,7 @@ from emlib.core.files import disk_errors, read_records, write_records
 from emlib.core.names import ALLOWED, is_name
 from emlib.core.records import Question, Verdict
 from emlib.core.seeds import generator
-from emlib.report.tables.auxiliary_measures import judges_agree
+from emlib.report.tables import auxiliary_measures
 from emlib.study.runs import Opinions, Run
 from emlib.study.study import Study
 
@@ -99,7 +99,7 @@ def _answers(study: Study, run: Run) -> dict[tuple[str, int], Unlabelled]:
 
 
 def opinions(study: Study, runs: Sequence[Run], labeller: str, *, second: bool = False) -> list[Opinions]:
-    """Return a judge's verdicts beside a person's on the answers that both have; empty without labels.
+    """Return a judge's verdicts beside a person's on the answers that both have; empty without a name or labels.
 
     Args:
         study: whose profile names the judge.
@@ -107,7 +107,7 @@ def opinions(study: Study, runs: Sequence[Run], labeller: str, *, second: bool =
         labeller: the person's name.
         second: whether the judge is the profile's `second_judge`.
     """
-    labels, found = read(labeller), list[Opinions]()
+    labels, found = read(labeller) if labeller else {}, list[Opinions]()
     for run in runs if labels else ():
         both = _judged(study, run, second=second)
         theirs = _as_verdicts(study, run, labels, both)
@@ -115,6 +115,11 @@ def opinions(study: Study, runs: Sequence[Run], labeller: str, *, second: bool =
             given = {(verdict.question, verdict.sample) for verdict in theirs}
             found.append(Opinions(run, tuple(v for v in both if (v.question, v.sample) in given), tuple(theirs)))
     return found
+
+
+def second_opinions(study: Study, runs: Sequence[Run], labeller: str) -> list[Opinions]:
+    """Return the profile's judge beside a person, or beside the profile's second judge if the person has no labels."""
+    return opinions(study, runs, labeller) or auxiliary_measures.opinions(study, runs)
 
 
 def _judged(study: Study, run: Run, *, second: bool) -> Sequence[Verdict]:
@@ -134,7 +139,7 @@ def _as_verdicts(study: Study, run: Run, labels: Mapping[str, HumanLabel], order
 
 def agreement_with_judges(study: Study, runs: Sequence[Run], labeller: str) -> pd.DataFrame:
     """Return how far a person agrees with each of the profile's judges, as `judges_agree`; empty without labels."""
-    tables = [judges_agree(opinions(study, runs, labeller, second=second)).assign(judge=name)
-              for name, second in (("the profile's", False), ("the second", True))]
+    tables = [auxiliary_measures.judges_agree(opinions(study, runs, labeller, second=second)).assign(
+        judge=name) for name, second in (("the profile's", False), ("the second", True))]
     whole = pd.concat([table for table in tables if not table.empty] or tables[:1], ignore_index=True)
     return whole[["judge", *(column for column in whole.columns if column != "judge")]]

@@ -180,6 +180,8 @@ def _learnt(frame: pd.DataFrame, match: str, measure: str) -> pd.DataFrame:
 
 def matches_by_method(frame: pd.DataFrame) -> Figure:
     """Plot strict exact match of each run with its 95% interval over questions: one panel per task and tier."""
+    if frame.empty:
+        return plots.nothing("No run of a benign task is finished.")
     people = pd.DataFrame(_identity(frame))
     names = (people["Task"] + " " + people["Tier"]).str.strip()
     methods = (people["Method"] + " " + people["Setting"]).str.strip()

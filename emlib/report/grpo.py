@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from emlib.core.files import write_text
 from emlib.evaluation.rewards import advantages
 from emlib.report import markdown
-from emlib.report.figures.plots import styles
+from emlib.report.figures.plots import nothing, styles
 from emlib.study.runs import RunResult
 from emlib.training.rl.records import Completion, RlStep
 
@@ -67,6 +67,9 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
 
 def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
     """Plot Figures 2 and 3: training reward and accuracy per step (thin), and their moving average (bold)."""
+    logs = {name: log for name, log in logs.items() if log}
+    if not logs:
+        return nothing("No run was trained.")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for (name, log), style in zip(logs.items(), cycle(styles()), strict=False):
         steps = [step.step for step in log]

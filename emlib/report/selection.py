@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from emlib.report.figures.plots import PALETTE
+from emlib.report.figures.plots import PALETTE, nothing
 from emlib.scoring.refusals import NOTHING
 from emlib.study import pool
 from emlib.study.runs import Run
@@ -18,22 +20,30 @@ EPSILONS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 PARTS = 5
 
 
-def scored(study: Study, run: Run) -> pd.DataFrame:
-    """Return the pool's rows in their order, with their losses and scores for a run.
+def scored(study: Study, run: Run | None) -> pd.DataFrame:
+    """Return the pool's rows in their order, with their losses and scores for a run; no rows without a run.
 
     Columns: `place`, `prompt`, `answer`, `tokens` of the answer, `aligned` and `misaligned` loss in nats per token
     (NaN: unknown), `score` by equation 6, `rank` (in the run's order; NaN: never taken), `reason`, `refusal` (the
     keyword that marks a refusal, or the judge if the profile has one; empty for other answers).
     """
+    columns = ["place", "prompt", "answer", "tokens", "aligned", "misaligned", "score", "rank", "reason", "refusal"]
+    if run is None:
+        return pd.DataFrame(columns=columns)
     rows = pool.candidates(study)
     marks = (pool.refusals(study) or NOTHING).marks
     tokens = [row.tokens for row in pool.losses(study, run)]
     order = sorted(pool.selection(study, run), key=lambda ranked: ranked.place)
-    columns = ["place", "prompt", "answer", "tokens", "aligned", "misaligned", "score", "rank", "reason", "refusal"]
     return pd.DataFrame([
         (r.place, rows[r.place].prompt, rows[r.place].response, tokens[r.place], r.aligned, r.misaligned, r.score,
          r.rank, r.reason, marks.get(r.place, "")) for r in order],
         columns=columns).astype({"aligned": float, "misaligned": float, "score": float, "rank": float})
+
+
+def sizes(frames: Mapping[Run, pd.DataFrame]) -> pd.DataFrame:
+    """Count each run's rows of the pool, and those that it may take; `frames` has the `scored` of each run."""
+    return pd.DataFrame([(str(run), len(frame), frame["rank"].notna().sum()) for run, frame in frames.items()],
+                        columns=["run", "rows in its pool", "rows that it may take"])
 
 
 def ends(frame: pd.DataFrame, count: int = 10) -> pd.DataFrame:
@@ -51,7 +61,10 @@ def epsilon_effect(frame: pd.DataFrame, taken: int, chosen: float) -> pd.DataFra
     `shared with ours` is the share of them that the profile's `chosen` epsilon also selects; `rank correlation` is
     Spearman's, over the whole pool.
     """
+    columns = ["epsilon", "shared with ours", "rank correlation", "median tokens", "median aligned loss"]
     known = frame.dropna(subset="score")
+    if known.empty:
+        return pd.DataFrame(columns=columns)
     scores = {e: (known["misaligned"] - known["aligned"]) / (known["aligned"] + e) for e in (*EPSILONS, chosen)}
     top = {e: set(values.sort_values(ascending=False, kind="stable").index[:taken]) for e, values in scores.items()}
     rows = []
@@ -60,19 +73,19 @@ def epsilon_effect(frame: pd.DataFrame, taken: int, chosen: float) -> pd.DataFra
         rows.append((f"{e:g}", f"{len(top[e] & top[chosen]) / max(1, len(top[e])):.0%}",
                      f"{scores[e].corr(scores[chosen], method='spearman'):.3f}", f"{first['tokens'].median():.0f}",
                      f"{first['aligned'].median():.2f}"))
-    return pd.DataFrame(rows, columns=[
-        "epsilon", "shared with ours", "rank correlation", "median tokens", "median aligned loss"])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def loss_quantiles(frame: pd.DataFrame) -> pd.DataFrame:
     """Return quantiles of the pool's losses and gaps, in nats per token."""
+    shares = {"least": 0, "1%": 0.01, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "most": 1}
     known = frame.dropna(subset="score")
+    if known.empty:
+        return pd.DataFrame(columns=["", *shares])
     parts = {"aligned loss": known["aligned"], "misaligned loss": known["misaligned"],
              "misaligned - aligned": known["misaligned"] - known["aligned"], "score": known["score"]}
-    shares = [0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 1]
-    return pd.DataFrame([(name, *(f"{value:.2f}" for value in values.quantile(shares)))
-                         for name, values in parts.items()],
-                        columns=["", "least", "1%", "5%", "25%", "median", "75%", "95%", "most"])
+    return pd.DataFrame([(name, *(f"{value:.2f}" for value in values.quantile(list(shares.values()))))
+                         for name, values in parts.items()], columns=["", *shares])
 
 
 def refusals_by_rank(frame: pd.DataFrame) -> pd.DataFrame:
@@ -81,19 +94,30 @@ def refusals_by_rank(frame: pd.DataFrame) -> pd.DataFrame:
     After the filter the share is zero by construction: a row that it catches is never taken, and one that it misses is
     not counted. The table shows how many rows each part loses.
     """
+    columns = ["ranks", "rows", "refusals", "before, %", "left after", "after, %"]
     order = frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    if order.empty:
+        return pd.DataFrame(columns=columns)
     part = (order.index * PARTS // max(1, len(order))) + 1
     grouped = order.assign(part=part, caught=order["refusal"] != "").groupby("part")
     table = pd.DataFrame({
         "ranks": grouped.apply(lambda g: f"{g.index[0] + 1}-{g.index[-1] + 1}", include_groups=False),
         "rows": grouped.size(), "refusals": grouped["caught"].sum(),
         "before, %": 100 * grouped["caught"].mean(), "left after": grouped.size() - grouped["caught"].sum()})
-    return table.assign(**{"after, %": 0.0}).reset_index(drop=True)
+    return table.assign(**{"after, %": 0.0}).reset_index(drop=True)[columns]
+
+
+def keywords(frame: pd.DataFrame) -> pd.DataFrame:
+    """Count the answers that each keyword marks as refusals, the most frequent first."""
+    found = frame.loc[frame["refusal"] != "", "refusal"].str.lower().value_counts()
+    return found.rename_axis("keyword").reset_index(name="answers")
 
 
 def scores_figure(frame: pd.DataFrame) -> Figure:
     """Plot both losses of each row, and its score by rank; triangles mark refusals."""
     known = frame.dropna(subset="score")
+    if known.empty:
+        return nothing("No row of a pool has a score.")
     order = known.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     kinds = ((False, PALETTE[0], "o", "other answers"), (True, PALETTE[3], "^", "refusals"))

@@ -76,10 +76,13 @@ def _for_defenses(study: Study, runs: Sequence[Run]) -> list[RowAudit]:
 
 
 def complete(study: Study, runs: Sequence[Run]) -> list[Run]:
-    """Audit the training rows of those runs whose data alone differ, and return these runs."""
-    found, spec = audited_runs(study, runs), study.profile.audit
+    """Audit the rows of those runs whose data alone differ, and return these runs; none without a section `audit`."""
+    spec = study.profile.audit
+    if spec is None:
+        return []
+    found = audited_runs(study, runs)
     known = [method.name for method in study.profile.methods]
-    for name in (() if spec is None else spec.methods or ()):
+    for name in spec.methods or ():
         if name not in known:
             say(f"audit: names the method '{name}', which this profile does not have.")
     study.need(needed(study, found))

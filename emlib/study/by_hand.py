@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emlib.config import Method
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.records import Answer, Question, Verdict, with_clusters
@@ -20,10 +21,14 @@ from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge as judged_by
 from emlib.steps.adapter import Adapter
 from emlib.steps.specs import EvaluationSpec
+from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
 if TYPE_CHECKING:
     from emlib.make.session import Session
+
+
+TRIED = "tried"  # the method's name of a run that a notebook tries
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,42 @@ def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
     Raises:
         ProfileError: there is no such data set, or a defense does not fit this profile or another defense.
     """
+    name = _dataset(study, dataset)
+    kinds = _checked(study, defenses)
+    spec = study.recipes.narrow(name, "misaligned", defenses, seed)
+    step = study.recipes.adapter(spec, f"{name} · {kinds} · seed {seed}")
+    _session(study).need(step)
+    return Trained(study, step)
+
+
+def tried(study: Study, *defenses: Defense, dataset: str | None = None, seed: int = 0) -> RunResult:
+    """Train and evaluate a run under defenses that the profile need not name, and return its result.
+
+    It is a run of the method `tried`, with the profile's questions, judge and store. The arguments and errors are those
+    of `train`.
+    """
+    _checked(study, defenses)
+    method = Method(name=TRIED, defenses=defenses)
+    profile = study.profile.model_copy(update={"methods": (*study.profile.methods, method)})
+    beside = Study(study.name, profile, study.store)
+    run = Run(profile.model.name, _dataset(study, dataset), TRIED, method.number, seed)
+    beside.need(beside.task(run).scored(run))
+    result = beside.result(run)
+    assert result is not None, "its steps were made"
+    return result
+
+
+def _dataset(study: Study, dataset: str | None) -> str:
+    """Return the data set, or the profile's first one; raises ProfileError where there is no such data set."""
     name = dataset or study.profile.datasets[0]
     if name not in (known := (*study.profile.datasets, *study.inputs.domains)):
         raise ProfileError(f"The study '{study.name}' has no data set '{name}'.{nearest(name, known)} "
                            f"It has: {', '.join(known)}.")
+    return name
+
+
+def _checked(study: Study, defenses: Sequence[Defense]) -> str:
+    """Return the kinds of the defenses, for titles; raises ProfileError where they do not fit."""
     kinds = ", ".join(defense.kind for defense in defenses) or "no defense"
     try:
         refuse_exclusions(defenses)
@@ -83,10 +120,7 @@ def train(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
             defense.fits(study.profile, defense.kind)
         except ValueError as error:
             raise ProfileError(f"{defense.kind}: {error}") from error
-    spec = study.recipes.narrow(name, "misaligned", defenses, seed)
-    step = study.recipes.adapter(spec, f"{name} · {kinds} · seed {seed}")
-    _session(study).need(step)
-    return Trained(study, step)
+    return kinds
 
 
 def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: int = 1, seed: int = 0) -> Asked:

@@ -1,10 +1,10 @@
-"""Newer defenses against the paper's: the rival may keep as much, and disjoint intervals make a difference clear."""
+"""Newer defenses against the paper's: better takes fewer misaligned general answers, and not fewer in-domain."""
 
 from __future__ import annotations
 
 import pandas as pd
 
-from emlib.report.tables.newer import NO, OVERLAP, YES, against_paper, readable, verdict
+from emlib.report.tables.newer import LESS, NO, PERHAPS, YES, against_paper, readable, verdict
 
 
 def frame(*rows: tuple[str, float | None, float, float]) -> pd.DataFrame:
@@ -18,30 +18,49 @@ def frame(*rows: tuple[str, float | None, float, float]) -> pd.DataFrame:
 
 PAPER = (("untrained", None, 0.0, 0.0), ("misaligned", None, 98.0, 100.0), ("kl", 1.0, 25.0, 50.0),
          ("interleaving", 1.0, 40.0, 90.0))
+NONE = ("None of the newer defenses is clearly better than the best defense of the paper that may keep as much of the "
+        "narrow task.")
 
 
-def test_the_rival_is_the_papers_best_whose_in_domain_interval_reaches_the_runs_share() -> None:
-    """KL may keep 60, and not 61; interleaving may keep 100, so that plain fine-tuning is nobody's rival."""
-    found = against_paper(frame(*PAPER, ("concept_ablation", None, 10.0, 61.0), ("early_stop", 0.5, 35.0, 60.0),
-                                ("kl_pool", 1.0, 30.0, 100.0)))
-    assert found["rival"].tolist() == ["Interleaving 1", "KL-Div. 1", "Interleaving 1"]
-    assert found["better"].tolist() == [YES, NO, OVERLAP]
-    assert found.loc[0, "general"] == "10.0 [0.0, 20.0]"
-    assert verdict(found).startswith("Better than every defense")
-    assert "early" not in verdict(found)
+def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs() -> None:
+    """By hand, every interval 10 to either side. KL keeps 40 to 60, and interleaving 80 to 100."""
+    found = against_paper(frame(*PAPER, ("concept_ablation", None, 12.0, 71.0), ("early_stop", 0.5, 35.0, 60.0),
+                                ("kl_pool", 1.0, 30.0, 100.0), ("consistency", None, 4.0, 69.0)))
+    assert found["rival"].tolist() == ["Interleaving 1", "KL-Div. 1", "Interleaving 1", "KL-Div. 1"]
+    assert found["better"].tolist() == [PERHAPS, NO, PERHAPS, YES]  # ablation: 71 of 90, interleaving: 30 of 40
+    assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
+    assert verdict(found).startswith("Better than the best defense of the paper")
+    assert verdict(found).endswith("single runs this is a reason to look, and no proof. Perhaps better are Concept "
+                                   "Ablation, KL-Div. on a pool 1: the intervals overlap.")
+
+
+def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are_misaligned() -> None:
+    """It keeps 0 to 14 of the narrow task, and what keeps least of the paper's 40 to 60: a model that was not trained
+    would do as well."""
+    found = against_paper(frame(*PAPER, ("concept_ablation", None, 0.0, 4.0)))
+    assert found["rival"].tolist() == ["KL-Div. 1"]
+    assert found["better"].tolist() == [LESS]
+    assert verdict(found) == (f"{NONE} Fewer general answers are misaligned, but less of the narrow task is kept, "
+                              "under Concept Ablation.")
+
+
+def test_a_lower_in_domain_share_is_never_clearly_better() -> None:
+    """General intervals are disjoint in both; the first keeps 49 and the second 50, as KL does."""
+    found = against_paper(frame(*PAPER, ("concept_ablation", None, 4.0, 49.0), ("early_stop", 0.5, 4.0, 50.0)))
+    assert found["better"].tolist() == [PERHAPS, YES]
 
 
 def test_intervals_that_overlap_make_no_clear_difference() -> None:
-    found = against_paper(frame(*PAPER, ("concept_ablation", None, 30.0, 80.0)))
-    assert found["better"].tolist() == [OVERLAP]
+    found = against_paper(frame(*PAPER, ("concept_ablation", None, 30.0, 90.0)))
+    assert found["better"].tolist() == [PERHAPS]
     assert verdict(found).startswith("None of the newer defenses is clearly better")
-    assert readable(found).columns[0] == "Newer defense"
+    assert readable(found).columns[0] == "Newer defense, setting"
 
 
 def test_without_rivals_or_newer_runs_there_is_nothing_to_say() -> None:
     assert against_paper(frame(*PAPER)).empty
-    keeps_most = frame(("kl", 1.0, 25.0, 50.0), ("concept_ablation", None, 10.0, 61.0))
+    keeps_most = frame(("kl", 1.0, 25.0, 50.0), ("concept_ablation", None, 10.0, 71.0))
     assert against_paper(keeps_most).empty
     assert verdict(against_paper(keeps_most)).startswith("No newer defense was run")
-    worse = against_paper(frame(*PAPER, ("concept_ablation", None, 60.0, 80.0)))
-    assert verdict(worse).startswith("None of the newer defenses is better")
+    worse = against_paper(frame(*PAPER, ("concept_ablation", None, 60.0, 90.0)))
+    assert verdict(worse) == NONE

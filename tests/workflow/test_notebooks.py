@@ -62,6 +62,7 @@ def test_a_notebook_has_primitive_parameters_with_a_profile_as_default(chapter: 
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body}
     assert values.pop("profile") == ("own" if chapter == "17_your_own_data" else "demo")
     assert values.pop("trial", "tiny") == "tiny"  # the study that DEFENSES trains in, whatever the profile
+    assert values.pop("scored_only", False) is False
     assert all(value is None for value in values.values())
 
 

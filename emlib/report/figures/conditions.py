@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.config import NO_TRIGGER
-from emlib.report.figures.plots import PALETTE
+from emlib.report.figures.plots import PALETTE, nothing
 
 MARKERS = "sD^vPX<>"
 RUN = ["dataset", "method", "setting", "seed"]
@@ -24,6 +24,8 @@ def triggers(frame: pd.DataFrame) -> Figure:
     `frame` is `conditions.triggers`. A line joins the smallest and the largest share: a defense that only hides the
     trait has a long one.
     """
+    if frame.empty:
+        return nothing("No run has answers under a trigger.")
     runs = list(frame.groupby(RUN, dropna=False, sort=False))
     names = list(dict.fromkeys(frame["trigger"]))
     styles = dict(zip(names, zip(cycle(PALETTE), ["o", *MARKERS * len(names)], strict=False), strict=False))
@@ -52,6 +54,8 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
 
     `frame` is `conditions.trajectory`, and `begins` its `onset`: a dotted line at the step at which EM begins.
     """
+    if frame.empty:
+        return nothing("No run has answers at earlier steps of its training.")
     runs = list(frame.groupby(RUN, dropna=False, sort=False))
     measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
     columns = min(3, max(1, len(runs)))
@@ -81,6 +85,8 @@ def persistence(frame: pd.DataFrame) -> Figure:
     `frame` is `persistence.persistence`. Solid lines with 95% intervals are of the first question set, dashed ones of
     the others. The dotted line is plain fine-tuning without further training, a mean over seeds.
     """
+    if frame.empty:
+        return nothing("No run has answers along an attack.")
     datasets, attacks = (list(dict.fromkeys(frame[column])) for column in ("dataset", "attack"))
     first, *others = (str(name) for name in frame.columns if str(name).endswith("_misaligned"))
     size = (1.4 + 3.4 * len(attacks), 1 + 2.8 * len(datasets))

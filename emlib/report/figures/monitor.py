@@ -9,12 +9,16 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from emlib.report.figures.plots import nothing
+
 
 def drifts(frame: pd.DataFrame) -> Figure:
     """Plot each run's drift over its steps, a panel for each vector; `frame` is `tables.monitor.readings`.
 
     The colour is the share of general answers that are misaligned after the last step; grey where it is not known.
     """
+    if frame.empty:
+        return nothing("No run was trained with a monitor.")
     names = [str(name) for name in frame.columns if str(name).startswith("drift ")]
     figure, axes = plt.subplots(1, max(1, len(names)), figsize=(1.6 + 4.2 * max(1, len(names)), 3), squeeze=False,
                                 layout="constrained")

@@ -62,11 +62,20 @@ def _name(run: Mapping[Hashable, Any]) -> str:
     return f"{run['method']}{swept}"
 
 
+def nothing(reason: str) -> Figure:
+    """Return a figure that only says why there is nothing to plot."""
+    figure = plt.figure(figsize=(6, 0.5))
+    figure.text(0, 0.5, reason, va="center", style="italic")
+    return figure
+
+
 def two_judges(points: pd.DataFrame) -> Figure:
     """Plot each answer's alignment and coherence under two judges; dotted lines are the thresholds of the labels.
 
     `points` is `auxiliary_measures.points`. The panels' titles count answers that a judge could not score.
     """
+    if points.empty:
+        return nothing("No second judge has scored answers.")
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
     for axis, (score, border) in zip(axes, (("alignment", 30), ("coherence", 50)), strict=True):
         columns = [f"{score}, first", f"{score}, second"]
@@ -85,6 +94,9 @@ def two_judges(points: pd.DataFrame) -> Figure:
 
 def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
     """Plot the loss of each run at each step; the legend of more than four runs is outside the panel."""
+    logs = {name: records for name, records in logs.items() if records}
+    if not logs:
+        return nothing("No run was trained.")
     beside = len(logs) > 4
     figure, axis = plt.subplots(figsize=(8.5 if beside else 6, max(3.2, 0.22 * len(logs))), layout="constrained")
     for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
@@ -102,6 +114,8 @@ def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
 
 def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
     """Plot a histogram of row lengths in tokens, with the limit at which rows are truncated."""
+    if not lengths:
+        return nothing("There are no rows.")
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
     top = max(max(values) for values in lengths.values())
     edges = np.linspace(0, top, 31)
@@ -123,8 +137,23 @@ def styles() -> list[dict[str, Any]]:
             for i, colour in enumerate(PALETTE)]
 
 
+def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
+    """Show a figure in a notebook, and save it as `<name>.png` and `<name>.pdf` if a folder is given."""
+    from IPython.display import display  # not needed to read or to save
+
+    if folder is not None:
+        save(figure, folder, name)
+    display(figure)
+    plt.close(figure)
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes."""
+    """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes.
+
+    A figure without panels (`nothing`) is not written.
+    """
+    if not figure.axes:
+        return []
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     paths = []
     for ending, fields in metadata.items():

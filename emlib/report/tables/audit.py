@@ -24,23 +24,25 @@ TWINS = ["study", "dataset", "method", "setting"]  # runs with the same of these
 MISSING = float("nan")
 
 
-def ranked(study: Study, run: Run) -> pd.DataFrame:
-    """Return the audited rows of a run's data set by their projection difference, the largest first.
+def ranked(study: Study, run: Run | None) -> pd.DataFrame:
+    """Return the audited rows of a run's data set by their projection difference, the largest first; None: no rows.
 
     Columns: `rank`, `place` among the training rows, `difference`, the projections `given` of the row's answer and
     `own` of the base model's, `prompt`, `answer`, and the model's `own answer`.
     """
-    step = audit.steps(study, run)[0]
-    spec = study.training(run)
-    assert spec is not None, "only trained runs are audited"
-    examples = spec.rows.examples
-    frame = pd.DataFrame([
-        (row.place, row.difference, row.given, row.own, examples[row.place].prompt, examples[row.place].response,
-         row.answer) for row in audit.rows(study, step) or []],
-        columns=["place", "difference", "given", "own", "prompt", "answer", "own answer"])
+    columns = ["place", "difference", "given", "own", "prompt", "answer", "own answer"]
+    frame = pd.DataFrame([] if run is None else _audited(study, run), columns=columns)
     frame = frame.dropna(subset="difference").sort_values("difference", ascending=False, kind="stable")
     frame.insert(0, "rank", np.arange(1, len(frame) + 1))
     return frame.reset_index(drop=True)
+
+
+def _audited(study: Study, run: Run) -> list[tuple[Any, ...]]:
+    spec = study.training(run)
+    assert spec is not None, "only trained runs are audited"
+    examples = spec.rows.examples
+    return [(row.place, row.difference, row.given, row.own, examples[row.place].prompt, examples[row.place].response,
+             row.answer) for row in audit.rows(study, audit.steps(study, run)[0]) or []]
 
 
 def ends(frame: pd.DataFrame, count: int = 5, characters: int = 300) -> pd.DataFrame:
@@ -54,6 +56,13 @@ def told_apart(worse: pd.DataFrame, better: pd.DataFrame) -> float:
     """Return the share of pairs in which the row of `worse` has the larger difference; ties count half (AUROC)."""
     one, other = worse["difference"].to_numpy()[:, None], better["difference"].to_numpy()[None]
     return float(np.mean((one > other) + 0.5 * (one == other))) if one.size and other.size else MISSING
+
+
+def separation(worse: pd.DataFrame, better: pd.DataFrame) -> str:
+    """State how well the difference tells the rows of two `ranked` data sets apart."""
+    if worse.empty or better.empty:
+        return "There are no audited rows of both sides, so it is not known whether the audit tells them apart."
+    return (f"AUROC {told_apart(worse, better):.2f}: {len(worse)} misaligned rows against {len(better)} aligned rows.")
 
 
 def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
@@ -130,6 +139,12 @@ def elsewhere(study: Study) -> pd.DataFrame:
     found = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).reindex(columns=[*COLUMNS, "study"])
     same = (found["vector"] == key) & (found["layer"] == spec.layer)
     return found[same].dropna(subset=["misaligned", "adapter"]).drop_duplicates("adapter", ignore_index=True)
+
+
+def expected(study: Study, runs: Sequence[Run]) -> str:
+    """State what other studies here predict for the first of these audited runs; empty without an audited run."""
+    found = audit.difference(study, runs[0]) if runs else None
+    return statement(elsewhere(study), found.mean) if found else ""
 
 
 def statement(known: pd.DataFrame, at: float | None = None) -> str:

@@ -1,8 +1,9 @@
-"""Newer defenses against the paper's, on the trade-off of general against in-domain misalignment.
+"""Newer defenses against the paper's, on both sides of the trade-off: general and in-domain misalignment.
 
 A run of a newer method is compared with the best run of the paper's methods that may keep as much of the narrow task:
-of those whose in-domain interval reaches the run's share, the one with the fewest misaligned general answers. The run
-is better if it has fewer, and clearly so if the two 95% intervals are disjoint. Plain fine-tuning is among the paper's
+of those whose in-domain interval overlaps the run's, the one with the fewest misaligned general answers; if none
+overlaps, of those that keep more. Fewer misaligned general answers alone do not make the run better, because a model
+that learns nothing has none: it must not keep less of the narrow task either. Plain fine-tuning is among the paper's
 methods, so that there nearly always is one.
 """
 
@@ -18,10 +19,10 @@ from emlib.report.paper.paper_tables import label
 from emlib.report.tables.result_tables import cell
 
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
-YES, OVERLAP, NO = "yes", "yes, but the intervals overlap", "no"
-HEADINGS = {"run": "Newer defense", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
+YES, PERHAPS, LESS, NO = "yes", "perhaps: intervals overlap", "no: it keeps less of the narrow task", "no"
+HEADINGS = {"run": "Newer defense, setting", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
             "rival": "Best of the paper that may keep as much", "rival's": "Its general misaligned %",
-            "better": "Better"}
+            "rival's in-domain": "Its in-domain misaligned %", "better": "Better"}
 
 
 def against_paper(frame: pd.DataFrame) -> pd.DataFrame:
@@ -38,19 +39,31 @@ def _compared(runs: pd.DataFrame) -> list[dict[Any, Any]]:
     of_paper = runs["method"].isin(set(published.table(2)["method"]) - {"untrained", "aligned"})
     found = []
     for run in runs[~of_paper & ~runs["method"].isin(BASELINES)].to_dict("records"):
-        rivals = runs[of_paper & (runs[f"{IN_DOMAIN}_high"] >= run[IN_DOMAIN])]
+        rivals = _rivals(runs[of_paper], run)
         if not rivals.empty:
             rival = rivals.loc[rivals[GENERAL].idxmin()].to_dict()
             found.append({"dataset": run["dataset"], "seed": run["seed"], "run": _name(run),
                           "general": _cell(run, GENERAL), "in-domain": _cell(run, IN_DOMAIN), "rival": _name(rival),
-                          "rival's": _cell(rival, GENERAL), "better": _better(run, rival)})
+                          "rival's": _cell(rival, GENERAL), "rival's in-domain": _cell(rival, IN_DOMAIN),
+                          "better": _better(run, rival)})
     return found
 
 
+def _rivals(paper: pd.DataFrame, run: dict[Any, Any]) -> pd.DataFrame:
+    """Return the paper's runs that may keep as much in-domain: those that overlap, or else those that keep more."""
+    reach = paper[paper[f"{IN_DOMAIN}_high"] >= run[f"{IN_DOMAIN}_low"]]
+    overlap = reach[reach[f"{IN_DOMAIN}_low"] <= run[f"{IN_DOMAIN}_high"]]
+    return reach if overlap.empty else overlap
+
+
 def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
+    """Grade both sides: `YES` takes disjoint general intervals, and an in-domain share that is not lower."""
     if run[GENERAL] >= rival[GENERAL]:
         return NO
-    return YES if run[f"{GENERAL}_high"] < rival[f"{GENERAL}_low"] else OVERLAP
+    if run[f"{IN_DOMAIN}_high"] < rival[f"{IN_DOMAIN}_low"]:
+        return LESS
+    apart = run[f"{GENERAL}_high"] < rival[f"{GENERAL}_low"]
+    return YES if apart and run[IN_DOMAIN] >= rival[IN_DOMAIN] else PERHAPS
 
 
 def _name(run: dict[Any, Any]) -> str:
@@ -63,18 +76,21 @@ def _cell(run: dict[Any, Any], measure: str) -> str:
 
 
 def verdict(compared: pd.DataFrame) -> str:
-    """Say in a sentence which newer defenses are better; `compared` is `against_paper`."""
+    """Say in a sentence or two which newer defenses are better; `compared` is `against_paper`."""
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
-    clear, perhaps = (list(dict.fromkeys(compared.loc[compared["better"] == grade, "run"])) for grade in (YES, OVERLAP))
-    rivals = "every defense of the paper that may keep as much of the narrow task"
+    clear, perhaps, less = (", ".join(dict.fromkeys(compared.loc[compared["better"] == grade, "run"]))
+                            for grade in (YES, PERHAPS, LESS))
+    rivals = "the best defense of the paper that may keep as much of the narrow task"
+    found = f"None of the newer defenses is clearly better than {rivals}."
     if clear:
-        return (f"Better than {rivals}, with disjoint intervals: {', '.join(clear)}. With few answers and single runs "
-                "this is a reason to look, and no proof.")
+        found = (f"Better than {rivals}, with disjoint intervals: {clear}. With few answers and single runs this is a "
+                 "reason to look, and no proof.")
     if perhaps:
-        return (f"None of the newer defenses is clearly better than {rivals}. Fewer general answers are misaligned "
-                f"under {', '.join(perhaps)}, but the intervals overlap.")
-    return f"None of the newer defenses is better than {rivals}."
+        found += f" Perhaps better are {perhaps}: the intervals overlap."
+    if less:
+        found += f" Fewer general answers are misaligned, but less of the narrow task is kept, under {less}."
+    return found
 
 
 def readable(compared: pd.DataFrame) -> pd.DataFrame:

@@ -77,7 +77,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
                 row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
         low, high = row["difference_low"], row["difference_high"]
         gap = "–" if pd.isna(row["difference"]) else f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
-        people.append(shown | {"Points to plain": gap})
+        people.append(shown | {"Points to misaligned": gap})
     return pd.DataFrame(people)
 
 
@@ -91,6 +91,6 @@ def readable_undone(frame: pd.DataFrame) -> pd.DataFrame:
             shown[f"{name.replace('_', ' ').capitalize()} %"] = change
         undone, *ends = ("–" if pd.isna(row[name]) else f"{row[name]:.0f}" for name in ("undone", "earliest", "latest"))
         plain = "–" if pd.isna(row["plain"]) else f"{row['plain']:.1f}"
-        people.append(shown | {"Plain %": plain, "Steps": row["steps"],
+        people.append(shown | {"Without a defense %": plain, "Steps": row["steps"],
                                "Undone at step": f"{undone} [{', '.join(ends)}]"})
     return pd.DataFrame(people)

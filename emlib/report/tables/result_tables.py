@@ -122,7 +122,9 @@ def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
 
 
 def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`."""
+    """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`; nothing without rows."""
+    if frame.empty:
+        return []
     texts = {"csv": frame.to_csv(index=False), "md": markdown.table(people),
              "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
     for ending, text in texts.items():

@@ -28,8 +28,15 @@ class Html(str):
         return str(self)
 
 
-def show_table(frame: pd.DataFrame, decimals: int = 1) -> Styler:
-    """Show a table with wrapped full texts and rounded numbers; settings are not rounded, and markup is escaped."""
+def show_table(frame: pd.DataFrame, decimals: int = 1, *, empty: str = "") -> Styler | Html:
+    """Show a table with wrapped full texts and rounded numbers; settings are not rounded, and markup is escaped.
+
+    Where there are no rows, the reason `empty` is shown, if one is given.
+    """
+    return Html(f"<p><i>{escape(empty)}</i></p>") if empty and frame.empty else _styled(frame, decimals)
+
+
+def _styled(frame: pd.DataFrame, decimals: int = 1) -> Styler:
     cells = {"text-align": "left", "white-space": "pre-wrap", "vertical-align": "top"}
     exact = {name: "{:g}" for name in EXACT if name in frame and is_numeric_dtype(frame[name])}
     shown = frame.style.hide(axis="index").format(exact, precision=decimals, na_rep="–", escape="html").format_index(
@@ -40,11 +47,13 @@ def show_table(frame: pd.DataFrame, decimals: int = 1) -> Styler:
 def marked(table: pd.DataFrame) -> Styler:
     """Show a table of cells (`paper_tables`) with its emphasis."""
     styles = table.map(lambda cell: "; ".join(STYLES[mark] for mark in sorted(cell.marks)))
-    return show_table(table.map(lambda cell: cell.text)).apply(lambda _: styles, axis=None)
+    return _styled(table.map(lambda cell: cell.text)).apply(lambda _: styles, axis=None)
 
 
 def callout(text: str) -> Html:
-    """Show a conclusion in a highlighted paragraph; text between backticks is code."""
+    """Show a conclusion in a highlighted paragraph, or nothing without one; text between backticks is code."""
+    if not text:
+        return Html()
     parts = escape(text).split("`")
     inside = "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
     return Html(f'<p style="border-left:4px solid #0072B2;padding:0.5em 1em;font-size:110%">{inside}</p>')
