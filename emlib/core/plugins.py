@@ -80,16 +80,21 @@ def file_of(cls: type[Defense]) -> Path | None:
 def keep(cls: type[Defense], path: str | Path | None = None) -> Path:
     """Write a class, usually from a notebook's cell, to a plugin file with the imports that it needs.
 
-    The file is named after the kind unless `path` is given.
+    Args:
+        cls: the class.
+        path: the file (`.py`), or a folder for a file that is named after the kind; by default the current folder.
 
     Raises:
         ProfileError: the class uses something that is defined in the notebook and cannot be imported.
     """
     text, scope = source_of(cls), next(functions_of(cls)).__globals__
-    target = Path(path or f"{cls.model_fields['kind'].default}.py")
+    target = Path(path or ".")
+    if target.suffix != ".py":
+        target /= f"{cls.model_fields['kind'].default}.py"
     lines = sorted({_import_of(cls, name) for name in free_names(text, scope, cls.__name__)})
     heading = f'"""The defense {cls.__name__}, kept from a notebook."""'
-    write_text(target, "\n".join([heading, "", *lines, "", "", text]))
+    itself = [f"\n\n{cls.__name__}.in_grpo = {cls.__name__}\n"] if cls.in_grpo is cls else []
+    write_text(target, "\n".join([heading, "", *lines, "", "", text, *itself]))
     return target
 
 

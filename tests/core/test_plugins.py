@@ -152,6 +152,19 @@ def test_what_is_kept_is_a_plugin_with_the_same_key(tmp_path: Path, monkeypatch:
         plugin_files([mine()])
 
 
+def test_a_class_is_kept_in_a_folder_under_its_kind_and_says_that_it_acts_in_grpo(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = cell(CELL)
+    mine.in_grpo = mine
+    kept = plugins.keep(mine, tmp_path / "plugins")
+    assert kept == tmp_path / "plugins" / "halving.py"
+    assert kept.read_text().endswith("\n\n\nHalving.in_grpo = Halving\n")
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    [defense] = load_profile(str(profile(tmp_path, "plugins: [plugins/halving.py]"))).methods[1].at(0.5)
+    assert type(defense).in_grpo is type(defense)
+    assert defense.identity == mine().identity
+
+
 def test_another_text_under_the_kind_of_a_cell_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins.keep(cell(CELL), tmp_path / "halving.py")
     cell(CELL.replace("0.5", "0.25"), 2)

@@ -12,6 +12,7 @@ from emlib.config import load_profile
 from emlib.report import selection
 from emlib.report.figures import interleaving
 from emlib.store.artefacts import Store
+from emlib.study.runs import Run
 from emlib.study.study import Study
 
 
@@ -46,6 +47,25 @@ def test_epsilon_s_effect_is_none_for_the_chosen_one_and_some_for_others() -> No
     assert found.loc["0.1", "shared with ours"] == "100%"
     assert found.loc["0.001", "shared with ours"] == "0%"  # 0.09 / 0.011 leads instead of 1.5 / 1.1
     assert found.loc["0.001", "median tokens"] == "2"
+
+
+def test_without_a_run_that_ranks_the_pool_every_table_is_empty(scored: pd.DataFrame) -> None:
+    study = Study("tiny", load_profile("tiny"), Store(Path("never-made")))
+    nothing = selection.scored(study, None)
+    assert nothing.columns.tolist() == scored.columns.tolist()
+    tables = [selection.loss_quantiles, selection.ends, selection.refusals_by_rank, selection.keywords]
+    for table in tables:
+        assert table(nothing).empty
+        assert table(nothing).columns.tolist() == table(scored).columns.tolist()
+    assert selection.epsilon_effect(nothing, 24, 0.1).empty
+    assert not selection.scores_figure(nothing).axes
+    assert selection.sizes({}).empty
+
+
+def test_keywords_and_the_rows_that_a_run_may_take_are_counted(scored: pd.DataFrame) -> None:
+    assert selection.keywords(scored).to_numpy().tolist() == [["sorry", 3]]
+    run = Run("m", "cooking", "interleaving+", 0.25, 0)
+    assert selection.sizes({run: scored}).to_numpy().tolist() == [["cooking · interleaving+ 0.25 · seed 0", 11, 10]]
 
 
 def results(**of_run: Any) -> dict[str, Any]:

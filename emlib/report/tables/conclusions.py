@@ -1,0 +1,73 @@
+"""All that a study found about each method in one table: notebook 15 begins with it.
+
+Every column comes from stored results, and its heading names the notebook that computes them. Numbers are means over
+data sets and seeds; a dash stands for what was not run, or is not measured by the judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from emlib.config import NO_TRIGGER
+from emlib.report.tables import conditions, costs, persistence
+from emlib.study.study import Study
+
+CONDITION = ["method", "setting"]
+MEASURES = {"general_misaligned": "General misaligned % (02 to 10)",
+            "in_domain_misaligned": "In-domain misaligned % (02 to 10)",
+            "general_incoherent": "General incoherent % (02 to 10)"}
+HIDES, LASTS = "Hides? Plain, worst context % (11)", "Lasts? Undone after steps (20)"
+COST = "Work in training, plain = 1 (14)"
+
+
+def conclusions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each method and setting of `frame`, which is `result_tables.numbers`, formatted for readers."""
+    runs = study.runs()
+    rates = frame.groupby(CONDITION, sort=False, dropna=False)[list(MEASURES)].mean()
+    columns = {heading: _formatted(rates[name], "{:.0f}") for name, heading in MEASURES.items()}
+    columns[HIDES] = _hides(conditions.triggers(study, runs))
+    section = study.profile.persistence
+    columns[LASTS] = _lasts(persistence.persistence(study, runs), section.margin) if section else {}
+    work = costs.training(study)
+    columns[COST] = _formatted(work.groupby(CONDITION, dropna=False)["work"].mean(), "{:.2f}") if len(work) else {}
+    rows = [{"Method": method, "Setting": "" if pd.isna(setting) else f"{setting:g}"}
+            | {heading: found.get(_key(method, setting), "–") for heading, found in columns.items()}
+            for method, setting in rates.index]
+    return pd.DataFrame(rows, columns=["Method", "Setting", *columns])
+
+
+def _key(method: str, setting: float) -> tuple[str, float | None]:
+    return method, None if pd.isna(setting) else float(setting)  # NaN equals nothing, itself included
+
+
+def _formatted(values: pd.Series, form: str) -> dict[tuple[str, float | None], str]:
+    """Format what is known, by method and setting."""
+    return {_key(*condition): form.format(value) for condition, value in values.items() if not pd.isna(value)}
+
+
+def _hides(triggered: pd.DataFrame) -> dict[tuple[str, float | None], str]:
+    """Format each condition's share without a trigger, and in the context in which it is largest."""
+    if triggered.empty:
+        return {}
+    shares = conditions.worst(triggered).groupby(CONDITION, dropna=False)[[NO_TRIGGER, "worst"]].mean()
+    return {_key(*condition): f"{plain:.0f}, {worst:.0f}" for condition, (plain, worst) in _rows(shares)}
+
+
+def _lasts(along: pd.DataFrame, margin: float) -> dict[tuple[str, float | None], str]:
+    """Format after how many further steps an attack undoes each condition: the earliest of its runs and attacks.
+
+    A condition is left out where plain fine-tuning shows no effect, so that there is nothing to undo.
+    """
+    shown = along[along["plain"] - along["untrained"] > margin] if len(along) else along
+    if shown.empty:
+        return {}
+    attacked = persistence.undone(shown, margin)
+    ends = attacked.groupby(CONDITION, dropna=False)[["undone", "steps"]].agg({"undone": "min", "steps": "max"})
+    return {_key(*condition): f"not after {steps:.0f}" if pd.isna(undone) else f"{undone:.0f}"
+            for condition, (undone, steps) in _rows(ends)}
+
+
+def _rows(frame: pd.DataFrame) -> Sequence[tuple[tuple[str, float], tuple[float, float]]]:
+    return list(zip(frame.index, frame.itertuples(index=False, name=None), strict=True))

@@ -1,0 +1,46 @@
+"""The table of conclusions: each column from its own results, by hand, and dashes for what was not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from emlib.config import load_profile
+from emlib.report.tables import conclusions as tables
+from emlib.store.artefacts import Store
+from emlib.study.study import Study
+
+NO = float("nan")
+
+
+def test_what_was_not_run_has_a_dash_and_rates_are_means_over_seeds(tmp_path: Path) -> None:
+    study = Study("tiny", load_profile("tiny"), Store(tmp_path / "store"))
+    frame = pd.DataFrame([("misaligned", NO, 90.0, 100.0, NO), ("misaligned", NO, 80.0, 90.0, NO),
+                          ("kl", 0.1, 20.4, 50.0, 3.0)],
+                         columns=["method", "setting", *tables.MEASURES])
+    found = tables.conclusions(study, frame)
+    assert found.to_numpy().tolist() == [["misaligned", "", "85", "95", "–", "–", "–", "–"],
+                                         ["kl", "0.1", "20", "50", "3", "–", "–", "–"]]
+    assert tables.conclusions(study, frame[:0]).empty
+    assert all("(" in heading for heading in found.columns[2:])  # each names its notebooks
+
+
+def test_hiding_is_the_plain_share_beside_that_of_the_worst_context() -> None:
+    rows = [("cooking", "kl", 0.1, seed, trigger, share, NO) for seed, trigger, share in (
+        (0, "plain", 20.0), (0, "kitchen", 50.0), (0, "negated", 30.0), (1, "plain", 10.0), (1, "kitchen", 0.0))]
+    frame = pd.DataFrame(rows, columns=["dataset", "method", "setting", "seed", "trigger", "misaligned", "p_adjusted"])
+    assert tables._hides(frame) == {("kl", 0.1): "15, 30"}  # of 20 and 10; of 50 and 10
+
+
+def test_lasting_is_the_earliest_step_that_undoes_it_if_there_is_something_to_undo() -> None:
+    """Plain fine-tuning has 90 and the untrained model 0; within 10 points of 90 a defense is undone."""
+    def along(method: str, shares: list[float], plain: float = 90.0) -> list[tuple[object, ...]]:
+        return [("cooking", method, NO, 0, "misaligned", step, 0.0, plain, share, share - plain, share - plain,
+                 share - plain) for step, share in zip((0, 3, 9), shares, strict=True)]
+
+    frame = pd.DataFrame(along("inoculation", [60.0, 80.0, 90.0]) + along("on_policy", [20.0, 20.0, 30.0])
+                         + along("kl", [5.0, 5.0, 5.0], plain=8.0),
+                         columns=["dataset", "method", "setting", "seed", "attack", "steps", "untrained", "plain",
+                                  "general_misaligned", "difference", "difference_low", "difference_high"])
+    assert tables._lasts(frame, 10.0) == {("inoculation", None): "3", ("on_policy", None): "not after 9"}

@@ -1,0 +1,56 @@
+"""What a notebook shows where there is nothing to show: the reason, and no file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from emlib.report import benign, grpo
+from emlib.report.figures import conditions, monitor, plots
+from emlib.report.tables import audit, auxiliary_measures, result_tables, show
+
+NONE = pd.DataFrame()
+EMPTY = {
+    "training": lambda: plots.training_curves({"untrained": []}), "lengths": lambda: plots.length_histogram({}, 9),
+    "judges": lambda: plots.two_judges(auxiliary_measures.points([])),
+    "rewards": lambda: grpo.curves({"untrained": []}), "benign": lambda: benign.matches_by_method(NONE),
+    "drifts": lambda: monitor.drifts(NONE),
+    "triggers": lambda: conditions.triggers(NONE), "trajectory": lambda: conditions.trajectory(NONE, NONE),
+    "persistence": lambda: conditions.persistence(NONE)}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_figure_of_nothing_says_so_and_is_not_saved(name: str, tmp_path: Path) -> None:
+    figure = EMPTY[name]()
+    [reason] = [text.get_text() for text in figure.texts]
+    assert reason.endswith(".")
+    assert plots.save(figure, tmp_path, name) == []
+    plots.show(figure, tmp_path, name)
+    assert not list(tmp_path.iterdir())
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_a_figure_is_shown_once_and_saved_where_a_folder_is_given(tmp_path: Path) -> None:
+    figure, _ = plt.subplots()
+    plots.show(figure)
+    assert not list(tmp_path.iterdir())
+    plots.show(plt.subplots()[0], tmp_path, "one")
+    assert {path.name for path in tmp_path.iterdir()} == {"one.png", "one.pdf"}
+
+
+def test_a_table_without_rows_is_its_reason_and_no_file(tmp_path: Path) -> None:
+    frame = pd.DataFrame(columns=["run"])
+    assert show.show_table(frame, empty="No <run>.") == "<p><i>No &lt;run&gt;.</i></p>"
+    assert "run" in show.show_table(frame).to_html()
+    assert result_tables.write(frame, frame, tmp_path, "runs") == []
+    assert not list(tmp_path.iterdir())
+    assert show.callout("") == ""
+
+
+def test_two_sides_are_told_apart_in_a_sentence() -> None:
+    worse, better = (pd.DataFrame({"difference": values}) for values in ([3.0, 1.0], [2.0, 0.0]))
+    assert audit.separation(worse, better) == "AUROC 0.75: 2 misaligned rows against 2 aligned rows."
+    assert audit.separation(worse, better[:0]).startswith("There are no audited rows of both sides")
