@@ -85,3 +85,14 @@ def test_what_cannot_be_trained_is_refused(study: Study) -> None:
     without = Study("without", study.profile.model_copy(update={"pool": None}), study.store)
     with pytest.raises(ProfileError, match="pool"):
         emlib.train(without, Interleaving())
+
+
+def test_what_is_tried_is_evaluated_as_the_profile_s_own_run_is(study: Study) -> None:
+    [run] = study.runs(methods=["kl"], settings=[1.0])
+    tried = by_hand.tried(study, Kl(weight=1.0, reference="stored"))
+    own = study.result(run)
+    assert own is not None  # the same adapter, answers and verdicts
+    assert (tried.run.condition, tried.run.task, tried.scores) == ("tried 1", "cooking", own.scores)
+    assert [method.name for method in study.profile.methods].count("tried") == 0
+    with pytest.raises(ProfileError, match="no data set 'coking'"):
+        by_hand.tried(study, Kl(), dataset="coking")

@@ -32,6 +32,7 @@ def as_yaml(data: Any) -> str:
     yaml, out = YAML(typ="safe", pure=True), StringIO()
     yaml.default_flow_style = False
     yaml.representer.sort_base_mapping_type_on_output = False
+    yaml.representer.ignore_aliases = lambda data: True  # a value that stands twice is written twice, for people
     yaml.dump(data, out)
     return out.getvalue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import linecache
+import symtable
 import sys
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
@@ -114,8 +115,15 @@ def _statement_of(code: CodeType) -> str:
 
 
 def free_names(text: str, scope: Mapping[str, Any], own: str) -> set[str]:
-    """Return the global names that the text of the class `own` uses."""
-    return {name for name in _names(ast.parse(text)) if name in scope and name not in (own, *vars(builtins))}
+    """Return the global names that the text of the class `own` uses; a local of the same name is not one."""
+    used = _read_globals(symtable.symtable(text, own, "exec"))
+    return {name for name in used if name in scope and name not in (own, *vars(builtins))}
+
+
+def _read_globals(table: symtable.SymbolTable) -> set[str]:
+    """Return the global names that a block and the blocks in it read."""
+    found = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()}
+    return found.union(*map(_read_globals, table.get_children()))
 
 
 def emlib_modules() -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emlib.core.errors import ProfileError
-from emlib.core.plain_yaml import BYTES, DEPTH, parse_yaml, read_yaml
+from emlib.core.plain_yaml import BYTES, DEPTH, as_yaml, parse_yaml, read_yaml
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 27))
 MERGES = "a0: &a0 {x: 1}\n" + "".join(
@@ -86,6 +86,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "zoo.yaml", tmp_path):
         with pytest.raises(ProfileError, match="there is no such file"):
             read_yaml(path)
+
+
+def test_a_value_that_stands_twice_is_written_twice() -> None:
+    shared = [{"kind": "kl"}]
+    text = as_yaml({"first": shared, "second": shared})
+    assert text == "first:\n- kind: kl\nsecond:\n- kind: kl\n"
 
 
 def test_numbers_and_words_are_read_as_yaml_1_2_has_them(tmp_path: Path) -> None:

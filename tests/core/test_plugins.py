@@ -132,6 +132,15 @@ def test_a_helper_that_a_later_cell_changes_is_in_the_key_as_it_is_now() -> None
     assert mine().identity["source"] == before
 
 
+def test_a_value_of_the_notebook_with_the_name_of_an_option_or_of_a_local_is_not_used(tmp_path: Path) -> None:
+    """As where a parameter of notebook 18 has the name of the option that it is given for."""
+    mine = cell(CELL.replace("print(self.share)", "half = self.share; print([half for one in (1, 2)])"))
+    before = mine().identity
+    next(functions_of(mine)).__globals__.update(share=0.25, half=3, one=4, model="notebook", artefacts=None)
+    assert mine().identity == before
+    assert plugins.keep(mine, tmp_path / "halving.py").is_file()
+
+
 def test_a_kind_of_ours_is_not_defined_again() -> None:
     with pytest.raises(ValueError, match=r"'kl' is defined twice: in emlib\.defenses\.kl and in __main__"):
         cell(CELL.replace('"halving"', '"kl"'))

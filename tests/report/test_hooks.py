@@ -22,5 +22,5 @@ def test_whatever_our_defenses_override_of_the_base_class_is_there() -> None:
     ours = [cls for purpose in ("fine-tuning", "grpo") for cls in kinds(purpose).values()
             if cls.__module__.startswith("emlib.")]
     overridden = {name for cls in ours for name in vars(cls) if name in methods and not name.startswith("_")}
-    assert overridden <= set(hooks.table()["hook"])
+    assert overridden <= set(hooks.table()["hook"]) | set(hooks.READ)
     assert len(overridden) > 10
