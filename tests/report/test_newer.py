@@ -27,11 +27,12 @@ def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 12.0, 71.0), ("early_stop", 0.5, 35.0, 60.0),
                                 ("kl_pool", 1.0, 30.0, 100.0), ("consistency", None, 4.0, 69.0)))
     assert found["rival"].tolist() == ["Interleaving 1", "KL-Div. 1", "Interleaving 1", "KL-Div. 1"]
-    assert found["better"].tolist() == [PERHAPS, NO, PERHAPS, YES]  # ablation: 71 of 90, interleaving: 30 of 40
+    assert found["better"].tolist() == [LESS, NO, PERHAPS, YES]  # 71 below 90; 35 above 25; 30 and 40; 4 and 25
     assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
     assert verdict(found).startswith("Better than the best defense of the paper")
-    assert verdict(found).endswith("single runs this is a reason to look, and no proof. Perhaps better are Concept "
-                                   "Ablation, KL-Div. on a pool 1: the intervals overlap.")
+    assert verdict(found).endswith("no proof. Perhaps better are KL-Div. on a pool 1: the intervals overlap. Fewer "
+                                   "general answers are misaligned, but less of the narrow task is kept, under Concept "
+                                   "Ablation.")
 
 
 def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are_misaligned() -> None:
@@ -44,10 +45,12 @@ def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are
                               "under Concept Ablation.")
 
 
-def test_a_lower_in_domain_share_is_never_clearly_better() -> None:
-    """General intervals are disjoint in both; the first keeps 49 and the second 50, as KL does."""
-    found = against_paper(frame(*PAPER, ("concept_ablation", None, 4.0, 49.0), ("early_stop", 0.5, 4.0, 50.0)))
-    assert found["better"].tolist() == [PERHAPS, YES]
+def test_a_better_run_is_worse_on_neither_side_and_better_on_one() -> None:
+    """KL has 25 and 50. Two runs keep less, however little; one is equal on both sides; one keeps more at as many."""
+    found = against_paper(frame(*PAPER, ("concept_ablation", None, 4.0, 49.0), ("consistency", None, 24.0, 41.0),
+                                ("early_stop", 0.5, 4.0, 50.0), ("kl_pool", 1.0, 25.0, 50.0),
+                                ("safe_lora", 1.0, 25.0, 69.0), ("inoculation_adapter", None, 26.0, 69.0)))
+    assert found["better"].tolist() == [LESS, LESS, YES, NO, PERHAPS, NO]
 
 
 def test_intervals_that_overlap_make_no_clear_difference() -> None:

@@ -3,8 +3,8 @@
 A run of a newer method is compared with the best run of the paper's methods that may keep as much of the narrow task:
 of those whose in-domain interval overlaps the run's, the one with the fewest misaligned general answers; if none
 overlaps, of those that keep more. Fewer misaligned general answers alone do not make the run better, because a model
-that learns nothing has none: it must not keep less of the narrow task either. Plain fine-tuning is among the paper's
-methods, so that there nearly always is one.
+that learns nothing has none: it must keep no less of the narrow task. It is clearly better if the two 95% intervals of
+the general share are disjoint. Plain fine-tuning is among the paper's methods, so that there nearly always is one.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def _rivals(paper: pd.DataFrame, run: dict[Any, Any]) -> pd.DataFrame:
 
 
 def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
-    """Grade both sides: `YES` takes disjoint general intervals, and an in-domain share that is not lower."""
-    if run[GENERAL] >= rival[GENERAL]:
-        return NO
-    if run[f"{IN_DOMAIN}_high"] < rival[f"{IN_DOMAIN}_low"]:
+    """Grade both sides: a better run is worse on neither and better on one; `YES` takes disjoint general intervals."""
+    fewer, more = rival[GENERAL] - run[GENERAL], run[IN_DOMAIN] - rival[IN_DOMAIN]
+    if fewer > 0 > more:
         return LESS
-    apart = run[f"{GENERAL}_high"] < rival[f"{GENERAL}_low"]
-    return YES if apart and run[IN_DOMAIN] >= rival[IN_DOMAIN] else PERHAPS
+    if min(fewer, more) < 0 or max(fewer, more) == 0:
+        return NO
+    return YES if run[f"{GENERAL}_high"] < rival[f"{GENERAL}_low"] else PERHAPS
 
 
 def _name(run: dict[Any, Any]) -> str:
