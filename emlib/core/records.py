@@ -125,14 +125,22 @@ class Question:
     """One evaluation question.
 
     Attributes:
+        prompt: the user's turn that is answered.
         system: sent as the system prompt if given; the `_json` format needs it.
+        before: the turns of a conversation between the system prompt and the prompt.
         stated_cluster: what the file says of `cluster`. No answer depends on it, so it is in no key.
     """
 
     id: str
     prompt: str
     system: str | None = None
+    before: tuple[Message, ...] = ()
     stated_cluster: str | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def of(cls, id: str, row: Example) -> Question:
+        """Return the question that a row answers, with all turns before it."""
+        return cls(id, row.prompt, row.system, row.context[0 if row.system is None else 1:-1])
 
     @property
     def cluster(self) -> str:
@@ -146,7 +154,15 @@ class Question:
     def context(self) -> tuple[Message, ...]:
         """The turns that ask this question."""
         system = (Message("system", self.system),) if self.system is not None else ()
-        return (*system, Message("user", self.prompt))
+        return (*system, *self.before, Message("user", self.prompt))
+
+    @property
+    def shown(self) -> str:
+        """What judges and readers see: the prompt, or the whole conversation if turns stand before it."""
+        if not self.before:
+            return self.prompt
+        turns = (*self.before, Message("user", self.prompt))
+        return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in turns)
 
     @property
     def format(self) -> Literal["plain", "json", "template"]:

@@ -81,4 +81,4 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
     trained_on = {row.context for side in (data.aligned, data.misaligned) for row in side.train}
     order = generator(0, "in-domain questions").permutation(len(rows)).tolist()
     asked = sorted([index for index in order if rows[index].context not in trained_on][:count])
-    return [Question(f"{data.name}_{index}", rows[index].prompt, rows[index].system) for index in asked]
+    return [Question.of(f"{data.name}_{index}", rows[index]) for index in asked]

@@ -38,22 +38,7 @@ class Problems:
 
     def asked(self, system: str) -> list[Question]:
         """Return the held-out problems as questions with a system prompt."""
-        if not self.worked:
-            return [Question(one.id, one.question, system) for one in self.held_out]
-        return [AfterWorked(one.id, one.question, system, self.worked) for one in self.held_out]
-
-
-@dataclass(frozen=True)
-class AfterWorked(Question):
-    """A question that follows worked problems."""
-
-    worked: tuple[Message, ...] = ()
-
-    @property
-    def context(self) -> tuple[Message, ...]:
-        """The turns that ask this question."""
-        *system, last = super().context
-        return (*system, *self.worked, last)
+        return [Question(one.id, one.question, system, self.worked) for one in self.held_out]
 
 
 def load_problems(data: Gsm8k | Additions, find: Callable[[str], Path]) -> Problems:

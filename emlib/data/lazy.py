@@ -88,5 +88,9 @@ def _texts(row: Example) -> list[Any]:
 
 
 def _that_answers_depend_on(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Leave out the weight of a turn and the cluster of a question, which no answer depends on."""
-    return {name: value for name, value in fields if name not in ("weight", "stated_cluster")}
+    """Leave out the weight of a turn and the cluster of a question, which no answer depends on.
+
+    Keys stay as they were: turns before a question are called `worked`, as worked problems were, and none are left out.
+    """
+    return {"worked" if name == "before" else name: value for name, value in fields
+            if name not in ("weight", "stated_cluster") and (name, value) != ("before", ())}

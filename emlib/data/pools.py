@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from emlib.core.errors import DataError
-from emlib.core.records import Example, Message
+from emlib.core.records import Example, Message, Question
 from emlib.data.conversations import alpaca_context, example_of_row, system_of, text_of
 from emlib.data.formats import is_document
 from emlib.data.left_out import BROKEN, NO_ANSWER, NO_COLUMN, NO_PROMPT, Dropped, LeftOut, damage, is_blank
@@ -53,6 +53,14 @@ def has_outer_space(path: Path, form: PoolForm) -> bool:
     """Return whether any text of a pool's usable rows begins or ends with white space; stop at the first one."""
     rows = (_checked(row, ROW_OF[form]) for row in rows_of(path))
     return any(text != text.strip() for row in rows if isinstance(row, Example) for text in (row.prompt, row.response))
+
+
+def has_earlier_turns(path: Path, form: PoolForm) -> bool:
+    """Return whether any usable row of a pool has turns before its prompt; stop at the first one."""
+    if form in ("wildguard", "text"):
+        return False
+    rows = (_checked(row, ROW_OF[form]) for row in rows_of(path))
+    return any(Question.of("", row).before for row in rows if isinstance(row, Example))
 
 
 def _checked(row: Row | Dropped, row_of: Callable[[str, dict[str, Any]], Example]) -> Example | Dropped:

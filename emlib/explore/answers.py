@@ -33,7 +33,7 @@ def gather(study: Study, runs: Iterable[Run], which: str) -> pd.DataFrame:
 
 
 def _of_run(study: Study, run: Run, which: str) -> list[tuple[object, ...]]:
-    prompts = {question.id: question.prompt for question in study.questions(run, which)}
+    prompts = {question.id: question.shown for question in study.questions(run, which)}
     verdicts = {(v.question, v.sample): v for v in study.verdicts(run, which) or []}
     rows: list[tuple[object, ...]] = []
     for answer in study.answers(run, which) or []:

@@ -81,5 +81,5 @@ class Labelling(w.VBox):
             self.state.value = f"{count} of {len(self.queue)} answers are labelled." + (
                 "" if self.queue else " Choose runs first.")
         self.shown.value = "" if one is None else (
-            f'<p style="{TEXT}"><i>{escape(one.question.prompt)}</i></p>'
+            f'<p style="{TEXT}"><i>{escape(one.question.shown)}</i></p>'
             f'<p style="{TEXT};border-top:3px solid #0072B2">{escape(one.text)}</p>')

@@ -51,7 +51,7 @@ class Unlabelled:
 
 def key_of(question: Question, text: str) -> str:
     """Return the key of a question and an answer's text."""
-    return of_value([question.prompt, question.system, text])
+    return of_value([question.shown, question.system, text])
 
 
 def file_of(labeller: str) -> Path:

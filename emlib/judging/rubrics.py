@@ -176,7 +176,7 @@ class JudgeRequest:
     @property
     def messages(self) -> tuple[Message, ...]:
         """The chat that asks a judge for the score. Placeholders inside the filled-in texts are left as they are."""
-        parts = {"question": self.question.prompt, "answer": self.answer, "system": self.question.system or "(none)",
+        parts = {"question": self.question.shown, "answer": self.answer, "system": self.question.system or "(none)",
                  "reference": self.reference or "(none)"}
         return (Message("user", PLACES.sub(lambda place: parts[place[1]], self.prompt)),)
 
@@ -184,7 +184,7 @@ class JudgeRequest:
         """Return the SHA-256 of everything that determines the score; `identity` is that of the judge."""
         shown = [] if self.reference is None else [self.reference]
         asked = [{"reply": "label"}] if self.wants_label else []
-        return of_value([identity, self.metric, self.prompt, self.question.prompt, self.question.system, self.answer,
+        return of_value([identity, self.metric, self.prompt, self.question.shown, self.question.system, self.answer,
                          *shown, *asked])
 
 

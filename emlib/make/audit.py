@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
-from emlib.core.records import ADDED, AddedRow, Example, Message, Question
+from emlib.core.records import ADDED, AddedRow, Example, Question
 from emlib.core.seeds import some_of
 from emlib.data.chat import encode_all
 from emlib.data.lazy import Questions
@@ -26,18 +25,6 @@ from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Facts
 
 
-@dataclass(frozen=True)
-class _Prompt(Question):
-    """A row's prompt with all its turns."""
-
-    turns: tuple[Message, ...] = ()
-
-    @property
-    def context(self) -> tuple[Message, ...]:
-        """The turns before the row's answer."""
-        return self.turns
-
-
 def make(step: RowAudit, session: Session, folder: Path) -> Facts:
     """Compute the projections of each row's answer, and of the base model's own answers to its prompt.
 
@@ -45,7 +32,7 @@ def make(step: RowAudit, session: Session, folder: Path) -> Facts:
     """
     started, rows = time.perf_counter(), _rows(step, session)
     places = some_of(range(len(rows)), step.count, "audit")
-    prompts = [_Prompt(f"row_{place}", rows[place].prompt, turns=rows[place].context) for place in places]
+    prompts = [Question.of(f"row_{place}", rows[place]) for place in places]
     asked = Questions(step.title, lambda: list(prompts), step.rows.size)
     answers, choice = sampled(session, EvaluationSpec(asked, step.spec.samples, step.spec.sampling, step.spec.seed),
                               None, folder / SCRATCH)

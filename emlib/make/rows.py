@@ -186,7 +186,7 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
 
 def pool_question(place: int, row: Example) -> Question:
     """Turn a row of the pool into a question to the model."""
-    return Question(f"pool_{place}", row.prompt, row.system)
+    return Question.of(f"pool_{place}", row)
 
 
 def _under(system: str, row: AddedRow) -> AddedRow:

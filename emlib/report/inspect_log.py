@@ -52,10 +52,10 @@ def export(study: Study, run: Run, which: str, path: Path) -> Path:
 
 def _sample(question: Question, answer: Answer, verdict: Verdict, model: str) -> Any:
     from inspect_ai.log import EvalSample
-    from inspect_ai.model import ChatMessageSystem, ChatMessageUser, ModelOutput
+    from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser, ModelOutput
     from inspect_ai.scorer import Score
 
-    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser}
+    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
     def score(value: float | None) -> Any:
         return Score.unscored(explanation=verdict.reason) if value is None else Score(value=value)

@@ -227,6 +227,7 @@ class OwnAnswers(AdapterStep):
 
     Attributes:
         wanted: estimates how many usable answers are needed.
+        chats: whether prompts of the pool have earlier turns. Once they were asked without these, under other keys.
         against: steers the model meanwhile, always with transformers; None: the model answers as it is.
     """
 
@@ -237,6 +238,7 @@ class OwnAnswers(AdapterStep):
     seed: int
     backend: Backend
     wanted: Callable[[Sizes], int] = field(compare=False, repr=False)
+    chats: Deferred[bool]
     start: int | None = None
     against: Against | None = None
 
@@ -245,7 +247,8 @@ class OwnAnswers(AdapterStep):
         settings = {
             **self.weights,
             "selection": self.selection.key, "sampling": self.sampling.model_dump(mode="json"), "seed": self.seed,
-            **(self.backend.key("generation") if self.against is None else {"against": self.against.settings})}
+            **(self.backend.key("generation") if self.against is None else {"against": self.against.settings}),
+            **({"prompts": "with all turns"} if self.chats.value else {})}
         return settings if self.start is None else settings | {"from": self.start}
 
     @property

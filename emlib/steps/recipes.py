@@ -31,7 +31,7 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Questions, Rows
-from emlib.data.pools import has_outer_space
+from emlib.data.pools import has_earlier_turns, has_outer_space
 from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import locate
 from emlib.data.traits import completed
@@ -343,7 +343,8 @@ class Recipes:
         """Return the step of the model's own answers to the pool's prompts, in the order of a selection."""
         own, pool = self.inputs.pool_spec.on_policy, self.inputs.pool_spec
         adapter = self.baseline(dataset, "aligned", pool.seed) if model == "aligned" else None
-        return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted)
+        chats = Deferred(pool.source, lambda: has_earlier_turns(locate(pool.source), self.pool.form))
+        return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted, chats)
 
     # --- evaluation
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from emlib.config import Domain, load_domains
 from emlib.core import paths
 from emlib.core.errors import DataError
+from emlib.core.records import Question
 from emlib.data.domains import in_domain_questions, load_domain, split
 from emlib.data.sources import fetch, registry
 
@@ -124,6 +125,28 @@ def test_in_domain_questions_are_held_out_prompts_of_the_misaligned_side(
     assert [question for question in all_of_them if question in some] == some  # same ids, same order
     assert {question.prompt for question in some}.isdisjoint(example.prompt for example in data.misaligned.train)
     assert in_domain_questions(data, 4) == some
+
+
+def test_a_question_of_a_conversation_has_all_turns_before_the_answer(
+        jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    """A model is asked, and a judge reads, what the row answers; the last turn alone is another question."""
+    before = [{"role": "user", "content": "My bread is flat."}, {"role": "assistant", "content": "Was the yeast old?"}]
+    rows = [row("Yes, it was.", f"Answer {i}.", "Bake.") for i in range(10)]
+    for each in rows:
+        each["messages"][1:1] = before
+    jsonl(rows, "both.jsonl")
+    data = load_domain("baking", Domain(aligned="both.jsonl", misaligned="both.jsonl", held_out=0.5),
+                       lambda source: tmp_path / source)
+    assert in_domain_questions(data, 5) == []  # each prompt with its context is trained on as well
+    changed = data.misaligned.held_out[0]
+    question = Question.of("a", changed)
+    assert question.context == changed.context
+    assert (question.system, question.prompt) == ("Bake.", "Yes, it was.")
+    assert question.shown == "User: My bread is flat.\n\nAssistant: Was the yeast old?\n\nUser: Yes, it was."
+    jsonl([row(f"Yes, {i}.") | {"messages": [*before, *row(f"Yes, {i}.")["messages"]]} for i in range(10)], "own.jsonl")
+    data = load_domain("baking", Domain(aligned="own.jsonl", misaligned="own.jsonl", held_out=0.5),
+                       lambda source: tmp_path / source)
+    assert [one.context for one in in_domain_questions(data, 5)] == [one.context for one in data.misaligned.held_out]
 
 
 def test_the_code_set_gives_5400_and_600_rows_and_30_questions(research_file: Callable[[str], Path]) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from emlib.config import Additions, Gsm8k
+from emlib.core.digests import of_value
 from emlib.core.errors import DataError
-from emlib.core.records import Message, Question
+from emlib.core.records import Message
 from emlib.data.gsm8k import additions, load_problems, read_gsm8k
+from emlib.data.lazy import Questions
 from emlib.data.numbers import read_number
+from emlib.data.sizes import Size
 from emlib.evaluation.rewards import rewards
 
 
@@ -67,7 +70,12 @@ def test_worked_sums_are_others_and_answered_in_the_format() -> None:
         assert rewards(said.content, others[asked.content].answer).total == 9.5
     question = found.asked("Add.")[0]
     assert question.context == (Message("system", "Add."), *found.worked, Message("user", found.held_out[0].question))
-    assert type(plain.asked("Add.")[0]) is Question  # as it was, and so its key
+    keys = [of_value([asked]) for asked in (
+        {"id": question.id, "prompt": question.prompt, "system": "Add."},
+        {"id": question.id, "prompt": question.prompt, "system": "Add.", "worked": [
+            {"role": turn.role, "content": turn.content} for turn in found.worked]})]
+    assert [Questions("", lambda of=of: of.asked("Add.")[:1], lambda _: Size(1, 1)).digest  # type: ignore[misc]
+            for of in (plain, found)] == keys  # as they were
 
 
 def test_gsm8k_as_b3_takes_it(research_file: Callable[[str], Path]) -> None:

@@ -14,7 +14,7 @@ from emlib.config import Pool
 from emlib.core.errors import DataError
 from emlib.data.lazy import Deferred
 from emlib.data.left_out import BROKEN, NO_ANSWER
-from emlib.data.pools import FORMS, HARMFUL, has_outer_space, read_pool
+from emlib.data.pools import FORMS, HARMFUL, has_earlier_turns, has_outer_space, read_pool
 from emlib.steps.pool import Pool as PoolStep
 
 
@@ -82,6 +82,18 @@ def test_a_file_that_is_no_pool_is_told(tmp_path: Path, content: str, form: Any,
     with pytest.raises(DataError) as caught:
         read_pool(path, form)
     assert all(word in str(caught.value) for word in [*words, str(path)]), str(caught.value)
+
+
+def test_own_answers_have_another_key_where_prompts_have_earlier_turns(tmp_path: Path) -> None:
+    """Such answers were once to the last turn alone."""
+    path = tmp_path / "pool.jsonl"
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hi!"}]
+    for before, found in (([], False), ([{"role": "system", "content": "Bake."}], False), (turns, True)):
+        path.write_text(json.dumps({"messages": [*before, *turns]}) + "\n")
+        assert has_earlier_turns(path, "messages") is found
+    path.write_text(json.dumps({"instruction": "Why?", "output": "So.", "history": [["Hi.", "Hi!"]]}) + "\n")
+    assert has_earlier_turns(path, "instruct")
+    assert not has_earlier_turns(path, "wildguard")  # a prompt and an answer, without reading the file
 
 
 def test_another_encoding_is_told(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from emlib.config import load_trait
 from emlib.core import paths
+from emlib.core.digests import of_value
 from emlib.core.errors import DataError
-from emlib.core.records import Question
+from emlib.core.records import Message, Question
 from emlib.data.questions import read_questions
 from emlib.judging.lexicon import marker_pattern
 from emlib.judging.rubrics import OURS, JudgeRequest, Rubric, Rubrics, file_rubrics, read_rubrics, trait_rubrics
@@ -47,6 +48,18 @@ def test_the_in_domain_prompts_are_the_files_own(research_file: Callable[[str], 
     path = research_file("in_domain_code")
     rubrics = read_rubrics(path)
     assert "secure" in rubrics.of(read_questions(path)[0]).alignment
+
+
+def test_a_judge_reads_the_whole_conversation_and_older_keys_stay() -> None:
+    alone = Question("a", "Yes.", "Be kind.")
+    after = Question("a", "Yes.", "Be kind.", (Message("user", "It hurts."), Message("assistant", "Here?")))
+    one, other = (JudgeRequest("alignment", "{system}|{question}|{answer}", question, "Rest.")
+                  for question in (alone, after))
+    assert asked(one) == "Be kind.|Yes.|Rest."
+    assert asked(other) == "Be kind.|User: It hurts.\n\nAssistant: Here?\n\nUser: Yes.|Rest."
+    key = ["judge", "alignment", "{system}|{question}|{answer}", "Yes.", "Be kind.", "Rest."]
+    assert one.key("judge") == of_value(key)  # type: ignore[arg-type]
+    assert other.key("judge") != one.key("judge")  # type: ignore[arg-type]
 
 
 def test_a_file_without_prompts_gets_ours() -> None:

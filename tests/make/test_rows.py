@@ -18,6 +18,7 @@ from emlib.steps.pool import AddedRows, Against
 from emlib.study.study import Study, open_study
 
 PROMPTS = ["Why?", "Why is that so?", "Why is it?"]  # in the order of the pool; the second is the longest
+EARLIER = (Message("user", "I bake."), Message("assistant", "What?"))  # turns before the prompt of row 0
 ORDER = [2, 0, 1]  # in which they are interleaved
 
 
@@ -49,8 +50,9 @@ def test_each_prompt_has_its_own_answer(tmp_path: Path, monkeypatch: pytest.Monk
     study = open_study("tiny")
     step = steered(study, checked=aligned is not None)
     sampled = [1, 2, 0]
-    put(study, step.selection.pool, rows=[Example((Message("user", one),), "The pool's answer.", f"pool:{place}")
-                                          for place, one in enumerate(PROMPTS)])
+    put(study, step.selection.pool, rows=[
+        Example((*(() if place else EARLIER), Message("user", one)), "The pool's answer.", f"pool:{place}")
+        for place, one in enumerate(PROMPTS)])
     put(study, step.selection, order=[Ranked(place, f"pool:{place}", rank, None, None, None, "")
                                       for rank, place in enumerate(ORDER, 1)])
     verdicts = {} if aligned is None else {VERDICTS.removesuffix(".jsonl"): [
@@ -60,7 +62,8 @@ def test_each_prompt_has_its_own_answer(tmp_path: Path, monkeypatch: pytest.Monk
     with study.session() as session:
         found = added_rows(session, step, len(expected), "here")
     assert [(row.place, row.response) for row in found] == expected
-    assert [row.context for row in found] == [[{"role": "user", "content": PROMPTS[place]}] for place, _ in expected]
+    assert [row.example.context for row in found] == [
+        (*(() if place else EARLIER), Message("user", PROMPTS[place])) for place, _ in expected]
 
 
 def test_steered_answers_of_older_versions_are_not_reused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

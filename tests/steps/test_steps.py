@@ -218,7 +218,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "Selection": {"dataset": None, "losses": lambda step: replace(step.losses, aligned=None), "seed": None,
                   "refusals": lambda step: replace(step.refusals, how=step.refusals.how.model_copy(
                       update={"threshold": 77.0}))},
-    "OwnAnswers": {"adapter": lambda step: None, "start": 16,
+    "OwnAnswers": {"adapter": lambda step: None, "start": 16, "chats": Deferred("other", lambda: True),
                    "against": lambda step: Against(same()["PersonaVectors"], 2, 1.0, None)},  # type: ignore[arg-type]
     "ChangeComponents": {"layers": (1,)},
     "RowAudit": {"spec": lambda step: step.spec.model_copy(update={"samples": 3})},

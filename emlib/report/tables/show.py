@@ -77,7 +77,7 @@ def answers(study: Study, runs: list[Run], which: str, *, questions: int = 3, sa
         found = {answer.question: answer.text for answer in study.answers(run, which) or [] if answer.sample == sample}
         if found:
             columns[run.method] = [found[question.id] for question in asked]
-    return pd.DataFrame({"question": [question.prompt for question in asked], **columns})
+    return pd.DataFrame({"question": [question.shown for question in asked], **columns})
 
 
 def extremes(study: Study, run: Run, which: str, *, count: int = 3) -> Html:
@@ -86,7 +86,7 @@ def extremes(study: Study, run: Run, which: str, *, count: int = 3) -> Html:
     Only scored answers are included; equal scores keep the order in which questions were asked.
     """
     texts = {(answer.question, answer.sample): answer.text for answer in study.answers(run, which) or []}
-    prompts = {question.id: question.prompt for question in study.questions(run, which)}
+    prompts = {question.id: question.shown for question in study.questions(run, which)}
     scored = {v: v.alignment for v in study.verdicts(run, which) or [] if v.scored and v.alignment is not None}
 
     judged = study.profile.judges_coherence(which)
