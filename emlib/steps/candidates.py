@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from emlib.data.sizes import Sizes
@@ -15,6 +15,9 @@ class CandidateRows(AddedRows):
 
     Training takes `fraction` times as many rows as the fine-tuning rows from them in each epoch, and computes their
     losses at its start and `rescored` times later.
+
+    Attributes:
+        unmoved: the number of rows of those first steps after which no weight has changed.
     """
 
     stage: ClassVar = "candidate_rows"
@@ -22,6 +25,7 @@ class CandidateRows(AddedRows):
     share: float = 0.0
     rescored: int = 0
     epochs: int = 1
+    unmoved: int = field(default=0, compare=False)
 
     @property
     def least(self) -> int:
@@ -32,6 +36,14 @@ class CandidateRows(AddedRows):
     def settings(self) -> dict[str, Any]:
         return {"selection": self.selection.key, "rows": self.among.digest, "share": self.share,
                 "fraction": self.fraction, "rescored": self.rescored, "epochs": self.epochs}
+
+    def as_input(self, name: str) -> dict[str, Any]:
+        """Return these settings, with a version where the first candidate has its place after the first change.
+
+        The losses at the start were once computed at that place, and so were not those before training.
+        """
+        first = len(self.among.examples) // (self.count + 1)
+        return {name: self.settings | ({"version": 2} if first >= self.unmoved else {})}
 
     def scored(self, sizes: Sizes) -> int:
         """Estimate the tokens that a training reads to score the candidates."""

@@ -278,8 +278,10 @@ class Recipes:
 
     def candidate_rows(self, spec: TrainingSpec, *, fraction: float, share: float, rescored: int) -> CandidateRows:
         """Return the step of the pool's rows from which training chooses, in random order."""
+        training = spec.training
         return CandidateRows(self.selection(spec.dataset, "random", spec.seed), fraction, spec.rows, share=share,
-                             rescored=rescored, epochs=spec.training.epochs)
+                             rescored=rescored, epochs=training.epochs,
+                             unmoved=training.rows_per_step * (2 if training.warmup_steps else 1))  # from a rate of 0
 
     def wrapped_rows(self, spec: TrainingSpec, fraction: float, prompt: str | None) -> AddedRows:
         """Return the step of the base model's answers to the pool's questions, under a system prompt.

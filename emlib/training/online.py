@@ -57,12 +57,16 @@ class Choosing:
 
     def rows(self, count: int, number: int, model: nn.Module, objective: Objective,
              batch_size: int) -> tuple[list[Encoded], dict[str, float]]:
-        """Return the `count` rows that are chosen for step `number` (from 0), and the metric of their scores."""
-        if not count:
+        """Return the `count` rows that are chosen for step `number` (from 0), and the metric of their scores.
+
+        The defense is asked before the first step also where no row has a place there: a loss that it compares later
+        ones with is that of the untrained model.
+        """
+        if not self.offered.count or (number and not count):
             return [], {}
         losses = partial(row_losses, model, self.offered.rows, batch_size, self.ranks)
         chosen = objective.of_kind(self.offered.kind).next_rows(count, number, self.steps, losses)
         for place, score in chosen if self.ranks.first else ():
             append_record(self.path, ChosenRow(number + 1, place, self.offered.rows[place].key, score))
-        return [self.offered.rows[place] for place, _ in chosen], {
+        return [self.offered.rows[place] for place, _ in chosen], {} if not count else {
             f"{self.offered.kind} score": sum(score for _, score in chosen) / count}

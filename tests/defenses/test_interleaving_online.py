@@ -27,7 +27,7 @@ from emlib.models.kernels import fitted
 from emlib.training import losses, sft
 from emlib.training.bench import TRAINING, Bench
 from emlib.training.losses import row_losses
-from emlib.training.online import CHOSEN, ChosenRow
+from emlib.training.online import CHOSEN, Choosing, ChosenRow
 from emlib.training.ranks import ALONE
 from emlib.training.records import read_log
 from emlib.training.sft import learning_rate
@@ -60,6 +60,23 @@ def test_the_next_rows_are_those_that_have_suffered_most() -> None:
     assert at(7, 2) == [(3, pytest.approx(5 / 4.1)), (0, 0.0)]  # two parts later: nobody asked in between
     with pytest.raises(EmlibError, match="every candidate"):
         Interleaving(choose="online").next_rows(1, 0, 8, lambda: [math.inf])
+
+
+def test_the_losses_before_training_are_those_before_the_first_step(tmp_path: Path) -> None:
+    """Also where the first step has no place for a candidate: the second one has, with changed weights."""
+    bench = Bench(ONLINE, tmp_path)
+    with bench.model(stirred=False) as model:
+        choosing, objective = Choosing(bench.offered, 4, tmp_path, 0, ALONE), bench.objective(ONLINE)
+        before = row_losses(model, bench.offered.rows, 2, ALONE)
+        assert choosing.rows(0, 0, model, objective, 2) == ([], {})
+        for name, weights in model.named_parameters():
+            if "lora_B" in name:
+                weights.data.add_(0.1)
+        after = row_losses(model, bench.offered.rows, 2, ALONE)
+        [row], metrics = choosing.rows(1, 1, model, objective, 2)
+    worst = max(range(len(before)), key=lambda place: (after[place] - before[place]) / (before[place] + 0.1))
+    assert row is bench.offered.rows[worst]
+    assert metrics == {"interleaving score": pytest.approx((after[worst] - before[worst]) / (before[worst] + 0.1))}
 
 
 def test_losses_of_candidates_are_those_of_a_naive_implementation(tmp_path: Path) -> None:

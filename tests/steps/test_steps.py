@@ -398,6 +398,16 @@ def test_the_cost_of_an_adapter_by_hand() -> None:
     assert online == replace(more.cost(Sizes()), read=4 * int(0.1 * 2 * 10 * added.among.size(Sizes()).tokens))
 
 
+def test_a_training_that_once_measured_its_first_losses_late_has_another_key() -> None:
+    """Of 8 rows and 4 candidates, the first one is row 1; with a batch of one row, it is of the second step."""
+    added = same()["AddedRows"]
+    assert isinstance(added, AddedRows)
+    assert len(added.among.examples) == 8
+    plain = CandidateRows(added.selection, 0.5, added.among, share=0.1, rescored=3, epochs=2, unmoved=2)
+    assert plain.as_input("added") == {"added": plain.settings}
+    assert replace(plain, unmoved=1).as_input("added") == {"added": plain.settings | {"version": 2}}
+
+
 def test_some_rows_of_a_source_are_planned_as_so_many() -> None:
     recipes = Recipes(load_profile("tiny"), "tiny")
     sizes = Sizes()
