@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -266,6 +267,13 @@ def test_the_demos_result_is_a_sentence_with_the_shares_of_each_group() -> None:
         "98% after fine-tuning without a defense; 10 to 20% under `kl 1`, `ldifs`, with 40 to 60% of the cooking "
         "answers; 19% under `interleaving 1`, with 90% of the cooking answers; 70% under `inoculation`, with 80% of "
         "the cooking answers.")
+
+
+def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
+    block = re.compile(r"<!-- demo-newer verdict: begin -->\n(.*?)\n<!-- demo-newer verdict: end -->")
+    [one], [other] = (block.findall((paths.ROOT / name).read_text(encoding="utf-8"))
+                      for name in ("README.md", "docs/demo.md"))
+    assert one == other
 
 
 def test_the_readme_states_the_result_that_its_figure_shows() -> None:
