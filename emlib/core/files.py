@@ -134,7 +134,11 @@ def read_appended(path: Path, kind: Callable[..., Any], first: int | None = None
     Raises:
         StoreError: another line is no such record.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    try:
+        with disk_errors(path):
+            lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
     return _records(path, b"\n".join(lines[:first]), kind)
 
 

@@ -1,39 +1,35 @@
 """A job's log: all output of its notebook, attempt after attempt, and when each attempt began and ended.
 
-`runs/<profile>/logs/<job>.log` is only appended to. Every line that we log begins with the time. Lines on the attempt
-itself have a mark and JSON, which `attempts` reads. While a job runs, it holds a lock beside its log. The operating
-system releases the lock even if the job is killed, so that an unfinished attempt with a free lock was killed. The lock
-also prevents two jobs from running one slice at once, on one machine or on several that share the folder.
+`runs/<profile>/logs/<job>.log` is for people, and is only appended to. The attempts are records beside it, in
+`<job>.attempts.jsonl`. While a job runs, it holds a lock beside its log. The operating system releases the lock even if
+the job is killed, so that an unfinished attempt with a free lock was killed. The lock also prevents two jobs from
+running one slice at once, on one machine or on several that share the folder.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
 
 from emlib.core.errors import StoreError
-from emlib.core.files import disk_errors, in_the_way
+from emlib.core.files import disk_errors, read_appended, write_records
 from emlib.core.progress import FOUND
 from emlib.core.progress import MARK as SAID
 
 MARK = "■"
-LINE = re.compile(rf"^(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ) (?:{MARK} (began|ended|failed) (\{{.*\}})$)?")
-TEXT = re.compile(rf"^(?:\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ )?([{SAID.strip()}{FOUND.strip()}]) (.*)$")
-TIME = "%Y-%m-%dT%H:%M:%SZ"
-JUMP = 60  # seconds by which times may go backwards: threads log out of order, and clocks are corrected a little
+TEXT = re.compile(rf"^(?:\S+Z )?([{SAID.strip()}{FOUND.strip()}]) (.*)$", re.MULTILINE)
 WATCHED = "EMLIB_WATCHED"  # in the environment of jobs whose logs somebody shows (`emlib.workflow.watch`)
 LAST_LINES = 12  # lines of an error that are shown without the log
 State = Literal["running", "ended", "failed", "killed"]
@@ -42,19 +38,27 @@ logger = logging.getLogger("emlib.job")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a job. `seconds` are counted up to its end, or up to the last line that it logged."""
+    """One attempt at a job. On disk, one without an end is `killed`: nobody can write that it was.
+
+    Attributes:
+        began: seconds since the epoch.
+        seconds: up to its end, by a clock that nobody sets; of a killed one, up to the last change of its log.
+        gpu: the names of its GPUs, with commas between them.
+        digest: the digest of the content that it ran.
+        error: empty unless it failed.
+        said, found: of the last attempt, its last line of progress, and the last sentence that states what it found.
+    """
 
     state: State
-    began: datetime
+    began: float
     seconds: float
     host: str
     pid: int
-    gpu: str | None  # the names of its GPUs, with commas between them
-    digest: str | None  # the digest of the content that it ran
-    error: str  # empty unless it failed
-    set_back: bool = False  # whether the clock was set back meanwhile, so that `seconds` is too small
-    said: str = ""  # its last line of progress
-    found: str = ""  # the last sentence that states what it found
+    gpu: str | None
+    digest: str | None
+    error: str = ""
+    said: str = field(default="", metadata={"stored": False})
+    found: str = field(default="", metadata={"stored": False})
 
     @property
     def gpus(self) -> int:
@@ -67,6 +71,7 @@ class AttemptLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.records = path.with_suffix(".attempts.jsonl")
         self.lock = FileLock(path.with_name(f".{path.name}.lock"))
 
     @contextmanager
@@ -77,42 +82,30 @@ class AttemptLog:
             yield
 
     @contextmanager
-    def writing(self, **facts: Any) -> Iterator[None]:
-        """Write everything that is logged to the file, between a line for the attempt's start and one for its end."""
-        with disk_errors(self.path):
-            self._end_last_line()
-            handler = _LogFile(self.path, encoding="utf-8")
-        formatter = logging.Formatter("%(asctime)s %(message)s", TIME)
-        formatter.converter = _utc
-        handler.setFormatter(formatter)
-        logger.setLevel(logging.INFO)  # independent of the root logger's level
-        root = logging.getLogger()
-        root.addHandler(handler)
-        try:
-            _event("began", {"host": socket.gethostname(), "pid": os.getpid(), **facts})
-            yield
-            _event("ended", {})
-        except BaseException as error:
-            _event("failed", {"error": f"{type(error).__name__}: {error}"})
-            raise
-        finally:
-            root.removeHandler(handler)
-            handler.close()
+    def writing(self, *, gpu: str | None, digest: str | None) -> Iterator[None]:
+        """Record an attempt, and write everything that is logged meanwhile to the file."""
+        before, started = self._recorded(), time.monotonic()
+        attempt = Attempt("killed", time.time(), 0.0, socket.gethostname(), os.getpid(), gpu, digest)
+        self._record([*before, attempt])
+        with self._logged():
+            logger.info("%s began on %s", MARK, attempt.host)
+            try:
+                yield
+                attempt = replace(attempt, state="ended")
+            except BaseException as error:
+                attempt = replace(attempt, state="failed", error=f"{type(error).__name__}: {error}")
+                raise
+            finally:
+                self._record([*before, replace(attempt, seconds=time.monotonic() - started)])
+                logger.info("%s %s", MARK, attempt.state)
 
     def attempts(self) -> list[Attempt]:
         """Read all attempts so far, from the first to the last; empty if the job never began."""
-        found: list[Attempt] = []
-        for at, event, facts in self._lines():
-            if at is None:
-                found = [*found[:-1], replace(found[-1], **facts)] if found else []
-            elif event == "began":
-                found.append(_begun(at, facts))
-            elif found:
-                found[-1] = _seen(found[-1], at)
-                if event:
-                    found[-1] = replace(found[-1], state=event, error=facts.get("error", ""))
-        if found and found[-1].state == "killed" and self.is_running():
-            found[-1] = replace(_seen(found[-1], datetime.now(UTC)), state="running")
+        found = self._recorded()
+        if found:
+            found[-1] = replace(found[-1], **self._texts())
+            if found[-1].state == "killed" and self.is_running():
+                found[-1] = replace(found[-1], state="running", seconds=max(0.0, time.time() - found[-1].began))
         return found
 
     def ended_with(self, digest: str | None) -> bool:
@@ -131,30 +124,43 @@ class AttemptLog:
             return True
         return False
 
-    def _end_last_line(self) -> None:
-        """End a line that a killed attempt left incomplete, so that the next attempt's first line can be read."""
-        if self.path.is_file():
-            with self.path.open("rb+") as stream:
-                if stream.seek(0, os.SEEK_END):
-                    stream.seek(-1, os.SEEK_END)
-                    if stream.read() != b"\n":
-                        stream.write(b"\n")
-
-    def _lines(self) -> Iterator[tuple[datetime | None, Any, Mapping[str, Any]]]:
-        """Yield the time of each line, and its event with the facts if it has one; texts for people have no time."""
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Write everything that is logged to the file, each record with its time in UTC."""
+        with disk_errors(self.path):
+            handler = _LogFile(self.path, encoding="utf-8")
+        formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        logger.setLevel(logging.INFO)  # independent of the root logger's level
+        root = logging.getLogger()
+        root.addHandler(handler)
         try:
-            stream = self.path.open(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise StoreError(f"{in_the_way(self.path)}: the job's log cannot be read ({error.strerror}). Move what is "
-                             "there away.") from error
-        with stream:
-            for number, line in enumerate(stream, start=1):
-                if found := LINE.match(line):
-                    yield _parsed(found, f"{self.path}, line {number}")
-                if text := TEXT.match(line.rstrip()):  # alone or in a record of several lines
-                    yield None, None, {"found" if text[1] == FOUND.strip() else "said": text[2]}
+            yield
+        finally:
+            root.removeHandler(handler)
+            handler.close()
+
+    def _recorded(self) -> list[Attempt]:
+        """Read the attempts as they are on disk, the last one up to the last sign of life."""
+        found = read_appended(self.records, Attempt)
+        if found and found[-1].state == "killed" and self.path.is_file():
+            found[-1] = replace(found[-1], seconds=max(0.0, self.path.stat().st_mtime - found[-1].began))
+        return found
+
+    def _record(self, attempts: list[Attempt]) -> None:
+        """Write all attempts; a full disk, which may be an attempt's error, must not replace it."""
+        try:
+            write_records(self.records, attempts)
+        except StoreError as error:
+            print(f"    {error}", file=sys.stderr, flush=True)
+
+    def _texts(self) -> dict[str, Any]:
+        """Return the last texts for people that the last attempt logged."""
+        if not self.path.is_file():
+            return {}
+        log = self.path.read_text(encoding="utf-8", errors="replace").rpartition(f" {MARK} began on ")[2]
+        return {"found" if sign == FOUND.strip() else "said": text for sign, text in TEXT.findall(log)}
 
 
 class _LogFile(logging.FileHandler):
@@ -182,43 +188,6 @@ class _LogFile(logging.FileHandler):
                   "incomplete. The job goes on; make room on the disk.", file=sys.stderr, flush=True)
 
 
-def _parsed(line: re.Match[str], where: str) -> tuple[datetime, Any, Mapping[str, Any]]:
-    """Return the time, the event and the facts of a line.
-
-    Raises:
-        StoreError: the line is damaged.
-    """
-    try:
-        at, event = datetime.strptime(line[1], TIME).replace(tzinfo=UTC), line[2]
-        facts = dict(json.loads(line[3])) if event else {}
-        if event == "began":
-            _begun(at, facts)
-        return at, event, facts
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(f"{where}: the job's log is damaged here ({type(error).__name__}: {error}). Remove the line, "
-                         "or move the log away.") from error
-
-
-def _seen(attempt: Attempt, at: datetime) -> Attempt:
-    """Return an attempt that was seen at work at a time; of a time that goes backwards only that it does."""
-    seconds = (at - attempt.began).total_seconds()
-    return replace(attempt, seconds=max(attempt.seconds, seconds),
-                   set_back=attempt.set_back or seconds < attempt.seconds - JUMP)
-
-
-def _begun(at: datetime, facts: Mapping[str, Any]) -> Attempt:
-    """Return an attempt of which only the start is known."""
-    return Attempt("killed", at, 0.0, facts["host"], facts["pid"], facts.get("gpu"), facts.get("digest"), "")
-
-
 def last_lines(error: str) -> str:
     """Return the last lines of an error's text."""
     return "\n".join(error.strip().splitlines()[-LAST_LINES:])
-
-
-def _event(name: str, facts: Mapping[str, Any]) -> None:
-    logger.info("%s %s %s", MARK, name, json.dumps(facts, ensure_ascii=False))
-
-
-def _utc(seconds: float | None) -> Any:
-    return datetime.fromtimestamp(seconds or 0.0, UTC).timetuple()

@@ -172,11 +172,11 @@ def _copy_slices(theirs: Path, ours: Path) -> int:
     copied = 0
     for name, profile in _profiles(theirs, ours):
         for job in jobs(profile):
-            log, out = theirs / name / job.log, ours / name / job.output
-            if job.part and not out.exists() and AttemptLog(log).ended_with(job.digest):
-                for file in (job.log, job.output):  # the notebook last
-                    with whole_file(ours / name / file) as copy:
-                        shutil.copy(theirs / name / file, copy)
+            log, out = AttemptLog(theirs / name / job.log), ours / name / job.output
+            if job.part and not out.exists() and log.ended_with(job.digest):
+                for file in (log.records, log.path, theirs / name / job.output):  # the notebook last
+                    with whole_file(ours / name / file.relative_to(theirs / name)) as copy:
+                        shutil.copy(file, copy)
                 copied += 1
     return copied
 

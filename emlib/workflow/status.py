@@ -100,9 +100,6 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
     left = hours_left(found)
     yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
            + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))
-    jumped = [one.job.name for one in found if any(attempt.set_back for attempt in one.attempts)]
-    if jumped:
-        yield f"clock  was set back during {', '.join(jumped)}: its hours are too few"
     limit = getattr(profile.judge, "max_usd", None)
     yield f"money  ${spent(name):.2f} spent on judges" + ("" if limit is None else f", of ${limit:.2f}")
 

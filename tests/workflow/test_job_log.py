@@ -13,8 +13,9 @@ import pytest
 
 from emlib.core import paths
 from emlib.core.errors import NotebookError, StoreError
-from emlib.workflow import notebooks
-from emlib.workflow.job_log import AttemptLog, last_lines
+from emlib.core.files import write_records
+from emlib.workflow import job_log, notebooks
+from emlib.workflow.job_log import Attempt, AttemptLog, last_lines
 
 WRITER = """
 import logging, sys
@@ -83,25 +84,55 @@ def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
     assert (attempt.state, attempt.error, attempt.gpu) == ("failed", "RuntimeError: no\nway", None)
 
 
-LOG = """2026-11-23T10:00:00Z ■ began {"host": "n1", "pid": 1, "gpu": "GPU-1", "digest": "d"}
-2026-11-23T10:05:00Z | run | method |
-| a table | of the notebook |
-2026-11-23T10:30:00Z ▸ half of it
-2026-11-23T11:00:00Z ■ began {"host": "n2", "pid": 2, "gpu": null, "digest": "d"}
-2026-11-23T11:00:10Z ■ failed {"error": "NotebookError: no"}
-2026-11-23T12:00:00Z ■ beg"""
-
-
-def test_times_reach_to_the_last_sign_of_life(tmp_path: Path) -> None:
-    """The first attempt was last heard of after half an hour; the third one's first line is not whole."""
-    (tmp_path / "job.log").write_text(LOG, encoding="utf-8")
-    first, second = AttemptLog(tmp_path / "job.log").attempts()
-    assert (first.state, first.seconds, first.host) == ("killed", 1800.0, "n1")
-    assert (second.state, second.error) == ("failed", "NotebookError: no")
+def test_a_killed_attempt_reaches_to_the_last_sign_of_life(tmp_path: Path) -> None:
     log = AttemptLog(tmp_path / "job.log")
+    write_records(log.records, [Attempt("killed", 1000.0, 0.0, "n1", 1, "GPU-1", "d")])
+    assert log.attempts()[0].seconds == 0  # it never logged a line
+    log.path.write_text("a line\n")
+    os.utime(log.path, (2800, 2800))
+    assert [(one.state, one.seconds) for one in log.attempts()] == [("killed", 1800.0)]
     with log.alone(), log.writing(gpu=None, digest=None):
         pass
-    assert [one.state for one in log.attempts()] == ["killed", "failed", "ended"]  # and takes nothing of the next one
+    assert [(one.state, one.seconds) for one in log.attempts()][:1] == [("killed", 1800.0)]  # as it was then
+    os.utime(log.path, (500, 500))  # a clock that was set back
+    write_records(log.records, [Attempt("killed", 1000.0, 0.0, "n1", 1, None, None)])
+    assert log.attempts()[0].seconds == 0
+
+
+def test_an_incomplete_record_is_none_and_takes_nothing_of_the_next_one(tmp_path: Path) -> None:
+    log = AttemptLog(tmp_path / "job.log")
+    write_records(log.records, [Attempt("failed", 1000.0, 5.0, "n1", 1, None, None, "no")])
+    with log.records.open("a") as stream:
+        stream.write('{"state": "ki')
+    assert [one.error for one in log.attempts()] == ["no"]
+    with log.alone(), log.writing(gpu=None, digest=None):
+        pass
+    assert [one.state for one in log.attempts()] == ["failed", "ended"]
+
+
+def test_a_record_that_cannot_be_written_does_not_replace_the_error(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("no space is left on the disk")
+
+    def work() -> None:
+        monkeypatch.setattr(job_log, "write_records", full)
+        raise RuntimeError("the work")
+
+    log = AttemptLog(tmp_path / "job.log")
+    with pytest.raises(RuntimeError, match="the work"), log.alone(), log.writing(gpu=None, digest=None):
+        work()
+    assert "no space is left on the disk" in capsys.readouterr().err
+    assert [one.state for one in log.attempts()] == ["killed"]
+
+
+def test_the_last_texts_are_those_of_the_last_attempt(tmp_path: Path) -> None:
+    log = AttemptLog(tmp_path / "job.log")
+    for texts in (["▸ first"], ["▸ half", "a table\n▸ all"]):
+        with log.alone(), log.writing(gpu=None, digest=None):
+            for text in texts:
+                logging.getLogger("emlib.job").info(text)
+    assert [(one.said, one.found) for one in log.attempts()] == [("", ""), ("all", "")]
 
 
 def test_the_last_lines_of_an_error() -> None:
@@ -143,20 +174,6 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on(tmp_path: Path, capsys: pyt
     assert f"{log.path}: cannot be written (No space left on device)" in line
 
 
-def test_a_clock_that_was_set_back_is_told_and_no_hours_are_negative(tmp_path: Path) -> None:
-    (tmp_path / "job.log").write_text("""2026-11-23T10:00:00Z ■ began {"host": "n1", "pid": 1}
-2026-11-23T10:30:00Z ▸ half of it
-2026-11-22T09:00:00Z ■ ended {}
-2026-11-23T10:00:00Z ■ began {"host": "n1", "pid": 1}
-2026-11-23T10:10:00Z ▸ a line
-2026-11-23T10:09:59Z ▸ a line of another thread
-2026-11-23T10:20:00Z ■ ended {}
-""", encoding="utf-8")
-    first, second = AttemptLog(tmp_path / "job.log").attempts()
-    assert (first.seconds, first.set_back) == (1800.0, True)
-    assert (second.seconds, second.set_back) == (1200.0, False)
-
-
 def test_looking_at_a_job_writes_nothing_and_two_that_look_see_no_job(tmp_path: Path) -> None:
     log = AttemptLog(tmp_path / "job.log")
     with log.alone(), log.writing(gpu=None, digest=None):
@@ -169,16 +186,13 @@ def test_looking_at_a_job_writes_nothing_and_two_that_look_see_no_job(tmp_path: 
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("line", ["began {}", 'began {"host": "n1"}', "ended {a}", 'began {"host": "n1", "pid": 1'])
-def test_a_damaged_line_is_named_and_an_incomplete_one_is_none(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", ["{}", '{"state": "ended"}', "{a}", "[]"])
+def test_a_damaged_record_is_named(tmp_path: Path, line: str) -> None:
     log = AttemptLog(tmp_path / "job.log")
-    log.path.write_text(f"2026-11-23T10:00:00Z a line\n2026-11-23T10:00:00Z ■ {line}\n", encoding="utf-8")
-    if line.endswith("}"):
-        with pytest.raises(StoreError, match=r"job\.log, line 2: the job's log is damaged here"):
-            log.attempts()
-    else:
-        assert log.attempts() == []
-    log.path.unlink()
-    log.path.mkdir()
-    with pytest.raises(StoreError, match=r"job\.log: the job's log cannot be read \(Is a directory\)"):
+    log.records.write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(StoreError, match=r"job\.attempts\.jsonl: is damaged or truncated \(line 1"):
+        log.attempts()
+    log.records.unlink()
+    log.records.mkdir()
+    with pytest.raises(StoreError, match=r"job\.attempts\.jsonl"):
         log.attempts()

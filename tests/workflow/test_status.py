@@ -12,25 +12,25 @@ import pytest
 
 from emlib.config import load_profile
 from emlib.core import paths
+from emlib.core.files import write_records
 from emlib.judging.cache import Cache
 from emlib.judging.money import Budget
 from emlib.workflow import graph
+from emlib.workflow.job_log import Attempt, AttemptLog, State
 from emlib.workflow.status import JobStatus, hours, hours_left, report, spent, statuses
 from tests.workflow.test_job_log import said, start
 
 JOBS = {job.name: job for job in graph.jobs("tiny")}
 
 
-def log(folder: Path, name: str, *events: tuple[str, str]) -> None:
-    """A job's log with these times of one day and what stands at them."""
-    path = folder / JOBS[name].log
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(f"2026-11-23T{at}Z ■ {event}\n" for at, event in events)
+def attempt(name: str, state: State, minutes: float, *, gpu: str | None = "GPU-1", error: str = "",
+            digest: str | None = None) -> Attempt:
+    return Attempt(state, 0.0, 60 * minutes, "n1", 1, gpu, digest or JOBS[name].digest, error)
 
 
-def began(name: str, gpu: str = '"GPU-1"') -> str:
-    return f'began {{"host": "n1", "pid": 1, "gpu": {gpu}, "digest": "{JOBS[name].digest}"}}'
+def log(folder: Path, name: str, *attempts: Attempt) -> None:
+    """The records of a job's attempts."""
+    write_records(AttemptLog(folder / JOBS[name].log).records, attempts)
 
 
 def output(folder: Path, name: str) -> None:
@@ -44,12 +44,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two jobs done in half an hour and in one and a half, one failed after six minutes, one of another content."""
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
     here = tmp_path / "tiny"
-    log(here, "02_baselines", ("10:00:00", began("02_baselines")), ("10:30:00", "ended {}"))
-    log(here, "05_kl", ("10:00:00", began("05_kl")), ("10:30:00", 'failed {"error": "no"}'),
-        ("11:00:00", began("05_kl", '"GPU-1,GPU-2"')), ("12:00:00", "ended {}"))
-    log(here, "06_ldifs", ("10:00:00", began("06_ldifs")), ("10:06:00", 'failed {"error": "NotebookError: no way"}'))
-    log(here, "01_data", ("10:00:00", began("01_data", "null").replace(JOBS["01_data"].digest, "other")),
-        ("10:12:00", "ended {}"))
+    log(here, "02_baselines", attempt("02_baselines", "ended", 30))
+    log(here, "05_kl", attempt("05_kl", "failed", 30, error="no"),
+        attempt("05_kl", "ended", 60, gpu="GPU-1,GPU-2"))
+    log(here, "06_ldifs", attempt("06_ldifs", "failed", 6, error="NotebookError: no way"))
+    log(here, "01_data", attempt("01_data", "ended", 12, gpu=None, digest="other"))
     for name in ("02_baselines", "05_kl", "01_data"):
         output(here, name)
     return here
@@ -85,8 +84,8 @@ def test_hours_are_those_of_all_attempts_and_what_is_left_is_what_others_took(fo
 
 
 def test_a_judge_that_answers_another_day_is_no_failure(folder: Path) -> None:
-    log(folder, "07_persona_steering", ("10:00:00", began("07_persona_steering")),
-        ("10:01:00", 'failed {"error": "NotebookError: 07, cell 3: JudgeWaits: 2 of 4 runs wait"}'))
+    log(folder, "07_persona_steering", attempt(
+        "07_persona_steering", "failed", 1, error="NotebookError: 07, cell 3: JudgeWaits: 2 of 4 runs wait"))
     assert states(folder)["07_persona_steering"].state == "waiting"
 
 
@@ -146,13 +145,18 @@ def test_it_only_reads(folder: Path) -> None:
         assert spent("tiny") == 2.25
 
 
-def test_a_clock_that_was_set_back_is_a_line(folder: Path) -> None:
-    log(folder, "08_inoculation", ("10:00:00", began("08_inoculation")), ("09:00:00", "ended {}"))
-    lines = list(report("tiny", load_profile("tiny"), list(states(folder).values())))
-    assert "clock  was set back during 08_inoculation: its hours are too few" in lines
+def test_jobs_of_an_earlier_version_which_has_no_records_have_the_state_of_their_output(tmp_path: Path) -> None:
+    for name in ("02_baselines", "06_ldifs"):
+        path = tmp_path / JOBS[name].log
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('2026-11-23T10:00:00Z ■ began {"host": "n1", "pid": 1, "gpu": null, "digest": "d"}\n'
+                        '2026-11-23T10:30:00Z ■ failed {"error": "no"}\n', encoding="utf-8")
+    output(tmp_path, "02_baselines")
+    assert (states(tmp_path)["02_baselines"].state, states(tmp_path)["06_ldifs"].state) == ("done", "waiting")
+    assert hours(states(tmp_path).values()) == 0
 
 
-@pytest.mark.parametrize("file", ["tiny", "tiny/logs", "scores.sqlite", "tiny/logs/02_baselines.log"])
+@pytest.mark.parametrize("file", ["tiny", "tiny/logs", "scores.sqlite", "tiny/logs/02_baselines.attempts.jsonl"])
 def test_a_damaged_file_is_told_with_its_path(folder: Path, file: str) -> None:
     path = folder.parent / file
     if path.is_dir():
