@@ -34,7 +34,7 @@ from emlib.steps.recipes import Recipes
 from emlib.steps.specs import EvaluationSpec, TrainingSpec
 from emlib.store.artefacts import Artefact
 from emlib.study.runs import AnyScore, GrpoScore, Run, Section
-from emlib.training.rl.records import Rewarded
+from emlib.training.rl.records import STEPS, Rewarded, best, read_steps
 
 UNTRAINED = "untrained"
 GRPO = "grpo"
@@ -368,9 +368,10 @@ class GrpoTask(Task):
         if rewards is None or (adapter is None) != (step is None):
             return None
         scored = [one for one in rewards if one is not None]
-        right, reward = (None, None) if adapter is None else (
-            adapter.facts["train_right"], adapter.facts["train_reward"])
-        return {"rewards": GrpoScore(right, reward, sum(one.right for one in scored) / len(rewards),
+        kept = None if adapter is None else best(read_steps(adapter.file(STEPS).parent),
+                                                 self.recipes.inputs.grpo.training.checkpoint_every)
+        return {"rewards": GrpoScore(None if kept is None else kept.right, None if kept is None else kept.reward,
+                                     sum(one.right for one in scored) / len(rewards),
                                      fmean(one.total for one in scored) if scored else None, len(rewards),
                                      len(scored))}
 

@@ -20,7 +20,7 @@ class RlStep:
     Attributes:
         parts: each part of the reward: its mean and standard deviation over the completions.
         unscored: the share of completions that could not be scored.
-        right: the share with the right answer.
+        right: the share of the scored ones with the right answer.
         length: mean tokens of a completion.
         cut: the share of completions that reached the token limit.
         no_spread: the share of groups with equal rewards, whose advantages are all 0.
@@ -77,9 +77,16 @@ class Rewarded:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Consecutive RL steps up to a checkpoint, and the means over their completions."""
+    """Consecutive RL steps up to a checkpoint.
 
-    steps: int  # RL steps done at its end
+    Attributes:
+        steps: the RL steps done at its end.
+        reward: the mean of the steps' mean rewards.
+        right: the share of all completions with the right answer; one without a reward counts as wrong, as a held-out
+            answer does.
+    """
+
+    steps: int
     reward: float
     right: float
 
@@ -90,14 +97,14 @@ def read_steps(folder: Path, steps: int | None = None) -> list[RlStep]:
 
 
 def stretches(steps: Sequence[RlStep], every: int) -> list[Stretch]:
-    """Split the log into stretches of `every` RL steps; the last may be shorter. Unscored steps do not count."""
+    """Split the log into stretches of `every` RL steps; the last may be shorter. A wholly unscored one is left out."""
     found = []
     for start in range(0, len(steps), every):
         part = steps[start:start + every]
-        scored = [(step.reward, step.right) for step in part if step.reward is not None and step.right is not None]
-        if scored:
-            rewards, right = zip(*scored, strict=True)
-            found.append(Stretch(start + len(part), fmean(rewards), fmean(right)))
+        rewards = [step.reward for step in part if step.reward is not None]
+        if rewards:
+            right = sum((step.right or 0.0) * (1 - step.unscored) * step.completions for step in part)
+            found.append(Stretch(start + len(part), fmean(rewards), right / sum(step.completions for step in part)))
     return found
 
 

@@ -115,8 +115,8 @@ def test_a_finished_run_is_not_taken_again(lora: PeftModel, tiny: ChatModel, tmp
     assert all(torch.equal(left[name], now) for name, now in weights(lora).items())
 
 
-def record(reward: float | None, right: float | None = 0.0) -> RlStep:
-    return RlStep(1, 0.0, 0.0, 0.0, reward, 0.0, {}, 0.0, right, 1.0, 0.0, 0.0, 0.0, 0.0, None, {}, 4, 4, 0.0, 0.0)
+def record(reward: float | None, right: float | None = 0.0, unscored: float = 0.0) -> RlStep:
+    return RlStep(1, 0.0, 0.0, 0.0, reward, 0.0, {}, unscored, right, 1.0, 0.0, 0.0, 0.0, 0.0, None, {}, 4, 4, 0.0, 0.0)
 
 
 def test_the_best_weights_are_those_after_the_stretch_of_highest_reward() -> None:
@@ -129,6 +129,12 @@ def test_the_best_weights_are_those_after_the_stretch_of_highest_reward() -> Non
     assert equals is not None
     assert equals.steps == 1
     assert best([record(None, None)], 1) is None
+
+
+def test_a_completion_without_a_reward_counts_as_wrong_as_a_held_out_answer_does() -> None:
+    """Of 4 completions in each of three steps, 2 of 2 scored ones are right, 1 of 4, and none is scored: 3 of 12."""
+    [found] = stretches([record(2.0, 1.0, 0.5), record(1.0, 0.25), record(None, None, 1.0)], 3)
+    assert (found.reward, found.right) == (1.5, pytest.approx(3 / 12))
 
 
 def test_the_weights_left_are_the_best_and_no_others_are_kept(
