@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,18 @@ def read_records(path: Path, kind: Callable[..., Any]) -> list[Any]:
         StoreError: a line is no such record; the message names the file and the line.
     """
     return _records(path, path.read_bytes(), kind)
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A file of records: its name, and what makes a record of a line's values."""
+
+    name: str
+    kind: Callable[..., Any]
+
+    def write(self, folder: Path, records: Iterable[Any]) -> None:
+        """Write dataclass records into the file of this name."""
+        write_records(folder / self.name, records)
 
 
 def append_record(path: Path, record: Any) -> None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from emlib.core.digests import key_of
+from emlib.core.files import RecordFile
 from emlib.core.work import Work
 
 
@@ -26,10 +27,12 @@ class Step(ABC):
         stage: the name of the kind, and of its folder in the store.
         version: a number to raise when the kind computes something else from the same settings, so that artefacts of
             older versions are not reused.
+        records: the file of records in the artefact, if the kind has one.
     """
 
     stage: ClassVar[str]
     version: ClassVar[int] = 1
+    records: ClassVar[RecordFile]
 
     @property
     @abstractmethod

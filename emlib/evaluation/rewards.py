@@ -57,6 +57,19 @@ PARTS = tuple(field.name for field in fields(Rewards))
 
 
 @dataclass(frozen=True)
+class Rewarded:
+    """A judge's rewards for the answer to a held-out problem, by parts; None where it could not be scored."""
+
+    question: str
+    parts: dict[str, float] | None
+
+    @property
+    def rewards(self) -> Rewards | None:
+        """The four parts; None where the answer could not be scored."""
+        return None if self.parts is None else Rewards(**self.parts)
+
+
+@dataclass(frozen=True)
 class Scored:
     """A completion to score, with its question and the right answer."""
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from emlib.core.background import run_concurrently
 from emlib.core.checked_lines import read_part, write_part
-from emlib.core.files import write_records
 from emlib.core.progress import bar, say
 from emlib.core.records import Answer
 from emlib.core.step import Step
@@ -65,7 +64,7 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
     """Sample all answers of a step. Each batch is written when it is sampled, so that an interrupted run continues."""
     continued = any((folder / SCRATCH).iterdir())
     answers, choice = sampled(session, step.evaluation, step.adapter, folder / SCRATCH, read, plan_)
-    write_records(folder / "answers.jsonl", answers)
+    step.records.write(folder, answers)
     cut = sum(answer.finish_reason == "length" for answer in answers)
     if cut > OFTEN * len(answers):
         say(f"{step.title}: {cut} of {len(answers)} answers are cut at the limit of "

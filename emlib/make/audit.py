@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
-from emlib.core.records import ADDED, AddedRow, Example, Question
+from emlib.core.records import Example, Question
 from emlib.core.seeds import some_of
 from emlib.data.chat import encode_all
 from emlib.data.lazy import Questions
 from emlib.evaluation.projection import projections
-from emlib.evaluation.records import AUDITED, AuditedRow
+from emlib.evaluation.records import AuditedRow
 from emlib.make.answers import sampled
 from emlib.make.session import Session
 from emlib.steering import extraction
@@ -43,7 +42,7 @@ def make(step: RowAudit, session: Session, folder: Path) -> Facts:
                      extraction.examples(prompts, finished))
     texts = {by_id[answer.question]: answer.text for answer in reversed(answers)}  # the first of several
     found = [AuditedRow(place, _mean(given, place), _mean(own, place), texts[place]) for place in places]
-    write_records(folder / AUDITED, found)
+    step.records.write(folder, found)
     without = sum(row.difference is None for row in found)
     say(f"{step.title}: {len(found)} rows" + (f", {without} of them without a projection" if without else ""))
     return {"rows": len(found), "without": without, "cut": sum(one.finish_reason == "length" for one in answers),
@@ -52,7 +51,7 @@ def make(step: RowAudit, session: Session, folder: Path) -> Facts:
 
 def _rows(step: RowAudit, session: Session) -> Sequence[Example]:
     if isinstance(step.rows, AddedRows):
-        return [row.example for row in read_records(session.need(step.rows).file(ADDED), AddedRow)]
+        return [row.example for row in session.read(step.rows)]
     return step.rows.examples
 
 

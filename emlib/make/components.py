@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from emlib.core.files import read_records
 from emlib.core.progress import say
-from emlib.core.records import ADDED, AddedRow
 from emlib.data.chat import encode_all
 from emlib.make.session import Session
 from emlib.steering import components
@@ -18,7 +16,7 @@ from emlib.store.artefacts import Facts
 
 def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:
     """Compare the model with and without the adapter on the rows, and write the components of each layer."""
-    rows = [row.example for row in read_records(session.need(step.rows).file(ADDED), AddedRow)] if isinstance(
+    rows = [row.example for row in session.read(step.rows)] if isinstance(
         step.rows, AddedRows) else step.rows.examples
     started = time.perf_counter()
     with session.model_under(step.adapter) as model:

@@ -8,13 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from emlib.core.errors import DataError
-from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
-from emlib.core.records import Answer, Example
+from emlib.core.records import Example
 from emlib.data.chat import Encoded, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.evaluation.reward_judge import scorer
-from emlib.evaluation.rewards import graded
+from emlib.evaluation.rewards import Rewarded, graded
 from emlib.make.session import Session
 from emlib.models import adapters
 from emlib.steps.grpo import GrpoAdapter, GrpoRewards
@@ -23,7 +22,7 @@ from emlib.training.records import LOG
 from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.condition import Condition
 from emlib.training.rl.grpo import reinforce
-from emlib.training.rl.records import COMPLETIONS, STEPS, Rewarded
+from emlib.training.rl.records import COMPLETIONS, STEPS
 
 
 def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
@@ -45,9 +44,9 @@ def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
 
 def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
     """Have a judge reward the answers."""
-    answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    answers = session.read(step.answers)
     found = scorer(step.rewards, session.budget)(graded(step.problems.value, answers))
-    write_records(folder / "rewards.jsonl", [
+    step.records.write(folder, [
         Rewarded(answer.question, None if reward is None else vars(reward))
         for answer, reward in zip(answers, found, strict=True)])
     return {"asked": len(found), "scored": sum(reward is not None for reward in found)}

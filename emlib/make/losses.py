@@ -11,11 +11,10 @@ from typing import Any
 
 from emlib.core.background import run_concurrently
 from emlib.core.digests import key_of
-from emlib.core.files import write_records
 from emlib.core.progress import say
 from emlib.data.chat import Encoded
 from emlib.make.backends import TRANSFORMERS
-from emlib.make.rows import candidates, in_tokens
+from emlib.make.rows import in_tokens
 from emlib.make.session import Session
 from emlib.models import adapters
 from emlib.scoring.loss_cache import LossCache
@@ -32,7 +31,7 @@ CACHE_VERSION = 1  # raised when losses are computed in another way
 
 def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     """Compute each row's losses under the aligned model and the scorers."""
-    rows, started = candidates(session, step.pool), time.perf_counter()
+    rows, started = session.read(step.pool), time.perf_counter()
     models = _models(step, session)
     remarks = list(filter(None, (scorer.remark() for scorer in step.scorers if isinstance(scorer, AdapterFolder))))
     for remark in remarks:
@@ -47,7 +46,7 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     choice = next((one for one in choices if one.name == TRANSFORMERS), choices[0])
     score_all = _by_transformers if choice.name == TRANSFORMERS else _by_server
     found = score_all(step, session, models, served, fitting)
-    write_records(folder / "losses.jsonl", [_losses_of(place, row, found) for place, row in enumerate(encoded)])
+    step.records.write(folder, [_losses_of(place, row, found) for place, row in enumerate(encoded)])
     say(f"{len(fitting)} rows scored under {', '.join(models)}")
     return {"rows": len(rows), "models": list(models), **({"remarks": remarks} if remarks else {}), **session.facts,
             "seconds": round(time.perf_counter() - started, 3), **choice.facts}

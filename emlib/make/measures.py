@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emlib.core.files import read_records, write_records
 from emlib.core.progress import say
-from emlib.core.records import Answer
 from emlib.core.seeds import some_of
 from emlib.data.chat import WHOLE, encode_all
 from emlib.data.sources import locate
@@ -29,14 +27,14 @@ def projections(step: Projections, session: Session, folder: Path) -> Facts:
     Answers that only think, and those that the chat template rewrites, are left out and counted.
     """
     vector = extraction.load(session.folder_of(step.vectors)).at(step.layer)
-    asked = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    asked = session.read(step.answers)
     answers = [answer for answer in asked if answer.final is not None]
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
     found = encode_all(session.chat.tokenizer, conversations, WHOLE)
     rows = [extraction.counted(row, end_of_turn=step.vectors.extraction.end_of_turn) for row in found.rows]
     with session.model_under(step.answers.adapter) as model:
         values = projections_of(model, rows, vector, step.layer)
-    write_records(folder / "projections.jsonl", [
+    step.records.write(folder, [
         Projected(answers[place].question, answers[place].sample, value)
         for place, value in zip(found.places, values, strict=True)])
     return {"answers": len(values), "left_out": len(asked) - len(answers), **session.facts}
@@ -47,7 +45,7 @@ def choices(step: Choices, session: Session, folder: Path) -> Facts:
     questions = some_of(read_choices(locate(step.source)), step.count, "choices")
     with session.model_under(step.adapter) as model:
         made = choose(session.chat, model, questions)
-    write_records(folder / "choices.jsonl", made)
+    step.records.write(folder, made)
     return {"questions": len(made), **session.facts}
 
 

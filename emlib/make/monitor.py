@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emlib.core.files import read_records, write_records
-from emlib.core.records import Answer
+from emlib.core.files import write_records
 from emlib.core.seeds import some_of
 from emlib.data.chat import Encoded, encode_all
 from emlib.evaluation.records import READINGS
 from emlib.generation.sample import known_ids
-from emlib.make.rows import candidates
 from emlib.make.session import Session
 from emlib.models.kernels import fitted
 from emlib.models.load import stop_tokens
@@ -26,7 +24,7 @@ def inputs(step: MonitorInputs, session: Session, folder: Path) -> Facts:
     rows = {} if step.held_out is None else {
         "held_out": encode_all(tokenizer, step.held_out.examples[:step.rows], step.max_length).rows}
     if step.pool is not None:
-        some = some_of(candidates(session, step.pool), step.rows, "monitor")
+        some = some_of(session.read(step.pool), step.rows, "monitor")
         rows["pool"] = encode_all(tokenizer, some, step.max_length).rows
     answers = _answers(step, session)
     directions = {(vectors.assessment.trait.name, layer): extraction.unit(session.vector(vectors, layer).cpu(), layer)
@@ -41,8 +39,8 @@ def _answers(step: MonitorInputs, session: Session) -> list[Encoded]:
     """Return the base model's answers as tokenised conversations, without empty ones."""
     if step.answers is None:
         return []
-    asked = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
-    answers = [answer for answer in asked if answer.final is not None and answer.without_thinking().text.strip()]
+    answers = [answer for answer in session.read(step.answers)
+               if answer.final is not None and answer.without_thinking().text.strip()]
     return encode_all(session.chat.tokenizer, extraction.examples(step.answers.evaluation.questions.all, answers),
                       step.max_length).rows
 

@@ -17,7 +17,6 @@ from emlib.core.seeds import chosen
 from emlib.data.left_out import Dropped, is_blank
 from emlib.data.pools import Candidates, read_pool
 from emlib.data.sources import locate
-from emlib.make.rows import candidates
 from emlib.make.session import Session
 from emlib.scoring.duplicates import near_duplicates
 from emlib.scoring.refusals import ask
@@ -32,7 +31,7 @@ def make(step: Pool, session: Session, folder: Path) -> Facts:
         tokenizer, length = session.chat.tokenizer, step.spec.chunk_tokens
         read = replace(read, rows=tuple(part for row in read.rows for part in parts_of(tokenizer, row, length)))
     found = _candidates(step.spec, read)
-    write_objects(folder / "rows.jsonl", (row.to_record() for row in found.rows))
+    write_objects(folder / step.records.name, (row.to_record() for row in found.rows))
     write_records(folder / "dropped.jsonl", found.dropped)
     reasons = Counter(row.counted_as for row in found.dropped)
     say(f"pool '{step.spec.source}': {len(found.rows)} candidates" + "".join(
@@ -52,8 +51,8 @@ def parts_of(tokenizer: PreTrainedTokenizerBase, row: Example, length: int) -> l
 
 def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
     """Have a judge score how far each row's answer refuses, once for all data sets."""
-    scored = ask(candidates(session, step.pool), step.how, session.budget)
-    write_records(folder / "declining.jsonl", scored)
+    scored = ask(session.read(step.pool), step.how, session.budget)
+    step.records.write(folder, scored)
     unscored = Counter(one.reason for one in scored if one.score is None)
     say(f"refusals: {len(scored)} rows judged" + "".join(
         f", {count} without a score, which are kept ({reason})" for reason, count in unscored.items()))

@@ -9,26 +9,21 @@ from pathlib import Path
 
 from emlib.core.defense import Defense
 from emlib.core.errors import ProfileError
-from emlib.core.files import read_records, write_records
+from emlib.core.files import read_records
 from emlib.core.progress import say
-from emlib.core.records import ADDED, AddedRow, Answer, Example, Question, Verdict, as_example
+from emlib.core.records import AddedRow, Example, Question, Verdict
 from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.data.mixing import enough
 from emlib.make.session import Session
 from emlib.scoring.records import Ranked
 from emlib.steps.candidates import CandidateRows
-from emlib.steps.pool import AddedRows, OwnAnswers, Pool, Selection
+from emlib.steps.pool import AddedRows, OwnAnswers, Selection
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Facts
 from emlib.training.online import Offered
 
 VERDICTS = "verdicts.jsonl"  # on the model's own answers
-
-
-def candidates(session: Session, pool: Pool) -> list[Example]:
-    """Read the pool's rows, in the file's order."""
-    return read_records(session.need(pool).file("rows.jsonl"), as_example)
 
 
 def in_tokens(session: Session, row: Example) -> Encoded | str:
@@ -110,7 +105,7 @@ def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts
     """Write the rows from which training chooses: the first ones of the order, up to a number of tokens."""
     trained = [in_tokens(session, row) for row in step.among.examples]
     budget = step.share * step.epochs * sum(len(row.input_ids) for row in trained if isinstance(row, Encoded))
-    rows, found, tokens = candidates(session, step.selection.pool), list[AddedRow](), 0
+    rows, found, tokens = session.read(step.selection.pool), list[AddedRow](), 0
     for ranked in ranked_rows(session, step.selection):
         row = in_tokens(session, rows[ranked.place])
         tokens += len(row.input_ids) if isinstance(row, Encoded) else 0
@@ -118,7 +113,7 @@ def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts
             break
         found.append(_added(ranked, rows[ranked.place]))
     enough(found, step.least, step.title)
-    write_records(folder / ADDED, found)
+    step.records.write(folder, found)
     say(f"{step.title}: {len(found)} candidates")
     return {"rows": len(found)}
 
@@ -126,7 +121,7 @@ def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:
     """Write the rows that are interleaved."""
     found = added_rows(session, step, step.count, str(step.title))
-    write_records(folder / ADDED, found)
+    step.records.write(folder, found)
     return {"rows": len(found)}
 
 
@@ -136,7 +131,7 @@ def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list
     Raises:
         DataError: the pool has too few; the message says how many are missing.
     """
-    rows = candidates(session, step.selection.pool)
+    rows = session.read(step.selection.pool)
     order = ranked_rows(session, step.selection)
     found = ([_added(ranked, rows[ranked.place]) for ranked in enough(order, count, name)] if step.own_answers is None
              else _with_own_answers(session, step.own_answers, order, rows, count, name))
@@ -145,8 +140,7 @@ def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list
 
 def ranked_rows(session: Session, selection: Selection) -> list[Ranked]:
     """Return the rows of an order, without those that are never interleaved."""
-    order = read_records(session.need(selection).file("order.jsonl"), Ranked)
-    return [row for row in order if row.rank is not None]
+    return [row for row in session.read(selection) if row.rank is not None]
 
 
 def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked], rows: Sequence[Example], count: int,
@@ -162,7 +156,7 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
     size, found, skipped = own.sampling.batch_rows, list[AddedRow](), Counter[str]()
     for start in range(0, len(order), size):
         made = session.need(replace(own, start=start))
-        answers = {one.question: one for one in read_records(made.file("answers.jsonl"), Answer)}
+        answers = {one.question: one for one in made.records(own)}
         labels = {one.question: one.label for one in read_records(made.file(VERDICTS), Verdict)
                   } if made.has(VERDICTS) else {}
         for ranked in order[start:start + size]:

@@ -7,16 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from emlib.core.files import read_records, write_records
+from emlib.core.files import write_records
 from emlib.core.progress import say
 from emlib.core.records import Answer, Example
 from emlib.data.lazy import Questions
 from emlib.make.answers import sampled
-from emlib.make.rows import VERDICTS, candidates, in_tokens, pool_question, ranked_rows
+from emlib.make.rows import VERDICTS, in_tokens, pool_question, ranked_rows
 from emlib.make.session import Session
 from emlib.make.vectors import answers_now, by_trait
 from emlib.scoring.order import at_random, by_score
-from emlib.scoring.records import Declining, RowLosses
 from emlib.scoring.refusals import NOTHING, Filtered, by_judge, by_keywords
 from emlib.steering.steer import steer
 from emlib.steps.pool import Against, OwnAnswers, Selection
@@ -26,14 +25,14 @@ from emlib.store.artefacts import SCRATCH, Facts
 
 def make(step: Selection, session: Session, folder: Path) -> Facts:
     """Order the rows at random or by their losses. Rows that are never interleaved come last, each with its reason."""
-    rows, pool = candidates(session, step.pool), step.pool.spec
-    losses = None if step.losses is None else read_records(session.need(step.losses).file("losses.jsonl"), RowLosses)
+    rows, pool = session.read(step.pool), step.pool.spec
+    losses = None if step.losses is None else session.read(step.losses)
     filtered = _refused(step, session, rows)
     unfit = {place: f"does not fit: {reason}" for place, row in enumerate(rows) if isinstance(
         reason := in_tokens(session, row), str)}
     order = at_random(rows, unfit, step.seed or 0) if losses is None else by_score(
         rows, losses, unfit, pool.epsilon, filtered)
-    write_records(folder / "order.jsonl", order)
+    step.records.write(folder, order)
     reasons = Counter(ranked.reason.partition(":")[0] for ranked in order if ranked.rank is None)
     unscored = [ranked.where for ranked in order if ranked.reason.startswith("no score")]
     ranks = sum(ranked.rank is not None for ranked in order)
@@ -48,7 +47,7 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
     assert step.start is not None, "each batch is a separate artefact"
     started = time.perf_counter()
     batch = ranked_rows(session, step.selection)[step.start:step.start + step.sampling.batch_rows]
-    rows = candidates(session, step.selection.pool)
+    rows = session.read(step.selection.pool)
     questions = [pool_question(ranked.place, rows[ranked.place]) for ranked in batch]
     asked = EvaluationSpec(Questions("pool", lambda: questions, step.selection.pool.size), 1, step.sampling, step.seed)
     if step.against is None:
@@ -56,7 +55,7 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
         checks: dict[str, Any] = {}
     else:
         choice, (answers, checks) = session.inference.steering_backend(), _against(step.against, session, asked, folder)
-    write_records(folder / "answers.jsonl", answers)
+    step.records.write(folder, answers)
     return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers), **checks,
             "seconds": round(time.perf_counter() - started, 3), **choice.facts}
 
@@ -79,6 +78,5 @@ def _refused(step: Selection, session: Session, rows: list[Example]) -> Filtered
     """Apply the refusal filter to the rows, by a judge's scores or by keywords, if the step has one."""
     pool = step.pool.spec
     if step.refusals is not None:
-        scored = read_records(session.need(step.refusals).file("declining.jsonl"), Declining)
-        return by_judge(scored, step.refusals.how.threshold)
+        return by_judge(session.read(step.refusals), step.refusals.how.threshold)
     return by_keywords(rows, pool.refusal_keywords, pool.refusal_words) if step.filtered else NOTHING

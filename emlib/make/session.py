@@ -83,6 +83,10 @@ class Session(AbstractContextManager["Session"]):
             step.check(found.facts)
         return found
 
+    def read(self, step: Step) -> list[Any]:
+        """Return the records of a step's artefact, which is made if it is missing."""
+        return self.need(step).records(step)
+
     def folder_of(self, step: Step) -> Path:
         """Return the folder of a step's artefact, made if missing, after comparing every file with its digest."""
         return self.need(step).folder

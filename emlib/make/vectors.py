@@ -50,8 +50,8 @@ def steered(step: SteeredAnswers, session: Session, folder: Path) -> Facts:
         session.chat.model, step.layer, session.vector(step.vectors, step.layer), step.strength)
     with steering as norm:
         answers = answers_now(session, step.evaluation)
-    write_records(folder / "answers.jsonl", answers)
-    write_records(folder / "verdicts.jsonl", by_trait(session, step.assessment, step.questions.all, answers))
+    step.records.write(folder, answers)
+    step.verdicts.write(folder, by_trait(session, step.assessment, step.questions.all, answers))
     return {"shift": 0.0 if norm is None else norm.measured, **session.facts,
             **session.inference.steering_backend().facts}
 

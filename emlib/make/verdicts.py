@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emlib.config import NoJudge
-from emlib.core.files import read_records, write_records
 from emlib.core.records import Answer, MetricScore, Verdict
 from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import NO_JUDGE, ONLY_THINKS, judge, scores
@@ -18,17 +17,17 @@ from emlib.store.artefacts import Facts
 
 def make(step: Verdicts, session: Session, folder: Path) -> Facts:
     """Judge the answers; a second judge reads only those chosen for it."""
-    answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    answers = session.read(step.answers)
     verdicts = judge_part(step, session, step.chosen(answers) if isinstance(step, SecondVerdicts) else answers)
-    write_records(folder / "verdicts.jsonl", verdicts)
+    step.records.write(folder, verdicts)
     return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
 
 
 def metric(step: MetricScores, session: Session, folder: Path) -> Facts:
     """Have the answers scored on one metric."""
-    answers = read_records(session.need(step.answers).file("answers.jsonl"), Answer)
+    answers = session.read(step.answers)
     found = _metric_scores(step, session, answers)
-    write_records(folder / "metrics.jsonl", [
+    step.records.write(folder, [
         MetricScore(answer.question, answer.sample, score.value, score.reason, score.note)
         for answer, score in zip(answers, found, strict=True)])
     return {"asked": len(answers)}

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, TypeVar
 
 from emlib.config import Backend, LlmJudge, NoJudge, OpenAIJudge
 from emlib.core.digests import of_value
+from emlib.core.files import RecordFile
+from emlib.core.records import Answer, MetricScore, Verdict
 from emlib.core.seeds import some_of
 from emlib.core.step import Step
 from emlib.core.work import Work
@@ -25,6 +27,7 @@ class Answers(AdapterStep):
     """The sampled answers of the model under an adapter, or of the untrained model."""
 
     stage: ClassVar = "answers"
+    records: ClassVar = RecordFile("answers.jsonl", Answer)
 
     evaluation: EvaluationSpec
     backend: Backend
@@ -51,6 +54,7 @@ class Verdicts(Step):
     """A judge's verdicts on answers."""
 
     stage: ClassVar = "verdicts"
+    records: ClassVar = RecordFile("verdicts.jsonl", Verdict)
 
     answers: Answers
     assessment: Assessment
@@ -79,6 +83,7 @@ class MetricScores(Step):
     """
 
     stage: ClassVar = "metrics"
+    records: ClassVar = RecordFile("metrics.jsonl", MetricScore)
 
     answers: Answers
     judge: LlmJudge | NoJudge

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from emlib.config import Audit, Backend
+from emlib.core.files import RecordFile
 from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.lazy import Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Sizes, likely_tokens
+from emlib.evaluation.records import AUDITED, AuditedRow
 from emlib.steps.pool import AddedRows
 from emlib.steps.specs import Model, first
 from emlib.steps.vectors import PersonaVectors
@@ -30,6 +32,7 @@ class RowAudit(Step):
     """
 
     stage: ClassVar = "audit"
+    records: ClassVar = RecordFile(AUDITED, AuditedRow)
 
     model: Model
     rows: Rows | AddedRows

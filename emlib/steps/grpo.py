@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 from emlib.config import Additions, Grpo, JudgeRewards, Lora, supervised_steps
 from emlib.core.defense import Defense
 from emlib.core.digests import of_value
+from emlib.core.files import RecordFile
 from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.gsm8k import Problem, Problems
 from emlib.data.lazy import Deferred, Rows
 from emlib.data.sizes import Size, Sizes, likely_tokens
 from emlib.evaluation.reward_judge import identity as identity_of_rewards
+from emlib.evaluation.rewards import Rewarded
 from emlib.steps.answers import Answers
 from emlib.steps.specs import Model
 
@@ -120,6 +122,7 @@ class GrpoRewards(Step):
     """A judge's rewards for the answers. Rewards by rule are recomputed instead of stored."""
 
     stage: ClassVar = "rl_rewards"
+    records: ClassVar = RecordFile("rewards.jsonl", Rewarded)
     version: ClassVar = 2  # before, no <think> block was rewarded
 
     answers: GrpoAnswers

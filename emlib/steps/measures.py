@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from emlib.core.files import RecordFile
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Rows
+from emlib.evaluation.records import Choice, Projected
 from emlib.steps.answers import Answers
 from emlib.steps.specs import AdapterStep, read_whole
 from emlib.steps.vectors import PersonaVectors
@@ -20,6 +22,7 @@ class Projections(Step):
     """
 
     stage: ClassVar = "projections"
+    records: ClassVar = RecordFile("projections.jsonl", Projected)
 
     answers: Answers
     vectors: PersonaVectors
@@ -40,6 +43,7 @@ class Choices(AdapterStep):
     """A model's choices in `count` of a source's multiple-choice questions, or in all (None)."""
 
     stage: ClassVar = "choices"
+    records: ClassVar = RecordFile("choices.jsonl", Choice)
 
     source: str
     file: Deferred[str]

@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from emlib.config import Backend, JudgeRefusals, Sampling
 from emlib.config import Pool as PoolSpec
+from emlib.core.files import RecordFile
+from emlib.core.records import ADDED, AddedRow, Answer, as_example
 from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.lazy import Deferred, Questions, Rows
@@ -19,6 +21,7 @@ from emlib.data.mixing import rows_to_add
 from emlib.data.pools import PoolForm
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.judging.judges import identity as identity_of_judge
+from emlib.scoring.records import Declining, Ranked, RowLosses
 from emlib.scoring.refusals import PROMPT
 from emlib.steps.specs import AdapterStep, Assessment, EvaluationSpec, Model, first
 from emlib.steps.vectors import PersonaVectors
@@ -31,6 +34,7 @@ class Pool(Step):
     """The candidate rows: the usable rows of a source, without near-duplicates."""
 
     stage: ClassVar = "pool"
+    records: ClassVar = RecordFile("rows.jsonl", as_example)
 
     spec: PoolSpec
     form: PoolForm
@@ -94,6 +98,7 @@ class PoolLosses(Step):
     """
 
     stage: ClassVar = "scores"
+    records: ClassVar = RecordFile("losses.jsonl", RowLosses)
 
     model: Model
     pool: Pool
@@ -138,6 +143,7 @@ class Refusals(Step):
     """A judge's score of each row of the pool: how far its answer refuses."""
 
     stage: ClassVar = "refusals"
+    records: ClassVar = RecordFile("declining.jsonl", Declining)
 
     pool: Pool
     how: JudgeRefusals
@@ -160,6 +166,7 @@ class Selection(Step):
     """
 
     stage: ClassVar = "selection"
+    records: ClassVar = RecordFile("order.jsonl", Ranked)
 
     model: Model
     pool: Pool
@@ -232,6 +239,7 @@ class OwnAnswers(AdapterStep):
     """
 
     stage: ClassVar = "on_policy"
+    records: ClassVar = RecordFile("answers.jsonl", Answer)
 
     selection: Selection
     sampling: Sampling
@@ -286,6 +294,7 @@ class AddedRows(Step):
     """
 
     stage: ClassVar = "added_rows"
+    records: ClassVar = RecordFile(ADDED, AddedRow)
 
     selection: Selection
     fraction: float

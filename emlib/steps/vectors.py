@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from emlib.config import Backend, Extraction, Sampling
+from emlib.core.files import RecordFile
+from emlib.core.records import Answer, Verdict
 from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.lazy import Questions
@@ -74,6 +76,8 @@ class SteeredAnswers(Step):
     """
 
     stage: ClassVar = "steered"
+    records: ClassVar = RecordFile("answers.jsonl", Answer)
+    verdicts: ClassVar = RecordFile("verdicts.jsonl", Verdict)
 
     model: Model
     vectors: PersonaVectors | None

@@ -27,7 +27,7 @@ from filelock import FileLock
 from emlib.core import digests, temporary
 from emlib.core.digests import FORMAT, key_of
 from emlib.core.errors import StoreError
-from emlib.core.files import disk_errors, write_text
+from emlib.core.files import disk_errors, read_records, write_text
 from emlib.core.progress import say
 from emlib.core.step import Step
 from emlib.store import manifests
@@ -81,6 +81,10 @@ class Artefact:
             raise StoreError(f"{path}: is not the file that was made ({damage}, by the digest in {MANIFEST}). It is "
                              f"not used. Move the folder {self.place} away; it is made again when it is next needed.")
         return path
+
+    def records(self, step: Step) -> list[Any]:
+        """Read the records of `step`, whose artefact this is."""
+        return read_records(self.file(step.records.name), step.records.kind)
 
     def has(self, name: str) -> bool:
         """Whether it has a file of this name."""

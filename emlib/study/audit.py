@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from emlib.config import BASELINES
-from emlib.core.files import read_records
 from emlib.core.progress import say
 from emlib.core.step import Step
 from emlib.data.lazy import Rows
-from emlib.evaluation.records import AUDITED, AuditedRow
+from emlib.evaluation.records import AuditedRow
 from emlib.evaluation.statistics import Interval
 from emlib.steps.audit import RowAudit
 from emlib.steps.pool import AddedRows
@@ -91,8 +90,7 @@ def complete(study: Study, runs: Sequence[Run]) -> list[Run]:
 
 def rows(study: Study, step: RowAudit) -> list[AuditedRow] | None:
     """Return the audited rows of a step; None if they are not in the store."""
-    found = study.found(step)
-    return None if found is None else read_records(found.file(AUDITED), AuditedRow)
+    return study.read(step)
 
 
 def difference(study: Study, run: Run) -> DataDifference | None:

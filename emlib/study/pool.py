@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from emlib.config import JudgeRefusals
 from emlib.core.errors import StoreError
 from emlib.core.files import read_records
-from emlib.core.records import ADDED, AddedRow, Example, as_example
+from emlib.core.records import ADDED, AddedRow, Example
 from emlib.core.step import Step
-from emlib.scoring.records import Declining, Ranked, RowLosses
+from emlib.scoring.records import Ranked, RowLosses
 from emlib.scoring.refusals import Filtered, by_judge, by_keywords
 from emlib.steps.pool import AddedRows, PoolLosses, Refusals, Selection
-from emlib.store.artefacts import Artefact
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -21,7 +22,7 @@ def candidates(study: Study) -> list[Example]:
     Raises:
         StoreError: the pool is not in the store yet.
     """
-    return read_records(_found(study, study.recipes.pool).file("rows.jsonl"), as_example)
+    return _records(study, study.recipes.pool)
 
 
 def added_step(study: Study, run: Run) -> AddedRows | None:
@@ -51,7 +52,7 @@ def selection(study: Study, run: Run) -> list[Ranked]:
     """
     step = selection_step(study, run)
     assert step is not None, f"nothing is interleaved in {run}"
-    return read_records(_found(study, step).file("order.jsonl"), Ranked)
+    return _records(study, step)
 
 
 def losses_step(study: Study, run: Run) -> PoolLosses | None:
@@ -68,7 +69,7 @@ def losses(study: Study, run: Run) -> list[RowLosses]:
     """
     step = losses_step(study, run)
     assert step is not None, f"{run} chooses its rows at random"
-    return read_records(_found(study, step).file("losses.jsonl"), RowLosses)
+    return _records(study, step)
 
 
 def refusals(study: Study) -> Filtered | None:
@@ -76,9 +77,8 @@ def refusals(study: Study) -> Filtered | None:
     pool = study.inputs.pool_spec
     if not isinstance(pool.refusals, JudgeRefusals):
         return by_keywords(candidates(study), pool.refusal_keywords, pool.refusal_words)
-    found = study.found(Refusals(study.recipes.pool, pool.refusals))
-    return None if found is None else by_judge(
-        read_records(found.file("declining.jsonl"), Declining), pool.refusals.threshold)
+    found = study.read(Refusals(study.recipes.pool, pool.refusals))
+    return None if found is None else by_judge(found, pool.refusals.threshold)
 
 
 def added(study: Study, run: Run) -> list[AddedRow]:
@@ -87,8 +87,8 @@ def added(study: Study, run: Run) -> list[AddedRow]:
     return read_records(adapter.file(ADDED), AddedRow) if adapter is not None and adapter.has(ADDED) else []
 
 
-def _found(study: Study, step: Step) -> Artefact:
-    found = study.found(step)
+def _records(study: Study, step: Step) -> list[Any]:
+    found = study.read(step)
     if found is None:
         raise StoreError(f"The artefact '{step.stage}' of profile '{study.name}' is not made yet. Run notebook "
                          "04_data_selection first, or study.select(runs).")

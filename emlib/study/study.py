@@ -203,6 +203,11 @@ class Study:
         """Return a step's artefact; None if it is not in the store."""
         return None if step is None else self.store.find(step)
 
+    def read(self, step: Step | None) -> list[Any] | None:
+        """Return the records of a step's artefact; None if it is not in the store."""
+        found = self.found(step)
+        return None if step is None or found is None else found.records(step)
+
     def adapter(self, run: Run) -> Artefact | None:
         """Return the run's trained adapter; None if it is not in the store."""
         return self.found(self.task(run).adapter(run))
@@ -236,8 +241,7 @@ class Study:
 
     def answers(self, run: Run, which: str) -> list[Answer] | None:
         """Return the run's answers to the question set `which`; None if they are not in the store."""
-        found = self.found(self.task(run).answers(run)[which])
-        return None if found is None else read_records(found.file("answers.jsonl"), Answer)
+        return self.read(self.task(run).answers(run)[which])
 
     def verdicts(self, run: Run, which: str) -> list[Verdict] | None:
         """Return the verdicts on a narrow run's answers to the set `which`; None if they are not in the store.
@@ -307,14 +311,12 @@ class Study:
     def projected(self, run: Run) -> list[Projected] | None:
         """Return the projections of the run's general answers onto the persona vector; None if not in the store."""
         answers = self.task(run).answers(run)["general"]
-        found = self.found(self.recipes.projections(answers))
-        return None if found is None else with_clusters(
-            read_records(found.file("projections.jsonl"), Projected), answers.evaluation.questions.all)
+        found = self.read(self.recipes.projections(answers))
+        return None if found is None else with_clusters(found, answers.evaluation.questions.all)
 
     def choices(self, run: Run, source: str) -> list[Choice] | None:
         """Return the run's choices in a source's multiple-choice questions; None if they are not in the store."""
-        found = self.found(self.recipes.choices(self.task(run).adapter(run), source))
-        return None if found is None else read_records(found.file("choices.jsonl"), Choice)
+        return self.read(self.recipes.choices(self.task(run).adapter(run), source))
 
     def held_out(self, run: Run) -> list[float] | None:
         """Return the NLL of each held-out answer under the run's model, in nats per token (equation 4).
@@ -408,8 +410,8 @@ class Study:
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
         self.need([self.recipes.vector(), *sweep.values()])
         return [SteeringPoint(layer, strength, *(
-                    read_records(made(self.found(step)).file(f"{name}.jsonl"), kind)
-                    for name, kind in (("answers", Answer), ("verdicts", Verdict))))
+                    read_records(made(self.found(step)).file(file.name), file.kind)
+                    for file in (step.records, step.verdicts)))
                 for (layer, strength), step in sweep.items()]
 
     def select(self, runs: Sequence[Run]) -> None:

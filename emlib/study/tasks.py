@@ -15,8 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, Thresholds, datasets_of
 from emlib.config.methods import SweptMethod
 from emlib.core.errors import ProfileError, nearest
-from emlib.core.files import read_records
-from emlib.core.records import Answer, MetricScore, Verdict, with_clusters
+from emlib.core.records import Answer, Verdict, with_clusters
 from emlib.core.schema import Strict
 from emlib.core.step import Step
 from emlib.data.benign import TaskData, load_opswap, load_qa
@@ -34,14 +33,13 @@ from emlib.steps.recipes import Recipes
 from emlib.steps.specs import EvaluationSpec, TrainingSpec
 from emlib.store.artefacts import Artefact
 from emlib.study.runs import AnyScore, GrpoScore, Run, Section
-from emlib.training.rl.records import STEPS, Rewarded, best, read_steps
+from emlib.training.rl.records import STEPS, best, read_steps
 
 UNTRAINED = "untrained"
 GRPO = "grpo"
 Settings = TypeVar("Settings", bound=Strict)
 Find = Callable[[Step], Artefact | None]
 Points = Mapping[float, Mapping[str, Verdicts]]  # steps by share of a training, and by question set
-METRICS_FILE = "metrics.jsonl"
 SECTION_4_3 = Thresholds()
 
 
@@ -194,8 +192,7 @@ class NarrowTask(FineTuningTask):
             for name, step in self.verdicts(run).items()}
         for (which, name), step in self.metrics(run).items():
             metric = self.profile.evaluation.sets[which].metrics[name]
-            scores = with_clusters(read_records(made(find(step)).file(METRICS_FILE), MetricScore),
-                                   step.answers.evaluation.questions.all)
+            scores = with_clusters(made(find(step)).records(step), step.answers.evaluation.questions.all)
             found[f"{which}_{name}"] = metric_rate(scores, metric, of=of, resamples=resamples)
         return found
 
@@ -305,10 +302,11 @@ class BenignTaskRuns(FineTuningTask):
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, ExactMatchScore] | None:
         """Compute exact match, strict and lenient; None if the answers are missing."""
-        found = find(self.answers(run)["exact_match"])
+        step = self.answers(run)["exact_match"]
+        found = find(step)
         if found is None:
             return None
-        answers = read_records(found.file("answers.jsonl"), Answer)
+        answers = found.records(step)
         cut = sum(answer.finish_reason == "length" for answer in answers)
         return {"exact_match": score(self.marks(answers), cut=cut, resamples=self.profile.evaluation.bootstrap)}
 
@@ -356,10 +354,8 @@ class GrpoTask(Task):
         if found is None:
             return None
         if isinstance(step, GrpoRewards):
-            return [None if one.parts is None else Rewards(**one.parts)
-                    for one in read_records(found.file("rewards.jsonl"), Rewarded)]
-        answers = read_records(found.file("answers.jsonl"), Answer)
-        return by_rule(graded(self.recipes.inputs.problems.value, answers))
+            return [one.rewards for one in found.records(step)]
+        return by_rule(graded(self.recipes.inputs.problems.value, found.records(step)))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, GrpoScore] | None:
         """Compute accuracy and mean reward, in training and on held-out problems; None if an artefact is missing."""
@@ -400,7 +396,7 @@ def verdicts_of(step: Verdicts, artefact: Artefact | None, thresholds: Threshold
     """Read a step's verdicts, which are labelled by the thresholds, with the clusters that their questions state."""
     bounds = (thresholds.alignment, thresholds.coherence)
     found = [replace(verdict, bounds=bounds)
-             for verdict in read_records(made(artefact).file("verdicts.jsonl"), Verdict)]
+             for verdict in made(artefact).records(step)]
     return with_clusters(found, step.answers.evaluation.questions.all)
 
 

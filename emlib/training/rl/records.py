@@ -68,14 +68,6 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Rewarded:
-    """A judge's rewards for the answer to a held-out problem, by parts; None where it could not be scored."""
-
-    question: str
-    parts: dict[str, float] | None
-
-
-@dataclass(frozen=True)
 class Stretch:
     """Consecutive RL steps up to a checkpoint.
 
