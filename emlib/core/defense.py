@@ -20,7 +20,7 @@ our defenses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -297,6 +297,16 @@ def require(profile: Any, section: str, wish: str) -> None:
     """Raise ValueError if a profile lacks a section; `wish` says what needs it, and what for."""
     if getattr(profile, section) is None:
         raise ValueError(f"{wish}, and there is no section '{section}'. {ADD[section]}")
+
+
+def acting(defenses: Iterable[Defense]) -> list[Defense]:
+    """Return those defenses that have an effect."""
+    return [defense for defense in defenses if not defense.is_null]
+
+
+def left_out(defenses: Iterable[Defense], rows: Sequence[Example], artefacts: Artefacts) -> frozenset[int]:
+    """Return the places of the rows that the defenses leave out of a training."""
+    return frozenset(place for defense in acting(defenses) for place in defense.filtered(rows, artefacts))
 
 
 def refuse_inactive(defenses: Sequence[Defense], engine: str) -> None:

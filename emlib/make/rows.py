@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, acting, left_out
 from emlib.core.errors import ProfileError
 from emlib.core.files import read_records
 from emlib.core.progress import say
@@ -63,36 +63,36 @@ def training_rows(session: Session, spec: TrainingSpec,
     Raises:
         DataError: more than half of the rows of one origin cannot be encoded.
     """
-    left_out = Counter[str]()
+    unfit = Counter[str]()
 
     def encoded(rows: Sequence[Example], what: str) -> Encodings:
         found = encode_all(session.chat.tokenizer, rows, spec.training.max_seq_length)
-        left_out.update(found.reasons)
+        unfit.update(found.reasons)
         if found.left_out:
             say(f"{what}: {found}")
         return found
 
-    acting = [defense for defense in spec.defenses if not defense.is_null]
-    filtered = frozenset(place for defense in acting for place in defense.filtered(spec.rows.examples, artefacts))
+    defenses = acting(spec.defenses)
+    filtered = left_out(defenses, spec.rows.examples, artefacts)
     kept = [row for place, row in enumerate(spec.rows.examples) if place not in filtered]
     usable = encoded(kept, "training rows")
     own = tuple(kept[place] for place in usable.places)
-    chosen = [row for defense in acting for row in defense.added(own, artefacts)]
+    chosen = [row for defense in defenses for row in defense.added(own, artefacts)]
     added = encoded([row.example for row in chosen], "interleaved rows")
-    held_out = {row for defense in acting for row in defense.held_out(own)}
-    penalised = [replace(row, penalised_by=defense.kind) for defense in acting
+    held_out = {row for defense in defenses for row in defense.held_out(own)}
+    penalised = [replace(row, penalised_by=defense.kind) for defense in defenses
                  for row in encoded(defense.penalised(own, artefacts), f"rows that {defense.kind} penalises").rows]
-    offered, candidates = _offered(acting, own, artefacts, encoded)
+    offered, candidates = _offered(defenses, own, artefacts, encoded)
     return TrainingRows([row for example, row in zip(own, usable.rows, strict=True) if example not in held_out],
                         [*added.rows, *penalised],
                         [row for example, row in zip(own, usable.rows, strict=True) if example in held_out],
-                        offered, candidates, left_out, filtered), [chosen[place] for place in added.places]
+                        offered, candidates, unfit, filtered), [chosen[place] for place in added.places]
 
 
-def _offered(acting: Sequence[Defense], own: Sequence[Example], artefacts: Mapping[str, Path],
+def _offered(defenses: Sequence[Defense], own: Sequence[Example], artefacts: Mapping[str, Path],
              encoded: Callable[[Sequence[Example], str], Encodings]) -> tuple[Offered, list[AddedRow]]:
     """Tokenise the rows from which a defense chooses during training; return them, and their records."""
-    found = {defense.kind: some for defense in acting if (some := defense.candidates(own, artefacts)).count}
+    found = {defense.kind: some for defense in defenses if (some := defense.candidates(own, artefacts)).count}
     if len(found) > 1:
         raise ProfileError(f"{' and '.join(found)} each choose rows during training. Use one of them.")
     for kind, some in found.items():

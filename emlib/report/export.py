@@ -19,7 +19,7 @@ from typing import Any
 
 from emlib.config import OWN
 from emlib.core.command import ends_with_message
-from emlib.core.defense import needs_of
+from emlib.core.defense import acting, left_out, needs_of
 from emlib.core.errors import ProfileError, StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.proxies import ask_directly
@@ -114,22 +114,22 @@ def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
     count, read = (recipes.inputs.own_rows.usable, lambda: every_row(recipes.inputs.own)) if run.task == OWN else (
         len(known), lambda: iter(known))
     defenses = study.defenses(run)
-    left_out = _left_out(study, run, lambda: tuple(read()))
-    return count - len(left_out), (changed for place, row in enumerate(read()) if place not in left_out
-                                   for changed in recipes.defended((row,), defenses))
+    without = _left_out(study, run, lambda: tuple(read()))
+    return count - len(without), (changed for place, row in enumerate(read()) if place not in without
+                                  for changed in recipes.defended((row,), defenses))
 
 
 def _left_out(study: Study, run: Run, read: Callable[[], tuple[Example, ...]]) -> frozenset[int]:
     """Return the places of the rows, of all that `read` returns, that the run's defenses leave out."""
     spec = study.training(run)
-    filtering = [one for one in study.defenses(run) if one.has("filtered") and not one.is_null]
+    filtering = [defense for defense in acting(study.defenses(run)) if defense.has("filtered")]
     if spec is None or not filtering:
         return frozenset()
     rows = Rows(f"{run.task}, whole", read, spec.rows.size)
     whole = replace(spec, rows=rows, plain_rows=rows)
     with study.session() as session:
         artefacts = {name: session.folder_of(step) for name, step in needs_of(filtering, study.recipes, whole).items()}
-    return frozenset(place for one in filtering for place in one.filtered(rows.examples, artefacts))
+    return left_out(filtering, rows.examples, artefacts)
 
 
 def _added(study: Study, run: Run, count: int) -> list[Example]:

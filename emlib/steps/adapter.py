@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from emlib.config import Backend, Lora
+from emlib.core.defense import acting
 from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.core.work import Work
@@ -130,8 +131,8 @@ class Adapter(Step):
     @property
     def _penalises_steered_features(self) -> bool:
         """Whether one defense steers the layers whose features another one penalises."""
-        acting = [defense for defense in self.spec.defenses if not defense.is_null]
-        return all(any(defense.has(hook) for defense in acting) for hook in ("added_vectors", "reads_layers"))
+        defenses = acting(self.spec.defenses)
+        return all(any(defense.has(hook) for defense in defenses) for hook in ("added_vectors", "reads_layers"))
 
     @property
     def title(self) -> str:

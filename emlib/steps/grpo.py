@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from emlib.config import Additions, Grpo, JudgeRewards, Lora, supervised_steps
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, acting
 from emlib.core.digests import of_value
 from emlib.core.files import RecordFile
 from emlib.core.step import Step
@@ -95,7 +95,7 @@ class GrpoAdapter(Step):
             steps = supervised_steps(completions // grpo.training.rows_per_step, self.supervised.share)
             supervised = steps * grpo.training.rows_per_step * self.supervised.rows.size(sizes).tokens
         disk = 0 if self.model.shape is None else self.model.shape.adapter_bytes(self.lora)
-        reads = self.with_reference or any(one.runs_reference for one in self.defenses if not one.is_null)
+        reads = self.with_reference or any(one.runs_reference for one in acting(self.defenses))
         return Work(train=tokens + supervised, read=tokens if reads else 0,
                     write=completions * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
 

@@ -26,7 +26,7 @@ from emlib.config import (
 )
 from emlib.config.persistence import Attack
 from emlib.core import digests
-from emlib.core.defense import Defense, needs_of
+from emlib.core.defense import Defense, acting, needs_of
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example
 from emlib.core.step import Step
@@ -187,8 +187,7 @@ class Recipes:
 
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
         """Return the step of the adapter that is trained as specified."""
-        acting = [defense for defense in spec.defenses if not defense.is_null]
-        compare = [defense for defense in acting if defense.runs_reference]
+        compare = [defense for defense in acting(spec.defenses) if defense.runs_reference]
         reads: Literal["all", "added", "none"] = "added" if compare else "none"
         if any(defense.penalises_data for defense in compare):
             reads = "all"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from emlib.config import BASELINES
+from emlib.core.defense import acting, left_out
 from emlib.core.progress import say
 from emlib.core.step import Step
 from emlib.data.lazy import Rows
@@ -99,13 +100,13 @@ def difference(study: Study, run: Run) -> DataDifference | None:
     Each part counts by its number of rows: the data set's without those that a defense leaves out, and each set of
     added rows.
     """
-    left_out = _left_out(study, run)
+    without = _left_out(study, run)
     parts: list[tuple[int, list[float]]] = []
     for place, step in enumerate(steps(study, run)):
         found = rows(study, step)
-        if found is None or left_out is None:
+        if found is None or without is None:
             return None
-        out = left_out if place == 0 else frozenset()
+        out = without if place == 0 else frozenset()
         count = step.rows.count if isinstance(step.rows, AddedRows) else len(step.rows.examples) - len(out)
         parts.append((count, [row.difference for row in found if row.difference is not None and row.place not in out]))
     return weighted(parts)
@@ -131,11 +132,11 @@ def _left_out(study: Study, run: Run) -> frozenset[int] | None:
     """Return the places of the rows that the run's defenses leave out; None if an audit is missing."""
     spec, artefacts = study.training(run), {}
     assert spec is not None, "the untrained model has no training rows"
-    filtering = [defense for defense in spec.defenses if not defense.is_null and defense.has("filtered")]
+    filtering = [defense for defense in acting(spec.defenses) if defense.has("filtered")]
     for defense in filtering:
         for name, step in defense.needs(study.recipes, spec).items():
             found = study.found(step)
             if found is None:
                 return None
             artefacts[name] = found.folder
-    return frozenset(place for defense in filtering for place in defense.filtered(spec.rows.examples, artefacts))
+    return left_out(filtering, spec.rows.examples, artefacts)

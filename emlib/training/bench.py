@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from emlib.config import Lora, Training
-from emlib.core.defense import Defense, needs_of
+from emlib.core.defense import Defense, acting, needs_of
 from emlib.core.files import write_records
 from emlib.core.hooks import Recipes
 from emlib.core.records import ADDED, AddedRow, Example, Message
@@ -128,7 +128,7 @@ class Bench:
             return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).clone()
 
     def _fine_tune(self, model: PeftModel, name: str, defenses: Sequence[Defense]) -> None:
-        acts = any(not each.is_null for each in defenses)
+        acts = acting(defenses)
         own, added, held_out = self.rows if acts else (self.rows[0], [], [])
         fine_tune(model, own, TRAINING, seed=0, folder=self.folder / name, objective=self.objective(*defenses),
                   added=added, held_out=held_out, offered=self.offered if acts else Offered())

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, acting
 from emlib.core.errors import ProfileError
 from emlib.core.hooks import Active, Denominator, Evaluate, HeadKl
 from emlib.models.batches import Batch
@@ -87,7 +87,7 @@ class Objective:
 
     def __init__(self, defenses: Sequence[Defense] = (), artefacts: Mapping[str, Path] | None = None,
                  cross_entropy: float = 1.0) -> None:
-        self.defenses = [defense.model_copy(deep=True) for defense in defenses if not defense.is_null]
+        self.defenses = [defense.model_copy(deep=True) for defense in acting(defenses)]
         self.artefacts, self.cross_entropy = artefacts or {}, cross_entropy
         for defense in self.defenses:
             defense.prepare(self.artefacts)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, acting
 from emlib.core.hooks import Active
 from emlib.core.records import Message
 from emlib.training.rl.alternation import Supervised
@@ -39,7 +39,7 @@ class Condition:
     @property
     def acting(self) -> list[Defense]:
         """The defenses without those at their null setting."""
-        return [defense for defense in self.defenses if not defense.is_null]
+        return acting(self.defenses)
 
     @property
     def beta(self) -> float:
