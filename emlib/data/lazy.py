@@ -30,9 +30,9 @@ class Deferred(Generic[Value]):
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows: `name` is unique in the study, `read` reads them, `size` estimates their size."""
+    """Training rows: `title` is unique in the study, `read` reads them, `size` estimates their size."""
 
-    name: str
+    title: str
     read: Callable[[], tuple[Example, ...]] = field(compare=False, repr=False)
     size: Callable[[Sizes], Size] = field(compare=False, repr=False)
 
@@ -46,10 +46,19 @@ class Rows:
         """The digest of the rows' texts in order, which determine a training; the file does not."""
         return digest_of_rows(self.examples)
 
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return len(self.examples)
+
+    def as_input(self, name: str) -> dict[str, str]:
+        """Return the entry for the rows in the settings of a step that calls them `name`, as a step of rows does."""
+        return {name: self.digest}
+
 
 @dataclass(frozen=True)
 class Questions:
-    """Evaluation questions, with the same fields as `Rows`."""
+    """Evaluation questions, with the same fields as `Rows`; `name` is unique in the study."""
 
     name: str
     read: Callable[[], list[Question]] = field(compare=False, repr=False)

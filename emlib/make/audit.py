@@ -19,7 +19,6 @@ from emlib.make.answers import sampled
 from emlib.make.session import Session
 from emlib.steering import extraction
 from emlib.steps.audit import RowAudit
-from emlib.steps.pool import AddedRows
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Facts
 
@@ -29,7 +28,7 @@ def make(step: RowAudit, session: Session, folder: Path) -> Facts:
 
     Rows that cannot be encoded, and answers of its own that only think, have no projection and are counted.
     """
-    started, rows = time.perf_counter(), _rows(step, session)
+    started, rows = time.perf_counter(), session.examples(step.rows)
     places = some_of(range(len(rows)), step.count, "audit")
     prompts = [Question.of(f"row_{place}", rows[place]) for place in places]
     asked = Questions(step.title, lambda: list(prompts), step.rows.size)
@@ -47,12 +46,6 @@ def make(step: RowAudit, session: Session, folder: Path) -> Facts:
     say(f"{step.title}: {len(found)} rows" + (f", {without} of them without a projection" if without else ""))
     return {"rows": len(found), "without": without, "cut": sum(one.finish_reason == "length" for one in answers),
             "seconds": round(time.perf_counter() - started, 3), **session.facts, **choice.facts}
-
-
-def _rows(step: RowAudit, session: Session) -> Sequence[Example]:
-    if isinstance(step.rows, AddedRows):
-        return [row.example for row in session.read(step.rows)]
-    return step.rows.examples
 
 
 def _projected(step: RowAudit, session: Session, places: Sequence[int],

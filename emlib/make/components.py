@@ -10,14 +10,12 @@ from emlib.data.chat import encode_all
 from emlib.make.session import Session
 from emlib.steering import components
 from emlib.steps.components import ChangeComponents
-from emlib.steps.pool import AddedRows
 from emlib.store.artefacts import Facts
 
 
 def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:
     """Compare the model with and without the adapter on the rows, and write the components of each layer."""
-    rows = [row.example for row in session.read(step.rows)] if isinstance(
-        step.rows, AddedRows) else step.rows.examples
+    rows = session.examples(step.rows)
     started = time.perf_counter()
     with session.model_under(step.adapter) as model:
         encoded = encode_all(session.chat.tokenizer, rows, step.max_length).rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from emlib.core import paths
+from emlib.core.records import Example
 from emlib.core.step import Step
+from emlib.data.lazy import Rows
 from emlib.judging import local
 from emlib.make.inference import Inference
 from emlib.models import adapters
 from emlib.models.load import ChatModel, load
 from emlib.steering import extraction
+from emlib.steps.pool import AddedRows
 from emlib.steps.recipes import Recipes
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Facts, Store
@@ -86,6 +89,10 @@ class Session(AbstractContextManager["Session"]):
     def read(self, step: Step) -> list[Any]:
         """Return the records of a step's artefact, which is made if it is missing."""
         return self.need(step).records(step)
+
+    def examples(self, rows: Rows | AddedRows) -> Sequence[Example]:
+        """Return rows of a data set, or of the pool, which are chosen now if they are not yet."""
+        return rows.examples if isinstance(rows, Rows) else [row.example for row in self.read(rows)]
 
     def folder_of(self, step: Step) -> Path:
         """Return the folder of a step's artefact, made if missing, after comparing every file with its digest."""

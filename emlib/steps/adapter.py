@@ -45,7 +45,7 @@ class ReferenceStates(Step):
 
     @property
     def title(self) -> str:
-        return ", with ".join([f"reference states: {self.spec.rows.name}, {self.tokens} tokens",
+        return ", with ".join([f"reference states: {self.spec.rows.title}, {self.tokens} tokens",
                                *(step.title for step in self.inputs)])
 
     def cost(self, sizes: Sizes) -> Work:
@@ -82,7 +82,7 @@ class ReferenceProjections(Step):
     @property
     def title(self) -> str:
         added = (step.title for step in self.inputs if isinstance(step, AddedRows))
-        return ", with ".join([f"reference projections: {self.spec.rows.name}", *added])
+        return ", with ".join([f"reference projections: {self.spec.rows.title}", *added])
 
     def cost(self, sizes: Sizes) -> Work:
         tokens = epoch_tokens(self.spec, self.inputs, sizes)
@@ -139,11 +139,10 @@ class Adapter(Step):
         return self.name
 
     def cost(self, sizes: Sizes) -> Work:
-        shape = self.model.shape
         epochs, own = _epochs(self.spec, self.inputs, sizes), epoch_tokens(self.spec, (), sizes)
         tokens = epoch_tokens(self.spec, self.inputs, sizes)
         read = {"all": tokens, "added": tokens - own, "none": 0}[self.reads]
-        disk = 0 if shape is None else shape.adapter_bytes(self.lora)
+        disk = self.model.adapter_bytes(self.lora)
         scored = sum(step.scored(sizes) for step in self.inputs if isinstance(step, CandidateRows))
         readings = Work() if self.spec.monitor is None else self.spec.monitor.cost(self.spec, sizes)
         return readings + Work(train=int(tokens * epochs), read=scored + int(read * epochs), disk=disk, adapters=1)
@@ -176,8 +175,7 @@ class KeptAdapter(Step):
         return f"{self.adapter.title} at {self.share:.4g} of its steps"
 
     def cost(self, sizes: Sizes) -> Work:
-        shape = self.adapter.model.shape
-        return Work(disk=0 if shape is None else shape.adapter_bytes(self.adapter.lora))
+        return Work(disk=self.adapter.model.adapter_bytes(self.adapter.lora))
 
 
 def epoch_tokens(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> int:

@@ -44,17 +44,15 @@ class RowAudit(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        rows, known = (self.rows.settings, self.rows.count) if isinstance(self.rows, AddedRows) else (
-            self.rows.digest, len(self.rows.examples))
-        return {"model": self.model.identity, "rows": rows,
+        known = self.rows.count
+        return {"model": self.model.identity, **self.rows.as_input("rows"),
                 "count": min(self.count or known, known), "vector": self.vectors.key, "layer": self.spec.layer,
                 "samples": self.spec.samples, "sampling": self.spec.sampling.model_dump(mode="json"),
                 "seed": self.spec.seed, "max_length": self.max_length, **self.backend.key("generation")}
 
     @property
     def title(self) -> str:
-        rows = self.rows.title if isinstance(self.rows, AddedRows) else self.rows.name
-        return f"audit of {rows}" + ("" if self.count is None else f", at most {self.count} rows")
+        return f"audit of {self.rows.title}" + ("" if self.count is None else f", at most {self.count} rows")
 
     def cost(self, sizes: Sizes) -> Work:
         """Estimate the base model's own answers, and a forward pass over each answer, given or its own."""

@@ -29,14 +29,13 @@ class ChangeComponents(AdapterStep):
 
     @property
     def settings(self) -> dict[str, Any]:
-        rows = self.rows.settings if isinstance(self.rows, AddedRows) else self.rows.digest
-        return {**self.weights, "layers": list(self.layers), "rows": rows, "max_length": self.max_length}
+        return {**self.weights, "layers": list(self.layers), **self.rows.as_input("rows"),
+                "max_length": self.max_length}
 
     @property
     def title(self) -> str:
         assert self.adapter is not None, "the model without an adapter changes nothing"
-        rows = self.rows.title if isinstance(self.rows, AddedRows) else self.rows.name
-        return f"components of change: {self.adapter.title}, on {rows}"
+        return f"components of change: {self.adapter.title}, on {self.rows.title}"
 
     def cost(self, sizes: Sizes) -> Work:
         size = self.rows.size(sizes)

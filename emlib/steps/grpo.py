@@ -94,10 +94,10 @@ class GrpoAdapter(Step):
         if self.supervised is not None:
             steps = supervised_steps(completions // grpo.training.rows_per_step, self.supervised.share)
             supervised = steps * grpo.training.rows_per_step * self.supervised.rows.size(sizes).tokens
-        disk = 0 if self.model.shape is None else self.model.shape.adapter_bytes(self.lora)
         reads = self.with_reference or any(one.runs_reference for one in acting(self.defenses))
         return Work(train=tokens + supervised, read=tokens if reads else 0,
-                    write=completions * grpo.sampling.max_new_tokens, disk=disk, adapters=1)
+                    write=completions * grpo.sampling.max_new_tokens,
+                    disk=self.model.adapter_bytes(self.lora), adapters=1)
 
 
 @dataclass(frozen=True)

@@ -73,4 +73,4 @@ class HeldOutLosses(AdapterStep):
 
     @property
     def title(self) -> str:
-        return f"losses on held-out rows of {self.rows.name}"
+        return f"losses on held-out rows of {self.rows.title}"

@@ -56,7 +56,7 @@ class MonitorInputs(Step):
 
     @property
     def title(self) -> str:
-        return f"what the monitor reads: {'answers' if self.held_out is None else self.held_out.name}"
+        return f"what the monitor reads: {'answers' if self.held_out is None else self.held_out.title}"
 
     def tokens(self, sizes: Sizes) -> int:
         """Estimate the tokens of one reading."""

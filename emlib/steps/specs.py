@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from emlib.config import JudgeSpec, ModelSpec, Sampling, Training, Trait
+from emlib.config import JudgeSpec, Lora, ModelSpec, Sampling, Training, Trait
 from emlib.core.defense import Defense
 from emlib.core.step import Step
 from emlib.core.work import JudgeWork, Work
@@ -38,6 +38,10 @@ class Model:
     def shape(self) -> Shape | None:
         """Its parameters, layers and widths; None where they are not known."""
         return shape(self.spec)
+
+    def adapter_bytes(self, lora: Lora) -> int:
+        """Estimate the bytes of a saved adapter; 0 where the model's size is not known."""
+        return 0 if self.shape is None else self.shape.adapter_bytes(lora)
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,8 @@ class TraitAdapter(Step):
         """The model, the rows and the hyperparameters; for random matrices, the trained adapter."""
         if self.random:
             return {"norms_of": self.trained.key, "seed": self.seed}
-        shown_by = self.shown_by.key if isinstance(self.shown_by, PersonaVectors) else self.shown_by.digest
-        return {"model": self.model.identity, "lora": self.lora.model_dump(mode="json"), "rows": shown_by,
-                "training": self.training.key, "seed": self.seed}
+        return {"model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
+                **self.shown_by.as_input("rows"), "training": self.training.key, "seed": self.seed}
 
     @property
     def trained(self) -> TraitAdapter:
@@ -54,12 +53,11 @@ class TraitAdapter(Step):
 
     @property
     def title(self) -> str:
-        shown_by = "the extraction's answers" if isinstance(self.shown_by, PersonaVectors) else self.shown_by.name
+        shown_by = "the extraction's answers" if isinstance(self.shown_by, PersonaVectors) else self.shown_by.title
         return f"{'random adapter with the norms of the ' if self.random else ''}adapter of the trait, on {shown_by}"
 
     def cost(self, sizes: Sizes) -> Work:
-        shape = self.model.shape
-        disk = 0 if shape is None else shape.adapter_bytes(self.lora)
+        disk = self.model.adapter_bytes(self.lora)
         if self.random:
             return Work(disk=disk)
         if isinstance(self.shown_by, PersonaVectors):

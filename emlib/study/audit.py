@@ -107,7 +107,7 @@ def difference(study: Study, run: Run) -> DataDifference | None:
         if found is None or without is None:
             return None
         out = without if place == 0 else frozenset()
-        count = step.rows.count if isinstance(step.rows, AddedRows) else len(step.rows.examples) - len(out)
+        count = step.rows.count - len(out)
         parts.append((count, [row.difference for row in found if row.difference is not None and row.place not in out]))
     return weighted(parts)
 
