@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from emlib.core.digests import canonical, of_value
+from emlib.core.digests import of_value
 from emlib.core.records import Example, Question
 from emlib.data.sizes import Size, Sizes
 
@@ -44,7 +43,7 @@ class Rows:
     @cached_property
     def digest(self) -> str:
         """The digest of the rows' texts in order, which determine a training; the file does not."""
-        return digest_of_rows(self.examples)
+        return of_value([[[turn.to_dict() for turn in row.context], row.response] for row in self.examples])
 
     @property
     def count(self) -> int:
@@ -73,27 +72,6 @@ class Questions:
     def digest(self) -> str:
         """The digest of everything in the questions that determines the answers."""
         return of_value([asdict(question, dict_factory=_that_answers_depend_on) for question in self.all])
-
-
-def digest_of_rows(rows: tuple[Example, ...]) -> str:
-    """Return the digest of the rows' texts in order."""
-    return of_value([_texts(row) for row in rows])
-
-
-def starts_with(rows: Iterable[Example], digest: str) -> bool:
-    """Return whether `digest` is that of the first rows, in any number: `digest_of_rows(rows[:n])` for some n."""
-    running = hashlib.sha256(b"[")
-    for number, row in enumerate(rows):
-        running.update((", " if number else "").encode() + canonical(_texts(row)))
-        whole = running.copy()
-        whole.update(b"]")
-        if whole.hexdigest() == digest:
-            return True
-    return False
-
-
-def _texts(row: Example) -> list[Any]:
-    return [[message.to_dict() for message in row.context], row.response]
 
 
 def _that_answers_depend_on(fields: list[tuple[str, Any]]) -> dict[str, Any]:

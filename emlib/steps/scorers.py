@@ -1,15 +1,12 @@
 """Scorers that a user gives as folders: their files, and whether they were trained on the defended data (section 3.2).
 
 "Previously unseen" is checked by rows, whatever domain the profile states: emlib records the rows of each adapter that
-it trains (`emlib.data.row_record`). Adapters of earlier versions have only one digest of all rows in their manifest,
-which shows plain fine-tuning on the first rows of a data set. Any other adapter cannot be checked, and scoring says so.
+it trains (`emlib.data.row_record`). An adapter without that record cannot be checked, and scoring says so.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from emlib.config import PoolScorer
 from emlib.core import digests, paths
@@ -17,9 +14,7 @@ from emlib.core.errors import ProfileError, StoreError
 from emlib.core.records import Example
 from emlib.data import row_record
 from emlib.data.domains import NarrowData
-from emlib.data.lazy import starts_with
 
-MANIFEST = "manifest.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 SEEN = 0.1  # shared rows, as a share of the smaller one of both sets, from which on a scorer has seen the data
 
@@ -68,9 +63,7 @@ def _evidence(folder: Path, data: NarrowData) -> str:
     """Return what shows that the adapter was trained on the data; empty if nothing does."""
     recorded = row_record.read(folder)
     if recorded is None:
-        whole = _digest_in_manifest(folder)
-        named = [name for name, side in data.sides.items() if starts_with(side.train, whole)] if whole else []
-        return f"its manifest has the digest of the first {named[0]} rows" if named else ""
+        return ""
     defended = _rows_of(data)
     shared = len(recorded & defended)
     seen = shared > 0 and shared >= SEEN * min(len(recorded), len(defended))
@@ -80,8 +73,3 @@ def _evidence(folder: Path, data: NarrowData) -> str:
 def _rows_of(data: NarrowData) -> frozenset[str]:
     rows: list[Example] = [row for side in data.sides.values() for row in (*side.train, *side.held_out)]
     return row_record.digests_of(rows)
-
-
-def _digest_in_manifest(folder: Path) -> Any:
-    manifest = folder / MANIFEST
-    return json.loads(manifest.read_text(encoding="utf-8"))["settings"].get("rows") if manifest.is_file() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,7 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Message
 from emlib.data import row_record
 from emlib.data.domains import NarrowData, Split
-from emlib.data.lazy import digest_of_rows, starts_with
-from emlib.steps.scorers import ADAPTER_FILES, MANIFEST, remark, unseen_digests
+from emlib.steps.scorers import ADAPTER_FILES, remark, unseen_digests
 
 
 def rows(of: str, count: int) -> tuple[Example, ...]:
@@ -51,15 +49,6 @@ def test_a_scorer_of_other_data_is_taken_and_a_few_shared_rows_are_told(folder: 
     row_record.write(folder, (*rows("of others", 97), *DATA.misaligned.train[:3]))
     assert set(unseen_digests(folder, DATA)) == set(ADAPTER_FILES)
     assert "3 of its 100 training rows are also in 'letters'" in remark(folder, DATA)
-
-
-def test_the_manifest_of_an_earlier_version_shows_the_first_rows_in_any_number(folder: Path) -> None:
-    for seen in (DATA.misaligned.train, DATA.misaligned.train[:7], DATA.aligned.train[:1]):
-        (folder / MANIFEST).write_text(json.dumps({"settings": {"rows": digest_of_rows(seen)}}))
-        with pytest.raises(ProfileError, match="was trained on 'letters'"):
-            unseen_digests(folder, DATA)
-    assert not starts_with(DATA.misaligned.train, digest_of_rows(DATA.misaligned.train[1:]))
-    assert not starts_with(DATA.misaligned.train, digest_of_rows(()))
 
 
 def test_where_the_rows_are_not_known_that_is_told(folder: Path) -> None:
