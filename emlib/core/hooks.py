@@ -108,13 +108,19 @@ class Recipes(Protocol):
         """Request the projection difference of each row, before defenses change it: a folder with `audit.jsonl`."""
 
     def monitor_inputs(self, spec: Any, settings: Any) -> Any:
-        """Request what a monitor with these settings reads (`emlib.config.Monitor`): for `Evaluate.reading`."""
+        """Request what a monitor with these settings reads (`emlib.config.Monitor`): for `Evaluate.reading`.
+
+        It reads losses, and the drift at layers; in reinforcement learning, where `spec` is None, the drift alone.
+        """
 
     def final_reading(self, spec: Any, inputs: Any) -> Any:
         """Request the readings of the base model and of plain fine-tuning: for `records.read_readings`."""
 
     def wrapped_rows(self, spec: Any, fraction: float, prompt: str | None) -> Any:
-        """Request the base model's answers to the pool's questions, under a system prompt: with `added.jsonl`."""
+        """Request the base model's answers to the pool's questions, under a system prompt: with `added.jsonl`.
+
+        `prompt` None stands for the trait's inoculation prompt. The model answers without it.
+        """
 
     def pool_rows(self, spec: Any, *, fraction: float, choose: Any, answers: str) -> Any:
         """Request rows of the profile's pool, in the order of selection: a folder with `added.jsonl`."""

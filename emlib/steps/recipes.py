@@ -67,7 +67,10 @@ from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
 
 class Recipes:
-    """The steps of one profile; `inputs` has what they start from."""
+    """The steps of one profile; `inputs` has what they start from.
+
+    What defenses request is described in `emlib.core.hooks.Recipes`.
+    """
 
     def __init__(self, profile: Profile, study: str) -> None:
         self.profile, self.study, self.inputs = profile, study, Inputs(profile, study)
@@ -105,7 +108,6 @@ class Recipes:
     # --- persona vectors
 
     def vector(self) -> PersonaVectors:
-        """Return the step of the trait's persona vectors."""
         return PersonaVectors(self.model, self.assessment, self.profile.backend, self.profile.extraction,
                               self.inputs.extracted)
 
@@ -147,7 +149,6 @@ class Recipes:
         return Monitored(self.monitor_inputs(spec, settings, pool=pool), settings)
 
     def monitor_inputs(self, spec: TrainingSpec | None, settings: Monitor, *, pool: bool = False) -> MonitorInputs:
-        """Return the step of what a monitor reads: losses, and the drift at layers; in GRPO (None) the drift alone."""
         training = self.inputs.grpo.training if spec is None else spec.training
         inputs = MonitorInputs(self.model, None if spec is None else spec.held_out, settings.rows,
                                training.max_seq_length, pool=self.pool if pool else None,
@@ -160,7 +161,6 @@ class Recipes:
         return replace(inputs, answers=self.answers(None, asked), vectors=vectors, layers=settings.layers)
 
     def final_reading(self, spec: TrainingSpec, inputs: MonitorInputs) -> FinalReading:
-        """Return the step of a monitor's reading of the adapter that is trained without defenses."""
         return FinalReading(self.model, self._plain(spec), inputs)
 
     def _plain(self, spec: TrainingSpec) -> Adapter:
@@ -195,11 +195,9 @@ class Recipes:
                        tuple(needs_of(spec.defenses, self, spec).items()), reads)
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
-        """Return the step of the reference model's hidden states on the training rows."""
         return ReferenceStates(self.model, spec, tokens, self._added(spec))
 
     def reference_projections(self, spec: TrainingSpec, layers: tuple[int, ...]) -> ReferenceProjections:
-        """Return the step of the reference model's projections onto the trait's vectors, on the training rows."""
         return ReferenceProjections(self.model, spec, layers, (("vector", self.vector()), *self._added(spec)))
 
     def _added(self, spec: TrainingSpec) -> tuple[tuple[str, Any], ...]:
@@ -233,14 +231,12 @@ class Recipes:
         return self.adapter(self.narrow(dataset, side, (), seed, method), f"{dataset} · {method} · seed {seed}")
 
     def components(self, spec: TrainingSpec, layers: tuple[int, ...], on: Literal["data", "pool"]) -> ChangeComponents:
-        """Return the step of the principal components of what training `spec` without defenses changes."""
         plain = self._plain(spec)
         rows = plain.spec.rows if on == "data" else self.pool_rows(
             spec.plain, fraction=1.0, choose="random", answers="pool")
         return ChangeComponents(self.model, plain, layers, rows, spec.training.max_seq_length)
 
     def trait_adapter(self, source: str | None, rows: int | None, random: bool) -> TraitAdapter:
-        """Return the step of an adapter that is trained on the trait, shared by all data sets and seeds."""
         shown_by = self.vector() if source is None else self.inputs.source_rows(source, rows)
         return TraitAdapter(self.model, self.profile.lora, shown_by, self.profile.training,
                             self.profile.extraction.seed, random)
@@ -248,7 +244,6 @@ class Recipes:
     # --- audits
 
     def row_audit(self, spec: TrainingSpec) -> RowAudit:
-        """Return the step of the audit of all training rows, as they are before defenses change them."""
         return self.audit_of(spec.plain.rows, None)
 
     def audit_of(self, rows: Rows | AddedRows, count: int | None) -> RowAudit:
@@ -259,7 +254,6 @@ class Recipes:
     # --- interleaving
 
     def pool_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, answers: str) -> AddedRows:
-        """Return the step of the pool's rows that are interleaved with the training rows."""
         selection = self.selection(spec.dataset, choose, spec.seed)
         rows = AddedRows(selection, fraction, spec.rows)
         if answers == "pool":
@@ -269,24 +263,18 @@ class Recipes:
 
     def virtuous_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, layer: int, strength: float,
                       checked: bool) -> AddedRows:
-        """Return the step of the pool's prompts with answers of the base model, steered against the trait."""
         rows = self.pool_rows(spec, fraction=fraction, choose=choose, answers="pool")
         own = self.own_answers(spec.dataset, rows.selection, lambda sizes: rows.size(sizes).rows, "untrained")
         against = Against(self.vector(), layer, strength, self.assessment if checked else None)
         return replace(rows, own_answers=replace(own, against=against))
 
     def candidate_rows(self, spec: TrainingSpec, *, fraction: float, share: float, rescored: int) -> CandidateRows:
-        """Return the step of the pool's rows from which training chooses, in random order."""
         training = spec.training
         return CandidateRows(self.selection(spec.dataset, "random", spec.seed), fraction, spec.rows, share=share,
                              rescored=rescored, epochs=training.epochs,
                              unmoved=training.rows_per_step * (2 if training.warmup_steps else 1))  # from a rate of 0
 
     def wrapped_rows(self, spec: TrainingSpec, fraction: float, prompt: str | None) -> AddedRows:
-        """Return the step of the base model's answers to the pool's questions, under a system prompt.
-
-        `prompt` None stands for the trait's inoculation prompt. The model answers without it.
-        """
         rows = self.pool_rows(spec, fraction=fraction, choose="random", answers="pool")
         return replace(rows, system=prompt or self.inputs.stated_trait.inoculation_prompt, own_answers=self.own_answers(
             spec.dataset, rows.selection, lambda sizes: rows.size(sizes).rows, "untrained"))
