@@ -6,20 +6,20 @@ next ones are sampled. Goals that wait for a judge's batch are returned, and eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from emlib.config import JudgeSpec, OpenAIJudge
+from emlib.config import OpenAIJudge
 from emlib.core.background import BackgroundWorker
 from emlib.core.errors import JudgeWaits
 from emlib.core.progress import say
 from emlib.core.step import Step
-from emlib.make.answers import GenerationRequest, answered
+from emlib.make.answers import GenerationRequest, Reader, answered
 from emlib.make.session import Session
 from emlib.make.verdicts import judge_part
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
+from emlib.steps.specs import Assessment
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class Goal:
 def complete(session: Session, goals: Sequence[Goal]) -> list[JudgeWaits]:
     """Make every missing step of these goals. Return an error for each goal that waits for a judge's batch."""
     missing = [(goal, step) for goal in goals for step in goal.steps if session.store.find(step) is None]
-    sampled = [(goal, step) for goal, step in missing if _answers_of(step) is not None]
-    waits = dict(_sample_and_judge(session, sampled))
+    readers: dict[Answers, list[tuple[Goal, Step]]] = {}  # a set's verdicts and metrics are of the same answers
+    for goal, step in missing:
+        if (answers := _answers_of(step)) is not None:
+            readers.setdefault(answers, []).append((goal, step))
+    waits = dict(_sample_and_judge(session, readers))
     for goal, step in missing:
         if _answers_of(step) is None and (wait := _make(session, goal, step)) is not None:
             waits.setdefault(goal.name, wait)
@@ -48,37 +51,44 @@ def _answers_of(step: Step) -> Answers | None:
     return step if isinstance(step, Answers) else None
 
 
-def _judge_of(step: Step) -> JudgeSpec | None:
-    """Return the judge that a step asks; None if it asks none."""
-    if isinstance(step, Verdicts):
-        return step.assessment.judge
-    return step.judge if isinstance(step, MetricScores) else None
+def _judge_behind_api(step: Step) -> OpenAIJudge | None:
+    """Return the judge behind an API that a step asks; None if it asks none."""
+    asked = step.assessment if isinstance(step, Verdicts) else step
+    judge = asked.judge if isinstance(asked, Assessment | MetricScores) else None
+    return judge if isinstance(judge, OpenAIJudge) else None
 
 
-def _sample_and_judge(session: Session, sampled: Sequence[tuple[Goal, Step]]) -> Iterator[tuple[str, JudgeWaits]]:
-    """Make answers and their verdicts. Yield the goals that wait for a judge's batch, by name."""
-    behind_api = {step: judge for _, step in sampled if isinstance(judge := _judge_of(step), OpenAIJudge)}
-    with BackgroundWorker("judge") if behind_api else nullcontext() as background:
-        requests: dict[Answers, GenerationRequest] = {}  # a set's verdicts and metrics are of the same answers
-        for _, step in sampled:
-            answers = _answers_of(step)
-            assert answers is not None, "only steps with answers are sampled"
-            read = requests[answers].read if answers in requests else None
-            # The batch API is sent a whole set of answers.
-            if background is not None and step in behind_api and not behind_api[step].batch and isinstance(
-                    step, Verdicts):
-                read = partial(background.submit, judge_part, step, session)
-            requests[answers] = GenerationRequest(answers, read)
-        judging = []
-        with answered(session, list(requests.values())) as found:
-            for answers, _ in zip(requests, found, strict=True):
-                judging += [(goal, background.submit(_make, session, goal, step) if background is not None
-                             and step in behind_api else _make(session, goal, step))
-                            for goal, step in sampled if _answers_of(step) == answers]
-    for goal, wait in judging:
-        outcome = wait if wait is None or isinstance(wait, JudgeWaits) else wait.result()
-        if outcome is not None:
-            yield goal.name, outcome
+def _sample_and_judge(session: Session,
+                      readers: Mapping[Answers, Sequence[tuple[Goal, Step]]]) -> Iterator[tuple[str, JudgeWaits]]:
+    """Make each set of answers, and the steps that read it. Yield the goals that wait for a judge's batch, by name."""
+    outcomes: list[tuple[Goal, Callable[[], JudgeWaits | None]]] = []
+    with BackgroundWorker("judge") as background:
+        def begin(goal: Goal, step: Step) -> Callable[[], JudgeWaits | None]:
+            if _judge_behind_api(step) is not None:
+                return background.submit(_make, session, goal, step).result
+            wait = _make(session, goal, step)
+            return lambda: wait
+
+        requests = [GenerationRequest(answers, _judging(background, session, [step for _, step in steps]))
+                    for answers, steps in readers.items()]
+        with answered(session, requests) as found:
+            for steps, _ in zip(readers.values(), found, strict=True):
+                outcomes += [(goal, begin(goal, step)) for goal, step in steps]
+    for goal, outcome in outcomes:
+        if (wait := outcome()) is not None:
+            yield goal.name, wait
+
+
+def _judging(background: BackgroundWorker, session: Session, steps: Sequence[Step]) -> Reader | None:
+    """Return what has each batch of answers judged as soon as it is sampled; None if no step allows that.
+
+    A judge with the batch API is sent a whole set of answers.
+    """
+    for step in steps:
+        judge = _judge_behind_api(step)
+        if isinstance(step, Verdicts) and judge is not None and not judge.batch:
+            return partial(background.submit, judge_part, step, session)
+    return None
 
 
 def _make(session: Session, goal: Goal, step: Step) -> JudgeWaits | None:
