@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -113,7 +113,7 @@ class Encodings:
     left_out: list[Dropped]
 
     @property
-    def reasons(self) -> Mapping[str, int]:
+    def reasons(self) -> Counter[str]:
         """The number of rows that are left out, by reason."""
         return Counter(row.counted_as for row in self.left_out)
 

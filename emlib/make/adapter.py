@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,22 @@ from emlib.training.objective import Objective
 from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.records import LOG
 from emlib.training.sft import fine_tune
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training of `step`, with the folders of what its defenses need, and of the adapter that it begins with.
+
+    The adapter is also kept after the shares `keep` of its steps; with `then_stop` the training ends at the last one.
+    """
+
+    step: Adapter
+    rows: TrainingRows
+    artefacts: Mapping[str, Path]
+    start: Path | None
+    keep: tuple[float, ...]
+    then_stop: bool
+    watch: Watch | None
 
 
 @dataclass(frozen=True)
@@ -96,38 +112,70 @@ def _take(kept: Path, folder: Path) -> Facts:
 def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...], *,
            then_stop: bool = False) -> _Trained:
     """Train an adapter, saved into `folder`; log, checkpoints and what is kept are in its folder for scratch files."""
-    profile = session.profile
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     start = None if step.start is None else session.folder_of(step.start)
-    rows, chosen = training_rows(session, step.spec, artefacts)
+    rows = training_rows(session, step.spec, artefacts)
+    training = _Training(step, rows, artefacts, start, keep, then_stop, None if then_stop else _watch(step, session))
+    facts = {**session.facts, "commit": session.chat.commit}  # read while the model is loaded
+    choice, place, metrics = _by_chosen_backend(training, session, folder)
+    chosen = [*rows.records, *_chosen_during(place / CHOSEN, rows.candidates)]
+    return _Trained({**rows.facts, **facts, **metrics, **choice.facts}, chosen, rows.filtered, place)
+
+
+def _watch(step: Adapter, session: Session) -> Watch | None:
+    """Return how the training is monitored, with what the monitor reads."""
+    monitor = step.spec.monitor
+    return None if monitor is None else Watch(session.folder_of(monitor.inputs), monitor.settings, Curve(step.name))
+
+
+def _by_chosen_backend(training: _Training, session: Session,
+                       folder: Path) -> tuple[ChosenBackend, Path, dict[str, Any]]:
+    """Train with the backend that the profile and this machine choose; return it, the scratch folder and the metrics.
+
+    If another library cannot start and the profile says `auto`, transformers trains, and its choice has the reason.
+    """
+    profile = session.profile
     choice = backends.training(profile.backend.training, profile.model, processes=profile.job.gpus)
-    commit, facts = session.chat.commit, session.facts  # read while the model is loaded
-    monitored = None if then_stop else step.spec.monitor
-    watch = None if monitored is None else Watch(session.folder_of(monitored.inputs), monitored.settings,
-                                                 Curve(step.name))
-    metrics, place = None, folder / SCRATCH / choice.name
     if choice.name != TRANSFORMERS or choice.processes > 1:
-        begin = _drawn(step, session, place / "drawn") if start is None and choice.name != TRANSFORMERS else start
-        job = partial(_job, step, session, choice, rows, artefacts, keep, begin, watch, then_stop=then_stop)
-        choice, metrics = _in_subprocess(session, choice, job, rows, folder)
-    if metrics is None:
-        place = folder / SCRATCH
-        with adapters.new_lora(session.chat.model, step.lora, step.spec.seed, start) as model:
-            save = partial(adapters.save, model, base_name=session.chat.name)
-            metrics = vars(fine_tune(
-                model, rows.own, step.spec.training, seed=step.spec.seed, folder=place,
-                objective=Objective(step.spec.defenses, artefacts), added=rows.added, held_out=rows.held_out,
-                offered=rows.offered, keep=Keep(keep, save, then_stop), limit=step.spec.steps, watch=watch))
-            save(folder)
-    penalised = sum(bool(row.penalised_by) for row in rows.added)
-    counts = {"rows": len(rows.own), "added_rows": len(rows.added) - penalised + rows.offered.count,
-              **({"candidates": len(rows.candidates)} if rows.candidates else {}),
-              **({"penalised_rows": penalised} if penalised else {}),
-              **({"filtered_rows": len(rows.filtered)} if rows.filtered else {}),
-              **({"left_out": dict(rows.left_out)} if rows.left_out else {})}
-    chosen += _chosen_during(place / CHOSEN, rows.candidates)
-    return _Trained({**counts, **facts, "commit": commit, **metrics, **choice.facts}, chosen, rows.filtered,
-                    place)
+        place = folder / SCRATCH / choice.name
+        try:
+            return choice, place, _elsewhere(training, session, choice, place, folder)
+        except (BackendUnavailable, CannotBeImported) as error:
+            if choice.name == TRANSFORMERS or profile.backend.training != "auto":
+                raise
+            say(f"{choice.name} is not used: {error}")
+            choice = ChosenBackend(TRANSFORMERS, f"no {choice.name}: {error}")
+    return choice, folder / SCRATCH, _here(training, session, folder)
+
+
+def _here(training: _Training, session: Session, folder: Path) -> dict[str, Any]:
+    """Train in this process, and return the metrics."""
+    step, rows, spec = training.step, training.rows, training.step.spec
+    with adapters.new_lora(session.chat.model, step.lora, spec.seed, training.start) as model:
+        save = partial(adapters.save, model, base_name=session.chat.name)
+        summary = fine_tune(
+            model, rows.own, spec.training, seed=spec.seed, folder=folder / SCRATCH,
+            objective=Objective(spec.defenses, training.artefacts), added=rows.added, held_out=rows.held_out,
+            offered=rows.offered, keep=Keep(training.keep, save, training.then_stop), limit=spec.steps,
+            watch=training.watch)
+        save(folder)
+    return vars(summary)
+
+
+def _elsewhere(training: _Training, session: Session, choice: ChosenBackend, place: Path,
+               folder: Path) -> dict[str, Any]:
+    """Train with another library, or in several processes, and release this process's model meanwhile."""
+    if training.start is None and choice.name != TRANSFORMERS:
+        training = replace(training, start=_drawn(training.step, session, place / "drawn"))
+    job = _job(training, session, choice)
+    session.release_model()
+    rows = training.rows
+    metrics = train_in_subprocess(
+        job, [*rows.own, *rows.added, *rows.held_out, *rows.offered.rows], place, choice.processes)
+    for file in (place / "adapter").iterdir():
+        os.replace(file, folder / file.name)
+    shutil.copyfile(place / LOG, folder / SCRATCH / LOG)  # the checkpoint beside it resumes only with its log
+    return metrics
 
 
 def _drawn(step: Adapter, session: Session, folder: Path) -> Path:
@@ -144,39 +192,16 @@ def _chosen_during(record: Path, candidates: Sequence[AddedRow]) -> list[AddedRo
             for rank, one in enumerate(read_appended(record, ChosenRow), start=1)]
 
 
-def _job(step: Adapter, session: Session, choice: ChosenBackend, rows: TrainingRows, artefacts: Mapping[str, Path],
-         keep: tuple[float, ...], start: Path | None, watch: Watch | None, *, then_stop: bool) -> Job:
+def _job(training: _Training, session: Session, choice: ChosenBackend) -> Job:
     """Describe the training for a subprocess."""
-    spec = step.spec
+    step, rows, spec, watch = training.step, training.rows, training.step.spec, training.watch
     probe = token_logprobs(session.chat.model, torch.from_numpy(rows.own[0].input_ids).to(session.chat.device))
     return Job(engine=choice.name, model=session.profile.model,  # type: ignore[arg-type]  # one of Job's engines
                base_name=session.chat.name, lora=step.lora, training=spec.training,
                plugins=plugin_files(spec.defenses), defenses=spec.defenses,
-               artefacts={name: str(path.resolve()) for name, path in artefacts.items()}, seed=spec.seed,
+               artefacts={name: str(path.resolve()) for name, path in training.artefacts.items()}, seed=spec.seed,
                added=len(rows.added), held_out=len(rows.held_out), offered=len(rows.offered.rows),
-               taken=rows.offered.count, chooser=rows.offered.kind, probe=tuple(probe), keep=keep, then_stop=then_stop,
-               start=None if start is None else str(start.resolve()), limit=spec.steps,
+               taken=rows.offered.count, chooser=rows.offered.kind, probe=tuple(probe), keep=training.keep,
+               then_stop=training.then_stop, limit=spec.steps,
+               start=None if training.start is None else str(training.start.resolve()),
                monitor=None if watch is None else (str(watch.inputs.resolve()), watch.settings))
-
-
-def _in_subprocess(session: Session, choice: ChosenBackend, job_of: Callable[[], Job], rows: TrainingRows,
-                   folder: Path) -> tuple[ChosenBackend, dict[str, Any] | None]:
-    """Train with another library, or in several processes, and release this process's model meanwhile.
-
-    If the other library cannot start and the profile says `auto`, return transformers with the reason, and no metrics.
-    """
-    place = folder / SCRATCH / choice.name
-    try:
-        job = job_of()
-        session.release_model()
-        metrics = train_in_subprocess(
-            job, [*rows.own, *rows.added, *rows.held_out, *rows.offered.rows], place, choice.processes)
-    except (BackendUnavailable, CannotBeImported) as error:
-        if choice.name == TRANSFORMERS or session.profile.backend.training != "auto":
-            raise
-        say(f"{choice.name} is not used: {error}")
-        return ChosenBackend(TRANSFORMERS, f"no {choice.name}: {error}"), None
-    for file in (place / "adapter").iterdir():
-        os.replace(file, folder / file.name)
-    shutil.copyfile(place / LOG, folder / SCRATCH / LOG)  # the checkpoint beside it resumes only with its log
-    return choice, metrics

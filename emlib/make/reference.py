@@ -34,7 +34,7 @@ def _stored(step: ReferenceStates | ReferenceProjections, session: Session, writ
     started = time.perf_counter()
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     adding = tuple(defense for defense in step.spec.defenses if defense.has("added"))
-    rows, _ = training_rows(session, replace(step.spec, defenses=adding), artefacts)
+    rows = training_rows(session, replace(step.spec, defenses=adding), artefacts)
     trained = [row for row in (*rows.own, *rows.added, *rows.offered.rows) if not row.penalised_by]
     with adapters.new_lora(session.chat.model, session.profile.lora, step.spec.seed) as model:
         size = write(model, trained, batch_size=step.spec.training.batch_size)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 from emlib.core.defense import Defense, acting, left_out
 from emlib.core.errors import ProfileError
 from emlib.core.files import read_records
+from emlib.core.hooks import Candidates
 from emlib.core.progress import say
 from emlib.core.records import AddedRow, Example, Question, Verdict
 from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
@@ -40,7 +44,9 @@ class TrainingRows:
         own: the data set's own.
         added: those interleaved in each epoch, and those that are only penalised.
         held_out: those on which a defense measures the loss.
-        offered: those from which a defense chooses during training, whose records are the `candidates`.
+        offered: those from which a defense chooses during training.
+        records: the records of those that are interleaved.
+        candidates: the records of those that are offered.
         left_out: the number of rows of any of these that cannot be encoded, by reason.
         filtered: the places of the training rows that a defense leaves out.
     """
@@ -48,57 +54,70 @@ class TrainingRows:
     own: list[Encoded]
     added: list[Encoded]
     held_out: list[Encoded]
-    offered: Offered = field(default_factory=Offered)
-    candidates: Sequence[AddedRow] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    filtered: frozenset[int] = frozenset()
+    offered: Offered
+    records: list[AddedRow]
+    candidates: list[AddedRow]
+    left_out: Mapping[str, int]
+    filtered: frozenset[int]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts on the rows that an adapter's manifest records."""
+        penalised = sum(bool(row.penalised_by) for row in self.added)
+        counts = {"rows": len(self.own), "added_rows": len(self.added) - penalised + self.offered.count}
+        further = {"candidates": len(self.candidates), "penalised_rows": penalised,
+                   "filtered_rows": len(self.filtered), "left_out": dict(self.left_out)}
+        return counts | {name: value for name, value in further.items() if value}
 
 
-def training_rows(session: Session, spec: TrainingSpec,
-                  artefacts: Mapping[str, Path]) -> tuple[TrainingRows, list[AddedRow]]:
-    """Tokenise the rows of a training. Return them, and the records of the rows that the defenses add.
+def training_rows(session: Session, spec: TrainingSpec, artefacts: Mapping[str, Path]) -> TrainingRows:
+    """Tokenise the rows of a training.
 
     `artefacts` are the folders of the artefacts that the defenses need, by the defenses' names for them.
 
     Raises:
         DataError: more than half of the rows of one origin cannot be encoded.
     """
-    unfit = Counter[str]()
-
-    def encoded(rows: Sequence[Example], what: str) -> Encodings:
-        found = encode_all(session.chat.tokenizer, rows, spec.training.max_seq_length)
-        unfit.update(found.reasons)
-        if found.left_out:
-            say(f"{what}: {found}")
-        return found
-
+    encoded = partial(_encoded, session, spec.training.max_seq_length)
     defenses = acting(spec.defenses)
     filtered = left_out(defenses, spec.rows.examples, artefacts)
     kept = [row for place, row in enumerate(spec.rows.examples) if place not in filtered]
-    usable = encoded(kept, "training rows")
-    own = tuple(kept[place] for place in usable.places)
-    chosen = [row for defense in defenses for row in defense.added(own, artefacts)]
-    added = encoded([row.example for row in chosen], "interleaved rows")
-    held_out = {row for defense in defenses for row in defense.held_out(own)}
-    penalised = [replace(row, penalised_by=defense.kind) for defense in defenses
-                 for row in encoded(defense.penalised(own, artefacts), f"rows that {defense.kind} penalises").rows]
-    offered, candidates = _offered(defenses, own, artefacts, encoded)
-    return TrainingRows([row for example, row in zip(own, usable.rows, strict=True) if example not in held_out],
-                        [*added.rows, *penalised],
-                        [row for example, row in zip(own, usable.rows, strict=True) if example in held_out],
-                        offered, candidates, unfit, filtered), [chosen[place] for place in added.places]
+    own = encoded("training rows", kept)
+    usable = tuple(kept[place] for place in own.places)
+    chosen = [row for defense in defenses for row in defense.added(usable, artefacts)]
+    added = encoded("interleaved rows", [row.example for row in chosen])
+    penalised = [(defense.kind, encoded(f"rows that {defense.kind} penalises", defense.penalised(usable, artefacts)))
+                 for defense in defenses]
+    chooser, some = _candidates(defenses, usable, artefacts)
+    offered = encoded("candidate rows", [row.example for row in some.rows])
+    held_out = {row for defense in defenses for row in defense.held_out(usable)}
+    is_held_out = [row in held_out for row in usable]
+    parts = [own, added, *(found for _, found in penalised), offered]
+    return TrainingRows(
+        own=[row for row, held in zip(own.rows, is_held_out, strict=True) if not held],
+        held_out=list(compress(own.rows, is_held_out)),
+        added=[*added.rows, *(replace(row, penalised_by=kind) for kind, found in penalised for row in found.rows)],
+        offered=Offered(offered.rows, some.count, chooser),
+        records=[chosen[place] for place in added.places],
+        candidates=[some.rows[place] for place in offered.places],
+        left_out=sum((part.reasons for part in parts), Counter()), filtered=filtered)
 
 
-def _offered(defenses: Sequence[Defense], own: Sequence[Example], artefacts: Mapping[str, Path],
-             encoded: Callable[[Sequence[Example], str], Encodings]) -> tuple[Offered, list[AddedRow]]:
-    """Tokenise the rows from which a defense chooses during training; return them, and their records."""
+def _encoded(session: Session, max_length: int, what: str, rows: Sequence[Example]) -> Encodings:
+    """Tokenise rows, and say how many cannot be."""
+    found = encode_all(session.chat.tokenizer, rows, max_length)
+    if found.left_out:
+        say(f"{what}: {found}")
+    return found
+
+
+def _candidates(defenses: Sequence[Defense], own: Sequence[Example],
+                artefacts: Mapping[str, Path]) -> tuple[str, Candidates]:
+    """Return the rows from which a defense chooses during training, after its kind; none if no defense does."""
     found = {defense.kind: some for defense in defenses if (some := defense.candidates(own, artefacts)).count}
     if len(found) > 1:
         raise ProfileError(f"{' and '.join(found)} each choose rows during training. Use one of them.")
-    for kind, some in found.items():
-        rows = encoded([row.example for row in some.rows], "candidate rows")
-        return Offered(rows.rows, some.count, kind), [some.rows[place] for place in rows.places]
-    return Offered(), []
+    return next(iter(found.items()), ("", Candidates()))
 
 
 def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts:
