@@ -8,7 +8,7 @@ plan computes no key, and needs no data set on this machine.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -75,26 +75,26 @@ class Plan:
 def plan(study: Study) -> Plan:
     """Plan all work of a study."""
     sizes, done = Sizes(), finished(study)
-    goals = {run: study.own_steps(run) for run in study.every_run()}
-    owners = Counter(step for steps in goals.values() for step in dict.fromkeys(steps))
-    shared: dict[str, Work] = {}
-    runs = []
+    goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
+    owners = Counter(step for steps in goals.values() for step in steps)
+    runs, works = [], dict[str, Work]()
     for run, steps in goals.items():
-        own = [step for step in dict.fromkeys(steps) if owners[step] == 1]
-        needed = [step for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1]
-        pieces = [piece for step in needed for piece in _pieces(step, sizes)]
+        own = [step for step in steps if owners[step] == 1]
+        pieces = [piece for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1
+                  for piece in _pieces(step, sizes)]
+        uses = tuple(dict.fromkeys(title for title, _ in pieces))
+        runs.append(PlannedRun(run, total(step.cost(sizes) for step in own), uses, run in done))
         for title, work in pieces:  # of two with one title, such as the model's own answers, the longer one counts
-            if title not in shared or shared[title].write < work.write:
-                shared[title] = work
-        runs.append(PlannedRun(run, total(step.cost(sizes) for step in own),
-                               tuple(dict.fromkeys(title for title, _ in pieces)), run in done))
-    shared |= _steering_sweep(study, sizes) | _projected_on(study, sizes, shared) | _audits(study, sizes, shared)
-    users = Counter(title for planned in runs for title in planned.uses)
-    left = {title for planned in runs if not planned.done for title in planned.uses}
-    is_left = any(not planned.done for planned in runs)
-    return Plan(tuple(runs), tuple(
-        Shared(title, work, users[title], title in left or (users[title] == 0 and is_left))
-        for title, work in shared.items()), tuple(sorted(sizes.assumed)))
+            works[title] = max(works.get(title, work), work, key=lambda one: one.write)
+    works |= _steering_sweep(study, sizes) | _projected_on(study, sizes, works) | _audits(study, sizes, works)
+    return Plan(tuple(runs), tuple(_shared(title, work, runs) for title, work in works.items()),
+                tuple(sorted(sizes.assumed)))
+
+
+def _shared(title: str, work: Work, runs: Sequence[PlannedRun]) -> Shared:
+    """Return shared work with the runs that use it; what a notebook alone uses is left while any run is."""
+    users = [run for run in runs if title in run.uses]
+    return Shared(title, work, len(users), any(not run.done for run in users or runs))
 
 
 def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
