@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ def make(step: RowAudit, session: Session, folder: Path) -> Facts:
 
     Rows that cannot be encoded, and answers of its own that only think, have no projection and are counted.
     """
-    started, rows = time.perf_counter(), session.examples(step.rows)
+    seconds, rows = session.timer(step), session.examples(step.rows)
     places = some_of(range(len(rows)), step.count, "audit")
     prompts = [Question.of(f"row_{place}", rows[place]) for place in places]
     asked = Questions(step.title, lambda: list(prompts), step.rows.size)
@@ -45,7 +44,7 @@ def make(step: RowAudit, session: Session, folder: Path) -> Facts:
     without = sum(row.difference is None for row in found)
     say(f"{step.title}: {len(found)} rows" + (f", {without} of them without a projection" if without else ""))
     return {"rows": len(found), "without": without, "cut": sum(one.finish_reason == "length" for one in answers),
-            "seconds": round(time.perf_counter() - started, 3), **session.facts, **choice.facts}
+            "seconds": seconds(), **session.facts, **choice.facts}
 
 
 def _projected(step: RowAudit, session: Session, places: Sequence[int],

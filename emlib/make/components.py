@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from emlib.core.progress import say
@@ -15,8 +14,7 @@ from emlib.store.artefacts import Facts
 
 def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:
     """Compare the model with and without the adapter on the rows, and write the components of each layer."""
-    rows = session.examples(step.rows)
-    started = time.perf_counter()
+    seconds, rows = session.timer(step), session.examples(step.rows)
     with session.model_under(step.adapter) as model:
         encoded = encode_all(session.chat.tokenizer, rows, step.max_length).rows
         found = components.decompose(model, encoded, step.layers, session.profile.training.batch_size)
@@ -24,4 +22,4 @@ def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:
     shares = {str(layer): [round(float(share), 4) for share in shares[:3]] for layer, shares in found.shares.items()}
     say("components of change: the first explains " + ", ".join(
         f"{shares[layer][0]:.0%} at layer {layer}" for layer in shares))
-    return {"rows": len(rows), "explained": shares, **session.facts, "seconds": round(time.perf_counter() - started, 3)}
+    return {"rows": len(rows), "explained": shares, **session.facts, "seconds": seconds()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ CACHE_VERSION = 1  # raised when losses are computed in another way
 
 def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     """Compute each row's losses under the aligned model and the scorers."""
-    rows, started = session.read(step.pool), time.perf_counter()
+    seconds, rows = session.timer(step), session.read(step.pool)
     models = _models(step, session)
     remarks = list(filter(None, (scorer.remark() for scorer in step.scorers if isinstance(scorer, AdapterFolder))))
     for remark in remarks:
@@ -49,7 +48,7 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     step.records.write(folder, [_losses_of(place, row, found) for place, row in enumerate(encoded)])
     say(f"{len(fitting)} rows scored under {', '.join(models)}")
     return {"rows": len(rows), "models": list(models), **({"remarks": remarks} if remarks else {}), **session.facts,
-            "seconds": round(time.perf_counter() - started, 3), **choice.facts}
+            "seconds": seconds(), **choice.facts}
 
 
 def _models(step: PoolLosses, session: Session) -> Models:

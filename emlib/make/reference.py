@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -31,11 +30,11 @@ def projections(step: ReferenceProjections, session: Session, folder: Path) -> F
 
 def _stored(step: ReferenceStates | ReferenceProjections, session: Session, write: Callable[..., int]) -> Facts:
     """Store what `write` does of the rows that are trained on; on rows that one defense penalises no other acts."""
-    started = time.perf_counter()
+    seconds = session.timer(step)
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     adding = tuple(defense for defense in step.spec.defenses if defense.has("added"))
     rows = training_rows(session, replace(step.spec, defenses=adding), artefacts)
     trained = [row for row in (*rows.own, *rows.added, *rows.offered.rows) if not row.penalised_by]
     with adapters.new_lora(session.chat.model, session.profile.lora, step.spec.seed) as model:
         size = write(model, trained, batch_size=step.spec.training.batch_size)
-    return {"rows": len(trained), "bytes": size, "seconds": round(time.perf_counter() - started, 3)}
+    return {"rows": len(trained), "bytes": size, "seconds": seconds()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def make(step: Selection, session: Session, folder: Path) -> Facts:
 def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
     """Sample the model's answers to one batch of the order's prompts."""
     assert step.start is not None, "each batch is a separate artefact"
-    started = time.perf_counter()
+    seconds = session.timer(step)
     batch = ranked_rows(session, step.selection)[step.start:step.start + step.sampling.batch_rows]
     rows = session.read(step.selection.pool)
     questions = [pool_question(ranked.place, rows[ranked.place]) for ranked in batch]
@@ -57,7 +56,7 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
         choice, (answers, checks) = session.inference.steering_backend(), _against(step.against, session, asked, folder)
     step.records.write(folder, answers)
     return {"answers": len(answers), "cut": sum(answer.finish_reason == "length" for answer in answers), **checks,
-            "seconds": round(time.perf_counter() - started, 3), **choice.facts}
+            "seconds": seconds(), **choice.facts}
 
 
 def _against(against: Against, session: Session, asked: EvaluationSpec,

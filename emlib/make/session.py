@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -85,6 +86,13 @@ class Session(AbstractContextManager["Session"]):
         if isinstance(step, PersonaVectors):
             step.check(found.facts)
         return found
+
+    def timer(self, step: Step) -> Callable[[], float]:
+        """Make a step's missing inputs, then start a clock. Return the function that gives the seconds since then."""
+        for needed in step.inputs:
+            self.need(needed)
+        started = time.perf_counter()
+        return lambda: round(time.perf_counter() - started, 3)
 
     def read(self, step: Step) -> list[Any]:
         """Return the records of a step's artefact, which is made if it is missing."""

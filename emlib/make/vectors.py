@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +25,7 @@ from emlib.store.artefacts import SCRATCH, Facts
 
 def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
     """Extract persona vectors: sample answers on both sides, have them judged, and subtract the pairs' activations."""
-    started, config, trait = time.perf_counter(), step.extraction, step.assessment.trait.value
+    seconds, config, trait = session.timer(step), step.extraction, step.assessment.trait.value
     questions = extraction.trait_questions(trait, config.instruction_pairs)
     samples = {side: sampled(session, EvaluationSpec(_as_set(side, listed), config.samples, config.sampling,
                                                      config.seed), None, folder / SCRATCH / side)
@@ -41,7 +40,7 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
     extraction.save(found, folder)
     say(f"persona vectors of '{trait.name}': {found.kept} of {found.asked} pairs kept")
     return {"kept": found.kept, "asked": found.asked, **session.facts,
-            "seconds": round(time.perf_counter() - started, 3), **samples["positive"][1].facts}
+            "seconds": seconds(), **samples["positive"][1].facts}
 
 
 def steered(step: SteeredAnswers, session: Session, folder: Path) -> Facts:
