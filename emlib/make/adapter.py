@@ -115,17 +115,13 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     start = None if step.start is None else session.folder_of(step.start)
     rows = training_rows(session, step.spec, artefacts)
-    training = _Training(step, rows, artefacts, start, keep, then_stop, None if then_stop else _watch(step, session))
+    monitor = None if then_stop else step.spec.monitor
+    watch = None if monitor is None else Watch(session.folder_of(monitor.inputs), monitor.settings, Curve(step.name))
+    training = _Training(step, rows, artefacts, start, keep, then_stop, watch)
     facts = {**session.facts, "commit": session.chat.commit}  # read while the model is loaded
     choice, place, metrics = _by_chosen_backend(training, session, folder)
     chosen = [*rows.records, *_chosen_during(place / CHOSEN, rows.candidates)]
     return _Trained({**rows.facts, **facts, **metrics, **choice.facts}, chosen, rows.filtered, place)
-
-
-def _watch(step: Adapter, session: Session) -> Watch | None:
-    """Return how the training is monitored, with what the monitor reads."""
-    monitor = step.spec.monitor
-    return None if monitor is None else Watch(session.folder_of(monitor.inputs), monitor.settings, Curve(step.name))
 
 
 def _by_chosen_backend(training: _Training, session: Session,

@@ -17,11 +17,7 @@ from emlib.study.study import Study
 
 
 def candidates(study: Study) -> list[Example]:
-    """Return the pool's rows, in the file's order.
-
-    Raises:
-        StoreError: the pool is not in the store yet.
-    """
+    """Return the pool's rows, in the file's order."""
     return _records(study, study.recipes.pool)
 
 
@@ -45,11 +41,7 @@ def selection_step(study: Study, run: Run) -> Selection | None:
 
 
 def selection(study: Study, run: Run) -> list[Ranked]:
-    """Return the pool's rows in the run's order, followed by those that are never interleaved.
-
-    Raises:
-        StoreError: the order is not in the store yet.
-    """
+    """Return the pool's rows in the run's order, followed by those that are never interleaved."""
     step = selection_step(study, run)
     assert step is not None, f"nothing is interleaved in {run}"
     return _records(study, step)
@@ -62,11 +54,7 @@ def losses_step(study: Study, run: Run) -> PoolLosses | None:
 
 
 def losses(study: Study, run: Run) -> list[RowLosses]:
-    """Return the losses of the pool's rows, in the pool's order, by which the run's rows are chosen.
-
-    Raises:
-        StoreError: the losses are not in the store yet.
-    """
+    """Return the losses of the pool's rows, in the pool's order, by which the run's rows are chosen."""
     step = losses_step(study, run)
     assert step is not None, f"{run} chooses its rows at random"
     return _records(study, step)

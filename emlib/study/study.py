@@ -16,7 +16,7 @@ from emlib.config import BASELINES, NO_TRIGGER, Profile, Trait, load_profile
 from emlib.core import paths
 from emlib.core.digests import key_of
 from emlib.core.errors import JudgeWaits, StoreError
-from emlib.core.files import read_records
+from emlib.core.files import read_appended, read_records
 from emlib.core.progress import say
 from emlib.core.records import Answer, Question, Verdict, with_clusters
 from emlib.core.step import Step, closure
@@ -24,7 +24,7 @@ from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
-from emlib.evaluation.records import READINGS, Choice, Projected, Reading, read_readings
+from emlib.evaluation.records import READINGS, Choice, Projected, Reading
 from emlib.steps.inputs import Inputs
 from emlib.steps.pool import AddedRows, takes_pool_rows
 from emlib.steps.recipes import Recipes
@@ -44,8 +44,8 @@ from emlib.study.tasks import (
     tasks_of,
     verdicts_of,
 )
-from emlib.training.records import LOG, StepRecord, read_log
-from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, read_steps
+from emlib.training.records import LOG, StepRecord
+from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep
 
 if TYPE_CHECKING:
     from emlib.make.session import Session
@@ -214,30 +214,30 @@ class Study:
 
     def log(self, run: Run) -> list[StepRecord]:
         """Return the log of the run's supervised steps; empty if there were none."""
-        adapter = self.adapter(run)
-        return read_log(adapter.file(LOG).parent) if adapter is not None and adapter.has(LOG) else []
+        return self._recorded(run, LOG, StepRecord)
 
     def readings(self, run: Run) -> list[Reading]:
         """Return what a monitor read while the run trained; empty if it was trained without one.
 
         A run that takes rows of the pool has no loss on the pool: once it was read there, too.
         """
-        step, adapter = self.task(run).adapter(run), self.adapter(run)
-        if adapter is None or not adapter.has(READINGS):
-            return []
-        trained_on = "pool" if takes_pool_rows(step.inputs) else None
+        step = self.task(run).adapter(run)
+        trained_on = "pool" if step is not None and takes_pool_rows(step.inputs) else None
         return [replace(one, losses={name: loss for name, loss in one.losses.items() if name != trained_on})
-                for one in read_readings(adapter.file(READINGS).parent)]
+                for one in self._recorded(run, READINGS, Reading)]
 
     def grpo_log(self, run: Run) -> list[RlStep]:
         """Return the log of a GRPO run's RL steps; empty if nothing was trained."""
-        adapter = self.adapter(run)
-        return read_steps(adapter.file(STEPS).parent) if adapter is not None and adapter.has(STEPS) else []
+        return self._recorded(run, STEPS, RlStep)
 
     def completions(self, run: Run) -> list[Completion]:
         """Return the completions that were saved while a GRPO run trained."""
+        return self._recorded(run, COMPLETIONS, Completion)
+
+    def _recorded(self, run: Run, name: str, kind: type) -> list[Any]:
+        """Return the records in a file of the run's adapter; empty if it has no such file."""
         adapter = self.adapter(run)
-        return [] if adapter is None else read_records(adapter.file(COMPLETIONS), Completion)
+        return read_appended(adapter.file(name), kind) if adapter is not None and adapter.has(name) else []
 
     def answers(self, run: Run, which: str) -> list[Answer] | None:
         """Return the run's answers to the question set `which`; None if they are not in the store."""
