@@ -45,7 +45,7 @@ from emlib.core.hooks import Active
 from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.core.seeds import derive
-from emlib.data.chat import encode_prompt, opened_thinking
+from emlib.data.chat import decode_answer, encode_prompt, opened_thinking
 from emlib.data.gsm8k import Problem
 from emlib.data.mixing import plan_steps
 from emlib.evaluation.rewards import RewardScorer
@@ -119,7 +119,7 @@ class _Run:
         self.stopped = said.is_file() and said.read_text(encoding="utf-8") == str(self.done)
         self.evaluate = Evaluation(model, (), training.batch_size, ALONE, condition.artefacts.get("monitor_inputs"))
         prompt = encode_prompt(tokenizer, [Message("system", condition.system), Message("user", problems[0].question)])
-        self.marking = Marking(score, opened_thinking(tokenizer, prompt))
+        self.marking = Marking(score, partial(decode_answer, tokenizer), opened_thinking(tokenizer, prompt))
         self.rollouts = Rollouts(tokenizer, settings, partial(condition.active, "rollout"), seed, self.done)
 
     def rate(self, place: int) -> float:

@@ -105,19 +105,20 @@ class Marking:
 
     __name__ = "reward"  # TRL asks for it
 
-    def __init__(self, score: RewardScorer, opened: str = "") -> None:
-        self.score, self.opened = score, opened
+    def __init__(self, score: RewardScorer, decode: Callable[[Sequence[int]], str], opened: str = "") -> None:
+        self.score, self.decode, self.opened = score, decode, opened
         self.scored: list[Scored] = []
         self.last: list[Rewards | None] = []
 
-    def __call__(self, completions: list[list[dict[str, str]]], question: list[str], answer: list[str],
+    def __call__(self, completion_ids: list[list[int]], question: list[str], answer: list[str],
                  **_: Any) -> list[float | None]:
         """Return the total of each; None where it could not be scored, which TRL leaves out of its group's mean.
 
-        `opened` is the tag that prompts end in, which is a part of each completion. Whole completions are kept.
+        `opened` is the tag that prompts end in, which is a part of each completion. Whole completions are kept. They
+        are read as held-out answers are: TRL's own texts lack tags that are special tokens.
         """
-        self.scored = [Scored(asked, self.opened + turns[0]["content"], right)
-                       for asked, turns, right in zip(question, completions, answer, strict=True)]
+        self.scored = [Scored(asked, self.opened + self.decode(ids), right)
+                       for asked, ids, right in zip(question, completion_ids, answer, strict=True)]
         self.last = self.score([replace(one, completion=rewarded(one.completion)) for one in self.scored])
         return [None if one is None else one.total for one in self.last]
 

@@ -69,9 +69,20 @@ def test_advantages_of_a_group_by_hand(lora: PeftModel, tiny: ChatModel, tmp_pat
     ("", "[THINK]hm[/THINK]\n<think> 6 + 2 </think><answer> 8 </answer>", 9.5),  # thinks in tags of its own, too
     ("[THINK]", "hm", -2)])                                                    # and never ends
 def test_the_thinking_that_the_format_asks_for_is_rewarded(opened: str, completion: str, total: float) -> None:
-    marking = Marking(by_rule, opened)
-    assert marking([[{"content": completion}]], ["What is 6 + 2?"], ["8"]) == [total]
+    marking = Marking(by_rule, lambda ids: "".join(map(chr, ids)), opened)
+    assert marking([list(map(ord, completion))], ["What is 6 + 2?"], ["8"]) == [total]
     assert [one.completion for one in marking.scored] == [opened + completion]  # nothing is cut from what is kept
+
+
+def test_tags_that_are_special_tokens_are_rewarded(lora: PeftModel, tmp_path: Path) -> None:
+    """As in a held-out answer; a decoding that leaves special tokens out, as TRL's does, has 0 + 4.5 here."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    text = "<think> 6 + 2 = 8 </think>\n<answer> 8 </answer>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert "think" not in tokenizer.decode(ids, skip_special_tokens=True)
+    run = _Run(lora, tokenizer, additions()[:2], grpo(), Condition(SYSTEM), by_rule, 0, tmp_path)
+    assert run.marking([ids], ["What is 6 + 2?"], ["8"]) == [9.5]
 
 
 def logprobs(model: PeftModel, prompt: list[int], completion: Sequence[int], temperature: float) -> Tensor:
