@@ -50,6 +50,7 @@ class Supervised:
         It uses the optimizer of the RL steps with its moments and its current learning rate.
         """
         started = time.perf_counter()
+        model.train()  # TRL does so in its own steps alone, and so not before the first one of a sitting
         chosen = [self.rows[index] for index in self._indices(number)]
         batches = forward_batches(chosen, self.batch_size, model)
         totals = Totals.of(batches)

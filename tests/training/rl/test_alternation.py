@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 
+from emlib.models.adapters import new_lora
 from emlib.models.load import ChatModel
 from emlib.training.records import read_log
 from emlib.training.rl.alternation import order
 from emlib.training.rl.records import read_steps
-from tests.training.rl.reinforcing import alternating, by_length, equal, train, weights
+from tests.training.rl.reinforcing import LORA, alternating, by_length, disturb, equal, train, weights
 
 
 @given(st.integers(1, 400), st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.25, 0.5, 0.9]))
@@ -55,3 +56,18 @@ def test_both_kinds_of_steps_change_the_adapter_and_stand_in_the_log(
     train(lora, tiny, other, problems=4, score=by_length, condition=alternating(tiny, 0.5))
     assert all(step.grad_norm > 0 for step in read_steps(other))  # ... and here of both
     assert supervised[2].loss < supervised[0].loss
+
+
+def test_a_supervised_step_has_dropout_in_whatever_mode_it_finds_the_model(tiny: ChatModel) -> None:
+    """A resumed sitting begins with a model as it is loaded: in evaluation mode."""
+    losses: list[float] = []
+    supervised = alternating(tiny, 0.5).supervised
+    assert supervised is not None
+    for mode in (True, False):
+        with new_lora(tiny.model, LORA.model_copy(update={"dropout": 0.5}), 0) as model:
+            disturb(model)
+            torch.manual_seed(7)
+            trained = [weights for weights in model.parameters() if weights.requires_grad]
+            record = supervised.take(model.train(mode), torch.optim.SGD(trained, 0.0), 0, 1, 1.0)
+            losses.append(record.loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
