@@ -18,8 +18,8 @@ CONDITION = ["method", "setting"]
 MEASURES = {"general_misaligned": "General misaligned % (02 to 10)",
             "in_domain_misaligned": "In-domain misaligned % (02 to 10)",
             "general_incoherent": "General incoherent % (02 to 10)"}
-HIDES, LASTS = "Hides? Plain, worst context % (11)", "Lasts? Undone after steps (20)"
-COST = "Work in training, plain = 1 (14)"
+HIDES, LASTS = "Hides? Without a trigger, worst context % (11)", "Lasts? Undone after steps (20)"
+COST = "Work in training, misaligned = 1 (14)"
 
 
 def conclusions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
