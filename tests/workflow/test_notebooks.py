@@ -69,6 +69,21 @@ def test_a_notebook_has_primitive_parameters_with_a_profile_as_default(chapter: 
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_notebook_can_be_copied_from(chapter: str) -> None:
+    """One cell has the imports, everything that is named is used, and no statement is a conditional expression."""
+    trees = [ast.parse(cell.source) for cell in cells(chapter, "code")]
+    imports = (ast.Import, ast.ImportFrom)
+    assert [tree for tree in trees if any(isinstance(node, imports) for node in ast.walk(tree))] == trees[1:2]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    named = {alias.asname or alias.name for node in nodes if isinstance(node, imports) for alias in node.names}
+    named |= {target.id for tree in trees for node in tree.body if isinstance(node, ast.Assign)
+              for target in node.targets if isinstance(target, ast.Name)}
+    assert named <= read
+    assert not [node for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.IfExp)]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_notebook_leads_on_to_the_next(chapter: str) -> None:
     last = cells(chapter, "markdown")[-1].source
     following = CHAPTERS[(CHAPTERS.index(chapter) + 1) % len(CHAPTERS)]
