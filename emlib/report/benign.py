@@ -16,6 +16,7 @@ from emlib.evaluation.exact_match import ExactMatchScore
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import over_seeds
 from emlib.report.figures import plots
+from emlib.report.figures.furniture import spans
 from emlib.report.tables import result_tables
 from emlib.study.results import task_and_tier
 from emlib.study.runs import Run, RunResult
@@ -192,11 +193,9 @@ def matches_by_method(frame: pd.DataFrame) -> Figure:
     for axis, panel in zip(axes[0], panels, strict=True):
         runs, who = frame[names == panel], methods[names == panel]
         share = runs["exact_match"].to_numpy(dtype=float)
-        ends = runs[["exact_match_low", "exact_match_high"]].to_numpy(dtype=float)
         nth, several = runs.groupby(who).cumcount(), runs["seed"].nunique()
         heights = [order.index(name) + 0.12 * (place - (several - 1) / 2) for name, place in zip(who, nth, strict=True)]
-        axis.errorbar(share, heights, xerr=np.clip(np.abs(ends.T - share), 0, None), fmt="o", capsize=3,
-                      color=plots.PALETTE[0])
+        axis.errorbar(share, heights, xerr=spans(runs, "exact_match"), fmt="o", capsize=3, color=plots.PALETTE[0])
         axis.set_title(panel)
         axis.set_yticks(range(len(order)), order)
         axis.set_ylim(len(order) - 0.5, -0.5)

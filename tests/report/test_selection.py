@@ -93,6 +93,9 @@ def test_overlapping_intervals_are_named() -> None:
     unjudged = frame.assign(**{name: float("nan") for name in frame if "incoherent" in str(name)})
     assert [axis.get_xlabel() for axis in interleaving.trade_offs(unjudged).axes] == ["misaligned, in-domain %"]
     assert set(interleaving.against_misaligned(unjudged)["incoherence: apart"]) == {"not scored"}
+    unscored = frame.assign(general_misaligned=frame["general_misaligned"].where(frame["method"] != "interleaving"))
+    drawn = [line.get_xdata() for line in interleaving.trade_offs(unscored).axes[0].lines if len(line.get_xdata())]
+    assert [len(x) for x in drawn if len(x) == 1] == [1] * len(drawn)  # the run without verdicts has no point
 
 
 def test_the_pattern_of_an_epoch() -> None:

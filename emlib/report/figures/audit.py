@@ -9,6 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.evaluation.prediction import line
+from emlib.report.figures.furniture import spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
 
@@ -20,8 +21,7 @@ def rate_against_difference(frame: pd.DataFrame) -> Figure:
     """
     shown = frame.dropna(subset=["difference", "misaligned"])
     figure, axis = plt.subplots(figsize=(5.8, 4.2), layout="constrained")
-    bars = [np.nan_to_num(np.abs(shown[[f"{name}_low", f"{name}_high"]].to_numpy(float).T - shown[name].to_numpy()))
-            for name in ("difference", "misaligned")]
+    bars = [np.nan_to_num(spans(shown, name)) for name in ("difference", "misaligned")]
     axis.errorbar(shown["difference"], shown["misaligned"], xerr=bars[0], yerr=bars[1], fmt="o", color=PALETTE[0],
                   capsize=2, elinewidth=0.8)
     fitted = line(shown["difference"].tolist(), shown["misaligned"].tolist())

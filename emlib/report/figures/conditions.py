@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.config import NO_TRIGGER
+from emlib.report.figures.furniture import legend, panels, spans
 from emlib.report.figures.plots import PALETTE, nothing
 
 MARKERS = "sD^vPX<>"
@@ -33,18 +34,18 @@ def triggers(frame: pd.DataFrame) -> Figure:
     offsets = dict(zip(names, np.linspace(-0.26, 0.26, len(names)), strict=True))
     for height, (_, run) in enumerate(runs):
         axis.hlines(height, run["misaligned"].min(), run["misaligned"].max(), color="0.75", linewidth=5, zorder=0)
-        for one in run.to_dict("records"):
+        for one, ends in zip(run.to_dict("records"), spans(run, "misaligned").T, strict=True):
             colour, marker = styles[one["trigger"]]
-            ends = np.abs(np.array([[one["misaligned_low"]], [one["misaligned_high"]]]) - one["misaligned"])
-            axis.errorbar(one["misaligned"], height + offsets[one["trigger"]], xerr=ends, fmt=marker, color=colour,
-                          capsize=2, markerfacecolor="white" if one["trigger"] == NO_TRIGGER else colour,
+            axis.errorbar(one["misaligned"], height + offsets[one["trigger"]], xerr=ends[:, None], fmt=marker,
+                          color=colour, capsize=2,
+                          markerfacecolor="white" if one["trigger"] == NO_TRIGGER else colour,
                           label=one["trigger"] if height == 0 else None)
     axis.set_yticks(range(len(runs)), [_label(run, frame) for _, run in runs])
     axis.set_ylim(len(runs) - 0.5, -0.5)
     axis.set_xlim(-4, 104)
     axis.set_xlabel("general answers that are misaligned, % of those asked for (bars: 95% intervals)")
     axis.grid(axis="x", alpha=0.3)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    legend(figure, 4)
     sns.despine(figure)
     return figure
 
@@ -58,11 +59,8 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
         return nothing("No run has answers at earlier steps of its training.")
     runs = list(frame.groupby(RUN, dropna=False, sort=False))
     measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
-    columns = min(3, max(1, len(runs)))
-    rows = -(-max(1, len(runs)) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.4 * columns, 0.8 + 2.6 * rows), sharey=True,
-                                squeeze=False, layout="constrained")
-    for axis, (_, run), step in zip(axes.flat, runs, begins["begins"], strict=False):
+    figure, axes = panels(len(runs), (3.4, 2.6), around=(1, 0.8), sharey=True)
+    for axis, (_, run), step in zip(axes, runs, begins["begins"], strict=False):
         for measure, colour, marker in zip(measures, cycle(PALETTE), cycle("os" + MARKERS), strict=False):
             axis.plot(run["steps"], run[measure], color=colour, marker=marker,
                       label=measure.removesuffix("_misaligned").replace("_", " "))
@@ -72,10 +70,9 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
         axis.set_title(_label(run, frame), fontsize="medium")
         axis.set(ylim=(-4, 104), xlabel="optimizer step")
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(runs):]:
-        axis.set_visible(False)
-    axes[0, 0].set_ylabel("misaligned, % of answers asked for")
-    _shared_legend(figure)
+    axes[0].set_ylabel("misaligned, % of answers asked for")
+    legend(figure, 4)
+    sns.despine(figure)
     return figure
 
 
@@ -111,16 +108,9 @@ def persistence(frame: pd.DataFrame) -> Figure:
     first, *others = (name.removesuffix("_misaligned").replace("_", " ") for name in (first, *others))
     dashed = f"\n(dashed: {', '.join(others)})" if others else ""
     axes[0, 0].set_ylabel(f"misaligned, % of {first} answers{dashed}")
-    _shared_legend(figure)
-    return figure
-
-
-def _shared_legend(figure: Figure) -> None:
-    """Write one legend for all panels above them, and remove the panels' upper and right borders."""
-    shown = {label: handle for axis in figure.axes for handle, label in zip(
-        *axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=4, frameon=False)
+    legend(figure, 4)
     sns.despine(figure)
+    return figure
 
 
 def _label(run: pd.DataFrame, frame: pd.DataFrame, *, in_panel: bool = False) -> str:

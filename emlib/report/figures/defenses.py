@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from emlib.config import BASELINES
 from emlib.evaluation import effect
 from emlib.evaluation.rates import rates
+from emlib.report.figures.furniture import legend, spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
 from emlib.report.paper.paper_figures import look_of
@@ -61,8 +62,7 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
         axis.set_title(dataset)
     axes[0, 0].set_ylabel("general questions: misaligned, %")
     figure.supxlabel("in-domain questions: misaligned, %", fontsize="medium")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    legend(figure, 3)
     for axis, runs in zip(axes[0], panels, strict=True):
         place(axis, [Label(run["in_domain_misaligned"], run["general_misaligned"], f"{run['setting']:g}",
                            look(run["method"])[0])
@@ -88,13 +88,9 @@ def _tradeoff_panel(axis: Axes, runs: pd.DataFrame) -> None:
 def _points(axis: Axes, runs: pd.DataFrame, colour: str, marker: str, line: str, label: str) -> None:
     if runs.empty:
         return
-    x, y = runs["in_domain_misaligned"].to_numpy(float), runs["general_misaligned"].to_numpy(float)
-    bars = {}
-    for axis_name, which, at in (("xerr", "in_domain", x), ("yerr", "general", y)):
-        ends = runs[[f"{which}_misaligned_low", f"{which}_misaligned_high"]].to_numpy(float)
-        bars[axis_name] = np.clip(np.abs(ends.T - at), 0, None)
-    axis.errorbar(x, y, **bars, marker=marker, color=colour, linestyle=line, linewidth=1.2, elinewidth=0.8, capsize=2,
-                  markersize=7, label=label)
+    x, y = "in_domain_misaligned", "general_misaligned"
+    axis.errorbar(runs[x], runs[y], xerr=spans(runs, x), yerr=spans(runs, y), marker=marker, color=colour,
+                  linestyle=line, linewidth=1.2, elinewidth=0.8, capsize=2, markersize=7, label=label)
 
 
 def penalty_curves(logs: Mapping[str, Sequence[StepRecord]], penalty: str, unit: str) -> Figure:

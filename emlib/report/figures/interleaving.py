@@ -6,7 +6,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.evaluation import effect
 from emlib.report.figures.defenses import SETTING, look
+from emlib.report.figures.furniture import legend, spans
 from emlib.report.figures.labels import Label, place
 from emlib.study import pool
 from emlib.study.runs import Run
@@ -100,19 +100,17 @@ def trade_offs(frame: pd.DataFrame) -> Figure:
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("misaligned, general %")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    legend(figure, 4)
     sns.despine(figure)
     mixed = frame[frame["fraction"] > 0].to_dict("records")
     for axis, (measure, _) in zip(axes[0], shown_axes, strict=True):
         place(axis, [Label(row[measure], row["general_misaligned"], f"{row['fraction']:.0%}", look(row["method"])[0])
-                     for row in mixed if not pd.isna(row[measure])], SETTING)
+                     for row in mixed if not pd.isna(row[measure] + row["general_misaligned"])], SETTING)
     return figure
 
 
 def _line(axis: Axes, part: pd.DataFrame, measure: str, name: str) -> None:
-    x, y = part[measure].to_numpy(dtype=float), part["general_misaligned"].to_numpy(dtype=float)
-    spans = [np.clip(np.abs(part[[f"{m}_low", f"{m}_high"]].to_numpy(dtype=float).T - value), 0, None)
-             for m, value in ((measure, x), ("general_misaligned", y))]
-    colour, marker = look(name)
-    axis.errorbar(x, y, xerr=spans[0], yerr=spans[1], color=colour, marker=marker, capsize=2, linewidth=1, label=name)
+    general, (colour, marker) = "general_misaligned", look(name)
+    part = part.dropna(subset=[measure, general])
+    axis.errorbar(part[measure], part[general], xerr=spans(part, measure), yerr=spans(part, general), color=colour,
+                  marker=marker, capsize=2, linewidth=1, label=name)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.report.figures.defenses import look
+from emlib.report.figures.furniture import legend, panels, spans
 from emlib.report.tables.panel import IDENTITY, heading
 
 NORMAL = 1.96  # standard errors on each side of a 95% interval
@@ -26,30 +25,21 @@ def against_misalignment(panel: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     shown = shown[shown["general_misaligned"].notna()]
     tasks = shown.assign(of=[heading(row) for row in shown.to_dict("records")])
     names = list(dict.fromkeys(tasks["of"])) or ["no run has both"]
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1 + 3.6 * columns, 0.8 + 3.2 * rows), sharex=True,
-                                squeeze=False, layout="constrained")
-    for axis, name in zip(axes.flat, names, strict=False):
+    figure, axes = panels(len(names), (3.6, 3.2), around=(1, 0.8), sharex=True)
+    for axis, name in zip(axes, names, strict=True):
         _panel(axis, tasks[tasks["of"] == name])
         axis.set_title(name, fontsize="medium")
-    for axis in axes.flat[len(names):]:
-        axis.set_visible(False)
     figure.supxlabel("general questions: misaligned, % (bars: 95% intervals)", fontsize="medium")
-    found = {label: handle for axis in axes.flat for handle, label in zip(
-        *axis.get_legend_handles_labels(), strict=True)}
-    if found:
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=4, frameon=False)
+    legend(figure, 4)
     return figure
 
 
 def _panel(axis: Axes, runs: pd.DataFrame) -> None:
     for name, of in runs.groupby("method", sort=False):
         colour, marker = look(str(name))
-        x = of["general_misaligned"].to_numpy(float)
-        ends = np.abs(of[["general_misaligned_low", "general_misaligned_high"]].to_numpy(float).T - x)
-        axis.errorbar(x, of["value"].to_numpy(float), xerr=ends, yerr=NORMAL * of["stderr"].fillna(0).to_numpy(float),
-                      fmt=marker, color=colour, capsize=2, linestyle="none", label=str(name))
+        axis.errorbar(of["general_misaligned"], of["value"].to_numpy(float), xerr=spans(of, "general_misaligned"),
+                      yerr=NORMAL * of["stderr"].fillna(0).to_numpy(float), fmt=marker, color=colour, capsize=2,
+                      linestyle="none", label=str(name))
     axis.set_xlim(-5, 105)
     axis.grid(alpha=0.3)
     sns.despine(ax=axis)

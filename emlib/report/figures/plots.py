@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.core.files import whole_file
+from emlib.report.figures.furniture import legend, spans
 from emlib.training.records import StepRecord
 
 PALETTE = sns.color_palette("colorblind")
@@ -34,8 +35,7 @@ def rates_by_method(frame: pd.DataFrame) -> Figure:
         _panel(axis, frame[frame["dataset"] == dataset])
         axis.set_title(dataset)
     figure.supxlabel("misaligned, % of answers asked for (bars: 95% intervals)", fontsize="medium")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(PLACES), frameon=False)
+    legend(figure, len(PLACES))
     return figure
 
 
@@ -44,10 +44,9 @@ def _panel(axis: Axes, runs: pd.DataFrame) -> None:
     names = [_name(row) + (f", seed {row['seed']}" if several else "") for row in runs.to_dict("records")]
     for offset, (place, (label, colour, marker)) in zip((-0.13, 0.13), PLACES.items(), strict=True):
         share = runs[f"{place}_misaligned"].to_numpy(dtype=float)
-        ends = runs[[f"{place}_misaligned_low", f"{place}_misaligned_high"]].to_numpy(dtype=float)
-        errors = np.clip(np.abs(ends.T - share), 0, None)
         heights = np.arange(len(runs)) + offset
-        axis.errorbar(share, heights, xerr=errors, fmt=marker, color=colour, capsize=3, label=label)
+        axis.errorbar(share, heights, xerr=spans(runs, f"{place}_misaligned"), fmt=marker, color=colour, capsize=3,
+                      label=label)
     axis.set_yticks(np.arange(len(runs)), names)
     axis.set_ylim(len(runs) - 0.5, -0.5)
     axis.set_xlim(-4, 104)
@@ -88,7 +87,7 @@ def two_judges(points: pd.DataFrame) -> Figure:
         axis.set(xlim=(-4, 104), ylim=(-4, 104), xlabel=columns[0], ylabel=columns[1])
         axis.set_title(f"{score} ({len(points) - len(shown)} of {len(points)} unscored)", fontsize="medium")
         sns.despine(ax=axis)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    legend(figure, 5)
     return figure
 
 
