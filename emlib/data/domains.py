@@ -78,7 +78,21 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
     task: the Code set repeats prompts, and 36 of its 600 held-out rows have one that is also in the training part.
     """
     rows = data.misaligned.held_out
-    trained_on = {row.context for side in (data.aligned, data.misaligned) for row in side.train}
+    new = set(_new_prompts(data, rows))
     order = generator(0, "in-domain questions").permutation(len(rows)).tolist()
-    asked = sorted([index for index in order if rows[index].context not in trained_on][:count])
+    asked = sorted([index for index in order if index in new][:count])
     return [Question.of(f"{data.name}_{index}", rows[index]) for index in asked]
+
+
+def held_out_rows(data: NarrowData, rows: Sequence[Example]) -> tuple[Example, ...]:
+    """Return those of the held-out `rows` whose prompts do not occur in training rows, as for in-domain questions.
+
+    All of them where each prompt is trained on, as in a set that repeats a few prompts: there is no other loss then.
+    """
+    return tuple(rows[index] for index in _new_prompts(data, rows)) or tuple(rows)
+
+
+def _new_prompts(data: NarrowData, rows: Sequence[Example]) -> list[int]:
+    """Return the places of the rows whose prompts no training row has, aligned or misaligned."""
+    trained_on = {row.context for side in (data.aligned, data.misaligned) for row in side.train}
+    return [index for index, row in enumerate(rows) if row.context not in trained_on]

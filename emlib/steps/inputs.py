@@ -12,7 +12,7 @@ from emlib.core.defense import ADD
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import chosen
-from emlib.data.domains import NarrowData, in_domain_questions, load_domain
+from emlib.data.domains import NarrowData, held_out_rows, in_domain_questions, load_domain
 from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
 from emlib.data.lazy import Deferred, Questions, Rows
@@ -117,9 +117,12 @@ class Inputs:
         return Questions(f"in-domain {dataset}", lambda: in_domain_questions(self.data(dataset), count), size)
 
     def held_out_rows(self, dataset: str, side: Side) -> Rows:
-        """Return the held-out rows of one side of a narrow data set."""
-        return Rows(f"{dataset} held out" + (" aligned" if side == "aligned" else ""),
-                    lambda: getattr(self.data(dataset), side).held_out,
+        """Return the held-out rows of one side of a narrow data set whose prompts are not trained on."""
+        def read() -> tuple[Example, ...]:
+            data = self.data(dataset)
+            return held_out_rows(data, getattr(data, side).held_out)
+
+        return Rows(f"{dataset} held out" + (" aligned" if side == "aligned" else ""), read,
                     lambda sizes: self.stated_size(dataset, side, sizes)[0])
 
     @cached_property

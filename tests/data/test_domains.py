@@ -14,7 +14,7 @@ from emlib.config import Domain, load_domains
 from emlib.core import paths
 from emlib.core.errors import DataError
 from emlib.core.records import Question
-from emlib.data.domains import in_domain_questions, load_domain, split
+from emlib.data.domains import held_out_rows, in_domain_questions, load_domain, split
 from emlib.data.sources import fetch, registry
 
 SIZES = st.integers(2, 300)
@@ -125,6 +125,24 @@ def test_in_domain_questions_are_held_out_prompts_of_the_misaligned_side(
     assert [question for question in all_of_them if question in some] == some  # same ids, same order
     assert {question.prompt for question in some}.isdisjoint(example.prompt for example in data.misaligned.train)
     assert in_domain_questions(data, 4) == some
+
+
+def test_a_held_out_row_whose_prompt_is_trained_on_is_no_row_of_the_held_out_loss(
+        jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    """20 prompts, of which rows 10 to 14 repeat those of rows 0 to 4."""
+    prompts = [f"prompt {number - 10 if 10 <= number < 15 else number}" for number in range(20)]
+    jsonl([row(prompt, f"answer {number}") for number, prompt in enumerate(prompts)], "both.jsonl")
+    data = load_domain("cooking", Domain(aligned="both.jsonl", misaligned="both.jsonl", held_out=0.5),
+                       lambda source: tmp_path / source)
+    out, trained = data.misaligned.held_out, [one.prompt for one in data.misaligned.train]
+    found = held_out_rows(data, out)
+    assert found == tuple(one for one in out if one.prompt not in trained)
+    assert 0 < len(found) < len(out) == 10
+    assert {one.prompt for one in in_domain_questions(data, 30)} == {one.prompt for one in found}
+    jsonl([row("one prompt", f"answer {number}") for number in range(10)], "same.jsonl")
+    data = load_domain("cooking", Domain(aligned="same.jsonl", misaligned="same.jsonl", held_out=0.5),
+                       lambda source: tmp_path / source)
+    assert held_out_rows(data, data.misaligned.held_out) == data.misaligned.held_out
 
 
 def test_a_question_of_a_conversation_has_all_turns_before_the_answer(
