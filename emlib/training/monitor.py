@@ -202,8 +202,11 @@ class Monitoring:
         return {} if drift is None else {"drift": f"{drift:+.2f}"}
 
     def after(self, step: int, *, last: bool = False) -> None:
-        """Read the model if it is to be read after this step, counted from 1, or if this is the last one."""
-        due = self.watch is not None and (last or step == self.total or step % self.watch.settings.every == 0)
+        """Read the model if it is due after this step, counted from 1; at the `last` one as its defenses leave it.
+
+        After the last planned step it is read then alone: a defense may still change the finished adapter.
+        """
+        due = self.watch is not None and (last or (step % self.watch.settings.every == 0 and step != self.total))
         if due and self.readings[-1].step != step:
             self._add(self.monitor.read(step))
 

@@ -102,8 +102,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
                 break
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
                 checkpoint.save(folder, number + 1, parameters, optimizer, objective.states())
+        objective.after(model)
         monitoring.after(len(records), last=True)
-    objective.after(model)
     keeping.rest(len(records))
     return TrainingSummary(
         len(records), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
