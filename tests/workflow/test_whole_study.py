@@ -19,7 +19,7 @@ from tests.torture import differences, finish, kill_when, progress
 pytestmark = pytest.mark.slow
 
 CHAPTERS = graph.chapters()
-# A part of the tiny study with chapters of every kind. Its artefacts have the same keys.
+# A part of the tiny study: what the chapters below need. Its artefacts have the same keys.
 FEWER = """
 extends: tiny
 methods:
@@ -29,6 +29,7 @@ methods:
   - {name: persona_vector, defenses: [{kind: persona_vector, layer: 2}], sweep: [2.0]}
   - {name: interleaving++, defenses: [{kind: interleaving, choose: score_without_refusals, fraction: 0.25}]}
 evaluation: {triggers: null}
+training: {keep: []}
 persistence: null
 benign: {methods: [untrained, sft], seeds: [0]}
 grpo: {methods: [untrained, grpo]}
