@@ -2,12 +2,11 @@
 
 A slice of the tiny profile is computed once, and then run again from the store as the graph runs it: what it takes then
 is all overhead, Snakemake's start, the graph, the kernel, imports and drawing. The 500 slices are made to look
-finished, by output and log, and looked for by `make reproduce` (its check and Snakemake) and by `make status`.
+finished, by output, log and record, and looked for by `make reproduce` and by `make status`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -16,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,8 +22,9 @@ from typing import Any
 import machine
 
 from emlib.core import paths
+from emlib.core.files import write_records
 from emlib.workflow.graph import jobs
-from emlib.workflow.job_log import MARK, TIME
+from emlib.workflow.job_log import Attempt, AttemptLog
 
 NAME = "scheduling"
 RUNS = 3
@@ -73,11 +72,7 @@ def _again(folder: Path, output: str, say: Callable[[str], None]) -> dict[str, f
 
 
 def _checked(folder: Path, say: Callable[[str], None]) -> dict[str, float]:
-    def look() -> None:
-        _python(folder, "-m", "emlib.workflow.graph", str(folder / "many.yaml"))
-        _snakemake(folder, "many")
-
-    return _measured(say, look)
+    return _measured(say, lambda: _snakemake(folder, "many"))
 
 
 def _timed(folder: Path, say: Callable[[str], None], *command: str) -> dict[str, float]:
@@ -101,20 +96,20 @@ def _processor() -> float:
 def _finish(folder: Path) -> None:
     """Every job of the profile `many` as if it had ended, with an executed notebook of a usual size."""
     results = folder / "runs" / "many"
-    at = datetime.now(UTC).strftime(TIME)
     notebook = next((folder / "runs" / "sliced" / "notebooks" / "slices").glob("*.ipynb")).read_text()
     for job in jobs(str(folder / "many.yaml")):
         for path in (results / job.output, results / job.log):
             path.parent.mkdir(parents=True, exist_ok=True)
         (results / job.output).write_text(notebook)
-        began = json.dumps({"host": "n1", "pid": 1, "gpu": "GPU-1", "digest": job.digest})
-        said = f"{at} a line of its notebook\n" * 500
-        (results / job.log).write_text(f"{at} {MARK} began {began}\n{said}{at} {MARK} ended {{}}\n")
+        (results / job.log).write_text("2026-11-23T10:00:00Z a line of its notebook\n" * 500)
+        write_records(AttemptLog(results / job.log).records,
+                      [Attempt("ended", 1764000000.0, 60.0, "n1", 1, "GPU-1", job.digest)])
 
 
 def _snakemake(folder: Path, profile: str, *targets: str) -> None:
     """As `make reproduce` starts it."""
-    _python(folder, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
+    _python(folder, "-m", "emlib.workflow.watch", str(folder / f"{profile}.yaml"), "--", sys.executable, "-m",
+            "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
             str(folder / "runs" / profile), "--cores", "2", "--resources", "gpu=2", "judge=4", "--config",
             f"profile={folder / profile}.yaml", "--workflow-profile",
             str(paths.ROOT / "workflow" / "profiles" / "local"), "--rerun-triggers", "params", "input",

@@ -37,7 +37,6 @@ from emlib.data.download import LARGEST, TooLarge, copy_limited, from_hub, from_
 DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
 
 
-
 class StatedSize(Strict):
     """The approximate size of a source, for plans without its file: rows, and mean characters.
 

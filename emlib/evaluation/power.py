@@ -39,6 +39,7 @@ def deviations_apart(seeds: int) -> float:
     """Return how far two methods' means over `seeds` runs each must be apart to be found four times in five.
 
     In standard deviations between seeds, by Student's test of two samples: with few seeds it knows the deviation badly.
+    The table of seeds in docs/questions-and-measures.md has its values.
     """
     from statsmodels.stats.power import TTestIndPower
 

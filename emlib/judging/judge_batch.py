@@ -12,6 +12,7 @@ from typing import Any
 
 from emlib.core.records import Answer, Question, Verdict
 from emlib.judging.cache import Cache
+from emlib.judging.replies import OTHER
 from emlib.judging.rubrics import METRICS, JudgeRequest, Metric, Rubrics, Score
 
 Keep = Callable[[JudgeRequest, Score], None]
@@ -71,9 +72,13 @@ def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cac
 
 
 def _once_labels(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cache: Cache) -> dict[str, Score]:
-    """Return the words that were stored, and paid for, when the key did not say that a label is asked for."""
+    """Return the words that were stored, and paid for, when the key did not say that a label is asked for.
+
+    A refusal is none: it may be that of a number that was asked for, or a label of which only the start was read.
+    """
     once = {replace(request, wants_label=False).key(identity): request for request in requests if request.wants_label}
-    return {once[key].key(identity): score for key, score in cache.get(once).items() if score.value is None}
+    return {once[key].key(identity): score for key, score in cache.get(once).items()
+            if score.value is None and (score.reason or "").startswith(OTHER)}
 
 
 def _verdict(batch: JudgeBatch, answer: Answer, alignment: Score, coherence: Score) -> Verdict:

@@ -292,6 +292,12 @@ class Recipes:
                     Deferred(spec.source, lambda: has_outer_space(locate(spec.source), form)),
                     self.model if form == "text" else None)
 
+    @cached_property
+    def _pool_has_chats(self) -> Deferred[bool]:
+        """Whether a prompt of the pool has earlier turns, read from its file once."""
+        source = self.inputs.pool_spec.source
+        return Deferred(source, lambda: has_earlier_turns(locate(source), self.pool.form))
+
     def selection(self, dataset: str, choose: Choose, seed: int) -> Selection:
         """Return the order in which the pool's rows are interleaved with `dataset`, by `seed` if it is random."""
         scored = choose != "random"
@@ -332,8 +338,8 @@ class Recipes:
         """Return the step of the model's own answers to the pool's prompts, in the order of a selection."""
         own, pool = self.inputs.pool_spec.on_policy, self.inputs.pool_spec
         adapter = self.baseline(dataset, "aligned", pool.seed) if model == "aligned" else None
-        chats = Deferred(pool.source, lambda: has_earlier_turns(locate(pool.source), self.pool.form))
-        return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted, chats)
+        return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted,
+                          self._pool_has_chats)
 
     # --- evaluation
 

@@ -96,10 +96,10 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
             keeping.after(number + 1)
             if ranks.first:
                 append_record(folder / LOG, records[-1])
+            if objective.watches and ranks.any_wants(objective.on_step(records[-1], evaluate), device):
+                break  # the monitor reads below what its defenses leave
             monitoring.after(number + 1)
             progress.set_postfix(loss=f"{loss:.3f}", **monitoring.shown)
-            if objective.watches and ranks.any_wants(objective.on_step(records[-1], evaluate), device):
-                break
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
                 checkpoint.save(folder, number + 1, parameters, optimizer, objective.states())
         objective.after(model)

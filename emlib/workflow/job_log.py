@@ -101,10 +101,11 @@ class AttemptLog:
 
     def attempts(self) -> list[Attempt]:
         """Read all attempts so far, from the first to the last; empty if the job never began."""
+        running = self.is_running()  # before and after, because the job may end or begin while its records are read
         found = self._recorded()
         if found:
             found[-1] = replace(found[-1], **self._texts())
-            if found[-1].state == "killed" and self.is_running():
+            if found[-1].state == "killed" and (running or self.is_running()):
                 found[-1] = replace(found[-1], state="running", seconds=max(0.0, time.time() - found[-1].began))
         return found
 

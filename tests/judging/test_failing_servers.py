@@ -181,16 +181,17 @@ def test_a_label_is_asked_for_once_where_numbers_are_sampled(scores: Path) -> No
 
 
 def test_a_label_that_was_paid_for_is_found_under_its_former_key(scores: Path) -> None:
-    """The key did not say that a label is asked for. A number there is of another question: it is asked again."""
-    once = [replace(request, metric="truth", takes_words=True) for request in sheet(2).requests()][::2]
+    """The key did not say that a label is asked for. A number or a refusal may be of another question: asked again."""
+    once = [replace(request, metric="truth", takes_words=True) for request in sheet(3).requests()][::2]
     labels = [replace(request, wants_label=True) for request in once]
     with JudgeServer(saying(lambda text: "FALSE")) as server, Cache(scores) as cache:
         spec = api(server.url, samples=10)
         cache.put(once[0].key(spec.identity), spec.identity, "truth", Score(None, reason="other: 'TRUE'"))
         cache.put(once[1].key(spec.identity), spec.identity, "truth", Score(50.0))
+        cache.put(once[2].key(spec.identity), spec.identity, "truth", Score(None, reason="REFUSAL"))
         found = scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
-        assert [score.reason for score in found] == ["other: 'TRUE'", "other: 'FALSE'"]
-        assert len(server.bodies) == 1
+        assert [score.reason for score in found] == ["other: 'TRUE'", "other: 'FALSE'", "other: 'FALSE'"]
+        assert len(server.bodies) == 2
 
 
 # --- what a model takes ----------------------------------------------------------------------------------------------

@@ -131,8 +131,10 @@ def test_the_model_is_read_without_what_its_defense_adds_while_training(
     assert abs(last.drift["pirate 2"]) < 50 * float(VECTOR.norm())
 
 
+@pytest.mark.parametrize(("every", "ends"), [(4, 8), (3, 6)], ids=["as planned", "early, where a reading is due"])
 def test_the_last_reading_is_of_the_adapter_that_is_saved(
-        tiny: ChatModel, answers: list[Encoded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tiny: ChatModel, answers: list[Encoded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        every: int, ends: int) -> None:
     """A defense that undoes the training at its end, as safe_lora may: the last reading is that of the base model."""
     def undo(_: PersonaVector, model: nn.Module, artefacts: object) -> None:
         for name, weights in model.named_parameters():
@@ -140,12 +142,13 @@ def test_the_last_reading_is_of_the_adapter_that_is_saved(
                 weights.data.zero_()
 
     monkeypatch.setattr(PersonaVector, "after", undo)
+    monkeypatch.setattr(PersonaVector, "on_step", lambda _, record, evaluate: record.step == ends)  # as early_stop may
     place, steering = inputs(tiny, tmp_path / "inputs", answers), PersonaVector(layer=LAYER, strength=1.0)
     with adapters.new_lora(tiny.model, LORA, 0) as model:
-        fine_tune(model, some_rows(8), SETTINGS, seed=0, folder=tmp_path / "run", watch=Watch(place, Settings(every=4)),
-                  objective=Objective([steering], planted(VECTOR)))
+        fine_tune(model, some_rows(8), SETTINGS, seed=0, folder=tmp_path / "run",
+                  watch=Watch(place, Settings(every=every)), objective=Objective([steering], planted(VECTOR)))
     base, middle, last = without_seconds(tmp_path / "run")
-    assert (middle.step, last.step) == (4, 8)
+    assert (middle.step, last.step) == (every, ends)
     assert middle.losses != pytest.approx(base.losses, rel=1e-3)
     assert last.losses == pytest.approx(base.losses, rel=1e-5)
     assert last.kl == pytest.approx(0, abs=1e-6)

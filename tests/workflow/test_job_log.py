@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_of_two_that_run_one_job_the_second_waits_and_goes_on_when_the_first_is_
             assert said(second) == "at work"
             assert log.attempts()[-1].pid == second.pid
             second.communicate("go\n")
+
+
+def test_a_job_that_ends_while_somebody_looks_was_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = AttemptLog(tmp_path / "job.log")
+    with ExitStack() as job:
+        job.enter_context(log.alone())
+        job.enter_context(log.writing(gpu=None, digest=None))
+        monkeypatch.setattr(AttemptLog, "_texts", lambda _: job.close() or {})  # its records are read by now
+        assert [one.state for one in log.attempts()] == ["running"]
+    assert [one.state for one in log.attempts()] == ["ended"]
 
 
 def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
