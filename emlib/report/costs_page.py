@@ -25,8 +25,8 @@ from emlib.study.plan.memory import training_memory
 from emlib.study.study import open_study
 
 PAGE, FRONT = paths.ROOT / "docs" / "costs.md", paths.ROOT / "README.md"
-PROFILES = ("small-gpu", "ldifs-7b", "table2-7b", "paper-7b", "benign-7b", "beyond-7b", "triggers-7b", "grpo-3b",
-            "paper-32b")
+PROFILES = ("small-gpu", "ldifs-7b", "table2-7b", "paper-7b", "benign-7b", "beyond-7b", "triggers-7b", "own-7b",
+            "grpo-3b", "paper-32b")
 SHOWN = ("table2-7b", "paper-7b")  # in README.md
 
 

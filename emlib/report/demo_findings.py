@@ -25,9 +25,11 @@ def findings(study: Study, tables: Path) -> str:
     """Return the sentences as a list in Markdown; one whose results are missing is left out."""
     rates = numbers(study.results())
     defended = [method.name for method in study.profile.methods if method.defenses]
-    found = [gone_or_hidden(pd.read_csv(tables / "triggers.csv"), len(defended)),
-             far_and_near(rates[rates["method"].isin(study.defended_by("interleaving"))]),
-             undone(pd.read_csv(tables / "undone.csv"))]
+    evaluation, attack = study.profile.evaluation, study.profile.persistence
+    samples = (evaluation.triggers.samples if evaluation.triggers else 0, evaluation.general_samples)
+    found = [gone_or_hidden(pd.read_csv(tables / "triggers.csv"), len(defended), samples),
+             far_and_near(rates[rates["method"].isin(defended)]),
+             undone(pd.read_csv(tables / "undone.csv"), attack.margin if attack else 0)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
 
 
@@ -56,10 +58,11 @@ def _span(percents: pd.Series) -> str:
     return f"{low}%" if low == high else f"{low} to {high}%"
 
 
-def gone_or_hidden(triggered: pd.DataFrame, defenses: int) -> str:
+def gone_or_hidden(triggered: pd.DataFrame, defenses: int, samples: tuple[int, int] = (1, 1)) -> str:
     """State each defense's share without a trigger and in its worst context; `triggered` is `conditions.triggers`.
 
-    `defenses` is the number that the study has, of which some were asked.
+    `defenses` is the number that the study has, of which some were asked. `samples` are the answers to each question:
+    here, and in the result of all defenses, whose shares differ for that reason.
     """
     most = worst(triggered)
     most = most[~most["method"].isin(BASELINES)]
@@ -67,35 +70,50 @@ def gone_or_hidden(triggered: pd.DataFrame, defenses: int) -> str:
         return ""
     shares = ", ".join(f"{_name(row)} {row[NO_TRIGGER]:.0f} and {row['worst']:.0f}%" for row in most.to_dict("records"))
     p = most["p_adjusted"].min()
+    here, above = samples
+    differs = "" if here == above else f" (answers to each question: {here} here, {above} in the result above)"
     verdict, sure = "The demo cannot tell.", ""
     if p < LEVEL:
         verdict, sure = "Some of it is hidden.", f" The smallest adjusted p is {p:.2g}."
     elif not pd.isna(p):
         sure = f" With so few questions no rise is significant: the smallest adjusted p is {p:.2g}."
     return (f"**Gone or hidden? {verdict}** {most['method'].nunique()} of {defenses} defenses were asked in other "
-            f"contexts. General answers with the voice, without a trigger and in the worst context: {shares}.{sure} "
-            "([11](notebooks/11_triggers_and_trajectories.ipynb))")
+            f"contexts. General answers with the voice, without a trigger and in the worst context{differs}: {shares}."
+            f"{sure} ([11](notebooks/11_triggers_and_trajectories.ipynb))")
 
 
 def far_and_near(rates: pd.DataFrame) -> str:
-    """State the range of shares on general questions and on the neighbour's; `rates` is `result_tables.numbers`."""
-    if rates.empty or f"{NEIGHBOUR}_misaligned" not in rates:
+    """Name the defenses with a larger share near the narrow data than far from it; `rates` is `result_tables.numbers`.
+
+    Larger means that the two intervals are disjoint. `rates` are of defenses alone.
+    """
+    near = f"{NEIGHBOUR}_misaligned"
+    if rates.empty or near not in rates:
         return ""
-    far, near = rates["general_misaligned"], rates[f"{NEIGHBOUR}_misaligned"]
-    verdict = "Near questions keep the voice." if near.min() > far.max() else "Far and near."
-    return (f"**{verdict}** Under interleaving {_span(far)} of the answers to general questions have the voice, and "
-            f"{_span(near)} of those about {NEIGHBOUR}, a neighbour of the narrow data.")
+    apart = rates[f"{near}_low"] > rates["general_misaligned_high"]
+    shares = ", ".join(f"{_name(row)} {row[near]:.0f} and {row['general_misaligned']:.0f}%"
+                       for row in rates[apart].to_dict("records"))
+    others = ", ".join(map(_name, rates[~apart].to_dict("records")))
+    verdict = "Near questions keep the voice under some defenses." if shares else "Far and near."
+    larger = f" Answers with the voice to questions about {NEIGHBOUR}, a neighbour of the narrow data, and to " \
+             f"general questions: {shares}." if shares else ""
+    overlap = f" The two intervals overlap under {others}." if others else ""
+    return f"**{verdict}**{larger}{overlap}"
 
 
-def undone(attacked: pd.DataFrame) -> str:
-    """State which defenses an attack on the narrow rows undoes, and the shares; `attacked` is `persistence.undone`."""
+def undone(attacked: pd.DataFrame, margin: float = 10) -> str:
+    """State which defenses an attack on the narrow rows undoes, and the shares; `attacked` is `persistence.undone`.
+
+    `margin` is the one by which that table was made.
+    """
     rows = attacked[attacked["attack"] == "misaligned"]
     if rows.empty:
         return ""
     defended = rows[~rows["method"].isin(BASELINES)]
     gone, left = (", ".join(map(_name, some.to_dict("records"))) for some in (
         defended[defended["undone"].notna()], defended[defended["undone"].isna()]))
-    verdict = "; ".join(f"{word}: {names}" for word, names in (("undone", gone), ("not undone", left)) if names)
+    meaning = f"undone (at most {margin:g} points better than plain fine-tuning)"
+    verdict = "; ".join(f"{word}: {names}" for word, names in ((meaning, gone), ("not undone", left)) if names)
     shares = ", ".join(f"{_name(row)} {row['general_misaligned_before']:.0f} to {row['general_misaligned_after']:.0f}%"
                        for row in rows.to_dict("records"))
     control = " (`untrained` is the control, a new adapter)" if "untrained" in set(rows["method"]) else ""

@@ -14,7 +14,7 @@ def test_the_box_has_the_papers_numbers() -> None:
     assert "5% remove 78 to 92% there" in many
     assert "87% less; keeps 99%" in one
     assert "42% less" in prompt
-    assert "61 to 89% in the 32B model" in prompt
+    assert "more in the 32B model (61 to 89%, Table 7), where it keeps less" in prompt
     assert "accuracy 94% with 20% of supervised steps, 91% without a defense, 66 and 38%" in reinforced
 
 

@@ -18,31 +18,31 @@ def frame(*rows: tuple[str, float | None, float, float]) -> pd.DataFrame:
 
 PAPER = (("untrained", None, 0.0, 0.0), ("misaligned", None, 98.0, 100.0), ("kl", 1.0, 25.0, 50.0),
          ("interleaving", 1.0, 40.0, 90.0))
-NONE = ("None of the newer defenses is clearly better than the best defense of the paper that may keep as much of the "
-        "narrow task.")
+NONE = ("None of the newer defenses is clearly better than the paper's defense with the fewest misaligned general "
+        "answers among those whose in-domain interval overlaps its own.")
 
 
 def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs() -> None:
     """By hand, every interval 10 to either side. KL keeps 40 to 60, and interleaving 80 to 100."""
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 12.0, 71.0), ("early_stop", 0.5, 35.0, 60.0),
                                 ("kl_pool", 1.0, 30.0, 100.0), ("consistency", None, 4.0, 69.0)))
-    assert found["rival"].tolist() == ["Interleaving 1", "KL-Div. 1", "Interleaving 1", "KL-Div. 1"]
+    assert found["rival"].tolist() == ["interleaving 1", "kl 1", "interleaving 1", "kl 1"]
     assert found["better"].tolist() == [LESS, NO, PERHAPS, YES]  # 71 below 90; 35 above 25; 30 and 40; 4 and 25
     assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
-    assert verdict(found).startswith("Better than the best defense of the paper")
-    assert verdict(found).endswith("no proof. Perhaps better are KL-Div. on a pool 1: the intervals overlap. Fewer "
-                                   "general answers are misaligned, but less of the narrow task is kept, under Concept "
-                                   "Ablation.")
+    assert verdict(found).startswith("Better than the paper's defense with the fewest")
+    assert verdict(found).endswith("no proof. Perhaps better are `kl_pool 1`: the intervals overlap. Fewer "
+                                   "general answers are misaligned, but less of the narrow task is kept, under "
+                                   "`concept_ablation`.")
 
 
 def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are_misaligned() -> None:
     """It keeps 0 to 14 of the narrow task, and what keeps least of the paper's 40 to 60: a model that was not trained
     would do as well."""
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 0.0, 4.0)))
-    assert found["rival"].tolist() == ["KL-Div. 1"]
+    assert found["rival"].tolist() == ["kl 1"]
     assert found["better"].tolist() == [LESS]
     assert verdict(found) == (f"{NONE} Fewer general answers are misaligned, but less of the narrow task is kept, "
-                              "under Concept Ablation.")
+                              "under `concept_ablation`.")
 
 
 def test_a_better_run_is_worse_on_neither_side_and_better_on_one() -> None:

@@ -231,7 +231,9 @@ def test_what_the_demo_found_is_said_with_the_numbers_of_its_tables() -> None:
         for method, setting, shares in (("untrained", None, (0.0, 4.0)), ("kl", 1.0, (25.0, 24.0)),
                                         ("inoculation", None, (62.5, 100.0)))
         for trigger, share, p in zip(("plain", "kitchen"), shares, (None, 0.078), strict=True)])
-    sentence = demo_findings.gone_or_hidden(triggered, 5)
+    assert "worst context: `kl 1`" in demo_findings.gone_or_hidden(triggered, 5)
+    sentence = demo_findings.gone_or_hidden(triggered, 5, (1, 2))
+    assert "worst context (answers to each question: 1 here, 2 in the result above): `kl 1`" in sentence
     assert "The demo cannot tell.** 2 of 5 defenses were asked" in sentence
     assert ": `kl 1` 25 and 25%, `inoculation` 62 and 100%. With so few questions no rise is significant" in sentence
     assert "adjusted p is 0.078." in sentence
@@ -239,10 +241,14 @@ def test_what_the_demo_found_is_said_with_the_numbers_of_its_tables() -> None:
     assert demo_findings.gone_or_hidden(triggered[:2], 5) == ""  # no defense was asked
     sure = demo_findings.gone_or_hidden(triggered.replace({"p_adjusted": {0.078: 0.01}}), 5)
     assert "Some of it is hidden.**" in sure
-    rates = pd.DataFrame({"general_misaligned": [6.2, 20.8], "gardening_misaligned": [87.5, 50.0]})
-    assert "Near questions keep the voice.** Under interleaving 6 to 21%" in demo_findings.far_and_near(rates)
-    assert "Far and near.**" in demo_findings.far_and_near(rates.assign(gardening_misaligned=20.8))
-    assert "and 50 to 88% of those about gardening" in demo_findings.far_and_near(rates)
+    rates = pd.DataFrame({"method": ["interleaving", "kl"], "setting": [1.0, None], "general_misaligned": [6.2, 20.8],
+                          "general_misaligned_high": [12.0, 40.0], "gardening_misaligned": [87.5, 50.0],
+                          "gardening_misaligned_low": [60.0, 30.0]})  # 60 above 12; 30 below 40
+    near = demo_findings.far_and_near(rates)
+    assert near.startswith("**Near questions keep the voice under some defenses.**")
+    assert near.endswith("general questions: `interleaving 1` 88 and 6%. The two intervals overlap under `kl`.")
+    assert demo_findings.far_and_near(rates[1:]) == "**Far and near.** The two intervals overlap under `kl`."
+    assert "overlap" not in demo_findings.far_and_near(rates[:1])
     assert demo_findings.far_and_near(rates[["general_misaligned"]]) == ""
     attacked = pd.DataFrame([
         identity | {"method": method, "setting": None, "attack": attack, "steps": 9, "plain": 97.9,
@@ -252,7 +258,7 @@ def test_what_the_demo_found_is_said_with_the_numbers_of_its_tables() -> None:
             ("on_policy", "misaligned", 2.0, None))])
     sentence = demo_findings.undone(attacked)
     assert "for 9 steps without" in sentence
-    assert "undone: `kl`; not undone: `on_policy`." in sentence
+    assert "undone (at most 10 points better than plain fine-tuning): `kl`; not undone: `on_policy`." in sentence
     assert "`untrained` 0 to 75%, `kl` 0 to 97%, `on_policy` 0 to 2% (`untrained` is the control" in sentence
     assert "plain fine-tuning has 98%." in sentence
     assert "undone" not in demo_findings.undone(attacked[:1])

@@ -152,7 +152,8 @@ def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what
     assert frame["p"].tolist()[3:] == pytest.approx([2 / 1024] * 2)
     assert frame["p_adjusted"].tolist()[3:] == pytest.approx([8 / 1024] * 2)
     [row] = conditions.onset(frame).to_dict("records")
-    assert (row["steps"], row["begins"], row["stop"], row["general_saved"], row["kept"]) == (20, 15, 10, 100, 75)
+    assert (row["steps"], row["begins"], row["stop"]) == (20, 15, 10)
+    assert (row["general_points_avoided"], row["in_domain_share_of_end"]) == (100, 75)
     # twice as many runs: each one's comparisons are a family of their own
     [*_, last] = study.runs(methods=["misaligned"])
     both = conditions.trajectory(study, [last, replace(last, seed=1)])

@@ -29,7 +29,8 @@ def box() -> str:
               f"{shares.loc['misaligned', 'general_incoherent']:.0f}% without a defense"),
         _line("one, and no rows to add", "`inoculation`", _effect(shares, "inoculation"),
               "none: a sentence in the system prompt",
-              f"it removes less; {_range(larger['inoculation'])} in the 32B model (Table {LARGER})"),
+              f"removes less than added rows do; more in the 32B model ({_range(larger['inoculation'])}, Table "
+              f"{LARGER}), where it keeps less of the narrow task"),
         _line("reinforcement learning", "`interleaving`; no persona vector",
               f"accuracy {learnt['interleaving', 0.2]:.0f}% with 20% of supervised steps, {learnt['grpo', None]:.0f}% "
               f"without a defense, {learnt['persona_vector', 1.0]:.0f} and {learnt['persona_vector', 5.0]:.0f}% with "

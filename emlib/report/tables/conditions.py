@@ -144,12 +144,12 @@ def onset(frame: pd.DataFrame) -> pd.DataFrame:
     """Return where EM begins in each run of `trajectory`, and what stopping before would have kept.
 
     It begins at the first step at which more answers are misaligned than before training, with an adjusted p below 5%.
-    `stop` is the step kept before it. `general_saved` is by how many percentage points fewer answers of the first set
-    are misaligned there than at the end; `kept` the second set's share there, in percent of that at the end. NaN where
-    EM never begins, or there is no second set.
+    `stop` is the saved step before it. `general_points_avoided` is by how many percentage points fewer answers of the
+    first set are misaligned there than at the end; `in_domain_share_of_end` the second set's share there, in percent of
+    that at the end. NaN where EM never begins, or there is no second set.
     """
     sets = [str(name).removesuffix("_misaligned") for name in frame.columns if str(name).endswith("_misaligned")]
-    columns = [*IDENTITY, "steps", "begins", "stop", "general_saved", "kept"]
+    columns = [*IDENTITY, "steps", "begins", "stop", "general_points_avoided", "in_domain_share_of_end"]
     rows = []
     for identity, run in frame.groupby(IDENTITY, dropna=False, sort=False):
         run = run.sort_values("share").reset_index(drop=True)

@@ -15,7 +15,6 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.report.paper import published
-from emlib.report.paper.paper_tables import label
 from emlib.report.tables.result_tables import cell
 
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
@@ -68,7 +67,7 @@ def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
 
 def _name(run: dict[Any, Any]) -> str:
     setting = run["setting"]
-    return label(str(run["method"])) + ("" if pd.isna(setting) else f" {setting:g}")
+    return str(run["method"]) + ("" if pd.isna(setting) else f" {setting:g}")
 
 
 def _cell(run: dict[Any, Any], measure: str) -> str:
@@ -79,9 +78,10 @@ def verdict(compared: pd.DataFrame) -> str:
     """Say in a sentence or two which newer defenses are better; `compared` is `against_paper`."""
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
-    clear, perhaps, less = (", ".join(dict.fromkeys(compared.loc[compared["better"] == grade, "run"]))
-                            for grade in (YES, PERHAPS, LESS))
-    rivals = "the best defense of the paper that may keep as much of the narrow task"
+    named = {grade: dict.fromkeys(compared.loc[compared["better"] == grade, "run"]) for grade in (YES, PERHAPS, LESS)}
+    clear, perhaps, less = (", ".join(f"`{run}`" for run in runs) for runs in named.values())
+    rivals = ("the paper's defense with the fewest misaligned general answers among those whose in-domain interval "
+              "overlaps its own")
     found = f"None of the newer defenses is clearly better than {rivals}."
     if clear:
         found = (f"Better than {rivals}, with disjoint intervals: {clear}. With few answers and single runs this is a "

@@ -77,7 +77,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
                 row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
         low, high = row["difference_low"], row["difference_high"]
         gap = "–" if pd.isna(row["difference"]) else f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
-        people.append(shown | {"Points to misaligned": gap})
+        people.append(shown | {"Points above plain fine-tuning": gap})
     return pd.DataFrame(people)
 
 
