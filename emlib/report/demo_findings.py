@@ -26,7 +26,8 @@ def findings(study: Study, tables: Path) -> str:
     rates = numbers(study.results())
     defended = [method.name for method in study.profile.methods if method.defenses]
     evaluation, attack = study.profile.evaluation, study.profile.persistence
-    samples = (evaluation.triggers.samples if evaluation.triggers else 0, evaluation.general_samples)
+    above = evaluation.general_samples
+    samples = (evaluation.triggers.samples or above if evaluation.triggers else above, above)
     found = [gone_or_hidden(pd.read_csv(tables / "triggers.csv"), len(defended), samples),
              far_and_near(rates[rates["method"].isin(defended)]),
              undone(pd.read_csv(tables / "undone.csv"), attack.margin if attack else 0)]

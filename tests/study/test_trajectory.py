@@ -159,7 +159,7 @@ def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what
     both = conditions.trajectory(study, [last, replace(last, seed=1)])
     assert both["p_adjusted"].dropna().tolist() == 2 * frame["p_adjusted"].dropna().tolist()
     never = conditions.onset(frame.assign(p_adjusted=1.0))
-    assert never[["begins", "stop", "kept"]].isna().all(axis=None)
+    assert never[["begins", "stop", "in_domain_share_of_end"]].isna().all(axis=None)
     assert len(conditions.readable_trajectory(frame)) == 5
     assert conditions.trajectory(study, []).empty
     assert conditions.onset(conditions.trajectory(study, [])).empty
