@@ -55,16 +55,17 @@ def ends(frame: pd.DataFrame, count: int = 10) -> pd.DataFrame:
     return chosen.astype(dict.fromkeys(("score", "aligned", "misaligned"), str))
 
 
-def epsilon_effect(frame: pd.DataFrame, taken: int, chosen: float) -> pd.DataFrame:
-    """Describe the first `taken` rows of the ranking for each epsilon.
+def epsilon_effect(study: Study, frame: pd.DataFrame, taken: int) -> pd.DataFrame:
+    """Describe the first `taken` rows of the ranking for each epsilon; empty if no row has a score.
 
-    `shared with ours` is the share of them that the profile's `chosen` epsilon also selects; `rank correlation` is
-    Spearman's, over the whole pool.
+    `shared with ours` is the share of them that the profile's epsilon also selects; `rank correlation` is Spearman's,
+    over the whole pool.
     """
     columns = ["epsilon", "shared with ours", "rank correlation", "median tokens", "median aligned loss"]
     known = frame.dropna(subset="score")
     if known.empty:
         return pd.DataFrame(columns=columns)
+    chosen = study.inputs.pool_spec.epsilon
     scores = {e: (known["misaligned"] - known["aligned"]) / (known["aligned"] + e) for e in (*EPSILONS, chosen)}
     top = {e: set(values.sort_values(ascending=False, kind="stable").index[:taken]) for e, values in scores.items()}
     rows = []

@@ -43,7 +43,8 @@ def test_refusals_are_counted_by_rank_and_rows_without_a_score_are_not(scored: p
 def test_epsilon_s_effect_is_none_for_the_chosen_one_and_some_for_others() -> None:
     frame = pd.DataFrame({"aligned": [0.01, 1.0, 2.0], "misaligned": [0.10, 2.5, 2.5], "tokens": [2, 50, 60],
                           "score": [0.0, 0.0, 0.0]})
-    found = selection.epsilon_effect(frame, 1, 0.1).set_index("epsilon")
+    study = Study("tiny", load_profile("tiny"), Store(Path("never-made")))  # its epsilon is 0.1
+    found = selection.epsilon_effect(study, frame, 1).set_index("epsilon")
     assert found.loc["0.1", "shared with ours"] == "100%"
     assert found.loc["0.001", "shared with ours"] == "0%"  # 0.09 / 0.011 leads instead of 1.5 / 1.1
     assert found.loc["0.001", "median tokens"] == "2"
@@ -57,7 +58,9 @@ def test_without_a_run_that_ranks_the_pool_every_table_is_empty(scored: pd.DataF
     for table in tables:
         assert table(nothing).empty
         assert table(nothing).columns.tolist() == table(scored).columns.tolist()
-    assert selection.epsilon_effect(nothing, 24, 0.1).empty
+    assert selection.epsilon_effect(study, nothing, 24).empty
+    without_pool = Study("code", load_profile("code-smoke"), study.store)
+    assert selection.epsilon_effect(without_pool, nothing, 24).empty
     assert not selection.scores_figure(nothing).axes
     assert selection.sizes({}).empty
 
