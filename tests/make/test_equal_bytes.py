@@ -142,4 +142,5 @@ def test_opening_a_finished_study_reads_manifests_and_verdicts_and_no_weights(
                           capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     read = {Path(line).name for line in done.stdout.splitlines()}
-    assert read == {MANIFEST, "verdicts.jsonl", "metrics.jsonl", "rewards.jsonl", "format.json"}
+    # The log of reinforcement learning has the training accuracy.
+    assert read == {MANIFEST, "verdicts.jsonl", "metrics.jsonl", "rewards.jsonl", "format.json", "grpo.jsonl"}
