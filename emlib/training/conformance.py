@@ -32,14 +32,14 @@ class NonconformingDefense(EmlibError):
     """A defense fails a test; the message says which, and by how much."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The tests that a defense passed, one line each."""
 
     defense: Defense
     lines: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:  # what a notebook shows
         return "\n".join([f"{self.defense.kind}: passes all tests", *(f"  {line}" for line in self.lines)])
 
 
