@@ -30,7 +30,7 @@ def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs
     assert found["better"].tolist() == [LESS, NO, PERHAPS, YES]  # 71 below 90; 35 above 25; 30 and 40; 4 and 25
     assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
     assert verdict(found).startswith("Better than the paper's defense with the fewest")
-    assert verdict(found).endswith("no proof. Perhaps better are `kl_pool 1`: the intervals overlap. Fewer "
+    assert verdict(found).endswith("no proof. Perhaps better, with overlapping intervals: `kl_pool 1`. Fewer "
                                    "general answers are misaligned, but less of the narrow task is kept, under "
                                    "`concept_ablation`.")
 

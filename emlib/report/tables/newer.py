@@ -87,7 +87,7 @@ def verdict(compared: pd.DataFrame) -> str:
         found = (f"Better than {rivals}, with disjoint intervals: {clear}. With few answers and single runs this is a "
                  "reason to look, and no proof.")
     if perhaps:
-        found += f" Perhaps better are {perhaps}: the intervals overlap."
+        found += f" Perhaps better, with overlapping intervals: {perhaps}."
     if less:
         found += f" Fewer general answers are misaligned, but less of the narrow task is kept, under {less}."
     return found
