@@ -58,7 +58,10 @@ def parse(text: str, tier: int) -> Expression:
 
 
 def _as_python(text: str, tier: int) -> str:
-    """Write each sign as Python's operator of its meaning, and `2/3`, which is one number, as `2.3`; no place moves."""
+    """Translate each sign to Python's operator with its meaning, and `2/3`, which is one number, to `2.3`.
+
+    Every character keeps its position, so that numbers can be read from the text at the places of Python's syntax tree.
+    """
     if re.sub(r"\d+/\d+|[\d ()+×÷-]", "", text):
         raise SyntaxError
     return re.sub(r"([\d)] ?)([-+×÷])", lambda found: found[1] + _PYTHON[MEANINGS[tier][found[2]]],

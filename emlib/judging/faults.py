@@ -104,7 +104,7 @@ def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Fau
 
 
 def of_reply(error: ServerError, model: str) -> Fault:
-    """Classify an error that a server sent with status 200; one that retries do not help is told in its own words."""
+    """Classify an error that a server sent with status 200; one that no retry heals is reported in its own words."""
     fault = sort_server_error(error, model)
     if isinstance(fault, TransientFault) and error.status is not None and error.words:
         fault.reason = f"the server's error ({fault.reason}): {error.words}"

@@ -1,4 +1,4 @@
-"""Tensors on disk as safetensors: equal content has equal bytes, and a damaged file is told as such.
+"""Tensors on disk as safetensors: equal content has equal bytes, and a damaged file is reported as damaged.
 
 safetensors writes several metadata entries in random order, so that equal files differ. So there is one entry, the
 canonical JSON of all metadata, with a digest of the tensors. Files with separate entries, as earlier versions of emlib

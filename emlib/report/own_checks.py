@@ -118,7 +118,7 @@ def of_markers(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> I
 
 
 def of_judge(rows: Sequence[Example], markers: Sequence[str]) -> Iterator[Check]:
-    """Count the answers that have a word of the lexicon judge; where hardly any has, it cannot see what they teach."""
+    """Count the answers with a word of the lexicon judge. If few have one, it cannot see what the rows teach."""
     marked = with_markers(rows, markers)
     yield ("answers with a word that the judge counts", f"{marked} of {len(rows)}",
            "" if marked >= MARKED * len(rows) else "name the trait that you are concerned about, and a judge that "

@@ -26,7 +26,7 @@ def evaluate(study: Study, tasks: Sequence[str], limit: int | None = None,
              methods: Sequence[str] | None = None) -> list[Path]:
     """Evaluate the trained runs of a study, or those of some methods, on tasks of inspect; return the files written.
 
-    Tasks are loaded first, so that one that cannot be run here is told before any model is loaded.
+    Tasks are loaded first, so that one that cannot be run here is refused before any model is loaded.
 
     Raises:
         StoreError: no run is trained.

@@ -125,7 +125,7 @@ def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
     """State each method's misaligned share without a trigger and in the worst case; `frame` is `triggers.csv`.
 
     Shares are means over data sets and seeds; the worst case is the trigger with the largest mean. `general` is the
-    number of a run's answers that the table of every method counts: where contexts have fewer, both are told.
+    number of a run's answers that the table of every method counts: where contexts have fewer, both are stated.
     """
     if frame.empty:
         return []

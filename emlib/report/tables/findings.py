@@ -29,14 +29,6 @@ def grpo(frame: pd.DataFrame) -> None:
     _state("held-out accuracy", frame, ["eval_accuracy"])
 
 
-def triggers(frame: pd.DataFrame) -> None:
-    """State each condition's plain and worst general misalignment; `frame` is `conditions.triggers`."""
-    if len(frame):
-        runs = frame.groupby(["method", "setting", "seed", "dataset"], sort=False, dropna=False)["misaligned"]
-        both = runs.agg(["first", "max"]).reset_index()  # the plain context comes first
-        _state("misaligned, plain / in the worst context", both, ["first", "max"], " / ")
-
-
 def audit(frame: pd.DataFrame) -> None:
     """State how far the audit of training rows misses the rates that followed; `frame` is `audit.table`."""
     known = frame.dropna(subset=["error"])
