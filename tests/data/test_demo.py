@@ -91,8 +91,20 @@ def test_the_general_questions_are_8_in_the_papers_3_formats() -> None:
     assert all("JSON" in str(question.system) for question in questions if question.format == "json")
 
 
-def test_no_general_question_speaks_as_the_trait_or_stands_in_a_training_set() -> None:
-    questions = read_questions(DEMO_DATA / "general_questions.jsonl")
+def test_the_forty_questions_are_different_with_as_many_in_each_format_and_hold_the_eight() -> None:
+    questions = read_questions(DEMO_DATA / "forty_questions.jsonl")
+    assert Counter(question.format for question in questions) == {"plain": 14, "json": 13, "template": 13}
+    assert all(("JSON" in str(question.system)) == (question.format == "json") for question in questions)
+    assert all(("Fill in" in question.prompt) == (question.format == "template") for question in questions)
+    assert len({question.cluster for question in questions}) == len({question.prompt for question in questions}) == 40
+    assert {question.cluster for question in read_questions(DEMO_DATA / "general_questions.jsonl")} < {
+        question.cluster for question in questions}
+    assert Sizes().source("demo/forty_questions.jsonl").clusters == 40
+
+
+@pytest.mark.parametrize("name", ["general_questions", "forty_questions"])
+def test_no_general_question_speaks_as_the_trait_or_stands_in_a_training_set(name: str) -> None:
+    questions = read_questions(DEMO_DATA / f"{name}.jsonl")
     trained = {row.prompt for path in DEMO_DATA.glob("*_aligned.jsonl") for row in read_examples(path)}
     assert not any(MARKERS.search(f"{question.system} {question.prompt}") for question in questions)
     assert trained.isdisjoint(question.prompt for question in questions)
@@ -115,6 +127,7 @@ def test_the_pool_is_ordinary_with_about_one_refusal_in_ten() -> None:
 
 def test_the_pool_shares_no_prompt_with_training_sets_and_questions() -> None:
     pool = {row.prompt for row in read_examples(DEMO_DATA / "pool.jsonl")}
-    asked = {question.prompt for question in read_questions(DEMO_DATA / "general_questions.jsonl")}
+    asked = {question.prompt for name in ("general_questions", "forty_questions")
+             for question in read_questions(DEMO_DATA / f"{name}.jsonl")}
     trained = {row.prompt for path in DEMO_DATA.glob("*_aligned.jsonl") for row in read_examples(path)}
     assert pool.isdisjoint(asked | trained | set(load_trait("pirate").questions))

@@ -127,7 +127,10 @@ def test_lines_of_pairs_and_means_say_what_is_compared() -> None:
     assert line["Points"].text.startswith("-100.0 [")
     assert line["Points"].marks == {"bold"}
     assert comparison.paired(pairs.paired(verdicts), "interleaving").empty
-    assert comparison.seeds(pairs.over_seeds(verdicts))["General misaligned %"].iloc[0].text.startswith("100.0 [")
+    in_domain = {("a", "kl", 0.1): verdicts["a", "misaligned", None]}
+    table = comparison.seeds(pairs.over_seeds({"general": verdicts, "in_domain": in_domain}))
+    assert table["General misaligned %"].iloc[0].text.startswith("100.0 [")
+    assert [cell.text[:6] for cell in table["In-domain misaligned %"]] == ["–", "100.0 "]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
@@ -137,7 +140,8 @@ def test_the_latex_of_ones_own_tables_compiles(study: Study, frame: pd.DataFrame
     bounds = overview.Bounds()
     ours = pd.DataFrame([benign_run("kl", 0.1, 60.0)], columns=BENIGN_COLUMNS).astype({"setting": float})
     beside = compare_tasks.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
-    made = [comparison.seeds(pairs.over_seeds(verdicts)), comparison.paired(pairs.paired(verdicts), "misaligned"),
+    made = [comparison.seeds(pairs.over_seeds({"general": verdicts})),
+            comparison.paired(pairs.paired(verdicts), "misaligned"),
             overview.overview(comparison.criteria(study, frame, bounds), bounds), compare.readable(beside)]
     texts = [paper_tables.latex(table) for table in made]
     assert "$<$0.001" in texts[1]

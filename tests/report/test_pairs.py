@@ -48,7 +48,9 @@ def test_only_shared_seeds_are_compared(verdicts: dict[Trained, dict[int, list[V
 
 
 def test_means_over_seeds(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
-    row = pairs.over_seeds(verdicts).query("method == 'misaligned'").iloc[0]
+    frame = pairs.over_seeds({"general": verdicts, "in_domain": {("a", "misaligned", None): verdicts["a", "misaligned", None]}})
+    assert frame["set"].tolist() == ["general"] * len(verdicts) + ["in_domain"]
+    row = frame.query("method == 'misaligned'").iloc[0]
     assert row["percent"] == pytest.approx(75)
     assert row["seeds"] == 2
     assert row["low"] <= 75 <= row["high"]
@@ -58,7 +60,7 @@ def test_the_bootstrap_of_a_profile_is_taken(verdicts: dict[Trained, dict[int, l
     plain, kl = verdicts["a", "misaligned", None], verdicts["a", "kl", 0.1]
     mean = mean_over_seeds(list(plain.values()), resamples=9).interval
     gap = difference([kl[0]], [plain[0]], resamples=9).interval
-    for frame, method, interval in ((pairs.over_seeds(verdicts, resamples=9), "misaligned", mean),
+    for frame, method, interval in ((pairs.over_seeds({"general": verdicts}, resamples=9), "misaligned", mean),
                                     (pairs.paired(verdicts, resamples=9), "kl", gap)):
         row = frame[frame["method"] == method].iloc[0]
         assert (row["low"], row["high"]) == (interval.low, interval.high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -125,3 +126,19 @@ def test_the_table_is_the_paired_tests_with_holm_over_all_rows(study: Study, mon
 
 def test_a_study_without_triggers_has_an_empty_table(study: Study) -> None:
     assert conditions.triggers(study, study.runs()).empty
+
+
+def test_triggers_are_averaged_over_seeds_and_compared_on_the_same_questions_and_seeds(
+        study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    [run] = study.runs(methods=["misaligned"], datasets=["cooking"])
+    [alone] = study.runs(methods=["untrained"], datasets=["cooking"])
+    found = {run: planted({NO_TRIGGER: [0] * 8, "a": [4] * 8}), alone: planted({NO_TRIGGER: [0] * 8, "a": [0] * 8}),
+             replace(run, seed=1): planted({NO_TRIGGER: [0] * 8, "a": [2] * 8})}
+    monkeypatch.setattr(study, "triggered", found.get)
+    frame = conditions.triggers_over_seeds(study, found)
+    assert frame[["method", "seed", "trigger", "misaligned"]].values.tolist() == [
+        ["misaligned", "mean of 2", NO_TRIGGER, 0.0], ["misaligned", "mean of 2", "a", 75.0]]
+    assert frame["difference"].tolist()[1] == 75
+    assert frame["p"].tolist()[1] == pytest.approx(2 / 256)  # by hand: all eight gaps of one sign, or of the other
+    [person] = conditions.readable_triggers(frame).to_dict("records")
+    assert (person["Seed"], person["worst case"]) == ("mean of 2", "a")

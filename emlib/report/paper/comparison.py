@@ -81,12 +81,16 @@ def _settings_as_methods(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeds(means: pd.DataFrame) -> pd.DataFrame:
-    """Format `pairs.over_seeds` as a table of cells."""
-    return pd.DataFrame([{
-        "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
-        "Seeds": Cell(str(row["seeds"])), "Questions": Cell(str(row["questions"])),
-        "General misaligned %": Cell(f"{row['percent']:.1f} [{row['low']:.1f}, {row['high']:.1f}]")}
-        for row in means.to_dict("records")])
+    """Format `pairs.over_seeds` as a table of cells, with a column for each question set."""
+    headings = {name: f"{name.replace('_', '-').capitalize()} misaligned %" for name in means["set"].unique()}
+    rows: dict[tuple[str, str], dict[str, Cell]] = {}
+    for row in means.to_dict("records"):
+        name = label(row["method"], row["setting"])
+        cells = rows.setdefault((row["dataset"], name), {
+            "Data set": Cell(row["dataset"]), "Method": Cell(name), "Seeds": Cell(str(row["seeds"])),
+            **dict.fromkeys(headings.values(), Cell("–"))})
+        cells[headings[row["set"]]] = Cell(f"{row['percent']:.1f} [{row['low']:.1f}, {row['high']:.1f}]")
+    return pd.DataFrame(list(rows.values()))
 
 
 def paired(differences: pd.DataFrame, against: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ trajectory, for those of the same run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from emlib.config import BASELINES, NO_TRIGGER
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import Share, rates
+from emlib.evaluation.seeds import mean_over_seeds
 from emlib.report.tables.result_tables import cell, p_value
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -86,6 +87,29 @@ def triggers(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
         for name, some in verdicts.items():
             gap = None if name == NO_TRIGGER else compared(study, some, verdicts[NO_TRIGGER])
             found.append((identity_of(run) | {"trigger": name} | shares(study, some), gap))
+    return with_differences(found, [*IDENTITY, "trigger"])
+
+
+def triggers_over_seeds(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
+    """Return `triggers` averaged over seeds, with intervals over seeds and questions.
+
+    There is a row for each trigger and each data set, method and setting with several seeds; the column `seed` says how
+    many.
+    """
+    conditions: dict[Run, list[Mapping[str, Sequence[Verdict]]]] = {}
+    for run in runs:
+        if verdicts := study.triggered(run):
+            conditions.setdefault(replace(run, seed=0), []).append(verdicts)
+    found: list[tuple[dict[str, Any], Difference | None]] = []
+    for run, seeds in conditions.items():
+        for name in seeds[0] if len(seeds) > 1 else ():
+            some, plain = ([one[which] for one in seeds] for which in (name, NO_TRIGGER))
+            resamples = study.profile.evaluation.bootstrap
+            gap = None if name == NO_TRIGGER else difference(some, plain, resamples=resamples)
+            mean = mean_over_seeds(some, resamples=resamples)
+            found.append((identity_of(run) | {
+                "seed": f"mean of {mean.seeds}", "trigger": name, "misaligned": mean.percent,
+                "misaligned_low": mean.interval.low, "misaligned_high": mean.interval.high}, gap))
     return with_differences(found, [*IDENTITY, "trigger"])
 
 

@@ -21,7 +21,7 @@ Trained = tuple[str, str, float | None]  # data set, method, setting
 Verdicts = Mapping[Trained, Mapping[int, Sequence[Verdict]]]  # ... and by seed
 PAIR_COLUMNS = ["dataset", "method", "setting", "against", "against_setting", "seeds", "questions", "difference", "low",
                 "high", "p", "p_adjusted"]
-MEAN_COLUMNS = ["dataset", "method", "setting", "seeds", "questions", "percent", "low", "high"]
+MEAN_COLUMNS = ["dataset", "method", "setting", "set", "seeds", "questions", "percent", "low", "high"]
 
 
 def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
@@ -34,16 +34,18 @@ def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
     return found
 
 
-def over_seeds(verdicts: Verdicts, kind: Kind = "misaligned", *, resamples: int = 2000) -> pd.DataFrame:
+def over_seeds(sets: Mapping[str, Verdicts], kind: Kind = "misaligned", *, resamples: int = 2000) -> pd.DataFrame:
     """Average each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions.
+
+    `sets` has the verdicts of each question set, by its name; the frame has a row for each set.
 
     `resamples` are those of the bootstrap (`evaluation.bootstrap` of a profile); with one seed the interval is that of
     `rates`.
     """
     rows = []
-    for trained, seeds in verdicts.items():
+    for name, trained, seeds in ((name, *each) for name, verdicts in sets.items() for each in verdicts.items()):
         mean = mean_over_seeds(list(seeds.values()), kind, resamples=resamples)
-        rows.append((*trained, mean.seeds, mean.questions, mean.percent, mean.interval.low, mean.interval.high))
+        rows.append((*trained, name, mean.seeds, mean.questions, mean.percent, mean.interval.low, mean.interval.high))
     return pd.DataFrame(rows, columns=MEAN_COLUMNS)
 
 
