@@ -48,7 +48,8 @@ def test_only_shared_seeds_are_compared(verdicts: dict[Trained, dict[int, list[V
 
 
 def test_means_over_seeds(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
-    frame = pairs.over_seeds({"general": verdicts, "in_domain": {("a", "misaligned", None): verdicts["a", "misaligned", None]}})
+    plain = ("a", "misaligned", None)
+    frame = pairs.over_seeds({"general": verdicts, "in_domain": {plain: verdicts[plain]}})
     assert frame["set"].tolist() == ["general"] * len(verdicts) + ["in_domain"]
     row = frame.query("method == 'misaligned'").iloc[0]
     assert row["percent"] == pytest.approx(75)
