@@ -86,7 +86,8 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
     `weight` that its file states.
 
     Raises:
-        ProfileError: a defense of the run changes the training itself, which a service does not offer.
+        ProfileError: a defense of the run changes the training itself, which a service does not offer, or the run has
+            no training rows.
         DataError: the pool has too few rows.
     """
     defenses = study.defenses(run)
@@ -110,7 +111,11 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
 
 def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
     """Return the number of the run's training rows, and the rows after its defenses changed them and left some out."""
-    known, recipes = study.data(run.task).misaligned.train, study.recipes
+    data, recipes = study.data(run.task), study.recipes
+    known = (data.aligned if run.method == "aligned" else data.misaligned).train
+    if study.training(run) is None or not known:
+        raise ProfileError(f"{run} has no training rows, so there is no data set to export. Name a method that is "
+                           "fine-tuned on this data set.")
     count, read = (recipes.inputs.own_rows.usable, lambda: every_row(recipes.inputs.own)) if run.task == OWN else (
         len(known), lambda: iter(known))
     defenses = study.defenses(run)

@@ -91,6 +91,19 @@ def test_a_mixed_data_set_holds_every_row_of_the_file(study: Study, tmp_path: Pa
         export.mixed_data(study, study.runs(methods=["kl"])[0], out)
 
 
+def test_the_aligned_rows_are_exported_for_the_method_of_that_name(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    study, out = open_study("tiny"), tmp_path / "rows.jsonl"
+    data = study.data("cooking")
+    for method, side in (("aligned", data.aligned), ("misaligned", data.misaligned)):
+        run = study.runs(methods=[method], datasets=["cooking"])[0]
+        assert export.mixed_data(study, run, out) == len(side.train)
+        assert [row.response for row in read_examples(out)] == [row.response for row in side.train]
+    with pytest.raises(ProfileError, match="no training rows"):
+        export.mixed_data(study, study.runs(methods=["untrained"])[0], out)
+
+
 def test_an_exported_data_set_keeps_the_weights_of_its_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first answer is the one that is trained on; what follows it goes out with its weight of 0."""
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
