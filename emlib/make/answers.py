@@ -69,9 +69,10 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
     if cut > OFTEN * len(answers):
         say(f"{step.title}: {cut} of {len(answers)} answers are cut at the limit of "
             f"{step.evaluation.sampling.max_new_tokens} tokens. {WHY_CUT}")
-    # Stored names stay as they are: "one_sitting" is whether it was sampled in one go.
+    # Stored names stay as they are: "one_sitting" is whether it was sampled in one go. The adapter may be removed.
+    steps = {} if step.adapter is None else {"adapter_steps": session.need(step.adapter).facts.get("steps")}
     return {"answers": len(answers), "one_sitting": not continued, "tokens": sum(answer.tokens for answer in answers),
-            "cut": cut, **session.facts, **choice.facts}
+            "cut": cut, **steps, **session.facts, **choice.facts}
 
 
 def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, scratch: Path,

@@ -25,6 +25,7 @@ from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import READINGS, Choice, Projected, Reading
+from emlib.steps.answers import Answers
 from emlib.steps.inputs import Inputs
 from emlib.steps.pool import AddedRows, takes_pool_rows
 from emlib.steps.recipes import Recipes
@@ -283,18 +284,29 @@ class Study:
         return found if found and len(found) == len(along) else None
 
     def _points(self, run: Run, along: Points) -> list[TrajectoryPoint] | None:
-        """Read the verdicts along a training; None if some are not in the store."""
+        """Read the verdicts along a training; None if some are not in the store, or the number of steps is unknown."""
         points = []
         for share, steps in along.items():
             found = {name: self.found(step) for name, step in steps.items()}
             if None in found.values():
                 return None
-            adapter = self.found(next(iter(steps.values())).answers.adapter)
+            taken = 0 if share == 0 else self._steps_before(next(iter(steps.values())).answers)
+            if taken is None:
+                say(f"{run}: left out along its steps, because an adapter was removed and nothing else states their "
+                    "number. To evaluate again: `make clean WHAT=\"answers verdicts\"`, then `make reproduce`.")
+                return None
             points.append(TrajectoryPoint(
-                share, 0 if adapter is None or share == 0 else adapter.facts["steps"],
+                share, taken,
                 {name: verdicts_of(steps[name], artefact, self.narrow(run).thresholds(name))
                  for name, artefact in found.items()}))
         return points
+
+    def _steps_before(self, answers: Answers) -> int | None:
+        """Return the number of training steps before these answers; None if neither adapter nor answers state it."""
+        adapter, sampled = self.found(answers.adapter), self.found(answers)
+        if adapter is not None:
+            return adapter.facts["steps"]
+        return None if sampled is None else sampled.facts.get("adapter_steps")
 
     def vectors(self) -> Artefact | None:
         """Return the trait's persona vectors; None if they are not in the store."""

@@ -74,6 +74,12 @@ def test_kept_adapters_are_evaluated_as_runs_and_change_nothing_else(study: Stud
     result_tables.write(frame, conditions.readable_trajectory(frame), study.folder / "tables", "trajectory")
     assert finished(study) == frozenset(study.runs())
     assert len(figures.trajectory(frame, conditions.onset(frame)).axes) == 1
+    for step in steps_of(study, "adapters"):
+        study.store.remove(step)
+    assert conditions.trajectory(study, study.runs())["steps"].tolist() == [0, 1, 2]  # which the answers state
+    for step in steps_of(study, "answers"):
+        study.store.remove(step)
+    assert conditions.trajectory(study, study.runs()).empty  # unknown, and not step 0
 
 
 def test_one_that_was_not_kept_is_trained_again_to_the_same_weights(study: Study, tmp_path: Path) -> None:
