@@ -86,12 +86,25 @@ def test_the_pool_s_loss_is_not_read_where_its_rows_are_in_the_training(
 
 def test_a_loss_that_some_runs_lack_is_compared_between_the_others() -> None:
     """Of the pairs 2 and 1, 2 and 3, one is in order: half of them."""
-    frame = pd.DataFrame([row | {"pool": pool} for end, drift, pool in (
+    frame = pd.DataFrame([row | {"pool": 0.0 if pool and not row["step"] else pool} for end, drift, pool in (
         (60.0, 0.9, 2.0), (50.0, 0.8, None), (1.0, 0.2, 1.0), (0.0, 0.1, 3.0))
         for row in planted(end, [0.0, drift, 1, 1, 1])])
     found = tables.early_warning(frame).set_index("measure")
-    assert found.loc["loss on the pool", ["auroc", "runs with EM", "runs without"]].tolist() == [0.5, 1, 2]
+    assert found.loc["loss on the pool, increase", ["auroc", "runs with EM", "runs without"]].tolist() == [0.5, 1, 2]
     assert found.loc["drift pirate 2", ["auroc", "runs with EM", "runs without"]].tolist() == [1.0, 2, 2]
+
+
+def test_losses_are_compared_by_their_change_since_the_base_model() -> None:
+    """Data set a begins at a loss of 2 and falls by 0.1; b begins at 4, falls by 1, and ends with EM."""
+    frame = pd.DataFrame([row | {"dataset": name, "seed": seed, "held_out": loss, "pool": base + row["step"] / 10}
+                          for name, end, base, fall in (("a", 0.0, 2.0, 0.1), ("b", 50.0, 4.0, 1.0))
+                          for seed in (0, 1)
+                          for row, loss in zip(planted(end, [0.0, 1.0]), (base, base - fall), strict=True)])
+    found = tables.early_warning(frame).set_index("measure")["auroc"]
+    assert found["held-out loss, decrease"] == 1.0
+    assert found["loss on the pool, increase"] == 0.5  # 0.2 everywhere
+    alone = frame[frame["step"] > 0]
+    assert not {"held-out loss, decrease", "loss on the pool, increase"} & set(tables.early_warning(alone)["measure"])
 
 
 def test_the_plan_has_the_readings(study: Study, tmp_path: Path) -> None:

@@ -47,17 +47,18 @@ def early_warning(frame: pd.DataFrame, *, share: float = 0.25, misaligned: float
 
     A run ends with EM if at least `misaligned` percent of its general answers are. `auroc` is the probability that the
     measure is larger in a run with EM than in one without, ties counting half; p is of Mann and Whitney's test, which
-    takes the runs as independent. Of the loss on held-out rows, which training lowers, the decrease counts. Both are
-    NaN where all runs end alike.
+    takes the runs as independent. Of losses the change since step 0 counts, because the base model's depends on the
+    data set: the decrease on held-out rows, which training lowers, and the increase on the pool's. Both are NaN where
+    all runs end alike.
     """
-    some = at_share(frame.dropna(subset=["misaligned"]), share)
+    some = at_share(_with_changes(frame.dropna(subset=["misaligned"])), share)
     with_em, without = some[some["misaligned"] >= misaligned], some[some["misaligned"] < misaligned]
     rows = []
     for name in [*(column for column in frame.columns if str(column).startswith("drift ")), "kl", *LOSSES]:
         if name not in some or some[name].isna().all():
             continue
         sign, label = (-1, "held-out loss, decrease") if name == "held_out" else (1, name)
-        label = "loss on the pool" if name == "pool" else label
+        label = "loss on the pool, increase" if name == "pool" else label
         auroc = p = float("nan")
         one, other = sign * with_em[name].dropna(), sign * without[name].dropna()
         if len(one) and len(other):
@@ -65,6 +66,16 @@ def early_warning(frame: pd.DataFrame, *, share: float = 0.25, misaligned: float
             auroc, p = test.statistic / (len(one) * len(other)), test.pvalue
         rows.append((label, auroc, p, len(one), len(other)))
     return pd.DataFrame(rows, columns=["measure", "auroc", "p", "runs with EM", "runs without"])
+
+
+def _with_changes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the readings with each loss less that of the same run's step 0; NaN for a run without it."""
+    losses = [name for name in LOSSES if name in frame]
+    if not losses:
+        return frame
+    before = frame[losses].astype(float).where(frame["step"] == 0)
+    base = before.groupby([frame[name] for name in IDENTITY], dropna=False).transform("first")
+    return frame.assign(**{name: frame[name] - base[name] for name in losses})
 
 
 def readable_warning(frame: pd.DataFrame) -> pd.DataFrame:
