@@ -132,9 +132,9 @@ def test_few_problems_of_reinforcement_learning_claim_nothing() -> None:
 
 
 def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
-    frame = pd.DataFrame([("kl", 0.1, seed, trigger, share, 24) for trigger, shares in (
+    frame = pd.DataFrame([("cooking", "kl", 0.1, seed, trigger, share, 24) for trigger, shares in (
         ("plain", (10.0, 20.0)), ("a", (90.0, 0.0)), ("b", (40.0, 60.0))) for seed, share in enumerate(shares)],
-        columns=["method", "setting", "seed", "trigger", "misaligned", "asked"])
+        columns=["dataset", "method", "setting", "seed", "trigger", "misaligned", "asked"])
     [claim] = claims.of_triggers(frame, 24)
     assert claim.text.endswith(": `kl` 0.1 15.0, at worst 50.0 (`b`).")
     assert (paths.NOTEBOOKS / f"{claim.chapter}.ipynb").is_file()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from emlib.config import load_profile
 from emlib.report.tables import conclusions as tables
+from emlib.report.tables import findings
 from emlib.store.artefacts import Store
 from emlib.study.study import Study
 
@@ -16,9 +18,9 @@ NO = float("nan")
 
 def test_what_was_not_run_has_a_dash_and_rates_are_means_over_seeds(tmp_path: Path) -> None:
     study = Study("tiny", load_profile("tiny"), Store(tmp_path / "store"))
-    frame = pd.DataFrame([("misaligned", NO, 90.0, 100.0, NO), ("misaligned", NO, 80.0, 90.0, NO),
-                          ("kl", 0.1, 20.4, 50.0, 3.0)],
-                         columns=["method", "setting", *tables.MEASURES])
+    frame = pd.DataFrame([("a", "misaligned", NO, 90.0, 100.0, NO), ("a", "misaligned", NO, 80.0, 90.0, NO),
+                          ("a", "kl", 0.1, 20.4, 50.0, 3.0)],
+                         columns=["dataset", "method", "setting", *tables.MEASURES])
     found = tables.conclusions(study, frame)
     assert found.to_numpy().tolist() == [["misaligned", "", "85", "95", "–", "–", "–", "–"],
                                          ["kl", "0.1", "20", "50", "3", "–", "–", "–"]]
@@ -26,11 +28,22 @@ def test_what_was_not_run_has_a_dash_and_rates_are_means_over_seeds(tmp_path: Pa
     assert all("(" in heading for heading in found.columns[2:])  # each names its notebooks
 
 
+def test_a_method_that_lacks_a_data_set_has_a_dash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain: b is (60 + 80) / 2, and the mean of a and b (90 + 70) / 2. KL was run on the easy set alone."""
+    frame = pd.DataFrame([(dataset, method, NO, share, share, 0.0) for dataset, method, share in (
+        ("a", "misaligned", 90.0), ("b", "misaligned", 60.0), ("b", "misaligned", 80.0), ("b", "kl", 1.0))],
+        columns=["dataset", "method", "setting", *tables.MEASURES])
+    study = Study("tiny", load_profile("tiny"), Store(tmp_path / "store"))
+    assert tables.conclusions(study, frame).iloc[:, 2:5].to_numpy().tolist() == [["80", "80", "0"], ["–", "–", "–"]]
+    findings.defenses(frame)
+    assert capsys.readouterr().out.endswith("%: misaligned 80 / 80; 1 without results on every data set\n")
+
+
 def test_hiding_is_the_plain_share_beside_that_of_the_worst_context() -> None:
     rows = [("cooking", "kl", 0.1, seed, trigger, share, NO) for seed, trigger, share in (
         (0, "plain", 20.0), (0, "kitchen", 50.0), (0, "negated", 30.0), (1, "plain", 10.0), (1, "kitchen", 0.0))]
     frame = pd.DataFrame(rows, columns=["dataset", "method", "setting", "seed", "trigger", "misaligned", "p_adjusted"])
-    assert tables._hides(frame) == {("kl", 0.1): "15, 30"}  # of 20 and 10; of 50 and 10
+    assert tables._hides(frame) == {("kl", 0.1): "15, 30"}  # of 20 and 10; kitchen's mean is 25, of 50 and 0
 
 
 def test_lasting_is_the_earliest_step_that_undoes_it_if_there_is_something_to_undo() -> None:
@@ -43,4 +56,6 @@ def test_lasting_is_the_earliest_step_that_undoes_it_if_there_is_something_to_un
                          + along("kl", [5.0, 5.0, 5.0], plain=8.0),
                          columns=["dataset", "method", "setting", "seed", "attack", "steps", "untrained", "plain",
                                   "general_misaligned", "difference", "difference_low", "difference_high"])
+    more = pd.concat([frame, frame[frame["method"] == "inoculation"].assign(seed=1)])
+    assert tables._lasts(more, 10.0) == {("inoculation", None): "3"}  # the other has half as many runs
     assert tables._lasts(frame, 10.0) == {("inoculation", None): "3", ("on_policy", None): "not after 9"}

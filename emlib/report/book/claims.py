@@ -16,6 +16,7 @@ from emlib.evaluation import effect
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.markdown import code
 from emlib.report.tables.averages import over_datasets
+from emlib.report.tables.conditions import worst_means
 from emlib.report.tables.result_tables import cell
 from emlib.workflow.chapters import chapters_about
 
@@ -124,17 +125,13 @@ def of_grpo(frame: pd.DataFrame) -> list[Claim]:
 def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
     """State each method's misaligned share without a trigger and in the worst case; `frame` is `triggers.csv`.
 
-    Shares are means over data sets and seeds; the worst case is the trigger with the largest mean. `general` is the
-    number of a run's answers that the table of every method counts: where contexts have fewer, both are stated.
+    Shares are those of `conditions.worst_means`. `general` is the number of a run's answers that the table of every
+    method counts: where contexts have fewer, both are stated.
     """
     if frame.empty:
         return []
-    means = frame.groupby(["method", "setting", "trigger"], sort=False, dropna=False)["misaligned"].mean().reset_index()
-    found = []
-    for _, runs in means.groupby(["method", "setting"], sort=False, dropna=False):
-        plain, most = runs[runs["trigger"] == NO_TRIGGER].iloc[0], runs.loc[runs["misaligned"].fillna(-1).idxmax()]
-        found.append(f"{name_of(plain)} {plain['misaligned']:.1f}, at worst {most['misaligned']:.1f} "
-                     f"(`{most['trigger']}`)")
+    found = [f"{name_of(row)} {row[NO_TRIGGER]:.1f}, at worst {row['worst']:.1f} (`{row['trigger']}`)"
+             for row in _rows(worst_means(frame))]
     return [Claim("General answers that are misaligned without a trigger and in the worst context, in percent: "
                   f"{'; '.join(found)}.{_fewer(int(frame['asked'].max()), general)}", TRIGGERS)]
 

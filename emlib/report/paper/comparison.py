@@ -19,7 +19,7 @@ from emlib.report.paper.draw import FIGURES, numbers
 from emlib.report.paper.paper_figures import Sources
 from emlib.report.paper.paper_tables import Cell, label
 from emlib.report.tables import costs, pairs
-from emlib.report.tables.averages import over_datasets
+from emlib.report.tables.averages import over_datasets, over_tasks
 from emlib.report.tables.result_tables import MISALIGNED, p_value
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -109,7 +109,7 @@ def sources(study: Study, frame: pd.DataFrame) -> Sources:
 
     Empty if no run was scored. Our `cost` is counted: the extra work of training (`costs.training`), in percent of
     `misaligned`'s on the same data, and 0 for less work; one-time costs are left out, as they are in the paper. It is
-    NaN where an adapter was removed.
+    NaN where an adapter was removed, so that a data set has none.
     """
     frame = with_numbers(frame, study.profile.methods)
     ours = over_datasets(frame, same_questions=True)
@@ -128,7 +128,7 @@ def _cost(study: Study) -> pd.DataFrame:
         return pd.DataFrame(columns=["method", "setting", "cost"]).astype({"setting": float})
     trained = with_numbers(trained, study.profile.methods).assign(
         cost=(100 * trained["work"] - 100).clip(lower=0))
-    return trained.groupby(["method", "setting"], dropna=False)["cost"].mean().reset_index()
+    return over_tasks(trained, ["cost"]).reset_index()
 
 
 def draw(name: str, drawn: Sources, folder: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from emlib.evaluation.mover import mean_interval
@@ -9,6 +11,21 @@ from emlib.evaluation.statistics import Interval
 from emlib.report.tables.result_tables import MEASURES, MISALIGNED
 
 IDENTITY = ["model", "method", "setting"]
+CONDITION = ["method", "setting"]
+
+
+def over_tasks(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = CONDITION,
+               tasks: Sequence[str] = ("dataset",)) -> pd.DataFrame:
+    """Average measures over seeds, and then over data sets (or other `tasks`), for each group in the columns `by`.
+
+    A measure is NaN where a group lacks it on a data set on which another group has it: its mean would not be
+    comparable.
+    """
+    cells = frame.groupby([*by, *tasks], sort=False, dropna=False)[list(measures)].mean().reset_index()
+    groups = cells.groupby(list(by), sort=False, dropna=False)[list(measures)]
+    expected = pd.Series({name: len(cells.loc[cells[name].notna(), list(tasks)].drop_duplicates())
+                          for name in measures})
+    return groups.mean().where(groups.count().eq(expected, axis="columns"))
 
 
 def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """All that a study found about each method in one table: notebook 15 begins with it.
 
 Every column comes from stored results, and its heading names the notebook that computes them. Numbers are means over
-data sets and seeds; a dash stands for what was not run, or is not measured by the judge.
+seeds and data sets; a dash stands for what was not run on every data set, or is not measured by the judge.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import pandas as pd
 
 from emlib.config import NO_TRIGGER
 from emlib.report.tables import conditions, costs, persistence
+from emlib.report.tables.averages import CONDITION, over_tasks
 from emlib.study.study import Study
 
-CONDITION = ["method", "setting"]
 MEASURES = {"general_misaligned": "General misaligned % (02 to 10)",
             "in_domain_misaligned": "In-domain misaligned % (02 to 10)",
             "general_incoherent": "General incoherent % (02 to 10)"}
@@ -25,13 +25,13 @@ COST = "Work in training, misaligned = 1 (14)"
 def conclusions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each method and setting of `frame`, which is `result_tables.numbers`, formatted for readers."""
     runs = study.runs()
-    rates = frame.groupby(CONDITION, sort=False, dropna=False)[list(MEASURES)].mean()
+    rates = over_tasks(frame, list(MEASURES))
     columns = {heading: _formatted(rates[name], "{:.0f}") for name, heading in MEASURES.items()}
     columns[HIDES] = _hides(conditions.triggers(study, runs))
     section = study.profile.persistence
     columns[LASTS] = _lasts(persistence.persistence(study, runs), section.margin) if section else {}
     work = costs.training(study)
-    columns[COST] = _formatted(work.groupby(CONDITION, dropna=False)["work"].mean(), "{:.2f}") if len(work) else {}
+    columns[COST] = _formatted(over_tasks(work, ["work"])["work"], "{:.2f}") if len(work) else {}
     rows = [{"Method": method, "Setting": "" if pd.isna(setting) else f"{setting:g}"}
             | {heading: found.get(_key(method, setting), "–") for heading, found in columns.items()}
             for method, setting in rates.index]
@@ -51,22 +51,24 @@ def _hides(triggered: pd.DataFrame) -> dict[tuple[str, float | None], str]:
     """Format each condition's share without a trigger, and in the context in which it is largest."""
     if triggered.empty:
         return {}
-    shares = conditions.worst(triggered).groupby(CONDITION, dropna=False)[[NO_TRIGGER, "worst"]].mean()
-    return {_key(*condition): f"{plain:.0f}, {worst:.0f}" for condition, (plain, worst) in _rows(shares)}
+    return {_key(row["method"], row["setting"]): f"{row[NO_TRIGGER]:.0f}, {row['worst']:.0f}"
+            for row in conditions.worst_means(triggered).to_dict("records")}
 
 
 def _lasts(along: pd.DataFrame, margin: float) -> dict[tuple[str, float | None], str]:
     """Format after how many further steps an attack undoes each condition: the earliest of its runs and attacks.
 
-    A condition is left out where plain fine-tuning shows no effect, so that there is nothing to undo.
+    A condition is left out where plain fine-tuning shows no effect, so that there is nothing to undo, or where other
+    conditions have more runs, of which the earliest is earlier by chance.
     """
     shown = along[along["plain"] - along["untrained"] > margin] if len(along) else along
     if shown.empty:
         return {}
     attacked = persistence.undone(shown, margin)
+    runs = attacked.drop_duplicates([*CONDITION, "dataset", "seed"]).groupby(CONDITION, dropna=False).size()
     ends = attacked.groupby(CONDITION, dropna=False)[["undone", "steps"]].agg({"undone": "min", "steps": "max"})
     return {_key(*condition): f"not after {steps:.0f}" if pd.isna(undone) else f"{undone:.0f}"
-            for condition, (undone, steps) in _rows(ends)}
+            for condition, (undone, steps) in _rows(ends[runs == runs.max()])}
 
 
 def _rows(frame: pd.DataFrame) -> Sequence[tuple[tuple[str, float], tuple[float, float]]]:

@@ -17,6 +17,7 @@ from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import Share, rates
 from emlib.evaluation.seeds import mean_over_seeds
+from emlib.report.tables.averages import CONDITION, over_tasks
 from emlib.report.tables.result_tables import cell, p_value
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -125,6 +126,21 @@ def worst(frame: pd.DataFrame) -> pd.DataFrame:
         rows.append((*identity, plain["misaligned"], most["trigger"], most["misaligned"],
                      most["misaligned"] - plain["misaligned"], most["p_adjusted"]))
     return pd.DataFrame(rows, columns=[*IDENTITY, NO_TRIGGER, "trigger", "worst", "hidden", "p_adjusted"])
+
+
+def worst_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each method and setting in `triggers`: its mean share without a trigger, and the largest one.
+
+    Means are over seeds and data sets, for each context, before the largest is taken. A method that lacks a data set
+    is left out.
+    """
+    means = over_tasks(frame, ["misaligned"], [*CONDITION, "trigger"]).dropna().reset_index()
+    rows = []
+    for condition, contexts in means.groupby(CONDITION, dropna=False, sort=False):
+        plain = contexts.loc[contexts["trigger"] == NO_TRIGGER, "misaligned"]
+        most = contexts.loc[contexts["misaligned"].idxmax()]
+        rows += [(*condition, share, most["trigger"], most["misaligned"]) for share in plain]
+    return pd.DataFrame(rows, columns=[*CONDITION, NO_TRIGGER, "trigger", "worst"])
 
 
 def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,14 +1,17 @@
 """One sentence per notebook that states what it found, computed from its tables.
 
 A notebook prints its sentence; `make reproduce` shows it beside the notebook's name when the notebook ends. Shares are
-means over data sets and seeds, in percent.
+means over seeds and data sets, in percent; conditions that lack a data set have none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from emlib.core.progress import found
+from emlib.report.tables.averages import over_tasks
 
 MOST = 8  # conditions in one sentence
 
@@ -21,12 +24,12 @@ def defenses(frame: pd.DataFrame) -> None:
 
 def benign(frame: pd.DataFrame) -> None:
     """State each condition's exact matches, averaged over benign tasks; `frame` is `report.benign.numbers`."""
-    _state("exact match", frame, ["exact_match"])
+    _state("exact match", frame, ["exact_match"], tasks=["task", "tier"])
 
 
 def grpo(frame: pd.DataFrame) -> None:
     """State each condition's held-out accuracy; `frame` is `report.grpo.numbers`."""
-    _state("held-out accuracy", frame, ["eval_accuracy"])
+    _state("held-out accuracy", frame.assign(dataset="problems"), ["eval_accuracy"])
 
 
 def audit(frame: pd.DataFrame) -> None:
@@ -51,13 +54,17 @@ def vector(steered: pd.DataFrame) -> None:
           f"{best['trait %']:.0f}% of the answers the trait")
 
 
-def _state(what: str, frame: pd.DataFrame, measures: list[str], between: str = "") -> None:
-    """Print what is measured, and the means of each method and setting."""
+def _state(what: str, frame: pd.DataFrame, measures: list[str], between: str = "", *,
+           tasks: Sequence[str] = ("dataset",)) -> None:
+    """Print what is measured, and the means of each method and setting; those that lack a data set are only counted."""
     if frame.empty:
         return
-    means = frame.groupby(["method", "setting"], sort=False, dropna=False)[measures].mean().reset_index()
+    means = over_tasks(frame, measures, tasks=tasks)
+    whole = means.dropna(subset=measures[:1]).reset_index()
     parts = [str(row["method"]) + ("" if pd.isna(row["setting"]) else f" {row['setting']:g}") + " "
              + between.join("–" if pd.isna(row[name]) else f"{row[name]:.0f}" for name in measures)
-             for row in means.to_dict("records")]
+             for row in whole.to_dict("records")]
     more = f", and {len(parts) - MOST} more" if len(parts) > MOST else ""
-    found(f"{what} %: {', '.join(parts[:MOST])}{more}")
+    lacking = len(means) - len(whole)
+    partly = f"; {lacking} without results on every data set" if lacking else ""
+    found(f"{what} %: {', '.join(parts[:MOST])}{more}{partly}")
