@@ -9,7 +9,7 @@ import pytest
 from emlib.config import load_profile
 from emlib.report import costs_page
 from emlib.report.estimate import Estimate
-from emlib.study.plan.memory import MARGIN, training_memory
+from emlib.study.plan.memory import MARGIN, cache_memory, loaded_memory, training_memory
 from emlib.study.study import open_study
 
 
@@ -52,6 +52,20 @@ def test_the_memory_of_seven_billion_parameters_by_hand() -> None:
     assert found.recomputed == pytest.approx(2 * 7.61e9 + MARGIN * (fixed + tokens * (28 * 2 * 3584 + block)))
     assert found.saved - quantized.saved == pytest.approx(inside * (2 - 0.5 - 4 / 64))
     assert 28 * block == pytest.approx(4.5e6, rel=0.02)  # measured on a CPU, benchmarks/README.md
+
+
+def test_the_example_fits_its_card() -> None:
+    """Both models in 4 bits: 0.5625 bytes for each of the weights inside the blocks, two for the others."""
+    profile = load_profile(costs_page.EXAMPLE)
+    judge = loaded_memory(profile.judge.model)
+    inside = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    assert judge == pytest.approx(2 * 7.61e9 - inside * (2 - 0.5 - 4 / 64))
+    assert cache_memory(profile.model, 64, 700) == 64 * 700 * 28 * 2 * 2 * 512
+    training = training_memory(profile)
+    assert training is not None
+    assert training.recomputed + judge < 24e9
+    page = costs_page.PAGE.read_text(encoding="utf-8")
+    assert page.count(costs_page.example()) == 1
 
 
 def test_several_gpus_share_the_weights_and_an_unknown_model_has_no_estimate() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emlib.config import Lora, Profile, Training
+from emlib.config import Lora, ModelSpec, Profile, Training
 from emlib.config.models import HubModel
 from emlib.models.shape import Shape, shape
 
@@ -49,6 +49,18 @@ def training_memory(profile: Profile, *, four_bit: bool | None = None) -> Traini
     every, inputs = size.layers * block, size.layers * HALF * size.hidden
     return TrainingMemory(weights + MARGIN * (fixed + tokens * every),
                           weights + MARGIN * (fixed + tokens * (inputs + block)))
+
+
+def loaded_memory(spec: ModelSpec) -> float | None:
+    """Return the bytes of a loaded model's weights, such as a local judge's; None if its size is not known."""
+    size = shape(spec)
+    return None if size is None else _weights(size, four_bit=isinstance(spec, HubModel) and spec.load_in_4bit)
+
+
+def cache_memory(spec: ModelSpec, rows: int, tokens: int) -> float | None:
+    """Return the bytes of keys and values while `rows` answers of `tokens` tokens, prompts included, are sampled."""
+    size = shape(spec)
+    return None if size is None else 2 * HALF * size.layers * size.keys * rows * tokens
 
 
 def _weights(size: Shape, *, four_bit: bool) -> float:
