@@ -1,86 +1,102 @@
 """What a study of the demo found, in sentences with numbers, for README.md.
 
 Each sentence is computed from stored results: of all defenses, of the triggers (notebook 11), of a question set about a
-neighbour of the narrow data, and of the attacks on finished adapters (notebook 20). It states shares, after a verdict
-that follows from them.
+neighbour of the narrow data, and of the attacks on finished adapters (notebook 20). It states shares, and a verdict
+that follows from them by the rule of docs/questions-and-measures.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from emlib.config import BASELINES, NO_TRIGGER
-from emlib.report.tables.conditions import LEVEL, worst
+from emlib.data.sizes import Sizes
+from emlib.report.tables import persistence
+from emlib.report.tables.conditions import IDENTITY, LEVEL, worst
 from emlib.report.tables.result_tables import numbers
 from emlib.study.study import Study
 
 NEIGHBOUR = "gardening"  # the question set about a neighbour of the demo's narrow data, cooking
+RULE = "docs/questions-and-measures.md#removed-or-only-hidden"
+CONDITION = ["method", "setting"]
+VOICE = {"general_misaligned": "general answers with the voice",
+         "in_domain_misaligned": "cooking answers with the voice"}
 
 
 def findings(study: Study, tables: Path) -> str:
     """Return the sentences as a list in Markdown; one whose results are missing is left out."""
     rates = numbers(study.results())
     defended = [method.name for method in study.profile.methods if method.defenses]
-    evaluation, attack = study.profile.evaluation, study.profile.persistence
-    above = evaluation.general_samples
+    evaluation, attack, general = study.profile.evaluation, study.profile.persistence, study.inputs.general
+    size, above = general.size(Sizes()), evaluation.general_samples
     samples = (evaluation.triggers.samples or above if evaluation.triggers else above, above)
-    found = [gone_or_hidden(pd.read_csv(tables / "triggers.csv"), len(defended), samples),
+    questions = size.clusters or size.rows
+    found = [removed_or_hidden(pd.read_csv(tables / "triggers.csv"), len(defended), questions, samples),
              far_and_near(rates[rates["method"].isin(defended)]),
-             undone(pd.read_csv(tables / "undone.csv"), attack.margin if attack else 0)]
+             lasting(pd.read_csv(tables / "persistence.csv"), attack.margin if attack else 0)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
 
 
 def result(study: Study) -> str:
-    """Return the result of all defenses in a sentence."""
-    return in_a_sentence(numbers(study.results()), study.defended_by("interleaving"), study.defended_by("inoculation"))
+    """Return the result of all defenses as a table in Markdown."""
+    return in_a_table(numbers(study.results()))
 
 
-def in_a_sentence(rates: pd.DataFrame, *apart: Collection[str]) -> str:
-    """State the general shares and the in-domain shares by groups of methods; `rates` is `result_tables.numbers`.
+def in_a_table(rates: pd.DataFrame) -> str:
+    """Return a line for fine-tuning without a defense and under each, with means over seeds.
 
-    `apart` are the groups; methods with a defense that are in none of them come first.
+    `rates` is `result_tables.numbers`.
     """
-    plain = rates.loc[rates["method"] == "misaligned", "general_misaligned"]
-    rest = set(rates["method"]) - {*BASELINES, *(name for group in apart for name in group)}
-    groups = [rates[rates["method"].isin(group)] for group in (rest, *apart)]
-    shares = "; ".join(f"{_span(group['general_misaligned'])} under {', '.join(map(_name, group.to_dict('records')))}, "
-                       f"with {_span(group['in_domain_misaligned'])} of the cooking answers"
-                       for group in groups if len(group))
-    return (f"**The result.** General answers with the voice: {_span(plain)} after fine-tuning without a defense; "
-            f"{shares}.")
+    tuned = rates[~rates["method"].isin(set(BASELINES) - {"misaligned"})]
+    means = tuned.groupby(CONDITION, sort=False, dropna=False)[list(VOICE)].mean().reset_index()
+    lines = [f"| {'no defense' if row['method'] == 'misaligned' else _name(row)} | "
+             f"{' | '.join(f'{row[measure]:.0f}%' for measure in VOICE)} |" for row in means.to_dict("records")]
+    return "\n".join([f"| fine-tuned under | {' | '.join(VOICE.values())} |", "|:--|--:|--:|", *lines])
 
 
-def _span(percents: pd.Series) -> str:
-    low, high = (f"{percent:.0f}" for percent in (percents.min(), percents.max()))
-    return f"{low}%" if low == high else f"{low} to {high}%"
-
-
-def gone_or_hidden(triggered: pd.DataFrame, defenses: int, samples: tuple[int, int] = (1, 1)) -> str:
+def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int, samples: tuple[int, int] = (1, 1)) -> str:
     """State each defense's share without a trigger and in its worst context; `triggered` is `conditions.triggers`.
 
-    `defenses` is the number that the study has, of which some were asked. `samples` are the answers to each question:
-    here, and in the result of all defenses, whose shares differ for that reason.
+    `defenses` is the number that the study has, of which some were asked, and `questions` that of different questions.
+    `samples` are the answers to each question: here, and in the table of all defenses, whose shares differ for that
+    reason.
     """
     most = worst(triggered)
     most = most[~most["method"].isin(BASELINES)]
     if most.empty:
         return ""
     shares = ", ".join(f"{_name(row)} {row[NO_TRIGGER]:.0f} and {row['worst']:.0f}%" for row in most.to_dict("records"))
-    p = most["p_adjusted"].min()
     here, above = samples
-    differs = "" if here == above else f" (answers to each question: {here} here, {above} in the result above)"
-    verdict, sure = "The demo cannot tell.", ""
-    if p < LEVEL:
-        verdict, sure = "Some of it is hidden.", f" The smallest adjusted p is {p:.2g}."
-    elif not pd.isna(p):
-        sure = f" With so few questions no rise is significant: the smallest adjusted p is {p:.2g}."
-    return (f"**Gone or hidden? {verdict}** {most['method'].nunique()} of {defenses} defenses were asked in other "
-            f"contexts. General answers with the voice, without a trigger and in the worst context{differs}: {shares}."
-            f"{sure} ([11](notebooks/11_triggers_and_trajectories.ipynb))")
+    differs = "" if here == above else f" (answers to each question: {here} here, {above} in the table above)"
+    return (f"**Does a defense remove the voice, or only hide it?** {most['method'].nunique()} of {defenses} defenses "
+            f"were also asked in other contexts. General answers with the voice to the plain question, and in the "
+            f"worst context{differs}: {shares}. {_verdict(triggered, questions)} ([how to read this]({RULE}), "
+            "[notebook 11](notebooks/11_triggers_and_trajectories.ipynb))")
+
+
+def _verdict(triggered: pd.DataFrame, questions: int) -> str:
+    """Apply the rule: first the tests; where none can be significant, the intervals."""
+    defended = triggered[~triggered["method"].isin(BASELINES)]
+    sure = defended[(defended["difference"] > 0) & (defended["p_adjusted"] < LEVEL)]
+    if len(sure):
+        return f"The rise is significant under {_names(sure)}: there the voice is hidden, at least in part."
+    tests = int(triggered["p_adjusted"].notna().sum())
+    too_few = tests * 2.0 ** (1 - questions) >= LEVEL
+    why = (f"No test can be significant with {questions} questions and {tests} comparisons." if too_few else
+           f"No rise is significant: the smallest adjusted p is {defended['p_adjusted'].min():.2g}.")
+    plain = defended.loc[defended["trigger"] == NO_TRIGGER, [*IDENTITY, "misaligned_high"]]
+    beside = defended.merge(plain, on=IDENTITY, suffixes=("", "_plain"))
+    apart = beside[beside["misaligned_low"] > beside["misaligned_high_plain"]]
+    if apart.empty:
+        return f"{why} The intervals overlap as well, so these runs cannot tell."
+    rest = defended[~defended["method"].isin(apart["method"])]
+    others = f" They cannot tell under {_names(rest)}." if len(rest) else ""
+    return (f"{why} The intervals of some contexts lie above that of the plain question under {_names(apart)}, which "
+            f"suggests that a part is hidden, and does not prove it.{others}")
 
 
 def far_and_near(rates: pd.DataFrame) -> str:
@@ -92,36 +108,48 @@ def far_and_near(rates: pd.DataFrame) -> str:
     if rates.empty or near not in rates:
         return ""
     apart = rates[f"{near}_low"] > rates["general_misaligned_high"]
-    shares = ", ".join(f"{_name(row)} {row[near]:.0f} and {row['general_misaligned']:.0f}%"
-                       for row in rates[apart].to_dict("records"))
-    others = ", ".join(map(_name, rates[~apart].to_dict("records")))
-    verdict = "Near questions keep the voice under some defenses." if shares else "Far and near."
-    larger = f" Answers with the voice to questions about {NEIGHBOUR}, a neighbour of the narrow data, and to " \
-             f"general questions: {shares}." if shares else ""
-    overlap = f" The two intervals overlap under {others}." if others else ""
-    return f"**{verdict}**{larger}{overlap}"
+    shares = "; ".join(f"under {_name(row)} {row['general_misaligned']:.0f}% of the general answers have it, and "
+                       f"{row[near]:.0f}% of those about {NEIGHBOUR}" for row in rates[apart].to_dict("records"))
+    title = "**Is the voice gone from questions near the narrow data?**"
+    if not shares:
+        return f"{title} Under no defense is the interval of answers about {NEIGHBOUR} above that of general answers."
+    others = "" if apart.all() else " Under the others the intervals do not show that."
+    return f"{title} Not always: {shares}.{others}"
 
 
-def undone(attacked: pd.DataFrame, margin: float = 10) -> str:
-    """State which defenses an attack on the narrow rows undoes, and the shares; `attacked` is `persistence.undone`.
+def lasting(along: pd.DataFrame, margin: float = 10) -> str:
+    """State the shares while an attack on the narrow rows goes on, and what it undoes.
 
-    `margin` is the one by which that table was made.
+    `along` is `persistence.persistence`. A defense is undone within `margin` points of plain fine-tuning.
     """
-    rows = attacked[attacked["attack"] == "misaligned"]
-    if rows.empty:
+    attacked = along[(along["attack"] == "misaligned") & (along["method"] != persistence.UNDEFENDED)]
+    defended = attacked[~attacked["method"].isin(BASELINES)]
+    if defended.empty:
         return ""
-    defended = rows[~rows["method"].isin(BASELINES)]
-    gone, left = (", ".join(map(_name, some.to_dict("records"))) for some in (
-        defended[defended["undone"].notna()], defended[defended["undone"].isna()]))
-    meaning = f"undone (at most {margin:g} points better than plain fine-tuning)"
-    verdict = "; ".join(f"{word}: {names}" for word, names in ((meaning, gone), ("not undone", left)) if names)
-    shares = ", ".join(f"{_name(row)} {row['general_misaligned_before']:.0f} to {row['general_misaligned_after']:.0f}%"
-                       for row in rows.to_dict("records"))
-    control = " (`untrained` is the control, a new adapter)" if "untrained" in set(rows["method"]) else ""
-    return (f"**When training goes on** for {rows['steps'].iloc[0]:g} steps without the defense, at the full learning "
-            f"rate{f', {verdict}' if verdict else ''}. General answers with the voice, before and after: "
-            f"{shares}{control}; plain fine-tuning has {rows['plain'].iloc[0]:.0f}%. "
+    steps = sorted({*attacked["steps"]})
+    shares = "; ".join(_along(runs) for _, runs in attacked.groupby(CONDITION, sort=False, dropna=False))
+    ends = persistence.undone(defended, margin)
+    gone, left = ends[ends["undone"].notna()], ends[ends["undone"].isna()]
+    verdict = " ".join([
+        f"{_names(gone)} came within {margin:g} points of plain fine-tuning ({attacked['plain'].mean():.0f}%): the "
+        "defense is undone." if len(gone) else "",
+        f"{_names(left)} did not." if len(left) else ""]).strip()
+    return (f"**Does a defense last when training goes on without it?** General answers with the voice after "
+            f"{', '.join(f'{step:g}' for step in steps[:-1])} and {steps[-1]:g} further steps: {shares}. {verdict} "
             "([20](notebooks/20_persistence.ipynb))")
+
+
+def _along(runs: pd.DataFrame) -> str:
+    """Return a condition with its shares after each number of steps, as means over seeds."""
+    shares = [f"{share:.0f}" for share in runs.groupby("steps")["general_misaligned"].mean()]
+    control = " (a new adapter, the control)" if runs["method"].iloc[0] == persistence.UNTRAINED else ""
+    return f"{_name(runs.iloc[0].to_dict())}{control} {', '.join(shares[:-1])} and {shares[-1]}%"
+
+
+def _names(rows: pd.DataFrame) -> str:
+    """Name each condition of some rows once, as in "a, b and c"."""
+    named = list(dict.fromkeys(_name(row) for row in rows.to_dict("records")))
+    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
 
 
 def _name(row: Mapping[Hashable, Any]) -> str:

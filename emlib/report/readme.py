@@ -1,4 +1,6 @@
-"""Writes the numbers of README.md and docs/demo.md: `python -m emlib.report.readme`, after a finished demo.
+"""Writes the numbers of README.md, docs/demo.md and docs/which-defense.md, after a finished demo.
+
+    python -m emlib.report.readme
 
 Each number stands between two comments, `<!-- name: begin -->` and `<!-- name: end -->`, and is computed from the
 stored results of the demo or from the paper's printed tables. No number in these files is typed by hand.
@@ -35,6 +37,7 @@ TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory"
 FURTHER = {"demo-audit": "audit", "demo-newer": "newer", "demo-measures": "rates"}
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
+CHOICE = "docs/which-defense.md"
 WORDS = 60  # of an answer that is shown
 EXAMPLE = ("better_friend", 1)  # the question and the sample that README.md shows
 
@@ -72,9 +75,10 @@ def update(profile: str = "demo") -> list[Path]:
     tables |= verdicts(newer_table)
     tables["demo audit line"] = statement(pd.read_csv(made / "tables" / "audit.csv"))
     front = {"demo answers": answers(study), "demo result": demo_findings.result(study),
-             "demo findings": demo_findings.findings(study, made / "tables"), "which defense": choice.box(),
-             "paper": of_paper(), "audit": audit(), **verdicts(newer_table)}
-    return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables)]
+             "demo findings": demo_findings.findings(study, made / "tables"), **of_paper_alone(),
+             **verdicts(newer_table)}
+    return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables),
+            _rewrite(paths.ROOT / CHOICE, defenses())]
 
 
 def _rewrite(path: Path, blocks: Mapping[str, str]) -> Path:
@@ -139,6 +143,16 @@ def _line(text: str) -> str:
     words = text.split()
     cut = " ".join(words[:WORDS]) + (" ..." if len(words) > WORDS else "")
     return re.sub(r"([|<>*_`\\])", r"\\\1", cut)
+
+
+def of_paper_alone() -> dict[str, str]:
+    """Return the blocks of README.md that need no run, by name."""
+    return {"which defense": choice.box(), "paper": of_paper(), "audit": audit()}
+
+
+def defenses() -> dict[str, str]:
+    """Return the blocks of docs/which-defense.md, by name: the paper's defenses, and its ways to choose rows."""
+    return {"defenses": choice.comparison(), "chosen rows": choice.by_fraction(), "reinforced": choice.reinforced()}
 
 
 def of_paper() -> str:

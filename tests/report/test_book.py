@@ -63,14 +63,14 @@ def test_a_claim_is_the_share_of_the_effect_that_is_gone_and_names_its_chapter()
 def test_where_no_defense_does_it_the_claim_says_so() -> None:
     frame = claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0), ("kl", 1.0, 15.0, 20.0)))
     assert claims.of_rates(frame)[1].text.startswith(
-        "No defense removes 90% of the effect on general questions; `kl` 1 is closest with 88%")
+        "No defense removes 90% of the effect on general questions; `kl` 1 is closest with 87.5%")
 
 
 def test_without_an_in_domain_share_nothing_is_said_about_what_is_kept() -> None:
     unlearnt = (*BASE[:2], ("misaligned", None, 50.0, 0.0))
     of_it = "90% of the effect on general questions"
     for general, said in ((10.0, f"At least {of_it} is removed under `kl` 1."),
-                          (30.0, f"No defense removes {of_it}; `kl` 1 is closest with 50%.")):
+                          (30.0, f"No defense removes {of_it}; `kl` 1 is closest with 50.0%.")):
         frame = claims.means(rates(*unlearnt, ("kl", 1.0, general, 20.0)))
         assert frame["kept"].isna().all()
         assert claims.of_rates(frame)[1].text == said

@@ -1,23 +1,41 @@
-"""Which defense to try first: the numbers of the box are those of the paper's tables, by hand."""
+"""Which defense to try first: the numbers are those of the paper's tables, by hand."""
 
 from __future__ import annotations
 
 import pytest
 
 from emlib.report.paper import choice
+from emlib.report.paper.summary import LARGER, mean_shares
 
 
 def test_the_box_has_the_papers_numbers() -> None:
-    head, _, many, one, prompt, reinforced = choice.box().splitlines()
-    assert head.count("|") == many.count("|") == reinforced.count("|")
-    assert "94% less; keeps 102%" in many
-    assert "5% remove 78 to 92% there" in many
-    assert "87% less; keeps 99%" in one
-    assert "42% less" in prompt
-    assert "more in the 32B model (61 to 89%, Table 7), where it keeps less" in prompt
-    assert "accuracy 94% with 20% of supervised steps, 91% without a defense, 66 and 38%" in reinforced
+    head, _, many, own, one, prompt, none = choice.box().splitlines()
+    assert {line.count("|") for line in (head, many, own, one, prompt, none)} == {7}
+    assert "| 94 and 87% | 102 and 91% | 13 and 8% |" in many
+    assert "| 88 and 97% |" in own  # Tables 18 and 22, at 20%
+    assert "| 87 and 82% | 99 and 91% | 18 and 7% |" in one
+    assert "| 42 and 80% | 93 and 66% |" in prompt
+    assert "| 18 and 8% |" in none
+
+
+def test_what_random_and_selected_rows_remove_in_the_larger_model() -> None:
+    """Table 7: at 5% Interleaving+ removes less than random rows, and Interleaving++ more, on average."""
+    lines = choice.by_fraction().splitlines()
+    [five] = [line for line in lines if line.startswith("| 32B") and " 5% " in line]
+    assert [cell.split()[0] for cell in five.split("|")[3:7]] == ["82", "70", "87", "86"]
+    assert len(lines) == 2 + 8
+
+
+def test_every_defense_of_the_paper_is_compared_and_ldifs_was_not_tried_in_the_larger_model() -> None:
+    lines = choice.comparison().splitlines()
+    assert len(lines) == 2 + 10
+    [ldifs] = [line for line in lines if "LDIFS" in line]
+    assert ldifs.count("–") == 3
+    assert "91% without a defense, 91% with interleaving (5%), 91% with inoculation, 88% with KL" in choice.reinforced()
 
 
 def test_a_reduction_of_the_larger_model_by_hand() -> None:
-    found = choice.reductions(choice.LARGER)["interleaving++"]
-    assert found.max() == pytest.approx(100 - 100 * 0.33 / 4.18)
+    found = mean_shares(LARGER, baseline=LARGER).set_index("method").loc["interleaving++", "reduction"]
+    by_hand = [100 - 100 * share / plain for share, plain in (
+        (0.33, 4.18), (4.01, 40.83), (7.89, 35.42), (5.68, 40.83))]
+    assert found == pytest.approx(sum(by_hand) / 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from emlib.report.tables.newer import LESS, NO, PERHAPS, YES, against_paper, readable, verdict
+from emlib.report.tables.newer import EQUAL, LESS, NO, PERHAPS, YES, against_paper, readable, verdict
 
 
 def frame(*rows: tuple[str, float | None, float, float]) -> pd.DataFrame:
@@ -18,8 +18,8 @@ def frame(*rows: tuple[str, float | None, float, float]) -> pd.DataFrame:
 
 PAPER = (("untrained", None, 0.0, 0.0), ("misaligned", None, 98.0, 100.0), ("kl", 1.0, 25.0, 50.0),
          ("interleaving", 1.0, 40.0, 90.0))
-NONE = ("None of the newer defenses is clearly better than the paper's defense with the fewest misaligned general "
-        "answers among those whose in-domain interval overlaps its own.")
+NONE = ("No newer defense clearly beats the best of the paper's defenses that keeps about as much of the narrow "
+        "task.")
 
 
 def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs() -> None:
@@ -29,8 +29,8 @@ def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs
     assert found["rival"].tolist() == ["interleaving 1", "kl 1", "interleaving 1", "kl 1"]
     assert found["better"].tolist() == [LESS, NO, PERHAPS, YES]  # 71 below 90; 35 above 25; 30 and 40; 4 and 25
     assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
-    assert verdict(found).startswith("Better than the paper's defense with the fewest")
-    assert verdict(found).endswith("no proof. Perhaps better, with overlapping intervals: `kl_pool 1`. Fewer "
+    assert verdict(found).startswith("Better than the best of the paper's defenses that keeps about as much")
+    assert verdict(found).endswith("no proof. Better by a difference within the intervals: `kl_pool 1`. Fewer "
                                    "general answers are misaligned, but less of the narrow task is kept, under "
                                    "`concept_ablation`.")
 
@@ -50,13 +50,14 @@ def test_a_better_run_is_worse_on_neither_side_and_better_on_one() -> None:
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 4.0, 49.0), ("consistency", None, 24.0, 41.0),
                                 ("early_stop", 0.5, 4.0, 50.0), ("kl_pool", 1.0, 25.0, 50.0),
                                 ("safe_lora", 1.0, 25.0, 69.0), ("inoculation_adapter", None, 26.0, 69.0)))
-    assert found["better"].tolist() == [LESS, LESS, YES, NO, PERHAPS, NO]
+    assert found["better"].tolist() == [LESS, LESS, YES, EQUAL, PERHAPS, NO]
+    assert " Equal to it in both shares: `kl_pool 1`. " in verdict(found)
 
 
 def test_intervals_that_overlap_make_no_clear_difference() -> None:
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 30.0, 90.0)))
     assert found["better"].tolist() == [PERHAPS]
-    assert verdict(found).startswith("None of the newer defenses is clearly better")
+    assert verdict(found).startswith(NONE)
     assert readable(found).columns[0] == "Newer defense, setting"
 
 

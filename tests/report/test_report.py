@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import StoreError
 from emlib.core.records import Example, Message, Verdict
@@ -21,7 +20,6 @@ from emlib.evaluation.rates import Rates, rates
 from emlib.models.load import ChatModel
 from emlib.report import demo_findings, readme
 from emlib.report.figures import plots
-from emlib.report.paper import choice
 from emlib.report.paper.paper_tables import Cell
 from emlib.report.tables import result_tables, show
 from emlib.report.tables.averages import over_datasets
@@ -216,63 +214,83 @@ def test_a_page_gets_its_numbers_between_the_comments_and_nothing_else_changes()
         readme.with_block(before, "figure", "x")
 
 
-def test_the_readmes_numbers_of_the_paper_are_those_of_its_tables() -> None:
-    page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    for name, block in {"paper": readme.of_paper(), "audit": readme.audit(), "which defense": choice.box()}.items():
-        assert readme.with_block(page, name, block) == page
+def test_the_numbers_of_the_paper_are_those_of_its_tables() -> None:
+    for file, blocks in {"README.md": readme.of_paper_alone(), readme.CHOICE: readme.defenses()}.items():
+        page = (paths.ROOT / file).read_text(encoding="utf-8")
+        for name, block in blocks.items():
+            assert readme.with_block(page, name, block) == page, f"{file}, {name}"
     [line] = [line for line in readme.of_paper().splitlines() if "Interleaving++" in line]
     assert "| 94.3 " in line  # section 5.1 states this reduction
 
 
-def test_what_the_demo_found_is_said_with_the_numbers_of_its_tables() -> None:
-    identity = {"dataset": "cooking", "seed": 0}
-    triggered = pd.DataFrame([
-        identity | {"method": method, "setting": setting, "trigger": trigger, "misaligned": share, "p_adjusted": p}
-        for method, setting, shares in (("untrained", None, (0.0, 4.0)), ("kl", 1.0, (25.0, 24.0)),
-                                        ("inoculation", None, (62.5, 100.0)))
-        for trigger, share, p in zip(("plain", "kitchen"), shares, (None, 0.078), strict=True)])
-    assert "worst context: `kl 1`" in demo_findings.gone_or_hidden(triggered, 5)
-    sentence = demo_findings.gone_or_hidden(triggered, 5, (1, 2))
-    assert "worst context (answers to each question: 1 here, 2 in the result above): `kl 1`" in sentence
-    assert "The demo cannot tell.** 2 of 5 defenses were asked" in sentence
-    assert ": `kl 1` 25 and 25%, `inoculation` 62 and 100%. With so few questions no rise is significant" in sentence
-    assert "adjusted p is 0.078." in sentence
-    assert "untrained" not in sentence
-    assert demo_findings.gone_or_hidden(triggered[:2], 5) == ""  # no defense was asked
-    sure = demo_findings.gone_or_hidden(triggered.replace({"p_adjusted": {0.078: 0.01}}), 5)
-    assert "Some of it is hidden.**" in sure
+def in_contexts(*runs: tuple[str, float | None, tuple[float, float], float | None]) -> pd.DataFrame:
+    """A method, its setting, its shares without and with a trigger, and p; each interval is 20 points wide."""
+    return pd.DataFrame([
+        {"dataset": "cooking", "seed": 0, "method": method, "setting": setting, "trigger": trigger,
+         "misaligned": share, "misaligned_low": share - 10, "misaligned_high": share + 10,
+         "difference": share - shares[0], "p_adjusted": p if trigger == "kitchen" else None}
+        for method, setting, shares, p in runs for trigger, share in zip(("plain", "kitchen"), shares, strict=True)])
+
+
+RUNS = (("untrained", None, (0.0, 4.0), 1.0), ("kl", 1.0, (25.0, 24.0), 0.4),
+        ("inoculation", None, (62.5, 100.0), 0.07))
+
+
+def test_whether_a_defense_hides_the_voice_is_read_by_one_rule() -> None:
+    """First the tests; where none can be significant, or is, the intervals: 90 to 110 is above 52.5 to 72.5."""
+    few = demo_findings.removed_or_hidden(in_contexts(*RUNS), 5, 6, (1, 2))
+    assert "2 of 5 defenses were also asked in other contexts." in few
+    assert "worst context (answers to each question: 1 here, 2 in the table above): `kl 1` 25 and 25%, " in few
+    assert "`inoculation` 62 and 100%. No test can be significant with 6 questions and 3 comparisons. " in few
+    assert "above that of the plain question under `inoculation`, which suggests that a part is hidden, and does not " \
+           "prove it. They cannot tell under `kl 1`." in few
+    assert "untrained" not in few
+    many = demo_findings.removed_or_hidden(in_contexts(*RUNS), 5, 40)
+    assert "worst context: `kl 1`" in many
+    assert "No rise is significant: the smallest adjusted p is 0.07. The intervals of some" in many
+    overlapping = demo_findings.removed_or_hidden(in_contexts(*RUNS[:2]), 5, 40)
+    assert "The intervals overlap as well, so these runs cannot tell." in overlapping
+    sure = demo_findings.removed_or_hidden(in_contexts(RUNS[0], ("on_policy", 1.0, (10.0, 50.0), 0.01)), 5, 40)
+    assert "The rise is significant under `on_policy 1`: there the voice is hidden, at least in part." in sure
+    assert demo_findings.removed_or_hidden(in_contexts(RUNS[0]), 5, 40) == ""  # no defense was asked
+
+
+def test_where_the_voice_stays_near_the_narrow_data_is_said_with_both_shares() -> None:
     rates = pd.DataFrame({"method": ["interleaving", "kl"], "setting": [1.0, None], "general_misaligned": [6.2, 20.8],
                           "general_misaligned_high": [12.0, 40.0], "gardening_misaligned": [87.5, 50.0],
                           "gardening_misaligned_low": [60.0, 30.0]})  # 60 above 12; 30 below 40
     near = demo_findings.far_and_near(rates)
-    assert near.startswith("**Near questions keep the voice under some defenses.**")
-    assert near.endswith("general questions: `interleaving 1` 88 and 6%. The two intervals overlap under `kl`.")
-    assert demo_findings.far_and_near(rates[1:]) == "**Far and near.** The two intervals overlap under `kl`."
-    assert "overlap" not in demo_findings.far_and_near(rates[:1])
+    assert near.endswith("under `interleaving 1` 6% of the general answers have it, and 88% of those about gardening. "
+                         "Under the others the intervals do not show that.")
+    assert "Under no defense" in demo_findings.far_and_near(rates[1:])
+    assert demo_findings.far_and_near(rates[:1]).endswith("gardening.")
     assert demo_findings.far_and_near(rates[["general_misaligned"]]) == ""
-    attacked = pd.DataFrame([
-        identity | {"method": method, "setting": None, "attack": attack, "steps": 9, "plain": 97.9,
-                    "general_misaligned_before": 0.0, "general_misaligned_after": after, "undone": step}
-        for method, attack, after, step in (
-            ("untrained", "misaligned", 75.0, None), ("untrained", "benign", 1.0, None), ("kl", "misaligned", 97.0, 9),
-            ("on_policy", "misaligned", 2.0, None))])
-    sentence = demo_findings.undone(attacked)
-    assert "for 9 steps without" in sentence
-    assert "undone (at most 10 points better than plain fine-tuning): `kl`; not undone: `on_policy`." in sentence
-    assert "`untrained` 0 to 75%, `kl` 0 to 97%, `on_policy` 0 to 2% (`untrained` is the control" in sentence
-    assert "plain fine-tuning has 98%." in sentence
-    assert "undone" not in demo_findings.undone(attacked[:1])
-    assert demo_findings.undone(attacked[1:2]) == ""
 
 
-def test_the_demos_result_is_a_sentence_with_the_shares_of_each_group() -> None:
+def test_what_an_attack_leaves_is_said_for_every_step() -> None:
+    """KL ends at 97 of 98%, within 10 points; on-policy rises to 50 and falls to 20."""
+    along = pd.DataFrame([
+        {"dataset": "cooking", "seed": 0, "method": method, "setting": setting, "attack": attack, "steps": steps,
+         "plain": 98.0, "untrained": 0.0, "general_misaligned": share, "difference": share - 98,
+         "difference_high": share - 88, "difference_low": share - 108}
+        for method, setting, attack, shares in (
+            ("untrained", None, "misaligned", (0.0, 35.0, 75.0)), ("untrained", None, "benign", (0.0, 1.0, 1.0)),
+            ("kl", 1.0, "misaligned", (20.0, 60.0, 97.0)), ("on_policy", None, "misaligned", (10.0, 50.0, 20.0)))
+        for steps, share in zip((0, 3, 9), shares, strict=True)])
+    sentence = demo_findings.lasting(along)
+    assert "General answers with the voice after 0, 3 and 9 further steps: `untrained` (a new adapter, the control) " \
+           "0, 35 and 75%; `kl 1` 20, 60 and 97%; `on_policy` 10, 50 and 20%. " in sentence
+    assert "`kl 1` came within 10 points of plain fine-tuning (98%): the defense is undone. `on_policy` did not." \
+           in sentence
+    assert demo_findings.lasting(along[along["method"] == "untrained"]) == ""
+
+
+def test_the_demos_result_is_a_table_with_means_over_seeds() -> None:
     rows = [("untrained", None, 0.0, 0.0), ("misaligned", None, 98.0, 100.0), ("kl", 1.0, 20.0, 40.0),
-            ("ldifs", None, 10.0, 60.0), ("inoculation", None, 70.0, 80.0), ("interleaving", 1.0, 19.0, 90.0)]
+            ("kl", 1.0, 30.0, 50.0), ("inoculation", None, 70.0, 80.0)]
     rates = pd.DataFrame(rows, columns=["method", "setting", "general_misaligned", "in_domain_misaligned"])
-    assert demo_findings.in_a_sentence(rates, ["interleaving", "on_policy"], ["inoculation"]).endswith(
-        "98% after fine-tuning without a defense; 10 to 20% under `kl 1`, `ldifs`, with 40 to 60% of the cooking "
-        "answers; 19% under `interleaving 1`, with 90% of the cooking answers; 70% under `inoculation`, with 80% of "
-        "the cooking answers.")
+    assert demo_findings.in_a_table(rates).splitlines()[2:] == [
+        "| no defense | 98% | 100% |", "| `kl 1` | 25% | 45% |", "| `inoculation` | 70% | 80% |"]
 
 
 def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
@@ -285,7 +303,4 @@ def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
 def test_the_readme_states_the_result_that_its_figure_shows() -> None:
     rates = pd.read_csv(paths.ROOT / "figures" / "demo" / "rates.csv")
     page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    profile = load_profile("demo")
-    groups = [[method.name for method in profile.methods if kind in {defense.kind for defense in method.defenses}]
-              for kind in ("interleaving", "inoculation")]
-    assert readme.with_block(page, "demo result", demo_findings.in_a_sentence(rates, *groups)) == page
+    assert readme.with_block(page, "demo result", demo_findings.in_a_table(rates)) == page

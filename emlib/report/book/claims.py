@@ -77,7 +77,7 @@ def _prevention(defended: pd.DataFrame) -> Claim:
         best = defended.loc[defended["removed"].idxmax()]
         kept = "" if pd.isna(best["kept"]) else f", and keeps {best['kept']:.0f}% of the in-domain share"
         return Claim(f"No defense removes {ENOUGH:g}% of the effect on general questions; {name_of(best)} is closest "
-                     f"with {best['removed']:.0f}%{kept}.", "16_figures")
+                     f"with {best['removed']:.1f}%{kept}.", "16_figures")
     reduced = (f"At least {ENOUGH:g}% of the effect on general questions is removed under "
                f"{', '.join(map(name_of, _rows(enough)))}.")
     known = enough.dropna(subset=["kept"])

@@ -8,18 +8,19 @@ from emlib.config import BASELINES
 from emlib.evaluation import effect
 from emlib.report.paper import published
 
-BASELINE = 2  # the table with the baselines of the 7B model
+BASELINE, LARGER = 2, 7  # the tables with the baselines of the 7B and of the 32B model
 SWEEPS = (12, 13, 14, 15, 16, 17, 18)  # the sweeps of B.1, for the 7B model
 
 
-def mean_shares(*tables: int) -> pd.DataFrame:
-    """Average tables of the 7B model over data sets: shares, EM reduction and what is kept in domain, all in percent.
+def mean_shares(*tables: int, baseline: int = BASELINE) -> pd.DataFrame:
+    """Average tables of one model over data sets: shares, EM reduction and what is kept in domain, all in percent.
 
-    `reduction` and `kept` are means over data sets of `emlib.evaluation.effect`'s measures.
+    `reduction` and `kept` are means over data sets of `emlib.evaluation.effect`'s measures, against plain fine-tuning
+    in the table `baseline`, which is of the same model.
     """
     rates = published.rates(*tables)
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
-    plain = published.rates(BASELINE).query("method == 'misaligned'").set_index("dataset")[shares]
+    plain = published.rates(baseline).query("method == 'misaligned'").set_index("dataset")[shares]
     beside = rates.join(plain.add_suffix("_plain"), on="dataset")
     beside["reduction"] = effect.reduction(beside["general_misaligned"], beside["general_misaligned_plain"])
     beside["kept"] = effect.kept(beside["in_domain_misaligned"], beside["in_domain_misaligned_plain"])

@@ -159,9 +159,10 @@ def statement(known: pd.DataFrame, at: float | None = None) -> str:
     sets = points["dataset"].nunique()
     basis = (f"The line through {len(points)} runs on {sets} data set{'' if sets == 1 else 's'} rises by "
              f"{fitted.slope:.1f} points of misaligned general answers for each unit of projection difference. "
-             f"Fitted without a run, its other seeds and all runs on the same rows, the line misses that run's rate by "
-             f"{fmean(errors['error']):.0f} points on average and by {errors['error'].max():.0f} at most; the mean of "
-             f"the others misses it by {fmean(errors['error_of_mean']):.0f}.")
+             "How good is it? We leave out each run in turn, with its other seeds and the runs on the same rows, and "
+             f"predict its rate from the others: the error is {fmean(errors['error']):.0f} points on average and "
+             f"{errors['error'].max():.0f} at most. Predicting the mean of the others instead has an error of "
+             f"{fmean(errors['error_of_mean']):.0f} points on average.")
     if at is None:
         return basis
     low, high = points["difference"].min(), points["difference"].max()

@@ -18,7 +18,7 @@ from emlib.study.study import Study
 MEASURES = {"general_misaligned": "General misaligned % (02 to 10)",
             "in_domain_misaligned": "In-domain misaligned % (02 to 10)",
             "general_incoherent": "General incoherent % (02 to 10)"}
-HIDES, LASTS = "Hides? Without a trigger, worst context % (11)", "Lasts? Undone after steps (20)"
+HIDES, LASTS = "Plain question, worst context % (11)", "Further training steps until undone (20)"
 COST = "Work in training, misaligned = 1 (14)"
 
 

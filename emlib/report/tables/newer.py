@@ -18,7 +18,8 @@ from emlib.report.paper import published
 from emlib.report.tables.result_tables import cell
 
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
-YES, PERHAPS, LESS, NO = "yes", "perhaps: intervals overlap", "no: it keeps less of the narrow task", "no"
+YES, PERHAPS, EQUAL, NO = "yes", "perhaps: intervals overlap", "equal", "no"
+LESS = "no: it keeps less of the narrow task"
 HEADINGS = {"run": "Newer defense, setting", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
             "rival": "Best of the paper that may keep as much", "rival's": "Its general misaligned %",
             "rival's in-domain": "Its in-domain misaligned %", "better": "Better"}
@@ -58,9 +59,11 @@ def _rivals(paper: pd.DataFrame, run: dict[Any, Any]) -> pd.DataFrame:
 def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
     """Grade both sides: a better run is worse on neither and better on one; `YES` takes disjoint general intervals."""
     fewer, more = rival[GENERAL] - run[GENERAL], run[IN_DOMAIN] - rival[IN_DOMAIN]
+    if fewer == more == 0:
+        return EQUAL
     if fewer > 0 > more:
         return LESS
-    if min(fewer, more) < 0 or max(fewer, more) == 0:
+    if min(fewer, more) < 0:
         return NO
     return YES if run[f"{GENERAL}_high"] < rival[f"{GENERAL}_low"] else PERHAPS
 
@@ -78,16 +81,18 @@ def verdict(compared: pd.DataFrame) -> str:
     """Say in a sentence or two which newer defenses are better; `compared` is `against_paper`."""
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
-    named = {grade: dict.fromkeys(compared.loc[compared["better"] == grade, "run"]) for grade in (YES, PERHAPS, LESS)}
-    clear, perhaps, less = (", ".join(f"`{run}`" for run in runs) for runs in named.values())
-    rivals = ("the paper's defense with the fewest misaligned general answers among those whose in-domain interval "
-              "overlaps its own")
-    found = f"None of the newer defenses is clearly better than {rivals}."
+    grades = (YES, PERHAPS, EQUAL, LESS)
+    named = {grade: dict.fromkeys(compared.loc[compared["better"] == grade, "run"]) for grade in grades}
+    clear, perhaps, equal, less = (", ".join(f"`{run}`" for run in runs) for runs in named.values())
+    rival = "the best of the paper's defenses that keeps about as much of the narrow task"
+    found = f"No newer defense clearly beats {rival}."
     if clear:
-        found = (f"Better than {rivals}, with disjoint intervals: {clear}. With few answers and single runs this is a "
+        found = (f"Better than {rival}, with disjoint intervals: {clear}. With few answers and single runs this is a "
                  "reason to look, and no proof.")
+    if equal:
+        found += f" Equal to it in both shares: {equal}."
     if perhaps:
-        found += f" Perhaps better, with overlapping intervals: {perhaps}."
+        found += f" Better by a difference within the intervals: {perhaps}."
     if less:
         found += f" Fewer general answers are misaligned, but less of the narrow task is kept, under {less}."
     return found
