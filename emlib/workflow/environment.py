@@ -32,7 +32,7 @@ def check() -> pd.DataFrame:
     ]
     rows += [(name, importlib.metadata.version(name), "pinned in requirements/") for name in PACKAGES]
     rows += [("unsloth", "installed" if importlib.util.find_spec("unsloth") else "not installed",
-              "fine-tunes on a GPU if installed (docs/write-a-profile.md, Backends)"),
+              "fine-tunes on a GPU if installed (docs/backends.md)"),
              ("vllm", str(vllm_program() or "not installed"), "samples answers on a GPU; `make vllm` installs it")]
     return pd.DataFrame(rows, columns=["what", "here", "note"])
 
