@@ -29,7 +29,7 @@ from emlib.data import templates
 from emlib.data.chat import encode
 from emlib.models import hub, tiny, wheel
 from emlib.models.identity import model_folder
-from emlib.models.logprobs import causal_lm
+from emlib.models.logprobs import causal_lm, head, last_hidden
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of Gemma, Cohere, Granite
 
@@ -67,13 +67,31 @@ def load(spec: ModelSpec, cache: Path, device: str | None = None, *, system: boo
         model = load_weights(spec, cache)
         nn.Module.to(model, device)
     model.eval().requires_grad_(False)
-    changed = [name for name in LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
-    if changed:
-        raise SourceError(f"{spec.name}: this model changes its logits after the head ({', '.join(changed)}), which "
-                          "the study's losses and sampling would ignore. Choose another model.")
+    check_logits(spec.name, model)
     commit = hub.commit(spec, cache) if isinstance(spec, HubModel) else None
     tokenizer = load_tokenizer(spec, cache, system=system)
     return ChatModel(spec.name, model, _checked_stop(spec.name, tokenizer, model), commit)
+
+
+@torch.no_grad()
+def check_logits(name: str, model: PreTrainedModel) -> None:
+    """Refuse a model whose logits are not those of its head on the last hidden states, from which losses are computed.
+
+    Options with known names are refused, and any other change is found on a few tokens, unless the model has no
+    weights yet.
+    """
+    configs = (model.config, model.config.get_text_config())
+    changed = [option for option in LOGIT_CHANGES
+               if any(getattr(config, option, None) not in (None, 1.0) for config in configs)]
+    if not changed and model.device.type != "meta":
+        ids = torch.arange(1, 9, device=model.device)[None]
+        logits, ours = model(input_ids=ids, use_cache=False).logits.float(), head(model)(last_hidden(model, ids, None))
+        bound = float(max(2 * torch.finfo(model.dtype).eps, 1e-3) * logits.abs().max())
+        if logits.shape != ours.shape or not torch.allclose(logits, ours.float(), rtol=0, atol=bound):
+            changed = [f"its logits are not those of its head: {type(model).__name__}"]
+    if changed:
+        raise SourceError(f"{name}: this model changes its logits after the head ({', '.join(changed)}), which "
+                          "the study's losses and sampling would ignore. Choose another model.")
 
 
 def _checked_stop(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:

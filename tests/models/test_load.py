@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import FalconH1Config, FalconH1ForCausalLM, Gemma3nTextConfig
 
 from emlib.config import FolderModel, HubModel, TinyModel, WheelModel, load_profile
 from emlib.core import digests, paths
 from emlib.core.errors import SourceError
 from emlib.models import hub, wheel
 from emlib.models.identity import identity
-from emlib.models.load import ChatModel, load, stop_tokens
+from emlib.models.load import ChatModel, check_logits, load, stop_tokens
 
 
 @pytest.fixture
@@ -129,6 +130,23 @@ def test_a_model_that_changes_its_logits_is_refused(tiny: ChatModel, folder: Pat
     tiny.model.save_pretrained(folder)
     with pytest.raises(SourceError, match="final_logit_softcapping"):
         load(FolderModel(kind="folder", path=str(folder)), tmp_path)
+
+
+def test_a_change_of_logits_is_found_in_nested_options_and_under_any_name(
+        tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(multiplier: float) -> FalconH1ForCausalLM:
+        return FalconH1ForCausalLM(FalconH1Config(
+            vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8, mamba_n_groups=1,
+            mamba_d_state=8, mamba_chunk_size=8, lm_head_multiplier=multiplier, pad_token_id=0)).eval()
+
+    check_logits("falcon", small(1.0))
+    with pytest.raises(SourceError, match="not those of its head: FalconH1ForCausalLM"):
+        check_logits("falcon", small(0.5))
+    check_logits("tiny", tiny.model)
+    monkeypatch.setattr(type(tiny.model.config), "get_text_config", lambda _: Gemma3nTextConfig())  # its cap is 30
+    with pytest.raises(SourceError, match="final_logit_softcapping"):
+        check_logits("tiny", tiny.model)
 
 
 def test_foreign_code_is_never_asked_for(folder: Path, tmp_path: Path) -> None:
