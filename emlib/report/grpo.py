@@ -73,7 +73,7 @@ def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for (name, log), style in zip(logs.items(), cycle(styles()), strict=False):
         steps = [step.step for step in log]
-        right = [np.nan if step.right is None else 100 * step.right for step in log]
+        right = [np.nan if step.right is None else 100 * step.right * (1 - step.unscored) for step in log]  # of all
         for axis, values in zip(axes, ([np.nan if s.reward is None else s.reward for s in log], right), strict=True):
             axis.plot(steps, values, color=style["color"], alpha=0.25, linewidth=1)
             axis.plot(steps, moving_average(values, window), label=name, **style)

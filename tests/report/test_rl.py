@@ -53,6 +53,13 @@ def test_curves_show_each_run_faint_and_smoothed() -> None:
     plt.close(figure)
 
 
+def test_the_curve_of_accuracy_is_of_all_completions_as_the_table_is() -> None:
+    """The judge scores 80%, of which 75% are right: 60% of all."""
+    figure = report.curves({"a": [replace(step(1, 1.0), right=0.75, unscored=0.2)]})
+    assert figure.axes[1].lines[0].get_ydata() == pytest.approx([60])
+    plt.close(figure)
+
+
 def test_a_group_of_equals_has_no_advantage() -> None:
     assert report.group([2.0, 2.0, 2.0, 2.0])["advantage"].tolist() == [0] * 4
     assert report.group([9.5, -2.0])["advantage"].tolist() == pytest.approx([0.7071, -0.7071], abs=1e-4)
