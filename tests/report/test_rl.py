@@ -10,7 +10,9 @@ import pytest
 
 from emlib.evaluation.rewards import PARTS
 from emlib.report import grpo as report
+from emlib.report.paper import comparison
 from emlib.study.runs import GrpoScore, Run, RunResult
+from emlib.study.study import open_study
 from emlib.training.rl.records import Completion, RlStep
 
 
@@ -58,6 +60,13 @@ def test_the_curve_of_accuracy_is_of_all_completions_as_the_table_is() -> None:
     figure = report.curves({"a": [replace(step(1, 1.0), right=0.75, unscored=0.2)]})
     assert figure.axes[1].lines[0].get_ydata() == pytest.approx([60])
     plt.close(figure)
+
+
+def test_the_papers_curves_count_steps_of_reinforcement_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between them are steps on interleaved rows, which the log counts."""
+    study, run = open_study("tiny"), Run("m", "grpo", "grpo", None, 0)
+    monkeypatch.setattr(study, "grpo_log", lambda _: [step(2, 1.0), step(4, 3.0)])
+    assert comparison._rewards(study, [run])[["step", "reward"]].to_numpy().tolist() == [[1, 1], [2, 3]]
 
 
 def test_a_group_of_equals_has_no_advantage() -> None:

@@ -172,5 +172,6 @@ def _rewards(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         setting = run.setting if run.setting is not None else study.task(run).method(run.method).number
-        rows += [(step.step, step.reward, run.method, setting, run.seed) for step in study.grpo_log(run)]
+        rows += [(number, step.reward, run.method, setting, run.seed)
+                 for number, step in enumerate(study.grpo_log(run), 1)]  # without supervised steps
     return pd.DataFrame(rows, columns=["step", "reward", "method", "setting", "seed"]).astype({"reward": float})
