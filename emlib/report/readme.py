@@ -29,12 +29,13 @@ from emlib.report.tables.audit import statement
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
-FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png",
-           "tables/rates.csv")
+FULL, TRADE_OFF = "demo-full", "figures/tradeoff.png"
+FIGURES = ("figures/rates.png", TRADE_OFF, "figures/triggers.png", "figures/audit.png", "tables/rates.csv")
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone", "audit": "audit"}
-# Further profiles, each with a table there, if it ran.
-FURTHER = {"demo-audit": "audit", "demo-newer": "newer", "demo-measures": "rates"}
+# Tables of further profiles there, for those that ran.
+FURTHER = {"demo-full": ("over_seeds", "paired_interleaving", "triggers_over_seeds"), "demo-audit": ("audit",),
+           "demo-newer": ("newer",), "demo-measures": ("rates",)}
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 CHOICE = "docs/which-defense.md"
@@ -59,17 +60,19 @@ def with_block(page: str, name: str, block: str) -> str:
 
 def update(profile: str = "demo") -> list[Path]:
     """Copy a finished profile's figures to `figures/<profile>/`, and write its numbers into the pages."""
-    made, kept = paths.runs() / profile, paths.ROOT / "figures" / profile
+    made = paths.runs() / profile
     missing = [name for name in TABLES.values() if not (made / "tables" / f"{name}.md").is_file()]
     if missing:
         raise StoreError(f"{made}: there is no table '{missing[0]}' yet. Run `make reproduce PROFILE={profile}` first.")
     for name in FIGURES:
-        with whole_file(kept / Path(name).name) as temporary:
-            shutil.copyfile(made / name, temporary)
+        _copy(profile, name)
+    if (paths.runs() / FULL / TRADE_OFF).is_file():
+        _copy(FULL, TRADE_OFF)
     study = open_study(profile)
     tables = {f"demo {block}": (made / "tables" / f"{name}.md").read_text(encoding="utf-8")
               for block, name in TABLES.items()}
-    further = {f"{other} {name}": paths.runs() / other / "tables" / f"{name}.md" for other, name in FURTHER.items()}
+    further = {f"{other} {name}": paths.runs() / other / "tables" / f"{name}.md"
+               for other, names in FURTHER.items() for name in names}
     tables |= {block: path.read_text(encoding="utf-8") for block, path in further.items() if path.is_file()}
     newer_table = paths.runs() / "demo-newer" / "tables" / "newer.csv"
     tables |= verdicts(newer_table)
@@ -79,6 +82,11 @@ def update(profile: str = "demo") -> list[Path]:
              **verdicts(newer_table)}
     return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables),
             _rewrite(paths.ROOT / CHOICE, defenses())]
+
+
+def _copy(profile: str, figure: str) -> None:
+    with whole_file(paths.ROOT / "figures" / profile / Path(figure).name) as temporary:
+        shutil.copyfile(paths.runs() / profile / figure, temporary)
 
 
 def _rewrite(path: Path, blocks: Mapping[str, str]) -> Path:

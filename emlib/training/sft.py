@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -67,6 +68,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
     objective.restore(checkpoint.states_of_defenses(folder))
     choosing = Choosing(offered, len(steps), folder, len(records), ranks)
+    take = _Steps(model, rows, steps, settings, seed, objective, choosing, optimizer, ranks, folder / LOG).take
     if ranks.first:
         write_records(folder / LOG, records)
     keeping = Keeping(keep, len(steps), folder if ranks.first else None)
@@ -80,26 +82,14 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
         monitoring = Monitoring(watch, model, settings.batch_size, folder if ranks.first else None,
                                 done=len(records), total=len(steps))
         for number in progress:
-            started = time.perf_counter()
-            torch.manual_seed(derive(seed, "dropout", number))
-            fixed = [rows[index] for index in steps[number] if index < len(rows)]
-            chosen, scores = choosing.rows(len(steps[number]) - len(fixed), number, model, objective,
-                                           settings.batch_size)
-            totals, metrics = _backward(model, [*fixed, *chosen], settings.batch_size, objective, ranks)
-            norm = float(nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm))
-            loss = metrics.pop("loss")
-            _refuse_nonsense(loss, norm, f"Step {number + 1} of {len(steps)}", folder)
-            rate = learning_rate(number, len(steps), settings)
-            _update(optimizer, rate)
-            records.append(StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,
-                                      round(time.perf_counter() - started, 4), metrics | scores))
+            records.append(take(number))
             keeping.after(number + 1)
             if ranks.first:
                 append_record(folder / LOG, records[-1])
             if objective.watches and ranks.any_wants(objective.on_step(records[-1], evaluate), device):
                 break  # the monitor reads below what its defenses leave
             monitoring.after(number + 1)
-            progress.set_postfix(loss=f"{loss:.3f}", **monitoring.shown)
+            progress.set_postfix(loss=f"{records[-1].loss:.3f}", **monitoring.shown)
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
                 checkpoint.save(folder, number + 1, parameters, optimizer, objective.states())
         objective.after(model)
@@ -110,6 +100,49 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
         type(optimizer).__name__, sum(row.truncated for row in (*rows, *offered.rows)), peak.mib,
         {"rows": f"not packed: {unpacked_reason}" if unpacked_reason else "packed", "recomputed": recompute.summary,
          "head": head_method(model, objective.compares_in_head)}, len(steps))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The optimizer steps of one training.
+
+    `plan` has the places in `rows` of each step's rows; a place behind them is one for a row that a defense chooses.
+    """
+
+    model: nn.Module
+    rows: Sequence[Encoded]
+    plan: Sequence[Sequence[int]]
+    settings: Training
+    seed: int
+    objective: Objective
+    choosing: Choosing
+    optimizer: torch.optim.Optimizer
+    ranks: Ranks
+    log: Path
+
+    def take(self, number: int) -> StepRecord:
+        """Compute the gradient of step `number` (from 0), update the parameters, and return the line of the log.
+
+        Raises:
+            EmlibError: the loss or its gradient is NaN or infinite.
+        """
+        started, batch_size = time.perf_counter(), self.settings.batch_size
+        torch.manual_seed(derive(self.seed, "dropout", number))
+        fixed = [self.rows[place] for place in self.plan[number] if place < len(self.rows)]
+        chosen, scores = self.choosing.rows(len(self.plan[number]) - len(fixed), number, self.model, self.objective,
+                                            batch_size)
+        totals, metrics = _backward(self.model, [*fixed, *chosen], batch_size, self.objective, self.ranks)
+        trained = [weights for group in self.optimizer.param_groups for weights in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(trained, self.settings.max_grad_norm))
+        loss = metrics.pop("loss")
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise EmlibError(
+                f"Step {number + 1} of {len(self.plan)}: the loss is {loss} and its gradient's norm {norm}. Lower "
+                f"learning_rate, or check this step's rows; the log so far is {self.log}.")
+        rate = learning_rate(number, len(self.plan), self.settings)
+        _update(self.optimizer, rate)
+        return StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,
+                          round(time.perf_counter() - started, 4), metrics | scores)
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:
@@ -153,12 +186,6 @@ def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _refuse_nonsense(loss: float, norm: float, where: str, folder: Path) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise EmlibError(f"{where}: the loss is {loss} and its gradient's norm {norm}. Lower learning_rate, or check "
-                         f"this step's rows; the log so far is {folder / LOG}.")
 
 
 @contextmanager

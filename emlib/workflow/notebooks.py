@@ -147,12 +147,15 @@ def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
 
 
 class _ThisPython(AsyncKernelManager):
-    """Starts the kernel of this Python, even if another kernel called python3 is installed for the user."""
+    """Starts the kernel of this Python, even if another kernel called python3 is installed for the user.
+
+    An idle kernel is interrupted before it ends, and would report this as an error in the terminal.
+    """
 
     @property
     def kernel_spec(self) -> KernelSpec:
         """The kernel to start; Jupyter would look its name up in JUPYTER_PATH and the user's folders first."""
-        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(["--log-level=CRITICAL"]))
 
 
 class _ProgressPrinter(logging.Handler):
