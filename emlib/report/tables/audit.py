@@ -19,7 +19,8 @@ from emlib.study.study import Study
 NAME = "audit"
 IDENTITY = ["model", "dataset", "method", "setting", "seed"]
 COLUMNS = [*IDENTITY, "vector", "layer", "rows", "audited", "difference", "difference_low", "difference_high", "steps",
-           "misaligned", "misaligned_low", "misaligned_high", "predicted", "error", "error_of_mean", "adapter"]
+           "misaligned", "misaligned_low", "misaligned_high", "in_domain", "predicted", "error", "error_of_mean",
+           "adapter"]
 TWINS = ["study", "dataset", "method", "setting"]  # runs with the same of these are seeds of one training
 MISSING = float("nan")
 
@@ -70,8 +71,9 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
 
     `rows` is the number of rows that the run is trained on, and `audited` that of the rows among them that `difference`
     is the mean of, with a 95% interval over rows. `misaligned` is the run's general rate in percent, NaN until it is
-    finished; `predicted` is the rate by the line through the table's runs on other rows, and `error` how far that is
-    from `misaligned`; `error_of_mean` is the error of these runs' mean rate. `adapter` is the trained adapter's key.
+    finished, and `in_domain` its in-domain rate. `predicted` is the general rate by the line through the table's runs
+    on other rows, and `error` how far that is from `misaligned`; `error_of_mean` is the error of these runs' mean rate.
+    `adapter` is the trained adapter's key.
     """
     return with_predictions(pd.DataFrame([row for run in runs if (row := _row(study, run))], columns=COLUMNS))
 
@@ -80,7 +82,7 @@ def _row(study: Study, run: Run) -> dict[str, Any] | None:
     found, result, adapter = audit.difference(study, run), study.result(run), study.adapter(run)
     if found is None or study.profile.audit is None:
         return None
-    share = None if result is None else result.general.misaligned
+    share, narrow = (None, None) if result is None else (result.general.misaligned, result.in_domain.misaligned)
     ends, interval = found.interval, None if share is None else share.clustered
     return {"model": run.model, "dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
             "vector": study.recipes.vector().key, "layer": study.profile.audit.layer, "rows": found.rows,
@@ -88,7 +90,9 @@ def _row(study: Study, run: Run) -> dict[str, Any] | None:
             "difference_high": ends.high if ends else MISSING, "steps": adapter.facts["steps"] if adapter else None,
             "misaligned": MISSING if share is None or share.percent is None else share.percent,
             "misaligned_low": interval.low if interval else MISSING,
-            "misaligned_high": interval.high if interval else MISSING, "adapter": study.task(run).adapter(run).key}
+            "misaligned_high": interval.high if interval else MISSING,
+            "in_domain": MISSING if narrow is None or narrow.percent is None else narrow.percent,
+            "adapter": study.task(run).adapter(run).key}
 
 
 def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -119,8 +123,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         "Setting": ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]], "Seed": frame["seed"],
         "Rows": frame["rows"], "Audited": frame["audited"], "Projection difference": [_signed(*row) for row in frame[
             ["difference", "difference_low", "difference_high"]].itertuples(index=False)],
-        "General misaligned %": cells("misaligned"), "Predicted %": numbers("predicted"),
-        "Error, points": numbers("error")})
+        "General misaligned %": cells("misaligned"), "In-domain misaligned %": numbers("in_domain"),
+        "Predicted general %": numbers("predicted"), "Error, points": numbers("error")})
 
 
 def _signed(mean: float, low: float, high: float) -> str:
