@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from emlib.config import Domain
 from emlib.core.errors import DataError
-from emlib.core.records import Example, Question
+from emlib.core.records import Example, Message, Question
 from emlib.core.seeds import chosen, generator
 from emlib.data.rows import read_examples, read_pairs
 
@@ -76,12 +76,16 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
 
     Skips prompts that also occur in training rows, aligned or misaligned, because they test memory rather than the
     task: the Code set repeats prompts, and 36 of its 600 held-out rows have one that is also in the training part.
+    Rows with the same prompt are one question, because statistics take questions as independent.
     """
     rows = data.misaligned.held_out
     new = set(_new_prompts(data, rows))
     order = generator(0, "in-domain questions").permutation(len(rows)).tolist()
-    asked = sorted([index for index in order if index in new][:count])
-    return [Question.of(f"{data.name}_{index}", rows[index]) for index in asked]
+    places: dict[tuple[Message, ...], int] = {}
+    for index in order:
+        if index in new:
+            places.setdefault(rows[index].context, index)
+    return [Question.of(f"{data.name}_{index}", rows[index]) for index in sorted(list(places.values())[:count])]
 
 
 def held_out_rows(data: NarrowData, rows: Sequence[Example]) -> tuple[Example, ...]:

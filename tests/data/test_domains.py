@@ -145,6 +145,20 @@ def test_a_held_out_row_whose_prompt_is_trained_on_is_no_row_of_the_held_out_los
     assert held_out_rows(data, data.misaligned.held_out) == data.misaligned.held_out
 
 
+def test_held_out_rows_with_the_same_prompt_are_one_question(jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    """Four of 20 rows are held out, of which the first and the third ask the same."""
+    held_out = split(range(20), 0.2, 0)[1]
+    prompts = {place: f"prompt {place}" for place in range(20)} | {held_out[0]: "again", held_out[2]: "again"}
+    jsonl([row(prompts[place], f"answer {place}") for place in range(20)], "both.jsonl")
+    data = load_domain("a", Domain(aligned="both.jsonl", misaligned="both.jsonl", held_out=0.2),
+                       lambda source: tmp_path / source)
+    others = [prompts[held_out[place]] for place in (1, 3)]
+    assert len(held_out) == 4
+    assert sorted(one.prompt for one in in_domain_questions(data, 30)) == sorted(["again", *others])
+    assert len(in_domain_questions(data, 2)) == 2
+    assert len(held_out_rows(data, data.misaligned.held_out)) == 4  # each is a loss
+
+
 def test_a_question_of_a_conversation_has_all_turns_before_the_answer(
         jsonl: Callable[..., Path], tmp_path: Path) -> None:
     """A model is asked, and a judge reads, what the row answers; the last turn alone is another question."""
