@@ -11,7 +11,7 @@ from emlib.config.defenses import BASELINES, Method
 from emlib.config.evaluation import Sampling
 from emlib.config.training import Training
 from emlib.config.words import Distinct, Positive, Seed, Share, SmallCount, no_repeats
-from emlib.core.name_types import Name
+from emlib.core.names import Name
 from emlib.core.schema import Strict
 
 Tier = Annotated[int, Field(ge=0, le=3)]

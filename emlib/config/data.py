@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from emlib.config.words import Positive, Seed, Share
-from emlib.core.name_types import Name, Repository, Revision
+from emlib.core.names import Name, Repository, Revision
 from emlib.core.schema import Strict
 
 

@@ -10,7 +10,7 @@ from pydantic import SerializeAsAny, ValidationError, model_validator
 from emlib.config.words import Distinct, Weight, repeats
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import nearest
-from emlib.core.name_types import Word
+from emlib.core.names import Word
 from emlib.core.of_kind import UnknownDefense
 from emlib.core.schema import Strict
 

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from emlib.config.words import Dtype, Few, Seed
 from emlib.core.errors import shortened
-from emlib.core.name_types import Name, PathInside, Repository, Revision
+from emlib.core.names import Name, PathInside, Repository, Revision
 from emlib.core.schema import Strict
 
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt", "date_string", "strftime_now", "raise_exception")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge
 from emlib.config.words import Distinct, Positive, Seed, Share, SmallCount, Tokens
-from emlib.core.name_types import Word
+from emlib.core.names import Word
 from emlib.core.schema import Strict
 
 

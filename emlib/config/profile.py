@@ -25,7 +25,7 @@ from emlib.config.training import Lora, Training
 from emlib.config.words import Distinct, Few, Seed
 from emlib.core import paths
 from emlib.core.defense import require
-from emlib.core.name_types import Name, Title, Word
+from emlib.core.names import Name, Title, Word
 from emlib.core.schema import Strict
 
 

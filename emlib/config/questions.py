@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import JudgeSpec, LexiconJudge, LocalJudge, OpenAIJudge, Pins, RubricName
 from emlib.config.words import Distinct, Few, Percent, Positive, SmallCount
-from emlib.core.name_types import Word
+from emlib.core.names import Word
 from emlib.core.schema import Strict
 
 Format = Literal["plain", "json", "template"]

@@ -9,8 +9,7 @@ from emlib.config.profile import Profile
 from emlib.config.references import absolute, exists, is_path, of_registry, why_missing
 from emlib.core import paths
 from emlib.core.errors import ProfileError, nearest, shortened
-from emlib.core.name_types import Word
-from emlib.core.names import ALLOWED, is_name
+from emlib.core.names import ALLOWED, Word, is_name
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
 

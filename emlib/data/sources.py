@@ -27,8 +27,7 @@ from emlib.core import paths
 from emlib.core.addresses import checked_address
 from emlib.core.digests import of_file, of_value
 from emlib.core.errors import ProfileError, SourceError, nearest, shortened
-from emlib.core.name_types import Name, PathInside
-from emlib.core.names import LONGEST, is_name
+from emlib.core.names import LONGEST, Name, PathInside, is_name
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.progress import say
 from emlib.core.schema import Strict, check
