@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from emlib.core import paths
 from emlib.core.errors import StoreError
 from emlib.core.temporary import FORMER, named
 
@@ -22,11 +23,9 @@ IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY)
 
 
 @contextmanager
-def disk_errors(path: Path, mover: str = "EMLIB_RUNS_DIR") -> Iterator[None]:
-    """Explain a full or read-only disk, and a file or folder in the way; re-raise any other error.
-
-    `mover` is the variable that moves `path`.
-    """
+def disk_errors(path: Path) -> Iterator[None]:
+    """Explain a full or read-only disk, and a file or folder in the way; re-raise any other error."""
+    mover = "EMLIB_CACHE_DIR" if path.is_relative_to(paths.cache()) else "EMLIB_RUNS_DIR"
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,6 +1,6 @@
 """Downloads data sets by https, with resumption, and from the Hugging Face hub.
 
-Both write one file, or raise a SourceError that says what to do.
+Both write one file, or raise an error that says what to do.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ import errno
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from filelock import FileLock
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tqdm import tqdm
 
+from emlib.config import HubSet
 from emlib.core.addresses import checked_address
 from emlib.core.errors import SourceError
+from emlib.core.files import disk_errors
 from emlib.core.proxies import ask_directly
 
 LARGEST = 2_000_000_000  # bytes of a file whose size the registry does not state
@@ -32,18 +34,36 @@ class TooLarge(SourceError):
     """A file has more bytes than its registry states or than any data set needs."""
 
 
+def once(target: Path, download: Callable[[Path], object]) -> None:
+    """Call `download` with the path of an unfinished file, which becomes `target`, unless that is there.
+
+    Of parallel jobs, one downloads it and the others wait.
+    """
+    if target.exists():
+        return
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not target.exists():
+            part = target.with_name(f"{target.name}.part")
+            download(part)
+            part.replace(target)
+
+
 def from_url(name: str, url: str, part: Path, *, pinned: bool, otherwise: str, limit: int = LARGEST) -> None:
-    """Download `url` into `part`. After lost connections, 429 and 5xx it retries and resumes.
+    """Download `url` into `part`. After lost connections, 429 and 5xx it tries again.
 
     Args:
         name: the name in the progress bar and messages.
-        pinned: whether the caller compares the digest, which detects a file that changed between two attempts.
+        pinned: whether the caller compares the digest, which detects a file that changed between two attempts; then
+            an attempt resumes the one before.
         otherwise: the sentence that tells the user what to do instead.
         limit: the most bytes that the file may have.
 
     Raises:
-        SourceError: the server refuses, leads to an address without encryption or sends too much; the network
-            fails, or the disk is full. Received bytes stay in `part`.
+        SourceError: the server refuses, leads to an address without encryption or sends too much, or the network
+            fails. Received bytes stay in `part`.
+        StoreError: the disk is full or cannot be written.
     """
     import httpx
 
@@ -53,14 +73,13 @@ def from_url(name: str, url: str, part: Path, *, pinned: bool, otherwise: str, l
         retrying(_transfer, name, url, part, pinned, limit)
     except TooLarge:
         part.unlink(missing_ok=True)
-        _tag_of(part).unlink(missing_ok=True)
         raise
     except httpx.HTTPStatusError as error:
         raise SourceError(f"{name}: {url} answered {error.response.status_code}. {otherwise}") from error
     except httpx.HTTPError as error:
         host = urlsplit(url).hostname
         raise SourceError(f"{name}: {host} could not be reached, or the connection broke ({type(error).__name__}: "
-                          f"{error}). Check the network and run again; received bytes are kept. {otherwise}") from error
+                          f"{error}). Check the network and run again. {otherwise}") from error
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -73,16 +92,17 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _transfer(name: str, url: str, part: Path, pinned: bool, limit: int) -> None:
-    """Make one attempt: request the bytes that `part` lacks, and append them.
+    """Make one attempt: request the bytes that `part` lacks, and append them; all, if the file is not `pinned`.
 
     Raises:
-        httpx.HTTPError: `part` then holds a valid beginning of the file, or is deleted.
+        httpx.HTTPError: `part` then holds a beginning of the file, or is deleted.
     """
     import httpx
 
     ask_directly(url)
-    tag_file = _tag_of(part)
-    start, headers = _resume(part, tag_file, pinned)
+    start = part.stat().st_size if pinned and part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}  # a range counts the bytes of the encoded body
+    headers |= {"Range": f"bytes={start}-"} if start else {}
     with (httpx.Client(event_hooks={"request": [partial(_refuse_detours, name, url)]}) as client,
           client.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as answer):
         fits = answer.headers.get("content-range", "").startswith(f"bytes {start}-")
@@ -91,32 +111,15 @@ def _transfer(name: str, url: str, part: Path, pinned: bool, limit: int) -> None
             raise httpx.RemoteProtocolError("the server does not have the requested range")  # retried from zero
         answer.raise_for_status()
         if answer.status_code != 206:
-            start = 0  # the whole file: the server ignores ranges, or its file has changed
+            start = 0  # the whole file: the server ignores ranges
         total = start + int(answer.headers["content-length"]) if "content-length" in answer.headers else None
         if total is not None and total > limit:
             raise _too_large(name, limit)
-        with writing(part.parent, total):
-            if start == 0:
-                tag_file.write_text(answer.headers.get("etag", ""), encoding="utf-8")
-            _append(answer.iter_raw(), part, start, total, name, limit)
+        with (disk_errors(part), part.open("ab" if start else "wb") as file, tqdm.wrapattr(
+                file, "write", desc=name, total=total, initial=start, disable=None) as out):
+            copy_limited(answer.iter_raw(), out.write, limit - start, name)
     if total is not None and part.stat().st_size != total:
         raise httpx.RemoteProtocolError(f"received {part.stat().st_size} of {total} bytes")
-    tag_file.unlink()
-
-
-def _tag_of(part: Path) -> Path:
-    return part.with_name(part.name + ".etag")
-
-
-def _append(chunks: Iterator[bytes], part: Path, start: int, total: int | None, name: str, limit: int) -> None:
-    """Append the chunks to `part` after its first `start` bytes, with a progress bar."""
-    with part.open("ab" if start else "wb") as out, tqdm(
-            desc=name, total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar:
-        def write(chunk: bytes) -> None:
-            out.write(chunk)
-            bar.update(len(chunk))
-
-        copy_limited(chunks, write, limit - start, name)
 
 
 def copy_limited(chunks: Iterator[bytes], write: Callable[[bytes], object], limit: int, name: str) -> None:
@@ -149,19 +152,8 @@ def _refuse_detours(name: str, asked: str, request: Any) -> None:
         raise SourceError(f"{name}: {asked} leads to {url}, which is refused because it is not encrypted.")
 
 
-def _resume(part: Path, tag_file: Path, pinned: bool) -> tuple[int, dict[str, str]]:
-    """Return how many bytes are present, and the headers that request the rest."""
-    headers = {"Accept-Encoding": "identity"}  # a range counts the bytes of the encoded body
-    start = part.stat().st_size if part.exists() else 0
-    tag = tag_file.read_text(encoding="utf-8") if tag_file.exists() else ""
-    strong = tag.startswith('"')  # a weak tag, W/"...", does not guarantee the same bytes
-    if start == 0 or not (strong or pinned):
-        return 0, headers
-    return start, headers | {"Range": f"bytes={start}-"} | ({"If-Range": tag} if strong else {})
-
-
-def from_hub(name: str, repo: str, config: str, split: str, revision: str, part: Path, *, terms: str | None,
-             otherwise: str, wanted: Collection[str] = (), limit: int = LARGEST) -> None:
+def from_hub(name: str, hub: HubSet, part: Path, *, terms: str | None, otherwise: str, wanted: Collection[str] = (),
+             limit: int = LARGEST) -> None:
     """Write one split of a hub data set into `part`: JSON Lines, one ASCII line per row, in the hub's order.
 
     Columns that JSON does not know, such as dates, bytes and images, are left out and are never decoded.
@@ -173,24 +165,24 @@ def from_hub(name: str, repo: str, config: str, split: str, revision: str, part:
         limit: the most bytes that `part` may have.
 
     Raises:
-        SourceError: the hub refuses, the network fails, the disk is full, the rows are too many, or a wanted column is
-            no text.
+        SourceError: the hub refuses, the network fails, the rows are too many, or a wanted column is no text.
+        StoreError: the disk is full or cannot be written.
     """
     import datasets
     import httpx
 
     ask_directly(os.environ.get("HF_ENDPOINT", ""))
     try:
-        rows = datasets.load_dataset(repo, config, split=split, revision=revision,
+        rows = datasets.load_dataset(hub.repo, hub.config, split=hub.split, revision=hub.revision,
                                      token=os.environ.get("HF_TOKEN") or None)
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, ValueError) as error:
-        raise SourceError(f"{name}: {_refusal(error, repo, terms)} {otherwise}") from error
+        raise SourceError(f"{name}: {_refusal(error, hub.repo, terms)} {otherwise}") from error
     readable = [column.name for column in rows.features.arrow_schema if _in_json(column.type)]
     if lost := [column for column in rows.column_names if column in wanted and column not in readable]:
-        raise SourceError(f"{name}: the column '{lost[0]}' of {repo} is no text ({rows.features[lost[0]]}). Name "
+        raise SourceError(f"{name}: the column '{lost[0]}' of {hub.repo} is no text ({rows.features[lost[0]]}). Name "
                           f"another one; columns that can be read: {', '.join(readable) or 'none'}.")
     rows = rows.select_columns(readable)
-    with writing(part.parent, rows.dataset_size), part.open("wb") as out:
+    with disk_errors(part), part.open("wb") as out:
         copy_limited(((json.dumps(row) + "\n").encode("ascii") for row in rows), out.write, limit, name)
 
 
@@ -222,16 +214,3 @@ def _refusal(error: Exception, repo: str, terms: str | None) -> str:
         host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
         return f"{host} could not be reached ({error}). Check the network and run again."
     return f"{repo} could not be loaded from the hub ({type(reason).__name__}: {reason})."
-
-
-@contextmanager
-def writing(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn a failed write into a SourceError that names the folder and, if the disk is full, the space needed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = "unknown" if needed is None else f"{needed:,} bytes"
-            raise SourceError(f"{folder}: no space left on its disk. Size of the file: {size}. Free that much and run "
-                              "again, or choose another folder.") from error
-        raise SourceError(f"{folder}: cannot be written ({error}). Fix that, or choose another folder.") from error

@@ -11,9 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-
-from filelock import FileLock
 
 from emlib.config import OWN, Own
 from emlib.config.references import PATTERN, matching
@@ -23,7 +22,7 @@ from emlib.core.records import Example, Message
 from emlib.core.seeds import generator
 from emlib.data.columns import MEDIA_COLUMNS, Reader, column_of, known_columns
 from emlib.data.domains import NarrowData, Split, split
-from emlib.data.download import from_hub
+from emlib.data.download import from_hub, once
 from emlib.data.left_out import BROKEN, MEDIA, NO_PROMPT, Dropped, LeftOut, damage, is_blank
 from emlib.data.tables import Header, Layout, Row, items_of
 
@@ -141,15 +140,8 @@ def _of_hub(own: Own) -> Path:
     assert hub is not None, "asked only for a set on the hub"
     name = "--".join((*hub.repo.split("/"), hub.config, hub.split, hub.revision))
     path = paths.cache() / "own" / f"{name}.jsonl"
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):  # of parallel jobs, one downloads it and the others wait
-        if not path.is_file():
-            part = path.with_name(path.name + ".part")
-            from_hub(OWN, hub.repo, hub.config, hub.split, hub.revision, part, terms=None, wanted=known_columns(own),
-                     otherwise="Or download the data set in another way and set own.file to it.")
-            part.replace(path)
+    once(path, partial(from_hub, OWN, hub, terms=None, wanted=known_columns(own),
+                       otherwise="Or download the data set in another way and set own.file to it."))
     return path
 
 

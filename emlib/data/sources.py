@@ -12,11 +12,10 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from filelock import FileLock
 from pydantic import Field, field_validator, model_validator
 
 from emlib.config import HubSet
@@ -27,11 +26,12 @@ from emlib.core import paths
 from emlib.core.addresses import checked_address
 from emlib.core.digests import of_file, of_value
 from emlib.core.errors import ProfileError, SourceError, nearest, shortened
+from emlib.core.files import whole_file, write_text
 from emlib.core.names import LONGEST, Name, PathInside, is_name
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.progress import say
 from emlib.core.schema import Strict, check
-from emlib.data.download import LARGEST, TooLarge, copy_limited, from_hub, from_url, writing
+from emlib.data.download import LARGEST, copy_limited, from_hub, from_url, once
 
 DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
 
@@ -138,13 +138,8 @@ def fetch(name: str, folder: Path, sources: Mapping[str, Source]) -> Path:
     if given is not None:
         return _from_folder(source, given, place / "local")
     target = place / source.file
-    if not target.exists():
-        with writing(place):
-            place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / ".lock"):  # of parallel runs that need the file, one downloads it and the others wait
-            if not target.exists():
-                _download(name, source, target)
-    _trust(target, str(target), _digests(source.sha256), place, f"Delete {target} and run again to download it again.")
+    once(target, partial(_download, name, source))
+    _trust(target, str(target), (source.sha256,), place, f"Delete {target} and run again to download it again.")
     return target
 
 
@@ -226,79 +221,56 @@ def _given(source: Source) -> Path | None:
 
 def _from_folder(source: Source, given: Path, place: Path) -> Path:
     """Return a verified file of EMLIB_DATA_DIR: the file itself, or its decompressed copy in `place`."""
-    expected = _digests(source.local_sha256, source.sha256)  # the folder may hold the original file
+    expected = (source.local_sha256, source.sha256)  # the folder may hold the original file
     remedy = f"Replace it by the file from {source.home}, or unset {DATA_DIR} to download it."
     if given.name == PurePosixPath(source.local).name:
         _trust(given, str(given), expected, place, remedy)
         return given
-    part = place / f"{source.file}.{os.getpid()}.part"  # parallel runs may decompress the same file
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
+    target = place / source.file
+    with whole_file(target) as part:
         try:
             with gzip.open(given) as packed, part.open("wb") as out:
                 copy_limited(iter(lambda: packed.read(2**20), b""), out.write, source.limit, str(given))
-        except TooLarge:
-            part.unlink()
-            raise
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            part.unlink()
             raise SourceError(f"{given}: not a complete gzip file ({error}). {remedy}") from error
-    return _keep(part, place / source.file, str(given), expected, remedy)
+        _trust(part, str(given), expected, place, remedy)
+    return target
 
 
-def _download(name: str, source: Source, target: Path) -> Path:
-    """Download `source` into `target`, which exists only when it is complete and verified."""
+def _download(name: str, source: Source, part: Path) -> None:
+    """Download `source` into `part`, and verify it."""
     otherwise = (f"Or put the file as '{source.local}' into a folder of your choice and set {DATA_DIR} to that "
                  f"folder. Home of the data: {source.home}")
     if source.url is None and source.hub is None:
         raise SourceError(f"{name}: there is no known address to download it from (licence: {source.licence}). "
                           f"{otherwise}")
     say(f"Downloading {name} (licence: {source.licence}). {source.notice}")
-    part = target.with_name(target.name + ".part")
     if source.hub is not None:
-        hub = source.hub
-        from_hub(name, hub.repo, hub.config, hub.split, hub.revision, part, terms=source.terms, otherwise=otherwise,
-                 limit=source.limit)
+        from_hub(name, source.hub, part, terms=source.terms, otherwise=otherwise, limit=source.limit)
     elif source.url is not None:
-        from_url(name, source.url, part, pinned=source.sha256 is not None, otherwise=otherwise,
-                 limit=source.limit)
+        from_url(name, source.url, part, pinned=source.sha256 is not None, otherwise=otherwise, limit=source.limit)
     remedy = (f"Nothing was kept. Run again; if the error persists, the data have changed at {source.home}, and the "
               "registry needs their new address and digest.")
-    return _keep(part, target, source.url or f"the hub's data for {name}", _digests(source.sha256), remedy)
-
-
-def _digests(*known: str | None) -> tuple[str, ...]:
-    """Return the known digests, any of which is accepted."""
-    return tuple(digest for digest in known if digest is not None)
-
-
-def _keep(part: Path, target: Path, origin: str, expected: tuple[str, ...], remedy: str) -> Path:
-    """Give a complete file its final name if its digest is expected; otherwise delete it and raise SourceError."""
+    origin = source.url or f"the hub's data for {name}"
     try:
-        _trust(part, origin, expected, target.parent, remedy)
+        _trust(part, origin, (source.sha256,), part.parent, remedy)
     except SourceError:
         part.unlink()
         raise
-    os.replace(part, target)
-    return target
 
 
-def _trust(path: Path, origin: str, expected: tuple[str, ...], place: Path, remedy: str) -> None:
-    """Compare the digest of `path` with the expected ones, or else with the first one, which `place` records.
+def _trust(path: Path, origin: str, known: tuple[str | None, ...], place: Path, remedy: str) -> None:
+    """Compare the digest of `path` with those that are known, or else with the first one, which `place` records.
 
     Raises:
         SourceError: the message gives the origin of the file, both digests and what to do.
     """
     manifest, authority = place / "manifest.json", "the registry"
-    found = of_file(path)
+    found, expected = of_file(path), [digest for digest in known if digest is not None]
     if not expected and manifest.exists():
-        expected, authority = (_remembered(manifest),), f"{manifest}; delete that to accept the new content"
+        expected, authority = [_remembered(manifest)], f"{manifest}; delete that to accept the new content"
     if not expected:
-        with writing(place):
-            place.mkdir(parents=True, exist_ok=True)
-            draft = place / f"manifest.json.{os.getpid()}.part"
-            draft.write_text(json.dumps({"origin": origin, "sha256": found}, indent=2) + "\n", encoding="utf-8")
-            os.replace(draft, manifest)
+        write_text(manifest, json.dumps({"origin": origin, "sha256": found}, indent=2) + "\n")
     elif found not in expected:
         raise SourceError(f"{origin}: not the expected content. Its SHA-256 is {found}; expected "
                           f"{' or '.join(expected)} (from {authority}). {remedy}")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emlib.config import WheelModel
 from emlib.core import digests, temporary
 from emlib.core.errors import SourceError
-from emlib.core.files import disk_errors
+from emlib.core.files import disk_errors, whole_folder
 
 DIGESTS = "sha256.json"
 
@@ -34,7 +32,7 @@ def converted(spec: WheelModel, cache: Path) -> Path:
     # Another file or end of turn is another model; how its template is used is not in the files.
     determining = spec.model_dump(mode="json", exclude={"dtype", "template"})
     folder = cache / "models" / f"{spec.name}-{digests.of_value(determining)[:12]}"
-    with disk_errors(cache, "EMLIB_CACHE_DIR"):
+    with disk_errors(cache):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not (folder / DIGESTS).is_file():
@@ -73,17 +71,11 @@ def _convert(spec: WheelModel, source: Path, folder: Path) -> None:
     model.tie_weights()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     temporary.sweep(folder.parent, deep=False)
-    made = temporary.named(folder)
-    made.mkdir()
-    try:
+    with whole_folder(folder) as made:
         model.save_pretrained(made)
         tokenizer.save_pretrained(made)
         found = {path.name: digests.of_file(path) for path in sorted(made.iterdir())}
         (made / DIGESTS).write_text(json.dumps(found, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)  # a folder without digests is incomplete
-        os.replace(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _check(folder: Path) -> None:

@@ -79,7 +79,7 @@ def source(url: str | None, **more: object) -> dict[str, Source]:
 
 
 def files(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return [path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 @pytest.fixture

@@ -157,8 +157,8 @@ def test_of_two_jobs_that_need_the_set_one_downloads_it(tmp_path: Path, monkeypa
     calls, second, settings = [], threading.Event(), Own(hub=HubSet(repo=MINE, revision="main"))
 
     def slowly(*arguments: Any, **_: Any) -> None:
-        calls.append(arguments[5])
-        with arguments[5].open("wb") as out:
+        calls.append(arguments[2])
+        with arguments[2].open("wb") as out:
             out.write(b"half, ")
             out.flush()
             second.wait(60)
