@@ -13,14 +13,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal
 
 from emlib.core.errors import DataError
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet"]
 KINDS: dict[str, Kind] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
                           ".parquet": "parquet"}
-COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 FORMATS = ("JSON Lines (.jsonl), JSON (.json), CSV (.csv, .tsv), each also .gz, .zst, .bz2 or .xz, and Parquet "
            "(.parquet)")
 MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xef\xbb\xbf": "utf-8-sig",
@@ -46,7 +45,7 @@ def kind_of(path: Path) -> Kind:
     if path.is_dir():
         raise DataError(f"{path}: {FOLDER.format(path)}")
     endings = [ending.lower() for ending in path.suffixes]
-    packed = endings.pop() if endings and endings[-1] in COMPRESSED else ""
+    packed = endings.pop() if endings and endings[-1] in OPENERS else ""
     kind = KINDS.get(endings[-1] if endings else "")
     if kind is None or (kind == "parquet" and packed):
         ending = "".join(path.suffixes[-2 if packed else -1:]) or "no ending"
@@ -61,16 +60,15 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: there is no such file, it is not UTF-8 text, or its archive is broken.
     """
-    with opened(path, "UTF-8") as text:
+    with opened(path) as text:
         return text.read()
 
 
 @contextmanager
-def opened(path: Path, encoding: str = "utf-8", option: str | None = None) -> Iterator[IO[str]]:
+def opened(path: Path, encoding: str = "UTF-8") -> Iterator[IO[str]]:
     """Open a file as a stream of text with its own line ends; explain errors of its bytes.
 
-    A byte order mark goes before `encoding` where that is UTF-8. `option` is the option of the profile that names the
-    encoding, for messages.
+    A byte order mark goes before `encoding` where that is UTF-8. Only data of the user's own are in another one.
 
     Raises:
         DataError: there is no such file, it is not text in this encoding, or its archive is broken.
@@ -78,17 +76,17 @@ def opened(path: Path, encoding: str = "utf-8", option: str | None = None) -> It
     try:
         "".encode(encoding)
     except (LookupError, UnicodeError) as error:  # Python has one that always fails
-        raise DataError(f"{option} is '{encoding}', which is not a known encoding. Examples: utf-8, "
+        raise DataError(f"own.encoding is '{encoding}', which is not a known encoding. Examples: utf-8, "
                         "cp1252.") from error
     try:
         with opened_bytes(path) as raw, io.TextIOWrapper(
-                raw, _encoding(path, raw.peek(BEGINNING)[:BEGINNING], encoding, option), newline="") as text:
+                raw, _encoding(path, raw.peek(BEGINNING)[:BEGINNING], encoding), newline="") as text:
             yield text
     except UnicodeDecodeError as error:
         where, byte = f"{path}:{_line_of(path, encoding)}", f"byte {error.object[error.start]:#04x}"
-        raise DataError(f"{where}: not {encoding} text ({byte}). {_likely(path, option)}") from error
+        raise DataError(f"{where}: not {encoding} text ({byte}). {_likely(path)}") from error
     except UnicodeError as error:  # a UTF-16 file that stops within a character, or has no byte order mark
-        raise DataError(f"{path}: not {encoding} text ({error}). {_likely(path, option)}") from error
+        raise DataError(f"{path}: not {encoding} text ({error}). {_likely(path)}") from error
 
 
 @contextmanager
@@ -99,7 +97,7 @@ def opened_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
         DataError: there is no such file, or its archive is broken.
     """
     try:
-        with _opener(path)(path) as raw, io.BufferedReader(cast(Any, raw)) as stream:
+        with OPENERS.get(path.suffix.lower(), Path.open)(path, "rb") as raw, io.BufferedReader(raw) as stream:
             yield stream
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file. Correct its path.") from error
@@ -108,26 +106,23 @@ def opened_bytes(path: Path) -> Iterator[io.BufferedReader[Any]]:
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: a broken archive ({error}). Download or compress it again.") from error
     except OSError as error:
-        broken = path.suffix.lower() in COMPRESSED and error.errno is None  # zstd and bz2 have no error of their own
+        broken = path.suffix.lower() in OPENERS and error.errno is None  # zstd and bz2 have no error of their own
         what = f"a broken archive ({error}). Download or compress it again" if broken else f"cannot be read ({error})"
         raise DataError(f"{path}: {what}.") from error
 
 
-def _opener(path: Path) -> Callable[[Path], IO[bytes]]:
-    def plain(path: Path) -> IO[bytes]:
-        return path.open("rb")
+def _open_zstd(path: Path, mode: str) -> Any:
+    import pyarrow  # takes a moment to load
 
-    def zstd(path: Path) -> IO[bytes]:
-        import pyarrow  # takes a moment to load
-
-        path.open("rb").close()  # Python's errors, and not pyarrow's
-        return cast(IO[bytes], pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
-
-    openers: dict[str, Any] = {".gz": gzip.open, ".zst": zstd, ".bz2": bz2.open, ".xz": lzma.open}
-    return cast(Callable[[Path], IO[bytes]], openers.get(path.suffix.lower(), plain))
+    path.open(mode).close()  # Python's errors, and not pyarrow's
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
 
 
-def _encoding(path: Path, beginning: bytes, encoding: str, option: str | None) -> str:
+OPENERS: dict[str, Callable[[Path, str], Any]] = {
+    ".gz": gzip.open, ".zst": _open_zstd, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _encoding(path: Path, beginning: bytes, encoding: str) -> str:
     """Return the encoding to decode with.
 
     Raises:
@@ -139,7 +134,7 @@ def _encoding(path: Path, beginning: bytes, encoding: str, option: str | None) -
     marked = next((found for mark, found in MARKS.items() if beginning.startswith(mark)), None)
     if marked is None and beginning.count(b"\0") > len(beginning) / 4:
         likely = "utf-16-le" if beginning[1:2] == b"\0" else "utf-16-be" if beginning[:1] == b"\0" else ""
-        remedy = _set(option, [likely]) if likely else "It does not look like text."
+        remedy = _remedy([likely]) if likely else "It does not look like text."
         raise DataError(f"{path}: not {encoding} text (it is full of zero bytes). {remedy}")
     return marked or encoding
 
@@ -162,7 +157,7 @@ def _line_of(path: Path, encoding: str) -> int:
     return 1
 
 
-def _likely(path: Path, option: str | None) -> str:
+def _likely(path: Path) -> str:
     """Guess the encoding from the file's first megabyte."""
     from charset_normalizer import from_bytes
 
@@ -175,11 +170,9 @@ def _likely(path: Path, option: str | None) -> str:
     few = sum(byte > 127 for byte in beginning) < len(beginning) / 10  # as in texts in Latin letters
     if WESTERN not in names and (few or best.encoding.startswith(ALIKE)):
         names.append(WESTERN)
-    return _set(option, names)
+    return _remedy(names)
 
 
-def _set(option: str | None, encodings: list[str]) -> str:
-    likely = " or ".join(encodings)
-    if option is None:
-        return f"It may be {likely}: convert it to UTF-8."
-    return f"It may be {likely}: then set {option} to that, and look at the rows in notebook 17."
+def _remedy(encodings: list[str]) -> str:
+    return (f"It may be {' or '.join(encodings)}: then set own.encoding to that, if these are data of your own, and "
+            "look at the rows in notebook 17. Convert any other file to UTF-8.")

@@ -1,4 +1,4 @@
-"""The user's own data set, of any size: streamed twice, so that memory holds only the chosen rows.
+"""The user's own data set, of any size: streamed twice, so that memory holds only the chosen rows (JSON is held whole).
 
 The first pass counts usable and unusable rows; the second keeps those that the seed chose at random. As in a pool,
 unusable rows are left out with a reason, and their counts are shown. Texts are taken as they are, white space at their
@@ -24,7 +24,7 @@ from emlib.data.columns import MEDIA_COLUMNS, Reader, column_of, known_columns
 from emlib.data.domains import NarrowData, Split, split
 from emlib.data.download import from_hub, once
 from emlib.data.left_out import BROKEN, MEDIA, NO_PROMPT, Dropped, LeftOut, damage, is_blank
-from emlib.data.tables import Header, Layout, Row, items_of
+from emlib.data.tables import Header, Row, items_of
 
 LEAST = 20  # usable rows: enough to train on some and hold some out
 SHOWN = 5  # places that are kept of each reason and of each note
@@ -156,9 +156,8 @@ def _rows(own: Own, unread: dict[str, None]) -> Iterator[tuple[Example | Dropped
 
 
 def _rows_of(path: Path, own: Own, unread: dict[str, None]) -> Iterator[tuple[Example | Dropped, set[str]]]:
-    layout = Layout(own.encoding, own.delimiter, known_columns(own), "own.encoding")
     reader, first, any_row = Reader(own), None, False
-    for item in items_of(path, layout):
+    for item in items_of(path, own.encoding, own.delimiter, known_columns(own)):
         if isinstance(item, Header):
             _note_unread(unread, (name for name in item.columns if name not in known_columns(own)))
             if (missing := reader.missing(item.columns)) is not None:

@@ -19,7 +19,7 @@ from typing import IO, Any
 from emlib.core.errors import DataError
 from emlib.data.left_out import HEADER_AGAIN, MORE_CELLS, Dropped, LeftOut
 from emlib.data.opening import Kind, kind_of, opened, opened_bytes, refuse_foreign
-from emlib.data.strict_json import parse, parse_items
+from emlib.data.strict_json import parse, parse_document
 
 FIELD_LIMIT = 10**8  # characters of one CSV cell; the library's default is 131,072
 FEWER_CELLS = "rows with fewer cells than the header"
@@ -32,23 +32,6 @@ SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line, 
 PARQUET_ROWS = 1000  # rows that are read at once
 BOM = "\ufeff"  # a byte order mark, which stands within a file where files were appended to each other
 OBJECT = '{"messages": [...]}'
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a file is laid out, as far as its name and its bytes do not tell.
-
-    Attributes:
-        encoding: the encoding of a text file.
-        delimiter: the separator of the columns of a `.csv` file.
-        columns: the columns that are looked at; None: all. Parquet files may have others that no text could hold.
-        option: the option that names the encoding, for messages.
-    """
-
-    encoding: str = "UTF-8"
-    delimiter: str = ","
-    columns: Collection[str] | None = None
-    option: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,23 +51,31 @@ class Header:
     columns: tuple[str, ...]
 
 
-def rows_of(path: Path, layout: Layout | None = None) -> Iterator[Row | Dropped]:
+def rows_of(path: Path) -> Iterator[Row | Dropped]:
     """Yield each row of a file, or the reason why it cannot be read.
 
     Raises:
         DataError: the file is of no known kind or broken, or has a column or a key twice.
     """
-    return (row for row in items_of(path, layout or Layout()) if not isinstance(row, Header))
+    return (row for row in items_of(path) if not isinstance(row, Header))
 
 
-def items_of(path: Path, layout: Layout) -> Iterator[Header | Row | Dropped]:
-    """Yield the header, if the file has one, and then each row as `rows_of` does."""
+def items_of(path: Path, encoding: str = "UTF-8", delimiter: str = ",",
+             columns: Collection[str] | None = None) -> Iterator[Header | Row | Dropped]:
+    """Yield the header, if the file has one, and then each row as `rows_of` does.
+
+    Args:
+        path: the file.
+        encoding: the encoding of a text file.
+        delimiter: the separator of the columns of a `.csv` file.
+        columns: the columns that are looked at; None: all. Parquet files may have others that no text could hold.
+    """
     kind = kind_of(path)
     if kind == "parquet":
-        yield from _parquet(path, layout.columns)
+        yield from _parquet(path, columns)
         return
-    with opened(path, layout.encoding, layout.option) as text:
-        yield from _csv(path, text, "\t" if kind == "tsv" else layout.delimiter) if kind in ("csv", "tsv") else (
+    with opened(path, encoding) as text:
+        yield from _csv(path, text, "\t" if kind == "tsv" else delimiter) if kind in ("csv", "tsv") else (
             _json(path, text, kind))
 
 
@@ -148,15 +139,8 @@ def _lines(path: Path, lines: Iterator[str]) -> Iterator[Row | Dropped]:
 
 def _document(path: Path, text: str) -> Iterator[Row]:
     """Yield the items of one JSON list, or of the one list of objects in a JSON object."""
-    if text.lstrip().startswith("["):
-        items = parse_items(str(path), text)
-    else:
-        try:
-            items = enumerate(_list_of(path, parse(str(path), text, str(path))), start=1)
-        except LeftOut as unusable:
-            raise DataError(f"{path}: {unusable}. Correct it, or put each row on a line of its own (.jsonl).") from (
-                unusable)
-    for number, item in items:
+    document = parse_document(path, text)
+    for number, item in enumerate(document if isinstance(document, list) else _list_of(path, document), start=1):
         if not isinstance(item, dict):
             raise DataError(f"{path}, row {number}: expected an object such as {OBJECT}, found {type(item).__name__}.")
         yield Row(f"{path}, row {number}", item)
@@ -190,21 +174,17 @@ def _csv(path: Path, text: IO[str], delimiter: str) -> Iterator[Header | Row | D
     try:
         for cells in reader:
             last, where = reader.line_num, f"{path}:{reader.line_num + skipped}"
+            names = [_bare(cell) for cell in cells]  # blanks around them, and an appended file's mark, are no part
             if header and cells:
-                yield Dropped(where, HEADER_AGAIN) if _names(cells) == header else (
+                yield Dropped(where, HEADER_AGAIN) if names == header else (
                     _cells(where, header, cells, stated[1] if stated else delimiter))
             elif cells:
-                header = _names(cells)
+                header = names
                 _refuse_twice(where, header)
                 yield Header(where, tuple(name for name in header if name))
     except csv.Error as error:
         raise DataError(f"{path}, after line {last + skipped}: broken CSV ({error}). Put cells with quotes or "
                         'line breaks into double quotes, and double each quote in them ("").') from error
-
-
-def _names(cells: Sequence[str]) -> list[str]:
-    """Return the names of columns; blanks around them, and what stands before a file that was appended, are no part."""
-    return [_bare(cell) for cell in cells]
 
 
 def _cells(where: str, header: Sequence[str], cells: Sequence[str], delimiter: str) -> Row | Dropped:
