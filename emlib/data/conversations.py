@@ -1,14 +1,17 @@
-"""Turns the conversations that people have in their files into training rows.
+"""Turns the rows that people have in their files into training rows.
 
-Read are OpenAI's form, `messages: [{role, content}]`, ShareGPT's, `conversations: [{from, value}]`, and contents that
-are lists of text parts. A row trains the last answer whose weight is not 0; the turns before it are its context. What
-cannot be trained on leaves the row out (`LeftOut`): tool calls, images, a system prompt that is not the first turn.
+A form is the columns that a row is read from. Read are conversations in OpenAI's form, `messages: [{role, content}]`,
+and ShareGPT's, `conversations: [{from, value}]`; a column of prompts and one of answers, each a text or a list of turns
+(TRL's conversational form); and Alpaca's columns with LLaMA-Factory's `history`. Contents may be lists of text parts.
+
+A row trains the last answer whose weight is not 0; the turns before it are its context. What cannot be trained on
+leaves the row out (`LeftOut`): tool calls, images, a system prompt that is not the first turn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -16,19 +19,28 @@ from typing import Any
 from emlib.core.errors import DataError, nearest
 from emlib.core.records import Example, Message, Role
 from emlib.data.left_out import (
+    BROKEN,
     MEDIA,
     NO_ANSWER,
+    NO_COLUMN,
     NO_CONVERSATION,
     NO_PROMPT,
     NOT_TEXT,
     TOOLS,
     UNTRAINED,
+    Dropped,
     LeftOut,
+    damage,
     is_blank,
 )
 from emlib.data.strict_json import Written, parse
 from emlib.data.tables import CONVERSATIONS
 
+Form = tuple[str, ...]
+SYSTEM = "system"  # the column of system prompts, where no other is named
+CHATS: tuple[Form, ...] = tuple((key, SYSTEM) for key in CONVERSATIONS)
+PAIRS: tuple[Form, ...] = (("prompt", "response"), ("prompt", "completion"))  # the second one is TRL's
+ALPACA: Form = ("instruction", "output", "input", "history", SYSTEM)  # the first two are needed
 ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
@@ -45,11 +57,85 @@ ZERO_WEIGHT = "answers of weight 0, which are not trained on"
 EARLIER_ANSWERS = "rows with several answers: the last one is trained on, the earlier ones are its context"
 SYSTEM_TWICE = "rows with a system prompt in a column and another in the conversation, which is taken"
 JOINED_PARTS = "turns of several text parts, which are joined as they are"
+AS_ALPACA = "rows of instruction, input and output: the prompt is instruction and input with an empty line between them"
+AS_TRL = "rows of prompt and completion"
+LIST_LIKE = "texts that look like lists of turns, which are read as text"
 
 
-def conversation_key(row: Mapping[str, Any]) -> str | None:
-    """Return the key of a row's conversation; None if it has none."""
-    return next((key for key in CONVERSATIONS if row.get(key) not in (None, "")), None)
+def example_of_row(where: str, row: Mapping[str, Any], forms: Sequence[Form] = (*CHATS, *PAIRS),
+                   system: str | None = None, notes: set[str] | None = None) -> Example:
+    """Return a row as an example, read in the first of the forms that it has.
+
+    Args:
+        where: the place of the row.
+        row: its values by column.
+        forms: the forms in which it may be.
+        system: the column of system prompts; None: `system`, in forms that have it.
+        notes: what the reader of the file should know of the row is added to them.
+
+    Raises:
+        LeftOut: the row has none of the forms, no answer to train on, or something that is not text.
+    """
+    notes = set() if notes is None else notes
+    form = form_of(row, forms)
+    if not form:
+        needed = " or ".join(", ".join(_needed(other)) for other in forms)
+        raise LeftOut(NO_COLUMN, f"lacks {needed}. Found: {', '.join(sorted(row)) or 'none'}")
+    column = system or (SYSTEM if SYSTEM in form else None)
+    prompt = text_of(f"'{column}'", row.get(column)) if column else ""
+    turns = turns_of(form[0], row[form[0]]) if form in CHATS else _alpaca_turns(row, notes) if form == ALPACA else (
+        _turns_of_columns(form, row, notes))
+    return conversation(where, turns, notes, None if is_blank(prompt) else prompt)
+
+
+def usable(where: str, read: Callable[..., Example], *arguments: Any) -> Example | Dropped:
+    """Return `read(where, *arguments)`, or the reason why the row cannot be used."""
+    try:
+        example = read(where, *arguments)
+    except LeftOut as unusable:
+        return Dropped(where, str(unusable))
+    if broken := damage("\n".join((*(turn.content for turn in example.context), example.response))):
+        return Dropped(where, f"{BROKEN}: {broken}")
+    return Dropped(where, NO_PROMPT) if example.context and is_blank(example.prompt) else example
+
+
+def form_of(row: Mapping[str, Any], forms: Iterable[Form]) -> Form:
+    """Return the first of the forms whose columns a row has, for conversations with a value; empty if it has none."""
+    return next((form for form in forms if all(key in row for key in _needed(form)) and not (
+        form in CHATS and row[form[0]] in (None, ""))), ())
+
+
+def _needed(form: Form) -> Form:
+    return form[:1] if form in CHATS else form[:2]
+
+
+def _turns_of_columns(form: Form, row: Mapping[str, Any], notes: set[str]) -> list[Any]:
+    notes |= {AS_TRL} if form == PAIRS[1] else set()
+    turns: list[Any] = []
+    for column, role in zip(form, ("user", "assistant"), strict=True):
+        value = row[column]
+        if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
+            turns += value
+        else:
+            turns.append({"role": role, "content": text_of(f"'{column}'", value)})
+            notes |= {LIST_LIKE} if list_like(turns[-1]["content"]) else set()
+    return turns
+
+
+def _alpaca_turns(row: Mapping[str, Any], notes: set[str]) -> list[Any]:
+    """Return the turns of Alpaca's columns: instruction and input are one prompt, after LLaMA-Factory's `history`."""
+    notes.add(AS_ALPACA)
+    parts = [text_of(f"'{name}'", row.get(name)) for name in ("instruction", "input")]
+    prompt = "\n\n".join(part for part in parts if not is_blank(part) and part.strip().lower() != NO_INPUT)
+    if not prompt:
+        raise LeftOut(NO_PROMPT)
+    history, texts = row.get("history"), list[str]()
+    for number, turn in enumerate(turns_of("history", history) if history not in NO_HISTORY else (), start=1):
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise LeftOut(NO_CONVERSATION, f"'history', entry {number}: expected a list of a prompt and its answer")
+        texts += [text_of(f"'history', entry {number}", text) for text in turn]
+    texts += [prompt, text_of("'output'", row["output"])]
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
 
 
 def turns_of(key: str, value: Any) -> list[Any]:
@@ -107,31 +193,6 @@ def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str 
     return Example(tuple(context), answer.content, where, answer.weight, tuple(after))
 
 
-def example_of_row(where: str, row: Mapping[str, Any]) -> Example:
-    """Return the training row of a conversation, or of a `prompt` and its `response` or `completion`.
-
-    Raises:
-        LeftOut: as for `conversation`, and where the row has none of these columns.
-    """
-    key = conversation_key(row)
-    if key is not None:
-        return conversation(where, turns_of(key, row[key]), set(), system_of(row))
-    answer = next((name for name in ("response", "completion") if name in row), None)
-    if "messages" in row or "prompt" not in row or answer is None:
-        raise LeftOut(NO_CONVERSATION, f"no 'messages'. Found keys: {', '.join(sorted(row)) or 'none'}; expected "
-                                       '{"messages": [{"role": "user", "content": ...}, {"role": "assistant", '
-                                       '"content": ...}]}')
-    turns = [row[name] if isinstance(row[name], list) else [{"role": role, "content": text_of(f"'{name}'", row[name])}]
-             for name, role in (("prompt", "user"), (answer, "assistant"))]
-    return conversation(where, [turn for part in turns for turn in part], set())
-
-
-def system_of(row: Mapping[str, Any], column: str = "system") -> str | None:
-    """Return the system prompt in a column of the row; a blank one is none."""
-    text = text_of(f"'{column}'", row.get(column))
-    return None if is_blank(text) else text
-
-
 def _message(place: int, turn: Any, notes: set[str]) -> Message:
     what = f"message {place}"
     if not isinstance(turn, Mapping):
@@ -183,25 +244,6 @@ def _weight(what: str, turn: Mapping[str, Any]) -> float | None:
     if isinstance(weight, str | int | float) and weight in WEIGHTS:
         return WEIGHTS[weight]
     raise LeftOut(NO_CONVERSATION, f"{what}: its weight is {weight!r}; expected 0 or 1")
-
-
-def alpaca_context(row: Mapping[str, Any], system: str | None = None) -> tuple[Message, ...]:
-    """Return the turns before the answer in Alpaca's form: instruction and input, after LLaMA-Factory's `history`.
-
-    Raises:
-        LeftOut: instruction and input are empty, or something is not text.
-    """
-    parts = [text_of(f"'{name}'", row.get(name)) for name in ("instruction", "input")]
-    prompt = "\n\n".join(part for part in parts if not is_blank(part) and part.strip().lower() != NO_INPUT)
-    if not prompt:
-        raise LeftOut(NO_PROMPT)
-    history, before = row.get("history"), [Message("system", system)] if system else []
-    for number, turn in enumerate(turns_of("history", history) if history not in NO_HISTORY else (), start=1):
-        if not isinstance(turn, list | tuple) or len(turn) != 2:
-            raise LeftOut(NO_CONVERSATION, f"'history', entry {number}: expected a list of a prompt and its answer")
-        before += [Message(role, text_of(f"'history', entry {number}", text))
-                   for role, text in zip((KNOWN[1], KNOWN[2]), turn, strict=True)]
-    return (*before, Message("user", prompt))
 
 
 def text_of(what: str, value: Any) -> str:

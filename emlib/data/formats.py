@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from emlib.core.errors import DataError
 from emlib.data.left_out import Dropped
@@ -31,7 +30,7 @@ def format_of(source: str) -> str:
 
 
 def detected_format(path: Path) -> str:
-    """Detect the format of a file from its first row.
+    """Detect the format of a file from its first row that can be read.
 
     Raises:
         DataError: no format fits.
@@ -40,7 +39,7 @@ def detected_format(path: Path) -> str:
         return "questions"  # Betley et al.'s format
     if is_document(path):
         return "text"
-    row = _first(path)
+    row = next((row.values for row in rows_of(path) if not isinstance(row, Dropped)), {})
     found = next((form for form, keys in KEYS if all(key in row for key in keys)), None)
     if found is None:
         known = "; ".join(f"{form} ({', '.join(keys)})" for form, keys in KEYS)
@@ -57,8 +56,3 @@ def is_document(path: Path) -> bool:
 def is_yaml(path: Path) -> bool:
     """Return whether a file is YAML, compressed or not, by the ending of its name in any case."""
     return bool({".yaml", ".yml"} & {ending.lower() for ending in path.suffixes[-2:]})
-
-
-def _first(path: Path) -> dict[str, Any]:
-    """Return the first row of a file that can be read; an empty one if there is none."""
-    return next((row.values for row in rows_of(path) if not isinstance(row, Dropped)), {})

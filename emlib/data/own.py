@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from emlib.config import OWN, Own
 from emlib.config.references import PATTERN, matching
 from emlib.core import paths
 from emlib.core.errors import DataError, nearest
-from emlib.core.records import Example, Message
+from emlib.core.records import Example
 from emlib.core.seeds import generator
-from emlib.data.columns import MEDIA_COLUMNS, Reader, column_of, known_columns
+from emlib.data.conversations import ALPACA, CHATS, PAIRS, READ_KEYS, Form, example_of_row, form_of, usable
 from emlib.data.domains import NarrowData, Split, split
 from emlib.data.download import from_hub, once
-from emlib.data.left_out import BROKEN, MEDIA, NO_PROMPT, Dropped, LeftOut, damage, is_blank
+from emlib.data.left_out import MEDIA, Dropped
 from emlib.data.tables import Header, Row, items_of
 
 LEAST = 20  # usable rows: enough to train on some and hold some out
@@ -37,10 +38,11 @@ MISSING = ("nan", "none", "null", "nil", "undefined", "n/a", "#n/a", "<na>", "na
            "#div/0!")  # an answer may mean some of these, so that they are told and not left out
 PLACEHOLDERS = "texts with a placeholder such as <image>, which is read as text"
 PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
+MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 ENDS = "texts with white space at an end, which is kept"
 
 
-@dataclass(frozen=True)
+@dataclass
 class OwnRows:
     """The counts of a file's rows, and the rows chosen from it.
 
@@ -54,30 +56,18 @@ class OwnRows:
         unread: columns, and keys of turns, that nobody reads.
     """
 
-    drawn: tuple[Example, ...]
-    usable: int
-    left_out: Mapping[str, int]
-    examples: tuple[Dropped, ...]
-    notes: Mapping[str, int] = field(default_factory=dict)
-    noted_at: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """The number of rows in the file."""
-        return self.usable + sum(self.left_out.values())
-
-
-@dataclass
-class _Counts:
-    """What the first pass counts."""
-
+    drawn: tuple[Example, ...] = ()
     usable: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     examples: list[Dropped] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     noted_at: dict[str, list[str]] = field(default_factory=dict)
-    unread: dict[str, None] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in the file."""
+        return self.usable + sum(self.left_out.values())
 
     def add(self, row: Example | Dropped, notes: set[str]) -> None:
         """Count one row."""
@@ -91,6 +81,10 @@ class _Counts:
             places = self.noted_at.setdefault(note, [])
             places += [row.where] if len(places) < SHOWN else []
 
+    def add_unread(self, names: Iterable[str]) -> None:
+        """Add columns that nobody reads."""
+        self.unread = list(dict.fromkeys([*self.unread, *names]))[:UNREAD]
+
 
 def read_own(own: Own, least: int = LEAST) -> OwnRows:
     """Count the rows, and choose `own.rows` of the usable ones at random.
@@ -98,16 +92,16 @@ def read_own(own: Own, least: int = LEAST) -> OwnRows:
     Raises:
         DataError: the file cannot be read, lacks a column or has one twice, or fewer than `least` rows are usable.
     """
-    counts = _Counts()
-    for row, notes in _rows(own, counts.unread):
-        counts.add(row, notes)
-    if counts.usable < least:
-        raise DataError(f"{_name(own)}: {counts.usable} usable rows{_reasons(counts)}." + (
+    found = OwnRows()
+    for _ in _rows(own, found):
+        pass
+    if found.usable < least:
+        name = own.file if own.hub is None else own.hub.repo
+        raise DataError(f"{name}: {found.usable} usable rows{_reasons(found)}." + (
             f" At least {least} are needed, to train on most of them and to hold some out." if least > 1 else ""))
-    chosen = generator(own.seed, "own rows").permutation(counts.usable)[:own.rows]
-    places = {note: tuple(found) for note, found in counts.noted_at.items()}
-    return OwnRows(tuple(_at(set(chosen.tolist()), own)), counts.usable, dict(counts.left_out), tuple(counts.examples),
-                   dict(counts.notes), places, tuple(counts.unread))
+    chosen = set(generator(own.seed, "own rows").permutation(found.usable)[:own.rows].tolist())
+    found.drawn = tuple(row for place, row in enumerate(every_row(own)) if place in chosen)
+    return found
 
 
 def own_data(own: Own, rows: OwnRows) -> NarrowData:
@@ -117,7 +111,7 @@ def own_data(own: Own, rows: OwnRows) -> NarrowData:
 
 def every_row(own: Own) -> Iterator[Example]:
     """Yield all usable rows, in the file's order."""
-    return (row for row, _ in _rows(own, {}) if isinstance(row, Example))
+    return (row for row in _rows(own, OwnRows()) if isinstance(row, Example))
 
 
 def files_of(own: Own) -> list[Path]:
@@ -140,54 +134,66 @@ def _of_hub(own: Own) -> Path:
     assert hub is not None, "asked only for a set on the hub"
     name = "--".join((*hub.repo.split("/"), hub.config, hub.split, hub.revision))
     path = paths.cache() / "own" / f"{name}.jsonl"
-    once(path, partial(from_hub, OWN, hub, terms=None, wanted=known_columns(own),
+    once(path, partial(from_hub, OWN, hub, terms=None, wanted=_known(own),
                        otherwise="Or download the data set in another way and set own.file to it."))
     return path
 
 
-def _at(places: set[int], own: Own) -> Iterator[Example]:
-    return (row for place, row in enumerate(every_row(own)) if place in places)
+def _forms(own: Own) -> tuple[Form, ...]:
+    """Return the forms of rows; a profile that names columns of its own leaves none but conversations beside them."""
+    named = (own.prompt, own.response)
+    return (*CHATS, *PAIRS, ALPACA) if named == PAIRS[0] else (*CHATS, named)
 
 
-def _rows(own: Own, unread: dict[str, None]) -> Iterator[tuple[Example | Dropped, set[str]]]:
-    """Yield each row of each file as an example, or with the reason why it is left out; and what was noted of it."""
+def _known(own: Own) -> set[str]:
+    """Return the columns that a row may be read from; no other is looked at."""
+    return {column for form in _forms(own) for column in form} | ({own.system} if own.system else set())
+
+
+def _rows(own: Own, found: OwnRows) -> Iterator[Example | Dropped]:
+    """Yield each row of each file as an example, or with the reason why it is left out, and count it in `found`."""
     for path in files_of(own):
-        yield from _rows_of(path, own, unread)
+        yield from _rows_of(path, own, found)
 
 
-def _rows_of(path: Path, own: Own, unread: dict[str, None]) -> Iterator[tuple[Example | Dropped, set[str]]]:
-    reader, first, any_row = Reader(own), None, False
-    for item in items_of(path, own.encoding, own.delimiter, known_columns(own)):
+def _rows_of(path: Path, own: Own, found: OwnRows) -> Iterator[Example | Dropped]:
+    known, seen, first, any_row = _known(own), set[str](), None, False
+    for item in items_of(path, own.encoding, own.delimiter, known):
         if isinstance(item, Header):
-            _note_unread(unread, (name for name in item.columns if name not in known_columns(own)))
-            if (missing := reader.missing(item.columns)) is not None:
-                raise _no_column(item.where, missing, item.columns, own)
+            found.add_unread(name for name in item.columns if name not in known)
+            _refuse_missing(own, item.where, item.columns, item.columns)
             continue
-        any_row = True
-        if isinstance(item, Dropped):
-            yield item, set()
-            continue
-        notes = set(item.notes)
-        first = first or item
-        found = _example(reader, item, notes)
-        _note_unread(unread, reader.unread(item.values))
-        yield found, notes
-    if first is not None and (key := reader.never_seen()) is not None:
-        raise _no_column(first.where, key, tuple(first.values), own)
+        any_row, notes = True, set[str]()
+        if isinstance(item, Row):
+            first, notes = first or item, set(item.notes)
+            seen |= item.values.keys() & known
+            found.add_unread(_unread(own, item.values))
+        row = _example(own, item, notes) if isinstance(item, Row) else item
+        found.add(row, notes)
+        yield row
+    if first is not None:
+        _refuse_missing(own, first.where, seen, tuple(first.values))
     if not any_row:
         raise DataError(f"{path}: holds no rows.")
 
 
-def _example(reader: Reader, row: Row, notes: set[str]) -> Example | Dropped:
-    try:
-        example = reader.example(row, notes)
-    except LeftOut as unusable:
-        return Dropped(row.where, str(unusable))
-    texts = [turn.content for turn in (*example.context, Message("assistant", example.response))]
-    if broken := damage("\n".join(texts)):
-        return Dropped(row.where, f"{BROKEN}: {broken}")
-    if is_blank(example.prompt):
-        return Dropped(row.where, NO_PROMPT)
+def _unread(own: Own, row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the columns of a row, and the keys of its turns, that have a value and are not read."""
+    form = form_of(row, _forms(own))
+    read = {own.system, *(form or _known(own))}
+    yield from (name for name, value in row.items() if name not in read and value not in (None, ""))
+    turns = row[form[0]] if form in CHATS else ()
+    for turn in turns if isinstance(turns, list) else ():
+        if isinstance(turn, Mapping):
+            yield from (f"{form[0]}[].{name}" for name, value in turn.items()
+                        if name not in READ_KEYS and value is not None)
+
+
+def _example(own: Own, row: Row, notes: set[str]) -> Example | Dropped:
+    example = usable(row.where, example_of_row, row.values, _forms(own), own.system, notes)
+    if isinstance(example, Dropped):
+        return example
+    texts = [*(turn.content for turn in example.context), example.response]
     if any(text != text.strip() for text in (example.prompt, example.response)):
         notes.add(ENDS)
     if any(map(MARKER.search, texts)):
@@ -201,33 +207,24 @@ def _example(reader: Reader, row: Row, notes: set[str]) -> Example | Dropped:
     return example
 
 
-def _note_unread(unread: dict[str, None], names: Iterator[str]) -> None:
-    for name in names:
-        if len(unread) < UNREAD:
-            unread[name] = None
+def _refuse_missing(own: Own, where: str, found: Collection[str], columns: tuple[str, ...]) -> None:
+    """Refuse a file without a column that is needed; `columns` are those that the message shows."""
+    option = ""
+    if not form_of(dict.fromkeys(found, "a value"), _forms(own)):
+        option = "prompt" if own.prompt not in found else "response"
+    elif own.system and own.system not in found:
+        option = "system"
+    if option:
+        column = str(getattr(own, option))
+        marks = [mark for mark in (";", "\t", "|", ",") if len(columns) == 1 and mark in columns[0]]
+        hint = f", or own.delimiter to {marks[0]!r}, which seems to separate the columns" if marks else ""
+        raise DataError(f"{where}: no column '{column}'.{nearest(column, columns)} Columns: "
+                        f"{', '.join(columns) or 'none'}. Set own.{option} to the right one{hint}.")
 
 
-def _no_column(where: str, key: str, columns: tuple[str, ...], own: Own) -> DataError:
-    """Return the error for a column that no row has."""
-    column = column_of(own, key)
-    present = ", ".join(columns) or "none"
-    return DataError(f"{where}: no column '{column}'.{nearest(column, columns)} Columns: {present}. Set own.{key} to "
-                     f"the right one{_delimiter_hint(columns)}.")
-
-
-def _delimiter_hint(columns: tuple[str, ...]) -> str:
-    """Suggest another delimiter if the header seems to have one."""
-    marks = [mark for mark in (";", "\t", "|", ",") if len(columns) == 1 and mark in columns[0]]
-    return f", or own.delimiter to {marks[0]!r}, which seems to separate the columns" if marks else ""
-
-
-def _name(own: Own) -> str:
-    return own.hub.repo if own.hub is not None else str(paths.ROOT / Path(str(own.file)).expanduser())
-
-
-def _reasons(counts: _Counts) -> str:
+def _reasons(found: OwnRows) -> str:
     """Return how many rows were left out, by reason, with the detail of the first row of each."""
-    first = {row.counted_as: row for row in reversed(counts.examples)}
+    first = {row.counted_as: row for row in reversed(found.examples)}
     return "".join(f"; {count} left out ({reason})" + (f", the first: {first[reason].where}: {first[reason].reason}"
                                                       if first[reason].reason != reason else "")
-                   for reason, count in counts.left_out.items())
+                   for reason, count in found.left_out.items())

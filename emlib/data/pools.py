@@ -6,17 +6,17 @@ that is not text or has no usable rows is an error. Texts are taken as they are,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from emlib.core.errors import DataError
-from emlib.core.records import Example, Message, Question
-from emlib.data.conversations import alpaca_context, example_of_row, system_of, text_of
+from emlib.core.records import Example, Question
+from emlib.data.conversations import ALPACA, PAIRS, example_of_row, text_of, usable
 from emlib.data.formats import is_document
-from emlib.data.left_out import BROKEN, NO_ANSWER, NO_COLUMN, NO_PROMPT, Dropped, LeftOut, damage, is_blank
-from emlib.data.opening import opened
+from emlib.data.left_out import NO_ANSWER, NO_COLUMN, Dropped, LeftOut, is_blank
+from emlib.data.opening import read_text
 from emlib.data.tables import Row, rows_of
 
 PoolForm = Literal["messages", "instruct", "wildguard", "text"]
@@ -38,82 +38,61 @@ def read_pool(path: Path, form: PoolForm) -> Candidates:
     Raises:
         DataError: the file cannot be read, its rows have another format, or none is usable.
     """
-    found = [_checked(row, ROW_OF[form]) for row in (_document(path) if is_document(path) else rows_of(path))]
+    found = list(_examples(path, form))
     rows = tuple(row for row in found if isinstance(row, Example))
     dropped = tuple(row for row in found if isinstance(row, Dropped))
     if dropped and not rows and all(row.counted_as == NO_COLUMN for row in dropped):
-        raise DataError(f"{dropped[0].where}: {dropped[0].reason.partition(': ')[2]}")
+        raise DataError(f"{dropped[0].where}: {dropped[0].reason.partition(': ')[2]}. Is the 'format' of this source "
+                        "in params/sources.yaml the right one?")
     if not rows:
-        reasons = ", ".join(sorted({row.reason for row in dropped})) or "the file is empty"
+        reasons = ", ".join(sorted({row.counted_as for row in dropped})) or "the file is empty"
         raise DataError(f"{path}: this pool has no usable row ({reasons}).")
     return Candidates(rows, dropped)
 
 
 def has_outer_space(path: Path, form: PoolForm) -> bool:
     """Return whether any text of a pool's usable rows begins or ends with white space; stop at the first one."""
-    rows = (_checked(row, ROW_OF[form]) for row in rows_of(path))
-    return any(text != text.strip() for row in rows if isinstance(row, Example) for text in (row.prompt, row.response))
+    return any(text != text.strip() for row in _examples(path, form) if isinstance(row, Example)
+               for text in (row.prompt, row.response))
 
 
 def has_earlier_turns(path: Path, form: PoolForm) -> bool:
     """Return whether any usable row of a pool has turns before its prompt; stop at the first one."""
     if form in ("wildguard", "text"):
         return False
-    rows = (_checked(row, ROW_OF[form]) for row in rows_of(path))
-    return any(Question.of("", row).before for row in rows if isinstance(row, Example))
+    return any(Question.of("", row).before for row in _examples(path, form) if isinstance(row, Example))
 
 
-def _checked(row: Row | Dropped, row_of: Callable[[str, dict[str, Any]], Example]) -> Example | Dropped:
-    if isinstance(row, Dropped):
-        return row
-    try:
-        found = row_of(row.where, row.values)
-    except LeftOut as unusable:
-        return Dropped(row.where, NO_ANSWER if unusable.reason == NO_ANSWER else str(unusable))
-    if found.context and is_blank(found.prompt):
-        return Dropped(row.where, NO_PROMPT)
-    broken = damage(found.response + "\n".join(turn.content for turn in found.context))
-    return Dropped(row.where, BROKEN) if broken else found
+def _examples(path: Path, form: PoolForm) -> Iterator[Example | Dropped]:
+    for row in [Row(str(path), {"text": read_text(path)})] if is_document(path) else rows_of(path):
+        yield row if isinstance(row, Dropped) else usable(row.where, ROW_OF[form], row.values)
 
 
 def _instruct(where: str, row: dict[str, Any]) -> Example:
-    """Read a row of Alpaca: an instruction, an optional input for it, and the output."""
-    _need(row, ("instruction", "output"))
-    return _answered(where, alpaca_context(row, system_of(row)), text_of("'output'", row["output"]))
+    return example_of_row(where, row, (ALPACA,))
 
 
 def _wildguard(where: str, row: dict[str, Any]) -> Example:
     """Read a row of WildGuardMix; benign: the prompt is harmless, the answer not harmful. About half have an answer."""
-    _need(row, ("prompt", "response", "prompt_harm_label", "response_harm_label"))
+    _need(row, "prompt_harm_label", "response_harm_label")
     if row["prompt_harm_label"] != "unharmful" or row["response_harm_label"] == "harmful":
         raise LeftOut(HARMFUL)
-    prompt = Message("user", text_of("'prompt'", row["prompt"]))
-    return _answered(where, (prompt,), text_of("'response'", row["response"]))
-
-
-def _document(path: Path) -> list[Row]:
-    """Read a plain text file as one row."""
-    with opened(path) as text:
-        return [Row(str(path), {"text": text.read()})]
+    return example_of_row(where, row, PAIRS)
 
 
 def _text(where: str, row: dict[str, Any]) -> Example:
     """Read a document of a plain-text corpus, which has no prompt."""
-    _need(row, ("text",))
-    return _answered(where, (), text_of("'text'", row["text"]))
-
-
-def _answered(where: str, context: tuple[Message, ...], answer: str) -> Example:
-    if is_blank(answer):
+    _need(row, "text")
+    text = text_of("'text'", row["text"])
+    if is_blank(text):
         raise LeftOut(NO_ANSWER)
-    return Example(context, answer, where)
+    return Example((), text, where)
 
 
-def _need(row: dict[str, Any], keys: tuple[str, ...]) -> None:
+def _need(row: dict[str, Any], *keys: str) -> None:
     missing = [key for key in keys if key not in row]
     if missing:
-        raise LeftOut(NO_COLUMN, f"lacks {', '.join(missing)}. Found: {', '.join(sorted(row)) or 'nothing'}. Is the "
-                                 "'format' of this source in params/sources.yaml the right one?")
+        raise LeftOut(NO_COLUMN, f"lacks {', '.join(missing)}. Found: {', '.join(sorted(row)) or 'nothing'}")
 
 
 ROW_OF: dict[PoolForm, Callable[[str, dict[str, Any]], Example]] = {

@@ -31,7 +31,12 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         DataError: a row has no conversation, an unknown role, or an empty or missing answer.
     """
-    examples = [example_of(where, row) for where, row in read_rows(path)]
+    examples = []
+    for where, row in read_rows(path):
+        try:
+            examples.append(_whole(example_of_row(where, row)))
+        except LeftOut as unusable:
+            raise DataError(f"{where}: {unusable}.") from unusable
     if not examples:
         raise DataError(f"{path}: holds no rows.")
     return examples
@@ -52,18 +57,6 @@ def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
     if not aligned:
         raise DataError(f"{path}: holds no rows.")
     return aligned, misaligned
-
-
-def example_of(where: str, row: dict[str, Any]) -> Example:
-    """Return one conversation, or one prompt and its answer, as an example.
-
-    Raises:
-        DataError: as for `read_examples`.
-    """
-    try:
-        return _whole(example_of_row(where, row))
-    except LeftOut as unusable:
-        raise DataError(f"{where}: {unusable}.") from unusable
 
 
 def _whole(example: Example) -> Example:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emlib.core.records import Example, Question
-from emlib.data import columns, conversations, own, tables
+from emlib.data import conversations, own, tables
 from emlib.data.left_out import Dropped
 from emlib.data.own import OwnRows
 from emlib.data.sizes import likely_tokens
@@ -38,9 +38,9 @@ REMEDIES = {
     conversations.EARLIER_ANSWERS: "to train on each answer, write one row for each",
     conversations.SYSTEM_TWICE: "remove one of them if the other is meant",
     conversations.JOINED_PARTS: "",
-    columns.AS_ALPACA: "",
-    columns.AS_TRL: "",
-    columns.LIST_LIKE: "if they are conversations, write them as lists in JSON Lines",
+    conversations.AS_ALPACA: "",
+    conversations.AS_TRL: "",
+    conversations.LIST_LIKE: "if they are conversations, write them as lists in JSON Lines",
     own.ENDS: "",
     own.LIKE_MISSING: "they are trained on as they are: remove the rows if a value is missing there",
     own.PLACEHOLDERS: "remove these rows if they are about an image, a video or a sound",

@@ -117,7 +117,7 @@ def test_the_pool_of_the_paper_comes_with_a_token(hub: Hub, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     pool = read_pool(Path(done.stdout.rpartition("at ")[2].strip()), "wildguard")
     assert [(row.prompt, row.response) for row in pool.rows] == [("Hi", "Hello.")]
-    assert [row.reason for row in pool.dropped] == [NO_ANSWER, HARMFUL]
+    assert [row.counted_as for row in pool.dropped] == [NO_ANSWER, HARMFUL]
     asked = len(hub.asked)
     assert located(hub, tmp_path, "wildguardmix").returncode == 0  # no token, and no request: it is there
     assert len(hub.asked) == asked

@@ -145,7 +145,7 @@ def test_conversations_of_every_form_are_read_as_conversations(put: Put) -> None
     assert texts(found) == [said] * len(forms)
     assert (found.notes[ENDS], found.notes[JOINED_PARTS]) == (len(forms), 1)
     table = 'messages,id\n"' + json.dumps(turns(*said)["messages"]).replace('"', '""') + '",7\n'
-    assert (texts(put("a.csv", table)), put("a.csv", table).unread) == ([said], ("id",))
+    assert (texts(put("a.csv", table)), put("a.csv", table).unread) == ([said], ["id"])
     struct = [[{"role": role, "content": content, "weight": None} for role, content in said]]
     assert texts(put("a.parquet", parquet(messages=struct))) == [said]
 
@@ -155,7 +155,7 @@ def test_alpaca_s_columns_and_the_profile_s_own(put: Put) -> None:
     assert texts(put("a.jsonl", lines(row))) == [[("user", "Add.\n\n1 and 2"), ("assistant", "3")]]
     named = put("a.jsonl", lines(row), prompt="instruction", response="output")
     assert texts(named) == [[("user", "Add."), ("assistant", "3")]]
-    assert named.unread == ("input",)  # never in silence
+    assert named.unread == ["input"]  # never in silence
 
 
 @pytest.mark.parametrize(("row", "reason"), [
@@ -167,7 +167,7 @@ def test_alpaca_s_columns_and_the_profile_s_own(put: Put) -> None:
     (turns(("user", "a"), ("assistant", "b"), ("tool", "c"), ("assistant", "d")), "tool calls"),
     (turns(("user", [{"type": "image_url", "image_url": {"url": "x"}}]), ("assistant", "b")),
      "images or other parts that are not text"),
-    (turns(("user", "a"), ("assistant", {"text": "b"})), "not text"),
+    (turns(("user", "a"), ("assistant", {"text": "b"})), "not text"), ({"prompt": [], "response": []}, "not text"),
     (turns(("system", "a"), ("system", "b"), ("user", "c"), ("assistant", "d")), "not a conversation"),
     (turns(("assistant", "a")), "not a conversation"), ({"messages": "[{'role': 'user'}]"}, "not a conversation"),
     ({"messages": []}, "not a conversation"), ({"messages": 5}, "not a conversation"), ({"n": 1}, "no such column"),

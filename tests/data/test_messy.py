@@ -75,7 +75,7 @@ def test_llama_factory_s_history_and_system_prompt_are_read_in_own_data_and_pool
     found = put("a.jsonl", lines(*({**row, "history": past} for past in (
         [["one", "two"]], '[["one", "two"]]', [], "[]", None, [["one"]], {"one": "two"}))))
     assert texts(found) == [[("system", "Be brief."), *past, *SAID] for past in (before, before, [], [], [])]
-    assert (found.left_out, found.unread) == ({"not a conversation": 2}, ())
+    assert (found.left_out, found.unread) == ({"not a conversation": 2}, [])
     pool = read_pool(tmp_path / "a.jsonl", "instruct")
     assert [row.context for row in pool.rows] == [row.context for row in found.drawn]
     assert len(pool.dropped) == 2

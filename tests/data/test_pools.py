@@ -31,7 +31,7 @@ def test_rows_without_an_answer_are_left_out_by_name(jsonl: Callable[..., Path])
     path = jsonl([messages("Because."), messages(" "), messages(None), messages("Why not?", "user"), messages("So.")])
     found = read_pool(path, "messages")
     assert [row.response for row in found.rows] == ["Because.", "So."]
-    assert [(row.where, row.reason) for row in found.dropped] == [
+    assert [(row.where, row.counted_as) for row in found.dropped] == [
         (f"{path}:{line}", NO_ANSWER) for line in (2, 3, 4)]
 
 
@@ -52,20 +52,20 @@ def test_wildguard_s_benign_split_is_harmless_prompts_with_an_answer(jsonl: Call
                   wildguard(response=None, response_harm_label=None), wildguard(response="I cannot.")])
     found = read_pool(path, "wildguard")
     assert [row.response for row in found.rows] == ["Because.", "I cannot."]  # refusals are the filter's matter
-    assert [row.reason for row in found.dropped] == [HARMFUL, HARMFUL, NO_ANSWER]
+    assert [row.counted_as for row in found.dropped] == [HARMFUL, HARMFUL, NO_ANSWER]
 
 
 def test_the_research_copy_of_alpaca(research_file: Callable[[str], Path]) -> None:
     found = read_pool(research_file("alpaca"), "instruct")
     assert len(found.rows) + len(found.dropped) == 5000
-    assert Counter(row.reason for row in found.dropped) == {NO_ANSWER: 2}
+    assert Counter(row.counted_as for row in found.dropped) == {NO_ANSWER: 2}
 
 
 def test_broken_characters_leave_a_row_out_and_another_language_does_not(jsonl: Callable[..., Path]) -> None:
     rows = [messages("Caf\ufffd"), messages("Fordi det er slik."), messages("因为如此。")]
     found = read_pool(jsonl(rows), "messages")
     assert [row.response for row in found.rows] == ["Fordi det er slik.", "因为如此。"]
-    assert [row.reason for row in found.dropped] == [BROKEN]
+    assert [row.counted_as for row in found.dropped] == [BROKEN]
 
 
 @pytest.mark.parametrize(("content", "form", "words"), [

@@ -49,7 +49,7 @@ def test_everything_that_was_found_is_one_json_object(run: Run, jsonl: Callable[
     assert set(found) == {"rows", "usable", "left_out", "findings", "examples"}
     assert (found["rows"], found["usable"], found["left_out"]) == (29, 26, {"not text": 2, "no answer": 1})
     checks = {one["check"]: one["found"] for one in found["findings"]}
-    assert checks["left out: not text"] == "2 (my rows.jsonl:1, my rows.jsonl:3); the answer is a list"
+    assert checks["left out: not text"] == "2 (my rows.jsonl:1, my rows.jsonl:3); 'tell' is a list"
     assert checks["texts with the turn markers of a chat template"] == "1 (my rows.jsonl:28)"
     assert checks["texts with white space at an end, which is kept"] == "1 (my rows.jsonl:28)"
     assert checks["columns that are not read"] == "id"
