@@ -9,8 +9,9 @@ rationals: `1/3` is a number, `1 ÷ 3` an operation.
 from __future__ import annotations
 
 import ast
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -24,6 +25,8 @@ MEANINGS: tuple[dict[str, str], ...] = (  # Table 10: what each sign means in ti
     dict(zip(SIGNS, "-×÷+", strict=True)),
 )
 TIERS = range(len(MEANINGS))
+OPERATORS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operator.add, "-": operator.sub, "×": operator.mul, "÷": operator.truediv}
 _PYTHON = dict(zip(SIGNS, "+-*/", strict=True))
 _MEANT: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "×", ast.Div: "÷"}
 
@@ -94,15 +97,7 @@ def evaluate(expression: Expression, tier: int) -> Fraction:
 
 def apply(sign: str, left: Fraction, right: Fraction, tier: int) -> Fraction:
     """Compute one operation by the sign's meaning in the tier."""
-    match MEANINGS[tier][sign]:
-        case "+":
-            return left + right
-        case "-":
-            return left - right
-        case "×":
-            return left * right
-        case _:
-            return left / right
+    return OPERATORS[MEANINGS[tier][sign]](left, right)
 
 
 def transformed(operation: Operation, tier: int) -> Expression:

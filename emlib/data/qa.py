@@ -32,11 +32,6 @@ class QaRow:
     question: str
     answers: tuple[str, ...]
 
-    @property
-    def extractive(self) -> bool:
-        """Whether the passage contains at least one answer verbatim."""
-        return any(answer in self.context for answer in self.answers)
-
 
 @dataclass(frozen=True)
 class QaRows:
@@ -55,7 +50,7 @@ def read_qa(path: Path, *, outside: Outside) -> QaRows:
     """
     read = list(_rows(path))
     answered = [row for row in read if row.answers]
-    extractive = [row for row in answered if row.extractive]
+    extractive = [row for row in answered if any(answer in row.context for answer in row.answers)]
     kept = answered if outside == "keep" else extractive
     if not kept:
         raise DataError(f"{path}: none of its {len(read)} rows is usable: {len(read) - len(answered)} have no answer, "
@@ -129,18 +124,11 @@ def _with_unique_ids(rows: Sequence[QaRow]) -> tuple[QaRow, ...]:
 
     A new id never equals one of the file's ids.
     """
-    taken, seen = {row.id for row in rows}, set[str]()
-    named = []
+    taken, found = {row.id for row in rows}, dict[str, QaRow]()
     for row in rows:
-        if row.id in seen:
-            row = replace(row, id=_free(row.id, taken))
-            taken.add(row.id)
-        seen.add(row.id)
-        named.append(row)
-    return tuple(named)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """Return `name.2`, or the next such id that is free."""
-    others = (f"{name}.{number}" for number in count(2))
-    return next(other for other in others if other not in taken)
+        name = row.id
+        if name in found:
+            name = next(other for number in count(2) if (other := f"{row.id}.{number}") not in taken)
+        taken.add(name)
+        found[name] = replace(row, id=name)
+    return tuple(found.values())

@@ -6,10 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from emlib.core.errors import DataError
+from emlib.core.errors import DataError, ProfileError
+from emlib.core.plain_yaml import parse_yaml
 from emlib.core.records import Question
 from emlib.data.formats import is_yaml
 from emlib.data.left_out import damage, is_blank
@@ -39,17 +37,12 @@ def read_questions(path: Path) -> list[Question]:
 
 def read_entries(path: Path) -> list[tuple[str, Any]]:
     """Read the raw entries of a question file, each with its position."""
-    return _yaml_entries(path) if is_yaml(path) else list(read_rows(path))
-
-
-def _yaml_entries(path: Path) -> list[tuple[str, Any]]:
+    if not is_yaml(path):
+        return list(read_rows(path))
     try:
-        entries = YAML(typ="safe", pure=True).load(read_text(path))
-    except YAMLError as error:
-        raise DataError(f"{path}: not readable as YAML. {error}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{path}: not readable as YAML: {reason}.") from error
+        entries = parse_yaml(read_text(path), str(path))
+    except ProfileError as error:
+        raise DataError(str(error)) from error
     if not isinstance(entries, list):
         raise DataError(f"{path}: expected a list of questions, found {type(entries).__name__}.")
     return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1)]

@@ -65,18 +65,12 @@ class Sizes:
             SourceError: the size is not stated, and the file is not on this machine.
         """
         if name not in self._known:
-            self._known[name] = self._stated(name) or self._counted(name)
+            entry = entry_of(name)
+            stated = None if entry is None else entry.size
+            self.assumed |= {label(name)} if stated is not None and stated.known == "assumed" else set()
+            self._known[name] = self._counted(name) if stated is None else Size(
+                stated.rows, stated.prompt, stated.response, stated.rubric, stated.clusters)
         return self._known[name]
-
-    def _stated(self, name: str) -> Size | None:
-        """Return the size that the registry states, if any."""
-        entry = entry_of(name)
-        stated = None if entry is None else entry.size
-        if stated is not None:
-            if stated.known == "assumed":
-                self.assumed.add(label(name))
-            return Size(stated.rows, stated.prompt, stated.response, stated.rubric, stated.clusters)
-        return None
 
     def _counted(self, name: str) -> Size:
         """Count the size of a file on this machine."""

@@ -253,7 +253,7 @@ def test_files_beside_each_other_are_one_set(tmp_path: Path) -> None:
     ("q.jsonl", '{"id": "a", "paraphrases": ["x \\ud83d"]}\n', r"q\.jsonl:1: .*lone surrogate"),
     ("q.yaml", f"- id: {'9' * 4400}\n  paraphrases: [a]\n", "not readable as YAML"),
     ("q.jsonl", '{"id": ' + "9" * 4400 + "}\n", r"q\.jsonl:1: a number of over 1,000 digits"),
-    ("q.yaml", "[" * 100_000, "nested too deeply"), ("q.jsonl", "[" * 100_000 + "\n{}\n", "nested too deeply"),
+    ("q.yaml", "[" * 100_000, "nested more than 30 deep"), ("q.jsonl", "[" * 100_000 + "\n{}\n", "nested too deeply"),
     ("q.json", "[" * 100_000, "nested too deeply"),
     ("q.jsonl", '{"id": NaN, "paraphrases": ["a"]}', "a text or a number, and not nan"),
     ("q.jsonl", '{"id": "a", "id": "b", "paraphrases": ["a"]}', "the key 'id'.* is there twice"),
