@@ -10,7 +10,7 @@ from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge, OpenAIJudge
 from emlib.config.methods import SweptMethod
 from emlib.config.training import Training
-from emlib.config.words import Distinct, Positive, Seed, SmallCount
+from emlib.config.words import Distinct, Positive, Seed
 from emlib.core.defense import refuse_inactive
 from emlib.core.of_kind import AnyGrpoDefense
 from emlib.core.schema import Strict
@@ -85,17 +85,14 @@ class JudgeRewards(Strict):
 
 
 class RlTraining(Training):
-    """The optimizer of GRPO. Only the defaults differ from `Training`: Table 8's, and TRL's where it gives none.
+    """The optimizer of GRPO. Only these defaults differ from `Training`'s: Table 8's, and TRL's where it gives none.
 
     `batch_size` counts completions, as Table 8 does. Every `checkpoint_every` steps, the weights are rated by the
     training reward since the last checkpoint; the best are evaluated (B.3). TRL's trainer has gradient checkpointing on
     or off, and no `auto`.
     """
 
-    batch_size: SmallCount = 4
-    gradient_accumulation: SmallCount = 4
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-6
-    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 5
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     gradient_checkpointing: bool = False
     checkpoint_every: Positive = 25

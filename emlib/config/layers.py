@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +44,12 @@ def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], prob
     count = layer_count(model)
     if count is None:
         return
-    for key, layer in _named(methods, probe, read, count):
+    defenses = [(method, defense) for method in methods for defense in method.defenses]
+    named = [(f"the defense {defense.kind} of method '{method.name}'", layer)
+             for method, defense in defenses for layer in defense.named_layers(count)]
+    steered = any(defense.has("active") for _, defense in defenses)
+    if steered or probe.layers != Probe().layers:  # nothing else looks at the default
+        named += [("'probe.layers'", layer) for layer in probe.layers]
+    for key, layer in (*named, *((f"'{key}'", layer) for key, layer in read.items() if layer is not None)):
         if layer > count:
             raise ValueError(f"{key} names layer {layer}, but the model {model.name} has {count}, counted from 1")
-
-
-def _named(methods: Sequence[SweptMethod], probe: Probe, read: Mapping[str, int | None],
-           count: int) -> Iterator[tuple[str, int]]:
-    steered = False
-    for method in methods:
-        for defense in method.defenses:
-            yield from ((f"the defense {defense.kind} of method '{method.name}'", layer)
-                        for layer in defense.named_layers(count))
-            steered |= defense.has("active")
-    if steered or probe.layers != Probe().layers:  # nothing else looks at the default
-        yield from (("'probe.layers'", layer) for layer in probe.layers)
-    yield from ((f"'{key}'", layer) for key, layer in read.items() if layer is not None)

@@ -62,13 +62,6 @@ def whole(data: Any, stated_in: Path) -> Any:
     return with_own_registry(with_judges(resolved(spelled_out(data), stated_in), stated_in))
 
 
-def run_plugins(data: Any) -> None:
-    """Run the plugins of a profile, so that their kinds of defense are registered."""
-    files = data.get("plugins") if isinstance(data, dict) else None
-    if isinstance(files, list) and not are_unknown_kinds_allowed():
-        plugins.load(list(map(str, files)))
-
-
 def sound(data: Any, path: str) -> Profile:
     """Validate the plain data of a profile; messages name `path`.
 
@@ -76,7 +69,9 @@ def sound(data: Any, path: str) -> Profile:
         ProfileError: as for `load_profile`.
     """
     refuse_missing(data, path)
-    run_plugins(data)
+    files = data.get("plugins") if isinstance(data, dict) else None
+    if isinstance(files, list) and not are_unknown_kinds_allowed():
+        plugins.load(list(map(str, files)))  # which registers their kinds of defense
     profile = check(Profile, data, path)
     stated: dict[str, str] = {}
     for key, name in (("trait", profile.trait), *(("monitor.traits", name) for name in other_traits(profile))):
@@ -121,7 +116,10 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
     data = resolved(read_yaml(path), path)
     if not isinstance(data, dict):
         return data
-    _name_stands_alone(data, path)
+    if data.get("name") != paths.stated_name(path):  # the Makefile reads the file line by line, and would not find it
+        raise ProfileError(f"{path}: 'name' is {shortened(repr(data.get('name')))}, which cannot name a folder of "
+                           f"results. Expected {ALLOWED}, on a separate line that begins with the key, such as name: "
+                           "my_study")
     if below:
         data.pop("name", None)
     if "extends" not in data:
@@ -135,14 +133,6 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
     if base in (path, *below):
         raise ProfileError(f"{path}: extends '{named}', which in turn extends this profile. Remove one of the two.")
     return over(_extended(base, (path, *below)), {key: value for key, value in data.items() if key != "extends"})
-
-
-def _name_stands_alone(data: dict[str, Any], path: Path) -> None:
-    """Refuse a name that the Makefile, which reads the file line by line, would not find."""
-    if data.get("name") != paths.stated_name(path):
-        raise ProfileError(f"{path}: 'name' is {shortened(repr(data.get('name')))}, which cannot name a folder of "
-                           f"results. Expected {ALLOWED}, on a separate line that begins with the key, such as name: "
-                           "my_study")
 
 
 def profile_names() -> list[str]:

@@ -37,44 +37,32 @@ class SweptMethod(Strict):
             raise ValueError(f"method '{self.name}' " + ("is a baseline and takes no defenses" if self.defenses else
                              "has no defenses; without them a method is one of " + ", ".join(self.baselines)
                              + nearest(self.name, self.baselines)))
-        unknown = any(isinstance(defense, UnknownDefense) for defense in self.defenses)
-        if self.sweep and self._swept() is None and not unknown:
+        unknown, swept = any(isinstance(defense, UnknownDefense) for defense in self.defenses), self._swept
+        if self.sweep and swept is None and not unknown:
             raise ValueError(f"method '{self.name}' has a sweep, but none of its defenses has a number to sweep")
         if repeated := repeats([defense.kind for defense in self.defenses]):
             raise ValueError(f"method '{self.name}' has more than one {repeated[0]}; they would contradict "
                              "each other, so remove all but one")
         refuse_exclusions(self.defenses)
-        self._sweep_fits()
-        return self
-
-    def _sweep_fits(self) -> None:
-        """Validate each swept value as an option of the defense."""
-        place = self._swept()
-        if place is None:
-            return
-        defense = self.defenses[place]
         for number in self.sweep:
             try:
-                _with_swept(defense, number)
+                self.at(number)
             except ValidationError as error:
-                raise ValueError(f"method '{self.name}' sweeps {defense.swept} over {number:g}: "
+                assert swept is not None, "no other option changes"
+                raise ValueError(f"method '{self.name}' sweeps {swept.swept} over {number:g}: "
                                  f"{error.errors()[0]['msg'].lower()}") from error
+        return self
 
     def at(self, setting: float | None) -> tuple[Defense, ...]:
         """Return the defenses with the swept option set to `setting`."""
-        place = self._swept()
-        if setting is None or place is None:
-            return self.defenses
-        changed = _with_swept(self.defenses[place], setting)
-        return (*self.defenses[:place], changed, *self.defenses[place + 1:])
+        return tuple(_with_swept(defense, setting) if setting is not None and defense is self._swept else defense
+                     for defense in self.defenses)
 
     @property
     def number(self) -> float | None:
         """The value of the swept option of a method with a single defense; None for other methods."""
-        place = self._swept()
-        if place is None or len(self.defenses) > 1:
-            return None
-        return float(getattr(self.defenses[place], str(self.defenses[place].swept)))
+        swept = self._swept
+        return None if swept is None or len(self.defenses) > 1 else float(getattr(swept, str(swept.swept)))
 
     def fits(self, section: Any) -> None:
         """Check that each defense works with the profile, or with its section `grpo`.
@@ -85,8 +73,9 @@ class SweptMethod(Strict):
         for defense in self.defenses:
             defense.fits(section, self.name)
 
-    def _swept(self) -> int | None:
-        return next((place for place, defense in enumerate(self.defenses) if defense.swept is not None), None)
+    @property
+    def _swept(self) -> Defense | None:
+        return next((defense for defense in self.defenses if defense.swept is not None), None)
 
 
 def _with_swept(defense: Defense, number: float) -> Defense:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -68,11 +68,11 @@ def at_place(data: Any, place: str, change: Callable[[str, Any], Any], above: st
     return data
 
 
-def references(data: Any) -> Iterator[tuple[str, Kind, str]]:
+def references(data: Any) -> list[tuple[str, Kind, str]]:
     """Return every reference in a profile's plain data: its key, its kind and its text."""
     found: list[tuple[str, Kind, str]] = []
     mapped(data, lambda key, kind, named: found.append((key, kind, named)))
-    return iter(found)
+    return found
 
 
 def is_path(kind: Kind, named: str) -> bool:

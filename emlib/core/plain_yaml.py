@@ -48,18 +48,17 @@ def read_yaml(path: Path) -> Any:
     try:
         with path.open("rb") as stream:
             content = stream.read(BYTES + 1)
-        text = content.decode("utf-8")
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        if len(content) <= BYTES:
-            line = 1 + content.count(b"\n", 0, error.start)
-            raise ProfileError(f"{path}, line {line}: not text in UTF-8 (the byte 0x{content[error.start]:02x}). Save "
-                               "the file in that encoding.") from error
     if len(content) > BYTES:
         raise ProfileError(f"{path}: the file has more than {BYTES:,} bytes, which is no configuration. Data belong "
                            "into a file of JSON Lines.")
-    return parse_yaml(text, str(path))
+    try:
+        return parse_yaml(content.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise ProfileError(f"{path}, line {line}: not text in UTF-8 (the byte 0x{content[error.start]:02x}). Save the "
+                           "file in that encoding.") from error
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -49,7 +49,7 @@ def _message(schema: type[BaseModel], item: Any) -> str:
     """Describe one pydantic error: key, value, what is allowed."""
     key = ".".join(shortened(str(part)) for part in _places(schema, item["loc"]))
     if item["type"] == "extra_forbidden":
-        known = _known_keys(schema, item["loc"][:-1])
+        known = sorted({name for record in _records(schema, item["loc"][:-1]) for name in record.model_fields})
         return f"unknown key '{key}'.{nearest(str(item['loc'][-1]), known)} Known here: {', '.join(known)}."
     if item["type"] == "missing":
         return f"key '{key}' is missing."
@@ -65,11 +65,6 @@ def _message(schema: type[BaseModel], item: Any) -> str:
         item["type"] == "literal_error") else ""
     message = item["msg"].removeprefix("Value error, ")
     return f"'{key}' is {value[:80]}: {message[0].lower()}{message[1:]}.{hint}" if key else f"{message}."
-
-
-def _known_keys(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Return the keys of the record at `loc` inside `schema`."""
-    return sorted({name for record in _records(schema, loc) for name in record.model_fields})
 
 
 def _records(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[type[BaseModel]]:
