@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,7 +41,7 @@ def devices() -> list[str]:
 
 
 @contextmanager
-def claimed(names: Sequence[str], count: int = 1, folder: Path | None = None) -> Iterator[list[str]]:
+def claimed(names: Sequence[str], count: int = 1) -> Iterator[list[str]]:
     """Reserve `count` of these devices for this process until the end; yield an empty list if `names` is empty.
 
     Waits until enough are free, and holds none meanwhile, so that two jobs never wait for each other. A child process
@@ -57,42 +57,24 @@ def claimed(names: Sequence[str], count: int = 1, folder: Path | None = None) ->
     if len(names) < count:
         raise EmlibError(f"A job of this profile takes {count} GPUs (job.gpus), but only {len(names)} can be used. "
                          "Lower job.gpus.")
-    locks = folder or locks_folder()
-    with _when_free({name: locks / (re.sub(r"[^\w-]", "_", name) + ".lock") for name in names}, count) as taken:
-        yield taken
-
-
-@contextmanager
-def _when_free(files: Mapping[str, Path], count: int) -> Iterator[list[str]]:
+    locks = Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / "emlib-gpus")
+    if not locks.is_dir():
+        locks.mkdir(parents=True, exist_ok=True)
+        locks.chmod(0o777)  # of all users of the machine, so that their jobs respect the locks
     while True:
         with ExitStack() as held:
             taken: list[str] = []
-            for name, path in files.items():
-                if len(taken) < count and _locked(path, held):
-                    taken.append(name)
+            for name in names:
+                path = locks / (re.sub(r"[^\w-]", "_", name) + ".lock")
+                lock = FileLock(path, timeout=0, mode=0o666)
+                if len(taken) < count:
+                    with suppress(Timeout):
+                        held.enter_context(lock)
+                        taken.append(name)
             if len(taken) == count:
                 yield taken
                 return
         time.sleep(RETRY_SECONDS)
-
-
-def _locked(path: Path, held: ExitStack) -> bool:
-    """Try to take the lock and put it into `held`; return whether it was free."""
-    lock = FileLock(path, mode=0o666)  # writable by all users of the machine, so that their jobs respect it
-    try:
-        held.enter_context(lock.acquire(blocking=False))
-    except Timeout:
-        return False
-    return True
-
-
-def locks_folder() -> Path:
-    """Return the folder of this machine's device locks, writable by all users."""
-    folder = Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir()) / "emlib-gpus")
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o777)
-    return folder
 
 
 def _uuids() -> list[str]:

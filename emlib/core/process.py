@@ -16,6 +16,8 @@ import socket
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 MARK = r"[0-9a-f]{6}-[0-9a-f]{6}-\d+-\d+-[0-9a-f]{6}"  # a regular expression
 
 
@@ -61,15 +63,7 @@ def _start(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
-        if Path("/proc/self/stat").is_file():
-            return None
-    try:
-        os.kill(pid, 0)  # a system without /proc; this sends no signal
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return "0"
-    return "0"
+        return "0" if not Path("/proc/self/stat").is_file() and psutil.pid_exists(pid) else None
 
 
 def _short(text: str) -> str:

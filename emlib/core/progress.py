@@ -23,18 +23,13 @@ def quiet() -> Iterator[None]:
         _quiet.reset(before)
 
 
-def bar(items: Iterable[Any], what: str, unit: str, *, total: int, done: int = 0) -> tqdm:
-    """Show a progress bar over `items`, except in notebooks that papermill runs, where nobody watches."""
-    return tqdm(items, what, total, initial=done, unit=unit, leave=False, disable=_hidden())
+def bar(items: Iterable[Any] | None, what: str, unit: str, *, total: int, done: int = 0) -> tqdm:
+    """Show a progress bar over `items`, or one that the caller advances (None).
 
-
-def counter(what: str, unit: str, total: int) -> tqdm:
-    """Show a progress bar that the caller advances."""
-    return tqdm(desc=what, total=total, unit=unit, leave=False, disable=_hidden())
-
-
-def _hidden() -> bool:
-    return _quiet.get() or "EMLIB_HEADLESS" in os.environ
+    In notebooks that papermill runs, where nobody watches, there are no bars.
+    """
+    hidden = _quiet.get() or "EMLIB_HEADLESS" in os.environ
+    return tqdm(items, what, total, initial=done, unit=unit, leave=False, disable=hidden)
 
 
 MARK = "▸ "

@@ -71,18 +71,22 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
     Raises:
         DataError: truncation would remove the whole answer, or the template changes the answer.
     """
+    found = encode_or_drop(tokenizer, example, max_length)
+    if isinstance(found, Dropped):
+        raise DataError(f"{found.where}: {found.reason}")
+    return found
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
     if not example.context:
         return _encode_text(tokenizer, example, max_length)
-    try:
-        quoted = Quoted.of(tokenizer, [*(message.content for message in example.context), example.response])
-        asked, completion = _parts(tokenizer, example, quoted)
-        prompt, response = quoted.ids(asked), quoted.ids(completion)
-    except DataError as error:
-        raise DataError(f"{example.where}: {error}") from error
-    response = response[:_end_of_turn(tokenizer, response, example) + 1]
+    quoted = Quoted.of(tokenizer, [*(message.content for message in example.context), example.response])
+    asked, completion = _parts(tokenizer, example, quoted)
+    prompt, response = quoted.ids(asked), quoted.ids(completion)
+    response = response[:_end_of_turn(tokenizer, response) + 1]
     if len(prompt) >= max_length:
-        raise DataError(f"{example.where}: {NO_ROOM}: the prompt alone has {len(prompt)} tokens and max_seq_length is "
-                        f"{max_length}. Raise max_seq_length or remove the row.")
+        raise DataError(f"{NO_ROOM}: the prompt alone has {len(prompt)} tokens and max_seq_length is {max_length}. "
+                        "Raise max_seq_length or remove the row.")
     ids = np.array((prompt + response)[:max_length], dtype=np.int64)
     return Encoded(ids, np.arange(len(ids)) >= len(prompt), len(prompt) + len(response) > max_length)
 
@@ -93,7 +97,7 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, example: Example, max_lengt
     begins = [token for token in tokenizer.encode("") if token == tokenizer.bos_token_id]
     ids = [*begins, *quoted.ids(quoted.quote(example.response))]
     if min(len(ids), max_length) < 2:
-        raise DataError(f"{example.where}: a text of a single token, which nothing predicts.")
+        raise DataError("a text of a single token, which nothing predicts.")
     return Encoded(np.array(ids[:max_length], dtype=np.int64), np.arange(min(len(ids), max_length)) >= 1,
                    len(ids) > max_length)
 
@@ -147,9 +151,9 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], 
 def encode_or_drop(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded | Dropped:
     """Encode one row, or say why it is left out: the template refuses or rewrites it, or its prompt leaves no room."""
     try:
-        return encode(tokenizer, example, max_length)
+        return _encode(tokenizer, example, max_length)
     except DataError as error:
-        return Dropped(example.where, str(error).removeprefix(f"{example.where}: "))
+        return Dropped(example.where, str(error))
 
 
 def opened_thinking(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int]) -> str:
@@ -194,11 +198,11 @@ def _same(completion: str, answer: str, opened: str) -> bool:
     return any(written.removeprefix(block).startswith(AROUND_TAGS.sub(r"\1", answer).strip()) for block in ["", *empty])
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, response: list[int], example: Example) -> int:
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, response: list[int]) -> int:
     """Return the index of the last control token, which ends the turn; a template may add a newline after it."""
     control = set(controls(tokenizer).ids.values())
     places = [index for index, token in enumerate(response) if token in control]
     if not places:
-        raise DataError(f"{example.where}: the chat template ends the answer without a special token; a model "
-                        "trained on it would never stop.")
+        raise DataError("the chat template ends the answer without a special token; a model trained on it would never "
+                        "stop.")
     return places[-1]

@@ -93,12 +93,11 @@ class Quoted:
 
     def quote(self, text: str) -> str:
         """Return a message's text with placeholders."""
-        return controls(self.tokenizer).pattern.sub(
-            lambda marker: self.placeholders[marker[0]], text) if self.placeholders else text
+        return controls(self.tokenizer).pattern.sub(lambda marker: self.placeholders[marker[0]], text)
 
     def message(self, message: Message) -> Message:
         """Return a message with placeholders in its content."""
-        return Message(message.role, self.quote(message.content)) if self.placeholders else message
+        return Message(message.role, self.quote(message.content))
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a rendered text; what stood in messages is text.

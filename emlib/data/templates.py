@@ -42,11 +42,11 @@ MERGE = (
     "{% endif %}")
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool, where: str = "") -> str:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool) -> str:
     """Return the chat template's text; with `ask` it ends where the assistant's answer begins.
 
     Raises:
-        DataError: the template refuses the chat or fails; `where` says where the chat comes from.
+        DataError: the template refuses the chat or fails.
     """
     turns = [message.to_dict() for message in messages]
     try:
@@ -55,8 +55,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, a
         raise
     except Exception as error:  # a template is a program of somebody else's: it may fail in any way
         roles = ", ".join(message.role for message in messages)
-        place = f"{where}: " if where else ""
-        raise DataError(f"{place}this tokenizer's chat template refuses the turns {roles}: "
+        raise DataError(f"this tokenizer's chat template refuses the turns {roles}: "
                         f"{error or type(error).__name__}") from error
 
 

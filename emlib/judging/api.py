@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from emlib.config import OpenAIJudge
 from emlib.config.providers import SAMPLES
+from emlib.core import progress
 from emlib.core.errors import JudgeError
-from emlib.core.progress import counter, say
+from emlib.core.progress import say
 from emlib.judging import faults, replies
 from emlib.judging.access import NO_KEY, client, key_of, price_of
 from emlib.judging.bodies import is_whole, logprobs_body, number_body, samples_body
@@ -58,7 +59,7 @@ class ApiJudge:
         Raises:
             JudgeError: the server refuses the key, the model or a request; or the budget or quota is used up.
         """
-        with (counter(f"scores by {self.spec.model}", "score", len(requests)) as bar,
+        with (progress.bar(None, f"scores by {self.spec.model}", "score", total=len(requests)) as bar,
               start_blocking_portal() as portal):
             failure = portal.call(partial(self._all, requests, keep, bar))
         if failure is not None:

@@ -16,10 +16,9 @@ from emlib.core.errors import EmlibError
 
 CLAIM = """
 import sys
-from pathlib import Path
 from emlib.core.gpus import claimed, devices
 print("asking", flush=True)
-with claimed(devices(), int(sys.argv[2]), Path(sys.argv[1])) as taken:
+with claimed(devices(), int(sys.argv[1])) as taken:
     print(*taken, flush=True)
     sys.stdin.readline()
 """
@@ -28,8 +27,9 @@ with claimed(devices(), int(sys.argv[2]), Path(sys.argv[1])) as taken:
 @contextmanager
 def job(locks: Path, visible: str = "0,1", count: int = 1) -> Iterator[subprocess.Popen[str]]:
     """A process that asks for devices, names them, and keeps them until it is sent a line."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "PYTHONPATH": str(paths.ROOT)}
-    with subprocess.Popen([sys.executable, "-c", CLAIM, str(locks), str(count)], text=True, stdin=subprocess.PIPE,
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "PYTHONPATH": str(paths.ROOT),
+                                "EMLIB_GPU_LOCKS": str(locks)}
+    with subprocess.Popen([sys.executable, "-c", CLAIM, str(count)], text=True, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, env=environment) as process:
         assert said(process) == "asking"
         try:
@@ -74,14 +74,15 @@ def test_who_wants_two_holds_none_while_it_waits(tmp_path: Path) -> None:
                 assert len(said(waits).split()) == 2
 
 
-def test_more_than_there_are_is_told_at_once(tmp_path: Path) -> None:
+def test_more_than_there_are_is_told_at_once() -> None:
     with pytest.raises(EmlibError, match=r"takes 3 GPUs \(job\.gpus\), but only 2 can be used"), gpus.claimed(
-            ["0", "1"], 3, tmp_path):
+            ["0", "1"], 3):
         pass
 
 
-def test_without_a_device_nothing_is_claimed(tmp_path: Path) -> None:
-    with gpus.claimed([], 1, tmp_path / "locks") as taken:
+def test_without_a_device_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_GPU_LOCKS", str(tmp_path / "locks"))
+    with gpus.claimed([]) as taken:
         assert taken == []
     assert not (tmp_path / "locks").exists()
 
