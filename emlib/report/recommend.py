@@ -35,7 +35,7 @@ class Recommendation:
 
 
 def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
-    """Return what each method and setting measured, as means over seeds.
+    """Return what each method and setting measured, as means over seeds; NaN if one of the seeds has no value.
 
     Columns: `general` (misaligned, % of the answers asked for) with the ends `low` and `high` of its 95% interval (the
     outermost of all seeds); `kept`, the reduction of the held-out loss relative to plain fine-tuning's, in %;
@@ -60,7 +60,9 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
             "seconds": costs.seconds(study, result)})
     frame = pd.DataFrame(rows, columns=["method", "setting", "general", "low", "high", "kept", "seconds"])
     several = {"general": "mean", "low": "min", "high": "max", "kept": "mean", "seconds": "mean"}
-    return frame.groupby(["method", "setting"], sort=False, dropna=False).agg(several).reset_index()
+    groups = frame.groupby(["method", "setting"], sort=False, dropna=False)
+    known = groups[list(several)].count().eq(groups.size(), axis="index")
+    return groups.agg(several).where(known).reset_index()
 
 
 def _loss(study: Study, run: Run) -> float:
@@ -119,8 +121,9 @@ def _cannot_tell(frame: pd.DataFrame) -> str:
         return ("No recommendation: not every run was judged (`judge` in the profile is none, or could score nothing), "
                 "so the general misalignment is not known.")
     if frame["kept"].isna().any():
-        return ("No recommendation: plain fine-tuning has not lowered the loss on held-out rows, so there is no "
-                "learning to keep. Try more rows or epochs (training.train_rows, training.epochs).")
+        return ("No recommendation: plain fine-tuning has not lowered the loss on held-out rows with every seed, or a "
+                "loss is missing, so it is not known what learning there is to keep. Try more rows or epochs "
+                "(training.train_rows, training.epochs).")
     return ""
 
 

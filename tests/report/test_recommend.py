@@ -8,8 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib.config import Bounds
+from emlib.config import OWN, Bounds
+from emlib.core.records import Verdict
+from emlib.evaluation.rates import rates
 from emlib.report.recommend import blind, readable, recommend, tradeoff, within
+from emlib.report.recommend import trials as measured
+from emlib.report.tables import costs
+from emlib.study.runs import Run, RunResult
 from emlib.study.study import open_study
 
 BOUNDS = Bounds(general_misaligned=10.0, learning_lost=30.0)
@@ -19,6 +24,26 @@ def trials(*rows: tuple[str, float | None, float, float, float, float]) -> pd.Da
     """Method, setting, general, the interval's upper end, kept, seconds."""
     frame = pd.DataFrame(rows, columns=["method", "setting", "general", "high", "kept", "seconds"])
     return frame.assign(low=0.0)
+
+
+def test_means_are_over_all_seeds_or_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses 4, 2 and 3 keep (4 - 3) / (4 - 2) = 50%; of the second seed of KL there is no loss."""
+    study, losses = open_study("tiny"), {"untrained": 4.0, "misaligned": 2.0, "kl": 3.0}
+    monkeypatch.setattr(study, "held_out", lambda run: None if (run.method, run.seed) == ("kl", 1) else [
+        losses[run.method]])
+    monkeypatch.setattr(costs, "seconds", lambda *_: 9.0)
+
+    def result(method: str, seed: int, share: int) -> RunResult:
+        verdicts = [Verdict(f"q{number}", 0, 0.0 if number < share else 90.0, 90.0) for number in range(4)]
+        return RunResult(Run("m", OWN, method, None, seed), {"general": rates(verdicts, resamples=10)}, 0.0, 0, "key")
+
+    seeds = [result(method, seed, 1 + seed) for method in losses for seed in (0, 1)]
+    frame = measured(study, seeds).set_index("method")
+    assert frame["general"].tolist() == [37.5, 37.5]  # of 25 and 50
+    assert frame.loc["misaligned", "kept"] == 100
+    assert pd.isna(frame.loc["kl", "kept"])
+    assert measured(study, [one for one in seeds if one.run.seed == 0]).set_index("method").loc["kl", "kept"] == 50
+    assert measured(study, []).empty
 
 
 PLAIN = ("misaligned", None, 75.0, 85.0, 100.0, 60.0)
