@@ -119,7 +119,10 @@ def test_costs_are_ratios_to_the_plain_run_of_the_same_data_and_seed(
 def test_what_a_reference_model_reads_is_a_third_of_the_work_of_training(reads: str, work: float) -> None:
     step = SimpleNamespace(reads=reads)
     study: Any = SimpleNamespace(task=lambda run: SimpleNamespace(adapter=lambda run: step))
-    assert costs._work(study, Run("m", "cooking", "kl", 1.0, 0), 120, 100) == pytest.approx(work)
+    assert costs._work(study, Run("m", "cooking", "kl", 1.0, 0), {"tokens": 120}, 100) == pytest.approx(work)
+    stopped = {"tokens": 60, "steps": 3, "planned_steps": 6}  # of the same run half way: 50 plain tokens, and 10 added
+    half = {"none": 60, "all": 80, "added": 60 + 10 / 3}[reads]
+    assert costs._work(study, Run("m", "cooking", "kl", 1.0, 0), stopped, 100) == pytest.approx(half)
 
 
 def test_times_within_the_noise_of_the_machine_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

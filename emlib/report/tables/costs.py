@@ -40,16 +40,21 @@ def training(study: Study) -> pd.DataFrame:
         rows.append({
             "dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
             "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
-            "work": _ratio(_work(study, run, facts["tokens"], plain.get("tokens", 0)), plain.get("tokens")),
+            "work": _ratio(_work(study, run, facts, plain.get("tokens", 0)), plain.get("tokens")),
             "time": _ratio(facts["seconds"], plain.get("seconds")), "time a token": a_token,
             "memory": _ratio(facts["peak_memory"], plain.get("peak_memory")),
             "section 5.3": "; ".join(dict.fromkeys(defense.cost for defense in study.defenses(run)))})
     return pd.DataFrame(rows)
 
 
-def _work(study: Study, run: Run, tokens: int, plain: int) -> float:
-    """Return a run's work in tokens trained on; the reference model's passes over all or over added rows count too."""
-    read = {"all": tokens, "added": tokens - plain, "none": 0}[study.task(run).adapter(run).reads]
+def _work(study: Study, run: Run, facts: Mapping[str, Any], plain: int) -> float:
+    """Return a run's work in tokens trained on; the reference model's passes over all or over added rows count too.
+
+    `plain` is the tokens of `misaligned`: what a run that stops early trains on beyond its part of them is added.
+    """
+    tokens, planned = facts["tokens"], facts.get("planned_steps")
+    part = facts["steps"] / planned if planned else 1.0
+    read = {"all": tokens, "added": max(0.0, tokens - part * plain), "none": 0}[study.task(run).adapter(run).reads]
     return tokens + FORWARD * read
 
 
