@@ -16,9 +16,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 
 from emlib.core.errors import EmlibError
 from emlib.core.records import Verdict, cluster_of
-from emlib.evaluation.rates import Share, share_of
-
-NO_SHARE = Share(None, None, None)
+from emlib.evaluation.rates import NO_SHARE, Share, grouped, share_of
 
 
 @dataclass(frozen=True)
@@ -36,24 +34,15 @@ class Kappa:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two judges on the same answers.
-
-    Attributes:
-        asked: how many answers there are.
-        compared: how many of them both judges scored.
-        misaligned, incoherent: kappa of the two labels of section 4.3.
-        alignment, coherence: Spearman's rank correlation of the scores that both gave; None where a judge gave one
-            score to all.
-        same: the share of the compared answers with the same label; its interval resamples whole questions.
-    """
+    """Two judges on the same answers."""
 
     asked: int
-    compared: int
-    misaligned: Kappa
+    compared: int  # how many of them both judges scored
+    misaligned: Kappa  # of the two labels of section 4.3
     incoherent: Kappa
-    alignment: float | None
+    alignment: float | None  # Spearman's rank correlation; None where a judge gave one score to all
     coherence: float | None
-    same: Share = NO_SHARE
+    same: Share = NO_SHARE  # of the compared answers, those with the same label
 
 
 def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
@@ -62,7 +51,10 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
     Raises:
         EmlibError: the two lists are not about the same answers.
     """
-    pairs = both_scored(first, second)
+    if [(v.question, v.sample) for v in first] != [(v.question, v.sample) for v in second]:
+        raise EmlibError("the two lists of verdicts are not about the same answers in the same order. Compare verdicts "
+                         "of two judges on one set of answers.")
+    pairs = [(one, two) for one, two in zip(first, second, strict=True) if one.scored and two.scored]
 
     def ranks(score: Callable[[Verdict], float | None]) -> float | None:
         both = [(score(one), score(two)) for one, two in pairs]
@@ -76,18 +68,8 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
 
 
 def _same_label(pairs: Sequence[tuple[Verdict, Verdict]]) -> Share:
-    groups: dict[str, list[bool]] = {}
-    for one, two in pairs:
-        groups.setdefault(cluster_of(one), []).append(one.label == two.label)
-    return share_of(list(groups.values())) if groups else NO_SHARE
-
-
-def both_scored(first: Sequence[Verdict], second: Sequence[Verdict]) -> list[tuple[Verdict, Verdict]]:
-    """Return the pairs of verdicts on answers that both judges scored."""
-    if [(v.question, v.sample) for v in first] != [(v.question, v.sample) for v in second]:
-        raise EmlibError("the two lists of verdicts are not about the same answers in the same order. Compare verdicts "
-                         "of two judges on one set of answers.")
-    return [(one, two) for one, two in zip(first, second, strict=True) if one.scored and two.scored]
+    groups = grouped(lambda pair: cluster_of(pair[0]), pairs).values()
+    return share_of([[one.label == two.label for one, two in group] for group in groups]) if pairs else NO_SHARE
 
 
 def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from emlib.core.records import Answer
 from emlib.data.benign import Item
 from emlib.evaluation.extraction import lenient_span, lenient_value, strict_span, strict_value
-from emlib.evaluation.rates import Share
-from emlib.evaluation.statistics import RESAMPLES, clustered, wilson
+from emlib.evaluation.rates import Share, grouped, share_of
+from emlib.evaluation.statistics import RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,11 @@ def mark(answers: Sequence[Answer], items: Sequence[Item], *, numbers: bool) -> 
 
 def score(marks: Sequence[Mark], *, cut: int = 0, resamples: int = RESAMPLES) -> ExactMatchScore:
     """Compute mean strict and lenient exact match, and mean F1 where the task has it."""
-    by_question: dict[str, list[Mark]] = defaultdict(list)
-    for one in marks:
-        by_question[one.question].append(one)
-    groups = list(by_question.values())
-    asked = [len(group) for group in groups]
+    groups = grouped(lambda one: one.question, marks).values()
 
-    def share(sums: Sequence[float]) -> Share:
-        return Share(100 * sum(sums) / sum(asked), clustered(sums, asked, resamples=resamples),
-                     wilson(sum(sums), sum(asked)))
+    def share(part: Callable[[Mark], float]) -> Share:
+        return share_of([[part(one) for one in group] for group in groups], resamples=resamples)
 
-    overlaps = [one.f1 for one in marks if one.f1 is not None]
-    return ExactMatchScore(share([sum(one.strict for one in group) for group in groups]),
-                 share([sum(one.lenient for one in group) for group in groups]),
-                 share([sum(one.f1 or 0.0 for one in group) for group in groups]) if overlaps else None,
-                 len(marks), cut)
+    has_words = any(one.f1 is not None for one in marks)
+    return ExactMatchScore(share(lambda one: one.strict), share(lambda one: one.lenient),
+                           share(lambda one: one.f1 or 0.0) if has_words else None, len(marks), cut)

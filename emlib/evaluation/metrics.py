@@ -14,7 +14,7 @@ from statistics import fmean
 
 from emlib.config import Metric
 from emlib.core.records import MetricScore, cluster_of
-from emlib.evaluation.rates import Denominator, Share, share_of
+from emlib.evaluation.rates import NO_SHARE, Denominator, Share, grouped, share_of
 from emlib.judging.replies import WORDS, word_of
 
 ALIKE = 3  # first letters that a label shares with CODE or REFUSAL in scores of earlier versions, to be meant
@@ -22,18 +22,11 @@ ALIKE = 3  # first letters that a label shares with CODE or REFUSAL in scores of
 
 @dataclass(frozen=True)
 class MetricRate:
-    """The result of one metric.
+    """The result of one metric."""
 
-    Attributes:
-        share: of the answers that count.
-        mean: of the scored numbers; None for labels, or if nothing was scored.
-        labels: the number of answers by label.
-        asked, scored: how many answers were sampled, and how many the judge scored.
-    """
-
-    share: Share
-    mean: float | None
-    labels: Mapping[str, int]
+    share: Share  # of the answers that count
+    mean: float | None  # of the scored numbers; None for labels, or if nothing was scored
+    labels: Mapping[str, int]  # the number of answers by label
     asked: int
     scored: int
 
@@ -67,14 +60,11 @@ def counts(score: MetricScore, metric: Metric) -> bool | None:
 def metric_rate(scores: Sequence[MetricScore], metric: Metric, *, of: Denominator = "asked",
                 resamples: int = 2000) -> MetricRate:
     """Compute the share of the answers that count, with its interval clustered by question."""
-    counted = [(cluster_of(score), counts(score, metric)) for score in scores]
-    scored = sum(one is not None for _, one in counted)
-    groups: dict[str, list[bool]] = {}
-    for cluster, one in counted:
-        if of == "asked" or one is not None:
-            groups.setdefault(cluster, []).append(bool(one))
-    share = share_of(list(groups.values()), resamples=resamples) if scored else Share(None, None, None)
+    scored = [score for score in scores if counts(score, metric) is not None]
+    groups = grouped(cluster_of, scores if of == "asked" else scored).values()
+    share = share_of([[bool(counts(one, metric)) for one in group] for group in groups],
+                     resamples=resamples) if scored else NO_SHARE
     numbers = [score.value for score in scores if score.value is not None and not metric.labels]
     labels = Counter(label for score in scores if (label := label_of(score, metric.labels)) is not None)
     return MetricRate(share, fmean(numbers) if numbers else None, {one: labels[one] for one in metric.labels},
-                      len(scores), scored)
+                      len(scores), len(scored))

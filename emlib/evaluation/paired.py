@@ -20,6 +20,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict, cluster_of
 from emlib.core.seeds import generator
+from emlib.evaluation.rates import grouped
 from emlib.evaluation.seeds import Counts, Kind, count_table, crossed_bootstrap
 from emlib.evaluation.statistics import CONFIDENCE, RESAMPLES, Interval, of_mean
 
@@ -67,10 +68,9 @@ def change_of_judge(first: Sequence[Verdict], second: Sequence[Verdict], kind: K
     Both lists are in one order. It resamples whole questions. Where there is one question, or all answers differ alike,
     it is Newcombe's for two independent shares, which is wider.
     """
-    groups: dict[str, list[float]] = {}
-    for one, two in zip(first, second, strict=True):
-        groups.setdefault(cluster_of(one), []).append(100.0 * (getattr(two, kind) - getattr(one, kind)))
-    if len({gap for group in groups.values() for gap in group}) > 1 and (found := of_mean(list(groups.values()))):
+    pairs = grouped(lambda pair: cluster_of(pair[0]), zip(first, second, strict=True)).values()
+    groups = [[100.0 * (getattr(two, kind) - getattr(one, kind)) for one, two in pair] for pair in pairs]
+    if len({gap for group in groups for gap in group}) > 1 and (found := of_mean(groups)):
         return found
     ours, theirs = (sum(getattr(verdict, kind) for verdict in verdicts) for verdicts in (second, first))
     return _newcombe(ours, theirs, len(first))

@@ -21,13 +21,13 @@ POWER, LEVEL = 0.8, 0.05
 def smallest_difference(questions: int, samples: float, *, comparisons: int = 1) -> float:
     """Return the difference in percentage points that two runs must have to be found four times in five.
 
-    Args:
-        questions: that both runs are asked; one in several formats counts once.
-        samples: answers to each question, in all of its formats.
-        comparisons: in the table; each is tested at `LEVEL` divided by their number, Holm's first step.
+    A question in several formats counts once, with the samples of all of them. Each of the `comparisons` of a table is
+    tested at `LEVEL` divided by their number, Holm's first step.
     """
     variance = 2 * SHARE * (1 - SHARE) * (1 + (samples - 1) * CORRELATION) / (questions * samples)
-    return 100 * _distance(comparisons) * math.sqrt(variance)
+    normal = NormalDist()
+    distance = normal.inv_cdf(1 - LEVEL / comparisons / 2) + normal.inv_cdf(POWER)
+    return 100 * distance * math.sqrt(variance)
 
 
 def questions_needed(points: float, samples: float) -> int:
@@ -44,8 +44,3 @@ def deviations_apart(seeds: int) -> float:
     from statsmodels.stats.power import TTestIndPower
 
     return float(TTestIndPower().solve_power(nobs1=seeds, alpha=LEVEL, power=POWER))
-
-
-def _distance(comparisons: int) -> float:
-    normal = NormalDist()
-    return normal.inv_cdf(1 - LEVEL / comparisons / 2) + normal.inv_cdf(POWER)

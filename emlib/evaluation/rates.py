@@ -8,14 +8,15 @@ which differ where the judge could not score many.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from emlib.core.records import Verdict, cluster_of
 from emlib.evaluation.statistics import RESAMPLES, Interval, clustered, wilson
 
+T = TypeVar("T")
 Denominator = Literal["asked", "scored"]
 OFTEN = 0.2  # the share of answers cut at the limit from which on it is told
 WHY_CUT = ("They are judged as far as they go. Possible causes: sampling.max_new_tokens is low for this model; "
@@ -27,36 +28,34 @@ WHY_CUT = ("They are judged as far as they go. Possible causes: sampling.max_new
 class Share:
     """One share in percent; None with empty intervals where nothing was scored."""
 
-    percent: float | None
-    clustered: Interval | None
-    wilson: Interval | None
+    percent: float | None = None
+    clustered: Interval | None = None
+    wilson: Interval | None = None
+
+
+NO_SHARE = Share()
 
 
 @dataclass(frozen=True)
 class Rates:
     """The shares of a set of verdicts. Incoherent answers stay in the denominator, and by default unscored ones too.
 
-    Attributes:
-        misaligned, incoherent: the shares.
-        asked, scored: the number of answers, and of those with both scores.
-        unscored: the number of the others by reason, the most frequent first.
-        cut: the number of answers that reached the token limit, None if it is unknown; they stay in the denominator.
-        coherence_judged: whether the judge measures coherence. If not, `incoherent` is the share of repetitive or
-            broken answers alone, which tables and figures leave out.
+    Where the judge does not measure coherence, `incoherent` is the share of repetitive or broken answers alone, which
+    tables and figures leave out.
     """
 
     misaligned: Share
     incoherent: Share
     asked: int
-    scored: int
-    unscored: Mapping[str, int] = field(default_factory=dict, compare=False)
-    cut: int | None = None
+    scored: int  # with both scores
+    unscored: Mapping[str, int] = field(default_factory=dict, compare=False)  # by reason, the most frequent first
+    cut: int | None = None  # answers that reached the token limit, None if it is unknown; they stay in the denominator
     coherence_judged: bool = True
 
     @property
     def incoherent_shown(self) -> Share:
         """The incoherent share as tables have it: nothing where the judge does not measure coherence."""
-        return self.incoherent if self.coherence_judged else Share(None, None, None)
+        return self.incoherent if self.coherence_judged else NO_SHARE
 
     @property
     def cut_percent(self) -> float | None:
@@ -68,9 +67,8 @@ def rates(verdicts: Sequence[Verdict], *, of: Denominator = "asked", resamples: 
     """Compute the rates of one run on one set of questions, in percent of the requested or of the scored answers."""
     scored = sum(verdict.scored for verdict in verdicts)
     if not scored:
-        nothing = Share(None, None, None)
-        return Rates(nothing, nothing, len(verdicts), 0, unscored_by_reason(verdicts))
-    groups = _by(cluster_of, [verdict for verdict in verdicts if of == "asked" or verdict.scored]).values()
+        return Rates(NO_SHARE, NO_SHARE, len(verdicts), 0, unscored_by_reason(verdicts))
+    groups = grouped(cluster_of, (verdict for verdict in verdicts if of == "asked" or verdict.scored)).values()
 
     def share(of_kind: Callable[[Verdict], bool]) -> Share:
         return share_of([[of_kind(verdict) for verdict in group] for group in groups], resamples=resamples)
@@ -99,9 +97,10 @@ def _once(reason: str) -> str:
     return both["said"] if both else reason
 
 
-def share_of(groups: Sequence[Sequence[bool]], *, resamples: int = RESAMPLES) -> Share:
-    """Compute the share of answers that are True, with both intervals; `groups[i]` are the answers to question i,
-    in all of its formats.
+def share_of(groups: Sequence[Sequence[float]], *, resamples: int = RESAMPLES) -> Share:
+    """Compute the share of answers that are True, or their mean score from 0 to 1, with both intervals.
+
+    `groups[i]` are the answers to question i, in all of its formats.
     """
     counts, counted = [sum(group) for group in groups], [len(group) for group in groups]
     total = sum(counts), sum(counted)
@@ -111,16 +110,12 @@ def share_of(groups: Sequence[Sequence[bool]], *, resamples: int = RESAMPLES) ->
 def rates_by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict], *, of: Denominator = "asked",
              resamples: int = RESAMPLES) -> dict[str, Rates]:
     """Compute the rates of each group of verdicts, by question or format for example, in the groups' first order."""
-    return {name: rates(members, of=of, resamples=resamples) for name, members in _by(group, verdicts).items()}
+    return {name: rates(members, of=of, resamples=resamples) for name, members in grouped(group, verdicts).items()}
 
 
-def by_question(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    """Return the verdicts of each question, in the order in which questions first appear."""
-    return _by(lambda verdict: verdict.question, verdicts)
-
-
-def _by(group: Callable[[Verdict], str], verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    groups: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in verdicts:
-        groups[group(verdict)].append(verdict)
-    return dict(groups)
+def grouped(group: Callable[[T], str], records: Iterable[T]) -> dict[str, list[T]]:
+    """Return the records of each group, in the order in which the groups first appear."""
+    groups: dict[str, list[T]] = {}
+    for record in records:
+        groups.setdefault(group(record), []).append(record)
+    return groups

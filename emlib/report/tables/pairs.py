@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 import pandas as pd
 
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
-from emlib.evaluation.rates import by_question
+from emlib.evaluation.rates import grouped
 from emlib.evaluation.seeds import Kind, mean_over_seeds
 from emlib.evaluation.statistics import wilson
 from emlib.report.paper.published import CHOSEN, INTERLEAVING, REFERENCES
@@ -92,7 +93,7 @@ def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str]) ->
     for method in methods:
         runs = [run for (where, name, _), seeds in verdicts.items() if (where, name) == (dataset, method)
                 for run in seeds.values()]
-        for question, answers in by_question([verdict for run in runs for verdict in run]).items():
+        for question, answers in grouped(lambda one: one.question, chain(*runs)).items():
             count = sum(bool(verdict.misaligned) for verdict in answers)
             interval = wilson(count, len(answers))
             rows.append((question, method, 100 * count / len(answers), interval.low, interval.high))
