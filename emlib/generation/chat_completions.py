@@ -82,23 +82,14 @@ class Body(Strict):
 
 @dataclass
 class ServedModel:
-    """A chat model behind a server.
-
-    Attributes:
-        name: its name in requests.
-        tokenizer: its tokenizer, with the study's chat template.
-        context: the most tokens of a prompt and its answer.
-        defaults: the sampling where a request leaves it open.
-        sample: samples answers to requests; several threads may call it.
-        first: the number of the first sample of a prompt that is asked without a seed, times `MOST`.
-    """
+    """A chat model behind a server."""
 
     name: str
-    tokenizer: PreTrainedTokenizerBase
-    context: int
-    defaults: Sampling
-    sample: Sampler
-    first: int = 0
+    tokenizer: PreTrainedTokenizerBase  # with the study's chat template
+    context: int  # the most tokens of a prompt and its answer
+    defaults: Sampling  # where a request leaves it open
+    sample: Sampler  # several threads may call it
+    first: int = 0  # the number of the first sample of a prompt that is asked without a seed, times `MOST`
     counts: Counter[str] = field(default_factory=Counter, init=False)  # requests, and what was wrong with them
     _asked: Counter[str] = field(default_factory=Counter, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)

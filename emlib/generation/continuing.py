@@ -25,12 +25,7 @@ class Continuation(Protocol):
 
 
 class ByModel:
-    """A continuation by the model's own forward pass, under whatever acts in it.
-
-    Args:
-        read: the prompts; its cache grows.
-        of_row: the place of each row's prompt.
-    """
+    """A continuation by the model's own forward pass, under whatever acts in it; `of_row` is each row's prompt."""
 
     def __init__(self, model: nn.Module, read: Read, of_row: Tensor) -> None:
         self.model, self.cache = model, read.cache

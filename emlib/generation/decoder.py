@@ -72,7 +72,8 @@ class Decoder:
         core: Any = backbone(model)
         config = core.config
         with torch.inference_mode():
-            self.blocks, self.head = [Block.of(layer) for layer in core.layers], Matrix(_head_layer(model))
+            self.blocks = [Block.of(layer) for layer in core.layers]
+            self.head = Matrix(causal_lm(model).get_output_embeddings())
         self.embed, self.rotary, self.norm = core.embed_tokens, core.rotary_emb, core.norm.weight
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.epsilon, self.scale = config.rms_norm_eps, core.layers[0].self_attn.scaling
@@ -148,11 +149,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _linear(layer: nn.Module) -> Any:
     return layer.base_layer if isinstance(layer, LoraLayer) else layer
-
-
-def _head_layer(model: nn.Module) -> nn.Module:
-    found: nn.Module = causal_lm(model).get_output_embeddings()
-    return found
 
 
 def _merged(part: nn.Module) -> Tensor:

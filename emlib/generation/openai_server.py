@@ -7,17 +7,19 @@ one batch. `/v1/chat/completions` and `/v1/models` are all that it has.
 from __future__ import annotations
 
 import hmac
-import json
-import queue
 import secrets
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from itertools import islice
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from anyio import CapacityLimiter
+from anyio.from_thread import start_blocking_portal
+from anyio.to_thread import run_sync
 
 from emlib.config import Sampling
 from emlib.core.records import Answer
@@ -25,6 +27,7 @@ from emlib.generation.chat_completions import Refused, Sampler, ServedModel
 from emlib.generation.sample import Request
 
 LARGEST = 64 * 2**20  # bytes of a request
+CONNECTIONS = 1024  # at once
 WINDOW = 0.02  # seconds in which requests are collected for a batch
 Waiting = tuple[Sequence[Request], Sampling, "Future[list[Answer]]"]
 
@@ -35,40 +38,27 @@ def batching(sample: Sampler, rows: int, window: float = WINDOW) -> Iterator[Sam
 
     One thread samples. While it does, further requests wait, and make up the next batch.
     """
-    waiting: queue.Queue[Waiting | None] = queue.Queue()
+    waiting: list[Waiting] = []
+    changed = threading.Condition()
 
-    def work() -> None:
-        while (first := waiting.get()) is not None:
-            collected = _collected(first, waiting, rows, window)
-            for sampling in dict.fromkeys(one[1] for one in collected):
-                _answer([one for one in collected if one[1] == sampling], sample, rows)
+    def answer_waiting() -> None:
+        with changed:
+            if waiting:  # else the batch before took the request along
+                changed.wait_for(lambda: sum(len(requests) for requests, *_ in waiting) >= rows, window)
+            batch, waiting[:] = [*waiting], []
+        for sampling in dict.fromkeys(one[1] for one in batch):
+            _answer([one for one in batch if one[1] == sampling], sample, rows)
 
     def ask(requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
         found: Future[list[Answer]] = Future()
-        waiting.put((requests, sampling, found))
+        with changed:
+            waiting.append((requests, sampling, found))
+            changed.notify()
+        thread.submit(answer_waiting)
         return found.result()
 
-    thread = threading.Thread(target=work, name="sampling", daemon=True)
-    thread.start()
-    try:
+    with ThreadPoolExecutor(1, "sampling") as thread:
         yield ask
-    finally:
-        waiting.put(None)
-        thread.join()
-
-
-def _collected(first: Waiting, waiting: queue.Queue[Waiting | None], rows: int, window: float) -> list[Waiting]:
-    found, until = [first], time.monotonic() + window
-    while sum(len(one[0]) for one in found) < rows:
-        try:
-            another = waiting.get(timeout=max(0.0, until - time.monotonic()))
-        except queue.Empty:
-            break
-        if another is None:
-            waiting.put(None)  # the end, after this batch
-            break
-        found.append(another)
-    return found
 
 
 def _answer(asked: Sequence[Waiting], sample: Sampler, rows: int) -> None:
@@ -81,10 +71,9 @@ def _answer(asked: Sequence[Waiting], sample: Sampler, rows: int) -> None:
         for *_, found in asked:
             found.set_exception(error)
         return
-    start = 0
+    left = iter(answers)
     for some, _, found in asked:
-        found.set_result(answers[start:start + len(some)])
-        start += len(some)
+        found.set_result([*islice(left, len(some))])
 
 
 @dataclass
@@ -96,76 +85,51 @@ class Server:
     failure: BaseException | None = None
 
 
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 1024  # as many connections at once as a client may open; http.server has 5
-
-    def __init__(self, model: ServedModel) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.model = model
-        self.shown = Server(f"http://127.0.0.1:{self.server_address[1]}/v1", secrets.token_urlsafe(24))
-
-
 @contextmanager
 def serving(model: ServedModel) -> Iterator[Server]:
     """Serve the model on a free port of loopback inside the context."""
-    http = _Http(model)
-    thread = threading.Thread(target=http.serve_forever, args=(0.05,), name="server", daemon=True)
-    thread.start()
-    try:
-        yield http.shown
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(_running(model)) as server:
+        yield server
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Http
+@asynccontextmanager
+async def _running(model: ServedModel) -> AsyncIterator[Server]:
+    server, threads = Server("", secrets.token_urlsafe(24)), CapacityLimiter(CONNECTIONS)
 
-    def do_GET(self) -> None:
-        self._reply(lambda: {"object": "list", "data": [
-            {"id": self.server.model.name, "object": "model", "created": 0, "owned_by": "emlib"}]}, "/v1/models")
-
-    def do_POST(self) -> None:
-        self._reply(lambda: self.server.model.reply(self._json()), "/v1/chat/completions")
-
-    def _reply(self, answer: Any, path: str) -> None:
+    @web.middleware
+    async def in_openais_form(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            self._check(path)
-            status, body = 200, answer()
-        except Refused as refused:
-            status, body = refused.status, refused.body
+            sent = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+            if not hmac.compare_digest(sent, f"Bearer {server.key}".encode()):
+                raise Refused(401, "invalid_api_key", "The key is not this server's.")
+            return await handler(request)
+        except Refused as error:
+            refused = error
+        except web.HTTPException as error:  # there is no such path, or the body is too large
+            refused = Refused(error.status, "invalid_request", f"{request.method} {request.path}: {error.reason}.")
         except Exception as error:
-            self.server.shown.failure = self.server.shown.failure or error
-            status, body = 500, Refused(500, "model_failed", f"{type(error).__name__}: {error}").body
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        if status != 200:  # the body may be unread
-            self.send_header("Connection", "close")
-            self.close_connection = True
-        self.end_headers()
-        self.wfile.write(text)
+            server.failure = server.failure or error
+            refused = Refused(500, "model_failed", f"{type(error).__name__}: {error}")
+        return web.json_response(refused.body, status=refused.status)
 
-    def _check(self, path: str) -> None:
-        sent = self.headers.get("Authorization", "").encode()
-        if not hmac.compare_digest(sent, f"Bearer {self.server.shown.key}".encode()):
-            raise Refused(401, "invalid_api_key", "The key is not this server's.")
-        if self.path.partition("?")[0] != path:
-            raise Refused(404, "not_found", f"{self.command} {self.path}: there is only {path}.")
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [
+            {"id": model.name, "object": "model", "created": 0, "owned_by": "emlib"}]})
 
-    def _json(self) -> Any:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > LARGEST:
-            raise Refused(413 if length.isdecimal() else 411, "invalid_request",
-                          f"The body needs a Content-Length of at most {LARGEST} bytes.")
+    async def complete(request: web.Request) -> web.Response:
         try:
-            return json.loads(self.rfile.read(int(length)))
+            data = await request.json()
         except (ValueError, RecursionError) as error:
             raise Refused(400, "invalid_request", f"The body is not JSON: {error}") from error
+        return web.json_response(await run_sync(model.reply, data, limiter=threads, abandon_on_cancel=True))
 
-    def log_message(self, *_: Any) -> None:
-        """Print nothing: requests are counted."""
+    app = web.Application(client_max_size=LARGEST, middlewares=[in_openais_form])
+    app.add_routes([web.get("/v1/models", models), web.post("/v1/chat/completions", complete)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=CONNECTIONS).start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        yield server
+    finally:
+        await runner.cleanup()

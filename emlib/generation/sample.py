@@ -36,26 +36,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The tokens sampled for one request.
+    """The tokens sampled for one request."""
 
-    Attributes:
-        tokens: the ids, including the stop token.
-        logprobs: log p of each in nats, at the sampling temperature and before top_p truncation.
-        stopped: whether a stop token ended the answer, and not the token limit.
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    stopped: bool
+    tokens: tuple[int, ...]  # including the stop token
+    logprobs: tuple[float, ...]  # of each in nats, at the sampling temperature and before top_p truncation
+    stopped: bool  # whether a stop token ended the answer, and not the token limit
 
     @property
     def answer_tokens(self) -> tuple[int, ...]:
         """The tokens without the stop token."""
         return self.tokens[:-1] if self.stopped else self.tokens
-
-    def text(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Return the decoded answer, without special tokens."""
-        return decode_answer(tokenizer, self.answer_tokens)
 
 
 def plan(questions: Sequence[Question], samples: int, tokenizer: PreTrainedTokenizerBase,
@@ -153,6 +143,6 @@ def _until_end(tokens: list[int], logprobs: list[float], ends: set[int]) -> Draw
 
 def answer_of(tokenizer: PreTrainedTokenizerBase, request: Request, drawn: Drawn) -> Answer:
     """Return the answer to a request as a record. A think block that the prompt opens is part of its text."""
-    text = opened_thinking(tokenizer, request.prompt_ids) + drawn.text(tokenizer)
+    text = opened_thinking(tokenizer, request.prompt_ids) + decode_answer(tokenizer, drawn.answer_tokens)
     return Answer(request.question.id, request.sample, text,
                   "stop" if drawn.stopped else "length", len(drawn.answer_tokens))

@@ -29,19 +29,12 @@ SHARE = 0.4  # of the GPU's memory: training, and the reference for the agreemen
 
 def arguments(spec: ModelSpec, cache: Path, rank: int, modules: Iterable[str], max_length: int, port: int,
               together: int = 1, gpu: bool = True) -> list[str]:
-    """Return the command-line arguments of the program `vllm`.
+    """Return the command-line arguments of the program `vllm`, for adapters of up to `rank`, `together` in one batch.
 
-    Args:
-        spec: the model.
-        cache: the folder of converted and downloaded models.
-        rank: the largest rank of the adapters.
-        modules: the layers that they change. They are listed because vLLM's default includes the head, with which it
-            computes prompt log-probabilities wrongly, or on a CPU not at all (its issues 29955 and 51594).
-        max_length: tokens of prompt and answer.
-        port: the port to listen on.
-        together: adapters that may be in one batch.
-        gpu: whether there is a GPU. On a CPU, chunked prefill of a request with a seed, as all of ours have, stops the
-            engine ("CPU Generator does not use offset"), so it is switched off.
+    The layers `modules` that adapters change are listed, because vLLM's default includes the head, with which it
+    computes prompt log-probabilities wrongly, or on a CPU not at all (its issues 29955 and 51594). On a CPU, chunked
+    prefill of a request with a seed, as all of ours have, stops the engine ("CPU Generator does not use offset"), so it
+    is switched off.
 
     Raises:
         EmlibError: vLLM supports no adapter of this rank.
