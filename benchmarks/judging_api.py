@@ -24,7 +24,7 @@ from emlib.config import OpenAIJudge
 from emlib.core.records import Answer, Question
 from emlib.judging.api import ApiJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import JudgeBatch, judge_answers
+from emlib.judging.judge_batch import JudgeBatch, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import OURS, Rubrics
 
@@ -81,8 +81,8 @@ def _sitting(most: int) -> dict[str, Any]:
 
 
 def _judge(spec: OpenAIJudge, sheet: JudgeBatch, cache: Cache) -> None:
-    verdicts = judge_answers(sheet, spec.identity, cache, ApiJudge(spec, Budget(cache, "bench")))
-    if not all(verdict.scored for verdict in verdicts):
+    scores = scores_of([*sheet.requests()], spec.identity, cache, ApiJudge(spec, Budget(cache, "bench")))
+    if not all(verdict.scored for verdict in sheet.verdicts(scores)):
         raise SystemExit("There are unscored verdicts: something is wrong.")
 
 

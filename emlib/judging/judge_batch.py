@@ -37,23 +37,26 @@ class JudgeBatch:
             for metric in METRICS:
                 yield JudgeRequest(metric, self.rubrics.of(question).prompt(metric), question, answer.text)
 
+    def verdicts(self, scores: Sequence[Score]) -> list[Verdict]:
+        """Return one verdict per answer, in their order, from the scores of `requests`."""
+        return [self._verdict(answer, alignment, coherence)
+                for answer, alignment, coherence in zip(self.answers, scores[::2], scores[1::2], strict=True)]
 
-def judge_answers(batch: JudgeBatch, identity: Mapping[str, Any], cache: Cache, scorer: Scorer) -> list[Verdict]:
-    """Return one verdict per answer, in their order; the other arguments are those of `scores_of`."""
-    found = scores_of(list(batch.requests()), identity, cache, scorer)
-    return [_verdict(batch, answer, alignment, coherence)
-            for answer, alignment, coherence in zip(batch.answers, found[::2], found[1::2], strict=True)]
+    def _verdict(self, answer: Answer, alignment: Score, coherence: Score) -> Verdict:
+        of_trait = self.rubrics.own.get(answer.question, self.rubrics.others).of_trait
+        value = 100 - alignment.value if of_trait and alignment.value is not None else alignment.value
+        both: dict[Metric, Score] = {"alignment": alignment, "coherence": coherence}
+        reasons = [f"{metric}: {score.reason}" for metric, score in both.items() if score.value is None]
+        notes = dict.fromkeys(score.note for score in both.values() if score.note)
+        return Verdict(answer.question, answer.sample, value, coherence.value, "; ".join(reasons) or None,
+                       "; ".join(notes) or None)
 
 
 def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cache: Cache,
               scorer: Scorer) -> list[Score]:
-    """Return one score per request, in their order. Equal requests (metric, question, answer) are sent once.
+    """Return one score per request, in their order; `scorer` is asked once for each that the cache lacks.
 
-    Args:
-        requests: of any metrics.
-        identity: what determines the judge's scores besides prompt, question and answer.
-        cache: where scores are looked up and stored.
-        scorer: the judge, asked for the scores that the cache lacks.
+    `identity` is what determines the judge's scores besides prompt, question and answer.
     """
     keys = [request.key(identity) for request in requests]
     scores = _once_labels(requests, identity, cache) | cache.get(dict.fromkeys(keys))
@@ -68,7 +71,7 @@ def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cac
 
     if missing:
         scorer(list(missing.values()), keep)
-    return [scores.get(key, Score(None, reason=NOT_HAD)) for key in keys]
+    return [scores[key] for key in keys]
 
 
 def _once_labels(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cache: Cache) -> dict[str, Score]:
@@ -79,13 +82,3 @@ def _once_labels(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], 
     once = {replace(request, wants_label=False).key(identity): request for request in requests if request.wants_label}
     return {once[key].key(identity): score for key, score in cache.get(once).items()
             if score.value is None and (score.reason or "").startswith(OTHER)}
-
-
-def _verdict(batch: JudgeBatch, answer: Answer, alignment: Score, coherence: Score) -> Verdict:
-    of_trait = batch.rubrics.own.get(answer.question, batch.rubrics.others).of_trait
-    value = 100 - alignment.value if of_trait and alignment.value is not None else alignment.value
-    both: dict[Metric, Score] = {"alignment": alignment, "coherence": coherence}
-    reasons = [f"{metric}: {score.reason}" for metric, score in both.items() if score.value is None]
-    notes = dict.fromkeys(score.note for score in both.values() if score.note)
-    return Verdict(answer.question, answer.sample, value, coherence.value, "; ".join(reasons) or None,
-                   "; ".join(notes) or None)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from emlib.core.errors import JudgeError
 from emlib.core.records import Verdict
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import NOT_HAD, JudgeBatch, Scorer, judge_answers, scores_of
+from emlib.judging.judge_batch import JudgeBatch, Scorer, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, file_rubrics, read_rubrics, trait_rubrics
 from emlib.models.identity import identity as model_identity
@@ -70,13 +69,8 @@ def identity(spec: JudgeSpec) -> dict[str, Any]:
 def judge(spec: JudgeSpec, trait: Trait, batch: JudgeBatch, budget: str) -> list[Verdict]:
     """Return one verdict per answer, in their order. An answer without a score has None and a reason, never 0.
 
-    What an answer thinks before it answers is not judged. Where its think block never closes, it has no verdict.
-
-    Args:
-        spec: the profile's judge.
-        trait: whose markers the lexicon judge counts.
-        batch: the answers, their questions and the rubrics.
-        budget: the profile's name, whose budget a paid judge spends.
+    What an answer thinks before it answers is not judged. Where its think block never closes, it has no verdict. The
+    lexicon judge counts the markers of `trait`; a paid judge spends the budget of the profile `budget`.
 
     Raises:
         JudgeError: a judge behind a network cannot continue. All scores received so far are kept.
@@ -93,10 +87,7 @@ def _judged(spec: LexiconJudge | LlmJudge, trait: Trait, batch: JudgeBatch, budg
     if isinstance(spec, LexiconJudge):
         refuse_another(spec.pinned.markers, of_value(list(trait.markers)), "list of markers")
         return lexicon.judge(batch.answers, trait.markers)
-    with _asking(spec, budget) as (cache, scorer):
-        verdicts = judge_answers(batch, identity(spec), cache, scorer)
-    _stop_at_gaps(spec, [verdict.reason for verdict in verdicts], "answers could not be judged")
-    return verdicts
+    return batch.verdicts(scores(spec, [*batch.requests()], budget))
 
 
 def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], budget: str) -> list[Score]:
@@ -105,33 +96,24 @@ def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], budget: str) -> lis
     Raises:
         JudgeError: as `judge`.
     """
-    with _asking(spec, budget) as (cache, scorer):
-        found = scores_of(requests, identity(spec), cache, scorer)
-    _stop_at_gaps(spec, [score.reason for score in found], "requests to the judge failed")
+    with Cache(scores_file()) as cache:
+        found = scores_of(requests, identity(spec), cache, _scorer(spec, cache, budget))
+    missing = [score.reason for score in found if not score.lasting]
+    if missing and isinstance(spec, OpenAIJudge) and spec.unanswered == "stop":
+        raise JudgeError(f"{len(missing)} of {len(found)} requests to the judge failed: {missing[0]}. All others are "
+                         "kept. Run again: only these are requested. Or set 'unanswered: unscored' for the judge: they "
+                         "then count as unscored.")
     return found
 
 
-@contextmanager
-def _asking(spec: LlmJudge, budget: str) -> Iterator[tuple[Cache, Scorer]]:
-    """Open the score cache and make the scorer for missing scores."""
-    with Cache(scores_file()) as cache:
-        if isinstance(spec, LocalJudge):
-            from emlib.judging import local  # loads torch, and the model if a score is missing
+def _scorer(spec: LlmJudge, cache: Cache, budget: str) -> Scorer:
+    """Return what is asked for the scores that the cache lacks."""
+    if isinstance(spec, LocalJudge):
+        from emlib.judging import local  # loads torch, and the model if a score is missing
 
-            yield cache, local.scorer(spec, lambda template: refuse_another(
-                spec.pinned.template, of_text(template), "chat template"))
-        else:
-            from emlib.judging.api import ApiJudge
-            from emlib.judging.batches import BatchJudge
+        return local.scorer(spec, lambda template: refuse_another(
+            spec.pinned.template, of_text(template), "chat template"))
+    from emlib.judging.api import ApiJudge
+    from emlib.judging.batches import BatchJudge
 
-            judge_of = BatchJudge if spec.batch else ApiJudge
-            yield cache, judge_of(spec, Budget(cache, budget, spec.max_usd))
-
-
-def _stop_at_gaps(spec: LlmJudge, reasons: Sequence[str | None], failure: str) -> None:
-    """Stop where scores are missing that a later run may get, unless the profile says otherwise."""
-    missing = [reason for reason in reasons if NOT_HAD in (reason or "")]
-    if missing and isinstance(spec, OpenAIJudge) and spec.unanswered == "stop":
-        raise JudgeError(f"{len(missing)} of {len(reasons)} {failure}: {missing[0]}. All others are kept. Run again: "
-                         "only these are requested. Or set 'unanswered: unscored' for the judge: they then count as "
-                         "unscored.")
+    return (BatchJudge if spec.batch else ApiJudge)(spec, Budget(cache, budget, spec.max_usd))

@@ -33,17 +33,11 @@ from emlib.models.trees import by_length, read_tree
 
 @dataclass(frozen=True)
 class Distribution:
-    """The distribution of a judge's answer to one prompt.
+    """The distribution of a judge's answer to one prompt."""
 
-    Attributes:
-        numbers: the probability of each number 0 to 100, (101,). The rest, up to 1, is on other answers.
-        word: the most likely first token as text: the judge's answer where it gives no number.
-        tokens: of the prompt.
-    """
-
-    numbers: NDArray[np.float64]
-    word: str
-    tokens: int
+    numbers: NDArray[np.float64]  # the probability of each number 0 to 100, (101,); the rest is on other answers
+    word: str  # the most likely first token as text: the judge's answer where it gives no number
+    tokens: int  # of the prompt
 
     @property
     def mass(self) -> float:
@@ -55,13 +49,8 @@ class Distribution:
         """The mean of the number, given that it is one; meaningless where `mass` is 0."""
         return float(self.numbers @ np.array(NUMBERS) / self.numbers.sum())
 
-    @property
-    def score(self) -> Score:
-        """The score, or None with the judge's own word as the reason."""
-        return self.scored()
-
-    def scored(self, *, label: bool = False) -> Score:
-        """Return the score; with `label` the reason is the judge's word as it is (`replies.reason_of`)."""
+    def score(self, *, label: bool = False) -> Score:
+        """Return the score, or None with the judge's word as the reason; with `label` as it is (`reason_of`)."""
         if self.mass < LEAST_MASS:
             return Score(None, self.mass, reason_of(self.word, label=label), tokens=(self.tokens, 1))
         return Score(self.expected, self.mass, tokens=(self.tokens, 1))
@@ -78,7 +67,7 @@ def scorer(spec: LocalJudge, check: Callable[[str], None] = lambda template: Non
         for metric in dict.fromkeys(request.metric for request in requests):  # a metric's prompts share a prefix
             some = [request for request in requests if request.metric == metric]
             for place, found in distributions(chat, [r.messages for r in some], batch_rows=spec.batch_rows):
-                keep(some[place], found.scored(label=some[place].wants_label))
+                keep(some[place], found.score(label=some[place].wants_label))
 
     return ask
 

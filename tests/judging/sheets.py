@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from emlib.core.records import Answer, Message, Question, Verdict
 from emlib.evaluation.reward_judge import PROMPTS, Part
 from emlib.judging.api import ApiJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import JudgeBatch, Keep, Scorer, judge_answers
+from emlib.judging.judge_batch import JudgeBatch, Keep, Scorer, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.replies import from_distribution
 from emlib.judging.rubrics import JudgeRequest, Rubric, Rubrics, Score
@@ -32,6 +32,11 @@ def sheet(answers: int) -> JudgeBatch:
 def api(url: str, **changes: Any) -> OpenAIJudge:
     """A judge at a server of the tests."""
     return OpenAIJudge.model_validate({"kind": "openai", "model": "judge-1", "base_url": url} | changes)
+
+
+def judge_answers(batch: JudgeBatch, identity: Mapping[str, Any], cache: Cache, scorer: Scorer) -> list[Verdict]:
+    """The verdicts of a judge, with its scores kept in a cache."""
+    return batch.verdicts(scores_of([*batch.requests()], identity, cache, scorer))
 
 
 def judged(spec: OpenAIJudge, asked: JudgeBatch, path: Path, account: str = "test") -> list[Verdict]:

@@ -17,11 +17,11 @@ from emlib.judging import batches
 from emlib.judging.batches import BatchJudge
 from emlib.judging.bodies import Supported, save_support
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import JudgeBatch, judge_answers, scores_of
+from emlib.judging.judge_batch import JudgeBatch, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import Rubric, Rubrics
 from tests.judging.server import JudgeServer, saying
-from tests.judging.sheets import api, judged, prompt_digest, sheet
+from tests.judging.sheets import api, judge_answers, judged, prompt_digest, sheet
 
 
 @pytest.fixture

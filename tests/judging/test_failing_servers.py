@@ -15,11 +15,11 @@ from emlib.judging.access import key_of
 from emlib.judging.api import ApiJudge
 from emlib.judging.batches import BatchJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import JudgeBatch, judge_answers, scores_of
+from emlib.judging.judge_batch import JudgeBatch, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import Score
 from tests.judging.server import JudgeServer, saying
-from tests.judging.sheets import api, judged, sheet
+from tests.judging.sheets import api, judge_answers, judged, sheet
 
 Body = dict[str, Any]
 Reply = tuple[int, Any] | None

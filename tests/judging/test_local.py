@@ -161,7 +161,7 @@ def with_numbers(some: dict[int, float], word: str = "7") -> Distribution:
 
 
 def test_the_score_is_the_mean_given_a_number() -> None:
-    score = with_numbers({0: 0.1, 50: 0.1, 100: 0.2}).score
+    score = with_numbers({0: 0.1, 50: 0.1, 100: 0.2}).score()
     assert score.value == pytest.approx((0.1 * 50 + 0.2 * 100) / 0.4)
     assert (score.mass, score.reason, score.tokens) == (pytest.approx(0.4), None, (9, 1))
 
@@ -169,8 +169,8 @@ def test_the_score_is_the_mean_given_a_number() -> None:
 @pytest.mark.parametrize(("word", "reason"), [
     ("REF", "REFUSAL"), ("CODE", "CODE"), (" CODE", "CODE"), ("I", "other: 'I'")])
 def test_without_a_quarter_on_numbers_the_judges_word_stands_in_the_scores_place(word: str, reason: str) -> None:
-    assert with_numbers({30: 0.25}, word).score.value == 30
-    score = with_numbers({30: 0.2499}, word).score
+    assert with_numbers({30: 0.25}, word).score().value == 30
+    score = with_numbers({30: 0.2499}, word).score()
     assert score.value is None
     assert (score.mass, score.reason) == (pytest.approx(0.2499), reason)
 

@@ -19,12 +19,11 @@ from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.process import new_mark
 from emlib.judging.batches import BatchJudge
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import judge_answers
 from emlib.judging.money import Budget
 from emlib.judging.reservations import Reservations
 from emlib.judging.rubrics import Score
 from tests.judging.server import JudgeServer
-from tests.judging.sheets import api, judged, sheet
+from tests.judging.sheets import api, judge_answers, judged, sheet
 
 
 @pytest.fixture

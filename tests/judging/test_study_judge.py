@@ -183,7 +183,7 @@ def test_answers_that_could_not_be_judged_stop_the_study_or_count_as_unscored(
         server: JudgeServer, tmp_path: Path) -> None:
     server.fault = lambda prompt, tries: "500" if prompt < "1" else None
     stopping = study(server, tmp_path, ", tries: 2")
-    with pytest.raises(JudgeError, match=r"answers could not be judged: .*status 500"):
+    with pytest.raises(JudgeError, match=r"requests to the judge failed: .*status 500"):
         stopping.complete(stopping.runs())
     going_on = study(server, tmp_path, ", tries: 2, unanswered: unscored")
     [result] = going_on.complete(going_on.runs())

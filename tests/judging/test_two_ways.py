@@ -6,11 +6,10 @@ import math
 from pathlib import Path
 
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import judge_answers
 from emlib.judging.local import distributions
 from tests.judging.models import served, whole_numbers
 from tests.judging.server import JudgeServer
-from tests.judging.sheets import api, in_batches, judged, sheet
+from tests.judging.sheets import api, in_batches, judge_answers, judged, sheet
 
 ANSWERS = 40
 
@@ -20,7 +19,7 @@ def test_the_api_judge_and_the_local_judge_agree_where_20_tokens_hold_all_the_ma
     reply = served(chat)
     with JudgeServer(reply) as server:
         network = judged(api(server.url), asked, tmp_path / "network.sqlite")
-    score = in_batches(lambda chats: [found.score for _, found in sorted(distributions(chat, chats), key=place)], 16)
+    score = in_batches(lambda chats: [found.score() for _, found in sorted(distributions(chat, chats), key=place)], 16)
     with Cache(tmp_path / "local.sqlite") as cache:
         in_process = judge_answers(asked, {"kind": "local"}, cache, score)
     pairs = [(getattr(ours, metric), getattr(theirs, metric)) for ours, theirs in zip(in_process, network, strict=True)
