@@ -11,7 +11,6 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from anyio.from_thread import start_blocking_portal
@@ -25,13 +24,12 @@ from emlib.core.progress import say
 from emlib.judging import faults, replies
 from emlib.judging.access import NO_KEY, client, key_of, price_of
 from emlib.judging.bodies import is_whole, logprobs_body, number_body, samples_body
-from emlib.judging.faults import KEPT, TransientFault
+from emlib.judging.faults import KEPT, BadReply, PromptRefused, TransientFault
 from emlib.judging.judge_batch import NOT_HAD, Keep
 from emlib.judging.money import Budget
 from emlib.judging.reservations import RENEWAL, Reservations
 from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.sending import NoLogprobs, Sender
-from emlib.judging.server_errors import PromptRefused
 
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds: the longest pause before the second try, doubled per failure; the cap
 GIVEN_UP = 5  # requests given up in a row, with none answered meanwhile, before the server counts as down
@@ -61,7 +59,7 @@ class ApiJudge:
         """
         with (progress.bar(None, f"scores by {self.spec.model}", "score", total=len(requests)) as bar,
               start_blocking_portal() as portal):
-            failure = portal.call(partial(self._all, requests, keep, bar))
+            failure = portal.call(self._all, requests, keep, bar)
         if failure is not None:
             raise failure
 
@@ -71,23 +69,8 @@ class ApiJudge:
             secret = "" if self.key == NO_KEY else self.key
             session = JudgingSession(self.spec, Sender(self.spec, self.price, self.budget, secret, server), keep, bar)
             failure = await session.score(requests)
-        say(f"{self.spec.model}: {session.tally}")
+        say(f"{self.spec.model}: {session.summary}")
         return failure
-
-
-@dataclass
-class Tally:
-    """Counts and cost of a session so far."""
-
-    done: int = 0
-    failed: int = 0
-    read: int = 0
-    written: int = 0
-    usd: float | None = None
-
-    def __str__(self) -> str:
-        money = "" if self.usd is None else f", ${self.usd:.4f}"
-        return f"{self.done} scores, {self.failed} failed, {self.read + self.written} tokens{money}"
 
 
 class JudgingSession:
@@ -95,7 +78,7 @@ class JudgingSession:
 
     def __init__(self, spec: OpenAIJudge, sender: Sender, keep: Keep, bar: tqdm) -> None:
         self.spec, self.sender, self.keep, self.bar = spec, sender, keep, bar
-        self.tally = Tally(usd=sender.usd)
+        self.done = self.failed = self.tokens = 0
         self.reservations = Reservations(sender.budget.cache)
         self.waiting: deque[JudgeRequest] = deque()
         self.elsewhere: list[JudgeRequest] = []  # requests for scores that another process is asking for
@@ -135,7 +118,10 @@ class JudgingSession:
         try:
             await asyncio.gather(*workers)
         except JudgeError as error:
-            await self._wait_for_answers(error)
+            self.waiting.clear()  # nothing more is sent, and answers that may be paid for already are waited for
+            self.sender.stopped = self.sender.stopped or error
+            if self.sender.under_way:
+                await asyncio.wait(self.sender.under_way, timeout=GRACE)
             raise
         finally:
             for worker in workers:
@@ -159,13 +145,6 @@ class JudgingSession:
         while True:
             await asyncio.sleep(RENEWAL)
             self.reservations.renew()
-
-    async def _wait_for_answers(self, error: JudgeError) -> None:
-        """Send nothing more, and wait a little for the answers that may be paid for already."""
-        self.waiting.clear()
-        self.sender.stopped = self.sender.stopped or error
-        if self.sender.under_way:
-            await asyncio.wait(self.sender.under_way, timeout=GRACE)
 
     async def _one(self, request: JudgeRequest) -> None:
         """Get one score, unless it is there by now, or another process is asking for it."""
@@ -200,7 +179,8 @@ class JudgingSession:
             try:
                 return await self._score(request)
             except TransientFault as error:
-                wait = max(_pause(failed), error.after)
+                pause = random.uniform(0, min(LONGEST_PAUSE, PAUSE * 2 ** (failed - 1)))  # so that they do not coincide
+                wait = max(pause, error.after)
             await asyncio.sleep(wait)
         return await self._score(request)
 
@@ -218,25 +198,18 @@ class JudgingSession:
         Raises:
             JudgeError: it has said nothing else in `MOST_WORDS` replies.
         """
-        of_other_words = found.value is None and not request.takes_words and (
-            found.reason or "").startswith(replies.OTHER)
-        if self.understood or not (of_other_words and found.lasting):
+        if self.understood or replies.other_word(request, found) is None:
             self._settle(request, found)
-            if not self.understood and found.mass is not None:
-                self.understood = True
-                self._release()
-            return
-        self.held.append((request, found))
-        if len(self.held) * (self.spec.samples or 1) >= MOST_WORDS and not self._has_scored_before():
-            self.speechless = True
-            raise without_numbers(self.spec, Counter(
-                str(score.reason).removeprefix(replies.OTHER) for _, score in self.held))
-
-    def _has_scored_before(self) -> bool:
-        self.understood = self.sender.budget.cache.has_value_by(self.spec.identity)
+            self.understood = self.understood or found.mass is not None
+        else:
+            self.held.append((request, found))
+            if len(self.held) * (self.spec.samples or 1) >= MOST_WORDS:
+                self.understood = self.sender.budget.cache.has_value_by(self.spec.identity)
+                self.speechless = not self.understood
+                if self.speechless:
+                    raise without_numbers(self.spec, [str(replies.other_word(*one)) for one in self.held])
         if self.understood:
             self._release()
-        return self.understood
 
     def _release(self) -> None:
         """Keep the words that were held, as what the judge says to these answers; not if it only says words."""
@@ -248,13 +221,16 @@ class JudgingSession:
         self.keep(request, found)
         self.reservations.release(request.key(self.spec.identity))
 
+    @property
+    def summary(self) -> str:
+        """Counts and cost of the session so far."""
+        money = "" if self.sender.usd is None else f", ${self.sender.usd:.4f}"
+        return f"{self.done} scores, {self.failed} failed, {self.tokens} tokens{money}"
+
     def _show(self, found: Score) -> None:
-        tally = self.tally
-        tally.read, tally.written = tally.read + found.tokens[0], tally.written + found.tokens[1]
-        tally.done, tally.failed = tally.done + found.lasting, tally.failed + (not found.lasting)
-        tally.usd = self.sender.usd
-        money = {} if tally.usd is None else {"usd": f"{tally.usd:.4f}"}
-        self.bar.set_postfix(failed=tally.failed, tokens=tally.read + tally.written, **money, refresh=False)
+        self.done, self.failed = self.done + found.lasting, self.failed + (not found.lasting)
+        self.tokens += sum(found.tokens)
+        self.bar.set_postfix_str(self.summary, refresh=False)
         self.bar.update()
 
     async def _score(self, request: JudgeRequest) -> Score:
@@ -270,19 +246,16 @@ class JudgingSession:
         try:
             (likeliest, word), tokens = await self.sender.send(
                 lambda: logprobs_body(self.spec, request, self.sender.supported), replies.likeliest)
-        except TransientFault as error:
-            self._count_without_logprobs(error)
-            raise
+        except BadReply as error:
+            self.without_logprobs += error.reason in (replies.NO_LOGPROBS, replies.OF_THOUGHTS)
+            if self.without_logprobs < MOST_WITHOUT_LOGPROBS or self.has_logprobs:
+                raise
+            why = "" if error.reason == replies.NO_LOGPROBS else f" of its score: {error.reason}"
+            raise JudgeError(f"'{self.spec.model}' gives no log-probabilities here{why}. Add 'samples: 10' to the "
+                             "profile's judge: the score is then the mean of 10 sampled ones.") from None
         self.has_logprobs = True
         await self._check_numbers([token for token, _ in likeliest])
         return replies.from_distribution(likeliest, word, tokens, label=request.wants_label)
-
-    def _count_without_logprobs(self, error: TransientFault) -> None:
-        self.without_logprobs += error.reason in (replies.NO_LOGPROBS, replies.OF_THOUGHTS)
-        if self.without_logprobs >= MOST_WITHOUT_LOGPROBS and not self.has_logprobs:
-            why = "" if error.reason == replies.NO_LOGPROBS else f" of its score: {error.reason}"
-            raise JudgeError(f"'{self.spec.model}' gives no log-probabilities here{why}. Add 'samples: 10' to the "
-                             "profile's judge: the score is then the mean of 10 sampled ones.")
 
     async def _sampled(self, request: JudgeRequest, samples: int) -> Score:
         texts: list[str] = []
@@ -327,16 +300,11 @@ class JudgingSession:
                 raise faults.by_digits(self.spec.model)
 
 
-def without_numbers(spec: OpenAIJudge, said: Counter[str]) -> JudgeError:
-    """Return the error for a judge that gives no numbers."""
-    quoted = ", ".join(f"{word} ({count} times)" for word, count in said.most_common(3))
+def without_numbers(spec: OpenAIJudge, said: Sequence[str]) -> JudgeError:
+    """Return the error for a judge that said these words, and gives no numbers."""
+    quoted = ", ".join(f"{word} ({count} times)" for word, count in Counter(said).most_common(3))
     way_out = ("Choose another judge, or a rubric that asks for one number" if spec.samples is not None else
                "If it thinks first, or writes the number after other words, add 'samples: 10' to the profile's judge, "
                "without 'batch'; else choose another judge")
-    return JudgeError(f"'{spec.model}' gives no numbers from 0 to 100: {said.total()} answers were judged, and none "
+    return JudgeError(f"'{spec.model}' gives no numbers from 0 to 100: {len(said)} answers were judged, and none "
                       f"has a score. It said {quoted}. {way_out}. These replies are not kept.")
-
-
-def _pause(failed: int) -> float:
-    """Return a random pause in seconds before the next try; random, so that retries do not coincide."""
-    return random.uniform(0, min(LONGEST_PAUSE, PAUSE * 2 ** (failed - 1)))

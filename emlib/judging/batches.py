@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import openai
@@ -25,25 +23,17 @@ from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.progress import say
 from emlib.core.proxies import ask_directly
 from emlib.judging import faults, replies
-from emlib.judging.access import NO_KEY, key_of, price_of
+from emlib.judging.access import NO_KEY, fault_of, key_of, price_of
 from emlib.judging.api import MOST_WORDS, without_numbers
 from emlib.judging.batch_results import Line, read_lines
-from emlib.judging.bodies import (
-    Supported,
-    is_whole,
-    known_support,
-    logprobs_body,
-    most_written,
-    number_body,
-    save_support,
-)
+from emlib.judging.bodies import is_whole, known_support, logprobs_body, most_used, number_body, save_support
 from emlib.judging.cache import canonical
 from emlib.judging.faults import KEPT, Fault, Rejected
 from emlib.judging.judge_batch import NOT_HAD, Keep
-from emlib.judging.money import Budget, most_tokens
+from emlib.judging.money import Budget
 from emlib.judging.reservations import Reservations
 from emlib.judging.rubrics import JudgeRequest, Metric, Score
-from emlib.judging.server_errors import PromptRefused, redacted
+from emlib.judging.server_errors import redacted
 
 MOST_REQUESTS = 50_000  # in one batch: OpenAI's limit
 MOST_BYTES = 190_000_000  # of one file; OpenAI takes 200 MB
@@ -55,8 +45,7 @@ MOST_SHARES = 100  # of a booking for one reply; a server that counts more token
 TRIES = 5  # by the client, of each of these few requests
 
 
-@dataclass(frozen=True)
-class BatchJob:
+class BatchJob(NamedTuple):
     """A batch as recorded locally; `id` is None where the process was interrupted while sending it."""
 
     name: str
@@ -87,52 +76,42 @@ class BatchJudge:
             JudgeError: the server refuses a request, or the budget does not allow a batch.
         """
         wanted = {request.key(self.spec.identity): request for request in requests}
+        failure: JudgeError | None = None
         try:
             with FileLock(self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")):  # one process at a time
-                failure = self._collect_and_send(wanted, keep)
+                self._collect_and_send(wanted, keep)
         except openai.APIError as error:
-            without = _without_batches(error, self.spec.address)
-            failure = without or _stopping(faults.sort(error, self.spec.model, self.secret))
-        except (replies.BadReply, PromptRefused, ValueError, RecursionError) as error:
+            failure = _stopping(error, self.spec, self.secret)
+        except (Fault, ValueError, RecursionError) as error:
             failure = _later(redacted(str(error), self.secret))
-        if failure is not None:
+        if failure is not None:  # raised here, so that it does not refer to the client's error
             raise failure
+        if wanted:
+            strange = f" Look at them on the server: {', '.join(self.unknown)}." if self.unknown else ""
+            raise JudgeWaits(f"{len(wanted)} scores by {self.spec.model} are in batches, which take up to 24 hours. "
+                             f"Run again later: finished batches are collected then.{strange}")
 
-    def _collect_and_send(self, wanted: dict[str, JudgeRequest], keep: Keep) -> JudgeError | None:
+    def _collect_and_send(self, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         ask_directly(self.spec.address)
         with openai.OpenAI(api_key=self.key, base_url=self.spec.address, max_retries=TRIES,
                            timeout=self.spec.timeout) as server:
             for key, score in self.cache.get(list(wanted)).items():  # another process may have collected them meanwhile
                 keep(wanted.pop(key), score)
-            for batch in self._known():
-                failure = self._collect(server, batch, wanted, keep)
-                if failure is not None:
-                    return failure
-            failure = self._give_up(wanted, keep)
-            if failure is not None:
-                return failure
+            for row in self.cache.execute("SELECT name, id, usd FROM batches WHERE judge = ? ORDER BY made",
+                                          (canonical(self.spec.identity),)):
+                self._collect(server, BatchJob(*row), wanted, keep)
+            self._give_up(wanted, keep)
             waiting = {key for (key,) in self.cache.execute("SELECT key FROM waiting")}
             waiting |= Reservations(self.cache).by_others()
-            rest = {key: request for key, request in wanted.items() if key not in waiting}
-            for part in parts(rest):
-                failure = self._send(server, part)
-                if failure is not None:
-                    return failure
-        strange = f" Look at them on the server: {', '.join(self.unknown)}." if self.unknown else ""
-        return JudgeWaits(f"{len(wanted)} scores by {self.spec.model} are in batches, which take up to 24 hours. Run "
-                          f"again later: finished batches are collected then.{strange}") if wanted else None
+            for part in parts({key: request for key, request in wanted.items() if key not in waiting}):
+                self._send(server, part)
 
-    def _known(self) -> list[BatchJob]:
-        return [BatchJob(*row) for row in self.cache.execute(
-            "SELECT name, id, usd FROM batches WHERE judge = ? ORDER BY made", (canonical(self.spec.identity),))]
-
-    def _collect(self, server: openai.OpenAI, batch: BatchJob, wanted: dict[str, JudgeRequest],
-                 keep: Keep) -> JudgeError | None:
+    def _collect(self, server: openai.OpenAI, batch: BatchJob, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         """Keep the scores of a finished batch, drop them from `wanted`, and delete the batch's record."""
         name = batch.id or _found(server, batch.name)
         if name is None:  # it never reached the server
             self._forget(batch, 0.0)
-            return None
+            return
         metrics: dict[str, Metric] = dict(
             self.cache.execute("SELECT key, metric FROM waiting WHERE batch = ?", (batch.name,)))
         try:
@@ -141,19 +120,17 @@ class BatchJudge:
             say(f"{self.spec.model}: the server has no batch {name} any more; its requests are sent again")
             self._forget(batch, batch.usd)
             self._count_unanswered(dict.fromkeys(metrics, "the server has deleted the batch"))
-            return None
+            return
         status = str(there.status).lower()  # some servers write COMPLETED
         if status not in OVER:
             if status not in PENDING:
                 self.unknown.append(f"{name} is '{redacted(status, self.secret)}'")
-            return None
+            return
         labels = {key for (key,) in self.cache.execute(  # also of other evaluations' requests
             "SELECT key FROM labels JOIN waiting USING (key) WHERE batch = ?", (batch.name,))}
         lines = [line for file in (there.output_file_id, there.error_file_id) if file
                  for line in read_lines(server.files.content(file).content, self.spec.model, self.secret, labels)]
-        failure = self._unusable(server, lines, wanted)
-        if failure is not None:
-            return failure  # the batch stays recorded, so that it is not sent again
+        self._refuse_unusable(server, lines, wanted)  # the batch stays recorded, so that it is not sent again
         answered = any(line.reply is not None for line in lines)
         for line in lines:
             score = line.lasting(answered)
@@ -165,8 +142,9 @@ class BatchJudge:
         self._count_unanswered(dict.fromkeys(metrics, said) | {
             line.key: line.reason for line in lines if line.key in metrics and line.fault is not None})
         if status == "failed":
-            return JudgeError(f"The server refused the batch {name}: {said} {KEPT}")
-        return None if answered else self._learn(lines)
+            raise JudgeError(f"The server refused the batch {name}: {said} {KEPT}")
+        if not answered:
+            self._learn(lines)
 
     def _settle(self, key: str, metric: Metric, score: Score, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         """Keep a score; one that another evaluation requested is stored, and read there later."""
@@ -176,34 +154,37 @@ class BatchJudge:
             self.cache.put(key, self.spec.identity, metric, score)
         self.cache.execute("DELETE FROM unanswered WHERE key = ?", (key,))
 
-    def _unusable(self, server: openai.OpenAI, lines: Sequence[Line],
-                  wanted: Mapping[str, JudgeRequest]) -> JudgeError | None:
-        """Return why the replies of this judge are no scores: it spells digit by digit, or says only words."""
-        scores = [line.score for line in lines if line.score is not None]
-        if not _whole_numbers(server, self.spec, self.supported, [line.reply for line in lines if line.score]):
-            return faults.by_digits(self.spec.model)
-        words = [str(line.score.reason).removeprefix(replies.OTHER) for line in lines
-                 if line.score is not None and (line.score.reason or "").startswith(replies.OTHER)
-                 and line.key in wanted and not wanted[line.key].takes_words]
-        if MOST_WORDS <= len(words) == len(scores) and not self.cache.has_value_by(self.spec.identity):
-            return without_numbers(self.spec, Counter(words))
-        return None
+    def _refuse_unusable(self, server: openai.OpenAI, lines: Sequence[Line],
+                         wanted: Mapping[str, JudgeRequest]) -> None:
+        """Raise where the replies of this judge are no scores: it spells digit by digit, or says only words."""
+        scored = [(line, line.score) for line in lines if line.score is not None]
+        tokens = {token for line, _ in scored for token, _ in replies.likeliest(line.reply)[0]}
+        numbers = {number for token in tokens if (number := replies.number(token)) is not None}
+        if numbers and max(numbers) <= 9:  # as `JudgingSession` checks it; this costs less than the unused booking
+            reply = server.post("/chat/completions", body=number_body(self.spec, self.supported),
+                                cast_to=httpx2.Response)
+            likeliest, _ = replies.likeliest(replies.parse(reply.content))
+            if not is_whole([token for token, _ in likeliest]):
+                raise faults.by_digits(self.spec.model)
+        words = [word for line, score in scored
+                 if line.key in wanted and (word := replies.other_word(wanted[line.key], score)) is not None]
+        if MOST_WORDS <= len(words) == len(scored) and not self.cache.has_value_by(self.spec.identity):
+            raise without_numbers(self.spec, words)
 
-    def _learn(self, lines: Sequence[Line]) -> JudgeError | None:
+    def _learn(self, lines: Sequence[Line]) -> None:
         """Learn from a batch that was rejected whole what the model takes, so that the next batch is sent so."""
         rejected = next((line.fault for line in lines if isinstance(line.fault, Rejected)), None)
         if rejected is None:
-            return None
+            return
         learnt = self.supported.learn(rejected.error)
         if learnt is None:
-            return rejected.stopping()
+            raise rejected.stopping()
         if not self.supported.logprobs:
-            return JudgeError(f"'{self.spec.model}' has no log-probabilities, and a batch needs them. Remove 'batch' "
-                              "from the profile's judge and add 'samples: 10': the score is then the mean of 10 "
-                              f"sampled ones. The server says: {rejected.error.words}")
-        say(f"{self.spec.model}: {learnt} (the server says: {rejected.error.words}). The next batch is sent so.")
+            raise JudgeError(f"'{self.spec.model}' has no log-probabilities, and a batch needs them. Remove 'batch' "
+                             "from the profile's judge and add 'samples: 10': the score is then the mean of 10 "
+                             f"sampled ones. The server says: {rejected.reason}")
+        say(f"{self.spec.model}: {learnt} (the server says: {rejected.reason}). The next batch is sent so.")
         save_support(self.cache, self.spec, self.supported)
-        return None
 
     def _count_unanswered(self, reasons: Mapping[str, str]) -> None:
         with self.cache.transaction():
@@ -211,20 +192,19 @@ class BatchJudge:
                 self.cache.execute("INSERT INTO unanswered VALUES (?, 1, ?) ON CONFLICT (key) DO UPDATE SET "
                                    "batches = batches + 1, reason = excluded.reason", (key, reason))
 
-    def _give_up(self, wanted: dict[str, JudgeRequest], keep: Keep) -> JudgeError | None:
+    def _give_up(self, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         """Stop at requests that `tries` batches left unanswered, or give these up if the profile says so."""
         tired = {key: reason for key, reason in self.cache.execute(
             "SELECT key, reason FROM unanswered WHERE batches >= ?", (self.spec.tries,)) if key in wanted}
         if tired and self.spec.unanswered == "stop":
             last = next(iter(tired.values()))
-            return JudgeError(f"{len(tired)} scores by {self.spec.model} were left unanswered by {self.spec.tries} "
-                              f"batches ('tries' of the profile's judge); the last reason: {last}. Nothing was sent. "
-                              "Raise 'tries' to send them again, or set 'unanswered: unscored': they then count as "
-                              f"unscored. {KEPT}")
+            raise JudgeError(f"{len(tired)} scores by {self.spec.model} were left unanswered by {self.spec.tries} "
+                             f"batches ('tries' of the profile's judge); the last reason: {last}. Nothing was sent. "
+                             "Raise 'tries' to send them again, or set 'unanswered: unscored': they then count as "
+                             f"unscored. {KEPT}")
         for key, reason in tired.items():
             keep(wanted.pop(key), Score(None, reason=f"{NOT_HAD} ({self.spec.tries} batches; the last: {reason})",
                                         lasting=False))
-        return None
 
     def _cost(self, batch: BatchJob, lines: Sequence[Line], left: int) -> float:
         """Return what a batch cost: by its tokens, or a line's share of the booking where they are unknown."""
@@ -243,15 +223,13 @@ class BatchJudge:
             self.cache.execute("DELETE FROM waiting WHERE batch = ?", (batch.name,))
             self.cache.execute("DELETE FROM batches WHERE name = ?", (batch.name,))
 
-    def _send(self, server: openai.OpenAI, part: dict[str, JudgeRequest]) -> JudgeError | None:
-        usd = 0.0 if self.price is None else sum(
-            self.price.of((most_tokens([message.content for message in request.messages]),
-                           most_written(logprobs_body(self.spec, request, self.supported))), batch=True)
-            for request in part.values())
+    def _send(self, server: openai.OpenAI, part: dict[str, JudgeRequest]) -> None:
+        bodies = {key: logprobs_body(self.spec, request, self.supported) for key, request in part.items()}
+        usd = 0.0 if self.price is None else sum(self.price.of(most_used(one), batch=True) for one in bodies.values())
         if not self.budget.book(usd):
-            return JudgeError(f"A batch of {len(part)} scores could cost up to ${usd:.4f}, and "
-                              f"${self.budget.spent():.4f} of the budget of ${self.budget.limit} are spent. Raise "
-                              f"'max_usd' of the profile's judge. {KEPT}")
+            raise JudgeError(f"A batch of {len(part)} scores could cost up to ${usd:.4f}, and "
+                             f"${self.budget.spent():.4f} of the budget of ${self.budget.limit} are spent. Raise "
+                             f"'max_usd' of the profile's judge. {KEPT}")
         name, made = f"emlib-{uuid.uuid4().hex}", datetime.now(UTC).isoformat(timespec="seconds")
         with self.cache.transaction():
             self.cache.execute("INSERT INTO batches VALUES (?, ?, ?, NULL, ?, ?)", (
@@ -260,41 +238,35 @@ class BatchJudge:
                 self.cache.execute("INSERT INTO waiting VALUES (?, ?, ?)", (key, request.metric, name))
                 if request.wants_label:
                     self.cache.execute("INSERT OR IGNORE INTO labels VALUES (?)", (key,))
-        text = "".join(line(self.spec, key, request, self.supported) for key, request in part.items())
+        text = "".join(line(key, body) for key, body in bodies.items())
         file = server.files.create(file=(f"{name}.jsonl", text.encode()), purpose="batch")
         sent = server.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
                                      metadata={"name": name})
         self.cache.execute("UPDATE batches SET id = ? WHERE name = ?", (sent.id, name))
         say(f"{self.spec.model}: sent a batch of {len(part)} requests ({sent.id})")
-        return None
 
 
-def _without_batches(error: openai.APIError, address: str) -> JudgeError | None:
-    """Return the error for a server that has no such address as /files or /batches; None where it is another error."""
-    path = str(error.request.url).removeprefix(address)
-    if not isinstance(error, openai.APIStatusError) or error.status_code not in NONE_SUCH or "/chat/" in path:
-        return None
-    if path.endswith("/content"):
-        return _later(f"the server has no file {path} any more ({error.status_code})")
-    return JudgeError(f"The server has no batches: {path.partition('?')[0]} is not there ({error.status_code}). Remove "
-                      f"'batch' from the profile's judge, or correct 'base_url' ({address}). {KEPT}")
+def _stopping(error: openai.APIError, spec: OpenAIJudge, secret: str) -> JudgeError:
+    """Return the error that stops an evaluation by batch after a request that was not answered."""
+    path = str(error.request.url).removeprefix(spec.address)
+    if isinstance(error, openai.APIStatusError) and error.status_code in NONE_SUCH and "/chat/" not in path:
+        if path.endswith("/content"):
+            return _later(f"the server has no file {path} any more ({error.status_code})")
+        return JudgeError(f"The server has no batches: {path.partition('?')[0]} is not there ({error.status_code}). "
+                          f"Remove 'batch' from the profile's judge, or correct 'base_url' ({spec.address}). {KEPT}")
+    fault = fault_of(error, spec.model, secret)
+    if isinstance(fault, JudgeError):
+        return fault
+    return fault.stopping() if isinstance(fault, Rejected) else _later(fault.reason)
 
 
 def _later(reason: str) -> JudgeError:
     return JudgeError(f"The batches could not be sent or collected: {reason}. Run again later. {KEPT}")
 
 
-def _stopping(fault: Fault) -> JudgeError:
-    """Return the error that stops an evaluation by batch after a request that was not answered."""
-    if isinstance(fault, JudgeError):
-        return fault
-    return fault.stopping() if isinstance(fault, Rejected) else _later(fault.reason)
-
-
-def line(spec: OpenAIJudge, key: str, request: JudgeRequest, supported: Supported | None = None) -> str:
+def line(key: str, body: dict[str, Any]) -> str:
     """Return one request of a batch file as a line of JSON; the score's key identifies its answer."""
-    return json.dumps({"custom_id": key, "method": "POST", "url": "/v1/chat/completions",
-                       "body": logprobs_body(spec, request, supported)}) + "\n"
+    return json.dumps({"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
 
 
 def parts(requests: Mapping[str, JudgeRequest]) -> Iterator[dict[str, JudgeRequest]]:
@@ -316,17 +288,3 @@ def _found(server: openai.OpenAI, name: str) -> str | None:
     """Return the server's id of a batch whose sending was interrupted, or None if it never arrived."""
     there = server.batches.list(limit=100)
     return next((batch.id for batch in there if (batch.metadata or {}).get("name") == name), None)
-
-
-def _whole_numbers(server: openai.OpenAI, spec: OpenAIJudge, supported: Supported, bodies: Sequence[Any]) -> bool:
-    """Return whether the judge writes numbers as single tokens; asks it where all numbers are single digits.
-
-    `JudgingSession` checks the same. The request costs far less than the batch's unused booking.
-    """
-    numbers = {number for body in bodies for token, _ in replies.likeliest(body)[0]
-               if (number := replies.number(token)) is not None}
-    if not numbers or max(numbers) > 9:
-        return True
-    reply = server.post("/chat/completions", body=number_body(spec, supported), cast_to=httpx2.Response)
-    likeliest, _ = replies.likeliest(replies.parse(reply.content))
-    return is_whole([token for token, _ in likeliest])

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emlib.config import OpenAIJudge
+from emlib.data.sizes import FRAME_TOKENS
 from emlib.judging import replies
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import JudgeRequest
@@ -29,21 +30,14 @@ TEST_NUMBER = 57
 
 @dataclass
 class Supported:
-    """What a model takes in a request, as far as its server has told.
+    """What a model takes in a request, as far as its server has told."""
 
-    Attributes:
-        limit: the name of the limit of tokens.
-        temperature, logprobs, choices: whether it takes a temperature, gives log-probabilities, and several choices.
-        least_tokens: the smallest limit of tokens that it takes.
-        sample_tokens: the limit for a sampled number; more for models that think first.
-    """
-
-    limit: str = "max_tokens"
-    temperature: bool = True
-    logprobs: bool = True
-    choices: bool = True
-    least_tokens: int = 1
-    sample_tokens: int = SAMPLE_TOKENS
+    limit: str = "max_tokens"  # the name of the limit of tokens
+    temperature: bool = True  # whether it takes one
+    logprobs: bool = True  # whether it gives them
+    choices: bool = True  # whether it gives several
+    least_tokens: int = 1  # the smallest limit of tokens that it takes
+    sample_tokens: int = SAMPLE_TOKENS  # the limit for a sampled number; more for models that think first
 
     def learn(self, error: ServerError) -> str | None:
         """Correct this by an error of the server; return what it was told, or None where it says nothing new."""
@@ -112,9 +106,9 @@ def _is_absent(error: ServerError) -> bool:
                          error.words, re.IGNORECASE)
 
 
-def logprobs_body(spec: OpenAIJudge, request: JudgeRequest, supported: Supported | None = None) -> dict[str, Any]:
+def logprobs_body(spec: OpenAIJudge, request: JudgeRequest, supported: Supported) -> dict[str, Any]:
     """Return the request of Betley et al.: one token, with its most likely alternatives."""
-    return (supported or Supported()).body(spec, _chat(request), 1, 0, logprobs=True, top_logprobs=spec.top_logprobs)
+    return supported.body(spec, _chat(request), 1, 0, logprobs=True, top_logprobs=spec.top_logprobs)
 
 
 def samples_body(spec: OpenAIJudge, request: JudgeRequest, count: int, supported: Supported) -> dict[str, Any]:
@@ -126,13 +120,12 @@ def samples_body(spec: OpenAIJudge, request: JudgeRequest, count: int, supported
     return supported.body(spec, _chat(request), supported.sample_tokens, 0 if request.wants_label else 1, **several)
 
 
-def number_body(spec: OpenAIJudge, supported: Supported | None = None) -> dict[str, Any]:
+def number_body(spec: OpenAIJudge, supported: Supported) -> dict[str, Any]:
     """Return a request that shows how a judge writes a number of two digits, and whether it takes any request."""
-    known = supported or Supported()
     messages = [{"role": "user", "content": f"Reply with the number {TEST_NUMBER} and with nothing else."}]
-    if not known.logprobs or spec.samples is not None:
-        return known.body(spec, messages, known.sample_tokens, 1)
-    return known.body(spec, messages, 1, 0, logprobs=True, top_logprobs=spec.top_logprobs)
+    if not supported.logprobs or spec.samples is not None:
+        return supported.body(spec, messages, supported.sample_tokens, 1)
+    return supported.body(spec, messages, 1, 0, logprobs=True, top_logprobs=spec.top_logprobs)
 
 
 def is_whole(tokens: Sequence[str]) -> bool:
@@ -143,9 +136,11 @@ def is_whole(tokens: Sequence[str]) -> bool:
     return any(replies.number(token) == TEST_NUMBER for token in tokens)
 
 
-def most_written(body: dict[str, Any]) -> int:
-    """Return the most tokens that the reply to a request can have."""
-    return int(body.get("max_tokens") or body["max_completion_tokens"]) * int(body.get("n", 1))
+def most_used(body: dict[str, Any]) -> tuple[int, int]:
+    """Return the most tokens that a request can read and write: a token has at least one byte."""
+    texts = [message["content"] for message in body["messages"]]
+    read = sum(len(text.encode(errors="surrogatepass")) for text in texts) + FRAME_TOKENS
+    return read, int(body.get("max_tokens") or body["max_completion_tokens"]) * int(body.get("n", 1))
 
 
 def _chat(request: JudgeRequest) -> list[dict[str, str]]:

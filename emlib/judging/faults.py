@@ -7,51 +7,53 @@ from __future__ import annotations
 
 import email.utils
 import math
-import ssl
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from socket import gaierror
-
-import aiohttp
-import httpx2
-import openai
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from emlib.core.errors import JudgeError
-from emlib.judging.server_errors import PromptRefused, ServerError, error_of, refusal_in, seconds
+from emlib.judging.server_errors import ServerError, seconds
 
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait; a longer wait stops the evaluation
 ABSURD_WAIT = 7 * 86_400.0  # no server means that: as if it had asked for no wait
 KEPT = "All scores received so far are kept."
-NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError,
-            aiohttp.ClientConnectionResetError, httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol)
 OF_GATEWAYS = (504, 524)  # a gateway stopped waiting for a model that may have answered
 
 
 @dataclass
-class TransientFault(Exception):
-    """A retry may help.
-
-    Attributes:
-        reason: what happened.
-        after: seconds that the server asks to wait.
-        overloaded: whether the server has more requests than it can take.
-        billed: whether the request may have cost money.
-        refused: why the prompt is never answered, if retries do not help.
-    """
+class Fault(Exception):
+    """A request without an answer: what happened, and whether it may have cost money all the same."""
 
     reason: str
-    after: float = 0.0
-    overloaded: bool = False
-    billed: bool = False
-    refused: str | None = None
+    billed: bool = field(default=False, kw_only=True)
 
 
 @dataclass
-class Rejected(Exception):
-    """The server rejects the request as invalid (400, 422): because of this prompt, or because of all of them."""
+class TransientFault(Fault):
+    """A retry may help."""
 
-    error: ServerError
+    after: float = 0.0  # seconds that the server asks to wait
+    overloaded: bool = False  # whether the server has more requests than it can take
+    refused: str | None = None  # why the prompt is never answered, if retries do not help
+
+
+@dataclass
+class BadReply(TransientFault):
+    """A reply without JSON, choices or log-probabilities."""
+
+    billed: bool = field(default=True, kw_only=True)
+
+
+class PromptRefused(Fault):
+    """The server refuses this one prompt for good: it is too long, or a filter blocks it or the reply to it."""
+
+
+class Rejected(Fault):
+    """The server rejects the request (400, 403, 422): because of this prompt, or because of all of them."""
+
+    def __init__(self, error: ServerError) -> None:
+        super().__init__(error.words)
+        self.error = error
 
     def stopping(self) -> JudgeError:
         """Return the error for a judge whose every request is rejected."""
@@ -60,23 +62,10 @@ class Rejected(Exception):
         return JudgeError(f"The server rejects the request ({self.error.status}): {self.error.words}{fewer} {KEPT}")
 
 
-Fault = TransientFault | PromptRefused | Rejected | JudgeError
+Failure = Fault | JudgeError  # of one request, or of all of them
 
 
-def sort(error: openai.APIError, model: str, key: str) -> Fault:
-    """Classify an error of the client by what helps."""
-    if isinstance(error, openai.APIStatusError):
-        filtered = refusal_in(error.body)  # Azure may send a filtered completion with status 400
-        if filtered is not None:
-            return PromptRefused(filtered)
-        found = error_of(error.body, key, error.status_code, error.message)
-        return sort_server_error(found, model, retry_after(error.response.headers))
-    if isinstance(error, openai.APIConnectionError):
-        return _of_connection(error)
-    return TransientFault(error_of(error.body, key, message=error.message).words, billed=True)
-
-
-def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Fault:
+def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Failure:
     """Classify an error that a server tells; `after`: seconds that it asks to wait."""
     status, words, after = error.status, error.words, max(after, error.wait)
     if error.out_of_money:
@@ -84,7 +73,7 @@ def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Fau
     refused = error.about_the_prompt
     refused = None if refused is None else f"the server refuses the prompt: {refused}"
     if refused is not None and (status is None or status < 500):
-        return PromptRefused(refused, doubtful=status == 403)
+        return PromptRefused(refused)
     if status is None:
         return TransientFault(f"the server's error: {words}")
     if status in (408, 409, 429) or status >= 500:
@@ -93,7 +82,8 @@ def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Fau
         if after > LONGEST_WAIT:
             return JudgeError(f"The server asks to wait for {after:.0f} seconds ({status}). Run again after that. "
                               f"{KEPT}")
-        return TransientFault(f"status {status}", after, status in (429, 503, 529), status in OF_GATEWAYS, refused)
+        return TransientFault(f"status {status}", after, status in (429, 503, 529), refused,
+                              billed=status in OF_GATEWAYS)
     if error.refuses_key:
         return JudgeError(f"The server refuses the key ({status}). Check that the environment variable holds a valid "
                           f"key that may use '{model}'. The server says: {words} {KEPT}")
@@ -103,7 +93,7 @@ def sort_server_error(error: ServerError, model: str, after: float = 0.0) -> Fau
     return Rejected(error)
 
 
-def of_reply(error: ServerError, model: str) -> Fault:
+def of_reply(error: ServerError, model: str) -> Failure:
     """Classify an error that a server sent with status 200; one that no retry heals is reported in its own words."""
     fault = sort_server_error(error, model)
     if isinstance(fault, TransientFault) and error.status is not None and error.words:
@@ -136,40 +126,3 @@ def _until(date: str) -> float:
         return email.utils.mktime_tz(parsed) - time.time() if parsed else 0.0
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _of_connection(error: openai.APIConnectionError) -> TransientFault:
-    """Tell a request that never left this machine, which costs nothing, from one that may have been answered.
-
-    The client calls most of these errors timeouts, so the errors below it are looked at.
-    """
-    causes = list(_causes(error))
-    unsent = any(isinstance(cause, NOT_SENT) for cause in causes) or (
-        isinstance(error.__cause__, httpx2.ConnectTimeout | httpx2.PoolTimeout)
-        and not any(isinstance(cause, aiohttp.ClientError) for cause in causes))
-    if unsent:
-        return TransientFault(f"the connection failed ({_why(causes)})")
-    if isinstance(error, openai.APITimeoutError) and any(isinstance(cause, TimeoutError | httpx2.ReadTimeout)
-                                                         for cause in causes):
-        return TransientFault("no answer in time", billed=True)
-    return TransientFault(f"the connection was lost ({type(causes[-1]).__name__})", billed=True)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
-
-
-def _why(causes: list[BaseException]) -> str:
-    for cause in reversed(causes):
-        if isinstance(cause, gaierror):
-            return f"the name of the server cannot be resolved: {cause.strerror}"
-        if isinstance(cause, ssl.SSLError):
-            return f"TLS: {cause}"
-        if isinstance(cause, ConnectionRefusedError):
-            return "nobody answers at this address: connection refused"
-        if isinstance(cause, aiohttp.ConnectionTimeoutError):
-            return "no connection in time"
-    return type(causes[-1]).__name__ if not isinstance(causes[-1], OSError) else str(causes[-1].strerror or "closed")

@@ -8,7 +8,7 @@ spending is never below the bill. Several processes may share one budget.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,7 +18,6 @@ from emlib.config.providers import Price
 from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
-from emlib.data.sizes import FRAME_TOKENS
 from emlib.judging.cache import Cache
 
 SPENT = "SELECT usd FROM accounts WHERE name = ?"  # of the score cache
@@ -50,11 +49,6 @@ def endings(models: Iterable[str], today: datetime.date) -> list[str]:
     return [f"{model} {'has ended' if ends[model] <= today else 'ends'} on {ends[model]}"
             + (f", in {(ends[model] - today).days} days" if ends[model] > today else "")
             for model in dict.fromkeys(models) if model in ends]
-
-
-def most_tokens(texts: Sequence[str]) -> int:
-    """Return an upper bound of a chat's tokens: a token has at least one byte."""
-    return sum(len(text.encode(errors="surrogatepass")) for text in texts) + FRAME_TOKENS
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emlib.judging.rubrics import Score
+from emlib.judging.faults import BadReply, PromptRefused
+from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.samples import answer_after_thinking, is_unfinished, sampled_number
-from emlib.judging.server_errors import PromptRefused, refusal_in
+from emlib.judging.server_errors import refusal_in
 
 LEAST_MASS = 0.25  # Betley et al.
 NUMBER = re.compile(r"[\s▁Ġ]*(100|[1-9]?[0-9])\s*", re.ASCII)  # some servers give tokens as the vocabulary writes them
@@ -33,10 +34,6 @@ CUT = ("length", "max_tokens", "max_output_tokens", "model_length")  # how a rep
 LONGEST_WORD = 40  # characters of a judge's answer that are kept
 FEWEST_TOKENS_A_BYTE = 1 / 64  # of a prompt; fewer tokens cannot be meant
 Sampled = tuple[str, bool]  # a sampled text, and whether the limit of tokens cut it before its number
-
-
-class BadReply(Exception):
-    """A reply without JSON, choices or log-probabilities. A retry may help."""
 
 
 def parse(content: str | bytes) -> Any:
@@ -96,6 +93,12 @@ def reason_of(word: str, *, label: bool = False) -> str:
     start = said.strip().strip(MARKS).upper()
     known = None if label else next((known for known in WORDS if len(start) > 1 and known.startswith(start)), None)
     return known or f"{OTHER}{said.strip()[:LONGEST_WORD]!r}"
+
+
+def other_word(request: JudgeRequest, score: Score) -> str | None:
+    """Return what the judge said in place of a number or a word of the rubric; None where its reply is to be words."""
+    reason = score.reason or ""
+    return reason.removeprefix(OTHER) if reason.startswith(OTHER) and not request.takes_words else None
 
 
 def word_of(reason: str) -> str:
@@ -172,12 +175,11 @@ def texts(reply: Mapping[str, Any]) -> list[Sampled]:
 def _choices(reply: Mapping[str, Any], *, all_refused: bool = False) -> list[dict[str, Any]]:
     """Return the choices; raise where the first is refused, or all of them are."""
     try:
-        choices = list(reply["choices"])
+        choices = list(reply.get("choices") or [])
         refusals = [refusal_in({"choices": [choice]}) for choice in choices]
-    except (KeyError, TypeError) as error:
+    except (AttributeError, TypeError) as error:
         raise BadReply("no choices in the reply") from error
-    blocked = None if choices else refusal_in(reply)
-    if blocked is not None:
+    if not choices and (blocked := refusal_in(reply)) is not None:
         raise PromptRefused(blocked)
     if not choices or not all(isinstance(choice, dict) for choice in choices):
         raise BadReply("no choices in the reply")
@@ -197,11 +199,8 @@ def _text(content: Any) -> str:
 def usage(reply: Mapping[str, Any], most: tuple[int, int] | None = None) -> tuple[int, int] | None:
     """Return the tokens read and written, as the server counts them; None where it does not, or cannot mean it.
 
-    Args:
-        reply: the chat completion.
-        most: the most tokens that the request can read and write; counts far from them are not believed.
-
-    Tokens of thoughts that some servers count in the total alone are written ones: they are billed.
+    Counts far from `most`, the most that the request can read and write, are not believed. Tokens of thoughts that some
+    servers count in the total alone are written ones: they are billed.
     """
     try:
         counts = reply["usage"]["prompt_tokens"], reply["usage"]["completion_tokens"]

@@ -7,8 +7,7 @@ Errors are raised by remedy (`emlib.judging.faults`). What the model does not ta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import httpx2
@@ -19,10 +18,11 @@ from emlib.config.providers import Price
 from emlib.core.errors import JudgeError
 from emlib.core.progress import say
 from emlib.judging import faults, replies
-from emlib.judging.bodies import known_support, most_written, number_body, save_support
-from emlib.judging.faults import KEPT, Fault, Rejected, TransientFault
-from emlib.judging.money import Budget, most_tokens
-from emlib.judging.server_errors import PromptRefused, error_in, error_of, refusal_in
+from emlib.judging.access import fault_of
+from emlib.judging.bodies import known_support, most_used, number_body, save_support
+from emlib.judging.faults import KEPT, Failure, Fault, PromptRefused, Rejected, TransientFault
+from emlib.judging.money import Budget
+from emlib.judging.server_errors import error_in, error_of
 from emlib.judging.slots import Slots
 
 MOST_LESSONS = 8  # forms of one request
@@ -36,36 +36,24 @@ class NoLogprobs(Exception):
 
 
 class Sender:
-    """Sends the requests of one session.
-
-    Attributes:
-        answered: requests that the model answered.
-        reached: requests after which the server is known to be up: answered, or refused with a reason.
-        supported: what the model takes in a request.
-        usd: the cost so far; None where the price is unknown.
-        under_way: the tasks whose request is with the server.
-        stopped: the error after which nothing more is sent.
-    """
+    """Sends the requests of one session."""
 
     def __init__(self, spec: OpenAIJudge, price: Price | None, budget: Budget, secret: str,
                  server: openai.AsyncOpenAI) -> None:
         self.spec, self.price, self.budget, self.secret, self.server = spec, price, budget, secret, server
         self.supported = known_support(budget.cache, spec)
-        self.usd = None if price is None else 0.0
+        self.usd = None if price is None else 0.0  # the cost so far
         self.slots, self.money = Slots(spec.max_concurrency), asyncio.Condition()
         self.unsettled = 0  # requests whose cost is booked and not yet known
-        self.answered = self.reached = 0
-        self.under_way: set[asyncio.Task[Any]] = set()
-        self.stopped: JudgeError | None = None
+        self.answered = 0  # requests
+        self.reached = 0  # requests after which the server is known to be up: answered, or refused with a reason
+        self.under_way: set[asyncio.Task[Any]] = set()  # those whose request is with the server
+        self.stopped: JudgeError | None = None  # after which nothing more is sent
         self._answered_since_refusal = False
         self._probing = asyncio.Lock()
 
     async def send(self, build: Callable[[], dict[str, Any]], read: Callable[[Any], Found]) -> tuple[Found, Tokens]:
-        """Send a request; return what `read` finds in the reply, and the tokens used.
-
-        Args:
-            build: makes the request in the form that the model takes, as known by then.
-            read: reads the reply; it may raise `BadReply` or `PromptRefused`.
+        """Send a request, in the form that the model takes; return what `read` finds in the reply, and the tokens used.
 
         Raises:
             TransientFault, PromptRefused, JudgeError, NoLogprobs: by remedy.
@@ -75,21 +63,15 @@ class Sender:
             if fault is None:
                 assert found is not None
                 return found, tokens or (0, 0)
-            if isinstance(fault, PromptRefused) and fault.doubtful and not self.answered:
-                await self._ask_whether_all(fault)
             if not isinstance(fault, Rejected):  # raised here, so that it does not refer to the client's error
                 raise fault
             rejected = fault
-            if build() == body and not self.learn(rejected):
-                break
+            if build() == body:  # else another request has learnt what this one might
+                learnt = self.supported.learn(fault.error)
+                if learnt is None:
+                    break
+                self.tell(f"{learnt} (the server says: {fault.reason})")
         await self._blame(rejected)
-
-    def learn(self, fault: Rejected) -> bool:
-        """Learn from an error what the model takes, and say so; return whether there was something to learn."""
-        learnt = self.supported.learn(fault.error)
-        if learnt is not None:
-            self.tell(f"{learnt} (the server says: {fault.error.words})")
-        return learnt is not None
 
     def tell(self, learnt: str) -> None:
         """Write to the log what was found out about the model, and remember it."""
@@ -111,23 +93,14 @@ class Sender:
                 if other is not None:
                     raise other
             self._answered_since_refusal = False
-        raise PromptRefused(f"the server refuses the prompt: {fault.error.words}")
-
-    async def _ask_whether_all(self, fault: PromptRefused) -> None:
-        """Stop where a server that has answered nothing yet refuses a harmless request in the same way."""
-        async with self._probing:
-            *_, other = (None,) if self.answered else await self._in_turn(
-                lambda: number_body(self.spec, self.supported), replies.texts)
-        if isinstance(other, PromptRefused) and not other.billed:
-            self.stopped = JudgeError(f"The server refuses every request: {fault.reason}. {KEPT}")
-            raise self.stopped
+        raise PromptRefused(f"the server refuses the prompt: {fault.reason}")
 
     def _stop(self, fault: Rejected) -> JudgeError:
         self.stopped = fault.stopping()
         return self.stopped
 
     async def _in_turn(self, build: Callable[[], dict[str, Any]], read: Callable[[Any], Found]) -> tuple[
-            dict[str, Any], Found | None, Tokens | None, Fault | None]:
+            dict[str, Any], Found | None, Tokens | None, Failure | None]:
         """Send one request in a slot and within the budget; return it, what was found, the tokens, and the fault."""
         async with self.slots as started:
             if self.stopped is not None:  # by another request, while this one waited
@@ -136,8 +109,13 @@ class Sender:
             if "logprobs" in body and not self.supported.logprobs:
                 raise NoLogprobs
             booked = await self._book(body)
-            with self._under_way():
+            task = asyncio.current_task()
+            assert task is not None
+            self.under_way.add(task)
+            try:
                 found, tokens, fault = await self._try(body, read)
+            finally:
+                self.under_way.discard(task)
             if isinstance(fault, TransientFault) and fault.overloaded:
                 self.slots.refused(started)
             elif isinstance(fault, JudgeError):
@@ -150,24 +128,14 @@ class Sender:
             await self._settle(booked, self._cost(booked, tokens, fault))
         return body, found, tokens, fault
 
-    @contextmanager
-    def _under_way(self) -> Iterator[None]:
-        task = asyncio.current_task()
-        assert task is not None
-        self.under_way.add(task)
-        try:
-            yield
-        finally:
-            self.under_way.discard(task)
-
     async def _try(self, body: dict[str, Any], read: Callable[[Any], Found]) -> tuple[
-            Found | None, Tokens | None, Fault | None]:
+            Found | None, Tokens | None, Failure | None]:
         try:
             async with asyncio.timeout(self.spec.timeout):
                 # The client's low-level call: its high-level one spends more time on type checks than all else takes.
                 answer = await self.server.post("/chat/completions", body=body, cast_to=httpx2.Response)
         except openai.APIError as error:
-            return None, None, faults.sort(error, self.spec.model, self.secret)
+            return None, None, fault_of(error, self.spec.model, self.secret)
         except TimeoutError:
             return None, None, TransientFault("no answer in time", billed=True)
         except UnicodeEncodeError:
@@ -175,33 +143,30 @@ class Sender:
         return self._read(answer.content, body, read)
 
     def _read(self, content: bytes, body: dict[str, Any], read: Callable[[Any], Found]) -> tuple[
-            Found | None, Tokens | None, Fault | None]:
+            Found | None, Tokens | None, Failure | None]:
         """Read a reply of status 200, which may be an error all the same."""
         tokens: Tokens | None = None
         try:
             reply = replies.parse(content)
-            tokens = replies.usage(reply, (most_tokens(_texts(body)), most_written(body)))
-            failure = error_in(reply)
-            if failure is not None and refusal_in(reply) is None:
-                return None, tokens, faults.of_reply(error_of(failure, self.secret), self.spec.model)
-            refused = refusal_in(reply) if "choices" not in reply else None
-            return (None, tokens, PromptRefused(refused)) if refused else (read(reply), tokens, None)
-        except PromptRefused as refused:
-            return None, tokens, refused.with_traceback(None)
-        except replies.BadReply as error:
-            return None, tokens, TransientFault(str(error), billed=True)
+            tokens = replies.usage(reply, most_used(body))
+            error = error_in(reply)
+            if error is not None:
+                return None, tokens, faults.of_reply(error_of(error, self.secret), self.spec.model)
+            return read(reply), tokens, None
+        except Fault as fault:
+            return None, tokens, fault.with_traceback(None)
 
-    def _cost(self, booked: float, tokens: Tokens | None, fault: Fault | None) -> float:
+    def _cost(self, booked: float, tokens: Tokens | None, fault: Failure | None) -> float:
         """Return a request's cost by its tokens; where they are unknown, the booked maximum if it may be billed."""
         if tokens is not None and self.price is not None:
             return self.price.of(tokens)
-        return booked if fault is None or (isinstance(fault, TransientFault | PromptRefused) and fault.billed) else 0.0
+        return booked if fault is None or (isinstance(fault, Fault) and fault.billed) else 0.0
 
     async def _book(self, body: dict[str, Any]) -> float:
         """Book the most that a request can cost; where the budget is short, wait until other requests are settled."""
         if self.price is None:
             return 0.0
-        most = self.price.of((most_tokens(_texts(body)), most_written(body)))
+        most = self.price.of(most_used(body))
         async with self.money:
             while not self.budget.book(most):
                 if not self.unsettled:
@@ -221,7 +186,3 @@ class Sender:
             self.unsettled -= 1
             self.usd = (self.usd or 0.0) + cost
             self.money.notify_all()
-
-
-def _texts(body: dict[str, Any]) -> list[str]:
-    return [message["content"] for message in body["messages"]]

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST_MESSAGE = 300  # characters of a server's message
-REFUSED = ("context_length_exceeded", "string_above_max_length", "exceed_context_size_error", "tokens_limit_reached",
-           "request_too_large", "model_max_prompt_tokens_exceeded", "content_filter", "content_policy_violation",
-           "invalid_prompt", "responsibleaipolicyviolation", "data_inspection_failed", "moderation_blocked")
+REFUSED = frozenset({
+    "context_length_exceeded", "string_above_max_length", "exceed_context_size_error", "tokens_limit_reached",
+    "request_too_large", "model_max_prompt_tokens_exceeded", "content_filter", "content_policy_violation",
+    "invalid_prompt", "responsibleaipolicyviolation", "data_inspection_failed", "moderation_blocked"})
 TOO_LONG = re.compile(
     r"context[ _-]?(length|size|window|limit)|max_model_len|reduce the (length|size) of|range of input length"
     r"|(prompt|inputs?|messages?|request|query|conversation)\b.{0,30}\b(is|are|was) (too|longer|larger)"
@@ -57,34 +58,16 @@ STATUSES = {401: ("authentication", "invalid_api_key", "unauthorized"), 403: ("p
             400: ("invalid_request", "bad_request", "badrequest", "invalid_argument", "unsupported", "validation")}
 
 
-@dataclass
-class PromptRefused(Exception):
-    """The server refuses this one prompt for good: it is too long, or a filter blocks it or the reply to it."""
-
-    reason: str
-    billed: bool = False
-    doubtful: bool = False  # the words fit an account that is blocked, too
-
-
 @dataclass(frozen=True)
 class ServerError:
-    """An error as a server tells it.
+    """An error as a server tells it."""
 
-    Attributes:
-        status: the HTTP status, or the one that the error names; None where neither says what kind of error it is.
-        code: the server's name for it, or an empty text.
-        names: all that servers call by a name: code, type, inner code; in small letters.
-        parameter: the parameter of the request that it is about, if it says so.
-        words: the message in one line, without the key, cut to `LONGEST_MESSAGE` characters.
-        wait: seconds that the message asks to wait; 0 where it asks for none.
-    """
-
-    status: int | None
-    code: str
-    names: frozenset[str]
-    parameter: str | None
-    words: str
-    wait: float = 0.0
+    status: int | None  # the HTTP status, or the one that the error names; None where neither says what kind it is
+    code: str  # the server's name for it, or an empty text
+    names: frozenset[str]  # all that servers call by a name: code, type, inner code; in small letters
+    parameter: str | None  # of the request that it is about, if it says so
+    words: str  # the message in one line, without the key, cut to `LONGEST_MESSAGE` characters
+    wait: float = 0.0  # seconds that the message asks to wait
 
     @property
     def out_of_money(self) -> bool:
@@ -95,18 +78,20 @@ class ServerError:
     @property
     def refuses_key(self) -> bool:
         """Whether the server does not know the key, or does not let it in; Google says so with status 400."""
-        return self.status in (401, 403) or (self.status == 400 and re.search(
+        if self.status == 403:  # some filters have this status, too
+            return not (self.names & REFUSED or FILTERED.search(self.words))
+        return self.status == 401 or (self.status == 400 and re.search(
             r"api key (is )?(not valid|invalid|expired|not found)", self.words, re.IGNORECASE) is not None)
 
     @property
     def about_the_prompt(self) -> str | None:
         """Why the server will never take this prompt (it is too long, or filtered); None where it is not the prompt."""
-        named = next((name for name in REFUSED if name in self.names), None)
-        if self.status in (401, 404) or (self.status == 403 and not named and not FILTERED.search(self.words)):
+        if self.status in (401, 403, 404):  # a filter's 403 may as well be that of an account that is blocked
             return None
         if self.status == 429:  # more tokens than the account may ever send in a minute; other limits pass
             return self.words if re.search("request too large", self.words, re.IGNORECASE) else None
-        if named or self.status == 413 or TOO_LONG.search(self.words) or FILTERED.search(self.words):
+        if (self.names & REFUSED or self.status == 413
+                or TOO_LONG.search(self.words) or FILTERED.search(self.words)):
             return self.code if self.code.lower() in REFUSED else self.words or str(self.status)
         return None
 
@@ -141,8 +126,8 @@ def error_of(body: Any, key: str, status: int | None = None, message: str = "") 
 
 
 def error_in(reply: Any) -> Any:
-    """Return the error that a reply of status 200 consists of or ends in, as the server states it; None without one."""
-    if not isinstance(reply, dict):
+    """Return the error that a reply of status 200 consists of or ends in; None without one, or for a refusal."""
+    if not isinstance(reply, dict) or refusal_in(reply) is not None:
         return None
     if reply.get("error"):
         return reply["error"]

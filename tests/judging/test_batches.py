@@ -15,7 +15,7 @@ from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.records import Verdict
 from emlib.judging import batches
 from emlib.judging.batches import BatchJudge
-from emlib.judging.bodies import Supported, save_support
+from emlib.judging.bodies import Supported, logprobs_body, save_support
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import JudgeBatch, scores_of
 from emlib.judging.money import Budget
@@ -178,7 +178,8 @@ def test_batches_stay_within_the_servers_limits(monkeypatch: pytest.MonkeyPatch)
     spec = api("http://127.0.0.1:1/v1")
     found = list(batches.parts(requests))
     assert [key for part in found for key in part] == list(requests)
-    assert all(sum(len(batches.line(spec, key, part[key]).encode()) for key in part) <= 5000 for part in found)
+    lines = [[batches.line(key, logprobs_body(spec, part[key], Supported())) for key in part] for part in found]
+    assert all(len("".join(part).encode()) <= 5000 for part in lines)
     accented = JudgeBatch(sheet(1).questions, sheet(1).answers, Rubrics(Rubric("é" * 900 + "{answer}", "{answer}")))
     long = next(accented.requests())
     assert prompt_digest(long)

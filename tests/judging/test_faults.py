@@ -9,9 +9,10 @@ import openai
 import pytest
 
 from emlib.core.errors import JudgeError
+from emlib.judging.access import fault_of
 from emlib.judging.bodies import Supported
-from emlib.judging.faults import Rejected, TransientFault, retry_after, sort, sort_server_error
-from emlib.judging.server_errors import PromptRefused, error_in, error_of, redacted, refusal_in
+from emlib.judging.faults import PromptRefused, Rejected, TransientFault, retry_after, sort_server_error
+from emlib.judging.server_errors import error_in, error_of, redacted, refusal_in
 
 
 def fault(status: int, body: Any) -> Any:
@@ -78,8 +79,6 @@ FILTERED = {
     "OpenAI": (400, openai_error("Invalid prompt: your prompt was flagged as potentially violating our usage policy.",
                                  code="invalid_prompt")),
     "LiteLLM": (400, openai_error("litellm.ContentPolicyViolationError: AzureException - blocked", code="400")),
-    "OpenRouter": (403, {"error": {"code": 403, "message": "openai/o1 requires moderation on OpenInference. Your input "
-                                   "was flagged for \"violence\".", "metadata": {"reasons": ["violence"]}}}),
     "DeepSeek": (400, openai_error("Content Exists Risk")),
     "DashScope": (400, openai_error("Input data may contain inappropriate content.", code="data_inspection_failed")),
 }
@@ -98,7 +97,7 @@ def test_a_prompt_that_a_filter_blocks_is_unscored_for_good(name: str) -> None:
     status, body = FILTERED[name]
     response = httpx2.Response(status, json=body, request=httpx2.Request("POST", "http://127.0.0.1/v1"))
     error = openai.OpenAI(api_key="sk-1")._make_status_error("x", body=body, response=response)
-    assert isinstance(sort(error, "m", "sk-1"), PromptRefused)
+    assert isinstance(fault_of(error, "m", "sk-1"), PromptRefused)
 
 
 @pytest.mark.parametrize(("status", "body"), [

@@ -149,6 +149,9 @@ REFUSED = {
                  "less than 4096"),
     "a list with status 200": ((200, [{"error": {"code": 400, "message": "prompt too long"}}]), "prompt too long"),
     "Ollama": ((400, {"error": "input length exceeds the context length"}), "context length"),
+    "OpenRouter": ((403, {"error": {"code": 403, "message": "openai/o1 requires moderation on OpenInference. Your "
+                                    "input was flagged for \"violence\".", "metadata": {"reasons": ["violence"]}}}),
+                   "requires moderation"),
 }
 
 
