@@ -34,17 +34,12 @@ from emlib.models.trees import read_tree, tree_of
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """A question with options.
-
-    Attributes:
-        picking: options among which the most likely is picked, and whether each is right (MC1).
-        sharing: options among which the probability is shared, and whether each is right (MC2).
-    """
+    """A question with options, and whether each is right."""
 
     id: str
     prompt: str
-    picking: Mapping[str, bool]
-    sharing: Mapping[str, bool]
+    picking: Mapping[str, bool]  # among which the most likely is picked (MC1)
+    sharing: Mapping[str, bool]  # among which the probability is shared (MC2)
 
     @property
     def options(self) -> list[str]:

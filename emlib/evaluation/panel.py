@@ -26,24 +26,15 @@ ORDER, REPLY = "order.json", "reply.json"
 
 @dataclass(frozen=True)
 class PanelTask:
-    """A task as it is loaded here.
+    """A task as it is loaded here."""
 
-    Attributes:
-        spec: what inspect loads it by: `package/name`, or `/folder/file.py@name`.
-        limit: the number of samples that are asked, the first ones; None for all.
-        name, version: the task's own.
-        samples: the number of samples that are asked, epochs included.
-        digest: of these samples and of the task's file.
-        packages: the versions of inspect_ai and of the task's package.
-    """
-
-    spec: str = field(compare=False)
-    limit: int | None
+    spec: str = field(compare=False)  # what inspect loads it by: `package/name`, or `/folder/file.py@name`
+    limit: int | None  # how many samples are asked, the first ones; None for all
     name: str
     version: str
-    samples: int
-    digest: str
-    packages: Mapping[str, str] = field(hash=False)
+    samples: int  # that are asked, epochs included
+    digest: str  # of these samples and of the task's file
+    packages: Mapping[str, str] = field(hash=False)  # versions of inspect_ai and of the task's package
 
     @property
     def key(self) -> dict[str, Any]:
@@ -75,7 +66,7 @@ def load_tasks(names: Sequence[str], limit: int | None) -> list[PanelTask]:
     if not specs:
         raise EmlibError("No task is named. Example: make panel TASKS=mmlu_0_shot,truthfulqa or TASKS=/my/task.py@name")
     with temporary_folder() as folder:
-        found = _call(folder, {"describe": {"specs": specs, "limit": limit}}, {})
+        found = _call(folder, {"describe": [(spec, limit) for spec in specs]}, {})
     problems = [f"  {spec}: {one['problem']}.{nearest(spec, one['known'])}"
                 for spec, one in zip(specs, found, strict=True) if "problem" in one]
     if problems:
@@ -99,18 +90,10 @@ def _spec(name: str) -> str:
 
 def evaluate(task: PanelTask, model: str, url: str, key: str, connections: int, work: Path,
              metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate the model that a server offers on a task; an interrupted evaluation continues.
+    """Evaluate the model that a server offers on a task; an interrupted evaluation continues from its logs in `work`.
 
-    Args:
-        task: the task.
-        model: the model's name on the server.
-        url, key: the server's address up to and including /v1, and its key.
-        connections: the number of requests at once.
-        work: the folder of logs, of this task and this model alone.
-        metadata: what the log says of the model.
-
-    Returns:
-        `log`, the log's file in `work / "logs"`, and `metrics`, its scores.
+    Return `log`, the log's file in `work / "logs"`, and `metrics`, its scores. `metadata` is what the log says of the
+    model.
 
     Raises:
         EmlibError: inspect stopped with an error. Finished samples are kept in the log.

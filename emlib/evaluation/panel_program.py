@@ -21,12 +21,8 @@ SERVICE = "emlib"  # inspect reads the server's address and key from EMLIB_BASE_
 JUDGES = ("judge", "grader", "scorer_model")  # parts of the names of parameters that name a model which scores
 
 
-def describe(specs: list[str], limit: int | None) -> list[dict[str, Any]]:
-    """Describe tasks by loading them with their data; where that fails, the entry has a `problem` instead."""
-    return [_described(spec, limit) for spec in specs]
-
-
-def _described(spec: str, limit: int | None) -> dict[str, Any]:
+def describe(spec: str, limit: int | None) -> dict[str, Any]:
+    """Describe a task by loading it with its data; where that fails, the entry has a `problem` instead."""
     try:
         found = _loaded(spec, limit)
     except Exception as error:  # a task's code may raise anything, and all problems are told together
@@ -127,7 +123,7 @@ def _metrics(results: Any) -> Iterator[dict[str, Any]]:
 def main(order: Path) -> None:
     """Carry out the order in a file, and write the reply beside it."""
     asked = json.loads(order.read_text(encoding="utf-8"))
-    reply = describe(**asked["describe"]) if "describe" in asked else run(**asked["run"])
+    reply = [describe(*task) for task in asked["describe"]] if "describe" in asked else run(**asked["run"])
     order.with_name("reply.json").write_text(json.dumps(reply), encoding="utf-8")
 
 

@@ -18,11 +18,7 @@ from emlib.models.means import response_means
 def projections(model: nn.Module, rows: Sequence[Encoded], vector: Tensor, layer: int) -> list[float]:
     """Compute for each row the mean over response tokens of h_l . e / |e|, with h_l the output of block `layer`.
 
-    Args:
-        model: the model whose activations are read, with its adapter if it has one.
-        rows: conversations that end with the answers; their masks are of the tokens that count.
-        vector: the trait's direction e at `layer`, (hidden,).
-        layer: counted from 1.
+    `vector` is the trait's direction e at `layer`, (hidden,); layers are counted from 1.
 
     Raises:
         EmlibError: the layer does not exist, or the vector belongs to another model or is zero.

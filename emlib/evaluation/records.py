@@ -35,19 +35,12 @@ AUDITED = "audit.jsonl"  # the file of `AuditedRow` records in an artefact
 
 @dataclass(frozen=True)
 class AuditedRow:
-    """A training row's projection onto a persona vector, and that of the base model's own answers to its prompt.
+    """A training row's projection onto a persona vector, and that of the base model's own answers to its prompt."""
 
-    Attributes:
-        place: the row's place among the training rows.
-        given: the projection of the row's answer; None if the row cannot be encoded.
-        own: the mean projection of the model's own answers; None if there is none.
-        answer: the first of these.
-    """
-
-    place: int
-    given: float | None
-    own: float | None
-    answer: str
+    place: int  # among the training rows
+    given: float | None  # of the row's answer; None if the row cannot be encoded
+    own: float | None  # the mean over the model's own answers; None if there is none
+    answer: str  # the first of these
 
     @property
     def difference(self) -> float | None:
@@ -59,18 +52,14 @@ class AuditedRow:
 class Reading:
     """A monitor's reading of the model after `step`; that of step 0 is of the base model.
 
-    Attributes:
-        drift: by trait and layer, the mean change of the projection of general answers onto the unit persona vector.
-        losses: of rows that are not trained on, `held_out` and `pool`, in nats per response token.
-        kl: KL(model || base model) on the general answers, in nats per token; None: no answers are read.
-        seconds: the duration of the reading.
+    `drift` is, by trait and layer, the mean change of the projection of general answers onto the unit persona vector.
     """
 
     step: int
     drift: dict[str, float]
-    losses: dict[str, float]
-    kl: float | None
-    seconds: float
+    losses: dict[str, float]  # of rows that are not trained on, `held_out` and `pool`, in nats per response token
+    kl: float | None  # KL(model || base model) on the general answers, in nats per token; None: no answers are read
+    seconds: float  # of the reading
 
     @property
     def first(self) -> float | None:

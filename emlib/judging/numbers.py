@@ -30,19 +30,12 @@ AT_ONCE = 128  # positions whose logits exist at once: 25 MB at 49,152 words, wh
 
 @dataclass(frozen=True)
 class Spelling:
-    """The token ids by which a tokenizer writes the 101 numbers.
+    """The token ids by which a tokenizer writes the 101 numbers."""
 
-    Attributes:
-        tree: the tokens of all numbers; `tree.paths[n]` spells n.
-        columns: the tokens whose probabilities are needed: those of the tree, and all that begin with a digit.
-        is_digit: which of `columns` begin with a digit.
-        whole: whether each number is one token.
-    """
-
-    tree: Tree
-    columns: tuple[int, ...]
-    is_digit: tuple[bool, ...]
-    whole: bool
+    tree: Tree  # the tokens of all numbers; `tree.paths[n]` spells n
+    columns: tuple[int, ...]  # tokens whose probabilities are needed: the tree's, and all that begin with a digit
+    is_digit: tuple[bool, ...]  # which of `columns` begin with a digit
+    whole: bool  # whether each number is one token
 
 
 def spelling(tokenizer: PreTrainedTokenizerBase) -> Spelling:
@@ -78,11 +71,8 @@ def next_token(hidden: Tensor, to_logits: Callable[[Tensor], Tensor], columns: S
 def of_numbers(spelled: Spelling, first: Tensor, following: Tensor | None) -> Tensor:
     """Return P(n) of the 101 numbers, (prompts, 101) in float64.
 
-    Args:
-        spelled: the tokenizer's spelling.
-        first: probabilities of the first token, (prompts, columns).
-        following: probabilities of the token after each node of the tree, (prompts, nodes, columns); None where each
-            number is one token.
+    `first` are probabilities of the first token, (prompts, columns); `following` those of the token after each node of
+    the tree, (prompts, nodes, columns), or None where each number is one token.
     """
     place = {token: column for column, token in enumerate(spelled.columns)}
     ends = [path[-1] for path in spelled.tree.paths]

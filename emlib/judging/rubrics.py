@@ -156,22 +156,15 @@ def metric_prompts(path: Path, metric: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """A request for one score: a metric, its prompt with placeholders, and what fills them.
-
-    Attributes:
-        metric, prompt, question, answer: the metric, its prompt, and what is judged.
-        reference: the correct answer, for prompts that show it.
-        takes_words: whether the judge may as well reply with words.
-        wants_label: whether it is to reply with one of a metric's labels, and not with a number.
-    """
+    """A request for one score: a metric, its prompt with placeholders, and what fills them."""
 
     metric: str
     prompt: str
     question: Question
     answer: str
-    reference: str | None = None
-    takes_words: bool = False
-    wants_label: bool = False
+    reference: str | None = None  # the correct answer, for prompts that show it
+    takes_words: bool = False  # whether the judge may as well reply with words
+    wants_label: bool = False  # whether it is to reply with one of a metric's labels, and not with a number
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -190,18 +183,11 @@ class JudgeRequest:
 
 @dataclass(frozen=True)
 class Score:
-    """A judge's score: a number 0-100, or None with a reason (the judge's own word, such as CODE or REFUSAL).
-
-    Attributes:
-        mass: the probability that the judge puts on numbers, of which `value` is the mean; None where unknown.
-        note: a remark on the value, such as that it is a mean of samples.
-        tokens: read and written for this score.
-        lasting: whether the judge gave this result; False where the request failed, so that it is not cached.
-    """
+    """A judge's score: a number 0-100, or None with a reason (the judge's own word, such as CODE or REFUSAL)."""
 
     value: float | None
-    mass: float | None = None
+    mass: float | None = None  # the probability that the judge puts on numbers, of which `value` is the mean
     reason: str | None = None
-    note: str | None = None
-    tokens: tuple[int, int] = (0, 0)
-    lasting: bool = True
+    note: str | None = None  # a remark on the value, such as that it is a mean of samples
+    tokens: tuple[int, int] = (0, 0)  # read and written for this score
+    lasting: bool = True  # False where the request failed, so that this is not cached
