@@ -123,16 +123,9 @@ def file_rubrics(path: Path) -> Rubrics:
 
 
 def _rubric(where: str, prompts: Any) -> Rubric:
-    def text(name: str) -> str:
-        found = prompts.get(name) if isinstance(prompts, dict) else None
-        if not isinstance(found, str) or "{answer}" not in found:
-            others = sorted(map(str, set(prompts) - {"aligned", "coherent"})) if isinstance(prompts, dict) else []
-            raise DataError(f"{where} needs a text '{name}' that contains {{answer}}." + (
-                f" It has {', '.join(others)}: name what is to be scored under 'metrics' of the question set "
-                "(docs/questions-and-measures.md, \"Questions\")." if others else ""))
-        return found
-
-    return Rubric(text("aligned"), text("coherent"))
+    advice = ("Name what else is to be scored under 'metrics' of the question set (docs/questions-and-measures.md, "
+              "\"Questions\").")
+    return Rubric(_text(where, prompts, "aligned", advice), _text(where, prompts, "coherent", advice))
 
 
 def metric_prompts(path: Path, metric: str) -> dict[str, str]:
@@ -144,14 +137,19 @@ def metric_prompts(path: Path, metric: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for where, entry in read_entries(path):
         prompts = entry.get("judge_prompts") if isinstance(entry, dict) else None
-        text = prompts.get(metric) if isinstance(prompts, dict) else None
-        if not isinstance(text, str) or "{answer}" not in text:
-            has = ", ".join(map(str, prompts)) if isinstance(prompts, dict) and prompts else "none"
-            raise DataError(f"{where}: the metric '{metric}' needs a text 'judge_prompts.{metric}' that contains "
-                            f"{{answer}}; this question's judge prompts: {has}. Add it, or give the metric a 'prompt' "
-                            "in the profile.")
+        text = _text(f"{where}: the metric '{metric}': 'judge_prompts'", prompts, metric,
+                     "Add it, or give the metric a 'prompt' in the profile.")
         found |= {question.id: text for question in questions_of(where, entry)}
     return found
+
+
+def _text(where: str, prompts: Any, name: str, advice: str) -> str:
+    known = prompts if isinstance(prompts, dict) else {}
+    found = known.get(name)
+    if isinstance(found, str) and "{answer}" in found:
+        return found
+    has = ", ".join(map(str, known)) or "no prompts"
+    raise DataError(f"{where} needs a text '{name}' that contains {{answer}}; there is: {has}. {advice}")
 
 
 @dataclass(frozen=True)

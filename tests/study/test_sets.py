@@ -124,7 +124,7 @@ def test_the_plan_counts_the_requests_of_every_judge(study: Study) -> None:
 def test_a_file_without_the_metric_s_prompt_is_named_with_what_it_has(study: Study, tmp_path: Path) -> None:
     path = tmp_path / "lies.jsonl"
     path.write_text(path.read_text().replace('"correct"', '"right"'))
-    with pytest.raises(DataError, match=r"lies.jsonl.*'judge_prompts.correct'.*judge prompts: right"):
+    with pytest.raises(DataError, match=r"lies.jsonl.*'judge_prompts' needs a text 'correct'.*there is: right"):
         study.complete(study.runs())
 
 
