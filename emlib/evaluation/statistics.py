@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,3 +120,23 @@ def welch(ours: OverSeeds, theirs: OverSeeds) -> Interval | None:
     degrees = whole ** 2 / sum(part ** 2 / (each.seeds - 1) for part, each in zip(parts, (ours, theirs), strict=True))
     half = float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * whole ** 0.5
     return Interval(gap - half, gap + half)
+
+
+def difference_interval(left: float, of_left: Interval, right: float, of_right: Interval) -> Interval:
+    """Return the interval of `left - right`, two independent percentages, from the interval of each.
+
+    MOVER, the method of variance estimates recovery (Zou and Donner 2008): an estimate's distance to each end of its
+    interval stands for its error on that side. With Wilson's intervals it is Newcombe's (1998) method 10. It stays
+    valid near 0 and 100%, where a standard error would be 0.
+    """
+    gap = left - right
+    return Interval(gap - sqrt((left - of_left.low) ** 2 + (of_right.high - right) ** 2),
+                    gap + sqrt((of_left.high - left) ** 2 + (right - of_right.low) ** 2))
+
+
+def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """Return the interval of the mean of independent estimates from the interval of each, by MOVER too."""
+    middle = sum(values) / len(values)
+    below = sqrt(sum((value - each.low) ** 2 for value, each in zip(values, intervals, strict=True)))
+    above = sqrt(sum((each.high - value) ** 2 for value, each in zip(values, intervals, strict=True)))
+    return Interval(middle - below / len(values), middle + above / len(values))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from emlib.evaluation.mover import difference_interval, mean_interval
-from emlib.evaluation.statistics import Interval, wilson
+from emlib.evaluation.statistics import Interval, difference_interval, mean_interval, wilson
 
 
 def test_a_difference_takes_each_end_from_the_side_that_faces_it() -> None:

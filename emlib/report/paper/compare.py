@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from emlib.evaluation.mover import difference_interval
-from emlib.evaluation.statistics import Interval
+from emlib.evaluation.statistics import Interval, difference_interval
 from emlib.report.paper.paper_tables import Cell, label
 from emlib.report.tables.result_tables import MEASURES
 

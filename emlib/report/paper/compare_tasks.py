@@ -15,8 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.evaluation.mover import difference_interval
-from emlib.evaluation.statistics import Interval, OverSeeds, over_seeds, welch, wilson
+from emlib.evaluation.statistics import Interval, OverSeeds, difference_interval, over_seeds, welch, wilson
 from emlib.report.paper.compare import COLUMNS, widened
 from emlib.report.paper.paper_tables import GRPO_MEASURES
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from emlib.evaluation.mover import mean_interval
-from emlib.evaluation.statistics import Interval
+from emlib.evaluation.statistics import Interval, mean_interval
 from emlib.report.tables.result_tables import MEASURES, MISALIGNED
 
 IDENTITY = ["model", "method", "setting"]
