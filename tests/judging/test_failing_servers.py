@@ -112,10 +112,13 @@ def test_a_server_that_rejects_every_prompt_is_told_and_nothing_is_kept(scores: 
     assert kept(scores) == []
 
 
-def test_a_server_that_begins_to_reject_everything_does_not_unscore_the_rest(scores: Path) -> None:
+@pytest.mark.parametrize(("status", "words"), [
+    (400, "Out of order."), (403, "Your requests were flagged for usage policy violations.")])
+def test_a_server_that_begins_to_reject_everything_does_not_unscore_the_rest(
+        scores: Path, status: int, words: str) -> None:
     with JudgeServer(EIGHTY) as server:
-        server.replies = lambda body: error(400, "Out of order.") if len(server.bodies) > 20 else None
-        with pytest.raises(JudgeError, match=r"Out of order"):
+        server.replies = lambda body: error(status, words) if len(server.bodies) > 20 else None
+        with pytest.raises(JudgeError, match=words):
             judged(api(server.url, max_concurrency=4), sheet(100), scores)
     assert sum(row[3] is None for row in kept(scores)) <= 1
 
