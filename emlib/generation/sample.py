@@ -115,7 +115,7 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
     logprobs = torch.zeros(tokens.shape, device=device)
     rows = torch.arange(len(requests), device=device)  # which requests are in the batch
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    read, of_row = read_distinct(model, [request.prompt_ids for request in requests])
+    read, of_row = read_distinct(model, [request.prompt_ids for request in requests], sampling.max_new_tokens)
     going: Continuation = ByModel(model, read, of_row.to(device)) if decoder is None or acts_inside(model) else (
         decoder.begin(read, of_row, sampling.max_new_tokens))
     for step in range(sampling.max_new_tokens):

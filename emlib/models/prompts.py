@@ -30,10 +30,14 @@ class Read:
     attended: Tensor
 
 
-def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Read:
-    """Run the model over all prompts: over their common prefix once, then over the rest, padded on its left."""
+def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], further: int = 0) -> Read:
+    """Run the model over all prompts: over their common prefix once, then over the rest, padded on its left.
+
+    `further` is the number of tokens by which they are continued.
+    """
     device = next(model.parameters()).device
-    common = 0 if partial_attention(model, max(map(len, prompts))) else _common(prompts)  # windows count padding, too
+    longest = max(map(len, prompts)) + further
+    common = 0 if partial_attention(model, longest) else _common(prompts)  # windows count padding behind it, too
     cache = DynamicCache()
     if common:
         shared = torch.tensor([prompts[0][:common]], device=device)
@@ -51,10 +55,13 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Read:
     return Read(hidden[:, -1], cache, attended)
 
 
-def read_distinct(model: nn.Module, rows: Sequence[tuple[int, ...]]) -> tuple[Read, Tensor]:
-    """Read each distinct prompt of some rows once; return also the place of each row's prompt, (rows,)."""
+def read_distinct(model: nn.Module, rows: Sequence[tuple[int, ...]], further: int = 0) -> tuple[Read, Tensor]:
+    """Read each distinct prompt of some rows once; return also the place of each row's prompt, (rows,).
+
+    `further` is the number of tokens by which they are continued.
+    """
     place = {prompt: number for number, prompt in enumerate(dict.fromkeys(rows))}
-    return read_prompts(model, list(place)), torch.tensor([place[row] for row in rows])
+    return read_prompts(model, list(place), further), torch.tensor([place[row] for row in rows])
 
 
 def partial_attention(model: nn.Module, length: float = inf) -> set[str]:

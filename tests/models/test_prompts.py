@@ -66,5 +66,11 @@ def test_layers_that_see_a_window_read_every_prompt_whole() -> None:
                                rtol=1e-4, atol=1e-4)
     with pytest.raises(EmlibError, match="sliding_attention"):
         read_tree(model, read, tree_of([[1], [2]]))
+    fitting = [(*SYSTEM, 5), (*SYSTEM, 7, 8, 9)]  # within the window of 16, but not with three more tokens
+    going = ByModel(model, *read_distinct(model, fitting, 3))
+    for _ in range(3):
+        going.take(torch.full((2,), 11))
+    expected = torch.stack([alone(model, [*prompt, 11, 11, 11]) for prompt in fitting])
+    torch.testing.assert_close(going.logits(), expected, rtol=1e-4, atol=1e-4)
     short = read_prompts(model, [[5, 6, 7]])  # within the window
     assert read_tree(model, short, tree_of([[1], [2]])).shape == (1, 2, 16)
