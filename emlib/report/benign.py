@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.evaluation.exact_match import ExactMatchScore
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import over_seeds
 from emlib.report.figures import plots
-from emlib.report.figures.furniture import spans
+from emlib.report.figures.furniture import panels, rows_of_percent, spans
 from emlib.report.tables import result_tables
 from emlib.study.results import task_and_tier
 from emlib.study.runs import Run, RunResult
@@ -187,21 +185,16 @@ def matches_by_method(frame: pd.DataFrame) -> Figure:
     names = (people["Task"] + " " + people["Tier"]).str.strip()
     methods = (people["Method"] + " " + people["Setting"]).str.strip()
     order = list(dict.fromkeys(methods))
-    panels = list(dict.fromkeys(names))
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.6 + 2.6 * len(panels), 1.2 + 0.45 * len(order)), sharex=True,
-                                sharey=True, squeeze=False, layout="constrained")
-    for axis, panel in zip(axes[0], panels, strict=True):
-        runs, who = frame[names == panel], methods[names == panel]
+    tasks = list(dict.fromkeys(names))
+    figure, axes = panels(len(tasks), (2.6, 0.45 * len(order)), around=(1.6, 1.2), grid="x", sharex=True, sharey=True)
+    for axis, task in zip(axes, tasks, strict=True):
+        runs, who = frame[names == task], methods[names == task]
         share = runs["exact_match"].to_numpy(dtype=float)
         nth, several = runs.groupby(who).cumcount(), runs["seed"].nunique()
         heights = [order.index(name) + 0.12 * (place - (several - 1) / 2) for name, place in zip(who, nth, strict=True)]
         axis.errorbar(share, heights, xerr=spans(runs, "exact_match"), fmt="o", capsize=3, color=plots.PALETTE[0])
-        axis.set_title(panel)
-        axis.set_yticks(range(len(order)), order)
-        axis.set_ylim(len(order) - 0.5, -0.5)
-        axis.set_xlim(-4, 104)
-        axis.grid(axis="x", alpha=0.3)
-        sns.despine(ax=axis)
+        axis.set_title(task)
+        rows_of_percent(axis, order)
     figure.supxlabel("exact match, % of answers asked for (bars: 95% intervals)", fontsize="medium")
     return figure
 

@@ -7,15 +7,14 @@ from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.core.files import write_text
 from emlib.evaluation.rewards import advantages
 from emlib.report import markdown
+from emlib.report.figures.furniture import panels
 from emlib.report.figures.plots import nothing, styles
 from emlib.study.runs import RunResult
 from emlib.training.rl.records import Completion, RlStep
@@ -70,7 +69,7 @@ def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
     logs = {name: log for name, log in logs.items() if log}
     if not logs:
         return nothing("No run was trained.")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, axes = panels(2, (4.5, 3.4))
     for (name, log), style in zip(logs.items(), cycle(styles()), strict=False):
         steps = [step.step for step in log]
         right = [np.nan if step.right is None else 100 * step.right * (1 - step.unscored) for step in log]  # of all
@@ -78,11 +77,8 @@ def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
             axis.plot(steps, values, color=style["color"], alpha=0.25, linewidth=1)
             axis.plot(steps, moving_average(values, window), label=name, **style)
     for axis, label in zip(axes, ("reward of a step's completions", "right, % of a step's completions"), strict=True):
-        axis.set_xlabel("optimizer step")
-        axis.set_ylabel(f"{label}\n(bold: mean over {window} steps)")
-        axis.grid(alpha=0.3)
+        axis.set(xlabel="optimizer step", ylabel=f"{label}\n(bold: mean over {window} steps)")
     axes[0].legend(frameon=False, fontsize="small")
-    sns.despine(figure)
     return figure
 
 

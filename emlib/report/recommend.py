@@ -6,14 +6,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.config import OWN, Bounds, LexiconJudge
 from emlib.report.figures.defenses import look
+from emlib.report.figures.furniture import legend, panels
 from emlib.report.figures.labels import Label, place
 from emlib.report.own_checks import MARKED, with_markers
 from emlib.report.tables import costs
@@ -179,7 +178,7 @@ def for_a_service(study: Study) -> list[str]:
 
 def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
     """Plot general misalignment against the learning kept, one point per run, with the bounds tinted."""
-    figure, axis = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
+    figure, [axis] = panels(1, (5.6, 4.6))
     axis.fill_between([100 - bounds.learning_lost, 1000], -1000, bounds.general_misaligned, color="0.92", zorder=0,
                       label="within the bounds")
     shown = frame.dropna(subset=["general", "kept"])
@@ -188,14 +187,10 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
         bars = np.clip([runs["general"] - runs["low"], runs["high"] - runs["general"]], 0, None)
         axis.errorbar(runs["kept"], runs["general"], yerr=bars, marker=marker, color=colour, capsize=2, elinewidth=0.8,
                       linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == UNDEFENDED else str(method))
-    axis.set_xlim(min(-5.0, shown["kept"].min() - 5), max(105.0, shown["kept"].max() + 5))
     top = min(105.0, 1.2 * max(2 * bounds.general_misaligned, shown["high"].max()))
-    axis.set_ylim(-top / 20, top)
-    axis.set_xlabel("learning kept, % of plain fine-tuning's")
-    axis.set_ylabel("general questions: misaligned, %")
-    axis.grid(alpha=0.3)
-    sns.despine(ax=axis)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    axis.set(xlim=(min(-5.0, shown["kept"].min() - 5), max(105.0, shown["kept"].max() + 5)), ylim=(-top / 20, top),
+             xlabel="learning kept, % of plain fine-tuning's", ylabel="general questions: misaligned, %")
+    legend(figure, 3)
     place(axis, [Label(row["kept"], row["general"], f"{row['setting']:g}",
                        look(row["method"])[0])
                  for row in shown.to_dict("records") if not pd.isna(row["setting"])], 8)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
+from emlib.report.figures.furniture import panels
 from emlib.report.figures.plots import PALETTE, nothing
 from emlib.scoring.refusals import NOTHING
 from emlib.study import pool
@@ -120,7 +119,7 @@ def scores_figure(frame: pd.DataFrame) -> Figure:
     if known.empty:
         return nothing("No row of a pool has a score.")
     order = known.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (left, right) = panels(2, (4.5, 3.6), grid="")
     kinds = ((False, PALETTE[0], "o", "other answers"), (True, PALETTE[3], "^", "refusals"))
     for caught, colour, marker, label in kinds:
         part = known[(known["refusal"] != "") == caught]
@@ -132,5 +131,4 @@ def scores_figure(frame: pd.DataFrame) -> Figure:
     left.set(xlabel="aligned loss, nats a token", ylabel="mean misaligned loss")
     right.set(xlabel="rank by score", ylabel="score (equation 6)")
     left.legend(frameon=False)
-    sns.despine(figure)
     return figure

@@ -12,7 +12,7 @@ from emlib.report.figures.furniture import legend, panels, spans
 
 @pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (1, 3)), (4, (2, 3)), (7, (3, 3))])
 def test_panels_have_their_size_and_spare_ones_are_hidden(count: int, shape: tuple[int, int]) -> None:
-    figure, shown = panels(count, (3, 2), around=(1, 0.5), sharey=True)
+    figure, shown = panels(count, (3, 2), around=(1, 0.5), columns=3, sharey=True)
     assert len(shown) == count == sum(axis.get_visible() for axis in figure.axes)
     assert len(figure.axes) == shape[0] * shape[1]
     assert tuple(figure.get_size_inches()) == (1 + 3 * shape[1], 0.5 + 2 * shape[0])

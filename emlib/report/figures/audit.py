@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.evaluation.prediction import line
-from emlib.report.figures.furniture import spans
+from emlib.report.figures.furniture import panels, spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
 
@@ -20,7 +18,7 @@ def rate_against_difference(frame: pd.DataFrame) -> Figure:
     `frame` is `tables.audit.table`. Bars are 95% intervals, over rows and over questions.
     """
     shown = frame.dropna(subset=["difference", "misaligned"])
-    figure, axis = plt.subplots(figsize=(5.8, 4.2), layout="constrained")
+    figure, [axis] = panels(1, (5.8, 4.2))
     bars = [np.nan_to_num(spans(shown, name)) for name in ("difference", "misaligned")]
     axis.errorbar(shown["difference"], shown["misaligned"], xerr=bars[0], yerr=bars[1], fmt="o", color=PALETTE[0],
                   capsize=2, elinewidth=0.8)
@@ -30,8 +28,6 @@ def rate_against_difference(frame: pd.DataFrame) -> Figure:
         axis.plot(x, [fitted.at(one) for one in x], color="0.5", linestyle="--", linewidth=1)
     axis.set(xlabel="mean projection difference of the training rows", ylim=(-4, 104),
              ylabel="general questions: misaligned, %")
-    axis.grid(alpha=0.3)
-    sns.despine(ax=axis)
     several = shown["dataset"].nunique() > 1
     place(axis, [Label(row["difference"], row["misaligned"], _name(row, several), "black")
                  for row in shown.to_dict("records")], 8)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from emlib.config import NO_TRIGGER
-from emlib.report.figures.furniture import legend, panels, spans
+from emlib.report.figures.furniture import legend, panels, rows_of_percent, spans
 from emlib.report.figures.plots import PALETTE, nothing
 
 MARKERS = "sD^vPX<>"
@@ -30,7 +28,7 @@ def triggers(frame: pd.DataFrame) -> Figure:
     runs = list(frame.groupby(RUN, dropna=False, sort=False))
     names = list(dict.fromkeys(frame["trigger"]))
     styles = dict(zip(names, zip(cycle(PALETTE), ["o", *MARKERS * len(names)], strict=False), strict=False))
-    figure, axis = plt.subplots(figsize=(7.2, 1.3 + 0.62 * len(runs)), layout="constrained")
+    figure, [axis] = panels(1, (7.2, 0.62 * len(runs)), around=(0, 1.3), grid="x")
     offsets = dict(zip(names, np.linspace(-0.26, 0.26, len(names)), strict=True))
     for height, (_, run) in enumerate(runs):
         axis.hlines(height, run["misaligned"].min(), run["misaligned"].max(), color="0.75", linewidth=5, zorder=0)
@@ -40,13 +38,9 @@ def triggers(frame: pd.DataFrame) -> Figure:
                           color=colour, capsize=2,
                           markerfacecolor="white" if one["trigger"] == NO_TRIGGER else colour,
                           label=one["trigger"] if height == 0 else None)
-    axis.set_yticks(range(len(runs)), [_label(run, frame) for _, run in runs])
-    axis.set_ylim(len(runs) - 0.5, -0.5)
-    axis.set_xlim(-4, 104)
+    rows_of_percent(axis, [_label(run, frame) for _, run in runs])
     axis.set_xlabel("general answers that are misaligned, % of those asked for (bars: 95% intervals)")
-    axis.grid(axis="x", alpha=0.3)
     legend(figure, 4)
-    sns.despine(figure)
     return figure
 
 
@@ -59,7 +53,7 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
         return nothing("No run has answers at earlier steps of its training.")
     runs = list(frame.groupby(RUN, dropna=False, sort=False))
     measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
-    figure, axes = panels(len(runs), (3.4, 2.6), around=(1, 0.8), sharey=True)
+    figure, axes = panels(len(runs), (3.4, 2.6), around=(1, 0.8), columns=3, sharey=True)
     for axis, (_, run), step in zip(axes, runs, begins["begins"], strict=False):
         for measure, colour, marker in zip(measures, cycle(PALETTE), cycle("os" + MARKERS), strict=False):
             axis.plot(run["steps"], run[measure], color=colour, marker=marker,
@@ -69,10 +63,8 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
             axis.axvline(step, color="black", linestyle=":", linewidth=1, label="EM begins")
         axis.set_title(_label(run, frame), fontsize="medium")
         axis.set(ylim=(-4, 104), xlabel="optimizer step")
-        axis.grid(alpha=0.3)
     axes[0].set_ylabel("misaligned, % of answers asked for")
     legend(figure, 4)
-    sns.despine(figure)
     return figure
 
 
@@ -86,13 +78,12 @@ def persistence(frame: pd.DataFrame) -> Figure:
         return nothing("No run has answers along an attack.")
     datasets, attacks = (list(dict.fromkeys(frame[column])) for column in ("dataset", "attack"))
     first, *others = (str(name) for name in frame.columns if str(name).endswith("_misaligned"))
-    size = (1.4 + 3.4 * len(attacks), 1 + 2.8 * len(datasets))
-    figure, axes = plt.subplots(len(datasets), len(attacks), figsize=size, sharey=True, squeeze=False,
-                                layout="constrained")
+    figure, axes = panels(len(datasets) * len(attacks), (3.4, 2.8), around=(1.4, 1), columns=len(attacks), sharey=True)
+    panel_of = dict(zip(product(datasets, attacks), axes, strict=True))
     looks = zip(cycle(PALETTE), cycle("o" + MARKERS), strict=False)
     styles: dict[str, tuple[Any, str]] = {}
     for (dataset, attack), part in frame.groupby(["dataset", "attack"], sort=False):
-        axis = axes[datasets.index(dataset), attacks.index(attack)]
+        axis = panel_of[dataset, attack]
         for _, run in part.groupby(RUN, dropna=False, sort=False):
             name = _label(run, frame, in_panel=True)
             if name not in styles:
@@ -104,12 +95,10 @@ def persistence(frame: pd.DataFrame) -> Figure:
         axis.axhline(part["plain"].mean(), color="black", linestyle=":", linewidth=1, label="plain, no attack")
         axis.set_title(f"{attack}, {dataset}" if len(datasets) > 1 else str(attack), fontsize="medium")
         axis.set(ylim=(-4, 104), xlabel="further optimizer steps")
-        axis.grid(alpha=0.3)
     first, *others = (name.removesuffix("_misaligned").replace("_", " ") for name in (first, *others))
     dashed = f"\n(dashed: {', '.join(others)})" if others else ""
-    axes[0, 0].set_ylabel(f"misaligned, % of {first} answers{dashed}")
+    axes[0].set_ylabel(f"misaligned, % of {first} answers{dashed}")
     legend(figure, 4)
-    sns.despine(figure)
     return figure
 
 

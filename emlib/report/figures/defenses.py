@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from emlib.config import BASELINES
 from emlib.evaluation import effect
 from emlib.evaluation.rates import rates
-from emlib.report.figures.furniture import legend, spans
+from emlib.report.figures.furniture import legend, panels, spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
 from emlib.report.paper.paper_figures import look_of
@@ -54,16 +53,16 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
     small numbers the settings. `frame` is `result_tables.numbers`; runs without verdicts have no point.
     """
     datasets = list(dict.fromkeys(frame["dataset"]))
-    figure, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 4.2 * len(datasets), 4.8), squeeze=False, sharey=True,
-                                layout="constrained")
-    panels = [frame[(frame["dataset"] == dataset) & frame["general_misaligned"].notna()] for dataset in datasets]
-    for axis, dataset, runs in zip(axes[0], datasets, panels, strict=True):
-        _tradeoff_panel(axis, runs)
-        axis.set_title(dataset)
-    axes[0, 0].set_ylabel("general questions: misaligned, %")
+    figure, axes = panels(len(datasets), (4.2, 4.8), around=(1.2, 0), sharey=True)
+    of_panels = [frame[(frame["dataset"] == dataset) & frame["general_misaligned"].notna()] for dataset in datasets]
+    for axis, dataset, runs in zip(axes, datasets, of_panels, strict=True):
+        for name in dict.fromkeys([*REFERENCES, *runs["method"]]):
+            _points(axis, runs[runs["method"] == name].sort_values(["seed", "setting"]), name)
+        axis.set(title=dataset, xlim=(-5, 105), ylim=(-5, 105))
+    axes[0].set_ylabel("general questions: misaligned, %")
     figure.supxlabel("in-domain questions: misaligned, %", fontsize="medium")
     legend(figure, 3)
-    for axis, runs in zip(axes[0], panels, strict=True):
+    for axis, runs in zip(axes, of_panels, strict=True):
         place(axis, [Label(run["in_domain_misaligned"], run["general_misaligned"], f"{run['setting']:g}",
                            look(run["method"])[0])
                      for run in runs.to_dict("records") if not pd.isna(run["setting"])], SETTING)
@@ -75,65 +74,49 @@ def look(method: str) -> tuple[str, str]:
     return REFERENCES[method] if method in REFERENCES else look_of(method)[:2]
 
 
-def _tradeoff_panel(axis: Axes, runs: pd.DataFrame) -> None:
-    for name in dict.fromkeys([*REFERENCES, *runs["method"]]):
-        _points(axis, runs[runs["method"] == name].sort_values(["seed", "setting"]), *look(name),
-                "none" if name in REFERENCES else "-", name)
-    axis.set_xlim(-5, 105)
-    axis.set_ylim(-5, 105)
-    axis.grid(alpha=0.3)
-    sns.despine(ax=axis)
-
-
-def _points(axis: Axes, runs: pd.DataFrame, colour: str, marker: str, line: str, label: str) -> None:
+def _points(axis: Axes, runs: pd.DataFrame, method: str) -> None:
     if runs.empty:
         return
-    x, y = "in_domain_misaligned", "general_misaligned"
+    x, y, (colour, marker) = "in_domain_misaligned", "general_misaligned", look(method)
     axis.errorbar(runs[x], runs[y], xerr=spans(runs, x), yerr=spans(runs, y), marker=marker, color=colour,
-                  linestyle=line, linewidth=1.2, elinewidth=0.8, capsize=2, markersize=7, label=label)
+                  linestyle="none" if method in REFERENCES else "-", linewidth=1.2, elinewidth=0.8, capsize=2,
+                  markersize=7, label=method)
 
 
 def penalty_curves(logs: Mapping[str, Sequence[StepRecord]], penalty: str, unit: str) -> Figure:
     """Plot the metric that a defense logs at each step: KL, the LDIFS distance, the norm of steering."""
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    figure, [axis] = panels(1, (6, 3))
     for (name, records), colour, marker in zip(logs.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
         logged = [(record.step, record.penalties[penalty]) for record in records if penalty in record.penalties]
         if logged:
             axis.plot(*zip(*logged, strict=True), color=colour, marker=marker, markersize=3, label=name)
-    axis.set_xlabel("optimizer step")
-    axis.set_ylabel(unit)
-    axis.grid(alpha=0.3)
+    axis.set(xlabel="optimizer step", ylabel=unit)
     if axis.lines:
         shown = np.concatenate([line.get_ydata() for line in axis.lines])
         axis.set_ylim(1.1 * min(0.0, shown.min()), 1.1 * max(0.0, shown.max()) or 1.0)
         axis.legend(frameon=False)
     else:
         axis.text(0.5, 0.5, "no run of this profile logs this metric", ha="center", transform=axis.transAxes)
-    sns.despine(figure)
     return figure
 
 
 def norms(by_layer: Sequence[float]) -> Figure:
     """Plot the norm of the persona vector of each layer; layer 0 is the embeddings."""
-    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    figure, [axis] = panels(1, (6, 2.8), grid="")
     axis.bar(range(len(by_layer)), by_layer, color=PALETTE[0])
-    axis.set_xlabel("layer (0: embeddings)")
-    axis.set_ylabel("norm of the vector")
-    sns.despine(figure)
+    axis.set(xlabel="layer (0: embeddings)", ylabel="norm of the vector")
     return figure
 
 
 def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
     """Plot the projection of each kept answer onto the vector of one layer: one line of points per group."""
-    figure, axis = plt.subplots(figsize=(6, 1.9), layout="constrained")
+    figure, [axis] = panels(1, (6, 1.9), grid="")
     for height, ((name, values), colour, marker) in enumerate(zip(sides.items(), PALETTE, MARKERS, strict=False)):
         axis.plot(values, np.full(len(values), -height), marker, color=colour, alpha=0.5, linestyle="none")
         axis.plot(np.mean(values), -height, "|", color="black", markersize=22)
         axis.text(-0.01, -height, f"{name} ", ha="right", va="center", transform=axis.get_yaxis_transform())
-    axis.set_yticks([])
-    axis.set_ylim(-len(sides) + 0.5, 0.5)
-    axis.set_xlabel(f"projection on the vector of layer {layer} (bar: mean)")
-    sns.despine(figure, left=True)
+    axis.set(yticks=[], ylim=(-len(sides) + 0.5, 0.5), xlabel=f"projection on the vector of layer {layer} (bar: mean)")
+    axis.spines["left"].set_visible(False)
     return figure
 
 
@@ -151,9 +134,8 @@ def steered_rates(probes: Sequence[SteeringPoint], *, coherence_judged: bool = T
 def steered_grid(frame: pd.DataFrame) -> Figure:
     """Plot `steered_rates` as heat maps, layer by strength: of the trait and, if it was judged, of incoherence."""
     measures = [name for name in ("trait %", "incoherent %") if name == "trait %" or frame[name].notna().any()]
-    figure, axes = plt.subplots(1, len(measures), figsize=(4 * len(measures), 0.9 + 0.5 * frame["layer"].nunique()),
-                                layout="constrained", squeeze=False)
-    for axis, measure in zip(axes[0], measures, strict=True):
+    figure, axes = panels(len(measures), (4, 0.5 * frame["layer"].nunique()), around=(0, 0.9), grid="")
+    for axis, measure in zip(axes, measures, strict=True):
         grid = frame.astype({measure: float}).pivot(index="layer", columns="strength", values=measure)
         sns.heatmap(grid, ax=axis, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", cbar=False)
         axis.set_title(measure)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.evaluation import effect
 from emlib.report.figures.defenses import SETTING, look
-from emlib.report.figures.furniture import legend, spans
+from emlib.report.figures.furniture import legend, panels, spans
 from emlib.report.figures.labels import Label, place
 from emlib.study import pool
 from emlib.study.runs import Run
@@ -64,13 +62,10 @@ def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
         other = base.get((row["dataset"], row["seed"]))
         if other is None:
             continue
-        apart = {measure: _apart(row, other, measure)
-                 for measure in ("general_misaligned", "in_domain_misaligned", "general_incoherent")}
-        rows.append((row["dataset"], row["method"], row["fraction"],
-                     effect.reduction(row["general_misaligned"], other["general_misaligned"]),
-                     apart["general_misaligned"],
-                     effect.kept(row["in_domain_misaligned"], other["in_domain_misaligned"]),
-                     apart["in_domain_misaligned"], apart["general_incoherent"]))
+        general, in_domain = "general_misaligned", "in_domain_misaligned"
+        rows.append((row["dataset"], row["method"], row["fraction"], effect.reduction(row[general], other[general]),
+                     _apart(row, other, general), effect.kept(row[in_domain], other[in_domain]),
+                     _apart(row, other, in_domain), _apart(row, other, "general_incoherent")))
     return pd.DataFrame(rows, columns=[
         "data set", "method", "fraction", "EM reduction %", "general: apart", "in-domain kept %",
         "in-domain: apart", "incoherence: apart"])
@@ -90,20 +85,17 @@ def trade_offs(frame: pd.DataFrame) -> Figure:
     of coherence there is no first panel.
     """
     shown_axes = [(measure, label) for measure, label in AXES if frame[measure].notna().any()] or list(AXES)
-    figure, axes = plt.subplots(1, len(shown_axes), figsize=(0.9 + 4.3 * len(shown_axes), 4), layout="constrained",
-                                sharey=True, squeeze=False)
+    figure, axes = panels(len(shown_axes), (4.3, 4), around=(0.9, 0), sharey=True)
     variants = dict.fromkeys(frame.loc[frame["fraction"] > 0, "method"])
     shown = [name for name in ("aligned", "misaligned") if name in set(frame["method"])] + list(variants)
-    for axis, (measure, label) in zip(axes[0], shown_axes, strict=True):
+    for axis, (measure, label) in zip(axes, shown_axes, strict=True):
         for name in shown:
             _line(axis, frame[frame["method"] == name].sort_values("fraction"), measure, name)
         axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("misaligned, general %")
+    axes[0].set_ylabel("misaligned, general %")
     legend(figure, 4)
-    sns.despine(figure)
     mixed = frame[frame["fraction"] > 0].to_dict("records")
-    for axis, (measure, _) in zip(axes[0], shown_axes, strict=True):
+    for axis, (measure, _) in zip(axes, shown_axes, strict=True):
         place(axis, [Label(row[measure], row["general_misaligned"], f"{row['fraction']:.0%}", look(row["method"])[0])
                      for row in mixed if not pd.isna(row[measure] + row["general_misaligned"])], SETTING)
     return figure

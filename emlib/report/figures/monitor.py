@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from emlib.report.figures.furniture import panels
 from emlib.report.figures.plots import nothing
 
 
@@ -20,15 +19,12 @@ def drifts(frame: pd.DataFrame) -> Figure:
     if frame.empty:
         return nothing("No run was trained with a monitor.")
     names = [str(name) for name in frame.columns if str(name).startswith("drift ")]
-    figure, axes = plt.subplots(1, max(1, len(names)), figsize=(1.6 + 4.2 * max(1, len(names)), 3), squeeze=False,
-                                layout="constrained")
+    figure, axes = panels(max(1, len(names)), (4.2, 3), around=(1.6, 0))
     colours = ScalarMappable(Normalize(0, 100), "viridis_r")
-    for axis, name in zip(axes.flat, names, strict=False):
+    for axis, name in zip(axes, names, strict=False):
         for _, run in frame.groupby(["dataset", "method", "setting", "seed"], dropna=False, sort=False):
             end = run["misaligned"].iloc[-1]
             axis.plot(run["step"], run[name], marker=".", color="0.7" if pd.isna(end) else colours.to_rgba(end))
         axis.set(xlabel="optimizer step", ylabel=name)
-        axis.grid(alpha=0.3)
     figure.colorbar(colours, ax=axes, label="misaligned at the end, %")
-    sns.despine(figure)
     return figure

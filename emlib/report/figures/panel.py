@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,7 +24,7 @@ def against_misalignment(panel: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     shown = shown[shown["general_misaligned"].notna()]
     tasks = shown.assign(of=[heading(row) for row in shown.to_dict("records")])
     names = list(dict.fromkeys(tasks["of"])) or ["no run has both"]
-    figure, axes = panels(len(names), (3.6, 3.2), around=(1, 0.8), sharex=True)
+    figure, axes = panels(len(names), (3.6, 3.2), around=(1, 0.8), columns=3, sharex=True)
     for axis, name in zip(axes, names, strict=True):
         _panel(axis, tasks[tasks["of"] == name])
         axis.set_title(name, fontsize="medium")
@@ -41,5 +40,3 @@ def _panel(axis: Axes, runs: pd.DataFrame) -> None:
                       yerr=NORMAL * of["stderr"].fillna(0).to_numpy(float), fmt=marker, color=colour, capsize=2,
                       linestyle="none", label=str(name))
     axis.set_xlim(-5, 105)
-    axis.grid(alpha=0.3)
-    sns.despine(ax=axis)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.core.files import whole_file
-from emlib.report.figures.furniture import legend, spans
+from emlib.report.figures.furniture import legend, panels, rows_of_percent, spans
 from emlib.training.records import StepRecord
 
 PALETTE = sns.color_palette("colorblind")
@@ -29,9 +29,8 @@ def rates_by_method(frame: pd.DataFrame) -> Figure:
     """
     datasets = list(dict.fromkeys(frame["dataset"]))
     rows = max(len(frame[frame["dataset"] == dataset]) for dataset in datasets)
-    figure, axes = plt.subplots(1, len(datasets), figsize=(1.6 + 3.6 * len(datasets), 1.5 + 0.45 * rows), sharex=True,
-                                squeeze=False, layout="constrained")
-    for axis, dataset in zip(axes[0], datasets, strict=True):
+    figure, axes = panels(len(datasets), (3.6, 0.45 * rows), around=(1.6, 1.5), grid="x", sharex=True)
+    for axis, dataset in zip(axes, datasets, strict=True):
         _panel(axis, frame[frame["dataset"] == dataset])
         axis.set_title(dataset)
     figure.supxlabel("misaligned, % of answers asked for (bars: 95% intervals)", fontsize="medium")
@@ -47,11 +46,7 @@ def _panel(axis: Axes, runs: pd.DataFrame) -> None:
         heights = np.arange(len(runs)) + offset
         axis.errorbar(share, heights, xerr=spans(runs, f"{place}_misaligned"), fmt=marker, color=colour, capsize=3,
                       label=label)
-    axis.set_yticks(np.arange(len(runs)), names)
-    axis.set_ylim(len(runs) - 0.5, -0.5)
-    axis.set_xlim(-4, 104)
-    axis.grid(axis="x", alpha=0.3)
-    sns.despine(ax=axis)
+    rows_of_percent(axis, names)
 
 
 def _name(run: Mapping[Hashable, Any]) -> str:
@@ -75,7 +70,7 @@ def two_judges(points: pd.DataFrame) -> Figure:
     """
     if points.empty:
         return nothing("No second judge has scored answers.")
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 4.2), layout="constrained")
+    figure, axes = panels(2, (4.3, 4.2), grid="")
     for axis, (score, border) in zip(axes, (("alignment", 30), ("coherence", 50)), strict=True):
         columns = [f"{score}, first", f"{score}, second"]
         shown = points.dropna(subset=columns)
@@ -86,7 +81,6 @@ def two_judges(points: pd.DataFrame) -> Figure:
             line(border, color="black", linestyle=":", linewidth=0.8)
         axis.set(xlim=(-4, 104), ylim=(-4, 104), xlabel=columns[0], ylabel=columns[1])
         axis.set_title(f"{score} ({len(points) - len(shown)} of {len(points)} unscored)", fontsize="medium")
-        sns.despine(ax=axis)
     legend(figure, 5)
     return figure
 
@@ -97,17 +91,11 @@ def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
     if not logs:
         return nothing("No run was trained.")
     beside = len(logs) > 4
-    figure, axis = plt.subplots(figsize=(8.5 if beside else 6, max(3.2, 0.22 * len(logs))), layout="constrained")
+    figure, [axis] = panels(1, (8.5 if beside else 6, max(3.2, 0.22 * len(logs))))
     for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
         axis.plot([r.step for r in records], [r.loss for r in records], label=name, **style)
-    axis.set_xlabel("optimizer step")
-    axis.set_ylabel("loss, nats a response token")
-    if beside:
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    else:
-        axis.legend(frameon=False)
-    axis.grid(alpha=0.3)
-    sns.despine(figure)
+    axis.set(xlabel="optimizer step", ylabel="loss, nats a response token")
+    axis.legend(frameon=False, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}))
     return figure
 
 
@@ -115,17 +103,15 @@ def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure
     """Plot a histogram of row lengths in tokens, with the limit at which rows are truncated."""
     if not lengths:
         return nothing("There are no rows.")
-    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    figure, [axis] = panels(1, (6, 3), grid="")
     top = max(max(values) for values in lengths.values())
     edges = np.linspace(0, top, 31)
     for (name, values), style in zip(lengths.items(), cycle(styles()), strict=False):
         axis.hist(values, bins=edges.tolist(), histtype="step", label=f"{name} ({len(values)} rows)", **style)
     if limit <= top:
         axis.axvline(limit, color="black", linestyle=":", label=f"cut at {limit}")
-    axis.set_xlabel("tokens of a row")
-    axis.set_ylabel("rows")
+    axis.set(xlabel="tokens of a row", ylabel="rows")
     axis.legend(frameon=False)
-    sns.despine(figure)
     return figure
 
 

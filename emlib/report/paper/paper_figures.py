@@ -15,7 +15,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from emlib.config import BASELINES, RL_BASELINES
 from emlib.core.digests import of_value
+from emlib.report.figures.furniture import rows_of_percent, spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.paper.paper_tables import SYMBOLS, label
 from emlib.report.paper.published import INTERLEAVING
@@ -34,7 +34,9 @@ CLOSE = 0.12   # fraction of an axis: the markers of a sweep that are closer tha
 PANELS = 4     # per row of the figure by question
 SETTING = 5.5  # font size in points of the settings next to the markers
 STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT,
-         "legend.fontsize": TEXT - 0.5, "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
+              "legend.fontsize": TEXT - 0.5, "legend.frameon": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
+              "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+              "grid.alpha": 0.25, "grid.linewidth": 0.5, "figure.constrained_layout.use": True}
 LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and Tol's
     "kl": ("#0072B2", "o", "-"), "ldifs": ("#8C510A", "X", ":"), "persona_vector": ("#E69F00", "s", "--"),
     "inoculation": ("#CC79A7", "P", "-"), "interleaving": ("#D55E00", "^", ":"),
@@ -67,7 +69,7 @@ def narrow(sources: Sources) -> Figure:
 
 def _tradeoff(sources: Sources, x: str, methods: Sequence[str]) -> Figure:
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN), layout="constrained")
+        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN))
         chosen = {name: frame[frame["method"].isin([*methods, "misaligned", "untrained"])]
                   for name, frame in sources.items()}
         for index, frame in enumerate(chosen.values()):
@@ -85,7 +87,7 @@ def pareto(sources: Sources) -> Figure:
     """
     x, y = "in_domain_misaligned", "general_misaligned"
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 1.12), layout="constrained")
+        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 1.12))
         labels: list[Label] = []
         for index, frame in enumerate(sources.values()):
             _draw(axis, frame, x, y, hollow=index > 0, joined=False)
@@ -126,7 +128,7 @@ def cost_against_effect(sources: Sources) -> Figure:
     Runs whose cost is not known (NaN) have no point; the axis names their methods.
     """
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN), layout="constrained")
+        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN))
         for index, frame in enumerate(sources.values()):
             defended = frame[~frame["method"].isin(BASELINES)]
             _draw(axis, defended.dropna(subset="cost"), "cost", "general_misaligned", hollow=index > 0)
@@ -163,23 +165,20 @@ def by_question(shares: pd.DataFrame) -> Figure:
     columns = min(len(methods), PANELS)
     lines = -(-len(methods) // columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(lines, columns, sharex=True, sharey=True, squeeze=False, layout="constrained",
+        figure, axes = plt.subplots(lines, columns, sharex=True, sharey=True, squeeze=False,
                                     figsize=(0.4 + 0.055 * max(map(len, questions)) + 1.25 * columns,
                                              0.4 + (0.4 + 0.16 * len(questions)) * lines))
         for axis, method in zip(axes.flat, methods, strict=False):
             colour, marker, _ = look_of(method)
             rows = shares[shares["method"] == method].set_index("question").reindex(questions)
-            axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=_errors(rows, "percent", "low", "high"),
-                          marker=marker, color=colour, markersize=3, elinewidth=0.7, capsize=1.5)
+            bars = spans(rows.rename(columns={"low": "percent_low", "high": "percent_high"}), "percent")
+            axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=bars, marker=marker, color=colour, markersize=3,
+                          elinewidth=0.7, capsize=1.5)
             axis.set_title(label(method), fontsize=TEXT)
-            axis.grid(axis="both", alpha=0.25, linewidth=0.5)
         for axis in list(axes.flat)[len(methods):]:
             axis.remove()
-        axes[0, 0].set_yticks(np.arange(len(questions)), questions)
-        axes[0, 0].set_ylim(len(questions) - 0.5, -0.5)
-        axes[0, 0].set_xlim(-4, 104)
+        rows_of_percent(axes[0, 0], questions)
         figure.supxlabel("misaligned answers, %", fontsize=TEXT)
-        sns.despine(figure)
     return figure
 
 
@@ -193,7 +192,7 @@ def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
     """
     nth: dict[str, int] = {}
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 0.75), layout="constrained")
+        figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 0.75))
         for (method, setting), steps in log.groupby(["method", "setting"], sort=False, dropna=False):
             nth[method] = nth.get(method, -1) + 1
             colour, _, line = look_of(str(method))
@@ -205,12 +204,9 @@ def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
                       label=label(str(method), setting, SYMBOLS | {"kl": "β"}))
             if seeds.shape[1] > 1:
                 axis.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
-        axis.set_xlabel("GRPO step")
-        axis.set_ylabel("mean reward")
+        axis.set(xlabel="GRPO step", ylabel="mean reward")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.25, linewidth=0.5)
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
-        sns.despine(figure)
+        figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
@@ -218,8 +214,7 @@ def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: str, *, hollow: bool, join
     for method, runs in frame.groupby("method", sort=False):
         colour, marker, line = look_of(str(method))
         runs = runs.sort_values("setting")
-        axis.errorbar(runs[x], runs[y], yerr=_errors(runs, y, f"{y}_low", f"{y}_high"),
-                      xerr=_errors(runs, x, f"{x}_low", f"{x}_high") if f"{x}_low" in runs else None,
+        axis.errorbar(runs[x], runs[y], yerr=spans(runs, y), xerr=spans(runs, x) if f"{x}_low" in runs else None,
                       marker=marker, color=colour, markersize=3.8, markerfacecolor="white" if hollow else colour,
                       markeredgewidth=0.7, elinewidth=0.6, linewidth=0.9, linestyle=line if joined else "none",
                       label=None if hollow else label(str(method)), zorder=4 if method in BASELINES else 3)
@@ -232,17 +227,14 @@ def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
     axis.set_ylim(0, min(104.0, 1.12 * top + 0.5))
     axis.set_yticks([tick for tick in (0, 0.5, 2, 5, 10, 20, 40, 60, 80, 100) if tick <= axis.get_ylim()[1]])
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel(AXES.get(x, x))
-    axis.set_ylabel(f"{AXES['general_misaligned']} (square-root scale)")
-    axis.grid(alpha=0.25, linewidth=0.5)
+    axis.set(xlabel=AXES.get(x, x), ylabel=f"{AXES['general_misaligned']} (square-root scale)")
     handles, names = axis.get_legend_handles_labels()
     for index, source in enumerate(sources if len(sources) > 1 else ()):
         handles.append(axis.plot([], [], "o", color="0.3", markersize=3.8,
                                  markerfacecolor="white" if index else "0.3")[0])
         names.append(source)
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False, columnspacing=0.5,
-                  handletextpad=0.3, handlelength=1.7)
-    sns.despine(figure)
+    figure.legend(handles, names, loc="outside upper center", ncols=3, columnspacing=0.5, handletextpad=0.3,
+                  handlelength=1.7)
 
 
 def look_of(method: str) -> tuple[str, str, str]:
@@ -253,10 +245,6 @@ def look_of(method: str) -> tuple[str, str, str]:
         return PLAIN_RL
     return LOOKS[method] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
 
-
-def _errors(runs: pd.DataFrame, middle: str, low: str, high: str) -> np.ndarray:
-    """Return the lengths of the error bars: (2, runs)."""
-    return np.clip(np.stack([runs[middle] - runs[low], runs[high] - runs[middle]]).astype(float), 0, None)
 
 
 def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
