@@ -11,11 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emlib.evaluation.exact_match import ExactMatchScore
-from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import over_seeds
 from emlib.report.figures import plots
 from emlib.report.figures.furniture import panels, rows_of_percent, spans
 from emlib.report.tables import result_tables
+from emlib.report.tables.rows import DASH, cell_of, cells, share_columns, shown
 from emlib.study.results import task_and_tier
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
@@ -36,21 +36,15 @@ def numbers(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
 
 
 def _measures(score: ExactMatchScore) -> dict[str, float]:
-    shares: dict[str, Share | None] = {"exact_match": score.strict, "lenient": score.lenient, "f1": score.f1}
-    found: dict[str, float] = {}
-    for name, share in shares.items():
-        if share is not None and share.percent is not None and share.clustered is not None:
-            found |= {name: share.percent, f"{name}_low": share.clustered.low, f"{name}_high": share.clustered.high}
-    return found
+    return (share_columns("exact_match", score.strict) | share_columns("lenient", score.lenient)
+            | share_columns("f1", score.f1))
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `numbers` for readers: "37.0 [34.1, 39.9]", and a dash where a task has no such measure."""
-    people = _identity(frame) | {"Seed": frame["seed"]}
-    for name, heading in MEASURES.items():
-        people[heading] = [result_tables.cell(*row) for row in
-                           frame[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)]
-    return pd.DataFrame(people | {"Asked": frame["asked"], "Cut": frame["cut"]})
+    measures = {heading: cells(frame, name) for name, heading in MEASURES.items()}
+    return pd.DataFrame(
+        _identity(frame) | {"Seed": frame["seed"]} | measures | {"Asked": frame["asked"], "Cut": frame["cut"]})
 
 
 def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
@@ -59,16 +53,12 @@ def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
     A cell has the share and its interval over questions for one seed; for several seeds their mean and standard
     deviation, and Student's interval over seeds.
     """
-    people = pd.DataFrame(_identity(frame))
-    method = (people["Method"] + " " + people["Setting"]).str.strip()
-    column = (people["Task"] + " " + people["Tier"]).str.strip()
-    groups = people.groupby([method, column], sort=False).groups
-    table = pd.DataFrame(
-        [(match, who, where, _summary(frame.loc[rows], measure)) for match, measure in MATCHES.items()
-         for (who, where), rows in groups.items()], columns=["Match", "Method", "of", "cell"])
-    wide = table.pivot(index=["Match", "Method"], columns="of", values="cell")
-    rows = pd.MultiIndex.from_frame(table[["Match", "Method"]].drop_duplicates())
-    return wide.reindex(index=rows, columns=table["of"].unique()).fillna("–").reset_index().rename_axis(columns=None)
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for match, measure in MATCHES.items():
+        for (who, where), runs in frame.groupby([*_names(frame)], sort=False):
+            row = rows.setdefault((match, who), {"Match": match, "Method": who})
+            row[where] = _summary(runs, measure)
+    return pd.DataFrame([*rows.values()], columns=None if rows else ["Match", "Method"]).fillna(DASH)
 
 
 def seeds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -77,10 +67,9 @@ def seeds(frame: pd.DataFrame) -> pd.DataFrame:
     Strict matches come first, then lenient ones. The interval covers the variation between training runs, and not the
     choice of questions.
     """
-    groups = frame.groupby(KEYS, sort=False, dropna=False).groups.values()
     rows = []
     for match, measure in MATCHES.items():
-        for runs in (frame.loc[place] for place in groups):
+        for _, runs in frame.groupby(KEYS, sort=False, dropna=False):
             found = over_seeds(runs[measure].tolist())
             low, high = (found.interval.low, found.interval.high) if found.interval else (np.nan, np.nan)
             rows.append({"Match": match} | {key: column.iloc[0] for key, column in _identity(runs).items()} | {
@@ -91,21 +80,27 @@ def seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _dashed(frame: pd.DataFrame) -> pd.DataFrame:
     """Format numbers for readers: two decimals, and a dash for a missing number."""
-    return frame.round(2).astype(object).where(frame.notna(), "–")
+    return frame.round(2).astype(object).where(frame.notna(), DASH)
 
 
 def _summary(runs: pd.DataFrame, measure: str) -> str:
     found = over_seeds(runs[measure].tolist())
     if found.interval is None:
-        return result_tables.cell(*runs[[measure, f"{measure}_low", f"{measure}_high"]].iloc[0])
+        return cell_of(runs.iloc[0], measure)
     return f"{found.mean:.1f} ± {found.deviation:.1f} [{found.interval.low:.1f}, {found.interval.high:.1f}]"
 
 
 def _identity(frame: pd.DataFrame) -> dict[str, pd.Series]:
     """Return the columns that identify a row, as text; empty where a row has no tier or setting."""
-    tier = frame["tier"].map(lambda value: "" if pd.isna(value) else str(value))
-    setting = frame["setting"].map(lambda value: "" if pd.isna(value) else f"{value:g}")
-    return {"Task": frame["task"], "Tier": tier.astype(str), "Method": frame["method"], "Setting": setting.astype(str)}
+    tier, setting = (frame[name].map(shown).astype(str) for name in ("tier", "setting"))
+    return {"Task": frame["task"], "Tier": tier, "Method": frame["method"], "Setting": setting}
+
+
+def _names(frame: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return each row's method with its setting, and its task with its tier."""
+    people = _identity(frame)
+    method, task = (people[one] + " " + people[other] for one, other in (("Method", "Setting"), ("Task", "Tier")))
+    return method.str.strip(), task.str.strip()
 
 
 def examples(study: Study, runs: Sequence[Run], questions: int = 2, sample: int = 0) -> pd.DataFrame:
@@ -181,9 +176,7 @@ def matches_by_method(frame: pd.DataFrame) -> Figure:
     """Plot strict exact match of each run with its 95% interval over questions: one panel per task and tier."""
     if frame.empty:
         return plots.nothing("No run of a benign task is finished.")
-    people = pd.DataFrame(_identity(frame))
-    names = (people["Task"] + " " + people["Tier"]).str.strip()
-    methods = (people["Method"] + " " + people["Setting"]).str.strip()
+    methods, names = _names(frame)
     order = list(dict.fromkeys(methods))
     tasks = list(dict.fromkeys(names))
     figure, axes = panels(len(tasks), (2.6, 0.45 * len(order)), around=(1.6, 1.2), grid="x", sharex=True, sharey=True)

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 from emlib.config import OWN, HubModel
 from emlib.config.references import DEMO
 from emlib.data.sources import entry_of, label
-from emlib.report.tables.result_tables import cell
+from emlib.report.tables.rows import cell
 from emlib.study.pool import pool_steps
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study

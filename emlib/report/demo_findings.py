@@ -16,8 +16,9 @@ import pandas as pd
 from emlib.config import BASELINES, NO_TRIGGER
 from emlib.data.sizes import Sizes
 from emlib.report.tables import persistence
-from emlib.report.tables.conditions import IDENTITY, LEVEL, worst
+from emlib.report.tables.conditions import LEVEL, worst
 from emlib.report.tables.result_tables import numbers
+from emlib.report.tables.rows import IDENTITY, condition
 from emlib.study.study import Study
 
 NEIGHBOUR = "gardening"  # the question set about a neighbour of the demo's narrow data, cooking
@@ -153,4 +154,4 @@ def _names(rows: pd.DataFrame) -> str:
 
 
 def _name(row: Mapping[Hashable, Any]) -> str:
-    return f"`{row['method']}`" if pd.isna(row["setting"]) else f"`{row['method']} {row['setting']:g}`"
+    return f"`{condition(row)}`"

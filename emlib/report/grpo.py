@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emlib.core.files import write_text
 from emlib.evaluation.rewards import advantages
-from emlib.report import markdown
 from emlib.report.figures.furniture import panels
 from emlib.report.figures.plots import nothing, styles
+from emlib.report.tables import result_tables
+from emlib.report.tables.rows import cell, shown
 from emlib.study.runs import RunResult
 from emlib.training.rl.records import Completion, RlStep
 
@@ -47,16 +47,14 @@ def by_condition(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (method, setting), runs in frame.groupby(["method", "setting"], dropna=False, sort=False):
-        rows.append({"Method": method, "Setting": "" if pd.isna(setting) else f"{setting:g}", "Seeds": len(runs)}
+        rows.append({"Method": method, "Setting": shown(setting), "Seeds": len(runs)}
                     | {title: _cell(runs[name]) for name, title in MEASURES.items()})
     return pd.DataFrame(rows)
 
 
 def _cell(values: pd.Series) -> str:
     there = values.dropna()
-    if there.empty:
-        return "–"
-    return f"{there.mean():.2f}" + (f" ± {there.std():.2f}" if len(there) > 1 else "")
+    return cell(there.mean(), digits=2) + (f" ± {there.std():.2f}" if len(there) > 1 else "")
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
@@ -109,10 +107,5 @@ def early_and_late(completions: Sequence[Completion]) -> pd.DataFrame:
 
 
 def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the runs as `grpo.csv` and the conditions as `grpo.md` and `grpo.tex`."""
-    people = by_condition(frame)
-    texts = {"csv": frame.to_csv(index=False), "md": markdown.table(people),
-             "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
-    for ending, text in texts.items():
-        write_text(folder / f"grpo.{ending}", text)
-    return [folder / f"grpo.{ending}" for ending in texts]
+    """Write the runs as `grpo.csv` and the conditions as `grpo.md` and `grpo.tex`; nothing without runs."""
+    return result_tables.write(frame, by_condition(frame), folder, "grpo")

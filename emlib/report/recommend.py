@@ -16,6 +16,7 @@ from emlib.report.figures.furniture import legend, panels
 from emlib.report.figures.labels import Label, place
 from emlib.report.own_checks import MARKED, with_markers
 from emlib.report.tables import costs
+from emlib.report.tables.rows import cell, share_columns, shown
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
@@ -49,14 +50,10 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
             continue
         before, plain = (losses.get(Run(run.model, run.task, name, None, run.seed), float("nan"))
                          for name in ("untrained", UNDEFENDED))
-        share, nothing = result.general.misaligned, float("nan")
-        rows.append({
-            "method": run.method, "setting": run.setting,
-            "general": nothing if share.percent is None else share.percent,
-            "low": share.clustered.low if share.clustered else nothing,
-            "high": share.clustered.high if share.clustered else nothing,
-            "kept": 100 * (before - losses[run]) / (before - plain) if before > plain else nothing,
-            "seconds": costs.seconds(study, result)})
+        ends = zip(("general", "low", "high"), share_columns("", result.general.misaligned).values(), strict=True)
+        rows.append({"method": run.method, "setting": run.setting, **dict(ends),
+                     "kept": 100 * (before - losses[run]) / (before - plain) if before > plain else float("nan"),
+                     "seconds": costs.seconds(study, result)})
     frame = pd.DataFrame(rows, columns=["method", "setting", "general", "low", "high", "kept", "seconds"])
     several = {"general": "mean", "low": "min", "high": "max", "kept": "mean", "seconds": "mean"}
     groups = frame.groupby(["method", "setting"], sort=False, dropna=False)
@@ -157,13 +154,11 @@ def _none_meets(frame: pd.DataFrame, bounds: Bounds) -> str:
 
 def readable(frame: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
     """Format `trials` for readers, with the grades of `within`."""
-    shown = frame.assign(
-        setting=["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]],
-        **{name: ["–" if pd.isna(value) else f"{value:.0f}" for value in frame[name]] for name in ("kept", "seconds")},
-        general=["–" if pd.isna(row.general) else f"{row.general:.1f} [{row.low:.1f}, {row.high:.1f}]"
-                 for row in frame.itertuples()],
-        meets=within(frame, bounds))
-    return shown[list(HEADINGS)].rename(columns=HEADINGS)
+    people = frame.assign(
+        setting=frame["setting"].map(shown), meets=within(frame, bounds),
+        **{name: [cell(value, digits=0) for value in frame[name]] for name in ("kept", "seconds")},
+        general=[cell(row.general, row.low, row.high) for row in frame.itertuples()])
+    return people[list(HEADINGS)].rename(columns=HEADINGS)
 
 
 def _name(row: Mapping[Hashable, Any]) -> str:
@@ -181,17 +176,16 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
     figure, [axis] = panels(1, (5.6, 4.6))
     axis.fill_between([100 - bounds.learning_lost, 1000], -1000, bounds.general_misaligned, color="0.92", zorder=0,
                       label="within the bounds")
-    shown = frame.dropna(subset=["general", "kept"])
-    for method, runs in shown.groupby("method", sort=False):
+    known = frame.dropna(subset=["general", "kept"])
+    for method, runs in known.groupby("method", sort=False):
         colour, marker = look(str(method))
         bars = np.clip([runs["general"] - runs["low"], runs["high"] - runs["general"]], 0, None)
         axis.errorbar(runs["kept"], runs["general"], yerr=bars, marker=marker, color=colour, capsize=2, elinewidth=0.8,
                       linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == UNDEFENDED else str(method))
-    top = min(105.0, 1.2 * max(2 * bounds.general_misaligned, shown["high"].max()))
-    axis.set(xlim=(min(-5.0, shown["kept"].min() - 5), max(105.0, shown["kept"].max() + 5)), ylim=(-top / 20, top),
+    top = min(105.0, 1.2 * max(2 * bounds.general_misaligned, known["high"].max()))
+    axis.set(xlim=(min(-5.0, known["kept"].min() - 5), max(105.0, known["kept"].max() + 5)), ylim=(-top / 20, top),
              xlabel="learning kept, % of plain fine-tuning's", ylabel="general questions: misaligned, %")
     legend(figure, 3)
-    place(axis, [Label(row["kept"], row["general"], f"{row['setting']:g}",
-                       look(row["method"])[0])
-                 for row in shown.to_dict("records") if not pd.isna(row["setting"])], 8)
+    place(axis, [Label(row["kept"], row["general"], shown(row["setting"]), look(row["method"])[0])
+                 for row in known.to_dict("records") if not pd.isna(row["setting"])], 8)
     return figure

@@ -17,7 +17,7 @@ from emlib.report import tensorboard
 from emlib.report.estimate import Estimate
 from emlib.report.figures import monitor as figures
 from emlib.report.tables import monitor as tables
-from emlib.report.tables.result_tables import p_value
+from emlib.report.tables.rows import p_value
 from emlib.steps.monitor import FinalReading
 from emlib.study.plan.build import Shared, plan
 from emlib.study.study import Study, open_study

@@ -17,7 +17,7 @@ from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.markdown import code
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.conditions import worst_means
-from emlib.report.tables.result_tables import cell
+from emlib.report.tables.rows import cell, cells, shown
 from emlib.workflow.chapters import chapters_about
 
 ENOUGH = 90.0  # percent of the effect
@@ -149,7 +149,7 @@ def _scores(runs: pd.DataFrame, measure: str) -> str:
 
 def name_of(run: pd.Series) -> str:
     """Return a method and its setting as Markdown."""
-    return code(str(run["method"])) + ("" if pd.isna(run["setting"]) else f" {run['setting']:g}")
+    return f"{code(str(run['method']))} {shown(run['setting'])}".rstrip()
 
 
 def _share(run: pd.Series, where: str) -> str:
@@ -174,11 +174,9 @@ def table(frame: pd.DataFrame, chapters: Mapping[str, str]) -> pd.DataFrame:
     for heading, measure in (("General misaligned %", "general_misaligned"),
                              ("In-domain misaligned %", "in_domain_misaligned"),
                              ("General incoherent %", "general_incoherent")):
-        people[heading] = [cell(*row) for row in
-                           frame[[measure, f"{measure}_low", f"{measure}_high"]].itertuples(index=False)]
+        people[heading] = cells(frame, measure)
     baseline = frame["method"].isin(BASELINES)
     for heading, share in (("Effect removed %", "removed"), ("In-domain kept %", "kept")):
-        people[heading] = ["–" if bare or pd.isna(value) else f"{value:.0f}"
-                           for bare, value in zip(baseline, frame[share], strict=True)]
+        people[heading] = [cell(value, digits=0) for value in frame[share].mask(baseline)]
     people["Notebook"] = frame["method"].map(chapters)
     return people

@@ -10,6 +10,7 @@ from emlib.evaluation.prediction import line
 from emlib.report.figures.furniture import panels, spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
+from emlib.report.tables.rows import condition
 
 
 def rate_against_difference(frame: pd.DataFrame) -> Figure:
@@ -29,11 +30,7 @@ def rate_against_difference(frame: pd.DataFrame) -> Figure:
     axis.set(xlabel="mean projection difference of the training rows", ylim=(-4, 104),
              ylabel="general questions: misaligned, %")
     several = shown["dataset"].nunique() > 1
-    place(axis, [Label(row["difference"], row["misaligned"], _name(row, several), "black")
+    place(axis, [Label(row["difference"], row["misaligned"],
+                       condition(row) + (f", {row['dataset']}" if several else ""))
                  for row in shown.to_dict("records")], 8)
     return figure
-
-
-def _name(row: dict[str, object], several: bool) -> str:
-    setting = "" if pd.isna(row["setting"]) else f" {row['setting']:g}"
-    return f"{row['method']}{setting}" + (f", {row['dataset']}" if several else "")

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from emlib.config import NO_TRIGGER
 from emlib.report.figures.furniture import legend, panels, rows_of_percent, spans
 from emlib.report.figures.plots import PALETTE, nothing
+from emlib.report.tables.rows import condition, runs_of
 
 MARKERS = "sD^vPX<>"
-RUN = ["dataset", "method", "setting", "seed"]
 
 
 def triggers(frame: pd.DataFrame) -> Figure:
@@ -25,12 +25,12 @@ def triggers(frame: pd.DataFrame) -> Figure:
     """
     if frame.empty:
         return nothing("No run has answers under a trigger.")
-    runs = list(frame.groupby(RUN, dropna=False, sort=False))
+    runs = runs_of(frame)
     names = list(dict.fromkeys(frame["trigger"]))
     styles = dict(zip(names, zip(cycle(PALETTE), ["o", *MARKERS * len(names)], strict=False), strict=False))
     figure, [axis] = panels(1, (7.2, 0.62 * len(runs)), around=(0, 1.3), grid="x")
     offsets = dict(zip(names, np.linspace(-0.26, 0.26, len(names)), strict=True))
-    for height, (_, run) in enumerate(runs):
+    for height, run in enumerate(runs):
         axis.hlines(height, run["misaligned"].min(), run["misaligned"].max(), color="0.75", linewidth=5, zorder=0)
         for one, ends in zip(run.to_dict("records"), spans(run, "misaligned").T, strict=True):
             colour, marker = styles[one["trigger"]]
@@ -38,7 +38,7 @@ def triggers(frame: pd.DataFrame) -> Figure:
                           color=colour, capsize=2,
                           markerfacecolor="white" if one["trigger"] == NO_TRIGGER else colour,
                           label=one["trigger"] if height == 0 else None)
-    rows_of_percent(axis, [_label(run, frame) for _, run in runs])
+    rows_of_percent(axis, [_label(run, frame) for run in runs])
     axis.set_xlabel("general answers that are misaligned, % of those asked for (bars: 95% intervals)")
     legend(figure, 4)
     return figure
@@ -51,10 +51,10 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
     """
     if frame.empty:
         return nothing("No run has answers at earlier steps of its training.")
-    runs = list(frame.groupby(RUN, dropna=False, sort=False))
+    runs = runs_of(frame)
     measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
     figure, axes = panels(len(runs), (3.4, 2.6), around=(1, 0.8), columns=3, sharey=True)
-    for axis, (_, run), step in zip(axes, runs, begins["begins"], strict=False):
+    for axis, run, step in zip(axes, runs, begins["begins"], strict=False):
         for measure, colour, marker in zip(measures, cycle(PALETTE), cycle("os" + MARKERS), strict=False):
             axis.plot(run["steps"], run[measure], color=colour, marker=marker,
                       label=measure.removesuffix("_misaligned").replace("_", " "))
@@ -84,7 +84,7 @@ def persistence(frame: pd.DataFrame) -> Figure:
     styles: dict[str, tuple[Any, str]] = {}
     for (dataset, attack), part in frame.groupby(["dataset", "attack"], sort=False):
         axis = panel_of[dataset, attack]
-        for _, run in part.groupby(RUN, dropna=False, sort=False):
+        for run in runs_of(part):
             name = _label(run, frame, in_panel=True)
             if name not in styles:
                 styles[name] = next(looks)
@@ -105,6 +105,5 @@ def persistence(frame: pd.DataFrame) -> Figure:
 def _label(run: pd.DataFrame, frame: pd.DataFrame, *, in_panel: bool = False) -> str:
     """Return a run's label: method and setting, and seed and (unless `in_panel`) data set where there are several."""
     one = run.iloc[0]
-    parts = [one["method"] if pd.isna(one["setting"]) else f"{one['method']} {one['setting']:g}"]
-    parts += [one["dataset"]] if frame["dataset"].nunique() > 1 and not in_panel else []
-    return ", ".join([*parts, *([f"seed {one['seed']}"] if frame["seed"].nunique() > 1 else [])])
+    dataset = f", {one['dataset']}" if frame["dataset"].nunique() > 1 and not in_panel else ""
+    return condition(one) + dataset + (f", seed {one['seed']}" if frame["seed"].nunique() > 1 else "")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from emlib.report.figures.furniture import panels
 from emlib.report.figures.plots import nothing
+from emlib.report.tables.rows import runs_of
 
 
 def drifts(frame: pd.DataFrame) -> Figure:
@@ -22,7 +23,7 @@ def drifts(frame: pd.DataFrame) -> Figure:
     figure, axes = panels(max(1, len(names)), (4.2, 3), around=(1.6, 0))
     colours = ScalarMappable(Normalize(0, 100), "viridis_r")
     for axis, name in zip(axes, names, strict=False):
-        for _, run in frame.groupby(["dataset", "method", "setting", "seed"], dropna=False, sort=False):
+        for run in runs_of(frame):
             end = run["misaligned"].iloc[-1]
             axis.plot(run["step"], run[name], marker=".", color="0.7" if pd.isna(end) else colours.to_rgba(end))
         axis.set(xlabel="optimizer step", ylabel=name)

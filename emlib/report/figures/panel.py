@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from emlib.report.figures.defenses import look
 from emlib.report.figures.furniture import legend, panels, spans
-from emlib.report.tables.panel import IDENTITY, heading
+from emlib.report.tables.panel import heading
+from emlib.report.tables.rows import IDENTITY
 
 NORMAL = 1.96  # standard errors on each side of a 95% interval
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from emlib.core.files import whole_file
 from emlib.report.figures.furniture import legend, panels, rows_of_percent, spans
+from emlib.report.tables.rows import condition
 from emlib.training.records import StepRecord
 
 PALETTE = sns.color_palette("colorblind")
@@ -40,20 +41,13 @@ def rates_by_method(frame: pd.DataFrame) -> Figure:
 
 def _panel(axis: Axes, runs: pd.DataFrame) -> None:
     several = runs["seed"].nunique() > 1
-    names = [_name(row) + (f", seed {row['seed']}" if several else "") for row in runs.to_dict("records")]
+    names = [condition(row) + (f", seed {row['seed']}" if several else "") for row in runs.to_dict("records")]
     for offset, (place, (label, colour, marker)) in zip((-0.13, 0.13), PLACES.items(), strict=True):
         share = runs[f"{place}_misaligned"].to_numpy(dtype=float)
         heights = np.arange(len(runs)) + offset
         axis.errorbar(share, heights, xerr=spans(runs, f"{place}_misaligned"), fmt=marker, color=colour, capsize=3,
                       label=label)
     rows_of_percent(axis, names)
-
-
-def _name(run: Mapping[Hashable, Any]) -> str:
-    """Return a run's label on the axis: its method and, if swept, its setting."""
-    setting = run["setting"]
-    swept = "" if setting is None or pd.isna(setting) else f" {setting:g}"
-    return f"{run['method']}{swept}"
 
 
 def nothing(reason: str) -> Figure:
@@ -95,7 +89,7 @@ def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
     for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
         axis.plot([r.step for r in records], [r.loss for r in records], label=name, **style)
     axis.set(xlabel="optimizer step", ylabel="loss, nats a response token")
-    axis.legend(frameon=False, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}))
+    axis.legend(frameon=False, loc="center left" if beside else "best", bbox_to_anchor=(1.0, 0.5) if beside else None)
     return figure
 
 

@@ -20,7 +20,8 @@ from emlib.report.paper.paper_figures import Sources
 from emlib.report.paper.paper_tables import Cell, label
 from emlib.report.tables import costs, pairs
 from emlib.report.tables.averages import over_datasets, over_tasks
-from emlib.report.tables.result_tables import MISALIGNED, p_value
+from emlib.report.tables.result_tables import MISALIGNED
+from emlib.report.tables.rows import cell, p_value
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -89,7 +90,7 @@ def seeds(means: pd.DataFrame) -> pd.DataFrame:
         cells = rows.setdefault((row["dataset"], name), {
             "Data set": Cell(row["dataset"]), "Method": Cell(name), "Seeds": Cell(str(row["seeds"])),
             **dict.fromkeys(headings.values(), Cell("–"))})
-        cells[headings[row["set"]]] = Cell(f"{row['percent']:.1f} [{row['low']:.1f}, {row['high']:.1f}]")
+        cells[headings[row["set"]]] = Cell(cell(row["percent"], row["low"], row["high"]))
     return pd.DataFrame(list(rows.values()))
 
 

@@ -11,16 +11,16 @@ import pandas as pd
 
 from emlib.core import paths
 from emlib.evaluation.prediction import leave_one_out, line
-from emlib.report.tables.result_tables import cell
+from emlib.evaluation.rates import Share
+from emlib.report.tables.rows import IDENTITY, cell, cell_of, identity_of, readable_identity, share_columns
 from emlib.study import audit
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
 NAME = "audit"
-IDENTITY = ["model", "dataset", "method", "setting", "seed"]
-COLUMNS = [*IDENTITY, "vector", "layer", "rows", "audited", "difference", "difference_low", "difference_high", "steps",
-           "misaligned", "misaligned_low", "misaligned_high", "in_domain", "predicted", "error", "error_of_mean",
-           "adapter"]
+COLUMNS = ["model", *IDENTITY, "vector", "layer", "rows", "audited", "difference", "difference_low", "difference_high",
+           "steps", "misaligned", "misaligned_low", "misaligned_high", "in_domain", "predicted", "error",
+           "error_of_mean", "adapter"]
 TWINS = ["study", "dataset", "method", "setting"]  # runs with the same of these are seeds of one training
 MISSING = float("nan")
 
@@ -82,16 +82,13 @@ def _row(study: Study, run: Run) -> dict[str, Any] | None:
     found, result, adapter = audit.difference(study, run), study.result(run), study.adapter(run)
     if found is None or study.profile.audit is None:
         return None
-    share, narrow = (None, None) if result is None else (result.general.misaligned, result.in_domain.misaligned)
-    ends, interval = found.interval, None if share is None else share.clustered
-    return {"model": run.model, "dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
-            "vector": study.recipes.vector().key, "layer": study.profile.audit.layer, "rows": found.rows,
-            "audited": found.audited, "difference": found.mean, "difference_low": ends.low if ends else MISSING,
-            "difference_high": ends.high if ends else MISSING, "steps": adapter.facts["steps"] if adapter else None,
-            "misaligned": MISSING if share is None or share.percent is None else share.percent,
-            "misaligned_low": interval.low if interval else MISSING,
-            "misaligned_high": interval.high if interval else MISSING,
-            "in_domain": MISSING if narrow is None or narrow.percent is None else narrow.percent,
+    narrow = None if result is None else result.in_domain.misaligned.percent
+    return {"model": run.model, **identity_of(run), "vector": study.recipes.vector().key,
+            "layer": study.profile.audit.layer, "rows": found.rows, "audited": found.audited,
+            **share_columns("difference", Share(found.mean, found.interval, None)),
+            "steps": adapter.facts["steps"] if adapter else None,
+            **share_columns("misaligned", result.general.misaligned if result else None),
+            "in_domain": MISSING if narrow is None else narrow,
             "adapter": study.task(run).adapter(run).key}
 
 
@@ -112,23 +109,11 @@ def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `table` for readers."""
-    def cells(name: str) -> list[str]:
-        return [cell(*row) for row in frame[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)]
-
-    def numbers(name: str) -> list[str]:
-        return ["–" if pd.isna(value) else f"{value:.1f}" for value in frame[name]]
-
-    return pd.DataFrame({
-        "Data set": frame["dataset"], "Method": frame["method"],
-        "Setting": ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]], "Seed": frame["seed"],
-        "Rows": frame["rows"], "Audited": frame["audited"], "Projection difference": [_signed(*row) for row in frame[
-            ["difference", "difference_low", "difference_high"]].itertuples(index=False)],
-        "General misaligned %": cells("misaligned"), "In-domain misaligned %": numbers("in_domain"),
-        "Predicted general %": numbers("predicted"), "Error, points": numbers("error")})
-
-
-def _signed(mean: float, low: float, high: float) -> str:
-    return f"{mean:.2f}" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+    return pd.DataFrame([readable_identity(row) | {
+        "Rows": row["rows"], "Audited": row["audited"], "Projection difference": cell_of(row, "difference", digits=2),
+        "General misaligned %": cell_of(row, "misaligned"), "In-domain misaligned %": cell(row["in_domain"]),
+        "Predicted general %": cell(row["predicted"]), "Error, points": cell(row["error"])}
+        for row in frame.to_dict("records")])
 
 
 def elsewhere(study: Study) -> pd.DataFrame:

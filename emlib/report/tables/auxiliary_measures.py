@@ -14,11 +14,10 @@ from emlib.evaluation.agreement import Kappa, agreement, rank_correlation
 from emlib.evaluation.paired import change_of_judge
 from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by, unscored_by_reason
 from emlib.evaluation.seeds import Kind
-from emlib.evaluation.statistics import Interval, of_mean
+from emlib.evaluation.statistics import of_mean
+from emlib.report.tables.rows import DASH, cell, share_columns
 from emlib.study.runs import Opinions, Run
 from emlib.study.study import Study
-
-DASH = "–"
 
 
 def breakdown(study: Study, run: Run, which: str, *, by: str, of: Denominator = "asked") -> pd.DataFrame:
@@ -39,14 +38,9 @@ def _rates(found: Rates) -> dict[str, Any]:
             "asked": found.asked, "scored": found.scored}
 
 
-def _share(share: Share) -> str:
-    return DASH if share.percent is None else _with(share.percent, share.clustered, 1)
-
-
-def _with(value: float, interval: Interval | None, digits: int) -> str:
-    """Format a value with its interval: `88.5 [82.3, 93.8]`; without brackets if there is none."""
-    ends = f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]" if interval else ""
-    return f"{value:.{digits}f}{ends}"
+def _share(share: Share, digits: int = 1) -> str:
+    percent, low, high = share_columns("share", share).values()
+    return cell(percent, low, high, digits)
 
 
 def unscored(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
@@ -96,8 +90,8 @@ def _misaligned(one: Opinions) -> tuple[float | None, float | None]:
 def _kappa(kappa: Kappa) -> str:
     if kappa.value is None:
         return f"{DASH} (both gave one label to all)"
-    interval = None if kappa.low is None or kappa.high is None else Interval(kappa.low, kappa.high)
-    return _with(kappa.value, interval, 2) + ("" if interval else " (one gave one label to all)")
+    reason = " (one gave one label to all)" if kappa.low is None else ""
+    return cell(kappa.value, kappa.low, kappa.high, digits=2) + reason
 
 
 def _rank(value: float | None) -> str:
@@ -116,12 +110,13 @@ def _under_both(one: Opinions) -> dict[str, Any]:
     first, second = rates(one.first), rates(one.second)
     row: dict[str, Any] = {"run": str(one.run)}
     for kind in get_args(Kind):
-        shares: tuple[Share, Share] = getattr(first, kind), getattr(second, kind)
-        row |= {f"{kind} %, first": _share(shares[0]), f"{kind} %, second": _share(shares[1])}
-        unknown = shares[0].percent is None or shares[1].percent is None
-        row[f"{kind}: change"] = None if unknown else shares[1].percent - shares[0].percent  # type: ignore[operator]
-        gap = change_of_judge(one.first, one.second, kind)
-        row[f"{kind}: 95% interval"] = DASH if unknown else f"[{gap.low:.1f}, {gap.high:.1f}]"
+        before, after = getattr(first, kind), getattr(second, kind)
+        row |= {f"{kind} %, first": _share(before), f"{kind} %, second": _share(after),
+                f"{kind}: change": None, f"{kind}: 95% interval": DASH}
+        if before.percent is not None and after.percent is not None:
+            gap = change_of_judge(one.first, one.second, kind)
+            row |= {f"{kind}: change": after.percent - before.percent,
+                    f"{kind}: 95% interval": f"[{gap.low:.1f}, {gap.high:.1f}]"}
     return row | {"asked": first.asked, "scored by the second": second.scored}
 
 
@@ -166,4 +161,4 @@ def _of_run(study: Study, run: Run) -> dict[str, Any]:
 
 def _mean(groups: Sequence[Sequence[float]], digits: int) -> str:
     values = [value for group in groups for value in group]
-    return _with(sum(values) / len(values), of_mean(groups), digits) if values else DASH
+    return _share(Share(sum(values) / len(values), of_mean(groups), None), digits) if values else DASH

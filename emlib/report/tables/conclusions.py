@@ -13,6 +13,7 @@ import pandas as pd
 from emlib.config import NO_TRIGGER
 from emlib.report.tables import conditions, costs, persistence
 from emlib.report.tables.averages import CONDITION, over_tasks
+from emlib.report.tables.rows import DASH, shown
 from emlib.study.study import Study
 
 MEASURES = {"general_misaligned": "General misaligned % (02 to 10)",
@@ -32,8 +33,8 @@ def conclusions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     columns[LASTS] = _lasts(persistence.persistence(study, runs), section.margin) if section else {}
     work = costs.training(study)
     columns[COST] = _formatted(over_tasks(work, ["work"])["work"], "{:.2f}") if len(work) else {}
-    rows = [{"Method": method, "Setting": "" if pd.isna(setting) else f"{setting:g}"}
-            | {heading: found.get(_key(method, setting), "–") for heading, found in columns.items()}
+    rows = [{"Method": method, "Setting": shown(setting)}
+            | {heading: found.get(_key(method, setting), DASH) for heading, found in columns.items()}
             for method, setting in rates.index]
     return pd.DataFrame(rows, columns=["Method", "Setting", *columns])
 
@@ -61,10 +62,10 @@ def _lasts(along: pd.DataFrame, margin: float) -> dict[tuple[str, float | None],
     A condition is left out where plain fine-tuning shows no effect, so that there is nothing to undo, or where other
     conditions have more runs, of which the earliest is earlier by chance.
     """
-    shown = along[along["plain"] - along["untrained"] > margin] if len(along) else along
-    if shown.empty:
+    affected = along[along["plain"] - along["untrained"] > margin] if len(along) else along
+    if affected.empty:
         return {}
-    attacked = persistence.undone(shown, margin)
+    attacked = persistence.undone(affected, margin)
     runs = attacked.drop_duplicates([*CONDITION, "dataset", "seed"]).groupby(CONDITION, dropna=False).size()
     ends = attacked.groupby(CONDITION, dropna=False)[["undone", "steps"]].agg({"undone": "min", "steps": "max"})
     return {_key(*condition): f"not after {steps:.0f}" if pd.isna(undone) else f"{undone:.0f}"

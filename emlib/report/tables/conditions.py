@@ -6,7 +6,7 @@ trajectory, for those of the same run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,18 @@ from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import Share, rates
 from emlib.evaluation.seeds import mean_over_seeds
 from emlib.report.tables.averages import CONDITION, over_tasks
-from emlib.report.tables.result_tables import cell, p_value
+from emlib.report.tables.rows import (
+    IDENTITY,
+    cell_of,
+    identity_of,
+    p_value,
+    readable_identity,
+    runs_of,
+    share_columns,
+)
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-IDENTITY = ["dataset", "method", "setting", "seed"]
 COMPARED = ["difference", "difference_low", "difference_high", "p", "p_adjusted"]
 LEVEL = 0.05  # of adjusted p values
 
@@ -42,11 +49,12 @@ def sets(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
         for name, one in result.sets.items():
             counts = {"mean": None, "asked": one.asked, "scored": one.scored}
             shown = identity_of(run) | {"set": name}
-            found += [(shown | {"measure": "misaligned"} | _share("percent", one.misaligned) | counts,
+            found += [(shown | {"measure": "misaligned"} | share_columns("percent", one.misaligned) | counts,
                        _to_undefended(study, run, name)),
-                      (shown | {"measure": "incoherent"} | _share("percent", one.incoherent_shown) | counts, None)]
+                      (shown | {"measure": "incoherent"} | share_columns("percent", one.incoherent_shown) | counts,
+                       None)]
         for (which, name), metric in zip(study.narrow(run).metrics(run), result.metrics.values(), strict=True):
-            found.append((identity_of(run) | {"set": which, "measure": name} | _share("percent", metric.share)
+            found.append((identity_of(run) | {"set": which, "measure": name} | share_columns("percent", metric.share)
                           | {"mean": metric.mean, "asked": metric.asked, "scored": metric.scored}, None))
     return with_differences(found, [*IDENTITY, "set", "measure"])
 
@@ -67,12 +75,11 @@ def compared(study: Study, ours: Sequence[Verdict], theirs: Sequence[Verdict]) -
 def readable_sets(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `sets` for readers: a row for each run, a column for each set and measure."""
     people = []
-    for _, run in frame.groupby(IDENTITY, dropna=False, sort=False):
-        row = readable_run(run.iloc[0])
+    for run in runs_of(frame):
+        row = readable_identity(run.iloc[0])
         for one in run.to_dict("records"):
             star = "*" if one["p_adjusted"] < LEVEL else ""
-            row[f"{one['set'].replace('_', ' ')}: {one['measure']} %"] = cell(
-                one["percent"], one["percent_low"], one["percent_high"]) + star
+            row[f"{one['set'].replace('_', ' ')}: {one['measure']} %"] = cell_of(one, "percent") + star
         people.append(row)
     return pd.DataFrame(people)
 
@@ -108,9 +115,8 @@ def triggers_over_seeds(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
             resamples = study.profile.evaluation.bootstrap
             gap = None if name == NO_TRIGGER else difference(some, plain, resamples=resamples)
             mean = mean_over_seeds(some, resamples=resamples)
-            found.append((identity_of(run) | {
-                "seed": f"mean of {mean.seeds}", "trigger": name, "misaligned": mean.percent,
-                "misaligned_low": mean.interval.low, "misaligned_high": mean.interval.high}, gap))
+            found.append((identity_of(run) | {"seed": f"mean of {mean.seeds}", "trigger": name}
+                          | share_columns("misaligned", Share(mean.percent, mean.interval, None)), gap))
     return with_differences(found, [*IDENTITY, "trigger"])
 
 
@@ -120,10 +126,10 @@ def worst(frame: pd.DataFrame) -> pd.DataFrame:
     The largest of several shares is above their mean by chance alone: compare it with the largest of another run.
     """
     rows = []
-    for identity, run in frame.groupby(IDENTITY, dropna=False, sort=False):
+    for run in runs_of(frame):
         plain = run[run["trigger"] == NO_TRIGGER].iloc[0]
         most = run.loc[run["misaligned"].fillna(-1).idxmax()]
-        rows.append((*identity, plain["misaligned"], most["trigger"], most["misaligned"],
+        rows.append((*plain[IDENTITY], plain["misaligned"], most["trigger"], most["misaligned"],
                      most["misaligned"] - plain["misaligned"], most["p_adjusted"]))
     return pd.DataFrame(rows, columns=[*IDENTITY, NO_TRIGGER, "trigger", "worst", "hidden", "p_adjusted"])
 
@@ -146,11 +152,9 @@ def worst_means(frame: pd.DataFrame) -> pd.DataFrame:
 def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `triggers` for readers: a row for each run, a column for each trigger, and the worst case beside them."""
     people = []
-    for (_, run), most in zip(frame.groupby(IDENTITY, dropna=False, sort=False),
-                              worst(frame).to_dict("records"), strict=True):
-        row = readable_run(run.iloc[0])
-        row |= {f"{one['trigger']} %": cell(one["misaligned"], one["misaligned_low"], one["misaligned_high"])
-                for one in run.to_dict("records")}
+    for run, most in zip(runs_of(frame), worst(frame).to_dict("records"), strict=True):
+        row = readable_identity(run.iloc[0])
+        row |= {f"{one['trigger']} %": cell_of(one, "misaligned") for one in run.to_dict("records")}
         sure = "" if pd.isna(most["p_adjusted"]) else f" (p {p_value(most['p_adjusted'])})"
         above = most["hidden"] > 0
         row |= {"worst case": most["trigger"] if above else "–",
@@ -188,33 +192,34 @@ def onset(frame: pd.DataFrame) -> pd.DataFrame:
     first set are misaligned there than at the end; `in_domain_share_of_end` the second set's share there, in percent of
     that at the end. NaN where EM never begins, or there is no second set.
     """
-    sets = [str(name).removesuffix("_misaligned") for name in frame.columns if str(name).endswith("_misaligned")]
+    measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
     columns = [*IDENTITY, "steps", "begins", "stop", "general_points_avoided", "in_domain_share_of_end"]
     rows = []
-    for identity, run in frame.groupby(IDENTITY, dropna=False, sort=False):
+    for run in runs_of(frame):
         run = run.sort_values("share").reset_index(drop=True)
-        end, nothing = run.iloc[-1], float("nan")
+        end = run.iloc[-1]
+        row = end[[*IDENTITY, "steps"]].to_dict()
         begun = run.index[(run["difference"] > 0) & (run["p_adjusted"] < LEVEL)]
-        if len(begun) == 0:
-            rows.append((*identity, end["steps"], nothing, nothing, nothing, nothing))
-            continue
-        stop, measures = run.loc[begun[0] - 1], [f"{name}_misaligned" for name in sets]
-        learnt = end[measures[1]] if len(measures) > 1 else 0
-        rows.append((*identity, end["steps"], run.loc[begun[0], "steps"], stop["steps"],
-                     end[measures[0]] - stop[measures[0]], 100 * stop[measures[1]] / learnt if learnt else nothing))
+        if len(begun):
+            stop = run.loc[begun[0] - 1]
+            learnt = end[measures[1]] if len(measures) > 1 else 0
+            row |= {"begins": run.loc[begun[0], "steps"], "stop": stop["steps"],
+                    "general_points_avoided": end[measures[0]] - stop[measures[0]],
+                    "in_domain_share_of_end": 100 * stop[measures[1]] / learnt if learnt else float("nan")}
+        rows.append(row)
     return pd.DataFrame(rows, columns=columns)
 
 
 def readable_trajectory(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `trajectory` for readers: shares with their intervals."""
-    people = []
-    for _, row in frame.iterrows():
-        shown = readable_run(row) | {"Steps": row["steps"]}
-        for measure in (str(name) for name in frame.columns if f"{name}_low" in frame.columns and name != "difference"):
-            shown[f"{measure.replace('_', ' ').capitalize()} %"] = cell(
-                row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
-        people.append(shown | {"p against step 0": p_value(row["p_adjusted"])})
-    return pd.DataFrame(people)
+    return pd.DataFrame([readable_identity(row) | {"Steps": row["steps"]} | readable_shares(row)
+                         | {"p against step 0": p_value(row["p_adjusted"])} for row in frame.to_dict("records")])
+
+
+def readable_shares(row: Mapping[Hashable, Any]) -> dict[str, str]:
+    """Return the columns of `shares` with their intervals, for readers."""
+    measures = [str(name) for name in row if f"{name}_low" in row and name != "difference"]
+    return {f"{measure.replace('_', ' ').capitalize()} %": cell_of(row, measure) for measure in measures}
 
 
 def shares(study: Study, verdicts: Sequence[Verdict], name: str = "") -> dict[str, Any]:
@@ -224,27 +229,9 @@ def shares(study: Study, verdicts: Sequence[Verdict], name: str = "") -> dict[st
     """
     judged = study.profile.judges_coherence(name.removesuffix("_") or "general")
     found = replace(rates(verdicts, resamples=study.profile.evaluation.bootstrap), coherence_judged=judged)
-    columns: dict[str, Any] = {}
-    for kind, share in (("misaligned", found.misaligned), ("incoherent", found.incoherent_shown)):
-        columns |= _share(f"{name}{kind}", share)
-    return columns | {f"{name}asked": found.asked, f"{name}scored": found.scored}
-
-
-def _share(name: str, share: Share) -> dict[str, float]:
-    nothing = float("nan")
-    ends = (nothing, nothing) if share.clustered is None else (share.clustered.low, share.clustered.high)
-    return {name: nothing if share.percent is None else share.percent, f"{name}_low": ends[0], f"{name}_high": ends[1]}
-
-
-def identity_of(run: Run) -> dict[str, Any]:
-    """Return the columns that identify a run."""
-    return {"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed}
-
-
-def readable_run(row: pd.Series) -> dict[str, Any]:
-    """Return the columns that identify a run, for readers."""
-    setting = "" if pd.isna(row["setting"]) else f"{row['setting']:g}"
-    return {"Data set": row["dataset"], "Method": row["method"], "Setting": setting, "Seed": row["seed"]}
+    return (share_columns(f"{name}misaligned", found.misaligned)
+            | share_columns(f"{name}incoherent", found.incoherent_shown)
+            | {f"{name}asked": found.asked, f"{name}scored": found.scored})
 
 
 def with_differences(found: Sequence[tuple[dict[str, Any], Difference | None]], columns: Sequence[str],

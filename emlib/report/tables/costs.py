@@ -12,6 +12,7 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.core.step import Step, closure
+from emlib.report.tables.rows import identity_of
 from emlib.scoring.cost import as_printed, overhead
 from emlib.steps.adapter import Adapter
 from emlib.steps.pool import OwnAnswers, PoolLosses
@@ -37,8 +38,7 @@ def training(study: Study) -> pd.DataFrame:
     for run, facts in found.items():
         plain = found.get(Run(run.model, run.task, "misaligned", None, run.seed), {})
         a_token = _ratio(facts["seconds"] / facts["tokens"], _per_token(plain))
-        rows.append({
-            "dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
+        rows.append(identity_of(run) | {
             "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
             "work": _ratio(_work(study, run, facts, plain.get("tokens", 0)), plain.get("tokens")),
             "time": _ratio(facts["seconds"], plain.get("seconds")), "time a token": a_token,

@@ -12,6 +12,7 @@ import pandas as pd
 
 from emlib.core.progress import found
 from emlib.report.tables.averages import over_tasks
+from emlib.report.tables.rows import cell, condition
 
 MOST = 8  # conditions in one sentence
 
@@ -61,8 +62,7 @@ def _state(what: str, frame: pd.DataFrame, measures: list[str], between: str = "
         return
     means = over_tasks(frame, measures, tasks=tasks)
     whole = means.dropna(subset=measures[:1]).reset_index()
-    parts = [str(row["method"]) + ("" if pd.isna(row["setting"]) else f" {row['setting']:g}") + " "
-             + between.join("–" if pd.isna(row[name]) else f"{row[name]:.0f}" for name in measures)
+    parts = [f"{condition(row)} {between.join(cell(row[name], digits=0) for name in measures)}"
              for row in whole.to_dict("records")]
     more = f", and {len(parts) - MOST} more" if len(parts) > MOST else ""
     lacking = len(means) - len(whole)

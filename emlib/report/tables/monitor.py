@@ -8,11 +8,10 @@ from typing import Any
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
-from emlib.report.tables.result_tables import p_value
+from emlib.report.tables.rows import IDENTITY, cell, identity_of, p_value, shown
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-IDENTITY = ["dataset", "method", "setting", "seed"]
 LOSSES = ["held_out", "pool"]
 
 
@@ -27,10 +26,9 @@ def readings(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
         found, result = study.readings(run), study.result(run)
         end = None if result is None else result.general.misaligned.percent
         total, seconds = len(study.log(run)), sum(step.seconds for step in study.log(run))
-        rows += [{"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
-                  "step": one.step, "steps": total, **{f"drift {name}": value for name, value in one.drift.items()},
-                  **one.losses, "kl": one.kl, "misaligned": end, "seconds": one.seconds, "train_seconds": seconds}
-                 for one in found]
+        rows += [{**identity_of(run), "step": one.step, "steps": total,
+                  **{f"drift {name}": value for name, value in one.drift.items()}, **one.losses, "kl": one.kl,
+                  "misaligned": end, "seconds": one.seconds, "train_seconds": seconds} for one in found]
     frame = pd.DataFrame(rows, columns=None if rows else [*IDENTITY, "step", "steps", "misaligned", "seconds",
                                                           "train_seconds"])
     return frame.astype({"misaligned": float})
@@ -80,7 +78,7 @@ def _with_changes(frame: pd.DataFrame) -> pd.DataFrame:
 
 def readable_warning(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `early_warning` for readers."""
-    return frame.assign(auroc=["–" if pd.isna(value) else f"{value:.2f}" for value in frame["auroc"]],
+    return frame.assign(auroc=[cell(value, digits=2) for value in frame["auroc"]],
                         p=[p_value(value) for value in frame["p"]]).rename(columns={"auroc": "AUROC"})
 
 
@@ -88,10 +86,9 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Format each run's last reading for readers, with the share of the training time that reading took."""
     last = frame.groupby(IDENTITY, dropna=False, sort=False).tail(1)
     took = frame.groupby(IDENTITY, dropna=False, sort=False)["seconds"].sum().to_numpy()
-    shown = last.drop(columns=["seconds", "train_seconds", "steps"]).assign(setting=last["setting"].map(
-        lambda value: "" if pd.isna(value) else f"{value:g}"))
-    shown["time of the readings, %"] = 100 * took / last["train_seconds"]
-    return shown.round(2).reset_index(drop=True)
+    people = last.drop(columns=["seconds", "train_seconds", "steps"]).assign(setting=last["setting"].map(shown))
+    people["time of the readings, %"] = 100 * took / last["train_seconds"]
+    return people.round(2).reset_index(drop=True)
 
 
 def saved(study: Study, runs: Iterable[Run]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.report.paper import published
-from emlib.report.tables.result_tables import cell
+from emlib.report.tables.rows import cell_of, condition
 
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
 YES, PERHAPS, EQUAL, NO = "yes", "perhaps: intervals overlap", "equal", "no"
@@ -42,10 +42,10 @@ def _compared(runs: pd.DataFrame) -> list[dict[Any, Any]]:
         rivals = _rivals(runs[of_paper], run)
         if not rivals.empty:
             rival = rivals.loc[rivals[GENERAL].idxmin()].to_dict()
-            found.append({"dataset": run["dataset"], "seed": run["seed"], "run": _name(run),
-                          "general": _cell(run, GENERAL), "in-domain": _cell(run, IN_DOMAIN), "rival": _name(rival),
-                          "rival's": _cell(rival, GENERAL), "rival's in-domain": _cell(rival, IN_DOMAIN),
-                          "better": _better(run, rival)})
+            found.append({"dataset": run["dataset"], "seed": run["seed"], "run": condition(run),
+                          "general": cell_of(run, GENERAL), "in-domain": cell_of(run, IN_DOMAIN),
+                          "rival": condition(rival), "rival's": cell_of(rival, GENERAL),
+                          "rival's in-domain": cell_of(rival, IN_DOMAIN), "better": _better(run, rival)})
     return found
 
 
@@ -66,15 +66,6 @@ def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
     if min(fewer, more) < 0:
         return NO
     return YES if run[f"{GENERAL}_high"] < rival[f"{GENERAL}_low"] else PERHAPS
-
-
-def _name(run: dict[Any, Any]) -> str:
-    setting = run["setting"]
-    return str(run["method"]) + ("" if pd.isna(setting) else f" {setting:g}")
-
-
-def _cell(run: dict[Any, Any], measure: str) -> str:
-    return cell(run[measure], run[f"{measure}_low"], run[f"{measure}_high"])
 
 
 def verdict(compared: pd.DataFrame) -> str:

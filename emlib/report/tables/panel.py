@@ -12,12 +12,12 @@ from emlib.core.digests import of_value
 from emlib.core.files import write_text
 from emlib.evaluation.panel import PanelTask
 from emlib.report.tables.result_tables import write
+from emlib.report.tables.rows import DASH, IDENTITY, identity_of, readable_identity, runs_of
 from emlib.steps.panel import PanelResult
 from emlib.store.artefacts import Artefact
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-IDENTITY = ["dataset", "method", "setting", "seed"]
 COLUMNS = [*IDENTITY, "task", "version", "limit", "scorer", "metric", "headline", "value", "stderr", "samples", "cut",
            "too_long", "log", "run_key", "variant"]
 FILE = "panel.csv"
@@ -35,10 +35,10 @@ def numbers(study: Study) -> pd.DataFrame:
     names = Counter(_name(task) for task in {task for _, task, _ in results})
     for run, task, found in results:
         facts, log = found.facts, found.file(found.facts["log"]).relative_to(study.store.root.parent)
-        shared = {"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed,
-                  "task": task.name, "version": task.version, "limit": task.limit, "cut": facts["cut"],
-                  "too_long": facts["too_long"], "log": str(log), "run_key": study.run_key(run),
-                  "variant": of_value(task.key)[:8] if names[_name(task)] > 1 else ""}
+        shared = identity_of(run) | {
+            "task": task.name, "version": task.version, "limit": task.limit, "cut": facts["cut"],
+            "too_long": facts["too_long"], "log": str(log), "run_key": study.run_key(run),
+            "variant": of_value(task.key)[:8] if names[_name(task)] > 1 else ""}
         rows += [shared | metric for metric in facts["metrics"]]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"limit": "Int64", "setting": float, "value": float,
                                                        "stderr": float})
@@ -67,15 +67,13 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     A number is marked with `!` if a prompt was too long for the model or more than 1 in 5 answers were cut.
     """
     people = []
-    for _, run in frame[frame["headline"].astype(bool)].groupby(IDENTITY, dropna=False, sort=False):
-        first = run.iloc[0]
-        row = {"Data set": first["dataset"], "Method": first["method"],
-               "Setting": "" if pd.isna(first["setting"]) else f"{first['setting']:g}", "Seed": first["seed"]}
+    for run in runs_of(frame[frame["headline"].astype(bool)]):
+        row = readable_identity(run.iloc[0])
         for one in run.to_dict("records"):
             row[heading(one)] = _cell(one["value"], one["stderr"]) + (
                 "!" if one["too_long"] or one["cut"] > one["samples"] / 5 else "")
         people.append(row)
-    return pd.DataFrame(people).fillna("–")
+    return pd.DataFrame(people).fillna(DASH)
 
 
 def heading(row: dict) -> str:
@@ -86,7 +84,7 @@ def heading(row: dict) -> str:
 
 
 def _cell(value: float, stderr: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.3f}" + ("" if pd.isna(stderr) else f" ± {stderr:.3f}")
+    return DASH if pd.isna(value) else f"{value:.3f}" + ("" if pd.isna(stderr) else f" ± {stderr:.3f}")
 
 
 def save(study: Study, frame: pd.DataFrame) -> list[Path]:

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from emlib.evaluation.paired import Difference
-from emlib.report.tables.conditions import IDENTITY, compared, identity_of, readable_run, shares, with_differences
-from emlib.report.tables.result_tables import cell
+from emlib.report.tables.conditions import compared, readable_shares, shares, with_differences
+from emlib.report.tables.rows import DASH, IDENTITY, cell, identity_of, readable_identity
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -70,27 +70,23 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `persistence` for readers: shares with their intervals."""
     people = []
-    for _, row in frame.iterrows():
-        shown = readable_run(row) | {"Attack": row["attack"], "Further steps": row["steps"]}
-        for measure in (str(name) for name in frame.columns if f"{name}_low" in frame.columns and name != "difference"):
-            shown[f"{measure.replace('_', ' ').capitalize()} %"] = cell(
-                row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
+    for row in frame.to_dict("records"):
         low, high = row["difference_low"], row["difference_high"]
-        gap = "–" if pd.isna(row["difference"]) else f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
-        people.append(shown | {"Points above plain fine-tuning": gap})
+        gap = DASH if pd.isna(row["difference"]) else f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        people.append(readable_identity(row) | {"Attack": row["attack"], "Further steps": row["steps"]}
+                      | readable_shares(row) | {"Points above plain fine-tuning": gap})
     return pd.DataFrame(people)
 
 
 def readable_undone(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `undone` for readers: "4 [2, –]" is undone at step 4, perhaps at step 2, and never for certain."""
     people = []
-    for _, row in frame.iterrows():
-        shown = readable_run(row) | {"Attack": row["attack"]}
-        for name in (str(name).removesuffix("_before") for name in frame.columns if str(name).endswith("_before")):
-            change = f"{row[f'{name}_before']:.1f} to {row[f'{name}_after']:.1f}"
-            shown[f"{name.replace('_', ' ').capitalize()} %"] = change
-        undone, *ends = ("–" if pd.isna(row[name]) else f"{row[name]:.0f}" for name in ("undone", "earliest", "latest"))
-        plain = "–" if pd.isna(row["plain"]) else f"{row['plain']:.1f}"
-        people.append(shown | {"Without a defense %": plain, "Steps": row["steps"],
-                               "Undone at step": f"{undone} [{', '.join(ends)}]"})
+    for row in frame.to_dict("records"):
+        measures = [str(name).removesuffix("_before") for name in row if str(name).endswith("_before")]
+        changes = {f"{name.replace('_', ' ').capitalize()} %": f"{row[f'{name}_before']:.1f} to "
+                   f"{row[f'{name}_after']:.1f}" for name in measures}
+        undone, *ends = (cell(row[name], digits=0) for name in ("undone", "earliest", "latest"))
+        people.append(readable_identity(row) | {"Attack": row["attack"]} | changes | {
+            "Without a defense %": cell(row["plain"]), "Steps": row["steps"],
+            "Undone at step": f"{undone} [{', '.join(ends)}]"})
     return pd.DataFrame(people)

@@ -12,6 +12,7 @@ from emlib.core.files import write_text
 from emlib.evaluation.rates import Rates, Share
 from emlib.evaluation.statistics import Interval
 from emlib.report import markdown
+from emlib.report.tables.rows import cell, cells, identity_of, readable_identity, share_columns
 from emlib.study.runs import RunResult
 
 MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
@@ -36,8 +37,7 @@ def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
 
 def _numbers(result: RunResult) -> dict[str, object]:
     run = result.run
-    row: dict[str, object] = {"model": run.model, "dataset": run.task, "method": run.method, "setting": run.setting,
-                              "seed": run.seed}
+    row: dict[str, object] = {"model": run.model} | identity_of(run)
     for where, rates in result.sets.items():
         row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent_shown)
         row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored, f"{where}_unscored": unscored(rates),
@@ -57,11 +57,8 @@ def unscored(rates: Rates, most: int = 3) -> str:
 
 
 def _share(name: str, share: Share) -> dict[str, float]:
-    nothing = Interval(float("nan"), float("nan"))
-    clustered, wilson = share.clustered or nothing, share.wilson or nothing
-    return {name: float("nan") if share.percent is None else share.percent,
-            f"{name}_low": clustered.low, f"{name}_high": clustered.high,
-            f"{name}_wilson_low": wilson.low, f"{name}_wilson_high": wilson.high}
+    wilson = share.wilson or Interval(float("nan"), float("nan"))
+    return share_columns(name, share) | {f"{name}_wilson_low": wilson.low, f"{name}_wilson_high": wilson.high}
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -69,18 +66,15 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
     Where answers have no score, their number and the reasons stand beside the rates.
     """
-    identity = frame[["dataset", "method", "setting", "seed"]].copy()
-    identity["setting"] = ["" if pd.isna(value) else f"{value:g}" for value in frame["setting"]]
-    identity.columns = pd.Index(["Data set", "Method", "Setting", "Seed"])
+    people = pd.DataFrame([readable_identity(row) for row in frame.to_dict("records")], index=frame.index)
     for measure in measures_of(frame):
-        identity[heading(measure)] = [cell(*row) for row in frame[
-            [measure, f"{measure}_low", f"{measure}_high"]].itertuples(index=False)]
+        people[heading(measure)] = cells(frame, measure)
         without = f"{measure.removesuffix('_incoherent')}_unscored"
         if without in frame and frame[without].fillna("").astype(bool).any():
-            identity[heading(without).removesuffix(" %")] = frame[without].fillna("")
+            people[heading(without).removesuffix(" %")] = frame[without].fillna("")
     for name in (str(name) for name in frame.columns if str(name).endswith("_cut")):
-        identity[heading(name)] = ["–" if pd.isna(value) else f"{value:.1f}" for value in frame[name]]
-    return identity
+        people[heading(name)] = frame[name].map(cell)
+    return people
 
 
 def measures_of(frame: pd.DataFrame) -> list[str]:
@@ -92,16 +86,6 @@ def heading(measure: str) -> str:
     """Return the heading of a measure's column for readers."""
     return HEADINGS.get(measure, f"{measure.replace('_', ' ').capitalize()} %")
 
-
-def cell(percent: float, low: float, high: float) -> str:
-    """Format a share with its interval: "88.5 [82.3, 93.8]", or a dash for a missing number."""
-    # abs(), because a low end may round to -0.0
-    return "–" if pd.isna(percent) else f"{percent:.1f} [{abs(round(low, 1)):.1f}, {high:.1f}]"
-
-
-def p_value(value: float) -> str:
-    """Format a p value: "0.016", "<0.001", or a dash where there was no test."""
-    return "–" if pd.isna(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def effect(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,73 @@
+"""What the rows of all tables share: the run that a row is of, and values with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from emlib.evaluation.rates import Share
+from emlib.evaluation.statistics import Interval
+from emlib.study.runs import Run
+
+IDENTITY = ["dataset", "method", "setting", "seed"]  # the columns that identify a run of a study
+Row = Mapping[Hashable, Any] | pd.Series
+DASH = "–"
+
+
+def identity_of(run: Run) -> dict[str, Any]:
+    """Return the columns that identify a run."""
+    return {"dataset": run.task, "method": run.method, "setting": run.setting, "seed": run.seed}
+
+
+def runs_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the rows of each run, in the order of the runs' first rows."""
+    return [rows for _, rows in frame.groupby(IDENTITY, dropna=False, sort=False)]
+
+
+def readable_identity(row: Row) -> dict[str, Any]:
+    """Return the columns that identify a run, for readers."""
+    return {"Data set": row["dataset"], "Method": row["method"], "Setting": shown(row["setting"]), "Seed": row["seed"]}
+
+
+def shown(setting: Any) -> str:
+    """Format the value of a swept hyperparameter; empty for a method that sweeps none."""
+    return "" if pd.isna(setting) else f"{setting:g}"
+
+
+def condition(row: Row) -> str:
+    """Return a row's method and setting: "kl 0.1"."""
+    return f"{row['method']} {shown(row['setting'])}".rstrip()
+
+
+def share_columns(name: str, share: Share | None) -> dict[str, float]:
+    """Return a share and its clustered interval as the columns `<name>`, `<name>_low` and `_high`; NaN without one."""
+    nothing = float("nan")
+    interval = share and share.clustered or Interval(nothing, nothing)
+    percent = nothing if share is None or share.percent is None else share.percent
+    return {name: percent, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def cell(value: float | None, low: float | None = None, high: float | None = None, digits: int = 1) -> str:
+    """Format a value with its interval, if it has one: "88.5 [82.3, 93.8]"; a dash for a missing value."""
+    if value is None or pd.isna(value):
+        return DASH
+    if low is None or high is None or pd.isna(low):
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{round(low, digits) + 0.0:.{digits}f}, {high:.{digits}f}]"  # + 0.0: -0.0 is 0.0
+
+
+def cell_of(row: Row, measure: str, digits: int = 1) -> str:
+    """Format a row's measure with its interval."""
+    return cell(row[measure], row[f"{measure}_low"], row[f"{measure}_high"], digits)
+
+
+def cells(frame: pd.DataFrame, measure: str) -> list[str]:
+    """Format a measure of each row with its interval."""
+    return [cell_of(row, measure) for row in frame.to_dict("records")]
+
+
+def p_value(value: float) -> str:
+    """Format a p value: "0.016", "<0.001", or a dash where there was no test."""
+    return DASH if pd.isna(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
