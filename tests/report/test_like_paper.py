@@ -18,7 +18,7 @@ from emlib.evaluation.statistics import OverSeeds, over_seeds, welch
 from emlib.report.benign import COLUMNS as BENIGN_COLUMNS
 from emlib.report.figures import plots
 from emlib.report.grpo import COLUMNS as RL_COLUMNS
-from emlib.report.paper import compare, compare_tasks, comparison, overview, paper_figures, paper_tables, published
+from emlib.report.paper import compare, comparison, overview, paper_figures, paper_tables, published
 from emlib.report.tables import pairs, result_tables
 from emlib.store.artefacts import Store
 from emlib.study.runs import Run, RunResult
@@ -139,7 +139,7 @@ def test_the_latex_of_ones_own_tables_compiles(study: Study, frame: pd.DataFrame
                                 for method, score in (("misaligned", 10.0), ("kl_inoculated", 90.0))}
     bounds = overview.Bounds()
     ours = pd.DataFrame([benign_run("kl", 0.1, 60.0)], columns=BENIGN_COLUMNS).astype({"setting": float})
-    beside = compare_tasks.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
+    beside = compare.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
     made = [comparison.seeds(pairs.over_seeds({"general": verdicts})),
             comparison.paired(pairs.paired(verdicts), "misaligned"),
             overview.overview(comparison.criteria(study, frame, bounds), bounds), compare.readable(beside)]
@@ -169,22 +169,22 @@ def test_benign_tasks_beside_tables_4_and_11() -> None:
     """SFT, 41.60 in Table 4 and 40.68 ± 0.71 in Table 11; several seeds have no place in the former."""
     paper = pd.concat(map(published.table, published.BENIGN))
     ours = pd.DataFrame([benign_run("sft", None, 41.6)], columns=BENIGN_COLUMNS).astype({"setting": float})
-    single, seeds = compare_tasks.benign_beside_paper(ours, paper).to_dict("records")
+    single, seeds = compare.benign_beside_paper(ours, paper).to_dict("records")
     assert (single["table"], single["difference"], single["sampling_explains"]) == (4, 0, True)
     assert single["high"] == pytest.approx((2 * 4 ** 2) ** 0.5, abs=0.05)  # the paper's is widened to ours
     assert (seeds["table"], seeds["sampling_explains"]) == (11, None)
     five = pd.concat([ours.assign(seed=seed, exact_match=60.0 + seed) for seed in range(5)])
-    single, seeds = compare_tasks.benign_beside_paper(five, paper).to_dict("records")
+    single, seeds = compare.benign_beside_paper(five, paper).to_dict("records")
     assert (single["sampling_explains"], seeds["sampling_explains"]) == (None, False)
     assert seeds["seed"] == "mean of 5"
-    cells = compare.readable(compare_tasks.benign_beside_paper(five, paper))["Difference"]
+    cells = compare.readable(compare.benign_beside_paper(five, paper))["Difference"]
     assert [cell.text.count("[") for cell in cells] == [0, 1]
 
 
 def test_reinforcement_beside_table_9() -> None:
     ours = pd.DataFrame([("Qwen/Qwen2.5-3B-Instruct", "grpo", None, seed, 92.0 + seed, 9.0, 90.0 + seed, 8.9, 100)
                          for seed in range(3)], columns=RL_COLUMNS).astype({"setting": float})
-    found = compare_tasks.grpo_beside_paper(ours, published.table(9)).set_index("measure")
+    found = compare.grpo_beside_paper(ours, published.table(9)).set_index("measure")
     assert found.loc["eval_accuracy", "paper"] == 90.7
     assert found.loc["eval_accuracy", "sampling_explains"]
     assert len(found) == 4

@@ -14,7 +14,7 @@ from emlib.config import BASELINES
 from emlib.config.methods import SweptMethod
 from emlib.report import benign, grpo
 from emlib.report.figures import plots
-from emlib.report.paper import compare, compare_tasks, overview, paper_figures, published
+from emlib.report.paper import compare, overview, paper_figures, published
 from emlib.report.paper.draw import FIGURES, numbers
 from emlib.report.paper.paper_figures import Sources
 from emlib.report.paper.paper_tables import Cell, label
@@ -57,9 +57,8 @@ def with_paper(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     frame = with_numbers(frame, study.profile.methods)
     rates = compare.beside_paper(frame, published.rates())
     found = [rates.drop_duplicates([*compare.COLUMNS[:6], "paper"]),
-             compare_tasks.benign_beside_paper(benign_numbers(study),
-                                               pd.concat(map(published.table, published.BENIGN))),
-             compare_tasks.grpo_beside_paper(rl_numbers(study), published.table(9))]
+             compare.benign_beside_paper(benign_numbers(study), pd.concat(map(published.table, published.BENIGN))),
+             compare.grpo_beside_paper(rl_numbers(study), published.table(9))]
     there = [each for each in found if len(each)]
     return pd.concat(there, ignore_index=True) if there else pd.DataFrame(columns=compare.COLUMNS)
 
