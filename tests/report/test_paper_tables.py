@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from emlib.report.paper import draw, overview, paper_tables, published
-from emlib.report.paper.emphasis import marks
-from emlib.report.paper.paper_tables import Cell
+from emlib.report.paper.paper_tables import Cell, marks
 from emlib.report.tables.result_tables import MEASURES
 
 

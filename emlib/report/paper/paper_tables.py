@@ -1,7 +1,11 @@
-"""Tables in the paper's layout, from its numbers or from ours, with computed emphasis (`emphasis.marks`).
+"""Tables in the paper's layout, from its numbers or from ours, with emphasis by the rules of its captions.
 
 A table is a data frame of cells: texts with marks, which Markdown and LaTeX write differently. Markdown has no
-underline, so HTML's is used; LaTeX needs the package booktabs.
+underline, so HTML's is used; LaTeX needs the package booktabs. The marks of Tables 2, 7 and 12-22 are:
+
+- underline: general misalignment that is at least 90% below `misaligned`; in-domain misalignment of at least 90% of it.
+- italic: more incoherent answers than `misaligned`.
+- bold: the best defense for a measure on a data set, or all of equally good ones; baselines are excluded.
 """
 
 from __future__ import annotations
@@ -12,10 +16,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from emlib.config import BASELINES
 from emlib.core.files import write_text
 from emlib.core.registry import label_of_kind
 from emlib.report.markdown import escaped_cell
-from emlib.report.paper.emphasis import marks
 from emlib.report.paper.published import INTERLEAVING, LABELS
 from emlib.report.tables.result_tables import MEASURES
 
@@ -32,6 +36,8 @@ IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "τ": r"$\t
 MARKDOWN = {"underline": "<u>{}</u>", "italic": "*{}*", "bold": "**{}**"}
 LATEX = {"underline": r"\underline{{{}}}", "italic": r"\textit{{{}}}", "bold": r"\textbf{{{}}}"}
 ENDINGS = ("csv", "md", "tex")
+ENOUGH = 0.9
+BLOCK = ["model", "dataset", "seed"]
 GRPO_MEASURES = ("train_accuracy", "train_reward", "eval_accuracy", "eval_reward")
 HEADINGS = dict(zip(MEASURES, ("General Misal. (↓)", "General Inc. (↓)", "In-domain Misal. (↑)", "In-domain Inc. (↓)"),
                     strict=True))
@@ -67,6 +73,43 @@ def misalignment(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None, *,
         lines[heading] = [Cell(_number(value, 2), which)
                           for value, which in zip(frame[measure], marked[measure], strict=True)]
     return lines
+
+
+def marks(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return the set of marks for each row of `frame` and each measure of Table 2.
+
+    `frame` has the columns of `result_tables.numbers`. The rows of method `misaligned` come from the argument
+    `misaligned`, or from `frame`; without them nothing is underlined or italic.
+    """
+    source = frame if misaligned is None else misaligned
+    baseline = source[source["method"] == "misaligned"].drop_duplicates(BLOCK)
+    undefended = frame[BLOCK].merge(baseline, on=BLOCK, how="left").set_index(frame.index)
+    marked = {}
+    for measure in MEASURES:
+        holds = {"underline": _enough(frame, undefended, measure),
+                 "italic": (frame[measure] > undefended[measure]) & measure.endswith("incoherent"),
+                 "bold": _best(frame, measure)}
+        marked[measure] = [frozenset(name for name, true in zip(holds, row, strict=True) if true)
+                           for row in zip(*holds.values(), strict=True)]
+    return pd.DataFrame(marked, index=frame.index)
+
+
+def _enough(frame: pd.DataFrame, undefended: pd.DataFrame, measure: str) -> pd.Series:
+    # if `misaligned` is zero there is nothing to prevent or to keep
+    defended = ~frame["method"].isin(BASELINES) & (undefended[measure] > 0)
+    # tolerance for rounding: 10% of 3.4 is 0.34000000000000003
+    if measure == "general_misaligned":
+        return defended & (frame[measure] <= (1 - ENOUGH) * undefended[measure] + 1e-9)
+    if measure == "in_domain_misaligned":
+        return defended & (frame[measure] >= ENOUGH * undefended[measure] - 1e-9)
+    return pd.Series(False, index=frame.index)
+
+
+def _best(frame: pd.DataFrame, measure: str) -> pd.Series:
+    competing = frame[measure].where(~frame["method"].isin(BASELINES))
+    best = competing.groupby([frame[name] for name in BLOCK]).transform(
+        "max" if measure == "in_domain_misaligned" else "min")
+    return competing.notna() & (competing == best)
 
 
 def exact_match(frame: pd.DataFrame) -> pd.DataFrame:
