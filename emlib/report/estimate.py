@@ -23,12 +23,13 @@ from emlib.data.sizes import Sizes
 from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference
 from emlib.judging.money import endings
 from emlib.report.paper import published
-from emlib.report.paper.planned import Tables, in_paper
+
 from emlib.study.plan.build import Plan, plan, rows
 from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.measured import answered
 from emlib.study.plan.memory import training_memory
 from emlib.study.plan.speed import on_gpu
+from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
 VERBOSE = "VERBOSE"
@@ -47,9 +48,9 @@ class Estimate:
         return plan(self.study)
 
     @cached_property
-    def tables(self) -> Tables:
+    def tables(self) -> dict[Run, tuple[int, ...]]:
         """The paper's tables that contain each run."""
-        return in_paper(planned.run for planned in self.plan.runs)
+        return published.in_paper(planned.run for planned in self.plan.runs)
 
     def runs(self) -> pd.DataFrame:
         """Return one row per run: the paper's tables that contain it, its cost, and whether it is done."""

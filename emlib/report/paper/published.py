@@ -10,12 +10,15 @@ Nothing here is measured by this project. `figures/published/README.md` lists wh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from emlib.core.errors import DataError
 from emlib.evaluation.statistics import wilson
+from emlib.study.runs import Run
 
 FOLDER = Path(__file__).parent / "numbers"
 RATES = (2, 7, *range(12, 23))
@@ -99,3 +102,16 @@ def _few_answers(frame: pd.DataFrame) -> pd.Series:
 def fits(percent: float, asked: int) -> bool:
     """Return whether a percentage printed with two decimals can be a count out of `asked`."""
     return abs(100 * round(percent * asked / 100) / asked - percent) <= 0.005 + 1e-9
+
+
+def in_paper(planned: Iterable[Run]) -> dict[Run, tuple[int, ...]]:
+    """Return the numbers of the tables that contain each run; a table with n seeds has the seeds 0 to n - 1."""
+    found: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for number in TABLES:
+        for row in table(number).to_dict("records"):
+            tier, task = row.get("tier"), row.get("dataset", row.get("task", "grpo"))
+            named = task if tier is None or pd.isna(tier) else f"{task}-{int(tier)}"
+            setting = None if pd.isna(row["setting"]) else float(row["setting"])
+            found.setdefault((row["model"], named, row["method"], setting), []).append((number, int(row["n"])))
+    of_runs = {run: found.get((run.model.rpartition("/")[2], run.task, run.method, run.setting), ()) for run in planned}
+    return {run: tuple(number for number, seeds in tables if run.seed < seeds) for run, tables in of_runs.items()}
