@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from emlib.config import BASELINES, NO_TRIGGER, Profile
-from emlib.evaluation import effect
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.markdown import code
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.conditions import worst_means
+from emlib.report.tables.result_tables import with_effect
 from emlib.report.tables.rows import cell, cells, shown
 from emlib.workflow.chapters import chapters_about
 
@@ -34,17 +34,8 @@ class Claim:
 
 
 def means(rates: pd.DataFrame) -> pd.DataFrame:
-    """Return averages per method and setting, with what `emlib.evaluation.effect` says of each.
-
-    `removed`: the effect removed on general questions; `kept`: the part of the in-domain share that is kept. NaN
-    without the baselines, or if they show no effect.
-    """
-    frame = over_datasets(rates, same_questions=True)
-    base = frame.drop_duplicates("method").set_index("method").reindex(list(BASELINES))
-    before, after = base.loc["untrained", "general_misaligned"], base.loc["misaligned", "general_misaligned"]
-    frame["removed"] = effect.effect_removed(frame["general_misaligned"], before, after)
-    frame["kept"] = effect.kept(frame["in_domain_misaligned"], base.loc["misaligned", "in_domain_misaligned"])
-    return frame
+    """Return averages per method and setting, with the effect that each removes and keeps."""
+    return with_effect(over_datasets(rates, same_questions=True))
 
 
 def of_rates(frame: pd.DataFrame) -> list[Claim]:

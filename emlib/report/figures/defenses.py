@@ -13,12 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emlib.config import BASELINES
-from emlib.evaluation import effect
 from emlib.evaluation.rates import rates
 from emlib.report.figures.furniture import legend, panels, spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
 from emlib.report.paper.paper_figures import look_of
+from emlib.report.tables.result_tables import with_effect
+from emlib.report.tables.rows import IDENTITY
 from emlib.study.runs import SteeringPoint
 from emlib.training.records import StepRecord
 
@@ -33,17 +34,9 @@ def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
     `effect removed` is of the general questions and `in-domain kept` of the in-domain ones (`emlib.evaluation.effect`).
     NaN if the baselines of a data set and seed were not run or show no effect.
     """
-    rows = []
-    for (dataset, seed), runs in frame.groupby(["dataset", "seed"], sort=False):
-        base = runs.drop_duplicates("method").set_index("method").reindex(list(BASELINES))
-        before, after = base.loc["untrained", "general_misaligned"], base.loc["misaligned", "general_misaligned"]
-        learnt = base.loc["misaligned", "in_domain_misaligned"]
-        for run in runs[~runs["method"].isin(BASELINES)].to_dict("records"):
-            rows.append({
-                "dataset": dataset, "method": run["method"], "setting": run["setting"], "seed": seed,
-                "effect removed": effect.effect_removed(run["general_misaligned"], before, after),
-                "in-domain kept": effect.kept(run["in_domain_misaligned"], learnt)})
-    return pd.DataFrame(rows, columns=["dataset", "method", "setting", "seed", "effect removed", "in-domain kept"])
+    found = pd.concat([with_effect(runs) for _, runs in frame.groupby(["dataset", "seed"], sort=False)])
+    return found.loc[~found["method"].isin(BASELINES), [*IDENTITY, "removed", "kept"]].rename(
+        columns={"removed": "effect removed", "kept": "in-domain kept"}).reset_index(drop=True)
 
 
 def tradeoff(frame: pd.DataFrame) -> Figure:

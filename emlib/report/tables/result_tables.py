@@ -9,6 +9,7 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.core.files import write_text
+from emlib.evaluation.effect import effect_removed, kept
 from emlib.evaluation.rates import Rates, Share
 from emlib.evaluation.statistics import Interval
 from emlib.report import markdown
@@ -98,6 +99,19 @@ def effect(frame: pd.DataFrame) -> pd.DataFrame:
     over = [name for name in ("untrained", "aligned") if name in wide and "misaligned" in wide]
     return pd.DataFrame({f"points over {name}": wide["misaligned"] - wide[name] for name in over},
                         index=wide.index).reset_index()
+
+
+def with_effect(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add to rows of one data set and seed, or to averages, what `emlib.evaluation.effect` says of each.
+
+    `removed`: the effect removed on general questions; `kept`: the part of the in-domain share that is kept. NaN
+    without the baselines, or if they show no effect.
+    """
+    base = runs.drop_duplicates("method").set_index("method").reindex(list(BASELINES))
+    general, in_domain = base["general_misaligned"], base["in_domain_misaligned"]
+    return runs.assign(
+        removed=effect_removed(runs["general_misaligned"], general["untrained"], general["misaligned"]),
+        kept=kept(runs["in_domain_misaligned"], in_domain["misaligned"]))
 
 
 def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
