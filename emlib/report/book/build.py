@@ -98,16 +98,12 @@ def gather(study: Study, chapters: list[Chapter], source: Path) -> None:
     for kind in ("tables", "figures"):
         if (study.folder / kind).is_dir():
             shutil.copytree(study.folder / kind, source / kind, ignore=shutil.ignore_patterns("*.md"))
-    written = {"index": _front(study, chapters), "tables": pages.tables_page(study.folder),
-               "figures": pages.figures_page(study.folder)}
+    figure = "tradeoff" if (study.folder / "figures" / "tradeoff.png").is_file() else None
+    front = pages.front(study.name, study.profile, chapters, progress(study), findings(study.folder, study.profile),
+                        figure)
+    written = {"index": front, "tables": pages.tables_page(study.folder), "figures": pages.figures_page(study.folder)}
     for name, text in written.items():
         (source / f"{name}.md").write_text(text, encoding="utf-8")
-
-
-def _front(study: Study, chapters: list[Chapter]) -> str:
-    figure = "tradeoff" if (study.folder / "figures" / "tradeoff.png").is_file() else None
-    return pages.front(study.name, study.profile, chapters, progress(study), findings(study.folder, study.profile),
-                       figure)
 
 
 def progress(study: Study) -> str:
@@ -122,16 +118,16 @@ def progress(study: Study) -> str:
 
 def findings(folder: Path, profile: Profile) -> pages.Findings:
     """Return the findings that the study's existing tables support."""
-    rates, benign, grpo, triggers = (
-        folder / "tables" / f"{name}.csv" for name in ("rates", "benign", "grpo", "triggers"))
-    means = claims.means(pd.read_csv(rates)) if rates.is_file() else pd.DataFrame()
+    paths_of = {name: folder / "tables" / f"{name}.csv" for name in ("rates", "benign", "grpo", "triggers")}
+    tables = {name: pd.read_csv(path) for name, path in paths_of.items() if path.is_file()}
+    means = claims.means(tables["rates"]) if "rates" in tables else pd.DataFrame()
     found = claims.of_rates(means) if len(means) else []
-    found += claims.of_cuts(pd.read_csv(rates)) if rates.is_file() else []
-    found += claims.of_benign(pd.read_csv(benign)) if benign.is_file() else []
-    found += claims.of_grpo(pd.read_csv(grpo)) if grpo.is_file() else []
-    if triggers.is_file():
-        general = int(pd.read_csv(rates)["general_asked"].max()) if rates.is_file() else 0
-        found += claims.of_triggers(pd.read_csv(triggers), general)
+    found += claims.of_cuts(tables["rates"]) if "rates" in tables else []
+    found += claims.of_benign(tables["benign"]) if "benign" in tables else []
+    found += claims.of_grpo(tables["grpo"]) if "grpo" in tables else []
+    if "triggers" in tables:
+        general = int(tables["rates"]["general_asked"].max()) if "rates" in tables else 0
+        found += claims.of_triggers(tables["triggers"], general)
     return pages.Findings(found, claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None)
 
 

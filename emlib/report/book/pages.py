@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,22 +140,30 @@ def _toctree(caption: str, entries: list[str]) -> list[str]:
 
 def tables_page(folder: Path) -> str:
     """Return the page of all tables, with links to CSV and LaTeX."""
-    parts = ["# Tables"]
-    for path in _in_order(folder / "tables", "md", TABLES):
-        files = ", ".join(f"[{ending.upper()}](tables/{path.stem}.{ending})" for ending in ("csv", "tex")
-                          if path.with_suffix(f".{ending}").is_file())
-        parts += [f"## {_caption(path.stem, TABLES)}", f"{_from(path.stem, TABLES)}{files}",
-                  UNDERLINED.sub(r"[\1]{.underline}", path.read_text(encoding="utf-8").strip())]
-    return _or_nothing([*parts, *_left_out(folder / "tables", "md")], "tables")
+    return _page(folder / "tables", "md", TABLES, ("csv", "tex"), lambda path: UNDERLINED.sub(
+        r"[\1]{.underline}", path.read_text(encoding="utf-8").strip()))
 
 
 def figures_page(folder: Path) -> str:
     """Return the page of all figures, with links to PDF."""
-    parts = ["# Figures"]
-    for path in _in_order(folder / "figures", "png", FIGURES):
-        pdf = f"[PDF](figures/{path.stem}.pdf)" if path.with_suffix(".pdf").is_file() else ""
-        parts += [f"## {_caption(path.stem, FIGURES)}", f"{_from(path.stem, FIGURES)}{pdf}", _figure(path.stem)]
-    return _or_nothing([*parts, *_left_out(folder / "figures", "png")], "figures")
+    return _page(folder / "figures", "png", FIGURES, ("pdf",), lambda path: _figure(path.stem))
+
+
+def _page(folder: Path, ending: str, known: Mapping[str, tuple[str, str]], further: Sequence[str],
+          text: Callable[[Path], str]) -> str:
+    """Return the page of a folder's files: those of `known` in its order, then others, each with links to its forms."""
+    order, parts = list(known), [f"# {folder.name.capitalize()}"]
+    files = sorted(folder.glob(f"*.{ending}"), key=lambda path: (
+        order.index(path.stem) if path.stem in known else len(order), path.stem))
+    for path in (path for path in files if is_name(path.stem)):  # one whose name is no name could not be linked
+        forms = ", ".join(f"[{form.upper()}]({folder.name}/{path.stem}.{form})" for form in further
+                          if path.with_suffix(f".{form}").is_file())
+        made_in = f"Made in {link(known[path.stem][0])}. " if path.stem in known else ""
+        parts += [f"## {_caption(path.stem, known)}", f"{made_in}{forms}", text(path)]
+    left_out = sorted(path.name for path in files if not is_name(path.stem))
+    if left_out:
+        parts.append(f"Not shown, because a name is made of {plain(ALLOWED)}: {', '.join(map(code, left_out))}.")
+    return "\n\n".join(parts if len(parts) > 1 else [*parts, f"There are no {folder.name} yet."]) + "\n"
 
 
 def placeholder(chapter: Chapter, name: str) -> str:
@@ -164,30 +172,9 @@ def placeholder(chapter: Chapter, name: str) -> str:
     return f"# {plain(chapter.title)}\n\nThis is notebook {code(chapter.name)}. {reason}\n"
 
 
-def _in_order(folder: Path, ending: str, known: dict[str, tuple[str, str]]) -> list[Path]:
-    """Return the files in the order of their chapters; one whose name is no name could not be linked."""
-    order = list(known)
-    return sorted((path for path in folder.glob(f"*.{ending}") if is_name(path.stem)),
-                  key=lambda path: (order.index(path.stem) if path.stem in known else len(order), path.stem))
-
-
-def _left_out(folder: Path, ending: str) -> list[str]:
-    """Return a paragraph about the files that are not shown, if there are any."""
-    files = sorted(path.name for path in folder.glob(f"*.{ending}") if not is_name(path.stem))
-    return [f"Not shown, because a name is made of {plain(ALLOWED)}: {', '.join(map(code, files))}."] if files else []
-
-
-def _caption(stem: str, known: dict[str, tuple[str, str]]) -> str:
+def _caption(stem: str, known: Mapping[str, tuple[str, str]]) -> str:
     return known[stem][1] if stem in known else plain(stem.replace("_", " "))
-
-
-def _from(stem: str, known: dict[str, tuple[str, str]]) -> str:
-    return f"Made in {link(known[stem][0])}. " if stem in known else ""
 
 
 def _figure(stem: str) -> str:
     return f"![{_caption(stem, FIGURES)}](figures/{stem}.png)"
-
-
-def _or_nothing(parts: list[str], name: str) -> str:
-    return "\n\n".join(parts if len(parts) > 1 else [*parts, f"There are no {name} yet."]) + "\n"
