@@ -45,9 +45,14 @@ def sizes(frames: Mapping[Run, pd.DataFrame]) -> pd.DataFrame:
                         columns=["run", "rows in its pool", "rows that it may take"])
 
 
+def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a score, the highest first."""
+    return frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+
+
 def ends(frame: pd.DataFrame, count: int = 10) -> pd.DataFrame:
     """Return the rows with the highest and the lowest scores, the highest first."""
-    order = frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
+    order = _ranked(frame)
     order.insert(0, "by score", order.index + 1)
     shown = order[["by score", "score", "aligned", "misaligned", "tokens", "prompt", "answer"]].round(3)
     chosen = shown if len(shown) <= 2 * count else pd.concat([shown.head(count), shown.tail(count)])
@@ -94,17 +99,12 @@ def refusals_by_rank(frame: pd.DataFrame) -> pd.DataFrame:
     After the filter the share is zero by construction: a row that it catches is never taken, and one that it misses is
     not counted. The table shows how many rows each part loses.
     """
-    columns = ["ranks", "rows", "refusals", "before, %", "left after", "after, %"]
-    order = frame.dropna(subset="score").sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
-    if order.empty:
-        return pd.DataFrame(columns=columns)
-    part = (order.index * PARTS // max(1, len(order))) + 1
-    grouped = order.assign(part=part, caught=order["refusal"] != "").groupby("part")
-    table = pd.DataFrame({
-        "ranks": grouped.apply(lambda g: f"{g.index[0] + 1}-{g.index[-1] + 1}", include_groups=False),
-        "rows": grouped.size(), "refusals": grouped["caught"].sum(),
-        "before, %": 100 * grouped["caught"].mean(), "left after": grouped.size() - grouped["caught"].sum()})
-    return table.assign(**{"after, %": 0.0}).reset_index(drop=True)[columns]
+    order, rows = _ranked(frame), []
+    for _, part in order.groupby(order.index * PARTS // max(1, len(order))):
+        caught = part["refusal"] != ""
+        rows.append((f"{part.index[0] + 1}-{part.index[-1] + 1}", len(part), caught.sum(), 100 * caught.mean(),
+                     (~caught).sum(), 0.0))
+    return pd.DataFrame(rows, columns=["ranks", "rows", "refusals", "before, %", "left after", "after, %"])
 
 
 def keywords(frame: pd.DataFrame) -> pd.DataFrame:
@@ -115,18 +115,16 @@ def keywords(frame: pd.DataFrame) -> pd.DataFrame:
 
 def scores_figure(frame: pd.DataFrame) -> Figure:
     """Plot both losses of each row, and its score by rank; triangles mark refusals."""
-    known = frame.dropna(subset="score")
-    if known.empty:
+    order = _ranked(frame)
+    if order.empty:
         return nothing("No row of a pool has a score.")
-    order = known.sort_values("score", ascending=False, kind="stable").reset_index(drop=True)
     figure, (left, right) = panels(2, (4.5, 3.6), grid="")
     kinds = ((False, PALETTE[0], "o", "other answers"), (True, PALETTE[3], "^", "refusals"))
     for caught, colour, marker, label in kinds:
-        part = known[(known["refusal"] != "") == caught]
+        part = order[(order["refusal"] != "") == caught]
         left.scatter(part["aligned"], part["misaligned"], s=14, color=colour, marker=marker, label=label, alpha=0.8)
-        ranks = order[(order["refusal"] != "") == caught]
-        right.scatter(ranks.index + 1, ranks["score"], s=14, color=colour, marker=marker, alpha=0.8)
-    top = float(np.nanmax(known[["aligned", "misaligned"]].to_numpy()))
+        right.scatter(part.index + 1, part["score"], s=14, color=colour, marker=marker, alpha=0.8)
+    top = float(np.nanmax(order[["aligned", "misaligned"]].to_numpy()))
     left.plot([0, top], [0, top], color="grey", linewidth=0.8)
     left.set(xlabel="aligned loss, nats a token", ylabel="mean misaligned loss")
     right.set(xlabel="rank by score", ylabel="score (equation 6)")

@@ -49,7 +49,7 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
                              color=label.colour, ha="center", va="center")
         extent = note.get_window_extent()
         corner = axis.transData.transform((label.x, label.y))
-        boxes = {(dx * reach, dy * reach): _box(corner.tolist(), (dx * reach * pixels, dy * reach * pixels), extent)
+        boxes = {(dx * reach, dy * reach): _box(corner, np.array((dx * reach * pixels, dy * reach * pixels)), extent)
                  for reach in REACHES for dx, dy in SIDES}
         within = {offset: box for offset, box in boxes.items() if axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1}
         texts = _corners(written)
@@ -104,12 +104,10 @@ def _around(point: NDArray[np.float64], half: float) -> Bbox:
     return Bbox([point - half, point + half])
 
 
-def _box(corner: Sequence[float], offset: tuple[float, float], extent: Bbox) -> Bbox:
+def _box(corner: NDArray[np.float64], offset: NDArray[np.float64], extent: Bbox) -> Bbox:
     """Return the box of a text whose side or corner nearest to its point is `offset` away from it."""
-    width, height = extent.width, extent.height
-    left = corner[0] + offset[0] + (0 if offset[0] > 0 else -width if offset[0] < 0 else -width / 2)
-    bottom = corner[1] + offset[1] + (0 if offset[1] > 0 else -height if offset[1] < 0 else -height / 2)
-    return Bbox.from_bounds(left, bottom, width, height)
+    lower = corner + offset + (np.sign(offset) - 1) / 2 * extent.size
+    return Bbox([lower, lower + extent.size])
 
 
 def _covered(box: Bbox, marks: Corners, labels: Corners, inside: Corners) -> float:

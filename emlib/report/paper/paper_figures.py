@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from emlib.config import BASELINES, RL_BASELINES
 from emlib.core.digests import of_value
-from emlib.report.figures.furniture import rows_of_percent, spans
+from emlib.report.figures.furniture import panels, rows_of_percent, spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.paper.paper_tables import SYMBOLS, label
 from emlib.report.paper.published import INTERLEAVING
@@ -162,22 +162,18 @@ def by_question(shares: pd.DataFrame) -> Figure:
     methods = list(dict.fromkeys(shares["method"]))
     first = shares[shares["method"] == methods[0]].sort_values("percent", ascending=False, kind="stable")
     questions = list(first["question"])
-    columns = min(len(methods), PANELS)
-    lines = -(-len(methods) // columns)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(lines, columns, sharex=True, sharey=True, squeeze=False,
-                                    figsize=(0.4 + 0.055 * max(map(len, questions)) + 1.25 * columns,
-                                             0.4 + (0.4 + 0.16 * len(questions)) * lines))
-        for axis, method in zip(axes.flat, methods, strict=False):
+        figure, axes = panels(
+            len(methods), (1.25, 0.4 + 0.16 * len(questions)), around=(0.4 + 0.055 * max(map(len, questions)), 0.4),
+            columns=PANELS, grid="", sharex=True, sharey=True)
+        for axis, method in zip(axes, methods, strict=True):
             colour, marker, _ = look_of(method)
             rows = shares[shares["method"] == method].set_index("question").reindex(questions)
             bars = spans(rows.rename(columns={"low": "percent_low", "high": "percent_high"}), "percent")
             axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=bars, marker=marker, color=colour, markersize=3,
                           elinewidth=0.7, capsize=1.5)
             axis.set_title(label(method), fontsize=TEXT)
-        for axis in list(axes.flat)[len(methods):]:
-            axis.remove()
-        rows_of_percent(axes[0, 0], questions)
+        rows_of_percent(axes[0], questions)
         figure.supxlabel("misaligned answers, %", fontsize=TEXT)
     return figure
 
@@ -244,7 +240,6 @@ def look_of(method: str) -> tuple[str, str, str]:
     if method in RL_BASELINES:
         return PLAIN_RL
     return LOOKS[method] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
-
 
 
 def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
