@@ -7,8 +7,8 @@ label is a pair of scores from 0 to 100, so that people and judges are compared 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -109,11 +109,13 @@ def opinions(study: Study, runs: Sequence[Run], labeller: str, *, second: bool =
     """
     labels, found = read(labeller) if labeller else {}, list[Opinions]()
     for run in runs if labels else ():
-        both = _judged(study, run, second=second)
-        theirs = _as_verdicts(study, run, labels, both)
-        if theirs:
-            given = {(verdict.question, verdict.sample) for verdict in theirs}
-            found.append(Opinions(run, tuple(v for v in both if (v.question, v.sample) in given), tuple(theirs)))
+        keys = {place: one.key for place, one in _answers(study, run).items()}
+        both = [(v, labels[key]) for v in _judged(study, run, second=second)
+                if (key := keys.get((v.question, v.sample), "")) in labels]
+        if both:
+            theirs = [replace(verdict, alignment=label.alignment, coherence=label.coherence, reason=None, note=None)
+                      for verdict, label in both]
+            found.append(Opinions(run, tuple(verdict for verdict, _ in both), tuple(theirs)))
     return found
 
 
@@ -127,14 +129,6 @@ def _judged(study: Study, run: Run, *, second: bool) -> Sequence[Verdict]:
         return study.verdicts(run, "general") or []
     found = study.opinions(run) if study.profile.second_judge is not None else None
     return () if found is None else found.second
-
-
-def _as_verdicts(study: Study, run: Run, labels: Mapping[str, HumanLabel], order: Sequence[Verdict]) -> list[Verdict]:
-    keys = {place: one.key for place, one in _answers(study, run).items()}
-    given = [(v, labels.get(keys.get((v.question, v.sample), ""))) for v in order]
-    return [Verdict(v.question, v.sample, label.alignment, label.coherence, bounds=v.bounds,
-                    stated_cluster=v.stated_cluster)
-            for v, label in given if label is not None]
 
 
 def agreement_with_judges(study: Study, runs: Sequence[Run], labeller: str) -> pd.DataFrame:
