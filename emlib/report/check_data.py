@@ -27,6 +27,7 @@ from emlib.report.own_checks import Check
 ROWS = 1000  # rows that are sampled for the checks that compare rows
 SHOWN, CHARACTERS = 3, 300  # rows that are shown, and characters of each of their texts in the terminal
 UNREADABLE = 2  # the exit status
+OPTIONS = ("prompt", "response", "system", "encoding", "delimiter")  # of the section `own` of a profile
 
 
 def report(own: Own, model: str | None) -> dict[str, Any]:
@@ -36,16 +37,11 @@ def report(own: Own, model: str | None) -> dict[str, Any]:
         EmlibError: the file cannot be read, no row is usable, or the model cannot be had.
     """
     found = read_own(own, least=1)
-    checks = [("file", where(own), ""), *own_checks.of_file(found, own.seed), *_few(found),
+    checks = [("file", str(own.file), ""), *own_checks.of_file(found, own.seed), *_few(found),
               *own_checks.of_rows(found.drawn), *_of_model(found.drawn, model)]
     return {"rows": found.rows, "usable": found.usable, "left_out": dict(found.left_out),
-            "findings": [dict(zip(("check", "found", "what to do"), row, strict=True)) for row in checks],
+            "findings": [dict(zip(own_checks.COLUMNS, row, strict=True)) for row in checks],
             "examples": [[turn.to_record() for turn in row.turns] for row in islice(every_row(own), SHOWN)]}
-
-
-def where(own: Own) -> str:
-    """Return the path of the file, or the pattern of the files."""
-    return str(own.file)
 
 
 def _few(found: OwnRows) -> list[Check]:
@@ -101,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line: print the report, or one message."""
     parser = argparse.ArgumentParser(prog="make check-data", description="Check a file of your own data.")
     parser.add_argument("--file", default="", help="the file, or a pattern of files such as 'part-*.jsonl'")
-    for name in ("prompt", "response", "system", "encoding", "delimiter"):
+    for name in OPTIONS:
         parser.add_argument(f"--{name}", default="", help=f"as own.{name} in a profile")
     parser.add_argument("--model", default="", help="a folder, a profile, or owner/name on the hub: for exact lengths")
     parser.add_argument("--json", default="", help="1 to print one JSON object")
@@ -119,7 +115,7 @@ def _own(asked: argparse.Namespace) -> Own:
     """
     if not asked.file:
         raise ProfileError("No file is named. Example: make check-data FILE=/my/answers.csv")
-    named = {name: getattr(asked, name) for name in ("prompt", "response", "system", "encoding", "delimiter")}
+    named = {name: getattr(asked, name) for name in OPTIONS}
     named["delimiter"] = named["delimiter"].replace("\\t", "\t")  # as people write a tab in a terminal
     given = {name: value for name, value in named.items() if value}
     return check(Own, {"file": str(Path(asked.file).expanduser().absolute()), "rows": ROWS, **given}, "check-data")

@@ -23,7 +23,6 @@ from emlib.data.sizes import Sizes
 from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference
 from emlib.judging.money import endings
 from emlib.report.paper import published
-
 from emlib.study.plan.build import Plan, plan, rows
 from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.measured import answered
@@ -102,21 +101,18 @@ class Estimate:
         Answers are counted at full length, so the price is an upper bound. Scores that another study has already paid
         for are not subtracted.
         """
-        spec, left = self.costs.paid, total(self.plan.left)
-        others = pd.DataFrame([(f"further scores, {one.model}", f"{count:,} requests") for one, count in _paid(left)],
-                              columns=["judge", "what"])
-        if spec is None:
-            return others
-        price = self.costs.usd(left)
-        usd = "no price is known (neither the judge's 'price' nor params/prices.yaml)" if price is None else (
-            f"${price:.2f} (prices of {'the profile' if spec.price else self.costs.prices.date}"
-            + (", half for a batch)" if spec.batch else ")"))
-        main = pd.DataFrame([
-            ("model", f"{spec.model} at {spec.base_url or 'OpenAI'}"),
-            ("requests left", f"{self.costs.requests(left):,}"), ("tokens to be read (about)", f"{left.judged:,}"),
-            ("price (about)", usd), ("limit", "none" if spec.max_usd is None else f"${spec.max_usd:.2f}")],
-            columns=["judge", "what"])
-        return pd.concat([main, others], ignore_index=True)
+        spec, left, rows = self.costs.paid, total(self.plan.left), list[tuple[str, str]]()
+        if spec is not None:
+            price = self.costs.usd(left)
+            usd = "no price is known (neither the judge's 'price' nor params/prices.yaml)" if price is None else (
+                f"${price:.2f} (prices of {'the profile' if spec.price else self.costs.prices.date}"
+                + (", half for a batch)" if spec.batch else ")"))
+            rows = [("model", f"{spec.model} at {spec.base_url or 'OpenAI'}"),
+                    ("requests left", f"{self.costs.requests(left):,}"),
+                    ("tokens to be read (about)", f"{left.judged:,}"), ("price (about)", usd),
+                    ("limit", "none" if spec.max_usd is None else f"${spec.max_usd:.2f}")]
+        rows += [(f"further scores, {one.model}", f"{count:,} requests") for one, count in _paid(left).items()]
+        return pd.DataFrame(rows, columns=["judge", "what"])
 
     def errors(self) -> pd.DataFrame:
         """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
@@ -217,30 +213,26 @@ def _tokens(work: Work) -> int:
     return work.train + work.read + work.write + work.judged + sum(one.read for one in work.others)
 
 
-def _paid(work: Work) -> list[tuple[OpenAIJudge, int]]:
-    """Return the paid judges of single question sets, and the number of requests to each."""
+def _paid(work: Work) -> Counter[OpenAIJudge]:
+    """Count the requests to the paid judges of single question sets."""
     counts: Counter[OpenAIJudge] = Counter()
     for one in work.others:
         if isinstance(one.judge, OpenAIJudge):
             counts[one.judge] += one.requests
-    return list(counts.items())
+    return counts
 
 
 def show(study: Study, *, verbose: bool = False) -> None:
     """Print the sums of the estimate; with `verbose` its tables and assumptions before them."""
     found = Estimate(study)
     if verbose:
-        _show_tables(found)
+        for table in (found.runs(), found.by_table(), found.shared(), found.work(), found.judging(), found.errors(),
+                      found.sums()):
+            if not table.empty:
+                print(table.astype(object).where(table.notna(), "").to_string(
+                    index=False, float_format="{:,.2f}".format), end="\n\n")
         print("\n".join(found.basis()), end="\n\n")
     print("\n".join(found.summary()), end="\n\n")
-
-
-def _show_tables(found: Estimate) -> None:
-    for table in (found.runs(), found.by_table(), found.shared(), found.work(), found.judging(), found.errors(),
-                  found.sums()):
-        if not table.empty:
-            print(table.astype(object).where(table.notna(), "").to_string(
-                index=False, float_format="{:,.2f}".format), end="\n\n")
 
 
 if __name__ == "__main__":

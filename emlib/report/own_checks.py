@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Check = tuple[str, str, str]
+COLUMNS = ["check", "found", "what to do"]
 NEAR = 0.8  # word overlap, as for pools
 LANGUAGE = 3.0  # percent of the rows; rarer languages are not named, as the detector errs on short texts and code
 PLACES = 5  # rows that are named

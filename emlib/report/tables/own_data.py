@@ -12,8 +12,6 @@ from emlib.core.records import Example
 from emlib.report import own_checks
 from emlib.study.study import Study
 
-COLUMNS = ["check", "found", "what to do"]
-
 
 def findings(study: Study) -> pd.DataFrame:
     """Return one row per check of the sampled rows; the last column is empty if nothing needs to be done."""
@@ -28,7 +26,7 @@ def findings(study: Study) -> pd.DataFrame:
               *own_checks.of_questions(found.drawn, study.inputs.general.all)]
     if isinstance(profile.judge, LexiconJudge):
         checks += own_checks.of_judge(data.train, study.trait.markers)
-    return pd.DataFrame(checks, columns=COLUMNS)
+    return pd.DataFrame(checks, columns=own_checks.COLUMNS)
 
 
 def peek(sides: Mapping[str, Sequence[Example]], count: int = 3, characters: int = 300) -> pd.DataFrame:
