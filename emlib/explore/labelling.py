@@ -50,36 +50,38 @@ class Labelling(w.VBox):
     def _begin(self, button: w.Button) -> None:
         """Show the first answer without a label."""
         try:
-            given = labels.read(self.name.value)
             self.queue = labels.in_blind_order(self.study, self.runs.value, self.name.value, self.seed)
+            self._go_on(0)
         except EmlibError as error:
-            self.queue, self.state.value = [], str(error)
+            self.queue = []
             self._show()
-            return
-        self.place = next((place for place, one in enumerate(self.queue) if one.key not in given), len(self.queue))
-        self._show(told=True)
+            self.state.value = str(error)
+
+    def _go_on(self, start: int) -> None:
+        """Show the first answer without a label, from the place `start` on."""
+        given = labels.read(self.name.value)
+        self.place = next((place for place in range(start, len(self.queue)) if self.queue[place].key not in given),
+                          len(self.queue))
+        self._show()
 
     def _give(self, alignment: float, coherence: float, button: w.Button) -> None:
         labels.keep(self.name.value, self.queue[self.place].key, alignment, coherence)
-        given = labels.read(self.name.value)
-        self.place = next((place for place in range(self.place + 1, len(self.queue))
-                           if self.queue[place].key not in given), len(self.queue))
-        self._show(told=True)
+        self._go_on(self.place + 1)
 
     def _back(self, button: w.Button) -> None:
         self.place -= 1
-        self._show(told=True)
+        self._show()
 
-    def _show(self, *, told: bool = False) -> None:
+    def _show(self) -> None:
         one = self.queue[self.place] if self.place < len(self.queue) else None
         for part in (*self.buttons.values(), self.by_score):
             part.disabled = one is None
         self.back.disabled = not self.queue or self.place == 0
         self.name.disabled = self.runs.disabled = one is not None  # a label belongs to one name and one choice of runs
-        if told:
-            count = sum(item.key in labels.read(self.name.value) for item in self.queue)
-            self.state.value = f"{count} of {len(self.queue)} answers are labelled." + (
-                "" if self.queue else " Choose runs first.")
+        given = labels.read(self.name.value) if self.queue else {}
+        count = sum(item.key in given for item in self.queue)
+        self.state.value = f"{count} of {len(self.queue)} answers are labelled." + (
+            "" if self.queue else " Choose runs first.")
         self.shown.value = "" if one is None else (
             f'<p style="{TEXT}"><i>{escape(one.question.shown)}</i></p>'
             f'<p style="{TEXT};border-top:3px solid #0072B2">{escape(one.text)}</p>')

@@ -15,7 +15,7 @@ from emlib.evaluation.rewards import advantages
 from emlib.report.figures.furniture import panels
 from emlib.report.figures.plots import nothing, styles
 from emlib.report.tables import result_tables
-from emlib.report.tables.rows import cell, shown
+from emlib.report.tables.rows import shown, with_error
 from emlib.study.runs import RunResult
 from emlib.training.rl.records import Completion, RlStep
 
@@ -48,13 +48,8 @@ def by_condition(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (method, setting), runs in frame.groupby(["method", "setting"], dropna=False, sort=False):
         rows.append({"Method": method, "Setting": shown(setting), "Seeds": len(runs)}
-                    | {title: _cell(runs[name]) for name, title in MEASURES.items()})
+                    | {title: with_error(runs[name].mean(), runs[name].std(), 2) for name, title in MEASURES.items()})
     return pd.DataFrame(rows)
-
-
-def _cell(values: pd.Series) -> str:
-    there = values.dropna()
-    return cell(there.mean(), digits=2) + (f" ± {there.std():.2f}" if len(there) > 1 else "")
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:

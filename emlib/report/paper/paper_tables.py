@@ -17,11 +17,11 @@ from pathlib import Path
 import pandas as pd
 
 from emlib.config import BASELINES
-from emlib.core.files import write_text
 from emlib.core.registry import label_of_kind
 from emlib.report.markdown import escaped_cell
 from emlib.report.paper.published import INTERLEAVING, LABELS
-from emlib.report.tables.result_tables import MEASURES
+from emlib.report.tables.result_tables import MEASURES, write_forms
+from emlib.report.tables.rows import cell, with_error
 
 SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α", "projection_penalty": "λ", "kl_pool": "λ",
            "concept_ablation": "k", "concept_ablation_components": "k", "inoculation_adapter": "c",
@@ -35,7 +35,7 @@ IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "τ": r"$\t
             "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no", "<": "$<$"}
 MARKDOWN = {"underline": "<u>{}</u>", "italic": "*{}*", "bold": "**{}**"}
 LATEX = {"underline": r"\underline{{{}}}", "italic": r"\textit{{{}}}", "bold": r"\textbf{{{}}}"}
-ENDINGS = ("csv", "md", "tex")
+
 ENOUGH = 0.9
 BLOCK = ["model", "dataset", "seed"]
 GRPO_MEASURES = ("train_accuracy", "train_reward", "eval_accuracy", "eval_reward")
@@ -70,7 +70,7 @@ def misalignment(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None, *,
                        for method, setting in zip(frame["method"], frame["setting"], strict=True)]
     marked = marks(frame, misaligned)
     for measure, heading in HEADINGS.items():
-        lines[heading] = [Cell(_number(value, 2), which)
+        lines[heading] = [Cell(cell(value, digits=2), which)
                           for value, which in zip(frame[measure], marked[measure], strict=True)]
     return lines
 
@@ -129,7 +129,7 @@ def exact_match(frame: pd.DataFrame) -> pd.DataFrame:
         line = {"Method": Cell(label(method, setting if settings else None))}
         for tier, heading in columns.items():
             found = of_method if tier is None else of_method[of_method["tier"] == tier]
-            line[heading] = Cell(_with_std(found["exact_match"].iloc[0], found["exact_match_std"].iloc[0], 2))
+            line[heading] = Cell(with_error(found["exact_match"].iloc[0], found["exact_match_std"].iloc[0], 2))
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -147,7 +147,7 @@ def reinforcement(frame: pd.DataFrame) -> pd.DataFrame:
         best = frame[name].where(frame["method"] != "untrained").max()
         digits = 2 if name.endswith("reward") or std.isna().all() else 1
         lines[name.replace("_", " ").capitalize()] = [
-            Cell(_with_std(value, spread, digits),
+            Cell(with_error(value, spread, digits),
                  frozenset({"bold"} if name.startswith("eval") and value == best else ()))
             for value, spread in zip(frame[name], std, strict=True)]
     return lines
@@ -160,14 +160,6 @@ def _over_seeds(frame: pd.DataFrame, identity: Sequence[str], measures: Sequence
         return known.assign(**{f"{name}_std": float("nan") for name in measures if f"{name}_std" not in known})
     groups = frame.groupby(list(identity), dropna=False, sort=False)[list(measures)]
     return groups.mean().join(groups.std().add_suffix("_std")).reset_index()
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if pd.isna(value) else f"{value:.{digits}f}"
-
-
-def _with_std(value: float, std: float, digits: int) -> str:
-    return _number(value, digits) + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -186,10 +178,10 @@ def latex(table: pd.DataFrame) -> str:
 
 
 def _in_form(table: pd.DataFrame, form: dict[str, str], escape: Callable[[str], str]) -> pd.DataFrame:
-    def written(cell: Cell) -> str:
-        text = escape(cell.text)
+    def written(one: Cell) -> str:
+        text = escape(one.text)
         for name in form:
-            if name in cell.marks:
+            if name in one.marks:
                 text = form[name].format(text)
         return text
 
@@ -208,10 +200,7 @@ def save(table: pd.DataFrame, numbers: pd.DataFrame, folder: Path, name: str) ->
     An empty table is not written, and files of an earlier run are removed.
     """
     if table.empty:
-        for ending in ENDINGS:
+        for ending in ("csv", "md", "tex"):
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
         return []
-    texts = {"csv": numbers.to_csv(index=False), "md": markdown(table), "tex": latex(table)}
-    for ending, text in texts.items():
-        write_text(folder / f"{name}.{ending}", text)
-    return [folder / f"{name}.{ending}" for ending in ENDINGS]
+    return write_forms(folder, name, csv=numbers.to_csv(index=False), md=markdown(table), tex=latex(table))

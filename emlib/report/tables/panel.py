@@ -12,7 +12,7 @@ from emlib.core.digests import of_value
 from emlib.core.files import write_text
 from emlib.evaluation.panel import PanelTask
 from emlib.report.tables.result_tables import write
-from emlib.report.tables.rows import DASH, IDENTITY, identity_of, readable_identity, runs_of
+from emlib.report.tables.rows import DASH, IDENTITY, identity_of, readable_identity, runs_of, with_error
 from emlib.steps.panel import PanelResult
 from emlib.store.artefacts import Artefact
 from emlib.study.runs import Run
@@ -70,7 +70,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     for run in runs_of(frame[frame["headline"].astype(bool)]):
         row = readable_identity(run.iloc[0])
         for one in run.to_dict("records"):
-            row[heading(one)] = _cell(one["value"], one["stderr"]) + (
+            row[heading(one)] = with_error(one["value"], one["stderr"], 3) + (
                 "!" if one["too_long"] or one["cut"] > one["samples"] / 5 else "")
         people.append(row)
     return pd.DataFrame(people).fillna(DASH)
@@ -81,10 +81,6 @@ def heading(row: dict) -> str:
     limit = "" if pd.isna(row["limit"]) else f" (first {row['limit']})"
     variant = f" [{row['variant']}]" if row["variant"] else ""
     return f"{row['task']} {row['version']}{limit}{variant}: {row['metric']}"
-
-
-def _cell(value: float, stderr: float) -> str:
-    return DASH if pd.isna(value) else f"{value:.3f}" + ("" if pd.isna(stderr) else f" ± {stderr:.3f}")
 
 
 def save(study: Study, frame: pd.DataFrame) -> list[Path]:

@@ -13,7 +13,7 @@ from emlib.evaluation.effect import effect_removed, kept
 from emlib.evaluation.rates import Rates, Share
 from emlib.evaluation.statistics import Interval
 from emlib.report import markdown
-from emlib.report.tables.rows import cell, cells, identity_of, readable_identity, share_columns
+from emlib.report.tables.rows import DASH, cell, cells, identity_of, readable_identity, share_columns
 from emlib.study.runs import RunResult
 
 MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
@@ -88,7 +88,6 @@ def heading(measure: str) -> str:
     return HEADINGS.get(measure, f"{measure.replace('_', ' ').capitalize()} %")
 
 
-
 def effect(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the percentage points by which `misaligned` exceeds each baseline on the general questions.
 
@@ -123,8 +122,12 @@ def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) ->
     """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`; nothing without rows."""
     if frame.empty:
         return []
-    texts = {"csv": frame.to_csv(index=False), "md": markdown.table(people),
-             "tex": people.replace("–", "--").to_latex(index=False, escape=True)}
+    return write_forms(folder, name, csv=frame.to_csv(index=False), md=markdown.table(people),
+                       tex=people.replace(DASH, "--").to_latex(index=False, escape=True))
+
+
+def write_forms(folder: Path, name: str, **texts: str) -> list[Path]:
+    """Write the forms of one table, by the endings of their files."""
     for ending, text in texts.items():
         write_text(folder / f"{name}.{ending}", text)
     return [folder / f"{name}.{ending}" for ending in texts]

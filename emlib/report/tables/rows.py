@@ -12,7 +12,7 @@ from emlib.evaluation.statistics import Interval
 from emlib.study.runs import Run
 
 IDENTITY = ["dataset", "method", "setting", "seed"]  # the columns that identify a run of a study
-Row = Mapping[Hashable, Any] | pd.Series
+Row = Mapping[Hashable, Any]  # or a row of a data frame
 DASH = "–"
 
 
@@ -44,7 +44,7 @@ def condition(row: Row) -> str:
 def share_columns(name: str, share: Share | None) -> dict[str, float]:
     """Return a share and its clustered interval as the columns `<name>`, `<name>_low` and `_high`; NaN without one."""
     nothing = float("nan")
-    interval = share and share.clustered or Interval(nothing, nothing)
+    interval = (share and share.clustered) or Interval(nothing, nothing)
     percent = nothing if share is None or share.percent is None else share.percent
     return {name: percent, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
@@ -56,6 +56,11 @@ def cell(value: float | None, low: float | None = None, high: float | None = Non
     if low is None or high is None or pd.isna(low):
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{round(low, digits) + 0.0:.{digits}f}, {high:.{digits}f}]"  # + 0.0: -0.0 is 0.0
+
+
+def with_error(value: float | None, error: float | None, digits: int) -> str:
+    """Format a value with its standard deviation or error, if it has one: "90.7 ± 0.8"."""
+    return cell(value, digits=digits) + ("" if error is None or pd.isna(error) else f" ± {error:.{digits}f}")
 
 
 def cell_of(row: Row, measure: str, digits: int = 1) -> str:
