@@ -14,7 +14,7 @@ import pytest
 
 from emlib.core import paths
 from emlib.core.errors import StoreError
-from emlib.core.records import Example, Message, Verdict
+from emlib.core.records import Answer, Example, Message, Question, Verdict
 from emlib.data.chat import encode
 from emlib.evaluation.rates import Rates, rates
 from emlib.models.load import ChatModel
@@ -24,6 +24,7 @@ from emlib.report.paper.paper_tables import Cell
 from emlib.report.tables import result_tables, show
 from emlib.report.tables.averages import over_datasets
 from emlib.study.runs import Run, RunResult
+from emlib.study.study import open_study
 from emlib.training.records import StepRecord
 
 
@@ -187,6 +188,16 @@ def test_tokens_that_count_are_marked_and_markup_is_escaped(tiny: ChatModel) -> 
     assert html.count("font-weight:bold") == row.response_tokens == 4  # x, <, y and the end of the turn
     assert "<b>" not in html
     assert "&lt;" in html
+
+
+def test_answers_of_two_settings_have_a_column_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    study, runs = open_study("tiny"), [Run("m", "cooking", "misaligned", None, 0), *(
+        Run("m", "cooking", "kl", setting, 0) for setting in (0.1, 1.0))]
+    monkeypatch.setattr(study, "questions", lambda *_: [Question("q", "?")])
+    monkeypatch.setattr(study, "answers", lambda run, _: [Answer("q", 0, str(run.setting), "stop", 1)])
+    shown = show.answers(study, runs, "general")
+    assert shown.columns.tolist() == ["question", "misaligned", str(runs[1]), str(runs[2])]
+    assert shown.iloc[0].tolist() == ["?", "None", "0.1", "1.0"]
 
 
 def test_markup_in_a_table_is_text(results: list[RunResult]) -> None:

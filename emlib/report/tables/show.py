@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from html import escape
 
 import pandas as pd
@@ -70,13 +71,17 @@ def masked_tokens(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> Html:
 
 
 def answers(study: Study, runs: list[Run], which: str, *, questions: int = 3, sample: int = 0) -> pd.DataFrame:
-    """Return several runs' answers to the same questions, side by side; unfinished runs are left out."""
+    """Return several runs' answers to the same questions, side by side; unfinished runs are left out.
+
+    Columns are named by method, or by run where a method has several.
+    """
+    methods = Counter(run.method for run in runs)
     columns: dict[str, list[str]] = {}
     asked = study.questions(runs[0], which)[:questions] if runs else []
     for run in runs:
         found = {answer.question: answer.text for answer in study.answers(run, which) or [] if answer.sample == sample}
         if found:
-            columns[run.method] = [found[question.id] for question in asked]
+            columns[run.method if methods[run.method] == 1 else str(run)] = [found[question.id] for question in asked]
     return pd.DataFrame({"question": [question.shown for question in asked], **columns})
 
 
