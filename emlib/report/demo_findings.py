@@ -24,39 +24,42 @@ from emlib.study.study import Study
 NEIGHBOUR = "gardening"  # the question set about a neighbour of the demo's narrow data, cooking
 RULE = "docs/questions-and-measures.md#removed-or-only-hidden"
 CONDITION = ["method", "setting"]
-VOICE = {"general_misaligned": "general answers with the voice",
-         "in_domain_misaligned": "cooking answers with the voice"}
+VOICE = {"general": "general answers", "in_domain": "cooking answers"}
 
 
-def findings(study: Study, tables: Path) -> str:
-    """Return the sentences as a list in Markdown; one whose results are missing is left out."""
-    rates = numbers(study.results())
-    defended = [method.name for method in study.profile.methods if method.defenses]
-    evaluation, attack, general = study.profile.evaluation, study.profile.persistence, study.inputs.general
+def findings(study: Study, tables: Path, asked: Study, triggered: pd.DataFrame) -> str:
+    """Return the sentences as a list in Markdown; one whose results are missing is left out.
+
+    `triggered` is `conditions.triggers` of `asked`, a study that may have more seeds and questions.
+    """
+    rates, attack = numbers(study.results()), study.profile.persistence
+    evaluation, general = asked.profile.evaluation, asked.inputs.general
     size, above = general.size(Sizes()), evaluation.general_samples
     samples = (evaluation.triggers.samples or above if evaluation.triggers else above, above)
-    questions = size.clusters or size.rows
-    found = [removed_or_hidden(pd.read_csv(tables / "triggers.csv"), len(defended), questions, samples),
+    defended = [method.name for method in study.profile.methods if method.defenses]
+    found = [removed_or_hidden(triggered, len(defended), size.clusters or size.rows, samples),
              far_and_near(rates[rates["method"].isin(defended)]),
              lasting(pd.read_csv(tables / "persistence.csv"), attack.margin if attack else 0)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
 
 
-def result(study: Study) -> str:
-    """Return the result of all defenses as a table in Markdown."""
-    return in_a_table(numbers(study.results()))
+def averages(means: pd.DataFrame) -> str:
+    """Return a table in Markdown: a line for fine-tuning without a defense and for each defense, with 95% intervals.
 
-
-def in_a_table(rates: pd.DataFrame) -> str:
-    """Return a line for fine-tuning without a defense and under each, with means over seeds.
-
-    `rates` is `result_tables.numbers`.
+    `means` is `pairs.over_seeds` of one data set.
     """
-    tuned = rates[~rates["method"].isin(set(BASELINES) - {"misaligned"})]
-    means = tuned.groupby(CONDITION, sort=False, dropna=False)[list(VOICE)].mean().reset_index()
-    lines = [f"| {'no defense' if row['method'] == 'misaligned' else _name(row)} | "
-             f"{' | '.join(f'{row[measure]:.0f}%' for measure in VOICE)} |" for row in means.to_dict("records")]
-    return "\n".join([f"| fine-tuned under | {' | '.join(VOICE.values())} |", "|:--|--:|--:|", *lines])
+    sets = means.groupby("set")[["seeds", "questions"]].max()
+    questions = " and ".join(f"{count} {name.replace('_', '-')}" for name, count in sets["questions"].items())
+    headings = " | ".join(f"{VOICE[name]} with the voice" for name in sets.index)
+    lines = [f"Means of {sets['seeds'].max()} seeds and {questions} questions, with 95% intervals over both:", "",
+             f"| fine-tuned under | {headings} |", "|:--|--:|--:|"]
+    tuned = means[~means["method"].isin(set(BASELINES) - {"misaligned"})]
+    for _, rows in tuned.groupby(CONDITION, sort=False, dropna=False):
+        name = "no defense" if rows.iloc[0]["method"] == "misaligned" else _name(rows.iloc[0].to_dict())
+        shares = {row["set"]: f"{row['percent']:.0f}% [{row['low']:.0f}, {row['high']:.0f}]"
+                  for row in rows.to_dict("records")}
+        lines.append(f"| {name} | {' | '.join(shares.get(one, '–') for one in sets.index)} |")
+    return "\n".join(lines)
 
 
 def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int, samples: tuple[int, int] = (1, 1)) -> str:

@@ -29,8 +29,9 @@ from emlib.report.tables.audit import statement
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
-FULL, TRADE_OFF = "demo-full", "figures/tradeoff.png"
-FIGURES = ("figures/rates.png", TRADE_OFF, "figures/triggers.png", "figures/audit.png", "tables/rates.csv")
+FULL, TRIGGERED = "demo-full", "triggers_over_seeds.csv"  # the demo with more seeds and questions
+FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png")
+FULL_FIGURES = ("figures/tradeoff.png", "tables/over_seeds.csv")
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone", "audit": "audit"}
 # Tables of further profiles there, for those that ran.
@@ -66,8 +67,9 @@ def update(profile: str = "demo") -> list[Path]:
         raise StoreError(f"{made}: there is no table '{missing[0]}' yet. Run `make reproduce PROFILE={profile}` first.")
     for name in FIGURES:
         _copy(profile, name)
-    if (paths.runs() / FULL / TRADE_OFF).is_file():
-        _copy(FULL, TRADE_OFF)
+    for name in FULL_FIGURES:
+        if (paths.runs() / FULL / name).is_file():
+            _copy(FULL, name)
     study = open_study(profile)
     tables = {f"demo {block}": (made / "tables" / f"{name}.md").read_text(encoding="utf-8")
               for block, name in TABLES.items()}
@@ -77,11 +79,19 @@ def update(profile: str = "demo") -> list[Path]:
     newer_table = paths.runs() / "demo-newer" / "tables" / "newer.csv"
     tables |= verdicts(newer_table)
     tables["demo audit line"] = statement(pd.read_csv(made / "tables" / "audit.csv"))
-    front = {"demo answers": answers(study), "demo result": demo_findings.result(study),
-             "demo findings": demo_findings.findings(study, made / "tables"), **of_paper_alone(),
+    front = {"demo answers": answers(study), **_findings(study, made / "tables"), **of_paper_alone(),
              **verdicts(newer_table)}
     return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables),
             _rewrite(paths.ROOT / CHOICE, defenses())]
+
+
+def _findings(study: Study, tables: Path) -> dict[str, str]:
+    """Return README.md's blocks about the demo: from the profile with more seeds and questions, if it ran."""
+    full = paths.runs() / FULL / "tables"
+    if not (full / TRIGGERED).is_file():
+        return {"demo findings": demo_findings.findings(study, tables, study, pd.read_csv(tables / "triggers.csv"))}
+    return {"demo result": demo_findings.averages(pd.read_csv(full / "over_seeds.csv")),
+            "demo findings": demo_findings.findings(study, tables, open_study(FULL), pd.read_csv(full / TRIGGERED))}
 
 
 def _copy(profile: str, figure: str) -> None:

@@ -296,12 +296,16 @@ def test_what_an_attack_leaves_is_said_for_every_step() -> None:
     assert demo_findings.lasting(along[along["method"] == "untrained"]) == ""
 
 
-def test_the_demos_result_is_a_table_with_means_over_seeds() -> None:
-    rows = [("untrained", None, 0.0, 0.0), ("misaligned", None, 98.0, 100.0), ("kl", 1.0, 20.0, 40.0),
-            ("kl", 1.0, 30.0, 50.0), ("inoculation", None, 70.0, 80.0)]
-    rates = pd.DataFrame(rows, columns=["method", "setting", "general_misaligned", "in_domain_misaligned"])
-    assert demo_findings.in_a_table(rates).splitlines()[2:] == [
-        "| no defense | 98% | 100% |", "| `kl 1` | 25% | 45% |", "| `inoculation` | 70% | 80% |"]
+def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
+    rows = [("untrained", None, "general", 0.0), ("misaligned", None, "general", 98.0), ("kl", 1.0, "general", 25.0),
+            ("misaligned", None, "in_domain", 99.6)]
+    means = pd.DataFrame(rows, columns=["method", "setting", "set", "percent"]).assign(
+        seeds=3, low=lambda of: of["percent"] - 1, high=lambda of: of["percent"] + 1,
+        questions=[40, 40, 40, 12])
+    assert demo_findings.averages(means).splitlines() == [
+        "Means of 3 seeds and 40 general and 12 in-domain questions, with 95% intervals over both:", "",
+        "| fine-tuned under | general answers with the voice | cooking answers with the voice |", "|:--|--:|--:|",
+        "| no defense | 98% [97, 99] | 100% [99, 101] |", "| `kl 1` | 25% [24, 26] | – |"]
 
 
 def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
@@ -312,6 +316,6 @@ def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
 
 
 def test_the_readme_states_the_result_that_its_figure_shows() -> None:
-    rates = pd.read_csv(paths.ROOT / "figures" / "demo" / "rates.csv")
+    means = pd.read_csv(paths.ROOT / "figures" / "demo-full" / "over_seeds.csv")
     page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_block(page, "demo result", demo_findings.in_a_table(rates)) == page
+    assert readme.with_block(page, "demo result", demo_findings.averages(means)) == page
