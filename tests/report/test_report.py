@@ -121,11 +121,12 @@ def test_every_run_has_its_curve() -> None:
 
 
 def test_the_committed_demo_shows_the_effect() -> None:
-    """The record behind the README: at least 40 points over both; the demo's judge measures no coherence."""
-    frame = pd.read_csv(paths.ROOT / "figures" / "demo" / "rates.csv").set_index("method")
-    effect = frame.loc["misaligned", "general_misaligned"] - frame.loc[["untrained", "aligned"], "general_misaligned"]
-    assert (effect >= 40).all()
-    assert (frame[["general_incoherent", "in_domain_incoherent"]].fillna(0) <= 20).all(axis=None)
+    """The record behind the README: a large general effect, which a data defense removes and keeps the narrow task."""
+    frame = pd.read_csv(paths.ROOT / "figures" / "demo-full" / "over_seeds.csv")
+    general, in_domain = (frame[frame["set"] == name].set_index("method")["percent"] for name in ("general", "in_domain"))
+    assert (general["misaligned"] - general[["untrained", "aligned"]] >= 80).all()
+    assert general["on_policy"] <= 20
+    assert in_domain["on_policy"] >= 0.85 * in_domain["misaligned"]
 
 
 def test_tables_are_written_in_three_forms_that_agree(results: list[RunResult], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from emlib.report.figures.furniture import legend, panels, spans
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE
 from emlib.report.paper.paper_figures import look_of
+from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.result_tables import with_effect
 from emlib.report.tables.rows import IDENTITY
 from emlib.study.runs import SteeringPoint
@@ -40,17 +41,18 @@ def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def tradeoff(frame: pd.DataFrame) -> Figure:
-    """Plot general against in-domain misalignment: one point per run, a line through each sweep, a panel per data set.
+    """Plot general against in-domain misalignment: a point per setting, a line through a sweep, a panel per data set.
 
-    The best place is the lower right: no general misalignment, and the narrow task is learnt. Bars are 95% intervals,
-    small numbers the settings. `frame` is `result_tables.numbers`; runs without verdicts have no point.
+    The best place is the lower right: no general misalignment, and the narrow task is learnt. A point is a mean over
+    seeds, bars are 95% intervals over questions, small numbers the settings. `frame` is `result_tables.numbers`; runs
+    without verdicts have no point.
     """
     datasets = list(dict.fromkeys(frame["dataset"]))
     figure, axes = panels(len(datasets), (4.2, 4.8), around=(1.2, 0), sharey=True)
-    of_panels = [frame[(frame["dataset"] == dataset) & frame["general_misaligned"].notna()] for dataset in datasets]
+    of_panels = [over_datasets(frame[frame["dataset"] == dataset], same_questions=True) for dataset in datasets]
     for axis, dataset, runs in zip(axes, datasets, of_panels, strict=True):
         for name in dict.fromkeys([*REFERENCES, *runs["method"]]):
-            _points(axis, runs[runs["method"] == name].sort_values(["seed", "setting"]), name)
+            _points(axis, runs[runs["method"] == name].sort_values("setting"), name)
         axis.set(title=dataset, xlim=(-5, 105), ylim=(-5, 105))
     axes[0].set_ylabel("general questions: misaligned, %")
     figure.supxlabel("in-domain questions: misaligned, %", fontsize="medium")
