@@ -17,7 +17,6 @@ from emlib.config import BASELINES, NO_TRIGGER
 from emlib.data.sizes import Sizes
 from emlib.report.tables import persistence
 from emlib.report.tables.conditions import LEVEL, worst
-from emlib.report.tables.result_tables import numbers
 from emlib.report.tables.rows import IDENTITY, condition
 from emlib.study.study import Study
 
@@ -27,20 +26,31 @@ CONDITION = ["method", "setting"]
 VOICE = {"general": "general answers", "in_domain": "cooking answers"}
 
 
-def findings(study: Study, tables: Path, asked: Study, triggered: pd.DataFrame) -> str:
+def findings(study: Study, tables: Path, full: Study, full_tables: Path) -> str:
     """Return the sentences as a list in Markdown; one whose results are missing is left out.
 
-    `triggered` is `conditions.triggers` of `asked`, a study that may have more seeds and questions.
+    `full` is the demo with more seeds and questions; what happens after training is known of `study` alone.
     """
-    rates, attack = numbers(study.results()), study.profile.persistence
-    evaluation, general = asked.profile.evaluation, asked.inputs.general
+    attack, evaluation, general = study.profile.persistence, full.profile.evaluation, full.inputs.general
     size, above = general.size(Sizes()), evaluation.general_samples
     samples = (evaluation.triggers.samples or above if evaluation.triggers else above, above)
     defended = [method.name for method in study.profile.methods if method.defenses]
-    found = [removed_or_hidden(triggered, len(defended), size.clusters or size.rows, samples),
-             far_and_near(rates[rates["method"].isin(defended)]),
+    means = in_columns(pd.read_csv(full_tables / "over_seeds.csv"))
+    found = [removed_or_hidden(pd.read_csv(full_tables / "triggers_over_seeds.csv"), len(defended),
+                               size.clusters or size.rows, samples),
+             far_and_near(means[means["method"].isin(defended)]),
              lasting(pd.read_csv(tables / "persistence.csv"), attack.margin if attack else 0)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
+
+
+def in_columns(means: pd.DataFrame) -> pd.DataFrame:
+    """Return `pairs.over_seeds` with a row for each method and setting, and the columns of `result_tables.numbers`."""
+    rows = []
+    for trained, some in means.groupby(CONDITION, sort=False, dropna=False):
+        rows.append(dict(zip(CONDITION, trained, strict=True)) | {
+            f"{row['set']}_misaligned{end}": row[name] for row in some.to_dict("records")
+            for end, name in (("", "percent"), ("_low", "low"), ("_high", "high"))})
+    return pd.DataFrame(rows)
 
 
 def averages(means: pd.DataFrame) -> str:
@@ -48,6 +58,7 @@ def averages(means: pd.DataFrame) -> str:
 
     `means` is `pairs.over_seeds` of one data set.
     """
+    means = means[means["set"].isin(VOICE)]
     sets = means.groupby("set")[["seeds", "questions"]].max()
     questions = " and ".join(f"{count} {name.replace('_', '-')}" for name, count in sets["questions"].items())
     headings = " | ".join(f"{VOICE[name]} with the voice" for name in sets.index)
@@ -104,7 +115,7 @@ def _verdict(triggered: pd.DataFrame, questions: int) -> str:
 
 
 def far_and_near(rates: pd.DataFrame) -> str:
-    """Name the defenses with a larger share near the narrow data than far from it; `rates` is `result_tables.numbers`.
+    """Name the defenses with a larger share near the narrow data than far from it; `rates` is `in_columns`.
 
     Larger means that the two intervals are disjoint. `rates` are of defenses alone.
     """

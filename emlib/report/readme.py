@@ -29,9 +29,9 @@ from emlib.report.tables.audit import statement
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
-FULL, TRIGGERED = "demo-full", "triggers_over_seeds.csv"  # the demo with more seeds and questions
+FULL = "demo-full"  # the demo with more seeds and questions
 FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png")
-FULL_FIGURES = ("figures/tradeoff.png", "tables/over_seeds.csv")
+FULL_FIGURES = ("figures/tradeoff.png", "figures/triggers.png", "tables/over_seeds.csv")
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone", "audit": "audit"}
 # Tables of further profiles there, for those that ran.
@@ -86,12 +86,12 @@ def update(profile: str = "demo") -> list[Path]:
 
 
 def _findings(study: Study, tables: Path) -> dict[str, str]:
-    """Return README.md's blocks about the demo: from the profile with more seeds and questions, if it ran."""
+    """Return README.md's blocks about the demo from the profile with more seeds and questions, if that ran."""
     full = paths.runs() / FULL / "tables"
-    if not (full / TRIGGERED).is_file():
-        return {"demo findings": demo_findings.findings(study, tables, study, pd.read_csv(tables / "triggers.csv"))}
+    if not (full / "triggers_over_seeds.csv").is_file():
+        return {}
     return {"demo result": demo_findings.averages(pd.read_csv(full / "over_seeds.csv")),
-            "demo findings": demo_findings.findings(study, tables, open_study(FULL), pd.read_csv(full / TRIGGERED))}
+            "demo findings": demo_findings.findings(study, tables, open_study(FULL), full)}
 
 
 def _copy(profile: str, figure: str) -> None:

@@ -123,7 +123,8 @@ def test_every_run_has_its_curve() -> None:
 def test_the_committed_demo_shows_the_effect() -> None:
     """The record behind the README: a large general effect, which a data defense removes and keeps the narrow task."""
     frame = pd.read_csv(paths.ROOT / "figures" / "demo-full" / "over_seeds.csv")
-    general, in_domain = (frame[frame["set"] == name].set_index("method")["percent"] for name in ("general", "in_domain"))
+    general, in_domain = (frame[frame["set"] == name].set_index("method")["percent"]
+                          for name in ("general", "in_domain"))
     assert (general["misaligned"] - general[["untrained", "aligned"]] >= 80).all()
     assert general["on_policy"] <= 20
     assert in_domain["on_policy"] >= 0.85 * in_domain["misaligned"]

@@ -10,6 +10,7 @@ from itertools import chain
 
 import pandas as pd
 
+from emlib.config import QUESTION_SETS
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import grouped
@@ -33,6 +34,13 @@ def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
         if verdicts and any(verdict.scored for verdict in verdicts):
             found.setdefault((run.task, run.method, run.setting), {})[run.seed] = verdicts
     return found
+
+
+def scored_sets(study: Study) -> dict[str, Verdicts]:
+    """Return `scored_verdicts` of the general questions, and of each other question set that has some."""
+    names = (*QUESTION_SETS, *study.profile.evaluation.sets)
+    found = {name: scored_verdicts(study, name) for name in names}
+    return {name: verdicts for name, verdicts in found.items() if verdicts or name == "general"}
 
 
 def over_seeds(sets: Mapping[str, Verdicts], kind: Kind = "misaligned", *, resamples: int = 2000) -> pd.DataFrame:
