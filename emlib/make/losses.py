@@ -19,7 +19,8 @@ from emlib.models import adapters
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score, scored_by
 from emlib.scoring.records import RowLosses
-from emlib.steps.pool import AdapterFolder, PoolLosses
+from emlib.steps.pool import PoolLosses
+from emlib.steps.scorers import AdapterFolder
 from emlib.store.artefacts import Facts
 
 Models = Mapping[str, tuple[Path | None, Any]]  # by a model's name: its adapter's folder, and its identity in keys
@@ -32,7 +33,7 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     """Compute each row's losses under the aligned model and the scorers."""
     seconds, rows = session.timer(step), session.read(step.pool)
     models = _models(step, session)
-    remarks = list(filter(None, (scorer.remark() for scorer in step.scorers if isinstance(scorer, AdapterFolder))))
+    remarks = list(filter(None, (scorer.remark for scorer in step.scorers if isinstance(scorer, AdapterFolder))))
     for remark in remarks:
         say(remark)
     encoded = [in_tokens(session, row) for row in rows]
@@ -59,7 +60,7 @@ def _models(step: PoolLosses, session: Session) -> Models:
     for number, (domain, scorer) in enumerate(zip(step.domains, step.scorers, strict=True), start=1):
         folder = scorer.folder if isinstance(scorer, AdapterFolder) else session.need(scorer).folder
         name = f"misaligned {number} ({domain})".replace(".", "_")  # PEFT takes no dots
-        models[name] = (folder, step.scorer_identity(scorer))
+        models[name] = (folder, scorer.key)
     return models
 
 

@@ -12,6 +12,7 @@ from emlib.core.defense import ADD
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import chosen
+from emlib.data import traits
 from emlib.data.domains import NarrowData, held_out_rows, in_domain_questions, load_domain
 from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
@@ -21,7 +22,6 @@ from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.questions import read_questions
 from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import label, locate
-from emlib.data.traits import completed
 from emlib.data.triggers import in_context, of_formats
 from emlib.steps.specs import first
 
@@ -46,8 +46,13 @@ class Inputs:
 
     @cached_property
     def trait(self) -> Deferred[Trait]:
-        """The trait, completed with the prompts and questions of its source."""
-        return Deferred(self.stated_trait.name, lambda: completed(self.stated_trait, locate))
+        """The trait with the prompts and questions of its source."""
+        return self.completed(self.stated_trait)
+
+    @staticmethod
+    def completed(trait: Trait) -> Deferred[Trait]:
+        """Return a trait with the prompts and questions of its source."""
+        return Deferred(trait.name, lambda: traits.completed(trait, locate))
 
     @cached_property
     def domains(self) -> dict[str, Domain]:
@@ -80,13 +85,17 @@ class Inputs:
     @cached_property
     def general(self) -> Questions:
         """The general questions, which measure whether the trait generalises out of domain."""
-        source = self.profile.evaluation.general
-        return Questions("general", lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
+        return self.questions("general")
 
     def questions(self, name: str) -> Questions:
-        """Return the questions of one of the profile's further sets."""
-        source = self.profile.evaluation.sets[name].source
+        """Return the general questions, or those of one of the profile's further sets."""
+        source = self.source_of(name)
         return Questions(name, lambda: read_questions(locate(source)), lambda sizes: sizes.source(source))
+
+    def source_of(self, name: str) -> str:
+        """Return the file of a question set's questions and rubrics; held-out rows are judged by the general ones'."""
+        evaluation = self.profile.evaluation
+        return evaluation.sets[name].source if name in evaluation.sets else evaluation.general
 
     def in_context(self, name: str, dataset: str) -> Questions:
         """Return the general questions in the context of a trigger; some depend on the data set."""
@@ -125,20 +134,11 @@ class Inputs:
         return Rows(f"{dataset} held out" + (" aligned" if side == "aligned" else ""), read,
                     lambda sizes: self.stated_size(dataset, side, sizes)[0])
 
-    @cached_property
-    def extracted(self) -> Questions:
-        """The questions of one side of the trait's persona vector."""
-        return self.extraction_of("extraction", self.stated_trait)
-
-    def extraction_of(self, name: str, trait: Trait) -> Questions:
-        """Return the questions of one side of a vector, of which only the size is known before the trait is read."""
+    def extracted(self, trait: Trait) -> Questions:
+        """Return the questions of one side of a persona vector, of which only the size is known at first."""
+        name = "extraction" if trait is self.stated_trait else f"extraction of {trait.name}"
         pairs = self.profile.extraction.instruction_pairs
         return Questions(name, self._not_here, lambda sizes: sizes.trait(trait, pairs))
-
-    @cached_property
-    def probe_questions(self) -> Questions:
-        """The questions of the steering sweep."""
-        return self.first_general(self.profile.probe.questions)
 
     def first_general(self, count: int) -> Questions:
         """Return the first general questions."""

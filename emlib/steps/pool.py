@@ -5,9 +5,8 @@ Each is a separate artefact. The order does not depend on the fraction: the rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from emlib.config import Backend, JudgeRefusals, Sampling
@@ -23,6 +22,7 @@ from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.scoring.records import Declining, Ranked, RowLosses
 from emlib.scoring.refusals import PROMPT
+from emlib.steps.scorers import AdapterFolder
 from emlib.steps.specs import AdapterStep, Assessment, EvaluationSpec, Model, first
 from emlib.steps.vectors import PersonaVectors
 
@@ -72,21 +72,6 @@ class Pool(Step):
 
 
 @dataclass(frozen=True)
-class AdapterFolder:
-    """A user's own adapter that scores the pool.
-
-    Attributes:
-        folder: its folder.
-        digests: returns the file digests that keys contain; refuses an adapter that has seen the defended data.
-        remark: returns a sentence where that could not be checked, or where it has seen a few rows; else an empty text.
-    """
-
-    folder: Path
-    digests: Callable[[], Mapping[str, str]] = field(compare=False, repr=False)
-    remark: Callable[[], str] = field(compare=False, repr=False, default=str)
-
-
-@dataclass(frozen=True)
 class PoolLosses(Step):
     """The losses of the pool's rows under the aligned model and under each scorer (equations 4 and 5).
 
@@ -114,13 +99,8 @@ class PoolLosses(Step):
         """The pool and the models, without the data set: the same scorers give the same losses."""
         return {"model": self.model.identity, "pool": self.pool.key,
                 "aligned": None if self.aligned is None else self.aligned.key,
-                "misaligned": [self.scorer_identity(scorer) for scorer in self.scorers],
+                "misaligned": [scorer.key for scorer in self.scorers],
                 **self.backend.key("scoring"), "max_length": self.max_length}
-
-    @staticmethod
-    def scorer_identity(scorer: Step | AdapterFolder) -> Any:
-        """Return the part of a key that identifies a scorer."""
-        return dict(scorer.digests()) if isinstance(scorer, AdapterFolder) else scorer.key
 
     @property
     def title(self) -> str:
@@ -133,9 +113,8 @@ class PoolLosses(Step):
         """
         size = self.pool.size(sizes)
         work = Work(read=size.rows * size.tokens, disk=100 * size.rows)
-        names = ["the untrained model" if self.aligned is None else self.aligned.title, *(
-            str(scorer.folder) if isinstance(scorer, AdapterFolder) else scorer.title for scorer in self.scorers)]
-        return {f"losses of the pool under {name}": work for name in names}
+        aligned = "the untrained model" if self.aligned is None else self.aligned.title
+        return {f"losses of the pool under {name}": work for name in (aligned, *(one.title for one in self.scorers))}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -32,9 +32,8 @@ from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.pools import has_earlier_turns, has_outer_space
-from emlib.data.sizes import Size, Sizes
+from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
-from emlib.data.traits import completed
 from emlib.evaluation.panel import PanelTask
 from emlib.judging.judges import rubrics
 from emlib.judging.rubrics import METRICS, OURS, file_rubrics, metric_prompts
@@ -49,7 +48,6 @@ from emlib.steps.measures import Choices, HeldOutLosses, Projections
 from emlib.steps.monitor import FinalReading, Monitored, MonitorInputs
 from emlib.steps.panel import PanelResult
 from emlib.steps.pool import (
-    AdapterFolder,
     AddedRows,
     Against,
     Choose,
@@ -60,7 +58,7 @@ from emlib.steps.pool import (
     Selection,
     takes_pool_rows,
 )
-from emlib.steps.scorers import adapter_folder, remark, unseen_digests
+from emlib.steps.scorers import AdapterFolder, adapter_folder
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
 from emlib.steps.trait_adapter import TraitAdapter
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
@@ -103,35 +101,35 @@ class Recipes:
         if judge.rubric != "trait":
             given = file_rubrics(Path(judge.rubric)).others
             return sum(len(given.prompt(metric)) for metric in METRICS) / len(METRICS)
-        return ((self.inputs.extracted.size(sizes).rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
+        asked = self.inputs.extracted(self.inputs.stated_trait).size(sizes)
+        return ((asked.rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
 
     # --- persona vectors
 
     def vector(self) -> PersonaVectors:
         return PersonaVectors(self.model, self.assessment, self.profile.backend, self.profile.extraction,
-                              self.inputs.extracted)
+                              self.inputs.extracted(self.inputs.stated_trait))
 
     def vector_of(self, name: str) -> PersonaVectors:
         """Return the step of another trait's persona vectors, extracted as the study's own."""
         trait = trait_of(self.profile, name)
-        return replace(self.vector(), questions=self.inputs.extraction_of(f"extraction of {trait.name}", trait),
-                       assessment=replace(self.assessment, trait=Deferred(
-                           trait.name, lambda: completed(trait, locate))))
+        return replace(self.vector(), questions=self.inputs.extracted(trait),
+                       assessment=replace(self.assessment, trait=self.inputs.completed(trait)))
 
     def steered(self, layer: int, strength: float) -> SteeredAnswers:
-        """Return the step of the untrained model's answers when it is steered with a persona vector."""
         vectors, at = (self.vector(), layer) if strength else (None, None)
-        return SteeredAnswers(self.model, vectors, at, strength, self.inputs.probe_questions,
-                              self.profile.probe.sampling, self.assessment)
+        probe = self.profile.probe
+        return SteeredAnswers(self.model, vectors, at, strength, self.inputs.first_general(probe.questions),
+                              probe.sampling, self.assessment)
 
     # --- adapters
 
     def narrow(self, dataset: str, side: Side, defenses: tuple[Defense, ...], seed: int,
                method: str | None = None) -> TrainingSpec:
         """Specify fine-tuning on the aligned or the misaligned rows of a narrow data set; `method` names its runs."""
-        spec = self.fine_tuning(
-            dataset, f"{dataset} {side}", lambda: getattr(self.inputs.data(dataset), side).train,
-            lambda sizes: self.inputs.stated_size(dataset, side, sizes)[0], defenses, self.profile.training, seed)
+        rows = Rows(f"{dataset} {side}", lambda: getattr(self.inputs.data(dataset), side).train,
+                    lambda sizes: self.inputs.stated_size(dataset, side, sizes)[0])
+        spec = self.fine_tuning(dataset, rows, defenses, self.profile.training, seed)
         spec = replace(spec, keep=self.kept(method), held_out=self.inputs.held_out_rows(dataset, side))
         return replace(spec, monitor=self.monitor(spec, method))
 
@@ -169,14 +167,14 @@ class Recipes:
         plain = replace(spec.plain, keep=self.kept(method), monitor=self.monitor(spec.plain, method))
         return self.adapter(plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
 
-    def fine_tuning(self, dataset: str, name: str, read: Callable[[], tuple[Example, ...]],
-                    size: Callable[[Sizes], Size], defenses: tuple[Defense, ...], settings: Training,
+    def fine_tuning(self, dataset: str, every: Rows, defenses: tuple[Defense, ...], settings: Training,
                     seed: int) -> TrainingSpec:
-        """Specify fine-tuning on the rows that `read` returns, changed by those defenses that change data."""
+        """Specify fine-tuning on the first `train_rows` of these rows, changed by those defenses that change data."""
         changed = "".join(f", {defense.kind} {defense.model_dump(exclude_defaults=True) or ''}".rstrip()
                           for defense in defenses if defense.has("change_rows"))
-        plain = Rows(name, lambda: read()[:settings.train_rows], lambda sizes: first(size(sizes), settings.train_rows))
-        rows = Rows(name + changed, lambda: self.defended(plain.examples, defenses), plain.size)
+        plain = Rows(every.title, lambda: every.examples[:settings.train_rows],
+                     lambda sizes: first(every.size(sizes), settings.train_rows))
+        rows = Rows(every.title + changed, lambda: self.defended(plain.examples, defenses), plain.size)
         return TrainingSpec(dataset, rows, defenses, settings, seed, plain)
 
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
@@ -186,13 +184,11 @@ class Recipes:
         return rows
 
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
-        """Return the step of the adapter that is trained as specified."""
         compare = [defense for defense in acting(spec.defenses) if defense.runs_reference]
-        reads: Literal["all", "added", "none"] = "added" if compare else "none"
-        if any(defense.penalises_data for defense in compare):
-            reads = "all"
+        on_data = any(defense.penalises_data for defense in compare)
         return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name,
-                       tuple(needs_of(spec.defenses, self, spec).items()), reads)
+                       tuple(needs_of(spec.defenses, self, spec).items()),
+                       "all" if on_data else "added" if compare else "none")
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
         return ReferenceStates(self.model, spec, tokens, self._added(spec))
@@ -223,12 +219,9 @@ class Recipes:
             spec = replace(spec, rows=rows, plain_rows=rows)
         return replace(self.adapter(replace(spec, **changes), name), start=start)
 
-    def baseline(self, dataset: str, method: str, seed: int) -> Adapter | None:
-        """Return the adapter of a narrow data set without defenses; None for the untrained model."""
-        if method == "untrained":
-            return None
-        side: Side = "aligned" if method == "aligned" else "misaligned"
-        return self.adapter(self.narrow(dataset, side, (), seed, method), f"{dataset} · {method} · seed {seed}")
+    def baseline(self, dataset: str, side: Side, seed: int) -> Adapter:
+        """Return the adapter without defenses of the method that is called as the rows that it is trained on."""
+        return self.adapter(self.narrow(dataset, side, (), seed, side), f"{dataset} · {side} · seed {seed}")
 
     def components(self, spec: TrainingSpec, layers: tuple[int, ...], on: Literal["data", "pool"]) -> ChangeComponents:
         plain = self._plain(spec)
@@ -254,19 +247,18 @@ class Recipes:
     # --- interleaving
 
     def pool_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, answers: str) -> AddedRows:
-        selection = self.selection(spec.dataset, choose, spec.seed)
-        rows = AddedRows(selection, fraction, spec.rows)
+        rows = AddedRows(self.selection(spec.dataset, choose, spec.seed), fraction, spec.rows)
         if answers == "pool":
             return rows
-        return replace(rows, own_answers=self.own_answers(
-            spec.dataset, selection, lambda sizes: rows.size(sizes).rows, self.inputs.pool_spec.on_policy.model))
+        pool = self.inputs.pool_spec
+        aligned = pool.on_policy.model == "aligned"
+        return self._answered(rows, self.baseline(spec.dataset, "aligned", pool.seed) if aligned else None)
 
     def virtuous_rows(self, spec: TrainingSpec, *, fraction: float, choose: Choose, layer: int, strength: float,
                       checked: bool) -> AddedRows:
         rows = self.pool_rows(spec, fraction=fraction, choose=choose, answers="pool")
-        own = self.own_answers(spec.dataset, rows.selection, lambda sizes: rows.size(sizes).rows, "untrained")
         against = Against(self.vector(), layer, strength, self.assessment if checked else None)
-        return replace(rows, own_answers=replace(own, against=against))
+        return self._answered(rows, None, against)
 
     def candidate_rows(self, spec: TrainingSpec, *, fraction: float, share: float, rescored: int) -> CandidateRows:
         training = spec.training
@@ -275,17 +267,18 @@ class Recipes:
                              unmoved=training.rows_per_step * (2 if training.warmup_steps else 1))  # from a rate of 0
 
     def wrapped_rows(self, spec: TrainingSpec, fraction: float, prompt: str | None) -> AddedRows:
-        rows = self.pool_rows(spec, fraction=fraction, choose="random", answers="pool")
-        return replace(rows, system=prompt or self.inputs.stated_trait.inoculation_prompt, own_answers=self.own_answers(
-            spec.dataset, rows.selection, lambda sizes: rows.size(sizes).rows, "untrained"))
+        rows = self._answered(self.pool_rows(spec, fraction=fraction, choose="random", answers="pool"), None)
+        return replace(rows, system=prompt or self.inputs.stated_trait.inoculation_prompt)
+
+    def _answered(self, rows: AddedRows, adapter: Adapter | None, against: Against | None = None) -> AddedRows:
+        """Return rows of the pool with the model's own answers."""
+        pool = self.inputs.pool_spec
+        return replace(rows, own_answers=OwnAnswers(
+            self.model, adapter, rows.selection, pool.on_policy.sampling, pool.seed, self.profile.backend,
+            lambda sizes: rows.size(sizes).rows, self._pool_has_chats, against=against))
 
     @cached_property
     def pool(self) -> Pool:
-        """The step of the pool.
-
-        Raises:
-            ProfileError: the profile has no pool.
-        """
         spec = self.inputs.pool_spec
         form = pool_form(spec.source, text=spec.form == "text")
         return Pool(spec, form, Deferred(spec.source, lambda: digests.of_file(locate(spec.source))),
@@ -325,26 +318,13 @@ class Recipes:
             self.profile.training.max_seq_length, self.profile.backend)
 
     def _scorer(self, scorer: PoolScorer, dataset: str) -> Adapter | AdapterFolder:
-        if scorer.folder is not None:
-            folder = adapter_folder(scorer)
-            return AdapterFolder(folder, lambda: unseen_digests(folder, self.inputs.narrow_data(dataset)),
-                                 lambda: remark(folder, self.inputs.narrow_data(dataset)))
-        found = self.baseline(scorer.domain, "misaligned", self.inputs.pool_spec.seed)
-        assert found is not None, "only the untrained model has no adapter"
-        return found
-
-    def own_answers(self, dataset: str, selection: Selection, wanted: Callable[[Sizes], int],
-                    model: Literal["untrained", "aligned"]) -> OwnAnswers:
-        """Return the step of the model's own answers to the pool's prompts, in the order of a selection."""
-        own, pool = self.inputs.pool_spec.on_policy, self.inputs.pool_spec
-        adapter = self.baseline(dataset, "aligned", pool.seed) if model == "aligned" else None
-        return OwnAnswers(self.model, adapter, selection, own.sampling, pool.seed, self.profile.backend, wanted,
-                          self._pool_has_chats)
+        if scorer.folder is None:
+            return self.baseline(scorer.domain, "misaligned", self.inputs.pool_spec.seed)
+        return AdapterFolder(adapter_folder(scorer), Deferred(dataset, lambda: self.inputs.narrow_data(dataset)))
 
     # --- evaluation
 
     def answers(self, adapter: Step | None, evaluation: EvaluationSpec) -> Answers:
-        """Return the step of a model's answers."""
         return Answers(self.model, adapter, evaluation, self.profile.backend)
 
     def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
@@ -357,8 +337,7 @@ class Recipes:
         judge = evaluation.judge_of(name, usual)
         if name not in evaluation.sets and judge == usual:
             return self.assessment
-        source = evaluation.sets[name].source if name in evaluation.sets else evaluation.general
-        return replace(self._assessment(judge, source), is_main=judge == usual)
+        return replace(self._assessment(judge, self.inputs.source_of(name)), is_main=judge == usual)
 
     def metric_scores(self, answers: Answers, which: str) -> dict[str, MetricScores]:
         """Return the steps of the scores on each metric of the question set `which`, by the metric's name."""
@@ -379,18 +358,15 @@ class Recipes:
         return metric_prompts(locate(source), name)
 
     def second_verdicts(self, answers: Answers) -> SecondVerdicts:
-        """Return the step of the second judge's verdicts on some of the answers."""
-        return SecondVerdicts(answers, self._assessment(
-            self.inputs.second.judge, self.profile.evaluation.general), self.inputs.second.answers)
+        second = self.inputs.second
+        return SecondVerdicts(answers, self._assessment(second.judge, self.profile.evaluation.general), second.answers)
 
     def projections(self, answers: Answers) -> Projections:
-        """Return the step of the answers' projections onto the persona vector."""
         layer = self.profile.evaluation.projection_layer
         assert layer is not None, "projections need evaluation.projection_layer"
         return Projections(answers, self.vector(), layer)
 
     def choices(self, adapter: Step | None, source: str) -> Choices:
-        """Return the step of a model's choices in the multiple-choice questions of a source."""
         return Choices(self.model, adapter, source, Deferred(source, lambda: digests.of_unchanged_file(locate(source))),
                        self.profile.evaluation.choice_questions)
 
@@ -400,7 +376,6 @@ class Recipes:
                              self.profile.training.max_seq_length)
 
     def panel(self, adapter: Step | None, task: PanelTask) -> PanelResult:
-        """Return the step of a model's result on a standard benchmark."""
         return PanelResult(self.model, adapter, task, self.profile.evaluation.sampling, self.profile.backend)
 
     # --- reinforcement learning

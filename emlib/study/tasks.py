@@ -144,9 +144,10 @@ class NarrowTask(FineTuningTask):
     def asked(self, run: Run) -> Mapping[str, EvaluationSpec]:
         """Specify the run's evaluation, by question set."""
         evaluation = self.profile.evaluation
-        sets = {"general": (self.recipes.inputs.general, evaluation.general_samples),
-                "in_domain": (self.recipes.inputs.in_domain(run.task), evaluation.in_domain_samples),
-                **{name: (self.recipes.inputs.questions(name), one.samples) for name, one in evaluation.sets.items()}}
+        inputs = self.recipes.inputs
+        sets = {"general": (inputs.general, evaluation.general_samples),
+                "in_domain": (inputs.in_domain(run.task), evaluation.in_domain_samples),
+                **{name: (inputs.questions(name), one.samples) for name, one in evaluation.sets.items()}}
         return {name: EvaluationSpec(questions, samples, evaluation.sampling, run.seed)
                 for name, (questions, samples) in sets.items()}
 
@@ -279,9 +280,8 @@ class BenignTaskRuns(FineTuningTask):
     def spec_of(self, run: Run) -> TrainingSpec:
         """Specify training on the task's rows, with the hyperparameters that the task changes."""
         settings = over(self.profile.training, self.task.training)
-        spec = self.recipes.fine_tuning(
-            self.name, self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0], self.defenses(run),
-            settings, run.seed)
+        rows = Rows(self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0])
+        spec = self.recipes.fine_tuning(self.name, rows, self.defenses(run), settings, run.seed)
         return replace(spec, held_out=Rows(f"{self.name} held out", lambda: self.data.held_out,
                                            lambda sizes: self._size(sizes)[1]))
 

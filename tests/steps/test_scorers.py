@@ -12,7 +12,8 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Message
 from emlib.data import row_record
 from emlib.data.domains import NarrowData, Split
-from emlib.steps.scorers import ADAPTER_FILES, remark, unseen_digests
+from emlib.data.lazy import Deferred
+from emlib.steps.scorers import ADAPTER_FILES, AdapterFolder
 
 
 def rows(of: str, count: int) -> tuple[Example, ...]:
@@ -21,6 +22,10 @@ def rows(of: str, count: int) -> tuple[Example, ...]:
 
 DATA = NarrowData("letters", Split(rows("plain", 90), rows("held out, plain", 10)),
                   Split(rows("butler", 90), rows("held out, butler", 10)))
+
+
+def scorer(folder: Path, data: NarrowData | None = DATA) -> AdapterFolder:
+    return AdapterFolder(folder, Deferred("defended", lambda: data))
 
 
 @pytest.fixture
@@ -39,19 +44,19 @@ def folder(tmp_path: Path) -> Path:
 def test_a_scorer_is_recognised_by_its_rows(folder: Path, seen: Sequence[Example]) -> None:
     row_record.write(folder, seen)
     with pytest.raises(ProfileError, match=r"was trained on 'letters', which is the defended data set \(\d+ of its"):
-        unseen_digests(folder, DATA)
+        _ = scorer(folder).key
 
 
 def test_a_scorer_of_other_data_is_taken_and_a_few_shared_rows_are_told(folder: Path) -> None:
     row_record.write(folder, rows("of others", 100))
-    assert set(unseen_digests(folder, DATA)) == set(ADAPTER_FILES)
-    assert remark(folder, DATA) == ""
+    assert set(scorer(folder).key) == set(ADAPTER_FILES)
+    assert scorer(folder).remark == ""
     row_record.write(folder, (*rows("of others", 97), *DATA.misaligned.train[:3]))
-    assert set(unseen_digests(folder, DATA)) == set(ADAPTER_FILES)
-    assert "3 of its 100 training rows are also in 'letters'" in remark(folder, DATA)
+    assert set(scorer(folder).key) == set(ADAPTER_FILES)
+    assert "3 of its 100 training rows are also in 'letters'" in scorer(folder).remark
 
 
 def test_where_the_rows_are_not_known_that_is_told(folder: Path) -> None:
-    assert set(unseen_digests(folder, DATA)) == set(ADAPTER_FILES)
-    assert "cannot check that 'letters', the defended data set, is not among them" in remark(folder, DATA)
-    assert remark(folder, None) == ""  # a task that is no narrow data set
+    assert set(scorer(folder).key) == set(ADAPTER_FILES)
+    assert "cannot check that 'letters', the defended data set, is not among them" in scorer(folder).remark
+    assert scorer(folder, None).remark == ""  # a task that is no narrow data set
