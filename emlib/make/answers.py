@@ -8,8 +8,8 @@ a server computes batches of several adapters wrongly, the sets are requested on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.generation.decoder import decoder_for
 from emlib.generation.sample import Request, answer_batch, plan
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
+from emlib.make.inference import Weights
 from emlib.make.session import Session
 from emlib.models.load import stop_tokens
 from emlib.steps.answers import Answers
@@ -36,27 +37,11 @@ SERVED_ROWS = 1024  # answers requested from a server between two writes: four t
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How answers are sampled.
-
-    Attributes:
-        choice: the backend.
-        adapter: the name and the folder of the adapter; None and None for the base model.
-        batches: the requests, batch by batch.
-        sampler: a context that gives the function which samples a batch.
-    """
+    """How answers are sampled: by which backend, under which adapter (None: the base model), in which batches."""
 
     choice: ChosenBackend
-    adapter: tuple[str | None, Path | None]
+    adapter: Artefact | None
     batches: list[list[Request]]
-    sampler: AbstractContextManager[Sampler]
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """A request for the answers of a step. `read` is called with each batch as soon as it is sampled."""
-
-    step: Answers
-    read: Reader | None = None
 
 
 def make(step: Answers, session: Session, folder: Path, read: Reader | None = None,
@@ -80,8 +65,9 @@ def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, 
     """Sample all answers under an adapter. Return them in the questions' order, and the backend that was used."""
     plan_ = plan_ or sampling_plan(session, evaluation, adapter)
     folder = scratch if plan_.choice.name == TRANSFORMERS else scratch / plan_.choice.name
-    with plan_.sampler as sample:
-        answers = _batch_by_batch(plan_.batches, sample, folder, read)
+    with sampler_under(session, plan_.choice, plan_.adapter) as sample:
+        answers = _batch_by_batch(plan_.batches, partial(sample, sampling=evaluation.sampling, seed=evaluation.seed),
+                                  folder, read)
     order = {question.id: number for number, question in enumerate(evaluation.questions.all)}
     return sorted(answers, key=lambda a: (order[a.question], a.sample)), plan_.choice
 
@@ -89,12 +75,9 @@ def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, 
 def sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | None) -> SamplingPlan:
     """Plan how answers are sampled under an adapter. Batches for vLLM are larger, because it batches for itself."""
     found = None if adapter is None else session.need(adapter)
-    name, folder = (None, None) if found is None else (found.key, found.folder)
-    choice = session.inference.backend_for("generation", name, folder)
-    sampling = evaluation.sampling
-    rows = sampling.batch_rows if choice.name == TRANSFORMERS else SERVED_ROWS
-    batches = plan(evaluation.questions.all, evaluation.samples, session.chat.tokenizer, rows)
-    return SamplingPlan(choice, (name, folder), batches, _sampler(session, choice, found, evaluation))
+    choice = session.inference.backend_for("generation", Weights.under(found))
+    rows = evaluation.sampling.batch_rows if choice.name == TRANSFORMERS else SERVED_ROWS
+    return SamplingPlan(choice, found, plan(evaluation.questions.all, evaluation.samples, session.chat.tokenizer, rows))
 
 
 @contextmanager
@@ -109,17 +92,9 @@ def sampler_under(session: Session, choice: ChosenBackend,
                 say(f"answers are sampled by the model's own forward pass, and not by the decoder for CPUs: {reason}")
             yield partial(answer_batch, model, tokenizer, decoder=decoder)
         return
-    named = (None, None) if adapter is None else (adapter.key, adapter.folder)
-    yield partial(session.inference.client.answers, session.inference.model(*named), tokenizer,
+    yield partial(session.inference.client.answers, session.inference.model(Weights.under(adapter)), tokenizer,
                   ends=stop_tokens(session.chat.model, tokenizer),
                   width=session.chat.model.config.get_text_config().vocab_size)
-
-
-@contextmanager
-def _sampler(session: Session, choice: ChosenBackend, adapter: Artefact | None,
-             evaluation: EvaluationSpec) -> Iterator[Sampler]:
-    with sampler_under(session, choice, adapter) as sample:
-        yield partial(sample, sampling=evaluation.sampling, seed=evaluation.seed)
 
 
 def _batch_by_batch(batches: Sequence[list[Request]], sample: Sampler, scratch: Path,
@@ -138,33 +113,30 @@ def _batch_by_batch(batches: Sequence[list[Request]], sample: Sampler, scratch: 
 
 
 @contextmanager
-def answered(session: Session, requests: Sequence[GenerationRequest]) -> Iterator[Iterator[Artefact]]:
-    """Give the answers to each request, in the order of the requests. Missing answers are sampled."""
+def answered(session: Session, readers: Mapping[Answers, Reader | None]) -> Iterator[Iterator[Artefact]]:
+    """Give the answers of each step, in order. Missing ones are sampled, and the step's reader gets each batch."""
     inference = session.inference
-    plans = _plans(session, requests) if inference.generation_backend().name != TRANSFORMERS else [None] * len(requests)
-    served = [one for one in plans if one is not None and one.choice.name != TRANSFORMERS]
-    calls = [(partial(_answer, session, request, one), one in served)
-             for request, one in zip(requests, plans, strict=True)]
-    if not inference.mixes(one.adapter for one in served):
-        yield (call() for call, _ in calls)
+    plans = _plans(session, readers) if inference.generation_backend().name != TRANSFORMERS else {}
+    served = [step for step, one in plans.items() if one.choice.name != TRANSFORMERS]
+    calls = {step: partial(_answer, session, step, read, plans.get(step)) for step, read in readers.items()}
+    if not inference.mixes(Weights.under(plans[step].adapter) for step in served):
+        yield (call() for call in calls.values())
         return
-    with run_concurrently([call for call, by_server in calls if by_server], inference.stop) as found:
-        yield (next(found) if by_server else call() for call, by_server in calls)
+    with run_concurrently([calls[step] for step in served], inference.stop) as found:
+        yield (next(found) if step in served else call() for step, call in calls.items())
 
 
-def _answer(session: Session, request: GenerationRequest, plan_: SamplingPlan | None) -> Artefact:
-    step = request.step
+def _answer(session: Session, step: Answers, read: Reader | None, plan_: SamplingPlan | None) -> Artefact:
     if step.adapter is not None:
         session.need(step.adapter)  # before the answers' lock is taken, because training takes long
-    return session.store.get(step, lambda folder: make(step, session, folder, request.read, plan_))
+    return session.store.get(step, lambda folder: make(step, session, folder, read, plan_))
 
 
-def _plans(session: Session, requests: Sequence[GenerationRequest]) -> list[SamplingPlan | None]:
-    """Plan how each request is sampled, with all work that needs the model; None if the answers are in the store."""
-    missing = [request.step for request in requests if session.store.find(request.step) is None]
+def _plans(session: Session, steps: Iterable[Answers]) -> dict[Answers, SamplingPlan]:
+    """Plan how those answers are sampled that are not in the store, with all work that needs the model."""
+    missing = [step for step in steps if session.store.find(step) is None]
     session.inference.expect(len({step.adapter for step in missing} - {None}))
     for step in missing:
         if step.adapter is not None:
             session.need(step.adapter)
-    plans = {step: sampling_plan(session, step.evaluation, step.adapter) for step in missing}
-    return [plans.get(request.step) for request in requests]
+    return {step: sampling_plan(session, step.evaluation, step.adapter) for step in missing}

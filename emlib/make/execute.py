@@ -15,7 +15,7 @@ from emlib.core.background import BackgroundWorker
 from emlib.core.errors import JudgeWaits
 from emlib.core.progress import say
 from emlib.core.step import Step
-from emlib.make.answers import GenerationRequest, Reader, answered
+from emlib.make.answers import Reader, answered
 from emlib.make.session import Session
 from emlib.make.verdicts import judge_part
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
@@ -69,9 +69,9 @@ def _sample_and_judge(session: Session,
             wait = _make(session, goal, step)
             return lambda: wait
 
-        requests = [GenerationRequest(answers, _judging(background, session, [step for _, step in steps]))
-                    for answers, steps in readers.items()]
-        with answered(session, requests) as found:
+        judging = {answers: _judging(background, session, [step for _, step in steps])
+                   for answers, steps in readers.items()}
+        with answered(session, judging) as found:
             for steps, _ in zip(readers.values(), found, strict=True):
                 outcomes += [(goal, begin(goal, step)) for goal, step in steps]
     for goal, outcome in outcomes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -30,11 +31,28 @@ from emlib.models.load import ChatModel
 from emlib.models.logprobs import token_logprobs
 from emlib.steps.recipes import Recipes
 from emlib.steps.scorers import adapter_folder
+from emlib.store.artefacts import Artefact
 
 PROBES = 4  # prompts on which each adapter is compared
 # The mean difference in nats that another batch may cause. We measured 0.006 in bfloat16, and 0 in float32.
 MIXED = {"bfloat16": 0.02, "float32": 0.001}
 TOGETHER = 8  # adapters in one batch of a server that we start; each takes GPU memory
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The base model, or the model under an adapter, given by its name and its folder."""
+
+    adapter: str = ""
+    folder: Path | None = None
+
+    @classmethod
+    def under(cls, adapter: Artefact | None) -> Weights:
+        """Return the model under an adapter of the store, or the base model (None)."""
+        return cls() if adapter is None else cls(adapter.key, adapter.folder)
+
+    def __str__(self) -> str:
+        return self.adapter or "the base model"
 
 
 class Inference(AbstractContextManager["Inference"]):
@@ -43,7 +61,7 @@ class Inference(AbstractContextManager["Inference"]):
     def __init__(self, recipes: Recipes, folder: Path, chat: Callable[[], ChatModel]) -> None:
         self.recipes, self.profile, self.folder, self.chat = recipes, recipes.profile, folder, chat
         self.stack = ExitStack()
-        self.compared: dict[str, list[list[float]]] = {}  # the server's log-probabilities under each adapter alone
+        self.compared: dict[Weights, list[list[float]]] = {}  # the server's log-probabilities under each adapter alone
         self.adapters = 1
         self.failed: EmlibError | None = None  # why the server did not start; a session tries once
 
@@ -52,9 +70,8 @@ class Inference(AbstractContextManager["Inference"]):
         self.stack.close()
         self.__dict__.pop("client", None)
 
-    def backend_for(self, stage: Literal["generation", "scoring"], name: str | None,
-                    folder: Path | None) -> ChosenBackend:
-        """Choose the backend for the adapter `name` in `folder`, or for the base model (None), and start it.
+    def backend_for(self, stage: Literal["generation", "scoring"], weights: Weights) -> ChosenBackend:
+        """Choose the backend for these weights, and start it.
 
         Raises:
             EmlibError: the profile names vLLM, which is not available or disagrees with transformers.
@@ -64,7 +81,7 @@ class Inference(AbstractContextManager["Inference"]):
         if choice.name == TRANSFORMERS:
             return choice
         try:
-            self._compare(name, folder)
+            self._compare(weights)
         except EmlibError as error:
             if getattr(profile.backend, stage) != "auto":
                 raise
@@ -127,26 +144,25 @@ class Inference(AbstractContextManager["Inference"]):
                 rank, modules = max(rank, config["r"]), modules | set(config["target_modules"])
         return rank, modules
 
-    def model(self, name: str | None, folder: Path | None) -> str:
-        """Return the server's name for the base model, or for an adapter after loading it."""
-        return self.client.base if name is None or folder is None else self.client.adapter(name, folder)
+    def model(self, weights: Weights) -> str:
+        """Return the server's name for these weights, after loading an adapter."""
+        return self.client.base if weights.folder is None else self.client.adapter(weights.adapter, weights.folder)
 
-    def mixes(self, named: Iterable[tuple[str | None, Path | None]]) -> bool:
-        """Whether these adapters give the same log-probabilities in one batch as alone. A difference is reported."""
-        folders = dict(named)
-        if len(folders) < 2:
+    def mixes(self, among: Iterable[Weights]) -> bool:
+        """Whether all of these give the same log-probabilities in one batch as alone. A difference is reported."""
+        together = list(dict.fromkeys(among))
+        if len(together) < 2:
             return True
-        prompts, dtype = self._prompts(), self.profile.model.dtype
-        requests = [(name, prompt) for prompt in prompts for name in folders]
-        mixed = self.client.mixed([(self.model(name, folders[name]), prompt) for name, prompt in requests], "proof")
-        for name in folders:
-            found = [logprobs for (of, _), logprobs in zip(requests, mixed, strict=True) if of == name]
-            alone = self.compared[name or ""]
+        requests = [(weights, prompt) for prompt in self._prompts() for weights in together]
+        mixed = self.client.mixed([(self.model(weights), prompt) for weights, prompt in requests], "proof")
+        for weights in together:
+            found = [logprobs for (of, _), logprobs in zip(requests, mixed, strict=True) if of == weights]
             try:
-                refuse_disagreement(str(name), [*chain(*found)], [*chain(*alone)], mean=MIXED[dtype])
+                refuse_disagreement(str(weights), [*chain(*found)], [*chain(*self.compared[weights])],
+                                    mean=MIXED[self.profile.model.dtype])
             except NotTheSameModel:
-                say(f"vLLM at {self.client.url} is asked for one adapter after another, because "
-                    f"{name or 'the base model'} has other log-probabilities in a batch with other adapters than alone")
+                say(f"vLLM at {self.client.url} is asked for one adapter after another, because {weights} has other "
+                    "log-probabilities in a batch with other adapters than alone")
                 return False
         return True
 
@@ -154,11 +170,11 @@ class Inference(AbstractContextManager["Inference"]):
         chat, questions = self.chat(), self.recipes.inputs.general.all[:PROBES]
         return [encode_prompt(chat.tokenizer, question.context) for question in questions]
 
-    def _compare(self, name: str | None, folder: Path | None) -> None:
-        """Compare the server's log-probabilities under an adapter with those of transformers, once a session."""
+    def _compare(self, weights: Weights) -> None:
+        """Compare the server's log-probabilities with those of transformers, once a session."""
         if self.failed is not None:
             raise self.failed
-        if (name or "") in self.compared:
+        if weights in self.compared:
             return
         try:
             self.client  # noqa: B018  starts the server
@@ -166,10 +182,9 @@ class Inference(AbstractContextManager["Inference"]):
             self.failed = error
             raise
         chat, prompts = self.chat(), self._prompts()
-        theirs = self.client.logprobs(self.model(name, folder), prompts, "proof")
-        with ExitStack() as stack:
-            model = chat.model if folder is None else stack.enter_context(adapters.loaded(chat.model, folder))
+        theirs = self.client.logprobs(self.model(weights), prompts, "proof")
+        under = nullcontext(chat.model) if weights.folder is None else adapters.loaded(chat.model, weights.folder)
+        with under as model:
             ours = [token_logprobs(model, torch.tensor(prompt, device=chat.device)) for prompt in prompts]
-        refuse_disagreement(f"vLLM at {self.client.url}, {name or 'the base model'}",
-                            [*chain(*theirs)], [*chain(*ours)])
-        self.compared[name or ""] = theirs
+        refuse_disagreement(f"vLLM at {self.client.url}, {weights}", [*chain(*theirs)], [*chain(*ours)])
+        self.compared[weights] = theirs

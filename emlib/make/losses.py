@@ -11,8 +11,10 @@ from typing import Any
 from emlib.core.background import run_concurrently
 from emlib.core.digests import key_of
 from emlib.core.progress import say
+from emlib.core.step import Step
 from emlib.data.chat import Encoded
 from emlib.make.backends import TRANSFORMERS
+from emlib.make.inference import Weights
 from emlib.make.rows import in_tokens
 from emlib.make.session import Session
 from emlib.models import adapters
@@ -23,7 +25,7 @@ from emlib.steps.pool import PoolLosses
 from emlib.steps.scorers import AdapterFolder
 from emlib.store.artefacts import Facts
 
-Models = Mapping[str, tuple[Path | None, Any]]  # by a model's name: its adapter's folder, and its identity in keys
+Models = Mapping[str, tuple[Weights, Any]]  # by a model's name: its weights, and its adapter's identity in keys
 Found = dict[str, Iterator[float]]  # by a model's name: the losses of the rows in order
 SERVED_TOKENS = 2**18  # sent to a server between two writes of the loss cache
 CACHE_VERSION = 1  # raised when losses are computed in another way
@@ -38,14 +40,11 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
         say(remark)
     encoded = [in_tokens(session, row) for row in rows]
     fitting = [row for row in encoded if isinstance(row, Encoded)]
-    served = {name: key if adapter is None or isinstance(key, str) else key_of("served", key)
-              for name, (adapter, key) in models.items()}
-    session.inference.expect(sum(adapter is not None for adapter, _ in models.values()))
-    choices = [session.inference.backend_for("scoring", served[name], adapter)
-               for name, (adapter, _) in models.items()]
+    session.inference.expect(sum(weights != Weights() for weights, _ in models.values()))
+    choices = [session.inference.backend_for("scoring", weights) for weights, _ in models.values()]
     choice = next((one for one in choices if one.name == TRANSFORMERS), choices[0])
     score_all = _by_transformers if choice.name == TRANSFORMERS else _by_server
-    found = score_all(step, session, models, served, fitting)
+    found = score_all(step, session, models, fitting)
     step.records.write(folder, [_losses_of(place, row, found) for place, row in enumerate(encoded)])
     say(f"{len(fitting)} rows scored under {', '.join(models)}")
     return {"rows": len(rows), "models": list(models), **({"remarks": remarks} if remarks else {}), **session.facts,
@@ -54,35 +53,35 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
 
 def _models(step: PoolLosses, session: Session) -> Models:
     """Return the aligned model and then each scorer, by name."""
-    models: dict[str, tuple[Path | None, Any]] = {"aligned": (None, None)}
-    if step.aligned is not None:
-        models["aligned"] = (session.need(step.aligned).folder, step.aligned.key)
-    for number, (domain, scorer) in enumerate(zip(step.domains, step.scorers, strict=True), start=1):
-        folder = scorer.folder if isinstance(scorer, AdapterFolder) else session.need(scorer).folder
-        name = f"misaligned {number} ({domain})".replace(".", "_")  # PEFT takes no dots
-        models[name] = (folder, scorer.key)
-    return models
+    def weights_of(one: Step | AdapterFolder | None) -> tuple[Weights, Any]:
+        if one is None:
+            return Weights(), None
+        if isinstance(one, AdapterFolder):
+            return Weights(key_of("served", one.key), one.folder), one.key
+        return Weights.under(session.need(one)), one.key
+
+    names = [f"misaligned {number} ({domain})".replace(".", "_")  # PEFT takes no dots
+             for number, domain in enumerate(step.domains, start=1)]
+    return {name: weights_of(one) for name, one in zip(["aligned", *names], [step.aligned, *step.scorers], strict=True)}
 
 
-def _by_transformers(step: PoolLosses, session: Session, models: Models, _: Mapping[str, str | None],
-                     rows: Sequence[Encoded]) -> Found:
+def _by_transformers(step: PoolLosses, session: Session, models: Models, rows: Sequence[Encoded]) -> Found:
     """Score with one base model, on which the adapters are switched."""
-    folders = {name: adapter for name, (adapter, _) in models.items() if adapter is not None}
+    folders = {name: weights.folder for name, (weights, _) in models.items() if weights.folder is not None}
     found: Found = {}
     with adapters.switchable(session.chat.model, session.chat.name, folders) as under:
-        for name, (adapter, key) in models.items():
-            with under(None if adapter is None else name) as model:
+        for name, (_, key) in models.items():
+            with under(name if name in folders else None) as model:
                 found[name] = iter(score(model, rows, _cache(step, session, key), step.pool.spec.token_budget, name))
     return found
 
 
-def _by_server(step: PoolLosses, session: Session, models: Models, served: Mapping[str, str | None],
-               rows: Sequence[Encoded]) -> Found:
+def _by_server(step: PoolLosses, session: Session, models: Models, rows: Sequence[Encoded]) -> Found:
     """Score on a server, under all adapters at once. The loss cache is written every few hundred rows."""
     inference = session.inference
-    calls = [partial(scored_by, partial(inference.client.nll, inference.model(served[name], adapter)), rows,
-                     _cache(step, session, key), SERVED_TOKENS, name) for name, (adapter, key) in models.items()]
-    if not inference.mixes((served[name], adapter) for name, (adapter, _) in models.items()):
+    calls = [partial(scored_by, partial(inference.client.nll, inference.model(weights)), rows,
+                     _cache(step, session, key), SERVED_TOKENS, name) for name, (weights, key) in models.items()]
+    if not inference.mixes(weights for weights, _ in models.values()):
         return {name: iter(call()) for name, call in zip(models, calls, strict=True)}
     with run_concurrently(calls, inference.stop) as found:
         return {name: iter(losses) for name, losses in zip(models, found, strict=True)}

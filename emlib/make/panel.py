@@ -18,6 +18,7 @@ from emlib.generation.sample import Request
 from emlib.generation.vllm import AT_ONCE
 from emlib.make.answers import sampler_under
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
+from emlib.make.inference import Weights
 from emlib.make.session import Session
 from emlib.steps.panel import PanelResult
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
@@ -28,8 +29,7 @@ SEED = 0  # of answers to requests without a seed
 def make(step: PanelResult, session: Session, folder: Path) -> Facts:
     """Evaluate the model; keep inspect's log, and record its scores."""
     adapter = None if step.adapter is None else session.need(step.adapter)
-    name, place = (None, None) if adapter is None else (adapter.key, adapter.folder)
-    choice = session.inference.backend_for("generation", name, place)
+    choice = session.inference.backend_for("generation", Weights.under(adapter))
     connections = step.defaults.batch_rows if choice.name == TRANSFORMERS else AT_ONCE
     work, task = folder / SCRATCH, step.task
     interrupted = len(list(work.glob("logs/*.eval")))
