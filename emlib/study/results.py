@@ -13,22 +13,6 @@ from emlib.core.files import write_text
 from emlib.study.runs import Run, RunResult, Section
 
 FILES: dict[Section, str] = {"narrow": "results.csv", "benign": "benign.csv", "grpo": "grpo.csv"}
-MEASURES = ("misaligned", "incoherent", "asked", "scored")
-METRIC_ENDS = ("", "_asked", "_scored")  # of a question set's own metric: its share in percent, and these counts
-
-
-def columns(profile: Profile, section: Section) -> list[str]:
-    """Return the columns of a section's file."""
-    if section == "benign":
-        return ["model", "task", "tier", "method", "setting", "seed", "exact_match", "asked"]
-    if section == "grpo":
-        return ["model", "method", "setting", "seed", "train_accuracy", "train_reward", "eval_accuracy", "eval_reward",
-                "asked"]
-    measured = [f"{name}_{measure}" for name in QUESTION_SETS for measure in MEASURES]
-    for name, one in profile.evaluation.sets.items():
-        measured += [f"{name}_{measure}" for measure in MEASURES] if one.has_verdicts else []
-        measured += [f"{name}_{metric}{end}" for metric in one.metrics for end in METRIC_ENDS]
-    return ["model", "dataset", "method", "setting", "seed", *measured, "train_seconds", "train_tokens", "run_key"]
 
 
 def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[RunResult]]) -> list[Path]:
@@ -37,8 +21,7 @@ def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[Ru
     for section, results in finished.items():
         if results:
             path = folder / FILES[section]
-            frame = pd.DataFrame([row(profile, section, result) for result in results],
-                                 columns=columns(profile, section))
+            frame = pd.DataFrame([row(profile, section, result) for result in results])
             whole = [name for name in ("tier", "train_tokens") if name in frame]  # integers that may be missing
             write_text(path, frame.astype(dict.fromkeys(whole, "Int64")).to_csv(index=False))
             written.append(path)
@@ -46,25 +29,37 @@ def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[Ru
 
 
 def row(profile: Profile, section: Section, result: RunResult) -> dict[str, Any]:
-    """Return a run's row. Percentages are of all answers asked for."""
+    """Return a run's row, in the order of the file's columns. Percentages are of all answers asked for."""
     run = result.run
-    shared = {"model": run.model, "method": run.method, "setting": run.setting, "seed": run.seed}
+    condition = {"method": run.method, "setting": run.setting, "seed": run.seed}
     if section == "benign":
         task, tier = task_and_tier(profile, run)
         score = result.exact_match
-        return shared | {"task": task, "tier": tier, "exact_match": score.strict.percent, "asked": score.asked}
+        return {"model": run.model, "task": task, "tier": tier, **condition, "exact_match": score.strict.percent,
+                "asked": score.asked}
     if section == "grpo":
         found = result.rewards
-        return shared | {"train_accuracy": percent(found.train_accuracy), "train_reward": found.train_reward,
-                         "eval_accuracy": percent(found.eval_accuracy), "eval_reward": found.eval_reward,
-                         "asked": found.asked}
-    rates = {f"{which}_{name}": value for which, found in result.sets.items() for name, value in (
-        ("misaligned", found.misaligned.percent), ("incoherent", found.incoherent.percent), ("asked", found.asked),
-        ("scored", found.scored))}
-    metrics = {f"{name}{end}": value for name, found in result.metrics.items() for end, value in zip(
-        METRIC_ENDS, (found.share.percent, found.asked, found.scored), strict=True)}
-    return shared | {"dataset": run.task} | rates | metrics | {
-        "train_seconds": result.train_seconds, "train_tokens": result.train_tokens, "run_key": result.run_key}
+        return {"model": run.model, **condition,
+                "train_accuracy": percent(found.train_accuracy), "train_reward": found.train_reward,
+                "eval_accuracy": percent(found.eval_accuracy), "eval_reward": found.eval_reward, "asked": found.asked}
+    return {"model": run.model, "dataset": run.task, **condition, **_measured(profile, result),
+            "train_seconds": result.train_seconds, "train_tokens": result.train_tokens, "run_key": result.run_key}
+
+
+def _measured(profile: Profile, result: RunResult) -> dict[str, Any]:
+    """Return the rates of each question set, followed by those of its own metrics."""
+    found: dict[str, Any] = {}
+    sets = profile.evaluation.sets
+    for which in (*QUESTION_SETS, *sets):
+        if which in result.sets:
+            rates = result.rates(which)
+            found |= {f"{which}_misaligned": rates.misaligned.percent, f"{which}_incoherent": rates.incoherent.percent,
+                      f"{which}_asked": rates.asked, f"{which}_scored": rates.scored}
+        for name in sets[which].metrics if which in sets else ():
+            metric = result.metrics[f"{which}_{name}"]
+            found |= {f"{which}_{name}": metric.share.percent, f"{which}_{name}_asked": metric.asked,
+                      f"{which}_{name}_scored": metric.scored}
+    return found
 
 
 def task_and_tier(profile: Profile, run: Run) -> tuple[str, int | None]:
