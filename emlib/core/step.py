@@ -62,6 +62,10 @@ class Step(ABC):
         """Return the entry for this step in the settings of a step that is made from it and calls it `name`."""
         return {name: self.key}
 
+    def completed(self, records: list[Any]) -> list[Any]:
+        """Return the records of its artefact with what no file stores (`emlib.core.records.NOT_STORED`)."""
+        return records
+
     @property
     def identity(self) -> dict[str, Any]:
         """What the store records of it: its version and its settings."""

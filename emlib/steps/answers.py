@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
-from emlib.config import Backend, LlmJudge, NoJudge, OpenAIJudge
+from emlib.config import Backend, LlmJudge, NoJudge, OpenAIJudge, Thresholds
 from emlib.core.digests import of_value
 from emlib.core.files import RecordFile
-from emlib.core.records import Answer, MetricScore, Verdict
+from emlib.core.records import Answer, MetricScore, Verdict, with_clusters
 from emlib.core.seeds import some_of
 from emlib.core.step import Step
 from emlib.core.work import Work
@@ -51,13 +51,18 @@ class Answers(AdapterStep):
 
 @dataclass(frozen=True)
 class Verdicts(Step):
-    """A judge's verdicts on answers."""
+    """A judge's verdicts on answers. The thresholds that label them are no part of the key."""
 
     stage: ClassVar = "verdicts"
     records: ClassVar = RecordFile("verdicts.jsonl", Verdict)
 
     answers: Answers
     assessment: Assessment
+    thresholds: Thresholds = field(default_factory=Thresholds, compare=False, kw_only=True)
+
+    def completed(self, records: list[Any]) -> list[Any]:
+        bounds = (self.thresholds.alignment, self.thresholds.coherence)
+        return with_clusters([replace(one, bounds=bounds) for one in records], self.answers.evaluation.questions.all)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,6 +95,9 @@ class MetricScores(Step):
     metric: str
     prompts: Deferred[Mapping[str, str]]
     has_labels: bool = False
+
+    def completed(self, records: list[Any]) -> list[Any]:
+        return with_clusters(records, self.answers.evaluation.questions.all)
 
     @property
     def settings(self) -> dict[str, Any]:

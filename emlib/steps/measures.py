@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from emlib.core.files import RecordFile
+from emlib.core.records import with_clusters
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Rows
 from emlib.evaluation.records import Choice, Projected
@@ -36,6 +37,9 @@ class Projections(Step):
     @property
     def title(self) -> str:
         return f"projections of {self.answers.title}"
+
+    def completed(self, records: list[Any]) -> list[Any]:
+        return with_clusters(records, self.answers.evaluation.questions.all)
 
 
 @dataclass(frozen=True)

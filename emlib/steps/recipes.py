@@ -329,7 +329,9 @@ class Recipes:
 
     def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
         """Return the step of the judge's verdicts on the answers to the question set `which`."""
-        return Verdicts(answers, self._assessment_of_set(which))
+        further = self.profile.evaluation.sets.get(which)
+        verdicts = Verdicts(answers, self._assessment_of_set(which))
+        return verdicts if further is None else replace(verdicts, thresholds=further.thresholds)
 
     def _assessment_of_set(self, name: str) -> Assessment:
         """Return the judge of a question set with its rubrics."""

@@ -84,7 +84,7 @@ class Artefact:
 
     def records(self, step: Step) -> list[Any]:
         """Read the records of `step`, whose artefact this is."""
-        return read_records(self.file(step.records.name), step.records.kind)
+        return step.completed(read_records(self.file(step.records.name), step.records.kind))
 
     def has(self, name: str) -> bool:
         """Whether it has a file of this name."""

@@ -18,14 +18,14 @@ from emlib.core.digests import key_of
 from emlib.core.errors import JudgeWaits, StoreError
 from emlib.core.files import read_appended, read_records
 from emlib.core.progress import say
-from emlib.core.records import Answer, Question, Verdict, with_clusters
+from emlib.core.records import Answer, Question, Verdict
 from emlib.core.step import Step, closure
 from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import READINGS, Choice, Projected, Reading
-from emlib.steps.answers import Answers
+from emlib.steps.answers import Answers, Verdicts
 from emlib.steps.inputs import Inputs
 from emlib.steps.pool import AddedRows, takes_pool_rows
 from emlib.steps.recipes import Recipes
@@ -34,17 +34,7 @@ from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Store
 from emlib.study import overrides, ownership, precision, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeringPoint, TrajectoryPoint
-from emlib.study.tasks import (
-    BenignTaskRuns,
-    FineTuningTask,
-    NarrowTask,
-    Points,
-    Task,
-    made,
-    sliced,
-    tasks_of,
-    verdicts_of,
-)
+from emlib.study.tasks import BenignTaskRuns, FineTuningTask, NarrowTask, Points, Task, sliced, tasks_of
 from emlib.training.records import LOG, StepRecord
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep
 
@@ -249,23 +239,18 @@ class Study:
 
         None also for a set that is scored by its own metrics alone.
         """
-        task = self.narrow(run)
-        step = task.verdicts(run).get(which)
-        found = self.found(step)
-        return None if step is None or found is None else verdicts_of(step, found, task.thresholds(which))
+        return self.read(self.narrow(run).verdicts(run).get(which))
 
     def triggered(self, run: Run) -> dict[str, list[Verdict]] | None:
         """Return a narrow run's verdicts under each trigger, after those of `NO_TRIGGER` on the same questions.
 
         None if some are not in the store, or the run is asked under no trigger.
         """
-        steps = self.narrow(run).triggered(run)
-        found = {name: self.found(step) for name, step in steps.items()}
+        found = self._read_all(self.narrow(run).triggered(run))
         general = self.verdicts(run, "general")
-        if not found or general is None or None in found.values():
+        if not found or general is None:
             return None
-        verdicts = {name: verdicts_of(steps[name], artefact) for name, artefact in found.items()}
-        return {NO_TRIGGER: without_trigger(general, next(iter(verdicts.values())))} | verdicts
+        return {NO_TRIGGER: without_trigger(general, next(iter(found.values())))} | found
 
     def trajectory(self, run: Run) -> list[TrajectoryPoint] | None:
         """Return a narrow run's verdicts along its training, by question set, from the untrained model to the end.
@@ -287,19 +272,21 @@ class Study:
         """Read the verdicts along a training; None if some are not in the store, or the number of steps is unknown."""
         points = []
         for share, steps in along.items():
-            found = {name: self.found(step) for name, step in steps.items()}
-            if None in found.values():
+            found = self._read_all(steps)
+            if found is None:
                 return None
             taken = 0 if share == 0 else self._steps_before(next(iter(steps.values())).answers)
             if taken is None:
                 say(f"{run}: left out along its steps, because an adapter was removed and nothing else states their "
                     "number. To evaluate again: `make clean WHAT=\"answers verdicts\"`, then `make reproduce`.")
                 return None
-            points.append(TrajectoryPoint(
-                share, taken,
-                {name: verdicts_of(steps[name], artefact, self.narrow(run).thresholds(name))
-                 for name, artefact in found.items()}))
+            points.append(TrajectoryPoint(share, taken, found))
         return points
+
+    def _read_all(self, steps: Mapping[str, Verdicts]) -> dict[str, list[Verdict]] | None:
+        """Read all of these verdicts, by the same names; None if some are not in the store."""
+        found = {name: verdicts for name, step in steps.items() if (verdicts := self.read(step)) is not None}
+        return found if len(found) == len(steps) else None
 
     def _steps_before(self, answers: Answers) -> int | None:
         """Return the number of training steps before these answers; None if neither adapter nor answers state it."""
@@ -315,16 +302,12 @@ class Study:
     def opinions(self, run: Run) -> Opinions | None:
         """Return two judges' verdicts on the same general answers; None if they are not in the store."""
         step = self.recipes.second_verdicts(self.task(run).answers(run)["general"])
-        first, found = self.verdicts(run, "general"), self.found(step)
-        if first is None or found is None:
-            return None
-        return Opinions(run, tuple(step.chosen(first)), tuple(verdicts_of(step, found)))
+        first, second = self.verdicts(run, "general"), self.read(step)
+        return None if first is None or second is None else Opinions(run, tuple(step.chosen(first)), tuple(second))
 
     def projected(self, run: Run) -> list[Projected] | None:
         """Return the projections of the run's general answers onto the persona vector; None if not in the store."""
-        answers = self.task(run).answers(run)["general"]
-        found = self.read(self.recipes.projections(answers))
-        return None if found is None else with_clusters(found, answers.evaluation.questions.all)
+        return self.read(self.recipes.projections(self.task(run).answers(run)["general"]))
 
     def choices(self, run: Run, source: str) -> list[Choice] | None:
         """Return the run's choices in a source's multiple-choice questions; None if they are not in the store."""
@@ -421,10 +404,13 @@ class Study:
         sweep = {(layer, strength): self.recipes.steered(layer, strength)
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
         self.need([self.recipes.vector(), *sweep.values()])
-        return [SteeringPoint(layer, strength, *(
-                    read_records(made(self.found(step)).file(file.name), file.kind)
-                    for file in (step.records, step.verdicts)))
-                for (layer, strength), step in sweep.items()]
+        points = []
+        for (layer, strength), step in sweep.items():
+            made = self.found(step)
+            assert made is not None, "it was made above"
+            points.append(SteeringPoint(layer, strength, *(
+                read_records(made.file(file.name), file.kind) for file in (step.records, step.verdicts))))
+        return points
 
     def select(self, runs: Sequence[Run]) -> None:
         """Order the pool's rows for these runs, and score the rows first if the order needs it."""

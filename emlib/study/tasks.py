@@ -12,10 +12,10 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
-from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, Thresholds, datasets_of
+from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, datasets_of
 from emlib.config.methods import SweptMethod
 from emlib.core.errors import ProfileError, nearest
-from emlib.core.records import Answer, Verdict, with_clusters
+from emlib.core.records import Answer
 from emlib.core.schema import Strict
 from emlib.core.step import Step
 from emlib.data.benign import TaskData, load_opswap, load_qa
@@ -40,7 +40,6 @@ GRPO = "grpo"
 Settings = TypeVar("Settings", bound=Strict)
 Find = Callable[[Step], Artefact | None]
 Points = Mapping[float, Mapping[str, Verdicts]]  # steps by share of a training, and by question set
-SECTION_4_3 = Thresholds()
 
 
 class Task(ABC):
@@ -184,17 +183,20 @@ class NarrowTask(FineTuningTask):
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates | MetricRate] | None:
         """Compute the rates by question set, and those of further metrics by `set_metric`; None if one is missing."""
-        if any(find(step) is None for step in self.evaluation(run).values()):
-            return None
-        resamples = self.profile.evaluation.bootstrap
-        found: dict[str, Rates | MetricRate] = {
-            name: replace(rates(verdicts_of(step, find(step), self.thresholds(name)), of=of, resamples=resamples),
-                          cut=_cut(find(step.answers)), coherence_judged=self.profile.judges_coherence(name))
-            for name, step in self.verdicts(run).items()}
-        for (which, name), step in self.metrics(run).items():
-            metric = self.profile.evaluation.sets[which].metrics[name]
-            scores = with_clusters(made(find(step)).records(step), step.answers.evaluation.questions.all)
-            found[f"{which}_{name}"] = metric_rate(scores, metric, of=of, resamples=resamples)
+        evaluation = self.profile.evaluation
+        found: dict[str, Rates | MetricRate] = {}
+        for name, step in self.verdicts(run).items():
+            if (made := find(step)) is None:
+                return None
+            answers = find(step.answers)  # which may have been removed
+            found[name] = replace(rates(made.records(step), of=of, resamples=evaluation.bootstrap),
+                                  cut=None if answers is None else answers.facts.get("cut"),
+                                  coherence_judged=self.profile.judges_coherence(name))
+        for (which, name), scores in self.metrics(run).items():
+            if (made := find(scores)) is None:
+                return None
+            found[f"{which}_{name}"] = metric_rate(made.records(scores), evaluation.sets[which].metrics[name], of=of,
+                                                   resamples=evaluation.bootstrap)
         return found
 
     def trajectory(self, run: Run) -> Points:
@@ -234,16 +236,6 @@ class NarrowTask(FineTuningTask):
 
     def after_attacks(self, run: Run) -> Sequence[Verdicts]:
         return [step for points in self.attacks(run).values() for point in points.values() for step in point.values()]
-
-    def thresholds(self, which: str) -> Thresholds:
-        """Return the bounds of the labels of a question set."""
-        further = self.profile.evaluation.sets.get(which)
-        return Thresholds() if further is None else further.thresholds
-
-
-def _cut(answers: Artefact | None) -> int | None:
-    """Return how many answers reached the token limit; None if the answers are no longer there."""
-    return None if answers is None else answers.facts.get("cut")
 
 
 class BenignTaskRuns(FineTuningTask):
@@ -390,20 +382,6 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
         raise ProfileError(f"Profile '{recipes.study}' has two tasks called '{twice[0]}' among its data sets, benign "
                            f"tasks and '{GRPO}'. Rename one of them.")
     return {task.name: task for task in found}
-
-
-def verdicts_of(step: Verdicts, artefact: Artefact | None, thresholds: Thresholds = SECTION_4_3) -> list[Verdict]:
-    """Read a step's verdicts, which are labelled by the thresholds, with the clusters that their questions state."""
-    bounds = (thresholds.alignment, thresholds.coherence)
-    found = [replace(verdict, bounds=bounds)
-             for verdict in made(artefact).records(step)]
-    return with_clusters(found, step.answers.evaluation.questions.all)
-
-
-def made(artefact: Artefact | None) -> Artefact:
-    """Return an artefact that is known to be in the store."""
-    assert artefact is not None, "the artefact was made"
-    return artefact
 
 
 def sliced(label: str, asked: Iterable[Any] | None, known: Sequence[Any]) -> list[Any]:
