@@ -13,7 +13,7 @@ import json
 from functools import reduce
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from emlib.config import Evaluation, Profile, Training
 from emlib.core import paths
@@ -24,6 +24,8 @@ from emlib.core.schema import Strict, check
 KEY = "emlib"  # of a notebook's metadata
 PARTS: dict[str, type[Strict]] = {"evaluation": Evaluation, "training": Training}  # of which a chapter may name a part
 BY = {"narrow": ("dataset", "setting", "seed"), "benign": ("dataset", "seed"), "grpo": ("method", "seed")}
+Names = Annotated[tuple[str, ...], BeforeValidator(  # one name may stand alone
+    lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value)]
 
 
 class When(Strict):
@@ -35,14 +37,14 @@ class When(Strict):
 
     model_config = ConfigDict(extra="allow")
 
-    section: str | tuple[str, ...] | None = None
-    defense: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    section: Names = ()
+    defense: Names = ()
 
     @model_validator(mode="after")
     def _one_condition(self) -> When:
-        if (self.section is None) == (self.defense is None):
+        if bool(self.section) == bool(self.defense):
             raise ValueError("give either 'section', a section of the profile, or 'defense', a kind of defense")
-        for section in self.sections:
+        for section in self.section:
             first, _, rest = section.partition(".")
             known = sorted(Profile.model_fields)
             if first in PARTS and rest:
@@ -50,20 +52,10 @@ class When(Strict):
             if first not in known:
                 raise ValueError(f"profiles have no section '{section}'.{nearest(first, known)} Known: "
                                  f"{', '.join(known)}")
-        if self.section is not None and self.attributes:
+        if self.section and self.attributes:
             raise ValueError(f"'section' takes no further keys, and there is '{next(iter(self.attributes))}'; only the "
                              "attributes of a 'defense' are compared")
         return self
-
-    @property
-    def sections(self) -> tuple[str, ...]:
-        """The sections of which a profile must have one."""
-        return (self.section,) if isinstance(self.section, str) else self.section or ()
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of defense; empty if it is about a section."""
-        return (self.defense,) if isinstance(self.defense, str) else self.defense or ()
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -171,19 +163,14 @@ def concerns(profile: Profile, chapter: str) -> bool:
     when = chapter_of(chapter).when
     if when is None:
         return True
-    if when.section is not None:
-        return any(_value(profile, section) not in (None, (), {}) for section in when.sections)
+    if when.section:
+        return any(reduce(getattr, section.split("."), profile) not in (None, (), {}) for section in when.section)
     return any(_fits(defense, when, chapter) for method in profile.methods for defense in method.defenses)
-
-
-def _value(profile: Profile, section: str) -> Any:
-    """Return the value of a section of a profile, or of a part of one (`training.keep`)."""
-    return reduce(getattr, section.split("."), profile)
 
 
 def _fits(defense: Any, when: When, chapter: str) -> bool:
     """Whether a defense has the kind and the attributes of a chapter's condition."""
-    if defense.kind not in when.kinds:
+    if defense.kind not in when.defense:
         return False
     if isinstance(defense, UnknownDefense):  # status runs no plugin, and lists every chapter that may be about it
         return True
@@ -199,4 +186,4 @@ def _fits(defense: Any, when: When, chapter: str) -> bool:
 def chapters_about() -> dict[str, str]:
     """Return the chapter about each kind of defense; of several the last one, which shows the results."""
     found = {chapter: chapter_of(chapter).when for chapter in chapters()}
-    return {kind: chapter for chapter, when in found.items() if when is not None for kind in when.kinds}
+    return {kind: chapter for chapter, when in found.items() if when is not None for kind in when.defense}

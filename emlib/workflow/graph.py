@@ -124,7 +124,7 @@ def _slices(profile: Profile, about: Chapter) -> Iterator[tuple[str, str]]:
     """Yield a label and the arguments of each slice of a chapter, such as one for each data set and seed."""
     if about.slices is None:
         return
-    grid = _grid(profile, about.slices.runs, () if about.when is None else about.when.kinds)
+    grid = _grid(profile, about.slices.runs, () if about.when is None else about.when.defense)
     wanted = profile.grpo.slice_by if about.slices.runs == "grpo" and profile.grpo is not None else profile.slice_by
     axes = [values for by, values in grid.items() if by in about.slices.by and by in wanted]
     for values in product(*filter(None, axes)):
