@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from emlib.core.command import ends_with_message
 from emlib.core.errors import StoreError, nearest
 from emlib.core.of_kind import unknown_kinds_allowed
-from emlib.study.inventory import KINDS, steps_of
+from emlib.core.step import Step
+from emlib.steps.adapter import Adapter, KeptAdapter
+from emlib.steps.answers import Answers, MetricScores, Verdicts
+from emlib.steps.grpo import GrpoAdapter, GrpoRewards
 from emlib.study.study import Study, open_study
 from emlib.workflow.job_log import AttemptLog
+
+# The kinds that a user may name. A judge's single scores are in a separate file and are not among them.
+KINDS: Mapping[str, tuple[type[Step], ...]] = {
+    "adapters": (Adapter, KeptAdapter, GrpoAdapter), "answers": (Answers,),
+    "verdicts": (Verdicts, MetricScores, GrpoRewards)}
 
 
 def clean(study: Study, kinds: Sequence[str] = ()) -> str:
@@ -45,6 +53,12 @@ def clean(study: Study, kinds: Sequence[str] = ()) -> str:
         return f"{study.name}: there are no results to remove."
     shutil.rmtree(study.folder)
     return f"{study.folder} was removed. Adapters, answers and verdicts are kept."
+
+
+def steps_of(study: Study, kind: str) -> list[Step]:
+    """Return the steps of one kind that the profile's runs end in, each once."""
+    steps = dict.fromkeys(step for run in study.every_run() for step in study.own_steps(run))
+    return [step for step in steps if isinstance(step, KINDS[kind])]
 
 
 def _remove_artefacts(study: Study, kind: str) -> str:

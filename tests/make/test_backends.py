@@ -139,7 +139,7 @@ def runs_beside(folder: Path, code: str) -> None:
 
 REFUSE = "raise SystemExit('imported: ' + __name__)\n"
 UNTIL_A_MODEL = ("config", "explore.bench", "make.backends", "report.book.build", "report.estimate", "steps.recipes",
-                 "study.inventory", "study.plan.build", "study.pool", "study.study", "workflow.environment",
+                 "study.plan.build", "study.pool", "study.study", "workflow.cleaning", "workflow.environment",
                  "workflow.graph", "workflow.merge", "workflow.notebooks", "workflow.status")
 
 

@@ -26,11 +26,11 @@ from emlib.models import adapters
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards
-from emlib.study.inventory import steps_of
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study, open_study
 from emlib.study.tasks import GrpoTask
 from emlib.workflow import graph
+from emlib.workflow.cleaning import steps_of
 from tests.judging.server import JudgeServer, saying
 from tests.judging.sheets import part_of
 

@@ -30,10 +30,10 @@ from emlib.report.estimate import Estimate
 from emlib.report.figures import conditions as figures
 from emlib.report.tables import persistence, result_tables
 from emlib.steps.adapter import Adapter, KeptAdapter
-from emlib.study.inventory import steps_of
 from emlib.study.plan.build import finished
 from emlib.study.runs import TrajectoryPoint
 from emlib.study.study import Study, open_study
+from emlib.workflow.cleaning import steps_of
 from tests.made import apart
 
 PROFILE = """

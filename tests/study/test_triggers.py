@@ -15,9 +15,8 @@ from emlib.evaluation.rates import rates
 from emlib.report.estimate import Estimate
 from emlib.report.figures import conditions as figures
 from emlib.report.tables import conditions, result_tables
-from emlib.study.inventory import steps_of
 from emlib.study.study import Study, open_study
-from emlib.workflow.cleaning import clean
+from emlib.workflow.cleaning import clean, steps_of
 
 PROFILE = """
 extends: tiny
