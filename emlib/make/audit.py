@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 from emlib.core.progress import say
-from emlib.core.records import Example, Question
+from emlib.core.records import Question
 from emlib.core.seeds import some_of
-from emlib.data.chat import encode_all
 from emlib.data.lazy import Questions
-from emlib.evaluation.projection import projections
 from emlib.evaluation.records import AuditedRow
 from emlib.make.answers import sampled
+from emlib.make.measures import projected
 from emlib.make.session import Session
 from emlib.steering import extraction
 from emlib.steps.audit import RowAudit
@@ -35,30 +34,16 @@ def make(step: RowAudit, session: Session, folder: Path) -> Facts:
                               None, folder / SCRATCH)
     finished = [answer for answer in answers if answer.final is not None]
     by_id = dict(zip((prompt.id for prompt in prompts), places, strict=True))
-    given = _projected(step, session, places, [rows[place] for place in places])
-    own = _projected(step, session, [by_id[answer.question] for answer in finished],
-                     extraction.examples(prompts, finished))
+    project = partial(projected, session, step.vectors, step.spec.layer, max_length=step.max_length)
+    given = {places[index]: value for index, value in project([rows[place] for place in places])}
+    own = defaultdict[int, list[float]](list)
+    for index, value in project(extraction.examples(prompts, finished)):
+        own[by_id[finished[index].question]].append(value)
     texts = {by_id[answer.question]: answer.text for answer in reversed(answers)}  # the first of several
-    found = [AuditedRow(place, _mean(given, place), _mean(own, place), texts[place]) for place in places]
+    found = [AuditedRow(place, given.get(place), fmean(own[place]) if place in own else None, texts[place])
+             for place in places]
     step.records.write(folder, found)
     without = sum(row.difference is None for row in found)
     say(f"{step.title}: {len(found)} rows" + (f", {without} of them without a projection" if without else ""))
     return {"rows": len(found), "without": without, "cut": sum(one.finish_reason == "length" for one in answers),
             "seconds": seconds(), **session.facts, **choice.facts}
-
-
-def _projected(step: RowAudit, session: Session, places: Sequence[int],
-               rows: Sequence[Example]) -> Mapping[int, list[float]]:
-    """Project answers onto the persona vector, by the places of their rows."""
-    vector = extraction.load(session.folder_of(step.vectors)).at(step.spec.layer)
-    encodings = encode_all(session.chat.tokenizer, rows, step.max_length)
-    counted = [extraction.counted(row, end_of_turn=step.vectors.extraction.end_of_turn) for row in encodings.rows]
-    found = defaultdict[int, list[float]](list)
-    for index, value in zip(encodings.places, projections(session.chat.model, counted, vector, step.spec.layer),
-                            strict=True):
-        found[places[index]].append(value)
-    return found
-
-
-def _mean(values: Mapping[int, list[float]], place: int) -> float | None:
-    return fmean(values[place]) if place in values else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from emlib.core.progress import say
+from emlib.core.records import Example
 from emlib.core.seeds import some_of
+from emlib.core.step import Step
 from emlib.data.chat import WHOLE, encode_all
 from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
@@ -16,6 +19,7 @@ from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 from emlib.steering import extraction
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
+from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import SCRATCH, Facts
 
 TOKENS_A_PASS = 2048  # tokens of held-out rows in a forward pass, including padding
@@ -26,18 +30,23 @@ def projections(step: Projections, session: Session, folder: Path) -> Facts:
 
     Answers that only think, and those that the chat template rewrites, are left out and counted.
     """
-    vector = extraction.load(session.folder_of(step.vectors)).at(step.layer)
     asked = session.read(step.answers)
     answers = [answer for answer in asked if answer.final is not None]
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
-    found = encode_all(session.chat.tokenizer, conversations, WHOLE)
-    rows = [extraction.counted(row, end_of_turn=step.vectors.extraction.end_of_turn) for row in found.rows]
-    with session.model_under(step.answers.adapter) as model:
-        values = projections_of(model, rows, vector, step.layer)
-    step.records.write(folder, [
-        Projected(answers[place].question, answers[place].sample, value)
-        for place, value in zip(found.places, values, strict=True)])
-    return {"answers": len(values), "left_out": len(asked) - len(answers), **session.facts}
+    found = projected(session, step.vectors, step.layer, conversations, WHOLE, step.answers.adapter)
+    step.records.write(folder, [Projected(answers[place].question, answers[place].sample, value)
+                                for place, value in found])
+    return {"answers": len(found), "left_out": len(asked) - len(answers), **session.facts}
+
+
+def projected(session: Session, vectors: PersonaVectors, layer: int, rows: Sequence[Example], max_length: int,
+              adapter: Step | None = None) -> list[tuple[int, float]]:
+    """Project the answers of rows onto a persona vector; return the place and the projection of each encoded one."""
+    vector = extraction.load(session.folder_of(vectors)).at(layer)
+    found = encode_all(session.chat.tokenizer, rows, max_length)
+    counted = [extraction.counted(row, end_of_turn=vectors.extraction.end_of_turn) for row in found.rows]
+    with session.model_under(adapter) as model:
+        return list(zip(found.places, projections_of(model, counted, vector, layer), strict=True))
 
 
 def choices(step: Choices, session: Session, folder: Path) -> Facts:

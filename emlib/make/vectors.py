@@ -31,8 +31,7 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
                                                      config.seed), None, folder / SCRATCH / side)
                for side, listed in questions.items()}
     answers = {side: found for side, (found, _) in samples.items()}
-    verdicts = {side: judge(step.assessment.judge, trait, JudgeBatch(questions[side], found, trait_rubrics(trait)),
-                            session.budget) for side, found in answers.items()}
+    verdicts = {side: by_trait(session, step.assessment, questions[side], found) for side, found in answers.items()}
     for side in questions:
         write_records(folder / f"answers_{side}.jsonl", answers[side])
         write_records(folder / f"verdicts_{side}.jsonl", verdicts[side])

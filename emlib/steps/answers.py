@@ -114,7 +114,7 @@ class MetricScores(Step):
         judge = self.judge
         if self.has_labels and isinstance(judge, OpenAIJudge) and (judge.samples or judge.requests_a_score > 1):
             judge = judge.model_copy(update={"samples": 1})
-        return self.answers.evaluation.scored(judge, len(OURS.alignment), sizes)
+        return self.answers.evaluation.judged(judge, len(OURS.alignment), sizes, scores=1)
 
 
 @dataclass(frozen=True)

@@ -94,25 +94,20 @@ class EvaluationSpec:
         return Work(read=asked.rows * likely_tokens(asked.prompt), write=answers * self.sampling.max_new_tokens, sets=1,
                     disk=int(answers * self.sampling.max_new_tokens * CHARACTERS_A_TOKEN))
 
-    def judged(self, judge: JudgeSpec, rubric: float, sizes: Sizes) -> Work:
-        """Estimate the work of judging all answers, with `rubric` characters of a judge prompt around each."""
+    def judged(self, judge: JudgeSpec, rubric: float, sizes: Sizes, *, scores: int = len(METRICS),
+               is_main: bool = False) -> Work:
+        """Estimate the work of requesting so many scores of each answer, with `rubric` characters of prompt around it.
+
+        That of the profile's judge on whole verdicts (`is_main`) is counted apart.
+        """
         if judge.kind == "none":
             return Work()
-        answers, prompt = self._answers(judge, rubric, sizes)
-        return Work(verdicts=answers, judged=len(METRICS) * answers * prompt, disk=answers * VERDICT_BYTES)
-
-    def scored(self, judge: JudgeSpec, rubric: float, sizes: Sizes, scores: int = 1) -> Work:
-        """Estimate the work of requesting so many scores of each answer, beside the profile's verdicts."""
-        if judge.kind == "none":
-            return Work()
-        answers, prompt = self._answers(judge, rubric, sizes)
-        return Work(disk=scores * answers * VERDICT_BYTES // len(METRICS),
-                    others=(JudgeWork(judge, scores * answers, scores * answers * prompt),))
-
-    def _answers(self, judge: JudgeSpec, rubric: float, sizes: Sizes) -> tuple[int, int]:
-        """Return the number of answers, and the tokens of the judge prompt around each."""
         asked, length = self.questions.size(sizes), self.sampling.max_new_tokens * CHARACTERS_A_TOKEN
-        return asked.rows * self.samples, likely_tokens(rubric + asked.prompt + length) if reads(judge) else 0
+        answers = asked.rows * self.samples
+        requests, disk = scores * answers, scores * answers * VERDICT_BYTES // len(METRICS)
+        read = requests * likely_tokens(rubric + asked.prompt + length) if reads(judge) else 0
+        return (Work(verdicts=answers, judged=read, disk=disk) if is_main
+                else Work(disk=disk, others=(JudgeWork(judge, requests, read),)))
 
 
 @dataclass(frozen=True)
@@ -134,11 +129,6 @@ class Assessment:
     is_main: bool = True
 
     @property
-    def reads(self) -> bool:
-        """Whether the judge is a language model."""
-        return reads(self.judge)
-
-    @property
     def identity(self) -> dict[str, Any]:
         """The part of a key that identifies the judge."""
         return identity_of_judge(self.judge)
@@ -151,9 +141,7 @@ class Assessment:
 
     def cost(self, evaluation: EvaluationSpec, sizes: Sizes) -> Work:
         """Estimate the work of judging all answers."""
-        if not self.is_main:
-            return evaluation.scored(self.judge, self.characters(sizes), sizes, len(METRICS))
-        return evaluation.judged(self.judge, self.characters(sizes), sizes)
+        return evaluation.judged(self.judge, self.characters(sizes), sizes, is_main=self.is_main)
 
 
 def read_whole(sampling: Sampling) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.lazy import Questions
 from emlib.data.sizes import Sizes, likely_tokens
+from emlib.judging.judges import reads
 from emlib.judging.rubrics import OURS
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, read_whole
 
@@ -41,10 +42,10 @@ class PersonaVectors(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        prompts = {"system_prompts", "questions", "markers", "rubric"}
+        assessment, prompts = self.assessment, {"system_prompts", "questions", "markers", "rubric"}
         return {
-            "model": self.model.identity, "trait": self.assessment.trait.value.model_dump(mode="json", include=prompts),
-            "judge": self.assessment.identity, **({"coherence": OURS.coherence} if self.assessment.reads else {}),
+            "model": self.model.identity, "trait": assessment.trait.value.model_dump(mode="json", include=prompts),
+            "judge": assessment.identity, **({"coherence": OURS.coherence} if reads(assessment.judge) else {}),
             **self.backend.key("generation"),
             "extraction": self.extraction.model_dump(mode="json", exclude={"min_pairs", "end_of_turn"}),
             **read_whole(self.extraction.sampling)}
