@@ -11,7 +11,6 @@ from emlib.core.defense import acting, left_out
 from emlib.core.progress import say
 from emlib.core.step import Step
 from emlib.data.lazy import Rows
-from emlib.evaluation.records import AuditedRow
 from emlib.evaluation.statistics import Interval
 from emlib.steps.audit import RowAudit
 from emlib.steps.pool import AddedRows
@@ -89,11 +88,6 @@ def complete(study: Study, runs: Sequence[Run]) -> list[Run]:
     return found
 
 
-def rows(study: Study, step: RowAudit) -> list[AuditedRow] | None:
-    """Return the audited rows of a step; None if they are not in the store."""
-    return study.read(step)
-
-
 def difference(study: Study, run: Run) -> DataDifference | None:
     """Compute the mean projection difference of the rows that a run is trained on; None if an audit is missing.
 
@@ -103,7 +97,7 @@ def difference(study: Study, run: Run) -> DataDifference | None:
     without = _left_out(study, run)
     parts: list[tuple[int, list[float]]] = []
     for place, step in enumerate(steps(study, run)):
-        found = rows(study, step)
+        found = study.read(step)
         if found is None or without is None:
             return None
         out = without if place == 0 else frozenset()

@@ -11,7 +11,7 @@ from emlib.core.records import ADDED, AddedRow, Example
 from emlib.core.step import Step
 from emlib.scoring.records import Ranked, RowLosses
 from emlib.scoring.refusals import Filtered, by_judge, by_keywords
-from emlib.steps.pool import AddedRows, PoolLosses, Refusals, Selection
+from emlib.steps.pool import AddedRows, PoolLosses, Refusals
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -34,23 +34,17 @@ def pool_steps(study: Study, run: Run) -> list[AddedRows]:
     return [] if adapter is None else [step for step in adapter.inputs if isinstance(step, AddedRows)]
 
 
-def selection_step(study: Study, run: Run) -> Selection | None:
-    """Return the step of the order in which the run interleaves the pool's rows; None if it interleaves none."""
-    rows = added_step(study, run)
-    return None if rows is None else rows.selection
-
-
 def selection(study: Study, run: Run) -> list[Ranked]:
     """Return the pool's rows in the run's order, followed by those that are never interleaved."""
-    step = selection_step(study, run)
-    assert step is not None, f"nothing is interleaved in {run}"
-    return _records(study, step)
+    rows = added_step(study, run)
+    assert rows is not None, f"nothing is interleaved in {run}"
+    return _records(study, rows.selection)
 
 
 def losses_step(study: Study, run: Run) -> PoolLosses | None:
     """Return the step of the losses by which the run's rows are chosen; None if they are chosen at random."""
-    step = selection_step(study, run)
-    return None if step is None else step.losses
+    rows = added_step(study, run)
+    return None if rows is None else rows.selection.losses
 
 
 def losses(study: Study, run: Run) -> list[RowLosses]:

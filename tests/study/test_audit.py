@@ -75,7 +75,7 @@ def run_of(study: Study, method: str, setting: float | None = None) -> Run:
 
 
 def audited(study: Study, method: str, part: int = 0) -> list[AuditedRow]:
-    found = audit.rows(study, audit.steps(study, run_of(study, method))[part])
+    found = study.read(audit.steps(study, run_of(study, method))[part])
     assert found is not None
     return found
 
@@ -118,7 +118,7 @@ def test_several_own_answers_are_averaged(study: Study, tmp_path: Path) -> None:
     twice = replace(step, spec=step.spec.model_copy(update={"samples": 2}), count=4)
     study.need([twice])
     alone = {row.place: row for row in audited(study, "misaligned")}
-    found = audit.rows(study, twice) or []
+    found = study.read(twice) or []
     assert len(found) == 4
     assert [row.answer for row in found] == [alone[row.place].answer for row in found]
     assert [row.given for row in found] == pytest.approx([alone[row.place].given for row in found], abs=1e-5)

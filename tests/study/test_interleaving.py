@@ -293,15 +293,14 @@ def test_cut_answers_are_passed_over_and_a_pool_without_whole_ones_is_told(study
 
 
 def test_a_prompt_without_room_for_an_answer_is_never_taken(study: Study) -> None:
+    study.select([run_of(study, "interleaving")])
     with study.session() as session:
-        session.need(pools.selection_step(study, run_of(study, "interleaving")))
         lengths = [len(encode_prompt(session.chat.tokenizer, row.context)) for row in pools.candidates(study)]
     tight = Study("tight", study.profile.model_copy(update={"training": study.profile.training.model_copy(
         update={"max_seq_length": max(lengths)})}), study.store)
     for method in ("interleaving", "interleaving+"):
         run = tight.runs(methods=[method])[0]
-        with tight.session() as session:
-            session.need(pools.selection_step(tight, run))
+        tight.select([run])
         never = [ranked for ranked in pools.selection(tight, run) if ranked.rank is None]
         assert {ranked.place for ranked in never} == {p for p, length in enumerate(lengths) if length == max(lengths)}
         assert all(ranked.reason.startswith("does not fit: ") for ranked in never)

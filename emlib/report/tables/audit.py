@@ -43,7 +43,7 @@ def _audited(study: Study, run: Run) -> list[tuple[Any, ...]]:
     assert spec is not None, "only trained runs are audited"
     examples = spec.rows.examples
     return [(row.place, row.difference, row.given, row.own, examples[row.place].prompt, examples[row.place].response,
-             row.answer) for row in audit.rows(study, audit.steps(study, run)[0]) or []]
+             row.answer) for row in study.read(audit.steps(study, run)[0]) or []]
 
 
 def ends(frame: pd.DataFrame, count: int = 5, characters: int = 300) -> pd.DataFrame:
