@@ -30,8 +30,8 @@ from traitlets.config import Config
 
 from emlib.core import paths
 from emlib.core.command import ends_with_message
-from emlib.core.errors import EmlibError, NotebookError, StoreError, nearest
-from emlib.core.files import whole_file, write_text
+from emlib.core.errors import NotebookError, nearest
+from emlib.core.files import whole_file
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import FOUND, MARK
 from emlib.core.sockets import socket_folder
@@ -39,7 +39,7 @@ from emlib.core.temporary import remove_unfinished, sweep, temporary_folder
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
 from emlib.workflow.chapters import chapters, former_names
-from emlib.workflow.job_log import WATCHED, AttemptLog, last_lines
+from emlib.workflow.job_log import WATCHED, AttemptLog
 
 KERNEL_START_SECONDS = 120
 OUTPUT_SECONDS = 600  # for the last output of a cell, which a busy machine delivers late; papermill waits for 4
@@ -101,11 +101,8 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
             gpus: int = 0) -> None:
     """Run a notebook as a job of a study: with a log and its own GPUs, and in one process at a time.
 
-    If another process finished the job with the same content while this one waited, it is not run again. A file that
-    ends in `.error`, beside the log, holds the end of the last attempt's error; there is none if the attempt went well.
-
-    Raises:
-        NotebookError: as for `execute`.
+    If another process finished the job with the same content while this one waited, it is not run again. The log and
+    the records of attempts beside it keep an error, which `execute` raises.
     """
     attempts = AttemptLog(log)
     if attempts.is_running():
@@ -117,20 +114,7 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
         remove_unfinished(out)
         with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
             os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
-            log.with_suffix(".error").unlink(missing_ok=True)
-            try:
-                execute(chapter, parameters, out)
-            except EmlibError as error:
-                _keep_error(log.with_suffix(".error"), str(error))
-                raise
-
-
-def _keep_error(path: Path, error: str) -> None:
-    """Write the end of an error's text; a full disk, which may be the error itself, must not replace it."""
-    try:
-        write_text(path, f"{last_lines(error)}\n")
-    except StoreError as another:
-        print(f"    {another}", file=sys.stderr, flush=True)
+            execute(chapter, parameters, out)
 
 
 @retry(retry=retry_if_exception_type((DeadKernelError, RuntimeError)), stop=stop_after_attempt(TRIES),
