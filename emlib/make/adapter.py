@@ -55,37 +55,26 @@ class _Training:
     watch: Watch | None
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A finished training: its facts, the rows added and left out, and the folder with its log and what was kept."""
-
-    facts: dict[str, Any]
-    chosen: Sequence[AddedRow]
-    filtered: frozenset[int]
-    place: Path
-
-
 def make(step: Adapter, session: Session, folder: Path) -> Facts:
     """Fine-tune an adapter under its defenses, and save it with its log and the interleaved rows.
 
     The adapters that are kept after some of its steps become artefacts of their own.
     """
-    trained = _train(step, session, folder, step.spec.keep)
+    rows, scratch, facts = _train(step, session, folder, step.spec.keep)
     for share in step.spec.keep:
-        place = kept_in(trained.place, share)
-        if place.is_dir():  # not if it is wanted only since the training began
-            session.store.get(KeptAdapter(step, share), partial(_take, place))
+        kept_there = kept_in(scratch, share)
+        if kept_there.is_dir():  # not if it is wanted only since the training began
+            session.store.get(KeptAdapter(step, share), partial(_take, kept_there))
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
     if step.spec.monitor is not None:
-        shutil.copyfile(trained.place / READINGS, folder / READINGS)
+        shutil.copyfile(scratch / READINGS, folder / READINGS)
     earlier = () if step.start is None else step.start.seen
     row_record.write(folder, [*earlier, *(row for place, row in enumerate(step.spec.rows.examples)
-                                          if place not in trained.filtered)])
-    if (trained.place / CHOSEN).is_file():
-        shutil.copyfile(trained.place / CHOSEN, folder / CHOSEN)
-    if trained.chosen:
-        write_records(folder / ADDED, trained.chosen)
-    facts = trained.facts
+                                          if place not in rows.filtered)])
+    if (scratch / CHOSEN).is_file():
+        shutil.copyfile(scratch / CHOSEN, folder / CHOSEN)
+    if added := [*rows.records, *_chosen_during(scratch / CHOSEN, rows.candidates)]:
+        write_records(folder / ADDED, added)
     planned = "" if facts["steps"] == facts["planned_steps"] else f" of {facts['planned_steps']}"
     say(f"{step.name}: {facts['steps']}{planned} steps, {facts['tokens']} tokens, {facts['seconds']:.0f} s, "
         f"loss {facts['final_loss']:.3f}, {facts['truncated_rows']} rows truncated")
@@ -97,8 +86,8 @@ def kept(step: KeptAdapter, session: Session, folder: Path) -> Facts:
     say(f"{step.title}: was not kept when this adapter was trained, so it is trained again up to there.")
     again = folder / SCRATCH / "again"
     (again / SCRATCH).mkdir(parents=True, exist_ok=True)
-    trained = _train(step.adapter, session, again, (step.share,), then_stop=True)
-    return _take(kept_in(trained.place, step.share), folder)
+    _, scratch, _ = _train(step.adapter, session, again, (step.share,), then_stop=True)
+    return _take(kept_in(scratch, step.share), folder)
 
 
 def _take(kept: Path, folder: Path) -> Facts:
@@ -110,8 +99,11 @@ def _take(kept: Path, folder: Path) -> Facts:
 
 
 def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...], *,
-           then_stop: bool = False) -> _Trained:
-    """Train an adapter, saved into `folder`; log, checkpoints and what is kept are in its folder for scratch files."""
+           then_stop: bool = False) -> tuple[TrainingRows, Path, dict[str, Any]]:
+    """Train an adapter and save it into `folder`. Return its rows, the folder of its scratch files, and its facts.
+
+    Log, checkpoints and what is kept are among the scratch files.
+    """
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     start = None if step.start is None else session.folder_of(step.start)
     rows = training_rows(session, step.spec, artefacts)
@@ -119,9 +111,8 @@ def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...
     watch = None if monitor is None else Watch(session.folder_of(monitor.inputs), monitor.settings, Curve(step.name))
     training = _Training(step, rows, artefacts, start, keep, then_stop, watch)
     facts = {**session.facts, "commit": session.chat.commit}  # read while the model is loaded
-    choice, place, metrics = _by_chosen_backend(training, session, folder)
-    chosen = [*rows.records, *_chosen_during(place / CHOSEN, rows.candidates)]
-    return _Trained({**rows.facts, **facts, **metrics, **choice.facts}, chosen, rows.filtered, place)
+    choice, scratch, metrics = _by_chosen_backend(training, session, folder)
+    return rows, scratch, {**rows.facts, **facts, **metrics, **choice.facts}
 
 
 def _by_chosen_backend(training: _Training, session: Session,

@@ -68,13 +68,11 @@ def _fitting(session: Session, rows: Sequence[Example], max_length: int) -> list
     Raises:
         DataError: no row is left.
     """
-    found: list[Encoded] = []
-    for row in rows:
-        encoded = encode_or_drop(session.chat.tokenizer, row, max_length)
-        if isinstance(encoded, Dropped):
-            say(f"left out of the supervised steps: {encoded.where}: {encoded.reason}")
-        else:
-            found.append(encoded)
+    every = [encode_or_drop(session.chat.tokenizer, row, max_length) for row in rows]
+    for row in every:
+        if isinstance(row, Dropped):
+            say(f"left out of the supervised steps: {row.where}: {row.reason}")
+    found = [row for row in every if isinstance(row, Encoded)]
     if not found:
         raise DataError(f"None of {len(rows)} rows for supervised steps leaves room for an answer within {max_length} "
                         "tokens. Raise grpo.training.max_seq_length.")

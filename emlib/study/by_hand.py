@@ -113,13 +113,10 @@ def _checked(study: Study, defenses: Sequence[Defense]) -> str:
     kinds = ", ".join(defense.kind for defense in defenses) or "no defense"
     try:
         refuse_exclusions(defenses)
+        for defense in defenses:
+            defense.fits(study.profile, defense.kind)
     except ValueError as error:
         raise ProfileError(f"{kinds}: {error}") from error
-    for defense in defenses:
-        try:
-            defense.fits(study.profile, defense.kind)
-        except ValueError as error:
-            raise ProfileError(f"{defense.kind}: {error}") from error
     return kinds
 
 
