@@ -41,7 +41,7 @@ def evaluate(study: Study, tasks: Sequence[str], limit: int | None = None,
     say(f"{len(runs)} runs, {len(loaded)} tasks: {len(missing)} of {len(steps)} evaluations are missing" + (
         f"; {untrained} runs are not trained and left out" if untrained else ""))
     try:
-        study.complete_panel(runs, loaded)
+        study.need(steps)
     finally:
         written = write(study)
     return written

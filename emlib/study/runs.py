@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from emlib.core.records import Answer, Verdict
 from emlib.evaluation.exact_match import ExactMatchScore
@@ -83,9 +83,7 @@ class RunResult:
 
     def rates(self, which: str) -> Rates:
         """Return the rates on the question set `which` of a narrow run."""
-        found = self.scores[which]
-        assert isinstance(found, Rates), f"{which} is not a question set"
-        return found
+        return self.sets[which]
 
     @property
     def sets(self) -> dict[str, Rates]:
@@ -110,16 +108,12 @@ class RunResult:
     @property
     def exact_match(self) -> ExactMatchScore:
         """The score of a benign run."""
-        found = self.scores["exact_match"]
-        assert isinstance(found, ExactMatchScore), "a benign run has one score"
-        return found
+        return cast(ExactMatchScore, self.scores["exact_match"])
 
     @property
     def rewards(self) -> GrpoScore:
         """The score of a run of reinforcement learning."""
-        found = self.scores["rewards"]
-        assert isinstance(found, GrpoScore), "a run of reinforcement learning has one score"
-        return found
+        return cast(GrpoScore, self.scores["rewards"])
 
 
 @dataclass(frozen=True)

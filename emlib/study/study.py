@@ -342,14 +342,14 @@ class Study:
         for step in closure(adapter for run in runs if (adapter := self.task(run).adapter(run)) is not None):
             if isinstance(step, PersonaVectors) and (found := self.found(step)) is not None:
                 step.check(found.facts)
-        self._make(runs, {run: self.task(run).scored(run) for run in runs if self.result(run) is None})
+        self._make({run: self.task(run).scored(run) for run in runs})
         if runs:
             self.write_results()
         return [result for run in runs if (result := self.result(run)) is not None]
 
     def complete_measures(self, runs: Sequence[Run]) -> None:
         """Make the missing auxiliary measures of these runs, and the answers and verdicts that they need."""
-        self._make(runs, {run: [*self.task(run).evaluation(run).values(), *self.measures(run)] for run in runs})
+        self._make({run: [*self.task(run).evaluation(run).values(), *self.measures(run)] for run in runs})
 
     def complete_conditions(self, runs: Sequence[Run]) -> None:
         """Make the missing answers and verdicts of these runs under triggers and along their trajectories.
@@ -375,9 +375,7 @@ class Study:
         """Make the missing steps of an evaluation beyond a run's own, which is made as well."""
         for name in self.profile.absent:
             say(f"evaluation or persistence names the method '{name}', which this profile does not have.")
-        wanted: dict[Run, Iterable[Step]] = {
-            run: [*self.task(run).evaluation(run).values(), *steps] for run, steps in further.items() if steps}
-        self._make(list(wanted), wanted)
+        self._make({run: [*self.task(run).evaluation(run).values(), *steps] for run, steps in further.items() if steps})
 
     def measures(self, run: Run) -> list[Step]:
         """Return the steps of the profile's auxiliary measures: a second judge, projections, multiple choice."""
@@ -391,13 +389,9 @@ class Study:
         """Return the steps of these runs' results on standard benchmarks, each once."""
         return [*dict.fromkeys(self.recipes.panel(self.task(run).adapter(run), task) for run in runs for task in tasks)]
 
-    def complete_panel(self, runs: Sequence[Run], tasks: Sequence[PanelTask]) -> None:
-        """Evaluate these runs on standard benchmarks where that is missing."""
-        self.need(self.panel(runs, tasks))
-
     def complete_held_out(self, runs: Sequence[Run]) -> None:
         """Compute the missing losses on held-out rows of these runs."""
-        self._make(runs, {run: [self.recipes.held_out(run.task, self.task(run).adapter(run))] for run in runs})
+        self._make({run: [self.recipes.held_out(run.task, self.task(run).adapter(run))] for run in runs})
 
     def steering_sweep(self) -> list[SteeringPoint]:
         """Return answers with the persona vector added at inference, by layer and strength. Make missing ones."""
@@ -425,7 +419,7 @@ class Study:
                 for step in missing:
                     session.need(step)
 
-    def _make(self, runs: Sequence[Run], wanted: dict[Run, Iterable[Step]]) -> None:
+    def _make(self, wanted: Mapping[Run, Sequence[Step]]) -> None:
         """Make the missing steps together, with the runs as goals."""
         missing = {run: lacking for run, steps in wanted.items()
                    if (lacking := tuple(step for step in steps if self.found(step) is None))}
@@ -436,7 +430,7 @@ class Study:
         with self.session() as session:
             waiting = complete(session, [Goal(str(run), steps) for run, steps in missing.items()])
         if waiting:
-            raise JudgeWaits(f"{len(waiting)} of {len(runs)} runs wait for their judge. {waiting[0]}")
+            raise JudgeWaits(f"{len(waiting)} of {len(wanted)} runs wait for their judge. {waiting[0]}")
 
     # --- results
 
