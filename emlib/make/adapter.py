@@ -180,7 +180,6 @@ def _chosen_during(record: Path, candidates: Sequence[AddedRow]) -> list[AddedRo
 
 
 def _job(training: _Training, session: Session, choice: ChosenBackend) -> Job:
-    """Describe the training for a subprocess."""
     step, rows, spec, watch = training.step, training.rows, training.step.spec, training.watch
     probe = token_logprobs(session.chat.model, torch.from_numpy(rows.own[0].input_ids).to(session.chat.device))
     return Job(engine=choice.name, model=session.profile.model,  # type: ignore[arg-type]  # one of Job's engines

@@ -62,28 +62,25 @@ def vllm_program() -> Path | None:
 
 
 def training(wanted: str, model: ModelSpec, machine: Machine | None = None, processes: int = 1) -> ChosenBackend:
-    """Choose the backend that trains an adapter in `processes` processes.
-
-    Raises:
-        ProfileError: the profile names Unsloth, which is not available or cannot train this; with the reason.
-    """
+    """Choose the backend that trains an adapter in `processes` processes."""
     choice = _chosen("training", wanted, "unsloth", lambda: _against_unsloth(
         model, machine or Machine.here(), processes))
     return replace(choice, processes=processes)
 
 
 def inference(stage: str, backend: Backend, model: ModelSpec, machine: Machine | None = None) -> ChosenBackend:
-    """Choose the backend that samples answers or scores rows; `stage` is `generation` or `scoring`.
-
-    Raises:
-        ProfileError: the profile names vLLM, which is not available; with the reason.
-    """
+    """Choose the backend that samples answers or scores rows; `stage` is `generation` or `scoring`."""
     wanted = getattr(backend, stage)
     return _chosen(stage, wanted, "vllm", lambda: _against_vllm(
         wanted, model, backend.base_url, machine or Machine.here()))
 
 
 def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str]]) -> ChosenBackend:
+    """Choose the faster backend if nothing speaks against it.
+
+    Raises:
+        ProfileError: the profile names it, and it is not available; with the reasons.
+    """
     if wanted == TRANSFORMERS:
         return ChosenBackend(TRANSFORMERS)
     reasons = against()

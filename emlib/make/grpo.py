@@ -26,7 +26,6 @@ from emlib.training.rl.records import COMPLETIONS, STEPS
 
 
 def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
-    """Train an adapter by GRPO, and save it with its logs and some completions."""
     work = folder / SCRATCH
     condition = _condition(step, session)
     with adapters.new_lora(session.chat.model, step.lora, step.seed) as model:
@@ -43,7 +42,6 @@ def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
 
 
 def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
-    """Have a judge reward the answers."""
     answers = session.read(step.answers)
     found = scorer(step.rewards, session.budget)(graded(step.problems.value, answers))
     step.records.write(folder, [

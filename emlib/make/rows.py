@@ -104,7 +104,6 @@ def training_rows(session: Session, spec: TrainingSpec, artefacts: Mapping[str, 
 
 
 def _encoded(session: Session, max_length: int, what: str, rows: Sequence[Example]) -> Encodings:
-    """Tokenise rows, and say how many cannot be."""
     found = encode_all(session.chat.tokenizer, rows, max_length)
     if found.left_out:
         say(f"{what}: {found}")
@@ -138,7 +137,6 @@ def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts
 
 
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:
-    """Write the rows that are interleaved."""
     found = added_rows(session, step, step.count, str(step.title))
     step.records.write(folder, found)
     return {"rows": len(found)}
@@ -198,12 +196,10 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
 
 
 def pool_question(place: int, row: Example) -> Question:
-    """Turn a row of the pool into a question to the model."""
     return Question.of(f"pool_{place}", row)
 
 
 def _under(system: str, row: AddedRow) -> AddedRow:
-    """Return the row with this system prompt."""
     example = row.example.with_system_prompt(system)
     return replace(row, context=[turn.to_dict() for turn in example.context])
 

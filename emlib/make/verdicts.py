@@ -24,7 +24,6 @@ def make(step: Verdicts, session: Session, folder: Path) -> Facts:
 
 
 def metric(step: MetricScores, session: Session, folder: Path) -> Facts:
-    """Have the answers scored on one metric."""
     answers = session.read(step.answers)
     found = _metric_scores(step, session, answers)
     step.records.write(folder, [

@@ -66,7 +66,6 @@ class Inputs:
 
     @property
     def own(self) -> Own:
-        """The profile's section `own`, the user's own data set."""
         return self.section("own")
 
     def data(self, dataset: str) -> NarrowData:
@@ -141,7 +140,6 @@ class Inputs:
         return Questions(name, self._not_here, lambda sizes: sizes.trait(trait, pairs))
 
     def first_general(self, count: int) -> Questions:
-        """Return the first general questions."""
         return Questions(f"first {count} general", lambda: self.general.all[:count],
                          lambda sizes: first(self.general.size(sizes), count))
 
@@ -160,7 +158,6 @@ class Inputs:
 
     @property
     def pool_spec(self) -> PoolSpec:
-        """The profile's section `pool`."""
         return self.section("pool")
 
     def narrow_data(self, task: str) -> NarrowData | None:
@@ -177,7 +174,6 @@ class Inputs:
 
     @property
     def grpo(self) -> Grpo:
-        """The profile's section `grpo`."""
         return self.section("grpo")
 
     @cached_property
@@ -187,7 +183,6 @@ class Inputs:
 
     @property
     def second(self) -> SecondJudge:
-        """The profile's second judge."""
         return self.section("second_judge")
 
     @staticmethod

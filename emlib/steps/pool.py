@@ -63,7 +63,6 @@ class Pool(Step):
         return f"pool {self.spec.source}"
 
     def size(self, sizes: Sizes) -> Size:
-        """Estimate the number of candidates and their length."""
         size = sizes.source(self.spec.source)
         if self.form == "text":
             part = min(size.response, self.spec.chunk_tokens * CHARACTERS_A_TOKEN)
@@ -283,11 +282,9 @@ class AddedRows(Step):
 
     @property
     def count(self) -> int:
-        """The number of interleaved rows."""
         return rows_to_add(len(self.among.examples), self.fraction)
 
     def size(self, sizes: Sizes) -> Size:
-        """Estimate the number of interleaved rows and their length."""
         return replace(self.selection.pool.size(sizes), rows=rows_to_add(self.among.size(sizes).rows, self.fraction))
 
     @property

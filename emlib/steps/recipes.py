@@ -75,7 +75,6 @@ class Recipes:
 
     @cached_property
     def model(self) -> Model:
-        """The study's model."""
         return Model(self.profile.model)
 
     # --- judges
@@ -178,7 +177,6 @@ class Recipes:
         return TrainingSpec(dataset, rows, defenses, settings, seed, plain)
 
     def defended(self, rows: tuple[Example, ...], defenses: Iterable[Defense]) -> tuple[Example, ...]:
-        """Return the rows as the defenses change them."""
         for defense in defenses:
             rows = tuple(defense.change_rows(rows, self.inputs.stated_trait))
         return rows
@@ -328,13 +326,11 @@ class Recipes:
         return Answers(self.model, adapter, evaluation, self.profile.backend)
 
     def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
-        """Return the step of the judge's verdicts on the answers to the question set `which`."""
         further = self.profile.evaluation.sets.get(which)
         verdicts = Verdicts(answers, self._assessment_of_set(which))
         return verdicts if further is None else replace(verdicts, thresholds=further.thresholds)
 
     def _assessment_of_set(self, name: str) -> Assessment:
-        """Return the judge of a question set with its rubrics."""
         evaluation, usual = self.profile.evaluation, self.profile.judge
         judge = evaluation.judge_of(name, usual)
         if name not in evaluation.sets and judge == usual:
@@ -373,7 +369,6 @@ class Recipes:
                        self.profile.evaluation.choice_questions)
 
     def held_out(self, dataset: str, adapter: Step | None) -> HeldOutLosses:
-        """Return the step of a model's losses on the held-out misaligned rows of a data set."""
         return HeldOutLosses(self.model, adapter, self.inputs.held_out_rows(dataset, "misaligned"),
                              self.profile.training.max_seq_length)
 
@@ -383,7 +378,6 @@ class Recipes:
     # --- reinforcement learning
 
     def reinforced(self, defenses: tuple[Defense, ...], seed: int, name: str) -> GrpoAdapter:
-        """Return the step of the adapter that GRPO trains under the defenses."""
         system, supervised = self.inputs.grpo.prompt, None
         for defense in defenses:
             system = defense.system_prompt(system, self.inputs.stated_trait)
@@ -395,7 +389,6 @@ class Recipes:
                            seed, name, needed, supervised)
 
     def grpo_answers(self, adapter: GrpoAdapter | None, seed: int) -> GrpoAnswers:
-        """Return the step of the answers to the held-out problems, under the format's prompt."""
         questions = Questions("held-out problems", lambda: self.inputs.problems.value.asked(self.inputs.grpo.prompt),
                               lambda sizes: held_out_size(self.inputs.grpo, self.inputs.problems, sizes))
         return GrpoAnswers(self.model, adapter, EvaluationSpec(questions, 1, self.inputs.grpo.eval_sampling, seed),

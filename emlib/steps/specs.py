@@ -140,7 +140,6 @@ class Assessment:
         return {"trait": self.trait.value.model_dump(mode="json")}
 
     def cost(self, evaluation: EvaluationSpec, sizes: Sizes) -> Work:
-        """Estimate the work of judging all answers."""
         return evaluation.judged(self.judge, self.characters(sizes), sizes, is_main=self.is_main)
 
 

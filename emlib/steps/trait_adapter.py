@@ -41,7 +41,6 @@ class TraitAdapter(Step):
 
     @property
     def trained(self) -> TraitAdapter:
-        """The adapter that is trained on the trait."""
         return replace(self, random=False)
 
     @property

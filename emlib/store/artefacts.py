@@ -58,11 +58,7 @@ class Artefact:
 
     @property
     def folder(self) -> Path:
-        """Its folder, after comparing every file with its digest.
-
-        Raises:
-            StoreError: a file is missing, or was changed.
-        """
+        """Its folder, after comparing every file with its digest."""
         for name in self.files or ():
             self.file(name)
         return self.place
@@ -130,21 +126,13 @@ class Store:
                 raise StoreError(f"{stage}: is a file, and the store has a folder there. Move it away.")
 
     def all(self) -> Iterator[Artefact]:
-        """Yield every finished artefact, stage by stage.
-
-        Raises:
-            StoreError: the manifest of one is damaged.
-        """
+        """Yield every finished artefact, stage by stage."""
         for stage, key in self.entries():
             if (found := self.at(stage, key)) is not None:
                 yield found
 
     def adopt(self, artefact: Artefact) -> None:
-        """Copy a finished artefact from another store, unless this store has one with the same key.
-
-        Raises:
-            StoreError: one of its files is missing or was changed, or the disk is full.
-        """
+        """Copy a finished artefact from another store, after checking it, unless this store has one with its key."""
         with disk_errors(self.root):
             self._begin(artefact.stage)
             with self.lock(artefact.stage, artefact.key):

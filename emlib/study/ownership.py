@@ -52,11 +52,7 @@ def refuse_others(profile: str, study: str | None = None) -> None:
 
 
 def claim(profile: str, study: str | None = None) -> None:
-    """Record that a folder of results belongs to a profile, if that is not recorded yet.
-
-    Raises:
-        ProfileError: the folder belongs to another profile, see `refuse_others`.
-    """
+    """Record that a folder of results belongs to a profile, if that is not recorded yet; see `refuse_others`."""
     refuse_others(profile, study)
     path, folder = profile_path(profile).absolute(), paths.runs() / (study or paths.study_name(profile))
     if owner_of(folder) is None and not _is_kept_in(path, folder):

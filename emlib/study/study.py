@@ -47,6 +47,8 @@ NOTEBOOKS: dict[Section, str] = {"narrow": "02_baselines", "benign": "12_benign_
 class Study:
     """The runs of one profile, with their artefacts in one store.
 
+    A method that reads the store returns None where something that it needs is not made yet.
+
     Attributes:
         name: the profile's name, which is that of its folder of results.
         stated_in: the profile's file, or its name in `params/`; None if the profile is not from a file.
@@ -90,7 +92,6 @@ class Study:
 
     @property
     def trait(self) -> Trait:
-        """The trait whose generalisation is studied."""
         return self.inputs.trait.value
 
     @cached_property
@@ -103,19 +104,16 @@ class Study:
         return self.tasks.get(run.task) or NarrowTask(run.task, self.recipes)
 
     def narrow(self, run: Run) -> NarrowTask:
-        """Return the run's narrow data set."""
         task = self.task(run)
         assert isinstance(task, NarrowTask), f"{run} is not a run on narrow data"
         return task
 
     def benign(self, run: Run) -> BenignTaskRuns:
-        """Return the run's benign task."""
         task = self.task(run)
         assert isinstance(task, BenignTaskRuns), f"{run} is not a run of a benign task"
         return task
 
     def data(self, dataset: str) -> NarrowData:
-        """Return the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
         return self.inputs.data(dataset)
 
     def runs(self, section: Section = "narrow", *, methods: Iterable[str] | None = None,
@@ -145,7 +143,6 @@ class Study:
                 and (run.setting is None or run.setting in swept)]
 
     def every_run(self) -> list[Run]:
-        """Return the runs of all sections."""
         return [run for section in SECTIONS for run in self.runs(section)]
 
     def defended_by(self, *kinds: str) -> list[str]:
@@ -157,7 +154,6 @@ class Study:
         return [method.name for method in self.profile.methods if method.name in BASELINES]
 
     def defenses(self, run: Run) -> tuple[Any, ...]:
-        """Return the run's defenses, with the run's hyperparameter value."""
         return self.task(run).defenses(run)
 
     def training(self, run: Run) -> TrainingSpec | None:
@@ -177,11 +173,9 @@ class Study:
         return [*found, *(part for step in further for part in (*step.answers.inputs, step.answers, step))]
 
     def questions(self, run: Run, which: str) -> list[Question]:
-        """Return the questions of the set `which` that the run is asked."""
         return self.task(run).answers(run)[which].evaluation.questions.all
 
     def samples(self, run: Run, which: str) -> int:
-        """Return the number of answers that are sampled for each question of the set `which`."""
         return self.task(run).answers(run)[which].evaluation.samples
 
     # --- reading the store
@@ -191,16 +185,15 @@ class Study:
         return key_of("run", {name: step.identity for name, step in self.task(run).evaluation(run).items()})
 
     def found(self, step: Step | None) -> Artefact | None:
-        """Return a step's artefact; None if it is not in the store."""
+        """Return a step's artefact."""
         return None if step is None else self.store.find(step)
 
     def read(self, step: Step | None) -> list[Any] | None:
-        """Return the records of a step's artefact; None if it is not in the store."""
+        """Return the records of a step's artefact."""
         found = self.found(step)
         return None if step is None or found is None else found.records(step)
 
     def adapter(self, run: Run) -> Artefact | None:
-        """Return the run's trained adapter; None if it is not in the store."""
         return self.found(self.task(run).adapter(run))
 
     def log(self, run: Run) -> list[StepRecord]:
@@ -231,21 +224,14 @@ class Study:
         return read_appended(adapter.file(name), kind) if adapter is not None and adapter.has(name) else []
 
     def answers(self, run: Run, which: str) -> list[Answer] | None:
-        """Return the run's answers to the question set `which`; None if they are not in the store."""
         return self.read(self.task(run).answers(run)[which])
 
     def verdicts(self, run: Run, which: str) -> list[Verdict] | None:
-        """Return the verdicts on a narrow run's answers to the set `which`; None if they are not in the store.
-
-        None also for a set that is scored by its own metrics alone.
-        """
+        """Return the verdicts on a narrow run's answers; None also for a set that has only metrics of its own."""
         return self.read(self.narrow(run).verdicts(run).get(which))
 
     def triggered(self, run: Run) -> dict[str, list[Verdict]] | None:
-        """Return a narrow run's verdicts under each trigger, after those of `NO_TRIGGER` on the same questions.
-
-        None if some are not in the store, or the run is asked under no trigger.
-        """
+        """Return a narrow run's verdicts under each trigger, after those of `NO_TRIGGER` on the same questions."""
         found = self._read_all(self.narrow(run).triggered(run))
         general = self.verdicts(run, "general")
         if not found or general is None:
@@ -253,23 +239,17 @@ class Study:
         return {NO_TRIGGER: without_trigger(general, next(iter(found.values())))} | found
 
     def trajectory(self, run: Run) -> list[TrajectoryPoint] | None:
-        """Return a narrow run's verdicts along its training, by question set, from the untrained model to the end.
-
-        None if some are not in the store, or no adapter of the run was kept.
-        """
+        """Return a narrow run's verdicts along its training; None also if no adapter of it is kept on the way."""
         return self._points(run, self.narrow(run).trajectory(run)) or None
 
     def attacked(self, run: Run) -> dict[str, list[TrajectoryPoint]] | None:
-        """Return a narrow run's verdicts along further training of its adapter, by attack.
-
-        None if some are not in the store, or the run is not attacked.
-        """
+        """Return a narrow run's verdicts along further training of its adapter, by attack; None also without one."""
         along = {attack: self._points(run, points) for attack, points in self.narrow(run).attacks(run).items()}
         found = {attack: points for attack, points in along.items() if points is not None}
         return found if found and len(found) == len(along) else None
 
     def _points(self, run: Run, along: Points) -> list[TrajectoryPoint] | None:
-        """Read the verdicts along a training; None if some are not in the store, or the number of steps is unknown."""
+        """Read the verdicts along a training; None also if the number of steps is unknown."""
         points = []
         for share, steps in along.items():
             found = self._read_all(steps)
@@ -284,7 +264,7 @@ class Study:
         return points
 
     def _read_all(self, steps: Mapping[str, Verdicts]) -> dict[str, list[Verdict]] | None:
-        """Read all of these verdicts, by the same names; None if some are not in the store."""
+        """Read all of these verdicts, by the same names."""
         found = {name: verdicts for name, step in steps.items() if (verdicts := self.read(step)) is not None}
         return found if len(found) == len(steps) else None
 
@@ -296,28 +276,22 @@ class Study:
         return None if sampled is None else sampled.facts.get("adapter_steps")
 
     def vectors(self) -> Artefact | None:
-        """Return the trait's persona vectors; None if they are not in the store."""
         return self.found(self.recipes.vector())
 
     def opinions(self, run: Run) -> Opinions | None:
-        """Return two judges' verdicts on the same general answers; None if they are not in the store."""
+        """Return two judges' verdicts on the same general answers."""
         step = self.recipes.second_verdicts(self.task(run).answers(run)["general"])
         first, second = self.verdicts(run, "general"), self.read(step)
         return None if first is None or second is None else Opinions(run, tuple(step.chosen(first)), tuple(second))
 
     def projected(self, run: Run) -> list[Projected] | None:
-        """Return the projections of the run's general answers onto the persona vector; None if not in the store."""
         return self.read(self.recipes.projections(self.task(run).answers(run)["general"]))
 
     def choices(self, run: Run, source: str) -> list[Choice] | None:
-        """Return the run's choices in a source's multiple-choice questions; None if they are not in the store."""
         return self.read(self.recipes.choices(self.task(run).adapter(run), source))
 
     def held_out(self, run: Run) -> list[float] | None:
-        """Return the NLL of each held-out answer under the run's model, in nats per token (equation 4).
-
-        None if it is not in the store.
-        """
+        """Return the NLL of each held-out answer under the run's model, in nats per token (equation 4)."""
         found = self.found(self.recipes.held_out(run.task, self.task(run).adapter(run)))
         return None if found is None else list(found.facts["nll"])
 
@@ -352,19 +326,11 @@ class Study:
         self._make({run: [*self.task(run).evaluation(run).values(), *self.measures(run)] for run in runs})
 
     def complete_conditions(self, runs: Sequence[Run]) -> None:
-        """Make the missing answers and verdicts of these runs under triggers and along their trajectories.
-
-        Raises:
-            JudgeWaits: a judge's batches are not back yet. Everything else was made.
-        """
+        """Make the missing answers and verdicts of these runs under triggers and along their trajectories."""
         self._make_further({run: self.task(run).conditions(run) for run in runs})
 
     def complete_attacks(self, runs: Sequence[Run]) -> None:
-        """Train the adapters of these runs further, as the section `persistence` says, and evaluate them on the way.
-
-        Raises:
-            JudgeWaits: a judge's batches are not back yet. Everything else was made.
-        """
+        """Train the adapters of these runs further, as the section `persistence` says, and evaluate them on the way."""
         profile, section = self.profile, self.profile.persistence
         for remark in [] if section is None else section.remarks(
                 profile.datasets, [method.name for method in profile.methods], pool=profile.pool is not None):
@@ -420,7 +386,11 @@ class Study:
                     session.need(step)
 
     def _make(self, wanted: Mapping[Run, Sequence[Step]]) -> None:
-        """Make the missing steps together, with the runs as goals."""
+        """Make the missing steps together, with the runs as goals.
+
+        Raises:
+            JudgeWaits: a judge's batches are not back yet. Everything else was made.
+        """
         missing = {run: lacking for run, steps in wanted.items()
                    if (lacking := tuple(step for step in steps if self.found(step) is None))}
         if not missing:

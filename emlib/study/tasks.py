@@ -161,7 +161,6 @@ class NarrowTask(FineTuningTask):
                 if name not in sets or sets[name].has_verdicts}
 
     def metrics(self, run: Run) -> Mapping[tuple[str, str], MetricScores]:
-        """Return the steps of the scores on the sets' own metrics, by set and metric."""
         return {(which, name): step for which, answers in self.answers(run).items()
                 for name, step in self.recipes.metric_scores(answers, which).items()}
 
@@ -182,7 +181,6 @@ class NarrowTask(FineTuningTask):
         return {**self.verdicts(run), **{f"{which}_{name}": step for (which, name), step in self.metrics(run).items()}}
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, Rates | MetricRate] | None:
-        """Compute the rates by question set, and those of further metrics by `set_metric`; None if one is missing."""
         evaluation = self.profile.evaluation
         found: dict[str, Rates | MetricRate] = {}
         for name, step in self.verdicts(run).items():
@@ -251,7 +249,6 @@ class BenignTaskRuns(FineTuningTask):
 
     @property
     def task(self) -> BenignTask:
-        """The profile's description of the task."""
         return self.spec.tasks[self.task_name]
 
     @property
@@ -265,7 +262,6 @@ class BenignTaskRuns(FineTuningTask):
 
     @cached_property
     def data(self) -> TaskData:
-        """The training rows and the test questions."""
         return (load_opswap(self.task, self.tier or 0) if isinstance(self.task, OpSwapTask)
                 else load_qa(self.task, locate))
 
@@ -289,11 +285,9 @@ class BenignTaskRuns(FineTuningTask):
         return self.answers(run)
 
     def marks(self, answers: Sequence[Answer]) -> list[Mark]:
-        """Mark each answer by exact match."""
         return mark(answers, self.data.test, numbers=isinstance(self.task, OpSwapTask))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, ExactMatchScore] | None:
-        """Compute exact match, strict and lenient; None if the answers are missing."""
         step = self.answers(run)["exact_match"]
         found = find(step)
         if found is None:
@@ -350,7 +344,6 @@ class GrpoTask(Task):
         return by_rule(graded(self.recipes.inputs.problems.value, found.records(step)))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, GrpoScore] | None:
-        """Compute accuracy and mean reward, in training and on held-out problems; None if an artefact is missing."""
         rewards, step = self.rewards(run, find), self.adapter(run)
         adapter = None if step is None else find(step)
         if rewards is None or (adapter is None) != (step is None):

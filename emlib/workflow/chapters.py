@@ -118,11 +118,7 @@ def former_names() -> dict[str, str]:
 
 
 def read_notebook(chapter: str) -> dict[str, Any]:
-    """Read a notebook as plain data.
-
-    Raises:
-        NotebookError: the file is not valid JSON.
-    """
+    """Read a notebook as plain data."""
     path = paths.NOTEBOOKS / f"{chapter}.ipynb"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -155,11 +151,7 @@ def chapter_of(chapter: str) -> Chapter:
 
 
 def concerns(profile: Profile, chapter: str) -> bool:
-    """Whether a chapter runs for a profile.
-
-    Raises:
-        NotebookError: the metadata are invalid, or `when` names an attribute that the defense does not have.
-    """
+    """Whether a chapter runs for a profile."""
     when = chapter_of(chapter).when
     if when is None:
         return True

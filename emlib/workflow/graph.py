@@ -61,12 +61,7 @@ class Job:
 
 
 def jobs(profile_name: str) -> list[Job]:
-    """Return every notebook run of a profile, in reading order. A sliced chapter runs as a whole after its slices.
-
-    Raises:
-        ProfileError: the profile is invalid, or its results would go into the folder of another profile.
-        NotebookError: a notebook's metadata are invalid.
-    """
+    """Return every notebook run of a profile, in reading order. A sliced chapter runs as a whole after its slices."""
     profile = load_profile(profile_name)
     refuse_others(profile_name)
     found: list[Job] = []
