@@ -5,8 +5,6 @@ So moving a folder makes nothing stale, and neither does editing a file that onl
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from emlib.config import OWN, Profile, domains_of, other_traits, trait_of
@@ -70,17 +68,6 @@ def _content(key: str, kind: Kind, named: str) -> Any:
     if path is None:
         return named
     if kind != "folder" and path.is_file():
-        return [["", _digest(path, *_state(path))]]
+        return [["", digests.of_unchanged_file(path)]]
     files = matching(path) if kind == "files" else sorted(file for file in path.iterdir() if file.is_file())
-    return [[file.name, _digest(file, *_state(file))] for file in files]
-
-
-def _state(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
-
-
-@lru_cache(maxsize=512)
-def _digest(file: Path, _size: int, _changed: int) -> str:
-    """Return a file's digest, cached while the file is unchanged, because weights are large and jobs are many."""
-    return digests.of_file(file)
+    return [[file.name, digests.of_unchanged_file(file)] for file in files]

@@ -24,7 +24,7 @@ from emlib.core.errors import StoreError
 from emlib.core.files import damaged, read_records, whole_file, write_objects
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.temporary import temporary_folder
-from emlib.evaluation.records import READINGS, Reading, read_readings
+from emlib.evaluation.records import READINGS, read_readings
 from emlib.judging import sharing
 from emlib.judging.cache import Cache
 from emlib.steps.panel import PanelResult
@@ -66,7 +66,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
             if (own := _whole(store, one.stage, one.key, damage, missing=True)) is not None}
     _refuse("are damaged", damage, "Move them away, on the side where they are; `make reproduce` makes them again.")
     _refuse("have different content on the two sides", [
-        f"{_name(one)}: ours {here[one.stage, one.key].place}, theirs {one.place}" for one in found
+        f"{one.stage}/{one.key}: ours {here[one.stage, one.key].place}, theirs {one.place}" for one in found
         if (one.stage, one.key) in here and not _equal(one, here[one.stage, one.key])],
         "Choose one side, move the other side's folder away together with the artefacts made from it, and merge again.")
     labels = {path.name: _labels(path) | _labels(ours / paths.LABELS / path.name)
@@ -112,31 +112,23 @@ def _equal_files(one: Path, other: Path) -> bool:
     """Whether two files have the same bytes or, of a known kind, the same tensors or the same values."""
     if not (one.is_file() and other.is_file()):
         return one.name == READINGS  # a run may have been monitored on one machine alone
-    if one.name == READINGS:
-        return _readings(one) == _readings(other)
     if digests.of_unchanged_file(one) == digests.of_unchanged_file(other):
         return True
     if one.suffix == ".safetensors":
         from emlib.models import tensors  # loads torch
 
         return tensors.same(one, other)
-    return one.suffix == ".json" and _values(one) == _values(other)
-
-
-def _readings(path: Path) -> list[Reading]:
-    """Return a monitor's readings without their seconds."""
-    return [replace(reading, seconds=0.0) for reading in read_readings(path.parent)]
+    return (one.suffix == ".json" or one.name == READINGS) and _values(one) == _values(other)
 
 
 def _values(path: Path) -> Any:
+    """Return the values of a JSON file, or a monitor's readings without their seconds."""
+    if path.name == READINGS:
+        return [replace(reading, seconds=0.0) for reading in read_readings(path.parent)]
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise damaged(path, str(error)) from error
-
-
-def _name(artefact: Artefact) -> str:
-    return f"{artefact.stage}/{artefact.key}"
 
 
 def _refuse(fault: str, artefacts: list[str], way_out: str) -> None:

@@ -8,7 +8,7 @@ plan computes no key, and needs no data set on this machine.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def plan(study: Study) -> Plan:
         runs.append(PlannedRun(run, total(step.cost(sizes) for step in own), uses, run in done))
         for title, work in pieces:  # of two with one title, such as the model's own answers, the longer one counts
             works[title] = max(works.get(title, work), work, key=lambda one: one.write)
-    works |= _steering_sweep(study, sizes) | _projected_on(study, sizes, works) | _audits(study, sizes, works)
+    works |= _steering_sweep(study, sizes)
+    works |= {step.title: step.cost(sizes) for step in _of_notebooks(study) if step.title not in works}
     return Plan(tuple(runs), tuple(_shared(title, work, runs) for title, work in works.items()),
                 tuple(sorted(sizes.assumed)))
 
@@ -111,14 +112,6 @@ def _monitored(steps: Iterable[Step]) -> list[Step]:
             if isinstance(step, Adapter) and step.spec.monitor is not None]
 
 
-def _projected_on(study: Study, sizes: Sizes, known: Mapping[str, Work]) -> dict[str, Work]:
-    """Estimate the persona vectors, if no run needs them and notebook 02 projects answers onto them."""
-    vectors = study.recipes.vector()
-    if study.profile.evaluation.projection_layer is None or not study.runs() or vectors.title in known:
-        return {}
-    return {vectors.title: vectors.cost(sizes)}
-
-
 def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
     """Estimate the steering sweep of notebook 03, if runs on narrow data sets need persona vectors."""
     narrow = [study.task(run).adapter(run) for run in study.runs()]
@@ -129,12 +122,11 @@ def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
     return {step.title: total(one.cost(sizes) for one in sweep) for step in sweep}
 
 
-def _audits(study: Study, sizes: Sizes, known: Mapping[str, Work]) -> dict[str, Work]:
-    """Estimate the audits of notebook 21 that no run needs."""
-    if study.profile.audit is None:
-        return {}
-    steps = [study.recipes.vector(), *audit.needed(study, audit.audited_runs(study, study.runs()))]
-    return {step.title: step.cost(sizes) for step in steps if step.title not in known}
+def _of_notebooks(study: Study) -> list[Step]:
+    """Return the steps of notebook 02, which projects answers onto persona vectors, and of notebook 21, the audits."""
+    audits = [] if study.profile.audit is None else audit.needed(study, audit.audited_runs(study, study.runs()))
+    projected = study.profile.evaluation.projection_layer is not None and bool(study.runs())
+    return [*([study.recipes.vector()] if projected or study.profile.audit is not None else []), *audits]
 
 
 def finished(study: Study) -> frozenset[Run]:
