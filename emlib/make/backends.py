@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from emlib.core.errors import ProfileError
 
 TRANSFORMERS = "transformers"
 VLLM = "EMLIB_VLLM"  # names the program `vllm`, if it is neither in .venv-vllm nor on the PATH
+BUILT_IN_CODE = "it loads a model from the Hub or from a folder, and this one is built in code"
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,16 @@ class ChosenBackend:
 
 @dataclass(frozen=True)
 class Machine:
-    """The parts of this machine on which the choice depends: a GPU, installed packages, and the program `vllm`."""
+    """The parts of this machine on which the choice depends: a GPU, the package `unsloth`, and the program `vllm`."""
 
     gpu: bool
-    packages: frozenset[str]
+    unsloth: bool
     vllm: Path | None
 
     @classmethod
     def here(cls) -> Machine:
         """Describe this machine without loading a library. A GPU hidden by CUDA_VISIBLE_DEVICES does not count."""
-        installed = {name for name in ("unsloth", "bitsandbytes") if importlib.util.find_spec(name) is not None}
-        return cls(bool(gpus.devices()), frozenset(installed), vllm_program())
+        return cls(bool(gpus.devices()), importlib.util.find_spec("unsloth") is not None, vllm_program())
 
 
 def vllm_program() -> Path | None:
@@ -93,29 +93,25 @@ def _chosen(stage: str, wanted: str, faster: str, against: Callable[[], list[str
 
 
 def _against_unsloth(model: ModelSpec, machine: Machine, processes: int) -> list[str]:
-    reasons = []
-    if not machine.gpu:
-        reasons.append("there is no GPU")
-    if processes > 1:
-        reasons.append(f"it trains on one GPU, and job.gpus is {processes}")
-    if "unsloth" not in machine.packages:
-        reasons.append("it is not installed (requirements/gpu.txt has it)")
-    if isinstance(model, TinyModel):
-        reasons.append("it loads a model from the Hub or from a folder, and this one is built in code")
-    if model.dtype == "float32":
-        reasons.append("its kernels compute in bfloat16, and the model's dtype is float32")
-    return reasons
+    return _that_hold({
+        "there is no GPU": not machine.gpu,
+        f"it trains on one GPU, and job.gpus is {processes}": processes > 1,
+        "it is not installed (requirements/gpu.txt has it)": not machine.unsloth,
+        BUILT_IN_CODE: isinstance(model, TinyModel),
+        "its kernels compute in bfloat16, and the model's dtype is float32": model.dtype == "float32"})
 
 
 def _against_vllm(wanted: str, model: ModelSpec, base_url: str | None, machine: Machine) -> list[str]:
     """Return the reasons against vLLM. If the profile names it, a build for CPUs is accepted without a GPU."""
-    reasons = []
-    if isinstance(model, TinyModel):
-        reasons.append("it loads a model from the Hub or from a folder, and this one is built in code")
-    if isinstance(model, HubModel) and model.load_in_4bit:
-        reasons.append("it must use the same weights as training, and these are quantized while loading")
-    if base_url is None and not machine.gpu and wanted == "auto":
-        reasons.append("there is no GPU, and backend.base_url names no server")
-    if base_url is None and machine.vllm is None:
-        reasons.append(f"there is no program vllm (`make vllm` installs it, {VLLM} names one)")
-    return reasons
+    return _that_hold({
+        BUILT_IN_CODE: isinstance(model, TinyModel),
+        "it must use the same weights as training, and these are quantized while loading":
+            isinstance(model, HubModel) and model.load_in_4bit,
+        "there is no GPU, and backend.base_url names no server":
+            base_url is None and not machine.gpu and wanted == "auto",
+        f"there is no program vllm (`make vllm` installs it, {VLLM} names one)":
+            base_url is None and machine.vllm is None})
+
+
+def _that_hold(reasons: Mapping[str, bool]) -> list[str]:
+    return [reason for reason, holds in reasons.items() if holds]

@@ -22,8 +22,8 @@ from emlib.models.identity import identity
 from emlib.study.study import Study, open_study
 
 MODEL = HubModel(kind="hub", repo="owner/model", revision="main")
-BARE = Machine(gpu=False, packages=frozenset(), vllm=None)
-FULL = Machine(gpu=True, packages=frozenset({"unsloth", "bitsandbytes"}), vllm=Path("/somewhere/vllm"))
+BARE = Machine(gpu=False, unsloth=False, vllm=None)
+FULL = Machine(gpu=True, unsloth=True, vllm=Path("/somewhere/vllm"))
 
 
 def test_auto_takes_what_is_there() -> None:
@@ -56,7 +56,7 @@ def test_a_server_that_is_named_needs_no_gpu_here() -> None:
 
 
 def test_a_program_for_cpus_is_taken_where_vllm_is_named() -> None:
-    machine = Machine(gpu=False, packages=frozenset(), vllm=Path("/somewhere/vllm"))
+    machine = Machine(gpu=False, unsloth=False, vllm=Path("/somewhere/vllm"))
     assert backends.inference("generation", Backend(generation="vllm"), MODEL, machine).name == "vllm"
     assert "there is no GPU" in backends.inference("generation", Backend(), MODEL, machine).why
 

@@ -142,7 +142,7 @@ def test_a_study_goes_on_with_transformers_where_unsloth_never_began(tmp_path: P
         "model": FolderModel(kind="folder", path=str(tmp_path / "model"))})
     made = {}
     for seeming in (False, True):
-        machine = Machine(gpu=seeming, packages=frozenset({"unsloth"}), vllm=None)
+        machine = Machine(gpu=seeming, unsloth=True, vllm=None)
         monkeypatch.setattr(backends.Machine, "here", classmethod(lambda _, machine=machine: machine))
         study = Study("tiny", profile, Store(tmp_path / f"store-{seeming}"))
         run = study.runs(methods=["kl"], settings=[0.1])[0]
@@ -182,7 +182,7 @@ def test_one_seed_is_one_adapter_under_both_libraries(tmp_path: Path, monkeypatc
         "model": FolderModel(kind="folder", path=str(tmp_path / "model"))})
     weights = []
     for seeming in (False, True):
-        machine = Machine(gpu=seeming, packages=frozenset({"unsloth"}), vllm=None)
+        machine = Machine(gpu=seeming, unsloth=True, vllm=None)
         monkeypatch.setattr(backends.Machine, "here", classmethod(lambda _, machine=machine: machine))
         study = Study("tiny", profile, Store(tmp_path / f"store-{seeming}"))
         [run] = study.runs(methods=["misaligned"], datasets=[study.profile.datasets[0]])
