@@ -22,7 +22,7 @@ from emlib.evaluation.records import READINGS
 from emlib.make import backends
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.rows import TrainingRows, training_rows
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.models import adapters
 from emlib.models.logprobs import token_logprobs
 from emlib.steps.adapter import Adapter, KeptAdapter
@@ -55,6 +55,7 @@ class _Training:
     watch: Watch | None
 
 
+@maker.register
 def make(step: Adapter, session: Session, folder: Path) -> Facts:
     """Fine-tune an adapter under its defenses, and save it with its log and the interleaved rows.
 
@@ -81,6 +82,7 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
     return facts
 
 
+@maker.register
 def kept(step: KeptAdapter, session: Session, folder: Path) -> Facts:
     """Train an adapter again up to a step after which it was not kept; its steps until there are the same."""
     say(f"{step.title}: was not kept when this adapter was trained, so it is trained again up to there.")

@@ -24,7 +24,7 @@ from emlib.generation.decoder import decoder_for
 from emlib.generation.sample import Request, answer_batch, plan
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.inference import Weights
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.models.load import stop_tokens
 from emlib.steps.answers import Answers
 from emlib.steps.specs import EvaluationSpec
@@ -44,6 +44,7 @@ class SamplingPlan:
     batches: list[list[Request]]
 
 
+@maker.register
 def make(step: Answers, session: Session, folder: Path, read: Reader | None = None,
          plan_: SamplingPlan | None = None) -> Facts:
     """Sample all answers of a step. Each batch is written when it is sampled, so that an interrupted run continues."""

@@ -14,13 +14,14 @@ from emlib.data.lazy import Questions
 from emlib.evaluation.records import AuditedRow
 from emlib.make.answers import sampled
 from emlib.make.measures import projected
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.steering import extraction
 from emlib.steps.audit import RowAudit
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Facts
 
 
+@maker.register
 def make(step: RowAudit, session: Session, folder: Path) -> Facts:
     """Compute the projections of each row's answer, and of the base model's own answers to its prompt.
 

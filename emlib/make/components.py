@@ -6,12 +6,13 @@ from pathlib import Path
 
 from emlib.core.progress import say
 from emlib.data.chat import encode_all
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.steering import components
 from emlib.steps.components import ChangeComponents
 from emlib.store.artefacts import Facts
 
 
+@maker.register
 def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:
     seconds, rows = session.timer(step), session.examples(step.rows)
     with session.model_under(step.adapter) as model:

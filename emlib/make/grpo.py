@@ -14,7 +14,7 @@ from emlib.data.chat import Encoded, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.evaluation.reward_judge import scorer
 from emlib.evaluation.rewards import Rewarded, graded
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.models import adapters
 from emlib.steps.grpo import GrpoAdapter, GrpoRewards
 from emlib.store.artefacts import SCRATCH, Facts
@@ -25,6 +25,7 @@ from emlib.training.rl.grpo import reinforce
 from emlib.training.rl.records import COMPLETIONS, STEPS
 
 
+@maker.register
 def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
     work = folder / SCRATCH
     condition = _condition(step, session)
@@ -41,6 +42,7 @@ def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
     return {**session.facts, "commit": session.chat.commit, "trl": version("trl"), **vars(summary)}
 
 
+@maker.register
 def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
     answers = session.read(step.answers)
     found = scorer(step.rewards, session.budget)(graded(step.problems.value, answers))

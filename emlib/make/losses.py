@@ -16,7 +16,7 @@ from emlib.data.chat import Encoded
 from emlib.make.backends import TRANSFORMERS
 from emlib.make.inference import Weights
 from emlib.make.rows import in_tokens
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.models import adapters
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score, scored_by
@@ -31,6 +31,7 @@ SERVED_TOKENS = 2**18  # sent to a server between two writes of the loss cache
 CACHE_VERSION = 1  # raised when losses are computed in another way
 
 
+@maker.register
 def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     seconds, rows = session.timer(step), session.read(step.pool)
     models = _models(step, session)

@@ -14,7 +14,7 @@ from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
 from emlib.evaluation.projection import projections as projections_of
 from emlib.evaluation.records import Projected
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 from emlib.steering import extraction
@@ -25,6 +25,7 @@ from emlib.store.artefacts import SCRATCH, Facts
 TOKENS_A_PASS = 2048  # tokens of held-out rows in a forward pass, including padding
 
 
+@maker.register
 def projections(step: Projections, session: Session, folder: Path) -> Facts:
     """Project each answer's activations onto the persona vector.
 
@@ -49,6 +50,7 @@ def projected(session: Session, vectors: PersonaVectors, layer: int, rows: Seque
         return list(zip(found.places, projections_of(model, counted, vector, layer), strict=True))
 
 
+@maker.register
 def choices(step: Choices, session: Session, folder: Path) -> Facts:
     questions = some_of(read_choices(locate(step.source)), step.count, "choices")
     with session.model_under(step.adapter) as model:
@@ -57,6 +59,7 @@ def choices(step: Choices, session: Session, folder: Path) -> Facts:
     return {"questions": len(made), **session.facts}
 
 
+@maker.register
 def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
     found = encode_all(session.chat.tokenizer, step.rows.examples, step.max_length)
     with session.model_under(step.adapter) as model:

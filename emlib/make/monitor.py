@@ -9,7 +9,7 @@ from emlib.core.seeds import some_of
 from emlib.data.chat import Encoded, encode_all
 from emlib.evaluation.records import READINGS
 from emlib.generation.sample import known_ids
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.models.kernels import fitted
 from emlib.models.load import stop_tokens
 from emlib.steering import extraction
@@ -18,6 +18,7 @@ from emlib.store.artefacts import Facts
 from emlib.training.monitor import ModelReader, write_inputs
 
 
+@maker.register
 def inputs(step: MonitorInputs, session: Session, folder: Path) -> Facts:
     """Tokenise the answers and the rows that are read, and write them with the unit vectors."""
     tokenizer = session.chat.tokenizer
@@ -45,6 +46,7 @@ def _answers(step: MonitorInputs, session: Session) -> list[Encoded]:
                       step.max_length).rows
 
 
+@maker.register
 def final(step: FinalReading, session: Session, folder: Path) -> Facts:
     assert step.adapter is not None, "the base model has no last step"
     place, found = session.folder_of(step.monitor), session.need(step.adapter)

@@ -19,13 +19,14 @@ from emlib.generation.vllm import AT_ONCE
 from emlib.make.answers import sampler_under
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.inference import Weights
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.steps.panel import PanelResult
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
 
 SEED = 0  # of answers to requests without a seed
 
 
+@maker.register
 def make(step: PanelResult, session: Session, folder: Path) -> Facts:
     adapter = None if step.adapter is None else session.need(step.adapter)
     choice = session.inference.backend_for("generation", Weights.under(adapter))

@@ -17,13 +17,14 @@ from emlib.core.seeds import chosen
 from emlib.data.left_out import Dropped, is_blank
 from emlib.data.pools import Candidates, read_pool
 from emlib.data.sources import locate
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.scoring.duplicates import near_duplicates
 from emlib.scoring.refusals import ask
 from emlib.steps.pool import Pool, Refusals
 from emlib.store.artefacts import Facts
 
 
+@maker.register
 def make(step: Pool, session: Session, folder: Path) -> Facts:
     """Write the candidate rows, and the reason for each row that was left out."""
     read = read_pool(locate(step.spec.source), step.form)
@@ -49,6 +50,7 @@ def parts_of(tokenizer: PreTrainedTokenizerBase, row: Example, length: int) -> l
             if not is_blank(text[start:end])]
 
 
+@maker.register
 def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
     """Have a judge score how far each row's answer refuses, once for all data sets."""
     scored = ask(session.read(step.pool), step.how, session.budget)

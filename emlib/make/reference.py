@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from emlib.make.rows import training_rows
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.models import adapters
 from emlib.models.reference import keep, keep_projections
 from emlib.steering import extraction
@@ -16,11 +16,13 @@ from emlib.steps.adapter import ReferenceProjections, ReferenceStates
 from emlib.store.artefacts import Facts
 
 
+@maker.register
 def make(step: ReferenceStates, session: Session, folder: Path) -> Facts:
     """Store the states of one forward pass over all rows, with a new adapter that is disabled, as in training."""
     return _stored(step, session, partial(keep, tokens=step.tokens, folder=folder))
 
 
+@maker.register
 def projections(step: ReferenceProjections, session: Session, folder: Path) -> Facts:
     """Store the projections onto the trait's unit vectors, of a pass that ends at the deepest layer."""
     vectors = extraction.load(session.folder_of(dict(step.artefacts)["vector"]))

@@ -19,7 +19,7 @@ from emlib.core.records import AddedRow, Example, Question, Verdict
 from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.data.mixing import enough
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.scoring.records import Ranked
 from emlib.steps.candidates import CandidateRows
 from emlib.steps.pool import AddedRows, OwnAnswers, Selection
@@ -119,6 +119,7 @@ def _candidates(defenses: Sequence[Defense], own: Sequence[Example],
     return next(iter(found.items()), ("", Candidates()))
 
 
+@maker.register
 def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts:
     """Write the rows from which training chooses: the first ones of the order, up to a number of tokens."""
     trained = [in_tokens(session, row) for row in step.among.examples]
@@ -136,6 +137,7 @@ def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts
     return {"rows": len(found)}
 
 
+@maker.register
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:
     found = added_rows(session, step, step.count, str(step.title))
     step.records.write(folder, found)

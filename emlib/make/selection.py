@@ -12,7 +12,7 @@ from emlib.core.records import Answer, Example
 from emlib.data.lazy import Questions
 from emlib.make.answers import sampled
 from emlib.make.rows import VERDICTS, in_tokens, pool_question, ranked_rows
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.make.vectors import answers_now, by_trait
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.refusals import NOTHING, Filtered, by_judge, by_keywords
@@ -22,6 +22,7 @@ from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Facts
 
 
+@maker.register
 def make(step: Selection, session: Session, folder: Path) -> Facts:
     """Order the rows at random or by their losses. Rows that are never interleaved come last, each with its reason."""
     rows, pool = session.read(step.pool), step.pool.spec
@@ -41,6 +42,7 @@ def make(step: Selection, session: Session, folder: Path) -> Facts:
     return {"ranked": len(order) - sum(reasons.values()), "never_taken": dict(reasons)}
 
 
+@maker.register
 def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
     assert step.start is not None, "each batch is a separate artefact"
     seconds = session.timer(step)

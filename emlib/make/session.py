@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, singledispatch
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,11 @@ from emlib.steps.recipes import Recipes
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Facts, Store
 
-Maker = Callable[[Any, Any, Path], Facts]  # a function of a step, the session and the folder to write into
+
+@singledispatch
+def maker(step: Step, session: Session, folder: Path) -> Facts:
+    """Make a step's artefact in `folder`, and return its facts: each kind of step has a maker, registered here."""
+    raise NotImplementedError(f"{type(step).__name__}: a module of emlib.make registers the maker of each kind of step")
 
 
 class Session(AbstractContextManager["Session"]):
@@ -40,10 +44,9 @@ class Session(AbstractContextManager["Session"]):
 
     kept: ClassVar[Session | None] = None
 
-    def __init__(self, recipes: Recipes, store: Store, folder: Path, budget: str,
-                 makers: Mapping[type, Maker]) -> None:
+    def __init__(self, recipes: Recipes, store: Store, folder: Path, budget: str) -> None:
         self.recipes, self.profile, self.store = recipes, recipes.profile, store
-        self.folder, self.budget, self.makers = folder, budget, makers
+        self.folder, self.budget = folder, budget
 
     def __exit__(self, *exception: object) -> None:
         """Release the model's memory for a notebook's next study, and stop the server that the session started."""
@@ -79,7 +82,7 @@ class Session(AbstractContextManager["Session"]):
         """
         if step.made_with is not None and self.store.find(step) is None:
             self.need(step.made_with)  # before this step's lock is taken, because that maker takes it
-        found = self.store.get(step, lambda folder: self.makers[type(step)](step, self, folder))
+        found = self.store.get(step, lambda folder: maker(step, self, folder))
         if isinstance(step, PersonaVectors):
             step.check(found.facts)
         return found

@@ -11,7 +11,7 @@ from emlib.core.progress import say
 from emlib.core.records import Answer, Example, Message, Verdict
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_all
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.models import adapters
 from emlib.models.second_adapter import write_random
 from emlib.steering.extraction import SIDES, kept_pairs, trait_questions
@@ -22,6 +22,7 @@ from emlib.training.records import LOG
 from emlib.training.sft import fine_tune
 
 
+@maker.register
 def make(step: TraitAdapter, session: Session, folder: Path) -> Facts:
     if step.random:
         write_random(session.folder_of(step.trained), folder, derive(step.seed, "random adapter"))

@@ -15,7 +15,7 @@ from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge
 from emlib.judging.rubrics import trait_rubrics
 from emlib.make.answers import sampled
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.steering import extraction
 from emlib.steering.steer import steer
 from emlib.steps.specs import Assessment, EvaluationSpec
@@ -23,6 +23,7 @@ from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 from emlib.store.artefacts import SCRATCH, Facts
 
 
+@maker.register
 def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
     seconds, config, trait = session.timer(step), step.extraction, step.assessment.trait.value
     questions = extraction.trait_questions(trait, config.instruction_pairs)
@@ -41,6 +42,7 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
             "seconds": seconds(), **samples["positive"][1].facts}
 
 
+@maker.register
 def steered(step: SteeredAnswers, session: Session, folder: Path) -> Facts:
     """Sample the untrained model's answers with the vector added at inference, and judge them."""
     steering = nullcontext() if step.vectors is None or step.layer is None else steer(

@@ -10,11 +10,12 @@ from emlib.core.records import Answer, MetricScore, Verdict
 from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import NO_JUDGE, ONLY_THINKS, judge, scores
 from emlib.judging.rubrics import JudgeRequest, Score
-from emlib.make.session import Session
+from emlib.make.session import Session, maker
 from emlib.steps.answers import MetricScores, SecondVerdicts, Verdicts
 from emlib.store.artefacts import Facts
 
 
+@maker.register
 def make(step: Verdicts, session: Session, folder: Path) -> Facts:
     """Judge the answers; a second judge reads only those chosen for it."""
     answers = session.read(step.answers)
@@ -23,6 +24,7 @@ def make(step: Verdicts, session: Session, folder: Path) -> Facts:
     return {"asked": len(verdicts), "scored": sum(verdict.scored for verdict in verdicts)}
 
 
+@maker.register
 def metric(step: MetricScores, session: Session, folder: Path) -> Facts:
     answers = session.read(step.answers)
     found = _metric_scores(step, session, answers)

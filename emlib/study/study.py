@@ -299,12 +299,12 @@ class Study:
 
     def session(self) -> Session:
         """Open a session that makes missing artefacts, and close what was open. This imports the model library."""
-        from emlib.make.makers import MAKERS
+        import emlib.make.makers  # noqa: F401  registers them
         from emlib.make.session import Session
 
         Session.close_kept()
         precision.record(self.profile, self.name)
-        return Session(self.recipes, self.store, self.folder, self.budget, MAKERS)
+        return Session(self.recipes, self.store, self.folder, self.budget)
 
     def complete(self, runs: Sequence[Run]) -> list[RunResult]:
         """Make all missing artefacts of these runs, and return the results of those that are finished.

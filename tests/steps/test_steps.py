@@ -36,7 +36,8 @@ from emlib.defenses.kl import Beta, Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.defenses.persona_vector import PersonaVector
 from emlib.evaluation.panel import PanelTask
-from emlib.make.makers import MAKERS
+from emlib.make import makers  # noqa: F401  registers them
+from emlib.make.session import maker
 from emlib.models.shape import Shape
 from emlib.steps import (
     adapter,
@@ -81,7 +82,7 @@ def kinds() -> Iterator[type[Step]]:
 
 
 def test_every_kind_of_step_has_a_maker_and_a_stage_of_its_own() -> None:
-    assert set(MAKERS) == set(kinds())
+    assert [kind for kind in kinds() if maker.dispatch(kind) is maker.dispatch(Step)] == []
     stages = [kind.stage for kind in kinds()]
     assert len(set(stages)) == len(stages)
 
