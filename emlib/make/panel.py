@@ -20,7 +20,7 @@ from emlib.make.answers import sampler_under
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.inference import Weights
 from emlib.make.session import Session, maker
-from emlib.steps.panel import PanelResult
+from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
 
 SEED = 0  # of answers to requests without a seed

@@ -1,14 +1,16 @@
-"""Auxiliary measures, which need no judge: projections, multiple choice, the loss on held-out rows."""
+"""Auxiliary measures, which need no judge: projections, multiple choice, losses on held-out rows, benchmarks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from emlib.config import Backend, Sampling
 from emlib.core.files import RecordFile
 from emlib.core.records import with_clusters
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Rows
+from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.records import Choice, Projected
 from emlib.steps.answers import Answers
 from emlib.steps.specs import AdapterStep, read_whole
@@ -78,3 +80,26 @@ class HeldOutLosses(AdapterStep):
     @property
     def title(self) -> str:
         return f"losses on held-out rows of {self.rows.title}"
+
+
+@dataclass(frozen=True)
+class PanelResult(AdapterStep):
+    """The evaluation of the model under an adapter, or of the untrained model, on a task of inspect_ai.
+
+    `defaults` is the sampling where the task leaves it open.
+    """
+
+    stage: ClassVar = "panel"
+
+    task: PanelTask
+    defaults: Sampling
+    backend: Backend
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**self.weights, "task": self.task.key, "sampling": self.defaults.model_dump(mode="json"),
+                **self.backend.key("generation")}
+
+    @property
+    def title(self) -> str:
+        return f"{self.task.name} of {'the untrained model' if self.adapter is None else self.adapter.title}"

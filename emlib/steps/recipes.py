@@ -44,9 +44,8 @@ from emlib.steps.candidates import CandidateRows
 from emlib.steps.components import ChangeComponents
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.inputs import Inputs, Side, pool_form
-from emlib.steps.measures import Choices, HeldOutLosses, Projections
+from emlib.steps.measures import Choices, HeldOutLosses, PanelResult, Projections
 from emlib.steps.monitor import FinalReading, Monitored, MonitorInputs
-from emlib.steps.panel import PanelResult
 from emlib.steps.pool import (
     AddedRows,
     Against,

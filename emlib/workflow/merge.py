@@ -27,7 +27,7 @@ from emlib.core.temporary import temporary_folder
 from emlib.evaluation.records import READINGS, read_readings
 from emlib.judging import sharing
 from emlib.judging.cache import Cache
-from emlib.steps.panel import PanelResult
+from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import Artefact, Store
 from emlib.store.manifests import MANIFEST
 from emlib.study.ownership import owner_of

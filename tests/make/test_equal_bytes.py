@@ -17,7 +17,7 @@ from emlib.core import paths
 from emlib.evaluation.records import READINGS
 from emlib.make import makers  # noqa: F401  registers them
 from emlib.make.session import maker
-from emlib.steps.panel import PanelResult
+from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import Store
 from emlib.store.manifests import DIGEST, MANIFEST
 from emlib.training.records import LOG

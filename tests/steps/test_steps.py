@@ -48,7 +48,6 @@ from emlib.steps import (
     grpo,
     measures,
     monitor,
-    panel,
     pool,
     trait_adapter,
     vectors,
@@ -67,8 +66,7 @@ from emlib.steps.vectors import PersonaVectors
 from emlib.study.plan.build import plan
 from emlib.study.study import open_study
 
-MODULES = (adapter, answers, audit, candidates, components, grpo, measures, monitor, panel, pool, trait_adapter,
-           vectors)
+MODULES = (adapter, answers, audit, candidates, components, grpo, measures, monitor, pool, trait_adapter, vectors)
 JUDGE = OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1")
 SAMPLING = Sampling(max_new_tokens=7)
 

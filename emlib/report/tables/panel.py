@@ -13,7 +13,7 @@ from emlib.core.files import write_text
 from emlib.evaluation.panel import PanelTask
 from emlib.report.tables.result_tables import write
 from emlib.report.tables.rows import DASH, IDENTITY, identity_of, readable_identity, runs_of, with_error
-from emlib.steps.panel import PanelResult
+from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import Artefact
 from emlib.study.runs import Run
 from emlib.study.study import Study
