@@ -66,7 +66,6 @@ class Speed:
 
     device: str
     basis: str
-    measured: bool
     train: float
     read: float
     write: float
@@ -111,8 +110,7 @@ def _scaled(row: Measured, spec: ModelSpec, size: Shape, assumed: _Assumed) -> S
     over = assumed.cpu_train_over_read if row.device == "cpu" else assumed.gpu.train_over_read
     basis = f"measured on {row.date}" if same else (
         f"scaled by parameters from {row.model}, measured on {row.date}")
-    return Speed(row.what, basis, same, factor * row.train, factor * (row.read or over * row.train),
-                 factor * row.write)
+    return Speed(row.what, basis, factor * row.train, factor * (row.read or over * row.train), factor * row.write)
 
 
 def _estimated(gpu: Gpu, size: Shape, sampling: Sampling) -> Speed:
@@ -124,4 +122,4 @@ def _estimated(gpu: Gpu, size: Shape, sampling: Sampling) -> Speed:
     basis = (f"not measured: training as in Appendix E of the paper, {gpu.hours:g} GPU-hours for {gpu.rows:,.0f} "
              f"examples and {gpu.parameters / 1e9:g} billion parameters; sampling answers at {gpu.share:.0%} of the "
              "memory bandwidth (params/throughput.yaml)")
-    return Speed(gpu.name, basis, False, train, train * gpu.train_over_read, write)
+    return Speed(gpu.name, basis, train, train * gpu.train_over_read, write)
