@@ -63,11 +63,7 @@ def _condition(step: GrpoAdapter, session: Session) -> Condition:
 
 
 def _fitting(session: Session, rows: Sequence[Example], max_length: int) -> list[Encoded]:
-    """Tokenise the rows, without those of a pool whose prompt leaves no room for an answer.
-
-    Raises:
-        DataError: no row is left.
-    """
+    """Tokenise the rows, without those of a pool whose prompt leaves no room for an answer."""
     every = [encode_or_drop(session.chat.tokenizer, row, max_length) for row in rows]
     for row in every:
         if isinstance(row, Dropped):

@@ -31,12 +31,15 @@ def make(step: PanelResult, session: Session, folder: Path) -> Facts:
     adapter = None if step.adapter is None else session.need(step.adapter)
     choice = session.inference.backend_for("generation", Weights.under(adapter))
     connections = step.defaults.batch_rows if choice.name == TRANSFORMERS else AT_ONCE
+    most = int(session.chat.model.config.get_text_config().max_position_embeddings)  # tokens of a prompt and its answer
+    if choice.name != TRANSFORMERS:
+        most = min(most, session.inference.longest)
     work, task = folder / SCRATCH, step.task
     interrupted = len(list(work.glob("logs/*.eval")))
     say(f"{step.title}: {task.samples} samples" + (", continued" if interrupted else ""))
     with _sampler(session, choice, adapter, connections) as sample:
         model = ServedModel("untrained" if step.adapter is None else re.sub(r"[^\w.+-]+", "-", step.adapter.title),
-                            session.chat.tokenizer, _context(session, choice), step.defaults, sample, interrupted)
+                            session.chat.tokenizer, most, step.defaults, sample, interrupted)
         with serving(model) as server:
             try:
                 found = evaluate(task, model.name, server.url, server.key, connections, work,
@@ -64,9 +67,3 @@ def _sampler(session: Session, choice: ChosenBackend, adapter: Artefact | None, 
                 yield batched
         else:
             yield sample
-
-
-def _context(session: Session, choice: ChosenBackend) -> int:
-    """Return the most tokens of a prompt and its answer."""
-    most = int(session.chat.model.config.get_text_config().max_position_embeddings)
-    return most if choice.name == TRANSFORMERS else min(most, session.inference.longest)

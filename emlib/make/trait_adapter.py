@@ -41,11 +41,7 @@ def make(step: TraitAdapter, session: Session, folder: Path) -> Facts:
 
 
 def _shown(step: PersonaVectors, session: Session) -> list[Example]:
-    """Return the questions of the extraction, without system prompts, with the answers that show the trait.
-
-    Raises:
-        DataError: no answer shows it.
-    """
+    """Return the questions of the extraction, without system prompts, with the answers that show the trait."""
     place, trait = session.folder_of(step), step.assessment.trait.value
     questions = trait_questions(trait, step.extraction.instruction_pairs)["positive"]
     prompts = {question.id: question.prompt for question in questions}

@@ -88,7 +88,8 @@ class GrpoAdapter(Step):
         """Estimate sampling and training on completions of the maximum length, and the supervised steps."""
         grpo = self.grpo
         completions = grpo.data.train_items * grpo.training.epochs * grpo.generations
-        prompt = likely_tokens(frame(grpo, self.problems) + _train_size(grpo, sizes).prompt)
+        train = ADDITION if isinstance(grpo.data, Additions) else sizes.source("gsm8k_train")
+        prompt = likely_tokens(frame(grpo, self.problems) + train.prompt)
         tokens = completions * (prompt + grpo.sampling.max_new_tokens)
         supervised = 0
         if self.supervised is not None:
@@ -154,7 +155,3 @@ def held_out_size(grpo: Grpo, problems: Deferred[Problems], sizes: Sizes) -> Siz
     """Return the number of held-out problems, and the length of a question with the prompt before it."""
     test = ADDITION if isinstance(grpo.data, Additions) else sizes.source("gsm8k_test")
     return Size(grpo.data.eval_items or test.rows, frame(grpo, problems) + test.prompt)
-
-
-def _train_size(grpo: Grpo, sizes: Sizes) -> Size:
-    return ADDITION if isinstance(grpo.data, Additions) else sizes.source("gsm8k_train")

@@ -298,11 +298,7 @@ class Recipes:
             self.profile.training.max_seq_length, None if scored else seed)
 
     def losses(self, dataset: str) -> PoolLosses:
-        """Return the step of the pool's losses under the aligned model and scorers of other data sets than `dataset`.
-
-        Raises:
-            ProfileError: a scorer was trained on `dataset`, or no other scorer is available.
-        """
+        """Return the step of the pool's losses under the aligned model, and scorers that never saw `dataset`."""
         pool = self.inputs.pool_spec
         try:
             scorers = pool.scorers_for(dataset, self.profile.datasets)

@@ -52,7 +52,8 @@ def read(folder: Path) -> Manifest | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         stated = content.pop(DIGEST, None)
-        found = Manifest(dict(content["settings"]), dict(content["facts"]), _files(content),
+        files = content.get("files")
+        found = Manifest(dict(content["settings"]), dict(content["facts"]), None if files is None else dict(files),
                          float(content.get("seconds_last_sitting", 0)))
     except FileNotFoundError:
         return None
@@ -67,11 +68,6 @@ def read(folder: Path) -> Manifest | None:
     if stated not in (None, _digest(content)):
         raise StoreError(f"{path}: was changed after it was written, by the digest in it. {_way_out(folder)}")
     return found
-
-
-def _files(content: Mapping[str, Any]) -> Mapping[str, str] | None:
-    files = content.get("files")
-    return None if files is None else dict(files)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

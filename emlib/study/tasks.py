@@ -358,11 +358,7 @@ class GrpoTask(Task):
 
 
 def tasks_of(recipes: Recipes) -> dict[str, Task]:
-    """Return the tasks of a profile, by name.
-
-    Raises:
-        ProfileError: two tasks have the same name.
-    """
+    """Return the tasks of a profile, by name; two of one name are refused."""
     profile = recipes.profile
     found: list[Task] = [NarrowTask(name, recipes) for name in profile.datasets]
     if profile.benign is not None:
@@ -378,11 +374,7 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
 
 
 def sliced(label: str, asked: Iterable[Any] | None, known: Sequence[Any]) -> list[Any]:
-    """Return the values asked for, or all known ones (None). `label` names a value in messages.
-
-    Raises:
-        ProfileError: one of the values is not known.
-    """
+    """Return the values asked for, which must be known, or all (None). `label` names a value in messages."""
     if asked is None:
         return list(known)
     if isinstance(asked, str):

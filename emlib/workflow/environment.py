@@ -19,11 +19,13 @@ PACKAGES = ("torch", "transformers", "peft")
 
 def check() -> pd.DataFrame:
     """Tabulate what the study may use, what this machine has, and what it is needed for."""
-    free = shutil.disk_usage(_existing(paths.runs())).free / 2**30
+    folder = next(path for path in (paths.runs(), *paths.runs().parents) if path.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     rows = [
         ("Python", platform.python_version(), "3.11 or newer is needed"),
         ("CPU cores", str(os.cpu_count()), "the demo was measured on 2"),
-        ("memory", f"{_memory_gib():.0f} GiB", "the demo needs 6, or 3 with JOBS=1"),
+        ("memory", f"{memory:.0f} GiB", "the demo needs 6, or 3 with JOBS=1"),
         ("free disk", f"{free:.0f} GiB", "the demo needs 1, and .venv 4"),
         ("GPU", _gpu(), "needed by the paper's profiles, not by the demo"),
         ("HF_TOKEN", _set("HF_TOKEN"), "needed only for gated data sets"),
@@ -42,10 +44,6 @@ def _set(variable: str) -> str:
     return "set" if os.environ.get(variable) else "not set"
 
 
-def _memory_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
 def _gpu() -> str:
     """Return the first GPU's name. Imports torch only if there is a driver, because that is slow."""
     if not (Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists()):
@@ -53,8 +51,3 @@ def _gpu() -> str:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "a driver that this torch does not support"
-
-
-def _existing(path: Path) -> Path:
-    """Return the folder itself, or the nearest one above it that exists."""
-    return next(p for p in (path, *path.parents) if p.exists())

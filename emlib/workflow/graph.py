@@ -89,10 +89,7 @@ def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, ear
 def chosen(found: list[Job], only: str = "") -> list[Job]:
     """Return the jobs whose log matches a pattern such as `02*` or `*.legal_*` (without `.log`), or all jobs ("").
 
-    A pattern may begin with a name that a notebook had before.
-
-    Raises:
-        ProfileError: no job matches.
+    A pattern may begin with a name that a notebook had before. One that no job matches is refused.
     """
     name, dot, rest = only.partition(".")
     only = former_names().get(name, name) + dot + rest
