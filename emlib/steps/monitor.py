@@ -64,9 +64,9 @@ class MonitorInputs(Step):
         if self.held_out is not None:
             found = self.rows * min(self.held_out.size(sizes).tokens, self.max_length) * (1 if self.pool is None else 2)
         if self.answers is not None:
-            asked = self.answers.evaluation
-            found += asked.questions.size(sizes).rows * (likely_tokens(asked.questions.size(sizes).prompt)
-                                                         + asked.sampling.max_new_tokens)
+            evaluation = self.answers.evaluation
+            asked = evaluation.questions.size(sizes)
+            found += asked.rows * (likely_tokens(asked.prompt) + evaluation.sampling.max_new_tokens)
         return found
 
 

@@ -142,8 +142,7 @@ class NarrowTask(FineTuningTask):
 
     def asked(self, run: Run) -> Mapping[str, EvaluationSpec]:
         """Specify the run's evaluation, by question set."""
-        evaluation = self.profile.evaluation
-        inputs = self.recipes.inputs
+        evaluation, inputs = self.profile.evaluation, self.recipes.inputs
         sets = {"general": (inputs.general, evaluation.general_samples),
                 "in_domain": (inputs.in_domain(run.task), evaluation.in_domain_samples),
                 **{name: (inputs.questions(name), one.samples) for name, one in evaluation.sets.items()}}
@@ -166,12 +165,11 @@ class NarrowTask(FineTuningTask):
 
     def triggered(self, run: Run) -> Mapping[str, Verdicts]:
         """Return the steps of the verdicts on answers under each trigger of the profile, by the trigger's name."""
-        evaluation = self.profile.evaluation
+        evaluation, inputs = self.profile.evaluation, self.recipes.inputs
         triggers = evaluation.triggers
         if triggers is None or (triggers.methods is not None and run.method not in triggers.methods):
             return {}
         adapter, samples = self.adapter(run), triggers.samples or evaluation.general_samples
-        inputs = self.recipes.inputs
         asked = {name: EvaluationSpec(inputs.in_context(name, run.task), samples, evaluation.sampling, run.seed)
                  for name in triggers.contexts}
         return {name: self.recipes.verdicts(self.recipes.answers(adapter, one)) for name, one in asked.items()}

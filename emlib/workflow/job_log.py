@@ -31,7 +31,6 @@ from emlib.core.progress import MARK as SAID
 MARK = "■"
 TEXT = re.compile(rf"^(?:\S+Z )?([{SAID.strip()}{FOUND.strip()}]) (.*)$", re.MULTILINE)
 WATCHED = "EMLIB_WATCHED"  # in the environment of jobs whose logs somebody shows (`emlib.workflow.watch`)
-LAST_LINES = 12  # lines of an error that are shown without the log
 State = Literal["running", "ended", "failed", "killed"]
 logger = logging.getLogger("emlib.job")
 
@@ -187,8 +186,3 @@ class _LogFile(logging.FileHandler):
             self.told = True
             print(f"    {self.baseFilename}: cannot be written ({error.strerror}), so the log of this job is "
                   "incomplete. The job goes on; make room on the disk.", file=sys.stderr, flush=True)
-
-
-def last_lines(error: str) -> str:
-    """Return the last lines of an error's text."""
-    return "\n".join(error.strip().splitlines()[-LAST_LINES:])

@@ -23,11 +23,12 @@ from emlib.judging.cache import read_only
 from emlib.judging.judges import scores_file
 from emlib.judging.money import SPENT
 from emlib.workflow.graph import Job, jobs
-from emlib.workflow.job_log import Attempt, AttemptLog, last_lines
+from emlib.workflow.job_log import Attempt, AttemptLog
 
 State = Literal["done", "running", "failed", "waiting"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "waiting")
 JUDGE_WAITS = ": JudgeWaits: "  # in the error of a job that waits for its judge's batch, which is no failure
+LAST_LINES = 12  # of an error
 HOUR = 3600
 
 
@@ -96,7 +97,7 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
             where = last.host if last.gpu is None else f"{last.host}, {last.gpu}"
             yield (f"  running  {one.job.name}: {last.seconds / 60:.0f} min on {where}" if one.state == "running" else
                    f"  failed   {one.job.name}: attempt {len(one.attempts)} on {where} {last.state}; {log}")
-            yield from (f"           {line}" for line in last_lines(last.error).splitlines())
+            yield from (f"           {line}" for line in last.error.strip().splitlines()[-LAST_LINES:])
     left = hours_left(found)
     yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
            + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))

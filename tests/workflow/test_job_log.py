@@ -16,7 +16,7 @@ from emlib.core import paths
 from emlib.core.errors import NotebookError, StoreError
 from emlib.core.files import write_records
 from emlib.workflow import job_log, notebooks
-from emlib.workflow.job_log import Attempt, AttemptLog, last_lines
+from emlib.workflow.job_log import Attempt, AttemptLog
 
 WRITER = """
 import logging, sys
@@ -144,12 +144,6 @@ def test_the_last_texts_are_those_of_the_last_attempt(tmp_path: Path) -> None:
             for text in texts:
                 logging.getLogger("emlib.job").info(text)
     assert [(one.said, one.found) for one in log.attempts()] == [("", ""), ("all", "")]
-
-
-def test_the_last_lines_of_an_error() -> None:
-    text = "\n".join(f"line {number}" for number in range(100))
-    assert last_lines(f"{text}\n").splitlines() == [f"line {number}" for number in range(88, 100)]
-    assert last_lines("one") == "one"
 
 
 def test_what_somebody_else_has_finished_is_not_run_again(

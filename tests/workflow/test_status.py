@@ -103,6 +103,13 @@ def test_it_is_told_in_lines_with_the_error_and_the_money(folder: Path) -> None:
     assert lines[4] == "money  $1.25 spent on judges"
 
 
+def test_of_a_long_error_the_last_lines_are_told(folder: Path) -> None:
+    text = "\n".join(f"line {number}" for number in range(100))
+    log(folder, "06_ldifs", attempt("06_ldifs", "failed", 6, error=f"{text}\n"))
+    lines = list(report("tiny", load_profile("tiny"), list(states(folder).values())))
+    assert [line.strip() for line in lines[2:-2]] == [f"line {number}" for number in range(88, 100)]
+
+
 def test_a_running_job_is_seen_from_another_process(folder: Path) -> None:
     with start(folder / JOBS["09_interleaving"].log) as process:
         assert said(process) == "at work"
