@@ -10,7 +10,7 @@ job, without a GPU.
 from __future__ import annotations
 
 import json
-from functools import reduce
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -156,7 +156,7 @@ def concerns(profile: Profile, chapter: str) -> bool:
     if when is None:
         return True
     if when.section:
-        return any(reduce(getattr, section.split("."), profile) not in (None, (), {}) for section in when.section)
+        return any(attrgetter(section)(profile) not in (None, (), {}) for section in when.section)
     return any(_fits(defense, when, chapter) for method in profile.methods for defense in method.defenses)
 
 
