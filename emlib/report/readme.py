@@ -31,7 +31,7 @@ from emlib.study.study import Study, open_study
 
 FULL = "demo-full"  # the demo with more seeds and questions
 FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png")
-FULL_FIGURES = ("figures/tradeoff.png", "figures/triggers.png", "tables/over_seeds.csv")
+FULL_FIGURES = ("figures/tradeoff.png", "figures/triggers_over_seeds.png", "tables/over_seeds.csv")
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone", "audit": "audit"}
 # Tables of further profiles there, for those that ran.

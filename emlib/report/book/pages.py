@@ -57,6 +57,7 @@ FIGURES = {
     "benign": ("12_benign_tasks", "Exact match on benign tasks, by method"),
     "own": ("17_your_own_data", "Your own data: the trade-off of each defense, and your bounds"),
     "triggers": ("11_triggers_and_trajectories", "Share of misaligned general answers in other contexts"),
+    "triggers_over_seeds": ("11_triggers_and_trajectories", "The same, as means over seeds"),
     "trajectory": ("11_triggers_and_trajectories", "Share of misaligned answers along the training"),
     "monitor": ("11_triggers_and_trajectories", "What the monitor reads while runs train"),
     "persistence": ("20_persistence", "Share of misaligned answers along further training"),
