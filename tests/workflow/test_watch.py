@@ -112,7 +112,8 @@ def test_times_are_written_for_people() -> None:
 
 
 def test_a_finding_is_one_sentence_of_means(capsys: pytest.CaptureFixture[str]) -> None:
-    frame = pd.DataFrame({"method": ["misaligned", "kl", "kl"], "setting": [None, 0.5, 0.5], "seed": [0, 0, 1],
+    frame = pd.DataFrame({"dataset": "cooking", "seed": [0, 0, 1],
+                          "method": ["misaligned", "kl", "kl"], "setting": [None, 0.5, 0.5],
                           "general_misaligned": [80.0, 10.0, 20.0], "in_domain_misaligned": [90.0, 50.0, None]})
     findings.defenses(frame)
     assert capsys.readouterr().out == "◆ misaligned, general / in-domain %: misaligned 80 / 90, kl 0.5 15 / 50\n"
