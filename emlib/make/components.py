@@ -14,6 +14,7 @@ from emlib.store.artefacts import Facts
 
 @maker.register
 def make(step: ChangeComponents, session: Session, folder: Path) -> Facts:
+    """Compare the model with and without the adapter on the rows, and write the components of each layer."""
     seconds, rows = session.timer(step), session.examples(step.rows)
     with session.model_under(step.adapter) as model:
         encoded = encode_all(session.chat.tokenizer, rows, step.max_length).rows

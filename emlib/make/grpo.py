@@ -27,6 +27,7 @@ from emlib.training.rl.records import COMPLETIONS, STEPS
 
 @maker.register
 def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
+    """Train an adapter by GRPO, and save it with its logs and some completions."""
     work = folder / SCRATCH
     condition = _condition(step, session)
     with adapters.new_lora(session.chat.model, step.lora, step.seed) as model:
@@ -44,6 +45,7 @@ def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
 
 @maker.register
 def rewards(step: GrpoRewards, session: Session, folder: Path) -> Facts:
+    """Have a judge reward the answers."""
     answers = session.read(step.answers)
     found = scorer(step.rewards, session.budget)(graded(step.problems.value, answers))
     step.records.write(folder, [

@@ -33,6 +33,7 @@ CACHE_VERSION = 1  # raised when losses are computed in another way
 
 @maker.register
 def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
+    """Compute each row's losses under the aligned model and the scorers."""
     seconds, rows = session.timer(step), session.read(step.pool)
     models = _models(step, session)
     remarks = list(filter(None, (scorer.remark for scorer in step.scorers if isinstance(scorer, AdapterFolder))))

@@ -52,6 +52,7 @@ def projected(session: Session, vectors: PersonaVectors, layer: int, rows: Seque
 
 @maker.register
 def choices(step: Choices, session: Session, folder: Path) -> Facts:
+    """Have the model answer multiple-choice questions."""
     questions = some_of(read_choices(locate(step.source)), step.count, "choices")
     with session.model_under(step.adapter) as model:
         made = choose(session.chat, model, questions)
@@ -61,6 +62,7 @@ def choices(step: Choices, session: Session, folder: Path) -> Facts:
 
 @maker.register
 def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
+    """Compute the losses on held-out rows."""
     found = encode_all(session.chat.tokenizer, step.rows.examples, step.max_length)
     with session.model_under(step.adapter) as model:
         losses = score(model, found.rows, LossCache(folder / SCRATCH / "nll.jsonl"), TOKENS_A_PASS, step.title)

@@ -48,6 +48,7 @@ def _answers(step: MonitorInputs, session: Session) -> list[Encoded]:
 
 @maker.register
 def final(step: FinalReading, session: Session, folder: Path) -> Facts:
+    """Read the base model and the adapter."""
     assert step.adapter is not None, "the base model has no last step"
     place, found = session.folder_of(step.monitor), session.need(step.adapter)
     with session.model_under(found) as model, fitted(model):

@@ -28,6 +28,7 @@ SEED = 0  # of answers to requests without a seed
 
 @maker.register
 def make(step: PanelResult, session: Session, folder: Path) -> Facts:
+    """Evaluate the model; keep inspect's log, and record its scores."""
     adapter = None if step.adapter is None else session.need(step.adapter)
     choice = session.inference.backend_for("generation", Weights.under(adapter))
     connections = step.defaults.batch_rows if choice.name == TRANSFORMERS else AT_ONCE

@@ -139,6 +139,7 @@ def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts
 
 @maker.register
 def make(step: AddedRows, session: Session, folder: Path) -> Facts:
+    """Write the rows that are interleaved."""
     found = added_rows(session, step, step.count, str(step.title))
     step.records.write(folder, found)
     return {"rows": len(found)}
@@ -198,6 +199,7 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
 
 
 def pool_question(place: int, row: Example) -> Question:
+    """Turn a row of the pool into a question to the model."""
     return Question.of(f"pool_{place}", row)
 
 

@@ -44,6 +44,7 @@ def make(step: Selection, session: Session, folder: Path) -> Facts:
 
 @maker.register
 def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
+    """Sample the model's answers to one batch of the order's prompts."""
     assert step.start is not None, "each batch is a separate artefact"
     seconds = session.timer(step)
     batch = ranked_rows(session, step.selection)[step.start:step.start + step.sampling.batch_rows]

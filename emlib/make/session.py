@@ -56,6 +56,7 @@ class Session(AbstractContextManager["Session"]):
 
     @classmethod
     def close_kept(cls) -> None:
+        """Close the session that stays open, if there is one."""
         if cls.kept is not None:
             kept, cls.kept = cls.kept, None
             kept.__exit__(None, None, None)
@@ -68,10 +69,12 @@ class Session(AbstractContextManager["Session"]):
 
     @cached_property
     def chat(self) -> ChatModel:
+        """The base model, loaded at its first use."""
         return load(self.profile.model, paths.cache())
 
     @cached_property
     def inference(self) -> Inference:
+        """The backend that samples answers and scores rows."""
         return Inference(self.recipes, self.folder, lambda: self.chat)
 
     def need(self, step: Step) -> Artefact:

@@ -24,6 +24,7 @@ from emlib.training.sft import fine_tune
 
 @maker.register
 def make(step: TraitAdapter, session: Session, folder: Path) -> Facts:
+    """Fine-tune an adapter on rows that show the trait, or write random matrices with the norms of that one."""
     if step.random:
         write_random(session.folder_of(step.trained), folder, derive(step.seed, "random adapter"))
         return {"seed": step.seed}

@@ -25,6 +25,7 @@ from emlib.store.artefacts import SCRATCH, Facts
 
 @maker.register
 def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
+    """Extract persona vectors: sample answers on both sides, have them judged, and subtract the pairs' activations."""
     seconds, config, trait = session.timer(step), step.extraction, step.assessment.trait.value
     questions = extraction.trait_questions(trait, config.instruction_pairs)
     samples = {side: sampled(session, EvaluationSpec(_as_set(side, listed), config.samples, config.sampling,

@@ -26,6 +26,7 @@ def make(step: Verdicts, session: Session, folder: Path) -> Facts:
 
 @maker.register
 def metric(step: MetricScores, session: Session, folder: Path) -> Facts:
+    """Have the answers scored on one metric."""
     answers = session.read(step.answers)
     found = _metric_scores(step, session, answers)
     step.records.write(folder, [

@@ -16,13 +16,13 @@ import pandas as pd
 from emlib.config import BASELINES, NO_TRIGGER
 from emlib.data.sizes import Sizes
 from emlib.report.tables import persistence
+from emlib.report.tables.averages import CONDITION
 from emlib.report.tables.conditions import LEVEL, worst
 from emlib.report.tables.rows import IDENTITY, condition
 from emlib.study.study import Study
 
 NEIGHBOUR = "gardening"  # the question set about a neighbour of the demo's narrow data, cooking
 RULE = "docs/questions-and-measures.md#removed-or-only-hidden"
-CONDITION = ["method", "setting"]
 VOICE = {"general": "general answers", "in_domain": "cooking answers"}
 
 

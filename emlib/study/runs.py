@@ -35,6 +35,7 @@ class Run:
 
     @property
     def condition(self) -> str:
+        """The method and its hyperparameter value."""
         return self.method if self.setting is None else f"{self.method} {self.setting:g}"
 
     def __str__(self) -> str:
@@ -81,30 +82,37 @@ class RunResult:
     run_key: str
 
     def rates(self, which: str) -> Rates:
+        """Return the rates on the question set `which` of a narrow run."""
         return self.sets[which]
 
     @property
     def sets(self) -> dict[str, Rates]:
+        """The rates of a narrow run by question set."""
         return {name: found for name, found in self.scores.items() if isinstance(found, Rates)}
 
     @property
     def metrics(self) -> dict[str, MetricRate]:
+        """The rates on the question sets' own metrics, by `set_metric`."""
         return {name: found for name, found in self.scores.items() if isinstance(found, MetricRate)}
 
     @property
     def general(self) -> Rates:
+        """The rates on the general questions."""
         return self.rates("general")
 
     @property
     def in_domain(self) -> Rates:
+        """The rates on the held-out prompts of the run's own data set."""
         return self.rates("in_domain")
 
     @property
     def exact_match(self) -> ExactMatchScore:
+        """The score of a benign run."""
         return cast(ExactMatchScore, self.scores["exact_match"])
 
     @property
     def rewards(self) -> GrpoScore:
+        """The score of a run of reinforcement learning."""
         return cast(GrpoScore, self.scores["rewards"])
 
 

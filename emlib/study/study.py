@@ -92,6 +92,7 @@ class Study:
 
     @property
     def trait(self) -> Trait:
+        """The trait whose generalisation is studied."""
         return self.inputs.trait.value
 
     @cached_property
@@ -104,16 +105,19 @@ class Study:
         return self.tasks.get(run.task) or NarrowTask(run.task, self.recipes)
 
     def narrow(self, run: Run) -> NarrowTask:
+        """Return the run's narrow data set."""
         task = self.task(run)
         assert isinstance(task, NarrowTask), f"{run} is not a run on narrow data"
         return task
 
     def benign(self, run: Run) -> BenignTaskRuns:
+        """Return the run's benign task."""
         task = self.task(run)
         assert isinstance(task, BenignTaskRuns), f"{run} is not a run of a benign task"
         return task
 
     def data(self, dataset: str) -> NarrowData:
+        """Return the aligned and the misaligned rows of a narrow data set, split into training and held-out rows."""
         return self.inputs.data(dataset)
 
     def runs(self, section: Section = "narrow", *, methods: Iterable[str] | None = None,
@@ -143,6 +147,7 @@ class Study:
                 and (run.setting is None or run.setting in swept)]
 
     def every_run(self) -> list[Run]:
+        """Return the runs of all sections."""
         return [run for section in SECTIONS for run in self.runs(section)]
 
     def defended_by(self, *kinds: str) -> list[str]:
@@ -154,6 +159,7 @@ class Study:
         return [method.name for method in self.profile.methods if method.name in BASELINES]
 
     def defenses(self, run: Run) -> tuple[Any, ...]:
+        """Return the run's defenses, with the run's hyperparameter value."""
         return self.task(run).defenses(run)
 
     def training(self, run: Run) -> TrainingSpec | None:
@@ -173,9 +179,11 @@ class Study:
         return [*found, *(part for step in further for part in (*step.answers.inputs, step.answers, step))]
 
     def questions(self, run: Run, which: str) -> list[Question]:
+        """Return the questions of the set `which` that the run is asked."""
         return self.task(run).answers(run)[which].evaluation.questions.all
 
     def samples(self, run: Run, which: str) -> int:
+        """Return the number of answers that are sampled for each question of the set `which`."""
         return self.task(run).answers(run)[which].evaluation.samples
 
     # --- reading the store
@@ -194,6 +202,7 @@ class Study:
         return None if step is None or found is None else found.records(step)
 
     def adapter(self, run: Run) -> Artefact | None:
+        """Return the run's trained adapter; None if it is not in the store."""
         return self.found(self.task(run).adapter(run))
 
     def log(self, run: Run) -> list[StepRecord]:
@@ -224,6 +233,7 @@ class Study:
         return read_appended(adapter.file(name), kind) if adapter is not None and adapter.has(name) else []
 
     def answers(self, run: Run, which: str) -> list[Answer] | None:
+        """Return the run's answers to the question set `which`; None if they are not in the store."""
         return self.read(self.task(run).answers(run)[which])
 
     def verdicts(self, run: Run, which: str) -> list[Verdict] | None:
@@ -276,6 +286,7 @@ class Study:
         return None if sampled is None else sampled.facts.get("adapter_steps")
 
     def vectors(self) -> Artefact | None:
+        """Return the trait's persona vectors; None if they are not in the store."""
         return self.found(self.recipes.vector())
 
     def opinions(self, run: Run) -> Opinions | None:
@@ -285,9 +296,11 @@ class Study:
         return None if first is None or second is None else Opinions(run, tuple(step.chosen(first)), tuple(second))
 
     def projected(self, run: Run) -> list[Projected] | None:
+        """Return the projections of the run's general answers onto the persona vector; None if not in the store."""
         return self.read(self.recipes.projections(self.task(run).answers(run)["general"]))
 
     def choices(self, run: Run, source: str) -> list[Choice] | None:
+        """Return the run's choices in a source's multiple-choice questions; None if they are not in the store."""
         return self.read(self.recipes.choices(self.task(run).adapter(run), source))
 
     def held_out(self, run: Run) -> list[float] | None:
