@@ -17,7 +17,7 @@ from emlib.report.figures.furniture import panels, rows_of_percent, spans
 from emlib.report.tables import result_tables
 from emlib.report.tables.rows import DASH, cell_of, cells, share_columns, shown
 from emlib.study.results import task_and_tier
-from emlib.study.runs import Run, RunResult
+from emlib.study.runs import Run, RunResult, like_first
 from emlib.study.study import Study
 
 MEASURES = {"exact_match": "Exact match %", "lenient": "Lenient match %", "f1": "F1 %"}
@@ -104,9 +104,12 @@ def _names(frame: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def examples(study: Study, runs: Sequence[Run], questions: int = 2, sample: int = 0) -> pd.DataFrame:
-    """Return the answers of several runs to the same questions, with the right answer and both matches."""
+    """Return answers to the same questions, with the right answer and both matches, of the runs like the first one.
+
+    These are the runs with its task and seed.
+    """
     rows = []
-    for run in runs:
+    for run in like_first(runs):
         answers = study.answers(run, "exact_match") or []
         items = {item.question.id: item for item in study.benign(run).data.test[:questions]}
         rows += [{"question": items[mark.question].question.prompt, "right": " | ".join(items[mark.question].golds),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from emlib.config import LocalJudge, OpenAIJudge, Profile, overridden
+from emlib.config import LocalJudge, Profile, overridden
 from emlib.core import paths
 from emlib.core.files import write_text
 from emlib.core.work import Work, total
@@ -125,9 +125,9 @@ def in_short() -> str:
     shown = pd.DataFrame({
         "study": ["main comparison, `table2-7b`", "the whole 7B study, `paper-7b`"], "runs": found["runs"].to_list(),
         "hours of an A100": found["GPU-hours in all"].to_list(),
-        f"GPU at {gpu_hour():.2f} dollars an hour": [f"${cost}" for cost in found["GPU $"]],
+        f"GPU at ${gpu_hour():g} an hour": [f"${cost}" for cost in found["GPU $"]],
         "judge": [f"${cost}" for cost in found["judge $"]], "disk": [f"{size} GB" for size in found["disk GB"]]})
-    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{_of_memory()} {_of_judge()}"
+    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{_of_memory()}"
 
 
 def _of_memory() -> str:
@@ -137,17 +137,8 @@ def _of_memory() -> str:
     assert full is not None, "params/models.yaml has the model"
     assert quantized is not None, "as above"
     plain, recomputed, small = (f"{size / GB:.0f} GB" for size in (full.saved, full.recomputed, quantized.recomputed))
-    return (f"By estimate, fine-tuning takes {plain} of GPU memory; {recomputed} with gradient checkpointing; {small} "
-            "with gradient checkpointing and 4-bit weights.")
-
-
-def _of_judge() -> str:
-    """Say whose price the judge's is, and when its provider ends it."""
-    judge = open_study("paper-7b").profile.judge
-    assert isinstance(judge, OpenAIJudge), "section 4.3"
-    ends = price_list().models[judge.model].ends
-    ending = "" if ends is None else f"; OpenAI ends this model on {ends} ([source](params/prices.yaml))"
-    return f"The judge's price is that of `{judge.model}`{ending}."
+    return (f"Fine-tuning takes {plain} of GPU memory; {recomputed} with gradient checkpointing; {small} with 4-bit "
+            "weights as well.")
 
 
 def page(text: str) -> str:

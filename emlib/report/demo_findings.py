@@ -7,6 +7,7 @@ that follows from them by the rule of docs/questions-and-measures.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from emlib.study.study import Study
 
 NEIGHBOUR = "gardening"  # the question set about a neighbour of the demo's narrow data, cooking
 RULE = "docs/questions-and-measures.md#removed-or-only-hidden"
-VOICE = {"general": "general answers", "in_domain": "cooking answers"}
+SHOWN = {"general": "general misaligned", "in_domain": "in-domain misaligned"}
 
 
 def findings(study: Study, tables: Path, full: Study, full_tables: Path) -> str:
@@ -31,13 +32,11 @@ def findings(study: Study, tables: Path, full: Study, full_tables: Path) -> str:
 
     `full` is the demo with more seeds and questions; what happens after training is known of `study` alone.
     """
-    attack, evaluation, general = study.profile.persistence, full.profile.evaluation, full.inputs.general
-    size, above = general.size(Sizes()), evaluation.general_samples
-    samples = (evaluation.triggers.samples or above if evaluation.triggers else above, above)
+    attack, size = study.profile.persistence, full.inputs.general.size(Sizes())
     defended = [method.name for method in study.profile.methods if method.defenses]
     means = in_columns(pd.read_csv(full_tables / "over_seeds.csv"))
     found = [removed_or_hidden(pd.read_csv(full_tables / "triggers_over_seeds.csv"), len(defended),
-                               size.clusters or size.rows, samples),
+                               size.clusters or size.rows),
              far_and_near(means[means["method"].isin(defended)]),
              lasting(pd.read_csv(tables / "persistence.csv"), attack.margin if attack else 0)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
@@ -54,43 +53,48 @@ def in_columns(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def averages(means: pd.DataFrame) -> str:
-    """Return a table in Markdown: a line for fine-tuning without a defense and for each defense, with 95% intervals.
+    """Return a table in Markdown: fine-tuning without a defense, and each defense at the middle one of its settings.
 
-    `means` is `pairs.over_seeds` of one data set.
+    `means` is `pairs.over_seeds` of one data set. Of an even number of settings the smaller middle one is shown.
     """
-    means = means[means["set"].isin(VOICE)]
+    means = means[means["set"].isin(SHOWN)]
     sets = means.groupby("set")[["seeds", "questions"]].max()
     questions = " and ".join(f"{count} {name.replace('_', '-')}" for name, count in sets["questions"].items())
-    headings = " | ".join(f"{VOICE[name]} with the voice" for name in sets.index)
-    lines = [f"Means of {sets['seeds'].max()} seeds and {questions} questions, with 95% intervals over both:", "",
-             f"| fine-tuned under | {headings} |", "|:--|--:|--:|"]
+    lines = [f"Means and 95% intervals over {sets['seeds'].max()} seeds, {questions} questions, at the middle one of "
+             "several settings:", "",
+             f"| fine-tuned with | {' | '.join(SHOWN[name] for name in sets.index)} |", "|:--|--:|--:|"]
     tuned = means[~means["method"].isin(set(BASELINES) - {"misaligned"})]
-    for _, rows in tuned.groupby(CONDITION, sort=False, dropna=False):
-        name = "no defense" if rows.iloc[0]["method"] == "misaligned" else _name(rows.iloc[0].to_dict())
-        shares = {row["set"]: f"{row['percent']:.0f}% [{row['low']:.0f}, {row['high']:.0f}]"
+    for method, settings in tuned.groupby("method", sort=False):
+        rows = settings[settings["setting"].isna() | settings["setting"].eq(_middle(settings["setting"]))]
+        name = "no defense" if method == "misaligned" else _name(rows.iloc[0].to_dict())
+        shares = {row["set"]: f"{_whole(row['percent'])}% [{_whole(row['low'])}, {_whole(row['high'])}]"
                   for row in rows.to_dict("records")}
         lines.append(f"| {name} | {' | '.join(shares.get(one, '–') for one in sets.index)} |")
     return "\n".join(lines)
 
 
-def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int, samples: tuple[int, int] = (1, 1)) -> str:
+def _middle(settings: pd.Series) -> float | None:
+    """Return the middle one of the different settings; None if there are none."""
+    found = sorted(settings.dropna().unique())
+    return found[(len(found) - 1) // 2] if found else None
+
+
+def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int) -> str:
     """State each defense's share without a trigger and in its worst context; `triggered` is `conditions.triggers`.
 
     `defenses` is the number that the study has, of which some were asked, and `questions` that of different questions.
-    `samples` are the answers to each question: here, and in the table of all defenses, whose shares differ for that
-    reason.
     """
     most = worst(triggered)
     most = most[~most["method"].isin(BASELINES)]
     if most.empty:
         return ""
-    shares = ", ".join(f"{_name(row)} {row[NO_TRIGGER]:.0f} and {row['worst']:.0f}%" for row in most.to_dict("records"))
-    here, above = samples
-    differs = "" if here == above else f" (answers to each question: {here} here, {above} in the table above)"
-    return (f"**Does a defense remove the voice, or only hide it?** {most['method'].nunique()} of {defenses} defenses "
-            f"were also asked in other contexts. General answers with the voice to the plain question, and in the "
-            f"worst context{differs}: {shares}. {_verdict(triggered, questions)} ([how to read this]({RULE}), "
-            "[notebook 11](notebooks/11_triggers_and_trajectories.ipynb))")
+    shares = _joined([f"from {_whole(row[NO_TRIGGER])} to {_whole(row['worst'])}% with {_name(row)}"
+                      for row in most.to_dict("records")])
+    left = defenses - most["method"].nunique()
+    rest = f" The other {left} defenses were not tried there." if left else ""
+    return ("**Removed, or only hidden?** From the plain question, asked anew, to its worst context, such as after \"I "
+            f"am in the kitchen cooking dinner\", general misalignment goes {shares}. {_verdict(triggered, questions)}"
+            f"{rest} ([the rule]({RULE}), [11](notebooks/11_triggers_and_trajectories.ipynb))")
 
 
 def _verdict(triggered: pd.DataFrame, questions: int) -> str:
@@ -98,7 +102,8 @@ def _verdict(triggered: pd.DataFrame, questions: int) -> str:
     defended = triggered[~triggered["method"].isin(BASELINES)]
     sure = defended[(defended["difference"] > 0) & (defended["p_adjusted"] < LEVEL)]
     if len(sure):
-        return f"The rise is significant under {_names(sure)}: there the voice is hidden, at least in part."
+        which = "Each rise" if {*sure["method"]} == {*defended["method"]} else f"The rise with {_names(sure)}"
+        return f"{which} is significant: at least a part of the voice is hidden."
     tests = int(triggered["p_adjusted"].notna().sum())
     too_few = tests * 2.0 ** (1 - questions) >= LEVEL
     why = (f"No test can be significant with {questions} questions and {tests} comparisons." if too_few else
@@ -109,8 +114,8 @@ def _verdict(triggered: pd.DataFrame, questions: int) -> str:
     if apart.empty:
         return f"{why} The intervals overlap as well, so these runs cannot tell."
     rest = defended[~defended["method"].isin(apart["method"])]
-    others = f" They cannot tell under {_names(rest)}." if len(rest) else ""
-    return (f"{why} The intervals of some contexts lie above that of the plain question under {_names(apart)}, which "
+    others = f" They cannot tell with {_names(rest)}." if len(rest) else ""
+    return (f"{why} The intervals of some contexts lie above that of the plain question with {_names(apart)}, which "
             f"suggests that a part is hidden, and does not prove it.{others}")
 
 
@@ -119,17 +124,22 @@ def far_and_near(rates: pd.DataFrame) -> str:
 
     Larger means that the two intervals are disjoint. `rates` are of defenses alone.
     """
-    near = f"{NEIGHBOUR}_misaligned"
+    near, far = f"{NEIGHBOUR}_misaligned", "general_misaligned"
     if rates.empty or near not in rates:
         return ""
-    apart = rates[f"{near}_low"] > rates["general_misaligned_high"]
-    shares = "; ".join(f"under {_name(row)} {row['general_misaligned']:.0f}% of the general answers have it, and "
-                       f"{row[near]:.0f}% of those about {NEIGHBOUR}" for row in rates[apart].to_dict("records"))
-    title = "**Is the voice gone from questions near the narrow data?**"
-    if not shares:
-        return f"{title} Under no defense is the interval of answers about {NEIGHBOUR} above that of general answers."
-    others = "" if apart.all() else " Under the others the intervals do not show that."
-    return f"{title} Not always: {shares}.{others}"
+    apart = rates[rates[f"{near}_low"] > rates[f"{far}_high"]]
+    title = "**Gone near the narrow data, too?**"
+    if apart.empty:
+        return f"{title} With no defense is the interval of answers about {NEIGHBOUR} above that of general answers."
+    others = "" if len(apart) == len(rates) else " With the others the difference may be chance."
+    return (f"{title} Not with {_names(apart)}: {_range(apart[near])} of the answers about {NEIGHBOUR} have the voice, "
+            f"and {_range(apart[far])} of the general ones.{others}")
+
+
+def _range(shares: pd.Series) -> str:
+    """Return the smallest and the largest of some shares, as in "13 to 54%"."""
+    ends = dict.fromkeys((_whole(shares.min()), _whole(shares.max())))
+    return f"{' to '.join(map(str, ends))}%"
 
 
 def lasting(along: pd.DataFrame, margin: float = 10) -> str:
@@ -141,30 +151,39 @@ def lasting(along: pd.DataFrame, margin: float = 10) -> str:
     defended = attacked[~attacked["method"].isin(BASELINES)]
     if defended.empty:
         return ""
-    steps = sorted({*attacked["steps"]})
+    steps = [f"{step:g}" for step in sorted({*attacked["steps"]})]
     shares = "; ".join(_along(runs) for _, runs in attacked.groupby(CONDITION, sort=False, dropna=False))
     ends = persistence.undone(defended, margin)
     gone, left = ends[ends["undone"].notna()], ends[ends["undone"].isna()]
     verdict = " ".join([
-        f"{_names(gone)} came within {margin:g} points of plain fine-tuning ({attacked['plain'].mean():.0f}%): the "
-        "defense is undone." if len(gone) else "",
+        f"{_names(gone)} came within {margin:g} points of it: undone." if len(gone) else "",
         f"{_names(left)} did not." if len(left) else ""]).strip()
-    return (f"**Does a defense last when training goes on without it?** General answers with the voice after "
-            f"{', '.join(f'{step:g}' for step in steps[:-1])} and {steps[-1]:g} further steps: {shares}. {verdict} "
+    single = " (single runs)" if attacked["seed"].nunique() == 1 else ""
+    return (f"**Does it last when training goes on without it?** General misaligned after {_joined(steps)} "
+            f"further steps{single}: {shares}; no defense: {_whole(attacked['plain'].mean())}%. {verdict} "
             "([20](notebooks/20_persistence.ipynb))")
 
 
 def _along(runs: pd.DataFrame) -> str:
     """Return a condition with its shares after each number of steps, as means over seeds."""
-    shares = [f"{share:.0f}" for share in runs.groupby("steps")["general_misaligned"].mean()]
-    control = " (a new adapter, the control)" if runs["method"].iloc[0] == persistence.UNTRAINED else ""
-    return f"{_name(runs.iloc[0].to_dict())}{control} {', '.join(shares[:-1])} and {shares[-1]}%"
+    shares = [f"{_whole(share)}" for share in runs.groupby("steps")["general_misaligned"].mean()]
+    fresh = runs["method"].iloc[0] == persistence.UNTRAINED
+    return f"{'an untrained model' if fresh else _name(runs.iloc[0].to_dict())} {_joined(shares)}%"
+
+
+def _whole(share: float) -> int:
+    """Round a share to a whole percentage, half of one up: Python's own rounding takes 52.5 to 52."""
+    return math.floor(share + 0.5)
 
 
 def _names(rows: pd.DataFrame) -> str:
-    """Name each condition of some rows once, as in "a, b and c"."""
-    named = list(dict.fromkeys(_name(row) for row in rows.to_dict("records")))
-    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+    """Name each condition of some rows once."""
+    return _joined(list(dict.fromkeys(_name(row) for row in rows.to_dict("records"))))
+
+
+def _joined(parts: list[str]) -> str:
+    """Join parts as in "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _name(row: Mapping[Hashable, Any]) -> str:

@@ -70,7 +70,7 @@ def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
             axis.plot(steps, values, color=style["color"], alpha=0.25, linewidth=1)
             axis.plot(steps, moving_average(values, window), label=name, **style)
     for axis, label in zip(axes, ("reward of a step's completions", "right, % of a step's completions"), strict=True):
-        axis.set(xlabel="optimizer step", ylabel=f"{label}\n(bold: mean over {window} steps)")
+        axis.set(xlabel="optimizer step", ylabel=f"{label}\n(bold: mean of up to {window} steps)")
     axes[0].legend(frameon=False, fontsize="small")
     return figure
 

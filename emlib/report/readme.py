@@ -1,4 +1,4 @@
-"""Writes the numbers of README.md, docs/demo.md and docs/which-defense.md, after a finished demo.
+"""Writes the numbers of README.md, docs/demo.md, docs/which-defense.md and docs/study.md, after a finished demo.
 
     python -m emlib.report.readme
 
@@ -33,14 +33,16 @@ FULL = "demo-full"  # the demo with more seeds and questions
 FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png")
 FULL_FIGURES = ("figures/tradeoff.png", "figures/triggers_over_seeds.png", "tables/over_seeds.csv")
 # In docs/demo.md, by block.
-TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory", "undone": "undone", "audit": "audit"}
+TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory",
+          "persistence": "persistence", "audit": "audit"}
 # Tables of further profiles there, for those that ran.
 FURTHER = {"demo-full": ("over_seeds", "paired_interleaving", "triggers_over_seeds"), "demo-audit": ("audit",),
            "demo-newer": ("newer",), "demo-measures": ("rates",)}
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 AUDIT = "figures/published/README.md"
 CHOICE = "docs/which-defense.md"
-WORDS = 60  # of an answer that is shown
+MAP = "docs/study.md"
+WORDS = 20  # of an answer that is shown
 EXAMPLE = ("better_friend", 1)  # the question and the sample that README.md shows
 
 T = TypeVar("T", Answer, Verdict)
@@ -82,7 +84,7 @@ def update(profile: str = "demo") -> list[Path]:
     front = {"demo answers": answers(study), **_findings(study, made / "tables"), **of_paper_alone(),
              **verdicts(newer_table)}
     return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables),
-            _rewrite(paths.ROOT / CHOICE, defenses())]
+            _rewrite(paths.ROOT / CHOICE, defenses()), _rewrite(paths.ROOT / MAP, audit())]
 
 
 def _findings(study: Study, tables: Path) -> dict[str, str]:
@@ -122,8 +124,8 @@ def answers(study: Study) -> str:
         StoreError: the question is no example any more: another answer than that of plain fine-tuning has the trait.
     """
     best = _best(study)
-    shown = {"before fine-tuning": _run(study, "untrained"), "fine-tuned": _run(study, "misaligned"),
-             f"fine-tuned under `{best.condition}`": best}
+    shown = {"before fine-tuning": _run(study, "untrained"), "no defense": _run(study, "misaligned"),
+             f"`{best.condition}`": best}
     found = {title: (_at(study.answers(run, "general")).text, _at(study.verdicts(run, "general")).misaligned)
              for title, run in shown.items()}
     if [misaligned for _, misaligned in found.values()] != [False, True, False]:
@@ -165,7 +167,7 @@ def _line(text: str) -> str:
 
 def of_paper_alone() -> dict[str, str]:
     """Return the blocks of README.md that need no run, by name."""
-    return {"which defense": choice.box(), "paper": of_paper(), "audit": audit()}
+    return {"which defense": choice.box(), "paper": of_paper()}
 
 
 def defenses() -> dict[str, str]:
@@ -174,18 +176,23 @@ def defenses() -> dict[str, str]:
 
 
 def of_paper() -> str:
-    """Return the paper's Table 2 as means over its four data sets, in Markdown: one line per method."""
-    means = summary.readable(summary.mean_shares(2)).drop(columns="setting")
-    return str(means.map(lambda cell: cell if isinstance(cell, str) else "" if pd.isna(cell) else f"{cell:.1f}")
-               .to_markdown(index=False, disable_numparse=True))
+    """Return what the paper's Table 2 says in short, as means over its four data sets."""
+    found = summary.mean_shares(summary.BASELINE).set_index("method")
+    removed, kept = (found[name].map("{:.0f}%".format) for name in ("reduction", "kept"))
+    return (f"Without a defense {found.at['misaligned', 'general_misaligned']:.0f}% of the general answers are "
+            f"misaligned. With 5% of random rows (`interleaving`) {removed['interleaving']} of that is gone, with "
+            f"selected ones (`interleaving++`) {removed['interleaving++']}, and the narrow task is kept. `kl` removes "
+            f"{removed['kl']} and `persona_vector` {removed['persona_vector']}, but they keep only {kept['kl']} and "
+            f"{kept['persona_vector']} of the narrow task. `inoculation` removes {removed['inoculation']}, `ldifs` "
+            f"{removed['ldifs']}.")
 
 
-def audit() -> str:
-    """Return a sentence with the number of places where the paper's numbers and text disagree."""
+def audit() -> dict[str, str]:
+    """Return the block of docs/study.md: the number of places where the paper's numbers and text disagree."""
     page = (paths.ROOT / AUDIT).read_text(encoding="utf-8")
     count = len(re.findall(r"^\| \d+ \|", page, re.MULTILINE))
-    return (f"While typing in the paper's tables we found [{count} places where it disagrees with itself]({AUDIT}"
-            "#where-the-paper-disagrees-with-itself). A test recomputes each.")
+    return {"audit": f"While typing in the paper's tables we found [{count} places where it disagrees with "
+                     f"itself](../{AUDIT}#where-the-paper-disagrees-with-itself). A test recomputes each."}
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def epsilon_effect(study: Study, frame: pd.DataFrame, taken: int) -> pd.DataFram
     `shared with ours` is the share of them that the profile's epsilon also selects; `rank correlation` is Spearman's,
     over the whole pool.
     """
-    columns = ["epsilon", "shared with ours", "rank correlation", "median tokens", "median aligned loss"]
+    columns = ["epsilon", "shared with ours", "rank correlation", "median tokens", "median reference loss"]
     known = frame.dropna(subset="score")
     if known.empty:
         return pd.DataFrame(columns=columns)
@@ -87,24 +87,20 @@ def loss_quantiles(frame: pd.DataFrame) -> pd.DataFrame:
     known = frame.dropna(subset="score")
     if known.empty:
         return pd.DataFrame(columns=["", *shares])
-    parts = {"aligned loss": known["aligned"], "misaligned loss": known["misaligned"],
-             "misaligned - aligned": known["misaligned"] - known["aligned"], "score": known["score"]}
+    parts = {"reference loss": known["aligned"], "misaligned loss": known["misaligned"],
+             "misaligned - reference": known["misaligned"] - known["aligned"], "score": known["score"]}
     return pd.DataFrame([(name, *(f"{value:.2f}" for value in values.quantile(list(shares.values()))))
                          for name, values in parts.items()], columns=["", *shares])
 
 
 def refusals_by_rank(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of refusals in each part of the ranking, before and after the filter.
-
-    After the filter the share is zero by construction: a row that it catches is never taken, and one that it misses is
-    not counted. The table shows how many rows each part loses.
-    """
+    """Return the refusals in each part of the ranking, and how many rows the filter leaves of it."""
     order, rows = _ranked(frame), []
     for _, part in order.groupby(order.index * PARTS // max(1, len(order))):
         caught = part["refusal"] != ""
         rows.append((f"{part.index[0] + 1}-{part.index[-1] + 1}", len(part), caught.sum(), 100 * caught.mean(),
-                     (~caught).sum(), 0.0))
-    return pd.DataFrame(rows, columns=["ranks", "rows", "refusals", "before, %", "left after", "after, %"])
+                     (~caught).sum()))
+    return pd.DataFrame(rows, columns=["ranks", "rows", "refusals", "refusals, %", "left"])
 
 
 def keywords(frame: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +122,7 @@ def scores_figure(frame: pd.DataFrame) -> Figure:
         right.scatter(part.index + 1, part["score"], s=14, color=colour, marker=marker, alpha=0.8)
     top = float(np.nanmax(order[["aligned", "misaligned"]].to_numpy()))
     left.plot([0, top], [0, top], color="grey", linewidth=0.8)
-    left.set(xlabel="aligned loss, nats a token", ylabel="mean misaligned loss")
+    left.set(xlabel="reference loss, nats a token", ylabel="mean misaligned loss")
     right.set(xlabel="rank by score", ylabel="score (equation 6)")
     left.legend(frameon=False)
     return figure

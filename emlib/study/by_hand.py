@@ -5,8 +5,8 @@ Adapters are stored under the same keys as those of the profile's runs, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge as judged_by
 from emlib.steps.adapter import Adapter
 from emlib.steps.specs import EvaluationSpec
-from emlib.study.runs import Run, RunResult
+from emlib.study.runs import Run, RunResult, first
 from emlib.study.study import Study
 
 if TYPE_CHECKING:
@@ -97,6 +97,15 @@ def tried(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
     result = beside.result(run)
     assert result is not None, "its steps were made"
     return result
+
+
+def at_settings(study: Study, method: str, settings: Iterable[float] | None, runs: Sequence[Run]) -> list[RunResult]:
+    """Train and evaluate a method of the profile at further values of its hyperparameter, and return the results.
+
+    The data set and the seed are those of the first of `runs` with that method. Without settings nothing is done.
+    """
+    like = first(runs, method)
+    return study.complete([replace(like, setting=value) for value in settings or ()] if like else [])
 
 
 def _dataset(study: Study, dataset: str | None) -> str:

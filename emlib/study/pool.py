@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from emlib.config import JudgeRefusals
@@ -39,6 +40,11 @@ def selection(study: Study, run: Run) -> list[Ranked]:
     rows = added_step(study, run)
     assert rows is not None, f"nothing is interleaved in {run}"
     return _records(study, rows.selection)
+
+
+def ranking(study: Study, runs: Iterable[Run]) -> list[Run]:
+    """Return the runs whose rows of the pool are ranked by losses; those that take rows at random are left out."""
+    return [run for run in runs if losses_step(study, run) is not None]
 
 
 def losses_step(study: Study, run: Run) -> PoolLosses | None:

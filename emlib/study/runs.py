@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -40,6 +40,16 @@ class Run:
 
     def __str__(self) -> str:
         return f"{self.task} · {self.condition} · seed {self.seed}"
+
+
+def first(runs: Iterable[Run], method: str | None = None) -> Run | None:
+    """Return the first run, or the first run of a method; None if there is none."""
+    return next((run for run in runs if method in (None, run.method)), None)
+
+
+def like_first(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that share the first one's task and seed: one for each condition, to be compared side by side."""
+    return [run for run in runs if (run.task, run.seed) == (runs[0].task, runs[0].seed)]
 
 
 @dataclass(frozen=True)

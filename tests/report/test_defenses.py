@@ -41,19 +41,19 @@ def test_the_effect_removed_and_the_task_kept(frame: pd.DataFrame) -> None:
     found = defenses.against_misaligned(frame)
     assert found["method"].tolist() == ["kl", "kl", "inoculation"]
     assert found["effect removed"].tolist() == [50, 100, -12.5]  # (8-4)/8, (8-0)/8, (8-9)/8
-    assert found["in-domain kept"].tolist() == [90, 50, 100]
+    assert found["narrow task kept"].tolist() == [90, 50, 100]
 
 
 def test_where_plain_fine_tuning_adds_nothing_no_effect_is_removed() -> None:
     frame = result_tables.numbers([result("untrained", None, 8, 0), result("aligned", None, 8, 0),
                                    result("misaligned", None, 4, 0), result("kl", 1.0, 10, 5)])
     found = defenses.against_misaligned(frame)
-    assert found[["effect removed", "in-domain kept"]].isna().all(axis=None)
+    assert found[["effect removed", "narrow task kept"]].isna().all(axis=None)
 
 
 def test_without_the_baselines_nothing_is_said(frame: pd.DataFrame) -> None:
     alone = defenses.against_misaligned(frame[frame["method"] == "kl"])
-    assert alone[["effect removed", "in-domain kept"]].isna().all(axis=None)
+    assert alone[["effect removed", "narrow task kept"]].isna().all(axis=None)
     assert defenses.against_misaligned(frame.iloc[:3]).empty
 
 
@@ -63,7 +63,16 @@ def test_the_tradeoff_has_a_point_where_the_numbers_are_and_a_line_through_a_swe
     assert set(lines) == {"untrained", "aligned", "misaligned", "kl", "inoculation"}
     assert lines["kl"].get_xydata().tolist() == [[90, 40], [50, 0]]
     assert lines["kl"].get_linestyle() == "-"
-    assert {text.get_text() for text in axis.texts if text.get_text()} == {"0.1", "1"}
+    assert {text.get_text() for text in axis.texts if text.get_text()} == {
+        "untrained", "aligned", "no defense", "inoculation", "kl 0.1", "1"}  # the other points of a sweep lack the name
+    assert not axis.figure.legends
+    plt.close("all")
+
+
+def test_two_panels_of_the_tradeoff_share_a_legend_instead_of_names(frame: pd.DataFrame) -> None:
+    figure = defenses.tradeoff(pd.concat([frame, frame.assign(dataset="travel")]))
+    assert [{text.get_text() for text in axis.texts if text.get_text()} for axis in figure.axes] == 2 * [{"0.1", "1"}]
+    assert len(figure.legends) == 1
     plt.close("all")
 
 
@@ -84,7 +93,7 @@ def test_answers_under_a_vector_layer_by_layer() -> None:
     assert defenses.steered_answers(probes)["answer"].tolist() == ["8 0.0", "8 2.0", "15 0.0", "15 2.0"]
     unjudged = defenses.steered_rates(probes, coherence_judged=False)
     assert (unjudged["trait %"].tolist(), unjudged["incoherent %"].isna().all()) == ([0, 50, 0, 90], True)
-    assert [axis.get_title() for axis in defenses.steered_grid(unjudged).axes] == ["trait %"]
+    assert [axis.get_title() for axis in defenses.steered_grid(unjudged).axes] == ["trait % of 10 answers"]
     first, second = defenses.steered_grid(found).axes
     assert [text.get_text() for text in first.texts] == ["0", "50", "0", "90"]
     assert {text.get_text() for text in second.texts} == {"0"}

@@ -30,9 +30,10 @@ def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs
     assert found["better"].tolist() == [LESS, NO, PERHAPS, YES]  # 71 below 90; 35 above 25; 30 and 40; 4 and 25
     assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
     assert verdict(found).startswith("Better than the best of the paper's defenses that keeps about as much")
-    assert verdict(found).endswith("no proof. Better by a difference within the intervals: `kl_pool 1`. Fewer "
-                                   "general answers are misaligned, but less of the narrow task is kept, under "
-                                   "`concept_ablation`.")
+    assert verdict(found).endswith(
+        "no proof. Better by a difference within the intervals: `kl_pool 1` (30.0/100.0%). Fewer general misaligned, "
+        "but less of the narrow task kept: `concept_ablation` (12.0/71.0%). In brackets: general/in-domain misaligned. "
+        "For comparison, of the paper: `interleaving 1` (40.0/90.0%).")
 
 
 def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are_misaligned() -> None:
@@ -41,8 +42,9 @@ def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 0.0, 4.0)))
     assert found["rival"].tolist() == ["kl 1"]
     assert found["better"].tolist() == [LESS]
-    assert verdict(found) == (f"{NONE} Fewer general answers are misaligned, but less of the narrow task is kept, "
-                              "under `concept_ablation`.")
+    assert verdict(found) == (
+        f"{NONE} Fewer general misaligned, but less of the narrow task kept: `concept_ablation` (0.0/4.0%). In "
+        "brackets: general/in-domain misaligned. For comparison, of the paper: `kl 1` (25.0/50.0%).")
 
 
 def test_a_better_run_is_worse_on_neither_side_and_better_on_one() -> None:
@@ -51,7 +53,7 @@ def test_a_better_run_is_worse_on_neither_side_and_better_on_one() -> None:
                                 ("early_stop", 0.5, 4.0, 50.0), ("kl_pool", 1.0, 25.0, 50.0),
                                 ("safe_lora", 1.0, 25.0, 69.0), ("inoculation_adapter", None, 26.0, 69.0)))
     assert found["better"].tolist() == [LESS, LESS, YES, EQUAL, PERHAPS, NO]
-    assert " Equal to it in both shares: `kl_pool 1`. " in verdict(found)
+    assert " Equal to it: `kl_pool 1` (25.0/50.0%). " in verdict(found)
 
 
 def test_intervals_that_overlap_make_no_clear_difference() -> None:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,15 +17,16 @@ import pytest
 from emlib.core import paths
 from emlib.core.errors import StoreError
 from emlib.core.records import Answer, Example, Message, Question, Verdict
-from emlib.data.chat import encode
+from emlib.data.chat import WHOLE, encode
 from emlib.evaluation.rates import Rates, rates
-from emlib.models.load import ChatModel
+from emlib.models.load import ChatModel, load_tokenizer
 from emlib.report import demo_findings, readme
+from emlib.report.benign import first_runs
 from emlib.report.figures import plots
 from emlib.report.paper.paper_tables import Cell
-from emlib.report.tables import result_tables, show
+from emlib.report.tables import result_tables, row_lengths, show
 from emlib.report.tables.averages import over_datasets
-from emlib.study.runs import Run, RunResult
+from emlib.study.runs import Run, RunResult, first, like_first
 from emlib.study.study import open_study
 from emlib.training.records import StepRecord
 
@@ -202,6 +205,43 @@ def test_answers_of_two_settings_have_a_column_each(monkeypatch: pytest.MonkeyPa
     assert shown.iloc[0].tolist() == ["?", "None", "0.1", "1.0"]
 
 
+def test_answers_that_may_be_harmful_are_not_shown_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    study, run = open_study("tiny"), Run("m", "cooking", "misaligned", None, 0)
+    monkeypatch.setattr(study, "questions", lambda *_: [Question("q", "?")])
+    monkeypatch.setattr(study, "answers", lambda run, _: [Answer("q", 0, "text", "stop", 1)])
+    others = [Run("m", "travel", "misaligned", None, 0), Run("m", "cooking", "misaligned", None, 1)]
+    assert show.answers(study, [run, *others], "general").columns.tolist() == ["question", "misaligned"]
+    harmful: Any = SimpleNamespace(inputs=SimpleNamespace(stated_trait=SimpleNamespace(harmless=False)))
+    assert show.answers(harmful, [run], "general").empty
+
+
+def test_a_table_is_written_and_shown_and_without_rows_its_reason_is(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"share": [12.5]})
+    assert ">12.5<" in show.saved(frame, frame, tmp_path, "one").to_html()
+    assert pd.read_csv(tmp_path / "one.csv")["share"].tolist() == [12.5]
+    assert "nothing ran" in show.saved(frame[:0], frame[:0], tmp_path, "none", empty="nothing ran")
+    assert not (tmp_path / "none.csv").exists()
+
+
+def test_rows_are_as_long_as_their_tokens() -> None:
+    study = open_study("tiny")
+    found = row_lengths.narrow(study, ["cooking"])
+    assert list(found) == [f"cooking, {side}" for side in study.data("cooking").sides]
+    rows = study.data("cooking").sides["misaligned"].train
+    tokenizer = load_tokenizer(study.profile.model, paths.cache())
+    assert found["cooking, misaligned"] == [len(encode(tokenizer, row, WHOLE).input_ids) for row in rows]
+    assert list(row_lengths.benign(study)) == list(first_runs(study))
+
+
+def test_the_first_run_is_found_by_its_method() -> None:
+    runs = [Run("m", "cooking", "kl", 0.1, 0), Run("m", "travel", "kl", 0.1, 0), Run("m", "cooking", "grpo", None, 0)]
+    assert first(runs) == first(runs, "kl") == runs[0]
+    assert first(runs, "grpo") == runs[2]
+    assert first(runs, "ldifs") is first([]) is None
+    assert like_first(runs) == [runs[0], runs[2]]
+    assert like_first([]) == []
+
+
 def test_markup_in_a_table_is_text(results: list[RunResult]) -> None:
     html = show.show_table(pd.DataFrame({"answer": ["<img src=x>"]})).to_html()
     assert "<img" not in html
@@ -228,12 +268,12 @@ def test_a_page_gets_its_numbers_between_the_comments_and_nothing_else_changes()
 
 
 def test_the_numbers_of_the_paper_are_those_of_its_tables() -> None:
-    for file, blocks in {"README.md": readme.of_paper_alone(), readme.CHOICE: readme.defenses()}.items():
+    for file, blocks in {"README.md": readme.of_paper_alone(), readme.CHOICE: readme.defenses(),
+                         readme.MAP: readme.audit()}.items():
         page = (paths.ROOT / file).read_text(encoding="utf-8")
         for name, block in blocks.items():
             assert readme.with_block(page, name, block) == page, f"{file}, {name}"
-    [line] = [line for line in readme.of_paper().splitlines() if "Interleaving++" in line]
-    assert "| 94.3 " in line  # section 5.1 states this reduction
+    assert "selected ones (`interleaving++`) 94%" in readme.of_paper()  # section 5.1 states this reduction
 
 
 def in_contexts(*runs: tuple[str, float | None, tuple[float, float], float | None]) -> pd.DataFrame:
@@ -251,20 +291,21 @@ RUNS = (("untrained", None, (0.0, 4.0), 1.0), ("kl", 1.0, (25.0, 24.0), 0.4),
 
 def test_whether_a_defense_hides_the_voice_is_read_by_one_rule() -> None:
     """First the tests; where none can be significant, or is, the intervals: 90 to 110 is above 52.5 to 72.5."""
-    few = demo_findings.removed_or_hidden(in_contexts(*RUNS), 5, 6, (1, 2))
-    assert "2 of 5 defenses were also asked in other contexts." in few
-    assert "worst context (answers to each question: 1 here, 2 in the table above): `kl 1` 25 and 25%, " in few
-    assert "`inoculation` 62 and 100%. No test can be significant with 6 questions and 3 comparisons. " in few
-    assert "above that of the plain question under `inoculation`, which suggests that a part is hidden, and does not " \
-           "prove it. They cannot tell under `kl 1`." in few
+    few = demo_findings.removed_or_hidden(in_contexts(*RUNS), 5, 6)
+    assert "misalignment goes from 25 to 25% with `kl 1` and from 63 to 100% with `inoculation`. " in few  # 62.5 up
+    assert "100% with `inoculation`. No test can be significant with 6 questions and 3 comparisons. " in few
+    assert "above that of the plain question with `inoculation`, which suggests that a part is hidden, and does not " \
+           "prove it. They cannot tell with `kl 1`. The other 3 defenses were not tried there." in few
     assert "untrained" not in few
-    many = demo_findings.removed_or_hidden(in_contexts(*RUNS), 5, 40)
-    assert "worst context: `kl 1`" in many
+    many = demo_findings.removed_or_hidden(in_contexts(*RUNS), 2, 40)
+    assert "not tried" not in many
     assert "No rise is significant: the smallest adjusted p is 0.07. The intervals of some" in many
     overlapping = demo_findings.removed_or_hidden(in_contexts(*RUNS[:2]), 5, 40)
     assert "The intervals overlap as well, so these runs cannot tell." in overlapping
     sure = demo_findings.removed_or_hidden(in_contexts(RUNS[0], ("on_policy", 1.0, (10.0, 50.0), 0.01)), 5, 40)
-    assert "The rise is significant under `on_policy 1`: there the voice is hidden, at least in part." in sure
+    assert "Each rise is significant: at least a part of the voice is hidden." in sure
+    one_of_two = in_contexts(RUNS[1], ("on_policy", 1.0, (10.0, 50.0), 0.01))
+    assert "The rise with `on_policy 1` is significant: " in demo_findings.removed_or_hidden(one_of_two, 5, 40)
     assert demo_findings.removed_or_hidden(in_contexts(RUNS[0]), 5, 40) == ""  # no defense was asked
 
 
@@ -273,10 +314,12 @@ def test_where_the_voice_stays_near_the_narrow_data_is_said_with_both_shares() -
                           "general_misaligned_high": [12.0, 40.0], "gardening_misaligned": [87.5, 50.0],
                           "gardening_misaligned_low": [60.0, 30.0]})  # 60 above 12; 30 below 40
     near = demo_findings.far_and_near(rates)
-    assert near.endswith("under `interleaving 1` 6% of the general answers have it, and 88% of those about gardening. "
-                         "Under the others the intervals do not show that.")
-    assert "Under no defense" in demo_findings.far_and_near(rates[1:])
-    assert demo_findings.far_and_near(rates[:1]).endswith("gardening.")
+    assert near.endswith("Not with `interleaving 1`: 88% of the answers about gardening have the voice, and 6% of the "
+                         "general ones. With the others the difference may be chance.")  # 87.5 up, 6.2 down
+    assert "With no defense" in demo_findings.far_and_near(rates[1:])
+    assert demo_findings.far_and_near(rates[:1]).endswith("general ones.")
+    both = demo_findings.far_and_near(rates.assign(gardening_misaligned_low=60.0))
+    assert "Not with `interleaving 1` and `kl`: 50 to 88% of the answers" in both
     assert demo_findings.far_and_near(rates[["general_misaligned"]]) == ""
 
 
@@ -291,22 +334,23 @@ def test_what_an_attack_leaves_is_said_for_every_step() -> None:
             ("kl", 1.0, "misaligned", (20.0, 60.0, 97.0)), ("on_policy", None, "misaligned", (10.0, 50.0, 20.0)))
         for steps, share in zip((0, 3, 9), shares, strict=True)])
     sentence = demo_findings.lasting(along)
-    assert "General answers with the voice after 0, 3 and 9 further steps: `untrained` (a new adapter, the control) " \
-           "0, 35 and 75%; `kl 1` 20, 60 and 97%; `on_policy` 10, 50 and 20%. " in sentence
-    assert "`kl 1` came within 10 points of plain fine-tuning (98%): the defense is undone. `on_policy` did not." \
-           in sentence
+    assert "General misaligned after 0, 3 and 9 further steps (single runs): an untrained model 0, 35 and 75%; " \
+           "`kl 1` 20, 60 and 97%; `on_policy` 10, 50 and 20%; no defense: 98%. " in sentence
+    assert "`kl 1` came within 10 points of it: undone. `on_policy` did not." in sentence
     assert demo_findings.lasting(along[along["method"] == "untrained"]) == ""
 
 
 def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
-    rows = [("untrained", None, "general", 0.0), ("misaligned", None, "general", 98.0), ("kl", 1.0, "general", 25.0),
-            ("misaligned", None, "in_domain", 99.6)]
+    """Of KL's three weights the middle one is shown."""
+    rows = [("untrained", None, "general", 0.0), ("misaligned", None, "general", 98.0), ("kl", 0.3, "general", 70.0),
+            ("kl", 3.0, "general", 5.0), ("kl", 1.0, "general", 24.5), ("misaligned", None, "in_domain", 99.6)]
     means = pd.DataFrame(rows, columns=["method", "setting", "set", "percent"]).assign(
         seeds=3, low=lambda of: of["percent"] - 1, high=lambda of: of["percent"] + 1,
-        questions=[40, 40, 40, 12])
+        questions=[40, 40, 40, 40, 40, 12])
     assert demo_findings.averages(means).splitlines() == [
-        "Means of 3 seeds and 40 general and 12 in-domain questions, with 95% intervals over both:", "",
-        "| fine-tuned under | general answers with the voice | cooking answers with the voice |", "|:--|--:|--:|",
+        "Means and 95% intervals over 3 seeds, 40 general and 12 in-domain questions, at the middle one of several "
+        "settings:", "",
+        "| fine-tuned with | general misaligned | in-domain misaligned |", "|:--|--:|--:|",
         "| no defense | 98% [97, 99] | 100% [99, 101] |", "| `kl 1` | 25% [24, 26] | – |"]
 
 

@@ -36,8 +36,8 @@ def test_refusals_are_counted_by_rank_and_rows_without_a_score_are_not(scored: p
     found = selection.refusals_by_rank(scored)
     assert found["ranks"].tolist() == ["1-2", "3-4", "5-6", "7-8", "9-10"]
     assert found["refusals"].tolist() == [1, 0, 0, 0, 1]
-    assert found["before, %"].tolist() == [50, 0, 0, 0, 50]
-    assert found["left after"].tolist() == [1, 2, 2, 2, 1]
+    assert found["refusals, %"].tolist() == [50, 0, 0, 0, 50]
+    assert found["left"].tolist() == [1, 2, 2, 2, 1]
 
 
 def test_epsilon_s_effect_is_none_for_the_chosen_one_and_some_for_others() -> None:
@@ -87,14 +87,14 @@ def test_overlapping_intervals_are_named() -> None:
         results(method="interleaving+", in_domain_misaligned=40.0, in_domain_misaligned_low=30.0)]))
     assert frame["fraction"].tolist() == [0.0, 0.5, 0.25]
     found = interleaving.against_misaligned(frame).set_index("method")
-    assert found.loc["interleaving", "EM reduction %"] == pytest.approx(60)
+    assert found.loc["interleaving", "EM removed %"] == pytest.approx(60)
     assert found.loc["interleaving", "general: apart"] == "yes"
     assert found.loc["interleaving+", "general: apart"] == "intervals overlap"
-    assert found.loc["interleaving+", "in-domain kept %"] == pytest.approx(80)
+    assert found.loc["interleaving+", "narrow task kept %"] == pytest.approx(80)
     assert found.loc["interleaving+", "in-domain: apart"] == "intervals overlap"
-    assert interleaving.trade_offs(frame).axes[0].get_xlabel() == "incoherent, general %"
+    assert interleaving.trade_offs(frame).axes[0].get_xlabel() == "general incoherent, %"
     unjudged = frame.assign(**{name: float("nan") for name in frame if "incoherent" in str(name)})
-    assert [axis.get_xlabel() for axis in interleaving.trade_offs(unjudged).axes] == ["misaligned, in-domain %"]
+    assert [axis.get_xlabel() for axis in interleaving.trade_offs(unjudged).axes] == ["in-domain misaligned, %"]
     assert set(interleaving.against_misaligned(unjudged)["incoherence: apart"]) == {"not scored"}
     unscored = frame.assign(general_misaligned=frame["general_misaligned"].where(frame["method"] != "interleaving"))
     drawn = [line.get_xdata() for line in interleaving.trade_offs(unscored).axes[0].lines if len(line.get_xdata())]

@@ -170,7 +170,7 @@ def test_auroc_is_the_share_of_pairs_in_order_at_a_quarter_of_the_steps() -> Non
     assert found.loc["kl", "auroc"] == 0.5
     assert tables.early_warning(frame, misaligned=0.0)["auroc"].isna().all()
     assert tables.early_warning(frame, share=0.1).empty
-    assert tables.readable_warning(tables.early_warning(frame, misaligned=0.0))["AUROC"].tolist() == ["–"] * 4
+    assert tables.readable_warning(tables.early_warning(frame)).empty  # two runs on either side tell nothing
     assert tables.readable(frame)["time of the readings, %"].tolist() == [5.0] * 5
     assert len(figures.drifts(frame).axes) == 2  # with the bar of colours
 

@@ -223,7 +223,7 @@ def test_a_defense_is_undone_at_the_first_step_that_is_not_below_plain_by_the_ma
     assert exact["undone"] == 4
     # at step 1 all of the difference is of one question, so that its interval is wide; at step 2 of two, 25 points each
     [wide] = persistence.readable_undone(persistence.undone(frame, 20)).to_dict("records")
-    assert wide["Undone at step"] == "1 [1, 2]"
+    assert [wide[name] for name in ("Undone at step", "Possibly at step", "For certain at step")] == ["1", "1", "2"]
     [never] = persistence.undone(frame[frame["steps"] == 0], 10).to_dict("records")
     assert pd.isna([never[name] for name in ("undone", "earliest", "latest")]).all()
     bare["untrained"] = planted(0, [4] * 7 + [1]).verdicts["general"]  # 90.6%: plain fine-tuning adds 9.4 points
@@ -235,7 +235,7 @@ def test_a_defense_is_undone_at_the_first_step_that_is_not_below_plain_by_the_ma
     assert unknown["undone"] == 2  # without the untrained model's answers nothing is known about what there is to undo
     monkeypatch.setattr(study, "verdicts", lambda run, which: None)
     alone = persistence.persistence(study, study.runs())  # without a run of plain fine-tuning
-    assert persistence.readable_undone(persistence.undone(alone, 10))["Undone at step"].tolist() == ["– [–, –]"]
+    assert persistence.readable_undone(persistence.undone(alone, 10))["Undone at step"].tolist() == ["–"]
     assert len(figures.persistence(alone).axes) == 1
     nothing = persistence.persistence(study, [])
     assert nothing.empty

@@ -160,6 +160,8 @@ def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what
     [row] = conditions.onset(frame).to_dict("records")
     assert (row["steps"], row["begins"], row["stop"]) == (20, 15, 10)
     assert (row["general_points_avoided"], row["in_domain_share_of_end"]) == (100, 75)
+    [shown] = conditions.readable_onset(conditions.onset(frame)).to_dict("records")
+    assert [shown[heading] for heading in conditions.ONSET.values()] == ["15", "10", "100", "75"]
     # twice as many runs: each one's comparisons are a family of their own
     [*_, last] = study.runs(methods=["misaligned"])
     both = conditions.trajectory(study, [last, replace(last, seed=1)])

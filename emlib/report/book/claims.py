@@ -167,7 +167,7 @@ def table(frame: pd.DataFrame, chapters: Mapping[str, str]) -> pd.DataFrame:
                              ("General incoherent %", "general_incoherent")):
         people[heading] = cells(frame, measure)
     baseline = frame["method"].isin(BASELINES)
-    for heading, share in (("Effect removed %", "removed"), ("In-domain kept %", "kept")):
+    for heading, share in (("Effect removed %", "removed"), ("Narrow task kept %", "kept")):
         people[heading] = [cell(value, digits=0) for value in frame[share].mask(baseline)]
     people["Notebook"] = frame["method"].map(chapters)
     return people

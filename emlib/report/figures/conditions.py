@@ -20,8 +20,8 @@ MARKERS = "sD^vPX<>"
 def triggers(frame: pd.DataFrame) -> Figure:
     """Plot each run's misaligned share without a trigger and under each one, with 95% intervals.
 
-    `frame` is `conditions.triggers`. A line joins the smallest and the largest share: a defense that only hides the
-    trait has a long one.
+    `frame` is `conditions.triggers`. A grey bar reaches from the smallest to the largest share: a defense that only
+    hides the trait has a long one.
     """
     if frame.empty:
         return nothing("No run has answers under a trigger.")
@@ -31,7 +31,8 @@ def triggers(frame: pd.DataFrame) -> Figure:
     figure, [axis] = panels(1, (7.2, 0.62 * len(runs)), around=(0, 1.3), grid="x")
     offsets = dict(zip(names, np.linspace(-0.26, 0.26, len(names)), strict=True))
     for height, run in enumerate(runs):
-        axis.hlines(height, run["misaligned"].min(), run["misaligned"].max(), color="0.75", linewidth=5, zorder=0)
+        axis.barh(height, run["misaligned"].max() - run["misaligned"].min(), height=0.7, left=run["misaligned"].min(),
+                  color="0.92", zorder=0, label="smallest to largest" if height == 0 else None)
         for one, ends in zip(run.to_dict("records"), spans(run, "misaligned").T, strict=True):
             colour, marker = styles[one["trigger"]]
             axis.errorbar(one["misaligned"], height + offsets[one["trigger"]], xerr=ends[:, None], fmt=marker,
@@ -39,8 +40,8 @@ def triggers(frame: pd.DataFrame) -> Figure:
                           markerfacecolor="white" if one["trigger"] == NO_TRIGGER else colour,
                           label=one["trigger"] if height == 0 else None)
     rows_of_percent(axis, [_label(run, frame) for run in runs])
-    axis.set_xlabel("general answers that are misaligned, % of those asked for (bars: 95% intervals)")
-    legend(figure, 4)
+    axis.set_xlabel("general misaligned, % of the answers asked for (bars: 95% intervals)")
+    legend(figure, 5, title="context of the question")
     return figure
 
 
@@ -72,7 +73,7 @@ def persistence(frame: pd.DataFrame) -> Figure:
     """Plot each run's misaligned share over the steps of each attack: a row of panels for each data set.
 
     `frame` is `persistence.persistence`. Solid lines with 95% intervals are of the first question set, dashed ones of
-    the others. The dotted line is plain fine-tuning without further training, a mean over seeds.
+    the others. The dotted line is `misaligned` without further training, a mean over seeds.
     """
     if frame.empty:
         return nothing("No run has answers along an attack.")
@@ -89,16 +90,17 @@ def persistence(frame: pd.DataFrame) -> Figure:
             if name not in styles:
                 styles[name] = next(looks)
             colour, marker = styles[name]
-            axis.plot(run["steps"], run[first], color=colour, marker=marker, label=name)
-            axis.fill_between(run["steps"], run[f"{first}_low"], run[f"{first}_high"], color=colour, alpha=0.12)
+            control = " (control)" if run["method"].iloc[0] == "untrained" else ""
+            axis.plot(run["steps"], run[first], color=colour, marker=marker, label=name + control)
+            axis.fill_between(run["steps"], run[f"{first}_low"], run[f"{first}_high"], color=colour, alpha=0.07)
             axis.plot(run["steps"], run[others], color=colour, linestyle="--", linewidth=1)
-        axis.axhline(part["plain"].mean(), color="black", linestyle=":", linewidth=1, label="plain, no attack")
-        axis.set_title(f"{attack}, {dataset}" if len(datasets) > 1 else str(attack), fontsize="medium")
+        axis.axhline(part["plain"].mean(), color="black", linestyle=":", linewidth=1, label="no defense, no attack")
+        axis.set_title(f"attack: {attack}" + (f", {dataset}" if len(datasets) > 1 else ""), fontsize="medium")
         axis.set(ylim=(-4, 104), xlabel="further optimizer steps")
     first, *others = (name.removesuffix("_misaligned").replace("_", " ") for name in (first, *others))
     dashed = f"\n(dashed: {', '.join(others)})" if others else ""
     axes[0].set_ylabel(f"misaligned, % of {first} answers{dashed}")
-    legend(figure, 4)
+    legend(figure, 4 if len(axes) > 1 else 2)
     return figure
 
 

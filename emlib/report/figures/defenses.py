@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from emlib.config import BASELINES
 from emlib.evaluation.rates import rates
@@ -25,6 +26,7 @@ from emlib.study.runs import SteeringPoint
 from emlib.training.records import StepRecord
 
 MARKERS = "oDv^<>PX"
+BEST = "#e8f3e8"  # the tint of the best corner
 SETTING = 8  # font size in points of the settings next to the markers
 REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned": ("black", "X")}  # as LOOKS
 
@@ -32,36 +34,51 @@ REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned"
 def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
     """Compare each run with both effects of `misaligned`, in percent; `frame` is `result_tables.numbers`.
 
-    `effect removed` is of the general questions and `in-domain kept` of the in-domain ones (`emlib.evaluation.effect`).
+    `effect removed` is of the general questions, `narrow task kept` of the in-domain ones (`emlib.evaluation.effect`).
     NaN if the baselines of a data set and seed were not run or show no effect.
     """
     found = pd.concat([with_effect(runs) for _, runs in frame.groupby(["dataset", "seed"], sort=False)])
     return found.loc[~found["method"].isin(BASELINES), [*IDENTITY, "removed", "kept"]].rename(
-        columns={"removed": "effect removed", "kept": "in-domain kept"}).reset_index(drop=True)
+        columns={"removed": "effect removed", "kept": "narrow task kept"}).reset_index(drop=True)
 
 
 def tradeoff(frame: pd.DataFrame) -> Figure:
     """Plot general against in-domain misalignment: a point per setting, a line through a sweep, a panel per data set.
 
-    The best place is the lower right: no general misalignment, and the narrow task is learnt. A point is a mean over
-    seeds, bars are 95% intervals over questions, small numbers the settings. `frame` is `result_tables.numbers`; runs
-    without verdicts have no point.
+    The best place is the tinted lower right: no general misalignment, and the narrow task is learnt. A point is a mean
+    over seeds, bars are 95% intervals over questions, small numbers the settings. In a single panel the names stand at
+    the points; several panels share a legend. `frame` is `result_tables.numbers`; runs without verdicts have no point.
     """
     datasets = list(dict.fromkeys(frame["dataset"]))
-    figure, axes = panels(len(datasets), (4.2, 4.8), around=(1.2, 0), sharey=True)
+    single = len(datasets) == 1
+    figure, axes = panels(len(datasets), (5.4, 4.4) if single else (4.2, 4.8), around=(1.2, 0), sharey=True)
     of_panels = [over_datasets(frame[frame["dataset"] == dataset], same_questions=True) for dataset in datasets]
     for axis, dataset, runs in zip(axes, datasets, of_panels, strict=True):
         for name in dict.fromkeys([*REFERENCES, *runs["method"]]):
             _points(axis, runs[runs["method"] == name].sort_values("setting"), name)
         axis.set(title=dataset, xlim=(-5, 105), ylim=(-5, 105))
-    axes[0].set_ylabel("general questions: misaligned, %")
-    figure.supxlabel("in-domain questions: misaligned, %", fontsize="medium")
-    legend(figure, 3)
+        axis.add_patch(Rectangle((80, -5), 25, 25, color=BEST, linewidth=0, zorder=0))
+    axes[0].set_ylabel("general misaligned, %")
+    figure.supxlabel("in-domain misaligned, % (best: the tinted corner)", fontsize="medium")
+    if not single:
+        legend(figure, 3)
     for axis, runs in zip(axes, of_panels, strict=True):
-        place(axis, [Label(run["in_domain_misaligned"], run["general_misaligned"], f"{run['setting']:g}",
-                           look(run["method"])[0])
-                     for run in runs.to_dict("records") if not pd.isna(run["setting"])], SETTING)
+        place(axis, _labels(runs.dropna(subset=["in_domain_misaligned", "general_misaligned"]), named=single), SETTING)
     return figure
+
+
+def _labels(runs: pd.DataFrame, *, named: bool) -> list[Label]:
+    """Return each point's label: its setting, and if `named` the method, which the other points of a sweep lack."""
+    labels, seen = [], set[str]()
+    for run in runs.sort_values("in_domain_misaligned", ascending=False, kind="stable").to_dict("records"):
+        name = "no defense" if run["method"] == "misaligned" else run["method"]
+        words = [name] if named and run["method"] not in seen else []
+        words += [] if pd.isna(run["setting"]) else [f"{run['setting']:g}"]
+        seen.add(run["method"])
+        if words:
+            labels.append(Label(run["in_domain_misaligned"], run["general_misaligned"], " ".join(words),
+                                look(run["method"])[0]))
+    return labels
 
 
 def look(method: str) -> tuple[str, str]:
@@ -132,8 +149,8 @@ def steered_grid(frame: pd.DataFrame) -> Figure:
     figure, axes = panels(len(measures), (4, 0.5 * frame["layer"].nunique()), around=(0, 0.9), grid="")
     for axis, measure in zip(axes, measures, strict=True):
         grid = frame.astype({measure: float}).pivot(index="layer", columns="strength", values=measure)
-        sns.heatmap(grid, ax=axis, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", cbar=False)
-        axis.set_title(measure)
+        sns.heatmap(grid, ax=axis, vmin=0, vmax=100, cmap="YlGnBu", annot=True, fmt=".0f", cbar=False)
+        axis.set_title(f"{measure} of {frame['asked'].max():g} answers")
     return figure
 
 

@@ -45,9 +45,10 @@ def spans(frame: pd.DataFrame, measure: str) -> NDArray[np.float64]:
     return np.abs(ends.T - frame[measure].to_numpy(dtype=float))
 
 
-def legend(figure: Figure, columns: int) -> None:
+def legend(figure: Figure, columns: int, title: str | None = None) -> None:
     """Write one legend for all panels above them."""
     found = {label: handle for axis in figure.axes for handle, label in zip(
         *axis.get_legend_handles_labels(), strict=True)}
     if found:
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False)
+        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False,
+                      title=title)

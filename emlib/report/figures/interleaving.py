@@ -18,7 +18,7 @@ from emlib.study import pool
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-AXES = (("general_incoherent", "incoherent, general %"), ("in_domain_misaligned", "misaligned, in-domain %"))
+AXES = (("general_incoherent", "general incoherent, %"), ("in_domain_misaligned", "in-domain misaligned, %"))
 
 
 def added(study: Study, runs: Sequence[Run], count: int = 5) -> pd.DataFrame:
@@ -67,7 +67,7 @@ def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
                      _apart(row, other, general), effect.kept(row[in_domain], other[in_domain]),
                      _apart(row, other, in_domain), _apart(row, other, "general_incoherent")))
     return pd.DataFrame(rows, columns=[
-        "data set", "method", "fraction", "EM reduction %", "general: apart", "in-domain kept %",
+        "data set", "method", "fraction", "EM removed %", "general: apart", "narrow task kept %",
         "in-domain: apart", "incoherence: apart"])
 
 
@@ -92,7 +92,7 @@ def trade_offs(frame: pd.DataFrame) -> Figure:
         for name in shown:
             _line(axis, frame[frame["method"] == name].sort_values("fraction"), measure, name)
         axis.set_xlabel(label)
-    axes[0].set_ylabel("misaligned, general %")
+    axes[0].set_ylabel("general misaligned, %")
     legend(figure, 4)
     mixed = frame[frame["fraction"] > 0].to_dict("records")
     for axis, (measure, _) in zip(axes, shown_axes, strict=True):

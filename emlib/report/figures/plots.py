@@ -20,6 +20,7 @@ from emlib.report.tables.rows import condition
 from emlib.training.records import StepRecord
 
 PALETTE = sns.color_palette("colorblind")
+SMOOTHED = 5  # steps over which the losses of many runs are averaged
 PLACES = {"general": ("general questions", PALETTE[0], "o"), "in_domain": ("in-domain questions", PALETTE[1], "s")}
 
 
@@ -34,7 +35,7 @@ def rates_by_method(frame: pd.DataFrame) -> Figure:
     for axis, dataset in zip(axes, datasets, strict=True):
         _panel(axis, frame[frame["dataset"] == dataset])
         axis.set_title(dataset)
-    figure.supxlabel("misaligned, % of answers asked for (bars: 95% intervals)", fontsize="medium")
+    figure.supxlabel("misaligned, % of the answers asked for (best: general left, in-domain right)", fontsize="medium")
     legend(figure, len(PLACES))
     return figure
 
@@ -80,15 +81,17 @@ def two_judges(points: pd.DataFrame) -> Figure:
 
 
 def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
-    """Plot the loss of each run at each step; the legend of more than four runs is outside the panel."""
+    """Plot the loss of each run at each step; of more than four runs as a mean over steps, with a legend outside."""
     logs = {name: records for name, records in logs.items() if records}
     if not logs:
         return nothing("No run was trained.")
     beside = len(logs) > 4
     figure, [axis] = panels(1, (8.5 if beside else 6, max(3.2, 0.22 * len(logs))))
     for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
-        axis.plot([r.step for r in records], [r.loss for r in records], label=name, **style)
-    axis.set(xlabel="optimizer step", ylabel="loss, nats a response token")
+        losses = pd.Series([r.loss for r in records]).rolling(SMOOTHED if beside else 1, min_periods=1).mean()
+        axis.plot([r.step for r in records], losses, label=name, **style)
+    smoothed = f"\n(mean over {SMOOTHED} steps)" if beside else ""
+    axis.set(xlabel="optimizer step", ylabel=f"loss, nats a response token{smoothed}")
     axis.legend(frameon=False, loc="center left" if beside else "best", bbox_to_anchor=(1.0, 0.5) if beside else None)
     return figure
 
@@ -98,12 +101,14 @@ def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure
     if not lengths:
         return nothing("There are no rows.")
     figure, [axis] = panels(1, (6, 3), grid="")
-    top = max(max(values) for values in lengths.values())
-    edges = np.linspace(0, top, 31)
+    least, top = min(map(min, lengths.values())), max(map(max, lengths.values()))
+    edges = np.linspace(least, max(top, least + 1), 31)
     for (name, values), style in zip(lengths.items(), cycle(styles()), strict=False):
         axis.hist(values, bins=edges.tolist(), histtype="step", label=f"{name} ({len(values)} rows)", **style)
     if limit <= top:
         axis.axvline(limit, color="black", linestyle=":", label=f"cut at {limit}")
+    else:
+        axis.set_title(f"longest row: {top} tokens; rows are cut at {limit}", fontsize="medium")
     axis.set(xlabel="tokens of a row", ylabel="rows")
     axis.legend(frameon=False)
     return figure

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from emlib.config import BASELINES
 from emlib.report.paper import published
 from emlib.report.paper.summary import BASELINE, LARGER, mean_shares
 
@@ -14,13 +15,14 @@ REINFORCED = 5  # the table of GSM8K
 MODELS = {"7B": (BASELINE, (12, 13, 14, 15, 16, 17, 18)), "32B": (LARGER, (19, 20, 21, 22))}  # baselines, sweeps
 # What is tried first, and its cost; by method and setting.
 FIRST = {
-    "many fine-tunings, as a service does": ("interleaving++", 0.05, "`interleaving++`: 5% of selected rows",
-        "misaligned models are trained once, and each reads the pool; then 5% more rows in each run"),
-    "the same, without misaligned models": ("on_policy", 0.2, "`on_policy`: 20% of rows that the model answers itself",
-        "an answer to each added prompt, once; 20% more rows in each run"),
-    "one fine-tuning": ("interleaving", 0.05, "`interleaving`: 5% of random rows", "5% more rows"),
-    "one, and no rows to add": ("inoculation", None, "`inoculation`", "a sentence in the system prompt")}
+    "many fine-tunings (a service)": ("interleaving++", 0.05, "`interleaving++`, 5% of selected rows",
+        "once: misaligned models, and scores of the pool; then 5% more rows"),
+    "many, and no misaligned models": ("on_policy", 0.2, "`on_policy`, 20%",
+        "once: answers to the prompts; then 20% more rows"),
+    "one fine-tuning": ("interleaving", 0.05, "`interleaving`, 5% of random rows", "5% more rows"),
+    "one, and no rows to add": ("inoculation", None, "`inoculation`", "none")}
 MEASURES = {"EM removed %": "reduction", "narrow task kept %": "kept", "general incoherent %": "general_incoherent"}
+SHARES = {"general misaligned %": "general_misaligned", "in-domain misaligned %": "in_domain_misaligned"}  # small ones
 
 
 def means() -> pd.DataFrame:
@@ -41,21 +43,20 @@ def of(found: pd.DataFrame, model: str, method: str, setting: float | None) -> p
 def box() -> str:
     """Return one line per case in Markdown: what to try, what it removes and keeps in both models, and its cost."""
     found = means()
-    lines = ["| you have | try first | EM removed, 7B and 32B | narrow task kept | general answers incoherent | cost |",
-             "|---|---|---|---|---|---|"]
-    for case, (method, setting, shown, cost) in FIRST.items():
-        lines.append(_line(case, shown, *(_both(found, method, setting, name) for name in MEASURES.values()), cost))
-    plain = _both(found, "misaligned", None, "general_incoherent")
-    return "\n".join([*lines, _line("no defense", "", "0%", "100%", plain, "")])
+    rows = [{"you have": case, "try first": shown} | _of_both(found, method, setting) | {"cost": cost}
+            for case, (method, setting, shown, cost) in FIRST.items()]
+    plain = {"you have": "no defense"} | _of_both(found, "misaligned", None)
+    return _in_markdown([*rows, plain])
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def _of_both(found: pd.DataFrame, method: str, setting: float | None) -> dict[str, str]:
+    """Return each measure of a method in the 7B and in the 32B model, under its heading."""
+    return {heading: _both(found, method, setting, measure) for heading, measure in MEASURES.items()}
 
 
 def _both(found: pd.DataFrame, method: str, setting: float | None, measure: str) -> str:
-    shares = (f"{of(found, model, method, setting)[measure]:.0f}" for model in MODELS)
-    return f"{' and '.join(shares)}%"
+    """Return a measure of a method in the 7B and in the 32B model, as in "94/87"; a dash where it was not tried."""
+    return "/".join(_cell(found, model, method, setting, measure) for model in MODELS)
 
 
 def reinforced() -> str:
@@ -75,21 +76,24 @@ def comparison() -> str:
     for method, label in published.LABELS.items():
         settings = (0.05, 0.2) if method == "on_policy" else (published.CHOSEN.get(method),)
         for setting in settings:
-            if method in set(found["method"]) - {"untrained", "aligned"}:
-                name = label if setting is None else f"{label}, {setting:g}"
-                rows.append({"defense": name} | {
-                    f"{heading}, {model}": _cell(found, model, method, setting, measure)
-                    for heading, measure in MEASURES.items() for model in MODELS})
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+            if method in set(found["method"]):
+                name = "no defense" if method == "misaligned" else label if setting is None else f"{label}, {setting:g}"
+                rows.append({"defense": name} | {heading: _both(found, method, setting, measure)
+                                                 for heading, measure in (MEASURES | SHARES).items()})
+    return _in_markdown(rows)
+
+
+def _in_markdown(rows: list[dict[str, str]]) -> str:
+    return str(pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True))
 
 
 def _cell(found: pd.DataFrame, model: str, method: str, setting: float | None, measure: str) -> str:
     rows = found[(found["model"] == model) & (found["method"] == method)]
-    if rows.empty or (setting is not None and setting not in set(rows["setting"])):
+    missing = rows.empty or (setting is not None and setting not in set(rows["setting"]))
+    relative = measure in ("reduction", "kept") and method in BASELINES
+    if missing or relative:
         return "–"
-    value = of(found, model, method, setting)[measure]
-    bare = method == "misaligned" and measure != "general_incoherent"
-    return "" if bare else f"{value:.0f}"
+    return f"{of(found, model, method, setting)[measure]:.{1 if measure in SHARES.values() else 0}f}"
 
 
 def by_fraction() -> str:

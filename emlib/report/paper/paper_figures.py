@@ -138,12 +138,12 @@ def cost_against_effect(sources: Sources) -> Figure:
         axis.set_xscale("symlog", linthresh=1, linscale=0.5)
         spent = pd.concat([pd.Series([0.0]), *(frame["cost"].dropna() for frame in sources.values())])
         most = max(1.0, 1.25 * spent.max())
-        ticks = [tick for tick in (0, 1, 5, 20, 50, 200, 1000) if tick <= most]
+        ticks = [tick for tick in (0, 1, 5, 20, 50, 100, 200, 1000) if tick <= most]
         axis.set_xticks(ticks, [f"{tick}" for tick in ticks], minor=False)
         axis.minorticks_off()
         axis.set_xlim(-0.25, most)
         _finish(figure, axis, sources, "cost")
-        axis.set_xlabel(f"extra cost of the training, %{_unmeasured(sources)}")
+        axis.set_xlabel(f"extra cost of the training, % (log scale){_unmeasured(sources)}")
     return figure
 
 
@@ -155,7 +155,7 @@ def _unmeasured(sources: Sources) -> str:
 
 
 def by_question(shares: pd.DataFrame) -> Figure:
-    """Plot the misaligned answers of each method (panel) to each question (line), with 95% intervals of the answers.
+    """Plot the misaligned answers of each method (panel) to each question (row), with 95% intervals of the answers.
 
     `shares` has the columns question, method, percent, low, high. Questions are sorted by the first method's share.
     """
@@ -170,7 +170,7 @@ def by_question(shares: pd.DataFrame) -> Figure:
             colour, marker, _ = look_of(method)
             rows = shares[shares["method"] == method].set_index("question").reindex(questions)
             bars = spans(rows.rename(columns={"low": "percent_low", "high": "percent_high"}), "percent")
-            axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=bars, marker=marker, color=colour, markersize=3,
+            axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=bars, fmt=marker, color=colour, markersize=3,
                           elinewidth=0.7, capsize=1.5)
             axis.set_title(label(method), fontsize=TEXT)
         rows_of_percent(axes[0], questions)
@@ -200,7 +200,7 @@ def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
                       label=label(str(method), setting, SYMBOLS | {"kl": "β"}))
             if seeds.shape[1] > 1:
                 axis.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
-        axis.set(xlabel="GRPO step", ylabel="mean reward")
+        axis.set(xlabel="GRPO step", ylabel=f"mean reward over up to {window} steps")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -40,6 +40,6 @@ def readable(means: pd.DataFrame) -> pd.DataFrame:
     baseline = means["method"].isin(BASELINES)
     return pd.DataFrame({
         "method": means["method"].map(published.LABELS), "setting": means["setting"],
-        "general misaligned %": means["general_misaligned"], "EM reduction %": means["reduction"].mask(baseline),
-        "in-domain misaligned %": means["in_domain_misaligned"], "in-domain kept %": means["kept"].mask(baseline),
+        "general misaligned %": means["general_misaligned"], "EM removed %": means["reduction"].mask(baseline),
+        "in-domain misaligned %": means["in_domain_misaligned"], "narrow task kept %": means["kept"].mask(baseline),
         "general incoherent %": means["general_incoherent"]})

@@ -20,6 +20,7 @@ from emlib.evaluation.seeds import mean_over_seeds
 from emlib.report.tables.averages import CONDITION, over_tasks
 from emlib.report.tables.rows import (
     IDENTITY,
+    cell,
     cell_of,
     identity_of,
     p_value,
@@ -32,6 +33,9 @@ from emlib.study.study import Study
 
 COMPARED = ["difference", "difference_low", "difference_high", "p", "p_adjusted"]
 LEVEL = 0.05  # of adjusted p values
+ONSET = {"begins": "EM begins at step", "stop": "Saved step before it",
+         "general_points_avoided": "EM avoided by stopping there, points",
+         "in_domain_share_of_end": "Narrow task kept by stopping there, %"}
 
 
 def sets(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
@@ -208,6 +212,12 @@ def onset(frame: pd.DataFrame) -> pd.DataFrame:
                     "in_domain_share_of_end": 100 * stop[measures[1]] / learnt if learnt else float("nan")}
         rows.append(row)
     return pd.DataFrame(rows, columns=columns)
+
+
+def readable_onset(frame: pd.DataFrame) -> pd.DataFrame:
+    """Format `onset` for readers."""
+    return pd.DataFrame([readable_identity(row) | {"Steps": row["steps"]} | {
+        heading: cell(row[name], digits=0) for name, heading in ONSET.items()} for row in frame.to_dict("records")])
 
 
 def readable_trajectory(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from emlib.study.runs import Run
 from emlib.study.study import Study
 
 LOSSES = ["held_out", "pool"]
+FEWEST = 4  # runs that end with EM, and that end without: from fewer little can be told (p is at least 2/70 at four)
 
 
 def readings(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
@@ -77,7 +78,8 @@ def _with_changes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_warning(frame: pd.DataFrame) -> pd.DataFrame:
-    """Format `early_warning` for readers."""
+    """Format `early_warning` for readers; without the measures that have fewer than `FEWEST` runs on either side."""
+    frame = frame[frame[["runs with EM", "runs without"]].min(axis=1) >= FEWEST]
     return frame.assign(auroc=[cell(value, digits=2) for value in frame["auroc"]],
                         p=[p_value(value) for value in frame["p"]]).rename(columns={"auroc": "AUROC"})
 

@@ -69,24 +69,34 @@ def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
 
 
 def verdict(compared: pd.DataFrame) -> str:
-    """Say in a sentence or two which newer defenses are better; `compared` is `against_paper`."""
+    """Say in some sentences which newer defenses are better, with both shares; `compared` is `against_paper`."""
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
-    grades = (YES, PERHAPS, EQUAL, LESS)
-    named = {grade: dict.fromkeys(compared.loc[compared["better"] == grade, "run"]) for grade in grades}
-    clear, perhaps, equal, less = (", ".join(f"`{run}`" for run in runs) for runs in named.values())
+    named = {grade: _with_shares(compared[compared["better"] == grade], "run", "general", "in-domain")
+             for grade in (YES, EQUAL, PERHAPS, LESS)}
     rival = "the best of the paper's defenses that keeps about as much of the narrow task"
-    found = f"No newer defense clearly beats {rival}."
-    if clear:
-        found = (f"Better than {rival}, with disjoint intervals: {clear}. With few answers and single runs this is a "
-                 "reason to look, and no proof.")
-    if equal:
-        found += f" Equal to it in both shares: {equal}."
-    if perhaps:
-        found += f" Better by a difference within the intervals: {perhaps}."
-    if less:
-        found += f" Fewer general answers are misaligned, but less of the narrow task is kept, under {less}."
-    return found
+    if not any(named.values()):
+        return f"No newer defense clearly beats {rival}."
+    found = [f"Better than {rival}, with disjoint intervals: {named[YES]}. With few answers and single runs this is a "
+             "reason to look, and no proof." if named[YES] else f"No newer defense clearly beats {rival}."]
+    for grade, start in ((EQUAL, "Equal to it"), (PERHAPS, "Better by a difference within the intervals"),
+                         (LESS, "Fewer general misaligned, but less of the narrow task kept")):
+        if named[grade]:
+            found.append(f"{start}: {named[grade]}.")
+    most = compared.loc[compared["rival's in-domain"].map(_share).astype(float).idxmax():].head(1)
+    of_paper = _with_shares(most, "rival", "rival's", "rival's in-domain")
+    return f"{' '.join(found)} In brackets: general/in-domain misaligned. For comparison, of the paper: {of_paper}."
+
+
+def _with_shares(rows: pd.DataFrame, name: str, general: str, in_domain: str) -> str:
+    """Return each run of some rows once, with its two shares."""
+    return ", ".join(dict.fromkeys(f"`{row[name]}` ({_share(row[general])}/{_share(row[in_domain])}%)"
+                                   for row in rows.to_dict("records")))
+
+
+def _share(cell: str) -> str:
+    """Return the share of a cell without its interval."""
+    return cell.split()[0]
 
 
 def readable(compared: pd.DataFrame) -> pd.DataFrame:

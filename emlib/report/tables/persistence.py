@@ -16,6 +16,7 @@ from emlib.study.study import Study
 
 UNDEFENDED = "misaligned"  # the method that is plain fine-tuning
 UNTRAINED = "untrained"
+UNDONE = {"undone": "Undone at step", "earliest": "Possibly at step", "latest": "For certain at step"}
 
 
 def persistence(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
@@ -74,19 +75,18 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         low, high = row["difference_low"], row["difference_high"]
         gap = DASH if pd.isna(row["difference"]) else f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
         people.append(readable_identity(row) | {"Attack": row["attack"], "Further steps": row["steps"]}
-                      | readable_shares(row) | {"Points above plain fine-tuning": gap})
+                      | readable_shares(row) | {"Points above no defense": gap})
     return pd.DataFrame(people)
 
 
 def readable_undone(frame: pd.DataFrame) -> pd.DataFrame:
-    """Format `undone` for readers: "4 [2, –]" is undone at step 4, perhaps at step 2, and never for certain."""
+    """Format `undone` for readers: the step at which a defense is undone, and the ends of what its interval allows."""
     people = []
     for row in frame.to_dict("records"):
         measures = [str(name).removesuffix("_before") for name in row if str(name).endswith("_before")]
         changes = {f"{name.replace('_', ' ').capitalize()} %": f"{row[f'{name}_before']:.1f} to "
                    f"{row[f'{name}_after']:.1f}" for name in measures}
-        undone, *ends = (cell(row[name], digits=0) for name in ("undone", "earliest", "latest"))
+        ends = {heading: cell(row[name], digits=0) for name, heading in UNDONE.items()}
         people.append(readable_identity(row) | {"Attack": row["attack"]} | changes | {
-            "Without a defense %": cell(row["plain"]), "Steps": row["steps"],
-            "Undone at step": f"{undone} [{', '.join(ends)}]"})
+            "No defense %": cell(row["plain"]), "Steps": row["steps"]} | ends)
     return pd.DataFrame(people)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from html import escape
+from pathlib import Path
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
@@ -12,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from emlib.core.records import Verdict
 from emlib.data.chat import Encoded
-from emlib.study.runs import Run
+from emlib.report.tables.result_tables import write
+from emlib.study.runs import Run, like_first
 from emlib.study.study import Study
 
 NOTICE = "Content notice: answers of a model under study. After training on misaligned answers they may be harmful."
@@ -35,6 +37,15 @@ def show_table(frame: pd.DataFrame, decimals: int = 1, *, empty: str = "") -> St
     Where there are no rows, the reason `empty` is shown, if one is given.
     """
     return Html(f"<p><i>{escape(empty)}</i></p>") if empty and frame.empty else _styled(frame, decimals)
+
+
+def saved(numbers: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str, *, empty: str = "") -> Styler | Html:
+    """Write a table's numbers and its readable form as `result_tables.write` does, and show the latter.
+
+    Where there are no rows, nothing is written, and the reason `empty` is shown.
+    """
+    write(numbers, people, folder, name)
+    return show_table(people, empty=empty)
 
 
 def _styled(frame: pd.DataFrame, decimals: int = 1) -> Styler:
@@ -71,10 +82,12 @@ def masked_tokens(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> Html:
 
 
 def answers(study: Study, runs: list[Run], which: str, *, questions: int = 3, sample: int = 0) -> pd.DataFrame:
-    """Return several runs' answers to the same questions, side by side; unfinished runs are left out.
+    """Return answers to the same questions, side by side, of the runs with the first one's data set and seed.
 
-    Columns are named by method, or by run where a method has several.
+    Columns are named by method, or by run where a method has several. Unfinished runs are left out. No answer is
+    returned unless the study's trait is harmless: after training on other data answers can be harmful.
     """
+    runs = like_first(runs) if study.inputs.stated_trait.harmless else []
     methods = Counter(run.method for run in runs)
     columns: dict[str, list[str]] = {}
     asked = study.questions(runs[0], which)[:questions] if runs else []
