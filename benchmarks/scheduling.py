@@ -28,7 +28,7 @@ from emlib.workflow.job_log import Attempt, AttemptLog
 
 NAME = "scheduling"
 RUNS = 3
-OVERHEAD, FOUND = 20.0, 15.0  # seconds
+OVERHEAD, FOUND = 3.5, 15.0  # seconds
 SLICES = 500
 SLICED = "extends: tiny\nmethods: [aligned]\nslice_by: [dataset]\nbenign: null\ngrpo: null\npool: null\n"
 MANY = SLICED.replace("[dataset]", "[seed]") + f"seeds: [{', '.join(map(str, range(SLICES)))}]\n"

@@ -28,7 +28,7 @@ from emlib.core import paths
 
 NAME = "training_cpu"
 JOB = {"profile": "code-smoke", "source": "insecure", "rows": 32, "seed": 0, "dtype": machine.dtype()}
-SPEED, MEMORY, LOSS = 1.9, 0.55, 0.01  # the bars: at least, at most, within
+SAME_SPEED, SPEED, MEMORY, LOSS = 3.0, 2.3, 0.55, 0.01  # the bars: at least, at least, at most, within
 REPETITIONS = 3
 QUIET, ATTEMPTS, PATIENCE = 0.05, 2, 30  # share of the machine that others may take; runs; seconds of waiting for it
 
@@ -162,7 +162,7 @@ def bars(ratios: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     fastest = min(ratios, key=lambda name: ratios[name]["speed"])
     leanest = max(ratios, key=lambda name: ratios[name]["memory"])
     rows = [
-        (f"speed, against {SAME.name}", same["speed"], SPEED, True),
+        (f"speed, against {SAME.name}", same["speed"], SAME_SPEED, True),
         (f"peak memory, against {SAME.name}", same["memory"], MEMORY, False),
         (f"speed, against the fastest ({fastest})", ratios[fastest]["speed"], SPEED, True),
         (f"peak memory, against the leanest ({leanest})", ratios[leanest]["memory"], MEMORY, False),

@@ -68,7 +68,7 @@ def test_every_package_has_its_floor_and_nothing_lies_beside_them() -> None:
 @pytest.mark.parametrize("module", [
     "emlib", "emlib.steps.recipes", "emlib.store.artefacts", "emlib.study.study", "emlib.study.pool",
     "emlib.workflow.graph", "emlib.workflow.notebooks",
-    "emlib.report.tables.result_tables", "emlib.report.tables.auxiliary_measures",
+    "emlib.report.tables.result_tables", "emlib.report.tables.auxiliary_measures", "emlib.report.tables.show",
     "emlib.report.figures.plots", "emlib.report.paper.draw", "emlib.report.tables.pairs", "emlib.report.book.build",
     "emlib.explore.bench", "emlib.report.paper.compare", "emlib.report.estimate", "emlib.report.panel",
     "emlib.study.plan.build", "emlib.study.overrides", "emlib.report.check_data", "emlib.workflow.status",

@@ -77,7 +77,8 @@ def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, ear
     limits = profile.job if about.gpu else READING
     pays = about.judged and any(isinstance(judge, OpenAIJudge) for judge in profile.judges)
     named = f"--profile {shlex.quote(profile_name)}"
-    before = tuple(job.output for job in earlier if about.after_all or job.chapter in about.after)
+    # A whole chapter ends after its slices. Naming those as well would give Snakemake a path for each pair of slices.
+    before = tuple(job.output for job in earlier if not job.part and (about.after_all or job.chapter in about.after))
     parts = tuple(Job(chapter, label, f"{named} {arguments}",
                       f"notebooks/slices/{chapter}.{label}.ipynb", before, digest, limits, pays, about.gpu)
                   for label, arguments in _slices(profile, about))

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -117,7 +116,8 @@ def run(folder: Path, watched: Sequence[Job], command: Sequence[str]) -> int:
             bar.set_description_str(watch.now())
             if code is not None:
                 return code if code >= 0 else 128 - code  # as shells report a signal
-            time.sleep(PAUSE)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PAUSE)
 
 
 def _starters() -> tuple[int, ...]:

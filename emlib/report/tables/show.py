@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 from pandas.io.formats.style import Styler
-from transformers import PreTrainedTokenizerBase
 
 from emlib.core.records import Verdict
-from emlib.data.chat import Encoded
 from emlib.report.tables.result_tables import write
 from emlib.study.runs import Run, like_first
 from emlib.study.study import Study
+
+if TYPE_CHECKING:  # most notebooks show tables and load no model library
+    from transformers import PreTrainedTokenizerBase
+
+    from emlib.data.chat import Encoded
 
 NOTICE = "Content notice: answers of a model under study. After training on misaligned answers they may be harmful."
 EXACT = ("setting", "Setting", "fraction", "epsilon", "strength")  # chosen and not measured, so never rounded
