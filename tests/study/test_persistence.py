@@ -95,7 +95,7 @@ def test_runs_are_attacked_evaluated_on_the_way_and_do_not_change(study: Study, 
     result_tables.write(frame, persistence.readable(frame), study.folder / "tables", "persistence")
     assert finished(study) == frozenset(study.runs())
     drawn = figures.persistence(frame).axes
-    assert [axis.get_title() for axis in drawn] == ["misaligned", "benign", "longer"]
+    assert [axis.get_title() for axis in drawn] == ["attack: misaligned", "attack: benign", "attack: longer"]
     assert drawn[0].get_ylabel() == "misaligned, % of general answers\n(dashed: in domain)"
     alone = frame[[name for name in frame.columns if not name.startswith("in_domain")]]
     assert figures.persistence(alone).axes[0].get_ylabel() == "misaligned, % of general answers"
