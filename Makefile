@@ -73,9 +73,25 @@ $(STAMP):
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/installed-*; touch $(STAMP)
 
-# SET="seeds=[0,1] training.epochs=2" overrides values and makes another study, with a separate name and folder.
+vllm: ## install vLLM into a separate environment, .venv-vllm, to sample answers and score rows with it (some 10 GB)
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
+
+# The environment of inspect_ai, whose pins exclude some of ours; EMLIB_PANEL names the Python of another one.
+PANEL := .venv-panel
+PANEL_STAMP := $(PANEL)/installed-$(shell sha256sum < requirements/panel.txt | cut -c1-16)
+panel-env: $(if $(EMLIB_PANEL),,$(PANEL_STAMP))
+
+$(PANEL_STAMP):
+	@echo "Setting up $(PANEL) (once, some minutes) ..."
+	@test -x $(PANEL)/bin/python || $(PYTHON) -m venv $(PANEL)
+	@$(PANEL)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/panel.txt
+	@rm -f $(PANEL)/installed-*; touch $@
+
+# SET="seeds=[0,1] training.epochs=2" overrides values and makes another study, with a separate name and folder. Every
+# target that reads PROFILE is in this block, so that none acts on the plain study instead.
 ifneq ($(SET),)
-reproduce plan status: setup
+reproduce plan status panel report docs clean: setup
 	@study="$$($(BIN)/python -m emlib.study.overrides $(PROFILE) "$$SET")" && echo "PROFILE=$$study" && \
 		exec $(MAKE) --no-print-directory $@ PROFILE="$$study" SET=
 else
@@ -93,34 +109,20 @@ status: setup ## show which jobs of PROFILE are done, running, failed and waitin
 merge: setup ## merge FROM=, the runs/ of another machine; it overwrites nothing and refuses conflicts
 	@$(BIN)/python -m emlib.workflow.merge '$(FROM)'
 
-endif
-
-vllm: ## install vLLM into a separate environment, .venv-vllm, to sample answers and score rows with it (some 10 GB)
-	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
-
-# The environment of inspect_ai, whose pins exclude some of ours; EMLIB_PANEL names the Python of another one.
-PANEL := .venv-panel
-PANEL_STAMP := $(PANEL)/installed-$(shell sha256sum < requirements/panel.txt | cut -c1-16)
-panel-env: $(if $(EMLIB_PANEL),,$(PANEL_STAMP))
-
-$(PANEL_STAMP):
-	@echo "Setting up $(PANEL) (once, some minutes) ..."
-	@test -x $(PANEL)/bin/python || $(PYTHON) -m venv $(PANEL)
-	@$(PANEL)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/panel.txt
-	@rm -f $(PANEL)/installed-*; touch $@
-
 panel: setup panel-env ## evaluate PROFILE's trained models on standard benchmarks: TASKS=mmlu_0_shot,truthfulqa (LIMIT=, METHODS=)
 	@$(BIN)/python -m emlib.report.panel $(PROFILE) --tasks="$${TASKS:-}" --limit="$${LIMIT:-}" --methods="$${METHODS:-}"
-
-#@ Look at your own data
-check-data: setup ## check FILE, your own data (PROMPT=, RESPONSE=, SYSTEM=, MODEL=, JSON=1), before anything is trained
-	@$(BIN)/python -m emlib.report.check_data --file="$${FILE:-}" --prompt="$${PROMPT:-}" --response="$${RESPONSE:-}" \
-		--system="$${SYSTEM:-}" --encoding="$${ENCODING:-}" --delimiter="$${DELIMITER:-}" --model="$${MODEL:-}" --json="$${JSON:-}"
 
 #@ Look at results
 report: setup ## write everything that PROFILE has run so far as HTML pages, which need no network
 	@$(BIN)/python -m emlib.report.book $(PROFILE)
+
+docs: setup ## write the report of PROFILE into docs/<profile>/, for readers without the study
+	@$(BIN)/python -m emlib.report.book $(PROFILE) docs/$$($(PYTHON) -I emlib/core/paths.py $(PROFILE))
+
+clean: setup ## remove executed notebooks, tables and figures of PROFILE; or WHAT=adapters, answers, verdicts if named
+	@$(BIN)/python -m emlib.workflow.cleaning $(PROFILE) $(WHAT)
+
+endif
 
 figures: setup ## draw the paper's tables and figures from its published numbers, into figures/published/
 	@$(BIN)/python -m emlib.report.paper.draw
@@ -128,8 +130,10 @@ figures: setup ## draw the paper's tables and figures from its published numbers
 lab: setup ## open JupyterLab on the notebooks
 	@env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=notebooks
 
-clean: setup ## remove executed notebooks, tables and figures of PROFILE; or WHAT=adapters, answers, verdicts if named
-	@$(BIN)/python -m emlib.workflow.cleaning $(PROFILE) $(WHAT)
+#@ Look at your own data
+check-data: setup ## check FILE, your own data (PROMPT=, RESPONSE=, SYSTEM=, MODEL=, JSON=1), before anything is trained
+	@$(BIN)/python -m emlib.report.check_data --file="$${FILE:-}" --prompt="$${PROMPT:-}" --response="$${RESPONSE:-}" \
+		--system="$${SYSTEM:-}" --encoding="$${ENCODING:-}" --delimiter="$${DELIMITER:-}" --model="$${MODEL:-}" --json="$${JSON:-}"
 
 #@ Develop
 # One process more than cores, because some tests wait for other processes; each has one thread. The tests of a file run
@@ -153,9 +157,6 @@ check: setup ## lint, types, and the fast tests
 
 bench: setup ## measure speed and memory; results in benchmarks/results/
 	@$(BIN)/python benchmarks/run.py
-
-docs: setup ## write the report of PROFILE into docs/<profile>/, for readers without the study
-	@$(BIN)/python -m emlib.report.book $(PROFILE) docs/$$($(PYTHON) -I emlib/core/paths.py $(PROFILE))
 
 readme: ## put the results of a finished demo into README.md
 	@$(BIN)/python -m emlib.report.costs_page

@@ -161,6 +161,15 @@ def test_make_puts_a_study_where_the_notebooks_put_it(profile: str, folder: str,
     assert command[command.index("--config") + 1] == f"profile={known}"
 
 
+@pytest.mark.parametrize("target", ["reproduce", "plan", "status", "panel", "report", "docs", "clean"])
+def test_each_target_with_overrides_acts_on_the_study_that_has_them(target: str) -> None:
+    """Not one acts on the plain study: `clean` removed its adapters."""
+    said = subprocess.run(["make", "--dry-run", target, "PROFILE=demo", "SET=seeds=[1]", "WHAT=adapters", "VENV=none"],
+                          cwd=paths.ROOT, check=False, capture_output=True, text=True).stdout
+    [command] = [line for line in said.splitlines() if "-m emlib." in line]
+    assert "-m emlib.study.overrides demo " in command
+
+
 def test_make_resolves_folders_with_spaces(tmp_path: Path) -> None:
     shown_names = " ".join(f'"$${{{name}-}}"' for name in ("EMLIB_RUNS_DIR", "EMLIB_CACHE_DIR", "EMLIB_DATA_DIR"))
     (tmp_path / "more.mk").write_text(f"show:\n\t@printf '%s\\n' {shown_names}\n")
