@@ -86,6 +86,8 @@ def test_tables_are_named_as_the_paper_names_them() -> None:
     assert paper_tables.label("kl", 0.1) == "KL-Div., λ=0.1"
     assert paper_tables.label("persona_vector", 5.0) == "Persona Vectors, α=5"
     assert paper_tables.label("interleaving++", 0.05) == "Interleaving++, 5%"
+    assert [paper_tables.label("interleaving", share) for share in (0.001, 0.02, 0.025, 0.29, 1.0)] == [
+        f"Interleaving, {percent}%" for percent in ("0.1", "2", "2.5", "29", "100")]
     assert paper_tables.label("untrained") == "Untrained"
     assert paper_tables.label("kl_inoculated", 2.0) == "kl_inoculated, setting=2"
 

@@ -96,7 +96,8 @@ def trade_offs(frame: pd.DataFrame) -> Figure:
     legend(figure, 4)
     mixed = frame[frame["fraction"] > 0].to_dict("records")
     for axis, (measure, _) in zip(axes, shown_axes, strict=True):
-        place(axis, [Label(row[measure], row["general_misaligned"], f"{row['fraction']:.0%}", look(row["method"])[0])
+        place(axis, [Label(row[measure], row["general_misaligned"], f"{100 * row['fraction']:g}%",
+                           look(row["method"])[0])
                      for row in mixed if not pd.isna(row[measure] + row["general_misaligned"])], SETTING)
     return figure
 

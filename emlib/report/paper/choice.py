@@ -102,7 +102,7 @@ def by_fraction() -> str:
     Tables 15 to 18 and 19 to 22.
     """
     found = means()
-    rows = [{"model": model, "added rows": f"{fraction:.0%}"} | {
+    rows = [{"model": model, "added rows": f"{100 * fraction:g}%"} | {
         published.LABELS[method]: f"{row['reduction']:.0f} ({row['general_incoherent']:.0f})"
         for method in published.INTERLEAVING for row in [of(found, model, method, fraction)]}
         for model in MODELS for fraction in (0.01, 0.05, 0.2, 0.5)]

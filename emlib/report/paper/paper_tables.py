@@ -57,7 +57,7 @@ def label(method: str, setting: float | None = None, symbols: Mapping[str, str] 
     if setting is None or pd.isna(setting):
         return name
     if method in INTERLEAVING:
-        return f"{name}, {setting:.0%}"
+        return f"{name}, {100 * setting:g}%"
     return f"{name}, {symbols.get(method, 'setting')}={setting:g}"
 
 
