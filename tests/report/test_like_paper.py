@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.lines import Line2D
 
 from emlib.config import load_profile
 from emlib.core import paths
@@ -65,6 +66,17 @@ def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None
     assert comparison.criteria(study, without, overview.Bounds()).empty
 
 
+def test_fractions_that_round_to_one_percent_are_two_lines(study: Study) -> None:
+    frame = result_tables.numbers([result("cooking", *run) for run in (
+        ("misaligned", None, 20), ("interleaving", 0.02, 12), ("interleaving", 0.025, 0))])
+    measured = comparison.criteria(study, frame, overview.Bounds()).set_index("method")
+    assert measured["reduction"].to_dict() == pytest.approx({"Interleaving, 2%": 40, "Interleaving, 2.5%": 100})
+    verdicts: pairs.Verdicts = {("a", "interleaving", fraction): {0: [Verdict("q", 0, 90.0, 80.0)]}
+                                for fraction in (0.02, 0.025)}
+    assert [cell.text for cell in comparison.seeds(pairs.over_seeds({"general": verdicts}))["Method"]] == [
+        "Interleaving, 2%", "Interleaving, 2.5%"]
+
+
 def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: Study, frame: pd.DataFrame) -> None:
     assert list(comparison.sources(study, frame)) == ["this study"]
     assert comparison.with_paper(study, frame).empty
@@ -74,6 +86,11 @@ def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: 
     study = Study(study.name, study.profile.model_copy(update={"model": load_profile("paper-7b").model}), study.store)
     drawn = comparison.sources(study, ours)
     assert list(drawn) == ["paper", "this study"]
+    legend = paper_figures.narrow(drawn).legends[0]
+    filled = {text.get_text(): handle.get_markerfacecolor() != "white"
+              for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+              if text.get_text() in drawn and isinstance(handle, Line2D)}
+    assert filled == {"paper": True, "this study": False}  # as notebook 16 says
     assert len(comparison.with_paper(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
 
 
