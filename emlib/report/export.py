@@ -96,8 +96,8 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
         able = ", ".join(kind for kind, cls in kinds().items() if cls.data_only)
         raise ProfileError(f"{run}: {', '.join(other)} changes the training and not the data, so it cannot be "
                            f"exported as a data set. Kinds that can: {able}.")
-    count, rows = _whole(study, run)
-    added = _added(study, run, count)
+    trained, count, rows = _whole(study, run)
+    added = _added(study, run, trained)
     if any(not row.context for row in added):
         raise ProfileError(f"{run} mixes in plain texts, and a fine-tuning service takes conversations only.")
     order = interleave(range(count), range(count, count + len(added)))
@@ -109,8 +109,8 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
     return len(order)
 
 
-def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
-    """Return the number of the run's training rows, and the rows after its defenses changed them and left some out."""
+def _whole(study: Study, run: Run) -> tuple[int, int, Iterator[Example]]:
+    """Return how many training rows the run has, how many its defenses keep, and these as the defenses change them."""
     data, recipes = study.data(run.task), study.recipes
     known = (data.aligned if run.method == "aligned" else data.misaligned).train
     if study.training(run) is None or not known:
@@ -120,8 +120,8 @@ def _whole(study: Study, run: Run) -> tuple[int, Iterator[Example]]:
         len(known), lambda: iter(known))
     defenses = study.defenses(run)
     without = _left_out(study, run, lambda: tuple(read()))
-    return count - len(without), (changed for place, row in enumerate(read()) if place not in without
-                                  for changed in recipes.defended((row,), defenses))
+    return count, count - len(without), (changed for place, row in enumerate(read()) if place not in without
+                                         for changed in recipes.defended((row,), defenses))
 
 
 def _left_out(study: Study, run: Run, read: Callable[[], tuple[Example, ...]]) -> frozenset[int]:
@@ -138,7 +138,7 @@ def _left_out(study: Study, run: Run, read: Callable[[], tuple[Example, ...]]) -
 
 
 def _added(study: Study, run: Run, count: int) -> list[Example]:
-    """Return the rows of the pool that are interleaved with `count` rows."""
+    """Return the rows of the pool that are interleaved with `count` rows, of which `filtering` may leave some out."""
     steps = pool_steps(study, run)
     if not steps:
         return []

@@ -91,6 +91,13 @@ def test_a_mixed_data_set_holds_every_row_of_the_file(study: Study, tmp_path: Pa
         export.mixed_data(study, study.runs(methods=["kl"])[0], out)
 
 
+def test_the_fraction_of_added_rows_is_of_all_rows_where_some_are_left_out(
+        study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in training: a quarter of 40 rows is added, whatever filtering leaves of them."""
+    monkeypatch.setattr(export, "_left_out", lambda *_: frozenset(range(20)))
+    assert export.mixed_data(study, study.runs(methods=["both"])[0], tmp_path / "mixed.jsonl") == 20 + 10
+
+
 def test_the_aligned_rows_are_exported_for_the_method_of_that_name(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
