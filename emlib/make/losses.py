@@ -25,7 +25,7 @@ from emlib.steps.pool import PoolLosses
 from emlib.steps.scorers import AdapterFolder
 from emlib.store.artefacts import Facts
 
-Models = Mapping[str, tuple[Weights, Any]]  # by a model's name: its weights, and its adapter's identity in keys
+Models = Mapping[str, tuple[Weights, LossCache]]  # by a model's name: its weights, and the cache of its losses
 Found = dict[str, Iterator[float]]  # by a model's name: the losses of the rows in order
 SERVED_TOKENS = 2**18  # sent to a server between two writes of the loss cache
 CACHE_VERSION = 1  # raised when losses are computed in another way
@@ -35,7 +35,7 @@ CACHE_VERSION = 1  # raised when losses are computed in another way
 def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     """Compute each row's losses under the aligned model and the scorers."""
     seconds, rows = session.timer(step), session.read(step.pool)
-    models = _models(step, session)
+    models = {name: (weights, _cache(step, session, key)) for name, (weights, key) in _models(step, session).items()}
     remarks = list(filter(None, (scorer.remark for scorer in step.scorers if isinstance(scorer, AdapterFolder))))
     for remark in remarks:
         say(remark)
@@ -48,12 +48,13 @@ def make(step: PoolLosses, session: Session, folder: Path) -> Facts:
     found = score_all(step, session, models, fitting)
     step.records.write(folder, [_losses_of(place, row, found) for place, row in enumerate(encoded)])
     say(f"{len(fitting)} rows scored under {', '.join(models)}")
-    return {"rows": len(rows), "models": list(models), **({"remarks": remarks} if remarks else {}), **session.facts,
-            "seconds": seconds(), **choice.facts}
+    computed = {"losses": len(fitting) * len(models), "computed": sum(cache.added for _, cache in models.values())}
+    return {"rows": len(rows), "models": list(models), **computed, **({"remarks": remarks} if remarks else {}),
+            **session.facts, "seconds": seconds(), **choice.facts}
 
 
-def _models(step: PoolLosses, session: Session) -> Models:
-    """Return the aligned model and then each scorer, by name."""
+def _models(step: PoolLosses, session: Session) -> dict[str, tuple[Weights, Any]]:
+    """Return the weights of the aligned model and then of each scorer, by name, with the adapter's identity in keys."""
     def weights_of(one: Step | AdapterFolder | None) -> tuple[Weights, Any]:
         if one is None:
             return Weights(), None
@@ -71,17 +72,17 @@ def _by_transformers(step: PoolLosses, session: Session, models: Models, rows: S
     folders = {name: weights.folder for name, (weights, _) in models.items() if weights.folder is not None}
     found: Found = {}
     with adapters.switchable(session.chat.model, session.chat.name, folders) as under:
-        for name, (_, key) in models.items():
+        for name, (_, cache) in models.items():
             with under(name if name in folders else None) as model:
-                found[name] = iter(score(model, rows, _cache(step, session, key), step.pool.spec.token_budget, name))
+                found[name] = iter(score(model, rows, cache, step.pool.spec.token_budget, name))
     return found
 
 
-def _by_server(step: PoolLosses, session: Session, models: Models, rows: Sequence[Encoded]) -> Found:
+def _by_server(_: PoolLosses, session: Session, models: Models, rows: Sequence[Encoded]) -> Found:
     """Score on a server, under all adapters at once. The loss cache is written every few hundred rows."""
     inference = session.inference
-    calls = [partial(scored_by, partial(inference.client.nll, inference.model(weights)), rows,
-                     _cache(step, session, key), SERVED_TOKENS, name) for name, (weights, key) in models.items()]
+    calls = [partial(scored_by, partial(inference.client.nll, inference.model(weights)), rows, cache, SERVED_TOKENS,
+                     name) for name, (weights, cache) in models.items()]
     if not inference.mixes(weights for weights, _ in models.values()):
         return {name: iter(call()) for name, call in zip(models, calls, strict=True)}
     with run_concurrently(calls, inference.stop) as found:

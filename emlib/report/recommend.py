@@ -137,7 +137,7 @@ def _found(best: Mapping[Hashable, Any], untimed: pd.Series, bounds: Bounds) -> 
     count, unknown = len(untimed), int(untimed.sum())
     which = "the only method" if count == 1 else f"{'one' if unknown == count else 'the cheapest'} of {count} methods"
     if unknown and count > 1:
-        doubt += f" What {unknown} of them cost is not known, because an adapter was removed."
+        doubt += f" What {unknown} of them cost is not known: an adapter was removed, or the pool was scored before."
     certainly = ", interval included" if best["meets"] == "yes" else ""
     return Recommendation(str(best["method"]), setting,
                           f"{_name(best)}, {which} within the bounds{certainly}: {numbers}.{doubt}")

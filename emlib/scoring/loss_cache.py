@@ -20,10 +20,13 @@ from emlib.core.progress import say
 
 
 class LossCache:
-    """The losses under one (model, adapter), in nats per token, by row digest."""
+    """The losses under one (model, adapter), in nats per token, by row digest.
+
+    `added` counts the losses that were computed, and stored, through this object: the others were known before.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.added = path, 0
 
     @contextmanager
     def opened(self) -> Iterator[dict[str, float]]:
@@ -37,6 +40,7 @@ class LossCache:
         """Add one batch. NaN and infinite losses are stored too (as null): computing them again would not help."""
         with disk_errors(self.path), self.path.open("ab", buffering=0) as stream:
             stream.write(_line(losses).encode())
+        self.added += len(losses)
 
     def _whole_lines(self) -> dict[str, float]:
         """Read all whole lines. Remove damaged ones, and an incomplete last line of a killed process, from the file."""

@@ -105,11 +105,11 @@ def twice(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 TIMED = (LOG, STEPS, READINGS)  # files with seconds in them
-UNEQUAL = (*TIMED, DIGEST, "peak_memory", "one_sitting")  # facts that differ, beside seconds
+UNEQUAL = (*TIMED, DIGEST, "peak_memory", "one_sitting", "computed")  # facts that differ, beside seconds
 
 
 def timeless(path: Path) -> Any:
-    """A file's bytes; a manifest or a log without its seconds and whether they are of one session."""
+    """A file's bytes; a manifest or a log without its seconds and what says of how much these are."""
     if path.name not in (MANIFEST, *TIMED):
         return path.read_bytes()
     return [without_seconds(json.loads(text)) for text in (

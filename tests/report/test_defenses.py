@@ -16,6 +16,7 @@ from emlib.evaluation.rates import rates
 from emlib.report.figures import defenses
 from emlib.report.tables import costs, result_tables
 from emlib.store.artefacts import Store
+from emlib.study.pool import losses_step
 from emlib.study.runs import Run, RunResult, SteeringPoint
 from emlib.study.study import open_study
 from emlib.training.records import StepRecord
@@ -122,6 +123,33 @@ def test_costs_are_ratios_to_the_plain_run_of_the_same_data_and_seed(
     assert inoculation["work"] == pytest.approx(1.2)
     assert costs.once(study).empty
     assert costs.noise(study) == (pytest.approx(0), ["misaligned", "inoculation"])  # 0.1 s a token, both
+
+
+@pytest.mark.parametrize(("counted", "seconds", "whole"), [
+    ({"losses": 30, "computed": 30}, 6.0, 6.0), ({"losses": 30, "computed": 10}, 2.0, 6.0),
+    ({"losses": 30, "computed": 9}, 2.0, None), ({"losses": 30, "computed": 0}, 0.5, None), ({}, 6.0, None)])
+def test_losses_that_were_known_before_do_not_make_scoring_cheap(
+        counted: dict[str, int], seconds: float, whole: float | None, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten rows under three models at 0.2 s, and 3 s a row of training, so that R is 15."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    study = open_study("tiny")
+    for run in study.runs(methods=["misaligned", "interleaving+"]):
+        study.store.get(study.task(run).adapter(run), lambda _: {
+            "rows": 8, "seconds": 24.0, "tokens": 100, "steps": 1, "peak_memory": None})
+    [run] = study.runs(methods=["interleaving+"])
+    step = losses_step(study, run)
+    assert step is not None
+    study.store.get(step, lambda _: {"rows": 10, "models": ["aligned", "one", "two"], "seconds": seconds, **counted})
+    [ours] = costs.scoring(study).iloc[1:].to_dict("records")
+    [scored] = costs.once(study)["seconds"]
+    if whole is None:
+        assert math.isnan(ours["R"])
+        assert math.isnan(ours["equation 10, %"])
+        assert math.isnan(scored)
+    else:
+        assert (ours["R"], scored) == (pytest.approx(15), pytest.approx(whole))
+        assert ours["equation 10, %"] == pytest.approx(100 * 6 / (24 * ours["runs"]))
 
 
 @pytest.mark.parametrize(("reads", "work"), [("none", 120), ("all", 160), ("added", 120 + 20 / 3)])

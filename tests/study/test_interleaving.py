@@ -132,6 +132,19 @@ def test_the_order_by_score_is_equation_6_and_says_why(study: Study) -> None:
     assert {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()} == before
 
 
+def test_losses_that_the_store_has_are_not_counted_as_computed(study: Study) -> None:
+    """A part of the pool is scored again: the step has another key, and its losses are in the caches."""
+    facts = []
+    for each in (study, changed(study, rows=20)):
+        run = run_of(each, "interleaving+")
+        each.select([run])
+        step = pools.losses_step(each, run)
+        made = None if step is None else each.found(step)
+        assert made is not None
+        facts.append([made.facts[name] for name in ("rows", "losses", "computed")])
+    assert facts == [[40, 40 * 3, 40 * 3], [20, 20 * 3, 0]]
+
+
 def judged(study: Study, url: str, threshold: float = 50, **judge: Any) -> Study:
     """The same study with a judge in the place of the keywords."""
     spec = {"kind": "openai", "model": "judge-1", "base_url": url} | judge

@@ -118,11 +118,27 @@ def _shared(study: Study, run: Run) -> list[Step]:
 
 
 def seconds(study: Study, result: RunResult) -> float:
-    """Return the seconds of a run's training and of what is made once before it; NaN if an adapter was removed."""
+    """Return the seconds of a run's training and of what is made once before it.
+
+    NaN if an adapter was removed, or most losses of the pool were known before (`_whole`).
+    """
     gone = any(isinstance(step, Adapter) and study.found(step) is None for step in _shared(study, result.run))
     if result.train_seconds is None or gone:
         return float("nan")
-    return result.train_seconds + sum(float(one.facts["seconds"]) for one in made_once(study, result.run).values())
+    return result.train_seconds + sum(_whole(one.facts) for one in made_once(study, result.run).values())
+
+
+def _whole(facts: Mapping[str, Any]) -> float:
+    """Return the seconds that an artefact takes if all of it is computed.
+
+    The losses of a pool share caches: those of a model that scored it before, for another data set or study, took no
+    time. The seconds of the others stand for all; NaN if they are fewer than one model's, or were not counted.
+    """
+    if "models" not in facts:
+        return float(facts["seconds"])
+    losses, computed = facts.get("losses", 0), facts.get("computed", 0)
+    known = computed and computed * len(facts["models"]) >= losses
+    return float(facts["seconds"]) * losses / computed if known else float("nan")
 
 
 def _parts(study: Study, step: Step) -> Iterator[Step]:
@@ -141,16 +157,17 @@ def once(study: Study) -> pd.DataFrame:
     """Return the one-time costs of the methods, which runs share: vectors, stored states, losses, own answers, ..."""
     made = {step: artefact for run in study.runs() for step, artefact in made_once(study, run).items()
             if not isinstance(step, Adapter)}
-    rows = pd.DataFrame([(step.title, artefact.facts["seconds"], artefact.size / 2**20)
+    rows = pd.DataFrame([(step.title, _whole(artefact.facts), artefact.size / 2**20)
                          for step, artefact in made.items()], columns=["what", "seconds", "MiB on disk"])
-    return rows.groupby("what", sort=False, as_index=False).sum()
+    return rows.groupby("what", sort=False, as_index=False).sum(min_count=1)
 
 
 def scoring(study: Study) -> pd.DataFrame:
     """Return equation 10: the cost of scoring a pool, in percent of the fine-tuning runs that use it (Appendix E).
 
     The first row is the paper's example; the others are this study's data sets whose pool is scored, with the measured
-    R: the seconds of a row in training divided by its seconds in scoring, under one model.
+    R: the seconds of a row in training divided by its seconds in scoring, under one model; NaN where other data sets'
+    scoring had computed the losses.
     """
     rows = [("Appendix E's example", 3, 6000, 10_000, 9.0, 100)]
     for dataset in study.profile.datasets:
@@ -161,7 +178,7 @@ def scoring(study: Study) -> pd.DataFrame:
             continue
         trained = plain.facts["rows"] * study.profile.training.epochs
         passes = scores.facts["rows"] * len(scores.facts["models"])
-        ratio = plain.facts["seconds"] / trained / (scores.facts["seconds"] / passes)
+        ratio = plain.facts["seconds"] / trained / (_whole(scores.facts) / passes)
         rows.append((dataset, len(scores.facts["models"]) - 1, trained, scores.facts["rows"], ratio, len(served)))
     columns = ["of", "K", "rows trained on", "candidates", "R", "runs"]
     return pd.DataFrame([(*row, 100 * overhead(*row[1:]), 100 * as_printed(*row[1:])) for row in rows],
