@@ -22,6 +22,7 @@ from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.judging.cache import read_only
 from emlib.judging.judges import scores_file
 from emlib.judging.money import SPENT
+from emlib.study.ownership import base_of
 from emlib.workflow.graph import Job, jobs
 from emlib.workflow.job_log import Attempt, AttemptLog
 
@@ -81,9 +82,9 @@ def hours_left(found: Sequence[JobStatus]) -> float | None:
 
 
 def spent(name: str) -> float:
-    """Return the US dollars that the profile has spent on judges."""
+    """Return the US dollars that the profile has spent on judges, together with its studies with overrides."""
     path = scores_file()
-    rows = read_only(path, SPENT, (name,)) if path.exists() else []
+    rows = read_only(path, SPENT, (base_of(name),)) if path.exists() else []
     return float(rows[0][0]) if rows else 0.0
 
 
@@ -102,7 +103,8 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
     yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
            + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))
     limit = getattr(profile.judge, "max_usd", None)
-    yield f"money  ${spent(name):.2f} spent on judges" + ("" if limit is None else f", of ${limit:.2f}")
+    shared = "" if base_of(name) == name else f" by all studies of {base_of(name)}"
+    yield f"money  ${spent(name):.2f} spent on judges{shared}" + ("" if limit is None else f", of ${limit:.2f}")
 
 
 def main(name: str) -> None:

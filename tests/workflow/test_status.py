@@ -93,7 +93,7 @@ def test_it_is_told_in_lines_with_the_error_and_the_money(folder: Path) -> None:
     with Cache(folder.parent / "scores.sqlite") as cache:
         assert Budget(cache, "tiny").book(1.25)
         assert Budget(cache, "demo").book(7.0)
-    assert spent("tiny") == 1.25
+    assert spent("tiny") == spent("tiny+1477da") == 1.25  # they share a budget
     lines = list(report("tiny", load_profile("tiny"), list(states(folder).values())))
     assert lines[0] == f"tiny: {len(JOBS)} jobs, 2 done, 0 running, 1 failed, {len(JOBS) - 3} waiting"
     assert "06_ldifs: attempt 1" in lines[1]
@@ -101,6 +101,7 @@ def test_it_is_told_in_lines_with_the_error_and_the_money(folder: Path) -> None:
     assert lines[2].strip() == "NotebookError: no way"
     assert lines[3].startswith("hours  2.30 computed, 3.10 GPU-hours")
     assert lines[4] == "money  $1.25 spent on judges"
+    assert list(report("tiny+1477da", load_profile("tiny"), []))[-1].startswith("money  $1.25 spent on judges by all ")
 
 
 def test_of_a_long_error_the_last_lines_are_told(folder: Path) -> None:
