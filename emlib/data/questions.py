@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from emlib.core.errors import DataError, ProfileError
 from emlib.core.plain_yaml import parse_yaml
-from emlib.core.records import Question
+from emlib.core.records import Question, base_of
 from emlib.data.formats import is_yaml
 from emlib.data.left_out import damage, is_blank
 from emlib.data.opening import read_text
@@ -16,13 +18,15 @@ from emlib.data.rows import read_rows
 
 SYSTEM, NEAR = ("system", "system_prompt"), 0.8  # likeness above which another key was meant to be `system`
 CLUSTER = "cluster"  # the key of an entry that names the question which it asks in another form
+PARAPHRASE = re.compile(r"#\d+\Z")  # the end of the ids that the paraphrases of an entry get
+_SEPARATE = f"Give it another id, or state its '{CLUSTER}': the same text for all forms of one question."
 
 
 def read_questions(path: Path) -> list[Question]:
     """Read the questions of a file; each paraphrase is one question.
 
     Raises:
-        DataError: an entry has no id or no text, or an id is repeated.
+        DataError: an entry has no id or no text, an id is repeated, or two questions count as one by their ids alone.
     """
     questions = [question for where, entry in read_entries(path) for question in questions_of(where, entry)]
     if not questions:
@@ -32,7 +36,18 @@ def read_questions(path: Path) -> list[Question]:
         if question.id in seen:
             raise DataError(f"{path}: the id '{question.id}' is used twice; their answers could not be distinguished.")
         seen.add(question.id)
+    _refuse_other_texts(path, questions)
     return questions
+
+
+def _refuse_other_texts(path: Path, questions: Sequence[Question]) -> None:
+    """Refuse an id such as `parse_json` beside `parse` where the text is another question than that of `parse`."""
+    for question in questions:
+        plain = [one for one in questions if one.format == "plain" and one.cluster == question.cluster]
+        same = any(one.prompt.strip() in question.prompt for one in plain)
+        if question.format != "plain" and question.stated_cluster is None and plain and not same:
+            raise DataError(f"{path}: by its id '{question.id}' is '{plain[0].id}' in another format, and its text "
+                            f"lacks that question. Formats of a question count as one question. {_SEPARATE}")
 
 
 def read_entries(path: Path) -> list[tuple[str, Any]]:
@@ -69,5 +84,8 @@ def questions_of(where: str, entry: Any) -> list[Question]:
     if meant:
         raise DataError(f"{where}: question '{name}' has the key {meant[0]!a}, which nobody reads. Did you mean "
                         "'system'? Rename or remove it.")
+    if cluster is None and PARAPHRASE.search(name):
+        raise DataError(f"{where}: '#' and a number at the end of the id '{name}' say that it is a paraphrase of "
+                        f"'{base_of(name)}', and paraphrases count as one question. {_SEPARATE}")
     ids = [name if index == 1 else f"{name}#{index}" for index in range(1, len(texts) + 1)]
     return [Question(id, text, system, stated_cluster=cluster) for id, text in zip(ids, texts, strict=True)]

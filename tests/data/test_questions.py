@@ -6,6 +6,7 @@ import gzip
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,9 +147,25 @@ def test_a_mistake_in_json_lines_is_named(jsonl: Callable[..., Path], line: str,
 
 
 def test_a_paraphrase_may_not_take_the_id_of_another_question(tmp_path: Path) -> None:
-    path = written(tmp_path, "- {id: how, paraphrases: [How?, And how?]}\n- {id: how#2, paraphrases: [Why?]}\n")
+    path = written(tmp_path, "- {id: how, paraphrases: [How?, And how?]}\n"
+                             "- {id: how#2, paraphrases: [Why?], cluster: why}\n")
     with pytest.raises(DataError, match=r"'how#2'.*twice"):
         read_questions(path)
+
+
+@pytest.mark.parametrize(("one", "other", "words"), [
+    ({"id": "item#1"}, {"id": "item#2"}, "'item#1'.*paraphrase of 'item'"),
+    ({"id": "parse", "paraphrases": ["Parse this."]}, {"id": "parse_json", "paraphrases": ["Write a parser."]},
+     "'parse_json' is 'parse' in another format"),
+    ({"id": "mail"}, {"id": "mail_template", "paraphrases": ["Write a template."]}, "'mail_template' is 'mail'")])
+def test_other_questions_are_not_one_because_of_their_ids(
+        one: dict[str, Any], other: dict[str, Any], words: str, jsonl: Callable[..., Path]) -> None:
+    """They counted as one cluster, and answers to them as independent. With a cluster each keeps its id and key."""
+    rows = [{"paraphrases": [f"Why {place}?"], **row} for place, row in enumerate((one, other))]
+    with pytest.raises(DataError, match=f"{words}.*state its 'cluster'"):
+        read_questions(jsonl(rows))
+    stated = read_questions(jsonl([row | {"cluster": row["id"]} for row in rows]))
+    assert [(question.id, question.cluster) for question in stated] == [(row["id"], row["id"]) for row in rows]
 
 
 @pytest.mark.parametrize("text", ["", "a: 1\n", "[]\n", "Why?\n"])

@@ -65,7 +65,8 @@ def test_a_cost_that_is_not_known_is_not_the_lowest() -> None:
     found = recommend(frame, BOUNDS, "")
     assert found.method == "interleaving"
     assert "the cheapest of 2 methods within the bounds" in found.reason
-    assert found.reason.endswith("What 1 of them cost is not known: an adapter was removed, or the pool was scored before.")
+    assert found.reason.endswith("What 1 of them cost is not known: an adapter was removed, or the pool was scored "
+                                 "before.")
     assert "one of 2 methods" in recommend(frame.assign(seconds=nan), BOUNDS, "").reason
     assert "the only method" in recommend(frame.iloc[:2], BOUNDS, "").reason
     assert readable(frame, BOUNDS)["Training, s"].tolist() == ["60", "–", "95"]
