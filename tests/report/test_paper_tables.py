@@ -118,6 +118,19 @@ def test_table_1_follows_from_its_bounds() -> None:
         ["bad", "✗", "–", "✗", "✓"]]    # 20% less; no task tried
 
 
+def test_table_1_has_dashes_where_a_method_lacks_a_data_set_or_a_task() -> None:
+    """`part` removes all on one data set, and has no result on the other; `whole` removes half."""
+    rates = pd.concat([rows(("misaligned", 50, 0, 80, 0), ("part", 0, 0, 80, 0), ("whole", 0, 0, 80, 0)),
+                       rows(("misaligned", 50, 0, 80, 0), ("whole", 50, 0, 10, 0)).assign(dataset="other")])
+    benign = pd.DataFrame([("x", None, "sft", 50.0), ("y", None, "sft", 50.0), ("x", None, "part", 50.0),
+                           ("x", None, "whole", 50.0), ("y", None, "whole", 10.0)],
+                          columns=["task", "tier", "method", "exact_match"])
+    bounds, grpo = overview.Bounds(), pd.DataFrame({"method": ["whole"], "eval_accuracy": [0.0]})
+    table = overview.overview(overview.measured(rates, benign, grpo, bounds), bounds)
+    assert [[cell.text for cell in row] for row in table.to_numpy()] == [
+        ["part", "–", "–", "–", "–"], ["whole", "~", "~", "~", "✓"]]  # plain GRPO is not there to compare with
+
+
 def test_table_1_has_as_many_partly_marks_as_the_papers(paper: str) -> None:
     start = paper.index("Method no EM Learns Well")
     lines = [line.replace("\xa0", " ") for line in paper[start:].split("\n")[1:6]]

@@ -31,7 +31,8 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
 
     `reduction` and `incoherence` are means over data sets; `narrow` is the share of data sets, and `learned` that of
     benign tasks (tiers of OpSwap, question answering, reinforcement learning), on which the method keeps
-    `bounds.kept` of what is learnt without it; NaN if none was tried. Each method has one setting: see
+    `bounds.kept` of what is learnt without it; NaN if none was tried, and where a method lacks a data set or a task
+    that plain fine-tuning has, because its numbers would not be comparable. Each method has one setting: see
     `published.chosen`.
     """
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
@@ -42,15 +43,18 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
     for method, runs in rates[~rates["method"].isin(["untrained", "aligned", "misaligned"])].groupby(
             "method", sort=False):
         runs = runs.set_index("dataset")
-        bare = plain.loc[runs.index]
-        kept = tasks.loc[tasks["method"] == method, "kept"]
-        rows.append({
-            "method": method,
-            "reduction": effect.reduction(runs["general_misaligned"], bare["general_misaligned"]).mean(),
-            "learned": 100 * (kept >= bounds.kept).mean() if len(kept) else float("nan"),
-            "narrow": 100 * (runs["in_domain_misaligned"]
-                             >= bounds.kept / 100 * bare["in_domain_misaligned"]).mean(),
-            "incoherence": _percent(runs["general_incoherent"].mean(), bare["general_incoherent"].mean())})
+        kept = pd.Series(tasks.get(str(method), []), dtype=float)
+        row: dict[str, object] = {"method": method}
+        if len(kept) and kept.notna().all():
+            row["learned"] = 100 * (kept >= bounds.kept).mean()
+        if len(runs) == len(plain):
+            bare = plain.loc[runs.index]
+            row |= {
+                "reduction": effect.reduction(runs["general_misaligned"], bare["general_misaligned"]).mean(),
+                "narrow": 100 * (runs["in_domain_misaligned"]
+                                 >= bounds.kept / 100 * bare["in_domain_misaligned"]).mean(),
+                "incoherence": _percent(runs["general_incoherent"].mean(), bare["general_incoherent"].mean())}
+        rows.append(row)
     return pd.DataFrame(rows, columns=["method", *CRITERIA])
 
 
@@ -59,15 +63,23 @@ def _percent(part: float, whole: float) -> float:
     return 100 * part / whole if whole else 100.0 if part == 0 else float("inf")
 
 
-def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> pd.DataFrame:
-    """Return each method's score on each benign task, in percent of plain fine-tuning's."""
+def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> dict[str, list[float]]:
+    """Return each method's scores on benign tasks in percent of plain fine-tuning's; NaN on one that it lacks.
+
+    A method that was not tried in reinforcement learning, or not on the other tasks, lacks none of these.
+    """
     scores = pd.concat([
         benign.assign(task=benign["task"] + " " + benign["tier"].map("{:g}".format, na_action="ignore").fillna(""),
                       score=benign["exact_match"], plain="sft"),
         grpo.assign(task="grpo", score=grpo["eval_accuracy"], plain="grpo")])
-    scores = scores.groupby(["task", "method", "plain"], sort=False)["score"].mean().reset_index()  # over seeds
-    plain = scores[scores["method"] == scores["plain"]].set_index("task")["score"]
-    return scores.assign(kept=100 * scores["score"] / scores["task"].map(plain))[["task", "method", "kept"]]
+    found: dict[str, list[float]] = {}
+    for name, some in scores.groupby("plain"):
+        table = some.pivot_table("score", "method", "task")  # means over seeds
+        if name in table.index:
+            plain = table.loc[name].dropna()
+            for method, row in (100 * table[plain.index] / plain).iterrows():
+                found.setdefault(str(method), []).extend(row)
+    return found
 
 
 def overview(numbers: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
