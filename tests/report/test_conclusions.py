@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 
 from emlib.config import load_profile
+from emlib.report.book import claims
 from emlib.report.tables import conclusions as tables
 from emlib.report.tables import findings
+from emlib.report.tables.averages import fewer_seeds, over_datasets, over_tasks
+from emlib.report.tables.result_tables import MEASURES
 from emlib.store.artefacts import Store
 from emlib.study.study import Study
 
@@ -23,7 +26,7 @@ def test_what_was_not_run_has_a_dash_and_rates_are_means_over_seeds(tmp_path: Pa
                          columns=["dataset", "method", "setting", *tables.MEASURES])
     found = tables.conclusions(study, frame)
     assert found.to_numpy().tolist() == [["misaligned", "", "85", "95", "–", "–", "–", "–"],
-                                         ["kl", "0.1", "20", "50", "3", "–", "–", "–"]]
+                                         ["kl (1 of 2 seeds)", "0.1", "20", "50", "3", "–", "–", "–"]]
     assert tables.conclusions(study, frame[:0]).empty
     assert all("(" in heading for heading in found.columns[2:])  # each names its notebooks
 
@@ -37,6 +40,23 @@ def test_a_method_that_lacks_a_data_set_has_a_dash(tmp_path: Path, capsys: pytes
     assert tables.conclusions(study, frame).iloc[:, 2:5].to_numpy().tolist() == [["80", "80", "0"], ["–", "–", "–"]]
     findings.defenses(frame)
     assert capsys.readouterr().out.endswith("%: misaligned 80 / 80; 1 without results on every data set\n")
+
+
+def test_a_seed_without_a_score_leaves_no_mean_and_fewer_seeds_are_told() -> None:
+    """x has 10, unscored and 90: its mean is not that of the other two. a is no better than b on the seed of both."""
+    columns = ["model", "dataset", "method", "setting", "seed", *(f"{name}{end}" for name in MEASURES
+                                                                  for end in ("", "_low", "_high"))]
+    frame = pd.DataFrame([("m", "d", method, NO, seed, *[share] * 12) for method, shares in {
+        "x": (10.0, NO, 90.0), "a": (5.0,), "b": (5.0, 30.0, 40.0)}.items() for seed, share in enumerate(shares)],
+        columns=columns)
+    means = over_tasks(frame, ["general_misaligned"]).reset_index().set_index("method")["general_misaligned"]
+    assert means[["a", "b"]].tolist() == [5, 25]
+    assert pd.isna(means["x"])
+    assert fewer_seeds(frame) == ["", " (1 of 3 seeds)", ""]
+    whole = over_datasets(frame, same_questions=True)
+    assert whole[["method", "seeds", "general_misaligned"]].to_numpy().tolist() == [["a", 1, 5], ["b", 3, 25]]
+    people = claims.table(claims.means(frame), {})
+    assert people["Method"].tolist() == ["`a` (1 of 3 seeds)", "`b`"]
 
 
 def test_hiding_is_the_plain_share_beside_that_of_the_worst_context() -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 from emlib.config import BASELINES, NO_TRIGGER, Profile
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.markdown import code
-from emlib.report.tables.averages import over_datasets
+from emlib.report.tables.averages import marked_seeds, over_datasets
 from emlib.report.tables.conditions import worst_means
 from emlib.report.tables.result_tables import with_effect
 from emlib.report.tables.rows import cell, cells, shown
@@ -161,7 +161,8 @@ def chapters_of_methods(profile: Profile) -> dict[str, str]:
 
 def table(frame: pd.DataFrame, chapters: Mapping[str, str]) -> pd.DataFrame:
     """Format `means` for readers, with the chapter of each method."""
-    people = pd.DataFrame({"Method": [name_of(row) for row in _rows(frame)]})
+    people = pd.DataFrame({"Method": [f"{name_of(row)}{seeds}" for row, seeds in zip(
+        _rows(frame), marked_seeds(frame["seeds"]), strict=True)]})
     for heading, measure in (("General misaligned %", "general_misaligned"),
                              ("In-domain misaligned %", "in_domain_misaligned"),
                              ("General incoherent %", "general_incoherent")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -17,42 +18,62 @@ def over_tasks(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str] =
                tasks: Sequence[str] = ("dataset",)) -> pd.DataFrame:
     """Average measures over seeds, and then over data sets (or other `tasks`), for each group in the columns `by`.
 
-    A measure is NaN where a group lacks it on a data set on which another group has it: its mean would not be
-    comparable.
+    A measure is NaN where a group lacks it on a data set on which another group has it, or for one of its seeds: its
+    mean would not be comparable. `fewer_seeds` says which groups have fewer seeds.
     """
-    cells = frame.groupby([*by, *tasks], sort=False, dropna=False)[list(measures)].mean().reset_index()
+    cells = _mean_of_all(frame.groupby([*by, *tasks], sort=False, dropna=False)[list(measures)]).reset_index()
     groups = cells.groupby(list(by), sort=False, dropna=False)[list(measures)]
     expected = pd.Series({name: len(cells.loc[cells[name].notna(), list(tasks)].drop_duplicates())
                           for name in measures})
     return groups.mean().where(groups.count().eq(expected, axis="columns"))
 
 
+def _mean_of_all(groups: Any) -> pd.DataFrame:
+    """Average each measure of a group's rows; NaN where one row lacks it."""
+    found: pd.DataFrame = groups.mean().where(groups.count().eq(groups.size(), axis="index"))
+    return found
+
+
+def fewer_seeds(frame: pd.DataFrame, by: Sequence[str] = CONDITION, tasks: Sequence[str] = ("dataset",)) -> list[str]:
+    """Return " (1 of 3 seeds)" for each group of `over_tasks` with fewer runs on a data set than others; else ""."""
+    runs = frame.groupby([*by, *tasks], sort=False, dropna=False).size().reset_index(name="runs")
+    return marked_seeds(runs.groupby(list(by), sort=False, dropna=False)["runs"].min())
+
+
+def marked_seeds(seeds: pd.Series) -> list[str]:
+    """Return " (1 of 3 seeds)" for each number of seeds that is below the largest one; else ""."""
+    return ["" if count == seeds.max() else f" ({count} of {seeds.max()} seeds)" for count in seeds]
+
+
 def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
     """Average each measure over data sets (and seeds), per model, method and setting, with 95% intervals.
 
     `frame` has the columns of `result_tables.numbers` or of `published.rates`; of a run with several rows the first
-    counts. `datasets` is the number of data sets. A method without results on every data set of its model is left out,
-    because its mean would not be comparable. A measure that a judge does not have is NaN.
+    counts. `datasets` is the number of data sets, `seeds` that of seeds on the data set with the fewest. A method
+    without results on every data set of its model, for every seed that it has there, is left out, because its mean
+    would not be comparable. A measure that a judge does not have is NaN.
 
     The intervals of several data sets are combined as independent, except with `same_questions`: every data set is
     asked the same general questions, so errors over questions may be correlated. Seeds always share their questions.
     In these cases the ends of the intervals are averaged, which covers the choice of questions, also where their errors
     go together. The variation between training seeds is not in it.
     """
-    frame = frame.drop_duplicates([*IDENTITY, "dataset", "seed"]).dropna(subset=list(MISALIGNED))
-    expected = frame.groupby("model")["dataset"].nunique()
+    frame = frame.drop_duplicates([*IDENTITY, "dataset", "seed"])
+    expected = frame.dropna(subset=list(MISALIGNED)).groupby("model")["dataset"].nunique()
     rows = []
     for identity, runs in frame.groupby(IDENTITY, dropna=False, sort=False):
-        cells = runs.groupby("dataset", sort=False)[
-            [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]].mean()
-        if len(cells) < expected[identity[0]]:
+        on_dataset = runs.groupby("dataset", sort=False)
+        cells = _mean_of_all(on_dataset[[f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]])
+        cells = cells.dropna(subset=list(MISALIGNED))
+        if len(cells) < max(1, expected.get(identity[0], 0)):
             continue
-        row: dict[str, object] = dict(zip(IDENTITY, identity, strict=True)) | {"datasets": len(cells)}
+        row: dict[str, object] = dict(zip(IDENTITY, identity, strict=True)) | {
+            "datasets": len(cells), "seeds": on_dataset.size().min()}
         for measure in MEASURES:
             shared = same_questions and measure.startswith("general")
             row |= _mean(measure, cells, shared)
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*IDENTITY, "datasets", *(
+    return pd.DataFrame(rows, columns=[*IDENTITY, "datasets", "seeds", *(
         f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high"))])
 
 

@@ -1,7 +1,8 @@
 """All that a study found about each method in one table: notebook 15 begins with it.
 
 Every column comes from stored results, and its heading names the notebook that computes them. Numbers are means over
-seeds and data sets; a dash stands for what was not run on every data set, or is not measured by the judge.
+seeds and data sets; a dash stands for what was not run on every data set, was not scored for every seed, or is not
+measured by the judge. A method with fewer seeds than others says so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pandas as pd
 
 from emlib.config import NO_TRIGGER
 from emlib.report.tables import conditions, costs, persistence
-from emlib.report.tables.averages import CONDITION, over_tasks
+from emlib.report.tables.averages import CONDITION, fewer_seeds, over_tasks
 from emlib.report.tables.rows import DASH, shown
 from emlib.study.study import Study
 
@@ -33,9 +34,9 @@ def conclusions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     columns[LASTS] = _lasts(persistence.persistence(study, runs), section.margin) if section else {}
     work = costs.training(study)
     columns[COST] = _formatted(over_tasks(work, ["work"])["work"], "{:.2f}") if len(work) else {}
-    rows = [{"Method": method, "Setting": shown(setting)}
+    rows = [{"Method": f"{method}{seeds}", "Setting": shown(setting)}
             | {heading: found.get(_key(method, setting), DASH) for heading, found in columns.items()}
-            for method, setting in rates.index]
+            for (method, setting), seeds in zip(rates.index, fewer_seeds(frame), strict=True)]
     return pd.DataFrame(rows, columns=["Method", "Setting", *columns])
 
 

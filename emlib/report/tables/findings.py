@@ -1,7 +1,8 @@
 """One sentence per notebook that states what it found, computed from its tables.
 
 A notebook prints its sentence; `make reproduce` shows it beside the notebook's name when the notebook ends. Shares are
-means over seeds and data sets, in percent; conditions that lack a data set have none.
+means over seeds and data sets, in percent; conditions that lack a data set have none, and those with fewer seeds than
+others say so.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from emlib.core.progress import found
-from emlib.report.tables.averages import over_tasks
+from emlib.report.tables.averages import fewer_seeds, over_tasks
 from emlib.report.tables.rows import cell, condition
 
 MOST = 8  # conditions in one sentence
@@ -60,9 +61,9 @@ def _state(what: str, frame: pd.DataFrame, measures: list[str], between: str = "
     """Print what is measured, and the means of each method and setting; those that lack a data set are only counted."""
     if frame.empty:
         return
-    means = over_tasks(frame, measures, tasks=tasks)
+    means = over_tasks(frame, measures, tasks=tasks).assign(seeds=fewer_seeds(frame, tasks=tasks))
     whole = means.dropna(subset=measures[:1]).reset_index()
-    parts = [f"{condition(row)} {between.join(cell(row[name], digits=0) for name in measures)}"
+    parts = [f"{condition(row)}{row['seeds']} {between.join(cell(row[name], digits=0) for name in measures)}"
              for row in whole.to_dict("records")]
     more = f", and {len(parts) - MOST} more" if len(parts) > MOST else ""
     lacking = len(means) - len(whole)
