@@ -244,7 +244,7 @@ def rows(method: str, value: float, **more: Any) -> dict[str, Any]:
     return dict.fromkeys(tables.COLUMNS) | {
         "dataset": "cooking", "method": method, "setting": None, "seed": 0, "task": "mmlu", "version": "4",
         "limit": 100, "scorer": "choice", "metric": "accuracy", "headline": True, "value": value, "stderr": 0.05,
-        "samples": 100, "cut": 0, "too_long": 0, "variant": ""} | more
+        "samples": 100, "answers": 400, "cut": 0, "too_long": 0, "variant": ""} | more
 
 
 def put(study: Study, method: str, task: PanelTask, value: float, sampling: Sampling | None = None) -> None:
@@ -257,8 +257,8 @@ def put(study: Study, method: str, task: PanelTask, value: float, sampling: Samp
         (folder / "log.eval").write_text("")
         metric = {"scorer": "choice", "metric": "accuracy", "headline": True, "value": value, "stderr": 0.05,
                   "samples": 100}
-        return {"task": task.key, "weights": step.weights, "log": "log.eval", "cut": 0, "too_long": 0,
-                "metrics": [metric]}
+        return {"task": task.key, "weights": step.weights, "log": "log.eval", "answers": 100, "cut": 0,
+                "too_long": 0, "metrics": [metric]}
 
     study.store.get(step, write)
 
@@ -289,7 +289,7 @@ def test_tasks_of_one_name_with_other_samples_have_a_column_each(
 
 
 def test_a_table_and_a_figure_of_runs() -> None:
-    frame = pd.DataFrame([rows("untrained", 0.5), rows("misaligned", 0.25, cut=21),
+    frame = pd.DataFrame([rows("untrained", 0.5, cut=80), rows("misaligned", 0.25, cut=81),  # of 400 answers to 100 samples
                           rows("misaligned", 0.9, metric="other", headline=False)])
     assert tables.readable(frame).to_dict("list") == {
         "Data set": ["cooking"] * 2, "Method": ["untrained", "misaligned"], "Setting": ["", ""], "Seed": [0, 0],

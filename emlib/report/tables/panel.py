@@ -18,8 +18,8 @@ from emlib.store.artefacts import Artefact
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-COLUMNS = [*IDENTITY, "task", "version", "limit", "scorer", "metric", "headline", "value", "stderr", "samples", "cut",
-           "too_long", "log", "run_key", "variant"]
+COLUMNS = [*IDENTITY, "task", "version", "limit", "scorer", "metric", "headline", "value", "stderr", "samples",
+           "answers", "cut", "too_long", "log", "run_key", "variant"]
 FILE = "panel.csv"
 
 
@@ -27,8 +27,8 @@ def numbers(study: Study) -> pd.DataFrame:
     """Return a row for each run on narrow data, task and metric that is in the store, as inspect's logs have them.
 
     Only results with the profile's sampling count. `limit` is the number of samples to which a task was cut. `headline`
-    marks a task's main metric. `cut` counts answers that reached the token limit, and `too_long` prompts that did not
-    fit into the model. `log` is the path of the log below the folder of results. `variant` tells tasks apart that have
+    marks a task's main metric. A sample may take several `answers`: in epochs, or in several requests. `cut` counts those
+    that reached the token limit, and `too_long` prompts that did not fit into the model. `log` is the path of the log below the folder of results. `variant` tells tasks apart that have
     one name, version and limit, and other samples, code or packages; it is empty where there is one.
     """
     results, rows = list(_results(study)), []
@@ -36,8 +36,8 @@ def numbers(study: Study) -> pd.DataFrame:
     for run, task, found in results:
         facts, log = found.facts, found.file(found.facts["log"]).relative_to(study.store.root.parent)
         shared = identity_of(run) | {
-            "task": task.name, "version": task.version, "limit": task.limit, "cut": facts["cut"],
-            "too_long": facts["too_long"], "log": str(log), "run_key": study.run_key(run),
+            "task": task.name, "version": task.version, "limit": task.limit,
+            **{name: facts[name] for name in ("answers", "cut", "too_long")}, "log": str(log), "run_key": study.run_key(run),
             "variant": of_value(task.key)[:8] if names[_name(task)] > 1 else ""}
         rows += [shared | metric for metric in facts["metrics"]]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"limit": "Int64", "setting": float, "value": float,
@@ -71,7 +71,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         row = readable_identity(run.iloc[0])
         for one in run.to_dict("records"):
             row[heading(one)] = with_error(one["value"], one["stderr"], 3) + (
-                "!" if one["too_long"] or one["cut"] > one["samples"] / 5 else "")
+                "!" if one["too_long"] or one["cut"] > one["answers"] / 5 else "")
         people.append(row)
     return pd.DataFrame(people).fillna(DASH)
 
