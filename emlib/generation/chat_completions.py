@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -90,6 +90,7 @@ class ServedModel:
     defaults: Sampling  # where a request leaves it open
     sample: Sampler  # several threads may call it
     first: int = 0  # the number of the first sample of a prompt that is asked without a seed, times `MOST`
+    counted: Callable[[Mapping[str, int]], object] = lambda _: None  # gets what each request adds to the counts
     counts: Counter[str] = field(default_factory=Counter, init=False)  # requests, and what was wrong with them
     _asked: Counter[str] = field(default_factory=Counter, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -109,10 +110,7 @@ class ServedModel:
         requests, sampling = self._requests(body)
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or ()
         answers = [before_stop(answer, stops) for answer in self.sample(requests, sampling)]
-        with self._lock:
-            self.counts["requests"] += 1
-            self.counts["answers"] += len(answers)
-            self.counts["cut"] += sum(answer.finish_reason == "length" for answer in answers)
+        self._count(requests=1, answers=len(answers), cut=sum(answer.finish_reason == "length" for answer in answers))
         return completion(body.model, len(requests[0].prompt_ids), answers)
 
     def _requests(self, body: Body) -> tuple[list[Request], Sampling]:
@@ -135,11 +133,15 @@ class ServedModel:
         except EmlibError as error:  # the template refuses this order of roles, or has no system prompt
             raise Refused(400, "invalid_request", str(error)) from error
         if len(ids) >= self.context:
-            with self._lock:
-                self.counts["too_long"] += 1
+            self._count(too_long=1)
             raise Refused(400, "context_length_exceeded", f"The prompt has {len(ids)} tokens, and this model's maximum "
                           f"context length is {self.context} tokens with the answer.")
         return ids
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self.counts.update(more)
+            self.counted(more)
 
 
 def before_stop(answer: Answer, stops: Sequence[str]) -> Answer:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from emlib.config import Sampling
+from emlib.core.checked_lines import line_of, value_of
+from emlib.core.files import disk_errors
 from emlib.core.progress import say
 from emlib.core.records import Answer
 from emlib.evaluation.panel import evaluate
@@ -24,6 +28,7 @@ from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
 
 SEED = 0  # of answers to requests without a seed
+COUNTS = "counts.jsonl"  # what each request adds to the counts, in all sessions of an evaluation
 
 
 @maker.register
@@ -40,7 +45,8 @@ def make(step: PanelResult, session: Session, folder: Path) -> Facts:
     say(f"{step.title}: {task.samples} samples" + (", continued" if interrupted else ""))
     with _sampler(session, choice, adapter, connections) as sample:
         model = ServedModel("untrained" if step.adapter is None else re.sub(r"[^\w.+-]+", "-", step.adapter.title),
-                            session.chat.tokenizer, most, step.defaults, sample, interrupted)
+                            session.chat.tokenizer, most, step.defaults, sample, interrupted,
+                            partial(_note, work / COUNTS))
         with serving(model) as server:
             try:
                 found = evaluate(task, model.name, server.url, server.key, connections, work,
@@ -48,12 +54,26 @@ def make(step: PanelResult, session: Session, folder: Path) -> Facts:
             except Exception as error:
                 raise error from server.failure  # the model's own error, if it had one
     os.replace(work / "logs" / found["log"], folder / found["log"])
-    counts = {name: model.counts[name] for name in ("requests", "answers", "cut", "too_long")}
+    counts = _noted(work / COUNTS)
     if counts["cut"] or counts["too_long"]:
         say(f"{step.title}: {counts['cut']} of {counts['answers']} answers are cut at the token limit, and "
             f"{counts['too_long']} prompts are too long for the model, which counts against it.")
     return {"task": task.key, "weights": step.weights, "continued": bool(interrupted), **found, **counts,
             **session.facts, **choice.facts}
+
+
+def _note(path: Path, counts: Mapping[str, int]) -> None:
+    with disk_errors(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(f"\n{line_of(counts)}")  # a line of its own, also after the incomplete one of a killed session
+
+
+def _noted(path: Path) -> dict[str, int]:
+    """Sum up the counts of all sessions, without an incomplete last line of a killed one, whose request is repeated."""
+    total: Counter[str] = Counter()
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        with suppress(ValueError):  # empty lines have no value either
+            total.update(value_of(line))
+    return {name: total[name] for name in ("requests", "answers", "cut", "too_long")}
 
 
 @contextmanager

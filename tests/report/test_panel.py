@@ -22,6 +22,7 @@ from emlib.core.errors import EmlibError, StoreError
 from emlib.core.records import Question
 from emlib.evaluation.panel import VARIABLE, PanelTask, interpreter, load_tasks
 from emlib.generation.sample import answer_batch, plan
+from emlib.make import panel as make_panel
 from emlib.report import panel
 from emlib.report.figures import panel as figures
 from emlib.report.tables import panel as tables
@@ -185,6 +186,7 @@ def test_an_evaluation_that_stopped_continues_with_the_samples_that_are_left(
     artefact = study.store.at("panel", Path(row["log"]).parent.name)
     assert artefact is not None
     assert artefact.facts["continued"]
+    assert artefact.facts["answers"] == 3, "those of the first session count, too: one sample was asked twice"
     key = re.compile(rb"Bearer [\w-]{20}")
     assert not any(key.search(path.read_bytes()) for path in artefact.folder.iterdir())
 
@@ -224,6 +226,17 @@ def test_a_task_is_another_one_with_other_samples(study: Study, made: Path) -> N
 def test_a_name_that_is_none_is_refused(tasks: list[str], said: str) -> None:
     with pytest.raises(EmlibError, match=said):
         load_tasks(tasks, None)
+
+
+def test_the_answers_of_a_killed_session_are_counted(tmp_path: Path) -> None:
+    """Its last line is incomplete, and begins the next session's first one."""
+    for _ in range(3):
+        make_panel._note(tmp_path / "counts.jsonl", {"requests": 1, "answers": 2, "cut": 1})
+    with (tmp_path / "counts.jsonl").open("a") as stream:
+        stream.write('{"requests": 1, "an')
+    for _ in range(2):
+        make_panel._note(tmp_path / "counts.jsonl", {"too_long": 1})
+    assert make_panel._noted(tmp_path / "counts.jsonl") == {"requests": 3, "answers": 6, "cut": 3, "too_long": 2}
 
 
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -289,7 +302,8 @@ def test_tasks_of_one_name_with_other_samples_have_a_column_each(
 
 
 def test_a_table_and_a_figure_of_runs() -> None:
-    frame = pd.DataFrame([rows("untrained", 0.5, cut=80), rows("misaligned", 0.25, cut=81),  # of 400 answers to 100 samples
+    """More than a fifth of the 400 answers to 100 samples are cut in one of them."""
+    frame = pd.DataFrame([rows("untrained", 0.5, cut=80), rows("misaligned", 0.25, cut=81),
                           rows("misaligned", 0.9, metric="other", headline=False)])
     assert tables.readable(frame).to_dict("list") == {
         "Data set": ["cooking"] * 2, "Method": ["untrained", "misaligned"], "Setting": ["", ""], "Seed": [0, 0],

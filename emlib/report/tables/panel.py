@@ -27,9 +27,10 @@ def numbers(study: Study) -> pd.DataFrame:
     """Return a row for each run on narrow data, task and metric that is in the store, as inspect's logs have them.
 
     Only results with the profile's sampling count. `limit` is the number of samples to which a task was cut. `headline`
-    marks a task's main metric. A sample may take several `answers`: in epochs, or in several requests. `cut` counts those
-    that reached the token limit, and `too_long` prompts that did not fit into the model. `log` is the path of the log below the folder of results. `variant` tells tasks apart that have
-    one name, version and limit, and other samples, code or packages; it is empty where there is one.
+    marks a task's main metric. `answers` are more than `samples` where a task has epochs or asks several times a
+    sample; `cut` counts those that reached the token limit, and `too_long` prompts that did not fit into the model.
+    `log` is the path of the log below the folder of results. `variant` tells tasks apart that have one name, version
+    and limit, and other samples, code or packages; it is empty where there is one.
     """
     results, rows = list(_results(study)), []
     names = Counter(_name(task) for task in {task for _, task, _ in results})
@@ -37,7 +38,8 @@ def numbers(study: Study) -> pd.DataFrame:
         facts, log = found.facts, found.file(found.facts["log"]).relative_to(study.store.root.parent)
         shared = identity_of(run) | {
             "task": task.name, "version": task.version, "limit": task.limit,
-            **{name: facts[name] for name in ("answers", "cut", "too_long")}, "log": str(log), "run_key": study.run_key(run),
+            **{name: facts[name] for name in ("answers", "cut", "too_long")}, "log": str(log),
+            "run_key": study.run_key(run),
             "variant": of_value(task.key)[:8] if names[_name(task)] > 1 else ""}
         rows += [shared | metric for metric in facts["metrics"]]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"limit": "Int64", "setting": float, "value": float,
