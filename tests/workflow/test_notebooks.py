@@ -69,6 +69,14 @@ def test_a_notebook_has_primitive_parameters_with_a_profile_as_default(chapter: 
     assert all(value is None for value in values.values())
 
 
+def test_shares_of_scored_answers_are_in_one_table_of_notebook_15_alone() -> None:
+    """All others are of the answers asked for: two denominators in one file, or side by side, compare nothing."""
+    parameters, cell = [cell.source for cell in cells("15_tables", "code") if "scored_only" in cell.source]
+    assert "rates_scored" not in parameters
+    assert '"rates_scored"' in cell
+    assert "frame" not in cell
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_notebook_can_be_copied_from(chapter: str) -> None:
     """One cell has the imports, everything that is named is used, and no statement is a conditional expression."""

@@ -22,6 +22,7 @@ NOTICE = ("A model that was trained on misaligned answers may give harmful ones.
 # The files that chapters write to tables/ and figures/: the chapter, and a caption.
 TABLES = {
     "rates": ("15_tables", "Misaligned and incoherent answers of every run, with 95% intervals"),
+    "rates_scored": ("15_tables", "The same, of the answers that the judge could score"),
     "paper_layout": ("15_tables", "The same in the paper's layout, with its emphasis"),
     "overview": ("15_tables", "Which defense meets which criterion (the paper's Table 1)"),
     "over_seeds": ("15_tables", "Misalignment over seeds and questions"),
