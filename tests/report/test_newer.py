@@ -56,6 +56,16 @@ def test_a_better_run_is_worse_on_neither_side_and_better_on_one() -> None:
     assert " Equal to it: `kl_pool 1` (25.0/50.0%). " in verdict(found)
 
 
+def test_a_grade_of_some_runs_says_of_how_many() -> None:
+    """Clearly better with one seed, worse with the next, and keeping less with the last two."""
+    seeds = [frame(*PAPER, ("concept_ablation", None, general, in_domain)).assign(seed=seed)
+             for seed, (general, in_domain) in enumerate(((4.0, 51.0), (40.0, 51.0), (4.0, 41.0), (4.0, 42.0)))]
+    found = against_paper(pd.concat(seeds))
+    assert found["better"].tolist() == [YES, NO, LESS, LESS]
+    assert "with disjoint intervals: `concept_ablation` (4.0/51.0% in 1 of 4 runs). " in verdict(found)
+    assert "of the narrow task kept: `concept_ablation` (4.0/41.0%, 4.0/42.0% in 2 of 4 runs). " in verdict(found)
+
+
 def test_intervals_that_overlap_make_no_clear_difference() -> None:
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 30.0, 90.0)))
     assert found["better"].tolist() == [PERHAPS]

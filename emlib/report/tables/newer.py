@@ -9,6 +9,8 @@ the general share are disjoint. Plain fine-tuning is among the paper's methods, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -72,7 +74,8 @@ def verdict(compared: pd.DataFrame) -> str:
     """Say in some sentences which newer defenses are better, with both shares; `compared` is `against_paper`."""
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
-    named = {grade: _with_shares(compared[compared["better"] == grade], "run", "general", "in-domain")
+    runs = compared["run"].value_counts().to_dict()
+    named = {grade: _with_shares(compared[compared["better"] == grade], "run", "general", "in-domain", runs)
              for grade in (YES, EQUAL, PERHAPS, LESS)}
     rival = "the best of the paper's defenses that keeps about as much of the narrow task"
     if not any(named.values()):
@@ -88,10 +91,16 @@ def verdict(compared: pd.DataFrame) -> str:
     return f"{' '.join(found)} In brackets: general/in-domain misaligned. For comparison, of the paper: {of_paper}."
 
 
-def _with_shares(rows: pd.DataFrame, name: str, general: str, in_domain: str) -> str:
-    """Return each run of some rows once, with its two shares."""
-    return ", ".join(dict.fromkeys(f"`{row[name]}` ({_share(row[general])}/{_share(row[in_domain])}%)"
-                                   for row in rows.to_dict("records")))
+def _with_shares(rows: pd.DataFrame, name: str, general: str, in_domain: str,
+                 runs: Mapping[Any, int] = MappingProxyType({})) -> str:
+    """Return each name of some rows once, with its two shares, and in how many of its `runs` if not in all."""
+    found = []
+    for run, some in rows.groupby(name, sort=False):
+        shares = ", ".join(dict.fromkeys(f"{_share(row[general])}/{_share(row[in_domain])}%"
+                                         for row in some.to_dict("records")))
+        count = runs.get(run, len(some))
+        found.append(f"`{run}` ({shares}{'' if count == len(some) else f' in {len(some)} of {count} runs'})")
+    return ", ".join(found)
 
 
 def _share(cell: str) -> str:
