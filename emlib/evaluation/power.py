@@ -16,6 +16,12 @@ from statistics import NormalDist
 CORRELATION = 0.1  # assumed, not measured
 SHARE = 0.5  # needs the most answers
 POWER, LEVEL = 0.8, 0.05
+EXACT, FLIPS = 13, 100_000  # with more questions than 13 a paired test tries so many random patterns of signs, not all
+
+
+def smallest_p(questions: int) -> float:
+    """Return the smallest p value that the paired test (`paired.difference`) can have with so many questions."""
+    return 2.0 ** (1 - questions) if questions <= EXACT else 1 / (1 + FLIPS)
 
 
 def smallest_difference(questions: int, samples: float, *, comparisons: int = 1) -> float:

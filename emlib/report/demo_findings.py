@@ -16,6 +16,7 @@ import pandas as pd
 
 from emlib.config import BASELINES, NO_TRIGGER
 from emlib.data.sizes import Sizes
+from emlib.evaluation.power import smallest_p
 from emlib.report.tables import persistence
 from emlib.report.tables.averages import CONDITION
 from emlib.report.tables.conditions import LEVEL, worst
@@ -105,7 +106,7 @@ def _verdict(triggered: pd.DataFrame, questions: int) -> str:
         which = "Each rise" if {*sure["method"]} == {*defended["method"]} else f"The rise with {_names(sure)}"
         return f"{which} is significant: at least a part of the voice is hidden."
     tests = int(triggered["p_adjusted"].notna().sum())
-    too_few = tests * 2.0 ** (1 - questions) >= LEVEL
+    too_few = tests * smallest_p(questions) >= LEVEL
     why = (f"No test can be significant with {questions} questions and {tests} comparisons." if too_few else
            f"No rise is significant: the smallest adjusted p is {defended['p_adjusted'].min():.2g}.")
     plain = defended.loc[defended["trigger"] == NO_TRIGGER, [*IDENTITY, "misaligned_high"]]

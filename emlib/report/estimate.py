@@ -20,7 +20,7 @@ from emlib.config import OpenAIJudge
 from emlib.core.command import ends_with_message
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
-from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference
+from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p
 from emlib.judging.money import endings
 from emlib.report.paper import published
 from emlib.study.plan.build import Plan, plan, rows
@@ -186,12 +186,20 @@ class Estimate:
         one, all_ = (smallest_difference(questions, each, comparisons=number) for number in (1, count))
         half = questions_needed(one / 2, each)
         formats = "" if questions == asked.rows else f" ({questions} different ones, the rest are other formats)"
-        never = "" if count * 2.0 ** (1 - questions) < LEVEL else (
-            f"; with {questions} different questions no paired test stays below 5% after Holm's adjustment for {count}")
+        tests = self._paired_tests()
+        never = "" if tests * smallest_p(questions) < LEVEL else (
+            f"; with {questions} different questions no paired test stays below 5% after Holm's adjustment for {tests}")
         return (f"two runs on {asked.rows} general questions{formats} x {samples} answers are told apart four times in "
                 f"five if they differ by {one:.0f} percentage points ({all_:.0f} as one of {count} comparisons); a "
                 f"difference of {one / 2:.0f} takes {half} different questions, {round(half * each):,} answers (share "
                 f"near 50%, correlation of answers to one question {CORRELATION:g}, assumed){never}")
+
+    def _paired_tests(self) -> int:
+        """Count the paired tests of notebook 15: each method and setting against each reference on its data set."""
+        runs = {(run.task, run.method, run.setting) for run in self.study.runs()}
+        there = {(task, method) for task, method, _ in runs}
+        return sum(method != reference and (task, reference) in there
+                   for reference in published.REFERENCES for task, method, _ in runs)
 
     def basis(self) -> list[str]:
         """Return the assumptions behind the numbers, as sentences."""

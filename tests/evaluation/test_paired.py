@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, change_of_judge, difference
+from emlib.evaluation.power import smallest_p
 from emlib.evaluation.rates import rates
 from emlib.evaluation.seeds import count_table, crossed_bootstrap, mean_over_seeds
 from emlib.evaluation.statistics import Interval, clustered, wilson
@@ -127,6 +129,17 @@ def test_p_of_eight_questions_in_three_formats_is_that_of_all_2_to_the_8_signs()
     found = difference(both[:1], both[1:])
     assert found.p == pytest.approx(by_hand)
     assert 0.05 < by_hand < 0.5
+
+
+def test_strong_differences_stay_significant_in_a_large_table() -> None:
+    """48 questions all change one way; 600 such comparisons are one family. p is that of random patterns of signs."""
+    found = difference([run([4] * 48)], [run([0] * 48)])
+    assert found.p == smallest_p(48) == 1 / 100_001
+    assert max(adjusted([found] * 600)) < 0.05
+    assert smallest_p(8) == 2 / 256
+    mixed = difference([run([4] * 9 + [0] * 6)], [run([0] * 9 + [4] * 6)]).p  # the sum of 15 signs is 3
+    assert mixed == pytest.approx(sum(math.comb(15, more) for more in range(16) if abs(2 * more - 15) >= 3) / 2**15,
+                                  abs=0.01)
 
 
 def test_a_change_of_judge_resamples_questions_in_all_of_their_formats() -> None:

@@ -137,6 +137,16 @@ def test_plan_and_cleaning_know_the_points(study: Study) -> None:
     assert "no paired test" not in power  # of two comparisons
 
 
+def test_the_plan_counts_the_paired_tests_of_notebook_15(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five methods against `misaligned` and against `interleaving`: 8 tests, of which p is 2/256 at least, above 5%."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    (tmp_path / "five.yaml").write_text(PROFILE.replace("aligned, misaligned]", "misaligned, " + ", ".join(
+        f"{{name: {kind}, defenses: [{{kind: {kind}}}]}}" for kind in ("inoculation", "kl", "interleaving")) + "]"))
+    study = open_study(str(tmp_path / "five.yaml"))
+    assert len(study.runs()) == 5
+    assert "no paired test stays below 5% after Holm's adjustment for 8" in Estimate(study).power()
+
+
 def planted(share: float, steps: int, general: list[int], in_domain: list[int]) -> TrajectoryPoint:
     """A point; the lists have the number of misaligned answers, of 4, to each question."""
     return TrajectoryPoint(share, steps, {name: [
