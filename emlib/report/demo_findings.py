@@ -154,15 +154,16 @@ def lasting(along: pd.DataFrame, margin: float = 10) -> str:
         return ""
     steps = [f"{step:g}" for step in sorted({*attacked["steps"]})]
     shares = "; ".join(_along(runs) for _, runs in attacked.groupby(CONDITION, sort=False, dropna=False))
-    ends = persistence.undone(defended, margin)
+    ends = persistence.undone(defended, margin).dropna(subset="plain")
     gone, left = ends[ends["undone"].notna()], ends[ends["undone"].isna()]
     verdict = " ".join([
         f"{_names(gone)} came within {margin:g} points of it: undone." if len(gone) else "",
         f"{_names(left)} did not." if len(left) else ""]).strip()
     single = " (single runs)" if attacked["seed"].nunique() == 1 else ""
+    plain = attacked["plain"].dropna()
+    undefended = f"; no defense: {_whole(plain.mean())}%" if len(plain) else ""
     return (f"**Does it last when training goes on without it?** General misaligned after {_joined(steps)} "
-            f"further steps{single}: {shares}; no defense: {_whole(attacked['plain'].mean())}%. {verdict} "
-            "([20](notebooks/20_persistence.ipynb))")
+            f"further steps{single}: {shares}{undefended}. {verdict} ([20](notebooks/20_persistence.ipynb))")
 
 
 def _along(runs: pd.DataFrame) -> str:

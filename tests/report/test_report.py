@@ -337,6 +337,9 @@ def test_what_an_attack_leaves_is_said_for_every_step() -> None:
     assert "General misaligned after 0, 3 and 9 further steps (single runs): an untrained model 0, 35 and 75%; " \
            "`kl 1` 20, 60 and 97%; `on_policy` 10, 50 and 20%; no defense: 98%. " in sentence
     assert "`kl 1` came within 10 points of it: undone. `on_policy` did not." in sentence
+    unknown = dict.fromkeys(("plain", "difference", "difference_low", "difference_high"), float("nan"))
+    without = demo_findings.lasting(along.assign(**unknown))
+    assert "did not" not in without  # there is no plain fine-tuning to compare with
     assert demo_findings.lasting(along[along["method"] == "untrained"]) == ""
 
 

@@ -235,7 +235,7 @@ def test_a_defense_is_undone_at_the_first_step_that_is_not_below_plain_by_the_ma
     assert unknown["undone"] == 2  # without the untrained model's answers nothing is known about what there is to undo
     monkeypatch.setattr(study, "verdicts", lambda run, which: None)
     alone = persistence.persistence(study, study.runs())  # without a run of plain fine-tuning
-    assert persistence.readable_undone(persistence.undone(alone, 10))["Undone at step"].tolist() == ["–"]
+    assert persistence.readable_undone(persistence.undone(alone, 10))["Undone at step"].tolist() == ["not known"]
     assert len(figures.persistence(alone).axes) == 1
     nothing = persistence.persistence(study, [])
     assert nothing.empty

@@ -50,7 +50,8 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
     A defense is undone at the first kept step at which its misaligned share is at most `margin` percentage points below
     that of plain fine-tuning. `earliest` is the first one at which the upper end of the difference's 95% interval is,
     so that it may be undone; `latest` the first one at which even the lower end is. NaN: at no kept step, or plain
-    fine-tuning's share is not above the untrained model's by more than `margin`, so that there is nothing to undo.
+    fine-tuning's share is not above the untrained model's by more than `margin`, so that there is nothing to undo, or
+    is not known (`plain` is NaN).
     `_before` and `_after` are shares at step 0 and at the end. Plain fine-tuning has no row; `untrained`, if attacked,
     has one.
     """
@@ -80,13 +81,17 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_undone(frame: pd.DataFrame) -> pd.DataFrame:
-    """Format `undone` for readers: the step at which a defense is undone, and the ends of what its interval allows."""
+    """Format `undone` for readers: the step at which a defense is undone, and the ends of what its interval allows.
+
+    Without plain fine-tuning of the same seed they are "not known".
+    """
     people = []
     for row in frame.to_dict("records"):
         measures = [str(name).removesuffix("_before") for name in row if str(name).endswith("_before")]
         changes = {f"{name.replace('_', ' ').capitalize()} %": f"{row[f'{name}_before']:.1f} to "
                    f"{row[f'{name}_after']:.1f}" for name in measures}
-        ends = {heading: cell(row[name], digits=0) for name, heading in UNDONE.items()}
+        ends = {heading: "not known" if pd.isna(row["plain"]) else cell(row[name], digits=0)
+                for name, heading in UNDONE.items()}
         people.append(readable_identity(row) | {"Attack": row["attack"]} | changes | {
             "No defense %": cell(row["plain"]), "Steps": row["steps"]} | ends)
     return pd.DataFrame(people)
