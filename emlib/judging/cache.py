@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS labels (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS reserved (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS supported (server TEXT, model TEXT, parameters TEXT NOT NULL, PRIMARY KEY (server, model))
     WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS servers (judge TEXT, address TEXT, PRIMARY KEY (judge, address)) WITHOUT ROWID;
 """
 COLUMNS = ("key", "judge", "metric", "value", "mass", "reason", "note", "tokens_read", "tokens_written", "made")
 INSERT = f"INSERT OR IGNORE INTO scores VALUES ({','.join('?' * len(COLUMNS))})"
@@ -104,6 +105,15 @@ class Cache:
         """Return whether this judge has ever given a number."""
         return bool(self.execute("SELECT 1 FROM scores WHERE judge = ? AND value IS NOT NULL LIMIT 1",
                                  (canonical(identity),)))
+
+    def other_servers(self, identity: Mapping[str, Any], address: str) -> list[str]:
+        """Return where else this judge was asked, if it is asked at this address for the first time; else nothing."""
+        judge = canonical(identity)
+        known = [one for (one,) in self.execute("SELECT address FROM servers WHERE judge = ?", (judge,))]
+        if address in known:
+            return []
+        self.execute("INSERT OR IGNORE INTO servers VALUES (?, ?)", (judge, address))
+        return known
 
     def rows(self) -> list[Row]:
         """Return all scores, as values of `COLUMNS`, in the order of the keys."""

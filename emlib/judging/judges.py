@@ -11,6 +11,7 @@ from emlib.config import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge,
 from emlib.core import paths
 from emlib.core.digests import of_text, of_value
 from emlib.core.errors import JudgeError
+from emlib.core.progress import say
 from emlib.core.records import Verdict
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
@@ -116,4 +117,7 @@ def _scorer(spec: LlmJudge, cache: Cache, budget: str) -> Scorer:
     from emlib.judging.api import ApiJudge
     from emlib.judging.batches import BatchJudge
 
+    if others := cache.other_servers(identity(spec), spec.address):
+        say(f"The judge {spec.model} is asked at {spec.address} for the first time, and its scores from "
+            f"{', '.join(others)} count as its own. If another model has this name there, give it another name.")
     return (BatchJudge if spec.batch else ApiJudge)(spec, Budget(cache, budget, spec.max_usd))

@@ -79,6 +79,18 @@ def test_single_scores_are_had_in_order_and_asked_for_once(tmp_path: Path, monke
         assert sorted(row[2] for row in cache.rows()) == ["correct", "refusal"]
 
 
+def test_a_judge_at_another_address_is_told_once(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its name identifies it, so that what another model of this name has scored elsewhere is taken for its own."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    with JudgeServer(saying(lambda _: 90)) as one, JudgeServer(saying(lambda _: 10)) as other:
+        told = []
+        for url in (one.url, one.url, other.url, other.url, one.url):
+            assert [score.value for score in scores(api(url), SINGLE, "test")] == [90] * 3
+            told.append("is asked at" in capsys.readouterr().out)
+        assert told == [False, False, True, False, False]
+
+
 def test_scores_that_could_not_be_had_stop_everything_or_are_none(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
