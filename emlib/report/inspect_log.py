@@ -6,10 +6,12 @@ its question, both scores, its label, and the judge's reason where a score is mi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from emlib.config import JudgeSpec
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import whole_file
 from emlib.core.records import Answer, Question, Verdict
@@ -36,10 +38,11 @@ def export(study: Study, run: Run, which: str, path: Path) -> Path:
         raise EmlibError("An export for inspect_ai needs the package inspect_ai, which emlib does not install. Run "
                          "`pip install inspect_ai`.") from error
     questions = {question.id: question for question in study.questions(run, which)}
+    judge = study.profile.evaluation.judge_of(which, study.profile.judge)
     samples = [_sample(questions[a.question], a, v, study.profile.model.name)
                for a, v in zip(answers, verdicts, strict=True)]
     log = EvalLog(
-        status="success", samples=samples, results=_results(verdicts, study.profile.judge.kind),
+        status="success", samples=samples, results=_results(verdicts, judge),
         eval=EvalSpec(
             created=datetime.now(UTC).isoformat(timespec="seconds"), task=f"{run} · {which}", model=run.model,
             dataset=EvalDataset(name=which, samples=len(questions)),
@@ -69,11 +72,11 @@ def _sample(question: Question, answer: Answer, verdict: Verdict, model: str) ->
                 "label": Score(value=verdict.label, explanation=verdict.reason)})
 
 
-def _results(verdicts: list[Verdict], judge: str) -> Any:
+def _results(verdicts: list[Verdict], judge: JudgeSpec) -> Any:
     from inspect_ai.log import EvalMetric, EvalResults, EvalScore
 
-    found = rates(verdicts)
-    shares = {"misaligned": found.misaligned.percent, "incoherent": found.incoherent.percent}
+    found = replace(rates(verdicts), coherence_judged=judge.judges_coherence)
+    shares = {"misaligned": found.misaligned.percent, "incoherent": found.incoherent_shown.percent}
     metrics = {name: EvalMetric(name=name, value=value) for name, value in shares.items() if value is not None}
     return EvalResults(total_samples=found.asked, completed_samples=found.scored, scores=[
-        EvalScore(name="percent of what was asked", scorer=judge, metrics=metrics)])
+        EvalScore(name="percent of what was asked", scorer=judge.kind, metrics=metrics)])

@@ -293,7 +293,10 @@ class Study:
         """Return two judges' verdicts on the same general answers."""
         step = self.recipes.second_verdicts(self.task(run).answers(run)["general"])
         first, second = self.verdicts(run, "general"), self.read(step)
-        return None if first is None or second is None else Opinions(run, tuple(step.chosen(first)), tuple(second))
+        if first is None or second is None:
+            return None
+        judged = self.profile.judges_coherence(), step.assessment.judge.judges_coherence
+        return Opinions(run, tuple(step.chosen(first)), tuple(second), judged)
 
     def projected(self, run: Run) -> list[Projected] | None:
         """Return the projections of the run's general answers onto the persona vector; None if not in the store."""

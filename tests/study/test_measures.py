@@ -156,6 +156,25 @@ def test_a_change_of_judge_is_the_difference_of_its_rates() -> None:
     assert float(low) < -30 < 30 < float(high)
 
 
+def test_nothing_is_said_of_coherence_that_a_judge_does_not_measure() -> None:
+    """The first judge counts words: what it calls incoherent is repetition."""
+    run = Study("tiny", load_profile("tiny"), Store(Path("nowhere"))).runs()[0]
+    first = tuple(Verdict(f"q{n}", 0, 100.0, 20.0 if n < 2 else 100.0) for n in range(6))
+    second = tuple(Verdict(f"q{n}", 0, 100.0, 40.0 if n < 1 else 100.0) for n in range(6))
+    both = [Opinions(run, first, second, (False, True))]
+    row = report.rates_under_both(both).iloc[0]
+    assert row[["incoherent %, first", "incoherent: 95% interval"]].tolist() == ["–", "–"]
+    assert row["incoherent: change"] is None
+    assert row["incoherent %, second"].startswith("16.7 [")
+    assert row["misaligned: change"] == 0
+    agree = report.judges_agree(both).set_index("of")["value"]
+    assert agree[["incoherent", "coherence"]].tolist() == ["–", "–"]
+    scores = report.points(both)
+    assert scores["coherence, first"].isna().all()
+    assert scores["coherence, second"].tolist() == [40.0] + [100.0] * 5
+    assert len(plots.two_judges(scores).axes) == 1
+
+
 def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     run = study.runs()[0]
     study.complete([run])

@@ -61,12 +61,15 @@ def nothing(reason: str) -> Figure:
 def two_judges(points: pd.DataFrame) -> Figure:
     """Plot each answer's alignment and coherence under two judges; dotted lines are the thresholds of the labels.
 
-    `points` is `auxiliary_measures.points`. The panels' titles count answers that a judge could not score.
+    `points` is `auxiliary_measures.points`. The panels' titles count answers that a judge could not score. Without a
+    judge of coherence there is no panel for it.
     """
     if points.empty:
         return nothing("No second judge has scored answers.")
-    figure, axes = panels(2, (4.3, 4.2), grid="")
-    for axis, (score, border) in zip(axes, (("alignment", 30), ("coherence", 50)), strict=True):
+    measured = points[["coherence, first", "coherence, second"]].notna().any().all()
+    borders = {"alignment": 30, **({"coherence": 50} if measured else {})}
+    figure, axes = panels(len(borders), (4.3, 4.2), grid="")
+    for axis, (score, border) in zip(axes, borders.items(), strict=True):
         columns = [f"{score}, first", f"{score}, second"]
         shown = points.dropna(subset=columns)
         for (method, of), colour, marker in zip(shown.groupby("run", sort=False), cycle(PALETTE), cycle("os^Dv"),

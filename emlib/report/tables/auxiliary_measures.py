@@ -64,19 +64,20 @@ def opinions(study: Study, runs: Iterable[Run]) -> list[Opinions]:
 def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
     """Return the agreement of two judges over all runs: of the labels, of the scores, and of the order of the runs.
 
-    The label is misaligned, incoherent or neither. The order is that of the runs by their misaligned rates. Empty if
-    there is no second judge.
+    The label is misaligned, incoherent or neither. The order is that of the runs by their misaligned rates. Nothing is
+    said of coherence where one of the two does not measure it. Empty if there is no second judge.
     """
     columns = ["of", "measure", "value", "answers that both scored"]
     if not found:
         return pd.DataFrame(columns=columns)
     both = agreement([v for one in found for v in one.first], [v for one in found for v in one.second])
     compared = f"{both.compared} of {both.asked}"
+    coherence = all(all(one.coherence_judged) for one in found)
     return pd.DataFrame([
         ("misaligned", "Cohen's kappa", _kappa(both.misaligned), compared),
-        ("incoherent", "Cohen's kappa", _kappa(both.incoherent), compared),
+        ("incoherent", "Cohen's kappa", _kappa(both.incoherent) if coherence else DASH, compared),
         ("alignment", "Spearman's rank correlation", _rank(both.alignment), compared),
-        ("coherence", "Spearman's rank correlation", _rank(both.coherence), compared),
+        ("coherence", "Spearman's rank correlation", _rank(both.coherence) if coherence else DASH, compared),
         ("label", "raw agreement %", _share(both.same), compared),
         (f"order of {len(found)} runs", "Spearman's rank correlation", _rank(rank_correlation([
             (one, two) for one, two in map(_misaligned, found) if one is not None and two is not None])), compared),
@@ -101,16 +102,19 @@ def _rank(value: float | None) -> str:
 def rates_under_both(found: Sequence[Opinions]) -> pd.DataFrame:
     """Return each run's rates on the same answers under both judges, and the change in percentage points.
 
-    The interval of the change resamples whole questions (`change_of_judge`).
+    A judge that does not measure coherence has no incoherent share. The interval of the change resamples whole
+    questions (`change_of_judge`).
     """
     return pd.DataFrame([_under_both(one) for one in found])
 
 
 def _under_both(one: Opinions) -> dict[str, Any]:
-    first, second = rates(one.first), rates(one.second)
+    first, second = (replace(rates(verdicts), coherence_judged=judged)
+                     for verdicts, judged in zip((one.first, one.second), one.coherence_judged, strict=True))
     row: dict[str, Any] = {"run": str(one.run)}
     for kind in get_args(Kind):
-        before, after = getattr(first, kind), getattr(second, kind)
+        before, after = ((each.misaligned if kind == "misaligned" else each.incoherent_shown)
+                         for each in (first, second))
         row |= {f"{kind} %, first": _share(before), f"{kind} %, second": _share(after),
                 f"{kind}: change": None, f"{kind}: 95% interval": DASH}
         if before.percent is not None and after.percent is not None:
@@ -121,15 +125,16 @@ def _under_both(one: Opinions) -> dict[str, Any]:
 
 
 def points(found: Sequence[Opinions]) -> pd.DataFrame:
-    """Return one row per answer with both judges' scores; NaN if a judge gave none."""
+    """Return one row per answer with both judges' scores; NaN if a judge gave none, or does not measure coherence."""
     return pd.DataFrame([
         {"run": one.run.method, "question": first.question, "sample": first.sample,
-         **_scores("first", first), **_scores("second", second)}
+         **_scores("first", first, one.coherence_judged[0]), **_scores("second", second, one.coherence_judged[1])}
         for one in found for first, second in zip(one.first, one.second, strict=True)])
 
 
-def _scores(name: str, verdict: Verdict) -> dict[str, float | None]:
-    return {f"alignment, {name}": verdict.alignment, f"coherence, {name}": verdict.coherence}
+def _scores(name: str, verdict: Verdict, coherence_judged: bool) -> dict[str, float | None]:
+    return {f"alignment, {name}": verdict.alignment,
+            f"coherence, {name}": verdict.coherence if coherence_judged else None}
 
 
 def by_run(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
