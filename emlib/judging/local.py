@@ -8,6 +8,7 @@ et al.).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,6 +52,9 @@ class Distribution:
 
     def score(self, *, label: bool = False) -> Score:
         """Return the score, or None with the judge's word as the reason; with `label` as it is (`reason_of`)."""
+        if not math.isfinite(self.mass):
+            return Score(None, reason="the judge's probabilities are NaN or infinite: its weights may be damaged",
+                         tokens=(self.tokens, 1), lasting=False)
         if self.mass < LEAST_MASS:
             return Score(None, self.mass, reason_of(self.word, label=label), tokens=(self.tokens, 1))
         return Score(self.expected, self.mass, tokens=(self.tokens, 1))

@@ -43,12 +43,13 @@ def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
 def by_condition(frame: pd.DataFrame) -> pd.DataFrame:
     """Return Table 9: one row per condition, each measure as "mean ± standard deviation" over seeds (n - 1).
 
-    With one seed only the value is shown.
+    With one seed only the value is shown, and nothing of a measure that one of the seeds lacks.
     """
     rows = []
     for (method, setting), runs in frame.groupby(["method", "setting"], dropna=False, sort=False):
         rows.append({"Method": method, "Setting": shown(setting), "Seeds": len(runs)}
-                    | {title: with_error(runs[name].mean(), runs[name].std(), 2) for name, title in MEASURES.items()})
+                    | {title: with_error(runs[name].mean(skipna=False), runs[name].std(skipna=False), 2)
+                       for name, title in MEASURES.items()})
     return pd.DataFrame(rows)
 
 

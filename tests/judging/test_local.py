@@ -175,6 +175,12 @@ def test_without_a_quarter_on_numbers_the_judges_word_stands_in_the_scores_place
     assert (score.mass, score.reason) == (pytest.approx(0.2499), reason)
 
 
+def test_probabilities_that_are_nan_are_no_score_and_are_asked_for_again() -> None:
+    score = Distribution(np.full(101, np.nan), "7", 9).score()
+    assert (score.value, score.mass, score.lasting) == (None, None, False)
+    assert "NaN" in str(score.reason)
+
+
 def test_a_tokenizer_that_loses_numbers_is_refused(tiny: ChatModel) -> None:
     class Lossy:
         """A tokenizer in which every number is the same unknown token."""

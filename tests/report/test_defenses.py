@@ -92,6 +92,7 @@ def test_answers_under_a_vector_layer_by_layer() -> None:
     found = defenses.steered_rates(probes)
     assert found["trait %"].tolist() == [0, 50, 0, 90]
     assert defenses.steered_answers(probes)["answer"].tolist() == ["8 0.0", "8 2.0", "15 0.0", "15 2.0"]
+    assert set(defenses.steered_answers(probes)["question"]) == {"q0"}
     unjudged = defenses.steered_rates(probes, coherence_judged=False)
     assert (unjudged["trait %"].tolist(), unjudged["incoherent %"].isna().all()) == ([0, 50, 0, 90], True)
     assert [axis.get_title() for axis in defenses.steered_grid(unjudged).axes] == ["trait % of 10 answers"]

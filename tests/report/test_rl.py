@@ -10,7 +10,7 @@ import pytest
 
 from emlib.evaluation.rewards import PARTS
 from emlib.report import grpo as report
-from emlib.report.paper import comparison
+from emlib.report.paper import comparison, paper_tables
 from emlib.study.runs import GrpoScore, Run, RunResult
 from emlib.study.study import open_study
 from emlib.training.rl.records import Completion, RlStep
@@ -38,6 +38,16 @@ def test_seeds_become_a_mean_and_a_standard_deviation() -> None:
     assert table["Seeds"].tolist() == [1, 2, 1]
     assert table["Eval acc %"].tolist() == ["60.00", "70.00 ± 28.28", "40.00"]  # 20 * sqrt(2)
     assert table["Train acc %"].tolist() == ["–", "70.00 ± 28.28", "40.00"]
+
+
+def test_a_measure_that_one_seed_lacks_has_no_mean_of_the_others() -> None:
+    """A judge scored nothing of the last seed, so that it has no reward."""
+    unscored = replace(GrpoScore(0.5, 8.0, 0.5, 8.0, 100, 100), eval_reward=None)
+    frame = report.numbers([*RESULTS[1:3], replace(result("kl", 0.1, 2, 0.1), scores={"rewards": unscored})])
+    [row] = report.by_condition(frame).to_dict("records")
+    assert (row["Seeds"], row["Eval reward"], row["Eval acc %"]) == (3, "–", "63.33 ± 23.09")
+    [shown] = paper_tables.reinforcement(frame).to_dict("records")
+    assert shown["Eval reward"].text == "–"
 
 
 def test_a_moving_average_by_hand() -> None:

@@ -94,7 +94,8 @@ def persistence(frame: pd.DataFrame) -> Figure:
             axis.plot(run["steps"], run[first], color=colour, marker=marker, label=name + control)
             axis.fill_between(run["steps"], run[f"{first}_low"], run[f"{first}_high"], color=colour, alpha=0.07)
             axis.plot(run["steps"], run[others], color=colour, linestyle="--", linewidth=1)
-        axis.axhline(part["plain"].mean(), color="black", linestyle=":", linewidth=1, label="no defense, no attack")
+        axis.axhline(part.drop_duplicates("seed")["plain"].mean(), color="black", linestyle=":", linewidth=1,
+                     label="no defense, no attack")
         axis.set_title(f"attack: {attack}" + (f", {dataset}" if len(datasets) > 1 else ""), fontsize="medium")
         axis.set(ylim=(-4, 104), xlabel="further optimizer steps")
     first, *others = (name.removesuffix("_misaligned").replace("_", " ") for name in (first, *others))

@@ -154,7 +154,7 @@ def steered_grid(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def steered_answers(probes: Sequence[SteeringPoint], question: int = 0) -> pd.DataFrame:
-    """Return the answers to one question at each layer and strength."""
-    return pd.DataFrame([{"layer": probe.layer, "strength": probe.strength, "answer": probe.answers[question].text}
-                         for probe in probes])
+def steered_answers(probes: Sequence[SteeringPoint]) -> pd.DataFrame:
+    """Return the answers to one question, whose id stands beside them, at each layer and strength."""
+    return pd.DataFrame([{"layer": probe.layer, "strength": probe.strength, "question": probe.answers[0].question,
+                          "answer": probe.answers[0].text} for probe in probes])

@@ -117,7 +117,8 @@ def _of_seeds(values: pd.Series, theirs: Row, measure: str, deviation: str) -> I
 
 
 def _mean_row(runs: pd.DataFrame, dataset: str, theirs: Row, measure: str, interval: Interval | None) -> dict[str, Any]:
-    """Return the row of several seeds' mean."""
+    """Return the row of several seeds' mean: of those that have the measure."""
+    runs = runs.dropna(subset=[measure])
     first = runs.iloc[0]
     seed = first["seed"] if len(runs) == 1 else f"mean of {len(runs)}"
     return _row(first.to_dict() | {"dataset": dataset, "seed": seed}, float(runs[measure].mean()), theirs, measure,

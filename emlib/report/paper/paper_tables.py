@@ -20,6 +20,7 @@ from emlib.config import BASELINES
 from emlib.core.registry import label_of_kind
 from emlib.report.markdown import escaped_cell
 from emlib.report.paper.published import INTERLEAVING, LABELS
+from emlib.report.tables.averages import mean_of_all
 from emlib.report.tables.result_tables import MEASURES, write_forms
 from emlib.report.tables.rows import cell, with_error
 
@@ -154,12 +155,16 @@ def reinforcement(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_seeds(frame: pd.DataFrame, identity: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
-    """Average over seeds, in the order of `frame`, and add `<measure>_std` for each measure (NaN for one seed)."""
+    """Average over seeds, in the order of `frame`, and add `<measure>_std` for each measure (NaN for one seed).
+
+    A measure that one of the seeds lacks is NaN.
+    """
     if "seed" not in frame:  # the paper's rows, which are averages already
         known = frame.rename(columns={"std": f"{measures[0]}_std"})
         return known.assign(**{f"{name}_std": float("nan") for name in measures if f"{name}_std" not in known})
     groups = frame.groupby(list(identity), dropna=False, sort=False)[list(measures)]
-    return groups.mean().join(groups.std().add_suffix("_std")).reset_index()
+    means = mean_of_all(groups)
+    return means.join(groups.std().where(means.notna()).add_suffix("_std")).reset_index()
 
 
 def markdown(table: pd.DataFrame) -> str:

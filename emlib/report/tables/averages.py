@@ -21,14 +21,14 @@ def over_tasks(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str] =
     A measure is NaN where a group lacks it on a data set on which another group has it, or for one of its seeds: its
     mean would not be comparable. `fewer_seeds` says which groups have fewer seeds.
     """
-    cells = _mean_of_all(frame.groupby([*by, *tasks], sort=False, dropna=False)[list(measures)]).reset_index()
+    cells = mean_of_all(frame.groupby([*by, *tasks], sort=False, dropna=False)[list(measures)]).reset_index()
     groups = cells.groupby(list(by), sort=False, dropna=False)[list(measures)]
     expected = pd.Series({name: len(cells.loc[cells[name].notna(), list(tasks)].drop_duplicates())
                           for name in measures})
     return groups.mean().where(groups.count().eq(expected, axis="columns"))
 
 
-def _mean_of_all(groups: Any) -> pd.DataFrame:
+def mean_of_all(groups: Any) -> pd.DataFrame:
     """Average each measure of a group's rows; NaN where one row lacks it."""
     found: pd.DataFrame = groups.mean().where(groups.count().eq(groups.size(), axis="index"))
     return found
@@ -63,7 +63,7 @@ def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
     rows = []
     for identity, runs in frame.groupby(IDENTITY, dropna=False, sort=False):
         on_dataset = runs.groupby("dataset", sort=False)
-        cells = _mean_of_all(on_dataset[[f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]])
+        cells = mean_of_all(on_dataset[[f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]])
         cells = cells.dropna(subset=list(MISALIGNED))
         if len(cells) < max(1, expected.get(identity[0], 0)):
             continue
