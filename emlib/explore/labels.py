@@ -101,6 +101,8 @@ def _answers(study: Study, run: Run) -> dict[tuple[str, int], Unlabelled]:
 def opinions(study: Study, runs: Sequence[Run], labeller: str, *, second: bool = False) -> list[Opinions]:
     """Return a judge's verdicts beside a person's on the answers that both have; empty without a name or labels.
 
+    A text that several answers share is labelled once, and counts for each of them.
+
     Args:
         study: whose profile names the judge.
         runs: the runs whose general answers are compared.

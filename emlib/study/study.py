@@ -435,7 +435,8 @@ class Study:
     def results(self, of: Denominator = "asked", section: Section = "narrow") -> list[RunResult]:
         """Return the results of a section's finished runs, in the profile's order.
 
-        Shares are of the answers asked for, or of those scored.
+        Shares are of the answers asked for, or of those scored. Scores on benign tasks and in reinforcement learning
+        are always of all.
 
         Raises:
             StoreError: the section has runs, and none is finished.
