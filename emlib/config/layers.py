@@ -38,6 +38,8 @@ def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], prob
                           read: Mapping[str, int | None]) -> None:
     """Refuse a layer that the model does not have, in a defense, the steering sweep, or among those that are `read`.
 
+    A penalty on layers that uses none of the model's is refused as well: its run would be plain fine-tuning.
+
     Raises:
         ValueError: the message gives the key, the layer and the number of layers.
     """
@@ -45,6 +47,11 @@ def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], prob
     if count is None:
         return
     defenses = [(method, defense) for method in methods for defense in method.defenses]
+    for method, defense in defenses:
+        if defense.reads_nothing(count):
+            raise ValueError(f"the defense {defense.kind} of method '{method.name}' uses none of the {count} layers of "
+                             f"the model {model.name}: the run would be plain fine-tuning. Name one of them, or lower "
+                             "the distance between layers")
     named = [(f"the defense {defense.kind} of method '{method.name}'", layer)
              for method, defense in defenses for layer in defense.named_layers(count)]
     steered = any(defense.has("active") for _, defense in defenses)

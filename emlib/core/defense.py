@@ -183,6 +183,10 @@ class Defense(Strict):
         """Return the decoder blocks, counted from 1, that its options name; a profile refuses one above `count`."""
         return self.reads_layers(count)
 
+    def reads_nothing(self, count: int) -> bool:
+        """Return whether it acts by a penalty that uses layers alone, and names none of a model of `count` blocks."""
+        return self.has("penalty") and not (self.is_null or self.reads_hidden or self.reads_layers(count))
+
     # --- hooks of fine-tuning
 
     def change_rows(self, rows: Sequence[Example], trait: Trait) -> Sequence[Example]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emlib.core.defense import Defense
+from emlib.core.errors import EmlibError
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import Batch
 from emlib.models.hooks import capture_activations, first_blocks, layers
@@ -21,8 +22,17 @@ from emlib.models.passes import Pass
 
 
 def layers_read(model: nn.Module, defenses: Sequence[Defense]) -> tuple[int, ...]:
-    """Return the decoder blocks whose outputs some penalty needs."""
+    """Return the decoder blocks whose outputs some penalty needs.
+
+    Raises:
+        EmlibError: a penalty on layers uses none of this model's. A profile is refused before, unless the number of its
+            model's layers is not known.
+    """
     count = layers(model)
+    for defense in defenses:
+        if defense.reads_nothing(count):
+            raise EmlibError(f"The defense '{defense.kind}' uses none of the model's {count} layers, so that training "
+                             "would be plain fine-tuning. Name one of them, or lower the distance between layers.")
     return tuple(sorted({layer for defense in defenses for layer in defense.reads_layers(count)}))
 
 

@@ -209,6 +209,8 @@ def test_every_number_of_a_profile_has_a_lower_and_an_upper_bound() -> None:
     ({"evaluation": {"projection_layer": 5}}, ["'evaluation.projection_layer'", "layer 5", "has 4"]),
     ({"methods": [{"name": "pv", "defenses": [{"kind": "persona_vector", "layer": 5}]}]}, ["persona_vector", "'pv'"]),
     ({"methods": [{"name": "l", "defenses": [{"kind": "ldifs", "layers": [4, 5]}]}]}, ["ldifs", "'l'", "layer 5"]),
+    ({"methods": [{"name": "l", "defenses": [{"kind": "ldifs", "every": 5}]}]},
+     ["ldifs", "'l'", "none of the 4 layers", "plain fine-tuning"]),
     ({"grpo": {"methods": [{"name": "p", "defenses": [{"kind": "persona_vector"}]}]}}, ["persona_vector", "layer 20"]),
     ({"model": {"kind": "hub", "repo": "Qwen/Qwen2.5-7B-Instruct", "revision": "main"}, "probe": {"layers": [29]}},
      ["layer 29", "has 28"]),

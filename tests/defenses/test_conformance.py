@@ -24,7 +24,7 @@ from emlib.defenses.persona_vector import PersonaVector
 from emlib.defenses.projection_penalty import ProjectionPenalty
 from emlib.defenses.safe_lora import SafeLora
 from emlib.training.bench import Bench
-from emlib.training.conformance import NonconformingDefense, check
+from emlib.training.conformance import NonconformingDefense, _gradient, check
 
 OURS: list[tuple[type[Defense], dict[str, Any]]] = [
     (Kl, {"weight": 0.3}), (Kl, {"weight": 0.3, "tokens": "response"}), (Kl, {"weight": 0.3, "reference": "stored"}),
@@ -55,6 +55,17 @@ def test_every_kind_of_ours_is_among_them() -> None:
 def test_a_penalty_without_its_gradient_is_found() -> None:
     with pytest.raises(NonconformingDefense, match="detached from the graph"):
         check(Ldifs, every=2, variant="published")
+
+
+def test_a_penalty_that_is_always_the_same_is_found(tmp_path: Path) -> None:
+    class Constant(Ldifs):
+        listed: ClassVar = False
+
+        def penalty(self, trained: Any, reference: Any) -> Any:
+            return 0.0 * super().penalty(trained, reference)
+
+    with pytest.raises(NonconformingDefense, match="does not change with the weights"):
+        _gradient(Bench(Constant(every=2), tmp_path))
 
 
 def test_an_artefact_with_a_name_that_keys_have_is_refused(tmp_path: Path) -> None:

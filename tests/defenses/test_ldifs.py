@@ -6,7 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from emlib.core.errors import EmlibError
 from emlib.defenses.ldifs import Ldifs, feature_distance
+from emlib.training.toy import gradient_norm
 
 
 def test_the_feature_distance_by_hand() -> None:
@@ -20,6 +22,13 @@ def test_the_feature_distance_by_hand() -> None:
 @pytest.mark.parametrize(("every", "layers"), [(5, (5, 10, 15, 20, 25)), (2, tuple(range(2, 29, 2))), (40, ())])
 def test_every_fifth_layer(every: int, layers: tuple[int, ...]) -> None:
     assert Ldifs(every=every).reads_layers(28) == layers
+
+
+def test_it_is_refused_in_a_model_none_of_whose_layers_it_reads() -> None:
+    assert gradient_norm(Ldifs(every=4)) > 0  # the model has 4
+    with pytest.raises(EmlibError, match="'ldifs' uses none of the model's 4 layers"):
+        gradient_norm(Ldifs(every=5))
+    assert gradient_norm(Ldifs(every=5, weight=0.0)) == 0  # at its null setting it is left out
 
 
 def test_the_denominator_is_an_option_whose_default_follows_from_what_is_compared() -> None:
