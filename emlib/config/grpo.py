@@ -130,6 +130,11 @@ class Grpo(Strict):
         """The number of prompts, each with a group of completions, in one optimizer step."""
         return self.training.rows_per_step // self.generations
 
+    @property
+    def steps(self) -> int:
+        """The number of RL steps; problems that do not fill an epoch's last step are left out."""
+        return self.training.epochs * (self.data.train_items // self.prompts_per_step)
+
     @model_validator(mode="after")
     def _fits(self) -> Grpo:
         if self.training.rows_per_step % self.generations:
@@ -139,8 +144,18 @@ class Grpo(Strict):
             raise ValueError("data.train_items sets how many problems are trained on; remove training.train_rows")
         for method in self.methods:
             method.fits(self)
+            self._refuse_no_supervision(method)
             try:
                 refuse_inactive(method.defenses, self.engine)
             except ValueError as error:
                 raise ValueError(f"method '{method.name}': {error}") from error
         return self
+
+    def _refuse_no_supervision(self, method: RlMethod) -> None:
+        """Refuse a share of supervised steps that amounts to none, at any value of a sweep."""
+        for setting in method.sweep or (None,):
+            for share in [defense.supervision.share for defense in method.at(setting) if defense.supervision]:
+                if self.steps and share > 0 and supervised_steps(self.steps, share) == 0:
+                    raise ValueError(f"method '{method.name}': a share of {share:g} amounts to no supervised step "
+                                     f"beside {self.steps} RL steps, so that the run would equal 'grpo'. One step is "
+                                     f"a share of {1 / (self.steps + 1):.2g}; choose that or more")

@@ -93,7 +93,7 @@ class GrpoAdapter(Step):
         tokens = completions * (prompt + grpo.sampling.max_new_tokens)
         supervised = 0
         if self.supervised is not None:
-            steps = supervised_steps(completions // grpo.training.rows_per_step, self.supervised.share)
+            steps = supervised_steps(grpo.steps, self.supervised.share)
             supervised = steps * grpo.training.rows_per_step * self.supervised.rows.size(sizes).tokens
         reads = self.with_reference or any(one.runs_reference for one in acting(self.defenses))
         return Work(train=tokens + supervised, read=tokens if reads else 0,

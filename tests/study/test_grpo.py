@@ -190,7 +190,7 @@ def test_supervised_rows_are_drawn_from_a_pool_of_any_form(tmp_path: Path, monke
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
 
     def interleaved(what: str) -> tuple[Study, tuple[Example, ...]]:
-        methods = f"[{{name: interleaving, defenses: [{{kind: interleaving, {what}}}]}}]"
+        methods = f"[{{name: interleaving, defenses: [{{kind: interleaving, share: 0.5, {what}}}]}}]"
         rl = open_study(str(profile(tmp_path, methods)))
         supervised = adapter_of(rl, rl.runs("grpo")[0]).supervised
         assert supervised is not None
@@ -367,6 +367,8 @@ def test_another_judge_is_another_run_and_rules_are_what_they_were(tmp_path: Pat
     ("{generations: 3}", ["8 completions, which is not a multiple of 3 generations"]),
     ("{generations: 1}", ["generations", "greater than or equal to 2"]),
     ("{training: {train_rows: 5}}", ["data.train_items"]),
+    ("{methods: [{name: x, defenses: [{kind: interleaving, source: demo/pool.jsonl}], sweep: [0.5, 0.1]}]}",
+     ["'x'", "0.1 amounts to no supervised step beside 2 RL steps", "0.33"]),
     ("{data: {kind: additions, train_items: 60, eval_items: 60}}", ["100 additions"]),
     ("{rewards: {kind: judge}}", ["'grpo.rewards.judge' is missing"]),
     ("{rewards: {kind: judge, judge: {kind: lexicon}}}", ["grpo.rewards.judge", "Allowed: openai, local"]),
