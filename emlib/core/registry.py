@@ -13,13 +13,14 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal, get_args
 
-from emlib.core.source import CELL, source_of, used_of_cells, used_of_file
+from emlib.core.source import CELL, attributes_of, source_of, used_of_cells, used_of_file
 
 HOME = "emlib.defenses"  # the package of our defenses, and the entry point group of others
 DefenseClass = type[Any]  # a subclass of Defense, which stands above: it registers its subclasses here
 Purpose = Literal["fine-tuning", "grpo"]
 _classes: dict[str, DefenseClass] = {}
 _texts: dict[DefenseClass, str] = {}  # of those that are not ours, as they were when they were defined
+_attributes: dict[DefenseClass, dict[str, Any]] = {}  # the same
 
 
 def enter(cls: DefenseClass) -> None:
@@ -33,6 +34,7 @@ def enter(cls: DefenseClass) -> None:
         return  # a base class
     if not is_ours(cls):
         _texts[cls] = source_of(cls) + ("" if cls.__module__ == CELL else used_of_file(cls))
+        _attributes[cls] = attributes_of(cls)
     known = _classes.get(kind)
     if cls.listed and known is not None and not _may_replace(cls, known):
         raise ValueError(f"the kind '{kind}' is defined twice: in {known.__module__} and in {cls.__module__}. Rename "
@@ -61,7 +63,7 @@ def source_digest(cls: DefenseClass) -> str | None:
     """
     if cls not in _texts:
         return None
-    text = _texts[cls] + (used_of_cells(cls, _texts[cls]) if cls.__module__ == CELL else "")
+    text = _texts[cls] + (used_of_cells(cls, _texts[cls], _attributes[cls]) if cls.__module__ == CELL else "")
     return hashlib.sha256(text.encode()).hexdigest()
 
 

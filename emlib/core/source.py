@@ -5,16 +5,23 @@ from __future__ import annotations
 import ast
 import builtins
 import linecache
+import logging
+import re
 import symtable
 import sys
 import textwrap
 from collections.abc import Collection, Iterator, Mapping
-from types import CodeType, FunctionType
-from typing import Any
+from pathlib import PurePath
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any, get_origin
+
+from emlib.core.digests import of_text
+from emlib.core.errors import ProfileError
 
 CELL = "__main__"  # the module of classes that a notebook's cells define
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+WITHOUT_VALUE = (ModuleType, FunctionType, BuiltinFunctionType, type, logging.Logger)  # code elsewhere, or no effect
 
 
 def source_of(cls: type) -> str:
@@ -47,13 +54,15 @@ def functions_of(cls: type) -> Iterator[FunctionType]:
 def used_of_file(cls: type) -> str:
     """Return the statements of a class's file that it uses, directly or through one another, in the file's order.
 
-    They may stand below the class. Imports are left out, and so is what other files define.
+    They may stand below the class, and include those that change the class, or a value that it uses. Imports are left
+    out, and so is what other files define.
     """
     text = _text_around(next(functions_of(cls)).__code__)
-    statements = [(statement, _defined_by(statement)) for statement in ast.parse(text).body]
-    names, used = _names(ast.parse(source_of(cls))), set[int]()
+    statements = [(statement, _defined_by(statement) | _changed_by(statement)) for statement in ast.parse(text).body
+                  if not _defines_class(statement, cls.__name__)]
+    names, used = _names(ast.parse(source_of(cls))) | {cls.__name__}, set[int]()
     while more := [place for place, (statement, defined) in enumerate(statements)
-                   if defined & names and cls.__name__ not in defined and place not in used]:
+                   if defined & names and place not in used]:
         used.update(more)
         names |= {name for place in more for name in _names(statements[place][0])}
     return "".join(_lines_of(statements[place][0], text) for place in sorted(used))
@@ -68,34 +77,141 @@ def _defined_by(statement: ast.stmt) -> set[str]:
         node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
-def used_of_cells(cls: type, text: str) -> str:
+def _defines_class(statement: ast.stmt, name: str) -> bool:
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in ast.walk(statement))
+
+
+def _changed_by(statement: ast.stmt) -> set[str]:
+    """Return the names whose values a statement changes: by an assignment to a part of them, or perhaps by a call.
+
+    `in_grpo` says where a class acts, and not what it does; and a plugin is not run as the main program.
+    """
+    main = isinstance(statement, ast.If) and "__name__" in _names(statement.test)
+    if main or isinstance(statement, DEFINITIONS):
+        return set()
+    inside = list(ast.walk(statement))
+    assigned = [node for node in inside if isinstance(node, ast.Attribute | ast.Subscript)
+                and not isinstance(node.ctx, ast.Load) and getattr(node, "attr", "") != "in_grpo"]
+    return {_root(node) for node in assigned}.union(*(_names(node) for node in inside if isinstance(node, ast.Expr)))
+
+
+def _root(node: ast.expr) -> str:
+    """Return the name in which an attribute or an item is, such as `a` of `a.b[0].c`."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def used_of_cells(cls: type, text: str, before: Mapping[str, Any]) -> str:
     """Return what a cell's class uses that is defined in cells alone, directly or through one another, by name.
 
-    These are the texts of functions and classes as they are now, and plain values. `text` is the class's own.
+    These are the texts of functions and classes as they are now, and values, and the attributes of the class that are
+    not as they were `before`, when it was defined. `text` is the class's own.
+
+    Raises:
+        ProfileError: it uses a value that has no text, so that a key would stay the same if it changed.
     """
-    scope = next(functions_of(cls)).__globals__
-    found: dict[str, str] = {}
-    waiting = free_names(text, scope, cls.__name__)
+    functions = (*functions_of(cls), *(value for value in vars(cls).values() if isinstance(value, FunctionType)))
+    scope = functions[0].__globals__  # a cell may have replaced all that the class's body defines
+    found = {f"{cls.__name__}.{name}": _assigned(cls, name) for name, state in attributes_of(cls).items()
+             if name not in before or before[name] != state}
+    waiting = free_names("".join([text, *found.values()]), scope, cls.__name__)
     while waiting:
         name = waiting.pop()
-        definition = None if name in found else _definition(name, scope[name])
+        try:
+            definition = None if name in found else _definition(name, scope[name])
+        except _NoText as error:
+            raise ProfileError(
+                f"The defense {cls.__name__} uses {name}, and keys cannot contain {error}: if you changed it, the old "
+                "results would be taken. Give it to the class as an option, make it inside a function, or import it "
+                "from a file.") from None
         if definition is not None:
             found[name] = definition
             waiting |= free_names(definition, scope, cls.__name__)
     return "".join(found[name] for name in sorted(found))
 
 
+def attributes_of(cls: type) -> dict[str, Any]:
+    """Return what may be assigned to a class after its definition, by name: its text, or itself where it has none."""
+    found: dict[str, Any] = {}
+    for name, value in vars(cls).items():
+        if not name.startswith(("__", "_abc_")) and name != "in_grpo":  # which says where it acts, and not what it does
+            try:
+                found[name] = _text_of(value)
+            except _NoText:
+                found[name] = value
+    return found
+
+
+def _assigned(cls: type, name: str) -> str:
+    """Return the text of an attribute that a cell assigned to a class."""
+    value = vars(cls)[name]
+    if isinstance(value, FunctionType):
+        return f"# {cls.__name__}.{name}\n{_statement_of(value.__code__)}"
+    try:
+        return _assignment(f"{cls.__name__}.{name}", value)
+    except _NoText as error:
+        raise ProfileError(f"A cell assigns {error} to {cls.__name__}.{name}, which keys cannot contain: write it in "
+                           "the class.") from None
+
+
 def _definition(name: str, value: Any) -> str | None:
-    """Return the text of a function, class or plain value of a cell; None for anything else, or if it is imported."""
+    """Return the text of a function, class or value of a cell; None for a type, or if it is imported.
+
+    Raises:
+        _NoText: for any other value.
+    """
     value = getattr(value, "__wrapped__", value)
     if isinstance(value, FunctionType | type) and value.__module__ == CELL:
         functions = [value] if isinstance(value, FunctionType) else list(functions_of(value))
         if functions:
             return _statement_of(functions[0].__code__)
         value = {key: one for key, one in vars(value).items() if _is_plain(one)}
-    if not _is_plain(value) or any(holds(module, name, value) for module in emlib_modules()):
+    modules = emlib_modules() if _is_plain(value) else [module for module in sys.modules if module != CELL]
+    if isinstance(value, WITHOUT_VALUE) or _is_type(value) or any(holds(module, name, value) for module in modules):
         return None
-    return f"{name} = {value!r}\n"
+    return _assignment(name, value)
+
+
+def _assignment(name: str, value: Any) -> str:
+    """Return the statement that gives a name its value; a value that Python has no notation for is given by a text."""
+    text = _text_of(value)
+    return f"{name} = {text if _is_plain(value) else repr(text)}\n"
+
+
+class _NoText(Exception):
+    """A value has no text that is the same in every process; the message says what it is."""
+
+
+def _is_type(value: Any) -> bool:
+    """Return whether a value describes a type, such as `list[int]` or a field of pydantic."""
+    return get_origin(value) is not None or type(value).__module__.partition(".")[0] in ("typing", "pydantic")
+
+
+def _text_of(value: Any) -> str:
+    """Return a value as text: equal for equal values, in every process.
+
+    Raises:
+        _NoText: it has none.
+    """
+    if _is_plain(value):
+        return repr(value)
+    kind, module = type(value).__name__, type(value).__module__
+    if isinstance(value, dict):
+        return f"{kind}({', '.join(f'{_text_of(key)}: {_text_of(one)}' for key, one in value.items())})"
+    if isinstance(value, tuple | list):
+        return f"{kind}({', '.join(map(_text_of, value))})"
+    if isinstance(value, set | frozenset):
+        return f"{kind}({', '.join(sorted(map(_text_of, value)))})"
+    if isinstance(value, re.Pattern):
+        return f"{kind}({value.pattern!r}, {value.flags})"
+    if isinstance(value, PurePath):
+        return f"{kind}({str(value)!r})"
+    if module in ("numpy", "torch") and hasattr(value, "tolist"):
+        return f"{kind}({value.dtype}, {of_text(_text_of(value.tolist()))})"
+    if module == "torch":  # a dtype or a device
+        return repr(value)
+    raise _NoText(f"a value of the type {kind}")
 
 
 def _is_plain(value: Any) -> bool:

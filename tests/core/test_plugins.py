@@ -122,6 +122,70 @@ def test_what_a_class_uses_of_its_file_is_in_its_key(old: str, new: str, tmp_pat
     assert (found[0] == found[1]) is ("OTHER" in old)
 
 
+VALUES = [("{'a', 'b'}", "{'a', 'c'}"), ("numpy.arange(3)", "numpy.arange(3) + 1"), ("torch.ones(3)", "torch.zeros(3)"),
+          ("re.compile('a' * 300 + 'b')", "re.compile('a' * 300 + 'c')"), ("Path('one')", "Path('two')"),
+          ("torch.float32", "torch.float16"), ("[numpy.float32(1), {'k': frozenset('ab')}]",
+                                               "[numpy.float32(1), {'k': frozenset('ac')}]")]
+WITH_VALUE = ("import re\nfrom pathlib import Path\nimport numpy\nimport torch\n\nVALUE = {value}\n"
+              + CELL.replace("self.share)", "VALUE)"))
+
+
+@pytest.mark.parametrize(("old", "new"), VALUES)
+def test_a_value_that_a_class_uses_of_its_cells_is_in_its_key_whatever_its_type(old: str, new: str) -> None:
+    keys = [cell(WITH_VALUE.replace("{value}", value), number)().identity["source"]
+            for number, value in enumerate((old, old, new))]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize("value", ["object()", "iter('ab')", "[threading.Lock()]"])
+def test_a_value_that_no_key_can_hold_is_refused(value: str) -> None:
+    mine = cell("import threading\n" + WITH_VALUE.replace("{value}", value))()
+    with pytest.raises(ProfileError, match=r"Halving uses VALUE, and keys cannot contain a value of the type \w+"):
+        _ = mine.identity
+
+
+@pytest.mark.parametrize("value", [
+    "torch.relu", "math.sqrt", "list[int]", "logging.getLogger()", "Path", "TypeVar('T')"])
+def test_what_is_imported_or_a_type_is_not_in_the_key(value: str) -> None:
+    """Keys of classes that use such values are as they always were."""
+    more = "import logging\nimport math\nfrom typing import TypeVar\n"
+    mine = cell(more + WITH_VALUE.replace("{value}", value))
+    assert mine().identity["source"] == hashlib.sha256(source_of(mine).encode()).hexdigest()
+
+
+ASSIGNED = ["Halving.extra = 'row'", "def other(self, model, artefacts):\n    pass\nHalving.after = other",
+            "Halving.OPTIONS['k'] = 'b'"]
+WITH_OPTIONS = CELL.replace('    kind: Lit', '    OPTIONS: ClassVar = {"k": "a"}\n    kind: Lit')
+
+
+@pytest.mark.parametrize("statement", ASSIGNED)
+def test_what_a_cell_assigns_to_a_class_is_in_its_key(statement: str) -> None:
+    keys = [cell(WITH_OPTIONS + more, number)().identity["source"]
+            for number, more in enumerate(("", statement + "\n", "Halving.in_grpo = Halving\n"))]
+    assert keys[0] == keys[2] != keys[1]
+
+
+CHANGED = [*ASSIGNED, "SETTINGS['k'] = 'b'", "WORDS.append('y')", "for word in ('y',):\n    WORDS.append(word)",
+           "setattr(Halving, 'extra', 1)"]
+WITH_GLOBALS = (WITH_OPTIONS.replace("self.share)", "used())")
+                + "\n\nSETTINGS = {'k': 'a'}\nWORDS = ['x']\nOTHERS = []\n"
+                "\n\ndef used():\n    return SETTINGS['k'], WORDS\n\n\n")
+UNCHANGED = ["Halving.in_grpo = Halving", "OTHERS.append(1)", "if __name__ == '__main__':\n    print(WORDS)", "'Text.'"]
+
+
+@pytest.mark.parametrize(("statement", "counts"), [
+    *((one, True) for one in CHANGED), *((one, False) for one in UNCHANGED)])
+def test_what_a_file_changes_after_a_definition_is_in_the_key(
+        statement: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    keys = []
+    for text in (WITH_GLOBALS, WITH_GLOBALS + statement + "\n"):
+        (tmp_path / "halving.py").write_text(text)
+        [defense] = load_profile(str(profile(tmp_path, "plugins: [halving.py]"))).methods[1].at(0.5)
+        keys.append(defense.identity["source"])
+    assert (keys[0] != keys[1]) is counts
+
+
 def test_a_helper_that_a_later_cell_changes_is_in_the_key_as_it_is_now() -> None:
     mine = cell(HELPERS + USING)
     before = mine().identity["source"]
