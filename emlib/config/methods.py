@@ -74,6 +74,11 @@ class SweptMethod(Strict):
             defense.fits(section, self.name)
 
     @property
+    def swept_kind(self) -> str | None:
+        """The kind of the defense whose option a hyperparameter value sets; None if there is none."""
+        return None if self._swept is None else self._swept.kind
+
+    @property
     def _swept(self) -> Defense | None:
         return next((defense for defense in self.defenses if defense.swept is not None), None)
 

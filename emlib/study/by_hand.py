@@ -99,12 +99,20 @@ def tried(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
     return result
 
 
-def at_settings(study: Study, method: str, settings: Iterable[float] | None, runs: Sequence[Run]) -> list[RunResult]:
-    """Train and evaluate a method of the profile at further values of its hyperparameter, and return the results.
+def at_settings(study: Study, kind: str, settings: Iterable[float] | None, runs: Sequence[Run]) -> list[RunResult]:
+    """Train and evaluate further values of a defense's swept option, and return the results.
 
-    The data set and the seed are those of the first of `runs` with that method. Without settings nothing is done.
+    The method is the first one whose hyperparameter is that option; the data set and the seed are those of the first of
+    `runs` with it. Without settings nothing is done.
+
+    Raises:
+        ProfileError: no method of the profile varies the defense.
     """
-    like = first(runs, method)
+    methods = [method.name for method in study.profile.methods if method.swept_kind == kind]
+    if settings and not methods:
+        raise ProfileError(f"No method of this profile varies '{kind}': none has it as its first defense with a "
+                           f"number. Add one, such as {{name: {kind}, defenses: [{{kind: {kind}}}]}}.")
+    like = first(runs, methods[0]) if methods else None
     return study.complete([replace(like, setting=value) for value in settings or ()] if like else [])
 
 

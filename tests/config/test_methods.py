@@ -16,6 +16,7 @@ from emlib.core.records import Example
 from emlib.defenses.kl import Kl
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
+from emlib.study import by_hand
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 from emlib.workflow import graph
@@ -168,3 +169,19 @@ def test_a_kept_reference_is_made_once_for_a_sweep(study: Study) -> None:
     assert len(list((other.store.root / "reference").glob("*/manifest.json"))) == 1
     computed = {run.setting: study.log(run)[-1].loss for run in study.runs(methods=["kl"]) if study.complete([run])}
     assert {run.setting: other.log(run)[-1].loss for run in other.runs(methods=["kl"])} == computed
+
+
+def test_another_value_is_one_of_the_defense_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a notebook's `another` asks for it: where a method varies another defense, its runs are not of this one."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    both = "{name: pv_ldifs, defenses: [{kind: persona_vector, layer: 2, strength: 2.0}, {kind: ldifs, every: 2}]}"
+    study = open_study(str(profile(tmp_path, f"methods: [misaligned, {both}]\n")))
+    completed: list[Run] = []
+    monkeypatch.setattr(study, "complete", completed.extend)
+    by_hand.at_settings(study, "persona_vector", [0.5], study.runs())
+    [steering, ldifs] = study.defenses(completed[0])
+    assert (completed[0].method, steering.strength, ldifs.weight) == ("pv_ldifs", 0.5, 1.0)
+    by_hand.at_settings(study, "ldifs", None, study.runs())
+    assert len(completed) == 1
+    with pytest.raises(ProfileError, match="No method of this profile varies 'ldifs'"):
+        by_hand.at_settings(study, "ldifs", [0.5], study.runs())
