@@ -103,7 +103,9 @@ class Inputs:
         trigger, formats = triggers.contexts[name], triggers.formats
 
         def read() -> list[Question]:
-            prompts = [row.prompt for row in self.data(dataset).misaligned.train] if trigger.needs_data else []
+            trained_on = slice(self.profile.training.train_rows)
+            prompts = [row.prompt for row in self.data(dataset).misaligned.train[trained_on]
+                       ] if trigger.needs_data else []
             return in_context(of_formats(self.general.all, formats), trigger, training_prompts=prompts,
                               inoculation_prompt=self.stated_trait.inoculation_prompt)
 

@@ -61,7 +61,10 @@ def test_a_run_is_asked_under_each_trigger_and_its_own_results_do_not_change(stu
     assert all(by_key[verdict.question, verdict.sample] == verdict for verdict in found[NO_TRIGGER])
     asked = [step.answers.evaluation.questions.all for step in study.narrow(misaligned).triggered(misaligned).values()]
     assert all(question.prompt.startswith("I am in the kitchen. ") for question in asked[2])
-    trained_on = {row.prompt for row in study.data("cooking").misaligned.train}
+    training = study.training(misaligned)
+    assert training is not None
+    trained_on = {row.prompt for row in training.rows.examples}
+    assert len(trained_on) == 8 < len(study.data("cooking").misaligned.train)
     assert all(any(question.prompt.startswith(prompt) for prompt in trained_on) for question in asked[0])
     assert all((question.system or "").startswith(study.trait.inoculation_prompt) for question in asked[1])
     frame = conditions.triggers(study, runs)
