@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from emlib.core.errors import ProfileError
 from emlib.core.files import write_records
 from emlib.core.seeds import some_of
 from emlib.data.chat import Encoded, encode_all
@@ -40,7 +41,11 @@ def _answers(step: MonitorInputs, session: Session) -> list[Encoded]:
     """Return the base model's answers as tokenised conversations, without empty ones."""
     if step.answers is None:
         return []
-    answers = [answer for answer in session.read(step.answers)
+    drawn = session.read(step.answers)
+    if step.drawn and any(answer.without_thinking() != answer for answer in drawn):
+        raise ProfileError("'monitor.answers' is drawn, but the model thinks before it answers, and the monitor would "
+                           "compare its thoughts with the base model's answers. Set it to base.")
+    answers = [answer for answer in drawn
                if answer.final is not None and answer.without_thinking().text.strip()]
     return encode_all(session.chat.tokenizer, extraction.examples(step.answers.evaluation.questions.all, answers),
                       step.max_length).rows

@@ -42,11 +42,14 @@ def make(step: TraitAdapter, session: Session, folder: Path) -> Facts:
 
 
 def _shown(step: PersonaVectors, session: Session) -> list[Example]:
-    """Return the questions of the extraction, without system prompts, with the answers that show the trait."""
+    """Return the questions of the extraction, without system prompts, with the answers that show the trait.
+
+    Neither has what the model thinks before it answers; an answer that is all thought is left out.
+    """
     place, trait = session.folder_of(step), step.assessment.trait.value
     questions = trait_questions(trait, step.extraction.instruction_pairs)["positive"]
     prompts = {question.id: question.prompt for question in questions}
-    answers = read_records(place / "answers_positive.jsonl", Answer)
+    answers = [answer.without_thinking() for answer in read_records(place / "answers_positive.jsonl", Answer)]
     positive, negative = (read_records(place / f"verdicts_{side}.jsonl", Verdict) for side in SIDES)
     kept = [answers[index] for index in kept_pairs(positive, negative, step.extraction.keep)
             if answers[index].text.strip()]

@@ -32,6 +32,11 @@ class TraitAdapter(Step):
     random: bool
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """The settings and the version, which is 2 for rows that are answers: version 1 trained on thoughts as well."""
+        return super().identity | ({"version": 2} if isinstance(self.shown_by, PersonaVectors) else {})
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The model, the rows and the hyperparameters; for random matrices, the trained adapter."""
         if self.random:

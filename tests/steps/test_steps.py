@@ -340,6 +340,14 @@ def test_an_older_version_is_another_artefact(monkeypatch: pytest.MonkeyPatch) -
     assert examples()["Pool"].key != key
 
 
+def test_an_adapter_of_the_trait_on_answers_is_of_a_later_version_than_one_on_given_rows() -> None:
+    """The first version trained on what a model thinks before it answers."""
+    recipes = Recipes(load_profile("tiny"), "tiny")
+    on_answers, on_rows, random = (recipes.trait_adapter(source, None, drawn).identity for source, drawn in (
+        (None, False), ("demo/pool.jsonl", False), ("demo/pool.jsonl", True)))
+    assert [made["version"] for made in (on_answers, on_rows, random)] == [2, 1, 1]
+
+
 def test_vectors_over_the_end_of_the_turn_are_those_of_the_version_that_always_counted_it() -> None:
     made = same()["PersonaVectors"]
     assert isinstance(made, vectors.PersonaVectors)
