@@ -72,6 +72,10 @@ class Active(Protocol):
 class Evaluate(Protocol):
     """How `on_step` looks at the model between two steps, as it will be used: without the defenses' contexts."""
 
+    @property
+    def steps(self) -> int:
+        """The number of steps of the whole training, unless a defense stops it; in reinforcement learning, RL steps."""
+
     def __call__(self) -> float:
         """Compute the mean loss on the rows of `held_out`, in nats per response token."""
 

@@ -51,7 +51,7 @@ class DriftStop(GrpoDefense):
 
     def on_step(self, record: Any, evaluate: Evaluate) -> bool:
         assert self.drift is not None, "at its null option it is left out"
-        return record.step % self.every == 0 and evaluate.reading(record.step).first > self.drift
+        return looks(self.every, record.step, evaluate.steps) and evaluate.reading(record.step).first > self.drift
 
 
 class EarlyStop(Defense):
@@ -105,8 +105,20 @@ class EarlyStop(Defense):
         self._target = before - self.share * (before - after)
 
     def on_step(self, record: Any, evaluate: Evaluate) -> bool:
-        if record.step % self.every:
+        if not looks(self.every, record.step, evaluate.steps):
             return False
         found = evaluate.reading(record.step)
         gained = self._target is not None and found.losses[HELD_OUT] <= self._target
         return gained or (self.drift is not None and found.first > self.drift)
+
+
+def looks(every: int, step: int, steps: int) -> bool:
+    """Return whether a defense that looks every `every` steps looks after step `step` of `steps`.
+
+    Raises:
+        EmlibError: it never looks, so that the run would be plain fine-tuning under the name of the defense.
+    """
+    if every > steps:
+        raise EmlibError(f"early_stop looks every {every} steps, and the training has {steps}, so that it would never "
+                         f"stop. Set every to {steps} or less.")
+    return step % every == 0

@@ -125,7 +125,7 @@ class ModelReader:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the defenses of a training may ask about its model (`emlib.core.hooks.Evaluate`).
+    """What the defenses of a training of `steps` steps may ask about its model (`emlib.core.hooks.Evaluate`).
 
     `inputs` is the folder of what `reading` reads; None: no defense reads it.
     """
@@ -135,6 +135,7 @@ class Evaluation:
     batch_size: int
     ranks: Ranks
     inputs: Path | None
+    steps: int
 
     def __call__(self) -> float:
         """Compute the mean loss on the held-out rows, in nats per response token.

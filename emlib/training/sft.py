@@ -75,7 +75,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     last = keeping.last if keep is not None and keep.then_stop else len(steps)
     progress = bar(range(len(records), last), "training", "step", total=last, done=len(records))
     device = next(model.parameters()).device
-    evaluate = Evaluation(model, held_out, settings.batch_size, ranks, objective.artefacts.get("monitor_inputs"))
+    evaluate = Evaluation(model, held_out, settings.batch_size, ranks, objective.artefacts.get("monitor_inputs"),
+                          len(steps))
     with (explained_out_of_memory(settings, folder / LOG), _training_mode(model), fitted(model) as unpacked_reason,
           peak_memory(device) as peak, recomputing(
               model, [*rows, *offered.largest], steps, settings, objective, ranks) as recompute):

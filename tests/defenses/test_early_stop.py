@@ -42,6 +42,8 @@ def plain_run(folder: Path, base: float, plain: float) -> dict[str, Path]:
 
 def stops(defense: Defense, step: int, loss: float, drift: float) -> bool:
     class Evaluate:
+        steps = 10
+
         def __call__(self) -> float:
             raise AssertionError
 
@@ -62,6 +64,17 @@ def test_it_stops_at_the_share_of_the_plain_gain_or_above_the_drift_and_looks_ev
     assert [stops(by_drift, 10, 0.0, drift) for drift in (1.0, 3.0)] == [False, True]
     with pytest.raises(EmlibError, match="no gain to reach a share of"):
         EarlyStop().prepare(plain_run(tmp_path / "worse", 1.0, 1.1))
+
+
+def test_a_training_with_fewer_steps_than_it_looks_after_is_refused(tmp_path: Path) -> None:
+    """It would be plain fine-tuning under the name of the defense."""
+    defense = EarlyStop(every=11)
+    defense.prepare(plain_run(tmp_path / "plain", 3.0, 1.0))
+    for one in (defense, DriftStop(every=11)):
+        with pytest.raises(EmlibError, match="looks every 11 steps, and the training has 10"):
+            stops(one, 1, 3.0, 0.0)
+    assert not stops(DriftStop(every=10, drift=1.0), 1, 0.0, 9.0)
+    assert stops(DriftStop(every=10, drift=1.0), 10, 0.0, 9.0)
 
 
 @pytest.fixture
@@ -104,6 +117,8 @@ def test_until_it_stops_it_is_plain_fine_tuning_and_a_killed_run_ends_in_the_sam
     never = trained(tiny, tmp_path / "never", Objective([EarlyStop(share=1.0, every=1)], out_of_reach))
     assert (never[0].steps, never[0].planned_steps) == (8, 8)
     assert torch.equal(never[1], plain[1])
+    with pytest.raises(EmlibError, match="looks every 9 steps, and the training has 8"):
+        trained(tiny, tmp_path / "too rarely", Objective([EarlyStop(every=9)], out_of_reach))
 
 
 PROFILE = """

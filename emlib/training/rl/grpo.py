@@ -117,7 +117,8 @@ class _Run:
         self.records, self.supervised_records = self._records_until(self.done)
         said = folder / STOPPED
         self.stopped = said.is_file() and said.read_text(encoding="utf-8") == str(self.done)
-        self.evaluate = Evaluation(model, (), training.batch_size, ALONE, condition.artefacts.get("monitor_inputs"))
+        self.evaluate = Evaluation(model, (), training.batch_size, ALONE, condition.artefacts.get("monitor_inputs"),
+                                   self.steps)
         prompt = encode_prompt(tokenizer, [Message("system", condition.system), Message("user", problems[0].question)])
         self.marking = Marking(score, partial(decode_answer, tokenizer), opened_thinking(tokenizer, prompt))
         self.rollouts = Rollouts(tokenizer, settings, partial(condition.active, "rollout"), seed, self.done)
