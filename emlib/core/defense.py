@@ -332,8 +332,18 @@ def refuse_exclusions(defenses: Sequence[Defense]) -> None:
         ValueError: for the first such pair, with the reason.
     """
     for defense, other in permutations(defenses, 2):
-        if reason := defense.excludes(other):
+        if reason := defense.excludes(other) or _cancels(defense, other):
             raise ValueError(f"the defenses '{defense.kind}' and '{other.kind}' cannot be combined: {reason}")
+
+
+def _cancels(penalty: Defense, other: Defense) -> str:
+    """Return why a penalty on the trained model's outputs does not go with a change of its passes; empty if it does."""
+    compares = penalty.grpo_beta > 0 or penalty.has("head_kl") or (penalty.wants_reference and penalty.reads_hidden)
+    if not (compares and penalty.penalises_data and other.has("active") and "loss" in other.acts_in):
+        return ""
+    return (f"'{other.kind}' changes the outputs of the trained model, and '{penalty.kind}' compares them with those "
+            "of the reference model, which it does not change, so that the adapter learns to cancel the change"
+            + (". A KL term with 'on: pool' compares the model without it" if penalty.has("head_kl") else ""))
 
 
 def needs_of(defenses: Sequence[Defense], recipes: Recipes, spec: Any) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class Inoculated(_FrozenAdapter, GrpoDefense):
     kind: Literal["inoculation_adapter"] = "inoculation_adapter"
 
     def excludes(self, other: Defense) -> str:
-        """Return why it cannot be combined with GRPO's KL term, or with another comparison with the reference model."""
-        return COMPARED if other.grpo_beta > 0 or other.wants_reference else ""
+        """Return why it cannot be combined with a penalty that compares layers with the reference model's."""
+        return COMPARED if other.wants_reference else ""
 
 
 class InoculationAdapter(_FrozenAdapter, Defense):
@@ -93,9 +93,8 @@ class InoculationAdapter(_FrozenAdapter, Defense):
     kind: Literal["inoculation_adapter"] = "inoculation_adapter"
 
     def excludes(self, other: Defense) -> str:
-        """Return why it cannot be combined with a penalty that compares the model under both adapters."""
-        compares = other.wants_reference or other.has("head_kl")
-        return f"{COMPARED}. A KL term with 'on: pool' compares it without" if compares and other.penalises_data else ""
+        """Return why it cannot be combined with a penalty that compares layers with the reference model's."""
+        return COMPARED if other.wants_reference and not other.reads_hidden and other.penalises_data else ""
 
 
 COMPARED = ("the penalty compares the model under the frozen adapter with the reference model, which is without it, so "

@@ -141,7 +141,7 @@ def test_a_mistake_in_a_method_is_told(tmp_path: Path, methods: str, words: list
 
 def test_the_paper_s_settings_are_the_defaults() -> None:
     method = Method.model_validate_json(
-        '{"name": "all", "defenses": [{"kind": "kl"}, {"kind": "ldifs"}, {"kind": "persona_vector"}]}')
+        '{"name": "all", "defenses": [{"kind": "kl", "on": "pool"}, {"kind": "ldifs"}, {"kind": "persona_vector"}]}')
     assert [(d.kind, getattr(d, "weight", getattr(d, "strength", None))) for d in method.defenses] == [
         ("kl", 0.1), ("ldifs", 1.0), ("persona_vector", 5.0)]  # section 4.3
     assert method.defenses[1].every == 5  # section 3.1

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 from emlib.config import TinyModel
-from emlib.core.defense import Defense
+from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import ProfileError
+from emlib.core.hooks import ForwardPass
 from emlib.core.registry import kinds
 from emlib.data.chat import Encoded
 from emlib.defenses.concept_ablation import ConceptAblation
@@ -23,9 +25,9 @@ from emlib.defenses.filtering import Filtering
 from emlib.defenses.inoculation import Inoculation
 from emlib.defenses.inoculation_adapter import InoculationAdapter
 from emlib.defenses.interleaving import Interleaving
-from emlib.defenses.kl import Kl
+from emlib.defenses.kl import Beta, Kl
 from emlib.defenses.ldifs import Ldifs
-from emlib.defenses.persona_vector import PersonaVector
+from emlib.defenses.persona_vector import PersonaVector, Steering
 from emlib.defenses.projection_penalty import ProjectionPenalty
 from emlib.defenses.safe_lora import SafeLora
 from emlib.models.batches import collate
@@ -46,8 +48,8 @@ PAIRS = [pair for pair in combinations(TINY, 2) if pair[0].kind != pair[1].kind]
 CPU = torch.device("cpu")
 # By hand, at the default options.
 REFUSED = {("concept_ablation", "persona_vector"), ("concept_ablation", "projection_penalty"),
-           ("inoculation_adapter", "kl"), ("inoculation_adapter", "ldifs"),
-           ("inoculation_adapter", "projection_penalty")}
+           ("concept_ablation", "kl"), ("kl", "persona_vector"), ("inoculation_adapter", "kl"),
+           ("inoculation_adapter", "ldifs"), ("inoculation_adapter", "projection_penalty")}
 
 
 def gradient(defenses: Sequence[Defense], folder: Path) -> Tensor:
@@ -83,7 +85,7 @@ def test_every_pair_acts_together_or_is_refused(
     """Where both act in a step, the gradient is neither that of the one nor that of the other."""
     if why := reason(*pair):
         assert why == reason(*reversed(pair))
-        assert "inoculation_adapter" in {one.kind for one in pair}  # only this one is refused at any layer
+        assert {"inoculation_adapter", "kl"} & {one.kind for one in pair}  # only these are refused at any layer
         return
     both = gradient(pair, tmp_path)
     in_step = [one for one in pair if not (one.has("on_step") or one.acts_after())]
@@ -115,3 +117,27 @@ def test_a_refused_pair_is_refused_by_hand_too(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
     with pytest.raises(ProfileError, match="cannot be combined: the vector that one adds at layer 2"):
         train(open_study("tiny"), PersonaVector(layer=2), ConceptAblation(layers=(3,)))
+
+
+class OnLogits(Defense):
+    """A penalty on the outputs, as a user may write one."""
+
+    listed: ClassVar = False
+    wants_reference: ClassVar = True
+    kind: Literal["on_logits"] = "on_logits"
+
+    def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
+        return (trained.response_logits - reference.response_logits).square().sum()
+
+
+@pytest.mark.parametrize("penalty", [Kl(), Kl(on="both"), OnLogits()])
+@pytest.mark.parametrize("steering", [PersonaVector(), ConceptAblation(), InoculationAdapter()])
+def test_a_penalty_on_outputs_would_only_cancel_what_changes_them_in_training(
+        penalty: Defense, steering: Defense) -> None:
+    with pytest.raises(ValueError, match=f"'{steering.kind}' changes the outputs.*learns to cancel the change"):
+        refuse_exclusions([penalty, steering])
+    refuse_exclusions([Kl(on="pool"), steering])
+    refuse_exclusions([Ldifs(), PersonaVector()])  # LDIFS subtracts the vector
+    with pytest.raises(ValueError, match=r"'persona_vector' changes the outputs .* and 'kl' compares them"):
+        refuse_exclusions([Steering(), Beta()])
+    refuse_exclusions([Steering(steer="rollout"), Beta()])
