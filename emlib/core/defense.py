@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 # and adapters that differ in it would have one key.
 RESERVED = frozenset({
     "version", "model", "lora", "training", "rows", "defenses", "seed", "backend", "features_version", "steps", "start",
-    "tokens", "layers", "max_length", "grpo", "problems", "system", "supervised", "worked", "kl_version"})
+    "tokens", "layers", "max_length", "grpo", "problems", "system", "supervised", "worked", "kl_version",
+    "candidates_version"})
 
 ADD = {  # what to do in a profile without that section
     "own": "Add one, such as own: {file: my-data.csv}",
@@ -210,7 +211,10 @@ class Defense(Strict):
         return ()
 
     def candidates(self, rows: Sequence[Example], artefacts: Artefacts) -> Candidates:
-        """Return rows from which `next_rows` chooses during training; their places are spread through each epoch."""
+        """Return rows from which `next_rows` chooses during training; their places are spread through each epoch.
+
+        `rows` has also those that `filtered` leaves out: the number of added rows depends on all fine-tuning rows.
+        """
         return Candidates()
 
     def next_rows(self, count: int, step: int, steps: int,

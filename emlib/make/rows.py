@@ -81,14 +81,16 @@ def training_rows(session: Session, spec: TrainingSpec, artefacts: Mapping[str, 
     encoded = partial(_encoded, session, spec.training.max_seq_length)
     defenses = acting(spec.defenses)
     filtered = left_out(defenses, spec.rows.examples, artefacts)
-    kept = [row for place, row in enumerate(spec.rows.examples) if place not in filtered]
+    places = [place for place in range(len(spec.rows.examples)) if place not in filtered]
+    kept = [spec.rows.examples[place] for place in places]
     own = encoded("training rows", kept)
     usable = tuple(kept[place] for place in own.places)
+    unfiltered = filtered.union(places[place] for place in own.places)
     chosen = [row for defense in defenses for row in defense.added(usable, artefacts)]
     added = encoded("interleaved rows", [row.example for row in chosen])
     penalised = [(defense.kind, encoded(f"rows that {defense.kind} penalises", defense.penalised(usable, artefacts)))
                  for defense in defenses]
-    chooser, some = _candidates(defenses, usable, artefacts)
+    chooser, some = _candidates(defenses, [spec.rows.examples[place] for place in sorted(unfiltered)], artefacts)
     offered = encoded("candidate rows", [row.example for row in some.rows])
     held_out = {row for defense in defenses for row in defense.held_out(usable)}
     is_held_out = [row in held_out for row in usable]

@@ -18,6 +18,7 @@ from emlib.steps.specs import Model, TrainingSpec
 
 STATE_BYTES = {"bfloat16": 2, "float32": 4}
 FEATURES_VERSION = 2  # in the keys of adapters with a penalty on steered features; raised when what it sees changes
+CANDIDATES_VERSION = 2  # in the keys of adapters that choose rows while others are filtered; version 1 chose too few
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Adapter(Step):
             "seed": self.spec.seed, "vector": None,  # keys of the first edition had it
             **_keys_of(self.artefacts), **self.backend.key("training"),
             **({"features_version": FEATURES_VERSION} if self._penalises_steered_features else {}),
+            **({"candidates_version": CANDIDATES_VERSION} if self._chooses_beside_filtered else {}),
             **({} if self.spec.steps is None else {"steps": self.spec.steps}),
             **({} if self.start is None else {"start": self.start.key})}
 
@@ -133,6 +135,12 @@ class Adapter(Step):
         """Whether one defense steers the layers whose features another one penalises."""
         defenses = acting(self.spec.defenses)
         return all(any(defense.has(hook) for defense in defenses) for hook in ("added_vectors", "reads_layers"))
+
+    @property
+    def _chooses_beside_filtered(self) -> bool:
+        """Whether rows are chosen during training while another defense leaves out fine-tuning rows."""
+        return any(isinstance(step, CandidateRows) for step in self.inputs) and any(
+            defense.has("filtered") for defense in acting(self.spec.defenses))
 
     @property
     def title(self) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from emlib.core.files import write_records
-from emlib.core.records import Answer, Example, Message, Verdict
+from emlib.core.records import ADDED, AddedRow, Answer, Example, Message, Verdict
 from emlib.core.step import Step
-from emlib.make.rows import VERDICTS, added_rows
+from emlib.make.rows import VERDICTS, added_rows, training_rows
 from emlib.scoring.records import Ranked
 from emlib.steps.pool import AddedRows, Against
 from emlib.study.study import Study, open_study
@@ -75,3 +75,23 @@ def test_steered_answers_of_older_versions_are_not_reused(monkeypatch: pytest.Mo
     assert set(step.settings) - set(plain.settings) == {"paired"}
     assert set(plain.settings) == {"count", "on_policy", "selection"}
     assert set(step.own_answers.against.settings) == {"vector", "layer", "strength", "checked"}
+
+
+CHOSEN = ("methods=[misaligned, {name: online, defenses: [{kind: interleaving, fraction: 0.5, choose: online}]}, "
+          "{name: both, defenses: [{kind: filtering, share: 0.5, choose: random}, "
+          "{kind: interleaving, fraction: 0.5, choose: online}]}] datasets=[cooking]")
+
+
+def test_beside_filtering_as_many_rows_are_chosen_in_training_as_before_it(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half of 8 rows are left out, and half of 8 are chosen: the fraction is of all rows, as with other variants."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    study = open_study("tiny", CHOSEN)
+    write_records(tmp_path / ADDED, [AddedRow.of(Example((Message("user", f"Why {n}?"),), f"So {n}."), n + 1, n)
+                                     for n in range(9)])
+    online, both = (study.task(run).adapter(run) for run in study.runs(methods=["online", "both"]))
+    with study.session() as session:
+        found = training_rows(session, both.spec, {"added": tmp_path})
+    assert (len(found.own), found.facts["filtered_rows"], found.offered.count) == (4, 4, 4)
+    assert dict(both.artefacts)["added"].count == 4
+    assert (both.settings["candidates_version"], "candidates_version" in online.settings) == (2, False)
