@@ -107,11 +107,9 @@ class Sizes:
             self.assumed.add(OWN)
             size = Size(own.rows, *LIKE_CODE)
         else:
-            beginning = list(islice(every_row(own), min(own.rows, SAMPLE)))
-            size = _of_examples(beginning or read_own(own).drawn)  # which tells why no row is usable
-        rows = own.rows if size.rows == min(own.rows, SAMPLE) else size.rows
-        held_out = round(own.held_out * rows)
-        return replace(size, rows=rows - held_out), held_out
+            size = self._known.get(own) or self._known.setdefault(own, _of_own(own))
+        held_out = round(own.held_out * size.rows)
+        return replace(size, rows=size.rows - held_out), held_out
 
     def benign(self, task: OpSwapTask | QaTask, tier: int | None) -> tuple[Size, Size]:
         """Return the sizes of a benign task's training rows and of its test questions."""
@@ -138,6 +136,14 @@ class Sizes:
         return Size(len(prompts) * len(trait.questions),
                     fmean(map(len, trait.questions)) + fmean(len(pair.positive) for pair in prompts),
                     rubric=len(trait.rubric))
+
+
+def _of_own(own: Own) -> Size:
+    """Count the usable rows of the user's file, no further than `own.rows`."""
+    rows = every_row(own)
+    beginning = list(islice(rows, min(own.rows, SAMPLE)))
+    size = _of_examples(beginning or read_own(own).drawn)  # which tells why no row is usable
+    return replace(size, rows=size.rows + sum(1 for _ in islice(rows, own.rows - len(beginning))))
 
 
 def _of_examples(rows: Sequence[Example]) -> Size:

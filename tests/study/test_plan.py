@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib.config import Lora, Sampling, load_profile, profile_names
+from emlib.config import Lora, Own, Sampling, load_profile, profile_names
 from emlib.config.data import HubSet
 from emlib.core import paths
 from emlib.core.errors import SourceError
@@ -206,7 +207,7 @@ def test_what_is_stated_of_a_source_is_what_its_file_holds(research_data: Path) 
             (found.rows, found.prompt, found.response), abs=3), name
 
 
-def test_a_readers_own_rows_are_looked_at_and_those_on_the_hub_are_not_asked_for() -> None:
+def test_a_readers_own_rows_are_looked_at_and_those_on_the_hub_are_not_asked_for(tmp_path: Path) -> None:
     own, sizes = load_profile("own").own, Sizes()
     assert own is not None
     lengths = [len(row.response) for row in every_row(own)]
@@ -215,6 +216,10 @@ def test_a_readers_own_rows_are_looked_at_and_those_on_the_hub_are_not_asked_for
     assert train.response == pytest.approx(sum(lengths) / len(lengths))
     assert sizes.own(own)[0].rows < own.rows  # the file has fewer
     assert not sizes.assumed
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"Why {n}?", "response": f"So {n}."}) + "\n" for n in range(250)))
+    counted = [sizes.own(Own(file=str(file), rows=rows)) for rows in (1000, 240, 200)]
+    assert [(one.rows, held_out) for one, held_out in counted] == [(200, 50), (192, 48), (160, 40)]
     elsewhere = own.model_copy(update={"file": None, "hub": HubSet(repo="a/b", revision="main")})
     assert sizes.own(elsewhere)[1] == round(0.2 * own.rows)
     assert sizes.assumed == {"own"}
