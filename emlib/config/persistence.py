@@ -26,7 +26,8 @@ class Persistence(Strict):
             `longer` goes on with the run's own rows and defenses.
         steps: the number of further optimizer steps.
         keep: the further steps after which the run is evaluated, beside none and all of them.
-        benign: the benign rows: the aligned ones of the run's data set, or those of the pool.
+        benign: the benign rows: the aligned ones of the run's data set, or with `pool` any rows of the pool's source,
+            also such that the pool leaves out (by `rows`, `least_words`, `near_duplicates`).
         methods: the methods whose runs are attacked; None: all. `untrained` shows the attack on a new adapter.
         sets: the question sets that are asked.
         margin: a defense is undone once its misaligned share is at most so many percentage points below that of plain

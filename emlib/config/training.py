@@ -42,6 +42,8 @@ class Training(Strict):
 
     `gradient_checkpointing`: recompute activations in the backward pass instead of saving them; `auto` does so if the
     saved activations would not fit into memory. It changes results only by rounding.
+    `train_rows`: the number of a data set's training rows that runs are trained on, the first ones; None: all. It holds
+    for benign tasks, too, unless their section states another number, or null.
     `keep`: the shares of a run's steps after which its adapter is kept as well, or the number of equal parts of the
     run, or `{every: n}`: every n steps of plain fine-tuning on `train_rows` rows, and the same shares of longer runs.
     It changes no adapter, and applies to the runs of `evaluation.trajectory`.

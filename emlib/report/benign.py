@@ -121,13 +121,13 @@ def examples(study: Study, runs: Sequence[Run], questions: int = 2, sample: int 
 
 
 def sizes(study: Study) -> pd.DataFrame:
-    """Count training rows and questions per task and tier, with notes on problems in the task's files."""
+    """Count the rows trained on and the questions per task and tier, with notes on problems in the task's files."""
     rows = []
     for name, run in first_runs(study).items():
-        data = study.benign(run).data
-        notes = "; ".join(f"{count} {note}" for note, count in data.notes.items())
-        rows.append({"task": name, "train": len(data.train), "questions": len(data.test),
-                     "samples": study.benign(run).spec.samples, "notes": notes})
+        task = study.benign(run)
+        notes = "; ".join(f"{count} {note}" for note, count in task.data.notes.items())
+        rows.append({"task": name, "train": task.spec_of(run).plain.rows.count, "questions": len(task.data.test),
+                     "samples": task.spec.samples, "notes": notes})
     return pd.DataFrame(rows, columns=["task", "train", "questions", "samples", "notes"])
 
 

@@ -274,6 +274,8 @@ def test_the_kinds_of_answers_and_the_sizes_are_counted(study: Study) -> None:
     sizes = benign.sizes(study)
     assert sizes["task"].tolist() == ["opswap-0", "opswap-1"]
     assert (sizes["train"].tolist(), sizes["questions"].tolist()) == ([8, 8], [4, 4])
+    larger = study.profile.model_copy(update={"training": study.profile.training.model_copy(update={"train_rows": 5})})
+    assert benign.sizes(Study(study.name, larger, study.store))["train"].tolist() == [5, 5]
     kinds = benign.opswap_answers(study)
     assert (kinds["whole %"] + kinds["fractions %"] == 100).all()
     golds = [item.golds[0] for item in study.benign(study.runs("benign", datasets=["opswap-1"])[0]).data.test]
