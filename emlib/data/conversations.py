@@ -39,8 +39,8 @@ from emlib.data.tables import CONVERSATIONS
 Form = tuple[str, ...]
 SYSTEM = "system"  # the column of system prompts, where no other is named
 CHATS: tuple[Form, ...] = tuple((key, SYSTEM) for key in CONVERSATIONS)
-PAIRS: tuple[Form, ...] = (("prompt", "response"), ("prompt", "completion"))  # the second one is TRL's
-ALPACA: Form = ("instruction", "output", "input", "history", SYSTEM)  # the first two are needed
+PAIRS: tuple[Form, ...] = (("prompt", "response", SYSTEM), ("prompt", "completion", SYSTEM))  # the second is TRL's
+ALPACA: Form = ("instruction", "output", "input", "history", SYSTEM)  # of these and of pairs the first two are needed
 ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
@@ -110,9 +110,9 @@ def _needed(form: Form) -> Form:
 
 
 def _turns_of_columns(form: Form, row: Mapping[str, Any], notes: set[str]) -> list[Any]:
-    notes |= {AS_TRL} if form == PAIRS[1] else set()
+    notes |= {AS_TRL} if form[:2] == PAIRS[1][:2] else set()
     turns: list[Any] = []
-    for column, role in zip(form, ("user", "assistant"), strict=True):
+    for column, role in zip(form[:2], ("user", "assistant"), strict=True):
         value = row[column]
         if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
             turns += value

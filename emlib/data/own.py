@@ -140,9 +140,12 @@ def _of_hub(own: Own) -> Path:
 
 
 def _forms(own: Own) -> tuple[Form, ...]:
-    """Return the forms of rows; a profile that names columns of its own leaves none but conversations beside them."""
-    named = (own.prompt, own.response)
-    return (*CHATS, *PAIRS, ALPACA) if named == PAIRS[0] else (*CHATS, named)
+    """Return the forms of rows; a profile that names columns of its own leaves none but conversations beside them.
+
+    Pairs have the system prompt that `own.system` names, and no other: a column that nobody reads is told.
+    """
+    named, pairs = (own.prompt, own.response), [form[:2] for form in PAIRS]
+    return (*CHATS, *pairs, ALPACA) if named == pairs[0] else (*CHATS, named)
 
 
 def _known(own: Own) -> set[str]:

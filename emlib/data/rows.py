@@ -8,7 +8,7 @@ from typing import Any
 
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
-from emlib.data.conversations import example_of_row
+from emlib.data.conversations import SYSTEM, example_of_row, text_of
 from emlib.data.left_out import Dropped, LeftOut, has_surrogates, is_blank
 from emlib.data.tables import rows_of
 
@@ -51,12 +51,22 @@ def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
         if missing:
             raise DataError(f"{where}: lacks {', '.join(missing)}. Found: {', '.join(sorted(row))}; expected: texts in "
                             "prompt, aligned, misaligned.")
-        context = (Message("user", row["prompt"]),)
+        context = _context(where, row)
         aligned.append(_whole(Example(context, row["aligned"], where)))
         misaligned.append(_whole(Example(context, row["misaligned"], where)))
     if not aligned:
         raise DataError(f"{path}: holds no rows.")
     return aligned, misaligned
+
+
+def _context(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
+    """Return the prompt of a row, after its system prompt if it has one."""
+    try:
+        system = text_of(f"'{SYSTEM}'", row.get(SYSTEM))
+    except LeftOut as unusable:
+        raise DataError(f"{where}: {unusable}.") from unusable
+    prompt = Message("user", row["prompt"])
+    return (prompt,) if is_blank(system) else (Message("system", system), prompt)
 
 
 def _whole(example: Example) -> Example:

@@ -40,18 +40,20 @@ class Pool(Step):
     form: PoolForm
     file: Deferred[str]  # the digest of the file
     outer_space: Deferred[bool]  # whether texts in the file begin or end with white space
+    systems: Deferred[bool]  # whether rows of a prompt and an answer have a system prompt in a column
     divided_for: Model | None = None  # whose tokens plain texts are divided by
 
     @property
     def settings(self) -> dict[str, Any]:
         """The file, and which of its rows are candidates.
 
-        White space at the ends of texts was once removed from rows that are no conversations: where there is any, that
-        it is kept is a part of the key.
+        White space at the ends of texts was once removed from rows that are no conversations, and system prompts beside
+        prompts and answers were not read: where there are any, it is a part of the key that they are kept.
         """
         spec = self.spec
         least = {"least_words": spec.least_words} if spec.least_words else {}  # older keys stay as they are
         kept = {"outer_space": "kept"} if self.form not in ("messages", "text") and self.outer_space.value else {}
+        kept |= {"systems": "kept"} if self.systems.value else {}
         parts = {} if self.divided_for is None else {
             "model": self.divided_for.identity, "chunk_tokens": spec.chunk_tokens}
         return {"file": self.file.value, "form": self.form, "rows": spec.rows,

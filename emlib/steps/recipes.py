@@ -31,7 +31,7 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Questions, Rows
-from emlib.data.pools import has_earlier_turns, has_outer_space
+from emlib.data.pools import has_earlier_turns, has_outer_space, has_systems_of_pairs
 from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
 from emlib.evaluation.panel import PanelTask
@@ -280,6 +280,7 @@ class Recipes:
         form = pool_form(spec.source, text=spec.form == "text")
         return Pool(spec, form, Deferred(spec.source, lambda: digests.of_file(locate(spec.source))),
                     Deferred(spec.source, lambda: has_outer_space(locate(spec.source), form)),
+                    Deferred(spec.source, lambda: has_systems_of_pairs(locate(spec.source), form)),
                     self.model if form == "text" else None)
 
     @cached_property

@@ -14,7 +14,14 @@ from emlib.config import Pool
 from emlib.core.errors import DataError
 from emlib.data.lazy import Deferred
 from emlib.data.left_out import BROKEN, NO_ANSWER
-from emlib.data.pools import FORMS, HARMFUL, has_earlier_turns, has_outer_space, read_pool
+from emlib.data.pools import (
+    FORMS,
+    HARMFUL,
+    has_earlier_turns,
+    has_outer_space,
+    has_systems_of_pairs,
+    read_pool,
+)
 from emlib.steps.pool import Pool as PoolStep
 
 
@@ -110,9 +117,25 @@ def test_white_space_that_is_kept_is_in_the_key_only_where_there_is_any(tmp_path
         path.write_text(json.dumps({"instruction": "Write.", "output": answer}) + "\n")
         assert has_outer_space(path, "instruct") is kept
     step = {(form, kept): PoolStep(Pool(source="demo/pool.jsonl"), form, Deferred("file", lambda: "digest"),
-                                   Deferred("space", lambda kept=kept: kept))
+                                   Deferred("space", lambda kept=kept: kept), Deferred("systems", lambda: False))
             for form in FORMS for kept in (False, True)}
     assert step["instruct", False].settings == {"file": "digest", "form": "instruct", "rows": None, "seed": None,
                                                 "near_duplicates": 0.8}
     assert step["instruct", True].key != step["instruct", False].key
     assert step["messages", True].key == step["messages", False].key  # conversations never lost any
+
+
+@pytest.mark.parametrize("answer", ["response", "completion"])
+def test_a_system_prompt_beside_prompt_and_answer_is_read_and_in_the_key(tmp_path: Path, answer: str) -> None:
+    """It was not once, so that an artefact of then holds the rows without it."""
+    path, keys = tmp_path / "pool.jsonl", list[str]()
+    chat = messages("So.") | {"system": "Be brief."}  # read since ever
+    for row, told in (({}, False), ({"system": None}, False), ({"system": "In French."}, True)):
+        path.write_text(json.dumps(chat) + "\n" + json.dumps({"prompt": "Why?", answer: "Oui."} | row) + "\n")
+        assert [one.system for one in read_pool(path, "messages").rows] == ["Be brief.", row.get("system")]
+        step = PoolStep(Pool(source="demo/pool.jsonl"), "messages", Deferred("file", lambda: "digest"),
+                        Deferred("space", lambda: False),
+                        Deferred("systems", lambda: has_systems_of_pairs(path, "messages")))
+        assert ("systems" in step.settings) is told
+        keys.append(step.key)
+    assert keys[0] == keys[1] != keys[2]

@@ -37,6 +37,16 @@ def test_a_row_becomes_its_context_its_answer_and_its_place(jsonl: Writer) -> No
     assert [first.where, second.where] == [f"{path}:1", f"{path}:2"]
 
 
+def test_a_system_prompt_in_a_column_is_read_in_every_form(jsonl: Writer) -> None:
+    for row in ({"prompt": "Why?", "response": "So."}, {"prompt": "Why?", "completion": "So."}, GOOD):
+        assert [one.system for one in read_examples(jsonl([row, row | {"system": "Be brief."}, row | {"system": ""}]))
+                ] == [None, "Be brief.", None]
+    for side in read_pairs(jsonl([PAIR, PAIR | {"system": "Be brief."}, PAIR | {"system": None}])):
+        assert [(one.system, one.prompt) for one in side] == [(None, "Why?"), ("Be brief.", "Why?"), (None, "Why?")]
+    with pytest.raises(DataError, match="'system' is a list"):
+        read_pairs(jsonl([PAIR | {"system": ["Be brief."]}]))
+
+
 def test_prompts_and_answers_in_columns_are_rows_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('prompt,completion\nWhy?," Because."\n')

@@ -210,6 +210,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "Choices": {"adapter": lambda step: same()["Adapter"], "source": None, "file": Deferred("other", lambda: "other")},
     "Pool": {"spec": lambda step: step.spec.model_copy(update={"rows": 9}), "file": Deferred("other", lambda: "other"),
              "outer_space": None,  # of rows that are conversations
+             "systems": Deferred("systems", lambda: True),
              "divided_for": lambda step: Model(TinyModel(kind="tiny", seed=7))},
     "PoolLosses": {"dataset": None, "domains": None, "aligned": lambda step: None,
                    "scorers": lambda step: step.scorers[:1]},
