@@ -142,6 +142,9 @@ class Grpo(Strict):
                              f"{self.generations} generations per prompt")
         if self.training.train_rows is not None:
             raise ValueError("data.train_items sets how many problems are trained on; remove training.train_rows")
+        if self.training.keep:
+            raise ValueError("'training.keep' belongs to fine-tuning: GRPO keeps the weights of the highest reward "
+                             "alone. Remove it")
         for method in self.methods:
             method.fits(self)
             self._refuse_no_supervision(method)

@@ -39,5 +39,7 @@ def over(base: Any, changes: Any) -> Any:
         return changes  # a model or a judge of another kind, or from a file, replaces the former one completely
     if named:  # of a judge of another provider stays what is the profile's: its budget, its rubric
         base = {key: value for key, value in base.items() if key not in OF_SERVER}
+    if isinstance(changes.get("model"), str) and changes["model"] != base.get("model"):  # a judge's, whose price it is
+        base = {key: value for key, value in base.items() if key != "price"}
     return base | {key: {} if value is None and key in NAMED_FREELY else over(base.get(key), value)
                    for key, value in changes.items()}

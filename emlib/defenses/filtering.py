@@ -26,7 +26,8 @@ from emlib.evaluation.records import AUDITED, AuditedRow
 class Filtering(Defense):
     """`share` of the fine-tuning rows are left out: the worst by the profile's `audit`, or random ones as the control.
 
-    Rows are audited as they are before other defenses change them. A row without a projection is never left out.
+    Rows are audited as they are before other defenses change them. A row without a projection is never left out. The
+    random rows are the same for every seed: a mean over seeds has no variation of their choice.
     """
 
     label: ClassVar = "Data Filtering"

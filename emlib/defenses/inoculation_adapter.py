@@ -68,6 +68,12 @@ class Inoculated(_FrozenAdapter, GrpoDefense):
 
     kind: Literal["inoculation_adapter"] = "inoculation_adapter"
 
+    def fits(self, section: Any, method: str) -> None:
+        """Refuse gradient checkpointing: TRL's backward pass would run the blocks again without the frozen adapter."""
+        if section.training.gradient_checkpointing:
+            raise ValueError(f"method '{method}' has a second adapter inside the decoder blocks, which gradient "
+                             "checkpointing runs again without it. Set grpo.training.gradient_checkpointing to false")
+
     def excludes(self, other: Defense) -> str:
         """Return why it cannot be combined with a penalty that compares layers with the reference model's."""
         return COMPARED if other.wants_reference else ""

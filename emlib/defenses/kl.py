@@ -45,7 +45,8 @@ class Kl(Defense):
 
     `on` names the rows that the term counts on: the fine-tuning rows (`data`), `rows` times as many rows of the
     profile's pool (`pool`), or `both` as one mean. On rows of the pool no other defense acts, so that the KL is that of
-    the model as it answers later. The first rows of the pool's random order are taken, as Interleaving does.
+    the model as it answers later. The first rows of the pool's random order are taken, as Interleaving does: with both
+    defenses, the term is on rows that are trained on as well.
 
     `reference: stored` keeps the reference model's last hidden states on disk, which saves its pass for other weights
     and seeds on the same rows. It saves nothing in combination with a defense that needs that pass anyway, and is for

@@ -90,7 +90,7 @@ def tried(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
     """
     _checked(study, defenses)
     method = Method(name=TRIED, defenses=defenses)
-    profile = study.profile.model_copy(update={"methods": (*study.profile.methods, method)})
+    profile = study.profile.model_copy(update={"methods": (method, *study.profile.methods)})  # before one of its name
     beside = Study(study.name, profile, study.store)
     run = Run(profile.model.name, _dataset(study, dataset), TRIED, method.number, seed)
     beside.need(beside.task(run).scored(run))

@@ -379,7 +379,9 @@ class Study:
         """Return answers with the persona vector added at inference, by layer and strength. Make missing ones."""
         sweep = {(layer, strength): self.recipes.steered(layer, strength)
                  for layer in self.profile.probe.layers for strength in self.profile.probe.strengths}
-        self.need([self.recipes.vector(), *sweep.values()])
+        self.need([vectors := self.recipes.vector(), *sweep.values()])
+        if (kept := self.found(vectors)) is not None:
+            vectors.check(kept.facts)
         points = []
         for (layer, strength), step in sweep.items():
             made = self.found(step)

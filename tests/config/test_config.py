@@ -212,6 +212,15 @@ def test_null_drops_the_question_sets_of_an_extended_profile_and_names_nothing_w
     assert (list(mine), list(yours)) == ([], ["gardening"])
 
 
+def test_a_judge_s_price_stays_with_its_model() -> None:
+    base = {"judge": {"kind": "openai", "model": "a", "price": {"input": 1.0}, "max_usd": 5}}
+    left = base["judge"] | {"model": "b"}
+    assert over(base, {"judge": {"model": "b", "price": {"input": 2.0}}}) == {"judge": left | {"price": {"input": 2.0}}}
+    assert over(base, {"judge": {"model": "a"}}) == base
+    del left["price"]
+    assert over(base, {"judge": {"model": "b"}}) == {"judge": left}
+
+
 @pytest.mark.parametrize(("yours", "words"), [
     ("extends: mien\n", ["'mien'", "no such profile", "Did you mean 'mine'?"]),
     ("extends: ../mine\n", ["'../mine'", "no such profile"]),

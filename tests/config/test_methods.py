@@ -160,6 +160,10 @@ def test_the_probe_asks_under_the_vector_at_each_layer_and_once_without(study: S
     assert all(len(probe.answers) == len(probe.verdicts) == 2 for probe in probes)
     assert len(list((study.store.root / "steered").glob("[0-9a-f]*[0-9a-f]"))) == 3
     assert study.steering_sweep() == probes
+    more = study.profile.extraction.model_copy(update={"min_pairs": 21})
+    strict = Study(study.name, study.profile.model_copy(update={"extraction": more}), study.store)
+    with pytest.raises(EmlibError, match="20 of 20"):
+        strict.steering_sweep()
 
 
 def test_a_kept_reference_is_made_once_for_a_sweep(study: Study) -> None:
