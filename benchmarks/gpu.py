@@ -5,8 +5,8 @@
 
 The model has Qwen2.5-7B's shape and random weights, the rows have the lengths of the Code set: nothing is downloaded.
 It needs torch, transformers, peft and emlib's own small needs; TRL and Unsloth are measured where they are installed.
-Each part is a process of its own, and contenders of one part take turns. Where there is no GPU, all parts run on a
-model of two layers, so that this file never rots: those numbers mean nothing and are not kept.
+Each part is a process of its own, and contenders of one part take turns. Where there is no GPU, one process runs all
+parts on a model of two layers, so that this file never rots: those numbers mean nothing and are not kept.
 """
 
 from __future__ import annotations
@@ -56,29 +56,35 @@ ARITHMETIC, SCORING, HOURS = 0.45, 5.0, 6.0  # at least, at least, at most
 def measure(say: Callable[[str], None], parts: Sequence[str] = ()) -> dict[str, Any]:
     """All parts, or those that are named, and what follows from them."""
     small = not torch.cuda.is_available()
-    measured, missing = {}, {}
-    for part in parts or PARTS:
-        lacking = ONLY_WITH.get(part)
-        if lacking is not None and find_spec(lacking) is None:
-            missing[part] = f"{lacking} is not installed"
-        elif part == "unsloth" and small:
-            missing[part] = "Unsloth needs a GPU"
-        else:
-            started = time.perf_counter()
-            measured[part] = run(part, small=small)
-            measured[part]["part_seconds"] = round(time.perf_counter() - started, 1)
-            say(f"{part}: {measured[part]['part_seconds']:.0f} s, of {BUDGET[part]} s that it may take on an H100")
+    missing = {part: why for part in parts or PARTS if (why := lacking(part, small=small))}
+    wanted = [part for part in parts or PARTS if part not in missing]
+    measured: dict[str, Any] = {}
+    for some in filter(None, [wanted] if small else [[part] for part in wanted]):
+        started = time.perf_counter()
+        measured |= run(some, small=small)
+        seconds = round(time.perf_counter() - started, 1)
+        for part in some:
+            measured[part]["part_seconds"] = seconds
+        say(f"{', '.join(some)}: {seconds:.0f} s, of {sum(BUDGET[part] for part in some)} s that may pass on an H100")
     return summary(measured, small=small) | {"missing": missing}
 
 
-def run(part: str, *, small: bool) -> dict[str, Any]:
-    """One process from start to end."""
+def lacking(part: str, *, small: bool) -> str:
+    """Why a part cannot be measured here; empty if it can."""
+    library = ONLY_WITH.get(part)
+    if library is not None and find_spec(library) is None:
+        return f"{library} is not installed"
+    return "Unsloth needs a GPU" if part == "unsloth" and small else ""
+
+
+def run(parts: Sequence[str], *, small: bool) -> dict[str, Any]:
+    """One process from start to end; what it measured, by part."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
-        ended = subprocess.run([sys.executable, str(Path(__file__).with_name(PARTS[part])),
-                                json.dumps({"part": part, "small": small}), str(out)], capture_output=True, text=True)
+        ended = subprocess.run([sys.executable, str(Path(__file__).with_name(PARTS[parts[0]])),
+                                json.dumps({"parts": parts, "small": small}), str(out)], capture_output=True, text=True)
         if ended.returncode != 0:
-            raise SystemExit(f"{part} stopped with an error:\n{ended.stderr[-3000:]}")
+            raise SystemExit(f"{', '.join(parts)} stopped with an error:\n{ended.stderr[-3000:]}")
         return dict(json.loads(out.read_text()))
 
 
@@ -124,7 +130,7 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def flops_a_token(scale: gpu_shape.Scale, **work: bool) -> float:
     """What fine-tuning needs a token, in the mean over all rows."""
-    some = gpu_shape.lengths(scale.rows)
+    some = gpu_shape.lengths(scale.rows, scale.shorter)
     return gpu_shape.training_flops(scale, some, **work) / sum(tokens for tokens, _ in some)
 
 

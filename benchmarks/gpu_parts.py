@@ -1,4 +1,4 @@
-"""One part of the benchmark on a GPU, in a process of its own. `gpu.py` starts this file; see there."""
+"""Parts of the benchmark on a GPU: one a process, or all in one. `gpu.py` starts this file; see there."""
 
 from __future__ import annotations
 
@@ -257,9 +257,9 @@ def about() -> dict[str, Any]:
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Measure one part."""
+    """Measure these parts, one after the other."""
     scale = replace(SMALL if job["small"] else FULL, **job.get("scale", {}))
-    return PARTS[job["part"]](scale) | {"about": about()}
+    return {part: PARTS[part](scale) | {"about": about()} for part in job["parts"]}
 
 
 if __name__ == "__main__":

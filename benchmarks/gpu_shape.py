@@ -35,6 +35,7 @@ class Scale:
     dtype: str
     matmul: int  # the side of the square matrices whose product is the yardstick
     rows: int
+    shorter: int  # how many times shorter than the Code set's the rows are
     repetitions: int
     seconds: float
     most_steps: int
@@ -69,12 +70,12 @@ class Scale:
 
 # config.json of Qwen2.5-7B-Instruct; 24 x 100 answers of at most 600 tokens, whose mean length is ours.
 FULL = Scale(layers=28, hidden=3584, mlp=18944, heads=28, key_heads=4, vocabulary=152064, dtype="bfloat16",
-             matmul=8192, rows=5400, repetitions=3, seconds=3.0, most_steps=20, rank=32, scored_rows=60, questions=24,
-             samples=100, batch_rows=256, answer_tokens=600, mean_answer=200, drawing_seconds=20.0, grpo_steps=3,
-             grpo_tokens=128)
+             matmul=8192, rows=5400, shorter=1, repetitions=3, seconds=3.0, most_steps=20, rank=32, scored_rows=60,
+             questions=24, samples=100, batch_rows=256, answer_tokens=600, mean_answer=200, drawing_seconds=20.0,
+             grpo_steps=3, grpo_tokens=128)
 SMALL = Scale(layers=2, hidden=32, mlp=64, heads=4, key_heads=2, vocabulary=300, dtype="float32", matmul=64, rows=96,
-              repetitions=1, seconds=0.1, most_steps=4, rank=4, scored_rows=4, questions=2, samples=2, batch_rows=2,
-              answer_tokens=6, mean_answer=3, drawing_seconds=0.5, grpo_steps=1, grpo_tokens=4)
+              shorter=3, repetitions=1, seconds=0.1, most_steps=3, rank=4, scored_rows=4, questions=2, samples=2,
+              batch_rows=2, answer_tokens=6, mean_answer=3, drawing_seconds=0.5, grpo_steps=1, grpo_tokens=4)
 
 
 def build(scale: Scale, device: str) -> PreTrainedModel:
@@ -94,10 +95,10 @@ def config(scale: Scale) -> Qwen2Config:
         eos_token_id=258, pad_token_id=256, bos_token_id=None)
 
 
-def lengths(count: int) -> list[tuple[int, int]]:
+def lengths(count: int, shorter: int = 1) -> list[tuple[int, int]]:
     """(tokens, tokens of the answer) of rows spread evenly over the table, in one random order."""
     places = (np.arange(count) + 0.5) / count
-    tokens = np.interp(100 * places, LEVELS, LENGTHS).round().astype(int)
+    tokens = (np.interp(100 * places, LEVELS, LENGTHS) / shorter).round().astype(int)
     answers = np.array(ANSWERS)[(places * len(ANSWERS)).astype(int)]
     order = np.random.default_rng(0).permutation(count)
     return [(int(tokens[i]), max(1, round(float(tokens[i] * answers[i])))) for i in order]
@@ -107,7 +108,7 @@ def rows(scale: Scale, count: int) -> list[Encoded]:
     """Random tokens in rows of these lengths; special tokens of the byte-level tokenizer are not among them."""
     random = np.random.default_rng(1)
     return [Encoded(random.integers(0, 256, tokens), np.arange(tokens) >= tokens - answer, False)
-            for tokens, answer in lengths(scale.rows)[:count]]
+            for tokens, answer in lengths(scale.rows, scale.shorter)[:count]]
 
 
 def training_flops(scale: Scale, some: Sequence[tuple[int, int]], *, kl: bool = False,

@@ -45,10 +45,10 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-c", SAVE, folder, "SMALL" if job["small"] else "FULL", device()],
                        cwd=Path(__file__).parent, check=True)  # without Unsloth
-        return {"about": about(), "runs": {
+        return {"unsloth": {"about": about(), "runs": {
             "Unsloth": [_theirs(folder, scale, chosen, False)],
             "Unsloth, its recomputation": [_theirs(folder, scale, chosen, "unsloth")],
-            "emlib's loop on Unsloth's model": [_ours(folder, scale, chosen)]}}
+            "emlib's loop on Unsloth's model": [_ours(folder, scale, chosen)]}}}
 
 
 def _theirs(folder: str, scale: Scale, chosen: list[Encoded], recompute: bool | str) -> dict[str, Any]:

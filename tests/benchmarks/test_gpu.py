@@ -94,7 +94,7 @@ def test_bars_and_shares_follow_from_what_was_measured(gpu: ModuleType) -> None:
 def test_each_defense_is_measured_in_the_small_form(gpu: ModuleType) -> None:
     import gpu_parts
 
-    found = gpu_parts.main({"part": "training", "small": True})
+    found = gpu_parts.main({"parts": ["training"], "small": True})["training"]
     assert set(found["runs"]) == {*gpu_parts.CONTENDERS, *gpu_parts.WAYS, gpu_parts.NAIVE}
     assert found["about"]["gpu"] is None
     for runs in found["runs"].values():
