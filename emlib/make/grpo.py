@@ -21,13 +21,14 @@ from emlib.store.artefacts import SCRATCH, Facts
 from emlib.training.records import LOG
 from emlib.training.rl.alternation import Supervised
 from emlib.training.rl.condition import Condition
-from emlib.training.rl.grpo import reinforce
 from emlib.training.rl.records import COMPLETIONS, STEPS
 
 
 @maker.register
 def make(step: GrpoAdapter, session: Session, folder: Path) -> Facts:
     """Train an adapter by GRPO, and save it with its logs and some completions."""
+    from emlib.training.rl.grpo import reinforce  # imported here alone, because TRL takes a second to import
+
     work = folder / SCRATCH
     condition = _condition(step, session)
     with adapters.new_lora(session.chat.model, step.lora, step.seed) as model:
