@@ -26,6 +26,15 @@ settings.load_profile("study")
 torch.set_num_threads(1)  # the tiny model gains nothing from a second, and waits for it where the machine is busy
 
 RESEARCH_DATA = os.environ.get(DATA_DIR)  # as it was when the tests started
+# The files that take longest, the longest first. They begin first, so that no process is left with one at the end.
+LONGEST = ("workflow/test_whole_study.py", "workflow/test_notebooks.py", "judging/test_api.py",
+           "benchmarks/test_gpu.py", "study/test_grpo.py", "make/test_equal_bytes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the files that take longest first, and leave the others in their order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture
