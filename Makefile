@@ -140,11 +140,12 @@ check-data: setup ## check FILE, your own data (PROMPT=, RESPONSE=, SYSTEM=, MOD
 # in one process, because they share an expensive setup.
 SHARED := -n $(shell echo $$(( $(CORES) + 1 ))) --dist loadfile --no-loadscope-reorder
 test check torture: export OMP_NUM_THREADS := 1
+torture: export EMLIB_TORTURE := 1
 
+# The types are checked beside the first tests, because mypy keeps one core busy for a minute.
 test: setup ## lint, types, all tests
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
-	@$(BIN)/python -m pytest $(SHARED)
+	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest $(SHARED) || failed=$$?; wait $$types; exit $${failed:-0}
 
 torture: setup ## every test that attacks; then kill the tiny study 30 times (KILLS=) and compare its results; an hour
 	@$(BIN)/python -m pytest $(SHARED) $$($(BIN)/python -m tests.torture attacks)

@@ -34,7 +34,7 @@ from tests.make.test_equal_bytes import timeless
 RESULTS = ("results.csv", "benign.csv", "grpo.csv", "tables/rates.csv", "tables/triggers.csv", "tables/trajectory.csv",
            "tables/persistence.csv")
 LONGEST_WAIT = 8.0  # seconds from a kill's place in the run to the kill itself
-# The tests that attack. `make torture` runs them all, the slow ones as well, before the kills.
+# The tests that attack. `make torture` runs them all in full (`long_form.py`), the slow ones as well, before the kills.
 ATTACKS = (
     "cluster/test_slurm.py",  # forty runs with faults of every kind
     "config/test_hostile.py", "core/test_plain_yaml.py",  # profiles
@@ -48,6 +48,7 @@ ATTACKS = (
     "scoring/test_nll.py", "study/test_persistence.py", "study/test_trajectory.py", "training/rl/test_resuming.py",
     "training/test_ranks.py", "workflow/test_job_log.py", "workflow/test_merge.py", "workflow/test_status.py",
     "workflow/test_watch.py",  # kills while something is written; a make that is stopped
+    "workflow/test_whole_study.py",  # kills in its chapters
 )
 
 

@@ -22,10 +22,12 @@ from emlib.judging.judge_batch import NOT_HAD, JudgeBatch
 from emlib.judging.replies import number
 from emlib.judging.rubrics import Rubric, Rubrics
 from tests.judging.models import served, whole_numbers
-from tests.judging.server import JudgeServer, Model, Reply, counting_model
+from tests.judging.server import FAULTS, JudgeServer, Model, Reply, counting_model
 from tests.judging.sheets import PATIENCE, api, directly, judged, prompt_digest, sheet, three_in_ten
+from tests.long_form import LONG
 
 KEY = "sk-planted-0123456789"
+ANSWERS, KILLS = (1000, 10) if LONG else (250, 4)
 
 
 def saying(*tokens: tuple[str, float]) -> Model:
@@ -103,8 +105,8 @@ def test_it_works_inside_a_running_loop_as_in_jupyter(scores: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_judgements_survive_every_fault(scores: Path) -> None:
-    asked = sheet(1000)
+def test_judgements_survive_every_fault(scores: Path) -> None:
+    asked, met = sheet(ANSWERS), set[str | None]()
     known: dict[str, Reply] = {}
     tiny = served(whole_numbers())
 
@@ -113,17 +115,22 @@ def test_two_thousand_judgements_survive_every_fault(scores: Path) -> None:
         known[prompt] = known.get(prompt) or tiny(messages)
         return known[prompt]
 
+    def fault(prompt: str, tries: int) -> str | None:
+        met.add(three_in_ten(prompt, tries))
+        return three_in_ten(prompt, tries)
+
     expected = directly(model, asked, scores)
-    with JudgeServer(model, fault=three_in_ten) as server:
+    with JudgeServer(model, fault=fault) as server:
         verdicts = judged(api(server.url, timeout=PATIENCE, tries=12), asked, scores)
-        assert sum(server.asked.values()) > 2600  # there were faults
+        assert sum(server.asked.values()) > 1.3 * 2 * ANSWERS
+    assert met == {None, *FAULTS}
     assert [(v.question, v.sample) for v in verdicts] == [(a.question, a.sample) for a in asked.answers]
     assert all(verdict.scored or verdict.reason for verdict in verdicts)
     assert verdicts == expected
     assert set(server.answered.values()) == {1}
-    assert len(server.answered) == 2000
+    assert len(server.answered) == 2 * ANSWERS
     with Cache(scores) as kept:
-        assert len(kept.rows()) == 4000  # those of `expected` too
+        assert len(kept.rows()) == 4 * ANSWERS  # those of `expected` too
 
 
 def test_what_is_given_up_has_a_reason_and_is_asked_again_another_time(scores: Path) -> None:
@@ -294,14 +301,15 @@ def processes(url: str, answers: int, scores: Path) -> Iterator[subprocess.Popen
 
 
 @pytest.mark.slow
-def test_killed_ten_times_it_asks_for_nothing_that_it_had(scores: Path) -> None:
-    requests = {prompt_digest(request): request for request in sheet(1000).requests()}
+def test_killed_again_and_again_it_asks_for_nothing_that_it_had(scores: Path) -> None:
+    asked = sheet(100 * KILLS)
+    requests = {prompt_digest(request): request for request in asked.requests()}
     identity = api("http://127.0.0.1:1/v1").identity
     keys = {request.key(identity): prompt for prompt, request in requests.items()}
     settled: dict[str, int] = {}  # prompts whose scores were kept, and how often they had been asked for by then
     with JudgeServer(fault=three_in_ten, delay=0.01) as server:
-        starts = processes(server.url, 1000, scores)
-        for _ in range(10):
+        starts = processes(server.url, len(asked.answers), scores)
+        for _ in range(KILLS):
             process, answered = next(starts), sum(server.answered.values())
             while process.poll() is None and sum(server.answered.values()) < answered + 80:
                 time.sleep(0.005)
@@ -311,12 +319,12 @@ def test_killed_ten_times_it_asks_for_nothing_that_it_had(scores: Path) -> None:
             with Cache(scores) as cache:
                 for key in cache.get(keys):
                     settled.setdefault(keys[key], server.asked[keys[key]])
-        assert len(settled) > 500
+        assert len(settled) > 50 * KILLS
         assert next(starts).wait() == 0
         assert {prompt: server.asked[prompt] for prompt in settled} == settled
         again = sum(count - 1 for count in server.answered.values())
-        assert again <= 10 * 32  # those under way when a process was killed, and no others
-        assert judged(api(server.url), sheet(1000), scores) == directly(counting_model, sheet(1000), scores)
+        assert again <= KILLS * 32  # those under way when a process was killed, and no others
+        assert judged(api(server.url), asked, scores) == directly(counting_model, asked, scores)
 
 
 @pytest.mark.slow

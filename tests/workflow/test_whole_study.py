@@ -1,4 +1,4 @@
-"""The whole tiny study by one command: undisturbed, a second time for nothing, and killed in eight of its chapters."""
+"""The whole tiny study by one command: undisturbed, a second time for nothing, and killed in its chapters."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from emlib.core import paths
 from emlib.study.study import open_study
 from emlib.workflow import graph
 from emlib.workflow.job_log import AttemptLog
+from tests.long_form import LONG
 from tests.torture import differences, finish, kill_when, progress
 
 pytestmark = pytest.mark.slow
@@ -34,10 +35,11 @@ persistence: null
 benign: {methods: [untrained, sft], seeds: [0]}
 grpo: {methods: [untrained, grpo]}
 """
-# The eight chapters that are killed, by their names without numbers. The others are killed when something is finished.
+# The chapters that are killed, by their names without numbers. The others are killed when something is finished: one
+# that trains, one that scores a pool, one that trains by rewards; under `make torture` also those that work like these.
 KILLED_AT_THEIR_START = ("data", "tables")
-KILLED = (*KILLED_AT_THEIR_START, "baselines", "persona_vectors", "data_selection", "interleaving", "benign_tasks",
-          "grpo")
+KILLED = (*KILLED_AT_THEIR_START, "baselines", "data_selection", "grpo",
+          *(("persona_vectors", "interleaving", "benign_tasks") if LONG else ()))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ class Killer:
         return False
 
 
-def test_killed_in_eight_chapters_it_ends_in_the_same_results_and_artefacts(
+def test_killed_in_its_chapters_it_ends_in_the_same_results_and_artefacts(
         whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONLY", "*_tables")  # and what they need
     shutil.copy(paths.PARAMS / "tiny.yaml", tmp_path / "tiny.yaml")
@@ -110,4 +112,4 @@ def test_killed_in_eight_chapters_it_ends_in_the_same_results_and_artefacts(
     states = {chapter: [one.state for one in log.attempts()] for chapter, log in killer.logs.items()}
     assert {attempts[-1] for attempts in states.values()} == {"ended"}
     assert all("killed" in states[chapter] for chapter in KILLED_AT_THEIR_START), states
-    assert sum("killed" in attempts for attempts in states.values()) > 4, states
+    assert sum("killed" in attempts for attempts in states.values()) > len(KILLED) // 2, states
