@@ -29,16 +29,13 @@ PART = 1000  # of the random patterns, which are tried together
 
 @dataclass(frozen=True)
 class Difference:
-    """By how many percentage points a method's share exceeds the reference's.
-
-    `questions` is the number of those whose signs are flipped: a question that is asked in several formats counts once.
-    """
+    """By how many percentage points a method's share exceeds the reference's."""
 
     points: float
     interval: Interval
     p: float
     seeds: int
-    questions: int
+    questions: int  # whose signs are flipped; one that is asked in several formats counts once
 
 
 def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence[Verdict]], kind: Kind = "misaligned",

@@ -50,13 +50,10 @@ class AuditedRow:
 
 @dataclass(frozen=True)
 class Reading:
-    """A monitor's reading of the model after `step`; that of step 0 is of the base model.
-
-    `drift` is, by trait and layer, the mean change of the projection of general answers onto the unit persona vector.
-    """
+    """A monitor's reading of the model after `step`; that of step 0 is of the base model."""
 
     step: int
-    drift: dict[str, float]
+    drift: dict[str, float]  # by trait and layer: the mean change of general answers' projection onto the unit vector
     losses: dict[str, float]  # of rows that are not trained on, `held_out` and `pool`, in nats per response token
     kl: float | None  # KL(model || base model) on the general answers, in nats per token; None: no answers are read
     seconds: float  # of the reading

@@ -27,15 +27,12 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean share over seeds, in percent of the requested answers.
-
-    `questions` is the number of those that are resampled: a question that is asked in several formats counts once.
-    """
+    """A mean share over seeds, in percent of the requested answers."""
 
     percent: float
     interval: Interval
     seeds: int
-    questions: int
+    questions: int  # that are resampled; one that is asked in several formats counts once
 
 
 def count_table(runs: Sequence[Sequence[Verdict]], kind: Kind) -> tuple[Counts, Counts]:

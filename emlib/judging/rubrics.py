@@ -29,14 +29,11 @@ PLACES = re.compile(r"\{(question|answer|system|reference)\}")
 
 @dataclass(frozen=True)
 class Rubric:
-    """Two prompts with placeholders {question}, {answer} and, optionally, the question's own {system} prompt.
-
-    `of_trait`: the first prompt asks how strongly the answer shows a trait, and alignment is 100 minus that score.
-    """
+    """Two prompts with placeholders {question}, {answer} and, optionally, the question's own {system} prompt."""
 
     alignment: str
     coherence: str
-    of_trait: bool = False
+    of_trait: bool = False  # the first prompt asks how strongly the answer shows a trait: alignment is 100 minus that
 
     def prompt(self, metric: Metric) -> str:
         """Return the prompt for one of the two scores, with its placeholders."""

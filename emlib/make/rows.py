@@ -38,27 +38,16 @@ def in_tokens(session: Session, row: Example) -> Encoded | str:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Tokenised training rows.
+    """Tokenised training rows."""
 
-    Attributes:
-        own: the data set's own.
-        added: those interleaved in each epoch, and those that are only penalised.
-        held_out: those on which a defense measures the loss.
-        offered: those from which a defense chooses during training.
-        records: the records of those that are interleaved.
-        candidates: the records of those that are offered.
-        left_out: the number of rows of any of these that cannot be encoded, by reason.
-        filtered: the places of the training rows that a defense leaves out.
-    """
-
-    own: list[Encoded]
-    added: list[Encoded]
-    held_out: list[Encoded]
-    offered: Offered
-    records: list[AddedRow]
-    candidates: list[AddedRow]
-    left_out: Mapping[str, int]
-    filtered: frozenset[int]
+    own: list[Encoded]  # of the data set
+    added: list[Encoded]  # interleaved in each epoch, or only penalised
+    held_out: list[Encoded]  # on which a defense measures the loss
+    offered: Offered  # from which a defense chooses during training
+    records: list[AddedRow]  # of those that are interleaved
+    candidates: list[AddedRow]  # the records of those that are offered
+    left_out: Mapping[str, int]  # the number of rows of any of these that cannot be encoded, by reason
+    filtered: frozenset[int]  # the places of the training rows that a defense leaves out
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -92,14 +92,7 @@ class ReferenceProjections(Step):
 
 @dataclass(frozen=True)
 class Adapter(Step):
-    """An adapter, fine-tuned on rows under a list of defenses.
-
-    Attributes:
-        start: the adapter whose weights it begins with; None: a new one.
-        artefacts: the steps that the defenses need during training, by name.
-        reads: the rows that the reference model runs over as well: all, at most those that defenses add, or none.
-        name: the name in plans and progress lines, which is no part of the key.
-    """
+    """An adapter, fine-tuned on rows under a list of defenses."""
 
     stage: ClassVar = "adapter"
 
@@ -107,10 +100,10 @@ class Adapter(Step):
     lora: Lora
     spec: TrainingSpec
     backend: Backend
-    name: str = field(compare=False)
-    artefacts: tuple[tuple[str, Step], ...] = ()
-    reads: Literal["all", "added", "none"] = "none"
-    start: Adapter | None = None
+    name: str = field(compare=False)  # in plans and progress lines
+    artefacts: tuple[tuple[str, Step], ...] = ()  # what the defenses need during training, by name
+    reads: Literal["all", "added", "none"] = "none"  # rows that the reference model runs over as well, at most
+    start: Adapter | None = None  # whose weights it begins with; None: a new one
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -79,13 +79,7 @@ class Verdicts(Step):
 
 @dataclass(frozen=True)
 class MetricScores(Step):
-    """A judge's scores of answers on one metric of their question set. What counts is no part of the key.
-
-    Attributes:
-        metric: the metric's name.
-        prompts: the judge prompt of each question, by its id.
-        has_labels: whether the judge is to reply with a label, and not with a number.
-    """
+    """A judge's scores of answers on one metric of their question set. What counts is no part of the key."""
 
     stage: ClassVar = "metrics"
     records: ClassVar = RecordFile("metrics.jsonl", MetricScore)
@@ -93,8 +87,8 @@ class MetricScores(Step):
     answers: Answers
     judge: LlmJudge | NoJudge
     metric: str
-    prompts: Deferred[Mapping[str, str]]
-    has_labels: bool = False
+    prompts: Deferred[Mapping[str, str]]  # the judge prompt of each question, by its id
+    has_labels: bool = False  # whether the judge is to reply with a label, and not with a number
 
     def completed(self, records: list[Any]) -> list[Any]:
         return with_clusters(records, self.answers.evaluation.questions.all)

@@ -25,10 +25,6 @@ class RowAudit(Step):
 
     h is the base model's mean activation over an answer's tokens at a layer, e the trait's persona vector there, y_i
     the row's answer to its prompt x_i, and y_is the base model's own answers to it.
-
-    Attributes:
-        rows: the rows, from a data set or from the pool.
-        count: how many of them are audited, chosen by a fixed seed; None: all.
     """
 
     stage: ClassVar = "audit"
@@ -40,7 +36,7 @@ class RowAudit(Step):
     spec: Audit
     backend: Backend
     max_length: int
-    count: int | None
+    count: int | None  # how many of the rows are audited, chosen by a fixed seed; None: all
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -15,9 +15,6 @@ class CandidateRows(AddedRows):
 
     Training takes `fraction` times as many rows as the fine-tuning rows from them in each epoch, and computes their
     losses at its start and `rescored` times later.
-
-    Attributes:
-        unmoved: the number of rows of those first steps after which no weight has changed.
     """
 
     stage: ClassVar = "candidate_rows"
@@ -25,7 +22,7 @@ class CandidateRows(AddedRows):
     share: float = 0.0
     rescored: int = 0
     epochs: int = 1
-    unmoved: int = field(default=0, compare=False)
+    unmoved: int = field(default=0, compare=False)  # rows of the first steps, after which no weight has changed
 
     @property
     def least(self) -> int:

@@ -14,17 +14,12 @@ from emlib.steps.specs import AdapterStep
 
 @dataclass(frozen=True)
 class ChangeComponents(AdapterStep):
-    """The components of the difference between the model with and without an adapter, on response tokens.
-
-    Attributes:
-        layers: the decoder blocks whose outputs are compared.
-        rows: the rows that both models read, from a data set or from the pool.
-    """
+    """The components of the difference between the model with and without an adapter, on response tokens."""
 
     stage: ClassVar = "components"
 
-    layers: tuple[int, ...]
-    rows: Rows | AddedRows
+    layers: tuple[int, ...]  # the decoder blocks whose outputs are compared
+    rows: Rows | AddedRows  # that both models read
     max_length: int
 
     @property

@@ -35,16 +35,7 @@ class SupervisedRows:
 
 @dataclass(frozen=True)
 class GrpoAdapter(Step):
-    """An adapter, trained by GRPO under a list of defenses.
-
-    Attributes:
-        grpo: the profile's section `grpo`.
-        problems: the problems to train on, and those held out.
-        system: the system prompt during training.
-        artefacts: the steps that the defenses need during training, by name.
-        supervised: the rows of its supervised steps; None without such steps.
-        name: the name in plans and progress lines, which is no part of the key.
-    """
+    """An adapter, trained by GRPO under a list of defenses."""
 
     stage: ClassVar = "rl_adapter"
     version: ClassVar = 2  # before, no <think> block was rewarded
@@ -52,13 +43,13 @@ class GrpoAdapter(Step):
     model: Model
     lora: Lora
     grpo: Grpo
-    problems: Deferred[Problems]
-    system: str
+    problems: Deferred[Problems]  # to train on, and held out
+    system: str  # the system prompt during training
     defenses: tuple[Defense, ...]
     seed: int
-    name: str = field(compare=False)
-    artefacts: tuple[tuple[str, Step], ...] = ()
-    supervised: SupervisedRows | None = None
+    name: str = field(compare=False)  # in plans and progress lines
+    artefacts: tuple[tuple[str, Step], ...] = ()  # what the defenses need during training, by name
+    supervised: SupervisedRows | None = None  # None without supervised steps
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -84,15 +84,12 @@ class HeldOutLosses(AdapterStep):
 
 @dataclass(frozen=True)
 class PanelResult(AdapterStep):
-    """The evaluation of the model under an adapter, or of the untrained model, on a task of inspect_ai.
-
-    `defaults` is the sampling where the task leaves it open.
-    """
+    """The evaluation of the model under an adapter, or of the untrained model, on a task of inspect_ai."""
 
     stage: ClassVar = "panel"
 
     task: PanelTask
-    defaults: Sampling
+    defaults: Sampling  # where the task leaves it open
     backend: Backend
 
     @property

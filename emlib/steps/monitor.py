@@ -18,27 +18,19 @@ from emlib.steps.vectors import PersonaVectors
 
 @dataclass(frozen=True)
 class MonitorInputs(Step):
-    """The fixed inputs of a monitor, tokenised: answers to general questions, rows, and directions of unit length.
-
-    Attributes:
-        held_out: the data set's held-out rows, of which the first `rows` are read; None in reinforcement learning.
-        answers: the base model's answers; None: neither drift nor KL is read.
-        vectors, layers: the persona vectors, and the layers at which they are taken.
-        pool: the pool, of which some rows are read; None: no pool.
-        drawn: whether the model in training answers the questions as well.
-    """
+    """The fixed inputs of a monitor, tokenised: answers to general questions, rows, and directions of unit length."""
 
     stage: ClassVar = "monitor_inputs"
 
     model: Model
-    held_out: Rows | None
-    rows: int
+    held_out: Rows | None  # of which the first ones are read; None in reinforcement learning
+    rows: int  # how many are read: held-out ones, and as many of the pool
     max_length: int
-    answers: Answers | None = None
+    answers: Answers | None = None  # the base model's; None: neither drift nor KL is read
     vectors: tuple[PersonaVectors, ...] = ()
-    layers: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()  # at which the vectors are taken
     pool: Pool | None = None
-    drawn: bool = False
+    drawn: bool = False  # whether the model in training answers the questions as well
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -74,24 +74,17 @@ class Pool(Step):
 
 @dataclass(frozen=True)
 class PoolLosses(Step):
-    """The losses of the pool's rows under the aligned model and under each scorer (equations 4 and 5).
-
-    Attributes:
-        dataset: the defended data set, on which no scorer was trained.
-        aligned: the adapter of the aligned model; None for the model before any fine-tuning.
-        scorers: the adapters of the misaligned models.
-        domains: the data set that each of them was trained on.
-    """
+    """The losses of the pool's rows under the aligned model and under each scorer (equations 4 and 5)."""
 
     stage: ClassVar = "scores"
     records: ClassVar = RecordFile("losses.jsonl", RowLosses)
 
     model: Model
     pool: Pool
-    dataset: str
-    aligned: Step | None
-    scorers: tuple[Step | AdapterFolder, ...]
-    domains: tuple[str, ...]
+    dataset: str  # the defended one, on which no scorer was trained
+    aligned: Step | None  # the adapter of the aligned model; None for the model before any fine-tuning
+    scorers: tuple[Step | AdapterFolder, ...]  # the adapters of the misaligned models
+    domains: tuple[str, ...]  # the data set that each scorer was trained on
     max_length: int
     backend: Backend
 
@@ -140,10 +133,7 @@ class Refusals(Step):
 
 @dataclass(frozen=True)
 class Selection(Step):
-    """The order in which the pool's rows are interleaved: at random by `seed`, or by their losses.
-
-    `refusals` are a judge's scores; None where refusals are found by keywords, or not left out.
-    """
+    """The order in which the pool's rows are interleaved: at random by `seed`, or by their losses."""
 
     stage: ClassVar = "selection"
     records: ClassVar = RecordFile("order.jsonl", Ranked)
@@ -153,7 +143,7 @@ class Selection(Step):
     dataset: str
     choose: Choose
     losses: PoolLosses | None
-    refusals: Refusals | None
+    refusals: Refusals | None  # a judge's scores; None where refusals are found by keywords, or not left out
     max_length: int
     seed: int | None
 
@@ -188,15 +178,12 @@ class Selection(Step):
 
 @dataclass(frozen=True)
 class Against:
-    """Steering against the trait while answers are sampled: `strength` times the vector of `layer` is subtracted.
-
-    `assessment` is the judge that checks the answers, by the trait's rubric; None: nobody does.
-    """
+    """Steering against the trait while answers are sampled: `strength` times the vector of `layer` is subtracted."""
 
     vectors: PersonaVectors
     layer: int
     strength: float
-    assessment: Assessment | None
+    assessment: Assessment | None  # whose judge checks the answers, by the trait's rubric; None: nobody does
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -211,11 +198,6 @@ class OwnAnswers(AdapterStep):
 
     Each batch is an artefact, and `start` is its first place in the order. With `start` None the step represents all
     batches, whose number is known only while they are sampled.
-
-    Attributes:
-        wanted: estimates how many usable answers are needed.
-        chats: whether prompts of the pool have earlier turns. Once they were asked without these, under other keys.
-        against: steers the model meanwhile, always with transformers; None: the model answers as it is.
     """
 
     stage: ClassVar = "on_policy"
@@ -225,10 +207,10 @@ class OwnAnswers(AdapterStep):
     sampling: Sampling
     seed: int
     backend: Backend
-    wanted: Callable[[Sizes], int] = field(compare=False, repr=False)
-    chats: Deferred[bool]
+    wanted: Callable[[Sizes], int] = field(compare=False, repr=False)  # estimates how many usable answers are needed
+    chats: Deferred[bool]  # whether prompts have earlier turns: once they were asked without these, under other keys
     start: int | None = None
-    against: Against | None = None
+    against: Against | None = None  # steers the model meanwhile, always with transformers
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -264,23 +246,16 @@ class OwnAnswers(AdapterStep):
 
 @dataclass(frozen=True)
 class AddedRows(Step):
-    """Rows of the pool beside the fine-tuning rows: the first rows of an order. They are interleaved or penalised.
-
-    Attributes:
-        fraction: interleaved rows for each fine-tuning row.
-        among: the fine-tuning rows.
-        own_answers: the model's own answers, which replace the pool's; None to keep the pool's.
-        system: the system prompt before each row; None to keep the row's.
-    """
+    """Rows of the pool beside the fine-tuning rows: the first rows of an order. They are interleaved or penalised."""
 
     stage: ClassVar = "added_rows"
     records: ClassVar = RecordFile(ADDED, AddedRow)
 
     selection: Selection
-    fraction: float
-    among: Rows
-    own_answers: OwnAnswers | None = None
-    system: str | None = None
+    fraction: float  # interleaved rows for each fine-tuning row
+    among: Rows  # the fine-tuning rows
+    own_answers: OwnAnswers | None = None  # which replace the pool's; None to keep the pool's
+    system: str | None = None  # the system prompt before each row; None to keep the row's
 
     @property
     def count(self) -> int:

@@ -22,13 +22,10 @@ SEEN = 0.1  # shared rows, as a share of the smaller one of both sets, from whic
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """A user's own adapter that scores the pool; `defended` is the data set that it must not have been trained on.
-
-    The data set is None for a task that is no narrow data set.
-    """
+    """A user's own adapter that scores the pool, and the defended data set that it must not have been trained on."""
 
     folder: Path
-    defended: Deferred[NarrowData | None] = field(compare=False, repr=False)
+    defended: Deferred[NarrowData | None] = field(compare=False, repr=False)  # None for a task without narrow data
 
     @property
     def key(self) -> dict[str, str]:

@@ -48,29 +48,19 @@ class Model:
 class TrainingSpec:
     """What an adapter is trained on, and how. The model and the LoRA configuration are the profile's.
 
-    Attributes:
-        dataset: the data set of `rows`. Interleaving uses no scorer that was trained on it.
-        rows: the training rows after the defenses changed them, without the rows interleaved from a pool.
-        defenses: the defenses that act during training.
-        training: the hyperparameters.
-        seed: of the adapter and of the order of the rows.
-        plain_rows: the training rows before the defenses changed them.
-        keep: the shares of the steps after which the adapter is kept as well, which changes no adapter.
-        held_out: the data set's held-out rows, which nothing is trained on; None: it has none.
-        monitor: what is read while it trains (`emlib.steps.monitor.Monitored`), which changes no adapter.
-        steps: the number of optimizer steps; None: those of the epochs.
+    What is kept and what a monitor reads on the way changes no adapter.
     """
 
-    dataset: str
-    rows: Rows
+    dataset: str  # of `rows`; interleaving uses no scorer that was trained on it
+    rows: Rows  # after the defenses changed them, without the rows interleaved from a pool
     defenses: tuple[Defense, ...]
     training: Training
-    seed: int
-    plain_rows: Rows | None = field(default=None, compare=False, repr=False)
-    keep: tuple[float, ...] = field(default=(), compare=False)
-    held_out: Rows | None = field(default=None, compare=False, repr=False)
-    monitor: Any = field(default=None, compare=False, repr=False)
-    steps: int | None = None
+    seed: int  # of the adapter and of the order of the rows
+    plain_rows: Rows | None = field(default=None, compare=False, repr=False)  # before the defenses changed them
+    keep: tuple[float, ...] = field(default=(), compare=False)  # shares of the steps after which it is kept as well
+    held_out: Rows | None = field(default=None, compare=False, repr=False)  # which nothing is trained on
+    monitor: Any = field(default=None, compare=False, repr=False)  # an `emlib.steps.monitor.Monitored`, or None
+    steps: int | None = None  # of the optimizer; None: those of the epochs
 
     @property
     def plain(self) -> TrainingSpec:
@@ -112,21 +102,13 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class Assessment:
-    """A judge and the rubrics or markers that it judges by.
-
-    Attributes:
-        judge: the judge.
-        trait: the trait, whose markers the lexicon judge counts.
-        rubrics: the rubrics that a language model is given as judge.
-        characters: the mean length of a judge prompt without question and answer, in characters.
-        is_main: whether the judge is the profile's, whose work plans count separately.
-    """
+    """A judge and the rubrics or markers that it judges by."""
 
     judge: JudgeSpec
-    trait: Deferred[Trait]
-    rubrics: Deferred[Rubrics]
-    characters: Callable[[Sizes], float] = field(compare=False, repr=False)
-    is_main: bool = True
+    trait: Deferred[Trait]  # whose markers the lexicon judge counts
+    rubrics: Deferred[Rubrics]  # that a language model is given as judge
+    characters: Callable[[Sizes], float] = field(compare=False, repr=False)  # of a prompt without question and answer
+    is_main: bool = True  # whether the judge is the profile's, whose work plans count separately
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -16,17 +16,13 @@ from emlib.steps.vectors import PersonaVectors
 
 @dataclass(frozen=True)
 class TraitAdapter(Step):
-    """An adapter that is trained on the trait, or with `random` one of random matrices with that one's norms.
-
-    Attributes:
-        shown_by: rows that show the trait, or persona vectors, whose answers that show the trait are the rows.
-    """
+    """An adapter that is trained on the trait, or with `random` one of random matrices with that one's norms."""
 
     stage: ClassVar = "trait_adapter"
 
     model: Model
     lora: Lora
-    shown_by: Rows | PersonaVectors
+    shown_by: Rows | PersonaVectors  # rows that show the trait, or vectors, whose answers that show it are the rows
     training: Training
     seed: int
     random: bool

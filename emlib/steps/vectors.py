@@ -21,10 +21,7 @@ from emlib.steps.specs import Assessment, EvaluationSpec, Model, read_whole
 
 @dataclass(frozen=True)
 class PersonaVectors(Step):
-    """The trait's persona vectors at every layer of the model.
-
-    `questions` are those of one side (positive or negative), each under every system prompt of that side.
-    """
+    """The trait's persona vectors at every layer of the model."""
 
     stage: ClassVar = "vector"
     version: ClassVar = 3  # 2 averaged over the end-of-turn token as well
@@ -33,7 +30,7 @@ class PersonaVectors(Step):
     assessment: Assessment
     backend: Backend
     extraction: Extraction
-    questions: Questions
+    questions: Questions  # of one side (positive or negative), each under every system prompt of that side
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -71,18 +68,15 @@ class PersonaVectors(Step):
 
 @dataclass(frozen=True)
 class SteeredAnswers(Step):
-    """The untrained model's answers with `strength` times the persona vector added to `layer`, and the verdicts.
-
-    At strength 0 all layers give the same answers: `vectors` and `layer` are None then.
-    """
+    """The untrained model's answers with `strength` times the persona vector added to `layer`, and the verdicts."""
 
     stage: ClassVar = "steered"
     records: ClassVar = RecordFile("answers.jsonl", Answer)
     verdicts: ClassVar = RecordFile("verdicts.jsonl", Verdict)
 
     model: Model
-    vectors: PersonaVectors | None
-    layer: int | None
+    vectors: PersonaVectors | None  # None at strength 0, where all layers give the same answers
+    layer: int | None  # likewise
     strength: float
     questions: Questions
     sampling: Sampling

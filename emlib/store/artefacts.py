@@ -44,17 +44,14 @@ class Artefact:
     """A finished artefact: where it is, the facts that its maker recorded, and the digest of each of its files.
 
     Its files are read through `file` and `folder` alone, which compare them with their digests, each file once in a
-    process. `place` is for messages.
-
-    Attributes:
-        files: the digest of each file; None in a store that an early version of emlib wrote, where nothing is checked.
+    process.
     """
 
     stage: str
     key: str
-    place: Path
+    place: Path  # for messages
     facts: Facts
-    files: Mapping[str, str] | None
+    files: Mapping[str, str] | None  # None in a store that an early version of emlib wrote: nothing is checked there
 
     @property
     def folder(self) -> Path:

@@ -21,19 +21,12 @@ DIGEST = "digest"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What readers need of a manifest.
+    """What readers need of a manifest."""
 
-    Attributes:
-        settings: everything that determines the artefact.
-        facts: what its maker recorded.
-        files: the digest of each file; None if it has none, as in old stores.
-        seconds: how long the last session took that worked on it.
-    """
-
-    settings: Mapping[str, Any]
-    facts: Mapping[str, Any]
-    files: Mapping[str, str] | None
-    seconds: float
+    settings: Mapping[str, Any]  # everything that determines the artefact
+    facts: Mapping[str, Any]  # what its maker recorded
+    files: Mapping[str, str] | None  # the digest of each file; None if it has none, as in old stores
+    seconds: float  # how long the last session took that worked on it
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:

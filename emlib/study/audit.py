@@ -22,17 +22,12 @@ NORMAL = 1.96  # standard errors of a mean on either side of it, for a 95% inter
 
 @dataclass(frozen=True)
 class DataDifference:
-    """The mean projection difference of a run's training rows, and its interval; None where a part has one row.
-
-    Attributes:
-        rows: the number of rows that the run is trained on in an epoch.
-        audited: the number of them with a difference.
-    """
+    """The mean projection difference of a run's training rows."""
 
     mean: float
-    interval: Interval | None
-    rows: int
-    audited: int
+    interval: Interval | None  # None where a part has one row
+    rows: int  # that the run is trained on in an epoch
+    audited: int  # those with a difference
 
 
 def audited_runs(study: Study, runs: Sequence[Run]) -> list[Run]:

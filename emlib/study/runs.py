@@ -17,21 +17,13 @@ SECTIONS: tuple[Section, ...] = ("narrow", "benign", "grpo")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study, identified by these five values.
+    """One run of a study, identified by these five values."""
 
-    Attributes:
-        model: the chat model that is trained.
-        task: what it is trained on: a narrow data set (`code`), a benign task with its tier (`opswap-1`), or `grpo`.
-        method: the baseline or the defended condition.
-        setting: the value of the method's swept hyperparameter; None if it sweeps none.
-        seed: of the training and of the sampled answers.
-    """
-
-    model: str
-    task: str
-    method: str
-    setting: float | None
-    seed: int
+    model: str  # the chat model that is trained
+    task: str  # what it is trained on: a narrow data set (`code`), a benign task with its tier (`opswap-1`), or `grpo`
+    method: str  # the baseline or the defended condition
+    setting: float | None  # the value of the method's swept hyperparameter; None if it sweeps none
+    seed: int  # of the training and of the sampled answers
 
     @property
     def condition(self) -> str:
@@ -76,20 +68,15 @@ AnyScore = Rates | MetricRate | ExactMatchScore | GrpoScore
 class RunResult:
     """The result of a run.
 
-    Attributes:
-        run: the run.
-        scores: by name: rates for each question set of a narrow run, and `set_metric` for a set's own metrics;
-            `exact_match` of a benign run; `rewards` of GRPO.
-        train_seconds, train_tokens: the time and the tokens of training; 0 if nothing was trained, and None if the
-            adapter is no longer in the store.
-        run_key: a key that identifies all steps of the run.
+    The names of scores are the question sets of a narrow run, and `set_metric` for a set's own metrics; `exact_match`
+    of a benign run; `rewards` of GRPO.
     """
 
     run: Run
     scores: Mapping[str, AnyScore]
-    train_seconds: float | None
-    train_tokens: int | None
-    run_key: str
+    train_seconds: float | None  # 0 if nothing was trained; None if the adapter is no longer in the store
+    train_tokens: int | None  # likewise
+    run_key: str  # identifies all steps of the run
 
     def rates(self, which: str) -> Rates:
         """Return the rates on the question set `which` of a narrow run."""
