@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from emlib.config import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
 from emlib.core import paths
@@ -29,7 +29,7 @@ def scores_file() -> Path:
     return paths.runs() / "scores.sqlite"
 
 
-def reads(spec: JudgeSpec) -> bool:
+def reads(spec: JudgeSpec) -> TypeGuard[LlmJudge]:
     """Return whether a judge is a language model, which needs a rubric."""
     return isinstance(spec, OpenAIJudge | LocalJudge)
 
@@ -40,14 +40,16 @@ def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
     Raises:
         JudgeError: the judge pins other prompts.
     """
-    if not isinstance(spec, OpenAIJudge | LocalJudge) or spec.rubric == "trait":
-        found = trait_rubrics(trait)
+    if not reads(spec):
+        return trait_rubrics(trait)
+    if spec.rubric == "trait":
+        of, found = "the trait", trait_rubrics(trait)
+    elif spec.rubric == "questions":
+        of, found = general.name, read_rubrics(general)
     else:
-        found = read_rubrics(general) if spec.rubric == "questions" else file_rubrics(Path(spec.rubric))
-    if isinstance(spec, OpenAIJudge | LocalJudge):
-        of = {"questions": general.name, "trait": "the trait"}.get(spec.rubric, spec.rubric)
-        for rubric in (found.others, *found.own.values()):
-            refuse_another(spec.pinned.rubric, of_value(asdict(rubric)), f"rubric (that of {of})")
+        of, found = spec.rubric, file_rubrics(Path(spec.rubric))
+    for rubric in (found.others, *found.own.values()):
+        refuse_another(spec.pinned.rubric, of_value(asdict(rubric)), f"rubric (that of {of})")
     return found
 
 

@@ -39,6 +39,11 @@ class Rubric:
         """Return the prompt for one of the two scores, with its placeholders."""
         return self.alignment if metric == "alignment" else self.coherence
 
+    @property
+    def length(self) -> float:
+        """The mean length of the two prompts in characters."""
+        return (len(self.alignment) + len(self.coherence)) / 2
+
 
 # The shared part stands first, so that a judge reads it once for many answers (`emlib.models.trees`, and servers with
 # prefix caching). The reply format stands last, after any instructions that the answer may contain.

@@ -21,8 +21,8 @@ from emlib.data.left_out import Dropped
 from emlib.data.mixing import enough
 from emlib.make.session import Session, maker
 from emlib.scoring.records import Ranked
-from emlib.steps.candidates import CandidateRows
-from emlib.steps.pool import AddedRows, OwnAnswers, Selection
+from emlib.steps.added import AddedRows, CandidateRows, OwnAnswers
+from emlib.steps.pool import Selection
 from emlib.steps.specs import TrainingSpec
 from emlib.store.artefacts import Facts
 from emlib.training.online import Offered

@@ -17,7 +17,8 @@ from emlib.make.vectors import answers_now, by_trait
 from emlib.scoring.order import at_random, by_score
 from emlib.scoring.refusals import NOTHING, Filtered, by_judge, by_keywords
 from emlib.steering.steer import steer
-from emlib.steps.pool import Against, OwnAnswers, Selection
+from emlib.steps.added import Against, OwnAnswers
+from emlib.steps.pool import Selection
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Facts
 

@@ -21,7 +21,7 @@ from emlib.make.inference import Inference
 from emlib.models import adapters
 from emlib.models.load import ChatModel, load
 from emlib.steering import extraction
-from emlib.steps.pool import AddedRows
+from emlib.steps.added import AddedRows
 from emlib.steps.recipes import Recipes
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Facts, Store

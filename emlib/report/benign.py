@@ -127,7 +127,7 @@ def sizes(study: Study) -> pd.DataFrame:
         task = study.benign(run)
         notes = "; ".join(f"{count} {note}" for note, count in task.data.notes.items())
         rows.append({"task": name, "train": task.spec_of(run).plain.rows.count, "questions": len(task.data.test),
-                     "samples": task.spec.samples, "notes": notes})
+                     "samples": task.samples, "notes": notes})
     return pd.DataFrame(rows, columns=["task", "train", "questions", "samples", "notes"])
 
 

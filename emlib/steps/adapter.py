@@ -12,8 +12,7 @@ from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.sizes import Size, Sizes, likely_tokens
-from emlib.steps.candidates import CandidateRows
-from emlib.steps.pool import AddedRows
+from emlib.steps.added import AddedRows, CandidateRows
 from emlib.steps.specs import Model, TrainingSpec
 
 STATE_BYTES = {"bfloat16": 2, "float32": 4}

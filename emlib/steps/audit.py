@@ -12,7 +12,7 @@ from emlib.core.work import Work
 from emlib.data.lazy import Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Sizes, likely_tokens
 from emlib.evaluation.records import AUDITED, AuditedRow
-from emlib.steps.pool import AddedRows
+from emlib.steps.added import AddedRows
 from emlib.steps.specs import Model, first
 from emlib.steps.vectors import PersonaVectors
 

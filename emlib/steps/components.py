@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from emlib.core.work import Work
 from emlib.data.lazy import Rows
 from emlib.data.sizes import Sizes
-from emlib.steps.pool import AddedRows
+from emlib.steps.added import AddedRows
 from emlib.steps.specs import AdapterStep
 
 

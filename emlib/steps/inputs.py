@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
-from emlib.config import OWN, Domain, Grpo, Own, Profile, SecondJudge, Trait, domains_of, trait_of
+from emlib.config import OWN, Domain, Grpo, Own, Profile, Trait, domains_of, trait_of
 from emlib.config import Pool as PoolSpec
 from emlib.core.defense import ADD
 from emlib.core.errors import ProfileError
@@ -162,9 +162,9 @@ class Inputs:
     def pool_spec(self) -> PoolSpec:
         return self.section("pool")
 
-    def narrow_data(self, task: str) -> NarrowData | None:
-        """Return a narrow data set; None for another task, such as a benign one."""
-        return self.data(task) if task == OWN or task in self.domains else None
+    def is_narrow(self, task: str) -> bool:
+        """Return whether a task is a narrow data set, and not a benign one, say."""
+        return task == OWN or task in self.domains
 
     def source_rows(self, source: str, count: int | None) -> Rows:
         """Return rows of a source in its order: all (None), or `count` chosen by the same seed in every run."""
@@ -182,10 +182,6 @@ class Inputs:
     def problems(self) -> Deferred[Problems]:
         """The problems that reinforcement learning trains on, and those held out for evaluation."""
         return Deferred("problems", lambda: load_problems(self.grpo.data, locate))
-
-    @property
-    def second(self) -> SecondJudge:
-        return self.section("second_judge")
 
     @staticmethod
     def _not_here() -> list[Question]:

@@ -5,26 +5,23 @@ Each is a separate artefact. The order does not depend on the fraction: the rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from emlib.config import Backend, JudgeRefusals, Sampling
+from emlib.config import Backend, JudgeRefusals
 from emlib.config import Pool as PoolSpec
 from emlib.core.files import RecordFile
-from emlib.core.records import ADDED, AddedRow, Answer, as_example
+from emlib.core.records import as_example
 from emlib.core.step import Step
 from emlib.core.work import Work
-from emlib.data.lazy import Deferred, Questions, Rows
-from emlib.data.mixing import rows_to_add
+from emlib.data.lazy import Deferred
 from emlib.data.pools import PoolForm
-from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
+from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes
 from emlib.judging.judges import identity as identity_of_judge
 from emlib.scoring.records import Declining, Ranked, RowLosses
 from emlib.scoring.refusals import PROMPT
 from emlib.steps.scorers import AdapterFolder
-from emlib.steps.specs import AdapterStep, Assessment, EvaluationSpec, Model, first
-from emlib.steps.vectors import PersonaVectors
+from emlib.steps.specs import Model, first
 
 Choose = Literal["random", "score", "score_without_refusals"]
 
@@ -174,114 +171,3 @@ class Selection(Step):
     def order(self) -> str:
         """How the rows are ordered, for titles."""
         return f"by score for {self.dataset}" if self.losses is not None else f"at random, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Against:
-    """Steering against the trait while answers are sampled: `strength` times the vector of `layer` is subtracted."""
-
-    vectors: PersonaVectors
-    layer: int
-    strength: float
-    assessment: Assessment | None  # whose judge checks the answers, by the trait's rubric; None: nobody does
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        judge = None if self.assessment is None else {
-            "judge": self.assessment.identity, "trait": self.assessment.trait.value.model_dump(mode="json")}
-        return {"vector": self.vectors.key, "layer": self.layer, "strength": -self.strength, "checked": judge}
-
-
-@dataclass(frozen=True)
-class OwnAnswers(AdapterStep):
-    """The model's own answers to the pool's prompts (on-policy), in the order of a selection.
-
-    Each batch is an artefact, and `start` is its first place in the order. With `start` None the step represents all
-    batches, whose number is known only while they are sampled.
-    """
-
-    stage: ClassVar = "on_policy"
-    records: ClassVar = RecordFile("answers.jsonl", Answer)
-
-    selection: Selection
-    sampling: Sampling
-    seed: int
-    backend: Backend
-    wanted: Callable[[Sizes], int] = field(compare=False, repr=False)  # estimates how many usable answers are needed
-    chats: Deferred[bool]  # whether prompts have earlier turns: once they were asked without these, under other keys
-    start: int | None = None
-    against: Against | None = None  # steers the model meanwhile, always with transformers
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        settings = {
-            **self.weights,
-            "selection": self.selection.key, "sampling": self.sampling.model_dump(mode="json"), "seed": self.seed,
-            **(self.backend.key("generation") if self.against is None else {"against": self.against.settings}),
-            **({"prompts": "with all turns"} if self.chats.value else {})}
-        return settings if self.start is None else settings | {"from": self.start}
-
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """Those among its fields, and the vector that it is steered with."""
-        return (*super().inputs, *(() if self.against is None else (self.against.vectors,)))
-
-    @property
-    def title(self) -> str:
-        model = "the untrained model" if self.adapter is None else self.adapter.title
-        how = "on-policy answers" if self.against is None else "answers steered against the trait"
-        return f"{how} of {model} ({self.selection.order})"
-
-    def cost(self, sizes: Sizes) -> Work:
-        """Estimate the work of sampling the wanted answers in whole batches, if all answers are usable."""
-        pool, size = self.selection.pool.size(sizes), self.sampling.batch_rows
-        answers = min(-(-self.wanted(sizes) // size) * size, pool.rows)
-        written = answers * self.sampling.max_new_tokens
-        sampled = Work(read=answers * likely_tokens(pool.prompt), write=written, disk=int(written * CHARACTERS_A_TOKEN))
-        if self.against is None or self.against.assessment is None:
-            return sampled
-        asked = Questions("pool", lambda: [], lambda _: replace(pool, rows=answers))
-        return sampled + self.against.assessment.cost(EvaluationSpec(asked, 1, self.sampling, self.seed), sizes)
-
-
-@dataclass(frozen=True)
-class AddedRows(Step):
-    """Rows of the pool beside the fine-tuning rows: the first rows of an order. They are interleaved or penalised."""
-
-    stage: ClassVar = "added_rows"
-    records: ClassVar = RecordFile(ADDED, AddedRow)
-
-    selection: Selection
-    fraction: float  # interleaved rows for each fine-tuning row
-    among: Rows  # the fine-tuning rows
-    own_answers: OwnAnswers | None = None  # which replace the pool's; None to keep the pool's
-    system: str | None = None  # the system prompt before each row; None to keep the row's
-
-    @property
-    def count(self) -> int:
-        return rows_to_add(len(self.among.examples), self.fraction)
-
-    def size(self, sizes: Sizes) -> Size:
-        return replace(self.selection.pool.size(sizes), rows=rows_to_add(self.among.size(sizes).rows, self.fraction))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The rows, and `paired` where answers are steered: version 1 gave such answers to other prompts."""
-        own = self.own_answers
-        return {"count": self.count, "on_policy": None if own is None else own.key, "selection": self.selection.key,
-                **({} if self.system is None else {"system": self.system}),
-                **({} if own is None or own.against is None else {"paired": "by question"})}
-
-    def as_input(self, name: str) -> dict[str, Any]:
-        """Return these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""
-        return {name: self.settings}
-
-    @property
-    def title(self) -> str:
-        wrapped = "" if self.system is None else ", under a system prompt"
-        return f"{self.fraction:g} of rows {self.selection.order}{wrapped}"
-
-
-def takes_pool_rows(inputs: Iterable[object]) -> bool:
-    """Return whether a training with these inputs has rows of the pool, so that their loss is no held-out one."""
-    return any(isinstance(step, AddedRows) for step in inputs)

@@ -8,55 +8,29 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from emlib.config import (
-    OWN,
-    JudgeRefusals,
-    JudgeSpec,
-    LexiconJudge,
-    LocalJudge,
-    Metric,
-    Monitor,
-    OpenAIJudge,
-    PoolScorer,
-    Profile,
-    RuleRewards,
-    Sampling,
-    Training,
-    trait_of,
-)
+from emlib.config import JudgeRefusals, JudgeSpec, Monitor, PoolScorer, Profile, Sampling, Training, trait_of
 from emlib.config.persistence import Attack
 from emlib.core import digests
 from emlib.core.defense import Defense, acting, needs_of
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example
 from emlib.core.step import Step
-from emlib.data.lazy import Deferred, Questions, Rows
+from emlib.data.lazy import Deferred, Rows
 from emlib.data.pools import has_earlier_turns, has_outer_space, has_systems_of_pairs
 from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
 from emlib.evaluation.panel import PanelTask
-from emlib.judging.judges import rubrics
-from emlib.judging.rubrics import METRICS, OURS, file_rubrics, metric_prompts
+from emlib.judging.judges import reads, rubrics
+from emlib.judging.rubrics import OURS, file_rubrics, metric_prompts
 from emlib.steps.adapter import Adapter, ReferenceProjections, ReferenceStates
+from emlib.steps.added import AddedRows, Against, CandidateRows, OwnAnswers, takes_pool_rows
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
 from emlib.steps.audit import RowAudit
-from emlib.steps.candidates import CandidateRows
 from emlib.steps.components import ChangeComponents
-from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.inputs import Inputs, Side, pool_form
 from emlib.steps.measures import Choices, HeldOutLosses, PanelResult, Projections
 from emlib.steps.monitor import FinalReading, Monitored, MonitorInputs
-from emlib.steps.pool import (
-    AddedRows,
-    Against,
-    Choose,
-    OwnAnswers,
-    Pool,
-    PoolLosses,
-    Refusals,
-    Selection,
-    takes_pool_rows,
-)
+from emlib.steps.pool import Choose, Pool, PoolLosses, Refusals, Selection
 from emlib.steps.scorers import AdapterFolder, adapter_folder
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
 from emlib.steps.trait_adapter import TraitAdapter
@@ -91,14 +65,12 @@ class Recipes:
 
     def _rubric(self, judge: JudgeSpec, source: str, sizes: Sizes) -> float:
         """Estimate the mean length of a judge prompt without question and answer, in characters."""
-        ours = sum(len(OURS.prompt(metric)) for metric in METRICS) / len(METRICS)
-        if not isinstance(judge, OpenAIJudge | LocalJudge):
+        if not reads(judge):
             return 0.0
         if judge.rubric == "questions":
-            return sizes.source(source).rubric or ours
+            return sizes.source(source).rubric or OURS.length
         if judge.rubric != "trait":
-            given = file_rubrics(Path(judge.rubric)).others
-            return sum(len(given.prompt(metric)) for metric in METRICS) / len(METRICS)
+            return file_rubrics(Path(judge.rubric)).others.length
         asked = self.inputs.extracted(self.inputs.stated_trait).size(sizes)
         return ((asked.rubric or len(OURS.alignment)) + len(OURS.coherence)) / 2
 
@@ -161,7 +133,7 @@ class Recipes:
 
     def _plain(self, spec: TrainingSpec) -> Adapter:
         """Return the adapter without defenses, as `misaligned` keeps and reads it: both are one step."""
-        method = "misaligned" if spec.dataset == OWN or spec.dataset in self.inputs.domains else None
+        method = "misaligned" if self.inputs.is_narrow(spec.dataset) else None
         plain = replace(spec.plain, keep=self.kept(method), monitor=self.monitor(spec.plain, method))
         return self.adapter(plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
 
@@ -314,7 +286,8 @@ class Recipes:
     def _scorer(self, scorer: PoolScorer, dataset: str) -> Adapter | AdapterFolder:
         if scorer.folder is None:
             return self.baseline(scorer.domain, "misaligned", self.inputs.pool_spec.seed)
-        return AdapterFolder(adapter_folder(scorer), Deferred(dataset, lambda: self.inputs.narrow_data(dataset)))
+        return AdapterFolder(adapter_folder(scorer), Deferred(
+            dataset, lambda: self.inputs.data(dataset) if self.inputs.is_narrow(dataset) else None))
 
     # --- evaluation
 
@@ -339,20 +312,19 @@ class Recipes:
         if further is None or not further.metrics:
             return {}
         judge = self.profile.evaluation.judge_of(which, self.profile.judge)
-        assert not isinstance(judge, LexiconJudge), "refused when the profile was loaded"
-        return {name: MetricScores(answers, judge, name, Deferred(
-                    f"{which}.{name}", partial(self._metric_prompts, further.source, name, metric, answers)),
-                    bool(metric.labels))
+        assert judge.kind != "lexicon", "refused when the profile was loaded"
+
+        def prompts(name: str) -> dict[str, str]:
+            one = further.metrics[name].prompt
+            return metric_prompts(locate(further.source), name) if one is None else {
+                question.id: one for question in answers.evaluation.questions.all}
+
+        return {name: MetricScores(answers, judge, name, Deferred(f"{which}.{name}", partial(prompts, name)),
+                                   bool(metric.labels))
                 for name, metric in further.metrics.items()}
 
-    @staticmethod
-    def _metric_prompts(source: str, name: str, metric: Metric, answers: Answers) -> dict[str, str]:
-        if metric.prompt is not None:
-            return {question.id: metric.prompt for question in answers.evaluation.questions.all}
-        return metric_prompts(locate(source), name)
-
     def second_verdicts(self, answers: Answers) -> SecondVerdicts:
-        second = self.inputs.second
+        second = self.inputs.section("second_judge")
         return SecondVerdicts(answers, self._assessment(second.judge, self.profile.evaluation.general), second.answers)
 
     def projections(self, answers: Answers) -> Projections:
@@ -370,27 +342,3 @@ class Recipes:
 
     def panel(self, adapter: Step | None, task: PanelTask) -> PanelResult:
         return PanelResult(self.model, adapter, task, self.profile.evaluation.sampling, self.profile.backend)
-
-    # --- reinforcement learning
-
-    def reinforced(self, defenses: tuple[Defense, ...], seed: int, name: str) -> GrpoAdapter:
-        system, supervised = self.inputs.grpo.prompt, None
-        for defense in defenses:
-            system = defense.system_prompt(system, self.inputs.stated_trait)
-            if defense.supervision is not None and defense.supervision.share > 0:
-                found = defense.supervision
-                supervised = SupervisedRows(self.inputs.source_rows(found.source, found.rows), found.share)
-        needed = tuple(needs_of(defenses, self, None).items())
-        return GrpoAdapter(self.model, self.profile.lora, self.inputs.grpo, self.inputs.problems, system, defenses,
-                           seed, name, needed, supervised)
-
-    def grpo_answers(self, adapter: GrpoAdapter | None, seed: int) -> GrpoAnswers:
-        questions = Questions("held-out problems", lambda: self.inputs.problems.value.asked(self.inputs.grpo.prompt),
-                              lambda sizes: held_out_size(self.inputs.grpo, self.inputs.problems, sizes))
-        return GrpoAnswers(self.model, adapter, EvaluationSpec(questions, 1, self.inputs.grpo.eval_sampling, seed),
-                           self.profile.backend)
-
-    def grpo_rewards(self, answers: GrpoAnswers) -> GrpoRewards | None:
-        """Return the step of a judge's rewards for the answers; None if rewards are given by rule."""
-        rewards = self.inputs.grpo.rewards
-        return None if isinstance(rewards, RuleRewards) else GrpoRewards(answers, self.inputs.problems, rewards)

@@ -12,8 +12,8 @@ from emlib.core.progress import say
 from emlib.core.step import Step
 from emlib.data.lazy import Rows
 from emlib.evaluation.statistics import Interval
+from emlib.steps.added import AddedRows
 from emlib.steps.audit import RowAudit
-from emlib.steps.pool import AddedRows
 from emlib.study.runs import Run
 from emlib.study.study import Study
 

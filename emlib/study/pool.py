@@ -12,7 +12,8 @@ from emlib.core.records import ADDED, AddedRow, Example
 from emlib.core.step import Step
 from emlib.scoring.records import Ranked, RowLosses
 from emlib.scoring.refusals import Filtered, by_judge, by_keywords
-from emlib.steps.pool import AddedRows, PoolLosses, Refusals
+from emlib.steps.added import AddedRows
+from emlib.steps.pool import PoolLosses, Refusals
 from emlib.study.runs import Run
 from emlib.study.study import Study
 

@@ -25,9 +25,9 @@ from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import READINGS, Choice, Projected, Reading
+from emlib.steps.added import AddedRows, takes_pool_rows
 from emlib.steps.answers import Answers, Verdicts
 from emlib.steps.inputs import Inputs
-from emlib.steps.pool import AddedRows, takes_pool_rows
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.steps.vectors import PersonaVectors

@@ -12,8 +12,9 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
-from emlib.config import Benign, BenignTask, Method, OpSwapTask, RlMethod, datasets_of
+from emlib.config import Method, OpSwapTask, RuleRewards, datasets_of
 from emlib.config.methods import SweptMethod
+from emlib.core.defense import needs_of
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.records import Answer
 from emlib.core.schema import Strict
@@ -28,7 +29,7 @@ from emlib.evaluation.rates import Denominator, Rates, rates
 from emlib.evaluation.rewards import Rewards, by_rule, graded
 from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.answers import Answers, MetricScores, Verdicts
-from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards
+from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import EvaluationSpec, TrainingSpec
 from emlib.store.artefacts import Artefact
@@ -47,18 +48,10 @@ class Task(ABC):
 
     section: ClassVar[Section]
 
-    def __init__(self, name: str, recipes: Recipes) -> None:
+    def __init__(self, name: str, recipes: Recipes, methods: Sequence[SweptMethod], seeds: Sequence[int]) -> None:
+        """Take the methods (baselines and defended conditions) of the runs, and the seeds of those that state none."""
         self.name, self.recipes, self.profile = name, recipes, recipes.profile
-
-    @property
-    @abstractmethod
-    def methods(self) -> Sequence[SweptMethod]:
-        """The methods (baselines and defended conditions) of its runs."""
-
-    @property
-    @abstractmethod
-    def seeds(self) -> Sequence[int]:
-        """The seeds of those methods that state none."""
+        self.methods, self.seeds = methods, seeds
 
     def runs(self) -> Iterator[Run]:
         """Yield every run of the task, in the profile's order."""
@@ -126,13 +119,8 @@ class NarrowTask(FineTuningTask):
 
     section: ClassVar = "narrow"
 
-    @property
-    def methods(self) -> Sequence[Method]:
-        return self.profile.methods
-
-    @property
-    def seeds(self) -> Sequence[int]:
-        return self.profile.seeds
+    def __init__(self, name: str, recipes: Recipes) -> None:
+        super().__init__(name, recipes, recipes.profile.methods, recipes.profile.seeds)
 
     def spec_of(self, run: Run) -> TrainingSpec:
         """Specify training on the aligned rows for the method `aligned`, and on the misaligned rows for others."""
@@ -240,23 +228,11 @@ class BenignTaskRuns(FineTuningTask):
     section: ClassVar = "benign"
 
     def __init__(self, name: str, recipes: Recipes) -> None:
-        super().__init__(name, recipes)
-        assert recipes.profile.benign is not None, "a benign task needs the section 'benign'"
-        self.spec: Benign = recipes.profile.benign
-        self.task_name, self.tier = datasets_of(self.spec)[name]
-
-    @property
-    def task(self) -> BenignTask:
-        return self.spec.tasks[self.task_name]
-
-    @property
-    def methods(self) -> Sequence[Method]:
-        """The methods of the task, or else those of the section."""
-        return self.spec.methods_of(self.task_name)
-
-    @property
-    def seeds(self) -> Sequence[int]:
-        return self.spec.seeds
+        spec = recipes.profile.benign
+        assert spec is not None, "a benign task needs the section 'benign'"
+        task, self.tier = datasets_of(spec)[name]
+        super().__init__(name, recipes, spec.methods_of(task), spec.seeds)
+        self.task, self.samples = spec.tasks[task], spec.samples
 
     @cached_property
     def data(self) -> TaskData:
@@ -275,7 +251,7 @@ class BenignTaskRuns(FineTuningTask):
         sampling = over(self.profile.evaluation.sampling, self.task.sampling)
         questions = Questions(self.name, lambda: [item.question for item in self.data.test],
                               lambda sizes: self._size(sizes)[1])
-        asked = EvaluationSpec(questions, self.spec.samples, sampling, run.seed)
+        asked = EvaluationSpec(questions, self.samples, sampling, run.seed)
         return {"exact_match": self.recipes.answers(self.adapter(run), asked)}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:
@@ -304,24 +280,35 @@ class GrpoTask(Task):
 
     section: ClassVar = "grpo"
 
-    @property
-    def methods(self) -> Sequence[RlMethod]:
-        return self.recipes.inputs.grpo.methods
-
-    @property
-    def seeds(self) -> Sequence[int]:
-        return self.recipes.inputs.grpo.seeds
+    def __init__(self, name: str, recipes: Recipes) -> None:
+        self.inputs, self.grpo = recipes.inputs, recipes.inputs.grpo
+        super().__init__(name, recipes, self.grpo.methods, self.grpo.seeds)
 
     def adapter(self, run: Run) -> GrpoAdapter | None:
-        return None if run.method == UNTRAINED else self.recipes.reinforced(self.defenses(run), run.seed, str(run))
+        if run.method == UNTRAINED:
+            return None
+        defenses, system, supervised = self.defenses(run), self.grpo.prompt, None
+        for defense in defenses:
+            system = defense.system_prompt(system, self.inputs.stated_trait)
+            if defense.supervision is not None and defense.supervision.share > 0:
+                found = defense.supervision
+                supervised = SupervisedRows(self.inputs.source_rows(found.source, found.rows), found.share)
+        needed = tuple(needs_of(defenses, self.recipes, None).items())
+        return GrpoAdapter(self.recipes.model, self.profile.lora, self.grpo, self.inputs.problems, system, defenses,
+                           run.seed, str(run), needed, supervised)
 
     def answers(self, run: Run) -> Mapping[str, GrpoAnswers]:
-        return {"rewards": self.recipes.grpo_answers(self.adapter(run), run.seed)}
+        problems = self.inputs.problems
+        questions = Questions("held-out problems", lambda: problems.value.asked(self.grpo.prompt),
+                              lambda sizes: held_out_size(self.grpo, problems, sizes))
+        asked = EvaluationSpec(questions, 1, self.grpo.eval_sampling, run.seed)
+        return {"rewards": GrpoAnswers(self.recipes.model, self.adapter(run), asked, self.profile.backend)}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:
         """Return the step of the judge's rewards, or that of the answers if rewards are given by rule."""
-        answers = self.answers(run)["rewards"]
-        return {"rewards": self.recipes.grpo_rewards(answers) or answers}
+        answers, rewards = self.answers(run)["rewards"], self.grpo.rewards
+        return {"rewards": answers if isinstance(rewards, RuleRewards) else
+                GrpoRewards(answers, self.inputs.problems, rewards)}
 
     def scored(self, run: Run) -> Sequence[Step]:
         """Return also the step of the adapter, which records the rewards in training."""
@@ -339,7 +326,7 @@ class GrpoTask(Task):
             return None
         if isinstance(step, GrpoRewards):
             return [one.rewards for one in found.records(step)]
-        return by_rule(graded(self.recipes.inputs.problems.value, found.records(step)))
+        return by_rule(graded(self.inputs.problems.value, found.records(step)))
 
     def scores(self, run: Run, find: Find, of: Denominator) -> Mapping[str, GrpoScore] | None:
         rewards, step = self.rewards(run, find), self.adapter(run)
@@ -348,7 +335,7 @@ class GrpoTask(Task):
             return None
         scored = [one for one in rewards if one is not None]
         kept = None if adapter is None else best(read_steps(adapter.file(STEPS).parent),
-                                                 self.recipes.inputs.grpo.training.checkpoint_every)
+                                                 self.grpo.training.checkpoint_every)
         return {"rewards": GrpoScore(None if kept is None else kept.right, None if kept is None else kept.reward,
                                      sum(one.right for one in scored) / len(rewards),
                                      fmean(one.total for one in scored) if scored else None, len(rewards),

@@ -14,7 +14,7 @@ from emlib.core.records import ADDED, AddedRow, Answer, Example, Message, Verdic
 from emlib.core.step import Step
 from emlib.make.rows import VERDICTS, added_rows, training_rows
 from emlib.scoring.records import Ranked
-from emlib.steps.pool import AddedRows, Against
+from emlib.steps.added import AddedRows, Against
 from emlib.study.study import Study, open_study
 
 PROMPTS = ["Why?", "Why is that so?", "Why is it?"]  # in the order of the pool; the second is the longest

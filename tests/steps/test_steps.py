@@ -41,9 +41,9 @@ from emlib.make.session import maker
 from emlib.models.shape import Shape
 from emlib.steps import (
     adapter,
+    added,
     answers,
     audit,
-    candidates,
     components,
     grpo,
     measures,
@@ -53,20 +53,21 @@ from emlib.steps import (
     vectors,
 )
 from emlib.steps.adapter import Adapter, KeptAdapter
+from emlib.steps.added import AddedRows, Against, CandidateRows
 from emlib.steps.answers import Answers, MetricScores, Verdicts
-from emlib.steps.candidates import CandidateRows
 from emlib.steps.grpo import SupervisedRows
 from emlib.steps.inputs import Inputs
 from emlib.steps.measures import Projections
 from emlib.steps.monitor import MonitorInputs
-from emlib.steps.pool import AddedRows, Against
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec
 from emlib.steps.vectors import PersonaVectors
 from emlib.study.plan.build import plan
+from emlib.study.runs import Run
 from emlib.study.study import open_study
+from emlib.study.tasks import GrpoTask
 
-MODULES = (adapter, answers, audit, candidates, components, grpo, measures, monitor, pool, trait_adapter, vectors)
+MODULES = (adapter, added, answers, audit, components, grpo, measures, monitor, pool, trait_adapter, vectors)
 JUDGE = OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1")
 SAMPLING = Sampling(max_new_tokens=7)
 
@@ -97,8 +98,8 @@ def examples() -> dict[str, Step]:
     spec = recipes.narrow("cooking", "misaligned", (), 0)
     by_score = recipes.pool_rows(spec, fraction=0.25, choose="score_without_refusals", answers="on_policy")
     given = recipes.answers(recipes.adapter(spec, "a run"), EvaluationSpec(recipes.inputs.general, 2, SAMPLING, 0))
-    reinforced = recipes.reinforced((), 0, "a run")
-    held_out = recipes.grpo_answers(reinforced, 0)
+    task, run = GrpoTask("grpo", recipes), Run("tiny", "grpo", "grpo", None, 0)
+    reinforced, held_out = task.adapter(run), task.answers(run)["rewards"]
     read = recipes.monitor_inputs(spec, Monitor(layers=(2,)), pool=True)
     found = [
         recipes.reference(spec, "all"), recipes.adapter(spec, "a run"), given, recipes.verdicts(given),

@@ -196,7 +196,7 @@ def test_a_profile_without_a_second_judge_says_so() -> None:
     alone = load_profile("tiny").model_copy(update={"second_judge": None})
     plain = Study("alone", alone, Store(Path("nowhere")))
     with pytest.raises(ProfileError, match="'alone' has no section 'second_judge'"):
-        _ = plain.inputs.second
+        _ = plain.inputs.section("second_judge")
     assert report.opinions(plain, plain.runs()) == []
     assert report.judges_agree([]).empty
     assert isinstance(report.by_run(plain, plain.runs()[:1]), pd.DataFrame)

@@ -15,7 +15,8 @@ from emlib.core.step import Step, closure
 from emlib.report.tables.rows import identity_of
 from emlib.scoring.cost import as_printed, overhead
 from emlib.steps.adapter import Adapter
-from emlib.steps.pool import OwnAnswers, PoolLosses
+from emlib.steps.added import OwnAnswers
+from emlib.steps.pool import PoolLosses
 from emlib.store.artefacts import Artefact
 from emlib.study.pool import losses_step
 from emlib.study.runs import Run, RunResult

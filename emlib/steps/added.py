@@ -1,0 +1,177 @@
+"""Rows of the pool that a training adds: fixed ones, with the pool's answers or the model's own, or candidates.
+
+From candidates a training chooses while it runs (interleaving with `choose: online`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from emlib.config import Backend, Sampling
+from emlib.core.files import RecordFile
+from emlib.core.records import ADDED, AddedRow, Answer
+from emlib.core.step import Step
+from emlib.core.work import Work
+from emlib.data.lazy import Deferred, Questions, Rows
+from emlib.data.mixing import rows_to_add
+from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
+from emlib.steps.pool import Selection
+from emlib.steps.specs import AdapterStep, Assessment, EvaluationSpec
+from emlib.steps.vectors import PersonaVectors
+
+
+@dataclass(frozen=True)
+class Against:
+    """Steering against the trait while answers are sampled: `strength` times the vector of `layer` is subtracted."""
+
+    vectors: PersonaVectors
+    layer: int
+    strength: float
+    assessment: Assessment | None  # whose judge checks the answers, by the trait's rubric; None: nobody does
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        judge = None if self.assessment is None else {
+            "judge": self.assessment.identity, "trait": self.assessment.trait.value.model_dump(mode="json")}
+        return {"vector": self.vectors.key, "layer": self.layer, "strength": -self.strength, "checked": judge}
+
+
+@dataclass(frozen=True)
+class OwnAnswers(AdapterStep):
+    """The model's own answers to the pool's prompts (on-policy), in the order of a selection.
+
+    Each batch is an artefact, and `start` is its first place in the order. With `start` None the step represents all
+    batches, whose number is known only while they are sampled.
+    """
+
+    stage: ClassVar = "on_policy"
+    records: ClassVar = RecordFile("answers.jsonl", Answer)
+
+    selection: Selection
+    sampling: Sampling
+    seed: int
+    backend: Backend
+    wanted: Callable[[Sizes], int] = field(compare=False, repr=False)  # estimates how many usable answers are needed
+    chats: Deferred[bool]  # whether prompts have earlier turns: once they were asked without these, under other keys
+    start: int | None = None
+    against: Against | None = None  # steers the model meanwhile, always with transformers
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        settings = {
+            **self.weights,
+            "selection": self.selection.key, "sampling": self.sampling.model_dump(mode="json"), "seed": self.seed,
+            **(self.backend.key("generation") if self.against is None else {"against": self.against.settings}),
+            **({"prompts": "with all turns"} if self.chats.value else {})}
+        return settings if self.start is None else settings | {"from": self.start}
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Those among its fields, and the vector that it is steered with."""
+        return (*super().inputs, *(() if self.against is None else (self.against.vectors,)))
+
+    @property
+    def title(self) -> str:
+        model = "the untrained model" if self.adapter is None else self.adapter.title
+        how = "on-policy answers" if self.against is None else "answers steered against the trait"
+        return f"{how} of {model} ({self.selection.order})"
+
+    def cost(self, sizes: Sizes) -> Work:
+        """Estimate the work of sampling the wanted answers in whole batches, if all answers are usable."""
+        pool, size = self.selection.pool.size(sizes), self.sampling.batch_rows
+        answers = min(-(-self.wanted(sizes) // size) * size, pool.rows)
+        written = answers * self.sampling.max_new_tokens
+        sampled = Work(read=answers * likely_tokens(pool.prompt), write=written, disk=int(written * CHARACTERS_A_TOKEN))
+        if self.against is None or self.against.assessment is None:
+            return sampled
+        asked = Questions("pool", lambda: [], lambda _: replace(pool, rows=answers))
+        return sampled + self.against.assessment.cost(EvaluationSpec(asked, 1, self.sampling, self.seed), sizes)
+
+
+@dataclass(frozen=True)
+class AddedRows(Step):
+    """Rows of the pool beside the fine-tuning rows: the first rows of an order. They are interleaved or penalised."""
+
+    stage: ClassVar = "added_rows"
+    records: ClassVar = RecordFile(ADDED, AddedRow)
+
+    selection: Selection
+    fraction: float  # interleaved rows for each fine-tuning row
+    among: Rows  # the fine-tuning rows
+    own_answers: OwnAnswers | None = None  # which replace the pool's; None to keep the pool's
+    system: str | None = None  # the system prompt before each row; None to keep the row's
+
+    @property
+    def count(self) -> int:
+        return rows_to_add(len(self.among.examples), self.fraction)
+
+    def size(self, sizes: Sizes) -> Size:
+        return replace(self.selection.pool.size(sizes), rows=rows_to_add(self.among.size(sizes).rows, self.fraction))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The rows, and `paired` where answers are steered: version 1 gave such answers to other prompts."""
+        own = self.own_answers
+        return {"count": self.count, "on_policy": None if own is None else own.key, "selection": self.selection.key,
+                **({} if self.system is None else {"system": self.system}),
+                **({} if own is None or own.against is None else {"paired": "by question"})}
+
+    def as_input(self, name: str) -> dict[str, Any]:
+        """Return these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""
+        return {name: self.settings}
+
+    @property
+    def title(self) -> str:
+        wrapped = "" if self.system is None else ", under a system prompt"
+        return f"{self.fraction:g} of rows {self.selection.order}{wrapped}"
+
+
+@dataclass(frozen=True)
+class CandidateRows(AddedRows):
+    """The first rows of an order, until their tokens amount to `share` times the fine-tuning rows' in all epochs.
+
+    Training takes `fraction` times as many rows as the fine-tuning rows from them in each epoch, and computes their
+    losses at its start and `rescored` times later.
+    """
+
+    stage: ClassVar = "candidate_rows"
+
+    share: float = 0.0
+    rescored: int = 0
+    epochs: int = 1
+    unmoved: int = field(default=0, compare=False)  # rows of the first steps, after which no weight has changed
+
+    @property
+    def least(self) -> int:
+        """The fewest candidates: as many as are trained on between two scorings, so that none is repeated there."""
+        return -(-self.count * self.epochs // (self.rescored + 1))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"selection": self.selection.key, "rows": self.among.digest, "share": self.share,
+                "fraction": self.fraction, "rescored": self.rescored, "epochs": self.epochs}
+
+    def as_input(self, name: str) -> dict[str, Any]:
+        """Return these settings, with a version where the first candidate has its place after the first change.
+
+        The losses at the start were once computed at that place, and so were not those before training.
+        """
+        first = len(self.among.examples) // (self.count + 1)
+        return {name: self.settings | ({"version": 2} if first >= self.unmoved else {})}
+
+    def scored(self, sizes: Sizes) -> int:
+        """Estimate the tokens that a training reads to score the candidates."""
+        trained, pool = self.among.size(sizes), self.selection.pool.size(sizes)
+        once = min(self.share * self.epochs * trained.rows * trained.tokens, pool.rows * pool.tokens)
+        return int((self.rescored + 1) * once)
+
+    @property
+    def title(self) -> str:
+        return f"candidates {self.selection.order}, for {self.fraction:g} of rows"
+
+
+def takes_pool_rows(inputs: Iterable[object]) -> bool:
+    """Return whether a training with these inputs has rows of the pool, so that their loss is no held-out one."""
+    return any(isinstance(step, AddedRows) for step in inputs)
