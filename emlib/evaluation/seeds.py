@@ -60,8 +60,7 @@ def mean_over_seeds(runs: Sequence[Sequence[Verdict]], kind: Kind = "misaligned"
                     resamples: int = RESAMPLES) -> SeedMean:
     """Return the mean share of `kind` over seeds and questions, and its interval, from one list of verdicts per seed.
 
-    Raises:
-        DataError: as `count_table`.
+    Errors are those of `count_table`.
     """
     counts, asked = count_table(runs, kind)
     seeds, questions = counts.shape

@@ -62,7 +62,11 @@ def client(spec: OpenAIJudge, key: str) -> openai.AsyncOpenAI:
 
 
 def price_of(spec: OpenAIJudge) -> Price | None:
-    """Return the price of the judge's model, if the profile or the list states one."""
+    """Return the price of the judge's model, if the profile or the list states one.
+
+    Raises:
+        JudgeError: neither does, and the judge has a budget.
+    """
     price = spec.price or price_list().models.get(spec.model)
     if price is None and spec.max_usd is not None:
         raise JudgeError(f"'max_usd' is set, and there is no price for '{spec.model}', so the limit cannot be "

@@ -43,11 +43,7 @@ class ApiJudge:
     """A `Scorer` over the network."""
 
     def __init__(self, spec: OpenAIJudge, budget: Budget) -> None:
-        """Read the key from the environment; keys are stored nowhere else.
-
-        Raises:
-            JudgeError: the key is missing, or the budget has a limit and the model's price is unknown.
-        """
+        """Read the key from the environment (`key_of`), and the model's price from the list (`price_of`)."""
         self.spec, self.budget = spec, budget
         self.key, self.price = key_of(spec), price_of(spec)
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import httpx2
 import openai
 from filelock import FileLock
+from openai.types import Batch
 
 from emlib.config import OpenAIJudge
 from emlib.core.errors import JudgeError, JudgeWaits
@@ -57,11 +58,7 @@ class BatchJudge:
     """A `Scorer` that collects the scores of finished batches, sends the remaining requests, and asks to wait."""
 
     def __init__(self, spec: OpenAIJudge, budget: Budget) -> None:
-        """Read the key from the environment.
-
-        Raises:
-            JudgeError: the key is missing, or the budget has a limit and the model's price is unknown.
-        """
+        """Read the key from the environment (`key_of`), and the model's price from the list (`price_of`)."""
         self.spec, self.budget, self.cache = spec, budget, budget.cache
         self.key, self.price = key_of(spec), price_of(spec)
         self.secret = "" if self.key == NO_KEY else self.key
@@ -122,10 +119,14 @@ class BatchJudge:
             self._count_unanswered(dict.fromkeys(metrics, "the server has deleted the batch"))
             return
         status = str(there.status).lower()  # some servers write COMPLETED
-        if status not in OVER:
-            if status not in PENDING:
-                self.unknown.append(f"{name} is '{redacted(status, self.secret)}'")
-            return
+        if status in OVER:
+            self._read(server, batch, there, metrics, wanted, keep)
+        elif status not in PENDING:
+            self.unknown.append(f"{name} is '{redacted(status, self.secret)}'")
+
+    def _read(self, server: openai.OpenAI, batch: BatchJob, there: Batch, metrics: dict[str, Metric],
+              wanted: dict[str, JudgeRequest], keep: Keep) -> None:
+        """Keep the scores of a batch that is over; `metrics` are those of its requests, by their scores' keys."""
         labels = {key for (key,) in self.cache.execute(  # also of other evaluations' requests
             "SELECT key FROM labels JOIN waiting USING (key) WHERE batch = ?", (batch.name,))}
         lines = [line for file in (there.output_file_id, there.error_file_id) if file
@@ -138,11 +139,11 @@ class BatchJudge:
                 self._settle(line.key, metrics.pop(line.key), score, wanted, keep)
         self._forget(batch, self._cost(batch, lines, len(metrics)))
         messages = "; ".join(str(error.message) for error in (there.errors and there.errors.data) or [])
-        said = redacted(messages, self.secret) or f"the batch is {status}"
+        said = redacted(messages, self.secret) or f"the batch is {there.status.lower()}"
         self._count_unanswered(dict.fromkeys(metrics, said) | {
             line.key: line.reason for line in lines if line.key in metrics and line.fault is not None})
-        if status == "failed":
-            raise JudgeError(f"The server refused the batch {name}: {said} {KEPT}")
+        if there.status.lower() == "failed":
+            raise JudgeError(f"The server refused the batch {there.id}: {said} {KEPT}")
         if not answered:
             self._learn(lines)
 

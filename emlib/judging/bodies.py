@@ -86,18 +86,15 @@ class Supported:
 
 def known_support(cache: Cache, spec: OpenAIJudge) -> Supported:
     """Return what was found out about the model before; log-probabilities are asked for again each time."""
-    found = cache.execute("SELECT parameters FROM supported WHERE server = ? AND model = ?", _place(spec))
+    found = cache.execute("SELECT parameters FROM supported WHERE server = ? AND model = ?",
+                          (spec.address, spec.model))
     return Supported(**json.loads(found[0][0])) if found else Supported(choices=spec.gives_choices)
 
 
 def save_support(cache: Cache, spec: OpenAIJudge, supported: Supported) -> None:
     """Remember what was found out about the model, for other processes and days."""
     lasting = {name: value for name, value in asdict(supported).items() if name != "logprobs"}
-    cache.execute("INSERT OR REPLACE INTO supported VALUES (?, ?, ?)", (*_place(spec), json.dumps(lasting)))
-
-
-def _place(spec: OpenAIJudge) -> tuple[str, str]:
-    return spec.address, spec.model
+    cache.execute("INSERT OR REPLACE INTO supported VALUES (?, ?, ?)", (spec.address, spec.model, json.dumps(lasting)))
 
 
 def _is_absent(error: ServerError) -> bool:

@@ -49,7 +49,6 @@ CREATE TABLE IF NOT EXISTS servers (judge TEXT, address TEXT, PRIMARY KEY (judge
 """
 COLUMNS = ("key", "judge", "metric", "value", "mass", "reason", "note", "tokens_read", "tokens_written", "made")
 INSERT = f"INSERT OR IGNORE INTO scores VALUES ({','.join('?' * len(COLUMNS))})"
-AT_ONCE = 500  # keys per SQL statement
 PATIENCE = 60.0  # seconds that a writer waits for another process
 Row = tuple[Any, ...]  # one value for each of COLUMNS
 
@@ -77,16 +76,10 @@ class Cache:
 
     def get(self, keys: Iterable[str]) -> dict[str, Score]:
         """Return the cached scores among `keys`."""
-        found: dict[str, Score] = {}
-        wanted = list(keys)
-        for start in range(0, len(wanted), AT_ONCE):
-            some = wanted[start:start + AT_ONCE]
-            places = ",".join("?" * len(some))
-            for key, value, mass, reason, note, read, written in self.execute(
-                    "SELECT key, value, mass, reason, note, tokens_read, tokens_written FROM scores "
-                    f"WHERE key IN ({places})", some):
-                found[key] = Score(value, mass, reason, note, (read, written))
-        return found
+        found = self.execute("SELECT key, value, mass, reason, note, tokens_read, tokens_written FROM scores "
+                             "WHERE key IN (SELECT value FROM json_each(?))", (json.dumps(list(keys)),))
+        return {key: Score(value, mass, reason, note, (read, written))
+                for key, value, mass, reason, note, read, written in found}
 
     def put(self, key: str, identity: Mapping[str, Any], metric: str, score: Score) -> None:
         """Store a score; an existing one stays. The score is on disk when this returns."""

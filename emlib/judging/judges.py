@@ -96,8 +96,7 @@ def _judged(spec: LexiconJudge | LlmJudge, trait: Trait, batch: JudgeBatch, budg
 def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], budget: str) -> list[Score]:
     """Return one score per request, in their order, for any metrics; its value is None, with a reason, where it failed.
 
-    Raises:
-        JudgeError: as `judge`.
+    Errors are those of `judge`.
     """
     with Cache(scores_file()) as cache:
         found = scores_of(requests, identity(spec), cache, _scorer(spec, cache, budget))

@@ -134,14 +134,10 @@ class Study:
             ProfileError: the profile does not have one of these values.
         """
         every = [run for task in self.tasks.values() if task.section == section for run in task.runs()]
-
-        def known(values: Iterable[Any]) -> list[Any]:
-            return list(dict.fromkeys(values))
-
-        names = sliced("data set" if section == "narrow" else "task", datasets, known(run.task for run in every))
-        wanted = sliced("method", methods, known(run.method for run in every))
+        names = sliced("data set" if section == "narrow" else "task", datasets, (run.task for run in every))
+        wanted = sliced("method", methods, (run.method for run in every))
         swept = sliced("setting", settings, sorted({run.setting for run in every if run.setting is not None}))
-        wanted_seeds = sliced("seed", seeds, known(run.seed for run in every))
+        wanted_seeds = sliced("seed", seeds, (run.seed for run in every))
         return [run for name in names for run in every
                 if run.task == name and run.method in wanted and run.seed in wanted_seeds
                 and (run.setting is None or run.setting in swept)]
@@ -404,11 +400,7 @@ class Study:
                     session.need(step)
 
     def _make(self, wanted: Mapping[Run, Sequence[Step]]) -> None:
-        """Make the missing steps together, with the runs as goals.
-
-        Raises:
-            JudgeWaits: a judge's batches are not back yet. Everything else was made.
-        """
+        """Make the missing steps together, with the runs as goals. It raises the `JudgeWaits` of `complete`."""
         missing = {run: lacking for run, steps in wanted.items()
                    if (lacking := tuple(step for step in steps if self.found(step) is None))}
         if not missing:

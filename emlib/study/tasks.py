@@ -358,10 +358,11 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
     return {task.name: task for task in found}
 
 
-def sliced(label: str, asked: Iterable[Any] | None, known: Sequence[Any]) -> list[Any]:
-    """Return the values asked for, which must be known, or all (None). `label` names a value in messages."""
+def sliced(label: str, asked: Iterable[Any] | None, every: Iterable[Any]) -> list[Any]:
+    """Return the values asked for, which must be among `every`, or all (None). `label` names a value in messages."""
+    known = list(dict.fromkeys(every))
     if asked is None:
-        return list(known)
+        return known
     if isinstance(asked, str):
         raise ProfileError(f"Expected a list, such as [{asked!r}], and found the text {asked!r}.")
     wanted = list(asked)
