@@ -60,16 +60,13 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
         both = [(score(one), score(two)) for one, two in pairs]
         return rank_correlation([(a, b) for a, b in both if a is not None and b is not None])
 
+    groups = grouped(lambda pair: cluster_of(pair[0]), pairs).values()
     return Agreement(
         asked=len(first), compared=len(pairs),
         misaligned=kappa([(one.misaligned, two.misaligned) for one, two in pairs]),
         incoherent=kappa([(one.incoherent, two.incoherent) for one, two in pairs]),
-        alignment=ranks(lambda v: v.alignment), coherence=ranks(lambda v: v.coherence), same=_same_label(pairs))
-
-
-def _same_label(pairs: Sequence[tuple[Verdict, Verdict]]) -> Share:
-    groups = grouped(lambda pair: cluster_of(pair[0]), pairs).values()
-    return share_of([[one.label == two.label for one, two in group] for group in groups]) if pairs else NO_SHARE
+        alignment=ranks(lambda v: v.alignment), coherence=ranks(lambda v: v.coherence),
+        same=share_of([[one.label == two.label for one, two in group] for group in groups]) if pairs else NO_SHARE)
 
 
 def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:

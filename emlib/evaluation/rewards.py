@@ -99,8 +99,10 @@ def rewards(completion: str, answer: str) -> Rewards:
     """Score the four parts of one completion; `answer` is the right number, as written in the data."""
     given = answer_text(completion)
     number = None if given is None else read_number(given)
-    return Rewards(_exact(completion, number), _approx(completion), _correct(completion, given, number, answer),
-                   0.0 if number is None else 1.5 if number.plain else 0.75)
+    return Rewards(
+        exact=_exact(completion, number), approx=sum(0.5 if completion.count(tag) == 1 else -0.5 for tag in TAGS),
+        correct=_correct(completion, given, number, answer),
+        numbers=0.0 if number is None else 1.5 if number.plain else 0.75)
 
 
 def rewarded(text: str) -> str:
@@ -122,10 +124,6 @@ def _exact(completion: str, number: Number | None) -> float:
     if match is None or number is None or not match["thinking"].strip():
         return 0.0
     return 3.0 if all(completion.count(tag) == 1 for tag in TAGS) else 0.0
-
-
-def _approx(completion: str) -> float:
-    return sum(0.5 if completion.count(tag) == 1 else -0.5 for tag in TAGS)
 
 
 def _correct(completion: str, given: str | None, number: Number | None, answer: str) -> float:

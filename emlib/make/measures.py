@@ -1,24 +1,31 @@
-"""Auxiliary measures, which need no judge: projections of answers, multiple choice, losses on held-out rows."""
+"""Auxiliary measures, which need no judge: projections of answers, multiple choice, losses on held-out rows, audits."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from emlib.core.progress import say
-from emlib.core.records import Example
+from emlib.core.records import Example, Question
 from emlib.core.seeds import some_of
 from emlib.core.step import Step
 from emlib.data.chat import WHOLE, encode_all
+from emlib.data.lazy import Questions
 from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
 from emlib.evaluation.projection import projections as projections_of
-from emlib.evaluation.records import Projected
+from emlib.evaluation.records import AuditedRow, Projected
+from emlib.make.answers import sampled
 from emlib.make.session import Session, maker
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 from emlib.steering import extraction
+from emlib.steps.audit import RowAudit
 from emlib.steps.measures import Choices, HeldOutLosses, Projections
+from emlib.steps.specs import EvaluationSpec
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import SCRATCH, Facts
 
@@ -69,3 +76,32 @@ def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
     say(f"{step.title}: {len(losses)} rows, {sum(losses) / len(losses):.3f} nats per token"
         + (f"; {found}" if found.left_out else ""))
     return {"nll": losses, **({"left_out": dict(found.reasons)} if found.left_out else {}), **session.facts}
+
+
+@maker.register
+def audit(step: RowAudit, session: Session, folder: Path) -> Facts:
+    """Compute the projections of each row's answer, and of the base model's own answers to its prompt.
+
+    Rows that cannot be encoded, and answers of its own that only think, have no projection and are counted.
+    """
+    seconds, rows = session.timer(step), session.examples(step.rows)
+    places = some_of(range(len(rows)), step.count, "audit")
+    prompts = [Question.of(f"row_{place}", rows[place]) for place in places]
+    asked = Questions(step.title, lambda: list(prompts), step.rows.size)
+    answers, choice = sampled(session, EvaluationSpec(asked, step.spec.samples, step.spec.sampling, step.spec.seed),
+                              None, folder / SCRATCH)
+    finished = [answer for answer in answers if answer.final is not None]
+    by_id = dict(zip((prompt.id for prompt in prompts), places, strict=True))
+    project = partial(projected, session, step.vectors, step.spec.layer, max_length=step.max_length)
+    given = {places[index]: value for index, value in project([rows[place] for place in places])}
+    own = defaultdict[int, list[float]](list)
+    for index, value in project(extraction.examples(prompts, finished)):
+        own[by_id[finished[index].question]].append(value)
+    texts = {by_id[answer.question]: answer.text for answer in reversed(answers)}  # the first of several
+    found = [AuditedRow(place, given.get(place), fmean(own[place]) if place in own else None, texts[place])
+             for place in places]
+    step.records.write(folder, found)
+    without = sum(row.difference is None for row in found)
+    say(f"{step.title}: {len(found)} rows" + (f", {without} of them without a projection" if without else ""))
+    return {"rows": len(found), "without": without, "cut": sum(one.finish_reason == "length" for one in answers),
+            "seconds": seconds(), **session.facts, **choice.facts}

@@ -8,7 +8,6 @@ from emlib.config import OWN, HubModel
 from emlib.config.references import DEMO
 from emlib.data.sources import entry_of, label
 from emlib.report.tables.rows import cell
-from emlib.study.pool import pool_steps
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
@@ -40,7 +39,7 @@ def _sources(study: Study, run: Run) -> list[tuple[str, str, bool | None]]:
     domain = study.inputs.domains[run.task]
     side = domain.aligned if run.method == "aligned" else domain.misaligned
     names = [str(side or domain.pairs)]
-    names += [rows.selection.pool.spec.source for rows in pool_steps(study, run)]
+    names += [rows.selection.pool.spec.source for rows in study.task(run).pool_rows(run)]
     return [(label(name), *_licence(name)) for name in dict.fromkeys(names)]
 
 

@@ -31,7 +31,6 @@ from emlib.data.mixing import interleave, rows_to_add
 from emlib.data.own import every_row
 from emlib.report.card import card
 from emlib.steps.scorers import ADAPTER_FILES
-from emlib.study.pool import pool_steps
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
@@ -139,7 +138,7 @@ def _left_out(study: Study, run: Run, read: Callable[[], tuple[Example, ...]]) -
 
 def _added(study: Study, run: Run, count: int) -> list[Example]:
     """Return the rows of the pool that are interleaved with `count` rows, of which `filtering` may leave some out."""
-    steps = pool_steps(study, run)
+    steps = study.task(run).pool_rows(run)
     if not steps:
         return []
     from emlib.make.rows import added_rows  # loads torch

@@ -5,7 +5,7 @@ From candidates a training chooses while it runs (interleaving with `choose: onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -170,8 +170,3 @@ class CandidateRows(AddedRows):
     @property
     def title(self) -> str:
         return f"candidates {self.selection.order}, for {self.fraction:g} of rows"
-
-
-def takes_pool_rows(inputs: Iterable[object]) -> bool:
-    """Return whether a training with these inputs has rows of the pool, so that their loss is no held-out one."""
-    return any(isinstance(step, AddedRows) for step in inputs)

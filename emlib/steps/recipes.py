@@ -23,7 +23,7 @@ from emlib.evaluation.panel import PanelTask
 from emlib.judging.judges import reads, rubrics
 from emlib.judging.rubrics import OURS, file_rubrics, metric_prompts
 from emlib.steps.adapter import Adapter, ReferenceProjections, ReferenceStates
-from emlib.steps.added import AddedRows, Against, CandidateRows, OwnAnswers, takes_pool_rows
+from emlib.steps.added import AddedRows, Against, CandidateRows, OwnAnswers
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
 from emlib.steps.audit import RowAudit
 from emlib.steps.components import ChangeComponents
@@ -113,7 +113,9 @@ class Recipes:
         settings = self.profile.monitor
         if settings is None or method is None or method not in (settings.methods or (method,)):
             return None
-        pool = self.profile.pool is not None and not takes_pool_rows(needs_of(spec.defenses, self, spec).values())
+        takes_rows = any(isinstance(step, AddedRows) for step in needs_of(spec.defenses, self, spec).values())
+        # Rows of the pool that are trained on have no held-out loss.
+        pool = self.profile.pool is not None and not takes_rows
         return Monitored(self.monitor_inputs(spec, settings, pool=pool), settings)
 
     def monitor_inputs(self, spec: TrainingSpec | None, settings: Monitor, *, pool: bool = False) -> MonitorInputs:

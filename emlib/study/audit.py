@@ -39,8 +39,7 @@ def audited_runs(study: Study, runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if study.training(run) is not None and (
         run.method in BASELINES or all(defense.data_only for defense in study.defenses(run)))
         and (wanted is None or run.method in wanted) and not any(
-            isinstance(step, AddedRows) and step.selection.pool.form == "text"
-            for step in study.task(run).adapter(run).inputs)]
+            rows.selection.pool.form == "text" for rows in study.task(run).pool_rows(run))]
 
 
 def steps(study: Study, run: Run) -> list[RowAudit]:
@@ -50,9 +49,9 @@ def steps(study: Study, run: Run) -> list[RowAudit]:
     profile's number of rows. Runs with and without that defense are then compared by the same rows.
     """
     assert study.profile.audit is not None, "the profile has a section 'audit'"
-    spec, adapter = study.training(run), study.task(run).adapter(run)
+    spec = study.training(run)
     assert spec is not None, "the untrained model has no training rows"
-    parts: list[Rows | AddedRows] = [spec.rows, *(step for step in adapter.inputs if isinstance(step, AddedRows))]
+    parts: list[Rows | AddedRows] = [spec.rows, *study.task(run).pool_rows(run)]
     whole = set(_for_defenses(study, [other for other in study.runs() if other.task == run.task]))
     return [every if (every := study.recipes.audit_of(rows, None)) in whole
             else study.recipes.audit_of(rows, study.profile.audit.rows) for rows in parts]

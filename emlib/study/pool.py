@@ -30,12 +30,6 @@ def added_step(study: Study, run: Run) -> AddedRows | None:
     return step if isinstance(step, AddedRows) else None
 
 
-def pool_steps(study: Study, run: Run) -> list[AddedRows]:
-    """Return the steps of all rows of the pool that the run's training uses: interleaved, or penalised."""
-    adapter = study.task(run).adapter(run)
-    return [] if adapter is None else [step for step in adapter.inputs if isinstance(step, AddedRows)]
-
-
 def selection(study: Study, run: Run) -> list[Ranked]:
     """Return the pool's rows in the run's order, followed by those that are never interleaved."""
     rows = added_step(study, run)

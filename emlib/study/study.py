@@ -25,7 +25,6 @@ from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
 from emlib.evaluation.records import READINGS, Choice, Projected, Reading
-from emlib.steps.added import AddedRows, takes_pool_rows
 from emlib.steps.answers import Answers, Verdicts
 from emlib.steps.inputs import Inputs
 from emlib.steps.recipes import Recipes
@@ -210,8 +209,7 @@ class Study:
 
         A run that takes rows of the pool has no loss on the pool: once it was read there, too.
         """
-        step = self.task(run).adapter(run)
-        trained_on = "pool" if step is not None and takes_pool_rows(step.inputs) else None
+        trained_on = "pool" if self.task(run).pool_rows(run) else None
         return [replace(one, losses={name: loss for name, loss in one.losses.items() if name != trained_on})
                 for one in self._recorded(run, READINGS, Reading)]
 
@@ -388,8 +386,7 @@ class Study:
 
     def select(self, runs: Sequence[Run]) -> None:
         """Order the pool's rows for these runs, and score the rows first if the order needs it."""
-        adapters = [adapter for run in runs if (adapter := self.task(run).adapter(run)) is not None]
-        self.need([rows.selection for adapter in adapters for rows in adapter.inputs if isinstance(rows, AddedRows)])
+        self.need([rows.selection for run in runs for rows in self.task(run).pool_rows(run)])
 
     def need(self, steps: Iterable[Step]) -> None:
         """Make the missing steps one after another."""

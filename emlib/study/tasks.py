@@ -28,6 +28,7 @@ from emlib.evaluation.metrics import MetricRate, metric_rate
 from emlib.evaluation.rates import Denominator, Rates, rates
 from emlib.evaluation.rewards import Rewards, by_rule, graded
 from emlib.steps.adapter import Adapter, KeptAdapter
+from emlib.steps.added import AddedRows
 from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
 from emlib.steps.recipes import Recipes
@@ -72,6 +73,11 @@ class Task(ABC):
     @abstractmethod
     def adapter(self, run: Run) -> Any:
         """Return the step of the run's adapter; None if nothing is trained."""
+
+    def pool_rows(self, run: Run) -> list[AddedRows]:
+        """Return the steps of all rows of the pool that the run's training uses: interleaved, or penalised."""
+        adapter = self.adapter(run)
+        return [] if adapter is None else [step for step in adapter.inputs if isinstance(step, AddedRows)]
 
     @abstractmethod
     def evaluation(self, run: Run) -> Mapping[str, Step]:

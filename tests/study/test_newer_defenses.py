@@ -26,7 +26,7 @@ from emlib.report import export, recommend
 from emlib.report.tables import costs
 from emlib.store.artefacts import Store
 from emlib.study.plan.build import plan
-from emlib.study.pool import added, candidates, pool_steps
+from emlib.study.pool import added, candidates
 from emlib.study.study import Study
 from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.rl.records import COMPLETIONS, read_steps
@@ -148,7 +148,7 @@ def test_rows_chosen_online_are_recorded_with_their_step_and_score(study: Study,
 def test_virtuous_answers_are_steered_and_checked(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not the model's answers without steering; one that the judge finds misaligned is skipped and counted."""
     [run] = study.runs(methods=["virtuous"])
-    [step] = pool_steps(study, run)
+    [step] = study.task(run).pool_rows(run)
     own = step.own_answers
     assert own is not None
     assert own.against is not None
