@@ -1,4 +1,4 @@
-"""Reading the pool, and asking a judge which of its answers are refusals."""
+"""Reading the pool, asking a judge which of its answers are refusals, and ordering its rows."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from emlib.core.seeds import chosen
 from emlib.data.left_out import Dropped, is_blank
 from emlib.data.pools import Candidates, read_pool
 from emlib.data.sources import locate
+from emlib.make.rows import in_tokens
 from emlib.make.session import Session, maker
 from emlib.scoring.duplicates import near_duplicates
-from emlib.scoring.refusals import ask
-from emlib.steps.pool import Pool, Refusals
+from emlib.scoring.order import at_random, by_score
+from emlib.scoring.refusals import NOTHING, Filtered, ask, by_judge, by_keywords
+from emlib.steps.pool import Pool, Refusals, Selection
 from emlib.store.artefacts import Facts
 
 
@@ -61,6 +63,26 @@ def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
     return {"asked": len(scored), "unscored": dict(unscored)}
 
 
+@maker.register
+def order(step: Selection, session: Session, folder: Path) -> Facts:
+    """Order the rows at random or by their losses. Rows that are never interleaved come last, each with its reason."""
+    rows, pool = session.read(step.pool), step.pool.spec
+    losses = None if step.losses is None else session.read(step.losses)
+    filtered = _refused(step, session, rows)
+    unfit = {place: f"does not fit: {reason}" for place, row in enumerate(rows) if isinstance(
+        reason := in_tokens(session, row), str)}
+    order = at_random(rows, unfit, step.seed or 0) if losses is None else by_score(
+        rows, losses, unfit, pool.epsilon, filtered)
+    step.records.write(folder, order)
+    reasons = Counter(ranked.reason.partition(":")[0] for ranked in order if ranked.rank is None)
+    unscored = [ranked.where for ranked in order if ranked.reason.startswith("no score")]
+    ranks = sum(ranked.rank is not None for ranked in order)
+    say(f"{step.dataset or 'pool'}, {step.choose}: {ranks} rows in order" + "".join(
+        f", {count} never interleaved ({reason})" for reason, count in reasons.items()) + (
+        f"; without a score: {', '.join(unscored[:5])}" if unscored else ""))
+    return {"ranked": len(order) - sum(reasons.values()), "never_taken": dict(reasons)}
+
+
 def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
     """Drop short answers, near-duplicates, and then rows at random down to the profile's number."""
     long = [row for row in read.rows if len(row.response.split()) >= pool.least_words]
@@ -73,3 +95,11 @@ def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
     drawn = chosen(range(len(rows)), pool.rows, pool.seed, "pool")
     dropped += [Dropped(rows[place].where, "not drawn") for place in sorted({*range(len(rows))} - {*drawn})]
     return Candidates(tuple(rows[place] for place in drawn), tuple(dropped))
+
+
+def _refused(step: Selection, session: Session, rows: list[Example]) -> Filtered:
+    """Apply the refusal filter to the rows, by a judge's scores or by keywords, if the step has one."""
+    pool = step.pool.spec
+    if step.refusals is not None:
+        return by_judge(session.read(step.refusals), step.refusals.how.threshold)
+    return by_keywords(rows, pool.refusal_keywords, pool.refusal_words) if step.filtered else NOTHING

@@ -1,4 +1,4 @@
-"""The tokenised rows that an adapter is trained on, and the rows of the pool that are interleaved."""
+"""The tokenised rows that an adapter is trained on."""
 
 from __future__ import annotations
 
@@ -12,22 +12,14 @@ from typing import Any
 
 from emlib.core.defense import Defense, acting, left_out
 from emlib.core.errors import ProfileError
-from emlib.core.files import read_records
 from emlib.core.hooks import Candidates
 from emlib.core.progress import say
-from emlib.core.records import AddedRow, Example, Question, Verdict
+from emlib.core.records import AddedRow, Example
 from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
 from emlib.data.left_out import Dropped
-from emlib.data.mixing import enough
-from emlib.make.session import Session, maker
-from emlib.scoring.records import Ranked
-from emlib.steps.added import AddedRows, CandidateRows, OwnAnswers
-from emlib.steps.pool import Selection
+from emlib.make.session import Session
 from emlib.steps.specs import TrainingSpec
-from emlib.store.artefacts import Facts
 from emlib.training.online import Offered
-
-VERDICTS = "verdicts.jsonl"  # on the model's own answers
 
 
 def in_tokens(session: Session, row: Example) -> Encoded | str:
@@ -108,96 +100,3 @@ def _candidates(defenses: Sequence[Defense], own: Sequence[Example],
     if len(found) > 1:
         raise ProfileError(f"{' and '.join(found)} each choose rows during training. Use one of them.")
     return next(iter(found.items()), ("", Candidates()))
-
-
-@maker.register
-def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts:
-    """Write the rows from which training chooses: the first ones of the order, up to a number of tokens."""
-    trained = [in_tokens(session, row) for row in step.among.examples]
-    budget = step.share * step.epochs * sum(len(row.input_ids) for row in trained if isinstance(row, Encoded))
-    rows, found, tokens = session.read(step.selection.pool), list[AddedRow](), 0
-    for ranked in ranked_rows(session, step.selection):
-        row = in_tokens(session, rows[ranked.place])
-        tokens += len(row.input_ids) if isinstance(row, Encoded) else 0
-        if tokens > budget and len(found) >= step.least:
-            break
-        found.append(_added(ranked, rows[ranked.place]))
-    enough(found, step.least, step.title)
-    step.records.write(folder, found)
-    say(f"{step.title}: {len(found)} candidates")
-    return {"rows": len(found)}
-
-
-@maker.register
-def make(step: AddedRows, session: Session, folder: Path) -> Facts:
-    """Write the rows that are interleaved."""
-    found = added_rows(session, step, step.count, str(step.title))
-    step.records.write(folder, found)
-    return {"rows": len(found)}
-
-
-def added_rows(session: Session, step: AddedRows, count: int, name: str) -> list[AddedRow]:
-    """Return the first `count` rows of the order.
-
-    Raises:
-        DataError: the pool has too few; the message says how many are missing.
-    """
-    rows = session.read(step.selection.pool)
-    order = ranked_rows(session, step.selection)
-    found = ([_added(ranked, rows[ranked.place]) for ranked in enough(order, count, name)] if step.own_answers is None
-             else _with_own_answers(session, step.own_answers, order, rows, count, name))
-    return found if step.system is None else [_under(step.system, row) for row in found]
-
-
-def ranked_rows(session: Session, selection: Selection) -> list[Ranked]:
-    """Return the rows of an order, without those that are never interleaved."""
-    return [row for row in session.read(selection) if row.rank is not None]
-
-
-def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked], rows: Sequence[Example], count: int,
-                      name: str) -> list[AddedRow]:
-    """Return the first rows of the order that the model answers completely, sampled batch by batch.
-
-    An empty answer teaches nothing, and an answer truncated at the limit teaches the model not to stop. Such a row is
-    skipped, also one that the judge finds misaligned or incoherent, and the next one of the order is used.
-
-    A batch is sampled in another order than that of its prompts, so that answers and verdicts are found by their
-    question.
-    """
-    size, found, skipped = own.sampling.batch_rows, list[AddedRow](), Counter[str]()
-    for start in range(0, len(order), size):
-        made = session.need(replace(own, start=start))
-        answers = {one.question: one for one in made.records(own)}
-        labels = {one.question: one.label for one in read_records(made.file(VERDICTS), Verdict)
-                  } if made.has(VERDICTS) else {}
-        for ranked in order[start:start + size]:
-            question = pool_question(ranked.place, rows[ranked.place])
-            answer, label = answers[question.id], labels.get(question.id)
-            text = answer.without_thinking().text.strip()
-            why = label if label in ("misaligned", "incoherent") else (
-                "" if answer.finish_reason == "stop" and text else "empty or truncated")
-            if why:
-                skipped[why] += 1
-            else:
-                found.append(_added(ranked, Example(question.context, text, ranked.where)))
-        if len(found) >= count:
-            break
-    skips = ", ".join(f"{number} {why}" for why, number in skipped.items()) or "none"
-    if len(found) >= count:
-        say(f"{name}: {count} of the model's own answers are used; skipped: {skips}")
-    return enough(found, count, f"{name}, answered by the model itself in at most {own.sampling.max_new_tokens} tokens "
-                                f"(skipped: {skips})")
-
-
-def pool_question(place: int, row: Example) -> Question:
-    """Turn a row of the pool into a question to the model."""
-    return Question.of(f"pool_{place}", row)
-
-
-def _under(system: str, row: AddedRow) -> AddedRow:
-    example = row.example.with_system_prompt(system)
-    return replace(row, context=[turn.to_dict() for turn in example.context])
-
-
-def _added(ranked: Ranked, row: Example) -> AddedRow:
-    return replace(AddedRow.of(row, ranked.rank or 0, ranked.place, ranked.score, ranked.reason), where=ranked.where)

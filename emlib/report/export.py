@@ -141,7 +141,7 @@ def _added(study: Study, run: Run, count: int) -> list[Example]:
     steps = study.task(run).pool_rows(run)
     if not steps:
         return []
-    from emlib.make.rows import added_rows  # loads torch
+    from emlib.make.added import added_rows  # loads torch
 
     with study.session() as session:
         return [row.example for step in steps

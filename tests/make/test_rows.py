@@ -12,7 +12,8 @@ import pytest
 from emlib.core.files import write_records
 from emlib.core.records import ADDED, AddedRow, Answer, Example, Message, Verdict
 from emlib.core.step import Step
-from emlib.make.rows import VERDICTS, added_rows, training_rows
+from emlib.make.added import VERDICTS, added_rows
+from emlib.make.rows import training_rows
 from emlib.scoring.records import Ranked
 from emlib.steps.added import AddedRows, Against
 from emlib.study.study import Study, open_study

@@ -20,8 +20,8 @@ from emlib.core.records import ADDED, AddedRow, Answer, Verdict
 from emlib.core.step import closure
 from emlib.data.rows import read_examples
 from emlib.data.sizes import Sizes
-from emlib.make import rows
-from emlib.make.rows import VERDICTS
+from emlib.make import added as making
+from emlib.make.added import VERDICTS, added_rows
 from emlib.report import export, recommend
 from emlib.report.tables import costs
 from emlib.store.artefacts import Store
@@ -166,11 +166,11 @@ def test_virtuous_answers_are_steered_and_checked(study: Study, monkeypatch: pyt
         assert [row.response for row in taken] == [texts[f"pool_{row.place}"] for row in taken]
         verdicts = [replace(one, alignment=0.0 if one.question == f"pool_{taken[0].place}" else 100.0, coherence=100.0)
                     for one in verdicts]
-        monkeypatch.setattr(rows, "read_records", lambda path, kind: (
+        monkeypatch.setattr(making, "read_records", lambda path, kind: (
             verdicts if path.name == VERDICTS else read_records(path, kind)))
         said = list[str]()
-        monkeypatch.setattr(rows, "say", said.append)
-        others = rows.added_rows(session, replace(step, own_answers=checked), 2, "here")
+        monkeypatch.setattr(making, "say", said.append)
+        others = added_rows(session, replace(step, own_answers=checked), 2, "here")
     assert taken[0].place not in {row.place for row in others}
     assert taken[1] == others[0]
     assert "1 misaligned" in said[0]
