@@ -33,7 +33,7 @@ from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Store
 from emlib.study import overrides, ownership, precision, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeringPoint, TrajectoryPoint
-from emlib.study.tasks import BenignTaskRuns, FineTuningTask, NarrowTask, Points, Task, sliced, tasks_of
+from emlib.study.tasks import BenignTaskRuns, NarrowTask, Points, Task, sliced, tasks_of
 from emlib.training.records import LOG, StepRecord
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep
 
@@ -159,8 +159,7 @@ class Study:
 
     def training(self, run: Run) -> TrainingSpec | None:
         """Return the specification of the run's fine-tuning; None if it is not fine-tuned."""
-        task = self.task(run)
-        return task.training(run) if isinstance(task, FineTuningTask) else None
+        return self.task(run).training(run)
 
     def own_steps(self, run: Run) -> list[Step]:
         """Return the steps that a run ends in: its adapter, its answers, and their verdicts or rewards.

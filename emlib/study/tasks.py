@@ -21,7 +21,6 @@ from emlib.core.schema import Strict
 from emlib.core.step import Step
 from emlib.data.benign import TaskData, load_opswap, load_qa
 from emlib.data.lazy import Questions, Rows
-from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import locate
 from emlib.evaluation.exact_match import ExactMatchScore, Mark, mark, score
 from emlib.evaluation.metrics import MetricRate, metric_rate
@@ -70,9 +69,14 @@ class Task(ABC):
         """Return the run's defenses, with the run's hyperparameter value."""
         return self.method(run.method).at(run.setting)
 
-    @abstractmethod
+    def training(self, run: Run) -> TrainingSpec | None:
+        """Specify the run's supervised fine-tuning; None if it is not fine-tuned."""
+        return None
+
     def adapter(self, run: Run) -> Any:
         """Return the step of the run's adapter; None if nothing is trained."""
+        spec = self.training(run)
+        return None if spec is None else self.recipes.adapter(spec, str(run))
 
     def pool_rows(self, run: Run) -> list[AddedRows]:
         """Return the steps of all rows of the pool that the run's training uses: interleaved, or penalised."""
@@ -104,23 +108,7 @@ class Task(ABC):
         """Read the run's scores, by the same names; None if the run is not finished."""
 
 
-class FineTuningTask(Task):
-    """The base of tasks with supervised fine-tuning."""
-
-    @abstractmethod
-    def spec_of(self, run: Run) -> TrainingSpec:
-        """Specify the training of a run that is fine-tuned."""
-
-    def training(self, run: Run) -> TrainingSpec | None:
-        """Specify the training of the run's adapter; None for the untrained model."""
-        return None if run.method == UNTRAINED else self.spec_of(run)
-
-    def adapter(self, run: Run) -> Any:
-        spec = self.training(run)
-        return None if spec is None else self.recipes.adapter(spec, str(run))
-
-
-class NarrowTask(FineTuningTask):
+class NarrowTask(Task):
     """Fine-tuning on a narrow data set, evaluated by question sets and a judge (section 4.3)."""
 
     section: ClassVar = "narrow"
@@ -128,8 +116,10 @@ class NarrowTask(FineTuningTask):
     def __init__(self, name: str, recipes: Recipes) -> None:
         super().__init__(name, recipes, recipes.profile.methods, recipes.profile.seeds)
 
-    def spec_of(self, run: Run) -> TrainingSpec:
+    def training(self, run: Run) -> TrainingSpec | None:
         """Specify training on the aligned rows for the method `aligned`, and on the misaligned rows for others."""
+        if run.method == UNTRAINED:
+            return None
         side = "aligned" if run.method == "aligned" else "misaligned"
         return self.recipes.narrow(
             run.task, side, self.defenses(run), run.seed, run.method)  # type: ignore[arg-type]
@@ -228,7 +218,7 @@ class NarrowTask(FineTuningTask):
         return [step for points in self.attacks(run).values() for point in points.values() for step in point.values()]
 
 
-class BenignTaskRuns(FineTuningTask):
+class BenignTaskRuns(Task):
     """Fine-tuning on a benign task, evaluated by exact match (section 5.2)."""
 
     section: ClassVar = "benign"
@@ -245,18 +235,20 @@ class BenignTaskRuns(FineTuningTask):
         return (load_opswap(self.task, self.tier or 0) if isinstance(self.task, OpSwapTask)
                 else load_qa(self.task, locate))
 
-    def spec_of(self, run: Run) -> TrainingSpec:
+    def training(self, run: Run) -> TrainingSpec | None:
         """Specify training on the task's rows, with the hyperparameters that the task changes."""
+        if run.method == UNTRAINED:
+            return None
         settings = over(self.profile.training, self.task.training)
-        rows = Rows(self.name, lambda: self.data.train, lambda sizes: self._size(sizes)[0])
+        rows = Rows(self.name, lambda: self.data.train, lambda sizes: sizes.benign(self.task, self.tier)[0])
         spec = self.recipes.fine_tuning(self.name, rows, self.defenses(run), settings, run.seed)
         return replace(spec, held_out=Rows(f"{self.name} held out", lambda: self.data.held_out,
-                                           lambda sizes: self._size(sizes)[1]))
+                                           lambda sizes: sizes.benign(self.task, self.tier)[1]))
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
         sampling = over(self.profile.evaluation.sampling, self.task.sampling)
         questions = Questions(self.name, lambda: [item.question for item in self.data.test],
-                              lambda sizes: self._size(sizes)[1])
+                              lambda sizes: sizes.benign(self.task, self.tier)[1])
         asked = EvaluationSpec(questions, self.samples, sampling, run.seed)
         return {"exact_match": self.recipes.answers(self.adapter(run), asked)}
 
@@ -275,10 +267,6 @@ class BenignTaskRuns(FineTuningTask):
         answers = found.records(step)
         cut = sum(answer.finish_reason == "length" for answer in answers)
         return {"exact_match": score(self.marks(answers), cut=cut, resamples=self.profile.evaluation.bootstrap)}
-
-    def _size(self, sizes: Sizes) -> tuple[Size, Size]:
-        """Return the sizes of the training rows and of the test questions."""
-        return sizes.benign(self.task, self.tier)
 
 
 class GrpoTask(Task):
