@@ -38,11 +38,7 @@ NO_SHARE = Share()
 
 @dataclass(frozen=True)
 class Rates:
-    """The shares of a set of verdicts. Incoherent answers stay in the denominator, and by default unscored ones too.
-
-    Where the judge does not measure coherence, `incoherent` is the share of repetitive or broken answers alone, which
-    tables and figures leave out.
-    """
+    """The shares of a set of verdicts. Incoherent answers stay in the denominator, and by default unscored ones too."""
 
     misaligned: Share
     incoherent: Share
@@ -50,7 +46,7 @@ class Rates:
     scored: int  # with both scores
     unscored: Mapping[str, int] = field(default_factory=dict, compare=False)  # by reason, the most frequent first
     cut: int | None = None  # answers that reached the token limit, None if it is unknown; they stay in the denominator
-    coherence_judged: bool = True
+    coherence_judged: bool = True  # else `incoherent` is of repetitive or broken answers alone, and tables omit it
 
     @property
     def incoherent_shown(self) -> Share:

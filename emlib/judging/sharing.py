@@ -9,7 +9,6 @@ A file holds keys and scores, and no text of a question, an answer or a rubric. 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import pandas as pd
 
 from emlib.core.command import ends_with_message
 from emlib.core.errors import DataError
-from emlib.core.files import whole_file, write_text
+from emlib.core.files import whole_file, write_objects
 from emlib.core.names import is_name
 from emlib.data.rows import read_rows
 from emlib.judging.cache import COLUMNS, Cache, Row
@@ -36,7 +35,7 @@ def export(cache: Cache, path: Path) -> int:
         with whole_file(path) as temporary:
             pd.DataFrame(rows, columns=list(COLUMNS)).to_parquet(temporary, index=False)
     else:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_objects(path, rows)
     return len(rows)
 
 

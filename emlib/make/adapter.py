@@ -41,17 +41,14 @@ from emlib.training.sft import fine_tune
 
 @dataclass(frozen=True)
 class _Training:
-    """A training of `step`, with the folders of what its defenses need, and of the adapter that it begins with.
-
-    The adapter is also kept after the shares `keep` of its steps; with `then_stop` the training ends at the last one.
-    """
+    """A training of an adapter, and what it needs."""
 
     step: Adapter
     rows: TrainingRows
-    artefacts: Mapping[str, Path]
-    start: Path | None
-    keep: tuple[float, ...]
-    then_stop: bool
+    artefacts: Mapping[str, Path]  # the folders of what its defenses need
+    start: Path | None  # the folder of the adapter that it begins with
+    keep: tuple[float, ...]  # the shares of its steps after which the adapter is kept as well
+    then_stop: bool  # whether it ends at the last of these
     watch: Watch | None
 
 

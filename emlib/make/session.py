@@ -34,17 +34,12 @@ def maker(step: Step, session: Session, folder: Path) -> Facts:
 
 
 class Session(AbstractContextManager["Session"]):
-    """One base model for everything that is made, with adapters loaded and removed as needed.
+    """One base model for everything that is made, with adapters loaded and removed as needed."""
 
-    Attributes:
-        folder: the study's folder of results, where a server writes its log.
-        budget: the name of the budget for paid judges.
-        kept: the session that stays open between what a notebook does by hand; None: there is none.
-    """
-
-    kept: ClassVar[Session | None] = None
+    kept: ClassVar[Session | None] = None  # the one that stays open between what a notebook does by hand
 
     def __init__(self, recipes: Recipes, store: Store, folder: Path, budget: str) -> None:
+        """Take the study's folder of results, where a server writes its log, and the name of its budget for judges."""
         self.recipes, self.profile, self.store = recipes, recipes.profile, store
         self.folder, self.budget = folder, budget
 

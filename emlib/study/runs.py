@@ -46,19 +46,14 @@ def like_first(runs: Sequence[Run]) -> list[Run]:
 
 @dataclass(frozen=True)
 class GrpoScore:
-    """The result of a run of reinforcement learning. Accuracies are shares of 1.
+    """The result of a run of reinforcement learning. Accuracies are shares of 1."""
 
-    The two training values are of the completions sampled before the weights that are evaluated; None if nothing was
-    trained. `scored` of the `asked` answers have a reward. An answer without a reward counts as wrong, and is left out
-    of the mean reward.
-    """
-
-    train_accuracy: float | None
-    train_reward: float | None
-    eval_accuracy: float
-    eval_reward: float | None
+    train_accuracy: float | None  # of the completions sampled before the weights that are evaluated; None: untrained
+    train_reward: float | None  # likewise
+    eval_accuracy: float  # an answer without a reward counts as wrong
+    eval_reward: float | None  # the mean over answers with a reward
     asked: int
-    scored: int
+    scored: int  # answers with a reward
 
 
 AnyScore = Rates | MetricRate | ExactMatchScore | GrpoScore
