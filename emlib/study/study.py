@@ -33,7 +33,7 @@ from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Store
 from emlib.study import overrides, ownership, precision, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeringPoint, TrajectoryPoint
-from emlib.study.tasks import BenignTaskRuns, NarrowTask, Points, Task, sliced, tasks_of
+from emlib.study.tasks import BenignTask, NarrowTask, Points, Task, sliced, tasks_of
 from emlib.training.records import LOG, StepRecord
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep
 
@@ -47,13 +47,10 @@ class Study:
     """The runs of one profile, with their artefacts in one store.
 
     A method that reads the store returns None where something that it needs is not made yet.
-
-    Attributes:
-        name: the profile's name, which is that of its folder of results.
-        stated_in: the profile's file, or its name in `params/`; None if the profile is not from a file.
     """
 
     def __init__(self, name: str, profile: Profile, store: Store, stated_in: str | None = None) -> None:
+        """Take the profile, its name (that of its folder of results), and its file or its name in `params/`, if any."""
         self.name, self.store, self.stated_in = name, store, stated_in
         self.recipes = Recipes(profile, name)
 
@@ -109,10 +106,10 @@ class Study:
         assert isinstance(task, NarrowTask), f"{run} is not a run on narrow data"
         return task
 
-    def benign(self, run: Run) -> BenignTaskRuns:
+    def benign(self, run: Run) -> BenignTask:
         """Return the run's benign task."""
         task = self.task(run)
-        assert isinstance(task, BenignTaskRuns), f"{run} is not a run of a benign task"
+        assert isinstance(task, BenignTask), f"{run} is not a run of a benign task"
         return task
 
     def data(self, dataset: str) -> NarrowData:

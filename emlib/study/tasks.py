@@ -218,7 +218,7 @@ class NarrowTask(Task):
         return [step for points in self.attacks(run).values() for point in points.values() for step in point.values()]
 
 
-class BenignTaskRuns(Task):
+class BenignTask(Task):
     """Fine-tuning on a benign task, evaluated by exact match (section 5.2)."""
 
     section: ClassVar = "benign"
@@ -330,10 +330,11 @@ class GrpoTask(Task):
         scored = [one for one in rewards if one is not None]
         kept = None if adapter is None else best(read_steps(adapter.file(STEPS).parent),
                                                  self.grpo.training.checkpoint_every)
-        return {"rewards": GrpoScore(None if kept is None else kept.right, None if kept is None else kept.reward,
-                                     sum(one.right for one in scored) / len(rewards),
-                                     fmean(one.total for one in scored) if scored else None, len(rewards),
-                                     len(scored))}
+        return {"rewards": GrpoScore(
+            train_accuracy=None if kept is None else kept.right, train_reward=None if kept is None else kept.reward,
+            eval_accuracy=sum(one.right for one in scored) / len(rewards),
+            eval_reward=fmean(one.total for one in scored) if scored else None,
+            asked=len(rewards), scored=len(scored))}
 
 
 def tasks_of(recipes: Recipes) -> dict[str, Task]:
@@ -341,7 +342,7 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
     profile = recipes.profile
     found: list[Task] = [NarrowTask(name, recipes) for name in profile.datasets]
     if profile.benign is not None:
-        found += [BenignTaskRuns(name, recipes) for name in datasets_of(profile.benign)]
+        found += [BenignTask(name, recipes) for name in datasets_of(profile.benign)]
     if profile.grpo is not None:
         found.append(GrpoTask(GRPO, recipes))
     names = [task.name for task in found]
