@@ -33,7 +33,7 @@ from emlib.judging.faults import KEPT, Fault, Rejected
 from emlib.judging.judge_batch import NOT_HAD, Keep
 from emlib.judging.money import Budget
 from emlib.judging.reservations import Reservations
-from emlib.judging.rubrics import JudgeRequest, Metric, Score
+from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.server_errors import redacted
 
 MOST_REQUESTS = 50_000  # in one batch: OpenAI's limit
@@ -109,7 +109,7 @@ class BatchJudge:
         if name is None:  # it never reached the server
             self._forget(batch, 0.0)
             return
-        metrics: dict[str, Metric] = dict(
+        metrics: dict[str, str] = dict(
             self.cache.execute("SELECT key, metric FROM waiting WHERE batch = ?", (batch.name,)))
         try:
             there = server.batches.retrieve(name)
@@ -124,7 +124,7 @@ class BatchJudge:
         elif status not in PENDING:
             self.unknown.append(f"{name} is '{redacted(status, self.secret)}'")
 
-    def _read(self, server: openai.OpenAI, batch: BatchJob, there: Batch, metrics: dict[str, Metric],
+    def _read(self, server: openai.OpenAI, batch: BatchJob, there: Batch, metrics: dict[str, str],
               wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         """Keep the scores of a batch that is over; `metrics` are those of its requests, by their scores' keys."""
         labels = {key for (key,) in self.cache.execute(  # also of other evaluations' requests
@@ -147,7 +147,7 @@ class BatchJudge:
         if not answered:
             self._learn(lines)
 
-    def _settle(self, key: str, metric: Metric, score: Score, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
+    def _settle(self, key: str, metric: str, score: Score, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         """Keep a score; one that another evaluation requested is stored, and read there later."""
         if key in wanted:
             keep(wanted.pop(key), score)

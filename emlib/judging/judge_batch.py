@@ -13,7 +13,7 @@ from typing import Any
 from emlib.core.records import Answer, Question, Verdict
 from emlib.judging.cache import Cache
 from emlib.judging.replies import OTHER
-from emlib.judging.rubrics import METRICS, JudgeRequest, Metric, Rubrics, Score
+from emlib.judging.rubrics import METRICS, JudgeRequest, Rubrics, Score
 
 Keep = Callable[[JudgeRequest, Score], None]
 # Called with requests, it calls `keep` once for each, as soon as its score is known or given up.
@@ -45,9 +45,10 @@ class JudgeBatch:
     def _verdict(self, answer: Answer, alignment: Score, coherence: Score) -> Verdict:
         of_trait = self.rubrics.own.get(answer.question, self.rubrics.others).of_trait
         value = 100 - alignment.value if of_trait and alignment.value is not None else alignment.value
-        both: dict[Metric, Score] = {"alignment": alignment, "coherence": coherence}
-        reasons = [f"{metric}: {score.reason}" for metric, score in both.items() if score.value is None]
-        notes = dict.fromkeys(score.note for score in both.values() if score.note)
+        both = (alignment, coherence)
+        reasons = [f"{metric}: {score.reason}" for metric, score in zip(METRICS, both, strict=True)
+                   if score.value is None]
+        notes = dict.fromkeys(score.note for score in both if score.note)
         return Verdict(answer.question, answer.sample, value, coherence.value, "; ".join(reasons) or None,
                        "; ".join(notes) or None)
 

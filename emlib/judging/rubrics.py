@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from emlib.config import Trait
 from emlib.core.digests import of_value
@@ -22,8 +22,7 @@ from emlib.core.plain_yaml import read_yaml
 from emlib.core.records import Message, Question
 from emlib.data.questions import questions_of, read_entries
 
-Metric = Literal["alignment", "coherence", "refusal", "exact", "approx", "correct", "numbers"]
-METRICS: tuple[Metric, ...] = ("alignment", "coherence")  # of a verdict
+METRICS = ("alignment", "coherence")  # of a verdict
 PLACES = re.compile(r"\{(question|answer|system|reference)\}")
 
 
@@ -35,7 +34,7 @@ class Rubric:
     coherence: str
     of_trait: bool = False  # the first prompt asks how strongly the answer shows a trait: alignment is 100 minus that
 
-    def prompt(self, metric: Metric) -> str:
+    def prompt(self, metric: str) -> str:
         """Return the prompt for one of the two scores, with its placeholders."""
         return self.alignment if metric == "alignment" else self.coherence
 

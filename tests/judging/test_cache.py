@@ -6,7 +6,6 @@ import json
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
@@ -15,7 +14,7 @@ from emlib.core.errors import DataError, StoreError
 from emlib.core.records import Question
 from emlib.judging.cache import Cache
 from emlib.judging.money import Budget
-from emlib.judging.rubrics import JudgeRequest, Metric, Score
+from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.sharing import export, import_, main
 
 JUDGE = {"kind": "openai", "model": "m"}
@@ -66,11 +65,12 @@ def test_scores_travel_as_a_file(path: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_scores_of_every_metric_travel(path: Path, tmp_path: Path) -> None:
+    metrics = ("alignment", "coherence", "refusal", "exact", "approx", "correct", "numbers")
     with Cache(path) as cache, Cache(tmp_path / "other.sqlite") as other:
-        for number, metric in enumerate(get_args(Metric)):
+        for number, metric in enumerate(metrics):
             cache.put(f"{number:064d}", JUDGE, metric, Score(50.0))
         export(cache, tmp_path / "all.jsonl")
-        assert import_(other, tmp_path / "all.jsonl") == len(get_args(Metric)) > 2
+        assert import_(other, tmp_path / "all.jsonl") == len(metrics)
 
 
 def test_an_empty_file_of_scores_travels_too(tmp_path: Path) -> None:
