@@ -73,10 +73,6 @@ class RunResult:
     train_tokens: int | None  # likewise
     run_key: str  # identifies all steps of the run
 
-    def rates(self, which: str) -> Rates:
-        """Return the rates on the question set `which` of a narrow run."""
-        return self.sets[which]
-
     @property
     def sets(self) -> dict[str, Rates]:
         """The rates of a narrow run by question set."""
@@ -90,12 +86,12 @@ class RunResult:
     @property
     def general(self) -> Rates:
         """The rates on the general questions."""
-        return self.rates("general")
+        return self.sets["general"]
 
     @property
     def in_domain(self) -> Rates:
         """The rates on the held-out prompts of the run's own data set."""
-        return self.rates("in_domain")
+        return self.sets["in_domain"]
 
     @property
     def exact_match(self) -> ExactMatchScore:

@@ -161,7 +161,7 @@ def test_a_further_question_set_has_its_own_columns_and_verdicts(study: Study) -
         assert len({step.key for step in steps.values()}) == 3
         assert [(v.question, v.sample) for v in wider.verdicts(run, "criteria") or []] == [
             (question.id, 0) for question in wider.questions(run, "criteria")]
-        assert result.rates("criteria").asked == 24
+        assert result.sets["criteria"].asked == 24
         assert (result.general, result.in_domain) == (narrower.general, narrower.in_domain)
         assert wider.run_key(run) != study.run_key(run)
     assert before.items() <= snapshot(study.store.root).items()
