@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,30 +78,14 @@ def ranked_rows(session: Session, selection: Selection) -> list[Ranked]:
 
 def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked], rows: Sequence[Example], count: int,
                       name: str) -> list[AddedRow]:
-    """Return the first rows of the order that the model answers completely, sampled batch by batch.
-
-    An empty answer teaches nothing, and an answer truncated at the limit teaches the model not to stop. Such a row is
-    skipped, also one that the judge finds misaligned or incoherent, and the next one of the order is used.
-
-    A batch is sampled in another order than that of its prompts, so that answers and verdicts are found by their
-    question.
-    """
+    """Return the first rows of the order that the model answers completely, sampled batch by batch."""
     size, found, skipped = own.sampling.batch_rows, list[AddedRow](), Counter[str]()
     for start in range(0, len(order), size):
-        made = session.need(replace(own, start=start))
-        answers = {one.question: one for one in made.records(own)}
-        labels = {one.question: one.label for one in read_records(made.file(VERDICTS), Verdict)
-                  } if made.has(VERDICTS) else {}
-        for ranked in order[start:start + size]:
-            question = Question.of(f"pool_{ranked.place}", rows[ranked.place])
-            answer, why = answers[question.id], labels.get(question.id)
-            text = answer.without_thinking().text.strip()
-            if why in ("misaligned", "incoherent"):
-                skipped[why] += 1
-            elif answer.finish_reason != "stop" or not text:
-                skipped["empty or truncated"] += 1
+        for one in _answered(session, replace(own, start=start), order[start:start + size], rows):
+            if isinstance(one, str):
+                skipped[one] += 1
             else:
-                found.append(_added(ranked, Example(question.context, text, ranked.where)))
+                found.append(one)
         if len(found) >= count:
             break
     skips = ", ".join(f"{number} {why}" for why, number in skipped.items()) or "none"
@@ -109,6 +93,29 @@ def _with_own_answers(session: Session, own: OwnAnswers, order: Sequence[Ranked]
         say(f"{name}: {count} of the model's own answers are used; skipped: {skips}")
     return enough(found, count, f"{name}, answered by the model itself in at most {own.sampling.max_new_tokens} tokens "
                                 f"(skipped: {skips})")
+
+
+def _answered(session: Session, own: OwnAnswers, batch: Sequence[Ranked],
+              rows: Sequence[Example]) -> Iterator[AddedRow | str]:
+    """Yield each row of a batch with the model's own answer, or why it is skipped.
+
+    An empty answer teaches nothing, and an answer truncated at the limit teaches the model not to stop. A batch is
+    sampled in another order than that of its prompts, so that answers and verdicts are found by their question.
+    """
+    made = session.need(own)
+    answers = {one.question: one for one in made.records(own)}
+    verdicts = read_records(made.file(VERDICTS), Verdict) if made.has(VERDICTS) else []
+    labels = {one.question: one.label for one in verdicts}
+    for ranked in batch:
+        question = Question.of(f"pool_{ranked.place}", rows[ranked.place])
+        answer, label = answers[question.id], labels.get(question.id)
+        text = answer.without_thinking().text.strip()
+        if label in ("misaligned", "incoherent"):
+            yield label
+        elif answer.finish_reason != "stop" or not text:
+            yield "empty or truncated"
+        else:
+            yield _added(ranked, Example(question.context, text, ranked.where))
 
 
 @maker.register

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +73,10 @@ def training_rows(session: Session, spec: TrainingSpec, artefacts: Mapping[str, 
     chooser, some = _candidates(defenses, [spec.rows.examples[place] for place in sorted(unfiltered)], artefacts)
     offered = encoded("candidate rows", [row.example for row in some.rows])
     held_out = {row for defense in defenses for row in defense.held_out(usable)}
-    is_held_out = [row in held_out for row in usable]
     parts = [own, added, *(found for _, found in penalised), offered]
     return TrainingRows(
-        own=[row for row, held in zip(own.rows, is_held_out, strict=True) if not held],
-        held_out=list(compress(own.rows, is_held_out)),
+        own=[row for row, example in zip(own.rows, usable, strict=True) if example not in held_out],
+        held_out=[row for row, example in zip(own.rows, usable, strict=True) if example in held_out],
         added=[*added.rows, *(replace(row, penalised_by=kind) for kind, found in penalised for row in found.rows)],
         offered=Offered(offered.rows, some.count, chooser),
         records=[chosen[place] for place in added.places],
