@@ -29,7 +29,7 @@ SENDABLE = re.compile(r"[!-~]+")  # what a header can carry, without spaces
 
 
 def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.environ.get) -> str:
-    """Return the key from the environment, if it may be sent to the judge's server.
+    """Return the key from the environment, if it may be sent to the judge's server; empty for a judge without one.
 
     Raises:
         JudgeError: the key is missing, has characters that no key has, or is meant for another server. The message
@@ -37,7 +37,7 @@ def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.envi
     """
     variable = spec.key_variable
     if variable is None:
-        return NO_KEY
+        return ""
     wrong = why_not_sent(variable, spec.address, spec.send_key_to)
     if wrong is not None:
         raise JudgeError(f"The judge '{spec.model}': {wrong}. Nothing was sent.")
@@ -57,7 +57,7 @@ def client(spec: OpenAIJudge, key: str) -> openai.AsyncOpenAI:
     """Return a client for this event loop. It does not retry: `Sender` and `JudgingSession` do."""
     ask_directly(spec.address)
     limits = openai.Timeout(spec.timeout, connect=min(LONGEST_CONNECT, 0.9 * spec.timeout))
-    return openai.AsyncOpenAI(api_key=key, base_url=spec.address, max_retries=0, timeout=limits,
+    return openai.AsyncOpenAI(api_key=key or NO_KEY, base_url=spec.address, max_retries=0, timeout=limits,
                               http_client=openai.DefaultAioHttpClient())  # half the processor time of the default
 
 

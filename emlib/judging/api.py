@@ -22,7 +22,7 @@ from emlib.core import progress
 from emlib.core.errors import JudgeError
 from emlib.core.progress import say
 from emlib.judging import faults, replies
-from emlib.judging.access import NO_KEY, client, key_of, price_of
+from emlib.judging.access import client, key_of, price_of
 from emlib.judging.bodies import is_whole, logprobs_body, number_body, samples_body
 from emlib.judging.faults import KEPT, BadReply, PromptRefused, TransientFault
 from emlib.judging.judge_batch import NOT_HAD, Keep
@@ -62,8 +62,7 @@ class ApiJudge:
     async def _all(self, requests: Sequence[JudgeRequest], keep: Keep, bar: tqdm) -> JudgeError | None:
         """Return the error that stopped all requests; the caller raises it, so that its traceback holds no key."""
         async with client(self.spec, self.key) as server:
-            secret = "" if self.key == NO_KEY else self.key
-            session = JudgingSession(self.spec, Sender(self.spec, self.price, self.budget, secret, server), keep, bar)
+            session = JudgingSession(self.spec, Sender(self.spec, self.price, self.budget, self.key, server), keep, bar)
             failure = await session.score(requests)
         say(f"{self.spec.model}: {session.summary}")
         return failure

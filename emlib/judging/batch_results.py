@@ -40,8 +40,8 @@ class Line:
         return self.score
 
 
-def read_lines(content: bytes, model: str, secret: str, labels: Collection[str] = ()) -> Iterator[Line]:
-    """Yield the lines of a result file; the errors that they hold are shown without the key `secret`.
+def read_lines(content: bytes, model: str, judge_key: str, labels: Collection[str] = ()) -> Iterator[Line]:
+    """Yield the lines of a result file; the errors that they hold are shown without `judge_key`.
 
     `labels` are the keys of the scores that are to be labels. A line that is no JSON, or names no score, is left out:
     its score counts as unanswered.
@@ -55,7 +55,7 @@ def read_lines(content: bytes, model: str, secret: str, labels: Collection[str] 
         except (faults.BadReply, KeyError, TypeError, AttributeError):
             continue
         if error is not None:
-            told = error_of(error, secret, None if status == 200 else status)
+            told = error_of(error, judge_key, None if status == 200 else status)
             yield Line(key, None, None, faults.of_reply(told, model))
             continue
         try:

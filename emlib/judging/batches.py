@@ -61,7 +61,6 @@ class BatchJudge:
         """Read the key from the environment (`key_of`), and the model's price from the list (`price_of`)."""
         self.spec, self.budget, self.cache = spec, budget, budget.cache
         self.key, self.price = key_of(spec), price_of(spec)
-        self.secret = "" if self.key == NO_KEY else self.key
         self.supported = known_support(self.cache, spec)
         self.unknown: list[str] = []  # batches in a state that this module does not know
 
@@ -78,9 +77,9 @@ class BatchJudge:
             with FileLock(self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")):  # one process at a time
                 self._collect_and_send(wanted, keep)
         except openai.APIError as error:
-            failure = _stopping(error, self.spec, self.secret)
+            failure = _stopping(error, self.spec, self.key)
         except (Fault, ValueError, RecursionError) as error:
-            failure = _later(redacted(str(error), self.secret))
+            failure = _later(redacted(str(error), self.key))
         if failure is not None:  # raised here, so that it does not refer to the client's error
             raise failure
         if wanted:
@@ -90,7 +89,7 @@ class BatchJudge:
 
     def _collect_and_send(self, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         ask_directly(self.spec.address)
-        with openai.OpenAI(api_key=self.key, base_url=self.spec.address, max_retries=TRIES,
+        with openai.OpenAI(api_key=self.key or NO_KEY, base_url=self.spec.address, max_retries=TRIES,
                            timeout=self.spec.timeout) as server:
             for key, score in self.cache.get(list(wanted)).items():  # another process may have collected them meanwhile
                 keep(wanted.pop(key), score)
@@ -122,7 +121,7 @@ class BatchJudge:
         if status in OVER:
             self._read(server, batch, there, metrics, wanted, keep)
         elif status not in PENDING:
-            self.unknown.append(f"{name} is '{redacted(status, self.secret)}'")
+            self.unknown.append(f"{name} is '{redacted(status, self.key)}'")
 
     def _read(self, server: openai.OpenAI, batch: BatchJob, there: Batch, metrics: dict[str, str],
               wanted: dict[str, JudgeRequest], keep: Keep) -> None:
@@ -130,7 +129,7 @@ class BatchJudge:
         labels = {key for (key,) in self.cache.execute(  # also of other evaluations' requests
             "SELECT key FROM labels JOIN waiting USING (key) WHERE batch = ?", (batch.name,))}
         lines = [line for file in (there.output_file_id, there.error_file_id) if file
-                 for line in read_lines(server.files.content(file).content, self.spec.model, self.secret, labels)]
+                 for line in read_lines(server.files.content(file).content, self.spec.model, self.key, labels)]
         self._refuse_unusable(server, lines, wanted)  # the batch stays recorded, so that it is not sent again
         answered = any(line.reply is not None for line in lines)
         for line in lines:
@@ -139,7 +138,7 @@ class BatchJudge:
                 self._settle(line.key, metrics.pop(line.key), score, wanted, keep)
         self._forget(batch, self._cost(batch, lines, len(metrics)))
         messages = "; ".join(str(error.message) for error in (there.errors and there.errors.data) or [])
-        said = redacted(messages, self.secret) or f"the batch is {there.status.lower()}"
+        said = redacted(messages, self.key) or f"the batch is {there.status.lower()}"
         self._count_unanswered(dict.fromkeys(metrics, said) | {
             line.key: line.reason for line in lines if line.key in metrics and line.fault is not None})
         if there.status.lower() == "failed":
@@ -247,7 +246,7 @@ class BatchJudge:
         say(f"{self.spec.model}: sent a batch of {len(part)} requests ({sent.id})")
 
 
-def _stopping(error: openai.APIError, spec: OpenAIJudge, secret: str) -> JudgeError:
+def _stopping(error: openai.APIError, spec: OpenAIJudge, key: str) -> JudgeError:
     """Return the error that stops an evaluation by batch after a request that was not answered."""
     path = str(error.request.url).removeprefix(spec.address)
     if isinstance(error, openai.APIStatusError) and error.status_code in NONE_SUCH and "/chat/" not in path:
@@ -255,7 +254,7 @@ def _stopping(error: openai.APIError, spec: OpenAIJudge, secret: str) -> JudgeEr
             return _later(f"the server has no file {path} any more ({error.status_code})")
         return JudgeError(f"The server has no batches: {path.partition('?')[0]} is not there ({error.status_code}). "
                           f"Remove 'batch' from the profile's judge, or correct 'base_url' ({spec.address}). {KEPT}")
-    fault = fault_of(error, spec.model, secret)
+    fault = fault_of(error, spec.model, key)
     if isinstance(fault, JudgeError):
         return fault
     return fault.stopping() if isinstance(fault, Rejected) else _later(fault.reason)

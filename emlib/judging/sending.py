@@ -38,9 +38,9 @@ class NoLogprobs(Exception):
 class Sender:
     """Sends the requests of one session."""
 
-    def __init__(self, spec: OpenAIJudge, price: Price | None, budget: Budget, secret: str,
+    def __init__(self, spec: OpenAIJudge, price: Price | None, budget: Budget, key: str,
                  server: openai.AsyncOpenAI) -> None:
-        self.spec, self.price, self.budget, self.secret, self.server = spec, price, budget, secret, server
+        self.spec, self.price, self.budget, self.key, self.server = spec, price, budget, key, server
         self.supported = known_support(budget.cache, spec)
         self.usd = None if price is None else 0.0  # the cost so far
         self.slots, self.money = Slots(spec.max_concurrency), asyncio.Condition()
@@ -135,7 +135,7 @@ class Sender:
                 # The client's low-level call: its high-level one spends more time on type checks than all else takes.
                 answer = await self.server.post("/chat/completions", body=body, cast_to=httpx2.Response)
         except openai.APIError as error:
-            return None, None, fault_of(error, self.spec.model, self.secret)
+            return None, None, fault_of(error, self.spec.model, self.key)
         except TimeoutError:
             return None, None, TransientFault("no answer in time", billed=True)
         except UnicodeEncodeError:
@@ -151,7 +151,7 @@ class Sender:
             tokens = replies.usage(reply, most_used(body))
             error = error_in(reply)
             if error is not None:
-                return None, tokens, faults.of_reply(error_of(error, self.secret), self.spec.model)
+                return None, tokens, faults.of_reply(error_of(error, self.key), self.spec.model)
             return read(reply), tokens, None
         except Fault as fault:
             return None, tokens, fault.with_traceback(None)

@@ -76,14 +76,13 @@ class Inference(AbstractContextManager["Inference"]):
         Raises:
             EmlibError: the profile names vLLM, which is not available or disagrees with transformers.
         """
-        profile = self.profile
-        choice = backends.inference(stage, profile.backend, profile.model)
+        choice = backends.inference(stage, self.profile.backend, self.profile.model)
         if choice.name == TRANSFORMERS:
             return choice
         try:
             self._compare(weights)
         except EmlibError as error:
-            if getattr(profile.backend, stage) != "auto":
+            if getattr(self.profile.backend, stage) != "auto":
                 raise
             say(f"vLLM is not used: {error}")
             return ChosenBackend(TRANSFORMERS, f"no vllm: {error}")
@@ -100,8 +99,7 @@ class Inference(AbstractContextManager["Inference"]):
 
     def generation_backend(self) -> ChosenBackend:
         """Choose the backend that samples answers, before any adapter is compared."""
-        profile = self.profile
-        return backends.inference("generation", profile.backend, profile.model)
+        return backends.inference("generation", self.profile.backend, self.profile.model)
 
     def steering_backend(self) -> ChosenBackend:
         """Choose the backend that samples steered answers: always transformers, with the reason."""
@@ -112,13 +110,12 @@ class Inference(AbstractContextManager["Inference"]):
     @cached_property
     def client(self) -> VllmClient:
         """The client of the server that the profile names, or of one that this session starts."""
-        profile = self.profile
-        url = profile.backend.base_url
+        url = self.profile.backend.base_url
         if url is None:
             program, port = backends.vllm_program(), free_port()
             assert program is not None, "the choice checks that there is a program"
             rank, modules = self._adapter_shape()
-            command = arguments(profile.model, paths.cache(), rank, modules, self.longest, port, self.adapters,
+            command = arguments(self.profile.model, paths.cache(), rank, modules, self.longest, port, self.adapters,
                                 gpu=bool(gpus.devices()))
             log = self.folder / f"vllm-{port}.log"
             client = VllmClient(self.stack.enter_context(serving(program, command, port, log)), BASE, log=log)

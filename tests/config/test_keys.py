@@ -27,7 +27,7 @@ def judge(variable: str | None, address: str | None, **more: str) -> OpenAIJudge
 def test_a_key_goes_where_it_belongs(variable: str | None, address: str | None, more: dict[str, str]) -> None:
     spec = judge(variable, address, **more)
     sent = key_of(spec, lambda name: f"value-of-{name}")
-    assert sent == ("none" if spec.key_variable is None else f"value-of-{spec.key_variable}")
+    assert sent == ("" if spec.key_variable is None else f"value-of-{spec.key_variable}")
 
 
 @pytest.mark.parametrize(("variable", "address", "message"), [

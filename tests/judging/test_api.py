@@ -285,7 +285,7 @@ def test_a_budget_without_a_price_is_refused_before_anything_is_sent(scores: Pat
 
 def test_openais_key_goes_to_openai_alone() -> None:
     environment = {"OPENAI_API_KEY": "secret", "OTHER": " mine\n"}.get
-    assert key_of(api("http://127.0.0.1:1/v1"), environment) == "none"
+    assert key_of(api("http://127.0.0.1:1/v1"), environment) == ""
     assert key_of(api("http://127.0.0.1:1/v1", key_from="OTHER"), environment) == "mine"
     assert key_of(api("http://127.0.0.1:1/v1").model_copy(update={"base_url": None}), environment) == "secret"
     with pytest.raises(JudgeError, match="MISSING is not set"):
