@@ -23,7 +23,8 @@ from emlib.data.sizes import Sizes
 from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p
 from emlib.judging.money import endings
 from emlib.report.paper import published
-from emlib.study.plan.build import Plan, plan, rows
+from emlib.study import results
+from emlib.study.plan.build import Plan, plan
 from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.measured import answered
 from emlib.study.plan.memory import training_memory
@@ -117,7 +118,7 @@ class Estimate:
     def errors(self) -> pd.DataFrame:
         """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
         known = {planned.run: planned.work for planned in self.plan.runs}
-        done = [(known[run], row) for run, row in rows(self.study.folder, "narrow")
+        done = [(known[run], row) for run, row in results.read(self.study.folder, "narrow")
                 if run in known and row["train_tokens"]]
         sampled = answered(self.study.store, self.study.profile.model)
         trained = Work(train=sum(work.train for work, _ in done), read=sum(work.read for work, _ in done))

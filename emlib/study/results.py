@@ -1,16 +1,19 @@
-"""Writing `results.csv`, `benign.csv` and `grpo.csv`, with a row for each finished run."""
+"""Writing and reading `results.csv`, `benign.csv` and `grpo.csv`, with a row for each finished run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from emlib.config import QUESTION_SETS, Profile, datasets_of
+from emlib.config.benign import dataset_name
 from emlib.core.files import write_text
 from emlib.study.runs import Run, RunResult, Section
+from emlib.study.tasks import GRPO
 
 FILES: dict[Section, str] = {"narrow": "results.csv", "benign": "benign.csv", "grpo": "grpo.csv"}
 
@@ -26,6 +29,23 @@ def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[Ru
             write_text(path, frame.astype(dict.fromkeys(whole, "Int64")).to_csv(index=False))
             written.append(path)
     return written
+
+
+def read(folder: Path, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Yield each row of a section's file: its run, and all its values by column."""
+    path = folder / FILES[section]
+    if not path.is_file():
+        return
+    for row in pd.read_csv(path, dtype={"tier": "Int64"}).to_dict("records"):
+        values: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        yield Run(task=_task(values, section), **{field.name: values[field.name] for field in fields(Run)
+                                                  if field.name != "task"}), values
+
+
+def _task(row: dict[str, Any], section: Section) -> str:
+    if section == "narrow":
+        return str(row["dataset"])
+    return GRPO if section == "grpo" else dataset_name(str(row["task"]), row["tier"])
 
 
 def row(profile: Profile, section: Section, result: RunResult) -> dict[str, Any]:

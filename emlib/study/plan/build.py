@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -24,12 +23,11 @@ from emlib.data.sizes import Sizes
 from emlib.steps.adapter import Adapter
 from emlib.steps.pool import PoolLosses
 from emlib.steps.vectors import PersonaVectors
-from emlib.study import audit
+from emlib.study import audit, results
 from emlib.study.overrides import as_kept
-from emlib.study.results import FILES
-from emlib.study.runs import Run, Section
+from emlib.study.runs import SECTIONS, Run
 from emlib.study.study import Study
-from emlib.study.tasks import GRPO, NarrowTask
+from emlib.study.tasks import NarrowTask
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def finished(study: Study) -> frozenset[Run]:
     """
     if not _made_with(study.profile, study.folder / paths.EFFECTIVE):
         return frozenset()
-    found = {run for section in FILES for run, _ in rows(study.folder, section)}
+    found = {run for section in SECTIONS for run, _ in results.read(study.folder, section)}
     narrow = [run for run in found if isinstance(study.task(run), NarrowTask)]
     for name, wanted in (("triggers", lambda run: study.narrow(run).triggered(run)),
                          ("trajectory", lambda run: study.narrow(run).trajectory(run)),
@@ -163,21 +161,3 @@ def _made_with(profile: Profile, record: Path) -> bool:
     except ProfileError:
         return False
 
-
-def rows(folder: Path, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Yield each row of a section's file of results: its run, and all its values by column."""
-    path = folder / FILES[section]
-    if not path.is_file():
-        return
-    for row in pd.read_csv(path, dtype={"tier": "Int64"}).to_dict("records"):
-        values: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        yield Run(task=_task(values, section), **{field.name: values[field.name] for field in fields(Run)
-                                                  if field.name != "task"}), values
-
-
-def _task(row: dict[str, Any], section: Section) -> str:
-    if section == "narrow":
-        return str(row["dataset"])
-    if section == "grpo":
-        return GRPO
-    return str(row["task"]) if row["tier"] is None else f"{row['task']}-{row['tier']}"
