@@ -64,7 +64,7 @@ def refusals(step: Refusals, session: Session, folder: Path) -> Facts:
 
 
 @maker.register
-def order(step: Selection, session: Session, folder: Path) -> Facts:
+def select(step: Selection, session: Session, folder: Path) -> Facts:
     """Order the rows at random or by their losses. Rows that are never interleaved come last, each with its reason."""
     rows, pool = session.read(step.pool), step.pool.spec
     losses = None if step.losses is None else session.read(step.losses)
@@ -80,7 +80,7 @@ def order(step: Selection, session: Session, folder: Path) -> Facts:
     say(f"{step.dataset or 'pool'}, {step.choose}: {ranks} rows in order" + "".join(
         f", {count} never interleaved ({reason})" for reason, count in reasons.items()) + (
         f"; without a score: {', '.join(unscored[:5])}" if unscored else ""))
-    return {"ranked": len(order) - sum(reasons.values()), "never_taken": dict(reasons)}
+    return {"ranked": ranks, "never_taken": dict(reasons)}
 
 
 def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
