@@ -236,9 +236,10 @@ class BenignTask(Task):
                 else load_qa(self.task, locate))
 
     def training(self, run: Run) -> TrainingSpec | None:
+        return None if run.method == UNTRAINED else self.spec_of(run)
+
+    def spec_of(self, run: Run) -> TrainingSpec:
         """Specify training on the task's rows, with the hyperparameters that the task changes."""
-        if run.method == UNTRAINED:
-            return None
         settings = over(self.profile.training, self.task.training)
         rows = Rows(self.name, lambda: self.data.train, lambda sizes: sizes.benign(self.task, self.tier)[0])
         spec = self.recipes.fine_tuning(self.name, rows, self.defenses(run), settings, run.seed)
