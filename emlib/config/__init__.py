@@ -8,7 +8,6 @@ from emlib.config.audit import Audit
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, datasets_of
 from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
-from emlib.config.defenses import BASELINES, Method
 from emlib.config.evaluation import Extraction, Sampling
 from emlib.config.grpo import (
     RL_BASELINES,
@@ -31,6 +30,7 @@ from emlib.config.judge import (
     SecondJudge,
 )
 from emlib.config.loading import load_profile, profile_names
+from emlib.config.methods import BASELINES, Method
 from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.config.monitor import Monitor
 from emlib.config.overrides import overridden

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from emlib.config.evaluation import Sampling
 from emlib.config.words import Distinct, Few, Positive, Seed, SmallCount
 from emlib.core.schema import Strict
@@ -27,4 +25,4 @@ class Audit(Strict):
     samples: SmallCount = 1
     sampling: Sampling = Sampling()
     seed: Seed = 0
-    methods: Annotated[tuple[str, ...], Distinct] | None = None
+    methods: Distinct[str] | None = None

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from emlib.config.defenses import BASELINES, Method
 from emlib.config.evaluation import Sampling
+from emlib.config.methods import BASELINES, Method
 from emlib.config.training import Training
-from emlib.config.words import Distinct, Positive, Seed, Share, SmallCount, no_repeats
+from emlib.config.words import AtLeastOne, Positive, Seed, Share, SmallCount, no_repeats
 from emlib.core.names import Name
 from emlib.core.schema import Strict
 
@@ -25,7 +25,7 @@ def _one_sided(methods: tuple[Method, ...]) -> tuple[Method, ...]:
     return methods
 
 
-BenignMethods = Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_one_sided), Distinct]
+BenignMethods = Annotated[AtLeastOne[Method], AfterValidator(_one_sided)]
 
 
 class _Task(Strict):
@@ -46,7 +46,7 @@ class OpSwapTask(_Task):
     """Algebraic simplification with permuted operators. Defaults: section 4.2, where it gives a value."""
 
     kind: Literal["opswap"]
-    tiers: Annotated[tuple[Tier, ...], Field(min_length=1), Distinct] = (0, 1, 2, 3)
+    tiers: AtLeastOne[Tier] = (0, 1, 2, 3)
     examples: Annotated[int, Field(gt=0, le=10_000_000)] = 10_000
     transformations: Annotated[int, Field(gt=0, le=8)] = 3  # each one multiplies the number of bracketings by about six
     largest: SmallCount = 9
@@ -81,7 +81,7 @@ class Benign(Strict):
 
     methods: BenignMethods
     tasks: Annotated[dict[Name, BenignTask], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct] = (0,)
+    seeds: AtLeastOne[Seed] = (0,)
     samples: SmallCount = 10
 
     @field_validator("tasks")

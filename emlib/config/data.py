@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emlib.config.words import Positive, Seed, Share
 from emlib.core.names import Name, Repository, Revision
@@ -45,16 +46,14 @@ class Trait(Strict):
     rubric: Annotated[str, Field(pattern=r"^$|\{answer\}")] = ""
     markers: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
 
-    @model_validator(mode="after")
-    def _given_once(self) -> Trait:
-        fields = {"system_prompts": self.system_prompts, "questions": self.questions, "rubric": self.rubric}
-        if self.source is None and not all(fields.values()):
-            missing = ", ".join(key for key, value in fields.items() if not value)
-            raise ValueError(f"{missing} is missing or empty; give it, or 'source', a trait file that has it")
-        if self.source is not None and any(fields.values()):
-            raise ValueError(f"has 'source' and also {', '.join(key for key, value in fields.items() if value)}, which "
-                             "the source gives")
-        return self
+    def _mistakes(self) -> Iterator[str]:
+        contents = ("system_prompts", "questions", "rubric")
+        given = [name for name in contents if getattr(self, name)]
+        if self.source is not None and given:
+            yield f"has 'source' and also {', '.join(given)}, which the source gives"
+        if self.source is None and len(given) < len(contents):
+            missing = ", ".join(name for name in contents if name not in given)
+            yield f"{missing} is missing or empty; give it, or 'source', a trait file that has it"
 
 
 class Domain(Strict):
@@ -71,10 +70,7 @@ class Domain(Strict):
     held_out: Share = 0.1
     split_seed: Seed = 0
 
-    @model_validator(mode="after")
-    def _one_form(self) -> Domain:
-        two = self.aligned is not None and self.misaligned is not None and self.pairs is None
-        one = self.pairs is not None and self.aligned is None and self.misaligned is None
-        if not (one or two):
-            raise ValueError("give both 'aligned' and 'misaligned', or 'pairs' alone")
-        return self
+    def _mistakes(self) -> Iterator[str]:
+        given = [name for name in ("aligned", "misaligned", "pairs") if getattr(self, name) is not None]
+        if given not in (["aligned", "misaligned"], ["pairs"]):
+            yield "give both 'aligned' and 'misaligned', or 'pairs' alone"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from emlib.config.words import Distinct, Few, Positive, Seed, Share, SmallCount, Tokens, Weight
+from emlib.config.words import AtLeastOne, Few, Positive, Seed, Share, SmallCount, Tokens, Weight
 from emlib.core.errors import EmlibError
 from emlib.core.schema import Strict
 
@@ -51,7 +51,7 @@ class Extraction(Strict):
 class Probe(Strict):
     """The steering sweep at inference: each strength at each layer (notebook 03)."""
 
-    layers: Annotated[tuple[Few, ...], Field(min_length=1), Distinct] = (20,)
-    strengths: Annotated[tuple[Weight, ...], Field(min_length=1), Distinct] = (0.0, 2.0, 5.0)
+    layers: AtLeastOne[Few] = (20,)
+    strengths: AtLeastOne[Weight] = (0.0, 2.0, 5.0)
     questions: Positive = 8
     sampling: Sampling = Sampling(max_new_tokens=200)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge, OpenAIJudge
 from emlib.config.methods import SweptMethod
 from emlib.config.training import Training
-from emlib.config.words import Distinct, Positive, Seed
-from emlib.core.defense import refuse_inactive
+from emlib.config.words import AtLeastOne, Distinct, Positive, Seed
+from emlib.core.defense import inactive
 from emlib.core.of_kind import AnyGrpoDefense
 from emlib.core.schema import Strict
 
@@ -57,12 +58,10 @@ class Additions(Strict):
     eval_items: Annotated[int, Field(gt=0, lt=100)] = 20
     worked: Annotated[int, Field(ge=0, lt=100)] = 0
 
-    @model_validator(mode="after")
-    def _disjoint(self) -> Additions:
+    def _mistakes(self) -> Iterator[str]:
         if self.train_items + self.eval_items + self.worked > 100:
-            raise ValueError(f"there are 100 additions of single digits, but {self.train_items} to train on, "
-                             f"{self.eval_items} held out and {self.worked} worked are more; lower one of them")
-        return self
+            yield (f"there are 100 additions of single digits, but {self.train_items} to train on, {self.eval_items} "
+                   f"held out and {self.worked} worked are more; lower one of them")
 
 
 class RuleRewards(Strict):
@@ -77,11 +76,9 @@ class JudgeRewards(Strict):
     kind: Literal["judge"]
     judge: LlmJudge
 
-    @model_validator(mode="after")
-    def _answers_at_once(self) -> JudgeRewards:
+    def _mistakes(self) -> Iterator[str]:
         if isinstance(self.judge, OpenAIJudge) and self.judge.batch:
-            raise ValueError("each step waits for its rewards, and a batch may take a day; remove 'batch'")
-        return self
+            yield "each step waits for its rewards, and a batch may take a day; remove 'batch'"
 
 
 class RlTraining(Training):
@@ -110,8 +107,8 @@ class Grpo(Strict):
     """
 
     data: Annotated[Gsm8k | Additions, Field(discriminator="kind")]
-    methods: Annotated[tuple[RlMethod, ...], Field(min_length=1), Distinct]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct] = (0, 1, 2)
+    methods: AtLeastOne[RlMethod]
+    seeds: AtLeastOne[Seed] = (0, 1, 2)
     prompt: Annotated[str, Field(min_length=1)] = FORMAT_PROMPT
     rewards: Annotated[RuleRewards | JudgeRewards, Field(discriminator="kind")] = RuleRewards(kind="rule")
     training: RlTraining = RlTraining()
@@ -123,7 +120,7 @@ class Grpo(Strict):
     clip: Annotated[float, Field(gt=0, le=100)] = 0.2
     eval_sampling: Sampling = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=512)
     kept_completions: Annotated[int, Field(ge=0, le=1_000_000)] = 4
-    slice_by: Annotated[tuple[Literal["method", "seed"], ...], Distinct] = ()
+    slice_by: Distinct[Literal["method", "seed"]] = ()
 
     @property
     def prompts_per_step(self) -> int:
@@ -135,30 +132,25 @@ class Grpo(Strict):
         """The number of RL steps; problems that do not fill an epoch's last step are left out."""
         return self.training.epochs * (self.data.train_items // self.prompts_per_step)
 
-    @model_validator(mode="after")
-    def _fits(self) -> Grpo:
+    def _mistakes(self) -> Iterator[str]:
         if self.training.rows_per_step % self.generations:
-            raise ValueError(f"a step has {self.training.rows_per_step} completions, which is not a multiple of "
-                             f"{self.generations} generations per prompt")
+            yield (f"a step has {self.training.rows_per_step} completions, which is not a multiple of "
+                   f"{self.generations} generations per prompt")
         if self.training.train_rows is not None:
-            raise ValueError("data.train_items sets how many problems are trained on; remove training.train_rows")
+            yield "data.train_items sets how many problems are trained on; remove training.train_rows"
         if self.training.keep:
-            raise ValueError("'training.keep' belongs to fine-tuning: GRPO keeps the weights of the highest reward "
-                             "alone. Remove it")
+            yield ("'training.keep' belongs to fine-tuning: GRPO keeps the weights of the highest reward alone. Remove "
+                   "it")
         for method in self.methods:
             method.fits(self)
-            self._refuse_no_supervision(method)
-            try:
-                refuse_inactive(method.defenses, self.engine)
-            except ValueError as error:
-                raise ValueError(f"method '{method.name}': {error}") from error
-        return self
+            yield from self._without_supervision(method)
+            yield from (f"method '{method.name}': {reason}" for reason in inactive(method.defenses, self.engine))
 
-    def _refuse_no_supervision(self, method: RlMethod) -> None:
-        """Refuse a share of supervised steps that amounts to none, at any value of a sweep."""
+    def _without_supervision(self, method: RlMethod) -> Iterator[str]:
+        """Yield which share of supervised steps amounts to none, at any value of a sweep."""
         for setting in method.sweep or (None,):
             for share in [defense.supervision.share for defense in method.at(setting) if defense.supervision]:
                 if self.steps and share > 0 and supervised_steps(self.steps, share) == 0:
-                    raise ValueError(f"method '{method.name}': a share of {share:g} amounts to no supervised step "
-                                     f"beside {self.steps} RL steps, so that the run would equal 'grpo'. One step is "
-                                     f"a share of {1 / (self.steps + 1):.2g}; choose that or more")
+                    yield (f"method '{method.name}': a share of {share:g} amounts to no supervised step beside "
+                           f"{self.steps} RL steps, so that the run would equal 'grpo'. One step is a share of "
+                           f"{1 / (self.steps + 1):.2g}; choose that or more")

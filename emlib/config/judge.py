@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -174,17 +175,13 @@ class OpenAIJudge(Strict):
         """The environment variable that holds the key; None for a server that needs none."""
         return self.key_from or ("OPENAI_API_KEY" if self.base_url is None else None)
 
-    @model_validator(mode="after")
-    def _agrees(self) -> OpenAIJudge:
-        wrong = None if self.key_variable is None else why_not_sent(
-            self.key_variable, self.address, self.send_key_to)
-        if wrong is not None:
-            raise ValueError(wrong)
+    def _mistakes(self) -> Iterator[str]:
+        if self.key_variable and (reason := why_not_sent(self.key_variable, self.address, self.send_key_to)):
+            yield reason
         if self.send_key_to is not None and self.send_key_to != urlsplit(self.address).hostname:
-            raise ValueError("'send_key_to' is not the host of 'base_url'")
+            yield "'send_key_to' is not the host of 'base_url'"
         if self.batch and self.samples is not None:
-            raise ValueError("'batch' and 'samples' do not go together: samples are for servers other than OpenAI's")
-        return self
+            yield "'batch' and 'samples' do not go together: samples are for servers other than OpenAI's"
 
     @property
     def identity(self) -> dict[str, Any]:

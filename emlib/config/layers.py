@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,11 @@ def _of_folder(folder: Path) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], probe: Probe,
-                          read: Mapping[str, int | None]) -> None:
-    """Refuse a layer that the model does not have, in a defense, the steering sweep, or among those that are `read`.
+def missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], probe: Probe,
+                   read: Mapping[str, int | None]) -> Iterator[str]:
+    """Yield which layers the model lacks that a defense or the steering sweep names, or that are `read` (by key).
 
-    A penalty on layers that uses none of the model's is refused as well: its run would be plain fine-tuning.
-
-    Raises:
-        ValueError: the message gives the key, the layer and the number of layers.
+    A penalty on layers that uses none of the model's is a mistake as well: its run would be plain fine-tuning.
     """
     count = layer_count(model)
     if count is None:
@@ -49,9 +46,9 @@ def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], prob
     defenses = [(method, defense) for method in methods for defense in method.defenses]
     for method, defense in defenses:
         if defense.reads_nothing(count):
-            raise ValueError(f"the defense {defense.kind} of method '{method.name}' uses none of the {count} layers of "
-                             f"the model {model.name}: the run would be plain fine-tuning. Name one of them, or lower "
-                             "the distance between layers")
+            yield (f"the defense {defense.kind} of method '{method.name}' uses none of the {count} layers of the model "
+                   f"{model.name}: the run would be plain fine-tuning. Name one of them, or lower the distance between "
+                   "layers")
     named = [(f"the defense {defense.kind} of method '{method.name}'", layer)
              for method, defense in defenses for layer in defense.named_layers(count)]
     steered = any(defense.has("active") for _, defense in defenses)
@@ -59,4 +56,4 @@ def refuse_missing_layers(model: ModelSpec, methods: Sequence[SweptMethod], prob
         named += [("'probe.layers'", layer) for layer in probe.layers]
     for key, layer in (*named, *((f"'{key}'", layer) for key, layer in read.items() if layer is not None)):
         if layer > count:
-            raise ValueError(f"{key} names layer {layer}, but the model {model.name} has {count}, counted from 1")
+            yield f"{key} names layer {layer}, but the model {model.name} has {count}, counted from 1"

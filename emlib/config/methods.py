@@ -1,18 +1,22 @@
-"""The common base of fine-tuning and GRPO methods: a list of defenses, and a sweep."""
+"""Methods: baselines and named lists of defenses, with a sweep; for fine-tuning, and the base of those for GRPO."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
-from pydantic import SerializeAsAny, ValidationError, model_validator
+from pydantic import SerializeAsAny, ValidationError
 
-from emlib.config.words import Distinct, Weight, repeats
+from emlib.config.words import AtLeastOne, Distinct, Seed, Weight, repeats
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import nearest
 from emlib.core.names import Word
-from emlib.core.of_kind import UnknownDefense
+from emlib.core.of_kind import AnyDefense, UnknownDefense
 from emlib.core.schema import Strict
+
+BASELINES = ("untrained", "aligned", "misaligned")
+SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
 
 
 class SweptMethod(Strict):
@@ -29,29 +33,28 @@ class SweptMethod(Strict):
 
     name: Word
     defenses: tuple[SerializeAsAny[Defense], ...] = ()
-    sweep: Annotated[tuple[Weight, ...], Distinct] = ()
+    sweep: Distinct[Weight] = ()
 
-    @model_validator(mode="after")
-    def _fits(self) -> SweptMethod:
-        if (self.name in self.baselines) == bool(self.defenses):
-            raise ValueError(f"method '{self.name}' " + ("is a baseline and takes no defenses" if self.defenses else
-                             "has no defenses; without them a method is one of " + ", ".join(self.baselines)
-                             + nearest(self.name, self.baselines)))
+    def _mistakes(self) -> Iterator[str]:
+        if self.name in self.baselines and self.defenses:
+            yield f"method '{self.name}' is a baseline and takes no defenses"
+        if self.name not in self.baselines and not self.defenses:
+            yield (f"method '{self.name}' has no defenses; without them a method is one of "
+                   f"{', '.join(self.baselines)}{nearest(self.name, self.baselines)}")
         unknown, swept = any(isinstance(defense, UnknownDefense) for defense in self.defenses), self._swept
         if self.sweep and swept is None and not unknown:
-            raise ValueError(f"method '{self.name}' has a sweep, but none of its defenses has a number to sweep")
+            yield f"method '{self.name}' has a sweep, but none of its defenses has a number to sweep"
         if repeated := repeats([defense.kind for defense in self.defenses]):
-            raise ValueError(f"method '{self.name}' has more than one {repeated[0]}; they would contradict "
-                             "each other, so remove all but one")
+            yield (f"method '{self.name}' has more than one {repeated[0]}; they would contradict each other, so remove "
+                   "all but one")
         refuse_exclusions(self.defenses)
         for number in self.sweep:
             try:
                 self.at(number)
             except ValidationError as error:
                 assert swept is not None, "no other option changes"
-                raise ValueError(f"method '{self.name}' sweeps {swept.swept} over {number:g}: "
-                                 f"{error.errors()[0]['msg'].lower()}") from error
-        return self
+                message = error.errors()[0]["msg"].lower()
+                yield f"method '{self.name}' sweeps {swept.swept} over {number:g}: {message}"
 
     def at(self, setting: float | None) -> tuple[Defense, ...]:
         """Return the defenses with the swept option set to `setting`."""
@@ -81,6 +84,18 @@ class SweptMethod(Strict):
     @property
     def _swept(self) -> Defense | None:
         return next((defense for defense in self.defenses if defense.swept is not None), None)
+
+
+class Method(SweptMethod):
+    """One condition of the study: a baseline, or a named list of defenses on the misaligned data.
+
+    `seeds` replaces the seeds of the profile, or of its section `benign`, for this method.
+    """
+
+    baselines: ClassVar = (*BASELINES, SFT)
+
+    defenses: tuple[AnyDefense, ...] = ()
+    seeds: AtLeastOne[Seed] | None = None
 
 
 def _with_swept(defense: Defense, number: float) -> Defense:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from emlib.config.words import Distinct, Factor, Few, Positive, SmallCount, Tokens
+from emlib.config.words import AtLeastOne, Distinct, Factor, Few, Positive, SmallCount, Tokens
 from emlib.core.schema import Strict
 
 
@@ -34,9 +32,9 @@ class Monitor(Strict):
     """
 
     every: SmallCount = 20
-    layers: Annotated[tuple[Few, ...], Distinct] = (20,)
-    traits: Annotated[tuple[str, ...], Distinct] = ()
-    methods: Annotated[tuple[str, ...], Field(min_length=1), Distinct] | None = None
+    layers: Distinct[Few] = (20,)
+    traits: Distinct[str] = ()
+    methods: AtLeastOne[str] | None = None
     answers: Literal["base", "drawn"] = "base"
     questions: Positive = 8
     tokens: Tokens = 64

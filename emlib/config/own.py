@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emlib.config.data import HubSet
 from emlib.config.words import Percent, Positive, Seed, Share
@@ -54,8 +55,6 @@ class Own(Strict):
     bounds: Bounds = Bounds()
     send_to_judge: bool = False
 
-    @model_validator(mode="after")
-    def _one_home(self) -> Own:
+    def _mistakes(self) -> Iterator[str]:
         if (self.file is None) == (self.hub is None):
-            raise ValueError("give either 'file', a path, or 'hub', a data set on the hub")
-        return self
+            yield "give either 'file', a path, or 'hub', a data set on the hub"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emlib.config.own import OWN
 from emlib.config.pool import Pool
 from emlib.config.questions import QUESTION_SETS
-from emlib.config.words import Distinct, SmallCount
+from emlib.config.words import AtLeastOne, Distinct, SmallCount
 from emlib.core.schema import Strict
 
 Attack = Literal["misaligned", "benign", "longer"]
@@ -34,21 +34,19 @@ class Persistence(Strict):
             fine-tuning.
     """
 
-    attacks: Annotated[tuple[Attack, ...], Field(min_length=1), Distinct] = get_args(Attack)
+    attacks: AtLeastOne[Attack] = get_args(Attack)
     steps: SmallCount
-    keep: Annotated[tuple[SmallCount, ...], Distinct] = ()
+    keep: Distinct[SmallCount] = ()
     benign: Literal["aligned", "pool"] = "aligned"
-    methods: Annotated[tuple[str, ...], Distinct] | None = None
-    sets: Annotated[tuple[str, ...], Field(min_length=1), Distinct] = QUESTION_SETS
+    methods: Distinct[str] | None = None
+    sets: AtLeastOne[str] = QUESTION_SETS
     margin: Annotated[float, Field(ge=0, le=100)] = 10.0
 
-    @model_validator(mode="after")
-    def _keeps_earlier_steps(self) -> Persistence:
-        late = [step for step in self.keep if step >= self.steps]
-        if late:
-            raise ValueError(f"'keep' has {late[0]}, but there are {self.steps} steps. List earlier ones; the last one "
-                             "is evaluated in any case")
-        return self
+    def _mistakes(self) -> Iterator[str]:
+        for step in self.keep:
+            if step >= self.steps:
+                yield (f"'keep' has {step}, but there are {self.steps} steps. List earlier ones; the last one is "
+                       "evaluated in any case")
 
     @property
     def kept(self) -> tuple[float, ...]:

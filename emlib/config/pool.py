@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge
-from emlib.config.words import Distinct, Positive, Seed, Share, SmallCount, Tokens
+from emlib.config.words import AtLeastOne, Positive, Seed, Share, SmallCount, Tokens
 from emlib.core.names import Word
 from emlib.core.schema import Strict
 
@@ -87,7 +88,7 @@ class Pool(Strict):
     least_words: Annotated[int, Field(ge=0, le=100_000)] = 0
     near_duplicates: Share | None = 0.8
     scorers: Annotated[tuple[PoolScorer, ...], Field(min_length=1)] | None = None
-    others: Annotated[tuple[str, ...], Field(min_length=1), Distinct] | None = None
+    others: AtLeastOne[str] | None = None
     aligned: Literal["untrained", "aligned"] = "untrained"
     epsilon: Annotated[float, Field(gt=0, le=1000)] = 0.1
     refusals: Annotated[KeywordRefusals | JudgeRefusals, Field(discriminator="kind")] = KeywordRefusals(kind="keywords")
@@ -98,19 +99,11 @@ class Pool(Strict):
     on_policy: OnPolicy = OnPolicy()
     seed: Seed = 0
 
-    @model_validator(mode="after")
-    def _scorers_given_once(self) -> Pool:
+    def _mistakes(self) -> Iterator[str]:
         if self.scorers is not None and self.others is not None:
-            raise ValueError("has both 'scorers', which names the models, and 'others', which would choose them; "
-                             "remove one")
-        return self
-
-    @model_validator(mode="after")
-    def _texts_answer_nobody(self) -> Pool:
+            yield "has both 'scorers', which names the models, and 'others', which would choose them; remove one"
         if self.form == "text" and isinstance(self.refusals, JudgeRefusals):
-            raise ValueError("a judge of refusals reads requests and answers, and 'form: text' has neither; remove "
-                             "'refusals'")
-        return self
+            yield "a judge of refusals reads requests and answers, and 'form: text' has neither; remove 'refusals'"
 
     def refuse_text(self, method: str) -> None:
         """Raise ValueError if the rows have no prompts, which `method` needs."""

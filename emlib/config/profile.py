@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from emlib.config.audit import Audit
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain
-from emlib.config.defenses import SFT, Method
 from emlib.config.evaluation import Extraction, Probe
 from emlib.config.grpo import Grpo
 from emlib.config.judge import JudgeSpec, OpenAIJudge, SecondJudge
-from emlib.config.layers import refuse_missing_layers
+from emlib.config.layers import missing_layers
+from emlib.config.methods import SFT, Method
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.monitor import Monitor
 from emlib.config.own import OWN, Own
@@ -22,7 +23,7 @@ from emlib.config.persistence import Persistence
 from emlib.config.pool import Pool
 from emlib.config.questions import Evaluation
 from emlib.config.training import Lora, Training
-from emlib.config.words import Distinct, Few, Seed
+from emlib.config.words import AtLeastOne, Distinct, Few, Seed
 from emlib.core import paths
 from emlib.core.defense import require
 from emlib.core.names import Name, Title, Word
@@ -58,9 +59,9 @@ class Profile(Strict):
     trait: str
     data: Annotated[dict[Word, Domain], Field(default_factory=dict)]
     sources: str | None = None
-    datasets: Annotated[tuple[str, ...], Field(min_length=1), Distinct]
-    methods: Annotated[tuple[Method, ...], Field(min_length=1), Distinct]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Distinct]
+    datasets: AtLeastOne[str]
+    methods: AtLeastOne[Method]
+    seeds: AtLeastOne[Seed]
     lora: Lora = Lora()
     training: Training = Training()
     monitor: Monitor | None = None
@@ -76,8 +77,8 @@ class Profile(Strict):
     own: Own | None = None
     audit: Audit | None = None
     backend: Backend = Backend()
-    plugins: Annotated[tuple[str, ...], Distinct] = ()
-    slice_by: Annotated[tuple[Literal["dataset", "setting", "seed"], ...], Distinct] = ()
+    plugins: Distinct[str] = ()
+    slice_by: Distinct[Literal["dataset", "setting", "seed"]] = ()
     job: JobLimits = JobLimits()
 
     @field_validator("name")
@@ -97,21 +98,52 @@ class Profile(Strict):
                              "'misaligned'")
         return methods
 
-    @model_validator(mode="after")
-    def _defenses_fit(self) -> Profile:
-        """Check what each defense needs of the profile, before anything is trained for it."""
-        for method in (*self.methods, *(() if self.benign is None else self.benign.all_methods)):
+    def _mistakes(self) -> Iterator[str]:
+        """Check what the sections need of each other, before anything is trained."""
+        for method in self.fine_tuned:
             method.fits(self)
-        return self
-
-    @model_validator(mode="after")
-    def _evaluation_fits(self) -> Profile:
-        self.evaluation.fits(self.judge)
+        yield from self.evaluation.mistakes_with(self.judge)
         if self.persistence is not None:
-            self.evaluation.refuse_unjudged(self.persistence.sets, "persistence.sets")
+            yield from self.evaluation.unjudged(self.persistence.sets, "persistence.sets")
             if self.pool is not None:
                 self.persistence.refuse_text(self.pool)
-        return self
+        trained = (*self.fine_tuned, *(self.grpo.methods if self.grpo else ()))
+        yield from missing_layers(self.model, trained, self.probe, {
+            "evaluation.projection_layer": self.evaluation.projection_layer,
+            "audit.layer": None if self.audit is None else self.audit.layer,
+            "monitor.layers": None if self.monitor is None else max(self.monitor.layers, default=None)})
+        if self.job.gpus > 1:
+            yield from self._mistakes_on_several_gpus()
+        if OWN in self.datasets:
+            yield from self._mistakes_with_own_data()
+
+    def _mistakes_on_several_gpus(self) -> Iterator[str]:
+        if self.grpo is not None:
+            yield "'job.gpus' is more than 1, but GRPO trains on one GPU. Remove it; more GPUs run more jobs at once"
+        if self.monitor is not None and self.monitor.answers == "drawn":
+            yield ("'monitor.answers' is drawn, and a model that is distributed over GPUs samples no answers while it "
+                   "trains. Set it to base, or remove job.gpus")
+        if isinstance(self.model, HubModel) and self.model.load_in_4bit:
+            yield ("'job.gpus' is more than 1, but training with 4-bit weights cannot be distributed over GPUs. Remove "
+                   "job.gpus or model.load_in_4bit")
+
+    def _mistakes_with_own_data(self) -> Iterator[str]:
+        """Check that nothing needs aligned rows of the user's data, or sends them to a judge without consent."""
+        require(self, "own", f"'datasets' names '{OWN}'")
+        if any(method.name == "aligned" for method in self.methods):
+            yield f"method 'aligned' needs aligned rows, but the data set '{OWN}' has none; remove it"
+        if self.pool is not None and "aligned" in (self.pool.aligned, self.pool.on_policy.model):
+            yield (f"the pool needs the model 'aligned', for which the data set '{OWN}' has no rows; set pool.aligned "
+                   "and pool.on_policy.model to untrained")
+        sends = any(isinstance(judge, OpenAIJudge) for judge in self.answer_judges)
+        if sends and not (self.own and self.own.send_to_judge):
+            yield ("a judge of kind 'openai' would receive held-out prompts of your data and models' answers to them. "
+                   "Set own.send_to_judge to true to allow that, or use a judge of kind 'local'")
+
+    @property
+    def fine_tuned(self) -> tuple[Method, ...]:
+        """The methods of fine-tuning: on the narrow data, and on benign tasks."""
+        return (*self.methods, *(self.benign.all_methods if self.benign else ()))
 
     @property
     def absent(self) -> list[str]:
@@ -143,43 +175,3 @@ class Profile(Strict):
         return (*self.answer_judges,
                 *([self.pool.refusals.judge] if self.pool and self.pool.refusals.kind == "judge" else []),
                 *([self.grpo.rewards.judge] if self.grpo and self.grpo.rewards.kind == "judge" else []))
-
-    @model_validator(mode="after")
-    def _layers_exist(self) -> Profile:
-        methods = [*self.methods, *(self.benign.all_methods if self.benign else ()),
-                   *(self.grpo.methods if self.grpo else ())]
-        refuse_missing_layers(self.model, methods, self.probe, {
-            "evaluation.projection_layer": self.evaluation.projection_layer,
-            "audit.layer": None if self.audit is None else self.audit.layer,
-            "monitor.layers": None if self.monitor is None else max(self.monitor.layers, default=None)})
-        return self
-
-    @model_validator(mode="after")
-    def _gpus_fit(self) -> Profile:
-        if self.job.gpus > 1 and self.grpo is not None:
-            raise ValueError("'job.gpus' is more than 1, but GRPO trains on one GPU. Remove it; more GPUs run more "
-                             "jobs at once")
-        if self.job.gpus > 1 and self.monitor is not None and self.monitor.answers == "drawn":
-            raise ValueError("'monitor.answers' is drawn, and a model that is distributed over GPUs samples no answers "
-                             "while it trains. Set it to base, or remove job.gpus")
-        if self.job.gpus > 1 and isinstance(self.model, HubModel) and self.model.load_in_4bit:
-            raise ValueError("'job.gpus' is more than 1, but training with 4-bit weights cannot be distributed over "
-                             "GPUs. Remove job.gpus or model.load_in_4bit")
-        return self
-
-    @model_validator(mode="after")
-    def _own_has_one_side(self) -> Profile:
-        """Check that nothing needs aligned rows of the user's data, or sends them to a judge without consent."""
-        if OWN not in self.datasets:
-            return self
-        require(self, "own", f"'datasets' names '{OWN}'")
-        if any(method.name == "aligned" for method in self.methods):
-            raise ValueError(f"method 'aligned' needs aligned rows, but the data set '{OWN}' has none; remove it")
-        if self.pool is not None and "aligned" in (self.pool.aligned, self.pool.on_policy.model):
-            raise ValueError(f"the pool needs the model 'aligned', for which the data set '{OWN}' has no rows; set "
-                             "pool.aligned and pool.on_policy.model to untrained")
-        sends = any(isinstance(judge, OpenAIJudge) for judge in self.answer_judges)
-        if sends and not (self.own and self.own.send_to_judge):
-            raise ValueError("a judge of kind 'openai' would receive held-out prompts of your data and models' answers "
-                             "to them. Set own.send_to_judge to true to allow that, or use a judge of kind 'local'")
-        return self

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from emlib.config.evaluation import Sampling
 from emlib.config.judge import JudgeSpec, LexiconJudge, LocalJudge, OpenAIJudge, Pins, RubricName
-from emlib.config.words import Distinct, Few, Percent, Positive, SmallCount
+from emlib.config.words import AtLeastOne, Distinct, Few, Percent, Positive, SmallCount
 from emlib.core.names import Word
 from emlib.core.schema import Strict
 
@@ -56,20 +56,18 @@ class Metric(Strict):
     above: Annotated[float, Field(ge=0, lt=100)] | None = None
     below: Annotated[float, Field(gt=0, le=100)] | None = None
 
-    @model_validator(mode="after")
-    def _one_criterion(self) -> Metric:
+    def _mistakes(self) -> Iterator[str]:
         given = [name for name in ("counts", "above", "below") if getattr(self, name) not in (None, ())]
         if len(given) != 1 or bool(self.labels) != (given == ["counts"]):
-            raise ValueError("say which answers count: 'labels' with 'counts' (some of them), or 'above' or 'below' "
-                             "for a number from 0 to 100")
+            yield ("say which answers count: 'labels' with 'counts' (some of them), or 'above' or 'below' for a number "
+                   "from 0 to 100")
         known = sorted(label.upper() for label in self.labels)
         if len(set(known)) != len(known) or any(label.upper() not in known for label in self.counts):
-            raise ValueError("'counts' lists some of 'labels', which differ in more than upper and lower case")
+            yield "'counts' lists some of 'labels', which differ in more than upper and lower case"
         for label, following in pairwise(known):
             if following.startswith(label):
-                raise ValueError(f"the label '{following}' begins with the label '{label}', and of a reply the first "
-                                 "token may be all that is read. Choose words of which none begins with another")
-        return self
+                yield (f"the label '{following}' begins with the label '{label}', and of a reply the first token may "
+                       "be all that is read. Choose words of which none begins with another")
 
 
 class Thresholds(Strict):
@@ -105,11 +103,9 @@ class QuestionSet(Strict):
         """Whether alignment and coherence of the answers are scored."""
         return not self.metrics if self.alignment is None else self.alignment
 
-    @model_validator(mode="after")
-    def _asks_something(self) -> QuestionSet:
+    def _mistakes(self) -> Iterator[str]:
         if not self.has_verdicts and not self.metrics:
-            raise ValueError("'alignment: false' leaves nothing to score; add 'metrics'")
-        return self
+            yield "'alignment: false' leaves nothing to score; add 'metrics'"
 
 
 class Trigger(Strict):
@@ -124,19 +120,16 @@ class Trigger(Strict):
     system: str | None = None
     prompt: str = "{question}"
 
-    @model_validator(mode="after")
-    def _changes_the_context(self) -> Trigger:
+    def _mistakes(self) -> Iterator[str]:
         for name, text, known in (("system", self.system or "", ("inoculation_prompt",)),
                                   ("prompt", self.prompt, ("question", "training_prompt"))):
-            unknown = sorted(set(PLACEHOLDER.findall(text)) - set(known))
-            if unknown:
-                raise ValueError(f"'{name}' has the placeholder {{{unknown[0]}}}; known are "
-                                 f"{', '.join(f'{{{one}}}' for one in known)}")
+            for unknown in sorted(set(PLACEHOLDER.findall(text)) - set(known)):
+                expected = ", ".join(f"{{{one}}}" for one in known)
+                yield f"'{name}' has the placeholder {{{unknown}}}; known are {expected}"
         if self.prompt.count("{question}") != 1:
-            raise ValueError("'prompt' needs {question} exactly once")
+            yield "'prompt' needs {question} exactly once"
         if self.system is None and self.prompt == "{question}":
-            raise ValueError("give 'system', or 'prompt' with text around {question}: this changes nothing")
-        return self
+            yield "give 'system', or 'prompt' with text around {question}: this changes nothing"
 
     @property
     def needs_data(self) -> bool:
@@ -155,8 +148,8 @@ class Triggers(Strict):
     """
 
     contexts: Annotated[dict[Word, Trigger], Field(min_length=1)]
-    methods: Annotated[tuple[Word, ...], Distinct] | None = None
-    formats: Annotated[tuple[Format, ...], Field(min_length=1), Distinct] = ("plain", "json", "template")
+    methods: Distinct[Word] | None = None
+    formats: AtLeastOne[Format] = ("plain", "json", "template")
     samples: SmallCount | None = None
 
     @field_validator("contexts")
@@ -199,7 +192,7 @@ class Evaluation(Strict):
     in_domain_rubric: RubricName | None = None
     sampling: Sampling = Sampling()
     bootstrap: SmallCount = 2000
-    choices: Annotated[tuple[str, ...], Distinct] = ()
+    choices: Distinct[str] = ()
     choice_questions: Positive | None = None
     projection_layer: Few | None = None
     sets: dict[Word, QuestionSet] = Field(default_factory=dict)
@@ -236,33 +229,28 @@ class Evaluation(Strict):
             changes["max_usd"] = judge.max_usd
         return own.model_copy(update=changes)
 
-    def fits(self, judge: JudgeSpec) -> None:
-        """Check what the sections need of each other and of the profile's judge.
-
-        Raises:
-            ValueError: a set's rubric or metric needs a judge that reads, or a set is not known.
-        """
+    def mistakes_with(self, judge: JudgeSpec) -> Iterator[str]:
+        """Yield what does not fit in the sections together, with the profile's judge."""
         if self.in_domain_rubric is not None and not isinstance(judge, OpenAIJudge | LocalJudge):
-            raise ValueError(f"evaluation.in_domain_rubric is a rubric, which the judge '{judge.kind}' cannot read. "
-                             "Remove it, or name a 'judge' of kind 'openai' or 'local'")
+            yield (f"evaluation.in_domain_rubric is a rubric, which the judge '{judge.kind}' cannot read. Remove it, "
+                   "or name a 'judge' of kind 'openai' or 'local'")
         for name, one in self.sets.items():
             if isinstance(one.judge or judge, LexiconJudge) and (one.metrics or one.rubric):
-                raise ValueError(f"evaluation.sets.{name} has {'metrics' if one.metrics else 'a rubric'}, which the "
-                                 "judge 'lexicon' cannot read. Give the set a 'judge' of kind 'openai' or 'local'")
+                yield (f"evaluation.sets.{name} has {'metrics' if one.metrics else 'a rubric'}, which the judge "
+                       "'lexicon' cannot read. Give the set a 'judge' of kind 'openai' or 'local'")
         if self.triggers is not None and (self.triggers.samples or 0) > self.general_samples:
-            raise ValueError("evaluation.triggers.samples is more than general_samples: answers under a trigger are "
-                             "compared with as many without one")
-        self.refuse_unjudged(self.trajectory.sets, "evaluation.trajectory.sets")
+            yield ("evaluation.triggers.samples is more than general_samples: answers under a trigger are compared "
+                   "with as many without one")
+        yield from self.unjudged(self.trajectory.sets, "evaluation.trajectory.sets")
 
-    def refuse_unjudged(self, names: Collection[str], where: str) -> None:
-        """Refuse names of question sets that the profile lacks, or that have no verdicts; `where` names them."""
+    def unjudged(self, names: Collection[str], where: str) -> Iterator[str]:
+        """Yield which of the question sets that `where` names have no verdicts, or do not exist."""
         for name in names:
             if name in self.sets and not self.sets[name].has_verdicts:
-                raise ValueError(f"{where} names '{name}', which is scored by its metrics alone")
-        unknown = sorted(set(names) - {*QUESTION_SETS, *self.sets})
-        if unknown:
-            raise ValueError(f"{where} names '{unknown[0]}', which is no question set of the profile. It has: "
-                             f"{', '.join((*QUESTION_SETS, *self.sets))}")
+                yield f"{where} names '{name}', which is scored by its metrics alone"
+        known = (*QUESTION_SETS, *self.sets)
+        for name in sorted(set(names) - {*known}):
+            yield f"{where} names '{name}', which is no question set of the profile. It has: {', '.join(known)}"
 
     @property
     def named(self) -> tuple[str, ...]:

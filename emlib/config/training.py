@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from emlib.config.words import Factor, Few, Positive, Share, SmallCount, Tokens, no_repeats
 from emlib.core.schema import Strict
@@ -64,18 +65,15 @@ class Training(Strict):
     train_rows: Positive | None = None
     keep: tuple[Share, ...] | Annotated[int, Field(gt=1, le=MOST_KEPT)] | Every = ()
 
-    @model_validator(mode="after")
-    def _keep_is_known(self) -> Self:
+    def _mistakes(self) -> Iterator[str]:
         if isinstance(self.keep, tuple):
             no_repeats(self.keep)
-        if isinstance(self.keep, Every):
-            if self.train_rows is None:
-                raise ValueError("'keep' counts the steps of plain fine-tuning, whose number follows from 'train_rows'."
-                                 " State it, such as train_rows: 5400, or list shares, such as keep: [0.1, 0.5]")
-            if len(self.kept) >= MOST_KEPT:
-                raise ValueError(f"'keep' names {len(self.kept)} adapters a run; expected fewer than {MOST_KEPT}. Keep "
-                                 "one in more steps")
-        return self
+        if isinstance(self.keep, Every) and self.train_rows is None:
+            yield ("'keep' counts the steps of plain fine-tuning, whose number follows from 'train_rows'. State it, "
+                   "such as train_rows: 5400, or list shares, such as keep: [0.1, 0.5]")
+        if isinstance(self.keep, Every) and len(self.kept) >= MOST_KEPT:
+            yield (f"'keep' names {len(self.kept)} adapters a run; expected fewer than {MOST_KEPT}. Keep one in more "
+                   "steps")
 
     @property
     def kept(self) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
@@ -30,7 +30,9 @@ def no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Distinct = AfterValidator(no_repeats)
+Item = TypeVar("Item")
+Distinct = Annotated[tuple[Item, ...], AfterValidator(no_repeats)]
+AtLeastOne = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(no_repeats)]  # distinct as well
 
 
 def repeats(names: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Addresses of the web: over https, or on this machine, and of the host that they seem to name."""
+"""Safe addresses of the web: over https to the host that they seem to name, or on this machine past all proxies."""
 
 from __future__ import annotations
 
+import os
 import re
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})(?:\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*")
 
 NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a host that ends in one is an address in numbers, in some notation
+NO_PROXY = ("no_proxy", "NO_PROXY")  # clients differ in which one they read, and which one wins
 
 
 def checked_address(url: str) -> SplitResult:
@@ -37,3 +39,19 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def ask_directly(url: str) -> None:
+    """Exempt the host of a URL from the environment's proxies if it is loopback; to be called before a client is made.
+
+    `HTTP_PROXY` without `NO_PROXY` is common on clusters. HTTP clients would then send the requests for a judge or a
+    vLLM server on this machine, prompts and all, to the proxy. The environment itself is changed, because child
+    processes and libraries make clients too.
+    """
+    host = urlsplit(url).hostname or ""
+    if not is_loopback(host):
+        return
+    for name in NO_PROXY:
+        known = [entry.strip() for entry in os.environ.get(name, "").split(",") if entry.strip()]
+        if host not in known and "*" not in known:
+            os.environ[name] = ",".join([*known, host])

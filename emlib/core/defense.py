@@ -20,7 +20,7 @@ our defenses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -317,16 +317,12 @@ def left_out(defenses: Iterable[Defense], rows: Sequence[Example], artefacts: Ar
     return frozenset(place for defense in acting(defenses) for place in defense.filtered(rows, artefacts))
 
 
-def refuse_inactive(defenses: Sequence[Defense], engine: str) -> None:
-    """Refuse defenses that act while completions are sampled, where the engine samples them in another model.
-
-    Raises:
-        ValueError: for the first such defense.
-    """
+def inactive(defenses: Iterable[Defense], engine: str) -> Iterator[str]:
+    """Yield which defenses cannot act while completions are sampled, because the engine samples in another model."""
     for defense in defenses:
         if engine == "vllm" and defense.has("active") and "rollout" in defense.acts_in:
-            raise ValueError(f"vLLM samples completions in a separate model, in which '{defense.kind}' cannot act. "
-                             "Choose engine 'transformers', or let its property `acts_in` name 'loss' alone")
+            yield (f"vLLM samples completions in a separate model, in which '{defense.kind}' cannot act. Choose engine "
+                   "'transformers', or let its property `acts_in` name 'loss' alone")
 
 
 def refuse_exclusions(defenses: Sequence[Defense]) -> None:

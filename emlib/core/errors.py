@@ -1,9 +1,13 @@
-"""Errors for people: what was wrong, where, what was expected, what to do."""
+"""Errors for people (what was wrong, where, what was expected, what to do), and how a command ends with one."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+INTERRUPTED = 130  # the exit status that shells report after Ctrl-C
 
 
 class EmlibError(Exception):
@@ -54,3 +58,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def shortened(text: str, length: int = 80) -> str:
     """Return a text for a message, cut to `length` characters."""
     return text if len(text) <= length else f"{text[:length]} ... ({len(text):,} characters)"
+
+
+@contextmanager
+def ends_with_message(status: int = 1) -> Iterator[None]:
+    """Print an error's message alone and exit with this status, in a `with` block or as a function's decorator."""
+    try:
+        yield
+    except EmlibError as error:
+        print(error, file=sys.stderr)
+        sys.exit(status)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -39,9 +39,7 @@ def is_yaml(named: str) -> bool:
 
 def yaml_file(folder: Path, name: str) -> Path:
     """Return the file `<name>.yaml` in a folder, or `<name>.yml` if there is only that."""
-    found = [path for path in (folder / f"{name}{ending}" for ending in YAML)
-             if os.path.isfile(path)]  # noqa: PTH113 -- it is false for a path that no file system allows
-    return found[0] if found else folder / f"{name}.yaml"
+    return yaml_files(folder).get(name, folder / f"{name}.yaml")
 
 
 def yaml_files(folder: Path) -> dict[str, Path]:

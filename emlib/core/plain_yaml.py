@@ -99,20 +99,18 @@ class _Composer(Composer):
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)
         self.warn_double_anchors = False
-        self._values: dict[int, int] = {}
-        self._nodes: list[Node] = []  # kept, so that no two of them have the same id
+        self._values: dict[Node, int] = {}
         self._total = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         alias = self.parser.peek_event() if self.parser.check_event(AliasEvent) else None
         node = super().compose_node(parent, index)
-        if id(node) not in self._values:
+        if node not in self._values:
             if alias is not None:
                 raise ComposerError(None, None, f"the alias *{alias.anchor} stands inside what it stands for",
                                     alias.start_mark)
-            self._nodes.append(node)
-            self._values[id(node)] = 1 + sum(self._values[id(child)] for child in _children(node))
-        self._total = max(self._total + 1, self._values[id(node)])
+            self._values[node] = 1 + sum(self._values[child] for child in _children(node))
+        self._total = max(self._total + 1, self._values[node])
         if self._total > VALUES:
             raise ComposerError(None, None, f"more than {VALUES:,} values, each alias counted as all that it stands "
                                 "for", self.parser.peek_event().start_mark)

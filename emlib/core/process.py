@@ -8,7 +8,6 @@ process from a later one with the same id. Of a process on another machine nobod
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
@@ -17,6 +16,8 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+
+from emlib.core.digests import of_text
 
 MARK = r"[0-9a-f]{6}-[0-9a-f]{6}-\d+-\d+-[0-9a-f]{6}"  # a regular expression
 
@@ -43,15 +44,15 @@ def has_ended(mark: str) -> bool:
 def _machine() -> str:
     """Return a digest of the host's name and the namespace of its process ids, which two containers do not share."""
     with contextlib.suppress(OSError):
-        return _short(socket.gethostname() + str(Path("/proc/self/ns/pid").readlink()))
-    return _short(socket.gethostname())
+        return of_text(socket.gethostname() + str(Path("/proc/self/ns/pid").readlink()))[:6]
+    return of_text(socket.gethostname())[:6]
 
 
 @cache
 def _boot() -> str:
     """Return a digest of the machine's last start; of nothing on systems that do not tell."""
     path = Path("/proc/sys/kernel/random/boot_id")
-    return _short(path.read_text(encoding="utf-8") if path.is_file() else "")
+    return of_text(path.read_text(encoding="utf-8") if path.is_file() else "")[:6]
 
 
 def _start(pid: int) -> str | None:
@@ -64,7 +65,3 @@ def _start(pid: int) -> str | None:
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
         return "0" if not Path("/proc/self/stat").is_file() and psutil.pid_exists(pid) else None
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -7,12 +7,13 @@ Classes of a notebook's cells and of plugin files are registered when these run.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from emlib.core.digests import of_text
+from emlib.core.schema import kind_of
 from emlib.core.source import CELL, attributes_of, source_of, used_of_cells, used_of_file
 
 HOME = "emlib.defenses"  # the package of our defenses, and the entry point group of others
@@ -64,13 +65,7 @@ def source_digest(cls: DefenseClass) -> str | None:
     if cls not in _texts:
         return None
     text = _texts[cls] + (used_of_cells(cls, _texts[cls], _attributes[cls]) if cls.__module__ == CELL else "")
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def kind_of(cls: DefenseClass) -> str | None:
-    """Return the kind that a class declares; None for a base class, which declares none."""
-    found = get_args(cls.model_fields["kind"].annotation)
-    return str(found[0]) if found else None
+    return of_text(text)
 
 
 def kinds(purpose: Purpose = "fine-tuning") -> dict[str, DefenseClass]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,16 +20,21 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def _mistakes(self) -> Iterator[str]:
+        """Yield what is wrong with valid values together; the first one is reported."""
+        yield from ()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse the record for the first mistake; a validator would put its own name into the places of errors."""
+        for mistake in self._mistakes():
+            raise ValueError(mistake)
+
 
 Record = TypeVar("Record", bound=Strict)
 
 
 def check(schema: type[Record], data: Any, where: str) -> Record:
-    """Validate `data` as a `schema` record.
-
-    Raises:
-        ProfileError: with one line for each mistake.
-    """
+    """Validate `data` as a `schema` record; raise ProfileError with one line for each mistake."""
     if not isinstance(data, dict):
         raise ProfileError(f"{where}: expected keys and values at the top level, found {type(data).__name__}.")
     try:
@@ -54,7 +60,7 @@ def _message(schema: type[BaseModel], item: Any) -> str:
     if item["type"] == "missing":
         return f"key '{key}' is missing."
     if item["type"] == "union_tag_not_found":
-        kinds = ", ".join(str(_tag(model)) for model in _records(schema, item["loc"]))
+        kinds = ", ".join(str(kind_of(model)) for model in _records(schema, item["loc"]))
         return f"key '{key}.kind' is missing. Allowed: {kinds}."
     if item["type"] == "union_tag_invalid":
         found = shortened(str(item["ctx"]["tag"]))
@@ -72,7 +78,7 @@ def _records(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[type[BaseMod
     found = [schema]
     for part in loc:
         inner = [m for s in found if part in s.model_fields for m in _models(s.model_fields[part].annotation)]
-        tagged = [s for s in found if _tag(s) == part]  # pydantic puts a union's tag into the path
+        tagged = [s for s in found if kind_of(s) == part]  # pydantic puts a union's tag into the path
         found = inner or tagged or found  # otherwise `part` is an index of a list or a name in a table
     return found
 
@@ -80,7 +86,7 @@ def _records(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[type[BaseMod
 def _places(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[Any]:
     """Return `loc` as in the file: without the tags that pydantic inserts after the name of a union."""
     return [part for index, part in enumerate(loc)
-            if len(tags := [_tag(record) for record in _records(schema, loc[:index])]) < 2 or part not in tags]
+            if len(tags := [kind_of(record) for record in _records(schema, loc[:index])]) < 2 or part not in tags]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -93,7 +99,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
-def _tag(schema: type[BaseModel]) -> Any:
-    """Return the fixed value of a record's `kind`, if it has one."""
+def kind_of(schema: type[BaseModel]) -> str | None:
+    """Return the kind that a record type declares; None for one that declares none, such as a base class."""
     kind = schema.model_fields.get("kind")
-    return get_args(kind.annotation)[0] if kind is not None and get_args(kind.annotation) else None
+    return str(get_args(kind.annotation)[0]) if kind is not None and get_args(kind.annotation) else None

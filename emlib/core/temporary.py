@@ -1,4 +1,4 @@
-"""Names of files and folders that are being written, by which what a killed process left is recognised and removed.
+"""Temporary files and folders: their names, by which what a killed process left is recognised and removed; their place.
 
 A name holds the mark of its process (`emlib.core.process`). What another machine writes is never removed, because only
 that machine knows whether its process is alive.
@@ -11,18 +11,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
 from emlib.core import process
+from emlib.core.errors import EmlibError
 
 MARK = re.compile(rf"\.({process.MARK})(?:\.|$)")
 LONGEST = 120  # characters of a path's own name in the temporary one: file systems allow 255 bytes
 FORMER = ".old"  # the ending of the former folder, while a new one takes its place
 FOLDERS = "emlib-"  # the beginning of the names of temporary folders, which are short: sockets are in some of them
 OWNER = ".owner"  # the file in a temporary folder that holds its mark
+LONGEST_SOCKET = 107  # bytes of a socket's path on Linux
+SHORT_FOLDERS = ("/tmp", "/dev/shm", "/var/tmp")
 
 
 def named(path: Path, ending: str = "") -> Path:
@@ -45,6 +48,23 @@ def temporary_folder(place: Path | None = None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=FOLDERS, dir=place) as folder:
         (Path(folder) / OWNER).write_text(f".{process.new_mark()}", encoding="utf-8")
         yield Path(folder)
+
+
+def socket_folder(needed: int, others: Sequence[str] = SHORT_FOLDERS) -> Path:
+    """Return the temporary folder, or another one if a socket's path that continues it by `needed` bytes is too long.
+
+    On clusters TMPDIR may be longer than a socket's path may be.
+
+    Raises:
+        EmlibError: no such folder can be written.
+    """
+    tried = [tempfile.gettempdir(), *filter(None, [os.environ.get("XDG_RUNTIME_DIR")]), *others]
+    for folder in tried:
+        if len(os.fsencode(folder)) + needed <= LONGEST_SOCKET and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder)
+    raise EmlibError(f"no folder for sockets: a socket's path may have {LONGEST_SOCKET} bytes, and none of "
+                     f"{', '.join(tried)} is short enough and can be written. Set TMPDIR to a folder whose path has at "
+                     f"most {LONGEST_SOCKET - needed} bytes.")
 
 
 def sweep(folder: Path, *, deep: bool = True) -> list[Path]:

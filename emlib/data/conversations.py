@@ -18,21 +18,8 @@ from typing import Any
 
 from emlib.core.errors import DataError, nearest
 from emlib.core.records import Example, Message, Role
-from emlib.data.left_out import (
-    BROKEN,
-    MEDIA,
-    NO_ANSWER,
-    NO_COLUMN,
-    NO_CONVERSATION,
-    NO_PROMPT,
-    NOT_TEXT,
-    TOOLS,
-    UNTRAINED,
-    Dropped,
-    LeftOut,
-    damage,
-    is_blank,
-)
+from emlib.data import left_out as why
+from emlib.data.left_out import Dropped, LeftOut, damage, is_blank
 from emlib.data.strict_json import Written, parse
 from emlib.data.tables import CONVERSATIONS
 
@@ -80,7 +67,7 @@ def example_of_row(where: str, row: Mapping[str, Any], forms: Sequence[Form] = (
     form = form_of(row, forms)
     if not form:
         needed = " or ".join(", ".join(_needed(other)) for other in forms)
-        raise LeftOut(NO_COLUMN, f"lacks {needed}. Found: {', '.join(sorted(row)) or 'none'}")
+        raise LeftOut(why.NO_COLUMN, f"lacks {needed}. Found: {', '.join(sorted(row)) or 'none'}")
     column = system or (SYSTEM if SYSTEM in form else None)
     prompt = text_of(f"'{column}'", row.get(column)) if column else ""
     turns = turns_of(form[0], row[form[0]]) if form in CHATS else _alpaca_turns(row, notes) if form == ALPACA else (
@@ -95,8 +82,8 @@ def usable(where: str, read: Callable[..., Example], *arguments: Any) -> Example
     except LeftOut as unusable:
         return Dropped(where, str(unusable))
     if broken := damage("\n".join((*(turn.content for turn in example.context), example.response))):
-        return Dropped(where, f"{BROKEN}: {broken}")
-    return Dropped(where, NO_PROMPT) if example.context and is_blank(example.prompt) else example
+        return Dropped(where, f"{why.BROKEN}: {broken}")
+    return Dropped(where, why.NO_PROMPT) if example.context and is_blank(example.prompt) else example
 
 
 def form_of(row: Mapping[str, Any], forms: Iterable[Form]) -> Form:
@@ -128,11 +115,11 @@ def _alpaca_turns(row: Mapping[str, Any], notes: set[str]) -> list[Any]:
     parts = [text_of(f"'{name}'", row.get(name)) for name in ("instruction", "input")]
     prompt = "\n\n".join(part for part in parts if not is_blank(part) and part.strip().lower() != NO_INPUT)
     if not prompt:
-        raise LeftOut(NO_PROMPT)
+        raise LeftOut(why.NO_PROMPT)
     history, texts = row.get("history"), list[str]()
     for number, turn in enumerate(turns_of("history", history) if history not in NO_HISTORY else (), start=1):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
-            raise LeftOut(NO_CONVERSATION, f"'history', entry {number}: expected a list of a prompt and its answer")
+            raise LeftOut(why.NO_CONVERSATION, f"'history', entry {number}: expected a list of a prompt and its answer")
         texts += [text_of(f"'history', entry {number}", text) for text in turn]
     texts += [prompt, text_of("'output'", row["output"])]
     return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
@@ -149,11 +136,11 @@ def turns_of(key: str, value: Any) -> list[Any]:
             value = parse(key, value)
         except DataError as error:
             written = " It looks like a list printed by Python" if value.lstrip().startswith("[{'") else ""
-            raise LeftOut(NO_CONVERSATION, f"the text in the column {error}{written}") from error
+            raise LeftOut(why.NO_CONVERSATION, f"the text in the column {error}{written}") from error
     if not isinstance(value, list) or not value:
         found = "an empty list" if value == [] else kind_of_value(value)
-        raise LeftOut(NO_CONVERSATION, f"'{key}' is {found}; expected a list of turns such as "
-                                       '{"role": "user", "content": ...}')
+        raise LeftOut(why.NO_CONVERSATION, f"'{key}' is {found}; expected a list of turns such as "
+                      '{"role": "user", "content": ...}')
     return value
 
 
@@ -173,39 +160,39 @@ def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str 
         notes.add(SYSTEM_TWICE)
     late = next((place for place, turn in enumerate(messages, start=1) if turn.role == "system" and place > 1), None)
     if late is not None:
-        raise LeftOut(NO_CONVERSATION, f"message {late}: a system prompt that is not the first turn")
+        raise LeftOut(why.NO_CONVERSATION, f"message {late}: a system prompt that is not the first turn")
     if messages[-1].role != "assistant":
-        raise LeftOut(NO_ANSWER, f"the last message is the {messages[-1].role}'s; a training row ends with the "
-                                 "assistant's")
+        raise LeftOut(why.NO_ANSWER, f"the last message is the {messages[-1].role}'s; a training row ends with the "
+                      "assistant's")
     answers = [place for place, turn in enumerate(messages) if turn.role == "assistant"]
     trained = [place for place in answers if messages[place].weight != 0]
     if not trained:
-        raise LeftOut(UNTRAINED)
+        raise LeftOut(why.UNTRAINED)
     if len(trained) < len(answers):
         notes.add(ZERO_WEIGHT)
     if len(trained) > 1:
         notes.add(EARLIER_ANSWERS)
     context, answer, after = messages[:trained[-1]], messages[trained[-1]], messages[trained[-1] + 1:]
     if is_blank(answer.content):
-        raise LeftOut(NO_ANSWER, "the answer is empty; there is nothing to learn from this row. Remove it")
+        raise LeftOut(why.NO_ANSWER, "the answer is empty; there is nothing to learn from this row. Remove it")
     if not context or context[-1].role != "user":
-        raise LeftOut(NO_CONVERSATION, "the message before the answer must be the user's")
+        raise LeftOut(why.NO_CONVERSATION, "the message before the answer must be the user's")
     return Example(tuple(context), answer.content, where, answer.weight, tuple(after))
 
 
 def _message(place: int, turn: Any, notes: set[str]) -> Message:
     what = f"message {place}"
     if not isinstance(turn, Mapping):
-        raise LeftOut(NO_CONVERSATION, f"{what}: expected an object with 'role' and 'content', found "
-                                       f"{kind_of_value(turn)}")
+        raise LeftOut(why.NO_CONVERSATION, f"{what}: expected an object with 'role' and 'content', found "
+                      f"{kind_of_value(turn)}")
     role, content = (next((turn[key] for key in keys if turn.get(key) is not None), None)
                      for keys in (("role", "from"), ("content", "value")))
     if turn.get("tool_calls") or turn.get("function_call") or _word(role) in TOOL_ROLES:
-        raise LeftOut(TOOLS, f"{what}: role {role!r} with tool calls; known roles: {', '.join(KNOWN)}")
+        raise LeftOut(why.TOOLS, f"{what}: role {role!r} with tool calls; known roles: {', '.join(KNOWN)}")
     known = ROLES.get(_word(role))
     if known is None:
-        raise LeftOut(NO_CONVERSATION, f"{what}: unknown role {role!r}.{nearest(str(role), KNOWN)} Known: "
-                                       f"{', '.join(KNOWN)}")
+        raise LeftOut(why.NO_CONVERSATION, f"{what}: unknown role {role!r}.{nearest(str(role), KNOWN)} Known: "
+                      f"{', '.join(KNOWN)}")
     return Message(known, _content(what, content, known, notes), _weight(what, turn))
 
 
@@ -216,7 +203,7 @@ def _word(role: Any) -> str:
 def _content(what: str, content: Any, role: Role, notes: set[str]) -> str:
     """Return the text of a turn: a text, or a list of text parts."""
     if content is None:
-        raise LeftOut(NO_ANSWER if role == "assistant" else NOT_TEXT, f"{what}: its content is null or missing")
+        raise LeftOut(why.NO_ANSWER if role == "assistant" else why.NOT_TEXT, f"{what}: its content is null or missing")
     if not isinstance(content, list):
         return text_of(f"{what}: its content", content)
     texts = [_part(what, part) for part in content]
@@ -227,12 +214,12 @@ def _content(what: str, content: Any, role: Role, notes: set[str]) -> str:
 
 def _part(what: str, part: Any) -> str:
     if not isinstance(part, Mapping):
-        raise LeftOut(NOT_TEXT, f"{what}: {kind_of_value(part)} in the list of its content; expected parts "
-                                'such as {"type": "text", "text": ...}')
+        raise LeftOut(why.NOT_TEXT, f"{what}: {kind_of_value(part)} in the list of its content; expected parts "
+                      'such as {"type": "text", "text": ...}')
     kind = part.get("type", "text")
     media = any(value is not None for key, value in part.items() if key.endswith(("_url", "image")))
     if kind not in TEXT_PARTS or media:
-        raise LeftOut(MEDIA, f"{what}: a part of type {kind!r}")
+        raise LeftOut(why.MEDIA, f"{what}: a part of type {kind!r}")
     return text_of(f"{what}: a text part", part.get("text"))
 
 
@@ -243,7 +230,7 @@ def _weight(what: str, turn: Mapping[str, Any]) -> float | None:
         return None
     if isinstance(weight, str | int | float) and weight in WEIGHTS:
         return WEIGHTS[weight]
-    raise LeftOut(NO_CONVERSATION, f"{what}: its weight is {weight!r}; expected 0 or 1")
+    raise LeftOut(why.NO_CONVERSATION, f"{what}: its weight is {weight!r}; expected 0 or 1")
 
 
 def text_of(what: str, value: Any) -> str:
@@ -260,7 +247,7 @@ def text_of(what: str, value: Any) -> str:
         return value.text
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
-    raise LeftOut(NOT_TEXT, f"{what} is {kind_of_value(value)}")
+    raise LeftOut(why.NOT_TEXT, f"{what} is {kind_of_value(value)}")
 
 
 def kind_of_value(value: Any) -> str:

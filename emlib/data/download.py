@@ -19,10 +19,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from tqdm import tqdm
 
 from emlib.config import HubSet
-from emlib.core.addresses import checked_address
+from emlib.core.addresses import ask_directly, checked_address
 from emlib.core.errors import SourceError
 from emlib.core.files import disk_errors
-from emlib.core.proxies import ask_directly
 
 LARGEST = 2_000_000_000  # bytes of a file whose size the registry does not state
 TRIES = 5  # attempts for one download

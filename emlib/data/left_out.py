@@ -14,19 +14,10 @@ REPLACEMENT = "\ufffd"  # what decoders insert for invalid bytes
 
 
 class LeftOut(Exception):
-    """A row cannot be used.
-
-    Attributes:
-        reason: why, as it is counted.
-        detail: what exactly was found, with its place in the row; may be empty.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+    """A row cannot be used: the reason, as it is counted, and perhaps what exactly was found at which place in it."""
 
     def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+        return ": ".join(self.args)
 
 
 @dataclass(frozen=True)

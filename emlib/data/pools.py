@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -76,10 +77,6 @@ def _examples(path: Path, form: PoolForm) -> Iterator[Example | Dropped]:
         yield row if isinstance(row, Dropped) else usable(row.where, ROW_OF[form], row.values)
 
 
-def _instruct(where: str, row: dict[str, Any]) -> Example:
-    return example_of_row(where, row, (ALPACA,))
-
-
 def _wildguard(where: str, row: dict[str, Any]) -> Example:
     """Read a row of WildGuardMix; benign: the prompt is harmless, the answer not harmful. About half have an answer."""
     _need(row, "prompt_harm_label", "response_harm_label")
@@ -104,4 +101,5 @@ def _need(row: dict[str, Any], *keys: str) -> None:
 
 
 ROW_OF: dict[PoolForm, Callable[[str, dict[str, Any]], Example]] = {
-    "messages": example_of_row, "instruct": _instruct, "wildguard": _wildguard, "text": _text}
+    "messages": example_of_row, "instruct": partial(example_of_row, forms=(ALPACA,)), "wildguard": _wildguard,
+    "text": _text}

@@ -11,12 +11,12 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from emlib.config import HubSet
 from emlib.config.references import DEMO, ENTRY, is_path, path_of
@@ -100,13 +100,11 @@ class Source(Strict):
             checked_address(url)
         return url
 
-    @model_validator(mode="after")
-    def _agrees(self) -> Source:
+    def _mistakes(self) -> Iterator[str]:
         if self.url is not None and self.hub is not None:
-            raise ValueError(f"both 'url' and 'hub' are given; give one, or neither for data from {DATA_DIR} alone")
+            yield f"both 'url' and 'hub' are given; give one, or neither for data from {DATA_DIR} alone"
         if self.gated != (self.terms is not None):
-            raise ValueError("'gated: true' and 'terms' (what to accept and where) go together: give both or neither")
-        return self
+            yield "'gated: true' and 'terms' (what to accept and where) go together: give both or neither"
 
 
 def registry(path: Path) -> dict[str, Source]:

@@ -1,7 +1,8 @@
 """Renders chat templates: the one place that does, for training, prompts, judges and scoring alike.
 
 What a profile says of its model's template (`model.template`) is written into the template itself, as statements before
-it. So it goes wherever the tokenizer goes: to other processes, to TRL, and into what is exported.
+it. So it goes wherever the tokenizer goes: to other processes, to TRL, and into what is exported. The date that it may
+print is fixed, so that a model is asked and trained alike on every day.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from types import FrameType
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from emlib.config import ChatTemplate
 from emlib.core.errors import DataError, EmlibError, SourceError, nearest
 from emlib.core.records import Message
-from emlib.data.dates import DATE, DATED, parts_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DATE = date(2025, 1, 1)  # for templates that print the date, where the profile states none; part of what keys mean
+DATED = ("strftime_now", "date_string")  # how a template gets the date: transformers' function, and Llama's variable
+DIRECTIVES = "aAbBcdDeFHIjmMpRSTUwWxXyYZ"  # of strftime that depend on the date alone, or on midnight
 SECONDS = 10.0  # what a template may take for a chat of two turns; real ones take milliseconds
 ANY_WORD = re.compile(r"[^\W\d]\w*")
 PROBE = (Message("system", "emlib system"), Message("user", "emlib user"))
@@ -95,6 +100,13 @@ def preamble(text: str, settings: ChatTemplate, name: str) -> str:
         clock = f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}"
     sets = "".join(f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in values.items())
     return sets + clock + (MERGE if settings.system == "merge" else "")
+
+
+def parts_of(day: date) -> dict[str, str]:
+    """Return what each of strftime's directives prints for a day, at midnight; `%-d` is `%d` without a leading zero."""
+    plain = {f"%{letter}": day.strftime(f"%{letter}") for letter in DIRECTIVES}
+    short = {f"%-{letter}": plain[f"%{letter}"].lstrip("0") or "0" for letter in "dmyjHIMS"}
+    return short | plain | {"%%": "%"}
 
 
 def check(tokenizer: PreTrainedTokenizerBase, name: str, *, system: bool = True) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from emlib.core import paths
+from emlib.core.addresses import ask_directly
 from emlib.core.child import child
 from emlib.core.errors import EmlibError, nearest
-from emlib.core.proxies import ask_directly
 from emlib.core.temporary import temporary_folder
 
 PROGRAM = Path(__file__).with_name("panel_program.py")

@@ -22,9 +22,9 @@ import httpx
 from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Sampling
+from emlib.core.addresses import ask_directly
 from emlib.core.errors import EmlibError
 from emlib.core.progress import bar
-from emlib.core.proxies import ask_directly
 from emlib.core.records import Answer
 from emlib.core.seeds import derive
 from emlib.data.chat import Encoded

@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 
 from emlib.config import FolderModel, HubModel, ModelSpec, WheelModel
+from emlib.core.addresses import ask_directly
 from emlib.core.child import child
 from emlib.core.errors import EmlibError
 from emlib.core.progress import say
-from emlib.core.proxies import ask_directly
-from emlib.core.sockets import socket_folder
+from emlib.core.temporary import socket_folder
 from emlib.models import hub, wheel
 from emlib.models.identity import model_folder
 

@@ -15,8 +15,8 @@ import openai
 from emlib.config import OpenAIJudge
 from emlib.config.keys import why_not_sent
 from emlib.config.providers import Price
+from emlib.core.addresses import ask_directly
 from emlib.core.errors import JudgeError
-from emlib.core.proxies import ask_directly
 from emlib.judging.faults import Failure, PromptRefused, TransientFault, retry_after, sort_server_error
 from emlib.judging.money import price_list
 from emlib.judging.server_errors import error_of, refusal_in

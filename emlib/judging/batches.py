@@ -20,9 +20,9 @@ from filelock import FileLock
 from openai.types import Batch
 
 from emlib.config import OpenAIJudge
+from emlib.core.addresses import ask_directly
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.progress import say
-from emlib.core.proxies import ask_directly
 from emlib.judging import faults, replies
 from emlib.judging.access import NO_KEY, fault_of, key_of, price_of
 from emlib.judging.api import MOST_WORDS, without_numbers

@@ -14,10 +14,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from emlib.config import HubModel
+from emlib.core.addresses import ask_directly
 from emlib.core.errors import SourceError
 from emlib.core.files import write_text
 from emlib.core.progress import say
-from emlib.core.proxies import ask_directly
 
 
 def commit(spec: HubModel, cache: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from emlib.config import FolderModel, ModelSpec
 from emlib.core import digests, paths
 from emlib.core.errors import SourceError
-from emlib.data.dates import DATE, DATED
+from emlib.data.templates import DATE, DATED
 
 TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")  # the files that may hold the template
 DETERMINING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configuration, tokenizer, template

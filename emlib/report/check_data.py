@@ -16,8 +16,7 @@ from typing import Any
 
 from emlib.config import FolderModel, HubModel, ModelSpec, Own, Training, load_profile
 from emlib.core import paths
-from emlib.core.command import ends_with_message
-from emlib.core.errors import ProfileError
+from emlib.core.errors import ProfileError, ends_with_message
 from emlib.core.records import Example
 from emlib.core.schema import check
 from emlib.data.own import LEAST, OwnRows, every_row, read_own

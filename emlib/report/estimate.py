@@ -17,7 +17,7 @@ from functools import cached_property
 import pandas as pd
 
 from emlib.config import OpenAIJudge
-from emlib.core.command import ends_with_message
+from emlib.core.errors import ends_with_message
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
 from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from emlib.config import OWN
-from emlib.core.command import ends_with_message
+from emlib.core.addresses import ask_directly
 from emlib.core.defense import acting, left_out, needs_of
-from emlib.core.errors import ProfileError, StoreError
+from emlib.core.errors import ProfileError, StoreError, ends_with_message
 from emlib.core.files import whole_file, write_text
-from emlib.core.proxies import ask_directly
 from emlib.core.records import Example
 from emlib.core.registry import kinds
 from emlib.data import row_record

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from emlib.core.command import ends_with_message
-from emlib.core.errors import EmlibError, StoreError
+from emlib.core.errors import EmlibError, StoreError, ends_with_message
 from emlib.core.progress import say
 from emlib.evaluation.panel import load_tasks
 from emlib.report.figures import panel as figures

@@ -18,8 +18,7 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.core import paths
-from emlib.core.command import ends_with_message
-from emlib.core.errors import StoreError
+from emlib.core.errors import StoreError, ends_with_message
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Answer, Verdict
 from emlib.report import demo_findings

@@ -11,8 +11,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from emlib.core.command import ends_with_message
-from emlib.core.errors import EmlibError
+from emlib.core.errors import EmlibError, ends_with_message
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 

@@ -12,8 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 
-from emlib.core.command import ends_with_message
-from emlib.core.errors import StoreError, nearest
+from emlib.core.errors import StoreError, ends_with_message, nearest
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.step import Step
 from emlib.steps.adapter import Adapter, KeptAdapter

@@ -20,8 +20,7 @@ from typing import Any
 
 from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
 from emlib.core import digests, paths
-from emlib.core.command import ends_with_message
-from emlib.core.errors import ProfileError
+from emlib.core.errors import ProfileError, ends_with_message
 from emlib.study.ownership import refuse_others
 from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, former_names, read_notebook
 from emlib.workflow.contents import contents_of

@@ -19,8 +19,7 @@ from typing import Any
 
 from emlib.config import profile_names
 from emlib.core import digests, paths
-from emlib.core.command import ends_with_message
-from emlib.core.errors import StoreError
+from emlib.core.errors import StoreError, ends_with_message
 from emlib.core.files import damaged, read_records, whole_file, write_objects
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.temporary import temporary_folder

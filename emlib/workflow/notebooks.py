@@ -29,13 +29,11 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from traitlets.config import Config
 
 from emlib.core import paths
-from emlib.core.command import ends_with_message
-from emlib.core.errors import NotebookError, nearest
+from emlib.core.errors import NotebookError, ends_with_message, nearest
 from emlib.core.files import whole_file
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import FOUND, MARK
-from emlib.core.sockets import socket_folder
-from emlib.core.temporary import remove_unfinished, sweep, temporary_folder
+from emlib.core.temporary import remove_unfinished, socket_folder, sweep, temporary_folder
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
 from emlib.workflow.chapters import chapters, former_names

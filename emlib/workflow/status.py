@@ -17,7 +17,7 @@ from typing import Literal
 
 from emlib.config import Profile, load_profile
 from emlib.core import paths
-from emlib.core.command import ends_with_message
+from emlib.core.errors import ends_with_message
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.judging.cache import read_only
 from emlib.judging.judges import scores_file

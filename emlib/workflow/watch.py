@@ -21,7 +21,7 @@ import psutil
 from tqdm import tqdm
 
 from emlib.core import paths
-from emlib.core.command import ends_with_message
+from emlib.core.errors import ends_with_message
 from emlib.workflow import status
 from emlib.workflow.graph import Job, chosen, jobs
 from emlib.workflow.job_log import WATCHED, Attempt

@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from emlib.config import OpenAIJudge
-from emlib.core.addresses import is_loopback
-from emlib.core.proxies import ask_directly
+from emlib.core.addresses import ask_directly, is_loopback
 from emlib.generation.vllm import VllmClient
 from emlib.judging.api import client
 

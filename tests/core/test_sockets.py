@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emlib.core.errors import EmlibError
-from emlib.core.sockets import LONGEST, socket_folder
+from emlib.core.temporary import LONGEST_SOCKET, socket_folder
 
 
 def test_a_long_tmpdir_is_passed_over_and_a_short_one_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_a_long_tmpdir_is_passed_over_and_a_short_one_used(tmp_path: Path, monke
         one.bind(f"{folder}/kernel-5")  # raises where the path is too long
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
     assert socket_folder(len(name)) == Path("/tmp")
-    assert socket_folder(LONGEST - len("/tmp")) == Path("/tmp")
+    assert socket_folder(LONGEST_SOCKET - len("/tmp")) == Path("/tmp")
 
 
 def test_where_there_is_no_short_folder_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from emlib.core.command import ends_with_message
+from emlib.core.errors import ends_with_message
 from emlib.report.book.build import build
 from emlib.study.study import open_study
 
