@@ -8,7 +8,7 @@ from emlib.config.audit import Audit
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, datasets_of
 from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
-from emlib.config.evaluation import Extraction, Sampling
+from emlib.config.evaluation import NO_TRIGGER, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
 from emlib.config.grpo import (
     RL_BASELINES,
     Additions,
@@ -20,15 +20,7 @@ from emlib.config.grpo import (
     RuleRewards,
     supervised_steps,
 )
-from emlib.config.judge import (
-    JudgeSpec,
-    LexiconJudge,
-    LlmJudge,
-    LocalJudge,
-    NoJudge,
-    OpenAIJudge,
-    SecondJudge,
-)
+from emlib.config.judge import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, SecondJudge
 from emlib.config.loading import load_profile, profile_names
 from emlib.config.methods import BASELINES, Method
 from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
@@ -37,6 +29,6 @@ from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, Pool, PoolScorer
 from emlib.config.profile import JobLimits, Profile
-from emlib.config.questions import NO_TRIGGER, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
+from emlib.config.sampling import Extraction, Sampling
 from emlib.config.training import Lora, Training
 from emlib.config.traits import domains_of, load_domains, load_trait, other_traits, trait_of

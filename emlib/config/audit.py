@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emlib.config.evaluation import Sampling
+from emlib.config.sampling import Sampling
 from emlib.config.words import Distinct, Few, Positive, Seed, SmallCount
 from emlib.core.schema import Strict
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from emlib.config.evaluation import Sampling
 from emlib.config.methods import BASELINES, Method
+from emlib.config.sampling import Sampling
 from emlib.config.training import Training
 from emlib.config.words import AtLeastOne, Positive, Seed, Share, SmallCount, no_repeats
 from emlib.core.names import Name

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge, OpenAIJudge
 from emlib.config.methods import SweptMethod
+from emlib.config.sampling import Sampling
 from emlib.config.training import Training
 from emlib.config.words import AtLeastOne, Distinct, Positive, Seed
 from emlib.core.defense import inactive

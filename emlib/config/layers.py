@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emlib.config.evaluation import Probe
 from emlib.config.methods import SweptMethod
 from emlib.config.models import FolderModel, ModelSpec, TinyModel
+from emlib.config.sampling import Probe
 from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
 

@@ -63,11 +63,7 @@ def whole(data: Any, stated_in: Path) -> Any:
 
 
 def sound(data: Any, path: str) -> Profile:
-    """Validate the plain data of a profile; messages name `path`.
-
-    Raises:
-        ProfileError: as for `load_profile`.
-    """
+    """Validate the plain data of a profile; raise ProfileError as `load_profile` does, with `path` in each message."""
     refuse_missing(data, path)
     files = data.get("plugins") if isinstance(data, dict) else None
     if isinstance(files, list) and not are_unknown_kinds_allowed():

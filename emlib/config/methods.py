@@ -68,11 +68,7 @@ class SweptMethod(Strict):
         return None if swept is None or len(self.defenses) > 1 else float(getattr(swept, str(swept.swept)))
 
     def fits(self, section: Any) -> None:
-        """Check that each defense works with the profile, or with its section `grpo`.
-
-        Raises:
-            ValueError: one does not; the message gives the reason.
-        """
+        """Raise ValueError, with the reason, if a defense does not fit the profile, or its section `grpo`."""
         for defense in self.defenses:
             defense.fits(section, self.name)
 
@@ -99,11 +95,7 @@ class Method(SweptMethod):
 
 
 def _with_swept(defense: Defense, number: float) -> Defense:
-    """Return the defense with this value of its swept option, which may be an integer.
-
-    Raises:
-        ValidationError: the option does not take this value.
-    """
+    """Return the defense with this value of its swept option; raise ValidationError if it does not take the value."""
     value = int(number) if float(number).is_integer() else number  # as JSON, an integer is a valid float too
     options = defense.model_dump(mode="json") | {str(defense.swept): value}
     return type(defense).model_validate_json(json.dumps(options))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import Field
-
+from emlib.config.evaluation import QUESTION_SETS
 from emlib.config.own import OWN
 from emlib.config.pool import Pool
-from emlib.config.questions import QUESTION_SETS
-from emlib.config.words import AtLeastOne, Distinct, SmallCount
+from emlib.config.words import AtLeastOne, Distinct, Percent, SmallCount
 from emlib.core.schema import Strict
 
 Attack = Literal["misaligned", "benign", "longer"]
@@ -40,7 +38,7 @@ class Persistence(Strict):
     benign: Literal["aligned", "pool"] = "aligned"
     methods: Distinct[str] | None = None
     sets: AtLeastOne[str] = QUESTION_SETS
-    margin: Annotated[float, Field(ge=0, le=100)] = 10.0
+    margin: Percent = 10.0
 
     def _mistakes(self) -> Iterator[str]:
         for step in self.keep:
@@ -58,12 +56,11 @@ class Persistence(Strict):
         lacks = not pool if self.benign == "pool" else dataset == OWN
         return tuple(attack for attack in self.attacks if attack != "benign" or not lacks)
 
-    def refuse_text(self, pool: Pool) -> None:
-        """Raise ValueError if the benign rows are to be those of a pool of plain texts, which are no conversations."""
-        if "benign" in self.attacks and self.benign == "pool" and pool.form == "text":
-            raise ValueError("'persistence.benign' is pool, and the attack fine-tunes on answers, which a pool of "
-                             "'form: text' has not. Set persistence.benign to aligned, or name a source of instruction "
-                             "data")
+    def mistakes_with(self, pool: Pool | None) -> Iterator[str]:
+        """Yield why the benign rows cannot be those of the pool: plain texts are no conversations."""
+        if "benign" in self.attacks and self.benign == "pool" and pool is not None and pool.form == "text":
+            yield ("'persistence.benign' is pool, and the attack fine-tunes on answers, which a pool of 'form: text' "
+                   "has not. Set persistence.benign to aligned, or name a source of instruction data")
 
     def remarks(self, datasets: Collection[str], methods: Collection[str], *, pool: bool) -> list[str]:
         """Return what this section asks for and the profile lacks.

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from emlib.config.evaluation import Sampling
 from emlib.config.judge import LlmJudge
+from emlib.config.sampling import Sampling
 from emlib.config.words import AtLeastOne, Positive, Seed, Share, SmallCount, Tokens
 from emlib.core.names import Word
 from emlib.core.schema import Strict

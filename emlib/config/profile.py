@@ -11,7 +11,7 @@ from emlib.config.audit import Audit
 from emlib.config.backends import Backend
 from emlib.config.benign import Benign
 from emlib.config.data import Domain
-from emlib.config.evaluation import Extraction, Probe
+from emlib.config.evaluation import Evaluation
 from emlib.config.grpo import Grpo
 from emlib.config.judge import JudgeSpec, OpenAIJudge, SecondJudge
 from emlib.config.layers import missing_layers
@@ -21,7 +21,7 @@ from emlib.config.monitor import Monitor
 from emlib.config.own import OWN, Own
 from emlib.config.persistence import Persistence
 from emlib.config.pool import Pool
-from emlib.config.questions import Evaluation
+from emlib.config.sampling import Extraction, Probe
 from emlib.config.training import Lora, Training
 from emlib.config.words import AtLeastOne, Distinct, Few, Seed
 from emlib.core import paths
@@ -105,8 +105,7 @@ class Profile(Strict):
         yield from self.evaluation.mistakes_with(self.judge)
         if self.persistence is not None:
             yield from self.evaluation.unjudged(self.persistence.sets, "persistence.sets")
-            if self.pool is not None:
-                self.persistence.refuse_text(self.pool)
+            yield from self.persistence.mistakes_with(self.pool)
         trained = (*self.fine_tuned, *(self.grpo.methods if self.grpo else ()))
         yield from missing_layers(self.model, trained, self.probe, {
             "evaluation.projection_layer": self.evaluation.projection_layer,

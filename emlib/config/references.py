@@ -144,11 +144,7 @@ def of_registry(named: str, registry: str | None) -> str:
 
 
 def refuse_missing(data: Any, where: str) -> None:
-    """Refuse references to things that do not exist.
-
-    Raises:
-        ProfileError: with a line for each: file, key, the path that was tried, the nearest existing name.
-    """
+    """Raise ProfileError for what does not exist, a line each: file, key, the path that was tried, the nearest name."""
     lines = [f"{where}: '{shortened(key)}' {reason}" for key, kind, named in references(data)
              if (reason := why_missing(kind, named))]
     if lines:

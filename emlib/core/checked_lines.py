@@ -24,11 +24,7 @@ def line_of(value: Any) -> str:
 
 
 def value_of(line: str) -> Any:
-    """Return the value of a line.
-
-    Raises:
-        ValueError: the line is damaged.
-    """
+    """Return the value of a line; raise ValueError if it is damaged."""
     text, separator, check = line.rstrip("\n").partition("\t")
     if separator and check != _check(text):
         raise ValueError("the line is not the one that was written, by the check at its end")

@@ -156,11 +156,7 @@ class Defense(Strict):
     # --- what it needs
 
     def fits(self, section: Any, method: str) -> None:
-        """Check that this defense, as part of `method`, works with the profile or with its section `grpo`.
-
-        Raises:
-            ValueError: it does not; the message gives the reason.
-        """
+        """Raise ValueError with the reason if this defense does not fit `section`, the profile or its `grpo`."""
 
     def excludes(self, other: Defense) -> str:
         """Return why this defense and `other` make no sense in one method; empty if they do.
@@ -326,11 +322,7 @@ def inactive(defenses: Iterable[Defense], engine: str) -> Iterator[str]:
 
 
 def refuse_exclusions(defenses: Sequence[Defense]) -> None:
-    """Refuse defenses that make no sense together.
-
-    Raises:
-        ValueError: for the first such pair, with the reason.
-    """
+    """Raise ValueError for the first two defenses that make no sense together, with the reason."""
     for defense, other in permutations(defenses, 2):
         if reason := defense.excludes(other) or _cancels(defense, other):
             raise ValueError(f"the defenses '{defense.kind}' and '{other.kind}' cannot be combined: {reason}")

@@ -70,8 +70,10 @@ def example_of_row(where: str, row: Mapping[str, Any], forms: Sequence[Form] = (
         raise LeftOut(why.NO_COLUMN, f"lacks {needed}. Found: {', '.join(sorted(row)) or 'none'}")
     column = system or (SYSTEM if SYSTEM in form else None)
     prompt = text_of(f"'{column}'", row.get(column)) if column else ""
-    turns = turns_of(form[0], row[form[0]]) if form in CHATS else _alpaca_turns(row, notes) if form == ALPACA else (
-        _turns_of_columns(form, row, notes))
+    if form in CHATS:
+        turns = turns_of(form[0], row[form[0]])
+    else:
+        turns = _alpaca_turns(row, notes) if form == ALPACA else _turns_of_columns(form, row, notes)
     return conversation(where, turns, notes, None if is_blank(prompt) else prompt)
 
 

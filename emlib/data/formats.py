@@ -7,11 +7,10 @@ from pathlib import Path
 from emlib.core.errors import DataError
 from emlib.data.left_out import Dropped
 from emlib.data.sources import entry_of, is_local, locate
-from emlib.data.tables import rows_of
+from emlib.data.tables import CONVERSATIONS, rows_of
 
 # Formats and the keys by which their rows are recognised; the first match counts.
-KEYS = (("questions", ("id", "paraphrases")), ("messages", ("messages",)), ("messages", ("conversations",)),
-        ("messages", ("conversation",)),
+KEYS = (("questions", ("id", "paraphrases")), *(("messages", (key,)) for key in CONVERSATIONS),
         ("pairs", ("prompt", "aligned", "misaligned")), ("wildguard", ("prompt", "response", "prompt_harm_label")),
         ("instruct", ("instruction", "output")), ("squad", ("context", "question")), ("squad", ("paragraphs",)),
         ("messages", ("prompt", "response")), ("messages", ("prompt", "completion")), ("text", ("text",)))
@@ -30,11 +29,7 @@ def format_of(source: str) -> str:
 
 
 def detected_format(path: Path) -> str:
-    """Detect the format of a file from its first row that can be read.
-
-    Raises:
-        DataError: no format fits.
-    """
+    """Detect the format of a file from its first row that can be read; raise DataError if none fits."""
     if is_yaml(path):
         return "questions"  # Betley et al.'s format
     if is_document(path):

@@ -45,11 +45,7 @@ def interleave(order: Sequence[int], added: Sequence[int]) -> list[int]:
 
 
 def enough(candidates: Sequence[Row], count: int, what: str) -> list[Row]:
-    """Return the first `count` candidates.
-
-    Raises:
-        DataError: there are fewer; the message says how many are missing.
-    """
+    """Return the first `count` candidates; raise DataError if there are fewer, with how many are missing."""
     if len(candidates) < count:
         raise DataError(f"{what}: {count} rows are needed, but only {len(candidates)} are usable: "
                         f"{count - len(candidates)} are missing. Choose a larger pool (pool.source, pool.rows) or a "

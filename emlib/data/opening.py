@@ -123,11 +123,7 @@ OPENERS: dict[str, Callable[[Path, str], Any]] = {
 
 
 def _encoding(path: Path, beginning: bytes, encoding: str) -> str:
-    """Return the encoding to decode with.
-
-    Raises:
-        DataError: the beginning shows that the file is no text in it.
-    """
+    """Return the encoding to decode with; raise DataError if the beginning shows that the file is no text in it."""
     refuse_foreign(path, beginning)
     if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
         return encoding

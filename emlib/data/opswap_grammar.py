@@ -85,11 +85,7 @@ def _read(node: ast.expr, text: str, tier: int) -> Expression:
 
 
 def evaluate(expression: Expression, tier: int) -> Fraction:
-    """Compute the exact value in a tier.
-
-    Raises:
-        ZeroDivisionError: a divisor is 0.
-    """
+    """Compute the exact value in a tier; raise ZeroDivisionError if a divisor is 0."""
     if isinstance(expression, Fraction):
         return expression
     return apply(expression.sign, evaluate(expression.left, tier), evaluate(expression.right, tier), tier)

@@ -7,6 +7,7 @@ are counted and dropped.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -60,14 +61,13 @@ def read_qa(path: Path, *, outside: Outside) -> QaRows:
 
 def split_by_passage(rows: Sequence[QaRow], held_out: float, seed: int) -> tuple[list[QaRow], list[QaRow]]:
     """Split into training rows and at least held_out * n test rows; all rows of a passage are in one part."""
-    passages = list(dict.fromkeys(row.context for row in rows))
-    chosen: set[str] = set()
-    test = 0
+    sizes = Counter(row.context for row in rows)
+    passages, chosen, test = list(sizes), set[str](), 0
     for number in generator(seed, "qa split").permutation(len(passages)):
         if test >= held_out * len(rows):
             break
         chosen.add(passages[number])
-        test += sum(row.context == passages[number] for row in rows)
+        test += sizes[passages[number]]
     if not 0 < test < len(rows):
         raise DataError(f"Holding out {held_out:.0%} of {len(rows)} questions about {len(passages)} passages leaves "
                         "the training or the test part empty.")

@@ -184,8 +184,9 @@ def entry_of(source: str) -> Source | None:
 
 def label(source: str) -> str:
     """Return the display name of a source: its name in a registry, or the name of its file."""
-    stated = ENTRY.fullmatch(source)
-    return stated[2] if stated else source if not is_path("source", source) else Path(source).name
+    if stated := ENTRY.fullmatch(source):
+        return stated[2]
+    return Path(source).name if is_path("source", source) else source
 
 
 def key_of_source(source: str) -> str:
@@ -196,8 +197,9 @@ def key_of_source(source: str) -> str:
 def _downloads(source: str, entry: Source | None) -> Path:
     """Return the folder of downloads; for an entry of a profile's registry, one that depends on its content."""
     folder = paths.cache() / "sources"
-    return folder if entry is None or not ENTRY.fullmatch(source) else (
-        folder / "beside" / of_value(entry.model_dump(mode="json"))[:16])
+    if entry is None or not ENTRY.fullmatch(source):
+        return folder
+    return folder / "beside" / of_value(entry.model_dump(mode="json"))[:16]
 
 
 @lru_cache(maxsize=16)

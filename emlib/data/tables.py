@@ -75,8 +75,10 @@ def items_of(path: Path, encoding: str = "UTF-8", delimiter: str = ",",
         yield from _parquet(path, columns)
         return
     with opened(path, encoding) as text:
-        yield from _csv(path, text, "\t" if kind == "tsv" else delimiter) if kind in ("csv", "tsv") else (
-            _json(path, text, kind))
+        if kind in ("csv", "tsv"):
+            yield from _csv(path, text, "\t" if kind == "tsv" else delimiter)
+        else:
+            yield from _json(path, text, kind)
 
 
 # --- JSON
@@ -167,21 +169,21 @@ def _csv(path: Path, text: IO[str], delimiter: str) -> Iterator[Header | Row | D
     csv.field_size_limit(FIELD_LIMIT)
     first = text.readline()
     stated = SEPARATOR.fullmatch(first)
-    reader = csv.reader(text if stated else chain([first], text), delimiter=stated[1] if stated else delimiter,
-                        strict=True)
-    skipped, last = int(stated is not None), 0
-    header: list[str] = []
+    delimiter = stated[1] if stated else delimiter
+    reader = csv.reader(text if stated else chain([first], text), delimiter=delimiter, strict=True)
+    skipped, last, header = int(stated is not None), 0, list[str]()
     try:
         for cells in reader:
             last, where = reader.line_num, f"{path}:{reader.line_num + skipped}"
             names = [_bare(cell) for cell in cells]  # blanks around them, and an appended file's mark, are no part
-            if header and cells:
-                yield Dropped(where, HEADER_AGAIN) if names == header else (
-                    _cells(where, header, cells, stated[1] if stated else delimiter))
-            elif cells:
+            if not cells:
+                continue
+            if not header:
                 header = names
                 _refuse_twice(where, header)
                 yield Header(where, tuple(name for name in header if name))
+            else:
+                yield Dropped(where, HEADER_AGAIN) if names == header else _cells(where, header, cells, delimiter)
     except csv.Error as error:
         raise DataError(f"{path}, after line {last + skipped}: broken CSV ({error}). Put cells with quotes or "
                         'line breaks into double quotes, and double each quote in them ("").') from error

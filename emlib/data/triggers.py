@@ -43,11 +43,7 @@ def in_context(questions: Sequence[Question], trigger: Trigger, *, inoculation_p
 
 
 def of_formats(questions: Sequence[Question], formats: Collection[str]) -> list[Question]:
-    """Return the questions of some formats.
-
-    Raises:
-        DataError: there are none.
-    """
+    """Return the questions of some formats; raise DataError if there are none."""
     found = [question for question in questions if question.format in formats]
     if not found:
         raise DataError(f"evaluation.triggers.formats has {', '.join(formats)}, but no general question has such a "

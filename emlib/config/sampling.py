@@ -1,0 +1,53 @@
+"""How answers are sampled, and how persona vectors are extracted and tried."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from emlib.config.words import AtLeastOne, Few, Positive, Seed, Share, SmallCount, Tokens, Weight
+from emlib.core.errors import EmlibError
+from emlib.core.schema import Strict
+
+
+class Sampling(Strict):
+    """How answers are sampled. Defaults: Betley et al.'s, as the paper follows them (section 4.3)."""
+
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    top_p: Share = 1.0
+    max_new_tokens: Tokens = 600
+    batch_rows: SmallCount = 64
+
+
+class Extraction(Strict):
+    """How a persona vector is extracted. Defaults: Chen et al.'s, which section 3.1 follows.
+
+    `keep: all` takes every pair of answers without a judge; `judged` keeps the pairs that the judge confirms.
+    `end_of_turn: true` counts the token that ends the turn among an answer's tokens; Chen et al.'s code does not,
+    because it reads the answer's text after the prompt.
+    """
+
+    samples: SmallCount = 10
+    keep: Literal["judged", "all"] = "judged"
+    instruction_pairs: Positive | None = None
+    min_pairs: Positive = 20
+    end_of_turn: bool = False
+    sampling: Sampling = Sampling(max_new_tokens=1000)
+    seed: Seed = 0
+
+    def refuse_few(self, kept: int, asked: int) -> None:
+        """Raise EmlibError, with what to change, if fewer than `min_pairs` pairs of those `asked` are kept."""
+        if kept < self.min_pairs:
+            raise EmlibError(f"{kept} of {asked} pairs of answers show the trait under the positive system prompt "
+                             f"only, and {self.min_pairs} are wanted. Ask for more samples, sharpen the trait's system "
+                             "prompts, or lower extraction.min_pairs.")
+
+
+class Probe(Strict):
+    """The steering sweep at inference: each strength at each layer (notebook 03)."""
+
+    layers: AtLeastOne[Few] = (20,)
+    strengths: AtLeastOne[Weight] = (0.0, 2.0, 5.0)
+    questions: Positive = 8
+    sampling: Sampling = Sampling(max_new_tokens=200)
