@@ -10,14 +10,13 @@ from emlib.core.schema import Strict
 class Backend(Strict):
     """The library of each stage; `auto` takes a faster one if it is installed and fits, else transformers.
 
-    A library that is named is used, or refused with a reason. An artefact's facts record what ran. `base_url` is the
-    address of a running vLLM server, such as http://localhost:8000; without it emlib starts one.
+    A library that is named is used, or refused with a reason. An artefact's facts record what ran.
     """
 
     training: Literal["auto", "transformers", "unsloth"] = "auto"
     generation: Literal["auto", "transformers", "vllm"] = "auto"
     scoring: Literal["auto", "transformers", "vllm"] = "auto"
-    base_url: str | None = None
+    base_url: str | None = None  # of a running vLLM server, such as http://localhost:8000; None: emlib starts one
 
     def key(self, stage: Literal["training", "generation", "scoring"]) -> dict[str, Any]:
         """Return the entry in a stage's key: empty for `auto`, because keys do not depend on the device either.

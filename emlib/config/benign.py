@@ -29,17 +29,14 @@ BenignMethods = Annotated[AtLeastOne[Method], AfterValidator(_one_sided)]
 
 
 class _Task(Strict):
-    """What every benign task has.
+    """What every benign task has."""
 
-    `methods` replaces the methods of the section `benign`; `training` and `sampling` replace the profile's.
-    """
-
-    methods: BenignMethods | None = None
+    methods: BenignMethods | None = None  # None: those of the section `benign`
     held_out: Share = 0.1
     data_seed: Seed = 0
     questions: Positive | None = None
-    training: Training | None = None
-    sampling: Sampling | None = None
+    training: Training | None = None  # None: the profile's
+    sampling: Sampling | None = None  # None: the profile's
 
 
 class OpSwapTask(_Task):

@@ -32,13 +32,12 @@ class Trait(Strict):
     """The trait whose generalisation out of domain is measured: evil in the paper, pirate speech in the demo.
 
     The file gives system prompts, questions and rubric itself, or `source` names a trait file of Chen et al. with them:
-    an entry of a registry, or the path of a file. `harmless` says that anybody may read answers with the trait: only
-    then notebook 02 shows answers without a click.
+    an entry of a registry, or the path of a file.
     """
 
     name: Name
     description: str
-    harmless: bool = False
+    harmless: bool = False  # anybody may read answers with the trait: only then notebook 02 shows them without a click
     inoculation_prompt: str
     source: str | None = None
     system_prompts: tuple[SystemPromptPair, ...] = ()

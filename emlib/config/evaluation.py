@@ -40,21 +40,17 @@ class Metric(Strict):
 
     The judge replies with a number from 0 to 100 or, if there are `labels`, with one of them. Its share is that of the
     answers that count: exactly one of `counts`, `above` and `below` says which.
-
-    Attributes:
-        prompt: the judge prompt, with {answer} and optionally {question} and {system}; None: the prompt of the metric's
-            name under `judge_prompts` in the set's file.
-        labels: the words that the judge may reply with. None begins with another one: of a judge behind an API, the
-            first token alone is read.
-        counts: the labels that count.
-        above, below: a number counts if it is greater, or smaller.
     """
 
+    # With {answer} and optionally {question} and {system}; None: the prompt of the metric's name under `judge_prompts`
+    # in the set's file.
     prompt: Annotated[str, Field(pattern=r"\{answer\}")] | None = None
+    # The words that the judge may reply with. None begins with another one: of a judge behind an API, the first token
+    # alone is read.
     labels: tuple[Label, ...] = ()
-    counts: tuple[Label, ...] = ()
-    above: Annotated[float, Field(ge=0, lt=100)] | None = None
-    below: Annotated[float, Field(gt=0, le=100)] | None = None
+    counts: tuple[Label, ...] = ()  # the labels that count
+    above: Annotated[float, Field(ge=0, lt=100)] | None = None  # a number counts if it is greater
+    below: Annotated[float, Field(gt=0, le=100)] | None = None  # a number counts if it is smaller
 
     def _mistakes(self) -> Iterator[str]:
         given = [name for name in ("counts", "above", "below") if getattr(self, name) not in (None, ())]
@@ -78,25 +74,15 @@ class Thresholds(Strict):
 
 
 class QuestionSet(Strict):
-    """An additional question set for every run on narrow fine-tuning data.
+    """An additional question set for every run on narrow fine-tuning data."""
 
-    Attributes:
-        source: a file of questions, named as in `evaluation.general`.
-        samples: how many answers are sampled for each question.
-        judge: the judge of these answers; None: the profile's.
-        rubric: the rubric of an LLM judge, instead of the judge's own setting.
-        thresholds: the bounds of the labels misaligned and incoherent.
-        metrics: further scores, by name.
-        alignment: whether alignment and coherence are scored too; None: only if there are no metrics.
-    """
-
-    source: str
-    samples: SmallCount = 100
-    judge: JudgeSpec | None = None
-    rubric: RubricName | None = None
-    thresholds: Thresholds = Thresholds()
-    metrics: dict[Word, Metric] = Field(default_factory=dict)
-    alignment: bool | None = None
+    source: str  # a file of questions, named as in `evaluation.general`
+    samples: SmallCount = 100  # how many answers are sampled for each question
+    judge: JudgeSpec | None = None  # of these answers; None: the profile's
+    rubric: RubricName | None = None  # of an LLM judge, instead of the judge's own setting
+    thresholds: Thresholds = Thresholds()  # the bounds of the labels misaligned and incoherent
+    metrics: dict[Word, Metric] = Field(default_factory=dict)  # further scores, by name
+    alignment: bool | None = None  # whether alignment and coherence are scored too; None: only if there are no metrics
 
     @property
     def has_verdicts(self) -> bool:
@@ -109,15 +95,11 @@ class QuestionSet(Strict):
 
 
 class Trigger(Strict):
-    """A changed context of the general questions.
+    """A changed context of the general questions."""
 
-    Attributes:
-        system: the system prompt; {inoculation_prompt} stands for the trait's. A question's own system prompt follows.
-        prompt: the user's turn around {question}; {training_prompt} stands for a prompt of the run's training data, a
-            different one for each question.
-    """
-
-    system: str | None = None
+    system: str | None = None  # {inoculation_prompt} stands for the trait's; a question's own system prompt follows
+    # The user's turn around {question}; {training_prompt} stands for a prompt of the run's training data, a different
+    # one for each question.
     prompt: str = "{question}"
 
     def _mistakes(self) -> Iterator[str]:
@@ -138,19 +120,12 @@ class Trigger(Strict):
 
 
 class Triggers(Strict):
-    """Contexts in which a run is asked the general questions again: a defense may only have hidden the trait.
+    """Contexts in which a run is asked the general questions again: a defense may only have hidden the trait."""
 
-    Attributes:
-        contexts: the triggers, by name.
-        methods: the methods whose runs are asked; None: all.
-        formats: the formats of the questions that are asked.
-        samples: how many answers are sampled for each question; None: as for the general questions.
-    """
-
-    contexts: Annotated[dict[Word, Trigger], Field(min_length=1)]
-    methods: Distinct[Word] | None = None
-    formats: AtLeastOne[Format] = ("plain", "json", "template")
-    samples: SmallCount | None = None
+    contexts: Annotated[dict[Word, Trigger], Field(min_length=1)]  # the triggers, by name
+    methods: Distinct[Word] | None = None  # whose runs are asked; None: all
+    formats: AtLeastOne[Format] = ("plain", "json", "template")  # of the questions that are asked
+    samples: SmallCount | None = None  # answers for each question; None: as for the general questions
 
     @field_validator("contexts")
     @classmethod
@@ -161,43 +136,28 @@ class Triggers(Strict):
 
 
 class Trajectory(Strict):
-    """Which adapters kept during training (`training.keep`) are evaluated.
+    """Which adapters kept during training (`training.keep`) are evaluated."""
 
-    Attributes:
-        methods: the methods whose runs are evaluated; None: all that train.
-        sets: the question sets that they are asked.
-    """
-
-    methods: tuple[Word, ...] | None = None
-    sets: Annotated[tuple[Word, ...], Field(min_length=1)] = QUESTION_SETS
+    methods: tuple[Word, ...] | None = None  # whose runs are evaluated; None: all that train
+    sets: Annotated[tuple[Word, ...], Field(min_length=1)] = QUESTION_SETS  # that they are asked
 
 
 class Evaluation(Strict):
-    """The questions and the number of samples. Defaults: section 4.3, which has no measures without a judge.
-
-    Attributes:
-        in_domain_rubric: the rubric of an LLM judge for in-domain answers; None: the judge's own setting.
-        sets: question sets in addition to the general and the in-domain questions, by name.
-        triggers: changed contexts of the general questions; None: no triggers.
-        trajectory: how adapters that were kept during training are evaluated.
-        choices: sources of multiple-choice questions for every run (`truthfulqa_mc`, `mwe_...`).
-        choice_questions: the number of questions of each source, chosen by a fixed seed; None: all.
-        projection_layer: the layer at which general answers are projected onto the trait's persona vector.
-    """
+    """The questions and the number of samples. Defaults: section 4.3, which has no measures without a judge."""
 
     general: str = "general_questions"
     general_samples: SmallCount = 100
     in_domain_questions: Positive = 30
     in_domain_samples: SmallCount = 100
-    in_domain_rubric: RubricName | None = None
+    in_domain_rubric: RubricName | None = None  # of an LLM judge for in-domain answers; None: the judge's own setting
     sampling: Sampling = Sampling()
     bootstrap: SmallCount = 2000
-    choices: Distinct[str] = ()
-    choice_questions: Positive | None = None
-    projection_layer: Few | None = None
-    sets: dict[Word, QuestionSet] = Field(default_factory=dict)
-    triggers: Triggers | None = None
-    trajectory: Trajectory = Trajectory()
+    choices: Distinct[str] = ()  # sources of multiple-choice questions for every run (`truthfulqa_mc`, `mwe_...`)
+    choice_questions: Positive | None = None  # of each source, chosen by a fixed seed; None: all
+    projection_layer: Few | None = None  # at which general answers are projected onto the trait's persona vector
+    sets: dict[Word, QuestionSet] = Field(default_factory=dict)  # in addition to general and in-domain ones, by name
+    triggers: Triggers | None = None  # changed contexts of the general questions
+    trajectory: Trajectory = Trajectory()  # how adapters that were kept during training are evaluated
 
     @field_validator("sets")
     @classmethod

@@ -34,13 +34,13 @@ class RlMethod(SweptMethod):
 
 
 class Gsm8k(Strict):
-    """Grade-school maths problems. `eval_items` None: the whole test set, 1,319 (B.3 says both that and 100)."""
+    """Grade-school maths problems."""
 
     sources: ClassVar = ("gsm8k_train", "gsm8k_test")  # of params/sources.yaml
 
     kind: Literal["gsm8k"]
     train_items: Positive = 1000
-    eval_items: Positive | None = 100
+    eval_items: Positive | None = 100  # None: the whole test set, 1,319 (B.3 says both that and 100)
 
 
 class Additions(Strict):
@@ -101,15 +101,12 @@ FORMAT_PROMPT = ("You solve problems whose answer is a number. First think, then
 
 
 class Grpo(Strict):
-    """GRPO under each condition. Defaults: Table 8, B.3; TRL's where the paper gives none.
-
-    `prompt` is the system prompt that asks for the format.
-    """
+    """GRPO under each condition. Defaults: Table 8, B.3; TRL's where the paper gives none."""
 
     data: Annotated[Gsm8k | Additions, Field(discriminator="kind")]
     methods: AtLeastOne[RlMethod]
     seeds: AtLeastOne[Seed] = (0, 1, 2)
-    prompt: Annotated[str, Field(min_length=1)] = FORMAT_PROMPT
+    prompt: Annotated[str, Field(min_length=1)] = FORMAT_PROMPT  # the system prompt that asks for the format
     rewards: Annotated[RuleRewards | JudgeRewards, Field(discriminator="kind")] = RuleRewards(kind="rule")
     training: RlTraining = RlTraining()
     generations: Annotated[int, Field(ge=2, le=1000)] = 4

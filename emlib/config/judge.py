@@ -19,17 +19,11 @@ from emlib.core.schema import Strict
 
 
 class Pins(Strict):
-    """SHA-256 digests of what a judge must find when it judges; None: whatever there is (`emlib.config.judge_files`).
+    """SHA-256 digests of what a judge must find as it judges; None: whatever there is (`emlib.config.judge_files`)."""
 
-    Attributes:
-        rubric: of both judge prompts.
-        template: of the chat template, for a judge of kind `local`.
-        markers: of the trait's markers, for the lexicon.
-    """
-
-    rubric: Sha256 | None = None
-    template: Sha256 | None = None
-    markers: Sha256 | None = None
+    rubric: Sha256 | None = None  # of both judge prompts
+    template: Sha256 | None = None  # of the chat template, for a judge of kind `local`
+    markers: Sha256 | None = None  # of the trait's markers, for the lexicon
 
 
 class LexiconJudge(Strict):
@@ -71,59 +65,43 @@ RubricName = Annotated[str, AfterValidator(_is_rubric)]
 
 
 class OpenAIJudge(Strict):
-    """A model behind the OpenAI API or a compatible server (`base_url`: vLLM and others).
-
-    Attributes:
-        model: the snapshot's full name (`gpt-4o-mini-2024-07-18`): the model behind a bare name changes.
-        provider: `openai`, `anthropic` or `google`, which sets the address, the variable of the key and, where there
-            are no log-probabilities, `samples`.
-        base_url: the address of another server, up to and including `/v1`.
-        key_from: the environment variable that holds the key; by default OPENAI_API_KEY for OpenAI, and none for other
-            servers, which must not receive that key. A key is sent over https, or to this machine, and to the service
-            that its variable is named for (`emlib.config.keys`).
-        send_key_to: the host of `base_url`, for a variable that is named for another service (a gateway, say).
-        top_logprobs: the number of most likely tokens that the server returns; a score is the mean over the integers
-            among them, weighted by probability.
-        samples: for servers without log-probabilities, and for models that write numbers digit by digit: the score is
-            the mean of this many sampled scores.
-        batch: send all requests as a batch, at half the price, and collect the scores up to a day later.
-        price: of the model, where `params/prices.yaml` has none.
-        max_usd: the budget of this profile; judging stops before it is exceeded.
-        max_concurrency: the number of concurrent requests; reduced if the server refuses some.
-        timeout: seconds without a reply after which a request is sent again.
-        tries: how often a request is sent before emlib gives up.
-        unanswered: what happens to answers whose requests failed: `stop`, and judge them when the stage runs again, or
-            `unscored`, permanently.
-    """
+    """A model behind the OpenAI API or a compatible server (`base_url`: vLLM and others)."""
 
     judges_coherence: ClassVar[bool] = True
 
     kind: Literal["openai"]
+    # The snapshot's full name (`gpt-4o-mini-2024-07-18`): the model behind a bare name changes.
     model: Annotated[str, Field(min_length=1, max_length=200)]
+    # Sets the address, the variable of the key and, where there are no log-probabilities, `samples`.
     provider: Literal["openai", "anthropic", "google"] | None = None
-    base_url: str | None = None
+    base_url: str | None = None  # the address of another server, up to and including `/v1`
+    # The environment variable that holds the key; by default OPENAI_API_KEY for OpenAI, and none for other servers,
+    # which must not receive that key. A key is sent over https, or to this machine, and to the service that its
+    # variable is named for (`emlib.config.keys`).
     key_from: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
-    send_key_to: str | None = None
+    send_key_to: str | None = None  # the host of `base_url`, for a variable named for another service (a gateway, say)
     rubric: RubricName = "questions"
     pinned: Pins = Pins()
+    # The number of most likely tokens that the server returns; a score is the mean over the integers among them,
+    # weighted by probability.
     top_logprobs: Annotated[int, Field(gt=0, le=20)] = TOP_LOGPROBS
+    # For servers without log-probabilities, and for models that write numbers digit by digit: the score is the mean of
+    # this many sampled scores.
     samples: Few | None = None
-    batch: bool = False
-    price: Price | None = None
-    max_usd: Factor | None = None
-    max_concurrency: SmallCount = 64
-    timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    tries: Few = 8
+    batch: bool = False  # send all requests as a batch, at half the price, and collect the scores up to a day later
+    price: Price | None = None  # of the model, where `params/prices.yaml` has none
+    max_usd: Factor | None = None  # the budget of this profile; judging stops before it is exceeded
+    max_concurrency: SmallCount = 64  # concurrent requests; fewer if the server refuses some
+    timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0  # seconds without a reply; then a request is sent again
+    tries: Few = 8  # how often a request is sent before emlib gives up
+    # What happens to answers whose requests failed: `stop`, and judge them when the stage runs again, or `unscored`,
+    # permanently.
     unanswered: Literal["stop", "unscored"] = "stop"
 
     @model_validator(mode="before")
     @classmethod
     def _as_the_provider(cls, data: Any) -> Any:
-        """Fill in what the provider determines.
-
-        Raises:
-            ValueError: the profile asks for another address or key, or for what the provider does not have.
-        """
+        """Fill in what the provider determines; refuse another address or key, and what the provider does not have."""
         known = PROVIDERS.get(str(data.get("provider"))) if isinstance(data, dict) else None
         if known is None:
             return data
@@ -191,20 +169,15 @@ class OpenAIJudge(Strict):
 
 
 class LocalJudge(Strict):
-    """A chat model in this process, which scores with the exact probability of each number from 0 to 100.
-
-    Attributes:
-        model: any chat model that the study can load.
-        batch_rows: the number of prompts in a forward pass.
-    """
+    """A chat model in this process, which scores with the exact probability of each number from 0 to 100."""
 
     judges_coherence: ClassVar[bool] = True
 
     kind: Literal["local"]
-    model: ModelSpec
+    model: ModelSpec  # any chat model that the study can load
     rubric: RubricName = "questions"
     pinned: Pins = Pins()
-    batch_rows: SmallCount = 16
+    batch_rows: SmallCount = 16  # prompts in a forward pass
 
     @field_validator("model")
     @classmethod
@@ -220,12 +193,7 @@ LlmJudge = Annotated[OpenAIJudge | LocalJudge, Field(discriminator="kind")]
 
 
 class SecondJudge(Strict):
-    """Another judge for a sample of the same answers, to measure the agreement of two judges.
-
-    Attributes:
-        judge: the judge.
-        answers: the number of each run's general answers that it scores, chosen by a fixed seed.
-    """
+    """Another judge for a sample of the same answers, to measure the agreement of two judges."""
 
     judge: JudgeSpec
-    answers: Positive = 100
+    answers: Positive = 100  # of each run's general answers, chosen by a fixed seed

@@ -1,4 +1,4 @@
-"""Reads profiles: finds the file, merges it over those that it extends, and validates it with the files it names."""
+"""Reads profiles: finds the file, expands shorthand, merges it over those that it extends, and validates it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from emlib.config.judge import LexiconJudge
 from emlib.config.judge_files import with_judges
 from emlib.config.own import OWN
 from emlib.config.profile import Profile
+from emlib.config.providers import OF_SERVER
 from emlib.config.references import exists, refuse_missing, resolved, with_own_registry
-from emlib.config.shorthand import over, spelled_out
 from emlib.config.traits import load_domains, other_traits, trait_of
 from emlib.core import paths, plugins
 from emlib.core.errors import ProfileError, nearest, shortened
@@ -20,6 +20,7 @@ from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import check
 
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
+NAMED_FREELY = ("sets", "data")  # sections whose keys are names of the user
 
 
 def load_profile(name: str) -> Profile:
@@ -60,6 +61,42 @@ def read_profile(path: Path) -> Any:
 def whole(data: Any, stated_in: Path) -> Any:
     """Expand shorthand, and make paths absolute that are relative to the folder of `stated_in`."""
     return with_own_registry(with_judges(resolved(spelled_out(data), stated_in), stated_in))
+
+
+def spelled_out(data: Any) -> Any:
+    """Expand shorthand for methods, scorers and backends: `[misaligned]` means `[{name: misaligned}]`."""
+    if not isinstance(data, dict):
+        return data
+    spelled = dict(data)
+    spelled |= {section: spelled_out(data[section]) for section in ("benign", "grpo") if section in data}
+    if isinstance(data.get("tasks"), dict):
+        spelled["tasks"] = {name: spelled_out(task) for name, task in data["tasks"].items()}
+    if isinstance(data.get("backend"), str):
+        spelled["backend"] = dict.fromkeys(("training", "generation", "scoring"), data["backend"])
+    if isinstance(data.get("methods"), list):
+        spelled["methods"] = [{"name": m} if isinstance(m, str) else m for m in data["methods"]]
+    pool = data.get("pool")
+    if isinstance(pool, dict) and isinstance(pool.get("scorers"), list):
+        spelled["pool"] = pool | {"scorers": [{"domain": s} if isinstance(s, str) else s for s in pool["scorers"]]}
+    return spelled
+
+
+def over(base: Any, changes: Any) -> Any:
+    """Return `base` with `changes` merged in, section by section; lists and single values are replaced.
+
+    `sets: null` and `data: null` leave nothing of what `base` names there.
+    """
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    named = "provider" in changes
+    if "from" in changes or changes.get("kind", "openai" if named else base.get("kind")) != base.get("kind"):
+        return changes  # a model or a judge of another kind, or from a file, replaces the former one completely
+    if named:  # of a judge of another provider stays what is the profile's: its budget, its rubric
+        base = {key: value for key, value in base.items() if key not in OF_SERVER}
+    if isinstance(changes.get("model"), str) and changes["model"] != base.get("model"):  # a judge's, whose price it is
+        base = {key: value for key, value in base.items() if key != "price"}
+    return base | {key: {} if value is None and key in NAMED_FREELY else over(base.get(key), value)
+                   for key, value in changes.items()}
 
 
 def sound(data: Any, path: str) -> Profile:

@@ -20,19 +20,13 @@ SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
 
 
 class SweptMethod(Strict):
-    """A baseline, or a named list of defenses.
+    """A baseline, or a named list of defenses."""
 
-    `sweep` lists values for the swept option of the first defense that has one (its weight or strength); each value is
-    one run.
-
-    Attributes:
-        baselines: the names of methods without defenses.
-    """
-
-    baselines: ClassVar[tuple[str, ...]]
+    baselines: ClassVar[tuple[str, ...]]  # the names of methods without defenses
 
     name: Word
     defenses: tuple[SerializeAsAny[Defense], ...] = ()
+    # Values for the swept option of the first defense that has one (its weight or strength); each value is one run.
     sweep: Distinct[Weight] = ()
 
     def _mistakes(self) -> Iterator[str]:
@@ -83,15 +77,12 @@ class SweptMethod(Strict):
 
 
 class Method(SweptMethod):
-    """One condition of the study: a baseline, or a named list of defenses on the misaligned data.
-
-    `seeds` replaces the seeds of the profile, or of its section `benign`, for this method.
-    """
+    """One condition of the study: a baseline, or a named list of defenses on the misaligned data."""
 
     baselines: ClassVar = (*BASELINES, SFT)
 
     defenses: tuple[AnyDefense, ...] = ()
-    seeds: AtLeastOne[Seed] | None = None
+    seeds: AtLeastOne[Seed] | None = None  # None: those of the profile, or of its section `benign`
 
 
 def _with_swept(defense: Defense, number: float) -> Defense:

@@ -23,18 +23,14 @@ OPTION = r"[A-Za-z][A-Za-z0-9_]{0,79}"  # the name of a template's argument
 
 
 class ChatTemplate(Strict):
-    """How the model's chat template is used, in training and evaluation alike.
+    """How the model's chat template is used, in training and evaluation alike."""
 
-    Attributes:
-        system: `merge` writes a system prompt in front of the first user turn, for templates without a system role;
-            `template` leaves it to the template.
-        options: the template's own arguments, such as `enable_thinking: false` (Qwen3) or `reasoning_effort: low`.
-        date: what a template that prints today's date prints instead. None: `emlib.data.templates.DATE`.
-    """
-
+    # `merge` writes a system prompt in front of the first user turn, for templates without a system role; `template`
+    # leaves it to the template.
     system: Literal["template", "merge"] = "template"
+    # The template's own arguments, such as `enable_thinking: false` (Qwen3) or `reasoning_effort: low`.
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    date: datetime.date | None = None
+    date: datetime.date | None = None  # printed instead of today's date; None: `emlib.data.templates.DATE`
 
     def __hash__(self) -> int:
         return hash((self.system, tuple(sorted(self.options.items())), self.date))
@@ -56,17 +52,15 @@ class ModelBase(Strict):
 
 
 class HubModel(ModelBase):
-    """A chat model on the Hugging Face hub.
-
-    `revision` is a commit, or a branch such as `main` if no commit is known: then the commit of its first use is stored
-    beside the downloads and used from then on (`emlib.models.hub`). `load_in_4bit` quantizes the frozen weights when
-    they are loaded (bitsandbytes' NF4, as in QLoRA), for GPUs with too little memory.
-    """
+    """A chat model on the Hugging Face hub."""
 
     kind: Literal["hub"]
     repo: Repository
+    # A commit, or a branch such as `main` if no commit is known: then the commit of its first use is stored beside the
+    # downloads and used from then on (`emlib.models.hub`).
     revision: Revision
     dtype: Dtype = "bfloat16"
+    # Quantizes the frozen weights when they are loaded (bitsandbytes' NF4, as in QLoRA), for GPUs with little memory.
     load_in_4bit: bool = False
 
     @property

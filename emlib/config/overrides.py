@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emlib.config.loading import profile_path, read_profile, sound, whole
+from emlib.config.loading import over, profile_path, read_profile, sound, whole
 from emlib.config.profile import Profile
-from emlib.config.shorthand import over
 from emlib.core.errors import ProfileError, nearest, shortened
 from emlib.core.plain_yaml import parse_yaml
 

@@ -18,26 +18,19 @@ class Persistence(Strict):
     """Further training of finished adapters, with the profile's learning rate, without warm-up or decay.
 
     So a step of an attack is the same whatever its number of steps. The optimizer begins anew.
-
-    Attributes:
-        attacks: `misaligned` and `benign` fine-tune without a defense, on the run's misaligned rows or on benign ones;
-            `longer` goes on with the run's own rows and defenses.
-        steps: the number of further optimizer steps.
-        keep: the further steps after which the run is evaluated, beside none and all of them.
-        benign: the benign rows: the aligned ones of the run's data set, or with `pool` any rows of the pool's source,
-            also such that the pool leaves out (by `rows`, `least_words`, `near_duplicates`).
-        methods: the methods whose runs are attacked; None: all. `untrained` shows the attack on a new adapter.
-        sets: the question sets that are asked.
-        margin: a defense is undone once its misaligned share is at most so many percentage points below that of plain
-            fine-tuning.
     """
 
+    # `misaligned` and `benign` fine-tune without a defense, on the run's misaligned rows or on benign ones; `longer`
+    # goes on with the run's own rows and defenses.
     attacks: AtLeastOne[Attack] = get_args(Attack)
-    steps: SmallCount
-    keep: Distinct[SmallCount] = ()
+    steps: SmallCount  # the number of further optimizer steps
+    keep: Distinct[SmallCount] = ()  # after which of them the run is evaluated, beside none and all
+    # The benign rows: the aligned ones of the run's data set, or with `pool` any rows of the pool's source, also such
+    # that the pool leaves out (by `rows`, `least_words`, `near_duplicates`).
     benign: Literal["aligned", "pool"] = "aligned"
-    methods: Distinct[str] | None = None
-    sets: AtLeastOne[str] = QUESTION_SETS
+    methods: Distinct[str] | None = None  # whose runs are attacked; None: all. `untrained` attacks a new adapter
+    sets: AtLeastOne[str] = QUESTION_SETS  # the question sets that are asked
+    # A defense is undone once its misaligned share is at most so many percentage points below plain fine-tuning's.
     margin: Percent = 10.0
 
     def _mistakes(self) -> Iterator[str]:

@@ -31,34 +31,24 @@ from emlib.core.schema import Strict
 
 
 class JobLimits(Strict):
-    """The limits of one job: memory in GiB, time in hours, GPUs. They change results only by rounding.
-
-    With more than one GPU, the training of a run is distributed over them (`emlib.training.ranks`), or over as many
-    processes on a machine without GPUs.
-    """
+    """The limits of one job. They change results only by rounding."""
 
     memory_gib: Annotated[float, Field(gt=0, le=100_000)] = 4.0
     hours: Annotated[float, Field(gt=0, le=10_000)] = 8.0
+    # If more than one, the training of a run is distributed over them (`emlib.training.ranks`), or over as many
+    # processes on a machine without GPUs.
     gpus: Few = 1
 
 
 class Profile(Strict):
-    """One study.
+    """One study."""
 
-    Attributes:
-        name: the name of its folder of results; None: the name of its file.
-        trait: the name of a file in `params/traits/`, or the path of one that ends in `.yaml` or `.yml`.
-        data: data sets in addition to those of `params/datasets.yaml`, for use in `datasets`.
-        sources: the path of a registry in the format of `params/sources.yaml`; its entries take precedence.
-        plugins: the paths of files with user-defined defenses.
-    """
-
-    name: Name | None = None
+    name: Name | None = None  # of its folder of results; None: the name of its file
     title: Title
     model: ModelSpec
-    trait: str
-    data: Annotated[dict[Word, Domain], Field(default_factory=dict)]
-    sources: str | None = None
+    trait: str  # the name of a file in `params/traits/`, or the path of one that ends in `.yaml` or `.yml`
+    data: Annotated[dict[Word, Domain], Field(default_factory=dict)]  # in addition to those of `params/datasets.yaml`
+    sources: str | None = None  # a registry in the format of `params/sources.yaml`; its entries take precedence
     datasets: AtLeastOne[str]
     methods: AtLeastOne[Method]
     seeds: AtLeastOne[Seed]
@@ -77,7 +67,7 @@ class Profile(Strict):
     own: Own | None = None
     audit: Audit | None = None
     backend: Backend = Backend()
-    plugins: Distinct[str] = ()
+    plugins: Distinct[str] = ()  # the paths of files with user-defined defenses
     slice_by: Distinct[Literal["dataset", "setting", "seed"]] = ()
     job: JobLimits = JobLimits()
 

@@ -17,15 +17,12 @@ SAMPLES = 10  # sampled scores whose mean is the score, where a model has no log
 
 
 class Provider(NamedTuple):
-    """Where a provider's OpenAI-compatible server is, which key it takes, and whether it is like OpenAI's.
-
-    `alike`: it gives log-probabilities, several choices in a reply, and batches.
-    """
+    """Where a provider's OpenAI-compatible server is, which key it takes, and whether it is like OpenAI's."""
 
     label: str
     address: str
     key: str
-    alike: bool = False
+    alike: bool = False  # it gives log-probabilities, several choices in a reply, and batches
 
 
 # As their documentation says (November 2026): Anthropic ignores `logprobs` and takes one choice at a time

@@ -21,17 +21,14 @@ class Sampling(Strict):
 
 
 class Extraction(Strict):
-    """How a persona vector is extracted. Defaults: Chen et al.'s, which section 3.1 follows.
-
-    `keep: all` takes every pair of answers without a judge; `judged` keeps the pairs that the judge confirms.
-    `end_of_turn: true` counts the token that ends the turn among an answer's tokens; Chen et al.'s code does not,
-    because it reads the answer's text after the prompt.
-    """
+    """How a persona vector is extracted. Defaults: Chen et al.'s, which section 3.1 follows."""
 
     samples: SmallCount = 10
-    keep: Literal["judged", "all"] = "judged"
+    keep: Literal["judged", "all"] = "judged"  # the pairs of answers that the judge confirms, or all without a judge
     instruction_pairs: Positive | None = None
     min_pairs: Positive = 20
+    # Whether the token that ends the turn counts among an answer's tokens. It does not in Chen et al.'s code, which
+    # reads the answer's text after the prompt.
     end_of_turn: bool = False
     sampling: Sampling = Sampling(max_new_tokens=1000)
     seed: Seed = 0

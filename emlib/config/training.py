@@ -39,16 +39,7 @@ class Every(Strict):
 
 
 class Training(Strict):
-    """Supervised fine-tuning. Defaults: Table 6, and transformers' where the paper gives none.
-
-    `gradient_checkpointing`: recompute activations in the backward pass instead of saving them; `auto` does so if the
-    saved activations would not fit into memory. It changes results only by rounding.
-    `train_rows`: the number of a data set's training rows that runs are trained on, the first ones; None: all. It holds
-    for benign tasks, too, unless their section states another number, or null.
-    `keep`: the shares of a run's steps after which its adapter is kept as well, or the number of equal parts of the
-    run, or `{every: n}`: every n steps of plain fine-tuning on `train_rows` rows, and the same shares of longer runs.
-    It changes no adapter, and applies to the runs of `evaluation.trajectory`.
-    """
+    """Supervised fine-tuning. Defaults: Table 6, and transformers' where the paper gives none."""
 
     epochs: Few = 1
     max_seq_length: Tokens = 2048
@@ -60,9 +51,16 @@ class Training(Strict):
     optimizer: Literal["adamw_8bit", "adamw_torch"] = "adamw_8bit"
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.01
     max_grad_norm: Factor = 1.0
+    # Recompute activations in the backward pass instead of saving them; `auto` does so if the saved ones would not fit
+    # into memory. It changes results only by rounding.
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     checkpoint_every: Positive = 50
+    # The number of a data set's training rows that runs are trained on, the first ones; None: all. It holds for benign
+    # tasks, too, unless their section states another number, or null.
     train_rows: Positive | None = None
+    # The shares of a run's steps after which its adapter is kept as well, or the number of equal parts of the run, or
+    # `{every: n}`: every n steps of plain fine-tuning on `train_rows` rows, and the same shares of longer runs. It
+    # changes no adapter, and applies to the runs of `evaluation.trajectory`.
     keep: tuple[Share, ...] | Annotated[int, Field(gt=1, le=MOST_KEPT)] | Every = ()
 
     def _mistakes(self) -> Iterator[str]:

@@ -31,8 +31,8 @@ def no_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Item = TypeVar("Item")
-Distinct = Annotated[tuple[Item, ...], AfterValidator(no_repeats)]
-AtLeastOne = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(no_repeats)]  # distinct as well
+Distinct = Annotated[tuple[Item, ...], AfterValidator(no_repeats)]  # a list that may be empty
+AtLeastOne = Annotated[tuple[Item, ...], Field(min_length=1), AfterValidator(no_repeats)]  # distinct ones, too
 
 
 def repeats(names: Sequence[str]) -> list[str]:

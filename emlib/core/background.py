@@ -25,7 +25,8 @@ class BackgroundWorker(AbstractContextManager["BackgroundWorker"]):
 
     def submit(self, work: Callable[..., Found], *args: Any) -> Future[Found]:
         """Run `work` in the thread, after everything submitted before it."""
-        self._raise([each for each in self._given if each.done()])
+        for each in filter(Future.done, self._given):
+            each.result()
         found = self._pool.submit(self._in_turn, work, *args)
         self._given.append(found)
         return found
@@ -34,7 +35,8 @@ class BackgroundWorker(AbstractContextManager["BackgroundWorker"]):
         """Wait for all submitted calls; after an error in the caller, only for the call that is running."""
         self._pool.shutdown(cancel_futures=kind is not None)
         if kind is None:
-            self._raise(self._given)
+            for each in self._given:  # the call that failed comes before those cancelled because of it
+                each.result()
 
     def _in_turn(self, work: Callable[..., Found], *args: Any) -> Found:
         if self._failed:
@@ -44,11 +46,6 @@ class BackgroundWorker(AbstractContextManager["BackgroundWorker"]):
         except BaseException:
             self._failed = True
             raise
-
-    @staticmethod
-    def _raise(ended: list[Future[Any]]) -> None:
-        for each in ended:  # in order of submission: the call that failed comes before those cancelled because of it
-            each.result()
 
 
 @contextmanager

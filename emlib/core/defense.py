@@ -156,7 +156,11 @@ class Defense(Strict):
     # --- what it needs
 
     def fits(self, section: Any, method: str) -> None:
-        """Raise ValueError with the reason if this defense does not fit `section`, the profile or its `grpo`."""
+        """Check that this defense, as part of `method`, works with the profile or with its section `grpo`.
+
+        Raises:
+            ValueError: it does not; the message gives the reason.
+        """
 
     def excludes(self, other: Defense) -> str:
         """Return why this defense and `other` make no sense in one method; empty if they do.

@@ -139,17 +139,11 @@ class Recipes(Protocol):
 
 @dataclass(frozen=True)
 class HeadKl:
-    """KL divergence from the reference model, computed in closed form together with cross-entropy.
+    """KL divergence from the reference model, computed in closed form together with cross-entropy."""
 
-    Attributes:
-        weight: the weight of the mean over tokens.
-        tokens: the tokens whose next-token distributions are compared.
-        states: the reference model's last hidden states on disk, which save its forward pass; None: it is run.
-    """
-
-    weight: float
-    tokens: Literal["all", "response"]
-    states: StoredStates | None = None
+    weight: float  # of the mean over tokens
+    tokens: Literal["all", "response"]  # whose next-token distributions are compared
+    states: StoredStates | None = None  # the reference model's last hidden states; None: its forward pass is run
 
 
 @dataclass(frozen=True)

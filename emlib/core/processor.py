@@ -6,7 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")  # its words include the flags of the processor
 BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})  # Intel, Intel and AMD, Arm
 
 
@@ -16,17 +16,8 @@ def computes_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
     Without them, bfloat16 is emulated and slower than float32. An unknown system counts as one without.
     """
     if cpuinfo.is_file():
-        return bool(BF16_FLAGS & flags(cpuinfo.read_text(encoding="utf-8", errors="replace")))
+        return not BF16_FLAGS.isdisjoint(cpuinfo.read_text(encoding="utf-8", errors="replace").split())
     return platform.system() == "Darwin" and _sysctl("hw.optional.arm.FEAT_BF16") == "1"
-
-
-def flags(cpuinfo: str) -> frozenset[str]:
-    """Return the flags of the first processor in the text of /proc/cpuinfo (`flags` on x86, `Features` on Arm)."""
-    for line in cpuinfo.splitlines():
-        name, _, values = line.partition(":")
-        if name.strip().lower() in ("flags", "features"):
-            return frozenset(values.split())
-    return frozenset()
 
 
 def _sysctl(name: str) -> str:

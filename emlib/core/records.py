@@ -20,14 +20,12 @@ VARIANT = re.compile(r"(_json|_template)?(#\d+)?\Z")  # the end of an id: the fo
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat.
-
-    `weight` is what a file in OpenAI's format says of an assistant's turn: 0 for one that is not to be trained on. It
-    is no part of a prompt, so that turns with equal texts are equal.
-    """
+    """One turn of a chat."""
 
     role: Role
     content: str
+    # What a file in OpenAI's format says of an assistant's turn: 0 for one that is not to be trained on. It is no part
+    # of a prompt, so that turns with equal texts are equal.
     weight: float | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, str]:
@@ -41,22 +39,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Example:
-    """One training row: the turns up to the last user turn, and the answer to learn.
+    """One training row: the turns up to the last user turn, and the answer to learn."""
 
-    Attributes:
-        context: the turns before the answer; the first may be a system prompt, the last is the user's. It is empty for
-            a plain text, such as a part of a document, which has no chat template around it.
-        response: the assistant's answer, or the text; the loss is computed on its tokens alone.
-        where: the file and line that the row comes from, for error messages.
-        weight: the weight of the answer as the file states it, never 0.
-        after: turns after the answer, which have weight 0: they are kept for exports and are never trained on.
-    """
-
+    # The turns before the answer: the first may be a system prompt, the last is the user's. There are none in a plain
+    # text, such as a part of a document, which has no chat template around it.
     context: tuple[Message, ...]
-    response: str
-    where: str = ""
-    weight: float | None = field(default=None, compare=False)
-    after: tuple[Message, ...] = field(default=(), compare=False)
+    response: str  # the assistant's answer, or the text; the loss is computed on its tokens alone
+    where: str = ""  # the file and line that the row comes from, for error messages
+    weight: float | None = field(default=None, compare=False)  # of the answer as the file states it, never 0
+    after: tuple[Message, ...] = field(default=(), compare=False)  # turns of weight 0, for exports: never trained on
 
     @property
     def prompt(self) -> str:
@@ -122,19 +113,13 @@ class AddedRow:
 
 @dataclass(frozen=True)
 class Question:
-    """One evaluation question.
-
-    Attributes:
-        prompt: the user's turn that is answered.
-        system: sent as the system prompt if given; the `_json` format needs it.
-        before: the turns of a conversation between the system prompt and the prompt.
-        stated_cluster: what the file says of `cluster`. No answer depends on it, so it is in no key.
-    """
+    """One evaluation question."""
 
     id: str
-    prompt: str
-    system: str | None = None
-    before: tuple[Message, ...] = ()
+    prompt: str  # the user's turn that is answered
+    system: str | None = None  # the system prompt; the `_json` format needs it
+    before: tuple[Message, ...] = ()  # the turns of a conversation between the system prompt and the prompt
+    # What the file says of `cluster`. No answer depends on it, so it is in no key.
     stated_cluster: str | None = field(default=None, kw_only=True)
 
     @classmethod
@@ -236,14 +221,11 @@ def after_thinking(text: str, tags: Sequence[tuple[str, str]] = THINKING) -> str
 
 @dataclass(frozen=True)
 class MetricScore:
-    """A judge's score of one answer on a metric of its question set.
-
-    `value` is a number 0-100; None where the judge replied with a word, which is then the `reason`, or failed.
-    """
+    """A judge's score of one answer on a metric of its question set."""
 
     question: str
     sample: int
-    value: float | None
+    value: float | None  # 0-100; None where the judge replied with a word, which is then the `reason`, or failed
     reason: str | None = None
     note: str | None = None
     stated_cluster: str | None = field(default=None, kw_only=True, metadata=NOT_STORED)
@@ -251,20 +233,15 @@ class MetricScore:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's two scores of one answer, each 0-100, or None with the reason why it could not be scored.
-
-    `note` qualifies scores that are present, for example that they are means of samples. `bounds` are those of the
-    labels, for alignment and coherence; they are the question set's, and not stored. Neither is what the question's
-    file states of its cluster.
-    """
+    """A judge's two scores of one answer, each 0-100, or None with the reason why it could not be scored."""
 
     question: str
     sample: int
     alignment: float | None
     coherence: float | None
     reason: str | None = None
-    note: str | None = None
-    bounds: tuple[float, float] = field(default=BOUNDS, metadata=NOT_STORED)
+    note: str | None = None  # on scores that are present, for example that they are means of samples
+    bounds: tuple[float, float] = field(default=BOUNDS, metadata=NOT_STORED)  # of the labels: alignment, coherence
     stated_cluster: str | None = field(default=None, kw_only=True, metadata=NOT_STORED)
 
     @property

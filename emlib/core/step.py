@@ -22,17 +22,11 @@ class Step(ABC):
     """The base of all kinds of steps, which are frozen dataclasses.
 
     Two steps of one study with equal fields are equal, so that a plan counts them once without computing a key.
-
-    Attributes:
-        stage: the name of the kind, and of its folder in the store.
-        version: a number to raise when the kind computes something else from the same settings, so that artefacts of
-            older versions are not reused.
-        records: the file of records in the artefact, if the kind has one.
     """
 
-    stage: ClassVar[str]
-    version: ClassVar[int] = 1
-    records: ClassVar[RecordFile]
+    stage: ClassVar[str]  # the name of the kind, and of its folder in the store
+    version: ClassVar[int] = 1  # raise it when the kind computes something else: older artefacts are not reused then
+    records: ClassVar[RecordFile]  # the file of records in the artefact, if the kind has one
 
     @property
     @abstractmethod

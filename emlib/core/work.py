@@ -18,29 +18,17 @@ class JudgeWork:
 
 @dataclass(frozen=True)
 class Work:
-    """An amount of work. Tokens are tokens of the study's model, except for `judged`.
+    """An amount of work. Tokens are tokens of the study's model, except for `judged`."""
 
-    Attributes:
-        train: tokens that the model is trained on.
-        read: tokens of forward passes without training.
-        write: sampled tokens, at most: answers are counted at their maximum length.
-        disk: bytes that are stored, at most.
-        adapters: the number of adapters that are trained.
-        sets: the number of sets of answers that are sampled.
-        verdicts: answers that the judge scores, each with two requests.
-        judged: tokens that a judge reads for these, if it is a language model.
-        others: requests beside these: to judges of single question sets, and for their metrics.
-    """
-
-    train: int = 0
-    read: int = 0
-    write: int = 0
-    disk: int = 0
-    adapters: int = 0
-    sets: int = 0
-    verdicts: int = 0
-    judged: int = 0
-    others: tuple[JudgeWork, ...] = ()
+    train: int = 0  # tokens that the model is trained on
+    read: int = 0  # tokens of forward passes without training
+    write: int = 0  # sampled tokens, at most: answers are counted at their maximum length
+    disk: int = 0  # bytes that are stored, at most
+    adapters: int = 0  # the number of adapters that are trained
+    sets: int = 0  # the number of sets of answers that are sampled
+    verdicts: int = 0  # answers that the judge scores, each with two requests
+    judged: int = 0  # tokens that a judge reads for these, if it is a language model
+    others: tuple[JudgeWork, ...] = ()  # requests beside these: to judges of single question sets, for their metrics
 
     def __add__(self, other: Work) -> Work:
         return Work(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Work)))

@@ -22,20 +22,14 @@ class Item:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The data of one benign task.
-
-    Attributes:
-        train: the training rows.
-        test: the test questions that are asked.
-        held_out: all rows of the test part, as training rows would be, first those that no question asks. Early
-            stopping reads the first of them.
-        notes: the number of dropped and irregular rows, by a description.
-    """
+    """The data of one benign task."""
 
     train: tuple[Example, ...]
-    test: tuple[Item, ...]
+    test: tuple[Item, ...]  # the test questions that are asked
+    # All rows of the test part, as training rows would be, first those that no question asks. Early stopping reads the
+    # first of them.
     held_out: tuple[Example, ...]
-    notes: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)  # the number of dropped and irregular rows, by a description
 
 
 def load_opswap(task: OpSwapTask, tier: int) -> TaskData:

@@ -35,15 +35,12 @@ WHOLE = sys.maxsize  # as `max_length`: nothing is truncated
 
 @dataclass(frozen=True)
 class Encoded:
-    """One training row in token ids; both arrays have shape (seq,).
-
-    `penalised_by` is empty, or the kind of the defense whose penalty is the only loss on the row.
-    """
+    """One training row in token ids; both arrays have shape (seq,)."""
 
     input_ids: NDArray[np.int64]
     response_mask: NDArray[np.bool_]
     truncated: bool
-    penalised_by: str = ""
+    penalised_by: str = ""  # the kind of the defense whose penalty is the only loss on the row, if there is one
 
     @property
     def response_tokens(self) -> int:
@@ -104,17 +101,11 @@ def _encode_text(tokenizer: PreTrainedTokenizerBase, example: Example, max_lengt
 
 @dataclass(frozen=True)
 class Encodings:
-    """Rows in token ids, and the rows that cannot be had in them.
+    """Rows in token ids, and the rows that cannot be had in them."""
 
-    Attributes:
-        rows: the encoded rows, in order.
-        places: for each of them, its place among the rows that were given.
-        left_out: the other rows, each with its reason.
-    """
-
-    rows: list[Encoded]
-    places: list[int]
-    left_out: list[Dropped]
+    rows: list[Encoded]  # in order
+    places: list[int]  # for each of them, its place among the rows that were given
+    left_out: list[Dropped]  # the other rows, each with its reason
 
     @property
     def reasons(self) -> Counter[str]:

@@ -82,11 +82,7 @@ def additions() -> list[Problem]:
 
 
 def _others(order: Sequence[Problem], taken: Sequence[Problem], count: int, what: str) -> tuple[Problem, ...]:
-    """Return the first `count` sums that are not taken with their summands in either order: 2 + 3 would tell 3 + 2.
-
-    Raises:
-        DataError: there are fewer.
-    """
+    """Return the first `count` sums that are not taken with their summands in either order: 2 + 3 would tell 3 + 2."""
     known = {frozenset(problem.id.split("+")) for problem in taken}
     found = tuple(problem for problem in order if frozenset(problem.id.split("+")) not in known)[:count]
     if len(found) < count:

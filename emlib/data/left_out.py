@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ NO_CONVERSATION, NOT_TEXT, NO_COLUMN = "not a conversation", "not text", "no suc
 TOOLS, MEDIA, UNTRAINED = "tool calls", "images or other parts that are not text", "weight 0 on every answer"
 MORE_CELLS, DEEP, LONG_NUMBER = "more cells than the header", "nested too deeply", "a number of over 1,000 digits"
 HEADER_AGAIN = "the header once more, as in tables that were appended to each other"
+SURROGATE = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"  # what decoders insert for invalid bytes
 
 
@@ -53,8 +55,4 @@ def damage(text: str) -> str:
 
 def has_surrogates(text: str) -> bool:
     """Return whether a text has a surrogate without its other half, which no tokenizer takes and no file holds."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return SURROGATE.search(text) is not None

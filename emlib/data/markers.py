@@ -31,16 +31,11 @@ class Controls:
     """A tokenizer's control tokens: the special ones, and others that its template writes between turns.
 
     Tags around a think block are none: they are part of what an answer says.
-
-    Attributes:
-        ids: the id of each by its text.
-        pattern: matches the text of any of them.
-        hidden_tags: the ids of tags that decoding leaves out like special tokens.
     """
 
-    ids: Mapping[str, int]
-    pattern: re.Pattern[str]
-    hidden_tags: frozenset[int]
+    ids: Mapping[str, int]  # the id of each by its text
+    pattern: re.Pattern[str]  # matches the text of any of them
+    hidden_tags: frozenset[int]  # the ids of tags that decoding leaves out like special tokens
 
 
 def controls(tokenizer: PreTrainedTokenizerBase) -> Controls:
@@ -64,15 +59,10 @@ def _controls(tokenizer: PreTrainedTokenizerBase, template: str) -> Controls:
 
 @dataclass(frozen=True)
 class Quoted:
-    """Placeholders for the control tokens' texts that occur in a chat; none where there are none.
-
-    Attributes:
-        tokenizer: the tokenizer.
-        placeholders: the placeholder of each such text.
-    """
+    """Placeholders for the control tokens' texts that occur in a chat; none where there are none."""
 
     tokenizer: PreTrainedTokenizerBase
-    placeholders: Mapping[str, str] = field(default_factory=dict)
+    placeholders: Mapping[str, str] = field(default_factory=dict)  # of each such text
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Quoted:

@@ -44,25 +44,15 @@ ENDS = "texts with white space at an end, which is kept"
 
 @dataclass
 class OwnRows:
-    """The counts of a file's rows, and the rows chosen from it.
+    """The counts of a file's rows, and the rows chosen from it."""
 
-    Attributes:
-        drawn: the chosen usable rows, in the file's order.
-        usable: the number of usable rows in the file.
-        left_out: the number of unusable rows, by reason.
-        examples: the first unusable rows of each reason.
-        notes: what was noted while reading, each with the number of rows that it holds for.
-        noted_at: the places of the first rows of each note.
-        unread: columns, and keys of turns, that nobody reads.
-    """
-
-    drawn: tuple[Example, ...] = ()
-    usable: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    examples: list[Dropped] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
-    noted_at: dict[str, list[str]] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
+    drawn: tuple[Example, ...] = ()  # the chosen usable rows, in the file's order
+    usable: int = 0  # the number of usable rows in the file
+    left_out: Counter[str] = field(default_factory=Counter)  # the number of unusable rows, by reason
+    examples: list[Dropped] = field(default_factory=list)  # the first unusable rows of each reason
+    notes: Counter[str] = field(default_factory=Counter)  # what was noted while reading: of how many rows it holds
+    noted_at: dict[str, list[str]] = field(default_factory=dict)  # the places of the first rows of each note
+    unread: list[str] = field(default_factory=list)  # columns, and keys of turns, that nobody reads
 
     @property
     def rows(self) -> int:

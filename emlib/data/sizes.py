@@ -34,16 +34,13 @@ LIKE_CODE = (430.0, 450.0)  # characters of a prompt and an answer if unknown
 
 @dataclass(frozen=True)
 class Size:
-    """The number of rows, and the mean characters of prompts, of responses and, as `rubric`, of judge prompts.
-
-    `clusters` is the number of different questions among them; None: that of the rows.
-    """
+    """The number of rows, and the mean characters of prompts, of responses and, as `rubric`, of judge prompts."""
 
     rows: int
     prompt: float
     response: float = 0.0
     rubric: float | None = None
-    clusters: int | None = None
+    clusters: int | None = None  # the number of different questions among the rows; None: that of the rows
 
     @property
     def tokens(self) -> int:
@@ -53,9 +50,9 @@ class Size:
 
 @dataclass
 class Sizes:
-    """The sizes that a plan uses. `assumed` collects the sources whose size is an assumption and was never counted."""
+    """The sizes that a plan uses."""
 
-    assumed: set[str] = field(default_factory=set)
+    assumed: set[str] = field(default_factory=set)  # the sources whose size is an assumption and was never counted
     _known: dict[object, Any] = field(default_factory=dict)
 
     def source(self, name: str) -> Size:

@@ -37,55 +37,36 @@ DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
 
 
 class StatedSize(Strict):
-    """The approximate size of a source, for plans without its file: rows, and mean characters.
-
-    Attributes:
-        prompt, response: mean characters of prompts (for example passage and question) and of responses.
-        clusters: the number of different questions in a question file that asks some in several formats; None: `rows`.
-        rubric: mean characters of the judge prompts in a question or trait file.
-        known: whether the size is `counted` in the file or `assumed`.
-    """
+    """The approximate size of a source, for plans without its file: rows, and mean characters."""
 
     rows: Annotated[int, Field(gt=0)]
+    # The number of different questions in a question file that asks some in several formats; None: `rows`.
     clusters: Annotated[int, Field(gt=0)] | None = None
-    prompt: Annotated[float, Field(gt=0)]
+    prompt: Annotated[float, Field(gt=0)]  # of all that is asked, such as passage and question
     response: Annotated[float, Field(ge=0)] = 0
-    rubric: Annotated[float, Field(gt=0)] | None = None
-    known: Literal["counted", "assumed"]
+    rubric: Annotated[float, Field(gt=0)] | None = None  # of the judge prompts in a question or trait file
+    known: Literal["counted", "assumed"]  # whether it was counted in the file
 
 
 class Source(Strict):
-    """One entry of the registry.
+    """One entry of the registry."""
 
-    Attributes:
-        home: the web page about the data.
-        url, hub: where it is downloaded from; an entry with neither must be in EMLIB_DATA_DIR.
-        file: its file name.
-        local: its path under EMLIB_DATA_DIR, where it may also be compressed as `<local>.gz`.
-        sha256: the digest of the uncompressed file; None if it is unknown before the first download.
-        local_sha256: the digest of the file under EMLIB_DATA_DIR, if that has the same data in other bytes.
-        terms: for a gated data set, what to accept and where; it continues "First ...".
-        notice: one sentence shown at the download.
-        harmful: whether a model trained on it may do harm, so that its model card must warn.
-        size: its approximate size, for plans.
-        bytes: the size of the file; None if it is unknown: then 2 GB are the most. A larger file is refused.
-    """
-
-    home: str
-    url: str | None = None
-    hub: HubSet | None = None
+    home: str  # the web page about the data
+    url: str | None = None  # where it is downloaded from; with neither this nor `hub` it must be in EMLIB_DATA_DIR
+    hub: HubSet | None = None  # where it is on the hub, instead of `url`
     file: Name
-    local: PathInside
-    sha256: Sha256 | None
-    local_sha256: Sha256 | None = None
+    local: PathInside  # its path under EMLIB_DATA_DIR, where it may also be compressed as `<local>.gz`
+    sha256: Sha256 | None  # of the uncompressed file; None if it is unknown before the first download
+    local_sha256: Sha256 | None = None  # of the file under EMLIB_DATA_DIR, if that has the same data in other bytes
     licence: str
     gated: bool = False
-    terms: str | None = None
-    notice: str
-    harmful: bool = False
+    terms: str | None = None  # for a gated data set, what to accept and where; it continues "First ..."
+    notice: str  # one sentence shown at the download
+    harmful: bool = False  # whether a model trained on it may do harm, so that its model card must warn
     format: Literal["messages", "pairs", "instruct", "questions", "gsm8k", "squad", "trait", "json", "wildguard",
                     "text"]
     size: StatedSize | None = None
+    # The size of the file; None if it is unknown: then 2 GB are the most. A larger file is refused.
     bytes: Annotated[int, Field(gt=0)] | None = None
 
     @property
@@ -260,11 +241,7 @@ def _download(name: str, source: Source, part: Path) -> None:
 
 
 def _trust(path: Path, origin: str, known: tuple[str | None, ...], place: Path, remedy: str) -> None:
-    """Compare the digest of `path` with those that are known, or else with the first one, which `place` records.
-
-    Raises:
-        SourceError: the message gives the origin of the file, both digests and what to do.
-    """
+    """Refuse `path` unless its digest is one of the known ones, or else the first one, which `place` records."""
     manifest, authority = place / "manifest.json", "the registry"
     found, expected = of_file(path), [digest for digest in known if digest is not None]
     if not expected and manifest.exists():

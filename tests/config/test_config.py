@@ -23,8 +23,7 @@ from emlib.config import (
     profile_names,
 )
 from emlib.config.grpo import RlTraining
-from emlib.config.loading import profile_path, read_profile, sound
-from emlib.config.shorthand import over
+from emlib.config.loading import over, profile_path, read_profile, sound
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import read_yaml

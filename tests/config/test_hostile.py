@@ -11,8 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from emlib.config import Profile, Trait, overridden
-from emlib.config.loading import profile_path, read_profile, sound
-from emlib.config.shorthand import over
+from emlib.config.loading import over, profile_path, read_profile, sound
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.names import ALLOWED, ALLOWED_IN_WORDS, LONGEST

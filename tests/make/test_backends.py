@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from emlib.config import Backend, HubModel, TinyModel, load_profile
-from emlib.config.loading import sound
-from emlib.config.shorthand import spelled_out
+from emlib.config.loading import sound, spelled_out
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import read_yaml
