@@ -249,7 +249,7 @@ def emlib_modules() -> list[str]:
 
 def holds(module: str, name: str, value: Any) -> bool:
     """Return whether a module has this value under this name."""
-    return module in sys.modules and vars(sys.modules[module]).get(name) is value
+    return module in sys.modules and getattr(sys.modules[module], "__dict__", {}).get(name) is value  # some have none
 
 
 def _text_around(code: CodeType) -> str:
