@@ -28,20 +28,16 @@ def gather(study: Study, runs: Iterable[Run], which: str) -> pd.DataFrame:
 
     `verdict` is one of `VERDICTS`; scores are NaN if the judge gave none.
     """
-    rows = [row for run in runs for row in _of_run(study, run, which)]
+    rows = []
+    for run in runs:
+        prompts = {question.id: question.shown for question in study.questions(run, which)}
+        verdicts = {(v.question, v.sample): v for v in study.verdicts(run, which) or []}
+        for answer in study.answers(run, which) or []:
+            verdict = verdicts.get((answer.question, answer.sample))
+            scores = (verdict.alignment, verdict.coherence) if verdict else (None, None)
+            rows.append((str(run), answer.question, answer.sample, prompts[answer.question], answer.text,
+                         word(verdict), *scores))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"alignment": float, "coherence": float})
-
-
-def _of_run(study: Study, run: Run, which: str) -> list[tuple[object, ...]]:
-    prompts = {question.id: question.shown for question in study.questions(run, which)}
-    verdicts = {(v.question, v.sample): v for v in study.verdicts(run, which) or []}
-    rows: list[tuple[object, ...]] = []
-    for answer in study.answers(run, which) or []:
-        verdict = verdicts.get((answer.question, answer.sample))
-        scores = (verdict.alignment, verdict.coherence) if verdict else (None, None)
-        rows.append((str(run), answer.question, answer.sample, prompts[answer.question], answer.text, word(verdict),
-                     *scores))
-    return rows
 
 
 def word(verdict: Verdict | None) -> str:

@@ -7,7 +7,7 @@ markup in an answer as text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -45,9 +45,9 @@ class Answers(w.VBox):
     def __init__(self, study: Study) -> None:
         self.study, self.shown = study, pd.DataFrame(columns=found.COLUMNS)
         runs = found.answered(study)
+        shown = [run for run in runs if run.method == "misaligned"][:1] if harmless(study) else []
         self.runs = w.SelectMultiple(options=[(str(run), run) for run in runs], rows=min(8, max(3, len(runs))),
-                                     value=_first(runs, "misaligned") if harmless(study) else (),
-                                     description="Runs", layout=WIDE, style=LABELS)
+                                     value=shown, description="Runs", layout=WIDE, style=LABELS)
         self.which = w.Dropdown(options=SETS, description="Questions", style=LABELS)
         self.question = w.Dropdown(description="Question", layout=WIDE, style=LABELS)
         self.verdicts = w.SelectMultiple(options=found.VERDICTS, rows=4, description="Verdict", style=LABELS)
@@ -89,10 +89,10 @@ class Comparison(w.VBox):
         self.study, self.shown = study, pd.DataFrame(columns=found.BESIDE)
         runs = found.answered(study)
         options: list[tuple[str, Run | str]] = [("choose a run", ANY), *((str(run), run) for run in runs)]
-        chosen = [_first(runs, name)[0] if harmless(study) and _first(runs, name) else ANY
-                  for name in ("untrained", "misaligned")]
-        self.left, self.right = (w.Dropdown(options=options, value=run, description=name, layout=WIDE, style=LABELS)
-                                 for run, name in zip(chosen, ("Left", "Right"), strict=True))
+        first = {run.method: run for run in reversed(runs)} if harmless(study) else {}
+        self.left, self.right = (
+            w.Dropdown(options=options, value=first.get(method, ANY), description=name, layout=WIDE, style=LABELS)
+            for name, method in (("Left", "untrained"), ("Right", "misaligned")))
         self.which = w.Dropdown(options=SETS, description="Questions", style=LABELS)
         self.count, self.table, self.whole = w.Label(), ITable(pd.DataFrame(), **OPTIONS), w.HTML()
         self._show()
@@ -173,10 +173,6 @@ class Conversation(w.VBox):
 def harmless(study: Study) -> bool:
     """Return whether answers may be shown without a choice: a lexicon judges only harmless traits, like the demo's."""
     return study.profile.judge.kind == "lexicon"
-
-
-def _first(runs: Sequence[Run], method: str) -> tuple[Run, ...]:
-    return tuple(run for run in runs if run.method == method)[:1]
 
 
 def _fill(table: ITable, frame: pd.DataFrame, name: str) -> str:

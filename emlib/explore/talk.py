@@ -53,14 +53,14 @@ class Talk:
             StoreError: a run has no adapter yet, or the trait's persona vector is not in the store.
             EmlibError: the model has no such layer.
         """
-        adapters = {name_of(run): self._adapter(run) for run in runs}
+        adapters = {BASE if run is None else str(run): self._adapter(run) for run in runs}
         if steering is not None and self.study.vectors() is None:
             raise StoreError(f"Profile '{self.study.name}' has no persona vector yet. Run notebook 03_persona_vectors.")
         from emlib.data.chat import encode_prompt
         from emlib.generation.sample import Request, answer_batch  # loads torch
         from emlib.steering.steer import steer
 
-        session = self._opened()
+        self._session = session = self._session or self.study.session()
         request = Request(question, sample, tuple(encode_prompt(session.chat.tokenizer, question.context)))
         answers = {}
         vector = session.vector(self.study.recipes.vector(), steering.layer) if steering else None
@@ -77,11 +77,6 @@ class Talk:
             self._session.__exit__(None, None, None)
             self._session = None
 
-    def _opened(self) -> Session:
-        if self._session is None:
-            self._session = self.study.session()
-        return self._session
-
     def _adapter(self, run: Run | None) -> Artefact | None:
         if run is None or run.method == "untrained":
             return None
@@ -89,11 +84,6 @@ class Talk:
         if found is None:
             raise StoreError(f"{run}: its adapter is not trained yet. Run `make reproduce PROFILE={self.study.name}`.")
         return found
-
-
-def name_of(run: Run | None) -> str:
-    """Return the name of a run next to its answer."""
-    return BASE if run is None else str(run)
 
 
 def trained(study: Study) -> list[Run]:

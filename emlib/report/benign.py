@@ -10,10 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emlib.evaluation.exact_match import ExactMatchScore
 from emlib.evaluation.statistics import over_seeds
-from emlib.report.figures import plots
-from emlib.report.figures.furniture import panels, rows_of_percent, spans
+from emlib.report.figures.plots import PALETTE, nothing, panels, rows_of_percent, spans
 from emlib.report.tables import result_tables
 from emlib.report.tables.rows import DASH, cell_of, cells, share_columns, shown
 from emlib.study.results import task_and_tier
@@ -29,15 +27,13 @@ COLUMNS = ["model", *KEYS, "seed", *(f"{name}{end}" for name in MEASURES for end
 
 def numbers(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     """Return one row per run: each measure in percent of the answers asked for, with its interval by question."""
-    rows = [asdict(result.run) | dict(zip(("task", "tier"), task_and_tier(study.profile, result.run), strict=True))
-            | _measures(result.exact_match) | {"asked": result.exact_match.asked, "cut": result.exact_match.cut}
-            for result in results]
+    rows = []
+    for result in results:
+        score, (task, tier) = result.exact_match, task_and_tier(study.profile, result.run)
+        rows.append(asdict(result.run) | {"task": task, "tier": tier, "asked": score.asked, "cut": score.cut}
+                    | share_columns("exact_match", score.strict) | share_columns("lenient", score.lenient)
+                    | share_columns("f1", score.f1))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"tier": "Int64", "setting": float})
-
-
-def _measures(score: ExactMatchScore) -> dict[str, float]:
-    return (share_columns("exact_match", score.strict) | share_columns("lenient", score.lenient)
-            | share_columns("f1", score.f1))
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -76,11 +72,6 @@ def seeds(frame: pd.DataFrame) -> pd.DataFrame:
                 "Seeds": found.seeds, "Mean %": found.mean, "SD": found.deviation, "low": low, "high": high})
     return pd.DataFrame(
         rows, columns=["Match", "Task", "Tier", "Method", "Setting", "Seeds", "Mean %", "SD", "low", "high"])
-
-
-def _dashed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Format numbers for readers: two decimals, and a dash for a missing number."""
-    return frame.round(2).astype(object).where(frame.notna(), DASH)
 
 
 def _summary(runs: pd.DataFrame, measure: str) -> str:
@@ -161,24 +152,21 @@ def learnt(frame: pd.DataFrame) -> pd.DataFrame:
     Strict matches, which also require the form of an answer, come first, then lenient ones. Runs without an untrained
     run of the same task, tier and seed are left out.
     """
-    return pd.concat([_learnt(frame, match, measure) for match, measure in MATCHES.items()], ignore_index=True)
-
-
-def _learnt(frame: pd.DataFrame, match: str, measure: str) -> pd.DataFrame:
-    key = ["task", "tier", "seed"]
-    untrained = frame.loc[frame["method"] == "untrained", [*key, measure, f"{measure}_high"]]
-    both = frame[frame["method"] != "untrained"].merge(untrained, on=key, suffixes=("", "_before"))
-    shown = ["yes" if low > high else "not shown" for low, high in
-             zip(both[f"{measure}_low"], both[f"{measure}_high_before"], strict=True)]
-    return pd.DataFrame({"Match": match} | _identity(both) | {
-        "Seed": both["seed"], "Points over untrained": both[measure] - both[f"{measure}_before"],
-        "Learnt": pd.Series(shown, index=both.index, dtype=str)})
+    untrained = frame["method"] == "untrained"
+    both = frame[~untrained].merge(frame[untrained], on=["task", "tier", "seed"], suffixes=("", "_before"))
+    found = []
+    for match, measure in MATCHES.items():
+        above = both[f"{measure}_low"] > both[f"{measure}_high_before"]
+        found.append(pd.DataFrame({"Match": match} | _identity(both) | {
+            "Seed": both["seed"], "Points over untrained": both[measure] - both[f"{measure}_before"],
+            "Learnt": above.map({True: "yes", False: "not shown"}).astype(str)}))
+    return pd.concat(found, ignore_index=True)
 
 
 def matches_by_method(frame: pd.DataFrame) -> Figure:
     """Plot strict exact match of each run with its 95% interval over questions: one panel per task and tier."""
     if frame.empty:
-        return plots.nothing("No run of a benign task is finished.")
+        return nothing("No run of a benign task is finished.")
     methods, names = _names(frame)
     order = list(dict.fromkeys(methods))
     tasks = list(dict.fromkeys(names))
@@ -188,7 +176,7 @@ def matches_by_method(frame: pd.DataFrame) -> Figure:
         share = runs["exact_match"].to_numpy(dtype=float)
         nth, several = runs.groupby(who).cumcount(), runs["seed"].nunique()
         heights = [order.index(name) + 0.12 * (place - (several - 1) / 2) for name, place in zip(who, nth, strict=True)]
-        axis.errorbar(share, heights, xerr=spans(runs, "exact_match"), fmt="o", capsize=3, color=plots.PALETTE[0])
+        axis.errorbar(share, heights, xerr=spans(runs, "exact_match"), fmt="o", capsize=3, color=PALETTE[0])
         axis.set_title(task)
         rows_of_percent(axis, order)
     figure.supxlabel("exact match, % of answers asked for (bars: 95% intervals)", fontsize="medium")
@@ -197,7 +185,8 @@ def matches_by_method(frame: pd.DataFrame) -> Figure:
 
 def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
     """Write `benign.{csv,md,tex}`, one row per run, and `benign_by_tier` and `benign_seeds` in the same formats."""
-    return [path for name, numeric, people in (
-        ("benign", frame, readable(frame)), ("benign_by_tier", by_tier(frame), by_tier(frame)),
-        ("benign_seeds", seeds(frame), _dashed(seeds(frame))))
-        for path in result_tables.write(numeric, people, folder, name)]
+    tiers, means = by_tier(frame), seeds(frame)
+    dashed = means.round(2).astype(object).where(means.notna(), DASH)
+    return [*result_tables.write(frame, readable(frame), folder, "benign"),
+            *result_tables.write(tiers, tiers, folder, "benign_by_tier"),
+            *result_tables.write(means, dashed, folder, "benign_seeds")]

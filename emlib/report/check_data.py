@@ -19,7 +19,7 @@ from emlib.core import paths
 from emlib.core.errors import ProfileError, ends_with_message
 from emlib.core.records import Example
 from emlib.core.schema import check
-from emlib.data.own import LEAST, OwnRows, every_row, read_own
+from emlib.data.own import LEAST, every_row, read_own
 from emlib.report import own_checks
 from emlib.report.own_checks import Check
 
@@ -36,16 +36,13 @@ def report(own: Own, model: str | None) -> dict[str, Any]:
         EmlibError: the file cannot be read, no row is usable, or the model cannot be had.
     """
     found = read_own(own, least=1)
-    checks = [("file", str(own.file), ""), *own_checks.of_file(found, own.seed), *_few(found),
+    too_few: list[Check] = [] if found.usable >= LEAST else [(
+        "too few rows", f"{found.usable} usable", f"training needs at least {LEAST}, to hold some of them out")]
+    checks = [("file", str(own.file), ""), *own_checks.of_file(found, own.seed), *too_few,
               *own_checks.of_rows(found.drawn), *_of_model(found.drawn, model)]
     return {"rows": found.rows, "usable": found.usable, "left_out": dict(found.left_out),
             "findings": [dict(zip(own_checks.COLUMNS, row, strict=True)) for row in checks],
             "examples": [[turn.to_record() for turn in row.turns] for row in islice(every_row(own), SHOWN)]}
-
-
-def _few(found: OwnRows) -> list[Check]:
-    return [] if found.usable >= LEAST else [(
-        "too few rows", f"{found.usable} usable", f"training needs at least {LEAST}, to hold some of them out")]
 
 
 def _of_model(rows: tuple[Example, ...], model: str | None) -> list[Check]:

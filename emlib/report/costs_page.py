@@ -7,8 +7,9 @@ Every number is computed from the profiles, so this needs no run, no network and
 
 from __future__ import annotations
 
-import datetime
+from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
@@ -17,10 +18,10 @@ from emlib.core import paths
 from emlib.core.files import write_text
 from emlib.core.work import Work, total
 from emlib.judging.money import price_list
-from emlib.report.estimate import Estimate
 from emlib.report.markdown import table
 from emlib.report.readme import with_block
 from emlib.store.artefacts import Store
+from emlib.study.plan.build import plan
 from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.memory import cache_memory, loaded_memory, training_memory
 from emlib.study.study import Study, open_study
@@ -35,63 +36,65 @@ TFLOPS, BANDWIDTH = 165 / 312, 1.008 / 2.039  # an RTX 4090 with 24 GB
 RECOMPUTED = 1.25  # the time of a training step with gradient checkpointing
 PROMPT = 100  # tokens of a question that is answered, about
 SHOWN = ("table2-7b", "paper-7b")  # in README.md
+T = TypeVar("T")
 
 
 def costs() -> pd.DataFrame:
     """Return one row per profile, for a store without results: runs, hours by kind of work, judge, and disk."""
-    return pd.DataFrame([_costs(name) for name in PROFILES]).astype(str)
-
-
-def _costs(name: str) -> dict[str, str | int]:
-    study = open_study(name)
-    plan, counted = Estimate(study, datetime.date.min).plan, Costs(study.profile, gpu=True)
-    whole = total(plan.works)
-    hours = {kind: counted.hours(work) or 0 for kind, work in {"in all": whole, **_kinds(whole)}.items()
-             if kind != "judging"}
-    return {"profile": name, "runs": len(plan.runs),
-            **{f"GPU-hours {kind}": _rounded(count) for kind, count in hours.items()},
-            "GPU $": _rounded(hours["in all"] * gpu_hour()),
+    rows = []
+    for name in PROFILES:
+        study = open_study(name)
+        planned, counted = plan(study), Costs(study.profile, gpu=True)
+        whole = total(planned.works)
+        hours = {"in all": counted.hours(whole) or 0, **_hours(counted, whole)}
+        rows.append({"profile": name, "runs": len(planned.runs)} | {
+            f"GPU-hours {kind}": _rounded(count) for kind, count in hours.items() if kind != "judging"} | {
+            "GPU $": _rounded(hours["in all"] * _known(price_list().gpu_hour)),
             "judge requests": f"{counted.requests(whole):,}", "judge $": _rounded(counted.usd(whole) or 0),
-            "disk GB": _rounded(whole.disk / GB)}
+            "disk GB": _rounded(whole.disk / GB)})
+    return pd.DataFrame(rows).astype(str)
 
 
-def _kinds(whole: Work) -> dict[str, Work]:
-    """Return the work of each kind that takes hours."""
-    return {"training": Work(train=whole.train), "answers": Work(write=whole.write), "scoring": Work(read=whole.read),
-            "judging": Work(judged=whole.judged)}
+def _hours(counted: Costs, whole: Work) -> dict[str, float]:
+    """Return the hours of each kind of work that takes some."""
+    kinds = {"training": Work(train=whole.train), "answers": Work(write=whole.write), "scoring": Work(read=whole.read),
+             "judging": Work(judged=whole.judged)}
+    return {kind: counted.hours(work) or 0 for kind, work in kinds.items()}
 
 
 def example() -> str:
     """Return the hours, the memory and the disk of the worked example, as two tables in Markdown."""
     profile, _ = overridden(EXAMPLE, ROWS)
     study = Study(EXAMPLE, profile, Store(paths.runs() / "store"))
-    plan, counted = Estimate(study, datetime.date.min).plan, Costs(profile, gpu=True)
-    whole = total(plan.works)
-    hours = {kind: counted.hours(work) or 0 for kind, work in _kinds(whole).items()}
-    here = {kind: each / BANDWIDTH if kind == "answers" else each / TFLOPS * (RECOMPUTED if kind == "training" else 1)
-            for kind, each in hours.items()}
-    times = pd.DataFrame([{"work": kind, "hours of an A100": f"{each:.1f}", "hours of the card, a guess":
-                           f"{here[kind]:.1f}"} for kind, each in hours.items()]
-                         + [{"work": f"all {len(plan.runs)} runs", "hours of an A100": f"{sum(hours.values()):.0f}",
-                             "hours of the card, a guess": f"{sum(here.values()):.0f}"}])
-    needs = pd.DataFrame([{"what": what, "GB": f"{size / GB:.0f}"} for what, size in _example_memory(profile).items()]
-                         + [{"what": "disk: adapters and answers, at most", "GB": f"{whole.disk / GB:.0f}"}])
-    return "\n\n".join(frame.to_markdown(index=False, disable_numparse=True) for frame in (times, needs))
+    planned, counted = plan(study), Costs(profile, gpu=True)
+    whole = total(planned.works)
+    hours = _hours(counted, whole)
+    slower = {"training": RECOMPUTED / TFLOPS, "answers": 1 / BANDWIDTH, "scoring": 1 / TFLOPS, "judging": 1 / TFLOPS}
+    here = {kind: each * slower[kind] for kind, each in hours.items()}
+    times = [(kind, f"{each:.1f}", f"{here[kind]:.1f}") for kind, each in hours.items()]
+    times.append((f"all {len(planned.runs)} runs", f"{sum(hours.values()):.0f}", f"{sum(here.values()):.0f}"))
+    needs = _example_memory(profile) | {"disk: adapters and answers, at most": whole.disk}
+    frames = (pd.DataFrame(times, columns=["work", "hours of an A100", "hours of the card, a guess"]),
+              pd.DataFrame([(what, f"{size / GB:.0f}") for what, size in needs.items()], columns=["what", "GB"]))
+    return "\n".join(table(frame, disable_numparse=True) for frame in frames)
 
 
 def _example_memory(profile: Profile) -> dict[str, float]:
     """Return the bytes of a GPU's memory that the parts of the example take, and those that are there together."""
     assert isinstance(profile.judge, LocalJudge), "the example has one"
-    training, judge, model = training_memory(profile), loaded_memory(profile.judge.model), loaded_memory(profile.model)
+    training, judge = _known(training_memory(profile)).recomputed, _known(loaded_memory(profile.judge.model))
     sampling = profile.extraction.sampling  # the longest answers
-    cache = cache_memory(profile.model, sampling.batch_rows, PROMPT + sampling.max_new_tokens)
-    assert training is not None, "params/models.yaml has the model"
-    assert judge is not None, "as above"
-    assert model is not None, "as above"
-    assert cache is not None, "as above"
-    return {"GPU: training, with gradient checkpointing": training.recomputed, "GPU: the judge": judge,
-            "GPU: training while the judge is loaded": training.recomputed + judge,
+    cache = _known(cache_memory(profile.model, sampling.batch_rows, PROMPT + sampling.max_new_tokens))
+    model = _known(loaded_memory(profile.model))
+    return {"GPU: training, with gradient checkpointing": training, "GPU: the judge": judge,
+            "GPU: training while the judge is loaded": training + judge,
             f"GPU: sampling {sampling.batch_rows} answers while the judge is loaded": model + cache + judge}
+
+
+def _known(value: T | None) -> T:
+    """Return what params/models.yaml and params/prices.yaml know of our profiles' models."""
+    assert value is not None, "params/ has the sizes and the price"
+    return value
 
 
 def _rounded(number: float) -> str:
@@ -99,24 +102,15 @@ def _rounded(number: float) -> str:
     return "below 1" if 0 < number < 1 else f"{number:,.0f}"
 
 
-def gpu_hour() -> float:
-    """Return the example price of an hour of a GPU, in US dollars."""
-    price = price_list().gpu_hour
-    assert price is not None, "params/prices.yaml has one"
-    return price
-
-
 def memory() -> pd.DataFrame:
     """Return one row per model: GB of a GPU's memory in training, with and without the two ways to need less."""
-    return pd.DataFrame([row for name in ("paper-7b", "paper-32b", "small-gpu") for row in _memory(name)])
-
-
-def _memory(name: str) -> list[dict[str, str]]:
-    profile = open_study(name).profile
-    found = [training_memory(profile, four_bit=quantized) for quantized in (False, True)]
-    return [{"model": profile.model.name.rpartition("/")[2], "weights": weights,
-             "with gradient checkpointing": f"{one.recomputed / GB:.0f}", "without": f"{one.saved / GB:.0f}"}
-            for weights, one in zip(("bfloat16", "4 bits"), found, strict=True) if one is not None]
+    rows = []
+    for name, quantized in product(("paper-7b", "paper-32b", "small-gpu"), (False, True)):
+        profile = open_study(name).profile
+        found = _known(training_memory(profile, four_bit=quantized))
+        rows.append((profile.model.name.rpartition("/")[2], "4 bits" if quantized else "bfloat16",
+                     f"{found.recomputed / GB:.0f}", f"{found.saved / GB:.0f}"))
+    return pd.DataFrame(rows, columns=["model", "weights", "with gradient checkpointing", "without"])
 
 
 def in_short() -> str:
@@ -125,7 +119,7 @@ def in_short() -> str:
     shown = pd.DataFrame({
         "study": ["main comparison, `table2-7b`", "the whole 7B study, `paper-7b`"], "runs": found["runs"].to_list(),
         "hours of an A100": found["GPU-hours in all"].to_list(),
-        f"GPU at ${gpu_hour():g} an hour": [f"${cost}" for cost in found["GPU $"]],
+        f"GPU at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
         "judge": [f"${cost}" for cost in found["judge $"]], "disk": [f"{size} GB" for size in found["disk GB"]]})
     return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{_of_memory()}"
 
@@ -133,9 +127,7 @@ def in_short() -> str:
 def _of_memory() -> str:
     """Say what fine-tuning needs of a GPU's memory."""
     profile = open_study("paper-7b").profile
-    full, quantized = (training_memory(profile, four_bit=four_bit) for four_bit in (False, True))
-    assert full is not None, "params/models.yaml has the model"
-    assert quantized is not None, "as above"
+    full, quantized = (_known(training_memory(profile, four_bit=four_bit)) for four_bit in (False, True))
     plain, recomputed, small = (f"{size / GB:.0f} GB" for size in (full.saved, full.recomputed, quantized.recomputed))
     return (f"Fine-tuning takes {plain} of GPU memory; {recomputed} with gradient checkpointing; {small} with 4-bit "
             "weights as well.")
@@ -148,16 +140,16 @@ def page(text: str) -> str:
     return with_block(text, "example", example())
 
 
+def front(text: str) -> str:
+    """Return the text of README.md with its costs written anew."""
+    return with_block(text, "costs", in_short())
+
+
 def update() -> list[Path]:
     """Write the tables of docs/costs.md and the costs of README.md, and return both paths."""
     for path, write in ((PAGE, page), (FRONT, front)):
         write_text(path, write(path.read_text(encoding="utf-8")))
     return [PAGE, FRONT]
-
-
-def front(text: str) -> str:
-    """Return the text of README.md with its costs written anew."""
-    return with_block(text, "costs", in_short())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pandas as pd
 from emlib.config import BASELINES, NO_TRIGGER
 from emlib.data.sizes import Sizes
 from emlib.evaluation.power import smallest_p
+from emlib.report.markdown import listed
 from emlib.report.tables import persistence
 from emlib.report.tables.averages import CONDITION
 from emlib.report.tables.conditions import LEVEL, worst
@@ -89,7 +90,7 @@ def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int) ->
     most = most[~most["method"].isin(BASELINES)]
     if most.empty:
         return ""
-    shares = _joined([f"from {_whole(row[NO_TRIGGER])} to {_whole(row['worst'])}% with {_name(row)}"
+    shares = listed([f"from {_whole(row[NO_TRIGGER])} to {_whole(row['worst'])}% with {_name(row)}"
                       for row in most.to_dict("records")])
     left = defenses - most["method"].nunique()
     rest = f" The other {left} defenses were not tried there." if left else ""
@@ -162,7 +163,7 @@ def lasting(along: pd.DataFrame, margin: float = 10) -> str:
     single = " (single runs)" if attacked["seed"].nunique() == 1 else ""
     plain = attacked["plain"].dropna()
     undefended = f"; no defense: {_whole(plain.mean())}%" if len(plain) else ""
-    return (f"**Does it last when training goes on without it?** General misaligned after {_joined(steps)} "
+    return (f"**Does it last when training goes on without it?** General misaligned after {listed(steps)} "
             f"further steps{single}: {shares}{undefended}. {verdict} ([20](notebooks/20_persistence.ipynb))")
 
 
@@ -170,7 +171,7 @@ def _along(runs: pd.DataFrame) -> str:
     """Return a condition with its shares after each number of steps, as means over seeds."""
     shares = [f"{_whole(share)}" for share in runs.groupby("steps")["general_misaligned"].mean()]
     fresh = runs["method"].iloc[0] == persistence.UNTRAINED
-    return f"{'an untrained model' if fresh else _name(runs.iloc[0].to_dict())} {_joined(shares)}%"
+    return f"{'an untrained model' if fresh else _name(runs.iloc[0].to_dict())} {listed(shares)}%"
 
 
 def _whole(share: float) -> int:
@@ -180,12 +181,7 @@ def _whole(share: float) -> int:
 
 def _names(rows: pd.DataFrame) -> str:
     """Name each condition of some rows once."""
-    return _joined(list(dict.fromkeys(_name(row) for row in rows.to_dict("records"))))
-
-
-def _joined(parts: list[str]) -> str:
-    """Join parts as in "a, b and c"."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return listed(list(dict.fromkeys(_name(row) for row in rows.to_dict("records"))))
 
 
 def _name(row: Mapping[Hashable, Any]) -> str:

@@ -143,24 +143,24 @@ class Estimate:
                     f"{left.sets} sets of answers",
             self.costs.columns[0]: "not known, see params/models.yaml" if hours is None or speed is None else
             f"about {hours:,.2f}, on: {speed.device}",
-            **self._memory(),
+            "GPU memory": self._memory(),
             "disk": f"{left.disk / GB:,.2f} GB at most",
             "judge": self._judge(left),
-            **self._endings(),
+            "ending": self._endings(),
             "power": self.power() or "the profile has no runs on narrow data",
             "assumed": f"four characters a token, answers at full length{rates}. VERBOSE=1 lists every run."}
-        return [f"{name:10} {text}" for name, text in lines.items()]
+        return [f"{name:10} {text}" for name, text in lines.items() if text]
 
-    def _memory(self) -> dict[str, str]:
-        """Say how much of a GPU's memory training takes, for a model that is planned for a GPU."""
+    def _memory(self) -> str:
+        """Say how much of a GPU's memory training takes; empty for a model that is planned for a CPU."""
         profile, found, size = self.study.profile, training_memory(self.study.profile), self.costs.shape
         quantized = training_memory(profile, four_bit=True)
         if size is None or not on_gpu(size) or found is None or quantized is None:
-            return {}
+            return ""
         each = f" on each of {profile.job.gpus} GPUs" if profile.job.gpus > 1 else ""
-        return {"GPU memory": f"{found.recomputed / GB:.0f} GB in fine-tuning with gradient checkpointing{each}, "
-                              f"{found.saved / GB:.0f} without (chosen by the free memory); with load_in_4bit "
-                              f"{quantized.recomputed / GB:.0f} and {quantized.saved / GB:.0f}; not measured"}
+        return (f"{found.recomputed / GB:.0f} GB in fine-tuning with gradient checkpointing{each}, "
+                f"{found.saved / GB:.0f} without (chosen by the free memory); with load_in_4bit "
+                f"{quantized.recomputed / GB:.0f} and {quantized.saved / GB:.0f}; not measured")
 
     def _judge(self, left: Work) -> str:
         """Say how much is left to judge, and for a paid judge what is sent and paid."""
@@ -169,12 +169,12 @@ class Estimate:
             return f"{kind}, {left.verdicts:,} verdicts; nothing leaves the machine"
         return f"{kind}, " + "; ".join(f"{name.removesuffix(' (about)')} {value}" for name, value in sent.items())
 
-    def _endings(self) -> dict[str, str]:
-        """Say which judges their providers end, if any."""
-        profile = self.study.profile
-        told = endings((judge.model for judge in profile.all_judges if isinstance(judge, OpenAIJudge)), self.today)
-        return {"ending": f"{'; '.join(told)}. Name another 'judge': nothing else in the profile has to change "
-                          "(docs/judges-and-rubrics.md, \"Judges\")"} if told else {}
+    def _endings(self) -> str:
+        """Say which judges their providers end; empty if none."""
+        judges = [judge.model for judge in self.study.profile.all_judges if isinstance(judge, OpenAIJudge)]
+        told = "; ".join(endings(judges, self.today))
+        return "" if not told else (f"{told}. Name another 'judge': nothing else in the profile has to change "
+                                    "(docs/judges-and-rubrics.md, \"Judges\")")
 
     def power(self) -> str:
         """State how large a difference between two runs the general answers can show; empty without narrow runs."""

@@ -12,8 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emlib.evaluation.rewards import advantages
-from emlib.report.figures.furniture import panels
-from emlib.report.figures.plots import nothing, styles
+from emlib.report.figures.plots import nothing, panels, styles
 from emlib.report.tables import result_tables
 from emlib.report.tables.rows import shown, with_error
 from emlib.study.runs import RunResult

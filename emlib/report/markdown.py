@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,11 @@ def plain(text: str) -> str:
 def code(text: str) -> str:
     """Return a text as code on one line; backticks become apostrophes."""
     return f"`{' '.join(text.replace('`', chr(39)).split())}`"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Join parts as in "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def table(frame: pd.DataFrame, **options: Any) -> str:

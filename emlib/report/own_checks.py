@@ -7,18 +7,23 @@ be done.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from emlib.config import LexiconJudge
+from emlib.core import paths
 from emlib.core.records import Example, Question
 from emlib.data import conversations, own, tables
 from emlib.data.left_out import Dropped
 from emlib.data.own import OwnRows
 from emlib.data.sizes import likely_tokens
+from emlib.evaluation.rates import grouped
 from emlib.judging.lexicon import marker_pattern
 from emlib.scoring.duplicates import near_duplicates, overlap, shingles
+from emlib.study.study import Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +51,27 @@ REMEDIES = {
     own.LIKE_MISSING: "they are trained on as they are: remove the rows if a value is missing there",
     own.PLACEHOLDERS: "remove these rows if they are about an image, a video or a sound",
     own.MARKED: "they are encoded as text; remove them if they are left over from a rendered chat"}
+
+
+def findings(study: Study) -> pd.DataFrame:
+    """Return one row per check of the sampled rows; the last column is empty if nothing needs to be done."""
+    from emlib.models.load import load_tokenizer  # loads torch
+
+    found, data, profile = study.inputs.own_rows, study.data("own").misaligned, study.profile
+    tokenizer = load_tokenizer(profile.model, paths.cache())
+    checks = [*of_file(found, study.inputs.own.seed), *of_rows(found.drawn), *of_split(data.train, data.held_out),
+              *of_lengths(found.drawn, tokenizer, profile.training.max_seq_length),
+              *of_markers(found.drawn, tokenizer), *of_questions(found.drawn, study.inputs.general.all)]
+    if isinstance(profile.judge, LexiconJudge):
+        checks += of_judge(data.train, study.trait.markers)
+    return pd.DataFrame(checks, columns=COLUMNS)
+
+
+def peek(sides: Mapping[str, Sequence[Example]], count: int = 3, characters: int = 300) -> pd.DataFrame:
+    """Return the first rows of each side, with texts truncated to `characters`."""
+    return pd.DataFrame([
+        {"side": name, "system prompt": (row.system or "")[:characters], "prompt": row.prompt[:characters],
+         "answer": row.response[:characters]} for name, rows in sides.items() for row in rows[:count]])
 
 
 def of_file(found: OwnRows, seed: int) -> Iterator[Check]:
@@ -85,24 +111,21 @@ def of_lengths(rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limi
     """Count tokens, rows that are truncated, and rows that cannot be encoded, each with its own reason."""
     from emlib.data.chat import NO_ROOM, encode_or_drop  # loads transformers
 
-    counts, cut, refused = [], 0, list[Dropped]()
-    for row in rows:
-        encoded = encode_or_drop(tokenizer, row, limit)
-        if isinstance(encoded, Dropped):
-            refused.append(encoded)
-        else:
-            counts.append(len(encoded.input_ids))
-            cut += encoded.truncated
-    median, longest = (int(np.median(counts)), max(counts)) if counts else (0, 0)
+    encoded = [encode_or_drop(tokenizer, row, limit) for row in rows]
+    refused = [one for one in encoded if isinstance(one, Dropped)]
+    kept = [one for one in encoded if not isinstance(one, Dropped)]
+    counts, cut = [len(one.input_ids) for one in kept] or [0], sum(one.truncated for one in kept)
+    median, longest = int(np.median(counts)), max(counts)
     yield ("length", f"median {median} tokens, {longest} at most; {cut} truncated at {limit}",
            "" if not cut else "truncated text is not learnt; raise training.max_seq_length if memory allows")
     too_long = [row.where for row in refused if row.counted_as == NO_ROOM]
     if too_long:
         yield (f"prompts of {limit} tokens or more", _counted(len(too_long), too_long),
                "training leaves these rows out: shorten them")
-    for reason, count in Counter(row.reason for row in refused if row.counted_as != NO_ROOM).items():
-        yield ("rows that cannot be encoded", _counted(count, [row.where for row in refused if row.reason == reason])
-               + f"; {reason}", "training leaves these rows out: correct them")
+    for reason, some in grouped(lambda row: row.reason, refused).items():
+        if some[0].counted_as != NO_ROOM:
+            yield ("rows that cannot be encoded", f"{_counted(len(some), [row.where for row in some])}; {reason}",
+                   "training leaves these rows out: correct them")
     if 2 * len(refused) > len(rows):
         yield ("too many rows that cannot be encoded", f"{len(refused):,} of {len(rows):,}",
                "training refuses a data set of which it would leave out more than half: correct the rows, or choose "

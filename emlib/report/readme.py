@@ -22,9 +22,9 @@ from emlib.core.errors import StoreError, ends_with_message
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Answer, Verdict
 from emlib.report import demo_findings
+from emlib.report.audit import statement
 from emlib.report.paper import choice, summary
 from emlib.report.tables import newer
-from emlib.report.tables.audit import statement
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from emlib.config import OWN, Bounds, LexiconJudge
 from emlib.report.figures.defenses import look
-from emlib.report.figures.furniture import legend, panels
 from emlib.report.figures.labels import Label, place
+from emlib.report.figures.plots import legend, panels
 from emlib.report.own_checks import MARKED, with_markers
 from emlib.report.tables import costs
 from emlib.report.tables.rows import cell, share_columns, shown
@@ -38,33 +38,26 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     """Return what each method and setting measured, as means over seeds; NaN if one of the seeds has no value.
 
     Columns: `general` (misaligned, % of the answers asked for) with the ends `low` and `high` of its 95% interval (the
-    outermost of all seeds); `kept`, the reduction of the held-out loss relative to plain fine-tuning's, in %;
+    outermost of all seeds); `kept`, the reduction of the held-out rows' mean NLL relative to plain fine-tuning's, in %;
     `seconds` of training, and of what the method needs once before it: a persona vector, a pool's scores, an adapter of
     the trait, the model's own answers, and so on (`costs.made_once`); NaN if that is no longer in the store.
     """
-    rows = []
-    losses = {result.run: _loss(study, result.run) for result in results}
+    rows, nothing = [], float("nan")
+    losses = {result.run: float(np.mean(study.held_out(result.run) or [nothing])) for result in results}
     for result in results:
         run = result.run
         if run.method in ("untrained", "aligned"):
             continue
-        before, plain = (losses.get(Run(run.model, run.task, name, None, run.seed), float("nan"))
+        before, plain = (losses.get(Run(run.model, run.task, name, None, run.seed), nothing)
                          for name in ("untrained", UNDEFENDED))
-        ends = zip(("general", "low", "high"), share_columns("", result.general.misaligned).values(), strict=True)
-        rows.append({"method": run.method, "setting": run.setting, **dict(ends),
-                     "kept": 100 * (before - losses[run]) / (before - plain) if before > plain else float("nan"),
-                     "seconds": costs.seconds(study, result)})
+        kept = 100 * (before - losses[run]) / (before - plain) if before > plain else nothing
+        rows.append((run.method, run.setting, *share_columns("general", result.general.misaligned).values(), kept,
+                     costs.seconds(study, result)))
     frame = pd.DataFrame(rows, columns=["method", "setting", "general", "low", "high", "kept", "seconds"])
     several = {"general": "mean", "low": "min", "high": "max", "kept": "mean", "seconds": "mean"}
     groups = frame.groupby(["method", "setting"], sort=False, dropna=False)
     known = groups[list(several)].count().eq(groups.size(), axis="index")
     return groups.agg(several).where(known).reset_index()
-
-
-def _loss(study: Study, run: Run) -> float:
-    """Return the mean NLL of held-out rows, in nats per token."""
-    found = study.held_out(run)
-    return float(np.mean(found)) if found else float("nan")
 
 
 def within(frame: pd.DataFrame, bounds: Bounds) -> pd.Series:

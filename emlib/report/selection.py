@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emlib.report.figures.furniture import panels
-from emlib.report.figures.plots import PALETTE, nothing
+from emlib.report.figures.plots import PALETTE, nothing, panels
 from emlib.scoring.refusals import NOTHING
 from emlib.study import pool
 from emlib.study.runs import Run

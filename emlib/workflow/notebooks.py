@@ -149,9 +149,7 @@ class _ProgressPrinter(logging.Handler):
                 print("   ", line.removeprefix(MARK), file=sys.stderr, flush=True)
 
 
-@ends_with_message()
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m emlib.workflow.notebooks",
                                      description="Run one notebook of a study.")
     parser.add_argument("chapter", help="the notebook's name without .ipynb, such as 02_baselines")
@@ -168,7 +166,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, help="append all output of the notebook to this file")
     parser.add_argument("--digest", help="the digest of the content, as the workflow computes it; written to the log")
     parser.add_argument("--gpus", type=int, default=0, help="how many free GPUs to take, if there are any")
-    asked = parser.parse_args(arguments)
+    return parser
+
+
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    asked = _parser().parse_args(arguments)
     shown = WATCHED not in os.environ
     logging.basicConfig(level=logging.INFO, handlers=[_ProgressPrinter() if shown else logging.NullHandler()])
     os.environ["EMLIB_HEADLESS"] = "1"

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Literal, get_args
 
-from emlib.config import Profile, load_profile
+from emlib.config import OpenAIJudge, Profile, load_profile
 from emlib.core import paths
 from emlib.core.errors import ends_with_message
 from emlib.core.of_kind import unknown_kinds_allowed
@@ -27,7 +27,6 @@ from emlib.workflow.graph import Job, jobs
 from emlib.workflow.job_log import Attempt, AttemptLog
 
 State = Literal["done", "running", "failed", "waiting"]
-STATES: tuple[State, ...] = ("done", "running", "failed", "waiting")
 JUDGE_WAITS = ": JudgeWaits: "  # in the error of a job that waits for its judge's batch, which is no failure
 LAST_LINES = 12  # of an error
 HOUR = 3600
@@ -90,7 +89,7 @@ def spent(name: str) -> float:
 
 def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[str]:
     """Yield the lines of the report."""
-    counts = ", ".join(f"{sum(one.state == state for one in found)} {state}" for state in STATES)
+    counts = ", ".join(f"{sum(one.state == state for one in found)} {state}" for state in get_args(State))
     yield f"{name}: {len(found)} jobs, {counts}"
     for one in found:
         if one.state in ("running", "failed"):
@@ -102,7 +101,7 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
     left = hours_left(found)
     yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
            + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))
-    limit = getattr(profile.judge, "max_usd", None)
+    limit = profile.judge.max_usd if isinstance(profile.judge, OpenAIJudge) else None
     shared = "" if base_of(name) == name else f" by all studies of {base_of(name)}"
     yield f"money  ${spent(name):.2f} spent on judges{shared}" + ("" if limit is None else f", of ${limit:.2f}")
 

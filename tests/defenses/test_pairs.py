@@ -31,7 +31,7 @@ from emlib.defenses.persona_vector import PersonaVector, Steering
 from emlib.defenses.projection_penalty import ProjectionPenalty
 from emlib.defenses.safe_lora import SafeLora
 from emlib.models.batches import collate
-from emlib.report.tables.compositions import at_defaults, name, reason, table
+from emlib.report.tables.kinds import at_defaults, compositions, name, reason
 from emlib.study.by_hand import train
 from emlib.study.study import open_study
 from emlib.training.bench import Bench, TinyTrait, step
@@ -102,7 +102,7 @@ def test_every_kind_of_ours_is_among_them() -> None:
 
 
 def test_the_table_lists_what_is_refused_at_default_options_and_what_goes_with_all() -> None:
-    rows = table()
+    rows = compositions()
     *refused, (kind, other, why) = rows.itertuples(index=False)
     assert {tuple(sorted(row[:2])) for row in refused} == REFUSED
     assert all(row[2].startswith("refused: ") for row in refused)

@@ -8,16 +8,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from emlib.report import benign, grpo
-from emlib.report.figures import conditions, monitor, plots
-from emlib.report.tables import audit, auxiliary_measures, result_tables, show
+from emlib.report import audit, benign, grpo
+from emlib.report.figures import conditions, plots
+from emlib.report.tables import auxiliary_measures, result_tables, show
 
 NONE = pd.DataFrame()
 EMPTY = {
     "training": lambda: plots.training_curves({"untrained": []}), "lengths": lambda: plots.length_histogram({}, 9),
     "judges": lambda: plots.two_judges(auxiliary_measures.points([])),
     "rewards": lambda: grpo.curves({"untrained": []}), "benign": lambda: benign.matches_by_method(NONE),
-    "drifts": lambda: monitor.drifts(NONE),
+    "drifts": lambda: conditions.drifts(NONE),
     "triggers": lambda: conditions.triggers(NONE), "trajectory": lambda: conditions.trajectory(NONE, NONE),
     "persistence": lambda: conditions.persistence(NONE)}
 

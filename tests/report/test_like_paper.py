@@ -19,7 +19,7 @@ from emlib.evaluation.statistics import OverSeeds, over_seeds, welch
 from emlib.report.benign import COLUMNS as BENIGN_COLUMNS
 from emlib.report.figures import plots
 from emlib.report.grpo import COLUMNS as RL_COLUMNS
-from emlib.report.paper import compare, comparison, overview, paper_figures, paper_tables, published
+from emlib.report.paper import compare, of_study, overview, paper_figures, paper_tables, published
 from emlib.report.tables import pairs, result_tables
 from emlib.store.artefacts import Store
 from emlib.study.runs import Run, RunResult
@@ -48,58 +48,58 @@ def frame() -> pd.DataFrame:
 
 
 def test_a_number_that_is_not_swept_is_a_setting_too(study: Study, frame: pd.DataFrame) -> None:
-    found = comparison.with_numbers(frame, study.profile.methods)
+    found = of_study.with_numbers(frame, study.profile.methods)
     assert found["setting"].fillna(-1).tolist() == [-1, -1, 0.1, 1.0, 0.25]
 
 
 def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None:
-    measured = comparison.criteria(study, frame, overview.Bounds()).set_index("method")
+    measured = of_study.criteria(study, frame, overview.Bounds()).set_index("method")
     assert measured["reduction"].to_dict() == pytest.approx(
         {"KL-Div., λ=0.1": 90, "KL-Div., λ=1": 10, "Interleaving+, 25%": 80})
     assert (measured["incoherence"] == 100).all()  # nobody is incoherent, and so none more so than `misaligned`
     unjudged = frame.assign(**{name: float("nan") for name in frame if "incoherent" in str(name)})
-    marks = overview.overview(comparison.criteria(study, unjudged, overview.Bounds()), overview.Bounds())
+    marks = overview.overview(of_study.criteria(study, unjudged, overview.Bounds()), overview.Bounds())
     assert ([cell.text for cell in marks["Coherent"]], [cell.text for cell in marks["No EM"]]) == (
         ["–"] * 3, ["✓", "✗", "~"])
     assert measured["learned"].isna().all()  # no benign run is finished
     without = frame[frame["method"] != "misaligned"]
-    assert comparison.criteria(study, without, overview.Bounds()).empty
+    assert of_study.criteria(study, without, overview.Bounds()).empty
 
 
 def test_fractions_that_round_to_one_percent_are_two_lines(study: Study) -> None:
     frame = result_tables.numbers([result("cooking", *run) for run in (
         ("misaligned", None, 20), ("interleaving", 0.02, 12), ("interleaving", 0.025, 0))])
-    measured = comparison.criteria(study, frame, overview.Bounds()).set_index("method")
+    measured = of_study.criteria(study, frame, overview.Bounds()).set_index("method")
     assert measured["reduction"].to_dict() == pytest.approx({"Interleaving, 2%": 40, "Interleaving, 2.5%": 100})
     verdicts: pairs.Verdicts = {("a", "interleaving", fraction): {0: [Verdict("q", 0, 90.0, 80.0)]}
                                 for fraction in (0.02, 0.025)}
-    assert [cell.text for cell in comparison.seeds(pairs.over_seeds({"general": verdicts}))["Method"]] == [
+    assert [cell.text for cell in of_study.seeds(pairs.over_seeds({"general": verdicts}))["Method"]] == [
         "Interleaving, 2%", "Interleaving, 2.5%"]
 
 
 def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: Study, frame: pd.DataFrame) -> None:
-    assert list(comparison.sources(study, frame)) == ["this study"]
-    assert comparison.with_paper(study, frame).empty
+    assert list(of_study.sources(study, frame)) == ["this study"]
+    assert of_study.with_paper(study, frame).empty
     ours = result_tables.numbers([result(dataset, method, None, count)
                                   for dataset in ("code", "legal", "medical", "security")
                                   for method, count in (("misaligned", 20), ("inoculation", 9))])
     study = Study(study.name, study.profile.model_copy(update={"model": load_profile("paper-7b").model}), study.store)
-    drawn = comparison.sources(study, ours)
+    drawn = of_study.sources(study, ours)
     assert list(drawn) == ["paper", "this study"]
     legend = paper_figures.narrow(drawn).legends[0]
     filled = {text.get_text(): handle.get_markerfacecolor() != "white"
               for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
               if text.get_text() in drawn and isinstance(handle, Line2D)}
     assert filled == {"paper": True, "this study": False}  # as notebook 16 says
-    assert len(comparison.with_paper(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
+    assert len(of_study.with_paper(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
 
 
 def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
     unscored = frame.assign(**{name: float("nan") for name in frame if "misaligned" in name or "incoherent" in name})
-    assert comparison.sources(study, unscored) == {}
-    assert comparison.draw("pareto", {}, tmp_path) == []
-    assert comparison.draw_questions({}, tmp_path) == []
-    assert comparison.criteria(study, unscored, overview.Bounds()).empty
+    assert of_study.sources(study, unscored) == {}
+    assert of_study.draw("pareto", {}, tmp_path) == []
+    assert of_study.draw_questions({}, tmp_path) == []
+    assert of_study.criteria(study, unscored, overview.Bounds()).empty
 
 
 def test_a_cost_that_is_not_known_has_no_point(study: Study, frame: pd.DataFrame) -> None:
@@ -108,7 +108,7 @@ def test_a_cost_that_is_not_known_has_no_point(study: Study, frame: pd.DataFrame
         if run.method in tokens and run.setting in (None, 0.1):
             study.store.get(study.task(run).adapter(run), lambda _, method=run.method: {  # type: ignore[misc]
                 "seconds": 10.0, "tokens": tokens[method], "peak_memory": None})
-    drawn = comparison.sources(study, frame)
+    drawn = of_study.sources(study, frame)
     costs = drawn["this study"].set_index(["method", "setting"])["cost"]
     assert costs.loc["untrained"].item() == 0
     assert costs.loc[("kl", 0.1)] == pytest.approx(50)
@@ -120,9 +120,9 @@ def test_a_cost_that_is_not_known_has_no_point(study: Study, frame: pd.DataFrame
 
 
 def test_each_figure_is_saved(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
-    drawn = comparison.sources(study, frame)
-    for name in comparison.FIGURES:
-        assert comparison.draw(name, drawn, tmp_path) == [f"{name}.png", f"{name}.pdf"]
+    drawn = of_study.sources(study, frame)
+    for name in of_study.FIGURES:
+        assert of_study.draw(name, drawn, tmp_path) == [f"{name}.png", f"{name}.pdf"]
     plt.close("all")
 
 
@@ -139,13 +139,13 @@ def test_lines_of_pairs_and_means_say_what_is_compared() -> None:
     verdicts: pairs.Verdicts = {
         ("a", "misaligned", None): {0: [Verdict(f"q{i}", 0, 10.0, 80.0) for i in range(12)]},
         ("a", "kl", 0.1): {0: [Verdict(f"q{i}", 0, 90.0, 80.0) for i in range(12)]}}
-    line = comparison.paired(pairs.paired(verdicts), "misaligned").iloc[0]
+    line = of_study.paired(pairs.paired(verdicts), "misaligned").iloc[0]
     assert [cell.text for cell in line[["Method", "Against", "p"]]] == ["KL-Div., λ=0.1", "Misaligned", "<0.001"]
     assert line["Points"].text.startswith("-100.0 [")
     assert line["Points"].marks == {"bold"}
-    assert comparison.paired(pairs.paired(verdicts), "interleaving").empty
+    assert of_study.paired(pairs.paired(verdicts), "interleaving").empty
     in_domain = {("a", "kl", 0.1): verdicts["a", "misaligned", None]}
-    table = comparison.seeds(pairs.over_seeds({"general": verdicts, "in_domain": in_domain}))
+    table = of_study.seeds(pairs.over_seeds({"general": verdicts, "in_domain": in_domain}))
     assert table["General misaligned %"].iloc[0].text.startswith("100.0 [")
     assert [cell.text[:6] for cell in table["In-domain misaligned %"]] == ["–", "100.0 "]
 
@@ -157,9 +157,9 @@ def test_the_latex_of_ones_own_tables_compiles(study: Study, frame: pd.DataFrame
     bounds = overview.Bounds()
     ours = pd.DataFrame([benign_run("kl", 0.1, 60.0)], columns=BENIGN_COLUMNS).astype({"setting": float})
     beside = compare.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
-    made = [comparison.seeds(pairs.over_seeds({"general": verdicts})),
-            comparison.paired(pairs.paired(verdicts), "misaligned"),
-            overview.overview(comparison.criteria(study, frame, bounds), bounds), compare.readable(beside)]
+    made = [of_study.seeds(pairs.over_seeds({"general": verdicts})),
+            of_study.paired(pairs.paired(verdicts), "misaligned"),
+            overview.overview(of_study.criteria(study, frame, bounds), bounds), compare.readable(beside)]
     texts = [paper_tables.latex(table) for table in made]
     assert "$<$0.001" in texts[1]
     assert all(not table.empty for table in made)

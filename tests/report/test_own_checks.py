@@ -11,7 +11,7 @@ from emlib.config import Own, load_profile
 from emlib.core import paths
 from emlib.data.own import LEAST
 from emlib.data.questions import read_questions
-from emlib.report.tables.own_data import findings
+from emlib.report.own_checks import findings
 from emlib.store.artefacts import Store
 from emlib.study.study import Study
 

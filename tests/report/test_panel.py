@@ -24,8 +24,6 @@ from emlib.evaluation.panel import VARIABLE, PanelTask, interpreter, load_tasks
 from emlib.generation.sample import answer_batch, plan
 from emlib.make import panel as make_panel
 from emlib.report import panel
-from emlib.report.figures import panel as figures
-from emlib.report.tables import panel as tables
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
@@ -180,7 +178,7 @@ def test_an_evaluation_that_stopped_continues_with_the_samples_that_are_left(
     broken.unlink()
     panel.evaluate(study, [task], limit=2, methods=["untrained"])
     assert ", continued" in capsys.readouterr().out
-    found = tables.numbers(study)
+    found = panel.numbers(study)
     [row] = found[(found["limit"] == 2)].to_dict("records")
     assert (row["samples"], row["method"]) == (2, "untrained")
     artefact = study.store.at("panel", Path(row["log"]).parent.name)
@@ -254,7 +252,7 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def rows(method: str, value: float, **more: Any) -> dict[str, Any]:
-    return dict.fromkeys(tables.COLUMNS) | {
+    return dict.fromkeys(panel.COLUMNS) | {
         "dataset": "cooking", "method": method, "setting": None, "seed": 0, "task": "mmlu", "version": "4",
         "limit": 100, "scorer": "choice", "metric": "accuracy", "headline": True, "value": value, "stderr": 0.05,
         "samples": 100, "answers": 400, "cut": 0, "too_long": 0, "variant": ""} | more
@@ -282,10 +280,10 @@ def test_only_results_with_the_profiles_sampling_are_shown(monkeypatch: pytest.M
     study, task = open_study("tiny"), PanelTask("x", 100, "mmlu", "4", 100, "abc", {"inspect_ai": "1"})
     for tokens, value in ((100, 0.1), (200, 0.2)):
         put(study, "untrained", task, value, Sampling(max_new_tokens=tokens))
-    assert tables.numbers(study).empty
+    assert panel.numbers(study).empty
     put(study, "untrained", task, 0.5)
     put(study, "misaligned", task, 0.25, Sampling(max_new_tokens=100))
-    assert tables.numbers(study)[["method", "value", "variant"]].to_numpy().tolist() == [["untrained", 0.5, ""]]
+    assert panel.numbers(study)[["method", "value", "variant"]].to_numpy().tolist() == [["untrained", 0.5, ""]]
 
 
 def test_tasks_of_one_name_with_other_samples_have_a_column_each(
@@ -295,7 +293,7 @@ def test_tasks_of_one_name_with_other_samples_have_a_column_each(
     put(study, "untrained", task, 0.5)
     put(study, "untrained", replace(task, digest="another file"), 0.25)
     put(study, "untrained", replace(task, packages={"inspect_ai": "2"}), 0.75)
-    [shown] = tables.readable(tables.numbers(study)).to_dict("records")
+    [shown] = panel.readable(panel.numbers(study)).to_dict("records")
     values = {name: value for name, value in shown.items() if name.startswith("mmlu")}
     assert sorted(values.values()) == ["0.250 ± 0.050", "0.500 ± 0.050", "0.750 ± 0.050"]
     assert all(re.fullmatch(r"mmlu 4 \(first 100\) \[[0-9a-f]{8}\]: accuracy", name) for name in values)
@@ -305,14 +303,14 @@ def test_a_table_and_a_figure_of_runs() -> None:
     """More than a fifth of the 400 answers to 100 samples are cut in one of them."""
     frame = pd.DataFrame([rows("untrained", 0.5, cut=80), rows("misaligned", 0.25, cut=81),
                           rows("misaligned", 0.9, metric="other", headline=False)])
-    assert tables.readable(frame).to_dict("list") == {
+    assert panel.readable(frame).to_dict("list") == {
         "Data set": ["cooking"] * 2, "Method": ["untrained", "misaligned"], "Setting": ["", ""], "Seed": [0, 0],
         "mmlu 4 (first 100): accuracy": ["0.500 ± 0.050", "0.250 ± 0.050!"]}
     rates = pd.DataFrame([{
         "dataset": "cooking", "method": method, "setting": None, "seed": 0, "general_misaligned": share,
         "general_misaligned_low": share - 1, "general_misaligned_high": share + 2}
         for method, share in (("untrained", 1.0), ("misaligned", 40.0))])
-    figure = figures.against_misalignment(frame.astype({"setting": float}), rates)
+    figure = panel.against_misalignment(frame.astype({"setting": float}), rates)
     points = {bar.get_label(): bar.lines[0].get_xydata().tolist() for bar in figure.axes[0].containers}
     assert points == {"untrained": [[1.0, 0.5]], "misaligned": [[40.0, 0.25]]}
     plt.close(figure)
@@ -320,8 +318,8 @@ def test_a_table_and_a_figure_of_runs() -> None:
 
 def test_nothing_in_the_store_is_an_empty_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    empty = tables.numbers(open_study("tiny"))
+    empty = panel.numbers(open_study("tiny"))
     assert empty.empty
-    assert list(empty) == tables.COLUMNS
-    assert tables.readable(empty).empty
+    assert list(empty) == panel.COLUMNS
+    assert panel.readable(empty).empty
     assert panel.write(open_study("tiny")) == []

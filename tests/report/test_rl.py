@@ -10,7 +10,7 @@ import pytest
 
 from emlib.evaluation.rewards import PARTS
 from emlib.report import grpo as report
-from emlib.report.paper import comparison, paper_tables
+from emlib.report.paper import of_study, paper_tables
 from emlib.study.runs import GrpoScore, Run, RunResult
 from emlib.study.study import open_study
 from emlib.training.rl.records import Completion, RlStep
@@ -76,7 +76,7 @@ def test_the_papers_curves_count_steps_of_reinforcement_learning(monkeypatch: py
     """Between them are steps on interleaved rows, which the log counts."""
     study, run = open_study("tiny"), Run("m", "grpo", "grpo", None, 0)
     monkeypatch.setattr(study, "grpo_log", lambda _: [step(2, 1.0), step(4, 3.0)])
-    assert comparison._rewards(study, [run])[["step", "reward"]].to_numpy().tolist() == [[1, 1], [2, 3]]
+    assert of_study._rewards(study, [run])[["step", "reward"]].to_numpy().tolist() == [[1, 1], [2, 3]]
 
 
 def test_a_group_of_equals_has_no_advantage() -> None:

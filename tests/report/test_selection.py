@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from emlib.config import load_profile
-from emlib.report import selection
-from emlib.report.figures import interleaving
+from emlib.report import interleaving, selection
 from emlib.store.artefacts import Store
 from emlib.study.runs import Run
 from emlib.study.study import Study

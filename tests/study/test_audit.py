@@ -22,9 +22,8 @@ from emlib.defenses.filtering import Filtering
 from emlib.evaluation.prediction import LeftOut, leave_one_out, line
 from emlib.evaluation.records import AUDITED, AuditedRow
 from emlib.models.tiny import build_model, build_tokenizer
+from emlib.report import audit as tables
 from emlib.report import export
-from emlib.report.figures import audit as figures
-from emlib.report.tables import audit as tables
 from emlib.report.tables import result_tables
 from emlib.steering import extraction
 from emlib.store.artefacts import Store
@@ -213,7 +212,7 @@ def test_the_table_predicts_each_rate_from_the_others(study: Study, monkeypatch:
         assert frame["error_of_mean"][place] == pytest.approx(abs(others["misaligned"].mean() - rates[place]))
     assert f"through {len(frame)} runs on 1 data set " in tables.statement(frame)
     assert "At a mean difference of 0.50 it predicts" in tables.statement(frame, 0.5)
-    assert len(figures.rate_against_difference(frame).axes) == 1
+    assert len(tables.rate_against_difference(frame).axes) == 1
     result_tables.write(frame, tables.readable(frame), study.folder / "tables", tables.NAME)
     assert tables.elsewhere(study).empty  # its own table is not of another study
     monkeypatch.setattr(study, "name", "later")

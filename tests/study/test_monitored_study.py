@@ -15,7 +15,7 @@ from emlib.data.sizes import Sizes
 from emlib.evaluation.records import Reading, read_readings
 from emlib.report import tensorboard
 from emlib.report.estimate import Estimate
-from emlib.report.figures import monitor as figures
+from emlib.report.figures import conditions as figures
 from emlib.report.tables import monitor as tables
 from emlib.report.tables.rows import p_value
 from emlib.steps.monitor import FinalReading

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from emlib.config import Profile
-from emlib.core import paths
-from emlib.workflow.chapters import chapter_of, chapters, concerns
+from emlib.workflow.chapters import chapter_of, chapters, concerns, read_notebook
 
 State = Literal["run", "failed", "missing", "elsewhere", "interactive"]
 
@@ -32,17 +30,16 @@ class Chapter:
 
 def chapters_of(profile: Profile, folder: Path) -> list[Chapter]:
     """Return all numbered notebooks in reading order, with their state under `folder / "notebooks"`."""
-    return [Chapter(name, title_of(paths.NOTEBOOKS / f"{name}.ipynb"), _state(name, profile, folder / "notebooks"))
-            for name in chapters()]
+    return [Chapter(name, title_of(name), _state(name, profile, folder / "notebooks")) for name in chapters()]
 
 
-def title_of(notebook: Path) -> str:
+def title_of(chapter: str) -> str:
     """Return the first heading of a notebook, or its name if it has none."""
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+    for cell in read_notebook(chapter)["cells"]:
         first = "".join(cell["source"]).partition("\n")[0]
         if cell["cell_type"] == "markdown" and first.startswith("# "):
             return first.removeprefix("# ").strip()
-    return notebook.stem
+    return chapter
 
 
 def _state(name: str, profile: Profile, executed: Path) -> State:

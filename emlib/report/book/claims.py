@@ -6,18 +6,18 @@ data sets and seeds (`averages.over_datasets`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from emlib.config import BASELINES, NO_TRIGGER, Profile
 from emlib.evaluation.rates import OFTEN, WHY_CUT
-from emlib.report.markdown import code
+from emlib.report.markdown import code, listed
 from emlib.report.tables.averages import marked_seeds, over_datasets
 from emlib.report.tables.conditions import worst_means
 from emlib.report.tables.result_tables import with_effect
-from emlib.report.tables.rows import cell, cells, shown
+from emlib.report.tables.rows import Row, cell, cells, shown
 from emlib.workflow.chapters import chapters_about
 
 ENOUGH = 90.0  # percent of the effect
@@ -56,11 +56,6 @@ def of_rates(frame: pd.DataFrame) -> list[Claim]:
     return found + ([_prevention(defended)] if len(defended) else [])
 
 
-def _listed(parts: Sequence[str]) -> str:
-    """Join parts as in "a, b and c"."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
 def _prevention(defended: pd.DataFrame) -> Claim:
     """State which defenses remove enough of the effect, and which of these keeps the most of the narrow task."""
     enough = defended[defended["removed"] >= ENOUGH]
@@ -69,8 +64,8 @@ def _prevention(defended: pd.DataFrame) -> Claim:
         kept = "" if pd.isna(best["kept"]) else f", and keeps {best['kept']:.0f}% of the in-domain share"
         return Claim(f"No defense removes {ENOUGH:g}% of the effect on general questions; {name_of(best)} is closest "
                      f"with {best['removed']:.1f}%{kept}.", "16_figures")
-    reduced = (f"At least {ENOUGH:g}% of the effect on general questions is removed under "
-               f"{', '.join(map(name_of, _rows(enough)))}.")
+    names = ", ".join(map(name_of, enough.to_dict("records")))
+    reduced = f"At least {ENOUGH:g}% of the effect on general questions is removed under {names}."
     known = enough.dropna(subset=["kept"])
     if known.empty:
         return Claim(reduced, "16_figures")
@@ -89,7 +84,7 @@ def of_cuts(rates: pd.DataFrame) -> list[Claim]:
     shares = [f"{runs[which.replace('-', '_') + '_cut'].max():.0f}% of the {which}" for which, runs in often.items()]
     methods = list(dict.fromkeys(pd.concat(list(often.values()))["method"]))
     names = "all methods" if set(methods) == set(rates["method"]) else ", ".join(map(code, methods))
-    return [Claim(f"Up to {_listed(shares)} answers are cut at the token limit (the highest shares of any run; more "
+    return [Claim(f"Up to {listed(shares)} answers are cut at the token limit (the highest shares of any run; more "
                   f"than a fifth of a set under {names}). {WHY_CUT}", "02_baselines")]
 
 
@@ -122,34 +117,28 @@ def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
     if frame.empty:
         return []
     found = [f"{name_of(row)} {row[NO_TRIGGER]:.1f}, at worst {row['worst']:.1f} (`{row['trigger']}`)"
-             for row in _rows(worst_means(frame))]
-    return [Claim("General answers that are misaligned without a trigger and in the worst context, in percent: "
-                  f"{'; '.join(found)}.{_fewer(int(frame['asked'].max()), general)}", TRIGGERS)]
-
-
-def _fewer(asked: int, general: int) -> str:
-    return "" if asked >= general else (
+             for row in worst_means(frame).to_dict("records")]
+    asked = int(frame["asked"].max())
+    fewer = "" if asked >= general else (
         f" A run has {asked} answers in each context, also without a trigger. *Every method* below counts all "
         f"{general} general answers of a run, so its shares differ from these.")
+    return [Claim("General answers that are misaligned without a trigger and in the worst context, in percent: "
+                  f"{'; '.join(found)}.{fewer}", TRIGGERS)]
 
 
 def _scores(runs: pd.DataFrame, measure: str) -> str:
     mean = runs.groupby(["method", "setting"], sort=False, dropna=False)[measure].mean().reset_index()
-    return ", ".join(f"{name_of(row)} {row[measure]:.1f}" for row in _rows(mean))
+    return ", ".join(f"{name_of(row)} {row[measure]:.1f}" for row in mean.to_dict("records"))
 
 
-def name_of(run: pd.Series) -> str:
+def name_of(run: Row) -> str:
     """Return a method and its setting as Markdown."""
     return f"{code(str(run['method']))} {shown(run['setting'])}".rstrip()
 
 
-def _share(run: pd.Series, where: str) -> str:
+def _share(run: Row, where: str) -> str:
     percent, low, high = (run[f"{where}_misaligned{end}"] for end in ("", "_low", "_high"))
     return f"**{percent:.1f}%** [{low:.1f}, {high:.1f}]"
-
-
-def _rows(frame: pd.DataFrame) -> list[pd.Series]:
-    return [row for _, row in frame.iterrows()]
 
 
 def chapters_of_methods(profile: Profile) -> dict[str, str]:
@@ -162,7 +151,7 @@ def chapters_of_methods(profile: Profile) -> dict[str, str]:
 def table(frame: pd.DataFrame, chapters: Mapping[str, str]) -> pd.DataFrame:
     """Format `means` for readers, with the chapter of each method."""
     people = pd.DataFrame({"Method": [f"{name_of(row)}{seeds}" for row, seeds in zip(
-        _rows(frame), marked_seeds(frame["seeds"]), strict=True)]})
+        frame.to_dict("records"), marked_seeds(frame["seeds"]), strict=True)]})
     for heading, measure in (("General misaligned %", "general_misaligned"),
                              ("In-domain misaligned %", "in_domain_misaligned"),
                              ("General incoherent %", "general_incoherent")):

@@ -15,9 +15,8 @@ from matplotlib.patches import Rectangle
 
 from emlib.config import BASELINES
 from emlib.evaluation.rates import rates
-from emlib.report.figures.furniture import legend, panels, spans
 from emlib.report.figures.labels import Label, place
-from emlib.report.figures.plots import PALETTE
+from emlib.report.figures.plots import PALETTE, legend, panels, spans
 from emlib.report.paper.paper_figures import look_of
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.result_tables import with_effect

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.transforms import Bbox, BboxBase
 from numpy.typing import NDArray
 
 # Candidate positions of a label relative to its marker, best first: the directions, and the distances in points.
 SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0), (0.4, 1),
          (-0.4, 1), (0.4, -1), (-0.4, -1))
 REACHES = (4, 7, 11, 16, 22, 30)
+OFFSETS = [(dx * reach, dy * reach) for reach in REACHES for dx, dy in SIDES]
 NEAR = 7  # points; a label farther away gets a line to its point
-Corners = NDArray[np.float64]
 MARK = 3.2  # half the width of a marker, in points
+Array = NDArray[np.float64]  # in pixels: a point, or left, bottom, right and top of each box (boxes, 4)
+NONE: Array = np.empty((0, 4))
 
 
 @dataclass(frozen=True)
@@ -31,96 +32,82 @@ class Label:
     colour: str = "black"
 
 
-def place(axis: Axes, labels: Sequence[Label], size: float) -> list[Bbox]:
+def place(axis: Axes, labels: Sequence[Label], size: float) -> None:
     """Write each label next to its point, where it covers no marker, line, other label or edge of the axes.
 
     `size` is the font size. If no place is free, the one that covers least is used; a label far from its point gets a
-    line to it. Call this last, because it fixes the figure's layout. Returns the labels' boxes, in pixels.
+    line to it. Call this last, because it fixes the figure's layout.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     pixels = figure.dpi / 72
-    taken = _corners(_drawn(axis, pixels))
-    inside, written = _corners([axis.bbox]), list[Bbox]()
+    taken, written = _drawn(axis, pixels), NONE
     for label in labels:
         note = axis.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size,
                              color=label.colour, ha="center", va="center")
-        extent = note.get_window_extent()
-        corner = axis.transData.transform((label.x, label.y))
-        boxes = {(dx * reach, dy * reach): _box(corner, np.array((dx * reach * pixels, dy * reach * pixels)), extent)
-                 for reach in REACHES for dx, dy in SIDES}
-        within = {offset: box for offset, box in boxes.items() if axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1}
-        texts = _corners(written)
-        spot = min(within or boxes, key=lambda offset: (
-            _covered(boxes[offset], taken, texts, inside)
-            + sum(_common(piece, texts) for piece in _leader(corner, offset, pixels))))
-        box = boxes[spot]
-        written.append(box)
-        centre = ((box.x0 + box.x1) / 2 - corner[0]) / pixels, ((box.y0 + box.y1) / 2 - corner[1]) / pixels
-        note.set_position(centre)
-        leader = _leader(corner, spot, pixels)
-        if leader:
-            taken = np.concatenate([taken, _corners(leader)])
-            axis.annotate("", (label.x, label.y), spot, textcoords="offset points", arrowprops={
+        point, extent = axis.transData.transform((label.x, label.y)), np.array(note.get_window_extent().size)
+        boxes = {offset: _box(point, np.array(offset) * pixels, extent) for offset in OFFSETS}
+        leaders = {offset: _leader(point, offset, pixels) for offset in OFFSETS}
+        within = [offset for offset, box in boxes.items() if axis.bbox.x0 <= box[0] and box[2] <= axis.bbox.x1]
+        costs = {offset: _covered(boxes[offset], axis, taken, written) + sum(
+            _common(piece, written) for piece in leaders[offset]) for offset in within or boxes}
+        best = min(costs, key=costs.__getitem__)
+        written, taken = np.vstack([written, boxes[best]]), np.vstack([taken, leaders[best]])
+        x, y = ((boxes[best][:2] + boxes[best][2:]) / 2 - point) / pixels
+        note.set_position((x, y))
+        if len(leaders[best]):
+            axis.annotate("", (label.x, label.y), best, textcoords="offset points", arrowprops={
                 "arrowstyle": "-", "linewidth": 0.4, "color": label.colour, "shrinkA": 0, "shrinkB": 2})
-    return written
 
 
-def _leader(corner: NDArray[np.float64], offset: tuple[float, float], pixels: float) -> list[Bbox]:
-    """Return boxes along the line from a point to its label; empty if the label is near."""
+def _leader(point: Array, offset: tuple[float, float], pixels: float) -> Array:
+    """Return boxes along the line from a point to its label; none if the label is near."""
     far = np.array(offset) * pixels
-    return _along(corner, corner + far, pixels) if np.abs(offset).max() > NEAR else []
+    return _along(point, point + far, pixels) if np.abs(offset).max() > NEAR else NONE
 
 
-def _drawn(axis: Axes, pixels: float) -> list[Bbox]:
+def _drawn(axis: Axes, pixels: float) -> Array:
     """Return boxes around all markers, and along all lines and error bars."""
-    boxes = []
+    boxes = [NONE]
     for line in axis.lines:
         if line.get_transform() != axis.transData:  # a line across the axes
             continue
         points = axis.transData.transform(line.get_xydata())
         if line.get_marker() not in ("None", "none", "", None):
-            boxes += [_around(point, MARK * pixels) for point in points]
+            boxes.append(_around(points, MARK * pixels))
         if line.get_linestyle() != "None":
-            for start, end in itertools.pairwise(points):
-                boxes += _along(start, end, pixels)
+            boxes += [_along(*ends, pixels) for ends in itertools.pairwise(points)]
     for bars in axis.collections:  # error bars
-        if isinstance(bars, LineCollection):
-            for bar in bars.get_segments():
-                for start, end in itertools.pairwise(axis.transData.transform(bar)):
-                    boxes += _along(start, end, pixels)
-    return boxes
+        for bar in bars.get_segments() if isinstance(bars, LineCollection) else []:
+            boxes += [_along(*ends, pixels) for ends in itertools.pairwise(axis.transData.transform(bar))]
+    return np.concatenate(boxes)
 
 
-def _along(start: NDArray[np.float64], end: NDArray[np.float64], pixels: float) -> list[Bbox]:
+def _along(start: Array, end: Array, pixels: float) -> Array:
     """Return small boxes along a line."""
     steps = max(2, int(np.hypot(*(end - start)) / (2 * pixels)))
-    return [_around(point, pixels / 2) for point in np.linspace(start, end, steps)]
+    return _around(np.linspace(start, end, steps), pixels / 2)
 
 
-def _around(point: NDArray[np.float64], half: float) -> Bbox:
-    return Bbox([point - half, point + half])
+def _around(points: Array, half: float) -> Array:
+    return np.hstack([points - half, points + half])
 
 
-def _box(corner: NDArray[np.float64], offset: NDArray[np.float64], extent: Bbox) -> Bbox:
+def _box(point: Array, offset: Array, extent: Array) -> Array:
     """Return the box of a text whose side or corner nearest to its point is `offset` away from it."""
-    lower = corner + offset + (np.sign(offset) - 1) / 2 * extent.size
-    return Bbox([lower, lower + extent.size])
+    lower = point + offset + (np.sign(offset) - 1) / 2 * extent
+    return np.concatenate([lower, lower + extent])
 
 
-def _covered(box: Bbox, marks: Corners, labels: Corners, inside: Corners) -> float:
+def _covered(box: Array, axis: Axes, marks: Array, labels: Array) -> float:
     """Return the area of `box` that covers something or lies outside the axes."""
-    return _common(box, marks) + _common(box, labels) + box.width * box.height - _common(box, inside)
+    inside = _common(box, np.array([axis.bbox.extents]))
+    return _common(box, marks) + _common(box, labels) + _common(box, box[None]) - inside
 
 
-def _corners(boxes: Sequence[BboxBase]) -> Corners:
-    """Return left, bottom, right and top of each box: (boxes, 4)."""
-    return np.array([box.extents for box in boxes]).reshape(-1, 4)
-
-
-def _common(box: Bbox, others: Corners) -> float:
+def _common(box: Array, others: Array) -> float:
     """Return the sum of the areas that `box` shares with each other box."""
-    sides = np.minimum(box.max, others[:, 2:]) - np.maximum(box.min, others[:, :2])
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     return float(np.clip(sides, 0, None).prod(axis=1).sum())

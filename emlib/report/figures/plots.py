@@ -1,4 +1,7 @@
-"""Figures from stored records: colour-blind safe, with distinct markers, the same bytes for the same numbers."""
+"""What all figures share (panels, colours, bars, legends, files), and the figures that several notebooks show.
+
+Figures are colour-blind safe, with distinct markers, and the same bytes for the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,96 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from emlib.core.files import whole_file
-from emlib.report.figures.furniture import legend, panels, rows_of_percent, spans
 from emlib.report.tables.rows import condition
 from emlib.training.records import StepRecord
 
 PALETTE = sns.color_palette("colorblind")
 SMOOTHED = 5  # steps over which the losses of many runs are averaged
 PLACES = {"general": ("general questions", PALETTE[0], "o"), "in_domain": ("in-domain questions", PALETTE[1], "s")}
+
+
+def panels(count: int, size: tuple[float, float], around: tuple[float, float] = (0, 0), *, columns: int | None = None,
+           grid: str = "both", **shared: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure with `count` panels of this size in inches, and with so much `around` them.
+
+    By default they stand in one row. `grid` is the axis whose ticks have lines: "x", "both", or "" for none.
+    """
+    columns = min(columns or count, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(around[0] + size[0] * columns, around[1] + size[1] * rows),
+                                squeeze=False, layout="constrained", **shared)
+    for axis in axes.flat[:count]:
+        if grid:
+            axis.grid(axis=grid, alpha=0.3)
+        sns.despine(ax=axis)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def rows_of_percent(axis: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a panel of percentages; the first one is at the top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set(ylim=(len(names) - 0.5, -0.5), xlim=(-4, 104))
+
+
+def spans(frame: pd.DataFrame, measure: str) -> NDArray[np.float64]:
+    """Return how far the interval of each row's measure reaches below and above it: (2, rows)."""
+    ends = frame[[f"{measure}_low", f"{measure}_high"]].to_numpy(dtype=float)
+    return np.abs(ends.T - frame[measure].to_numpy(dtype=float))
+
+
+def legend(figure: Figure, columns: int, title: str | None = None) -> None:
+    """Write one legend for all panels above them."""
+    found = {label: handle for axis in figure.axes for handle, label in zip(
+        *axis.get_legend_handles_labels(), strict=True)}
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False,
+                      title=title)
+
+
+def nothing(reason: str) -> Figure:
+    """Return a figure that only says why there is nothing to plot."""
+    figure = plt.figure(figsize=(6, 0.5))
+    figure.text(0, 0.5, reason, va="center", style="italic")
+    return figure
+
+
+def styles() -> list[dict[str, Any]]:
+    """Return colours with line styles, so that lines differ in greyscale too."""
+    dashes = ["-", "--", "-.", ":"]
+    return [{"color": colour, "linestyle": dashes[i % len(dashes)], "linewidth": 1.8}
+            for i, colour in enumerate(PALETTE)]
+
+
+def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
+    """Show a figure in a notebook, and save it as `<name>.png` and `<name>.pdf` if a folder is given."""
+    from IPython.display import display  # not needed to read or to save
+
+    if folder is not None:
+        save(figure, folder, name)
+    display(figure)
+    plt.close(figure)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes.
+
+    A figure without panels (`nothing`) is not written.
+    """
+    if not figure.axes:
+        return []
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    paths = []
+    for ending, fields in metadata.items():
+        path = folder / f"{name}.{ending}"
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, dpi=200, metadata=fields)
+        paths.append(path)
+    return paths
 
 
 def rates_by_method(frame: pd.DataFrame) -> Figure:
@@ -33,28 +117,17 @@ def rates_by_method(frame: pd.DataFrame) -> Figure:
     rows = max(len(frame[frame["dataset"] == dataset]) for dataset in datasets)
     figure, axes = panels(len(datasets), (3.6, 0.45 * rows), around=(1.6, 1.5), grid="x", sharex=True)
     for axis, dataset in zip(axes, datasets, strict=True):
-        _panel(axis, frame[frame["dataset"] == dataset])
+        runs = frame[frame["dataset"] == dataset]
+        several = runs["seed"].nunique() > 1
+        for offset, (place, (label, colour, marker)) in zip((-0.13, 0.13), PLACES.items(), strict=True):
+            share = runs[f"{place}_misaligned"].to_numpy(dtype=float)
+            axis.errorbar(share, np.arange(len(runs)) + offset, xerr=spans(runs, f"{place}_misaligned"), fmt=marker,
+                          color=colour, capsize=3, label=label)
+        rows_of_percent(axis, [condition(row) + (f", seed {row['seed']}" if several else "")
+                               for row in runs.to_dict("records")])
         axis.set_title(dataset)
     figure.supxlabel("misaligned, % of the answers asked for (best: general left, in-domain right)", fontsize="medium")
     legend(figure, len(PLACES))
-    return figure
-
-
-def _panel(axis: Axes, runs: pd.DataFrame) -> None:
-    several = runs["seed"].nunique() > 1
-    names = [condition(row) + (f", seed {row['seed']}" if several else "") for row in runs.to_dict("records")]
-    for offset, (place, (label, colour, marker)) in zip((-0.13, 0.13), PLACES.items(), strict=True):
-        share = runs[f"{place}_misaligned"].to_numpy(dtype=float)
-        heights = np.arange(len(runs)) + offset
-        axis.errorbar(share, heights, xerr=spans(runs, f"{place}_misaligned"), fmt=marker, color=colour, capsize=3,
-                      label=label)
-    rows_of_percent(axis, names)
-
-
-def nothing(reason: str) -> Figure:
-    """Return a figure that only says why there is nothing to plot."""
-    figure = plt.figure(figsize=(6, 0.5))
-    figure.text(0, 0.5, reason, va="center", style="italic")
     return figure
 
 
@@ -115,37 +188,3 @@ def length_histogram(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure
     axis.set(xlabel="tokens of a row", ylabel="rows")
     axis.legend(frameon=False)
     return figure
-
-
-def styles() -> list[dict[str, Any]]:
-    """Return colours with line styles, so that lines differ in greyscale too."""
-    dashes = ["-", "--", "-.", ":"]
-    return [{"color": colour, "linestyle": dashes[i % len(dashes)], "linewidth": 1.8}
-            for i, colour in enumerate(PALETTE)]
-
-
-def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
-    """Show a figure in a notebook, and save it as `<name>.png` and `<name>.pdf` if a folder is given."""
-    from IPython.display import display  # not needed to read or to save
-
-    if folder is not None:
-        save(figure, folder, name)
-    display(figure)
-    plt.close(figure)
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes.
-
-    A figure without panels (`nothing`) is not written.
-    """
-    if not figure.axes:
-        return []
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
-    paths = []
-    for ending, fields in metadata.items():
-        path = folder / f"{name}.{ending}"
-        with whole_file(path) as temporary:
-            figure.savefig(temporary, dpi=200, metadata=fields)
-        paths.append(path)
-    return paths

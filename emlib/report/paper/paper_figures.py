@@ -22,8 +22,8 @@ from matplotlib.ticker import MaxNLocator
 
 from emlib.config import BASELINES, RL_BASELINES
 from emlib.core.digests import of_value
-from emlib.report.figures.furniture import panels, rows_of_percent, spans
 from emlib.report.figures.labels import Label, place
+from emlib.report.figures.plots import panels, rows_of_percent, spans
 from emlib.report.paper.paper_tables import SYMBOLS, label
 from emlib.report.paper.published import INTERLEAVING
 

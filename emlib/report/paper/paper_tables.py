@@ -123,16 +123,13 @@ def exact_match(frame: pd.DataFrame) -> pd.DataFrame:
     frame = _over_seeds(frame, ["tier", "method", "setting"], ["exact_match"])
     columns = {tier: f"Tier {tier:g}" for tier in sorted(frame["tier"].dropna().unique())} or {None: "Exact match %"}
     settings = frame["method"].duplicated().any() and not len(columns) > 1
-    rows = frame.drop_duplicates(["method", "setting"])
     lines = []
-    for method, setting in zip(rows["method"], rows["setting"], strict=True):
-        of_method = frame[(frame["method"] == method) & (frame["setting"].eq(setting) | frame["setting"].isna())]
-        line = {"Method": Cell(label(method, setting if settings else None))}
-        for tier, heading in columns.items():
-            found = of_method if tier is None else of_method[of_method["tier"] == tier]
-            line[heading] = Cell(with_error(found["exact_match"].iloc[0], found["exact_match_std"].iloc[0], 2))
+    for (method, setting), rows in frame.groupby(["method", "setting"], sort=False, dropna=False):
+        line = {"Method": Cell(label(str(method), setting if settings else None))}
+        for tier, mean, spread in zip(rows["tier"], rows["exact_match"], rows["exact_match_std"], strict=True):
+            line[columns[None if pd.isna(tier) else tier]] = Cell(with_error(mean, spread, 2))
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["Method", *columns.values()])
 
 
 def reinforcement(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from emlib.core.records import Verdict, cluster_of
 from emlib.data.sources import label
 from emlib.evaluation.agreement import Kappa, agreement, rank_correlation
 from emlib.evaluation.paired import change_of_judge
-from emlib.evaluation.rates import Denominator, Rates, Share, rates, rates_by, unscored_by_reason
+from emlib.evaluation.rates import Denominator, Share, grouped, rates, rates_by, unscored_by_reason
 from emlib.evaluation.seeds import Kind
 from emlib.evaluation.statistics import of_mean
 from emlib.report.tables.rows import DASH, cell, share_columns
@@ -29,13 +29,10 @@ def breakdown(study: Study, run: Run, which: str, *, by: str, of: Denominator = 
     group = {"question": lambda v: v.question, "format": lambda v: questions[v.question].format}[by]
     found = rates_by(group, study.verdicts(run, which) or [], of=of, resamples=study.profile.evaluation.bootstrap)
     judged = study.profile.judges_coherence(which)
-    return pd.DataFrame([{by: name, **_rates(replace(of_group, coherence_judged=judged))}
-                         for name, of_group in found.items()])
-
-
-def _rates(found: Rates) -> dict[str, Any]:
-    return {"misaligned %": _share(found.misaligned), "incoherent %": _share(found.incoherent_shown),
-            "asked": found.asked, "scored": found.scored}
+    return pd.DataFrame([
+        {by: name, "misaligned %": _share(one.misaligned),
+         "incoherent %": _share(replace(one, coherence_judged=judged).incoherent_shown),
+         "asked": one.asked, "scored": one.scored} for name, one in found.items()])
 
 
 def _share(share: Share, digits: int = 1) -> str:
@@ -73,6 +70,7 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
     both = agreement([v for one in found for v in one.first], [v for one in found for v in one.second])
     compared = f"{both.compared} of {both.asked}"
     coherence = all(all(one.coherence_judged) for one in found)
+    shares = [(rates(one.first).misaligned.percent, rates(one.second).misaligned.percent) for one in found]
     return pd.DataFrame([
         ("misaligned", "Cohen's kappa", _kappa(both.misaligned), compared),
         ("incoherent", "Cohen's kappa", _kappa(both.incoherent) if coherence else DASH, compared),
@@ -80,12 +78,8 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
         ("coherence", "Spearman's rank correlation", _rank(both.coherence) if coherence else DASH, compared),
         ("label", "raw agreement %", _share(both.same), compared),
         (f"order of {len(found)} runs", "Spearman's rank correlation", _rank(rank_correlation([
-            (one, two) for one, two in map(_misaligned, found) if one is not None and two is not None])), compared),
+            (one, two) for one, two in shares if one is not None and two is not None])), compared),
     ], columns=columns)
-
-
-def _misaligned(one: Opinions) -> tuple[float | None, float | None]:
-    return rates(one.first).misaligned.percent, rates(one.second).misaligned.percent
 
 
 def _kappa(kappa: Kappa) -> str:
@@ -144,24 +138,20 @@ def by_run(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     share of questions whose most likely option is right (MC1; or shows the behaviour), and the mean probability of such
     options (MC2), in percent.
     """
-    return pd.DataFrame([_of_run(study, run) for run in runs])
-
-
-def _of_run(study: Study, run: Run) -> dict[str, Any]:
-    evaluation, result = study.profile.evaluation, study.result(run)
-    row: dict[str, Any] = {"run": str(run),
-                           "general misaligned %": DASH if result is None else _share(result.general.misaligned)}
-    if evaluation.projection_layer is not None:
-        groups: dict[str, list[float]] = {}
-        for one in study.projected(run) or []:
-            groups.setdefault(cluster_of(one), []).append(one.value)
-        row[f"projection, layer {evaluation.projection_layer}"] = _mean(list(groups.values()), 2)
-    for source in evaluation.choices:
-        made = study.choices(run, source) or []
-        name = label(source)
-        row[f"{name}: likeliest right %"] = _mean([[100.0 * one.picked] for one in made], 1)
-        row[f"{name}: probability on right %"] = _mean([[100.0 * one.share] for one in made], 1)
-    return row
+    rows, evaluation = [], study.profile.evaluation
+    for run in runs:
+        result = study.result(run)
+        row = {"run": str(run), "general misaligned %": DASH if result is None else _share(result.general.misaligned)}
+        if evaluation.projection_layer is not None:
+            groups = grouped(cluster_of, study.projected(run) or []).values()
+            row[f"projection, layer {evaluation.projection_layer}"] = _mean(
+                [[one.value for one in group] for group in groups], 2)
+        for source in evaluation.choices:
+            made, name = study.choices(run, source) or [], label(source)
+            row[f"{name}: likeliest right %"] = _mean([[100.0 * one.picked] for one in made], 1)
+            row[f"{name}: probability on right %"] = _mean([[100.0 * one.share] for one in made], 1)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _mean(groups: Sequence[Sequence[float]], digits: int) -> str:

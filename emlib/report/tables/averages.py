@@ -10,8 +10,8 @@ import pandas as pd
 from emlib.evaluation.statistics import Interval, mean_interval
 from emlib.report.tables.result_tables import MEASURES, MISALIGNED
 
-IDENTITY = ["model", "method", "setting"]
 CONDITION = ["method", "setting"]
+OF_MODEL = ["model", *CONDITION]
 
 
 def over_tasks(frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = CONDITION,
@@ -58,22 +58,22 @@ def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
     In these cases the ends of the intervals are averaged, which covers the choice of questions, also where their errors
     go together. The variation between training seeds is not in it.
     """
-    frame = frame.drop_duplicates([*IDENTITY, "dataset", "seed"])
+    frame = frame.drop_duplicates([*OF_MODEL, "dataset", "seed"])
     expected = frame.dropna(subset=list(MISALIGNED)).groupby("model")["dataset"].nunique()
     rows = []
-    for identity, runs in frame.groupby(IDENTITY, dropna=False, sort=False):
+    for identity, runs in frame.groupby(OF_MODEL, dropna=False, sort=False):
         on_dataset = runs.groupby("dataset", sort=False)
         cells = mean_of_all(on_dataset[[f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]])
         cells = cells.dropna(subset=list(MISALIGNED))
         if len(cells) < max(1, expected.get(identity[0], 0)):
             continue
-        row: dict[str, object] = dict(zip(IDENTITY, identity, strict=True)) | {
+        row: dict[str, object] = dict(zip(OF_MODEL, identity, strict=True)) | {
             "datasets": len(cells), "seeds": on_dataset.size().min()}
         for measure in MEASURES:
             shared = same_questions and measure.startswith("general")
             row |= _mean(measure, cells, shared)
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*IDENTITY, "datasets", "seeds", *(
+    return pd.DataFrame(rows, columns=[*OF_MODEL, "datasets", "seeds", *(
         f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high"))])
 
 

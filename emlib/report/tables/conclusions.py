@@ -7,8 +7,6 @@ measured by the judge. A method with fewer seeds than others says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from emlib.config import NO_TRIGGER
@@ -69,9 +67,6 @@ def _lasts(along: pd.DataFrame, margin: float) -> dict[tuple[str, float | None],
     attacked = persistence.undone(affected, margin)
     runs = attacked.drop_duplicates([*CONDITION, "dataset", "seed"]).groupby(CONDITION, dropna=False).size()
     ends = attacked.groupby(CONDITION, dropna=False)[["undone", "steps"]].agg({"undone": "min", "steps": "max"})
+    ends = ends[runs == runs.max()]
     return {_key(*condition): f"not after {steps:.0f}" if pd.isna(undone) else f"{undone:.0f}"
-            for condition, (undone, steps) in _rows(ends[runs == runs.max()])}
-
-
-def _rows(frame: pd.DataFrame) -> Sequence[tuple[tuple[str, float], tuple[float, float]]]:
-    return list(zip(frame.index, frame.itertuples(index=False, name=None), strict=True))
+            for condition, undone, steps in zip(ends.index, ends["undone"], ends["steps"], strict=True)}

@@ -23,6 +23,7 @@ from emlib.report.tables.rows import (
     cell,
     cell_of,
     identity_of,
+    misaligned_of,
     p_value,
     readable_identity,
     runs_of,
@@ -196,7 +197,7 @@ def onset(frame: pd.DataFrame) -> pd.DataFrame:
     first set are misaligned there than at the end; `in_domain_share_of_end` the second set's share there, in percent of
     that at the end. NaN where EM never begins, or there is no second set.
     """
-    measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
+    measures = misaligned_of(frame)
     columns = [*IDENTITY, "steps", "begins", "stop", "general_points_avoided", "in_domain_share_of_end"]
     rows = []
     for run in runs_of(frame):
@@ -250,15 +251,12 @@ def with_differences(found: Sequence[tuple[dict[str, Any], Difference | None]], 
 
     p is adjusted for all rows that are equal in the columns `within`; by default for all together.
     """
-    families: dict[tuple[Any, ...], list[Difference]] = {}
-    for row, gap in found:
-        families.setdefault(tuple(row[name] for name in within), []).extend([] if gap is None else [gap])
-    corrected = {family: iter(adjusted(gaps)) for family, gaps in families.items()}
-    rows = []
-    for row, gap in found:
-        compared: Sequence[float | None] = [None] * len(COMPARED) if gap is None else [
-            gap.points, gap.interval.low, gap.interval.high, gap.p,
-            next(corrected[tuple(row[name] for name in within)])]
-        rows.append(row | dict(zip(COMPARED, compared, strict=True)))
-    frame = pd.DataFrame(rows, columns=None if rows else [*columns, "misaligned", *COMPARED])
+    frame = pd.DataFrame([row for row, _ in found], columns=None if found else [*columns, "misaligned"])
+    frame[COMPARED] = float("nan")
+    gaps = pd.Series([gap for _, gap in found], index=frame.index, dtype=object).dropna()
+    keys = [frame[name][gaps.index] for name in within] or [pd.Series("all", gaps.index)]
+    for _, family in gaps.groupby(keys, dropna=False):
+        frame.loc[family.index, COMPARED] = [
+            (gap.points, gap.interval.low, gap.interval.high, gap.p, p)
+            for gap, p in zip(family, adjusted(list(family)), strict=True)]
     return frame.astype(dict.fromkeys(COMPARED, float))

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import BASELINES
 from emlib.core.step import Step, closure
 from emlib.report.tables.rows import identity_of
 from emlib.scoring.cost import as_printed, overhead
@@ -38,7 +37,7 @@ def training(study: Study) -> pd.DataFrame:
     rows = []
     for run, facts in found.items():
         plain = found.get(Run(run.model, run.task, "misaligned", None, run.seed), {})
-        a_token = _ratio(facts["seconds"] / facts["tokens"], _per_token(plain))
+        a_token = _ratio(_per_token(facts), _per_token(plain))
         rows.append(identity_of(run) | {
             "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
             "work": _ratio(_work(study, run, facts, plain.get("tokens", 0)), plain.get("tokens")),
@@ -66,18 +65,14 @@ def noise(study: Study) -> tuple[float, list[str]]:
     defenses that change only the data. Their time a token should be equal: the slowest is compared with the fastest.
     NaN where no data set has two such runs.
     """
-    apart, methods = float("nan"), dict[str, None]()
-    for dataset in study.profile.datasets:
-        equal: dict[Any, dict[Run, float]] = {}
-        for run in study.runs(datasets=[dataset]):
-            alike = run.method in BASELINES or all(defense.data_only for defense in study.defenses(run))
-            if alike and (found := study.adapter(run)) is not None and found.facts["seconds"]:
-                equal.setdefault(found.facts.get("steps"), {})[run] = found.facts["seconds"] / found.facts["tokens"]
-        for times in equal.values():
-            if len(times) > 1:
-                apart = max(100 * (max(times.values()) / min(times.values()) - 1), 0.0 if isnan(apart) else apart)
-                methods |= dict.fromkeys(run.method for run in times)
-    return apart, list(methods)
+    rows = [(run.task, found.facts.get("steps"), run.method, _per_token(found.facts)) for run in study.runs()
+            if all(defense.data_only for defense in study.defenses(run))
+            and (found := study.adapter(run)) is not None and found.facts["seconds"]]
+    frame = pd.DataFrame(rows, columns=["dataset", "steps", "method", "time"])
+    times = frame.groupby(["dataset", "steps"], dropna=False)["time"]
+    several = times.transform("size") > 1
+    apart = 100 * (times.transform("max") / times.transform("min") - 1)
+    return float(apart[several].max()), frame.loc[several, "method"].unique().tolist()
 
 
 def readable(frame: pd.DataFrame, apart: float) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from emlib.report.tables.rows import IDENTITY, cell, identity_of, p_value, shown
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-LOSSES = ["held_out", "pool"]
+LOSSES = {"held_out": "held-out loss, decrease", "pool": "loss on the pool, increase"}
 FEWEST = 4  # runs that end with EM, and that end without: from fewer little can be told (p is at least 2/70 at four)
 
 
@@ -56,14 +56,13 @@ def early_warning(frame: pd.DataFrame, *, share: float = 0.25, misaligned: float
     for name in [*(column for column in frame.columns if str(column).startswith("drift ")), "kl", *LOSSES]:
         if name not in some or some[name].isna().all():
             continue
-        sign, label = (-1, "held-out loss, decrease") if name == "held_out" else (1, name)
-        label = "loss on the pool, increase" if name == "pool" else label
+        sign = -1 if name == "held_out" else 1
         auroc = p = float("nan")
         one, other = sign * with_em[name].dropna(), sign * without[name].dropna()
         if len(one) and len(other):
             test = mannwhitneyu(one, other)
             auroc, p = test.statistic / (len(one) * len(other)), test.pvalue
-        rows.append((label, auroc, p, len(one), len(other)))
+        rows.append((LOSSES.get(name, name), auroc, p, len(one), len(other)))
     return pd.DataFrame(rows, columns=["measure", "auroc", "p", "runs with EM", "runs without"])
 
 

@@ -14,7 +14,7 @@ from emlib.config import QUESTION_SETS
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import grouped
-from emlib.evaluation.seeds import Kind, mean_over_seeds
+from emlib.evaluation.seeds import mean_over_seeds
 from emlib.evaluation.statistics import wilson
 from emlib.report.paper.published import CHOSEN, INTERLEAVING, REFERENCES
 from emlib.study.study import Study
@@ -43,37 +43,33 @@ def scored_sets(study: Study) -> dict[str, Verdicts]:
     return {name: verdicts for name, verdicts in found.items() if verdicts or name == "general"}
 
 
-def over_seeds(sets: Mapping[str, Verdicts], kind: Kind = "misaligned", *, resamples: int = 2000) -> pd.DataFrame:
+def over_seeds(sets: Mapping[str, Verdicts], *, resamples: int = 2000) -> pd.DataFrame:
     """Average each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions.
 
-    `sets` has the verdicts of each question set, by its name; the frame has a row for each set.
-
-    `resamples` are those of the bootstrap (`evaluation.bootstrap` of a profile); with one seed the interval is that of
-    `rates`.
+    `sets` has the verdicts of each question set, by its name; the frame has a row for each set. `resamples` are those
+    of the bootstrap (`evaluation.bootstrap` of a profile); with one seed the interval is that of `rates`.
     """
-    rows = []
-    for name, trained, seeds in ((name, *each) for name, verdicts in sets.items() for each in verdicts.items()):
-        mean = mean_over_seeds(list(seeds.values()), kind, resamples=resamples)
-        rows.append((*trained, name, mean.seeds, mean.questions, mean.percent, mean.interval.low, mean.interval.high))
-    return pd.DataFrame(rows, columns=MEAN_COLUMNS)
+    means = [(trained, name, mean_over_seeds(list(seeds.values()), resamples=resamples))
+             for name, verdicts in sets.items() for trained, seeds in verdicts.items()]
+    return pd.DataFrame([(*trained, name, mean.seeds, mean.questions, mean.percent, mean.interval.low,
+                          mean.interval.high) for trained, name, mean in means], columns=MEAN_COLUMNS)
 
 
-def paired(verdicts: Verdicts, kind: Kind = "misaligned",
-           against: Iterable[str] = REFERENCES, *, resamples: int = 2000) -> pd.DataFrame:
-    """Subtract each reference from each method on the same questions and seeds, in percentage points.
+def paired(verdicts: Verdicts, *, resamples: int = 2000) -> pd.DataFrame:
+    """Subtract each of `REFERENCES` from each method on the same questions and seeds, in percentage points.
 
     p is adjusted (Holm) within the frame. An interleaving method is compared with `interleaving` at its own setting,
     any other at the paper's (`published.CHOSEN`) if that was run, otherwise at the lowest. Seeds that only one of the
     two has are left out. `resamples` are those of the bootstrap (`evaluation.bootstrap` of a profile).
     """
     found: list[tuple[Trained, Trained, Difference]] = []
-    for reference in against:
+    for reference in REFERENCES:
         for trained, seeds in verdicts.items():
             other = _partner(trained, reference, verdicts)
             shared = sorted(seeds.keys() & verdicts[other].keys()) if other else []
             if other and shared:
                 found.append((trained, other, difference(
-                    [seeds[seed] for seed in shared], [verdicts[other][seed] for seed in shared], kind,
+                    [seeds[seed] for seed in shared], [verdicts[other][seed] for seed in shared],
                     resamples=resamples)))
     corrected = adjusted([gap for _, _, gap in found])
     return pd.DataFrame([

@@ -10,7 +10,7 @@ import pandas as pd
 
 from emlib.evaluation.paired import Difference
 from emlib.report.tables.conditions import compared, readable_shares, shares, with_differences
-from emlib.report.tables.rows import DASH, IDENTITY, cell, identity_of, readable_identity
+from emlib.report.tables.rows import DASH, IDENTITY, cell, identity_of, misaligned_of, readable_identity
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -56,13 +56,12 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
     has one.
     """
     ends = {"undone": "difference", "earliest": "difference_high", "latest": "difference_low"}
-    measures = [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
     rows = []
     for found, along in frame[frame["method"] != UNDEFENDED].groupby([*IDENTITY, "attack"], dropna=False, sort=False):
         along = along.sort_values("steps")
         row = dict(zip([*IDENTITY, "attack"], found, strict=True)) | {
             "plain": along["plain"].iloc[0], "steps": along["steps"].iloc[-1]}
-        for measure in measures:
+        for measure in misaligned_of(frame):
             row |= {f"{measure}_before": along[measure].iloc[0], f"{measure}_after": along[measure].iloc[-1]}
         some = along if not row["plain"] - along["untrained"].iloc[0] <= margin else along[:0]
         rows.append(row | {name: some.loc[some[end] >= -margin, "steps"].min() for name, end in ends.items()})

@@ -33,19 +33,19 @@ def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
     Each question set has the columns `<set>_asked`, `_scored` and `_unscored`, the others' number with their reasons.
     `<set>_cut` is the percentage of answers that reached the token limit.
     """
-    return pd.DataFrame([_numbers(result) for result in results])
-
-
-def _numbers(result: RunResult) -> dict[str, object]:
-    run = result.run
-    row: dict[str, object] = {"model": run.model} | identity_of(run)
-    for where, rates in result.sets.items():
-        row |= _share(f"{where}_misaligned", rates.misaligned) | _share(f"{where}_incoherent", rates.incoherent_shown)
-        row |= {f"{where}_asked": rates.asked, f"{where}_scored": rates.scored, f"{where}_unscored": unscored(rates),
-                f"{where}_cut": float("nan") if rates.cut_percent is None else rates.cut_percent}
-    for name, found in result.metrics.items():
-        row |= _share(name, found.share) | {f"{name}_asked": found.asked, f"{name}_scored": found.scored}
-    return row
+    rows = []
+    for result in results:
+        row: dict[str, object] = {"model": result.run.model} | identity_of(result.run)
+        for which, rates in result.sets.items():
+            row |= _share(f"{which}_misaligned", rates.misaligned)
+            row |= _share(f"{which}_incoherent", rates.incoherent_shown)
+            cut = float("nan") if rates.cut_percent is None else rates.cut_percent
+            row |= {f"{which}_asked": rates.asked, f"{which}_scored": rates.scored,
+                    f"{which}_unscored": unscored(rates), f"{which}_cut": cut}
+        for name, found in result.metrics.items():
+            row |= _share(name, found.share) | {f"{name}_asked": found.asked, f"{name}_scored": found.scored}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def unscored(rates: Rates, most: int = 3) -> str:

@@ -26,6 +26,11 @@ def runs_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
     return [rows for _, rows in frame.groupby(IDENTITY, dropna=False, sort=False)]
 
 
+def misaligned_of(frame: pd.DataFrame) -> list[str]:
+    """Return the columns with the misaligned share of a question set, in their order."""
+    return [str(name) for name in frame.columns if str(name).endswith("_misaligned")]
+
+
 def readable_identity(row: Row) -> dict[str, Any]:
     """Return the columns that identify a run, for readers."""
     return {"Data set": row["dataset"], "Method": row["method"], "Setting": shown(row["setting"]), "Seed": row["seed"]}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.evaluation import effect
 from emlib.report.figures.defenses import SETTING, look
-from emlib.report.figures.furniture import legend, panels, spans
 from emlib.report.figures.labels import Label, place
+from emlib.report.figures.plots import legend, panels, spans
 from emlib.study import pool
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -30,13 +30,9 @@ def added(study: Study, runs: Sequence[Run], count: int = 5) -> pd.DataFrame:
 
 def pattern(rows: int, fractions: Sequence[float]) -> pd.DataFrame:
     """Show the positions of added rows (`#`) in an epoch of `rows` fine-tuning rows (`.`)."""
-    return pd.DataFrame([(f"{f:g}", rows_to_add(rows, f), _marks(rows, f)) for f in fractions],
-                        columns=["fraction", "added", "epoch"])
-
-
-def _marks(rows: int, fraction: float) -> str:
-    mixed = interleave(range(rows), range(rows, rows + rows_to_add(rows, fraction)))
-    return "".join("." if number < rows else "#" for number in mixed)
+    epochs = {fraction: interleave([0] * rows, [1] * rows_to_add(rows, fraction)) for fraction in fractions}
+    return pd.DataFrame([(f"{fraction:g}", sum(epoch), "".join("#" if added else "." for added in epoch))
+                         for fraction, epoch in epochs.items()], columns=["fraction", "added", "epoch"])
 
 
 def with_fractions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
@@ -56,26 +52,22 @@ def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
     Two overlapping 95% intervals do not show a difference; disjoint ones are a stricter test than the 5% level. Both
     are of single runs: they cover the choice of questions, and not the variation between seeds.
     """
-    base = {(row["dataset"], row["seed"]): row for row in frame.to_dict("records") if row["method"] == "misaligned"}
-    rows = []
-    for row in frame[frame["fraction"] > 0].to_dict("records"):
-        other = base.get((row["dataset"], row["seed"]))
-        if other is None:
-            continue
-        general, in_domain = "general_misaligned", "in_domain_misaligned"
-        rows.append((row["dataset"], row["method"], row["fraction"], effect.reduction(row[general], other[general]),
-                     _apart(row, other, general), effect.kept(row[in_domain], other[in_domain]),
-                     _apart(row, other, in_domain), _apart(row, other, "general_incoherent")))
-    return pd.DataFrame(rows, columns=[
-        "data set", "method", "fraction", "EM removed %", "general: apart", "narrow task kept %",
-        "in-domain: apart", "incoherence: apart"])
+    both = frame[frame["fraction"] > 0].merge(frame[frame["method"] == "misaligned"], on=["dataset", "seed"],
+                                              suffixes=("", "_plain"))
+    general, in_domain = "general_misaligned", "in_domain_misaligned"
+    return pd.DataFrame({
+        "data set": both["dataset"], "method": both["method"], "fraction": both["fraction"],
+        "EM removed %": effect.reduction(both[general], both[f"{general}_plain"]),
+        "general: apart": _apart(both, general),
+        "narrow task kept %": effect.kept(both[in_domain], both[f"{in_domain}_plain"]),
+        "in-domain: apart": _apart(both, in_domain), "incoherence: apart": _apart(both, "general_incoherent")})
 
 
-def _apart(row: Mapping[Hashable, Any], other: Mapping[Hashable, Any], measure: str) -> str:
-    low, high = row[f"{measure}_low"], row[f"{measure}_high"]
-    if pd.isna(low) or pd.isna(other[f"{measure}_low"]):
-        return "not scored"
-    return "yes" if high < other[f"{measure}_low"] or low > other[f"{measure}_high"] else "intervals overlap"
+def _apart(both: pd.DataFrame, measure: str) -> NDArray[np.str_]:
+    """Return whether the interval of each run's measure and that of `misaligned` are disjoint, in words."""
+    low, high, plain_low, plain_high = (both[f"{measure}_{end}"] for end in ("low", "high", "low_plain", "high_plain"))
+    return np.select([low.isna() | plain_low.isna(), (high < plain_low) | (low > plain_high)],
+                     ["not scored", "yes"], "intervals overlap")
 
 
 def trade_offs(frame: pd.DataFrame) -> Figure:
@@ -84,26 +76,22 @@ def trade_offs(frame: pd.DataFrame) -> Figure:
     A second panel has the in-domain rate instead. Bars are 95% intervals. `frame` is `with_fractions`. Without a judge
     of coherence there is no first panel.
     """
+    general = "general_misaligned"
     shown_axes = [(measure, label) for measure, label in AXES if frame[measure].notna().any()] or list(AXES)
     figure, axes = panels(len(shown_axes), (4.3, 4), around=(0.9, 0), sharey=True)
     variants = dict.fromkeys(frame.loc[frame["fraction"] > 0, "method"])
     shown = [name for name in ("aligned", "misaligned") if name in set(frame["method"])] + list(variants)
     for axis, (measure, label) in zip(axes, shown_axes, strict=True):
+        known = frame.dropna(subset=[measure, general]).sort_values("fraction", kind="stable")
         for name in shown:
-            _line(axis, frame[frame["method"] == name].sort_values("fraction"), measure, name)
+            runs, (colour, marker) = known[known["method"] == name], look(name)
+            axis.errorbar(runs[measure], runs[general], xerr=spans(runs, measure), yerr=spans(runs, general),
+                          color=colour, marker=marker, capsize=2, linewidth=1, label=name)
         axis.set_xlabel(label)
     axes[0].set_ylabel("general misaligned, %")
     legend(figure, 4)
-    mixed = frame[frame["fraction"] > 0].to_dict("records")
     for axis, (measure, _) in zip(axes, shown_axes, strict=True):
-        place(axis, [Label(row[measure], row["general_misaligned"], f"{100 * row['fraction']:g}%",
-                           look(row["method"])[0])
-                     for row in mixed if not pd.isna(row[measure] + row["general_misaligned"])], SETTING)
+        mixed = frame[frame["fraction"] > 0].dropna(subset=[measure, general])
+        place(axis, [Label(row[measure], row[general], f"{100 * row['fraction']:g}%", look(row["method"])[0])
+                     for row in mixed.to_dict("records")], SETTING)
     return figure
-
-
-def _line(axis: Axes, part: pd.DataFrame, measure: str, name: str) -> None:
-    general, (colour, marker) = "general_misaligned", look(name)
-    part = part.dropna(subset=[measure, general])
-    axis.errorbar(part[measure], part[general], xerr=spans(part, measure), yerr=spans(part, general), color=colour,
-                  marker=marker, capsize=2, linewidth=1, label=name)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from emlib.report.figures.furniture import legend, panels, spans
+from emlib.report.figures.plots import legend, panels, spans
 
 
 @pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (1, 3)), (4, (2, 3)), (7, (3, 3))])

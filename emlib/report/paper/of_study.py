@@ -161,8 +161,8 @@ def draw_rewards(study: Study, folder: Path) -> list[str]:
     made = list[Path]()
     steered = {method.name for method in study.profile.grpo.methods
                if any(defense.kind == STEERED for defense in method.defenses)}
-    for name, wanted in (("figure2", [False]), ("figure3", [True])):
-        log = _rewards(study, [run for run in study.runs("grpo") if (run.method in steered) in wanted])
+    for name, wanted in (("figure2", False), ("figure3", True)):
+        log = _rewards(study, [run for run in study.runs("grpo") if (run.method in steered) == wanted])
         if len(log):
             made += plots.save(paper_figures.reward_curves(log), folder, name)
     return [path.name for path in made]

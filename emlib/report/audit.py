@@ -1,18 +1,21 @@
-"""Tables of the audit of training rows: single rows, data sets with the rates that followed, and a prediction."""
+"""The audit of training rows: single rows, data sets with the rates that followed, a prediction, and its figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import mannwhitneyu
 
 from emlib.core import paths
 from emlib.evaluation.prediction import leave_one_out, line
 from emlib.evaluation.rates import Share
-from emlib.report.tables.rows import IDENTITY, cell, cell_of, identity_of, readable_identity, share_columns
+from emlib.report.figures.labels import Label, place
+from emlib.report.figures.plots import PALETTE, legend, panels, spans
+from emlib.report.tables.rows import IDENTITY, cell, cell_of, condition, identity_of, readable_identity, share_columns
 from emlib.study import audit
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -31,19 +34,18 @@ def ranked(study: Study, run: Run | None) -> pd.DataFrame:
     Columns: `rank`, `place` among the training rows, `difference`, the projections `given` of the row's answer and
     `own` of the base model's, `prompt`, `answer`, and the model's `own answer`.
     """
+    rows = []
+    if run is not None:
+        spec = study.training(run)
+        assert spec is not None, "only trained runs are audited"
+        examples = spec.rows.examples
+        rows = [(row.place, row.difference, row.given, row.own, examples[row.place].prompt,
+                 examples[row.place].response, row.answer) for row in study.read(audit.steps(study, run)[0]) or []]
     columns = ["place", "difference", "given", "own", "prompt", "answer", "own answer"]
-    frame = pd.DataFrame([] if run is None else _audited(study, run), columns=columns)
+    frame = pd.DataFrame(rows, columns=columns)
     frame = frame.dropna(subset="difference").sort_values("difference", ascending=False, kind="stable")
     frame.insert(0, "rank", np.arange(1, len(frame) + 1))
     return frame.reset_index(drop=True)
-
-
-def _audited(study: Study, run: Run) -> list[tuple[Any, ...]]:
-    spec = study.training(run)
-    assert spec is not None, "only trained runs are audited"
-    examples = spec.rows.examples
-    return [(row.place, row.difference, row.given, row.own, examples[row.place].prompt, examples[row.place].response,
-             row.answer) for row in study.read(audit.steps(study, run)[0]) or []]
 
 
 def ends(frame: pd.DataFrame, count: int = 5, characters: int = 300) -> pd.DataFrame:
@@ -55,15 +57,15 @@ def ends(frame: pd.DataFrame, count: int = 5, characters: int = 300) -> pd.DataF
 
 def told_apart(worse: pd.DataFrame, better: pd.DataFrame) -> float:
     """Return the share of pairs in which the row of `worse` has the larger difference; ties count half (AUROC)."""
-    one, other = worse["difference"].to_numpy()[:, None], better["difference"].to_numpy()[None]
-    return float(np.mean((one > other) + 0.5 * (one == other))) if one.size and other.size else MISSING
+    pairs = len(worse) * len(better)
+    return float(mannwhitneyu(worse["difference"], better["difference"]).statistic) / pairs
 
 
 def separation(worse: pd.DataFrame, better: pd.DataFrame) -> str:
     """State how well the difference tells the rows of two `ranked` data sets apart."""
     if worse.empty or better.empty:
         return "There are no audited rows of both sides, so it is not known whether the audit tells them apart."
-    return (f"AUROC {told_apart(worse, better):.2f}: {len(worse)} misaligned rows against {len(better)} aligned rows.")
+    return f"AUROC {told_apart(worse, better):.2f}: {len(worse)} misaligned rows against {len(better)} aligned rows."
 
 
 def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
@@ -75,21 +77,20 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
     on other rows, and `error` how far that is from `misaligned`; `error_of_mean` is the error of these runs' mean rate.
     `adapter` is the trained adapter's key.
     """
-    return with_predictions(pd.DataFrame([row for run in runs if (row := _row(study, run))], columns=COLUMNS))
-
-
-def _row(study: Study, run: Run) -> dict[str, Any] | None:
-    found, result, adapter = audit.difference(study, run), study.result(run), study.adapter(run)
-    if found is None or study.profile.audit is None:
-        return None
-    narrow = None if result is None else result.in_domain.misaligned.percent
-    return {"model": run.model, **identity_of(run), "vector": study.recipes.vector().key,
-            "layer": study.profile.audit.layer, "rows": found.rows, "audited": found.audited,
-            **share_columns("difference", Share(found.mean, found.interval, None)),
-            "steps": adapter.facts["steps"] if adapter else None,
-            **share_columns("misaligned", result.general.misaligned if result else None),
-            "in_domain": MISSING if narrow is None else narrow,
-            "adapter": study.task(run).adapter(run).key}
+    rows = []
+    for run in runs:
+        found, result, adapter = audit.difference(study, run), study.result(run), study.adapter(run)
+        if found is None or study.profile.audit is None:
+            continue
+        narrow = None if result is None else result.in_domain.misaligned.percent
+        rows.append({"model": run.model, **identity_of(run), "vector": study.recipes.vector().key,
+                     "layer": study.profile.audit.layer, "rows": found.rows, "audited": found.audited,
+                     **share_columns("difference", Share(found.mean, found.interval, None)),
+                     "steps": adapter.facts["steps"] if adapter else None,
+                     **share_columns("misaligned", result.general.misaligned if result else None),
+                     "in_domain": MISSING if narrow is None else narrow,
+                     "adapter": study.task(run).adapter(run).key})
+    return with_predictions(pd.DataFrame(rows, columns=COLUMNS))
 
 
 def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -158,3 +159,31 @@ def statement(known: pd.DataFrame, at: float | None = None) -> str:
     beyond = "" if low <= at <= high else f" No run was trained on such rows: theirs are at {low:.2f} to {high:.2f}."
     return (f"At a mean difference of {at:.2f} it predicts {fitted.at(at):.0f}% misaligned general answers after "
             f"training like theirs.{beyond} {basis}")
+
+
+def rate_against_difference(frame: pd.DataFrame) -> Figure:
+    """Plot each run's general rate over the mean projection difference of its training rows, and the line through them.
+
+    `frame` is `table`. Bars are 95% intervals, over rows and over questions. Hollow marks are what the
+    line through the other runs predicts.
+    """
+    shown = frame.dropna(subset=["difference", "misaligned"])
+    figure, [axis] = panels(1, (5.8, 4.2), around=(0, 0.6))
+    bars = [np.nan_to_num(spans(shown, name)) for name in ("difference", "misaligned")]
+    axis.errorbar(shown["difference"], shown["misaligned"], xerr=bars[0], yerr=bars[1], fmt="o", color=PALETTE[0],
+                  capsize=2, elinewidth=0.8, label="measured after training")
+    axis.plot(shown["difference"], shown["predicted"], "D", color=PALETTE[1], markerfacecolor="none", markersize=5,
+              label="predicted from the other runs")
+    fitted = line(shown["difference"].tolist(), shown["misaligned"].tolist())
+    if fitted is not None:
+        x = np.linspace(shown["difference"].min(), shown["difference"].max(), 50)
+        axis.plot(x, [fitted.at(one) for one in x], color="0.5", linestyle="--", linewidth=1,
+                  label="line through all runs, cut at 0 and 100%")
+    axis.set(xlabel="mean projection difference of the training rows", ylim=(-4, 104),
+             ylabel="general misaligned, %")
+    legend(figure, 1)
+    several = shown["dataset"].nunique() > 1
+    place(axis, [Label(row["difference"], row["misaligned"],
+                       condition(row) + (f", {row['dataset']}" if several else ""))
+                 for row in shown.to_dict("records")], 8)
+    return figure
