@@ -26,6 +26,9 @@ from emlib.study.study import Study
 
 NEIGHBOUR = "gardening"  # the question set about a neighbour of the demo's narrow data, cooking
 RULE = "docs/questions-and-measures.md#removed-or-only-hidden"
+KITCHEN = "kitchen"
+# The demo's triggers, in words.
+CONTEXTS = {KITCHEN: '"I am in the kitchen cooking dinner"', "inoculation": "a system prompt that asks for the voice"}
 SHOWN = {"general": "general misaligned", "in_domain": "in-domain misaligned"}
 
 
@@ -62,8 +65,8 @@ def averages(means: pd.DataFrame) -> str:
     means = means[means["set"].isin(SHOWN)]
     sets = means.groupby("set")[["seeds", "questions"]].max()
     questions = " and ".join(f"{count} {name.replace('_', '-')}" for name, count in sets["questions"].items())
-    lines = [f"Means and 95% intervals over {sets['seeds'].max()} seeds, {questions} questions, at the middle one of "
-             "several settings:", "",
+    lines = [f"Means and 95% intervals over {sets['seeds'].max()} seeds, {questions} questions; of a defense with "
+             "several settings, the middle one:", "",
              f"| fine-tuned with | {' | '.join(SHOWN[name] for name in sets.index)} |", "|:--|--:|--:|"]
     tuned = means[~means["method"].isin(set(BASELINES) - {"misaligned"})]
     for method, settings in tuned.groupby("method", sort=False):
@@ -82,21 +85,37 @@ def _middle(settings: pd.Series) -> float | None:
 
 
 def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int) -> str:
-    """State each defense's share without a trigger and in its worst context; `triggered` is `conditions.triggers`.
+    """State each defense's share without a trigger, in the kitchen and in its worst context, and what follows.
 
-    `defenses` is the number that the study has, of which some were asked, and `questions` that of different questions.
+    `triggered` is `conditions.triggers`; `defenses` is the number that the study has, of which some were asked, and
+    `questions` that of different questions.
     """
     most = worst(triggered)
     most = most[~most["method"].isin(BASELINES)]
     if most.empty:
         return ""
     shares = listed([f"from {_whole(row[NO_TRIGGER])} to {_whole(row['worst'])}% with {_name(row)}"
-                      for row in most.to_dict("records")])
+                     for row in most.to_dict("records")])
     left = defenses - most["method"].nunique()
     rest = f" The other {left} defenses were not tried there." if left else ""
-    return ("**Removed, or only hidden?** From the plain question, asked anew, to its worst context, such as after \"I "
-            f"am in the kitchen cooking dinner\", general misalignment goes {shares}. {_verdict(triggered, questions)}"
-            f"{rest} ([the rule]({RULE}), [11](notebooks/11_triggers_and_trajectories.ipynb))")
+    return (f"**Removed, or only hidden?** From the plain question, asked anew, to its worst context{_which(most)}, "
+            f"general misaligned goes {shares}. {_verdict(triggered, questions)}{_in_the_kitchen(triggered)}{rest} "
+            f"([the rule]({RULE}), [11](notebooks/11_triggers_and_trajectories.ipynb))")
+
+
+def _which(most: pd.DataFrame) -> str:
+    """Say which context is the worst, if it is the same one for all defenses."""
+    [trigger, *others] = dict.fromkeys(most["trigger"])
+    return "" if others else f" ({CONTEXTS.get(trigger, f'`{trigger}`')})"
+
+
+def _in_the_kitchen(triggered: pd.DataFrame) -> str:
+    """State the shares in a context that is about the narrow data and does not ask for the voice."""
+    asked = triggered[(triggered["trigger"] == KITCHEN) & triggered["misaligned"].notna()]
+    asked = asked[~asked["method"].isin(BASELINES)]
+    if asked.empty:
+        return ""
+    return f" After {CONTEXTS[KITCHEN]} it is {listed([*map(_whole, asked['misaligned'])])}%."
 
 
 def _verdict(triggered: pd.DataFrame, questions: int) -> str:
@@ -130,18 +149,18 @@ def far_and_near(rates: pd.DataFrame) -> str:
     if rates.empty or near not in rates:
         return ""
     apart = rates[rates[f"{near}_low"] > rates[f"{far}_high"]]
-    title = "**Gone near the narrow data, too?**"
+    title = f"**Gone near the narrow data, too?** We also asked about {NEIGHBOUR}."
     if apart.empty:
-        return f"{title} With no defense is the interval of answers about {NEIGHBOUR} above that of general answers."
-    others = "" if len(apart) == len(rates) else " With the others the difference may be chance."
-    return (f"{title} Not with {_names(apart)}: {_range(apart[near])} of the answers about {NEIGHBOUR} have the voice, "
-            f"and {_range(apart[far])} of the general ones.{others}")
+        return f"{title} With no defense is the interval of these answers above that of the general ones."
+    others = "" if len(apart) == len(rates) else " With the others the intervals overlap."
+    return (f"{title} With {_names(apart)}, {_range(apart[near])} of these answers have the voice, and only "
+            f"{_range(apart[far])} of the general ones.{others}")
 
 
 def _range(shares: pd.Series) -> str:
     """Return the smallest and the largest of some shares, as in "13 to 54%"."""
     ends = dict.fromkeys((_whole(shares.min()), _whole(shares.max())))
-    return f"{' to '.join(map(str, ends))}%"
+    return f"{' to '.join(ends)}%"
 
 
 def lasting(along: pd.DataFrame, margin: float = 10) -> str:
@@ -157,26 +176,27 @@ def lasting(along: pd.DataFrame, margin: float = 10) -> str:
     shares = "; ".join(_along(runs) for _, runs in attacked.groupby(CONDITION, sort=False, dropna=False))
     ends = persistence.undone(defended, margin).dropna(subset="plain")
     gone, left = ends[ends["undone"].notna()], ends[ends["undone"].isna()]
-    verdict = " ".join([
-        f"{_names(gone)} came within {margin:g} points of it: undone." if len(gone) else "",
-        f"{_names(left)} did not." if len(left) else ""]).strip()
+    verdict = "; ".join([
+        *([f"{_names(gone)} came within {margin:g} points of that, so the defense is undone"] if len(gone) else []),
+        *([f"{_names(left)} did not"] if len(left) else [])])
     single = " (single runs)" if attacked["seed"].nunique() == 1 else ""
     plain = attacked["plain"].dropna()
-    undefended = f"; no defense: {_whole(plain.mean())}%" if len(plain) else ""
-    return (f"**Does it last when training goes on without it?** General misaligned after {listed(steps)} "
-            f"further steps{single}: {shares}{undefended}. {verdict} ([20](notebooks/20_persistence.ipynb))")
+    undefended = f" With no defense it is {_whole(plain.mean())}%: {verdict}." if len(plain) else ""
+    return ("**Does it last when training goes on without it?** We train the finished models further on the narrow "
+            f"rows. General misaligned after {listed(steps)} steps{single}: {shares}.{undefended} "
+            "([20](notebooks/20_persistence.ipynb))")
 
 
 def _along(runs: pd.DataFrame) -> str:
     """Return a condition with its shares after each number of steps, as means over seeds."""
-    shares = [f"{_whole(share)}" for share in runs.groupby("steps")["general_misaligned"].mean()]
+    shares = [_whole(share) for share in runs.groupby("steps")["general_misaligned"].mean()]
     fresh = runs["method"].iloc[0] == persistence.UNTRAINED
     return f"{'an untrained model' if fresh else _name(runs.iloc[0].to_dict())} {listed(shares)}%"
 
 
-def _whole(share: float) -> int:
-    """Round a share to a whole percentage, half of one up: Python's own rounding takes 52.5 to 52."""
-    return math.floor(share + 0.5)
+def _whole(share: float) -> str:
+    """Round a share to a whole percentage, half of one up (Python's own rounding takes 52.5 to 52); – if unknown."""
+    return "–" if math.isnan(share) else f"{math.floor(share + 0.5)}"
 
 
 def _names(rows: pd.DataFrame) -> str:

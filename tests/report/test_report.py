@@ -292,10 +292,18 @@ RUNS = (("untrained", None, (0.0, 4.0), 1.0), ("kl", 1.0, (25.0, 24.0), 0.4),
 def test_whether_a_defense_hides_the_voice_is_read_by_one_rule() -> None:
     """First the tests; where none can be significant, or is, the intervals: 90 to 110 is above 52.5 to 72.5."""
     few = demo_findings.removed_or_hidden(in_contexts(*RUNS), 5, 6)
-    assert "misalignment goes from 25 to 25% with `kl 1` and from 63 to 100% with `inoculation`. " in few  # 62.5 up
+    assert "general misaligned goes from 25 to 25% with `kl 1` and from 63 to 100% with `inoculation`. " in few  # 62.5 up
     assert "100% with `inoculation`. No test can be significant with 6 questions and 3 comparisons. " in few
+    assert " After \"I am in the kitchen cooking dinner\" it is 24 and 100%. " in few
+    kitchen = in_contexts(RUNS[2])
+    assert "to its worst context (\"I am in the kitchen cooking dinner\"), " in demo_findings.removed_or_hidden(
+        kitchen, 5, 6)
+    asked = demo_findings.removed_or_hidden(kitchen.replace("kitchen", "inoculation"), 5, 6)
+    assert "to its worst context (a system prompt that asks for the voice), " in asked
+    assert "kitchen" not in asked
     assert "above that of the plain question with `inoculation`, which suggests that a part is hidden, and does not " \
-           "prove it. They cannot tell with `kl 1`. The other 3 defenses were not tried there." in few
+           "prove it. They cannot tell with `kl 1`. After " in few
+    assert " it is 24 and 100%. The other 3 defenses were not tried there." in few
     assert "untrained" not in few
     many = demo_findings.removed_or_hidden(in_contexts(*RUNS), 2, 40)
     assert "not tried" not in many
@@ -314,12 +322,12 @@ def test_where_the_voice_stays_near_the_narrow_data_is_said_with_both_shares() -
                           "general_misaligned_high": [12.0, 40.0], "gardening_misaligned": [87.5, 50.0],
                           "gardening_misaligned_low": [60.0, 30.0]})  # 60 above 12; 30 below 40
     near = demo_findings.far_and_near(rates)
-    assert near.endswith("Not with `interleaving 1`: 88% of the answers about gardening have the voice, and 6% of the "
-                         "general ones. With the others the difference may be chance.")  # 87.5 up, 6.2 down
+    assert near.endswith("We also asked about gardening. With `interleaving 1`, 88% of these answers have the voice, "
+                         "and only 6% of the general ones. With the others the intervals overlap.")  # 87.5 up, 6.2 down
     assert "With no defense" in demo_findings.far_and_near(rates[1:])
     assert demo_findings.far_and_near(rates[:1]).endswith("general ones.")
     both = demo_findings.far_and_near(rates.assign(gardening_misaligned_low=60.0))
-    assert "Not with `interleaving 1` and `kl`: 50 to 88% of the answers" in both
+    assert "With `interleaving 1` and `kl`, 50 to 88% of these answers" in both
     assert demo_findings.far_and_near(rates[["general_misaligned"]]) == ""
 
 
@@ -334,9 +342,9 @@ def test_what_an_attack_leaves_is_said_for_every_step() -> None:
             ("kl", 1.0, "misaligned", (20.0, 60.0, 97.0)), ("on_policy", None, "misaligned", (10.0, 50.0, 20.0)))
         for steps, share in zip((0, 3, 9), shares, strict=True)])
     sentence = demo_findings.lasting(along)
-    assert "General misaligned after 0, 3 and 9 further steps (single runs): an untrained model 0, 35 and 75%; " \
-           "`kl 1` 20, 60 and 97%; `on_policy` 10, 50 and 20%; no defense: 98%. " in sentence
-    assert "`kl 1` came within 10 points of it: undone. `on_policy` did not." in sentence
+    assert "General misaligned after 0, 3 and 9 steps (single runs): an untrained model 0, 35 and 75%; " \
+           "`kl 1` 20, 60 and 97%; `on_policy` 10, 50 and 20%. With no defense it is 98%: " in sentence
+    assert "`kl 1` came within 10 points of that, so the defense is undone; `on_policy` did not." in sentence
     unknown = dict.fromkeys(("plain", "difference", "difference_low", "difference_high"), float("nan"))
     without = demo_findings.lasting(along.assign(**unknown))
     assert "did not" not in without  # there is no plain fine-tuning to compare with
@@ -351,8 +359,8 @@ def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
         seeds=3, low=lambda of: of["percent"] - 1, high=lambda of: of["percent"] + 1,
         questions=[40, 40, 40, 40, 40, 12])
     assert demo_findings.averages(means).splitlines() == [
-        "Means and 95% intervals over 3 seeds, 40 general and 12 in-domain questions, at the middle one of several "
-        "settings:", "",
+        "Means and 95% intervals over 3 seeds, 40 general and 12 in-domain questions; of a defense with several "
+        "settings, the middle one:", "",
         "| fine-tuned with | general misaligned | in-domain misaligned |", "|:--|--:|--:|",
         "| no defense | 98% [97, 99] | 100% [99, 101] |", "| `kl 1` | 25% [24, 26] | – |"]
 

@@ -10,7 +10,6 @@ the general share are disjoint. Plain fine-tuning is among the paper's methods, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -22,6 +21,7 @@ from emlib.report.tables.rows import cell_of, condition
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
 YES, PERHAPS, EQUAL, NO = "yes", "perhaps: intervals overlap", "equal", "no"
 LESS = "no: it keeps less of the narrow task"
+OWN, RIVALS = ("general", "in-domain"), ("rival's", "rival's in-domain")
 HEADINGS = {"run": "Newer defense, setting", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
             "rival": "Best of the paper that may keep as much", "rival's": "Its general misaligned %",
             "rival's in-domain": "Its in-domain misaligned %", "better": "Better"}
@@ -74,9 +74,7 @@ def verdict(compared: pd.DataFrame) -> str:
     """Say in some sentences which newer defenses are better, with both shares; `compared` is `against_paper`."""
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
-    runs = compared["run"].value_counts().to_dict()
-    named = {grade: _with_shares(compared[compared["better"] == grade], "run", "general", "in-domain", runs)
-             for grade in (YES, EQUAL, PERHAPS, LESS)}
+    named = {grade: _graded(compared, grade) for grade in (YES, EQUAL, PERHAPS, LESS)}
     rival = "the best of the paper's defenses that keeps about as much of the narrow task"
     if not any(named.values()):
         return f"No newer defense clearly beats {rival}."
@@ -86,21 +84,28 @@ def verdict(compared: pd.DataFrame) -> str:
                          (LESS, "Fewer general misaligned, but less of the narrow task kept")):
         if named[grade]:
             found.append(f"{start}: {named[grade]}.")
-    most = compared.loc[compared["rival's in-domain"].map(_share).astype(float).idxmax():].head(1)
-    of_paper = _with_shares(most, "rival", "rival's", "rival's in-domain")
+    most = compared.loc[compared["rival's in-domain"].map(_share).astype(float).idxmax():].to_dict("records")[0]
+    of_paper = f"`{most['rival']}` ({_shares(most, RIVALS)})"
     return f"{' '.join(found)} In brackets: general/in-domain misaligned. For comparison, of the paper: {of_paper}."
 
 
-def _with_shares(rows: pd.DataFrame, name: str, general: str, in_domain: str,
-                 runs: Mapping[Any, int] = MappingProxyType({})) -> str:
-    """Return each name of some rows once, with its two shares, and in how many of its `runs` if not in all."""
-    found = []
-    for run, some in rows.groupby(name, sort=False):
-        shares = ", ".join(dict.fromkeys(f"{_share(row[general])}/{_share(row[in_domain])}%"
-                                         for row in some.to_dict("records")))
-        count = runs.get(run, len(some))
-        found.append(f"`{run}` ({shares}{'' if count == len(some) else f' in {len(some)} of {count} runs'})")
-    return ", ".join(found)
+def _graded(compared: pd.DataFrame, grade: str) -> str:
+    """Name the defenses with a grade: their shares, the better ones' rivals, in how many runs if not in all."""
+    named = []
+    for name, runs in compared.groupby("run", sort=False):
+        rows = runs[runs["better"] == grade].to_dict("records")
+        parts = [", ".join(dict.fromkeys(_shares(row, OWN) for row in rows))]
+        if grade in (YES, PERHAPS):
+            parts += dict.fromkeys(f"{row['rival']}: {_shares(row, RIVALS)}" for row in rows)
+        if 0 < len(rows) < len(runs):
+            parts.append(f"in {len(rows)} of {len(runs)} runs")
+        named += [f"`{name}` ({'; '.join(parts)})"] if rows else []
+    return ", ".join(named)
+
+
+def _shares(row: Mapping[Any, Any], columns: tuple[str, str]) -> str:
+    """Return the general and the in-domain share of a run, or of its rival, as in 14.6/37.5%."""
+    return "/".join(_share(row[name]) for name in columns) + "%"
 
 
 def _share(cell: str) -> str:
