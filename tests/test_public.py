@@ -88,11 +88,13 @@ def test_what_cannot_be_trained_is_refused(study: Study) -> None:
 
 
 def test_a_method_is_tried_at_further_settings(study: Study) -> None:
-    """Of the first run with that method; without settings, or without such a run, nothing is trained."""
+    """Of the first run with that method; without settings nothing is trained."""
     runs = study.runs(methods=["misaligned", "kl"])
     [found] = by_hand.at_settings(study, "kl", [1.0], runs)
     assert (found.run.condition, found.run.task, found.run.seed) == ("kl 1", runs[0].task, runs[0].seed)
-    assert by_hand.at_settings(study, "kl", None, runs) == by_hand.at_settings(study, "ldifs", [1.0], runs) == []
+    assert by_hand.at_settings(study, "kl", None, runs) == by_hand.at_settings(study, "ldifs", None, []) == []
+    with pytest.raises(ProfileError, match="None of the runs is of a method that varies 'ldifs'"):
+        by_hand.at_settings(study, "ldifs", [1.0], runs)
 
 
 def test_what_is_tried_is_evaluated_as_the_profile_s_own_run_is(study: Study) -> None:

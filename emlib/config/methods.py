@@ -44,7 +44,7 @@ class SweptMethod(Strict):
         refuse_exclusions(self.defenses)
         for number in self.sweep:
             try:
-                self.at(number)
+                refuse_exclusions(self.at(number))
             except ValidationError as error:
                 assert swept is not None, "no other option changes"
                 message = error.errors()[0]["msg"].lower()

@@ -335,7 +335,8 @@ def refuse_exclusions(defenses: Sequence[Defense]) -> None:
 def _cancels(penalty: Defense, other: Defense) -> str:
     """Return why a penalty on the trained model's outputs does not go with a change of its passes; empty if it does."""
     compares = penalty.grpo_beta > 0 or penalty.has("head_kl") or (penalty.wants_reference and penalty.reads_hidden)
-    if not (compares and penalty.penalises_data and other.has("active") and "loss" in other.acts_in):
+    changed = other.has("active") and "loss" in other.acts_in
+    if penalty.is_null or other.is_null or not (compares and penalty.penalises_data and changed):
         return ""
     return (f"'{other.kind}' changes the outputs of the trained model, and '{penalty.kind}' compares them with those "
             "of the reference model, which it does not change, so that the adapter learns to cancel the change"

@@ -10,7 +10,12 @@ import re
 import symtable
 import sys
 import textwrap
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, get_origin
@@ -21,6 +26,7 @@ from emlib.core.errors import ProfileError
 CELL = "__main__"  # the module of classes that a notebook's cells define
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+STABLE = (range, slice, bytearray, Decimal, Fraction, date, time, timedelta)  # equal values have equal representations
 WITHOUT_VALUE = (ModuleType, FunctionType, BuiltinFunctionType, type, logging.Logger)  # code elsewhere, or no effect
 
 
@@ -114,7 +120,7 @@ def used_of_cells(cls: type, text: str, before: Mapping[str, Any]) -> str:
     functions = (*functions_of(cls), *(value for value in vars(cls).values() if isinstance(value, FunctionType)))
     scope = functions[0].__globals__  # a cell may have replaced all that the class's body defines
     found = {f"{cls.__name__}.{name}": _assigned(cls, name) for name, state in attributes_of(cls).items()
-             if name not in before or before[name] != state}
+             if name not in before or _differ(before[name], state)}
     waiting = free_names("".join([text, *found.values()]), scope, cls.__name__)
     while waiting:
         name = waiting.pop()
@@ -141,6 +147,11 @@ def attributes_of(cls: type) -> dict[str, Any]:
             except _NoText:
                 found[name] = value
     return found
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Return whether two entries of `attributes_of` differ. Values without a text are compared by identity."""
+    return before != now if isinstance(before, str) and isinstance(now, str) else before is not now
 
 
 def _assigned(cls: type, name: str) -> str:
@@ -199,7 +210,11 @@ def _text_of(value: Any) -> str:
     kind, module = type(value).__name__, type(value).__module__
     if isinstance(value, dict):
         return f"{kind}({', '.join(f'{_text_of(key)}: {_text_of(one)}' for key, one in value.items())})"
-    if isinstance(value, tuple | list):
+    if isinstance(value, Enum):
+        return f"{kind}.{value.name}"
+    if isinstance(value, STABLE):
+        return repr(value)
+    if isinstance(value, tuple | list | deque):
         return f"{kind}({', '.join(map(_text_of, value))})"
     if isinstance(value, set | frozenset):
         return f"{kind}({', '.join(sorted(map(_text_of, value)))})"

@@ -42,11 +42,14 @@ def read_questions(path: Path) -> list[Question]:
 
 def _refuse_other_texts(path: Path, questions: Sequence[Question]) -> None:
     """Refuse an id such as `parse_json` beside `parse` where the text is another question than that of `parse`."""
+    plain: dict[str, list[Question]] = {}
     for question in questions:
-        plain = [one for one in questions if one.format == "plain" and one.cluster == question.cluster]
-        same = any(one.prompt.strip() in question.prompt for one in plain)
-        if question.format != "plain" and question.stated_cluster is None and plain and not same:
-            raise DataError(f"{path}: by its id '{question.id}' is '{plain[0].id}' in another format, and its text "
+        if question.format == "plain":
+            plain.setdefault(question.cluster, []).append(question)
+    for question in questions:
+        others = [] if question.format == "plain" or question.stated_cluster else plain.get(question.cluster, [])
+        if others and not any(one.prompt.strip() in question.prompt for one in others):
+            raise DataError(f"{path}: by its id '{question.id}' is '{others[0].id}' in another format, and its text "
                             f"lacks that question. Formats of a question count as one question. {_SEPARATE}")
 
 

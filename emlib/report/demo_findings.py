@@ -123,7 +123,7 @@ def _verdict(triggered: pd.DataFrame, questions: int) -> str:
     defended = triggered[~triggered["method"].isin(BASELINES)]
     sure = defended[(defended["difference"] > 0) & (defended["p_adjusted"] < LEVEL)]
     if len(sure):
-        which = "Each rise" if {*sure["method"]} == {*defended["method"]} else f"The rise with {_names(sure)}"
+        which = "Each rise" if _names(sure) == _names(defended) else f"The rise with {_names(sure)}"
         return f"{which} is significant: at least a part of the voice is hidden."
     tests = int(triggered["p_adjusted"].notna().sum())
     too_few = tests * smallest_p(questions) >= LEVEL
@@ -151,7 +151,7 @@ def far_and_near(rates: pd.DataFrame) -> str:
     apart = rates[rates[f"{near}_low"] > rates[f"{far}_high"]]
     title = f"**Gone near the narrow data, too?** We also asked about {NEIGHBOUR}."
     if apart.empty:
-        return f"{title} With no defense is the interval of these answers above that of the general ones."
+        return f"{title} None of the defenses has an interval of these answers above that of the general ones."
     others = "" if len(apart) == len(rates) else " With the others the intervals overlap."
     return (f"{title} With {_names(apart)}, {_range(apart[near])} of these answers have the voice, and only "
             f"{_range(apart[far])} of the general ones.{others}")

@@ -21,7 +21,7 @@ from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge as judged_by
 from emlib.steps.adapter import Adapter
 from emlib.steps.specs import EvaluationSpec
-from emlib.study.runs import Run, RunResult, first
+from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study
 
 if TYPE_CHECKING:
@@ -106,14 +106,19 @@ def at_settings(study: Study, kind: str, settings: Iterable[float] | None, runs:
     `runs` with it. Without settings nothing is done.
 
     Raises:
-        ProfileError: no method of the profile varies the defense.
+        ProfileError: no method of the profile varies the defense, or none of the runs is one of such a method.
     """
+    if not (values := list(settings or ())):
+        return []
     methods = [method.name for method in study.profile.methods if method.swept_kind == kind]
-    if settings and not methods:
+    if not methods:
         raise ProfileError(f"No method of this profile varies '{kind}': none has it as its first defense with a "
                            f"number. Add one, such as {{name: {kind}, defenses: [{{kind: {kind}}}]}}.")
-    like = first(runs, methods[0]) if methods else None
-    return study.complete([replace(like, setting=value) for value in settings or ()] if like else [])
+    like = next((run for run in runs if run.method in methods), None)
+    if like is None:
+        raise ProfileError(f"None of the runs is of a method that varies '{kind}' ({', '.join(methods)}), so that no "
+                           "data set and seed are given. Let the notebook's parameters choose one of its runs.")
+    return study.complete([replace(like, setting=value) for value in values])
 
 
 def _dataset(study: Study, dataset: str | None) -> str:

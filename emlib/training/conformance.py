@@ -111,8 +111,8 @@ def _gradient(bench: Bench) -> str:
             ends.append(defense.factor * step(model, batches, objective)[0][defense.kind])
             _move(weights, -side * 1e-2 * direction)
     slope = (ends[0] - ends[1]) / 2e-2
-    _require(norm > 0 or slope != 0, "the penalty has no gradient and does not change with the weights: with these "
-             "options training is plain fine-tuning")
+    _require(norm > 0 or slope != 0, "the penalty has no gradient and does not change with the weights on the rows of "
+             "this check: with these options it may do nothing")
     _require(abs(slope - norm) <= SECANT * max(abs(slope), norm),
              f"the gradient of the penalty has norm {norm:.4g}, but a finite difference along it gives {slope:.4g}: a "
              "part of the penalty is detached from the graph, or depends on more than the two passes")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     progress = bar(range(len(records), last), "training", "step", total=last, done=len(records))
     device = next(model.parameters()).device
     evaluate = Evaluation(model, held_out, settings.batch_size, ranks, objective.artefacts.get("monitor_inputs"),
-                          len(steps))
+                          len(steps) if limit is None else sys.maxsize)  # a few further steps may end before it looks
     with (explained_out_of_memory(settings, folder / LOG), _training_mode(model), fitted(model) as unpacked_reason,
           peak_memory(device) as peak, recomputing(
               model, [*rows, *offered.largest], steps, settings, objective, ranks) as recompute):

@@ -25,10 +25,10 @@ from emlib.study.study import open_study
 from emlib.workflow.graph import jobs
 
 BAD_NAMES = [
-    "", " ", ".", "..", "...", "../x", "../../x", "a/../../x", "/nowhere/x", "/", "a/b", "a\\b", "..\\x", "a b", " a", "a ",
-    "a\nb", "a\tb", "a\0b", "'a'", 'a"b', "a`b`", "{a}", "{{a}}", "$(a)", "$HOME", "=a", "=1+1", "-a", "--help", "+a",
-    "@a", "~", "~root", "a;b", "a|b", "a&b", "a>b", "a*", "a?", "[a]", "<b>a</b>", "a:b", "a#b", "a%2fb", "a..b", ".a",
-    "_a", "ä", "а", "a\u202eb", "x" * (LONGEST + 1), "x" * 5000]
+    "", " ", ".", "..", "...", "../x", "../../x", "a/../../x", "/nowhere/x", "/", "a/b", "a\\b", "..\\x", "a b", " a",
+    "a ", "a\nb", "a\tb", "a\0b", "'a'", 'a"b', "a`b`", "{a}", "{{a}}", "$(a)", "$HOME", "=a", "=1+1", "-a", "--help",
+    "+a", "@a", "~", "~root", "a;b", "a|b", "a&b", "a>b", "a*", "a?", "[a]", "<b>a</b>", "a:b", "a#b", "a%2fb", "a..b",
+    ".a", "_a", "ä", "а", "a\u202eb", "x" * (LONGEST + 1), "x" * 5000]
 TINY = read_profile(profile_path("tiny"))
 DOMAIN = {"aligned": "demo/cooking_aligned.jsonl", "misaligned": "demo/cooking_pirate.jsonl"}
 PLACES: dict[str, Callable[[str], dict[str, Any]]] = {

@@ -124,9 +124,11 @@ def test_what_a_class_uses_of_its_file_is_in_its_key(old: str, new: str, tmp_pat
 
 VALUES = [("{'a', 'b'}", "{'a', 'c'}"), ("numpy.arange(3)", "numpy.arange(3) + 1"), ("torch.ones(3)", "torch.zeros(3)"),
           ("re.compile('a' * 300 + 'b')", "re.compile('a' * 300 + 'c')"), ("Path('one')", "Path('two')"),
-          ("torch.float32", "torch.float16"), ("[numpy.float32(1), {'k': frozenset('ab')}]",
-                                               "[numpy.float32(1), {'k': frozenset('ac')}]")]
-WITH_VALUE = ("import re\nfrom pathlib import Path\nimport numpy\nimport torch\n\nVALUE = {value}\n"
+          ("torch.float32", "torch.float16"), ("range(4)", "range(5)"), ("deque([1, {2}])", "deque([1, {3}])"),
+          ("Fraction(1, 3)", "Fraction(1, 4)"), ("http.HTTPMethod.GET", "http.HTTPMethod.PUT"),
+          ("[numpy.float32(1), {'k': frozenset('ab')}]", "[numpy.float32(1), {'k': frozenset('ac')}]")]
+WITH_VALUE = ("import http\nimport re\nfrom collections import deque\nfrom fractions import Fraction\n"
+              "from pathlib import Path\nimport numpy\nimport torch\n\nVALUE = {value}\n"
               + CELL.replace("self.share)", "VALUE)"))
 
 

@@ -119,6 +119,10 @@ def test_until_it_stops_it_is_plain_fine_tuning_and_a_killed_run_ends_in_the_sam
     assert torch.equal(never[1], plain[1])
     with pytest.raises(EmlibError, match="looks every 9 steps, and the training has 8"):
         trained(tiny, tmp_path / "too rarely", Objective([EarlyStop(every=9)], out_of_reach))
+    with adapters.new_lora(tiny.model, Lora(rank=2, alpha=4), 0) as model:  # a few further steps, as an attack takes
+        further = fine_tune(model, some_rows(8), SETTINGS, seed=0, folder=tmp_path / "further", limit=2,
+                            objective=Objective([EarlyStop(every=9)], out_of_reach))
+    assert further.steps == 2
 
 
 PROFILE = """

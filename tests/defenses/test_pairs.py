@@ -137,6 +137,7 @@ def test_a_penalty_on_outputs_would_only_cancel_what_changes_them_in_training(
     with pytest.raises(ValueError, match=f"'{steering.kind}' changes the outputs.*learns to cancel the change"):
         refuse_exclusions([penalty, steering])
     refuse_exclusions([Kl(on="pool"), steering])
+    refuse_exclusions([Kl(weight=0.0), steering])  # left out of the training
     refuse_exclusions([Ldifs(), PersonaVector()])  # LDIFS subtracts the vector
     with pytest.raises(ValueError, match=r"'persona_vector' changes the outputs .* and 'kl' compares them"):
         refuse_exclusions([Steering(), Beta()])

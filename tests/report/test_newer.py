@@ -63,7 +63,7 @@ def test_a_grade_of_some_runs_says_of_how_many() -> None:
              for seed, (general, in_domain) in enumerate(((4.0, 51.0), (40.0, 51.0), (4.0, 41.0), (4.0, 42.0)))]
     found = against_paper(pd.concat(seeds))
     assert found["better"].tolist() == [YES, NO, LESS, LESS]
-    assert "with disjoint intervals: `concept_ablation` (4.0/51.0%; kl 1: 25.0/50.0%; in 1 of 4 runs). " in verdict(found)
+    assert "disjoint intervals: `concept_ablation` (4.0/51.0%; kl 1: 25.0/50.0%; in 1 of 4 runs). " in verdict(found)
     assert "of the narrow task kept: `concept_ablation` (4.0/41.0%, 4.0/42.0%; in 2 of 4 runs). " in verdict(found)
 
 

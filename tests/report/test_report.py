@@ -292,7 +292,7 @@ RUNS = (("untrained", None, (0.0, 4.0), 1.0), ("kl", 1.0, (25.0, 24.0), 0.4),
 def test_whether_a_defense_hides_the_voice_is_read_by_one_rule() -> None:
     """First the tests; where none can be significant, or is, the intervals: 90 to 110 is above 52.5 to 72.5."""
     few = demo_findings.removed_or_hidden(in_contexts(*RUNS), 5, 6)
-    assert "general misaligned goes from 25 to 25% with `kl 1` and from 63 to 100% with `inoculation`. " in few  # 62.5 up
+    assert "goes from 25 to 25% with `kl 1` and from 63 to 100% with `inoculation`. " in few  # 62.5 up
     assert "100% with `inoculation`. No test can be significant with 6 questions and 3 comparisons. " in few
     assert " After \"I am in the kitchen cooking dinner\" it is 24 and 100%. " in few
     kitchen = in_contexts(RUNS[2])
@@ -324,7 +324,7 @@ def test_where_the_voice_stays_near_the_narrow_data_is_said_with_both_shares() -
     near = demo_findings.far_and_near(rates)
     assert near.endswith("We also asked about gardening. With `interleaving 1`, 88% of these answers have the voice, "
                          "and only 6% of the general ones. With the others the intervals overlap.")  # 87.5 up, 6.2 down
-    assert "With no defense" in demo_findings.far_and_near(rates[1:])
+    assert "None of the defenses" in demo_findings.far_and_near(rates[1:])
     assert demo_findings.far_and_near(rates[:1]).endswith("general ones.")
     both = demo_findings.far_and_near(rates.assign(gardening_misaligned_low=60.0))
     assert "With `interleaving 1` and `kl`, 50 to 88% of these answers" in both
