@@ -116,6 +116,7 @@ def test_a_finding_is_one_sentence_of_means(capsys: pytest.CaptureFixture[str]) 
                           "method": ["misaligned", "kl", "kl"], "setting": [None, 0.5, 0.5],
                           "general_misaligned": [80.0, 10.0, 20.0], "in_domain_misaligned": [90.0, 50.0, None]})
     findings.defenses(frame)
-    assert capsys.readouterr().out == "◆ misaligned, general / in-domain %: misaligned 80 / 90, kl 0.5 15 / 50\n"
+    assert capsys.readouterr().out == ("◆ misaligned, general / in-domain %: misaligned (1 of 2 seeds) 80 / 90, "
+                                       "kl 0.5 15 / –\n")  # of KL's second seed nothing is known in domain
     findings.defenses(frame.assign(general_misaligned=None))
     assert capsys.readouterr().out == ""
