@@ -232,7 +232,9 @@ def _text_of(value: Any) -> str:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_plain, (*value, *value.values())))
-    return isinstance(value, PLAIN) or (isinstance(value, tuple | list) and all(map(_is_plain, value)))
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, PLAIN) and not isinstance(value, Enum)  # whose representation is no expression
 
 
 def _statement_of(code: CodeType) -> str:
