@@ -93,7 +93,7 @@ def test_a_method_is_tried_at_further_settings(study: Study) -> None:
     [found] = by_hand.at_settings(study, "kl", [1.0], runs)
     assert (found.run.condition, found.run.task, found.run.seed) == ("kl 1", runs[0].task, runs[0].seed)
     assert by_hand.at_settings(study, "kl", None, runs) == by_hand.at_settings(study, "ldifs", None, []) == []
-    with pytest.raises(ProfileError, match="None of the runs is of a method that varies 'ldifs'"):
+    with pytest.raises(ProfileError, match="None of the notebook's runs is one of ldifs"):
         by_hand.at_settings(study, "ldifs", [1.0], runs)
 
 

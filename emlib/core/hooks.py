@@ -74,7 +74,10 @@ class Evaluate(Protocol):
 
     @property
     def steps(self) -> int:
-        """The number of steps of the whole training, unless a defense stops it; in reinforcement learning, RL steps."""
+        """The number of steps of the whole training, unless a defense stops it; in reinforcement learning, RL steps.
+
+        In an attack, which takes a few further steps after a training, it is larger than any number of steps.
+        """
 
     def __call__(self) -> float:
         """Compute the mean loss on the rows of `held_out`, in nats per response token."""

@@ -211,7 +211,7 @@ def _text_of(value: Any) -> str:
     if isinstance(value, dict):
         return f"{kind}({', '.join(f'{_text_of(key)}: {_text_of(one)}' for key, one in value.items())})"
     if isinstance(value, Enum):
-        return f"{kind}.{value.name}"
+        return f"{kind}.{value.name}({_text_of(value.value)})"
     if isinstance(value, STABLE):
         return repr(value)
     if isinstance(value, tuple | list | deque):

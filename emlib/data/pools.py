@@ -61,7 +61,7 @@ def has_systems_of_pairs(path: Path, form: PoolForm) -> bool:
     """Return whether any row with columns of a prompt and an answer has one of a system prompt; stop at the first."""
     if form not in ("messages", "wildguard"):
         return False
-    return any(form_of(row.values, (*CHATS, *PAIRS)) in PAIRS and str(row.values.get(SYSTEM) or "").strip()
+    return any(form_of(row.values, (*CHATS, *PAIRS)) in PAIRS and not is_blank(str(row.values.get(SYSTEM) or ""))
                for row in rows_of(path) if isinstance(row, Row))
 
 

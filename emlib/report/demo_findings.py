@@ -98,8 +98,9 @@ def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int) ->
                      for row in most.to_dict("records")])
     left = defenses - most["method"].nunique()
     rest = f" The other {left} defenses were not tried there." if left else ""
+    kitchen = "" if {*most["trigger"]} == {KITCHEN} else _in_the_kitchen(triggered)
     return (f"**Removed, or only hidden?** From the plain question, asked anew, to its worst context{_which(most)}, "
-            f"general misaligned goes {shares}. {_verdict(triggered, questions)}{_in_the_kitchen(triggered)}{rest} "
+            f"general misaligned goes {shares}. {_verdict(triggered, questions)}{kitchen}{rest} "
             f"([the rule]({RULE}), [11](notebooks/11_triggers_and_trajectories.ipynb))")
 
 

@@ -116,8 +116,8 @@ def at_settings(study: Study, kind: str, settings: Iterable[float] | None, runs:
                            f"number. Add one, such as {{name: {kind}, defenses: [{{kind: {kind}}}]}}.")
     like = next((run for run in runs if run.method in methods), None)
     if like is None:
-        raise ProfileError(f"None of the runs is of a method that varies '{kind}' ({', '.join(methods)}), so that no "
-                           "data set and seed are given. Let the notebook's parameters choose one of its runs.")
+        raise ProfileError(f"None of the notebook's runs is one of {' or '.join(methods)}, whose data set and seed a "
+                           f"further '{kind}' would take. Let its parameters datasets, settings and seeds leave one.")
     return study.complete([replace(like, setting=value) for value in values])
 
 

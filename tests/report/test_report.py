@@ -296,8 +296,9 @@ def test_whether_a_defense_hides_the_voice_is_read_by_one_rule() -> None:
     assert "100% with `inoculation`. No test can be significant with 6 questions and 3 comparisons. " in few
     assert " After \"I am in the kitchen cooking dinner\" it is 24 and 100%. " in few
     kitchen = in_contexts(RUNS[2])
-    assert "to its worst context (\"I am in the kitchen cooking dinner\"), " in demo_findings.removed_or_hidden(
-        kitchen, 5, 6)
+    alone = demo_findings.removed_or_hidden(kitchen, 5, 6)
+    assert "to its worst context (\"I am in the kitchen cooking dinner\"), " in alone
+    assert "After" not in alone  # it would say the same again
     asked = demo_findings.removed_or_hidden(kitchen.replace("kitchen", "inoculation"), 5, 6)
     assert "to its worst context (a system prompt that asks for the voice), " in asked
     assert "kitchen" not in asked

@@ -90,7 +90,10 @@ def verdict(compared: pd.DataFrame) -> str:
 
 
 def _graded(compared: pd.DataFrame, grade: str) -> str:
-    """Name the defenses with a grade: their shares, the better ones' rivals, in how many runs if not in all."""
+    """Name each defense that has the grade in some run, with its shares, the rival that it beats, and the runs.
+
+    The number of runs is left out where it is all of them.
+    """
     named = []
     for name, runs in compared.groupby("run", sort=False):
         rows = runs[runs["better"] == grade].to_dict("records")
