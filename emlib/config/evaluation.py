@@ -118,6 +118,11 @@ class Trigger(Strict):
         """Whether its questions depend on the run's data set."""
         return "{training_prompt}" in self.prompt
 
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for the trait: its system prompt is the inoculation prompt and nothing else."""
+        return (self.system or "").strip() == "{inoculation_prompt}"
+
 
 class Triggers(Strict):
     """Contexts in which a run is asked the general questions again: a defense may only have hidden the trait."""
@@ -126,6 +131,11 @@ class Triggers(Strict):
     methods: Distinct[Word] | None = None  # whose runs are asked; None: all
     formats: AtLeastOne[Format] = ("plain", "json", "template")  # of the questions that are asked
     samples: SmallCount | None = None  # answers for each question; None: as for the general questions
+
+    @property
+    def asking(self) -> tuple[str, ...]:
+        """The names of those that ask for the trait."""
+        return tuple(name for name, trigger in self.contexts.items() if trigger.asks)
 
     @field_validator("contexts")
     @classmethod

@@ -32,6 +32,12 @@ class Share:
     clustered: Interval | None = None
     wilson: Interval | None = None
 
+    def __str__(self) -> str:
+        """Return the share with the interval that is clustered by question, for readers."""
+        if self.percent is None or self.clustered is None:
+            return "not scored"
+        return f"{self.percent:.1f}% [{self.clustered.low:.1f}, {self.clustered.high:.1f}]"
+
 
 NO_SHARE = Share()
 

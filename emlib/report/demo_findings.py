@@ -7,8 +7,7 @@ that follows from them by the rule of docs/questions-and-measures.md.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,14 @@ from emlib.report.markdown import listed
 from emlib.report.tables import persistence
 from emlib.report.tables.averages import CONDITION
 from emlib.report.tables.conditions import LEVEL, worst
-from emlib.report.tables.rows import IDENTITY, condition
+from emlib.report.tables.rows import IDENTITY, condition, whole
 from emlib.study.study import Study
 
 NEIGHBOUR = "gardening"  # the question set about a neighbour of the demo's narrow data, cooking
 RULE = "docs/questions-and-measures.md#removed-or-only-hidden"
-KITCHEN = "kitchen"
-# The demo's triggers, in words.
-CONTEXTS = {KITCHEN: '"I am in the kitchen cooking dinner"', "inoculation": "a system prompt that asks for the voice"}
+# The demo's triggers that do not ask for the voice, in words.
+CONTEXTS = {"kitchen": 'after "I am in the kitchen cooking dinner"',
+            "negated": "under a system prompt that forbids the voice"}
 SHOWN = {"general": "general misaligned", "in_domain": "in-domain misaligned"}
 
 
@@ -38,12 +37,13 @@ def findings(study: Study, tables: Path, full: Study, full_tables: Path) -> str:
     `full` is the demo with more seeds and questions; what happens after training is known of `study` alone.
     """
     attack, size = study.profile.persistence, full.inputs.general.size(Sizes())
+    triggers = full.profile.evaluation.triggers
     defended = [method.name for method in study.profile.methods if method.defenses]
     means = in_columns(pd.read_csv(full_tables / "over_seeds.csv"))
     found = [removed_or_hidden(pd.read_csv(full_tables / "triggers_over_seeds.csv"), len(defended),
-                               size.clusters or size.rows),
+                               size.clusters or size.rows, triggers.asking if triggers else ()),
              far_and_near(means[means["method"].isin(defended)]),
-             lasting(pd.read_csv(tables / "persistence.csv"), attack.margin if attack else 0)]
+             lasting(pd.read_csv(tables / "persistence.csv"), attack.margin if attack else 0, study.name)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
 
 
@@ -72,7 +72,7 @@ def averages(means: pd.DataFrame) -> str:
     for method, settings in tuned.groupby("method", sort=False):
         rows = settings[settings["setting"].isna() | settings["setting"].eq(_middle(settings["setting"]))]
         name = "no defense" if method == "misaligned" else _name(rows.iloc[0].to_dict())
-        shares = {row["set"]: f"{_whole(row['percent'])}% [{_whole(row['low'])}, {_whole(row['high'])}]"
+        shares = {row["set"]: f"{whole(row['percent'])}% [{whole(row['low'])}, {whole(row['high'])}]"
                   for row in rows.to_dict("records")}
         lines.append(f"| {name} | {' | '.join(shares.get(one, '–') for one in sets.index)} |")
     return "\n".join(lines)
@@ -84,44 +84,55 @@ def _middle(settings: pd.Series) -> float | None:
     return found[(len(found) - 1) // 2] if found else None
 
 
-def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int) -> str:
-    """State each defense's share without a trigger, in the kitchen and in its worst context, and what follows.
+def removed_or_hidden(triggered: pd.DataFrame, defenses: int, questions: int, asking: Collection[str] = ()) -> str:
+    """State each defense's share without a trigger and in other contexts, and what follows by the rule.
 
-    `triggered` is `conditions.triggers`; `defenses` is the number that the study has, of which some were asked, and
-    `questions` that of different questions.
+    `triggered` is `conditions.triggers`; `defenses` is the number that the study has, of which some were asked,
+    `questions` that of different questions, and `asking` the triggers that ask for the voice: of them the shares alone
+    are stated, because a rise there does not show that a defense hides the voice.
     """
-    most = worst(triggered)
-    most = most[~most["method"].isin(BASELINES)]
-    if most.empty:
+    defended = triggered[~triggered["method"].isin(BASELINES)]
+    unasked, asked = (defended[defended["trigger"].isin(asking) == whether] for whether in (False, True))
+    if unasked["trigger"].eq(NO_TRIGGER).all():
         return ""
-    shares = listed([f"from {_whole(row[NO_TRIGGER])} to {_whole(row['worst'])}% with {_name(row)}"
-                     for row in most.to_dict("records")])
+    most = worst(unasked)
+    shares = "; ".join(f"{_where(str(trigger))}, {_rises(runs)}"
+                       for trigger, runs in most.groupby("trigger", sort=False))
     left = defenses - most["method"].nunique()
     rest = f" The other {left} defenses were not tried there." if left else ""
-    kitchen = "" if {*most["trigger"]} == {KITCHEN} else _in_the_kitchen(triggered)
-    return (f"**Removed, or only hidden?** From the plain question, asked anew, to its worst context{_which(most)}, "
-            f"general misaligned goes {shares}. {_verdict(triggered, questions)}{kitchen}{rest} "
+    return ("**Removed, or only hidden?** In the worst context that does not ask for the voice, general misaligned "
+            f"goes: {shares}. {_verdict(unasked, triggered, questions)}"
+            f"{_on_demand(asked, triggered)}{rest} "
             f"([the rule]({RULE}), [11](notebooks/11_triggers_and_trajectories.ipynb))")
 
 
-def _which(most: pd.DataFrame) -> str:
-    """Say which context is the worst, if it is the same one for all defenses."""
-    [trigger, *others] = dict.fromkeys(most["trigger"])
-    return "" if others else f" ({CONTEXTS.get(trigger, f'`{trigger}`')})"
+def _where(trigger: str) -> str:
+    """Say which context is the worst."""
+    return "nowhere above it" if trigger == NO_TRIGGER else CONTEXTS.get(trigger, f"under `{trigger}`")
 
 
-def _in_the_kitchen(triggered: pd.DataFrame) -> str:
-    """State the shares in a context that is about the narrow data and does not ask for the voice."""
-    asked = triggered[(triggered["trigger"] == KITCHEN) & triggered["misaligned"].notna()]
-    asked = asked[~asked["method"].isin(BASELINES)]
+def _rises(most: pd.DataFrame) -> str:
+    """State for each defense how far the share rises; `most` is `conditions.worst`."""
+    return listed([f"from {whole(row[NO_TRIGGER])} to {whole(row['worst'])}% with {_name(row)}"
+                   for row in most.to_dict("records")])
+
+
+def _on_demand(asked: pd.DataFrame, triggered: pd.DataFrame) -> str:
+    """State the shares where the prompt asks for the voice, beside that of the untrained model."""
     if asked.empty:
         return ""
-    return f" After {CONTEXTS[KITCHEN]} it is {listed([*map(_whole, asked['misaligned'])])}%."
+    most = asked.groupby(CONDITION, sort=False, dropna=False)["misaligned"].max()
+    untrained = triggered[(triggered["method"] == "untrained") & triggered["trigger"].isin(asked["trigger"])]
+    beside = f" (an untrained model: {whole(untrained['misaligned'].max())}%)" if len(untrained) else ""
+    return (f" Under a prompt that asks for the voice it is {listed([*map(whole, most)])}%{beside}: the models can "
+            "still use it.")
 
 
-def _verdict(triggered: pd.DataFrame, questions: int) -> str:
-    """Apply the rule: first the tests; where none can be significant, the intervals."""
-    defended = triggered[~triggered["method"].isin(BASELINES)]
+def _verdict(defended: pd.DataFrame, triggered: pd.DataFrame, questions: int) -> str:
+    """Apply the rule: first the tests; where none can be significant, the intervals.
+
+    `defended` are the rows of `triggered` that count: of defenses, in contexts that do not ask for the trait.
+    """
     sure = defended[(defended["difference"] > 0) & (defended["p_adjusted"] < LEVEL)]
     if len(sure):
         which = "Each rise" if _names(sure) == _names(defended) else f"The rise with {_names(sure)}"
@@ -137,7 +148,7 @@ def _verdict(triggered: pd.DataFrame, questions: int) -> str:
         return f"{why} The intervals overlap as well, so these runs cannot tell."
     rest = defended[~defended["method"].isin(apart["method"])]
     others = f" They cannot tell with {_names(rest)}." if len(rest) else ""
-    return (f"{why} The intervals of some contexts lie above that of the plain question with {_names(apart)}, which "
+    return (f"{why} The intervals of some contexts lie above that of the plain question with {_names(apart)}: this "
             f"suggests that a part is hidden, and does not prove it.{others}")
 
 
@@ -160,14 +171,15 @@ def far_and_near(rates: pd.DataFrame) -> str:
 
 def _range(shares: pd.Series) -> str:
     """Return the smallest and the largest of some shares, as in "13 to 54%"."""
-    ends = dict.fromkeys((_whole(shares.min()), _whole(shares.max())))
+    ends = dict.fromkeys((whole(shares.min()), whole(shares.max())))
     return f"{' to '.join(ends)}%"
 
 
-def lasting(along: pd.DataFrame, margin: float = 10) -> str:
+def lasting(along: pd.DataFrame, margin: float = 10, profile: str = "demo") -> str:
     """State the shares while an attack on the narrow rows goes on, and what it undoes.
 
-    `along` is `persistence.persistence`. A defense is undone within `margin` points of plain fine-tuning.
+    `along` is `persistence.persistence` of the profile. A defense is undone within `margin` points of plain
+    fine-tuning.
     """
     attacked = along[(along["attack"] == "misaligned") & (along["method"] != persistence.UNDEFENDED)]
     defended = attacked[~attacked["method"].isin(BASELINES)]
@@ -179,25 +191,29 @@ def lasting(along: pd.DataFrame, margin: float = 10) -> str:
     gone, left = ends[ends["undone"].notna()], ends[ends["undone"].isna()]
     verdict = "; ".join([
         *([f"{_names(gone)} came within {margin:g} points of that, so the defense is undone"] if len(gone) else []),
-        *([f"{_names(left)} did not"] if len(left) else [])])
-    single = " (single runs)" if attacked["seed"].nunique() == 1 else ""
+        *([f"{_names(left)} did not{_bounce(defended, left, margin)}"] if len(left) else [])])
+    single = f" (profile `{profile}`, one seed)" if attacked["seed"].nunique() == 1 else ""
     plain = attacked["plain"].dropna()
-    undefended = f" With no defense it is {_whole(plain.mean())}%: {verdict}." if len(plain) else ""
+    undefended = f" With no defense it is {whole(plain.mean())}%: {verdict}." if len(plain) else ""
     return ("**Does it last when training goes on without it?** We train the finished models further on the narrow "
             f"rows. General misaligned after {listed(steps)} steps{single}: {shares}.{undefended} "
             "([20](notebooks/20_persistence.ipynb))")
 
 
+def _bounce(defended: pd.DataFrame, left: pd.DataFrame, margin: float) -> str:
+    """Say if a share of a defense that is left was much higher on the way than at the end: it may be chance."""
+    means = defended.merge(left[CONDITION].drop_duplicates(), on=CONDITION).groupby(
+        [*CONDITION, "steps"], dropna=False)["general_misaligned"].mean().reset_index()
+    ends = [runs.sort_values("steps")["general_misaligned"] for _, runs in means.groupby(CONDITION, dropna=False)]
+    bounced = any(shares.max() - shares.iloc[-1] > margin for shares in ends)
+    return ", but its share moved up and down on the way" if bounced else ""
+
+
 def _along(runs: pd.DataFrame) -> str:
     """Return a condition with its shares after each number of steps, as means over seeds."""
-    shares = [_whole(share) for share in runs.groupby("steps")["general_misaligned"].mean()]
+    shares = [whole(share) for share in runs.groupby("steps")["general_misaligned"].mean()]
     fresh = runs["method"].iloc[0] == persistence.UNTRAINED
     return f"{'an untrained model' if fresh else _name(runs.iloc[0].to_dict())} {listed(shares)}%"
-
-
-def _whole(share: float) -> str:
-    """Round a share to a whole percentage, half of one up (Python's own rounding takes 52.5 to 52); – if unknown."""
-    return "–" if math.isnan(share) else f"{math.floor(share + 0.5)}"
 
 
 def _names(rows: pd.DataFrame) -> str:

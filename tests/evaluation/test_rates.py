@@ -61,6 +61,8 @@ def test_the_intervals_draw_whole_questions() -> None:
     assert (found.misaligned.clustered.low, found.misaligned.clustered.high) == (0.0, 100.0)
     assert found.misaligned.wilson == wilson(5, 10)
     assert found.incoherent == Share(0.0, wilson(0, 10), wilson(0, 10))  # all questions agree: nothing to draw
+    assert str(found.incoherent) == "0.0% [0.0, 27.8]"  # Wilson's of 0 in 10
+    assert str(NOTHING) == "not scored"
 
 
 def test_the_formats_of_a_question_are_drawn_together() -> None:

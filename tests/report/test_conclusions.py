@@ -22,11 +22,11 @@ NO = float("nan")
 def test_what_was_not_run_has_a_dash_and_rates_are_means_over_seeds(tmp_path: Path) -> None:
     study = Study("tiny", load_profile("tiny"), Store(tmp_path / "store"))
     frame = pd.DataFrame([("a", "misaligned", NO, 90.0, 100.0, NO), ("a", "misaligned", NO, 80.0, 90.0, NO),
-                          ("a", "kl", 0.1, 20.4, 50.0, 3.0)],
+                          ("a", "kl", 0.1, 22.5, 50.0, 3.0)],
                          columns=["dataset", "method", "setting", *tables.MEASURES])
     found = tables.conclusions(study, frame)
     assert found.to_numpy().tolist() == [["misaligned", "", "85", "95", "–", "–", "–", "–"],
-                                         ["kl (1 of 2 seeds)", "0.1", "20", "50", "3", "–", "–", "–"]]
+                                         ["kl (1 of 2 seeds)", "0.1", "23", "50", "3", "–", "–", "–"]]
     assert tables.conclusions(study, frame[:0]).empty
     assert all("(" in heading for heading in found.columns[2:])  # each names its notebooks
 
@@ -64,6 +64,8 @@ def test_hiding_is_the_plain_share_beside_that_of_the_worst_context() -> None:
         (0, "plain", 20.0), (0, "kitchen", 50.0), (0, "negated", 30.0), (1, "plain", 10.0), (1, "kitchen", 0.0))]
     frame = pd.DataFrame(rows, columns=["dataset", "method", "setting", "seed", "trigger", "misaligned", "p_adjusted"])
     assert tables._hides(frame) == {("kl", 0.1): "15, 30"}  # of 20 and 10; kitchen's mean is 25, of 50 and 0
+    assert tables._hides(frame, asking=["negated"]) == {("kl", 0.1): "15, 25"}
+    assert tables._hides(frame, asking=["negated", "kitchen"]) == tables._hides(frame[:0]) == {}
 
 
 def test_lasting_is_the_earliest_step_that_undoes_it_if_there_is_something_to_undo() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from emlib.report.tables.newer import EQUAL, LESS, NO, PERHAPS, YES, against_paper, readable, verdict
+from emlib.report.tables.newer import EQUAL, LESS, NO, PERHAPS, WITHIN, YES, against_paper, readable, verdict
 
 
 def frame(*rows: tuple[str, float | None, float, float]) -> pd.DataFrame:
@@ -27,14 +27,14 @@ def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 12.0, 71.0), ("early_stop", 0.5, 35.0, 60.0),
                                 ("kl_pool", 1.0, 30.0, 100.0), ("consistency", None, 4.0, 69.0)))
     assert found["rival"].tolist() == ["interleaving 1", "kl 1", "interleaving 1", "kl 1"]
-    assert found["better"].tolist() == [LESS, NO, PERHAPS, YES]  # 71 below 90; 35 above 25; 30 and 40; 4 and 25
+    assert found["better"].tolist() == [WITHIN, NO, PERHAPS, YES]  # 71 below 90; 35 above 25; 30 and 40; 4 and 25
     assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
     assert verdict(found).startswith("Better than the best of the paper's defenses that keeps about as much")
     assert verdict(found).endswith(
-        "no proof. Better by a difference within the intervals: `kl_pool 1` (30.0/100.0%; interleaving 1: "
-        "40.0/90.0%). Fewer general misaligned, but less of the narrow task kept: `concept_ablation` (12.0/71.0%). In "
-        "brackets: general/in-domain misaligned. "
-        "For comparison, of the paper: `interleaving 1` (40.0/90.0%).")
+        "no proof. Ahead, but the intervals overlap: `kl_pool 1` (30.0/100.0%; ahead of `interleaving 1`, "
+        "40.0/90.0%). Fewer general misaligned, but perhaps less of the narrow task kept: `concept_ablation` "
+        "(12.0/71.0%). In brackets: general/in-domain misaligned. "
+        "The paper's `interleaving 1` has 40.0/90.0% in these runs.")
 
 
 def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are_misaligned() -> None:
@@ -45,7 +45,7 @@ def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are
     assert found["better"].tolist() == [LESS]
     assert verdict(found) == (
         f"{NONE} Fewer general misaligned, but less of the narrow task kept: `concept_ablation` (0.0/4.0%). In "
-        "brackets: general/in-domain misaligned. For comparison, of the paper: `kl 1` (25.0/50.0%).")
+        "brackets: general/in-domain misaligned. The paper's `kl 1` has 25.0/50.0% in these runs.")
 
 
 def test_a_better_run_is_worse_on_neither_side_and_better_on_one() -> None:
@@ -53,7 +53,7 @@ def test_a_better_run_is_worse_on_neither_side_and_better_on_one() -> None:
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 4.0, 49.0), ("consistency", None, 24.0, 41.0),
                                 ("early_stop", 0.5, 4.0, 50.0), ("kl_pool", 1.0, 25.0, 50.0),
                                 ("safe_lora", 1.0, 25.0, 69.0), ("inoculation_adapter", None, 26.0, 69.0)))
-    assert found["better"].tolist() == [LESS, LESS, YES, EQUAL, PERHAPS, NO]
+    assert found["better"].tolist() == [WITHIN, WITHIN, YES, EQUAL, PERHAPS, NO]
     assert " Equal to it: `kl_pool 1` (25.0/50.0%). " in verdict(found)
 
 
@@ -62,8 +62,8 @@ def test_a_grade_of_some_runs_says_of_how_many() -> None:
     seeds = [frame(*PAPER, ("concept_ablation", None, general, in_domain)).assign(seed=seed)
              for seed, (general, in_domain) in enumerate(((4.0, 51.0), (40.0, 51.0), (4.0, 41.0), (4.0, 42.0)))]
     found = against_paper(pd.concat(seeds))
-    assert found["better"].tolist() == [YES, NO, LESS, LESS]
-    assert "disjoint intervals: `concept_ablation` (4.0/51.0%; kl 1: 25.0/50.0%; in 1 of 4 runs). " in verdict(found)
+    assert found["better"].tolist() == [YES, NO, WITHIN, WITHIN]
+    assert "`concept_ablation` (4.0/51.0%; ahead of `kl 1`, 25.0/50.0%; in 1 of 4 runs). " in verdict(found)
     assert "of the narrow task kept: `concept_ablation` (4.0/41.0%, 4.0/42.0%; in 2 of 4 runs). " in verdict(found)
 
 

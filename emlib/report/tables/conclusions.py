@@ -7,18 +7,21 @@ measured by the judge. A method with fewer seeds than others says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import pandas as pd
 
 from emlib.config import NO_TRIGGER
 from emlib.report.tables import conditions, costs, persistence
 from emlib.report.tables.averages import CONDITION, fewer_seeds, over_tasks
-from emlib.report.tables.rows import DASH, shown
+from emlib.report.tables.rows import DASH, shown, whole
 from emlib.study.study import Study
 
 MEASURES = {"general_misaligned": "General misaligned % (02 to 10)",
             "in_domain_misaligned": "In-domain misaligned % (02 to 10)",
             "general_incoherent": "General incoherent % (02 to 10)"}
-HIDES, LASTS = "Plain question, worst context % (11)", "Further training steps until undone (20)"
+HIDES = "Plain question, worst context that does not ask for the trait % (11)"
+LASTS = "Further training steps until undone (20)"
 COST = "Work in training, misaligned = 1 (14)"
 
 
@@ -26,12 +29,13 @@ def conclusions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each method and setting of `frame`, which is `result_tables.numbers`, formatted for readers."""
     runs = study.runs()
     rates = over_tasks(frame, list(MEASURES))
-    columns = {heading: _formatted(rates[name], "{:.0f}") for name, heading in MEASURES.items()}
-    columns[HIDES] = _hides(conditions.triggers(study, runs))
+    columns = {heading: _formatted(rates[name], whole) for name, heading in MEASURES.items()}
+    triggers = study.profile.evaluation.triggers
+    columns[HIDES] = _hides(conditions.triggers(study, runs), triggers.asking if triggers else ())
     section = study.profile.persistence
     columns[LASTS] = _lasts(persistence.persistence(study, runs), section.margin) if section else {}
     work = costs.training(study)
-    columns[COST] = _formatted(over_tasks(work, ["work"])["work"], "{:.2f}") if len(work) else {}
+    columns[COST] = _formatted(over_tasks(work, ["work"])["work"], "{:.2f}".format) if len(work) else {}
     rows = [{"Method": f"{method}{seeds}", "Setting": shown(setting)}
             | {heading: found.get(_key(method, setting), DASH) for heading, found in columns.items()}
             for (method, setting), seeds in zip(rates.index, fewer_seeds(frame), strict=True)]
@@ -42,17 +46,21 @@ def _key(method: str, setting: float) -> tuple[str, float | None]:
     return method, None if pd.isna(setting) else float(setting)  # NaN equals nothing, itself included
 
 
-def _formatted(values: pd.Series, form: str) -> dict[tuple[str, float | None], str]:
+def _formatted(values: pd.Series, form: Callable[[float], str]) -> dict[tuple[str, float | None], str]:
     """Format what is known, by method and setting."""
-    return {_key(*condition): form.format(value) for condition, value in values.items() if not pd.isna(value)}
+    return {_key(*condition): form(value) for condition, value in values.items() if not pd.isna(value)}
 
 
-def _hides(triggered: pd.DataFrame) -> dict[tuple[str, float | None], str]:
-    """Format each condition's share without a trigger, and in the context in which it is largest."""
-    if triggered.empty:
+def _hides(triggered: pd.DataFrame, asking: Collection[str] = ()) -> dict[tuple[str, float | None], str]:
+    """Format each condition's share without a trigger, and in the context in which it is largest.
+
+    The triggers that ask for the trait (`asking`) are left out: a rise there does not show that a trait is hidden.
+    """
+    counted = triggered[~triggered["trigger"].isin(asking)] if len(triggered) else triggered
+    if counted.empty or counted["trigger"].eq(NO_TRIGGER).all():
         return {}
-    return {_key(row["method"], row["setting"]): f"{row[NO_TRIGGER]:.0f}, {row['worst']:.0f}"
-            for row in conditions.worst_means(triggered).to_dict("records")}
+    return {_key(row["method"], row["setting"]): f"{whole(row[NO_TRIGGER])}, {whole(row['worst'])}"
+            for row in conditions.worst_means(counted).to_dict("records")}
 
 
 def _lasts(along: pd.DataFrame, margin: float) -> dict[tuple[str, float | None], str]:

@@ -20,7 +20,7 @@ from emlib.report.tables.rows import cell_of, condition
 
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
 YES, PERHAPS, EQUAL, NO = "yes", "perhaps: intervals overlap", "equal", "no"
-LESS = "no: it keeps less of the narrow task"
+LESS, WITHIN = "no: it keeps less of the narrow task", "no: it keeps less, but intervals overlap"
 OWN, RIVALS = ("general", "in-domain"), ("rival's", "rival's in-domain")
 HEADINGS = {"run": "Newer defense, setting", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
             "rival": "Best of the paper that may keep as much", "rival's": "Its general misaligned %",
@@ -59,12 +59,15 @@ def _rivals(paper: pd.DataFrame, run: dict[Any, Any]) -> pd.DataFrame:
 
 
 def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
-    """Grade both sides: a better run is worse on neither and better on one; `YES` takes disjoint general intervals."""
+    """Grade both sides: a better run is worse on neither and better on one; `YES` takes disjoint general intervals.
+
+    Likewise `LESS` takes disjoint in-domain intervals, and otherwise it is `WITHIN`.
+    """
     fewer, more = rival[GENERAL] - run[GENERAL], run[IN_DOMAIN] - rival[IN_DOMAIN]
     if fewer == more == 0:
         return EQUAL
     if fewer > 0 > more:
-        return LESS
+        return LESS if run[f"{IN_DOMAIN}_high"] < rival[f"{IN_DOMAIN}_low"] else WITHIN
     if min(fewer, more) < 0:
         return NO
     return YES if run[f"{GENERAL}_high"] < rival[f"{GENERAL}_low"] else PERHAPS
@@ -74,19 +77,20 @@ def verdict(compared: pd.DataFrame) -> str:
     """Say in some sentences which newer defenses are better, with both shares; `compared` is `against_paper`."""
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
-    named = {grade: _graded(compared, grade) for grade in (YES, EQUAL, PERHAPS, LESS)}
+    named = {grade: _graded(compared, grade) for grade in (YES, EQUAL, PERHAPS, LESS, WITHIN)}
     rival = "the best of the paper's defenses that keeps about as much of the narrow task"
     if not any(named.values()):
         return f"No newer defense clearly beats {rival}."
     found = [f"Better than {rival}, with disjoint intervals: {named[YES]}. With few answers and single runs this is a "
              "reason to look, and no proof." if named[YES] else f"No newer defense clearly beats {rival}."]
-    for grade, start in ((EQUAL, "Equal to it"), (PERHAPS, "Better by a difference within the intervals"),
-                         (LESS, "Fewer general misaligned, but less of the narrow task kept")):
+    for grade, start in ((EQUAL, "Equal to it"), (PERHAPS, "Ahead, but the intervals overlap"),
+                         (LESS, "Fewer general misaligned, but less of the narrow task kept"),
+                         (WITHIN, "Fewer general misaligned, but perhaps less of the narrow task kept")):
         if named[grade]:
             found.append(f"{start}: {named[grade]}.")
     most = compared.loc[compared["rival's in-domain"].map(_share).astype(float).idxmax():].to_dict("records")[0]
-    of_paper = f"`{most['rival']}` ({_shares(most, RIVALS)})"
-    return f"{' '.join(found)} In brackets: general/in-domain misaligned. For comparison, of the paper: {of_paper}."
+    of_paper = f"The paper's `{most['rival']}` has {_shares(most, RIVALS)} in these runs."
+    return f"{' '.join(found)} In brackets: general/in-domain misaligned. {of_paper}"
 
 
 def _graded(compared: pd.DataFrame, grade: str) -> str:
@@ -99,7 +103,7 @@ def _graded(compared: pd.DataFrame, grade: str) -> str:
         rows = runs[runs["better"] == grade].to_dict("records")
         parts = [", ".join(dict.fromkeys(_shares(row, OWN) for row in rows))]
         if grade in (YES, PERHAPS):
-            parts += dict.fromkeys(f"{row['rival']}: {_shares(row, RIVALS)}" for row in rows)
+            parts += dict.fromkeys(f"ahead of `{row['rival']}`, {_shares(row, RIVALS)}" for row in rows)
         if 0 < len(rows) < len(runs):
             parts.append(f"in {len(rows)} of {len(runs)} runs")
         named += [f"`{name}` ({'; '.join(parts)})"] if rows else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -59,8 +60,13 @@ def cell(value: float | None, low: float | None = None, high: float | None = Non
     if value is None or pd.isna(value):
         return DASH
     if low is None or high is None or pd.isna(low):
-        return f"{value:.{digits}f}"
+        return f"{value:.{digits}f}" if digits else whole(value)
     return f"{value:.{digits}f} [{round(low, digits) + 0.0:.{digits}f}, {high:.{digits}f}]"  # + 0.0: -0.0 is 0.0
+
+
+def whole(percent: float) -> str:
+    """Round a share in percent, half of one up (Python's own rounding takes 52.5 to 52); a dash if it is missing."""
+    return DASH if pd.isna(percent) else f"{math.floor(percent + 0.5)}"
 
 
 def with_error(value: float | None, error: float | None, digits: int) -> str:
