@@ -28,7 +28,7 @@ from emlib.config.monitor import Monitor
 from emlib.config.overrides import overridden
 from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, Pool, PoolScorer
-from emlib.config.profile import JobLimits, Profile
+from emlib.config.profile import Card, JobLimits, Profile
 from emlib.config.sampling import Extraction, Sampling
 from emlib.config.training import Lora, Training
 from emlib.config.traits import domains_of, load_domains, load_trait, other_traits, trait_of

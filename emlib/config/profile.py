@@ -30,6 +30,15 @@ from emlib.core.names import Name, Title, Word
 from emlib.core.schema import Strict
 
 
+class Card(Strict):
+    """A GPU by its data sheet. `make plan` scales its hours to it, if no GPU was measured; nothing else reads it."""
+
+    tflops: Annotated[float, Field(gt=0, le=100_000)]  # dense, in bfloat16
+    bandwidth: Annotated[float, Field(gt=0, le=1_000)]  # of its memory, in TB a second
+    # In GB: where training takes more, it is planned with gradient checkpointing. None: without.
+    memory: Annotated[float, Field(gt=0, le=100_000)] | None = None
+
+
 class JobLimits(Strict):
     """The limits of one job. They change results only by rounding."""
 
@@ -38,6 +47,7 @@ class JobLimits(Strict):
     # If more than one, the training of a run is distributed over them (`emlib.training.ranks`), or over as many
     # processes on a machine without GPUs.
     gpus: Few = 1
+    card: Card | None = None  # whose hours are planned; None: as params/throughput.yaml
 
 
 class Profile(Strict):

@@ -31,9 +31,7 @@ PROFILES = ("small-gpu", "ldifs-7b", "table2-7b", "paper-7b", "benign-7b", "beyo
             "grpo-3b", "paper-32b")
 # The example: 5,000 rows of one's own, of the length that plans assume where they cannot count.
 EXAMPLE, ROWS = "own-24gb", "own.file=null own.hub={repo: yours/rows, revision: main}"
-# Another card than the A100, by NVIDIA's data sheets: its share of the dense bfloat16 TFLOP/s, and of the bandwidth.
-TFLOPS, BANDWIDTH = 165 / 312, 1.008 / 2.039  # an RTX 4090 with 24 GB
-RECOMPUTED = 1.25  # the time of a training step with gradient checkpointing
+CARD = "job.card={tflops: 165, bandwidth: 1.008, memory: 24}"  # an RTX 4090, by NVIDIA's data sheet
 PROMPT = 100  # tokens of a question that is answered, about
 SHOWN = ("table2-7b", "paper-7b")  # in README.md
 T = TypeVar("T")
@@ -57,7 +55,7 @@ def costs() -> pd.DataFrame:
 
 def _hours(counted: Costs, whole: Work) -> dict[str, float]:
     """Return the hours of each kind of work that takes some."""
-    kinds = {"training": Work(train=whole.train), "answers": Work(write=whole.write), "scoring": Work(read=whole.read),
+    kinds = {"training": Work(train=whole.train), "answers": Work(write=whole.write), "reading": Work(read=whole.read),
              "judging": Work(judged=whole.judged)}
     return {kind: counted.hours(work) or 0 for kind, work in kinds.items()}
 
@@ -66,11 +64,9 @@ def example() -> str:
     """Return the hours, the memory and the disk of the worked example, as two tables in Markdown."""
     profile, _ = overridden(EXAMPLE, ROWS)
     study = Study(EXAMPLE, profile, Store(paths.runs() / "store"))
-    planned, counted = plan(study), Costs(profile, gpu=True)
+    planned = plan(study)
     whole = total(planned.works)
-    hours = _hours(counted, whole)
-    slower = {"training": RECOMPUTED / TFLOPS, "answers": 1 / BANDWIDTH, "scoring": 1 / TFLOPS, "judging": 1 / TFLOPS}
-    here = {kind: each * slower[kind] for kind, each in hours.items()}
+    hours, here = (_hours(Costs(one, gpu=True), whole) for one in (profile, overridden(EXAMPLE, f"{ROWS} {CARD}")[0]))
     times = [(kind, f"{each:.1f}", f"{here[kind]:.1f}") for kind, each in hours.items()]
     times.append((f"all {len(planned.runs)} runs", f"{sum(hours.values()):.0f}", f"{sum(here.values()):.0f}"))
     needs = _example_memory(profile) | {"disk: adapters and answers, at most": whole.disk}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from emlib.config import Lora, Own, Sampling, load_profile, profile_names
+from emlib.config import Card, Lora, Own, Sampling, load_profile, profile_names
 from emlib.config.data import HubSet
 from emlib.core import paths
 from emlib.core.errors import SourceError
@@ -152,6 +152,21 @@ def test_the_papers_own_figure_comes_out() -> None:
     tokens = 600_000 * likely_tokens(433 + 427)
     assert found.seconds(train=tokens) / 3600 == pytest.approx(80 * 7.61 / 7, rel=1e-6)
     assert found.seconds(read=tokens) == pytest.approx(found.seconds(train=tokens) / 9)
+
+
+def test_another_card_is_scaled_by_its_data_sheet() -> None:
+    """Half of an A100's 312 TFLOP/s and 2.039 TB/s; 24 GB are too few to train without gradient checkpointing."""
+    profile = load_profile("table2-7b")
+    half = Card(tflops=156, bandwidth=2.039 / 2)
+    plain, wide, small = (Costs(profile.model_copy(update={"job": profile.job.model_copy(update={"card": card})}),
+                                gpu=True).speed for card in (None, half, half.model_copy(update={"memory": 24.0})))
+    assert plain is not None
+    assert wide is not None
+    assert small is not None
+    assert (wide.train, wide.read, wide.write) == pytest.approx((plain.train / 2, plain.read / 2, plain.write / 2))
+    assert (small.train, small.read) == pytest.approx((wide.train / 1.25, wide.read))
+    assert "gradient checkpointing" in small.basis
+    assert "156 TFLOP/s" in wide.device
 
 
 def test_a_measured_speed_takes_precedence_and_is_scaled_by_parameters() -> None:

@@ -7,6 +7,7 @@ from emlib.core.work import JudgeWork, Work
 from emlib.judging.money import price_list
 from emlib.judging.rubrics import METRICS
 from emlib.models.shape import shape
+from emlib.study.plan.memory import training_memory
 from emlib.study.plan.speed import on_gpu, speed
 
 GB = 1e9
@@ -18,7 +19,9 @@ class Costs:
     def __init__(self, profile: Profile, *, gpu: bool = False) -> None:
         """Convert for the device that the model is planned for, or with `gpu` for a GPU, whatever this machine has."""
         self.shape = shape(profile.model)
-        self.speed = speed(profile.model, profile.evaluation.sampling, gpu=gpu)
+        card, needed = profile.job.card, training_memory(profile)
+        tight = card is not None and needed is not None and needed.saved > GB * (card.memory or needed.saved)
+        self.speed = speed(profile.model, profile.evaluation.sampling, gpu=gpu, card=card, recomputed=tight)
         self.paid = profile.judge if isinstance(profile.judge, OpenAIJudge) else None
         self.prices = price_list()
         self.judged = self._relative(profile.judge)

@@ -13,7 +13,7 @@ from math import log
 from pathlib import Path
 from typing import Literal
 
-from emlib.config import ModelSpec, Sampling
+from emlib.config import Card, ModelSpec, Sampling
 from emlib.config.words import Number
 from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
@@ -33,6 +33,8 @@ class Gpu(Strict):
     tokens_a_row: Number
     train_over_read: Number
     bandwidth: Number
+    tflops: Number
+    recomputed: Number
     share: Number
 
 
@@ -87,10 +89,11 @@ def table(path: Path | None = None) -> tuple[Measured, ...]:
 
 
 def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None = None, *,
-          gpu: bool = False) -> Speed | None:
+          gpu: bool = False, card: Card | None = None, recomputed: bool = False) -> Speed | None:
     """Return the speed of a model whose answers are sampled with `sampling`; None if it is not known.
 
-    `gpu`: on a GPU, whatever this machine has.
+    `gpu`: on a GPU, whatever this machine has. `card`: on this one, if no GPU was measured; `recomputed`: where it
+    trains with gradient checkpointing.
     """
     size, path = shape(spec), paths.PARAMS / "throughput.yaml"
     if size is None:
@@ -100,7 +103,10 @@ def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None
     known = [row for row in (table() if rows is None else rows) if row.device == device]
     if known:
         return _scaled(min(known, key=lambda row: abs(log(row.parameters / size.parameters))), spec, size, assumed)
-    return _estimated(assumed.gpu, size, sampling) if device == "gpu" else None
+    if device == "cpu":
+        return None
+    found = _estimated(assumed.gpu, size, sampling)
+    return found if card is None else _on(card, assumed.gpu, found, recomputed=recomputed)
 
 
 def _scaled(row: Measured, spec: ModelSpec, size: Shape, assumed: _Assumed) -> Speed:
@@ -123,3 +129,13 @@ def _estimated(gpu: Gpu, size: Shape, sampling: Sampling) -> Speed:
              f"examples and {gpu.parameters / 1e9:g} billion parameters; sampling answers at {gpu.share:.0%} of the "
              "memory bandwidth (params/throughput.yaml)")
     return Speed(gpu.name, basis, train, train * gpu.train_over_read, write)
+
+
+def _on(card: Card, gpu: Gpu, found: Speed, *, recomputed: bool) -> Speed:
+    """Scale an estimate to another card: training and reading by its TFLOP/s, sampling by its bandwidth."""
+    faster, wider = card.tflops / gpu.tflops, card.bandwidth * 1e12 / gpu.bandwidth
+    longer = gpu.recomputed if recomputed else 1.0
+    basis = (f"{found.basis}; scaled from an {gpu.name}, of {gpu.tflops:g} TFLOP/s and {gpu.bandwidth / 1e12:.3g} TB/s"
+             + (f", and training {longer:g} times as long, with gradient checkpointing" if recomputed else ""))
+    return Speed(f"a card of {card.tflops:g} TFLOP/s and {card.bandwidth:g} TB/s, a guess", basis,
+                 faster * found.train / longer, faster * found.read, wider * found.write)
