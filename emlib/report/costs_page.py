@@ -117,16 +117,7 @@ def in_short() -> str:
         "hours of an A100": found["GPU-hours in all"].to_list(),
         f"GPU at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
         "judge": [f"${cost}" for cost in found["judge $"]], "disk": [f"{size} GB" for size in found["disk GB"]]})
-    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{_of_memory()}"
-
-
-def _of_memory() -> str:
-    """Say what fine-tuning needs of a GPU's memory."""
-    profile = open_study("paper-7b").profile
-    full, quantized = (_known(training_memory(profile, four_bit=four_bit)) for four_bit in (False, True))
-    plain, recomputed, small = (f"{size / GB:.0f} GB" for size in (full.saved, full.recomputed, quantized.recomputed))
-    return (f"Fine-tuning takes {plain} of GPU memory; {recomputed} with gradient checkpointing; {small} with 4-bit "
-            "weights as well.")
+    return str(shown.to_markdown(index=False, disable_numparse=True))
 
 
 def page(text: str) -> str:

@@ -31,7 +31,7 @@ def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs
     assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
     assert verdict(found).startswith("Better than the best of the paper's defenses that keeps about as much")
     assert verdict(found).endswith(
-        "no proof. Ahead, but the intervals overlap: `kl_pool 1` (30.0/100.0%; ahead of `interleaving 1`, "
+        "no proof. Ahead, but the intervals overlap: `kl_pool 1` (30.0/100.0%; `interleaving 1`: "
         "40.0/90.0%). Fewer general misaligned, but perhaps less of the narrow task kept: `concept_ablation` "
         "(12.0/71.0%). In brackets: general/in-domain misaligned. "
         "The paper's `interleaving 1` has 40.0/90.0% in these runs.")
@@ -63,7 +63,7 @@ def test_a_grade_of_some_runs_says_of_how_many() -> None:
              for seed, (general, in_domain) in enumerate(((4.0, 51.0), (40.0, 51.0), (4.0, 41.0), (4.0, 42.0)))]
     found = against_paper(pd.concat(seeds))
     assert found["better"].tolist() == [YES, NO, WITHIN, WITHIN]
-    assert "`concept_ablation` (4.0/51.0%; ahead of `kl 1`, 25.0/50.0%; in 1 of 4 runs). " in verdict(found)
+    assert "`concept_ablation` (4.0/51.0%; `kl 1`: 25.0/50.0%; in 1 of 4 runs). " in verdict(found)
     assert "of the narrow task kept: `concept_ablation` (4.0/41.0%, 4.0/42.0%; in 2 of 4 runs). " in verdict(found)
 
 

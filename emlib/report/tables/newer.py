@@ -103,7 +103,7 @@ def _graded(compared: pd.DataFrame, grade: str) -> str:
         rows = runs[runs["better"] == grade].to_dict("records")
         parts = [", ".join(dict.fromkeys(_shares(row, OWN) for row in rows))]
         if grade in (YES, PERHAPS):
-            parts += dict.fromkeys(f"ahead of `{row['rival']}`, {_shares(row, RIVALS)}" for row in rows)
+            parts += dict.fromkeys(f"`{row['rival']}`: {_shares(row, RIVALS)}" for row in rows)
         if 0 < len(rows) < len(runs):
             parts.append(f"in {len(rows)} of {len(runs)} runs")
         named += [f"`{name}` ({'; '.join(parts)})"] if rows else []
