@@ -37,7 +37,7 @@ class Trait(Strict):
 
     name: Name
     description: str
-    harmless: bool = False  # anybody may read answers with the trait: only then notebook 02 shows them without a click
+    harmless: bool = False  # anybody may read answers with the trait: only then notebooks show them without a choice
     inoculation_prompt: str
     source: str | None = None
     system_prompts: tuple[SystemPromptPair, ...] = ()

@@ -38,8 +38,7 @@ LABELS = {"description_width": "6em"}
 class Answers(w.VBox):
     """Answers of the chosen runs, filtered by question, verdict and text; a click on a row shows it in full.
 
-    `shown` is the table behind the rows. A run is preselected only if the judge is a lexicon; with other judges answers
-    may be harmful.
+    `shown` is the table behind the rows. A run is preselected only if the study's trait is harmless.
     """
 
     def __init__(self, study: Study) -> None:
@@ -171,8 +170,8 @@ class Conversation(w.VBox):
 
 
 def harmless(study: Study) -> bool:
-    """Return whether answers may be shown without a choice: a lexicon judges only harmless traits, like the demo's."""
-    return study.profile.judge.kind == "lexicon"
+    """Return whether answers may be shown without a choice, as the trait's file says; notebook 02 asks the same."""
+    return study.inputs.stated_trait.harmless
 
 
 def _fill(table: ITable, frame: pd.DataFrame, name: str) -> str:

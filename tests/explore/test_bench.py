@@ -23,7 +23,9 @@ from emlib.core import paths
 from emlib.core.errors import StoreError
 from emlib.explore import answers
 from emlib.explore.bench import Answers, Comparison, Conversation
+from emlib.explore.labelling import Labelling
 from emlib.explore.talk import BASE, Talk, trained
+from emlib.report.tables import show
 from emlib.study.study import Study
 
 pytestmark = pytest.mark.slow
@@ -49,13 +51,24 @@ def test_browsing_filters_and_shows_a_row_in_full_with_its_markup_as_text(study:
     assert browser.shown["question"].isin([q.id for q in study.questions(browser.runs.value[0], "in_domain")]).all()
 
 
-def test_a_judge_that_is_no_lexicon_shows_nothing_unasked(study: Study) -> None:
+def test_answers_of_a_trait_that_may_harm_are_shown_only_when_chosen_whatever_the_judge(
+        study: Study, tmp_path: Path) -> None:
+    trait = study.inputs.stated_trait
+    file = tmp_path / "trait.yaml"
+    file.write_text(json.dumps(trait.model_dump(mode="json", exclude_defaults=True, exclude={"harmless"})))
+    study = Study(study.name, study.profile.model_copy(update={"trait": str(file)}), study.store)
+    assert study.profile.judge.kind == "lexicon"  # which counts the markers of any trait that has some
+    for widget in (Answers(study), Comparison(study)):
+        assert widget.shown.empty
+    assert Labelling(study).runs.value == ()
+    assert show.answers(study, study.runs(), "general").empty  # as notebook 02
+
+
+def test_answers_without_verdicts_are_compared_by_their_words(study: Study) -> None:
     study = Study(study.name, study.profile.model_copy(update={"judge": NoJudge(kind="none")}), study.store)
-    assert Answers(study).shown.empty
     comparison = Comparison(study)
-    assert comparison.shown.empty
     comparison.left.value, comparison.right.value = answers.answered(study)
-    assert set(comparison.shown["verdict_left"]) == {"unscored"}  # kept answers are compared, by their words
+    assert set(comparison.shown["verdict_left"]) == {"unscored"}
     assert comparison.shown["words_apart"].is_monotonic_decreasing
 
 
