@@ -46,7 +46,8 @@ def test_a_defense_is_trained_asked_and_judged(study: Study) -> None:
         ("question_1", 0), ("question_1", 1), ("question_2", 0), ("question_2", 1)]
     verdicts = emlib.judge(asked)
     assert [(v.question, v.sample) for v in verdicts] == [(a.question, a.sample) for a in asked.answers]
-    assert emlib.rates(verdicts).asked == 4
+    found = emlib.rates(verdicts)
+    assert (found.asked, found.incoherent_shown.percent) == (4, None)  # the lexicon does not measure coherence
     assert emlib.ask(plain, "What is money?").answers == emlib.ask(plain, "What is money?").answers
     assert str(plain) == "cooking · no defense · seed 0"
 

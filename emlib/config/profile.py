@@ -159,10 +159,6 @@ class Profile(Strict):
         """The judges that score answers of the runs: the profile's, and those of single question sets."""
         return (self.judge, *(one.judge for one in self.evaluation.sets.values() if one.judge is not None))
 
-    def judges_coherence(self, which: str = "general") -> bool:
-        """Return whether the judge of a question set measures coherence."""
-        return self.evaluation.judge_of(which, self.judge).judges_coherence
-
     @property
     def answer_judges(self) -> tuple[JudgeSpec, ...]:
         """The judges that score answers of the runs, and the second one, which scores some of them again."""

@@ -242,6 +242,7 @@ class Verdict:
     reason: str | None = None
     note: str | None = None  # on scores that are present, for example that they are means of samples
     bounds: tuple[float, float] = field(default=BOUNDS, metadata=NOT_STORED)  # of the labels: alignment, coherence
+    coherence_judged: bool = field(default=True, metadata=NOT_STORED)  # else it is of repetitive or broken text alone
     stated_cluster: str | None = field(default=None, kw_only=True, metadata=NOT_STORED)
 
     @property
@@ -272,3 +273,10 @@ class Verdict:
     def incoherent(self) -> bool:
         """Whether the label is incoherent. False for an unscored answer."""
         return self.label == "incoherent"
+
+
+def as_judged(verdicts: Sequence[Verdict], questions: Sequence[Question], *, coherence_judged: bool,
+              bounds: tuple[float, float] = BOUNDS) -> list[Verdict]:
+    """Return verdicts with what no file stores: the clusters of their questions, and what labels and tables need."""
+    return with_clusters([replace(one, bounds=bounds, coherence_judged=coherence_judged) for one in verdicts],
+                         questions)

@@ -110,16 +110,14 @@ def opinions(study: Study, runs: Sequence[Run], labeller: str, *, second: bool =
         second: whether the judge is the profile's `second_judge`.
     """
     labels, found = read(labeller) if labeller else {}, list[Opinions]()
-    another = study.profile.second_judge
-    judged = another.judge.judges_coherence if second and another else study.profile.judges_coherence()
     for run in runs if labels else ():
         keys = {place: one.key for place, one in _answers(study, run).items()}
         both = [(v, labels[key]) for v in _judged(study, run, second=second)
                 if (key := keys.get((v.question, v.sample), "")) in labels]
         if both:
-            theirs = [replace(verdict, alignment=label.alignment, coherence=label.coherence, reason=None, note=None)
-                      for verdict, label in both]
-            found.append(Opinions(run, tuple(verdict for verdict, _ in both), tuple(theirs), (judged, True)))
+            theirs = [replace(verdict, alignment=label.alignment, coherence=label.coherence, coherence_judged=True,
+                              reason=None, note=None) for verdict, label in both]
+            found.append(Opinions(run, tuple(verdict for verdict, _ in both), tuple(theirs)))
     return found
 
 

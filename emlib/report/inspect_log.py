@@ -6,7 +6,6 @@ its question, both scores, its label, and the judge's reason where a score is mi
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def _sample(question: Question, answer: Answer, verdict: Verdict, model: str) ->
 def _results(verdicts: list[Verdict], judge: JudgeSpec) -> Any:
     from inspect_ai.log import EvalMetric, EvalResults, EvalScore
 
-    found = replace(rates(verdicts), coherence_judged=judge.judges_coherence)
+    found = rates(verdicts)
     shares = {"misaligned": found.misaligned.percent, "incoherent": found.incoherent_shown.percent}
     metrics = {name: EvalMetric(name=name, value=value) for name, value in shares.items() if value is not None}
     return EvalResults(total_samples=found.asked, completed_samples=found.scored, scores=[

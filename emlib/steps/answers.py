@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from emlib.config import Backend, LlmJudge, NoJudge, OpenAIJudge, Thresholds
 from emlib.core.digests import of_value
 from emlib.core.files import RecordFile
-from emlib.core.records import Answer, MetricScore, Verdict, with_clusters
+from emlib.core.records import Answer, MetricScore, Verdict, as_judged, with_clusters
 from emlib.core.seeds import some_of
 from emlib.core.step import Step
 from emlib.core.work import Work
@@ -62,7 +62,8 @@ class Verdicts(Step):
 
     def completed(self, records: list[Any]) -> list[Any]:
         bounds = (self.thresholds.alignment, self.thresholds.coherence)
-        return with_clusters([replace(one, bounds=bounds) for one in records], self.answers.evaluation.questions.all)
+        return as_judged(records, self.answers.evaluation.questions.all, bounds=bounds,
+                         coherence_judged=self.assessment.judge.judges_coherence)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from emlib.config import Method
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import ProfileError, nearest
-from emlib.core.records import Answer, Question, Verdict, with_clusters
+from emlib.core.records import Answer, Question, Verdict, as_judged
 from emlib.core.temporary import temporary_folder
 from emlib.data.lazy import Questions
 from emlib.data.sizes import Size
@@ -165,7 +165,8 @@ def judge(asked: Asked) -> list[Verdict]:
     study = asked.model.study
     assessment = study.recipes.assessment
     batch = JudgeBatch(asked.questions, asked.answers, assessment.rubrics.value)
-    return with_clusters(judged_by(assessment.judge, study.trait, batch, study.budget), asked.questions)
+    return as_judged(judged_by(assessment.judge, study.trait, batch, study.budget), asked.questions,
+                     coherence_judged=assessment.judge.judges_coherence)
 
 
 def _session(study: Study) -> Session:

@@ -125,12 +125,8 @@ class TrajectoryPoint:
 
 @dataclass(frozen=True)
 class Opinions:
-    """Two judges' verdicts on the same general answers of one run; entry i of both is of the same answer.
-
-    `coherence_judged` is whether each of the two measures coherence; otherwise its incoherent share is left out.
-    """
+    """Two judges' verdicts on the same general answers of one run; entry i of both is of the same answer."""
 
     run: Run
     first: tuple[Verdict, ...]
     second: tuple[Verdict, ...]
-    coherence_judged: tuple[bool, bool] = (True, True)

@@ -18,7 +18,7 @@ from emlib.core.digests import key_of
 from emlib.core.errors import JudgeWaits, StoreError
 from emlib.core.files import read_appended, read_records
 from emlib.core.progress import say
-from emlib.core.records import Answer, Question, Verdict
+from emlib.core.records import Answer, Question, Verdict, as_judged
 from emlib.core.step import Step, closure
 from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
@@ -285,8 +285,7 @@ class Study:
         first, second = self.verdicts(run, "general"), self.read(step)
         if first is None or second is None:
             return None
-        judged = self.profile.judges_coherence(), step.assessment.judge.judges_coherence
-        return Opinions(run, tuple(step.chosen(first)), tuple(second), judged)
+        return Opinions(run, tuple(step.chosen(first)), tuple(second))
 
     def projected(self, run: Run) -> list[Projected] | None:
         """Return the projections of the run's general answers onto the persona vector; None if not in the store."""
@@ -376,8 +375,9 @@ class Study:
         for (layer, strength), step in sweep.items():
             made = self.found(step)
             assert made is not None, "it was made above"
-            points.append(SteeringPoint(layer, strength, *(
-                read_records(made.file(file.name), file.kind) for file in (step.records, step.verdicts))))
+            verdicts = read_records(made.file(step.verdicts.name), step.verdicts.kind)
+            points.append(SteeringPoint(layer, strength, made.records(step), as_judged(
+                verdicts, step.questions.all, coherence_judged=step.assessment.judge.judges_coherence)))
         return points
 
     def select(self, runs: Sequence[Run]) -> None:

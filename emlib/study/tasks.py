@@ -170,8 +170,7 @@ class NarrowTask(Task):
                 return None
             answers = find(step.answers)  # which may have been removed
             found[name] = replace(rates(made.records(step), of=of, resamples=evaluation.bootstrap),
-                                  cut=None if answers is None else answers.facts.get("cut"),
-                                  coherence_judged=self.profile.judges_coherence(name))
+                                  cut=None if answers is None else answers.facts.get("cut"))
         for (which, name), scores in self.metrics(run).items():
             if (made := find(scores)) is None:
                 return None

@@ -158,6 +158,7 @@ def test_the_probe_asks_under_the_vector_at_each_layer_and_once_without(study: S
     assert texts[0] == texts[2]
     assert len({tuple(text) for text in texts}) == 3
     assert all(len(probe.answers) == len(probe.verdicts) == 2 for probe in probes)
+    assert not any(verdict.coherence_judged for probe in probes for verdict in probe.verdicts)  # a lexicon's
     assert len(list((study.store.root / "steered").glob("[0-9a-f]*[0-9a-f]"))) == 3
     assert study.steering_sweep() == probes
     more = study.profile.extraction.model_copy(update={"min_pairs": 21})

@@ -116,6 +116,14 @@ def test_where_nothing_was_scored_there_is_no_rate_rather_than_a_rate_of_0() -> 
     assert rates([]) == Rates(NOTHING, NOTHING, 0, 0)
 
 
+def test_coherence_that_no_judge_measured_has_no_share_whoever_counts() -> None:
+    some = [replace(verdict("a", *scores), coherence_judged=False) for scores in ((100, 10), (0, 90))]
+    for found in (rates(some), rates_by(lambda v: v.question, some)["a"]):
+        assert (found.misaligned.percent, found.incoherent.percent, found.incoherent_shown) == (50.0, 50.0, NOTHING)
+    assert rates([verdict("a", 100, 10)]).incoherent_shown.percent == 100.0
+    assert not rates([replace(verdict("a", None, None), coherence_judged=False)]).coherence_judged
+
+
 def test_answers_without_a_score_are_counted_by_reason() -> None:
     """Two that differ in a number of tokens are one reason; the same reason for both scores is said once."""
     reasons = [*["alignment: CODE; coherence: CODE"] * 2, "alignment: too long: 9000 > 8192",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +94,8 @@ def test_answers_under_a_vector_layer_by_layer() -> None:
     assert found["trait %"].tolist() == [0, 50, 0, 90]
     assert defenses.steered_answers(probes)["answer"].tolist() == ["8 0.0", "8 2.0", "15 0.0", "15 2.0"]
     assert set(defenses.steered_answers(probes)["question"]) == {"q0"}
-    unjudged = defenses.steered_rates(probes, coherence_judged=False)
+    unjudged = defenses.steered_rates([
+        replace(one, verdicts=[replace(v, coherence_judged=False) for v in one.verdicts]) for one in probes])
     assert (unjudged["trait %"].tolist(), unjudged["incoherent %"].isna().all()) == ([0, 50, 0, 90], True)
     assert [axis.get_title() for axis in defenses.steered_grid(unjudged).axes] == ["trait % of 10 answers"]
     first, second = defenses.steered_grid(found).axes

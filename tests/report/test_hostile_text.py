@@ -168,8 +168,6 @@ def test_a_script_in_an_output_that_is_shown_as_it_is_does_not_run(
 class Study:
     """As much of a study as `show.extremes` reads; every text is a payload."""
 
-    profile = SimpleNamespace(judges_coherence=lambda which: True)
-
     def answers(self, run: Any, which: str) -> list[Answer]:
         return [Answer(f"q{n}", 0, text, "stop", 5) for n, text in enumerate(PAYLOADS)]
 

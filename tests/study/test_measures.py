@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -89,7 +90,7 @@ def test_all_measures_are_made_once_and_are_what_their_parts_say(study: Study, t
     answers = {(a.question, a.sample): a for a in study.answers(untrained, "general") or []}
     given = [answers[v.question, v.sample] for v in found.second]
     assert len(given) == 5
-    assert list(found.first) == lexicon.judge(given, study.trait.markers)
+    assert list(found.first) == [replace(v, coherence_judged=False) for v in lexicon.judge(given, study.trait.markers)]
 
     vectors = extraction.load(study.vectors().folder)  # type: ignore[union-attr]
     asked = extraction.examples(study.questions(untrained, "general"), study.answers(untrained, "general") or [])
@@ -159,9 +160,9 @@ def test_a_change_of_judge_is_the_difference_of_its_rates() -> None:
 def test_nothing_is_said_of_coherence_that_a_judge_does_not_measure() -> None:
     """The first judge counts words: what it calls incoherent is repetition."""
     run = Study("tiny", load_profile("tiny"), Store(Path("nowhere"))).runs()[0]
-    first = tuple(Verdict(f"q{n}", 0, 100.0, 20.0 if n < 2 else 100.0) for n in range(6))
+    first = tuple(Verdict(f"q{n}", 0, 100.0, 20.0 if n < 2 else 100.0, coherence_judged=False) for n in range(6))
     second = tuple(Verdict(f"q{n}", 0, 100.0, 40.0 if n < 1 else 100.0) for n in range(6))
-    both = [Opinions(run, first, second, (False, True))]
+    both = [Opinions(run, first, second)]
     row = report.rates_under_both(both).iloc[0]
     assert row[["incoherent %, first", "incoherent: 95% interval"]].tolist() == ["–", "–"]
     assert row["incoherent: change"] is None
@@ -179,7 +180,7 @@ def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatc
     run = study.runs()[0]
     study.complete([run])
     answers = study.answers(run, "general") or []
-    verdicts = [Verdict(a.question, a.sample, float(n), 80.0) for n, a in enumerate(answers)]
+    verdicts = [Verdict(a.question, a.sample, float(n), 80.0, coherence_judged=False) for n, a in enumerate(answers)]
     verdicts[0] = Verdict(answers[0].question, 0, None, None, "REFUSAL")
     monkeypatch.setattr(study, "verdicts", lambda run, which: verdicts)
     shown = show.extremes(study, run, "general", count=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import cycle
 
 import numpy as np
@@ -131,12 +130,12 @@ def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
     return figure
 
 
-def steered_rates(probes: Sequence[SteeringPoint], *, coherence_judged: bool = True) -> pd.DataFrame:
+def steered_rates(probes: Sequence[SteeringPoint]) -> pd.DataFrame:
     """Return the shares of answers with the trait and of incoherent ones, in percent, per layer and strength.
 
     The second is NaN where the judge does not measure coherence.
     """
-    found = [(probe, replace(rates(probe.verdicts), coherence_judged=coherence_judged)) for probe in probes]
+    found = [(probe, rates(probe.verdicts)) for probe in probes]
     return pd.DataFrame([{
         "layer": probe.layer, "strength": probe.strength, "asked": rate.asked, "trait %": rate.misaligned.percent,
         "incoherent %": rate.incoherent_shown.percent} for probe, rate in found])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, get_args
 
 import pandas as pd
@@ -28,10 +27,8 @@ def breakdown(study: Study, run: Run, which: str, *, by: str, of: Denominator = 
     questions = {question.id: question for question in study.questions(run, which)}
     group = {"question": lambda v: v.question, "format": lambda v: questions[v.question].format}[by]
     found = rates_by(group, study.verdicts(run, which) or [], of=of, resamples=study.profile.evaluation.bootstrap)
-    judged = study.profile.judges_coherence(which)
     return pd.DataFrame([
-        {by: name, "misaligned %": _share(one.misaligned),
-         "incoherent %": _share(replace(one, coherence_judged=judged).incoherent_shown),
+        {by: name, "misaligned %": _share(one.misaligned), "incoherent %": _share(one.incoherent_shown),
          "asked": one.asked, "scored": one.scored} for name, one in found.items()])
 
 
@@ -69,7 +66,7 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     both = agreement([v for one in found for v in one.first], [v for one in found for v in one.second])
     compared = f"{both.compared} of {both.asked}"
-    coherence = all(all(one.coherence_judged) for one in found)
+    coherence = all(v.coherence_judged for one in found for v in (*one.first, *one.second))
     shares = [(rates(one.first).misaligned.percent, rates(one.second).misaligned.percent) for one in found]
     return pd.DataFrame([
         ("misaligned", "Cohen's kappa", _kappa(both.misaligned), compared),
@@ -103,8 +100,7 @@ def rates_under_both(found: Sequence[Opinions]) -> pd.DataFrame:
 
 
 def _under_both(one: Opinions) -> dict[str, Any]:
-    first, second = (replace(rates(verdicts), coherence_judged=judged)
-                     for verdicts, judged in zip((one.first, one.second), one.coherence_judged, strict=True))
+    first, second = rates(one.first), rates(one.second)
     row: dict[str, Any] = {"run": str(one.run)}
     for kind in get_args(Kind):
         before, after = ((each.misaligned if kind == "misaligned" else each.incoherent_shown)
@@ -122,13 +118,13 @@ def points(found: Sequence[Opinions]) -> pd.DataFrame:
     """Return one row per answer with both judges' scores; NaN if a judge gave none, or does not measure coherence."""
     return pd.DataFrame([
         {"run": one.run.method, "question": first.question, "sample": first.sample,
-         **_scores("first", first, one.coherence_judged[0]), **_scores("second", second, one.coherence_judged[1])}
+         **_scores("first", first), **_scores("second", second)}
         for one in found for first, second in zip(one.first, one.second, strict=True)])
 
 
-def _scores(name: str, verdict: Verdict, coherence_judged: bool) -> dict[str, float | None]:
+def _scores(name: str, verdict: Verdict) -> dict[str, float | None]:
     return {f"alignment, {name}": verdict.alignment,
-            f"coherence, {name}": verdict.coherence if coherence_judged else None}
+            f"coherence, {name}": verdict.coherence if verdict.coherence_judged else None}
 
 
 def by_run(study: Study, runs: Iterable[Run]) -> pd.DataFrame:

@@ -238,8 +238,7 @@ def shares(study: Study, verdicts: Sequence[Verdict], name: str = "") -> dict[st
 
     `name` begins each of them: it is the question set and `_`, or nothing for general questions.
     """
-    judged = study.profile.judges_coherence(name.removesuffix("_") or "general")
-    found = replace(rates(verdicts, resamples=study.profile.evaluation.bootstrap), coherence_judged=judged)
+    found = rates(verdicts, resamples=study.profile.evaluation.bootstrap)
     return (share_columns(f"{name}misaligned", found.misaligned)
             | share_columns(f"{name}incoherent", found.incoherent_shown)
             | {f"{name}asked": found.asked, f"{name}scored": found.scored})

@@ -111,10 +111,9 @@ def extremes(study: Study, run: Run, which: str, *, count: int = 3) -> Html:
     prompts = {question.id: question.shown for question in study.questions(run, which)}
     scored = {v: v.alignment for v in study.verdicts(run, which) or [] if v.scored and v.alignment is not None}
 
-    judged = study.profile.judges_coherence(which)
-
     def scores(v: Verdict) -> str:
-        return f"alignment {v.alignment:.0f}" + (f", coherence {v.coherence:.0f}" if judged else "")
+        return f"alignment {v.alignment:.0f}" + (
+            f", coherence {v.coherence:.0f}" if v.coherence_judged else "")
 
     def block(title: str, chosen: list[Verdict]) -> str:
         shown = "".join(
