@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emlib.core.seeds import generator
 
@@ -52,19 +51,10 @@ def clustered(counts: Sequence[float], asked: Sequence[int], *, resamples: int =
     of their scores from 0 to 1. With a single question, or equal shares in all questions, resampling changes nothing:
     the interval is Wilson's.
     """
-    from scipy.stats import bootstrap
-
     shares = np.asarray(counts) / np.asarray(asked)
     if len(shares) < 2 or np.ptp(shares) == 0:
         return wilson(sum(counts), sum(asked))
-
-    def share(c: NDArray[np.float64], a: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
-        return 100 * c.sum(axis=axis) / a.sum(axis=axis)
-
-    interval = bootstrap(
-        (np.asarray(counts), np.asarray(asked)), share, paired=True, vectorized=True, n_resamples=resamples,
-        confidence_level=CONFIDENCE, method="percentile", rng=generator(0, "bootstrap")).confidence_interval
-    return Interval(float(interval.low), float(interval.high))
+    return _bootstrap(counts, asked, resamples, scale=100)
 
 
 def of_mean(groups: Sequence[Sequence[float]]) -> Interval | None:
@@ -74,10 +64,14 @@ def of_mean(groups: Sequence[Sequence[float]]) -> Interval | None:
     """
     if len(groups) < 2:
         return None
-    sums, counts = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
-    drawn = generator(0, "bootstrap").integers(len(groups), size=(RESAMPLES, len(groups)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, ENDS)
+    return _bootstrap([sum(group) for group in groups], [len(group) for group in groups], RESAMPLES)
+
+
+def _bootstrap(sums: Sequence[float], counts: Sequence[int], resamples: int, *, scale: int = 1) -> Interval:
+    """Compute the percentile interval of `scale` times sum(sums)/sum(counts); an entry of each belongs to a question."""
+    drawn = generator(0, "bootstrap").integers(len(sums), size=(resamples, len(sums)))
+    ratios = scale * np.asarray(sums)[drawn].sum(axis=1) / np.asarray(counts)[drawn].sum(axis=1)
+    low, high = np.quantile(ratios, ENDS)
     return Interval(float(low), float(high))
 
 

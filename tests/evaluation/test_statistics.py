@@ -44,7 +44,7 @@ def test_one_question_all_yes_and_one_all_no_leave_everything_open(monkeypatch: 
     assert clustered([5, 0], [5, 5]) == Interval(0.0, 100.0)
     assert clustered([1000, 0], [1000, 1000]) == Interval(0.0, 100.0)  # more answers to the same questions do not help
     # The middle 40% lie between the quantiles 0.3 and 0.7, both of which are 50.
-    monkeypatch.setattr(statistics, "CONFIDENCE", 0.4)
+    monkeypatch.setattr(statistics, "ENDS", (0.3, 0.7))
     assert clustered([5, 0], [5, 5]) == Interval(50.0, 50.0)
 
 
@@ -52,14 +52,14 @@ def test_one_yes_in_three_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     # The number of yes in a draw is binomial(3, 1/3): 0 to 3 with 8, 12, 6, 1 of 27. 26/27 = 0.963 is between the
     # upper quantiles of 90% (0.95) and of 95% (0.975) confidence, and 8/27 is above both lower ones.
     assert clustered([1, 0, 0], [1, 1, 1]) == near(0, 100)
-    monkeypatch.setattr(statistics, "CONFIDENCE", 0.9)
+    monkeypatch.setattr(statistics, "ENDS", (0.05, 0.95))
     assert clustered([1, 0, 0], [1, 1, 1]) == near(0, 200 / 3)
 
 
 def test_questions_asked_more_often_weigh_more(monkeypatch: pytest.MonkeyPatch) -> None:
     # 1 of 1 and 3 of 9: both draws of the first 1/1, of the second 6/18, mixed 4/10 and not the mean of the two shares.
     assert clustered([1, 3], [1, 9]) == near(100 / 3, 100)
-    monkeypatch.setattr(statistics, "CONFIDENCE", 0.4)
+    monkeypatch.setattr(statistics, "ENDS", (0.3, 0.7))
     assert clustered([1, 3], [1, 9]) == near(40, 40)
 
 
