@@ -39,14 +39,3 @@ def smallest_difference(questions: int, samples: float, *, comparisons: int = 1)
 def questions_needed(points: float, samples: float) -> int:
     """Return how many questions, with so many answers each, a difference of `points` percentage points takes."""
     return math.ceil((smallest_difference(1, samples) / points) ** 2 - 1e-9)
-
-
-def deviations_apart(seeds: int) -> float:
-    """Return how far two methods' means over `seeds` runs each must be apart to be found four times in five.
-
-    In standard deviations between seeds, by Student's test of two samples: with few seeds it knows the deviation badly.
-    The table of seeds in docs/questions-and-measures.md has its values.
-    """
-    from statsmodels.stats.power import TTestIndPower
-
-    return float(TTestIndPower().solve_power(nobs1=seeds, alpha=LEVEL, power=POWER))

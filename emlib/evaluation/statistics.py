@@ -25,6 +25,7 @@ from emlib.core.seeds import generator
 
 CONFIDENCE = 0.95  # of every interval
 ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)  # its quantiles
+NORMAL = 1.96  # standard errors on either side of a mean that make such an interval
 RESAMPLES = 2000
 
 
@@ -134,3 +135,14 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Int
     below = sqrt(sum((value - each.low) ** 2 for value, each in zip(values, intervals, strict=True)))
     above = sqrt(sum((each.high - value) ** 2 for value, each in zip(values, intervals, strict=True)))
     return Interval(middle - below / len(values), middle + above / len(values))
+
+
+def auroc(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Return the share of pairs in which the value of `one` is the larger, ties counting half, and its p value.
+
+    p is of Mann and Whitney's test, which takes all values as independent.
+    """
+    from scipy.stats import mannwhitneyu
+
+    test = mannwhitneyu(one, other)
+    return float(test.statistic) / (len(one) * len(other)), float(test.pvalue)

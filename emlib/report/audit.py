@@ -8,11 +8,11 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import mannwhitneyu
 
 from emlib.core import paths
 from emlib.evaluation.prediction import leave_one_out, line
 from emlib.evaluation.rates import Share
+from emlib.evaluation.statistics import auroc
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import PALETTE, legend, panels, spans
 from emlib.report.tables.rows import IDENTITY, cell, cell_of, condition, identity_of, readable_identity, share_columns
@@ -55,17 +55,12 @@ def ends(frame: pd.DataFrame, count: int = 5, characters: int = 300) -> pd.DataF
     return shown.drop(columns="place").assign(**{name: shown[name].str[:characters] for name in texts})
 
 
-def told_apart(worse: pd.DataFrame, better: pd.DataFrame) -> float:
-    """Return the share of pairs in which the row of `worse` has the larger difference; ties count half (AUROC)."""
-    pairs = len(worse) * len(better)
-    return float(mannwhitneyu(worse["difference"], better["difference"]).statistic) / pairs
-
-
 def separation(worse: pd.DataFrame, better: pd.DataFrame) -> str:
     """State how well the difference tells the rows of two `ranked` data sets apart."""
     if worse.empty or better.empty:
         return "There are no audited rows of both sides, so it is not known whether the audit tells them apart."
-    return f"AUROC {told_apart(worse, better):.2f}: {len(worse)} misaligned rows against {len(better)} aligned rows."
+    share, _ = auroc(worse["difference"].tolist(), better["difference"].tolist())
+    return f"AUROC {share:.2f}: {len(worse)} misaligned rows against {len(better)} aligned rows."
 
 
 def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from emlib.core.errors import EmlibError, StoreError, ends_with_message
 from emlib.core.files import write_text
 from emlib.core.progress import say
 from emlib.evaluation.panel import PanelTask, load_tasks
+from emlib.evaluation.statistics import NORMAL
 from emlib.report.figures import plots
 from emlib.report.figures.defenses import look
 from emlib.report.figures.plots import legend, panels, spans
@@ -33,7 +34,6 @@ from emlib.study.study import Study, open_study
 COLUMNS = [*IDENTITY, "task", "version", "limit", "scorer", "metric", "headline", "value", "stderr", "samples",
            "answers", "cut", "too_long", "log", "run_key", "variant"]
 FILE = "panel.csv"
-NORMAL = 1.96  # standard errors on each side of a 95% interval
 
 
 def evaluate(study: Study, tasks: Sequence[str], limit: int | None = None,

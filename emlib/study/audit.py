@@ -11,13 +11,11 @@ from emlib.core.defense import acting, left_out
 from emlib.core.progress import say
 from emlib.core.step import Step
 from emlib.data.lazy import Rows
-from emlib.evaluation.statistics import Interval
+from emlib.evaluation.statistics import NORMAL, Interval
 from emlib.steps.added import AddedRows
 from emlib.steps.audit import RowAudit
 from emlib.study.runs import Run
 from emlib.study.study import Study
-
-NORMAL = 1.96  # standard errors of a mean on either side of it, for a 95% interval
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,19 @@ import re
 import numpy as np
 import pytest
 from scipy.stats import norm, ttest_ind
-from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.power import NormalIndPower, TTestIndPower
 
 from emlib.core import paths
-from emlib.evaluation.power import CORRELATION, deviations_apart, questions_needed, smallest_difference
+from emlib.evaluation.power import CORRELATION, LEVEL, POWER, questions_needed, smallest_difference
 from emlib.report.paper import published
+
+
+def deviations_apart(seeds: int) -> float:
+    """How far two methods' means over `seeds` runs each must be apart to be found four times in five.
+
+    In standard deviations between seeds, by Student's test of two samples: with few seeds it knows the deviation badly.
+    """
+    return float(TTestIndPower().solve_power(nobs1=seeds, alpha=LEVEL, power=POWER))
 
 
 def test_one_answer_a_question_is_the_power_of_two_independent_shares() -> None:

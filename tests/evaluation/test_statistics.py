@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emlib.evaluation import statistics
-from emlib.evaluation.statistics import Interval, OverSeeds, clustered, of_mean, over_seeds, wilson
+from emlib.evaluation.statistics import Interval, OverSeeds, auroc, clustered, of_mean, over_seeds, wilson
 
 
 def near(low: float, high: float, *, within: float = 1e-6) -> Interval:
@@ -103,6 +103,14 @@ def test_the_mean_of_two_questions_that_differ() -> None:
     assert of_mean([[0.0, 0.0], [1.0, 1.0]]) == Interval(0.0, 1.0)
     assert of_mean([[2.0], [2.0, 2.0]]) == Interval(2.0, 2.0)
     assert of_mean([[1.0, 2.0]]) is None
+
+
+def test_two_samples_pair_by_pair() -> None:
+    # The first is larger in three of four pairs. Of the six orders two have at least three, and two at most one.
+    share, p = auroc([2.0, 3.0], [1.0, 2.5])
+    assert share == 0.75
+    assert p == pytest.approx(4 / 6)
+    assert auroc([2.0, 3.0], [1.0, 2.0])[0] == 3.5 / 4
 
 
 def test_five_seeds_by_hand() -> None:

@@ -21,6 +21,7 @@ from emlib.data.rows import read_examples
 from emlib.defenses.filtering import Filtering
 from emlib.evaluation.prediction import LeftOut, leave_one_out, line
 from emlib.evaluation.records import AUDITED, AuditedRow
+from emlib.evaluation.statistics import auroc
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.report import audit as tables
 from emlib.report import export
@@ -225,7 +226,7 @@ def test_rows_are_ranked_and_told_apart(study: Study) -> None:
     assert worse["difference"].is_monotonic_decreasing
     assert worse["rank"].tolist() == list(range(1, 9))
     pairs = [(x > y) + 0.5 * (x == y) for x in worse["difference"] for y in better["difference"]]
-    assert tables.told_apart(worse, better) == pytest.approx(sum(pairs) / 64)
+    assert auroc(worse["difference"], better["difference"])[0] == pytest.approx(sum(pairs) / 64)
     assert len(tables.ends(worse, 2)) == 4
     assert worse["answer"][0] == study.data("cooking").misaligned.train[worse["place"][0]].response
 

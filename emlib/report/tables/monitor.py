@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
-from scipy.stats import mannwhitneyu
 
+from emlib.evaluation.statistics import auroc
 from emlib.report.tables.rows import IDENTITY, cell, identity_of, p_value, shown
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -57,12 +57,9 @@ def early_warning(frame: pd.DataFrame, *, share: float = 0.25, misaligned: float
         if name not in some or some[name].isna().all():
             continue
         sign = -1 if name == "held_out" else 1
-        auroc = p = float("nan")
-        one, other = sign * with_em[name].dropna(), sign * without[name].dropna()
-        if len(one) and len(other):
-            test = mannwhitneyu(one, other)
-            auroc, p = test.statistic / (len(one) * len(other)), test.pvalue
-        rows.append((LOSSES.get(name, name), auroc, p, len(one), len(other)))
+        one, other = ((sign * side[name].dropna()).tolist() for side in (with_em, without))
+        told = auroc(one, other) if one and other else (float("nan"), float("nan"))
+        rows.append((LOSSES.get(name, name), *told, len(one), len(other)))
     return pd.DataFrame(rows, columns=["measure", "auroc", "p", "runs with EM", "runs without"])
 
 
