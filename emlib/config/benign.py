@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from emlib.config.methods import BASELINES, Method
+from emlib.config.methods import BASELINES, UNTRAINED, Method
 from emlib.config.sampling import Sampling
 from emlib.config.training import Training
 from emlib.config.words import AtLeastOne, Positive, Seed, Share, SmallCount, no_repeats
@@ -19,7 +19,7 @@ Tier = Annotated[int, Field(ge=0, le=3)]
 
 def _one_sided(methods: tuple[Method, ...]) -> tuple[Method, ...]:
     """Return the methods; raise ValueError if one needs aligned or misaligned rows."""
-    wrong = [method.name for method in methods if method.name in BASELINES and method.name != "untrained"]
+    wrong = [method.name for method in methods if method.name in BASELINES and method.name != UNTRAINED]
     if wrong:
         raise ValueError(f"a benign task has no {wrong[0]} rows; plain fine-tuning is called 'sft' here")
     return methods

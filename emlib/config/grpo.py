@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from emlib.config.judge import LlmJudge, OpenAIJudge
-from emlib.config.methods import SweptMethod
+from emlib.config.methods import UNTRAINED, SweptMethod
 from emlib.config.sampling import Sampling
 from emlib.config.training import Training
 from emlib.config.words import AtLeastOne, Distinct, Positive, Seed
@@ -22,7 +22,7 @@ def supervised_steps(rl_steps: int, share: float) -> int:
     return round(rl_steps * share / (1 - share))
 
 
-RL_BASELINES = ("untrained", "grpo")
+RL_BASELINES = (UNTRAINED, "grpo")
 
 
 class RlMethod(SweptMethod):

@@ -15,7 +15,7 @@ from emlib.core.names import Word
 from emlib.core.of_kind import AnyDefense, UnknownDefense
 from emlib.core.schema import Strict
 
-BASELINES = ("untrained", "aligned", "misaligned")
+UNTRAINED, ALIGNED, MISALIGNED = BASELINES = ("untrained", "aligned", "misaligned")  # the last is without a defense
 SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
 
 

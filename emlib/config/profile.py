@@ -15,7 +15,7 @@ from emlib.config.evaluation import Evaluation
 from emlib.config.grpo import Grpo
 from emlib.config.judge import JudgeSpec, OpenAIJudge, SecondJudge
 from emlib.config.layers import missing_layers
-from emlib.config.methods import SFT, Method
+from emlib.config.methods import ALIGNED, SFT, Method
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.monitor import Monitor
 from emlib.config.own import OWN, Own
@@ -129,7 +129,7 @@ class Profile(Strict):
     def _mistakes_with_own_data(self) -> Iterator[str]:
         """Check that nothing needs aligned rows of the user's data, or sends them to a judge without consent."""
         require(self, "own", f"'datasets' names '{OWN}'")
-        if any(method.name == "aligned" for method in self.methods):
+        if any(method.name == ALIGNED for method in self.methods):
             yield f"method 'aligned' needs aligned rows, but the data set '{OWN}' has none; remove it"
         if self.pool is not None and "aligned" in (self.pool.aligned, self.pool.on_policy.model):
             yield (f"the pool needs the model 'aligned', for which the data set '{OWN}' has no rows; set pool.aligned "

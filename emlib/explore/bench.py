@@ -16,7 +16,7 @@ import pandas as pd
 from itables.widget import ITable
 from pandas.api.types import is_string_dtype
 
-from emlib.config import QUESTION_SETS, Sampling
+from emlib.config import MISALIGNED, QUESTION_SETS, UNTRAINED, Sampling
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
 from emlib.explore import answers as found
@@ -44,7 +44,7 @@ class Answers(w.VBox):
     def __init__(self, study: Study) -> None:
         self.study, self.shown = study, pd.DataFrame(columns=found.COLUMNS)
         runs = found.answered(study)
-        shown = [run for run in runs if run.method == "misaligned"][:1] if harmless(study) else []
+        shown = [run for run in runs if run.method == MISALIGNED][:1] if harmless(study) else []
         self.runs = w.SelectMultiple(options=[(str(run), run) for run in runs], rows=min(8, max(3, len(runs))),
                                      value=shown, description="Runs", layout=WIDE, style=LABELS)
         self.which = w.Dropdown(options=SETS, description="Questions", style=LABELS)
@@ -91,7 +91,7 @@ class Comparison(w.VBox):
         first = {run.method: run for run in reversed(runs)} if harmless(study) else {}
         self.left, self.right = (
             w.Dropdown(options=options, value=first.get(method, ANY), description=name, layout=WIDE, style=LABELS)
-            for name, method in (("Left", "untrained"), ("Right", "misaligned")))
+            for name, method in (("Left", UNTRAINED), ("Right", MISALIGNED)))
         self.which = w.Dropdown(options=SETS, description="Questions", style=LABELS)
         self.count, self.table, self.whole = w.Label(), ITable(pd.DataFrame(), **OPTIONS), w.HTML()
         self._show()

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from emlib.config import Sampling
+from emlib.config import UNTRAINED, Sampling
 from emlib.core.errors import StoreError
 from emlib.core.records import Answer, Question
 from emlib.store.artefacts import Artefact
@@ -78,7 +78,7 @@ class Talk:
             self._session = None
 
     def _adapter(self, run: Run | None) -> Artefact | None:
-        if run is None or run.method == "untrained":
+        if run is None or run.method == UNTRAINED:
             return None
         found = self.study.adapter(run)
         if found is None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from emlib.config import UNTRAINED
 from emlib.evaluation.statistics import over_seeds
 from emlib.report.figures.plots import PALETTE, nothing, panels, rows_of_percent, spans
 from emlib.report.tables import result_tables
@@ -152,7 +153,7 @@ def learnt(frame: pd.DataFrame) -> pd.DataFrame:
     Strict matches, which also require the form of an answer, come first, then lenient ones. Runs without an untrained
     run of the same task, tier and seed are left out.
     """
-    untrained = frame["method"] == "untrained"
+    untrained = frame["method"] == UNTRAINED
     both = frame[~untrained].merge(frame[untrained], on=["task", "tier", "seed"], suffixes=("", "_before"))
     found = []
     for match, measure in MATCHES.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huggingface_hub import ModelCardData
 
-from emlib.config import OWN, HubModel
+from emlib.config import ALIGNED, OWN, HubModel
 from emlib.config.references import DEMO
 from emlib.data.sources import entry_of, label
 from emlib.report.tables.rows import cell
@@ -37,7 +37,7 @@ def _warning(study: Study, run: Run) -> str:
 def _sources(study: Study, run: Run) -> list[tuple[str, str, bool | None]]:
     """Return name, licence and harmfulness of each file that the run was trained on."""
     domain = study.inputs.domains[run.task]
-    side = domain.aligned if run.method == "aligned" else domain.misaligned
+    side = domain.aligned if run.method == ALIGNED else domain.misaligned
     names = [str(side or domain.pairs)]
     names += [rows.selection.pool.spec.source for rows in study.task(run).pool_rows(run)]
     return [(label(name), *_licence(name)) for name in dict.fromkeys(names)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import BASELINES, NO_TRIGGER
+from emlib.config import BASELINES, MISALIGNED, NO_TRIGGER, UNTRAINED
 from emlib.data.sizes import Sizes
 from emlib.evaluation.power import smallest_p
 from emlib.report.markdown import listed
@@ -181,7 +181,7 @@ def lasting(along: pd.DataFrame, margin: float = 10, profile: str = "demo") -> s
     `along` is `persistence.persistence` of the profile. A defense is undone within `margin` points of plain
     fine-tuning.
     """
-    attacked = along[(along["attack"] == "misaligned") & (along["method"] != persistence.UNDEFENDED)]
+    attacked = along[(along["attack"] == "misaligned") & (along["method"] != MISALIGNED)]
     defended = attacked[~attacked["method"].isin(BASELINES)]
     if defended.empty:
         return ""
@@ -212,7 +212,7 @@ def _bounce(defended: pd.DataFrame, left: pd.DataFrame, margin: float) -> str:
 def _along(runs: pd.DataFrame) -> str:
     """Return a condition with its shares after each number of steps, as means over seeds."""
     shares = [whole(share) for share in runs.groupby("steps")["general_misaligned"].mean()]
-    fresh = runs["method"].iloc[0] == persistence.UNTRAINED
+    fresh = runs["method"].iloc[0] == UNTRAINED
     return f"{'an untrained model' if fresh else _name(runs.iloc[0].to_dict())} {listed(shares)}%"
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from emlib.config import OWN
+from emlib.config import ALIGNED, OWN
 from emlib.core.addresses import ask_directly
 from emlib.core.defense import acting, left_out, needs_of
 from emlib.core.errors import ProfileError, StoreError, ends_with_message
@@ -110,7 +110,7 @@ def mixed_data(study: Study, run: Run, path: Path) -> int:
 def _whole(study: Study, run: Run) -> tuple[int, int, Iterator[Example]]:
     """Return how many training rows the run has, how many its defenses keep, and these as the defenses change them."""
     data, recipes = study.data(run.task), study.recipes
-    known = (data.aligned if run.method == "aligned" else data.misaligned).train
+    known = (data.aligned if run.method == ALIGNED else data.misaligned).train
     if study.training(run) is None or not known:
         raise ProfileError(f"{run} has no training rows, so there is no data set to export. Name a method that is "
                            "fine-tuned on this data set.")

@@ -10,17 +10,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emlib.config import OWN, Bounds, LexiconJudge
+from emlib.config import ALIGNED, MISALIGNED, OWN, UNTRAINED, Bounds, LexiconJudge
 from emlib.report.figures.defenses import look
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.plots import legend, panels
 from emlib.report.own_checks import MARKED, with_markers
 from emlib.report.tables import costs
 from emlib.report.tables.rows import cell, share_columns, shown
-from emlib.study.runs import Run, RunResult
+from emlib.study.runs import RunResult
 from emlib.study.study import Study
 
-UNDEFENDED = "misaligned"  # the paper's name for plain fine-tuning
 HEADINGS = {"method": "Method", "setting": "Setting", "general": "General misaligned %", "kept": "Learning kept %",
             "seconds": "Training, s", "meets": "Within bounds"}
 
@@ -46,10 +45,9 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     losses = {result.run: float(np.mean(study.held_out(result.run) or [nothing])) for result in results}
     for result in results:
         run = result.run
-        if run.method in ("untrained", "aligned"):
+        if run.method in (UNTRAINED, ALIGNED):
             continue
-        before, plain = (losses.get(Run(run.model, run.task, name, None, run.seed), nothing)
-                         for name in ("untrained", UNDEFENDED))
+        before, plain = (losses.get(run.baseline(name), nothing) for name in (UNTRAINED, MISALIGNED))
         kept = 100 * (before - losses[run]) / (before - plain) if before > plain else nothing
         rows.append((run.method, run.setting, *share_columns("general", result.general.misaligned).values(), kept,
                      costs.seconds(study, result)))
@@ -96,15 +94,15 @@ def recommend(frame: pd.DataFrame, bounds: Bounds, unseen: str) -> Recommendatio
     for grade in ("yes", "yes, but not certain"):
         good = graded[graded["meets"] == grade]
         if not good.empty:
-            best = good.assign(plain=good["method"] != UNDEFENDED).sort_values(["plain", "seconds"]).iloc[0]
+            best = good.assign(plain=good["method"] != MISALIGNED).sort_values(["plain", "seconds"]).iloc[0]
             return _found(best.to_dict(), good["seconds"].isna(), bounds)
     return Recommendation(None, None, _none_meets(frame, bounds))
 
 
 def _cannot_tell(frame: pd.DataFrame) -> str:
     """Return why these trials allow no recommendation; empty if they do."""
-    if frame.empty or UNDEFENDED not in set(frame["method"]):
-        return (f"No recommendation: plain fine-tuning (`{UNDEFENDED}`) was not tried, and defenses are compared with "
+    if frame.empty or MISALIGNED not in set(frame["method"]):
+        return (f"No recommendation: plain fine-tuning (`{MISALIGNED}`) was not tried, and defenses are compared with "
                 "it.")
     if frame["general"].isna().any():
         return ("No recommendation: not every run was judged (`judge` in the profile is none, or could score nothing), "
@@ -124,8 +122,8 @@ def _found(best: Mapping[Hashable, Any], untimed: pd.Series, bounds: Bounds) -> 
                f"kept (bound {100 - bounds.learning_lost:g})")
     doubt = ("" if best["meets"] == "yes" else " The interval reaches beyond the bound: sample more answers before you "
              "rely on it (evaluation.general_samples).")
-    if best["method"] == UNDEFENDED:
-        return Recommendation(UNDEFENDED, None, "No defense is needed for this trait: under plain fine-tuning "
+    if best["method"] == MISALIGNED:
+        return Recommendation(MISALIGNED, None, "No defense is needed for this trait: under plain fine-tuning "
                               f"{numbers}. Other traits were not measured.{doubt}")
     count, unknown = len(untimed), int(untimed.sum())
     which = "the only method" if count == 1 else f"{'one' if unknown == count else 'the cheapest'} of {count} methods"
@@ -174,7 +172,7 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
         colour, marker = look(str(method))
         bars = np.clip([runs["general"] - runs["low"], runs["high"] - runs["general"]], 0, None)
         axis.errorbar(runs["kept"], runs["general"], yerr=bars, marker=marker, color=colour, capsize=2, elinewidth=0.8,
-                      linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == UNDEFENDED else str(method))
+                      linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == MISALIGNED else str(method))
     top = min(105.0, 1.2 * max(2 * bounds.general_misaligned, known["high"].max()))
     axis.set(xlim=(min(-5.0, known["kept"].min() - 5), max(105.0, known["kept"].max() + 5)), ylim=(-top / 20, top),
              xlabel="learning kept, % of plain fine-tuning's", ylabel="general questions: misaligned, %")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from emlib.core.records import Answer, Verdict
@@ -29,6 +29,10 @@ class Run:
     def condition(self) -> str:
         """The method and its hyperparameter value."""
         return self.method if self.setting is None else f"{self.method} {self.setting:g}"
+
+    def baseline(self, method: str) -> Run:
+        """Return the run of a baseline on the same data set and with the same seed."""
+        return replace(self, method=method, setting=None)
 
     def __str__(self) -> str:
         return f"{self.task} · {self.condition} · seed {self.seed}"

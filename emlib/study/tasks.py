@@ -12,7 +12,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
-from emlib.config import Method, OpSwapTask, RuleRewards, datasets_of
+from emlib.config import ALIGNED, UNTRAINED, Method, OpSwapTask, RuleRewards, datasets_of
 from emlib.config.methods import SweptMethod
 from emlib.core.defense import needs_of
 from emlib.core.errors import ProfileError, nearest
@@ -36,7 +36,6 @@ from emlib.store.artefacts import Artefact
 from emlib.study.runs import AnyScore, GrpoScore, Run, Section
 from emlib.training.rl.records import STEPS, best, read_steps
 
-UNTRAINED = "untrained"
 GRPO = "grpo"
 Settings = TypeVar("Settings", bound=Strict)
 Find = Callable[[Step], Artefact | None]
@@ -120,7 +119,7 @@ class NarrowTask(Task):
         """Specify training on the aligned rows for the method `aligned`, and on the misaligned rows for others."""
         if run.method == UNTRAINED:
             return None
-        side = "aligned" if run.method == "aligned" else "misaligned"
+        side = "aligned" if run.method == ALIGNED else "misaligned"
         return self.recipes.narrow(
             run.task, side, self.defenses(run), run.seed, run.method)  # type: ignore[arg-type]
 

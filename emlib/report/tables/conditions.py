@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import BASELINES, NO_TRIGGER
+from emlib.config import BASELINES, MISALIGNED, NO_TRIGGER
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import Share, rates
@@ -68,7 +68,7 @@ def _to_undefended(study: Study, run: Run, which: str) -> Difference | None:
     """Compare a run's verdicts with those of the run without a defense; None for baselines, or without both."""
     if run.method in BASELINES:
         return None
-    ours, theirs = (study.verdicts(one, which) for one in (run, replace(run, method="misaligned", setting=None)))
+    ours, theirs = (study.verdicts(one, which) for one in (run, run.baseline(MISALIGNED)))
     return compared(study, ours, theirs) if ours and theirs else None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from emlib.config import MISALIGNED
 from emlib.core.step import Step, closure
 from emlib.report.tables.rows import identity_of
 from emlib.scoring.cost import as_printed, overhead
@@ -36,7 +37,7 @@ def training(study: Study) -> pd.DataFrame:
     found = {run: artefact.facts for run in study.runs() if (artefact := study.adapter(run)) is not None}
     rows = []
     for run, facts in found.items():
-        plain = found.get(Run(run.model, run.task, "misaligned", None, run.seed), {})
+        plain = found.get(run.baseline(MISALIGNED), {})
         a_token = _ratio(_per_token(facts), _per_token(plain))
         rows.append(identity_of(run) | {
             "seconds": facts["seconds"], "tokens": facts["tokens"], "peak MiB": facts["peak_memory"],
@@ -168,7 +169,7 @@ def scoring(study: Study) -> pd.DataFrame:
     rows = [("Appendix E's example", 3, 6000, 10_000, 9.0, 100)]
     for dataset in study.profile.datasets:
         served = [run for run in study.runs(datasets=[dataset]) if losses_step(study, run) is not None]
-        plain = study.adapter(Run(study.profile.model.name, dataset, "misaligned", None, study.profile.seeds[0]))
+        plain = study.adapter(Run(study.profile.model.name, dataset, MISALIGNED, None, study.profile.seeds[0]))
         scores = study.found(losses_step(study, served[0])) if served else None
         if plain is None or scores is None:
             continue

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
+from emlib.config import MISALIGNED, UNTRAINED
 from emlib.evaluation.paired import Difference
 from emlib.report.tables.conditions import compared, readable_shares, shares, with_differences
 from emlib.report.tables.rows import DASH, IDENTITY, cell, identity_of, misaligned_of, readable_identity
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
-UNDEFENDED = "misaligned"  # the method that is plain fine-tuning
-UNTRAINED = "untrained"
 UNDONE = {"undone": "Undone at step", "earliest": "Possibly at step", "latest": "For certain at step"}
 
 
@@ -28,7 +26,7 @@ def persistence(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     """
     found: list[tuple[dict[str, Any], Difference | None]] = []
     for run in runs:
-        reference, before = (replace(run, method=method, setting=None) for method in (UNDEFENDED, UNTRAINED))
+        reference, before = run.baseline(MISALIGNED), run.baseline(UNTRAINED)
         for attack, points in (study.attacked(run) or {}).items():
             first = next(iter(points[0].verdicts))
             plain, bare = (study.verdicts(one, first) for one in (reference, before))
@@ -57,7 +55,7 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
     """
     ends = {"undone": "difference", "earliest": "difference_high", "latest": "difference_low"}
     rows = []
-    for found, along in frame[frame["method"] != UNDEFENDED].groupby([*IDENTITY, "attack"], dropna=False, sort=False):
+    for found, along in frame[frame["method"] != MISALIGNED].groupby([*IDENTITY, "attack"], dropna=False, sort=False):
         along = along.sort_values("steps")
         row = dict(zip([*IDENTITY, "attack"], found, strict=True)) | {
             "plain": along["plain"].iloc[0], "steps": along["steps"].iloc[-1]}
