@@ -14,10 +14,10 @@ import datetime
 import json
 import sys
 
+from emlib.config.shapes import shape
 from emlib.core import paths
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import write_text
-from emlib.models.shape import shape
 from emlib.study.plan.measured import answered, trained
 from emlib.study.plan.speed import Measured, on_gpu, table
 from emlib.study.study import open_study

@@ -10,8 +10,7 @@ from typing import Any
 from emlib.config.methods import SweptMethod
 from emlib.config.models import FolderModel, ModelSpec, TinyModel
 from emlib.config.sampling import Probe
-from emlib.core import paths
-from emlib.core.plain_yaml import read_yaml
+from emlib.config.shapes import shape
 
 
 def layer_count(spec: ModelSpec) -> int | None:
@@ -20,8 +19,8 @@ def layer_count(spec: ModelSpec) -> int | None:
         return spec.layers
     if isinstance(spec, FolderModel):
         return _of_folder(Path(spec.path))
-    sizes = read_yaml(paths.PARAMS / "models.yaml").get(spec.name.rpartition("/")[2])
-    return None if sizes is None else int(sizes["layers"])
+    found = shape(spec)
+    return None if found is None else found.layers
 
 
 def _of_folder(folder: Path) -> int | None:

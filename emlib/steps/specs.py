@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from emlib.config import JudgeSpec, Lora, ModelSpec, Sampling, Training, Trait
+from emlib.config.shapes import Shape, shape
 from emlib.core.defense import Defense
 from emlib.core.step import Step
 from emlib.core.work import JudgeWork, Work
@@ -17,7 +18,6 @@ from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.judges import reads
 from emlib.judging.rubrics import METRICS, Rubrics
 from emlib.models.identity import identity
-from emlib.models.shape import Shape, shape
 
 VERDICT_BYTES = 700  # about, including its two scores in the cache
 ONCE_WHOLE = 1024  # tokens of an answer that was always read whole, if its prompt is no longer

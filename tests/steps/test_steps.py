@@ -25,6 +25,7 @@ from emlib.config import (
     Training,
     load_profile,
 )
+from emlib.config.shapes import Shape
 from emlib.core.defense import RESERVED, Defense
 from emlib.core.records import Example, Message, Question
 from emlib.core.step import Step, closure
@@ -38,7 +39,6 @@ from emlib.defenses.persona_vector import PersonaVector
 from emlib.evaluation.panel import PanelTask
 from emlib.make import makers  # noqa: F401  registers them
 from emlib.make.session import maker
-from emlib.models.shape import Shape
 from emlib.steps import (
     adapter,
     added,

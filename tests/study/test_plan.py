@@ -13,6 +13,7 @@ import pytest
 
 from emlib.config import Card, Lora, Own, Sampling, load_profile, profile_names
 from emlib.config.data import HubSet
+from emlib.config.shapes import Shape, shape
 from emlib.core import paths
 from emlib.core.errors import SourceError
 from emlib.core.work import Work
@@ -22,7 +23,6 @@ from emlib.data.sizes import Sizes, likely_tokens
 from emlib.data.sources import registry
 from emlib.models import adapters
 from emlib.models.load import ChatModel
-from emlib.models.shape import Shape, shape
 from emlib.report.estimate import Estimate, show
 from emlib.study.plan.build import Plan, finished, plan
 from emlib.study.plan.costs import Costs

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from emlib.config import JudgeSpec, LocalJudge, OpenAIJudge, Profile
+from emlib.config.shapes import shape
 from emlib.core.work import JudgeWork, Work
 from emlib.judging.money import price_list
 from emlib.judging.rubrics import METRICS
-from emlib.models.shape import shape
 from emlib.study.plan.memory import training_memory
 from emlib.study.plan.speed import on_gpu, speed
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from emlib.config import Lora, ModelSpec, Profile, Training
 from emlib.config.models import HubModel
-from emlib.models.shape import Shape, shape
+from emlib.config.shapes import Shape, shape
 
 HALF, FULL = 2, 4  # bytes of a number in bfloat16 and in float32
 FOUR_BIT = 0.5 + FULL / 64  # bytes of a quantized weight: half a byte, and a float32 scale for 64 of them

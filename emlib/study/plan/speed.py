@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from emlib.config import Card, ModelSpec, Sampling
+from emlib.config.shapes import Shape, shape
 from emlib.config.words import Number
 from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
-from emlib.models.shape import Shape, shape
 
 SMALL = 1e9  # parameters up to which a model is planned for the CPU on a machine without a GPU
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from emlib.config import Lora, ModelSpec
+from emlib.config.models import ModelSpec
+from emlib.config.training import Lora
 from emlib.config.words import Number
 from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
