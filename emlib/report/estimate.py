@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import datetime
 import os
-import sys
 from collections import Counter
 from functools import cached_property
 
 import pandas as pd
 
 from emlib.config import OpenAIJudge
+from emlib.core.commands import profile_parser
 from emlib.core.errors import ends_with_message
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
@@ -244,6 +244,12 @@ def show(study: Study, *, verbose: bool = False) -> None:
     print("\n".join(found.summary()), end="\n\n")
 
 
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = profile_parser("python -m emlib.report.estimate", "Estimate what a profile would cost.")
+    show(open_study(parser.parse_args(arguments).profile), verbose=os.environ.get(VERBOSE) == "1")
+
+
 if __name__ == "__main__":
-    with ends_with_message():
-        show(open_study(sys.argv[1]), verbose=os.environ.get(VERBOSE) == "1")
+    main()

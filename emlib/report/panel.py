@@ -6,7 +6,6 @@ figure of what defenses cost in capability. docs/panel.md has more.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from emlib.core.commands import profile_parser
 from emlib.core.digests import of_value
 from emlib.core.errors import EmlibError, StoreError, ends_with_message
 from emlib.core.files import write_text
@@ -183,8 +183,7 @@ def write(study: Study) -> list[Path]:
 @ends_with_message(status=2)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: print the files written, or one message, with the exit status 2."""
-    parser = argparse.ArgumentParser(prog="make panel", description="Run standard benchmarks on a study's models.")
-    parser.add_argument("profile")
+    parser = profile_parser("make panel", "Run standard benchmarks on a study's models.")
     parser.add_argument("--tasks", default="", help="names of inspect_evals, package/name, or FILE.py@name; by commas")
     parser.add_argument("--limit", default="", help="ask only the first samples of each task, so many")
     parser.add_argument("--methods", default="", help="only the runs of these methods, by commas")

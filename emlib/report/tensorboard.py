@@ -6,11 +6,11 @@ lines beside each adapter (`log.jsonl`, `monitor.jsonl`). TensorBoard is not ins
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
+from emlib.core.commands import profile_parser
 from emlib.core.errors import EmlibError, ends_with_message
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
@@ -52,9 +52,7 @@ def write(study: Study, folder: Path) -> int:
 @ends_with_message()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m emlib.report.tensorboard",
-                                     description="Write event files for TensorBoard.")
-    parser.add_argument("profile", help="a name in params/, or the path of a YAML file")
+    parser = profile_parser("python -m emlib.report.tensorboard", "Write event files for TensorBoard.")
     parser.add_argument("--to", type=Path, help="the folder; by default `tensorboard` in the folder of results")
     asked = parser.parse_args(arguments)
     study = open_study(asked.profile)

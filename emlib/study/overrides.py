@@ -8,12 +8,12 @@ share the store and so the artefacts that are the same. `runs/<name>/profile.yam
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emlib.config import Profile, load_profile, overridden
 from emlib.core import digests, paths
+from emlib.core.commands import profile_parser
 from emlib.core.errors import ends_with_message
 from emlib.core.files import write_text
 from emlib.core.plain_yaml import as_yaml, read_yaml
@@ -77,6 +77,14 @@ def _flat(data: Any, key: str = "") -> dict[str, str]:
             for whole, value in _flat(inner, f"{key}.{name}" if key else str(name)).items()}
 
 
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = profile_parser("python -m emlib.study.overrides", "Write a study with overrides, and print its name.")
+    parser.add_argument("overrides", help="such as 'seeds=[0,1] training.epochs=2'")
+    asked = parser.parse_args(arguments)
+    print(study_with(asked.profile, asked.overrides))
+
+
 if __name__ == "__main__":
-    with ends_with_message():
-        print(study_with(sys.argv[1], sys.argv[2]))
+    main()

@@ -9,9 +9,9 @@ Results are remade from the store within seconds. Other profiles with the same r
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 
+from emlib.core.commands import profile_parser
 from emlib.core.errors import StoreError, ends_with_message, nearest
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.step import Step
@@ -68,6 +68,15 @@ def _remove_artefacts(study: Study, kind: str) -> str:
     return f"{study.name}: {removed} {kind} were removed from {study.store.root}. {again}"
 
 
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = profile_parser("python -m emlib.workflow.cleaning", "Remove a profile's results, or named artefacts.")
+    parser.add_argument("kinds", nargs="*", help=f"the kinds of artefacts to remove: {', '.join(KINDS)}")
+    asked = parser.parse_args(arguments)
+    with unknown_kinds_allowed():  # runs no plugin; artefacts of unknown kinds are not touched
+        print(clean(open_study(asked.profile), asked.kinds))
+
+
 if __name__ == "__main__":
-    with ends_with_message(), unknown_kinds_allowed():  # runs no plugin; artefacts of unknown kinds are not touched
-        print(clean(open_study(sys.argv[1]), sys.argv[2:]))
+    main()

@@ -10,7 +10,6 @@ profile and the files that it names, the demo data. Files with a new date and th
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from typing import Any
 
 from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
 from emlib.core import digests, paths
+from emlib.core.commands import profile_parser
 from emlib.core.errors import ProfileError, ends_with_message
 from emlib.study.ownership import refuse_others
 from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, former_names, read_notebook
@@ -140,6 +140,12 @@ def _grid(profile: Profile, runs: str, kinds: Sequence[str]) -> dict[str, list[t
             "seed": [(f"seed{seed}", f"--seed {seed}") for seed in section.seeds]}
 
 
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = profile_parser("python -m emlib.workflow.graph", "Check that a profile exists and is valid.")
+    jobs(parser.parse_args(arguments).profile)
+
+
 if __name__ == "__main__":
-    with ends_with_message():
-        chosen(jobs(sys.argv[1]), *sys.argv[2:])
+    main()

@@ -8,7 +8,6 @@ machines.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Literal, get_args
 
 from emlib.config import OpenAIJudge, Profile, load_profile
 from emlib.core import paths
+from emlib.core.commands import profile_parser
 from emlib.core.errors import ends_with_message
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.judging.cache import read_only
@@ -106,7 +106,7 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
     yield f"money  ${spent(name):.2f} spent on judges{shared}" + ("" if limit is None else f", of ${limit:.2f}")
 
 
-def main(name: str) -> None:
+def show(name: str) -> None:
     """Print the status of a profile."""
     study = paths.study_name(name)
     with unknown_kinds_allowed():  # runs no plugin
@@ -115,6 +115,12 @@ def main(name: str) -> None:
         print(line)
 
 
+@ends_with_message()
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    show(profile_parser("python -m emlib.workflow.status", "Show the status of a profile's jobs.").parse_args(
+        arguments).profile)
+
+
 if __name__ == "__main__":
-    with ends_with_message():
-        main(sys.argv[1])
+    main()

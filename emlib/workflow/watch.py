@@ -21,6 +21,7 @@ import psutil
 from tqdm import tqdm
 
 from emlib.core import paths
+from emlib.core.commands import profile_parser
 from emlib.core.errors import ends_with_message
 from emlib.workflow import status
 from emlib.workflow.graph import Job, chosen, jobs
@@ -136,7 +137,7 @@ def _interrupt(command: int) -> None:
                 one.send_signal(signal.SIGINT)
 
 
-def main(name: str, only: str, command: Sequence[str]) -> int:
+def watch(name: str, only: str, command: Sequence[str]) -> int:
     """Run what is not done, show it, and say at the end where the results are, or else what failed."""
     folder, watched = paths.runs() / paths.study_name(name), chosen(jobs(name), only)
     if os.environ.get("VERBOSE") == "1":
@@ -147,7 +148,7 @@ def main(name: str, only: str, command: Sequence[str]) -> int:
               file=sys.stderr, flush=True)
     code = run(folder, watched, command)
     if code:
-        status.main(name)
+        status.show(name)
     else:
         print(where(folder))
     return code
@@ -160,7 +161,18 @@ def where(folder: Path) -> str:
     return "\n".join([f"\n{folder.name}: done.", *lines])
 
 
+@ends_with_message()
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line, of which the part after the first `--` is the command to run."""
+    parser = profile_parser("python -m emlib.workflow.watch", "Run a study's jobs by a command, and show them.")
+    parser.usage = "%(prog)s [-h] profile [only] -- command ..."
+    parser.add_argument("only", nargs="?", default="", help="the jobs whose logs match this pattern")
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    asked, command = parser.parse_args(arguments[:at]), arguments[at + 1:]
+    if not command:
+        parser.error("no command follows after --")
+    sys.exit(watch(asked.profile, asked.only, command))
+
+
 if __name__ == "__main__":
-    at = sys.argv.index("--")
-    with ends_with_message():
-        sys.exit(main(sys.argv[1], "".join(sys.argv[2:at]), sys.argv[at + 1:]))
+    main(sys.argv[1:])
