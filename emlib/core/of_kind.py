@@ -69,17 +69,21 @@ class OfKind:
         """
         if not isinstance(value, dict):
             return self._acting(value) if isinstance(value, Defense) else value
-        kind, known = value.get("kind"), kinds(self.purpose)
-        if isinstance(kind, str) and kind not in known:
+        kind = value.get("kind")
+        if isinstance(kind, str) and kind not in kinds(self.purpose):
             if _unknown_allowed.get():
                 return UnknownDefense.model_validate(value)
-            if kind in kinds():
-                because = f" ({reason})" if (reason := kinds()[kind].not_in_grpo) else ""
-                raise ValueError(f"the kind '{kind}' does not work in reinforcement learning{because}. These do: "
-                                 f"{', '.join(known)}")
-        adapter = _adapter(self.record_types)
+            self._refuse_in_grpo(kind)
+        adapter = _adapter(self.record_types)  # which refuses a kind that nobody knows
         return self._acting(adapter.validate_json(json.dumps(value)) if info.mode == "json" else
                             adapter.validate_python(value))
+
+    def _refuse_in_grpo(self, kind: str) -> None:
+        """Refuse a kind that works in fine-tuning alone, with the reason."""
+        if kind in kinds():
+            because = f" ({reason})" if (reason := kinds()[kind].not_in_grpo) else ""
+            raise ValueError(f"the kind '{kind}' does not work in reinforcement learning{because}. These do: "
+                             f"{', '.join(kinds(self.purpose))}")
 
     def _acting(self, defense: Defense) -> Defense:
         """Return the defense; refuse one that overrides no hook of this purpose, or one that GRPO does not call."""

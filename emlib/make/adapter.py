@@ -52,13 +52,23 @@ class _Training:
     watch: Watch | None
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A finished training."""
+
+    rows: TrainingRows
+    scratch: Path  # the folder of the log, checkpoints and what is kept
+    facts: Facts
+
+
 @maker.register
 def make(step: Adapter, session: Session, folder: Path) -> Facts:
     """Fine-tune an adapter under its defenses, and save it with its log and the interleaved rows.
 
     The adapters that are kept after some of its steps become artefacts of their own.
     """
-    rows, scratch, facts = _train(step, session, folder, step.spec.keep)
+    trained = _train(step, session, folder, step.spec.keep)
+    rows, scratch, facts = trained.rows, trained.scratch, trained.facts
     for share in step.spec.keep:
         kept_there = kept_in(scratch, share)
         if kept_there.is_dir():  # not if it is wanted only since the training began
@@ -85,8 +95,8 @@ def kept(step: KeptAdapter, session: Session, folder: Path) -> Facts:
     say(f"{step.title}: was not kept when this adapter was trained, so it is trained again up to there.")
     again = folder / SCRATCH / "again"
     (again / SCRATCH).mkdir(parents=True, exist_ok=True)
-    _, scratch, _ = _train(step.adapter, session, again, (step.share,), then_stop=True)
-    return _take(kept_in(scratch, step.share), folder)
+    trained = _train(step.adapter, session, again, (step.share,), then_stop=True)
+    return _take(kept_in(trained.scratch, step.share), folder)
 
 
 def _take(kept: Path, folder: Path) -> Facts:
@@ -98,40 +108,34 @@ def _take(kept: Path, folder: Path) -> Facts:
 
 
 def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...], *,
-           then_stop: bool = False) -> tuple[TrainingRows, Path, dict[str, Any]]:
-    """Train an adapter and save it into `folder`. Return its rows, the folder of its scratch files, and its facts.
-
-    Log, checkpoints and what is kept are among the scratch files.
-    """
+           then_stop: bool = False) -> _Trained:
+    """Train an adapter and save it into `folder`."""
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     start = None if step.start is None else session.folder_of(step.start)
     rows = training_rows(session, step.spec, artefacts)
     monitor = None if then_stop else step.spec.monitor
     watch = None if monitor is None else Watch(session.folder_of(monitor.inputs), monitor.settings, Curve(step.name))
-    training = _Training(step, rows, artefacts, start, keep, then_stop, watch)
-    facts = {**session.facts, "commit": session.chat.commit}  # read while the model is loaded
-    choice, scratch, metrics = _by_chosen_backend(training, session, folder)
-    return rows, scratch, {**rows.facts, **facts, **metrics, **choice.facts}
+    return _by_chosen_backend(_Training(step, rows, artefacts, start, keep, then_stop, watch), session, folder)
 
 
-def _by_chosen_backend(training: _Training, session: Session,
-                       folder: Path) -> tuple[ChosenBackend, Path, dict[str, Any]]:
-    """Train with the backend that the profile and this machine choose; return it, the scratch folder and the metrics.
+def _by_chosen_backend(training: _Training, session: Session, folder: Path) -> _Trained:
+    """Train with the backend that the profile and this machine choose.
 
     If another library cannot start and the profile says `auto`, transformers trains, and its choice has the reason.
     """
-    profile = session.profile
+    profile, rows = session.profile, training.rows
+    facts = {**rows.facts, **session.facts, "commit": session.chat.commit}  # read while the model is loaded
     choice = backends.training(profile.backend.training, profile.model, processes=profile.job.gpus)
     if choice.name != TRANSFORMERS or choice.processes > 1:
         place = folder / SCRATCH / choice.name
         try:
-            return choice, place, _elsewhere(training, session, choice, place, folder)
+            return _Trained(rows, place, facts | _elsewhere(training, session, choice, place, folder) | choice.facts)
         except (BackendUnavailable, CannotBeImported) as error:
             if choice.name == TRANSFORMERS or profile.backend.training != "auto":
                 raise
             say(f"{choice.name} is not used: {error}")
             choice = ChosenBackend(TRANSFORMERS, f"no {choice.name}: {error}")
-    return choice, folder / SCRATCH, _here(training, session, folder)
+    return _Trained(rows, folder / SCRATCH, facts | _here(training, session, folder) | choice.facts)
 
 
 def _here(training: _Training, session: Session, folder: Path) -> dict[str, Any]:

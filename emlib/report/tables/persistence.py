@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -61,7 +62,9 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
             "plain": along["plain"].iloc[0], "steps": along["steps"].iloc[-1]}
         for measure in misaligned_of(frame):
             row |= {f"{measure}_before": along[measure].iloc[0], f"{measure}_after": along[measure].iloc[-1]}
-        some = along if not row["plain"] - along["untrained"].iloc[0] <= margin else along[:0]
+        known = along["untrained"].iloc[0]
+        affected = isnan(known) or row["plain"] - known > margin  # not known: there may be something to undo
+        some = along if affected else along[:0]
         rows.append(row | {name: some.loc[some[end] >= -margin, "steps"].min() for name, end in ends.items()})
     return pd.DataFrame(rows, columns=None if rows else [*IDENTITY, "attack", "plain", "steps", *ends])
 

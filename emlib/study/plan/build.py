@@ -75,19 +75,22 @@ def plan(study: Study) -> Plan:
     sizes, done = Sizes(), finished(study)
     goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
     owners = Counter(step for steps in goals.values() for step in steps)
-    runs, works = [], dict[str, Work]()
-    for run, steps in goals.items():
-        own = [step for step in steps if owners[step] == 1]
-        pieces = [piece for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1
-                  for piece in _pieces(step, sizes)]
-        uses = tuple(dict.fromkeys(title for title, _ in pieces))
-        runs.append(PlannedRun(run, total(step.cost(sizes) for step in own), uses, run in done))
-        for title, work in pieces:  # of two with one title, such as the model's own answers, the longer one counts
-            works[title] = max(works.get(title, work), work, key=lambda one: one.write)
-    works |= _steering_sweep(study, sizes)
+    pieces = {run: [piece for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1
+                    for piece in _pieces(step, sizes)] for run, steps in goals.items()}
+    runs = tuple(PlannedRun(run, total(step.cost(sizes) for step in steps if owners[step] == 1),
+                            tuple(dict.fromkeys(title for title, _ in pieces[run])), run in done)
+                 for run, steps in goals.items())
+    works = _longest(piece for some in pieces.values() for piece in some) | _steering_sweep(study, sizes)
     works |= {step.title: step.cost(sizes) for step in _of_notebooks(study) if step.title not in works}
-    return Plan(tuple(runs), tuple(_shared(title, work, runs) for title, work in works.items()),
-                tuple(sorted(sizes.assumed)))
+    return Plan(runs, tuple(_shared(title, work, runs) for title, work in works.items()), tuple(sorted(sizes.assumed)))
+
+
+def _longest(pieces: Iterable[tuple[str, Work]]) -> dict[str, Work]:
+    """Return the work by its title. Of two with one title, such as the model's own answers, the longer one counts."""
+    works: dict[str, Work] = {}
+    for title, work in pieces:
+        works[title] = max(works.get(title, work), work, key=lambda one: one.write)
+    return works
 
 
 def _shared(title: str, work: Work, runs: Sequence[PlannedRun]) -> Shared:
