@@ -13,7 +13,7 @@ import httpx2
 import openai
 
 from emlib.config import OpenAIJudge
-from emlib.config.keys import why_not_sent
+from emlib.config.credentials import why_not_sent
 from emlib.config.providers import Price
 from emlib.core.addresses import ask_directly
 from emlib.core.errors import JudgeError
@@ -28,7 +28,7 @@ NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohtt
 SENDABLE = re.compile(r"[!-~]+")  # what a header can carry, without spaces
 
 
-def key_of(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.environ.get) -> str:
+def api_key(spec: OpenAIJudge, environment: Callable[[str], str | None] = os.environ.get) -> str:
     """Return the key from the environment, if it may be sent to the judge's server; empty for a judge without one.
 
     Raises:

@@ -22,7 +22,7 @@ from emlib.core import progress
 from emlib.core.errors import JudgeError
 from emlib.core.progress import say
 from emlib.judging import faults, replies
-from emlib.judging.access import client, key_of, price_of
+from emlib.judging.access import api_key, client, price_of
 from emlib.judging.bodies import is_whole, logprobs_body, number_body, samples_body
 from emlib.judging.faults import KEPT, BadReply, PromptRefused, TransientFault
 from emlib.judging.judge_batch import NOT_HAD, Keep
@@ -43,9 +43,9 @@ class ApiJudge:
     """A `Scorer` over the network."""
 
     def __init__(self, spec: OpenAIJudge, budget: Budget) -> None:
-        """Read the key from the environment (`key_of`), and the model's price from the list (`price_of`)."""
+        """Read the key from the environment (`api_key`), and the model's price from the list (`price_of`)."""
         self.spec, self.budget = spec, budget
-        self.key, self.price = key_of(spec), price_of(spec)
+        self.key, self.price = api_key(spec), price_of(spec)
 
     def __call__(self, requests: Sequence[JudgeRequest], keep: Keep) -> None:
         """Request every score. Failed ones carry `NOT_HAD` with the reason and are not cached.

@@ -24,7 +24,7 @@ from emlib.core.addresses import ask_directly
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.progress import say
 from emlib.judging import faults, replies
-from emlib.judging.access import NO_KEY, fault_of, key_of, price_of
+from emlib.judging.access import NO_KEY, api_key, fault_of, price_of
 from emlib.judging.api import MOST_WORDS, without_numbers
 from emlib.judging.batch_results import Line, read_lines
 from emlib.judging.bodies import is_whole, known_support, logprobs_body, most_used, number_body, save_support
@@ -58,9 +58,9 @@ class BatchJudge:
     """A `Scorer` that collects the scores of finished batches, sends the remaining requests, and asks to wait."""
 
     def __init__(self, spec: OpenAIJudge, budget: Budget) -> None:
-        """Read the key from the environment (`key_of`), and the model's price from the list (`price_of`)."""
+        """Read the key from the environment (`api_key`), and the model's price from the list (`price_of`)."""
         self.spec, self.budget, self.cache = spec, budget, budget.cache
-        self.key, self.price = key_of(spec), price_of(spec)
+        self.key, self.price = api_key(spec), price_of(spec)
         self.supported = known_support(self.cache, spec)
         self.unknown: list[str] = []  # batches in a state that this module does not know
 

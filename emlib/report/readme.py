@@ -38,7 +38,7 @@ TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory"
 FURTHER = {"demo-full": ("over_seeds", "paired_interleaving", "triggers_over_seeds"), "demo-audit": ("audit",),
            "demo-newer": ("newer",), "demo-measures": ("rates",)}
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
-AUDIT = "figures/published/README.md"
+DISAGREEMENTS = "figures/published/README.md"
 CHOICE = "docs/which-defense.md"
 MAP = "docs/study.md"
 WORDS = 20  # of an answer that is shown
@@ -83,7 +83,7 @@ def update(profile: str = "demo") -> list[Path]:
     front = {"demo answers": answers(study), **_findings(study, made / "tables"), **of_paper_alone(),
              **verdicts(newer_table)}
     return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables),
-            _rewrite(paths.ROOT / CHOICE, defenses()), _rewrite(paths.ROOT / MAP, audit())]
+            _rewrite(paths.ROOT / CHOICE, defenses()), _rewrite(paths.ROOT / MAP, disagreements())]
 
 
 def _findings(study: Study, tables: Path) -> dict[str, str]:
@@ -186,12 +186,13 @@ def of_paper() -> str:
             f"{removed['ldifs']}.")
 
 
-def audit() -> dict[str, str]:
+def disagreements() -> dict[str, str]:
     """Return the block of docs/study.md: the number of places where the paper's numbers and text disagree."""
-    page = (paths.ROOT / AUDIT).read_text(encoding="utf-8")
+    page = (paths.ROOT / DISAGREEMENTS).read_text(encoding="utf-8")
     count = len(re.findall(r"^\| \d+ \|", page, re.MULTILINE))
-    return {"audit": f"While typing in the paper's tables we found [{count} places where it disagrees with "
-                     f"itself](../{AUDIT}#where-the-paper-disagrees-with-itself). A test recomputes each."}
+    return {"disagreements": f"While typing in the paper's tables we found [{count} places where it disagrees with "
+                             f"itself](../{DISAGREEMENTS}#where-the-paper-disagrees-with-itself). A test recomputes "
+                             "each."}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 
 from emlib.core import paths
 from emlib.core.errors import JudgeError
-from emlib.judging.api import key_of
+from emlib.judging.api import api_key
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import NOT_HAD, JudgeBatch
 from emlib.judging.replies import number
@@ -285,11 +285,11 @@ def test_a_budget_without_a_price_is_refused_before_anything_is_sent(scores: Pat
 
 def test_openais_key_goes_to_openai_alone() -> None:
     environment = {"OPENAI_API_KEY": "secret", "OTHER": " mine\n"}.get
-    assert key_of(api("http://127.0.0.1:1/v1"), environment) == ""
-    assert key_of(api("http://127.0.0.1:1/v1", key_from="OTHER"), environment) == "mine"
-    assert key_of(api("http://127.0.0.1:1/v1").model_copy(update={"base_url": None}), environment) == "secret"
+    assert api_key(api("http://127.0.0.1:1/v1"), environment) == ""
+    assert api_key(api("http://127.0.0.1:1/v1", key_from="OTHER"), environment) == "mine"
+    assert api_key(api("http://127.0.0.1:1/v1").model_copy(update={"base_url": None}), environment) == "secret"
     with pytest.raises(JudgeError, match="MISSING is not set"):
-        key_of(api("http://127.0.0.1:1/v1", key_from="MISSING"), environment)
+        api_key(api("http://127.0.0.1:1/v1", key_from="MISSING"), environment)
 
 
 def processes(url: str, answers: int, scores: Path) -> Iterator[subprocess.Popen[bytes]]:

@@ -11,7 +11,7 @@ import pytest
 
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.records import Verdict
-from emlib.judging.access import key_of
+from emlib.judging.access import api_key
 from emlib.judging.api import ApiJudge
 from emlib.judging.batches import BatchJudge
 from emlib.judging.cache import Cache
@@ -267,7 +267,7 @@ def test_an_error_with_status_200_is_told_in_the_server_s_words(scores: Path, re
 @pytest.mark.parametrize("key", ["sk-ab\ncd", "sk–abcd", "Bearer sk-abcd", "sk-abcdé", "sk\x00abcd"])
 def test_a_key_that_no_header_can_carry_is_told_before_anything_is_sent(key: str) -> None:
     with pytest.raises(JudgeError, match=r"JUDGE_KEY holds no key that can be sent: its character \d") as caught:
-        key_of(api("http://127.0.0.1:1/v1", key_from="JUDGE_KEY"), {"JUDGE_KEY": key}.get)
+        api_key(api("http://127.0.0.1:1/v1", key_from="JUDGE_KEY"), {"JUDGE_KEY": key}.get)
     assert "abcd" not in str(caught.value)
 
 

@@ -156,8 +156,8 @@ def test_a_chapter_is_run_failed_missing_or_of_another_profile(tmp_path: Path) -
 
 
 def test_the_front_page_says_what_is_missing() -> None:
-    some = [chapters.Chapter("02_baselines", "Baselines", "run"), chapters.Chapter("05_kl", "KL", "failed"),
-            chapters.Chapter("06_ldifs", "LDIFS", "missing"), chapters.Chapter("13_grpo", "RL", "elsewhere")]
+    some = [chapters.ChapterState("02_baselines", "Baselines", "run"), chapters.ChapterState("05_kl", "KL", "failed"),
+            chapters.ChapterState("06_ldifs", "LDIFS", "missing"), chapters.ChapterState("13_grpo", "RL", "elsewhere")]
     front = pages.front("demo", load_profile("demo"), some, "3 of 15 runs.", pages.Findings([], None), None)
     assert "1 of 3 notebooks of the profile `demo` have been run. 3 of 15 runs. Missing:" in front
     assert "- [05_kl](chapters/05_kl.ipynb): KL (failed)\n" in front

@@ -20,7 +20,7 @@ from emlib.explore import bench
 from emlib.models.tiny import build_tokenizer
 from emlib.report import markdown
 from emlib.report.book import build, pages
-from emlib.report.book.chapters import Chapter
+from emlib.report.book.chapters import ChapterState
 from emlib.report.book.claims import Claim, name_of
 from emlib.report.paper.paper_tables import Cell
 from emlib.report.paper.paper_tables import markdown as paper_markdown
@@ -64,7 +64,7 @@ def written(source: Path) -> list[str]:
         (source / name).mkdir(parents=True)
     profile = load_profile("tiny")
     for number, text in enumerate(PAYLOADS):
-        chapter = Chapter(f"p{number}", text, "missing")
+        chapter = ChapterState(f"p{number}", text, "missing")
         frame = pd.DataFrame([{"Method": name_of(pd.Series(run_of_tiny(method=text))), "Notebook": "02_baselines"}])
         found = pages.Findings([Claim(f"{name_of(pd.Series(run_of_tiny(method=text)))} is best.", f"p{number}")], frame)
         front = pages.front(text, profile.model_copy(update={"title": text, "datasets": (text,), "trait": text}),

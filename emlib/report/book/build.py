@@ -18,7 +18,7 @@ from emlib.core.errors import NotebookError
 from emlib.core.files import whole_folder
 from emlib.core.temporary import sweep, temporary_folder
 from emlib.report.book import claims, pages
-from emlib.report.book.chapters import Chapter, chapters_of
+from emlib.report.book.chapters import ChapterState, chapters_of
 from emlib.study.results import FILES
 from emlib.study.runs import Section
 from emlib.study.study import Study
@@ -84,7 +84,7 @@ def for_others(text: str) -> str:
     return text
 
 
-def gather(study: Study, chapters: list[Chapter], source: Path) -> None:
+def gather(study: Study, chapters: list[ChapterState], source: Path) -> None:
     """Write and copy all of Sphinx's sources."""
     (source / "chapters").mkdir(parents=True)
     for chapter in chapters:

@@ -13,7 +13,7 @@ State = Literal["run", "failed", "missing", "elsewhere", "interactive"]
 
 
 @dataclass(frozen=True)
-class Chapter:
+class ChapterState:
     """A numbered notebook and its state.
 
     Attributes:
@@ -28,9 +28,9 @@ class Chapter:
     state: State
 
 
-def chapters_of(profile: Profile, folder: Path) -> list[Chapter]:
+def chapters_of(profile: Profile, folder: Path) -> list[ChapterState]:
     """Return all numbered notebooks in reading order, with their state under `folder / "notebooks"`."""
-    return [Chapter(name, title_of(name), _state(name, profile, folder / "notebooks")) for name in chapters()]
+    return [ChapterState(name, title_of(name), _state(name, profile, folder / "notebooks")) for name in chapters()]
 
 
 def title_of(chapter: str) -> str:

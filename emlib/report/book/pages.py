@@ -12,7 +12,7 @@ import pandas as pd
 from emlib.config import Profile
 from emlib.core import paths
 from emlib.core.names import ALLOWED, is_name
-from emlib.report.book.chapters import Chapter
+from emlib.report.book.chapters import ChapterState
 from emlib.report.book.claims import Claim
 from emlib.report.markdown import code, plain
 from emlib.study.ownership import owner_of
@@ -85,7 +85,7 @@ class Findings:
     table: pd.DataFrame | None
 
 
-def front(name: str, profile: Profile, chapters: Sequence[Chapter], progress: str, findings: Findings,
+def front(name: str, profile: Profile, chapters: Sequence[ChapterState], progress: str, findings: Findings,
           figure: str | None) -> str:
     """Return the front page: state, findings, figure, every method, the profile, and the contents."""
     parts = [f"# {plain(profile.title)}", _state(name, chapters, progress)]
@@ -109,7 +109,7 @@ def link(chapter: str) -> str:
     return f"[{chapter}](chapters/{chapter}.ipynb)"
 
 
-def _state(name: str, chapters: Sequence[Chapter], progress: str) -> str:
+def _state(name: str, chapters: Sequence[ChapterState], progress: str) -> str:
     wanted = [chapter for chapter in chapters if chapter.state in ("run", "failed", "missing")]
     run = sum(chapter.state == "run" for chapter in wanted)
     if run == len(wanted):
@@ -130,7 +130,7 @@ def _profile(name: str, profile: Profile) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in facts.items())])
 
 
-def _contents(chapters: Sequence[Chapter]) -> str:
+def _contents(chapters: Sequence[ChapterState]) -> str:
     run = [f"{chapter.name[:2]} · {chapter.title} <chapters/{chapter.name}>"
            for chapter in chapters if chapter.state == "run"]
     return "\n".join(["## Contents", *_toctree("Results", ["tables", "figures"]), *_toctree("Notebooks", run)])
@@ -168,7 +168,7 @@ def _page(folder: Path, ending: str, known: Mapping[str, tuple[str, str]], furth
     return "\n\n".join(parts if len(parts) > 1 else [*parts, f"There are no {folder.name} yet."]) + "\n"
 
 
-def placeholder(chapter: Chapter, name: str) -> str:
+def placeholder(chapter: ChapterState, name: str) -> str:
     """Return a page for a chapter that is not shown, so that links to it do not break."""
     reason = REASONS[chapter.state].format(profile=name, chapter=chapter.name)
     return f"# {plain(chapter.title)}\n\nThis is notebook {code(chapter.name)}. {reason}\n"

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from emlib.config import OpenAIJudge
 from emlib.core.errors import JudgeError
-from emlib.judging.access import key_of
+from emlib.judging.access import api_key
 
 
 def judge(variable: str | None, address: str | None, **more: str) -> OpenAIJudge:
@@ -26,7 +26,7 @@ def judge(variable: str | None, address: str | None, **more: str) -> OpenAIJudge
     (None, "http://judge.example.org/v1", {})])  # no key is sent
 def test_a_key_goes_where_it_belongs(variable: str | None, address: str | None, more: dict[str, str]) -> None:
     spec = judge(variable, address, **more)
-    sent = key_of(spec, lambda name: f"value-of-{name}")
+    sent = api_key(spec, lambda name: f"value-of-{name}")
     assert sent == ("" if spec.key_variable is None else f"value-of-{spec.key_variable}")
 
 
@@ -63,4 +63,4 @@ def test_a_key_is_checked_again_before_it_is_read() -> None:
     """A specification that was changed after it was checked."""
     moved = judge("OPENAI_API_KEY", None).model_copy(update={"base_url": "https://judge.example.org/v1"})
     with pytest.raises(JudgeError, match=r"is OpenAI's key.*Nothing was sent"):
-        key_of(moved, {"OPENAI_API_KEY": "sk-secret"}.get)
+        api_key(moved, {"OPENAI_API_KEY": "sk-secret"}.get)
