@@ -70,9 +70,11 @@ def of_mean(groups: Sequence[Sequence[float]]) -> Interval | None:
 
 def _bootstrap(sums: Sequence[float], counts: Sequence[int], resamples: int, *, scale: int = 1) -> Interval:
     """Compute the percentile interval of `scale` times sum(sums)/sum(counts); entry i of both is of question i."""
+    from scipy.stats import quantile
+
     drawn = generator(0, "bootstrap").integers(len(sums), size=(resamples, len(sums)))
-    ratios = scale * np.asarray(sums)[drawn].sum(axis=1) / np.asarray(counts)[drawn].sum(axis=1)
-    low, high = np.quantile(ratios, ENDS)
+    ratios = scale * np.asarray(sums)[drawn].sum(axis=-1) / np.asarray(counts)[drawn].sum(axis=-1)
+    low, high = quantile(ratios, np.array(ENDS))
     return Interval(float(low), float(high))
 
 
