@@ -131,6 +131,15 @@ def test_table_1_has_dashes_where_a_method_lacks_a_data_set_or_a_task() -> None:
         ["part", "–", "–", "–", "–"], ["whole", "~", "~", "~", "✓"]]  # plain GRPO is not there to compare with
 
 
+def test_table_1_has_a_dash_where_plain_training_learnt_nothing_and_no_benign_task_was_run() -> None:
+    rates = rows(("misaligned", 50, 0, 80, 0), ("part", 0, 0, 80, 0))
+    nothing = pd.DataFrame(columns=["task", "tier", "method", "exact_match"])
+    grpo = pd.DataFrame({"method": ["grpo", "part"], "eval_accuracy": [0.0, 0.0]})
+    bounds = overview.Bounds()
+    table = overview.overview(overview.measured(rates, nothing, grpo, bounds), bounds)
+    assert [cell.text for cell in table.to_numpy()[0]] == ["part", "✓", "–", "✓", "✓"]
+
+
 def test_table_1_has_as_many_partly_marks_as_the_papers(paper: str) -> None:
     start = paper.index("Method no EM Learns Well")
     lines = [line.replace("\xa0", " ") for line in paper[start:].split("\n")[1:6]]

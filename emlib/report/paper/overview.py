@@ -72,6 +72,7 @@ def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> dict[str, list[float]]:
         benign.assign(task=benign["task"] + " " + benign["tier"].map("{:g}".format, na_action="ignore").fillna(""),
                       score=benign["exact_match"], plain="sft"),
         grpo.assign(task="grpo", score=grpo["eval_accuracy"], plain="grpo")])
+    scores = scores.astype({"score": float})  # which it is not where one of the two is empty
     found: dict[str, list[float]] = {}
     for name, some in scores.groupby("plain"):
         table = some.pivot_table("score", "method", "task")  # means over seeds
