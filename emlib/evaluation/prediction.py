@@ -18,6 +18,11 @@ class Line:
         """Return the prediction at x."""
         return min(100.0, max(0.0, self.intercept + self.slope * x))
 
+    def corners(self, start: float, stop: float) -> list[float]:
+        """Return both ends, and between them the x at which the predictions begin or cease to be cut, in order."""
+        cuts = [(share - self.intercept) / self.slope for share in (0, 100)] if self.slope else []
+        return sorted([start, stop, *(x for x in cuts if start < x < stop)])
+
 
 def line(x: Sequence[float], y: Sequence[float]) -> Line | None:
     """Fit the line; None where all x are equal, or there are fewer than two."""

@@ -14,8 +14,9 @@ from emlib.evaluation.prediction import leave_one_out, line
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import auroc
 from emlib.report.figures.labels import Label, place
-from emlib.report.figures.plots import PALETTE, legend, panels, spans
-from emlib.report.tables.rows import IDENTITY, cell, cell_of, condition, identity_of, readable_identity, share_columns
+from emlib.report.figures.looks import NEUTRAL, darkened, look_of
+from emlib.report.figures.plots import legend, panels, spans
+from emlib.report.tables.rows import IDENTITY, cell, cell_of, identity_of, named, readable_identity, share_columns
 from emlib.study import audit
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -163,22 +164,25 @@ def rate_against_difference(frame: pd.DataFrame) -> Figure:
     line through the other runs predicts.
     """
     shown = frame.dropna(subset=["difference", "misaligned"])
-    figure, [axis] = panels(1, (5.8, 4.2), around=(0, 0.6))
-    bars = [np.nan_to_num(spans(shown, name)) for name in ("difference", "misaligned")]
-    axis.errorbar(shown["difference"], shown["misaligned"], xerr=bars[0], yerr=bars[1], fmt="o", color=PALETTE[0],
-                  capsize=2, elinewidth=0.8, label="measured after training")
-    axis.plot(shown["difference"], shown["predicted"], "D", color=PALETTE[1], markerfacecolor="none", markersize=5,
+    figure, [axis] = panels(1, (6, 4.2), around=(0, 0.8))
+    for row in shown.to_dict("records"):
+        colour, marker, _ = look_of(row["method"])
+        one = pd.DataFrame([row])
+        xbar, ybar = (np.nan_to_num(spans(one, name)) for name in ("difference", "misaligned"))
+        axis.errorbar(row["difference"], row["misaligned"], xerr=xbar, yerr=ybar, fmt=marker, color=colour, capsize=2,
+                      elinewidth=0.8)
+    axis.plot([], [], "o", color=NEUTRAL, label="measured after training, with 95% intervals")
+    axis.plot(shown["difference"], shown["predicted"], "o", color=NEUTRAL, markerfacecolor="white", markersize=5,
               label="predicted from the other runs")
     fitted = line(shown["difference"].tolist(), shown["misaligned"].tolist())
     if fitted is not None:
-        x = np.linspace(shown["difference"].min(), shown["difference"].max(), 50)
+        x = fitted.corners(shown["difference"].min(), shown["difference"].max())
         axis.plot(x, [fitted.at(one) for one in x], color="0.5", linestyle="--", linewidth=1,
                   label="line through all runs, cut at 0 and 100%")
     axis.set(xlabel="mean projection difference of the training rows", ylim=(-4, 104),
              ylabel="general misaligned, %")
     legend(figure, 1)
     several = shown["dataset"].nunique() > 1
-    place(axis, [Label(row["difference"], row["misaligned"],
-                       condition(row) + (f", {row['dataset']}" if several else ""))
-                 for row in shown.to_dict("records")], 8)
+    place(axis, [Label(row["difference"], row["misaligned"], named(row) + (f", {row['dataset']}" if several else ""),
+                       darkened(row["method"])) for row in shown.to_dict("records")], 8)
     return figure

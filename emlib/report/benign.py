@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from emlib.config import UNTRAINED
 from emlib.evaluation.statistics import over_seeds
-from emlib.report.figures.plots import PALETTE, nothing, panels, rows_of_percent, spans
+from emlib.report.figures.looks import GENERAL
+from emlib.report.figures.plots import mark, nothing, panels, rows_of_percent
 from emlib.report.tables import result_tables
 from emlib.report.tables.rows import DASH, cell_of, cells, share_columns, shown
 from emlib.study.results import task_and_tier
@@ -174,10 +175,9 @@ def matches_by_method(frame: pd.DataFrame) -> Figure:
     figure, axes = panels(len(tasks), (2.6, 0.45 * len(order)), around=(1.6, 1.2), grid="x", sharex=True, sharey=True)
     for axis, task in zip(axes, tasks, strict=True):
         runs, who = frame[names == task], methods[names == task]
-        share = runs["exact_match"].to_numpy(dtype=float)
         nth, several = runs.groupby(who).cumcount(), runs["seed"].nunique()
-        heights = [order.index(name) + 0.12 * (place - (several - 1) / 2) for name, place in zip(who, nth, strict=True)]
-        axis.errorbar(share, heights, xerr=spans(runs, "exact_match"), fmt="o", capsize=3, color=PALETTE[0])
+        for row, name, seed in zip(runs.to_dict("records"), who, nth, strict=True):
+            mark(axis, row, "exact_match", order.index(name) + 0.12 * (seed - (several - 1) / 2), GENERAL)
         axis.set_title(task)
         rows_of_percent(axis, order)
     figure.supxlabel("exact match, % of answers asked for (bars: 95% intervals)", fontsize="medium")

@@ -17,7 +17,7 @@ from emlib.config import BASELINES, MISALIGNED, NO_TRIGGER, UNTRAINED
 from emlib.data.sizes import Sizes
 from emlib.evaluation.power import smallest_p
 from emlib.report.markdown import listed
-from emlib.report.tables import persistence
+from emlib.report.tables import pairs, persistence
 from emlib.report.tables.averages import CONDITION
 from emlib.report.tables.conditions import LEVEL, worst
 from emlib.report.tables.rows import IDENTITY, condition, whole
@@ -39,22 +39,12 @@ def findings(study: Study, tables: Path, full: Study, full_tables: Path) -> str:
     attack, size = study.profile.persistence, full.inputs.general.size(Sizes())
     triggers = full.profile.evaluation.triggers
     defended = [method.name for method in study.profile.methods if method.defenses]
-    means = in_columns(pd.read_csv(full_tables / "over_seeds.csv"))
+    means = pairs.in_columns(pd.read_csv(full_tables / "over_seeds.csv"))
     found = [removed_or_hidden(pd.read_csv(full_tables / "triggers_over_seeds.csv"), len(defended),
                                size.clusters or size.rows, triggers.asking if triggers else ()),
              far_and_near(means[means["method"].isin(defended)]),
              lasting(pd.read_csv(tables / "persistence.csv"), attack.margin if attack else 0, study.name)]
     return "\n".join(f"- {sentence}" for sentence in found if sentence)
-
-
-def in_columns(means: pd.DataFrame) -> pd.DataFrame:
-    """Return `pairs.over_seeds` with a row for each method and setting, and the columns of `result_tables.numbers`."""
-    rows = []
-    for trained, some in means.groupby(CONDITION, sort=False, dropna=False):
-        rows.append(dict(zip(CONDITION, trained, strict=True)) | {
-            f"{row['set']}_misaligned{end}": row[name] for row in some.to_dict("records")
-            for end, name in (("", "percent"), ("_low", "low"), ("_high", "high"))})
-    return pd.DataFrame(rows)
 
 
 def averages(means: pd.DataFrame) -> str:
@@ -153,7 +143,7 @@ def _verdict(defended: pd.DataFrame, triggered: pd.DataFrame, questions: int) ->
 
 
 def far_and_near(rates: pd.DataFrame) -> str:
-    """Name the defenses with a larger share near the narrow data than far from it; `rates` is `in_columns`.
+    """Name the defenses with a larger share near the narrow data than far from it; `rates` is `pairs.in_columns`.
 
     Larger means that the two intervals are disjoint. `rates` are of defenses alone.
     """

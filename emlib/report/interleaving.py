@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.evaluation import effect
-from emlib.report.figures.defenses import SETTING, look
+from emlib.report.figures.defenses import SETTING
 from emlib.report.figures.labels import Label, place
+from emlib.report.figures.looks import darkened, look_of
 from emlib.report.figures.plots import legend, panels, spans
+from emlib.report.tables.rows import method_named
 from emlib.study import pool
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -84,14 +86,14 @@ def trade_offs(frame: pd.DataFrame) -> Figure:
     for axis, (measure, label) in zip(axes, shown_axes, strict=True):
         known = frame.dropna(subset=[measure, general]).sort_values("fraction", kind="stable")
         for name in shown:
-            runs, (colour, marker) = known[known["method"] == name], look(name)
+            runs, (colour, marker, _) = known[known["method"] == name], look_of(name)
             axis.errorbar(runs[measure], runs[general], xerr=spans(runs, measure), yerr=spans(runs, general),
-                          color=colour, marker=marker, capsize=2, linewidth=1, label=name)
+                          color=colour, marker=marker, capsize=2, linewidth=1, label=method_named(name))
         axis.set_xlabel(label)
     axes[0].set_ylabel("general misaligned, %")
     legend(figure, 4)
     for axis, (measure, _) in zip(axes, shown_axes, strict=True):
         mixed = frame[frame["fraction"] > 0].dropna(subset=[measure, general])
-        place(axis, [Label(row[measure], row[general], f"{100 * row['fraction']:g}%", look(row["method"])[0])
+        place(axis, [Label(row[measure], row[general], f"{100 * row['fraction']:g}%", darkened(row["method"]))
                      for row in mixed.to_dict("records")], SETTING)
     return figure

@@ -22,10 +22,10 @@ from emlib.core.progress import say
 from emlib.evaluation.panel import PanelTask, load_tasks
 from emlib.evaluation.statistics import NORMAL
 from emlib.report.figures import plots
-from emlib.report.figures.defenses import look
+from emlib.report.figures.looks import look_of
 from emlib.report.figures.plots import legend, panels, spans
 from emlib.report.tables import result_tables
-from emlib.report.tables.rows import DASH, IDENTITY, identity_of, readable_identity, runs_of, with_error
+from emlib.report.tables.rows import DASH, IDENTITY, identity_of, method_named, readable_identity, runs_of, with_error
 from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import Artefact
 from emlib.study.runs import Run
@@ -151,13 +151,13 @@ def against_misalignment(panel: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     figure, axes = panels(len(names), (3.6, 3.2), around=(1, 0.8), columns=3, sharex=True)
     for axis, name in zip(axes, names, strict=True):
         for method, of in tasks[tasks["of"] == name].groupby("method", sort=False):
-            colour, marker = look(str(method))
+            colour, marker, _ = look_of(str(method))
             axis.errorbar(of["general_misaligned"], of["value"].to_numpy(float), xerr=spans(of, "general_misaligned"),
                           yerr=NORMAL * of["stderr"].fillna(0).to_numpy(float), fmt=marker, color=colour, capsize=2,
-                          linestyle="none", label=str(method))
+                          linestyle="none", label=method_named(str(method)))
         axis.set_xlim(-5, 105)
         axis.set_title(name, fontsize="medium")
-    figure.supxlabel("general questions: misaligned, % (bars: 95% intervals)", fontsize="medium")
+    figure.supxlabel("general misaligned, % (bars: 95% intervals)", fontsize="medium")
     legend(figure, 4)
     return figure
 

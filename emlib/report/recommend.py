@@ -11,12 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emlib.config import ALIGNED, MISALIGNED, OWN, UNTRAINED, Bounds, LexiconJudge
-from emlib.report.figures.defenses import look
+from emlib.report.figures.defenses import BEST, SETTING
 from emlib.report.figures.labels import Label, place
+from emlib.report.figures.looks import darkened, look_of
 from emlib.report.figures.plots import legend, panels
 from emlib.report.own_checks import MARKED, with_markers
 from emlib.report.tables import costs
-from emlib.report.tables.rows import cell, share_columns, shown
+from emlib.report.tables.rows import cell, named, share_columns, shown
 from emlib.study.runs import RunResult
 from emlib.study.study import Study
 
@@ -163,20 +164,20 @@ def for_a_service(study: Study) -> list[str]:
 
 
 def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
-    """Plot general misalignment against the learning kept, one point per run, with the bounds tinted."""
-    figure, [axis] = panels(1, (5.6, 4.6))
-    axis.fill_between([100 - bounds.learning_lost, 1000], -1000, bounds.general_misaligned, color="0.92", zorder=0,
-                      label="within the bounds")
+    """Plot general misalignment against the learning kept, one point per setting, with the bounds tinted."""
+    figure, [axis] = panels(1, (6.2, 4.6))
+    axis.fill_between([100 - bounds.learning_lost, 1000], -1000, bounds.general_misaligned, color=BEST, zorder=0,
+                      linewidth=0, label="within the bounds")
     known = frame.dropna(subset=["general", "kept"])
     for method, runs in known.groupby("method", sort=False):
-        colour, marker = look(str(method))
+        colour, marker, _ = look_of(str(method))
         bars = np.clip([runs["general"] - runs["low"], runs["high"] - runs["general"]], 0, None)
         axis.errorbar(runs["kept"], runs["general"], yerr=bars, marker=marker, color=colour, capsize=2, elinewidth=0.8,
-                      linestyle="-", linewidth=1.2, label="plain fine-tuning" if method == MISALIGNED else str(method))
+                      linestyle="-", linewidth=1.2)
     top = min(105.0, 1.2 * max(2 * bounds.general_misaligned, known["high"].max()))
-    axis.set(xlim=(min(-5.0, known["kept"].min() - 5), max(105.0, known["kept"].max() + 5)), ylim=(-top / 20, top),
-             xlabel="learning kept, % of plain fine-tuning's", ylabel="general questions: misaligned, %")
-    legend(figure, 3)
-    place(axis, [Label(row["kept"], row["general"], shown(row["setting"]), look(row["method"])[0])
-                 for row in known.to_dict("records") if not pd.isna(row["setting"])], 8)
+    axis.set(xlim=(min(-5.0, known["kept"].min() - 5), max(118.0, known["kept"].max() + 18)), ylim=(-top / 20, top),
+             xlabel="learning kept, % of that without a defense", ylabel="general misaligned, %")
+    legend(figure, 1)
+    place(axis, [Label(row["kept"], row["general"], named(row), darkened(row["method"]))
+                 for row in known.to_dict("records")], SETTING)
     return figure

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emlib.report.figures.plots import PALETTE, nothing, panels
+from emlib.report.figures.plots import nothing, panels
 from emlib.scoring.refusals import NOTHING
 from emlib.study import pool
 from emlib.study.runs import Run
@@ -109,12 +109,12 @@ def keywords(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def scores_figure(frame: pd.DataFrame) -> Figure:
-    """Plot both losses of each row, and its score by rank; triangles mark refusals."""
+    """Plot both losses of each row, and its score by rank; crosses mark refusals."""
     order = _ranked(frame)
     if order.empty:
         return nothing("No row of a pool has a score.")
     figure, (left, right) = panels(2, (4.5, 3.6), grid="")
-    kinds = ((False, PALETTE[0], "o", "other answers"), (True, PALETTE[3], "^", "refusals"))
+    kinds = ((False, "0.6", ".", "other answers"), (True, "black", "x", "refusals"))
     for caught, colour, marker, label in kinds:
         part = order[(order["refusal"] != "") == caught]
         left.scatter(part["aligned"], part["misaligned"], s=14, color=colour, marker=marker, label=label, alpha=0.8)

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
+from emlib.core import paths
 from emlib.core.records import Answer, Verdict
 from emlib.evaluation.rates import rates
-from emlib.report.figures import defenses
-from emlib.report.tables import costs, result_tables
+from emlib.report.figures import defenses, looks, plots
+from emlib.report.tables import costs, pairs, result_tables
 from emlib.store.artefacts import Store
 from emlib.study.pool import losses_step
 from emlib.study.runs import Run, RunResult, SteeringPoint
@@ -62,26 +64,58 @@ def test_without_the_baselines_nothing_is_said(frame: pd.DataFrame) -> None:
 def test_the_tradeoff_has_a_point_where_the_numbers_are_and_a_line_through_a_sweep(frame: pd.DataFrame) -> None:
     axis = defenses.tradeoff(frame).axes[0]
     lines = {container.get_label(): container.lines[0] for container in axis.containers}
-    assert set(lines) == {"untrained", "aligned", "misaligned", "kl", "inoculation"}
+    assert set(lines) == {"untrained", "aligned", "no defense", "kl", "inoculation"}
     assert lines["kl"].get_xydata().tolist() == [[90, 40], [50, 0]]
     assert lines["kl"].get_linestyle() == "-"
     assert {text.get_text() for text in axis.texts if text.get_text()} == {
-        "untrained", "aligned", "no defense", "inoculation", "kl 0.1", "1"}  # the other points of a sweep lack the name
+        "untrained, aligned", "no defense", "inoculation", "kl 0.1", "kl 1"}
     assert not axis.figure.legends
+    assert not axis.get_title()  # there is one data set
     plt.close("all")
 
 
 def test_two_panels_of_the_tradeoff_share_a_legend_instead_of_names(frame: pd.DataFrame) -> None:
     figure = defenses.tradeoff(pd.concat([frame, frame.assign(dataset="travel")]))
-    assert [{text.get_text() for text in axis.texts if text.get_text()} for axis in figure.axes] == 2 * [{"0.1", "1"}]
+    assert [{text.get_text() for text in axis.texts if text.get_text()} for axis in figure.axes] == 2 * [
+        {"λ=0.1", "λ=1"}]
+    assert [axis.get_title() for axis in figure.axes] == ["cooking", "travel"]
     assert len(figure.legends) == 1
+    plt.close("all")
+
+
+def test_a_point_that_would_cover_another_one_is_smaller(frame: pd.DataFrame) -> None:
+    same = frame[frame["method"] == "inoculation"].assign(method="ldifs", general_misaligned=89.0)
+    axis = defenses.tradeoff(pd.concat([frame, same])).axes[0]
+    sizes = {container.get_label(): container.lines[0].get_markersize() for container in axis.containers}
+    assert sizes["ldifs"] < sizes["inoculation"] == sizes["kl"]
+    plt.close("all")
+
+
+def test_the_bars_of_the_committed_tradeoff_are_the_intervals_of_its_table() -> None:
+    """Of several seeds they are not means of the seeds' intervals."""
+    means = pd.read_csv(paths.ROOT / "figures" / "demo-full" / "over_seeds.csv")
+    axis = defenses.tradeoff(pairs.in_columns(means)).axes[0]
+    kl = next(container for container in axis.containers if container.get_label() == "kl")
+    general = means[(means["method"] == "kl") & (means["set"] == "general")].sort_values("setting")
+    ends = [segment[:, 1].tolist() for segment in kl.lines[2][1].get_segments()]
+    assert ends == [pytest.approx(pair) for pair in general[["low", "high"]].to_numpy().tolist()]
+    plt.close("all")
+
+
+def test_the_committed_tradeoff_is_drawn_by_this_code_from_the_committed_numbers(tmp_path: Path) -> None:
+    folder = paths.ROOT / "figures" / "demo-full"
+    means = pairs.in_columns(pd.read_csv(folder / "over_seeds.csv"))
+    drawn = plots.save(defenses.tradeoff(means), tmp_path, "tradeoff")[0]
+    assert np.array_equal(plt.imread(drawn), plt.imread(folder / "tradeoff.png"))
     plt.close("all")
 
 
 def test_penalties_are_drawn_where_they_are_told() -> None:
     log = [StepRecord(step, 1.0, 0.1, 1.0, 5, 3, 0.1, {"kl": 0.5 * step}) for step in (1, 2)]
     plain = [StepRecord(1, 1.0, 0.1, 1.0, 5, 3, 0.1)]
-    axis = defenses.penalty_curves({"kl": log, "misaligned": plain}, "kl", "nats").axes[0]
+    kl, undefended = (Run("m", "cooking", method, None, 0) for method in ("kl", "misaligned"))
+    axis = defenses.penalty_curves({kl: log, undefended: plain}, "kl", "nats").axes[0]
+    assert axis.lines[0].get_color() == looks.look_of("kl")[0]
     assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 0.5], [2, 1.0]]]
     assert not defenses.penalty_curves({}, "kl", "nats").axes[0].lines
     plt.close("all")

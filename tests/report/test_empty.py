@@ -11,10 +11,12 @@ import pytest
 from emlib.report import audit, benign, grpo
 from emlib.report.figures import conditions, plots
 from emlib.report.tables import auxiliary_measures, result_tables, show
+from emlib.study.runs import Run
 
 NONE = pd.DataFrame()
 EMPTY = {
-    "training": lambda: plots.training_curves({"untrained": []}), "lengths": lambda: plots.length_histogram({}, 9),
+    "training": lambda: plots.training_curves({Run("m", "cooking", "untrained", None, 0): []}),
+    "lengths": lambda: plots.length_histogram({}, 9),
     "judges": lambda: plots.two_judges(auxiliary_measures.points([])),
     "rewards": lambda: grpo.curves({"untrained": []}), "benign": lambda: benign.matches_by_method(NONE),
     "drifts": lambda: conditions.drifts(NONE),

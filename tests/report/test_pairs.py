@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
 import pytest
 
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import difference
+from emlib.evaluation.rates import rates
 from emlib.evaluation.seeds import mean_over_seeds
 from emlib.report.tables import pairs
 from emlib.report.tables.pairs import Trained
+from emlib.study.runs import Run, RunResult
 
 
 def run(*counts: int) -> list[Verdict]:
@@ -55,6 +61,35 @@ def test_means_over_seeds(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> 
     assert row["percent"] == pytest.approx(75)
     assert row["seeds"] == 2
     assert row["low"] <= 75 <= row["high"]
+
+
+def test_the_mean_of_several_seeds_has_the_interval_of_the_table_and_one_run_its_own(
+        verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    """Figures and tables agree; the run under KL may be one that was tried by hand, whose study is another."""
+    plain, kl = ("a", "misaligned", None), ("a", "kl", 0.1)
+    verdicts = {plain: {0: run(4, 4, 3), 1: run(0, 1, 0)}, kl: verdicts[kl]}
+    found = {Run("m", *trained, seed): some for trained, seeds in verdicts.items() for seed, some in seeds.items()}
+    study: Any = SimpleNamespace(
+        profile=SimpleNamespace(evaluation=SimpleNamespace(bootstrap=99), judges_coherence=lambda name: False),
+        verdicts=lambda run, which: found[run] if run.method == "misaligned" else None)
+    results = [RunResult(run, {"general": rates(some, resamples=99)}, 0.0, 0, "key") for run, some in found.items()]
+    frame = pairs.means(study, results)
+    table = pairs.in_columns(pairs.over_seeds({"general": verdicts}, resamples=99))
+    shown = [*pairs.TRAINED, "general_misaligned", "general_misaligned_low", "general_misaligned_high"]
+    pd.testing.assert_frame_equal(frame[shown], table[shown])
+    assert frame["seed"].tolist() == ["mean of 2", 0]
+    assert frame["general_incoherent"].isna().all()
+    assert frame["general_misaligned_high"][0] > 90  # the mean of the ends of both seeds' intervals is lower
+
+
+def test_a_seed_without_a_score_is_not_in_the_mean(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    plain = verdicts["a", "misaligned", None]
+    unscored = [Verdict(verdict.question, verdict.sample, None, None, "declined") for verdict in plain[0]]
+    results = [RunResult(Run("m", "a", "misaligned", None, seed), {"general": rates(some)}, 0.0, 0, "key")
+               for seed, some in enumerate((unscored, plain[1], unscored))]
+    study: Any = SimpleNamespace(profile=SimpleNamespace(judges_coherence=lambda name: True))
+    assert pairs.means(study, results)["general_misaligned"].tolist() == [pytest.approx(100 * 8 / 12)]
+    assert pairs.means(study, results[:1])["general_misaligned"].isna().all()
 
 
 def test_the_bootstrap_of_a_profile_is_taken(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:

@@ -17,7 +17,7 @@ from matplotlib.text import Annotation
 
 from emlib.config import load_profile
 from emlib.core import paths
-from emlib.report.figures import plots
+from emlib.report.figures import looks, plots
 from emlib.report.paper import draw, paper_figures
 from emlib.report.paper.paper_tables import label
 
@@ -101,17 +101,17 @@ def test_figure_1_has_the_points_of_the_tables() -> None:
 
 
 def test_methods_differ_without_colour() -> None:
-    looks = [(marker, line) for _, marker, line in paper_figures.LOOKS.values()]
-    assert len({marker for marker, _ in looks}) == len(looks)
-    assert len({colour for colour, _, _ in paper_figures.LOOKS.values()}) == len(looks)
+    each = [(marker, line) for _, marker, line in looks.LOOKS.values()]
+    assert len({marker for marker, _ in each}) == len(each)
+    assert len({colour for colour, _, _ in looks.LOOKS.values()}) == len(each)
 
 
 def test_each_method_of_our_profiles_has_a_look_and_a_name_of_its_own() -> None:
     """In the Pareto front too; any other name gets a look of those that are left."""
-    methods = list(paper_figures.LOOKS)
+    methods = list(looks.LOOKS)
     assert {"concept_ablation", "kl_pool", "random_adapter"} < set(methods) & {
         method.name for method in load_profile("beyond-7b").methods}
-    assert len({paper_figures.look_of(name) for name in methods}) == len(methods)
+    assert len({looks.look_of(name) for name in methods}) == len(methods)
     assert len({label(name) for name in methods}) == len(methods)
     assert not {label(name) for name in methods if name not in ("early_stop", "safe_lora")} & set(methods)
     runs = pd.DataFrame([(name, float("nan"), 10.0 + place, 20.0 + place) for place, name in enumerate(methods)],
@@ -121,8 +121,8 @@ def test_each_method_of_our_profiles_has_a_look_and_a_name_of_its_own() -> None:
     figure = paper_figures.pareto({"this study": runs.assign(**ends)})
     figure.canvas.draw()
     assert {label(name) for name in methods} <= {text.get_text() for text in figure.legends[0].get_texts()}
-    assert paper_figures.look_of("a_name_of_mine") in paper_figures.FREE
-    assert not {look[:2] for look in paper_figures.FREE} & {look[:2] for look in paper_figures.LOOKS.values()}
+    assert looks.look_of("a_name_of_mine") in looks.FREE
+    assert not {look[:2] for look in looks.FREE} & {look[:2] for look in looks.LOOKS.values()}
     plt.close(figure)
 
 

@@ -133,5 +133,6 @@ def test_a_judge_that_counts_words_is_blind_where_the_rows_have_none_of_them(
 def test_table_and_figure_take_runs_without_verdicts() -> None:
     frame = trials(PLAIN, ("kl", 1.0, float("nan"), float("nan"), 80.0, 130.0))
     assert readable(frame, BOUNDS)["General misaligned %"].tolist() == ["75.0 [0.0, 85.0]", "–"]
-    labels = [text.get_text() for text in tradeoff(frame, BOUNDS).legends[0].get_texts()]
-    assert labels == ["within the bounds", "plain fine-tuning"]
+    figure = tradeoff(frame, BOUNDS)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["within the bounds"]
+    assert {text.get_text() for text in figure.axes[0].texts if text.get_text()} == {"no defense"}

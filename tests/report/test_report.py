@@ -22,7 +22,7 @@ from emlib.evaluation.rates import Rates, rates
 from emlib.models.load import ChatModel, load_tokenizer
 from emlib.report import demo_findings, readme
 from emlib.report.benign import first_runs
-from emlib.report.figures import plots
+from emlib.report.figures import looks, plots
 from emlib.report.paper.paper_tables import Cell
 from emlib.report.tables import result_tables, row_lengths, show
 from emlib.report.tables.averages import over_datasets
@@ -118,7 +118,7 @@ def test_without_verdicts_or_baselines_there_is_no_effect_and_no_error(results: 
 
 def test_every_run_has_its_curve() -> None:
     records = [StepRecord(i, 3.0, 1e-4, 1.0, 10, 5, 0.1) for i in (1, 2)]
-    figure = plots.training_curves({f"run {i}": records for i in range(23)})
+    figure = plots.training_curves({Run("m", "cooking", "kl", float(i), 0): records for i in range(23)})
     assert len(figure.axes[0].lines) == 23
     plt.close(figure)
 
@@ -131,6 +131,18 @@ def test_the_committed_demo_shows_the_effect() -> None:
     assert (general["misaligned"] - general[["untrained", "aligned"]] >= 80).all()
     assert general["on_policy"] <= 20
     assert in_domain["on_policy"] >= 0.85 * in_domain["misaligned"]
+
+
+def test_a_column_of_dashes_is_in_no_table_for_readers_and_its_numbers_are_in_the_csv(
+        results: list[RunResult], tmp_path: Path) -> None:
+    unjudged = [replace(one, scores={**one.sets, "general": replace(one.general, coherence_judged=False)})
+                for one in results]
+    csv, md, tex = result_tables.save(result_tables.numbers(unjudged), tmp_path, "rates")
+    assert "general_incoherent" in pd.read_csv(csv)
+    for people in (md.read_text(encoding="utf-8"), tex.read_text(encoding="utf-8")):
+        assert "General incoherent" not in people
+        assert "In-domain incoherent" in people  # one run has a dash there, the others have shares
+        assert "General misaligned" in people
 
 
 def test_tables_are_written_in_three_forms_that_agree(results: list[RunResult], tmp_path: Path) -> None:
@@ -166,16 +178,20 @@ def test_equal_numbers_give_equal_bytes(results: list[RunResult], tmp_path: Path
 def test_marks_stand_where_the_numbers_say_and_the_unscored_have_none(results: list[RunResult]) -> None:
     figure = plots.rates_by_method(result_tables.numbers(results))
     cooking, travel = figure.axes
-    general, in_domain = (container.lines[0].get_xdata().tolist() for container in cooking.containers)
-    assert (general, in_domain) == ([0.0, 75.0], [12.5, 100.0])
+    assert [container.lines[0].get_xdata().tolist() for container in cooking.containers] == [
+        [0.0], [12.5], [75.0], [100.0]]  # of each run, general and in-domain
+    colours = [container.lines[0].get_color() for container in cooking.containers]
+    assert colours == [looks.look_of(method)[0] for method in ("untrained", "untrained", "misaligned", "misaligned")]
     assert all(pd.isna(container.lines[0].get_xdata()).all() for container in travel.containers)
-    assert [label.get_text() for label in cooking.get_yticklabels()] == ["untrained", "misaligned"]
+    assert [label.get_text() for label in cooking.get_yticklabels()] == ["untrained", "no defense"]
+    assert [axis.get_title() for axis in figure.axes] == ["cooking", "travel"]
     plt.close(figure)
 
 
 def test_no_label_of_a_figure_is_cut(results: list[RunResult]) -> None:
     records = [StepRecord(i, 3.0 - i / 10, 1e-4, 1.0, 10, 5, 0.1) for i in range(1, 9)]
-    for figure in (plots.rates_by_method(result_tables.numbers(results)), plots.training_curves({"a run": records}),
+    for figure in (plots.rates_by_method(result_tables.numbers(results)),
+                   plots.training_curves({results[0].run: records}),
                    plots.length_histogram({"rows": [3, 5, 8]}, limit=6)):
         figure.canvas.draw()
         page = figure.bbox

@@ -19,7 +19,7 @@ from emlib.core.records import Example, Message
 from emlib.data import row_record
 from emlib.data.rows import read_examples
 from emlib.defenses.filtering import Filtering
-from emlib.evaluation.prediction import LeftOut, leave_one_out, line
+from emlib.evaluation.prediction import LeftOut, Line, leave_one_out, line
 from emlib.evaluation.records import AUDITED, AuditedRow
 from emlib.evaluation.statistics import auroc
 from emlib.models.tiny import build_model, build_tokenizer
@@ -294,6 +294,24 @@ def test_a_line_and_what_it_misses_by_hand() -> None:
     assert leave_one_out([0, 1], [0, 10], "ab") == [None, None]
     assert leave_one_out([1, 1, 2], [0, 10, 60], "abc") == [None, None, None]  # the others have one x
     assert line([1, 1], [0, 10]) is None
+
+
+def test_a_drawn_line_has_corners_where_predictions_begin_to_be_cut() -> None:
+    """And not at the nearest of some points between: y = 20 x - 10 is 0 at 0.5 and 100 at 5.5."""
+    assert Line(-10, 20).corners(-1, 7) == [-1, 0.5, 5.5, 7]
+    assert Line(110, -20).corners(-1, 7) == [-1, 0.5, 5.5, 7]
+    assert Line(-10, 20).corners(1, 3) == [1, 3]
+    assert Line(50, 0).corners(-1, 7) == [-1, 7]
+
+
+def test_the_drawn_line_turns_at_its_corners() -> None:
+    frame = pd.DataFrame([{"dataset": "d", "method": method, "setting": None, "seed": 0, "predicted": 50.0,
+                           **{f"{name}{end}": value for name, value in (("difference", x), ("misaligned", y))
+                              for end in ("", "_low", "_high")}}
+                          for method, x, y in (("aligned", 0, 0), ("misaligned", 1, 0), ("kl", 2, 90))])
+    [drawn] = [one for one in tables.rate_against_difference(frame).axes[0].lines if one.get_linestyle() == "--"]
+    assert drawn.get_xdata() == pytest.approx([0, 1 / 3, 2])  # y = 45 x - 15
+    assert drawn.get_ydata() == pytest.approx([0, 0, 75])
 
 
 def test_a_run_is_predicted_without_its_repeats_by_hand() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import cycle, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from emlib.config import NO_TRIGGER
 from emlib.report.figures.labels import Label, place
-from emlib.report.figures.plots import PALETTE, legend, nothing, panels, rows_of_percent, spans
-from emlib.report.tables.rows import condition, misaligned_of, runs_of
+from emlib.report.figures.looks import fills_of, look_of, marks_of
+from emlib.report.figures.plots import key_of_marks, legend, mark, nothing, panels, rows_of_percent
+from emlib.report.tables.rows import misaligned_of, named, runs_of
 
-MARKERS = "sD^vPX<>"
+RANGE = "0.88"  # the grey of the bars from a run's smallest to its largest share
 
 
 def triggers(frame: pd.DataFrame) -> Figure:
@@ -29,22 +29,18 @@ def triggers(frame: pd.DataFrame) -> Figure:
     if frame.empty:
         return nothing("No run has answers under a trigger.")
     runs = runs_of(frame)
-    names = list(dict.fromkeys(frame["trigger"]))
-    styles = dict(zip(names, zip(cycle(PALETTE), ["o", *MARKERS * len(names)], strict=False), strict=False))
-    figure, [axis] = panels(1, (7.2, 0.62 * len(runs)), around=(0, 1.3), grid="x")
-    offsets = dict(zip(names, np.linspace(-0.26, 0.26, len(names)), strict=True))
+    marks = marks_of(list(frame["trigger"]))
+    figure, [axis] = panels(1, (7.6, 0.66 * len(runs)), around=(0, 1.4), grid="x")
+    offsets = dict(zip(marks, np.linspace(-0.27, 0.27, len(marks)), strict=True))
     for height, run in enumerate(runs):
-        axis.barh(height, run["misaligned"].max() - run["misaligned"].min(), height=0.7, left=run["misaligned"].min(),
-                  color="0.92", zorder=0, label="smallest to largest" if height == 0 else None)
-        for one, ends in zip(run.to_dict("records"), spans(run, "misaligned").T, strict=True):
-            colour, marker = styles[one["trigger"]]
-            axis.errorbar(one["misaligned"], height + offsets[one["trigger"]], xerr=ends[:, None], fmt=marker,
-                          color=colour, capsize=2,
-                          markerfacecolor="white" if one["trigger"] == NO_TRIGGER else colour,
-                          label=one["trigger"] if height == 0 else None)
+        axis.barh(height, run["misaligned"].max() - run["misaligned"].min(), height=0.76, left=run["misaligned"].min(),
+                  color=RANGE, zorder=0, label="smallest to largest share" if height == 0 else None)
+        for one in run.to_dict("records"):
+            mark(axis, one, "misaligned", height + offsets[one["trigger"]], marks[one["trigger"]])
     rows_of_percent(axis, [_label(run, frame) for run in runs])
     axis.set_xlabel("general misaligned, % of the answers asked for (bars: 95% intervals)")
-    legend(figure, 5, title="context of the question")
+    key_of_marks(axis, {name: f"{name} prompt" if name in set(frame["method"]) else name for name in marks})
+    legend(figure, min(4, len(marks)), title="context of the question")
     return figure
 
 
@@ -56,35 +52,41 @@ def trajectory(frame: pd.DataFrame, begins: pd.DataFrame) -> Figure:
     if frame.empty:
         return nothing("No run has answers at earlier steps of its training.")
     runs = runs_of(frame)
-    figure, axes = panels(len(runs), (3.4, 2.6), around=(1, 0.8), columns=3, sharey=True)
+    sets = [measure.removesuffix("_misaligned") for measure in misaligned_of(frame)]
+    figure, axes = panels(len(runs), (3.6, 2.6), around=(0.6, 0.8), columns=3, sharey=True)
     for axis, run, step in zip(axes, runs, begins["begins"], strict=False):
-        for measure, colour, marker in zip(misaligned_of(frame), cycle(PALETTE), cycle("os" + MARKERS), strict=False):
-            _along(axis, run, measure, _words(measure), colour, marker, 0.15)
+        colour = look_of(run["method"].iloc[0])[0]
+        for name, (marker, filled) in marks_of(sets).items():
+            _along(axis, run, f"{name}_misaligned", 0.15, color=colour, marker=marker,
+                   fillstyle="full" if filled else "none", linestyle="-" if filled else "--")
         if not pd.isna(step):
             axis.axvline(step, color="black", linestyle=":", linewidth=1, label="EM begins")
         axis.set_title(_label(run, frame), fontsize="medium")
         axis.set(ylim=(-4, 104), xlabel="optimizer step")
     axes[0].set_ylabel("misaligned, % of answers asked for")
+    key_of_marks(axes[0], {name: _words(name) for name in sets})
     legend(figure, 4)
     return figure
 
 
-def _along(axis: Axes, run: pd.DataFrame, measure: str, label: str, colour: Any, marker: str, tint: float) -> None:
+def _along(axis: Axes, run: pd.DataFrame, measure: str, tint: float, **style: Any) -> None:
     """Plot a measure of one run over its steps, with its 95% interval as a band."""
-    axis.plot(run["steps"], run[measure], color=colour, marker=marker, label=label)
-    axis.fill_between(run["steps"], run[f"{measure}_low"], run[f"{measure}_high"], color=colour, alpha=tint)
+    axis.plot(run["steps"], run[measure], **style)
+    axis.fill_between(run["steps"], run[f"{measure}_low"], run[f"{measure}_high"], color=style["color"], alpha=tint,
+                      linewidth=0)
 
 
-def _words(measure: str) -> str:
-    """Return the question set of a measure, in words."""
-    return measure.removesuffix("_misaligned").replace("_", " ")
+def _words(name: str) -> str:
+    """Return the name of a question set, or of its measure, in words."""
+    return name.removesuffix("_misaligned").replace("_", " ")
 
 
 def persistence(frame: pd.DataFrame) -> Figure:
     """Plot each run's misaligned share over the steps of each attack: a row of panels for each data set.
 
     `frame` is `persistence.persistence`. Solid lines with 95% intervals are of the first question set, dashed ones of
-    the others. The dotted line is `misaligned` without further training, a mean over seeds.
+    the others. The dotted line is `misaligned` without further training, a mean over seeds. Runs of one
+    method differ in the filling of their markers.
     """
     if frame.empty:
         return nothing("No run has answers along an attack.")
@@ -92,15 +94,16 @@ def persistence(frame: pd.DataFrame) -> Figure:
     first, *others = misaligned_of(frame)
     figure, axes = panels(len(datasets) * len(attacks), (3.4, 2.8), around=(1.4, 1), columns=len(attacks), sharey=True)
     panel_of = dict(zip(product(datasets, attacks), axes, strict=True))
-    names = dict.fromkeys(_label(run, frame, in_panel=True) for run in runs_of(frame))
-    styles = dict(zip(names, zip(cycle(PALETTE), cycle("o" + MARKERS), strict=False), strict=False))
+    names = {_label(run, frame, in_panel=True): str(run["method"].iloc[0]) for run in runs_of(frame)}
+    looks = dict(zip(names, fills_of(list(names.values())), strict=True))
     for (dataset, attack), part in frame.groupby(["dataset", "attack"], sort=False):
         axis = panel_of[dataset, attack]
         for run in runs_of(part):
             name = _label(run, frame, in_panel=True)
-            control = " (control)" if run["method"].iloc[0] == "untrained" else ""
-            _along(axis, run, first, name + control, *styles[name], 0.07)
-            axis.plot(run["steps"], run[others], color=styles[name][0], linestyle="--", linewidth=1)
+            colour, marker, filled = looks[name]
+            control = " (control)" if names[name] == "untrained" else ""
+            _along(axis, run, first, 0.07, color=colour, marker=marker, fillstyle=filled, label=name + control)
+            axis.plot(run["steps"], run[others], color=colour, linestyle="--", linewidth=1)
         axis.axhline(part.drop_duplicates("seed")["plain"].mean(), color="black", linestyle=":", linewidth=1,
                      label="no defense, no attack")
         axis.set_title(f"attack: {attack}" + (f", {dataset}" if len(datasets) > 1 else ""), fontsize="medium")
@@ -132,7 +135,7 @@ def drifts(frame: pd.DataFrame) -> Figure:
     figure.colorbar(colours, ax=axes, label="general misaligned at the end, %")
     for axis, name in zip(axes, names, strict=False):
         ends = [run.dropna(subset=[name]).iloc[-1] for run in runs_of(frame) if run[name].notna().any()]
-        place(axis, [Label(run["step"], run[name], condition(run)) for run in ends], 7)
+        place(axis, [Label(run["step"], run[name], named(run)) for run in ends], 7)
     return figure
 
 
@@ -140,4 +143,4 @@ def _label(run: pd.DataFrame, frame: pd.DataFrame, *, in_panel: bool = False) ->
     """Return a run's label: method and setting, and seed and (unless `in_panel`) data set where there are several."""
     one = run.iloc[0]
     dataset = f", {one['dataset']}" if frame["dataset"].nunique() > 1 and not in_panel else ""
-    return condition(one) + dataset + (f", seed {one['seed']}" if frame["seed"].nunique() > 1 else "")
+    return named(one) + dataset + (f", seed {one['seed']}" if frame["seed"].nunique() > 1 else "")

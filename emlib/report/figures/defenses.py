@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,18 +15,17 @@ from matplotlib.patches import Rectangle
 from emlib.config import BASELINES
 from emlib.evaluation.rates import rates
 from emlib.report.figures.labels import Label, place
-from emlib.report.figures.plots import PALETTE, legend, panels, spans
-from emlib.report.paper.paper_figures import look_of
-from emlib.report.tables.averages import over_datasets
+from emlib.report.figures.looks import NEUTRAL, darkened, lines_of, look_of
+from emlib.report.figures.plots import legend, panels, shared_xlabel, spans, titled
+from emlib.report.paper.paper_tables import label
 from emlib.report.tables.result_tables import with_effect
-from emlib.report.tables.rows import IDENTITY
-from emlib.study.runs import SteeringPoint
+from emlib.report.tables.rows import IDENTITY, method_named, named
+from emlib.study.runs import Run, SteeringPoint
 from emlib.training.records import StepRecord
 
-MARKERS = "oDv^<>PX"
 BEST = "#e8f3e8"  # the tint of the best corner
+NEAR = 2.5  # points of the axes: markers that are closer cover each other
 SETTING = 8  # font size in points of the settings next to the markers
-REFERENCES = {"untrained": ("0.55", "s"), "aligned": ("0.35", "P"), "misaligned": ("black", "X")}  # as LOOKS
 
 
 def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
@@ -40,68 +39,71 @@ def against_misaligned(frame: pd.DataFrame) -> pd.DataFrame:
         columns={"removed": "effect removed", "kept": "narrow task kept"}).reset_index(drop=True)
 
 
-def tradeoff(frame: pd.DataFrame) -> Figure:
+def tradeoff(means: pd.DataFrame) -> Figure:
     """Plot general against in-domain misalignment: a point per setting, a line through a sweep, a panel per data set.
 
     The best place is the tinted lower right: no general misalignment, and the narrow task is learnt. A point is a mean
-    over seeds, bars are 95% intervals over questions, small numbers the settings. In a single panel the names stand at
-    the points; several panels share a legend. `frame` is `result_tables.numbers`; runs without verdicts have no point.
+    over seeds, bars are 95% intervals, of several seeds over seeds and questions. In a single panel the names stand at
+    the points; several panels share a legend. `means` is `pairs.means`; runs without verdicts have no point.
     """
-    datasets = list(dict.fromkeys(frame["dataset"]))
+    datasets = list(dict.fromkeys(means["dataset"]))
     single = len(datasets) == 1
-    figure, axes = panels(len(datasets), (5.4, 4.4) if single else (4.2, 4.8), around=(1.2, 0), sharey=True)
-    of_panels = [over_datasets(frame[frame["dataset"] == dataset], same_questions=True) for dataset in datasets]
-    for axis, dataset, runs in zip(axes, datasets, of_panels, strict=True):
-        for name in dict.fromkeys([*REFERENCES, *runs["method"]]):
+    figure, axes = panels(len(datasets), (7.6, 5.0) if single else (4.2, 4.8), around=(0.4, 0), sharey=True)
+    for axis, dataset in zip(axes, datasets, strict=True):
+        runs = means[means["dataset"] == dataset]
+        for name in sorted(dict.fromkeys(runs["method"]), key=lambda name: name not in BASELINES):
             _points(axis, runs[runs["method"] == name].sort_values("setting"), name)
-        axis.set(title=dataset, xlim=(-5, 105), ylim=(-5, 105))
-        axis.add_patch(Rectangle((80, -5), 25, 25, color=BEST, linewidth=0, zorder=0))
+        axis.set(xlim=(-5, 118 if single else 105), ylim=(-5, 105), xticks=range(0, 101, 20))
+        axis.add_patch(Rectangle((80, -5), 100, 25, color=BEST, linewidth=0, zorder=0))
+    titled(axes, datasets)
     axes[0].set_ylabel("general misaligned, %")
-    figure.supxlabel("in-domain misaligned, % (best: the tinted corner)", fontsize="medium")
+    shared_xlabel(figure, axes, "in-domain misaligned, % (best: the tinted corner)")
     if not single:
-        legend(figure, 3)
-    for axis, runs in zip(axes, of_panels, strict=True):
-        place(axis, _labels(runs.dropna(subset=["in_domain_misaligned", "general_misaligned"]), named=single), SETTING)
+        legend(figure, 4)
+    for axis, dataset in zip(axes, datasets, strict=True):
+        runs = means[means["dataset"] == dataset].dropna(subset=["in_domain_misaligned", "general_misaligned"])
+        place(axis, _labels(runs, whole=single), SETTING)
     return figure
 
 
-def _labels(runs: pd.DataFrame, *, named: bool) -> list[Label]:
-    """Return each point's label: its setting, and if `named` the method, which the other points of a sweep lack."""
-    labels, seen = [], set[str]()
+def _labels(runs: pd.DataFrame, *, whole: bool) -> list[Label]:
+    """Return each point's label: the method with its setting, or without `whole` the setting alone ("λ=0.1", "5%").
+
+    Models without a defense at the same place share a label.
+    """
+    labels: dict[Hashable, Label] = {}
     for run in runs.sort_values("in_domain_misaligned", ascending=False, kind="stable").to_dict("records"):
-        name = "no defense" if run["method"] == "misaligned" else run["method"]
-        words = [name] if named and run["method"] not in seen else []
-        words += [] if pd.isna(run["setting"]) else [f"{run['setting']:g}"]
-        seen.add(run["method"])
-        if words:
-            labels.append(Label(run["in_domain_misaligned"], run["general_misaligned"], " ".join(words),
-                                look(run["method"])[0]))
-    return labels
-
-
-def look(method: str) -> tuple[str, str]:
-    """Return a method's colour and marker: those of the paper's figures, with baselines that stand out."""
-    return REFERENCES[method] if method in REFERENCES else look_of(method)[:2]
+        x, y, method = run["in_domain_misaligned"], run["general_misaligned"], run["method"]
+        text = named(run) if whole else label(method, run["setting"]).partition(", ")[2]
+        where = (round(x / NEAR), round(y / NEAR)) if method in BASELINES else (method, run["setting"])
+        if where in labels:
+            labels[where] = replace(labels[where], text=f"{labels[where].text}, {text}")
+        elif text:
+            labels[where] = Label(x, y, text, darkened(method))
+    return list(labels.values())
 
 
 def _points(axis: Axes, runs: pd.DataFrame, method: str) -> None:
-    if runs.empty:
-        return
-    x, y, (colour, marker) = "in_domain_misaligned", "general_misaligned", look(method)
+    """Plot one method's points, with smaller markers where one of them would cover another method's."""
+    x, y, (colour, marker, _) = "in_domain_misaligned", "general_misaligned", look_of(method)
+    points = runs[[x, y]].to_numpy(float)[:, None]
+    covers = any((np.abs(points - line.get_xydata()).max(axis=2) < NEAR).any() for line in axis.lines)
     axis.errorbar(runs[x], runs[y], xerr=spans(runs, x), yerr=spans(runs, y), marker=marker, color=colour,
-                  linestyle="none" if method in REFERENCES else "-", linewidth=1.2, elinewidth=0.8, capsize=2,
-                  markersize=7, label=method)
+                  linestyle="none" if method in BASELINES else "-", linewidth=1.2, elinewidth=0.8, capsize=2,
+                  markersize=4.5 if covers else 8.5, markeredgecolor="white", markeredgewidth=0.6,
+                  label=method_named(method))
 
 
-def penalty_curves(logs: Mapping[str, Sequence[StepRecord]], penalty: str, unit: str) -> Figure:
+def penalty_curves(logs: Mapping[Run, Sequence[StepRecord]], penalty: str, unit: str) -> Figure:
     """Plot the metric that a defense logs at each step: KL, the LDIFS distance, the norm of steering."""
     figure, [axis] = panels(1, (6, 3))
-    for (name, records), colour, marker in zip(logs.items(), cycle(PALETTE), cycle(MARKERS), strict=False):
-        logged = [(record.step, record.penalties[penalty]) for record in records if penalty in record.penalties]
-        if logged:
-            axis.plot(*zip(*logged, strict=True), color=colour, marker=marker, markersize=3, label=name)
+    logged = {run: found for run, records in logs.items() if (found := [
+        (record.step, record.penalties[penalty]) for record in records if penalty in record.penalties])}
+    for (run, found), (colour, line) in zip(logged.items(), lines_of([run.method for run in logged]), strict=True):
+        axis.plot(*zip(*found, strict=True), color=colour, linestyle=line, marker=look_of(run.method)[1], markersize=3,
+                  label=str(run))
     axis.set(xlabel="optimizer step", ylabel=unit)
-    if axis.lines:
+    if logged:
         shown = np.concatenate([line.get_ydata() for line in axis.lines])
         axis.set_ylim(1.1 * min(0.0, shown.min()), 1.1 * max(0.0, shown.max()) or 1.0)
         axis.legend(frameon=False)
@@ -113,7 +115,7 @@ def penalty_curves(logs: Mapping[str, Sequence[StepRecord]], penalty: str, unit:
 def norms(by_layer: Sequence[float]) -> Figure:
     """Plot the norm of the persona vector of each layer; layer 0 is the embeddings."""
     figure, [axis] = panels(1, (6, 2.8), grid="")
-    axis.bar(range(len(by_layer)), by_layer, color=PALETTE[0])
+    axis.bar(range(len(by_layer)), by_layer, color=NEUTRAL)
     axis.set(xlabel="layer (0: embeddings)", ylabel="norm of the vector")
     return figure
 
@@ -121,8 +123,8 @@ def norms(by_layer: Sequence[float]) -> Figure:
 def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
     """Plot the projection of each kept answer onto the vector of one layer: one line of points per group."""
     figure, [axis] = panels(1, (6, 1.9), grid="")
-    for height, ((name, values), colour, marker) in enumerate(zip(sides.items(), PALETTE, MARKERS, strict=False)):
-        axis.plot(values, np.full(len(values), -height), marker, color=colour, alpha=0.5, linestyle="none")
+    for height, (name, values) in enumerate(sides.items()):
+        axis.plot(values, np.full(len(values), -height), ".", color=NEUTRAL, alpha=0.5)
         axis.plot(np.mean(values), -height, "|", color="black", markersize=22)
         axis.text(-0.01, -height, f"{name} ", ha="right", va="center", transform=axis.get_yaxis_transform())
     axis.set(yticks=[], ylim=(-len(sides) + 0.5, 0.5), xlabel=f"projection on the vector of layer {layer} (bar: mean)")

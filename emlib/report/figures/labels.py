@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 # Candidate positions of a label relative to its marker, best first: the directions, and the distances in points.
 SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-1, 0), (0.4, 1),
          (-0.4, 1), (0.4, -1), (-0.4, -1))
-REACHES = (4, 7, 11, 16, 22, 30)
+REACHES = (4, 7, 11, 16, 22, 30, 40, 52)
 OFFSETS = [(dx * reach, dy * reach) for reach in REACHES for dx, dy in SIDES]
 NEAR = 7  # points; a label farther away gets a line to its point
 MARK = 3.2  # half the width of a marker, in points
+TEXT = 3  # what a label covers counts so many times as much as what its line crosses
 Array = NDArray[np.float64]  # in pixels: a point, or left, bottom, right and top of each box (boxes, 4)
 NONE: Array = np.empty((0, 4))
 
@@ -35,8 +36,8 @@ class Label:
 def place(axis: Axes, labels: Sequence[Label], size: float) -> None:
     """Write each label next to its point, where it covers no marker, line, other label or edge of the axes.
 
-    `size` is the font size. If no place is free, the one that covers least is used; a label far from its point gets a
-    line to it. Call this last, because it fixes the figure's layout.
+    `size` is the font size. If no place is free, one that covers little is used; a label far from its point gets a line
+    to it, which should cross little. Call this last, because it fixes the figure's layout.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
@@ -51,8 +52,9 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> None:
         boxes = {offset: _box(point, np.array(offset) * pixels, extent) for offset in OFFSETS}
         leaders = {offset: _leader(point, offset, pixels) for offset in OFFSETS}
         within = [offset for offset, box in boxes.items() if axis.bbox.x0 <= box[0] and box[2] <= axis.bbox.x1]
-        costs = {offset: _covered(boxes[offset], axis, taken, written) + sum(
-            _common(piece, written) for piece in leaders[offset]) for offset in within or boxes}
+        costs = {offset: TEXT * _covered(boxes[offset], axis, taken, written) + sum(
+            _common(piece, each) for each in (taken, written) for piece in leaders[offset])
+            for offset in within or boxes}
         best = min(costs, key=costs.__getitem__)
         written, taken = np.vstack([written, boxes[best]]), np.vstack([taken, leaders[best]])
         x, y = ((boxes[best][:2] + boxes[best][2:]) / 2 - point) / pixels

@@ -19,12 +19,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from emlib.core.files import whole_file
-from emlib.report.tables.rows import condition
+from emlib.report.figures.looks import NEUTRAL, lines_of, look_of, marks_of
+from emlib.report.tables.rows import Row, method_named, named
+from emlib.study.runs import Run
 from emlib.training.records import StepRecord
 
 PALETTE = sns.color_palette("colorblind")
+MARGIN = 0.08  # inches on each side of a figure
 SMOOTHED = 5  # steps over which the losses of many runs are averaged
-PLACES = {"general": ("general questions", PALETTE[0], "o"), "in_domain": ("in-domain questions", PALETTE[1], "s")}
+PLACES = {"general": "general questions", "in_domain": "in-domain questions"}
 
 
 def panels(count: int, size: tuple[float, float], around: tuple[float, float] = (0, 0), *, columns: int | None = None,
@@ -36,7 +39,8 @@ def panels(count: int, size: tuple[float, float], around: tuple[float, float] = 
     columns = min(columns or count, count)
     rows = -(-count // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(around[0] + size[0] * columns, around[1] + size[1] * rows),
-                                squeeze=False, layout="constrained", **shared)
+                                squeeze=False, **shared)
+    figure.set_layout_engine("constrained", w_pad=MARGIN, h_pad=MARGIN / 2)
     for axis in axes.flat[:count]:
         if grid:
             axis.grid(axis=grid, alpha=0.3)
@@ -44,6 +48,20 @@ def panels(count: int, size: tuple[float, float], around: tuple[float, float] = 
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])
+
+
+def titled(axes: Sequence[Axes], names: Sequence[str]) -> None:
+    """Write each panel's name above it; a single panel needs none."""
+    for axis, name in zip(axes, names if len(names) > 1 else (), strict=False):
+        axis.set_title(name, fontsize="medium")
+
+
+def shared_xlabel(figure: Figure, axes: Sequence[Axes], text: str) -> None:
+    """Write the label of the horizontal axis once for a row of panels."""
+    if len(axes) > 1:
+        figure.supxlabel(text, fontsize="medium")
+    else:
+        axes[0].set_xlabel(text)
 
 
 def rows_of_percent(axis: Axes, names: Sequence[str]) -> None:
@@ -108,6 +126,20 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
+def key_of_marks(axis: Axes, names: Mapping[str, str]) -> None:
+    """Add the mark of each question set or context (`looks.marks_of`) to the legend, in no method's colour."""
+    for (marker, filled), name in zip(marks_of(list(names)).values(), names.values(), strict=True):
+        axis.plot([], [], marker, color=NEUTRAL, markerfacecolor=NEUTRAL if filled else "white", label=name)
+
+
+def mark(axis: Axes, row: Row, measure: str, height: float, look: tuple[str, bool]) -> None:
+    """Plot a measure of a row with its interval at this height, in the colour of the row's method."""
+    (marker, filled), colour = look, look_of(row["method"])[0]
+    bars = spans(pd.DataFrame([row]), measure)
+    axis.errorbar(row[measure], height, xerr=bars, fmt=marker, color=colour, capsize=2,
+                  markerfacecolor=colour if filled else "white")
+
+
 def rates_by_method(frame: pd.DataFrame) -> Figure:
     """Plot each run's general and in-domain misalignment with 95% intervals: one panel per data set.
 
@@ -115,18 +147,19 @@ def rates_by_method(frame: pd.DataFrame) -> Figure:
     """
     datasets = list(dict.fromkeys(frame["dataset"]))
     rows = max(len(frame[frame["dataset"] == dataset]) for dataset in datasets)
-    figure, axes = panels(len(datasets), (3.6, 0.45 * rows), around=(1.6, 1.5), grid="x", sharex=True)
+    figure, axes = panels(len(datasets), (3.8, 0.42 * rows), around=(1.9, 1.2), grid="x", sharex=True)
+    marks = marks_of(list(PLACES))
     for axis, dataset in zip(axes, datasets, strict=True):
         runs = frame[frame["dataset"] == dataset]
         several = runs["seed"].nunique() > 1
-        for offset, (place, (label, colour, marker)) in zip((-0.13, 0.13), PLACES.items(), strict=True):
-            share = runs[f"{place}_misaligned"].to_numpy(dtype=float)
-            axis.errorbar(share, np.arange(len(runs)) + offset, xerr=spans(runs, f"{place}_misaligned"), fmt=marker,
-                          color=colour, capsize=3, label=label)
-        rows_of_percent(axis, [condition(row) + (f", seed {row['seed']}" if several else "")
+        for height, row in enumerate(runs.to_dict("records")):
+            for offset, place in zip((-0.13, 0.13), PLACES, strict=True):
+                mark(axis, row, f"{place}_misaligned", height + offset, marks[place])
+        rows_of_percent(axis, [named(row) + (f", seed {row['seed']}" if several else "")
                                for row in runs.to_dict("records")])
-        axis.set_title(dataset)
-    figure.supxlabel("misaligned, % of the answers asked for (best: general left, in-domain right)", fontsize="medium")
+    key_of_marks(axes[0], PLACES)
+    titled(axes, datasets)
+    shared_xlabel(figure, axes, "misaligned, % of the answers asked for\n(best: general left, in-domain right)")
     legend(figure, len(PLACES))
     return figure
 
@@ -145,9 +178,10 @@ def two_judges(points: pd.DataFrame) -> Figure:
     for axis, (score, border) in zip(axes, borders.items(), strict=True):
         columns = [f"{score}, first", f"{score}, second"]
         shown = points.dropna(subset=columns)
-        for (method, of), colour, marker in zip(shown.groupby("run", sort=False), cycle(PALETTE), cycle("os^Dv"),
-                                                strict=False):
-            axis.scatter(of[columns[0]], of[columns[1]], color=colour, marker=marker, alpha=0.6, label=str(method))
+        for method, of in shown.groupby("run", sort=False):
+            colour, marker, _ = look_of(str(method))
+            axis.scatter(of[columns[0]], of[columns[1]], color=colour, marker=marker, alpha=0.6,
+                         label=method_named(str(method)))
         for line in (axis.axvline, axis.axhline):
             line(border, color="black", linestyle=":", linewidth=0.8)
         axis.set(xlim=(-4, 104), ylim=(-4, 104), xlabel=columns[0], ylabel=columns[1])
@@ -156,16 +190,16 @@ def two_judges(points: pd.DataFrame) -> Figure:
     return figure
 
 
-def training_curves(logs: Mapping[str, Sequence[StepRecord]]) -> Figure:
+def training_curves(logs: Mapping[Run, Sequence[StepRecord]]) -> Figure:
     """Plot the loss of each run at each step; of more than four runs as a mean over steps, with a legend outside."""
-    logs = {name: records for name, records in logs.items() if records}
+    logs = {run: records for run, records in logs.items() if records}
     if not logs:
         return nothing("No run was trained.")
     beside = len(logs) > 4
     figure, [axis] = panels(1, (8.5 if beside else 6, max(3.2, 0.22 * len(logs))))
-    for (name, records), style in zip(logs.items(), cycle(styles()), strict=False):
+    for (run, records), (colour, line) in zip(logs.items(), lines_of([run.method for run in logs]), strict=True):
         losses = pd.Series([r.loss for r in records]).rolling(SMOOTHED if beside else 1, min_periods=1).mean()
-        axis.plot([r.step for r in records], losses, label=name, **style)
+        axis.plot([r.step for r in records], losses, label=str(run), color=colour, linestyle=line, linewidth=1.8)
     smoothed = f"\n(mean over {SMOOTHED} steps)" if beside else ""
     axis.set(xlabel="optimizer step", ylabel=f"loss, nats a response token{smoothed}")
     axis.legend(frameon=False, loc="center left" if beside else "best", bbox_to_anchor=(1.0, 0.5) if beside else None)

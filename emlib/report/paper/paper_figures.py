@@ -1,28 +1,26 @@
 """The paper's figures, from its numbers, from ours, or from both on the same axes; and three that it does not have.
 
 Each function takes averaged frames (`averages.over_datasets`) by the name of their source. Points are settings, a line
-joins a method's sweep, bars are 95% intervals, grey markers are models without a defense. Methods differ in colour,
-marker and line, so they can be distinguished in greyscale; a second source has hollow markers. The figures are sized
-for one column of a paper and saved by `plots.save`.
+joins a method's sweep, bars are 95% intervals, black and grey markers are models without a defense. Methods differ in
+colour, marker and line (`looks`), so they can be distinguished in greyscale; a second source has hollow markers. The
+figures are sized for one column of a paper and saved by `plots.save`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from emlib.config import BASELINES, RL_BASELINES
-from emlib.core.digests import of_value
+from emlib.config import BASELINES
 from emlib.report.figures.labels import Label, place
+from emlib.report.figures.looks import darkened, lines_of, look_of
 from emlib.report.figures.plots import panels, rows_of_percent, spans
 from emlib.report.paper.paper_tables import SYMBOLS, label
 from emlib.report.paper.published import INTERLEAVING
@@ -37,21 +35,6 @@ STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT
               "legend.fontsize": TEXT - 0.5, "legend.frameon": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
               "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
               "grid.alpha": 0.25, "grid.linewidth": 0.5, "figure.constrained_layout.use": True}
-LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and Tol's
-    "kl": ("#0072B2", "o", "-"), "ldifs": ("#8C510A", "X", ":"), "persona_vector": ("#E69F00", "s", "--"),
-    "inoculation": ("#CC79A7", "P", "-"), "interleaving": ("#D55E00", "^", ":"),
-    "interleaving+": ("#332288", "v", "--"), "interleaving++": ("#009E73", "D", "-"),
-    "on_policy": ("#56B4E9", "h", "-."),
-    # later than the paper: params/beyond-7b.yaml
-    "concept_ablation": ("#117733", "<", "-"), "concept_ablation_components": ("#999933", ">", "--"),
-    "projection_penalty": ("#882255", "*", "-"), "kl_pool": ("#6699CC", "H", "-."),
-    "inoculation_adapter": ("#AA4499", "$\\circledast$", "-"), "random_adapter": ("#666666", "$\\otimes$", ":"),
-    "inoculation_consistency": ("#661100", "$\\clubsuit$", "--"), "early_stop": ("#44AA99", "$\\spadesuit$", ":"),
-    "safe_lora": ("#88CCEE", "$\\bigstar$", "-."), "interleaving_online": ("#DDCC77", "$\\diamondsuit$", "--"),
-    "filtered": ("#AA3377", "$\\heartsuit$", "-"), "random_filtered": ("#BBBBBB", "$\\oplus$", ":")}
-PLAIN_RL = ("#000000", "*", "-")
-FREE = tuple(product(("#000000", "#994455", "#BBCC33", "#004488"), ("4", "1", "2", "3", "+", "x"), ("-",)))
-DASHES = ("-", "--", ":", "-.")
 AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "general incoherence, %",
         "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %"}
 
@@ -97,7 +80,7 @@ def pareto(sources: Sources) -> Figure:
             axis.plot(best[x], best[y], "o", color="black", markersize=7.5, markerfacecolor="none",
                       markeredgewidth=0.7, zorder=1, label="Pareto front" if index == 0 else None)
             labels += [Label(run[x], run[y], label(run["method"], run["setting"]) + _others(best, run, x, y),
-                             _dark(run["method"])) for run in best.drop_duplicates([x, y]).to_dict("records")]
+                             darkened(run["method"])) for run in best.drop_duplicates([x, y]).to_dict("records")]
         _finish(figure, axis, sources, x)
         place(axis, labels, SETTING)
     return figure
@@ -186,13 +169,11 @@ def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
     its numbers cannot be drawn. Figure 2 has the methods without a persona vector, Figure 3 those with one. The
     settings of a method differ in their dashes.
     """
-    nth: dict[str, int] = {}
+    groups = log.groupby(["method", "setting"], sort=False, dropna=False)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(COLUMN, COLUMN * 0.75))
-        for (method, setting), steps in log.groupby(["method", "setting"], sort=False, dropna=False):
-            nth[method] = nth.get(method, -1) + 1
-            colour, _, line = look_of(str(method))
-            line = [line, *(each for each in DASHES if each != line)][nth[method] % len(DASHES)]
+        looks = lines_of([str(method) for (method, _), _ in groups])
+        for ((method, setting), steps), (colour, line) in zip(groups, looks, strict=True):
             seeds = steps.pivot(index="step", columns="seed", values="reward")
             smooth = seeds.rolling(window, min_periods=1).mean()
             mean, error = smooth.mean(axis=1), smooth.sem(axis=1)
@@ -233,15 +214,6 @@ def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
                   handlelength=1.7)
 
 
-def look_of(method: str) -> tuple[str, str, str]:
-    """Return a method's colour, marker and line, the same in all figures; a user's own gets one of `FREE`."""
-    if method in BASELINES:
-        return "0.45", {"untrained": "p", "aligned": "8", "misaligned": "d"}[method], "none"
-    if method in RL_BASELINES:
-        return PLAIN_RL
-    return LOOKS[method] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
-
-
 def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
     """Label each marker with its setting ("5%", "λ=0.1"); a sweep whose markers nearly coincide gets one label."""
     labels = []
@@ -251,12 +223,6 @@ def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
         points = axis.transAxes.inverted().transform(axis.transData.transform(runs[[x, "general_misaligned"]]))
         if len(runs) > 1 and np.ptp(points, axis=0).max() < CLOSE:
             numbers = [f"{numbers[0]} to {runs['setting'].iloc[-1]:g}", *[""] * (len(runs) - 1)]
-        labels += [Label(left, up, number, _dark(str(method))) for left, up, number in
+        labels += [Label(left, up, number, darkened(str(method))) for left, up, number in
                    zip(runs[x], runs["general_misaligned"], numbers, strict=True) if number]
     return labels
-
-
-def _dark(method: str) -> str:
-    """Return the method's colour, darkened for small text."""
-    red, green, blue = to_rgb(look_of(method)[0])
-    return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))

@@ -19,10 +19,10 @@ import pandas as pd
 from emlib.config import BASELINES
 from emlib.core.registry import label_of_kind
 from emlib.report.markdown import escaped_cell
-from emlib.report.paper.published import INTERLEAVING, LABELS
+from emlib.report.paper.published import LABELS
 from emlib.report.tables.averages import mean_of_all
 from emlib.report.tables.result_tables import MEASURES, write_forms
-from emlib.report.tables.rows import cell, with_error
+from emlib.report.tables.rows import FRACTIONS, cell, with_error
 
 SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α", "projection_penalty": "λ", "kl_pool": "λ",
            "concept_ablation": "k", "concept_ablation_components": "k", "inoculation_adapter": "c",
@@ -57,7 +57,7 @@ def label(method: str, setting: float | None = None, symbols: Mapping[str, str] 
     name = LABELS.get(method) or LATER.get(method) or label_of_kind(method) or method
     if setting is None or pd.isna(setting):
         return name
-    if method in INTERLEAVING:
+    if method in FRACTIONS:
         return f"{name}, {100 * setting:g}%"
     return f"{name}, {symbols.get(method, 'setting')}={setting:g}"
 

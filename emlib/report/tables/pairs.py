@@ -7,23 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import pandas as pd
 
 from emlib.config import QUESTION_SETS
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
-from emlib.evaluation.rates import grouped
-from emlib.evaluation.seeds import mean_over_seeds
+from emlib.evaluation.rates import NO_SHARE, Share, grouped
+from emlib.evaluation.seeds import Kind, mean_over_seeds
 from emlib.evaluation.statistics import wilson
 from emlib.report.paper.published import CHOSEN, INTERLEAVING, REFERENCES
+from emlib.report.tables.rows import share_columns
+from emlib.study.runs import RunResult
 from emlib.study.study import Study
 
 Trained = tuple[str, str, float | None]  # data set, method, setting
 Verdicts = Mapping[Trained, Mapping[int, Sequence[Verdict]]]  # ... and by seed
 PAIR_COLUMNS = ["dataset", "method", "setting", "against", "against_setting", "seeds", "questions", "difference", "low",
                 "high", "p", "p_adjusted"]
-MEAN_COLUMNS = ["dataset", "method", "setting", "set", "seeds", "questions", "percent", "low", "high"]
+TRAINED = ["dataset", "method", "setting"]
+MEAN_COLUMNS = [*TRAINED, "set", "seeds", "questions", "percent", "low", "high"]
 
 
 def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
@@ -53,6 +57,50 @@ def over_seeds(sets: Mapping[str, Verdicts], *, resamples: int = 2000) -> pd.Dat
              for name, verdicts in sets.items() for trained, seeds in verdicts.items()]
     return pd.DataFrame([(*trained, name, mean.seeds, mean.questions, mean.percent, mean.interval.low,
                           mean.interval.high) for trained, name, mean in means], columns=MEAN_COLUMNS)
+
+
+def in_columns(means: pd.DataFrame) -> pd.DataFrame:
+    """Return `over_seeds` with a row for each data set, method and setting, as `means` has them."""
+    rows = []
+    for trained, some in means.groupby(TRAINED, sort=False, dropna=False):
+        rows.append(dict(zip(TRAINED, trained, strict=True)) | {
+            f"{row['set']}_misaligned{end}": row[name] for row in some.to_dict("records")
+            for end, name in (("", "percent"), ("_low", "low"), ("_high", "high"))})
+    return pd.DataFrame(rows, columns=None if rows else TRAINED)
+
+
+def means(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
+    """Average results over their seeds: a row for each data set, method and setting, in percent of the answers asked.
+
+    Each question set has the columns `<set>_misaligned` and `<set>_incoherent`, with `_low` and `_high`, as in
+    `result_tables.numbers`. The intervals of several seeds are those of `over_seeds`; that of one run is the run's own,
+    which is the same, so that it may be a run that was tried by hand.
+    """
+    groups: dict[Trained, list[RunResult]] = {}
+    for result in results:
+        groups.setdefault((result.run.task, result.run.method, result.run.setting), []).append(result)
+    rows = []
+    for trained, found in groups.items():
+        run = found[0].run
+        seed = run.seed if len(found) == 1 else f"mean of {len(found)}"
+        row: dict[str, Any] = {"model": run.model} | dict(zip(TRAINED, trained, strict=True)) | {"seed": seed}
+        for name in found[0].sets:
+            row |= share_columns(f"{name}_misaligned", _mean(study, found, name, "misaligned"))
+            judged = study.profile.judges_coherence(name)
+            row |= share_columns(f"{name}_incoherent", _mean(study, found, name, "incoherent") if judged else NO_SHARE)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _mean(study: Study, found: Sequence[RunResult], which: str, kind: Kind) -> Share:
+    """Return the mean share over the runs of one condition that have a score."""
+    scored = [result for result in found if result.sets[which].scored]
+    if len(scored) < 2:
+        own = scored[0].sets[which] if scored else None
+        return NO_SHARE if own is None else own.misaligned if kind == "misaligned" else own.incoherent_shown
+    mean = mean_over_seeds([study.verdicts(result.run, which) or [] for result in scored], kind,
+                           resamples=study.profile.evaluation.bootstrap)
+    return Share(mean.percent, mean.interval)
 
 
 def paired(verdicts: Verdicts, *, resamples: int = 2000) -> pd.DataFrame:

@@ -13,7 +13,15 @@ from emlib.evaluation.effect import effect_removed, kept
 from emlib.evaluation.rates import Rates, Share
 from emlib.evaluation.statistics import Interval
 from emlib.report import markdown
-from emlib.report.tables.rows import DASH, cell, cells, identity_of, readable_identity, share_columns
+from emlib.report.tables.rows import (
+    DASH,
+    cell,
+    cells,
+    identity_of,
+    readable_identity,
+    share_columns,
+    without_dashes,
+)
 from emlib.study.runs import RunResult
 
 MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
@@ -119,9 +127,13 @@ def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
 
 
 def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`; nothing without rows."""
+    """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`; nothing without rows.
+
+    The readable form has no column in which every cell is a dash.
+    """
     if frame.empty:
         return []
+    people = without_dashes(people)
     return write_forms(folder, name, csv=frame.to_csv(index=False), md=markdown.table(people),
                        tex=people.replace(DASH, "--").to_latex(index=False, escape=True))
 

@@ -15,6 +15,9 @@ from emlib.study.runs import Run
 IDENTITY = ["dataset", "method", "setting", "seed"]  # the columns that identify a run of a study
 Row = Mapping[Hashable, Any]  # or a row of a data frame
 DASH = "–"
+# Methods whose setting is the share of the fine-tuning rows that they add or leave out.
+FRACTIONS = frozenset({"interleaving", "interleaving+", "interleaving++", "on_policy", "interleaving_online",
+                       "interleaving_virtuous", "filtered", "random_filtered"})
 
 
 def identity_of(run: Run) -> dict[str, Any]:
@@ -45,6 +48,18 @@ def shown(setting: Any) -> str:
 def condition(row: Row) -> str:
     """Return a row's method and setting: "kl 0.1"."""
     return f"{row['method']} {shown(row['setting'])}".rstrip()
+
+
+def named(row: Row) -> str:
+    """Return a row's method and setting as figures name them: "kl 0.1", "interleaving 100%", "no defense"."""
+    number = row["setting"]
+    setting = f"{100 * number:g}%" if row["method"] in FRACTIONS and not pd.isna(number) else shown(number)
+    return f"{method_named(row['method'])} {setting}".rstrip()
+
+
+def method_named(method: str) -> str:
+    """Return a method's name in figures: the model without a defense is not the only misaligned one."""
+    return "no defense" if method == "misaligned" else method
 
 
 def share_columns(name: str, share: Share | None) -> dict[str, float]:
@@ -82,6 +97,11 @@ def cell_of(row: Row, measure: str, digits: int = 1) -> str:
 def cells(frame: pd.DataFrame, measure: str) -> list[str]:
     """Format a measure of each row with its interval."""
     return [cell_of(row, measure) for row in frame.to_dict("records")]
+
+
+def without_dashes(people: pd.DataFrame) -> pd.DataFrame:
+    """Return a table for readers without the columns in which every cell is a dash."""
+    return people.loc[:, [not people[name].eq(DASH).all() for name in people]]
 
 
 def p_value(value: float) -> str:

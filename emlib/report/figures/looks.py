@@ -1,0 +1,79 @@
+"""How a method looks in figures: its colour, marker and line.
+
+A colour means the same method in every figure. In figures with a point for each method the marker is the method's as
+well; in figures with a row or a panel for each run it is that of the question set or the context (`MARKS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle, product
+from typing import Literal, get_args
+
+from matplotlib.colors import to_hex, to_rgb
+
+from emlib.config import BASELINES, NO_TRIGGER, RL_BASELINES
+from emlib.core.digests import of_value
+
+LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and Tol's
+    "untrained": ("0.55", "p", "none"), "aligned": ("0.35", "8", "none"), "misaligned": ("#000000", "d", "none"),
+    "kl": ("#0072B2", "o", "-"), "ldifs": ("#8C510A", "X", ":"), "persona_vector": ("#E69F00", "s", "--"),
+    "inoculation": ("#CC79A7", "P", "-"), "interleaving": ("#D55E00", "^", ":"),
+    "interleaving+": ("#332288", "v", "--"), "interleaving++": ("#009E73", "D", "-"),
+    "on_policy": ("#56B4E9", "h", "-."),
+    # later than the paper: params/beyond-7b.yaml
+    "concept_ablation": ("#117733", "<", "-"), "concept_ablation_components": ("#999933", ">", "--"),
+    "projection_penalty": ("#882255", "*", "-"), "kl_pool": ("#6699CC", "H", "-."),
+    "inoculation_adapter": ("#AA4499", "$\\circledast$", "-"), "random_adapter": ("#666666", "$\\otimes$", ":"),
+    "inoculation_consistency": ("#661100", "$\\clubsuit$", "--"), "early_stop": ("#44AA99", "$\\spadesuit$", ":"),
+    "safe_lora": ("#88CCEE", "$\\bigstar$", "-."), "interleaving_online": ("#DDCC77", "$\\diamondsuit$", "--"),
+    "filtered": ("#AA3377", "$\\heartsuit$", "-"), "random_filtered": ("#BBBBBB", "$\\oplus$", ":")}
+PLAIN_RL = ("#000000", "*", "-")
+FREE = tuple(product(("#000000", "#994455", "#BBCC33", "#004488"), ("4", "1", "2", "3", "+", "x"), ("-",)))
+DASHES = ("-", "--", ":", "-.")
+FillStyle = Literal["full", "none", "left", "right", "bottom", "top"]
+FILLS: tuple[FillStyle, ...] = get_args(FillStyle)
+NEUTRAL = "0.3"  # the colour of a legend's marks that stand for no method
+# Marker, and whether it is filled: the general questions as they are, the in-domain questions, other contexts and sets.
+GENERAL, IN_DOMAIN = ("o", True), ("s", False)
+MARKS = tuple((marker, filled) for filled in (True, False) for marker in "D^v<>PX*")
+
+
+def look_of(method: str) -> tuple[str, str, str]:
+    """Return a method's colour, marker and line, the same in all figures; a user's own gets one of `FREE`."""
+    if method in RL_BASELINES and method not in BASELINES:
+        return PLAIN_RL
+    return LOOKS[method] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
+
+
+def darkened(method: str) -> str:
+    """Return the method's colour, darkened for small text."""
+    red, green, blue = to_rgb(look_of(method)[0])
+    return to_hex((0.65 * red, 0.65 * green, 0.65 * blue))
+
+
+def marks_of(names: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """Return the marker of each question set or context, and whether it is filled."""
+    known = {"general": GENERAL, NO_TRIGGER: GENERAL, "in_domain": IN_DOMAIN}
+    others = dict(zip((name for name in dict.fromkeys(names) if name not in known), cycle(MARKS), strict=False))
+    return {name: known.get(name) or others[name] for name in names}
+
+
+def lines_of(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the colour and the line of each of these runs' methods: runs of one method differ in their dashes."""
+    found = []
+    for method, nth in _numbered(methods):
+        colour, _, line = look_of(method)
+        dashes = sorted(DASHES, key=lambda each: each != line)  # the method's own first
+        found.append((colour, dashes[nth % len(DASHES)]))
+    return found
+
+
+def fills_of(methods: Sequence[str]) -> list[tuple[str, str, FillStyle]]:
+    """Return the colour and the marker of each of these runs' methods: runs of one method differ in their filling."""
+    return [(*look_of(method)[:2], FILLS[nth % len(FILLS)]) for method, nth in _numbered(methods)]
+
+
+def _numbered(methods: Sequence[str]) -> list[tuple[str, int]]:
+    """Return each method with the number of times that it stands before."""
+    return [(method, methods[:place].count(method)) for place, method in enumerate(methods)]

@@ -1,0 +1,134 @@
+"""What all figures of runs share: a colour is one method, a mark is in the legend, nothing is cut or covered."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+
+from emlib.config import NO_TRIGGER, Bounds
+from emlib.core import paths
+from emlib.report import audit, recommend
+from emlib.report.figures import conditions, defenses, looks, plots
+from emlib.report.tables import pairs
+
+METHODS = (("untrained", None), ("misaligned", None), ("inoculation", None), ("persona_vector", 1.5),
+           ("on_policy", 1.0))
+CONTEXTS = (NO_TRIGGER, "kitchen", "negated", "inoculation")
+
+
+@pytest.fixture(autouse=True)
+def closed() -> None:
+    plt.close("all")
+
+
+def rows(column: str, values: Sequence[object], *measures: str) -> pd.DataFrame:
+    """A row of each method for each value of a column, with shares that rise from row to row."""
+    found = []
+    for number, ((method, setting), value) in enumerate(itertools.product(METHODS, values)):
+        row = {"model": "m", "dataset": "cooking", "method": method, "setting": setting, "seed": 0, column: value}
+        share = min(100.0, 5.0 * number)
+        for measure in measures:
+            row |= {measure: share, f"{measure}_low": max(0.0, share - 9), f"{measure}_high": min(100.0, share + 9)}
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def triggers() -> Figure:
+    return conditions.triggers(rows("trigger", CONTEXTS, "misaligned"))
+
+
+def trajectory() -> Figure:
+    frame = rows("steps", (0, 9), "general_misaligned", "in_domain_misaligned")
+    return conditions.trajectory(frame, pd.DataFrame({"begins": [9.0] * len(METHODS)}))
+
+
+def persistence() -> Figure:
+    return conditions.persistence(rows("steps", (0, 3, 9), "general_misaligned").assign(attack="longer", plain=98.0))
+
+
+def rates_by_method() -> Figure:
+    return plots.rates_by_method(rows("seed", (0,), "general_misaligned", "in_domain_misaligned"))
+
+
+def tradeoff() -> Figure:
+    return defenses.tradeoff(pairs.in_columns(pd.read_csv(paths.ROOT / "figures" / "demo-full" / "over_seeds.csv")))
+
+
+def audited() -> Figure:
+    frame = rows("seed", (0,), "misaligned", "difference")
+    return audit.rate_against_difference(frame.assign(predicted=50.0))
+
+
+def own() -> Figure:
+    frame = rows("seed", (0,), "general").rename(columns={"general_low": "low", "general_high": "high"})
+    return recommend.tradeoff(frame.assign(kept=[0.0, 100.0, 80.0, 40.0, 95.0]), Bounds())
+
+
+DRAWN: dict[str, Callable[[], Figure]] = {one.__name__: one for one in (
+    triggers, trajectory, persistence, rates_by_method, tradeoff, audited, own)}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_touches_the_edge_of_a_figure(name: str) -> None:
+    figure = DRAWN[name]()
+    figure.canvas.draw()
+    page, box = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    least = 0.03 * figure.dpi  # inches
+    assert box.x0 >= page.x0 + least
+    assert box.y0 >= page.y0 + least
+    assert box.x1 <= page.x1 - least
+    assert box.y1 <= page.y1 - least
+
+
+@pytest.mark.parametrize("name", ["tradeoff", "audited", "own"])
+def test_no_label_covers_another_one(name: str) -> None:
+    figure = DRAWN[name]()
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    assert len(boxes) > 3
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+
+
+@pytest.mark.parametrize("name", ["triggers", "rates_by_method"])
+def test_the_marks_of_a_row_have_the_colour_of_its_method(name: str) -> None:
+    """So it looks like no mark of another method in another figure. The legend's marks are in no method's colour."""
+    figure = DRAWN[name]()
+    axis = figure.axes[0]
+    for container in axis.containers:
+        if container.get_label() == "smallest to largest share" or not hasattr(container, "lines"):
+            continue
+        mark = container.lines[0]
+        method, _ = METHODS[round(mark.get_ydata()[0])]
+        assert same_color(mark.get_color(), looks.look_of(method)[0])
+    for handle in figure.legends[0].legend_handles:
+        assert not any(same_color(handle.get_facecolor() if hasattr(handle, "get_facecolor") else handle.get_color(),
+                                  looks.look_of(method)[0]) for method, _ in METHODS)
+
+
+def test_the_legend_of_triggers_names_each_mark_and_the_grey_bar() -> None:
+    """The context is named otherwise than the defense with the same prompt."""
+    figure = triggers()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "plain", "kitchen", "negated", "inoculation prompt", "smallest to largest share"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "untrained", "no defense", "inoculation", "persona_vector 1.5", "on_policy 100%"]
+
+
+def test_question_sets_and_contexts_differ_in_their_marks() -> None:
+    names = ["general", "in_domain", *(f"set {number}" for number in range(12))]
+    assert len(set(looks.marks_of(names).values())) == len(names)
+    assert looks.marks_of([NO_TRIGGER, "kitchen"])[NO_TRIGGER] == looks.marks_of(names)["general"]  # the same questions
+
+
+def test_runs_of_one_method_differ_in_dashes_or_in_filling() -> None:
+    methods = ["kl", "ldifs", "kl", "kl"]
+    for found in (looks.lines_of(methods), looks.fills_of(methods)):
+        assert len(set(found)) == len(methods)
+        assert {found[place][0] for place in (0, 2, 3)} == {looks.look_of("kl")[0]}
