@@ -124,8 +124,9 @@ clean: setup ## remove executed notebooks, tables and figures of PROFILE; or WHA
 
 endif
 
-figures: setup ## draw the paper's tables and figures from its published numbers, into figures/published/
+figures: setup ## draw figures/ again: the paper's (with its tables) from its printed numbers, the demo's from the tables there
 	@$(BIN)/python -m emlib.report.paper.draw
+	@$(BIN)/python -m emlib.report.redraw
 
 lab: setup ## open JupyterLab on the notebooks
 	@env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=notebooks

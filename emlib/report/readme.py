@@ -29,8 +29,11 @@ from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
 FULL = "demo-full"  # the demo with more seeds and questions
-FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png")
-FULL_FIGURES = ("figures/tradeoff.png", "figures/triggers_over_seeds.png", "tables/over_seeds.csv")
+# Figures, and the tables that they are drawn from (`emlib.report.redraw`).
+FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png",
+           "tables/rates.csv", "tables/triggers.csv", "tables/audit.csv")
+FULL_FIGURES = ("figures/tradeoff.png", "figures/triggers_over_seeds.png", "tables/over_seeds.csv",
+                "tables/triggers_over_seeds.csv")
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory",
           "persistence": "persistence", "audit": "audit"}

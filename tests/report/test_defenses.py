@@ -9,14 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import pytest
 
 from emlib.core import paths
 from emlib.core.records import Answer, Verdict
 from emlib.evaluation.rates import rates
-from emlib.report.figures import defenses, looks, plots
+from emlib.report.figures import defenses, looks
 from emlib.report.tables import costs, pairs, result_tables
 from emlib.store.artefacts import Store
 from emlib.study.pool import losses_step
@@ -99,14 +98,6 @@ def test_the_bars_of_the_committed_tradeoff_are_the_intervals_of_its_table() -> 
     general = means[(means["method"] == "kl") & (means["set"] == "general")].sort_values("setting")
     ends = [segment[:, 1].tolist() for segment in kl.lines[2][1].get_segments()]
     assert ends == [pytest.approx(pair) for pair in general[["low", "high"]].to_numpy().tolist()]
-    plt.close("all")
-
-
-def test_the_committed_tradeoff_is_drawn_by_this_code_from_the_committed_numbers(tmp_path: Path) -> None:
-    folder = paths.ROOT / "figures" / "demo-full"
-    means = pairs.in_columns(pd.read_csv(folder / "over_seeds.csv"))
-    drawn = plots.save(defenses.tradeoff(means), tmp_path, "tradeoff")[0]
-    assert np.array_equal(plt.imread(drawn), plt.imread(folder / "tradeoff.png"))
     plt.close("all")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import same_color
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 
 from emlib.config import NO_TRIGGER, Bounds
 from emlib.core import paths
-from emlib.report import audit, recommend
+from emlib.report import audit, recommend, redraw
 from emlib.report.figures import conditions, defenses, looks, plots
 from emlib.report.tables import pairs
 
@@ -132,3 +134,13 @@ def test_runs_of_one_method_differ_in_dashes_or_in_filling() -> None:
     for found in (looks.lines_of(methods), looks.fills_of(methods)):
         assert len(set(found)) == len(methods)
         assert {found[place][0] for place in (0, 2, 3)} == {looks.look_of("kl")[0]}
+
+
+@pytest.mark.parametrize("profile", ["demo", "demo-full"])
+def test_the_committed_figures_are_drawn_by_this_code_from_the_tables_beside_them(profile: str, tmp_path: Path) -> None:
+    folder = paths.ROOT / "figures" / profile
+    for name, figure in redraw.drawn(folder):
+        [made] = plots.save(figure, tmp_path, name, ["png"])
+        assert np.array_equal(plt.imread(made), plt.imread(folder / made.name)), f"{made.name}: run `make figures`"
+    if profile == "demo-full":
+        assert {path.stem for path in tmp_path.iterdir()} == {"tradeoff", "triggers_over_seeds"}

@@ -40,7 +40,7 @@ def triggers(frame: pd.DataFrame) -> Figure:
     rows_of_percent(axis, [_label(run, frame) for run in runs])
     axis.set_xlabel("general misaligned, % of the answers asked for (bars: 95% intervals)")
     key_of_marks(axis, {name: f"{name} prompt" if name in set(frame["method"]) else name for name in marks})
-    legend(figure, min(4, len(marks)), title="context of the question")
+    legend(figure, 3, title="context of the question")
     return figure
 
 

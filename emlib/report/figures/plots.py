@@ -109,7 +109,7 @@ def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
     plt.close(figure)
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str, endings: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes.
 
     A figure without panels (`nothing`) is not written.
@@ -118,10 +118,10 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         return []
     metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     paths = []
-    for ending, fields in metadata.items():
+    for ending in endings:
         path = folder / f"{name}.{ending}"
         with whole_file(path) as temporary:
-            figure.savefig(temporary, dpi=200, metadata=fields)
+            figure.savefig(temporary, dpi=200, metadata=metadata[ending])
         paths.append(path)
     return paths
 
