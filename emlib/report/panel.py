@@ -153,8 +153,8 @@ def against_misalignment(panel: pd.DataFrame, rates: pd.DataFrame) -> Figure:
         for method, of in tasks[tasks["of"] == name].groupby("method", sort=False):
             colour, marker, _ = look_of(str(method))
             axis.errorbar(of["general_misaligned"], of["value"].to_numpy(float), xerr=spans(of, "general_misaligned"),
-                          yerr=NORMAL * of["stderr"].fillna(0).to_numpy(float), fmt=marker, color=colour, capsize=2,
-                          linestyle="none", label=method_named(str(method)))
+                          yerr=NORMAL * of["stderr"].fillna(0).to_numpy(float), marker=marker, color=colour,
+                          capsize=2, linestyle="none", label=method_named(str(method)))
         axis.set_xlim(-5, 105)
         axis.set_title(name, fontsize="medium")
     figure.supxlabel("general misaligned, % (bars: 95% intervals)", fontsize="medium")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from emlib.config import NO_TRIGGER, Bounds
 from emlib.core import paths
 from emlib.report import audit, recommend, redraw
 from emlib.report.figures import conditions, defenses, looks, plots
+from emlib.report.panel import against_misalignment
+from emlib.report.paper import paper_figures
 from emlib.report.tables import pairs
+from emlib.report.tables.rows import IDENTITY
 
 METHODS = (("untrained", None), ("misaligned", None), ("inoculation", None), ("persona_vector", 1.5),
            ("on_policy", 1.0))
@@ -142,3 +146,22 @@ def test_the_committed_figures_are_drawn_by_this_code_from_the_tables_beside_the
             [made] = plots.save(figure, tmp_path / folder.name, name, ["png"])
             assert np.array_equal(plt.imread(made), plt.imread(folder / made.name)), f"{made.name}: run `make figures`"
     assert {path.stem for path in (tmp_path / "demo-full").iterdir()} == {"tradeoff", "triggers_over_seeds"}
+
+
+def test_every_method_has_a_mark_that_each_figure_with_points_draws() -> None:
+    """Some marks are mathematical symbols, which are no format strings; those of one's own methods have no face."""
+    measures = ("general_misaligned", "in_domain_misaligned", "misaligned", "difference")
+    shares: dict[str, object] = {f"{name}{end}": 50.0 for name in measures for end in ("", "_low", "_high")}
+    methods = [*looks.LOOKS, "one_of_mine"]
+    shares |= {"predicted": 1.0, "question": "q", "percent": 50.0, "low": 40.0, "high": 60.0}
+    frame = pd.DataFrame([{"dataset": "d", "method": method, "setting": math.nan, "seed": 0} | shares
+                          for method in methods])
+    panel = frame[IDENTITY].assign(headline=True, task="t", version="1", limit=None, variant="", metric="m", value=0.5,
+                                   stderr=0.1)
+    drawn = (defenses.tradeoff(frame), audit.rate_against_difference(frame), paper_figures.by_question(frame),
+             against_misalignment(panel, frame))
+    for figure in drawn:
+        colours = {str(container.lines[0].get_markeredgecolor()) for axis in figure.axes
+                   for container in axis.containers if container.lines[0].get_marker() in ("$\\otimes$", "4", "1", "2")}
+        assert colours
+        assert "white" not in colours

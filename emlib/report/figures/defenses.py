@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from emlib.config import BASELINES
@@ -90,8 +91,8 @@ def _points(axis: Axes, runs: pd.DataFrame, method: str) -> None:
     covers = any((np.abs(points - line.get_xydata()).max(axis=2) < NEAR).any() for line in axis.lines)
     axis.errorbar(runs[x], runs[y], xerr=spans(runs, x), yerr=spans(runs, y), marker=marker, color=colour,
                   linestyle="none" if method in BASELINES else "-", linewidth=1.2, elinewidth=0.8, capsize=2,
-                  markersize=4.5 if covers else 8.5, markeredgecolor="white", markeredgewidth=0.6,
-                  label=method_named(method))
+                  markersize=4.5 if covers else 8.5, label=method_named(method),
+                  markeredgecolor="white" if marker in Line2D.filled_markers else colour, markeredgewidth=0.8)
 
 
 def penalty_curves(logs: Mapping[Run, Sequence[StepRecord]], penalty: str, unit: str) -> Figure:

@@ -136,7 +136,7 @@ def mark(axis: Axes, row: Row, measure: str, height: float, look: tuple[str, boo
     """Plot a measure of a row with its interval at this height, in the colour of the row's method."""
     (marker, filled), colour = look, look_of(row["method"])[0]
     bars = spans(pd.DataFrame([row]), measure)
-    axis.errorbar(row[measure], height, xerr=bars, fmt=marker, color=colour, capsize=2,
+    axis.errorbar(row[measure], height, xerr=bars, marker=marker, color=colour, capsize=2,
                   markerfacecolor=colour if filled else "white")
 
 

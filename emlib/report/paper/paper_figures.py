@@ -153,8 +153,8 @@ def by_question(shares: pd.DataFrame) -> Figure:
             colour, marker, _ = look_of(method)
             rows = shares[shares["method"] == method].set_index("question").reindex(questions)
             bars = spans(rows.rename(columns={"low": "percent_low", "high": "percent_high"}), "percent")
-            axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=bars, fmt=marker, color=colour, markersize=3,
-                          elinewidth=0.7, capsize=1.5)
+            axis.errorbar(rows["percent"], np.arange(len(rows)), xerr=bars, marker=marker, linestyle="none",
+                          color=colour, markersize=3, elinewidth=0.7, capsize=1.5)
             axis.set_title(label(method), fontsize=TEXT)
         rows_of_percent(axes[0], questions)
         figure.supxlabel("misaligned answers, %", fontsize=TEXT)
