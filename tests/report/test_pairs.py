@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,9 +71,10 @@ def test_the_mean_of_several_seeds_has_the_interval_of_the_table_and_one_run_its
     verdicts = {plain: {0: run(4, 4, 3), 1: run(0, 1, 0)}, kl: verdicts[kl]}
     found = {Run("m", *trained, seed): some for trained, seeds in verdicts.items() for seed, some in seeds.items()}
     study: Any = SimpleNamespace(
-        profile=SimpleNamespace(evaluation=SimpleNamespace(bootstrap=99), judges_coherence=lambda name: False),
+        profile=SimpleNamespace(evaluation=SimpleNamespace(bootstrap=99)),
         verdicts=lambda run, which: found[run] if run.method == "misaligned" else None)
-    results = [RunResult(run, {"general": rates(some, resamples=99)}, 0.0, 0, "key") for run, some in found.items()]
+    results = [RunResult(run, {"general": replace(rates(some, resamples=99), coherence_judged=False)}, 0.0, 0, "key")
+               for run, some in found.items()]
     frame = pairs.means(study, results)
     table = pairs.in_columns(pairs.over_seeds({"general": verdicts}, resamples=99))
     shown = [*pairs.TRAINED, "general_misaligned", "general_misaligned_low", "general_misaligned_high"]
@@ -87,7 +89,7 @@ def test_a_seed_without_a_score_is_not_in_the_mean(verdicts: dict[Trained, dict[
     unscored = [Verdict(verdict.question, verdict.sample, None, None, "declined") for verdict in plain[0]]
     results = [RunResult(Run("m", "a", "misaligned", None, seed), {"general": rates(some)}, 0.0, 0, "key")
                for seed, some in enumerate((unscored, plain[1], unscored))]
-    study: Any = SimpleNamespace(profile=SimpleNamespace(judges_coherence=lambda name: True))
+    study: Any = SimpleNamespace()  # of one scored run nothing is read
     assert pairs.means(study, results)["general_misaligned"].tolist() == [pytest.approx(100 * 8 / 12)]
     assert pairs.means(study, results[:1])["general_misaligned"].isna().all()
 

@@ -86,7 +86,7 @@ def means(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
         row: dict[str, Any] = {"model": run.model} | dict(zip(TRAINED, trained, strict=True)) | {"seed": seed}
         for name in found[0].sets:
             row |= share_columns(f"{name}_misaligned", _mean(study, found, name, "misaligned"))
-            judged = study.profile.judges_coherence(name)
+            judged = all(result.sets[name].coherence_judged for result in found)
             row |= share_columns(f"{name}_incoherent", _mean(study, found, name, "incoherent") if judged else NO_SHARE)
         rows.append(row)
     return pd.DataFrame(rows)
