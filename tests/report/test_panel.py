@@ -312,7 +312,7 @@ def test_a_table_and_a_figure_of_runs() -> None:
         for method, share in (("untrained", 1.0), ("misaligned", 40.0))])
     figure = panel.against_misalignment(frame.astype({"setting": float}), rates)
     points = {bar.get_label(): bar.lines[0].get_xydata().tolist() for bar in figure.axes[0].containers}
-    assert points == {"untrained": [[1.0, 0.5]], "misaligned": [[40.0, 0.25]]}
+    assert points == {"untrained": [[1.0, 0.5]], "no defense": [[40.0, 0.25]]}
     plt.close(figure)
 
 
