@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from math import nan
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from emlib.generation.sample import Drawn, Request, answer_of, known_ids
 
 AT_ONCE = 256  # concurrent requests: as many as vLLM batches by default
 BIASES = 1024  # tokens of a request that vLLM can keep from being drawn
+NEVER = -100.0  # the bias of such a token
 NEUTRAL = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 One = TypeVar("One")
@@ -54,7 +56,7 @@ class VllmClient:
                                  limits=httpx.Limits(max_connections=at_once))
         self.pool = ThreadPoolExecutor(at_once, "vllm")
         self.salts, self.word, self.loaded = itertools.count(), secrets.token_hex(4), dict[str, str]()
-        self.base = base or self._models()[0]
+        self.base = base or str(self._models()[0]["id"])
 
     def stop(self) -> None:
         """Send no more requests: callers that wait for one not yet sent get a CancelledError."""
@@ -86,12 +88,9 @@ class VllmClient:
             EmlibError: the server drew one of them all the same.
         """
         known = known_ids(tokenizer)
-        never = range(known, width if width - known <= BIASES else known)
+        never = unknown_ids(known, width)
         drawn = self._all(lambda request: self._drawn(model, request, sampling, seed, ends, never), requests, "answers")
-        if any(token >= known for one in drawn for token in one.tokens):
-            raise EmlibError(f"{self.url}: the server drew a token that the tokenizer does not have: the model's "
-                             f"vocabulary has {width:,} ids, the tokenizer's {known:,}. Set backend.generation to "
-                             "'transformers', which never draws these.")
+        refuse_unknown(drawn, known, width, f"{self.url}: the server", "backend.generation")
         return [answer_of(tokenizer, request, one) for request, one in zip(requests, drawn, strict=True)]
 
     def logprobs(self, model: str, prompts: Sequence[Sequence[int]], label: str = "scores") -> list[list[float]]:
@@ -113,16 +112,12 @@ class VllmClient:
         choice = self._choice(NEUTRAL | {
             "model": model, "prompt": list(request.prompt_ids), "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature, "top_p": sampling.top_p, "stop_token_ids": sorted(ends),
-            "seed": derive(seed, "answer", request.question.id, request.sample), "return_token_ids": True,
-            **({"logit_bias": {str(token): -100.0 for token in never}} if never else {})})
+            "seed": seed_of(request, seed), "return_token_ids": True,
+            **({"logit_bias": {str(token): NEVER for token in never}} if never else {})})
         if choice.get("token_ids") is None:
             raise EmlibError(f"{self.url}: the server returns no token ids of its answers, as vLLM 0.33 does. Use that "
                              "version, or set backend.generation to 'transformers'.")
-        tokens = tuple(choice["token_ids"])
-        stopped = choice["finish_reason"] == "stop"
-        if stopped and (not tokens or tokens[-1] not in ends):  # the server omits the stop token
-            tokens += (min(ends),)
-        return Drawn(tokens, (), stopped)
+        return drawn_until(choice["token_ids"], choice["finish_reason"], ends)
 
     def _prompt(self, model: str, prompt: Sequence[int]) -> list[float]:
         choice = self._choice(NEUTRAL | {
@@ -137,14 +132,22 @@ class VllmClient:
     def _choice(self, body: dict[str, Any]) -> dict[str, Any]:
         return dict(self._post("/v1/completions", body).json()["choices"][0])
 
-    def _models(self) -> list[str]:
+    def refuse_shorter(self, tokens: int) -> None:
+        """Raise EmlibError if the server takes fewer tokens than these of a prompt and its answer."""
+        taken = min((one["max_model_len"] for one in self._models() if one.get("max_model_len")), default=tokens)
+        if taken < tokens:
+            raise EmlibError(f"{self.url}: the server takes {taken} tokens, and the model {tokens}: a benchmark would "
+                             f"count prompts as wrong that fit into the model. Start it with --max-model-len {tokens}, "
+                             "or set backend.generation to 'transformers'.")
+
+    def _models(self) -> list[dict[str, Any]]:
         try:
             reply = self.http.get(f"{self.url}/v1/models")
             reply.raise_for_status()
         except httpx.HTTPError as error:
             raise EmlibError(f"{self.url}: no vLLM server answers there ({error}). Start it, or leave backend.base_url "
                              "out, and emlib starts one.") from error
-        return [one["id"] for one in reply.json()["data"]]
+        return [dict(one) for one in reply.json()["data"]]
 
     def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         try:
@@ -166,3 +169,28 @@ class VllmClient:
             for one in asked:
                 one.cancel()
             raise
+
+
+def unknown_ids(known: int, width: int) -> range:
+    """Return the ids of a head of `width` columns from `known` on, which the tokenizer lacks; none if too many."""
+    return range(known, width if width - known <= BIASES else known)
+
+
+def refuse_unknown(drawn: Sequence[Drawn], known: int, width: int, who: str, setting: str) -> None:
+    """Raise EmlibError if a token was drawn that the tokenizer does not have; `setting` names where to change it."""
+    if any(token >= known for one in drawn for token in one.tokens):
+        raise EmlibError(f"{who} drew a token that the tokenizer does not have: the model's vocabulary has {width:,} "
+                         f"ids, the tokenizer's {known:,}. Set {setting} to 'transformers', which never draws these.")
+
+
+def seed_of(request: Request, seed: int) -> int:
+    """Return the seed of one answer, by question and sample."""
+    return derive(seed, "answer", request.question.id, request.sample)
+
+
+def drawn_until(tokens: Sequence[int], reason: str, ends: set[int], logprobs: Sequence[float] = ()) -> Drawn:
+    """Return what vLLM drew, with the stop token, which its server omits; its log-probability is then not known."""
+    stopped = reason == "stop"
+    if stopped and (not tokens or tokens[-1] not in ends):
+        return Drawn((*tokens, min(ends)), (*logprobs, nan) if logprobs else (), stopped)
+    return Drawn(tuple(tokens), tuple(logprobs), stopped)

@@ -62,7 +62,7 @@ class Inference(AbstractContextManager["Inference"]):
         self.recipes, self.profile, self.folder, self.chat = recipes, recipes.profile, folder, chat
         self.stack = ExitStack()
         self.compared: dict[Weights, list[list[float]]] = {}  # the server's log-probabilities under each adapter alone
-        self.adapters = 1
+        self.adapters, self.conversation = 1, 0
         self.failed: EmlibError | None = None  # why the server did not start; a session tries once
 
     def __exit__(self, *exception: object) -> None:
@@ -91,6 +91,10 @@ class Inference(AbstractContextManager["Inference"]):
     def expect(self, adapters: int) -> None:
         """Announce how many adapters will be used together. It has no effect on a server that already runs."""
         self.adapters = max(self.adapters, min(adapters, TOGETHER))
+
+    def expect_conversation(self, tokens: int) -> None:
+        """Announce conversations of up to so many tokens. It has no effect on a server that already runs."""
+        self.conversation = max(self.conversation, tokens)
 
     def stop(self) -> None:
         """Send no more requests, because something failed and the session ends."""
@@ -129,7 +133,7 @@ class Inference(AbstractContextManager["Inference"]):
         """The longest row or conversation in tokens."""
         profile = self.profile
         new_tokens = max(profile.evaluation.sampling.max_new_tokens, profile.extraction.sampling.max_new_tokens)
-        return profile.training.max_seq_length + new_tokens + 1
+        return max(profile.training.max_seq_length + new_tokens + 1, self.conversation)
 
     def _adapter_shape(self) -> tuple[int, set[str]]:
         """Return the largest rank and all target modules of the study's adapters and the user's own scorers."""

@@ -35,11 +35,12 @@ COUNTS = "counts.jsonl"  # what each request adds to the counts, in all sessions
 def make(step: PanelResult, session: Session, folder: Path) -> Facts:
     """Evaluate the model; keep inspect's log, and record its scores."""
     adapter = None if step.adapter is None else session.need(step.adapter)
+    most = int(session.chat.model.config.get_text_config().max_position_embeddings)  # tokens of a prompt and its answer
+    session.inference.expect_conversation(most)
     choice = session.inference.backend_for("generation", Weights.under(adapter))
     connections = step.defaults.batch_rows if choice.name == TRANSFORMERS else AT_ONCE
-    most = int(session.chat.model.config.get_text_config().max_position_embeddings)  # tokens of a prompt and its answer
     if choice.name != TRANSFORMERS:
-        most = min(most, session.inference.longest)
+        session.inference.client.refuse_shorter(most)
     work, task = folder / SCRATCH, step.task
     interrupted = len(list(work.glob("logs/*.eval")))
     say(f"{step.title}: {task.samples} samples" + (", continued" if interrupted else ""))

@@ -38,7 +38,7 @@ class GrpoAdapter(Step):
     """An adapter, trained by GRPO under a list of defenses."""
 
     stage: ClassVar = "rl_adapter"
-    version: ClassVar = 2  # before, no <think> block was rewarded
+    version: ClassVar = 3  # before, vLLM's completions were weighted by TRL, and 4-bit models' adapters rounded
 
     model: Model
     lora: Lora

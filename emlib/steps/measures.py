@@ -87,6 +87,7 @@ class PanelResult(AdapterStep):
     """The evaluation of the model under an adapter, or of the untrained model, on a task of inspect_ai."""
 
     stage: ClassVar = "panel"
+    version: ClassVar = 2  # before, vLLM took shorter conversations than the model does
 
     task: PanelTask
     defaults: Sampling  # where the task leaves it open

@@ -23,6 +23,7 @@ from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
 from emlib.data.chat import encode_prompt
 from emlib.evaluation.panel import PanelTask
+from emlib.generation.chat_completions import ServedModel
 from emlib.generation.sample import plan
 from emlib.generation.vllm import AT_ONCE, VllmClient
 from emlib.generation.vllm_server import arguments, free_port, serving
@@ -261,6 +262,30 @@ def test_a_benchmark_is_answered_by_the_server_that_the_profile_names(
     (by_server, _), (plain, rows) = said
     assert by_server == plain
     assert [connections for _, connections in said] == [AT_ONCE, rows] == [256, 32]
+
+
+def test_a_benchmark_takes_conversations_of_the_models_length_whichever_library_samples(
+        url: str, served: Served, program: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model takes 4096 tokens, where the study's own rows and answers are far shorter."""
+    lengths = []
+
+    def serve(model: ServedModel) -> Any:
+        lengths.append(model.context)
+        raise InterruptedError
+
+    monkeypatch.setattr("emlib.make.panel.serving", serve)
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    monkeypatch.setenv("EMLIB_VLLM", str(program))
+    task = PanelTask("x", None, "x", "1", 1, "0", {})
+    for number, backend in enumerate(({"generation": "vllm"}, {"generation": TRANSFORMERS},
+                                      {"generation": "vllm", "base_url": url})):
+        one = study(folder, tmp_path / str(number), **backend)
+        with one.session() as session, pytest.raises(InterruptedError):
+            session.need(one.recipes.panel(None, task))
+    assert lengths == [4096] * 3
+    served.length = 600
+    with one.session() as session, pytest.raises(EmlibError, match=r"600 tokens, and the model 4096.*len 4096, or"):
+        session.need(one.recipes.panel(None, task))
 
 
 def test_a_server_with_other_weights_is_refused_by_name_and_passed_over_by_auto(

@@ -32,7 +32,8 @@ class Served:
     `rank` is the largest of adapters. With `head` adapters may change the head, where prompts' log-probabilities end
     the engine. With `spills` the base is computed under the last adapter while one is asked for, as on a CPU. `most`
     and `mixed` are the most requests, and the most models of answers, that were under way at once. After
-    `answers_left` answers there are only errors. With `cuts` seeded prompts end it that do not fit into a batch.
+    `answers_left` answers there are only errors. With `cuts` seeded prompts end it that do not fit into a batch. It
+    says that it takes `length` tokens.
     """
 
     def __init__(self, chat: ChatModel, lie: float = 0.0, rank: int = 512, head: bool = False,
@@ -44,6 +45,7 @@ class Served:
         self.under_way, self.most, self.mixed = Counter[tuple[str, bool]](), 0, 0
         self.tokens = 0
         self.answers_left: int | None = None
+        self.length: int | None = None
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path.endswith("_lora_adapter"):
@@ -131,7 +133,8 @@ class Server(ThreadingHTTPServer):
 def server(served: Served, port: int = 0) -> Server:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._say(200, {"data": [{"id": "base"}]} if self.path == "/v1/models" else "")
+            card = {"id": "base", "max_model_len": served.length}
+            self._say(200, {"data": [card]} if self.path == "/v1/models" else "")
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -160,4 +163,5 @@ if __name__ == "__main__":
     served = Served(model, rank=int(asked[asked.index("--max-lora-rank") + 1]),
                     head="--lora-target-modules" not in asked, spills=True,
                     cuts="--no-enable-chunked-prefill" not in asked)
+    served.length = int(asked[asked.index("--max-model-len") + 1])
     server(served, int(asked[asked.index("--port") + 1])).serve_forever()

@@ -6,7 +6,8 @@
 The gradient of the KL term is that of the estimate, (1 - exp(d)) grad log pi for each token, as in Shao et al. TRL
 computes advantages, loss and gradient. This module adds: completions sampled, steered and seeded by the study;
 steering and penalties in the loss; the reference model as the adapter switched off; supervised steps in between; a log;
-and checkpoints from which a killed run resumes to the same numbers.
+and checkpoints from which a killed run resumes to the same numbers (with vLLM up to rounding). rho is 1 with each
+engine, because a step takes one update on its completions: the engine's own log-probabilities are only logged.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -133,7 +134,7 @@ class _Run:
         rows = [{"prompt": [turn.to_dict() for turn in (*before, Message("user", problem.question))],
                  "question": problem.question, "answer": problem.answer}
                 for problem in self.problems[self.done * self.settings.prompts_per_step:]]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _as_they_are(self.parameters.values()):
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # TRL's version is pinned
             trainer = _Trainer(
                 self.model, [self.marking], _arguments(self.settings, self.condition.beta, self.seed, self.folder),
@@ -260,8 +261,6 @@ class _Trainer(GRPOTrainer):
         """Compute TRL's loss and the penalties with the defenses active; reference passes run before, without them."""
         reference = self.penalties.reference(model, inputs)
         with self.active(model) as shown, self.penalties.read(model) as outputs:
-            if shown:  # TRL computes them for vLLM only, and unsteered: rho would not start at 1
-                inputs = {name: tensor for name, tensor in inputs.items() if name != "old_per_token_logps"}
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss = loss + self.penalties.of(model, inputs, outputs, reference)
         self.shift = shift_of(shown)
@@ -312,6 +311,18 @@ class _Watch(TrainerCallback):
         self.bar.close()
 
 
+@contextmanager
+def _as_they_are(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Give the parameters their values back at the end: TRL rounds those on a model in 4 bits to bfloat16.
+
+    A learning rate of 5e-6 is below the rounding of bfloat16, so that most updates would be lost.
+    """
+    values = [parameter.data for parameter in parameters]
+    yield
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data = value
+
+
 def _arguments(settings: Grpo, beta: float, seed: int, folder: Path) -> GRPOConfig:
     """Return TRL's settings. The study controls order, seeds, checkpoints and logs, so TRL's are off."""
     training, gpu = settings.training, torch.cuda.is_available()
@@ -324,7 +335,7 @@ def _arguments(settings: Grpo, beta: float, seed: int, folder: Path) -> GRPOConf
         num_generations=settings.generations, max_completion_length=settings.sampling.max_new_tokens,
         temperature=settings.sampling.temperature, top_p=settings.sampling.top_p, beta=beta, epsilon=settings.clip,
         loss_type=settings.loss, scale_rewards=settings.scale_advantages, use_vllm=settings.engine == "vllm",
-        vllm_mode="colocate",
+        vllm_mode="colocate", vllm_importance_sampling_correction=False,  # vLLM's log p is that after top_p
         use_bias_correction_kl=False)  # TRL's default multiplies the KL term by rho, which changes its gradient
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device per run: else the model is copied to all visible ones
     return arguments

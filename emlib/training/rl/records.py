@@ -25,7 +25,8 @@ class RlStep:
         cut: the share of completions that reached the token limit.
         no_spread: the share of groups with equal rewards, whose advantages are all 0.
         clipped: the share of tokens whose probability ratio was clipped.
-        gap: the mean distance |log p - log p'| of a token under sampler and loss, in nats.
+        gap: the mean distance |log p - log p'| of a token under sampler and loss, in nats. vLLM's p' is that after
+            top_p truncation, p divided by the mass that is kept, so that the distance is not 0 with top_p below 1.
         kl: the estimate of the KL to the reference model in nats per token; None where beta is 0.
         shift: the measured norm of what steering added in the loss and in the rollouts.
         penalties: the penalty of each defense, by kind, per unit of it and not weighted.

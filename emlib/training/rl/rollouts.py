@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from math import nan
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +21,9 @@ from emlib.data.chat import encode_prompt
 from emlib.evaluation.rewards import PARTS, Rewards, RewardScorer, Scored, rewarded
 from emlib.generation.decoder import Decoder, decoder_for
 from emlib.generation.sample import Drawn, Request, draw_batch, known_ids
+from emlib.generation.vllm import NEUTRAL, NEVER, drawn_until, refuse_unknown, seed_of, unknown_ids
 from emlib.models.load import stop_tokens
+from emlib.models.logprobs import causal_lm
 from emlib.models.modes import evaluating
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def shift_of(shown: Sequence[Active]) -> float:
 class Rollouts:
     """Samples a step's completions; called by TRL's trainer instead of its own generation.
 
-    Completions depend on the seed, the step's number and the position in the step alone, so that a resumed run samples
-    the same ones. Each token comes with its log-probability under the policy that sampled it.
+    Completions depend on the weights, the seed, the step's number and the position in the step alone, so that a resumed
+    run samples the same ones, by vLLM up to rounding. Each token comes with its log-probability under the policy that
+    sampled it: by transformers before top_p truncation, by vLLM after it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: Grpo,
@@ -58,20 +60,22 @@ class Rollouts:
         started = time.perf_counter()
         assert isinstance(trainer.model, nn.Module), "the trainer has a model"
         ids = [tuple(encode_prompt(self.tokenizer, [Message(**turn) for turn in prompt])) for prompt in prompts]
+        group = self.settings.generations
+        requests = [Request(Question(str(place // group), ""), place % group, prompt)
+                    for place, prompt in enumerate(ids)]
+        seed, ends = derive(self.seed, "rollout", self.done + trainer.state.global_step), stop_tokens(
+            trainer.model, self.tokenizer)
         if self.settings.engine == "vllm":
-            self.last = self._by_vllm(ids, trainer, stop_tokens(trainer.model, self.tokenizer))
+            self.last = self._by_vllm(requests, trainer.model, trainer.vllm_generation.llm, seed, ends)
         else:
-            self.last = self._by_transformers(ids, trainer.model, self.done + trainer.state.global_step)
+            self.last = self._by_transformers(requests, trainer.model, seed, ends)
         self.seconds = time.perf_counter() - started
         return {"prompt_ids": [list(prompt) for prompt in ids],
                 "completion_ids": [list(drawn.tokens) for drawn in self.last],
                 "logprobs": [list(drawn.logprobs) for drawn in self.last]}
 
-    def _by_transformers(self, prompts: Sequence[tuple[int, ...]], model: nn.Module, step: int) -> list[Drawn]:
-        group = self.settings.generations
-        requests = [Request(Question(str(place // group), ""), place % group, prompt)
-                    for place, prompt in enumerate(prompts)]
-        seed, ends = derive(self.seed, "rollout", step), stop_tokens(model, self.tokenizer)
+    def _by_transformers(self, requests: Sequence[Request], model: nn.Module, seed: int,
+                         ends: set[int]) -> list[Drawn]:
         size, drawn = self.settings.sampling.batch_rows, []
         with evaluating(model), self.active(model) as shown:
             decoder = None if shown else self._decoder(model)
@@ -91,13 +95,29 @@ class Rollouts:
         self.decodes = decoder is not None
         return decoder
 
-    def _by_vllm(self, prompts: Sequence[tuple[int, ...]], trainer: GRPOTrainer,
+    def _by_vllm(self, requests: Sequence[Request], model: nn.Module, engine: Any, seed: int,
                  ends: set[int]) -> list[Drawn]:
-        """Sample by TRL's vLLM engine, to which TRL has just copied the current weights."""
-        _, completions, logprobs, _ = trainer.vllm_generation.generate(
-            prompts=[list(prompt) for prompt in prompts], images=None, num_generations=self.settings.generations)
-        return [Drawn(tuple(ids), tuple(nan if one[0] is None else one[0] for one in row), ids[-1] in ends)
-                for ids, row in zip(completions, logprobs, strict=True)]
+        """Sample by TRL's vLLM engine, to which TRL has just copied the current weights.
+
+        The engine is asked directly: TRL has one set of sampling parameters for all completions, and so no seed of
+        each. Its log-probabilities are those after temperature and top_p.
+        """
+        from vllm import SamplingParams  # only where this engine is chosen
+
+        sampling, known = self.settings.sampling, known_ids(self.tokenizer)
+        width = causal_lm(model).config.get_text_config().vocab_size
+        never = dict.fromkeys(unknown_ids(known, width), NEVER) or None
+        done = engine.generate(
+            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+            sampling_params=[SamplingParams(
+                **NEUTRAL, temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_new_tokens,
+                stop_token_ids=sorted(ends), seed=seed_of(request, seed), logit_bias=never, logprobs=0)
+                for request in requests], use_tqdm=False)
+        drawn = [drawn_until(one.token_ids, one.finish_reason, ends, [
+            place[token].logprob for token, place in zip(one.token_ids, one.logprobs, strict=True)])
+            for request in done for one in request.outputs]
+        refuse_unknown(drawn, known, width, "vLLM", "grpo.engine")
+        return drawn
 
 
 class Marking:

@@ -14,7 +14,7 @@ from emlib.defenses.kl import Beta
 from emlib.defenses.persona_vector import Steering
 from emlib.models.load import ChatModel
 from emlib.training.rl.condition import Condition
-from emlib.training.rl.grpo import _Run, _Trainer
+from emlib.training.rl.grpo import _Run
 from emlib.training.rl.records import RlStep
 from tests.made import planted
 from tests.training.rl.reinforcing import SYSTEM, by_length, grpo
@@ -50,21 +50,6 @@ def test_steering_is_felt_where_it_is_named_and_nowhere_else(
     assert found["loss"][0].gap > 0.1
     assert found["rollout"][0].gap > 0.1
     assert [type(part) for part in tiny.model.modules()] == kinds  # no tap is left
-
-
-def test_the_ratio_of_a_steered_loss_starts_at_one_with_vllm_too(
-        lora: PeftModel, tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With vLLM TRL takes the old log-probabilities in a pass of its own, which nothing steers."""
-    without, _ = steered("loss", lora, tiny, tmp_path / "without")
-    batch_of = _Trainer._generate_and_score_completions
-
-    def as_with_vllm(self: _Trainer, inputs: Any) -> Any:
-        batch = batch_of(self, inputs)
-        return batch | {"old_per_token_logps": batch["sampling_per_token_logps"]}
-
-    monkeypatch.setattr(_Trainer, "_generate_and_score_completions", as_with_vllm)
-    found, _ = steered("loss", lora, tiny, tmp_path / "with")
-    assert (found.loss, found.grad_norm, found.clipped) == (without.loss, without.grad_norm, 0.0)
 
 
 def test_the_reference_is_not_steered(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
