@@ -53,6 +53,7 @@ RESERVED = frozenset({
     "tokens", "layers", "max_length", "grpo", "problems", "system", "supervised", "worked", "kl_version",
     "candidates_version"})
 
+DEEPEST = 1000  # decoder blocks; no model has more
 ADD = {  # what to do in a profile without that section
     "own": "Add one, such as own: {file: my-data.csv}",
     "pool": "Add one, such as pool: {source: demo/pool.jsonl}",
@@ -181,7 +182,10 @@ class Defense(Strict):
         return ()
 
     def named_layers(self, count: int) -> tuple[int, ...]:
-        """Return the decoder blocks, counted from 1, that its options name; a profile refuses one above `count`."""
+        """Return the decoder blocks, counted from 1, that its options name; a profile refuses one above `count`.
+
+        Where it has `active`, the first of them is the first one that it changes; without any, all are changed.
+        """
         return self.reads_layers(count)
 
     def reads_nothing(self, count: int) -> bool:
@@ -333,14 +337,25 @@ def refuse_exclusions(defenses: Sequence[Defense]) -> None:
 
 
 def _cancels(penalty: Defense, other: Defense) -> str:
-    """Return why a penalty on the trained model's outputs does not go with a change of its passes; empty if it does."""
-    compares = penalty.grpo_beta > 0 or penalty.has("head_kl") or (penalty.wants_reference and penalty.reads_hidden)
+    """Return why a penalty does not go with a change of the trained model's passes; empty if it does.
+
+    It compares the outputs with the reference model's, or features of a layer that is changed; from features, training
+    subtracts what `added_vectors` returns.
+    """
     changed = other.has("active") and "loss" in other.acts_in
-    if penalty.is_null or other.is_null or not (compares and penalty.penalises_data and changed):
+    if penalty.is_null or other.is_null or not (penalty.penalises_data and changed):
         return ""
-    return (f"'{other.kind}' changes the outputs of the trained model, and '{penalty.kind}' compares them with those "
-            "of the reference model, which it does not change, so that the adapter learns to cancel the change"
-            + (". A KL term with 'on: pool' compares the model without it" if penalty.has("head_kl") else ""))
+    what, advice, first = "outputs", "", min(other.named_layers(DEEPEST), default=1)
+    if penalty.has("head_kl"):
+        advice = ". A KL term with 'on: pool' compares the model without it"
+    elif not (penalty.grpo_beta > 0 or (penalty.wants_reference and penalty.reads_hidden)):
+        read = penalty.reads_layers(DEEPEST) if penalty.wants_reference and not other.has("added_vectors") else ()
+        if max(read, default=0) < first:
+            return ""
+        what = "features"
+        advice = f". Let it read only layers before layer {first}" if first > 1 else ""
+    return (f"'{other.kind}' changes the {what} of the trained model, and '{penalty.kind}' compares them with those of "
+            f"the reference model, which it does not change, so that the adapter learns to cancel the change{advice}")
 
 
 def needs_of(defenses: Sequence[Defense], recipes: Recipes, spec: Any) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from emlib.config.words import Positive
 from emlib.core.defense import Defense, GrpoDefense, require
 from emlib.core.hooks import Active, Artefacts, Recipes
 from emlib.defenses.persona_vector import PersonaVector, Steering
-from emlib.defenses.projection_penalty import Projected, ProjectionPenalty
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,6 +41,9 @@ class Ablation(GrpoDefense):
 
     def excludes(self, other: Defense) -> str:
         return _against(self.layers, other)
+
+    def named_layers(self, count: int) -> tuple[int, ...]:
+        return self.layers
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         return {"vector": recipes.vector()}
@@ -93,7 +95,10 @@ class ConceptAblation(Defense):
             require(section, "pool", f"method '{method}' takes principal components on rows of a pool")
 
     def excludes(self, other: Defense) -> str:
-        return _against(self.layers, other, vector=self.directions == "vector")
+        return _against(self.layers, other)
+
+    def named_layers(self, count: int) -> tuple[int, ...]:
+        return self.layers
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         if self.is_null:
@@ -128,11 +133,8 @@ def vector_bases(artefacts: Artefacts, layers: tuple[int, ...]) -> dict[int, Ten
     return {layer: orthonormal(vectors.at(layer)[None]) for layer in layers}
 
 
-def _against(layers: tuple[int, ...], other: Defense, *, vector: bool = True) -> str:
+def _against(layers: tuple[int, ...], other: Defense) -> str:
     if isinstance(other, PersonaVector | Steering) and max(layers, default=0) >= other.layer:
         return (f"the vector that one adds at layer {other.layer} is what the other removes at layer {max(layers)}. "
                 "Remove only directions of layers before it")
-    if vector and isinstance(other, ProjectionPenalty | Projected) and (shared := set(layers) & set(other.layers)):
-        return (f"at layer {min(shared)} the projection that the penalty compares is always 0, because the vector is "
-                "removed. Choose different layers")
     return ""

@@ -74,10 +74,6 @@ class Inoculated(_FrozenAdapter, GrpoDefense):
             raise ValueError(f"method '{method}' has a second adapter inside the decoder blocks, which gradient "
                              "checkpointing runs again without it. Set grpo.training.gradient_checkpointing to false")
 
-    def excludes(self, other: Defense) -> str:
-        """Return why it cannot be combined with a penalty that compares layers with the reference model's."""
-        return COMPARED if other.wants_reference else ""
-
 
 class InoculationAdapter(_FrozenAdapter, Defense):
     """A frozen adapter of the trait is active in training, `strength` times, and dropped afterwards.
@@ -97,11 +93,3 @@ class InoculationAdapter(_FrozenAdapter, Defense):
     not_in_keys: ClassVar = frozenset({"source", "rows"})  # the frozen adapter's step has them
 
     kind: Literal["inoculation_adapter"] = "inoculation_adapter"
-
-    def excludes(self, other: Defense) -> str:
-        """Return why it cannot be combined with a penalty that compares layers with the reference model's."""
-        return COMPARED if other.wants_reference and not other.reads_hidden and other.penalises_data else ""
-
-
-COMPARED = ("the penalty compares the model under the frozen adapter with the reference model, which is without it, so "
-            "that the trained adapter learns to cancel the frozen one")

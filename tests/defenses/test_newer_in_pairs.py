@@ -30,7 +30,7 @@ from emlib.training.objective import Objective
 from emlib.training.online import Offered
 from emlib.training.sft import fine_tune
 
-ABLATION, PENALTY = ConceptAblation(layers=(1,)), ProjectionPenalty(layers=(3,), both=True)
+ABLATION, PENALTY = ConceptAblation(layers=(4,)), ProjectionPenalty(layers=(3,), both=True)
 POOL, ADAPTER, CONSISTENCY = Kl(weight=0.3, on="pool"), InoculationAdapter(strength=0.5), Consistency(share=0.5)
 STORED = ProjectionPenalty(layers=(3,), both=True, reference="stored")
 ONLINE, SAFE = Interleaving(fraction=0.5, choose="online", rescored=3), SafeLora(

@@ -160,10 +160,12 @@ def test_penalties_that_need_what_reinforcement_learning_does_not_have_are_refus
 
     with pytest.raises(ValidationError, match="reads the last hidden states"):
         RlMethod(name="x", defenses=(OnTheHead(),))
-    with pytest.raises(ValidationError, match="trained adapter learns to cancel the frozen one"):
+    with pytest.raises(ValidationError, match=r"'inoculation_adapter' changes the features .* to cancel the change"):
         RlMethod(name="x", defenses=(Inoculated(), PENALTY))
-    with pytest.raises(ValidationError, match="is always 0, because the vector is removed"):
-        RlMethod(name="x", defenses=(ABLATION, Projected(layers=(2,))))
+    for layers in ((2,), (1, 3)):
+        with pytest.raises(ValidationError, match=r"'concept_ablation' changes the features .* only layers before"):
+            RlMethod(name="x", defenses=(ABLATION, Projected(layers=layers)))
+    assert RlMethod(name="x", defenses=(ABLATION, Projected(layers=(1,)))).defenses
     assert RlMethod(name="x", defenses=(PENALTY, Beta())).defenses
 
 
