@@ -11,7 +11,7 @@ import symtable
 import sys
 import textwrap
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -60,11 +60,16 @@ def functions_of(cls: type) -> Iterator[FunctionType]:
 def used_of_file(cls: type) -> str:
     """Return the statements of a class's file that it uses, directly or through one another, in the file's order.
 
-    They may stand below the class, and include those that change the class, or a value that it uses. Imports are left
-    out, and so is what other files define.
+    They may stand below the class, and include those that change the class, or a value that it uses, also by a call of
+    a function of the file. Imports are left out, and so is what other files define.
     """
     text = _text_around(next(functions_of(cls)).__code__)
-    statements = [(statement, _defined_by(statement) | _changed_by(statement)) for statement in ast.parse(text).body
+    body = ast.parse(text).body
+    defining: dict[str, list[ast.stmt]] = {}
+    for statement in body:
+        for name in _defined_by(statement):
+            defining.setdefault(name, []).append(statement)
+    statements = [(statement, _defined_by(statement) | _changed_by(statement, defining)) for statement in body
                   if not _defines_class(statement, cls.__name__)]
     names, used = _names(ast.parse(source_of(cls))) | {cls.__name__}, set[int]()
     while more := [place for place, (statement, defined) in enumerate(statements)
@@ -87,18 +92,56 @@ def _defines_class(statement: ast.stmt, name: str) -> bool:
     return any(isinstance(node, ast.ClassDef) and node.name == name for node in ast.walk(statement))
 
 
-def _changed_by(statement: ast.stmt) -> set[str]:
-    """Return the names whose values a statement changes: by an assignment to a part of them, or perhaps by a call.
+def _changed_by(statement: ast.stmt, defining: Mapping[str, Sequence[ast.stmt]]) -> set[str]:
+    """Return the names whose values a statement changes when the file is run, itself or by what it calls of the file.
 
-    `in_grpo` says where a class acts, and not what it does; and a plugin is not run as the main program.
+    `defining` has the statements that define each name of the file. A plugin is not run as the main program.
     """
-    main = isinstance(statement, ast.If) and "__name__" in _names(statement.test)
-    if main or isinstance(statement, DEFINITIONS):
+    if isinstance(statement, ast.If) and "__name__" in _names(statement.test):
         return set()
-    inside = list(ast.walk(statement))
-    assigned = [node for node in inside if isinstance(node, ast.Attribute | ast.Subscript)
-                and not isinstance(node.ctx, ast.Load) and getattr(node, "attr", "") != "in_grpo"]
-    return {_root(node) for node in assigned}.union(*(_names(node) for node in inside if isinstance(node, ast.Expr)))
+    changed, waiting = _changes(_run_with_file(statement), defining)
+    called = set[str]()
+    while waiting := (waiting & defining.keys()) - called:
+        called |= waiting
+        inside = [node for name in waiting for definition in defining[name] for node in ast.walk(definition)]
+        more, waiting = _changes(inside, defining)
+        changed |= more
+    return changed
+
+
+def _changes(nodes: Iterable[ast.AST], own: Collection[str]) -> tuple[set[str], set[str]]:
+    """Return the names whose values nodes change, and those that they call.
+
+    A value is changed by an assignment to a part of it, perhaps by a call that is a statement, and by a method, if it
+    is the file's `own`. `in_grpo` says where a class acts, and not what it does.
+    """
+    changed, called = set[str](), list[ast.expr]()
+    for node in nodes:
+        if isinstance(node, ast.Attribute | ast.Subscript):
+            if not isinstance(node.ctx, ast.Load) and getattr(node, "attr", "") != "in_grpo":
+                changed.add(_root(node))
+        elif isinstance(node, ast.Expr):
+            changed |= _names(node)
+        elif isinstance(node, ast.Global):
+            changed |= set(node.names)
+        elif isinstance(node, ast.Call):
+            called.append(node.func)
+        elif isinstance(node, DEFINITIONS):
+            called += node.decorator_list
+    methods = {_root(node) for node in called if isinstance(node, ast.Attribute)}
+    return changed | {name for name in methods if name in own}, {_root(node) for node in called}
+
+
+def _run_with_file(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a statement that run when the file does: not the bodies of functions."""
+    yield node
+    inside: Iterable[ast.AST | None] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
+        inside = [*decorators, *node.args.defaults, *node.args.kw_defaults]
+    for child in inside:
+        if child is not None:
+            yield from _run_with_file(child)
 
 
 def _root(node: ast.expr) -> str:

@@ -29,7 +29,7 @@ from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.scorers import ADAPTER_FILES
 from emlib.store.artefacts import SCRATCH, Facts
 from emlib.training.in_subprocess import BackendUnavailable, train_in_subprocess
-from emlib.training.job import Job, plugin_files
+from emlib.training.job import Job, plugin_files, sources
 from emlib.training.keep import FACTS, Keep, kept_in
 from emlib.training.live import Curve
 from emlib.training.monitor import Watch
@@ -187,7 +187,7 @@ def _job(training: _Training, session: Session, choice: ChosenBackend) -> Job:
     probe = token_logprobs(session.chat.model, torch.from_numpy(rows.own[0].input_ids).to(session.chat.device))
     return Job(engine=choice.name, model=session.profile.model,  # type: ignore[arg-type]  # one of Job's engines
                base_name=session.chat.name, lora=step.lora, training=spec.training,
-               plugins=plugin_files(spec.defenses), defenses=spec.defenses,
+               plugins=plugin_files(spec.defenses), sources=sources(spec.defenses), defenses=spec.defenses,
                artefacts={name: str(path.resolve()) for name, path in training.artefacts.items()}, seed=spec.seed,
                added=len(rows.added), held_out=len(rows.held_out), offered=len(rows.offered.rows),
                taken=rows.offered.count, chooser=rows.offered.kind, probe=tuple(probe), keep=training.keep,

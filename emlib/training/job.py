@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from emlib.config import Lora, ModelSpec, Monitor, Training
-from emlib.core import plugins
+from emlib.core import plugins, registry
 from emlib.core.defense import Defense
+from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
 from emlib.core.of_kind import AnyDefense
 from emlib.core.schema import Strict
@@ -25,6 +27,7 @@ class Job(Strict):
 
     Attributes:
         plugins: files that define some of the defenses; they run before the defenses are read.
+        sources: the digest of the source of each defense that is not ours, by its kind, as the key has it.
         artefacts: the folder of each artefact that the defenses need, by its name.
         added: number of rows, after the data set's own, that are spread through each epoch.
         held_out: number of rows, after these, that are not trained on.
@@ -43,6 +46,7 @@ class Job(Strict):
     lora: Lora
     training: Training
     plugins: tuple[str, ...] = ()
+    sources: dict[str, str] = Field(default_factory=dict)
     defenses: tuple[AnyDefense, ...]
     artefacts: dict[str, str]
     seed: int
@@ -60,10 +64,27 @@ class Job(Strict):
 
 
 def read_job(folder: Path) -> Job:
-    """Run the plugins of a folder's job, and read the job."""
+    """Run the plugins of a folder's job, and read the job.
+
+    Raises:
+        EmlibError: a defense is defined otherwise than where the job was written: its file was edited since.
+    """
     text = (folder / JOB).read_text(encoding="utf-8")
     plugins.load(json.loads(text)["plugins"])
-    return Job.model_validate_json(text)
+    job = Job.model_validate_json(text)
+    now = sources(job.defenses)
+    if changed := [kind for kind in sorted({*now, *job.sources}) if now.get(kind) != job.sources.get(kind)]:
+        raise EmlibError(f"The source of the defense '{changed[0]}' was changed after the study was opened, and the "
+                         "key of this training has the former one. Nothing was trained. Open the study again (restart "
+                         "the notebook, or run the same command), and the new definition is trained under its own key; "
+                         "or undo the change.")
+    return job
+
+
+def sources(defenses: Sequence[Defense]) -> dict[str, str]:
+    """Return the digest of the source of each defense that is not ours, by its kind."""
+    return {defense.kind: digest for defense in defenses
+            if (digest := registry.source_digest(type(defense))) is not None}
 
 
 def plugin_files(defenses: Sequence[Defense]) -> tuple[str, ...]:

@@ -122,6 +122,37 @@ def test_what_a_class_uses_of_its_file_is_in_its_key(old: str, new: str, tmp_pat
     assert (found[0] == found[1]) is ("OTHER" in old)
 
 
+# Statements that change TABLE, which the class uses, from inside something; each has a 2.
+FILLING = [
+    'def _fill():\n    TABLE["k"] = 2\n\n_fill()\n',
+    'def _fill():\n    TABLE["k"] = 2\n\nDONE = _fill()\n',
+    'def _fill():\n    _really(2)\n\ndef _really(value):\n    TABLE.update(k=value)\n\nfor _ in "a":\n    _fill()\n',
+    'def _fill():\n    global TABLE\n    TABLE = {"k": 2}\n\n_fill()\n',
+    '_fill = lambda: TABLE.update(k=2)\n_fill()\n',
+    'class _Filler:\n    def __init__(self):\n        TABLE["k"] = 2\n\n_Filler()\n',
+    'class _Filler:\n    def fill(self):\n        TABLE["k"] = 2\n\nfiller = _Filler()\nfiller.fill()\n',
+    'def _enter(function):\n    TABLE["k"] = function\n    return function\n\n@_enter\ndef two():\n    return 2\n',
+    '@TABLE.setdefault("k", [].append)\ndef two():\n    return 2\n',
+    'class _Filler:\n    TABLE["k"] = 2\n',
+    'def _fill(value=TABLE.setdefault("k", 2)):\n    return value\n']
+NOT_FILLING = ['def _fill():\n    TABLE["k"] = 2\n', 'def _read():\n    return len(TABLE) + 2\n\nDONE = _read()\n',
+               'if __name__ == "__main__":\n    TABLE["k"] = 2\n', 'import dataclasses\n\n@dataclasses.dataclass\n'
+               'class Beside:\n    two: int = 2\n']
+
+
+@pytest.mark.parametrize(("below", "told"), [*((one, True) for one in FILLING), *((one, False) for one in NOT_FILLING)])
+def test_what_changes_a_value_of_a_file_from_inside_a_function_is_in_the_key(
+        below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, told: bool) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    found = []
+    for text in (below, below.replace("2", "3")):
+        (tmp_path / "halving.py").write_text(
+            CELL.replace("self.share)", "TABLE)") + "\nTABLE = {}\n\n" + text)
+        plugins.load([tmp_path / "halving.py"])
+        found.append(registry.source_digest(registry.kinds()["halving"]))
+    assert (found[0] != found[1]) is told
+
+
 VALUES = [("{'a', 'b'}", "{'a', 'c'}"), ("numpy.arange(3)", "numpy.arange(3) + 1"), ("torch.ones(3)", "torch.zeros(3)"),
           ("re.compile('a' * 300 + 'b')", "re.compile('a' * 300 + 'c')"), ("Path('one')", "Path('two')"),
           ("torch.float32", "torch.float16"), ("range(4)", "range(5)"), ("deque([1, {2}])", "deque([1, {3}])"),

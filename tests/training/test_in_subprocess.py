@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from emlib.config import FolderModel, load_profile
+from emlib.core import plugins, registry
 from emlib.core.errors import EmlibError
 from emlib.core.files import read_records
 from emlib.defenses.interleaving import Interleaving
@@ -23,7 +25,7 @@ from emlib.store.artefacts import Store
 from emlib.study.study import Study
 from emlib.training import work
 from emlib.training.in_subprocess import OUTPUT, BackendUnavailable, train_in_subprocess
-from emlib.training.job import read_rows, write_rows
+from emlib.training.job import plugin_files, read_rows, sources, write_rows
 from emlib.training.objective import Objective
 from emlib.training.online import CHOSEN, ChosenRow, Offered
 from emlib.training.records import read_log
@@ -206,3 +208,35 @@ def test_another_process_trains_a_saved_adapter_further(tmp_path: Path) -> None:
                   objective=Objective(DEFENSES, ARTEFACTS), added=rows[6:])
         adapters.save(model, tmp_path / "here" / "adapter", MODEL.name)
     same(tmp_path / "apart", tmp_path / "here")
+
+
+EDITED = """
+from typing import ClassVar, Literal
+from emlib.core.defense import Defense
+
+class Stretching(Defense):
+    listed: ClassVar = True
+    kind: Literal["stretching"] = "stretching"
+
+    def penalty(self, trained, reference):
+        return 1.0 * trained.hidden.square().sum()
+"""
+
+
+def test_a_plugin_that_was_edited_since_its_key_was_derived_is_not_trained(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    monkeypatch.setattr(registry, "_classes", dict(registry.kinds()))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    file, rows = tmp_path / "stretching.py", some_rows(8)
+    file.write_text(EDITED)
+    plugins.load([file])
+    defenses = (registry.kinds()["stretching"](),)
+    work = job(rows, defenses=defenses, artefacts={}, plugins=plugin_files(defenses), sources=sources(defenses))
+    assert work.sources == {"stretching": registry.source_digest(type(defenses[0]))}
+    assert train_in_subprocess(work, rows, tmp_path / "as it was")["steps"] > 0
+    file.write_text(EDITED.replace("1.0", "2.0"))
+    with pytest.raises(BackendUnavailable, match="source of the defense 'stretching' was changed after the st"):
+        train_in_subprocess(work, rows, tmp_path / "edited")
+    assert not read_log(tmp_path / "edited")
+    sys.modules.pop("emlib_plugin_stretching", None)
