@@ -26,6 +26,7 @@ from emlib.core.temporary import temporary_folder
 from emlib.evaluation.records import READINGS, read_readings
 from emlib.judging import sharing
 from emlib.judging.cache import Cache
+from emlib.models import hub
 from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import Artefact, Store
 from emlib.store.manifests import MANIFEST
@@ -53,12 +54,13 @@ def merge(theirs: Path, ours: Path) -> Merged:
 
     Raises:
         StoreError: `theirs` has no store, an artefact on one of the sides is damaged, or both have different content
-            under one key. Nothing was copied.
+            under one key, or models of other commits. Nothing was copied.
     """
     if not (theirs / "store").is_dir():
         raise StoreError(f"{theirs}: no folder 'store' in it. Expected a copy of another machine's runs/ (or of the "
                          "folder that EMLIB_RUNS_DIR names there).")
     store, other = Store(ours / "store"), Store(theirs / "store")
+    of_models = _commits(store.root, other.root)
     damage: list[str] = []
     found = [one for stage, key in other.entries() if (one := _whole(other, stage, key, damage)) is not None]
     here = {(one.stage, one.key): own for one in found
@@ -71,11 +73,26 @@ def merge(theirs: Path, ours: Path) -> Merged:
     labels = {path.name: _labels(path) | _labels(ours / paths.LABELS / path.name)
               for path in sorted((theirs / paths.LABELS).glob("*.jsonl"))}
     new = [one for one in found if (one.stage, one.key) not in here]
+    if of_models:
+        hub.record(store.root, of_models)
     for one in new:
         store.adopt(one)
     for name, both in labels.items():
         write_objects(ours / paths.LABELS / name, both.values())
     return Merged(len(new), len(here), _merge_scores(theirs, ours), _copy_slices(theirs, ours))
+
+
+def _commits(ours: Path, theirs: Path) -> dict[str, str]:
+    """Return the commits of the branches from which their artefacts come, after comparing them with ours."""
+    here, there = hub.commits(ours), hub.commits(theirs)
+    differ = [f"{name}: ours {here[name]}, theirs {found}" for name, found in there.items()
+              if here.get(name, found) != found]
+    if differ:
+        raise StoreError("\n".join([
+            "The artefacts of the two sides come from different commits of a model. Nothing was copied.", *differ,
+            "Their keys have the branch's name alone, so that the two would be mixed. Set the model's revision to a "
+            "commit, and make one side again."]))
+    return there
 
 
 def _whole(store: Store, stage: str, key: str, damage: list[str], *, missing: bool = False) -> Artefact | None:

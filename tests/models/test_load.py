@@ -55,10 +55,11 @@ def test_tiny_has_what_lora_and_the_paper_need() -> None:
 
 
 PINNED = """
+import sys
 from pathlib import Path
 from emlib.config import HubModel
 from emlib.models.hub import commit
-print(commit(HubModel(kind="hub", repo="someone/model", revision="main"), Path("cache")))
+print(commit(HubModel(kind="hub", repo="someone/model", revision="main"), Path(sys.argv[1])))
 """
 
 
@@ -72,14 +73,24 @@ def test_the_commit_of_a_branchs_first_use_holds(tmp_path: Path) -> None:
     (repo / "refs").mkdir()
     offline = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
 
-    def loaded(now: str) -> str:
+    def loaded(now: str, machine: str = "cache", runs: str = "runs") -> str:
         (repo / "refs" / "main").write_text(now)
-        done = subprocess.run([sys.executable, "-c", PINNED], check=True, capture_output=True, text=True, cwd=tmp_path,
-                              env=offline | {"PYTHONPATH": str(paths.ROOT)})
-        return done.stdout.split()[-1]
+        done = subprocess.run([sys.executable, "-c", PINNED, machine], check=False, capture_output=True, text=True,
+                              cwd=tmp_path, env=offline | {"PYTHONPATH": str(paths.ROOT), "EMLIB_RUNS_DIR": runs})
+        return done.stdout.split()[-1] if done.returncode == 0 else done.stderr
 
     assert loaded(first) == first
     assert loaded(second) == first
+    assert hub.commits(tmp_path / "runs/store") == {"someone/model@main": first}
+    assert loaded(second, "another cache") == first  # with a copy of the store
+    assert loaded(second, "third cache", "other runs") == second
+    refused = loaded(second, "third cache")
+    assert "StoreError" in refused
+    for word in (first, second, "third cache/models/hub/someone--model@main.json", "Delete that file"):
+        assert word in refused
+    assert hub.commits(tmp_path / "runs/store") == {"someone/model@main": first}
+    (tmp_path / "runs/store" / hub.COMMITS).write_text("{")
+    assert "commits.json: is damaged" in loaded(first)
     assert json.loads((tmp_path / "cache/models/hub/someone--model@main.json").read_text())["commit"] == first
     pinned = HubModel(kind="hub", repo="someone/model", revision=second)
     assert hub.commit(pinned, tmp_path / "nothing") == second  # a commit is taken at its word

@@ -17,6 +17,7 @@ from emlib.core.files import write_records
 from emlib.evaluation.records import READINGS, Reading
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import Score
+from emlib.models import hub
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.store.artefacts import Artefact, Store
@@ -90,6 +91,20 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_copied(ours: Path, the
     with pytest.raises(StoreError, match=f"adapter/{damaged.key}.*weights.*missing"):
         merge.merge(theirs, ours)
     assert left(ours) == before
+
+
+def test_artefacts_of_another_commit_of_a_model_are_refused_and_nothing_is_copied(ours: Path, theirs: Path) -> None:
+    hub.record(ours / "store", {"a/model@main": "a" * 40, "only/ours@main": "c" * 40})
+    hub.record(theirs / "store", {"a/model@main": "b" * 40, "only/theirs@main": "d" * 40})
+    before = left(ours)
+    with pytest.raises(StoreError, match=f"(?s)Nothing was copied.*a/model@main: ours {'a' * 40}, theirs {'b' * 40}"):
+        merge.merge(theirs, ours)
+    assert left(ours) == before
+    hub.record(ours / "store", {"other/model@main": "e" * 40})
+    (theirs / "store" / hub.COMMITS).write_text(json.dumps({"a/model@main": "a" * 40, "only/theirs@main": "d" * 40}))
+    assert merge.merge(theirs, ours).artefacts == 1
+    assert hub.commits(ours / "store") == {"a/model@main": "a" * 40, "only/ours@main": "c" * 40,
+                                           "other/model@main": "e" * 40, "only/theirs@main": "d" * 40}
 
 
 @pytest.mark.parametrize("side", ["ours", "theirs"])
