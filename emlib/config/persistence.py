@@ -21,7 +21,7 @@ class Persistence(Strict):
     """
 
     # `misaligned` and `benign` fine-tune without a defense, on the run's misaligned rows or on benign ones; `longer`
-    # goes on with the run's own rows and defenses.
+    # goes on with the run's own rows and defenses, without those that act on the finished adapter alone.
     attacks: AtLeastOne[Attack] = get_args(Attack)
     steps: SmallCount  # the number of further optimizer steps
     keep: Distinct[SmallCount] = ()  # after which of them the run is evaluated, beside none and all

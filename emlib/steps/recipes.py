@@ -183,7 +183,9 @@ class Recipes:
         changes: dict[str, Any] = {"training": training, "steps": section.steps, "keep": section.kept}
         if attack == "longer":
             assert start is not None, "the untrained model has no training that could go on"
-            return replace(start, spec=replace(start.spec, **changes), name=name, start=start)
+            # What acts on the finished adapter has acted on this one, and would project it a second time.
+            defenses = tuple(defense for defense in start.spec.defenses if not defense.acts_after())
+            return replace(start, spec=replace(start.spec, defenses=defenses, **changes), name=name, start=start)
         spec = self.narrow(dataset, "aligned" if attack == "benign" else "misaligned", (), seed)
         if attack == "benign" and section.benign == "pool":
             rows = self.inputs.source_rows(self.inputs.pool_spec.source, section.steps * training.rows_per_step)

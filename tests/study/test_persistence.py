@@ -17,14 +17,17 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from emlib.config import Profile, load_profile
+from emlib.config import Profile, TinyModel, load_profile
 from emlib.config.persistence import Attack
+from emlib.core.defense import Defense
 from emlib.core.errors import ProfileError
 from emlib.core.records import Verdict
 from emlib.core.schema import check
 from emlib.data import row_record
 from emlib.data.chat import encode_all
 from emlib.data.mixing import plan_steps
+from emlib.defenses.kl import Kl
+from emlib.defenses.safe_lora import SafeLora
 from emlib.models.tiny import build_model
 from emlib.report.estimate import Estimate
 from emlib.report.figures import conditions as figures
@@ -99,6 +102,21 @@ def test_runs_are_attacked_evaluated_on_the_way_and_do_not_change(study: Study, 
     assert drawn[0].get_ylabel() == "misaligned, % of general answers\n(dashed: in domain)"
     alone = frame[[name for name in frame.columns if not name.startswith("in_domain")]]
     assert figures.persistence(alone).axes[0].get_ylabel() == "misaligned, % of general answers"
+
+
+def test_the_longer_training_leaves_out_what_has_acted_on_the_finished_adapter(study: Study) -> None:
+    """C of Safe LoRA is no projection: C C B is not C B."""
+    kl, safe = Kl(weight=1.0), SafeLora(base=TinyModel(kind="tiny", seed=1), threshold=1.0)
+
+    def longer(*defenses: Defense) -> tuple[Adapter, Adapter]:
+        start = study.recipes.adapter(study.recipes.narrow("cooking", "misaligned", defenses, 0), "defended")
+        return start, study.recipes.attacked("longer", "cooking", start, 0, "longer")
+
+    (start, further), (plain, beyond) = longer(kl, safe), longer(safe)
+    assert (start.spec.defenses, further.spec.defenses) == ((kl, safe), (kl,))
+    assert beyond.spec.defenses == ()
+    assert beyond.start == plain
+    assert beyond.key != longer()[1].key  # it begins with another adapter
 
 
 @pytest.mark.parametrize(("attack", "side"), [("misaligned", "misaligned"), ("benign", "aligned")])
