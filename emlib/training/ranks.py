@@ -42,10 +42,15 @@ class Ranks:
     def dealt(self, passes: Sequence[Batch]) -> list[Batch]:
         """Return this rank's passes of a step; all ranks run equally many, because they gather weights together.
 
-        A rank with one pass less runs the last pass with nothing counted in it.
+        So it is for each kind of rows, since a pass may run the reference model on one kind alone. A rank with one pass
+        less runs the last pass of the kind with nothing counted in it.
         """
-        mine = list(passes[self.rank::self.of])
-        return mine if len(mine) == len(passes[::self.of]) else [*mine, passes[-1].blank()]
+        found = []
+        for kind in dict.fromkeys(batch.penalised_by for batch in passes):
+            alike = [batch for batch in passes if batch.penalised_by == kind]
+            mine = alike[self.rank::self.of]
+            found += mine if len(mine) == len(alike[::self.of]) else [*mine, alike[-1].blank()]
+        return found
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Replace the gradients of the trained weights by their sums over all ranks."""

@@ -180,7 +180,7 @@ def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int, object
         for name, share in objective.backward(model, batch, totals).items():
             metrics[name] += share  # type: ignore[assignment]
     ranks.sum_gradients(model)
-    return totals, ranks.summed(metrics, batches[0].input_ids.device, same_names=not totals.penalised)
+    return totals, ranks.summed(metrics, batches[0].input_ids.device)
 
 
 def _update(optimizer: torch.optim.Optimizer, rate: float) -> None:

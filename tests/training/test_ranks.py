@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def test_two_processes_train_what_one_trains_under_all_defenses(tmp_path: Path) 
     told = [train_in_subprocess(five(rows), rows, tmp_path / str(of), of) for of in (1, 2)]
     assert told[0]["steps"] == told[1]["steps"] == 2
     same(tmp_path / "1", tmp_path / "2")
+
+
+def test_two_processes_train_what_one_trains_with_a_penalty_on_rows_of_its_own(tmp_path: Path) -> None:
+    """Its passes run the reference model and the others none, and a step has 3 and 1 of them, or 1 and 1."""
+    rows = [replace(row, penalised_by="kl" if place > 5 else "") for place, row in enumerate(long_rows(8))]
+    of_pool = {"defenses": (Kl(weight=1.0, on="pool"),), "artefacts": {}}
+    for of in (1, 2):
+        train_in_subprocess(five(rows, **of_pool), rows, tmp_path / str(of), of)
+    same(tmp_path / "1", tmp_path / "2")
+    assert {"kl"} == {name for line in read_log(tmp_path / "2") for name in line.penalties}
 
 
 def test_two_processes_choose_the_same_rows_online(tmp_path: Path) -> None:
@@ -138,6 +149,11 @@ def test_passes_are_dealt_out_so_that_all_have_as_many() -> None:
     assert [[batch.keys for batch in mine] for mine in dealt] == [
         [passes[0].keys, passes[3].keys], [passes[1].keys, passes[4].keys], [passes[2].keys, ()]]
     assert Ranks().dealt(passes) == passes
+    kinds = [replace(batch, penalised_by=kind) for batch, kind in zip(passes, ("", "", "kl", "kl", "kl"), strict=True)]
+    dealt = [Ranks(rank, 2).dealt(kinds) for rank in range(2)]
+    assert [[(batch.penalised_by, batch.keys) for batch in mine] for mine in dealt] == [
+        [("", passes[0].keys), ("kl", passes[2].keys), ("kl", passes[4].keys)],
+        [("", passes[1].keys), ("kl", passes[3].keys), ("kl", ())]]
 
 
 @pytest.mark.parametrize("stored", [False, True])
