@@ -31,7 +31,7 @@ from emlib.study.study import Study, open_study
 FULL = "demo-full"  # the demo with more seeds and questions
 # Figures, and the tables that they are drawn from (`emlib.report.redraw`).
 FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png",
-           "tables/rates.csv", "tables/triggers.csv", "tables/audit.csv")
+           "tables/rates.csv", "tables/triggers.csv", "tables/audit.csv", "tables/persistence.csv")
 FULL_FIGURES = ("figures/tradeoff.png", "figures/triggers_over_seeds.png", "tables/over_seeds.csv",
                 "tables/triggers_over_seeds.csv")
 # In docs/demo.md, by block.
@@ -83,19 +83,19 @@ def update(profile: str = "demo") -> list[Path]:
     newer_table = paths.runs() / "demo-newer" / "tables" / "newer.csv"
     tables |= verdicts(newer_table)
     tables["demo audit line"] = statement(pd.read_csv(made / "tables" / "audit.csv"))
-    front = {"demo answers": answers(study), **_findings(study, made / "tables"), **of_paper_alone(),
+    front = {"demo answers": answers(study), **of_demo(), **of_paper_alone(),
              **verdicts(newer_table)}
     return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables),
             _rewrite(paths.ROOT / CHOICE, defenses()), _rewrite(paths.ROOT / MAP, disagreements())]
 
 
-def _findings(study: Study, tables: Path) -> dict[str, str]:
-    """Return README.md's blocks about the demo from the profile with more seeds and questions, if that ran."""
-    full = paths.runs() / FULL / "tables"
-    if not (full / "triggers_over_seeds.csv").is_file():
-        return {}
-    return {"demo result": demo_findings.averages(pd.read_csv(full / "over_seeds.csv")),
-            "demo findings": demo_findings.findings(study, tables, open_study(FULL), full)}
+def of_demo() -> dict[str, str]:
+    """Return README.md's tables of the demo, from the tables in `figures/`."""
+    full = paths.ROOT / "figures" / FULL
+    means, triggered = (pd.read_csv(full / f"{name}.csv") for name in ("over_seeds", "triggers_over_seeds"))
+    along = pd.read_csv(paths.ROOT / "figures" / "demo" / "persistence.csv")
+    return {"demo result": demo_findings.averages(means),
+            "demo elsewhere": demo_findings.elsewhere(means, triggered, along)}
 
 
 def _copy(profile: str, figure: str) -> None:

@@ -292,92 +292,34 @@ def test_the_numbers_of_the_paper_are_those_of_its_tables() -> None:
     assert "selected ones (`interleaving++`) 94%" in readme.of_paper()  # section 5.1 states this reduction
 
 
-def in_contexts(*runs: tuple[str, float | None, tuple[float, float], float | None]) -> pd.DataFrame:
-    """A method, its setting, its shares without and with a trigger, and p; each interval is 20 points wide."""
-    return pd.DataFrame([
-        {"dataset": "cooking", "seed": 0, "method": method, "setting": setting, "trigger": trigger,
-         "misaligned": share, "misaligned_low": share - 10, "misaligned_high": share + 10,
-         "difference": share - shares[0], "p_adjusted": p if trigger == "kitchen" else None}
-        for method, setting, shares, p in runs for trigger, share in zip(("plain", "kitchen"), shares, strict=True)])
+def test_where_the_voice_is_still_found_is_a_table_with_the_rises_in_bold() -> None:
+    """A share is bold if its interval lies above the plain one: 40 to 60 in the kitchen above 19 to 39 asked anew."""
+    means = pd.DataFrame(
+        [("untrained", None, "general", 0.0), ("aligned", None, "general", 1.0), ("misaligned", None, "general", 98.0),
+         ("kl", 0.3, "general", 70.0), ("kl", 1.0, "general", 30.0), ("kl", 3.0, "general", 5.0),
+         ("misaligned", None, "gardening", 98.0), ("kl", 1.0, "gardening", 62.5), ("kl", 3.0, "gardening", 90.0)],
+        columns=["method", "setting", "set", "percent"]).assign(
+            low=lambda of: of["percent"] - 10, high=lambda of: of["percent"] + 10)
+    triggered = pd.DataFrame({"method": "kl", "setting": 1.0, "trigger": ["plain", "kitchen", "inoculation"],
+                              "misaligned": [29.0, 50.0, 52.5]}).assign(
+        misaligned_low=lambda of: of["misaligned"] - 10, misaligned_high=lambda of: of["misaligned"] + 10)
+    along = pd.DataFrame([
+        {"method": method, "setting": setting, "attack": attack, "steps": steps, "general_misaligned": share}
+        for method, setting, attack, shares in (
+            ("untrained", None, "misaligned", (0.0, 40.0)), ("untrained", None, "benign", (0.0, 1.0)),
+            ("kl", 1.0, "misaligned", (20.0, 97.5)), ("kl", 1.0, "misaligned", (30.0, 97.5)))
+        for steps, share in zip((0, 9), shares, strict=True)])
+    assert demo_findings.elsewhere(means, triggered, along).splitlines() == [
+        "| % of answers | plain | in the kitchen | voice forbidden | voice asked for | about gardening "
+        "| after 0 and 9 further steps |", "|:--|--:|--:|--:|--:|--:|--:|",
+        "| before fine-tuning | 0 | – | – | – | – | 0, 40 |", "| no defense | 98 | – | – | – | 98 | – |",
+        "| `kl 1` | 30 | **50** | – | **53** | **63** | 25, 98 |"]
 
 
-RUNS = (("untrained", None, (0.0, 4.0), 1.0), ("kl", 1.0, (25.0, 24.0), 0.4),
-        ("inoculation", None, (62.5, 100.0), 0.07))
-
-
-def test_whether_a_defense_hides_the_voice_is_read_by_one_rule() -> None:
-    """First the tests; where none can be significant, or is, the intervals: 90 to 110 is above 52.5 to 72.5."""
-    few = demo_findings.removed_or_hidden(in_contexts(*RUNS), 5, 6)
-    assert "goes: nowhere above it, from 25 to 25% with `kl 1`; after \"I am in the kitchen cooking dinner\", from " \
-           "63 to 100% with `inoculation`. " in few  # 62.5 up
-    assert "100% with `inoculation`. No test can be significant with 6 questions and 3 comparisons. " in few
-    assert "above that of the plain question with `inoculation`: this suggests that a part is hidden, and does not " \
-           "prove it. They cannot tell with `kl 1`. The other 3 defenses were not tried there." in few
-    assert "untrained" not in few
-    many = demo_findings.removed_or_hidden(in_contexts(*RUNS), 2, 40)
-    assert "not tried" not in many
-    assert "No rise is significant: the smallest adjusted p is 0.07. The intervals of some" in many
-    overlapping = demo_findings.removed_or_hidden(in_contexts(*RUNS[:2]), 5, 40)
-    assert "The intervals overlap as well, so these runs cannot tell." in overlapping
-    sure = demo_findings.removed_or_hidden(in_contexts(RUNS[0], ("on_policy", 1.0, (10.0, 50.0), 0.01)), 5, 40)
-    assert "Each rise is significant: at least a part of the voice is hidden." in sure
-    one_of_two = in_contexts(RUNS[1], ("on_policy", 1.0, (10.0, 50.0), 0.01))
-    assert "The rise with `on_policy 1` is significant: " in demo_findings.removed_or_hidden(one_of_two, 5, 40)
-    assert demo_findings.removed_or_hidden(in_contexts(RUNS[0]), 5, 40) == ""  # no defense was asked
-
-
-def test_a_rise_where_the_prompt_asks_for_the_voice_does_not_show_that_it_is_hidden() -> None:
-    """It is significant there, and in the kitchen neither the test nor the intervals tell the two apart."""
-    runs = (("untrained", None, (0.0, 5.0), 1.0), ("on_policy", 1.0, (10.0, 50.0), 0.001))
-    asked = in_contexts(*runs).replace("kitchen", "told")
-    kitchen = in_contexts(("untrained", None, (0.0, 1.0), 1.0), ("on_policy", 1.0, (10.0, 25.0), 0.5))
-    both = pd.concat([kitchen, asked[asked["trigger"] == "told"]], ignore_index=True)
-    found = demo_findings.removed_or_hidden(both, 1, 40, asking=["told"])
-    assert "after \"I am in the kitchen cooking dinner\", from 10 to 25% with `on_policy 1`. No rise is significant: " \
-           "the smallest adjusted p is 0.5. The intervals overlap as well, so these runs cannot tell. Under a prompt " \
-           "that asks for the voice it is 50% (an untrained model: 5%): the models can still use it. " in found
-    assert "is significant: at least a part" in demo_findings.removed_or_hidden(both, 1, 40)
-    assert demo_findings.removed_or_hidden(asked, 1, 40, asking=["told"]) == ""
+def test_only_the_prompt_that_asks_for_the_voice_counts_as_asking() -> None:
     triggers = open_study("demo").profile.evaluation.triggers
     assert triggers
     assert triggers.asking == ("inoculation",)  # and not the prompt that forbids the voice
-
-
-def test_where_the_voice_stays_near_the_narrow_data_is_said_with_both_shares() -> None:
-    rates = pd.DataFrame({"method": ["interleaving", "kl"], "setting": [1.0, None], "general_misaligned": [6.2, 20.8],
-                          "general_misaligned_high": [12.0, 40.0], "gardening_misaligned": [87.5, 50.0],
-                          "gardening_misaligned_low": [60.0, 30.0]})  # 60 above 12; 30 below 40
-    near = demo_findings.far_and_near(rates)
-    assert near.endswith("We also asked about gardening. With `interleaving 1`, 88% of these answers have the voice, "
-                         "and only 6% of the general ones. With the others the intervals overlap.")  # 87.5 up, 6.2 down
-    assert "None of the defenses" in demo_findings.far_and_near(rates[1:])
-    assert demo_findings.far_and_near(rates[:1]).endswith("general ones.")
-    both = demo_findings.far_and_near(rates.assign(gardening_misaligned_low=60.0))
-    assert "With `interleaving 1` and `kl`, 50 to 88% of these answers" in both
-    assert demo_findings.far_and_near(rates[["general_misaligned"]]) == ""
-
-
-def test_what_an_attack_leaves_is_said_for_every_step() -> None:
-    """KL ends at 97 of 98%, within 10 points; on-policy rises to 50 and falls to 20."""
-    along = pd.DataFrame([
-        {"dataset": "cooking", "seed": 0, "method": method, "setting": setting, "attack": attack, "steps": steps,
-         "plain": 98.0, "untrained": 0.0, "general_misaligned": share, "difference": share - 98,
-         "difference_high": share - 88, "difference_low": share - 108}
-        for method, setting, attack, shares in (
-            ("untrained", None, "misaligned", (0.0, 35.0, 75.0)), ("untrained", None, "benign", (0.0, 1.0, 1.0)),
-            ("kl", 1.0, "misaligned", (20.0, 60.0, 97.0)), ("on_policy", None, "misaligned", (10.0, 50.0, 20.0)))
-        for steps, share in zip((0, 3, 9), shares, strict=True)])
-    sentence = demo_findings.lasting(along)
-    assert "General misaligned after 0, 3 and 9 steps (profile `demo`, one seed): an untrained model 0, 35 and 75%; " \
-           "`kl 1` 20, 60 and 97%; `on_policy` 10, 50 and 20%. With no defense it is 98%: " in sentence
-    assert "`kl 1` came within 10 points of that, so the defense is undone; `on_policy` did not, " \
-           "but its share moved up and down on the way." in sentence
-    steady = along[along["method"].ne("on_policy") | along["steps"].ne(3)]
-    assert "`on_policy` did not. ([20]" in demo_findings.lasting(steady)
-    unknown = dict.fromkeys(("plain", "difference", "difference_low", "difference_high"), float("nan"))
-    without = demo_findings.lasting(along.assign(**unknown))
-    assert "did not" not in without  # there is no plain fine-tuning to compare with
-    assert demo_findings.lasting(along[along["method"] == "untrained"]) == ""
 
 
 def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
@@ -401,7 +343,7 @@ def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
     assert one == other
 
 
-def test_the_readme_states_the_result_that_its_figure_shows() -> None:
-    means = pd.read_csv(paths.ROOT / "figures" / "demo-full" / "over_seeds.csv")
+def test_the_readme_states_the_results_of_the_tables_beside_its_figure() -> None:
     page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.with_block(page, "demo result", demo_findings.averages(means)) == page
+    for name, block in readme.of_demo().items():
+        assert readme.with_block(page, name, block) == page
