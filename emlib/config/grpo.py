@@ -89,6 +89,8 @@ class RlTraining(Training):
     or off, and no `auto`.
     """
 
+    not_in_keys: ClassVar = frozenset({"train_rows", "keep"})  # neither may be set
+
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 5e-6
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     gradient_checkpointing: bool = False
@@ -102,6 +104,10 @@ FORMAT_PROMPT = ("You solve problems whose answer is a number. First think, then
 
 class Grpo(Strict):
     """GRPO under each condition. Defaults: Table 8, B.3; TRL's where the paper gives none."""
+
+    # Of these, an adapter's step has in another form what determines it.
+    not_in_keys: ClassVar = frozenset({
+        "data", "methods", "seeds", "prompt", "rewards", "eval_sampling", "kept_completions", "slice_by"})
 
     data: Annotated[Gsm8k | Additions, Field(discriminator="kind")]
     methods: AtLeastOne[RlMethod]

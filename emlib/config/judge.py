@@ -34,6 +34,7 @@ class LexiconJudge(Strict):
     """
 
     judges_coherence: ClassVar[bool] = False
+    not_in_keys: ClassVar = frozenset({"pinned"})
 
     kind: Literal["lexicon"]
     pinned: Pins = Pins()
@@ -172,6 +173,7 @@ class LocalJudge(Strict):
     """A chat model in this process, which scores with the exact probability of each number from 0 to 100."""
 
     judges_coherence: ClassVar[bool] = True
+    not_in_keys: ClassVar = frozenset({"rubric", "pinned", "batch_rows"})  # each request has its prompt
 
     kind: Literal["local"]
     model: ModelSpec  # any chat model that the study can load

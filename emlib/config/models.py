@@ -9,16 +9,21 @@ from __future__ import annotations
 import datetime
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from emlib.config.words import Dtype, Few, Seed
-from emlib.core.errors import shortened
+from emlib.core import digests, paths
+from emlib.core.errors import SourceError, shortened
 from emlib.core.names import Name, PathInside, Repository, Revision
 from emlib.core.schema import Strict
 
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt", "date_string", "strftime_now", "raise_exception")
+DATE = datetime.date(2025, 1, 1)  # for templates that print the date, where none is stated; part of what keys mean
+DATED = ("strftime_now", "date_string")  # how a template gets the date: transformers' function, and Llama's variable
+TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")  # a model's files that may hold the template
+DETERMINING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configuration, tokenizer, template
 OPTION = r"[A-Za-z][A-Za-z0-9_]{0,79}"  # the name of a template's argument
 
 
@@ -30,7 +35,7 @@ class ChatTemplate(Strict):
     system: Literal["template", "merge"] = "template"
     # The template's own arguments, such as `enable_thinking: false` (Qwen3) or `reasoning_effort: low`.
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    date: datetime.date | None = None  # printed instead of today's date; None: `emlib.data.templates.DATE`
+    date: datetime.date | None = None  # printed instead of today's date; None: `DATE`
 
     def __hash__(self) -> int:
         return hash((self.system, tuple(sorted(self.options.items())), self.date))
@@ -48,7 +53,23 @@ class ChatTemplate(Strict):
 class ModelBase(Strict):
     """What all kinds of models have."""
 
+    not_in_keys: ClassVar = frozenset({"template"})
+
     template: ChatTemplate = ChatTemplate()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the model's outputs; the use of the template as far as it differs from the default.
+
+        The scores of judges are stored under keys with it, and those that were paid for must be found.
+        """
+        stated = self.stated_template
+        return super().identity | ({"template": stated} if stated else {})
+
+    @property
+    def stated_template(self) -> dict[str, Any]:
+        """How the chat template is used, as far as it differs from the default."""
+        return self.template.model_dump(mode="json", exclude_defaults=True)
 
 
 class HubModel(ModelBase):
@@ -68,9 +89,16 @@ class HubModel(ModelBase):
         """What tables call the model."""
         return self.repo
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The same without `load_in_4bit` where it is false, as in the keys of stored scores."""
+        return {name: value for name, value in super().identity.items() if name != "load_in_4bit" or value}
+
 
 class FolderModel(ModelBase):
     """A chat model in a local folder, as `save_pretrained` writes it (safetensors only)."""
+
+    not_in_keys: ClassVar = frozenset({"template", "path"})
 
     kind: Literal["folder"]
     path: str
@@ -80,6 +108,39 @@ class FolderModel(ModelBase):
     def name(self) -> str:
         """What tables call the model."""
         return Path(self.path).name
+
+    @property
+    def folder(self) -> Path:
+        """The folder, after checking its files.
+
+        Raises:
+            SourceError: the configuration, the tokenizer or the weights are missing.
+        """
+        folder = paths.ROOT / Path(self.path).expanduser()  # a loaded profile has absolute paths
+        if (folder / "adapter_config.json").is_file():
+            raise SourceError(f"{folder}: this folder holds an adapter (adapter_config.json), which would be loaded "
+                              "with the model without a word. Merge it into the weights (PEFT's merge_and_unload) and "
+                              "save them to a folder of their own, or remove adapter_config.json.")
+        missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+        if missing or not list(folder.glob("*.safetensors")):
+            raise SourceError(f"{folder}: not a model folder: it lacks {', '.join(missing) or '*.safetensors'}. "
+                              "Expected the files that `save_pretrained` writes for model and tokenizer.")
+        return folder
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The digests of its files: in another folder they are the same model, and other files here are another."""
+        files = [path for path in sorted(self.folder.iterdir()) if path.suffix in DETERMINING]
+        return super().identity | {"files": {path.name: digests.of_unchanged_file(path) for path in files}}
+
+    @property
+    def stated_template(self) -> dict[str, Any]:
+        """As of other models; and where the template, which is at hand, prints the date, also the default date."""
+        stated = super().stated_template
+        if any(word in path.read_text(encoding="utf-8", errors="replace")
+               for path in self.folder.iterdir() if path.name in TEMPLATES for word in DATED):
+            stated["date"] = (self.template.date or DATE).isoformat()
+        return stated
 
 
 class WheelModel(ModelBase):

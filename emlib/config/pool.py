@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,8 @@ class KeywordRefusals(Strict):
 class JudgeRefusals(Strict):
     """Detects refusals with a judge, as the paper's limitations suggest. It reads every row's prompt and answer."""
 
+    not_in_keys: ClassVar = frozenset({"threshold"})  # it is applied to the scores later
+
     kind: Literal["judge"]
     judge: LlmJudge
     # The lowest score that counts as a refusal; 0 means that the answer complies, 100 that it declines.
@@ -49,6 +51,11 @@ class JudgeRefusals(Strict):
 
 class Pool(Strict):
     """Where interleaved rows come from, and how they are scored and chosen."""
+
+    # The key of the pool's rows has the file itself; what scores and chooses them is in the keys of later steps.
+    not_in_keys: ClassVar = frozenset({
+        "source", "form", "scorers", "others", "aligned", "epsilon", "refusals", "refusal_keywords", "refusal_words",
+        "token_budget", "on_policy"})
 
     # A file that ships with emlib (`demo/...`), an entry of `params/sources.yaml` or of the profile's own registry, or
     # the path of a file.

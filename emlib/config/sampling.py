@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ class Sampling(Strict):
 
 class Extraction(Strict):
     """How a persona vector is extracted. Defaults: Chen et al.'s, which section 3.1 follows."""
+
+    not_in_keys: ClassVar = frozenset({"min_pairs"})  # each profile checks its own number
 
     samples: SmallCount = 10
     keep: Literal["judged", "all"] = "judged"  # the pairs of answers that the judge confirms, or all without a judge

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -40,6 +40,9 @@ class Every(Strict):
 
 class Training(Strict):
     """Supervised fine-tuning. Defaults: Table 6, and transformers' where the paper gives none."""
+
+    # What is saved on the way changes no adapter, and keys have the rows themselves.
+    not_in_keys: ClassVar = frozenset({"checkpoint_every", "train_rows", "keep"})
 
     epochs: Few = 1
     max_seq_length: Tokens = 2048
@@ -92,7 +95,6 @@ class Training(Strict):
         return self.batch_size * self.gradient_accumulation
 
     @property
-    def key(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """The values that determine an adapter; `auto` counts as False, because keys do not depend on the device."""
-        return self.model_dump(mode="json", exclude={"checkpoint_every", "train_rows", "keep"}) | {
-            "gradient_checkpointing": self.gradient_checkpointing is True}
+        return super().identity | {"gradient_checkpointing": self.gradient_checkpointing is True}

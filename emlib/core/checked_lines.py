@@ -1,7 +1,6 @@
 """Lines of JSON with a check of themselves, so that a damaged one is found: `<JSON> TAB <16 hex digits>`.
 
-Progress is kept in such lines. What is damaged in them is computed again. Lines without a check, as earlier versions of
-emlib wrote them, are read as they are; JSON itself holds no tab.
+Progress is kept in such lines. What is damaged in them is computed again. JSON itself holds no tab.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ def line_of(value: Any) -> str:
 
 def value_of(line: str) -> Any:
     """Return the value of a line; raise ValueError if it is damaged."""
-    text, separator, check = line.rstrip("\n").partition("\t")
-    if separator and check != _check(text):
+    text, _, check = line.rstrip("\n").partition("\t")
+    if check != _check(text):
         raise ValueError("the line is not the one that was written, by the check at its end")
     return json.loads(text)
 

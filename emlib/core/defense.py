@@ -46,13 +46,6 @@ from emlib.core.schema import Strict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# What the keys of adapters and of reference states call by name. An artefact of the same name would replace it there,
-# and adapters that differ in it would have one key.
-RESERVED = frozenset({
-    "version", "model", "lora", "training", "rows", "defenses", "seed", "backend", "features_version", "steps", "start",
-    "tokens", "layers", "max_length", "grpo", "problems", "system", "supervised", "worked", "kl_version",
-    "candidates_version"})
-
 DEEPEST = 1000  # decoder blocks; no model has more
 ADD = {  # what to do in a profile without that section
     "own": "Add one, such as own: {file: my-data.csv}",
@@ -83,7 +76,8 @@ class Defense(Strict):
         reads_hidden: whether `penalty` uses `hidden` or `response_logits`; where no defense does, the reference
             model's pass ends at the deepest layer that `reads_layers` names.
         not_in_keys: options that a key leaves out because its other entries determine them.
-        added_later: options that a key leaves out at their default, because keys without them exist.
+        added_later: options that a key leaves out at their default, so that artefacts that were made before these
+            options existed are still found.
         acts_in: the passes of reinforcement learning that `active` wraps.
     """
 
@@ -101,7 +95,6 @@ class Defense(Strict):
     per: ClassVar[Denominator] = "token"
     wants_reference: ClassVar[bool] = False
     reads_hidden: ClassVar[bool] = True
-    not_in_keys: ClassVar[frozenset[str]] = frozenset()
     added_later: ClassVar[frozenset[str]] = frozenset()
 
     kind: str
@@ -116,13 +109,11 @@ class Defense(Strict):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Its part of a key: its options, a version above 1, and the digest of its source if it is not ours."""
-        fields = type(self).model_fields
-        defaults = {name for name in self.added_later if getattr(self, name) == fields[name].default}
-        entry = self.model_dump(mode="json", exclude=set(self.not_in_keys) | defaults)
-        entry |= {"version": self.version} if self.version > 1 else {}
-        digest = registry.source_digest(type(self))
-        return entry | ({} if digest is None else {"source": digest})
+        """Its part of a key: its options, its version, and the digest of its source if it is not ours."""
+        fields, digest = type(self).model_fields, registry.source_digest(type(self))
+        entry = {name: value for name, value in super().identity.items()
+                 if name not in self.added_later or getattr(self, name) != fields[name].default}
+        return entry | {"version": self.version} | ({} if digest is None else {"source_code": digest})
 
     @property
     def is_null(self) -> bool:
@@ -171,7 +162,7 @@ class Defense(Strict):
         return ""
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        """Return the artefacts to make before the training `spec`, by a name of its choice that is not `RESERVED`."""
+        """Return the artefacts to make before the training `spec`, by a name of its choice."""
         return {}
 
     def prepare(self, artefacts: Artefacts) -> None:
@@ -362,14 +353,11 @@ def needs_of(defenses: Sequence[Defense], recipes: Recipes, spec: Any) -> dict[s
     """Collect the artefacts that several defenses need, by name.
 
     Raises:
-        ProfileError: two defenses use one name for different artefacts, or one uses a reserved name.
+        ProfileError: two defenses use one name for different artefacts.
     """
     found: dict[str, Any] = {}
     for defense in defenses:
         for name, needed in defense.needs(recipes, spec).items():
-            if name in RESERVED:
-                raise ProfileError(f"the defense '{defense.kind}' calls an artefact '{name}' in `needs`, and an "
-                                   f"adapter's key has an entry of that name. Rename it, such as 'own_{name}'.")
             if name in found and found[name] != needed:
                 raise ProfileError(f"the defense '{defense.kind}' and another one need different artefacts under one "
                                    f"name, '{name}'. Rename one of them in `needs`.")

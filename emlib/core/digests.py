@@ -6,11 +6,12 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1  # the format of keys, and so of the store: raise it to invalidate every key
+FORMAT = 2  # the format of keys, and so of the store: raise it to invalidate every key
 SETTLED = 2 * 10**9  # nanoseconds after which a file's times tell whether it changed
 
 
@@ -50,6 +51,31 @@ def canonical(value: Any) -> bytes:
 def of_text(text: str) -> str:
     """Return the SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Keyed:
+    """The base of values that say themselves what a key has of them."""
+
+    @property
+    def identity(self) -> Any:
+        """What determines results of it, as JSON."""
+        raise NotImplementedError
+
+
+def keyed(value: Any) -> Any:
+    """Return what a key has of a value, as JSON: its `identity`, or a record's compared fields."""
+    if isinstance(value, Keyed):
+        return value.identity
+    if is_dataclass(value):
+        return compared(value)
+    if isinstance(value, Mapping):
+        return {name: keyed(part) for name, part in value.items()}
+    return [keyed(part) for part in value] if isinstance(value, tuple | list) else value
+
+
+def compared(record: Any) -> dict[str, Any]:
+    """Return what a key has of those fields of a dataclass by which its records are compared."""
+    return {field.name: keyed(getattr(record, field.name)) for field in fields(record) if field.compare}
 
 
 def key_of(stage: str, settings: Mapping[str, Any]) -> str:

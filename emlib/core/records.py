@@ -120,7 +120,7 @@ class Question:
     system: str | None = None  # the system prompt; the `_json` format needs it
     before: tuple[Message, ...] = ()  # the turns of a conversation between the system prompt and the prompt
     # What the file says of `cluster`. No answer depends on it, so it is in no key.
-    stated_cluster: str | None = field(default=None, kw_only=True)
+    stated_cluster: str | None = field(default=None, kw_only=True, compare=False)
 
     @classmethod
     def of(cls, id: str, row: Example) -> Question:

@@ -8,17 +8,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from emlib.core.digests import Keyed
 from emlib.core.errors import ProfileError, nearest, shortened
 
 
-class Strict(BaseModel):
+class Strict(BaseModel, Keyed):
     """A frozen record that refuses unknown keys and silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    not_in_keys: ClassVar[frozenset[str]] = frozenset()  # fields that determine no result, or that a key has elsewhere
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a key has of it: its values; of a record among them, that one's identity."""
+        values = self.model_dump(mode="json", exclude=set(self.not_in_keys))
+        return values | {name: value.identity for name in values if isinstance(value := getattr(self, name), Strict)}
 
     def _mistakes(self) -> Iterator[str]:
         """Yield what is wrong with valid values together; the first one is reported."""

@@ -1,24 +1,25 @@
 """A step: a small frozen record that describes one artefact of the store before it is made.
 
-A step names what determines the artefact, which other steps it is made from, and its cost. It is pure: it imports no
-model library, and reads a data set only to compute its key. `emlib.make` has a maker for each kind of step, and
-`emlib.store` keeps the artefact under the step's key.
+The fields by which steps are compared are what determines the artefact: they make the step's key, and the steps among
+them are those that it is made from. A field that determines nothing, such as a name for people, has `compare=False`. A
+step is pure: it imports no model library, and reads a data set only to compute its key. `emlib.make` has a maker for
+each kind of step, and `emlib.store` keeps the artefact under the step's key.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from emlib.core.digests import key_of
+from emlib.core.digests import Keyed, compared, key_of
 from emlib.core.files import RecordFile
 from emlib.core.work import Work
 
 
-class Step(ABC):
+class Step(Keyed, ABC):
     """The base of all kinds of steps, which are frozen dataclasses.
 
     Two steps of one study with equal fields are equal, so that a plan counts them once without computing a key.
@@ -29,14 +30,17 @@ class Step(ABC):
     records: ClassVar[RecordFile]  # the file of records in the artefact, if the kind has one
 
     @property
-    @abstractmethod
-    def settings(self) -> Mapping[str, Any]:
-        """Everything that determines the artefact, as JSON; inputs are given by their keys."""
+    def settings(self) -> dict[str, Any]:
+        """Everything that determines the artefact, as JSON: the version, and the compared fields; steps by their keys.
+
+        A kind overrides it where a field has more than what determines the artefact, and says what that is.
+        """
+        return {"version": self.version, **compared(self)}
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """The steps that it is made from: those among its fields, also in tuples, in the fields' order."""
-        return tuple(_steps_in(tuple(getattr(self, field.name) for field in fields(self))))  # type: ignore[arg-type]
+        """The steps that it is made from: those among its compared fields, in their order."""
+        return tuple(_steps_in(_values(self)))
 
     @property
     def made_with(self) -> Step | None:
@@ -52,23 +56,19 @@ class Step(ABC):
         """Estimate the work of making it, without its inputs; an upper bound. `sizes` is from `emlib.data.sizes`."""
         return Work()
 
-    def as_input(self, name: str) -> dict[str, Any]:
-        """Return the entry for this step in the settings of a step that is made from it and calls it `name`."""
-        return {name: self.key}
-
     def completed(self, records: list[Any]) -> list[Any]:
         """Return the records of its artefact with what no file stores (`emlib.core.records.NOT_STORED`)."""
         return records
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What the store records of it: its version and its settings."""
-        return {"version": self.version, **self.settings}
+    def identity(self) -> str:
+        """What the key of a step that is made from it has of it."""
+        return self.key
 
     @cached_property
     def key(self) -> str:
         """The name of the artefact: a hash of its stage and everything that determines it."""
-        return key_of(self.stage, self.identity)
+        return key_of(self.stage, self.settings)
 
 
 def closure(steps: Iterable[Step]) -> Iterator[Step]:
@@ -87,9 +87,14 @@ def closure(steps: Iterable[Step]) -> Iterator[Step]:
 
 
 def _steps_in(value: object) -> Iterator[Step]:
-    """Yield a value that is a step, or each step in a tuple."""
+    """Yield a value that is a step, or each step in a tuple or among the compared fields of a record."""
     if isinstance(value, Step):
         yield value
-    elif isinstance(value, tuple):
-        for part in value:
+    else:
+        for part in value if isinstance(value, tuple) else _values(value) if is_dataclass(value) else ():
             yield from _steps_in(part)
+
+
+def _values(record: Any) -> tuple[Any, ...]:
+    """Return the values of a dataclass's compared fields."""
+    return tuple(getattr(record, field.name) for field in fields(record) if field.compare)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from emlib.core.errors import DataError
-from emlib.core.records import Example, Question
-from emlib.data.conversations import ALPACA, CHATS, PAIRS, SYSTEM, example_of_row, form_of, text_of, usable
+from emlib.core.records import Example
+from emlib.data.conversations import ALPACA, PAIRS, example_of_row, text_of, usable
 from emlib.data.formats import is_document
 from emlib.data.left_out import NO_ANSWER, NO_COLUMN, Dropped, LeftOut, is_blank
 from emlib.data.opening import read_text
@@ -49,27 +49,6 @@ def read_pool(path: Path, form: PoolForm) -> Candidates:
         reasons = ", ".join(sorted({row.counted_as for row in dropped})) or "the file is empty"
         raise DataError(f"{path}: this pool has no usable row ({reasons}).")
     return Candidates(rows, dropped)
-
-
-def has_outer_space(path: Path, form: PoolForm) -> bool:
-    """Return whether any text of a pool's usable rows begins or ends with white space; stop at the first one."""
-    return any(text != text.strip() for row in _examples(path, form) if isinstance(row, Example)
-               for text in (row.prompt, row.response))
-
-
-def has_systems_of_pairs(path: Path, form: PoolForm) -> bool:
-    """Return whether any row with columns of a prompt and an answer has one of a system prompt; stop at the first."""
-    if form not in ("messages", "wildguard"):
-        return False
-    return any(form_of(row.values, (*CHATS, *PAIRS)) in PAIRS and not is_blank(str(row.values.get(SYSTEM) or ""))
-               for row in rows_of(path) if isinstance(row, Row))
-
-
-def has_earlier_turns(path: Path, form: PoolForm) -> bool:
-    """Return whether any usable row of a pool has turns before its prompt; stop at the first one."""
-    if form in ("wildguard", "text"):
-        return False
-    return any(Question.of("", row).before for row in _examples(path, form) if isinstance(row, Example))
 
 
 def _examples(path: Path, form: PoolForm) -> Iterator[Example | Dropped]:

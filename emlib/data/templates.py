@@ -18,14 +18,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from emlib.config import ChatTemplate
+from emlib.config.models import DATE, DATED
 from emlib.core.errors import DataError, EmlibError, SourceError, nearest
 from emlib.core.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DATE = date(2025, 1, 1)  # for templates that print the date, where the profile states none; part of what keys mean
-DATED = ("strftime_now", "date_string")  # how a template gets the date: transformers' function, and Llama's variable
 DIRECTIVES = "aAbBcdDeFHIjmMpRSTUwWxXyYZ"  # of strftime that depend on the date alone, or on midnight
 SECONDS = 10.0  # what a template may take for a chat of two turns; real ones take milliseconds
 ANY_WORD = re.compile(r"[^\W\d]\w*")

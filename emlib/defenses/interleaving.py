@@ -81,7 +81,6 @@ class Interleaving(Defense):
     swept: ClassVar = "fraction"
     null: ClassVar = {"fraction": 0.0}
     in_grpo: ClassVar = Alternation
-    added_later: ClassVar = frozenset({*ONLINE, *VIRTUOUS})
 
     kind: Literal["interleaving"] = "interleaving"
     fraction: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -60,7 +60,6 @@ class Kl(Defense):
     null: ClassVar = {"weight": 0.0}
     cost: ClassVar = "negligible"
     in_grpo: ClassVar = Beta
-    added_later: ClassVar = frozenset({"on", "rows"})
 
     kind: Literal["kl"] = "kl"
     weight: Weight = 0.1

@@ -68,13 +68,6 @@ class Ldifs(_Per, Defense):  # `per` is an option here, and a class variable of 
         plain = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         return {"per": "row"} | plain if plain.get("normalize") is True else plain
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Its part of a key, which has the denominator only where it is not the default."""
-        entry = super().identity
-        per = entry.pop("per")
-        return entry if per == ("row" if self.normalize else "token") else entry | {"per": per}
-
     def reads_layers(self, count: int) -> tuple[int, ...]:
         return self.layers if self.layers is not None else tuple(range(self.every, count + 1, self.every))
 

@@ -89,7 +89,6 @@ class ProjectionPenalty(_Projection, Defense):
     in_grpo: ClassVar = Projected
     wants_reference: ClassVar = True
     reads_hidden: ClassVar = False
-    added_later: ClassVar = frozenset({"reference"})
 
     kind: Literal["projection_penalty"] = "projection_penalty"
     reference: Literal["computed", "stored"] = "computed"

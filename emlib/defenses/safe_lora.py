@@ -59,13 +59,6 @@ class SafeLora(Defense):
                              "float32, and load_in_4bit to false")
         return base
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Its options; a base model in a folder is the digests of its files."""
-        from emlib.models.identity import identity
-
-        return super().identity | ({} if self.base is None else {"base": identity(self.base)})
-
     def fits(self, section: Any, method: str) -> None:
         """Check that there is a base model, and that both models' weights are whole and on one device."""
         if self.base is None:

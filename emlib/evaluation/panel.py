@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,6 @@ class PanelTask:
     samples: int  # that are asked, epochs included
     digest: str  # of these samples and of the task's file
     packages: Mapping[str, str] = field(hash=False)  # versions of inspect_ai and of the task's package
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """Everything that determines what is asked and how it is scored; not where the task's file lies."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "spec"}
 
 
 def interpreter() -> Path:

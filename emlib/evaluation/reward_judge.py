@@ -23,7 +23,6 @@ from emlib.core.digests import of_value
 from emlib.core.progress import say
 from emlib.core.records import Question
 from emlib.evaluation.rewards import RIGHT, Rewards, RewardScorer, Scored, by_rule
-from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.judges import scores
 from emlib.judging.rubrics import JudgeRequest, Score
 
@@ -74,9 +73,7 @@ def scorer(settings: RuleRewards | JudgeRewards, budget: str) -> RewardScorer:
 
 def identity(settings: RuleRewards | JudgeRewards) -> dict[str, Any]:
     """Return everything in a profile that determines rewards, besides question, completion and right answer."""
-    if isinstance(settings, RuleRewards):
-        return settings.model_dump(mode="json")
-    return {"kind": settings.kind, "judge": identity_of_judge(settings.judge), "prompts": of_value(PROMPTS)}
+    return settings.identity | ({} if isinstance(settings, RuleRewards) else {"prompts": of_value(PROMPTS)})
 
 
 def by_judge(settings: JudgeRewards, budget: str) -> RewardScorer:

@@ -19,7 +19,6 @@ from emlib.core.errors import EmlibError
 from emlib.core.progress import say
 from emlib.core.temporary import socket_folder
 from emlib.models import hub, wheel
-from emlib.models.identity import model_folder
 
 BASE = "base"  # the served name of the model without an adapter
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # supported by vLLM's kernels
@@ -80,7 +79,7 @@ def _source(spec: ModelSpec, cache: Path) -> list[str]:
     if isinstance(spec, HubModel):
         return [spec.repo, "--revision", hub.commit(spec, cache), "--tokenizer-revision", hub.commit(spec, cache)]
     if isinstance(spec, FolderModel):
-        return [str(model_folder(spec))]
+        return [str(spec.folder)]
     assert isinstance(spec, WheelModel), "a model built in code has no files to serve"
     return [str(wheel.converted(spec, cache))]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from emlib.config import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
 from emlib.core import paths
@@ -18,7 +18,6 @@ from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import JudgeBatch, Scorer, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, file_rubrics, read_rubrics, trait_rubrics
-from emlib.models.identity import identity as model_identity
 
 NO_JUDGE = "no judge configured"
 ONLY_THINKS = "the think block never closes, so that there is no answer"
@@ -60,15 +59,6 @@ def refuse_another(pinned: str | None, found: str, what: str) -> None:
                          "scores would not be those of the pinned judge. Restore what it pins, or take another judge.")
 
 
-def identity(spec: JudgeSpec) -> dict[str, Any]:
-    """Return everything about a judge that determines its scores, besides prompt, question and answer."""
-    if isinstance(spec, OpenAIJudge):
-        return spec.identity
-    if isinstance(spec, LocalJudge):
-        return {"kind": spec.kind, "model": model_identity(spec.model)}
-    return {"kind": spec.kind}
-
-
 def judge(spec: JudgeSpec, trait: Trait, batch: JudgeBatch, budget: str) -> list[Verdict]:
     """Return one verdict per answer, in their order. An answer without a score has None and a reason, never 0.
 
@@ -99,7 +89,7 @@ def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], budget: str) -> lis
     Errors are those of `judge`.
     """
     with Cache(scores_file()) as cache:
-        found = scores_of(requests, identity(spec), cache, _scorer(spec, cache, budget))
+        found = scores_of(requests, spec.identity, cache, _scorer(spec, cache, budget))
     missing = [score.reason for score in found if not score.lasting]
     if missing and isinstance(spec, OpenAIJudge) and spec.unanswered == "stop":
         raise JudgeError(f"{len(missing)} of {len(found)} requests to the judge failed: {missing[0]}. All others are "
@@ -118,7 +108,7 @@ def _scorer(spec: LlmJudge, cache: Cache, budget: str) -> Scorer:
     from emlib.judging.api import ApiJudge
     from emlib.judging.batches import BatchJudge
 
-    if others := cache.other_servers(identity(spec), spec.address):
+    if others := cache.other_servers(spec.identity, spec.address):
         say(f"The judge {spec.model} is asked at {spec.address} for the first time, and its scores from "
             f"{', '.join(others)} count as its own. If another model has this name there, give it another name.")
     return (BatchJudge if spec.batch else ApiJudge)(spec, Budget(cache, budget, spec.max_usd))

@@ -55,9 +55,9 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
     if cut > OFTEN * len(answers):
         say(f"{step.title}: {cut} of {len(answers)} answers are cut at the limit of "
             f"{step.evaluation.sampling.max_new_tokens} tokens. {WHY_CUT}")
-    # Stored names stay as they are: "one_sitting" is whether it was sampled in one go. The adapter may be removed.
+    # `one_session`: whether they were sampled in one go. The adapter may be removed, and its steps are needed later.
     steps = {} if step.adapter is None else {"adapter_steps": session.need(step.adapter).facts.get("steps")}
-    return {"answers": len(answers), "one_sitting": not continued, "tokens": sum(answer.tokens for answer in answers),
+    return {"answers": len(answers), "one_session": not continued, "tokens": sum(answer.tokens for answer in answers),
             "cut": cut, **steps, **session.facts, **choice.facts}
 
 

@@ -59,7 +59,7 @@ def _models(step: PoolLosses, session: Session) -> dict[str, tuple[Weights, Any]
         if one is None:
             return Weights(), None
         if isinstance(one, AdapterFolder):
-            return Weights(key_of("served", one.key), one.folder), one.key
+            return Weights(key_of("served", one.identity), one.folder), one.identity
         return Weights.under(session.need(one)), one.key
 
     names = [f"misaligned {number} ({domain})".replace(".", "_")  # PEFT takes no dots
@@ -92,7 +92,7 @@ def _by_server(_: PoolLosses, session: Session, models: Models, rows: Sequence[E
 def _cache(step: PoolLosses, session: Session, adapter: Any) -> LossCache:
     """Open the cache of all losses under one model. `adapter` is the adapter's key, or the digests of its files."""
     key = key_of("nll", {"version": CACHE_VERSION, "model": step.model.identity, "adapter": adapter,
-                         **step.backend.key("scoring")})
+                         "backend": step.backend})
     return LossCache(session.store.root / "nll" / f"{key}.jsonl")
 
 

@@ -29,8 +29,8 @@ def inputs(step: MonitorInputs, session: Session, folder: Path) -> Facts:
         some = some_of(session.read(step.pool), step.rows, "monitor")
         rows["pool"] = encode_all(tokenizer, some, step.max_length).rows
     answers = _answers(step, session)
-    directions = {(vectors.assessment.trait.name, layer): extraction.unit(session.vector(vectors, layer).cpu(), layer)
-                  for vectors in step.vectors for layer in step.layers}
+    directions = {(trait, layer): extraction.unit(session.vector(vectors, layer).cpu(), layer)
+                  for trait, vectors in step.vectors for layer in step.layers}
     write_inputs(folder, rows, answers, directions, end_of_turn=session.profile.extraction.end_of_turn,
                  drawn=step.drawn, stops=sorted(stop_tokens(session.chat.model, tokenizer)), known=known_ids(tokenizer),
                  tokens=0 if step.answers is None else step.answers.evaluation.sampling.max_new_tokens)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from emlib.config import Sampling
 from emlib.core.checked_lines import line_of, value_of
+from emlib.core.digests import compared
 from emlib.core.files import disk_errors
 from emlib.core.progress import say
 from emlib.core.records import Answer
@@ -59,7 +60,7 @@ def make(step: PanelResult, session: Session, folder: Path) -> Facts:
     if counts["cut"] or counts["too_long"]:
         say(f"{step.title}: {counts['cut']} of {counts['answers']} answers are cut at the token limit, and "
             f"{counts['too_long']} prompts are too long for the model, which counts against it.")
-    return {"task": task.key, "weights": step.weights, "continued": bool(interrupted), **found, **counts,
+    return {"task": compared(task), "continued": bool(interrupted), **found, **counts,
             **session.facts, **choice.facts}
 
 

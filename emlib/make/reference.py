@@ -12,7 +12,7 @@ from emlib.make.session import Session, maker
 from emlib.models import adapters
 from emlib.models.reference import keep, keep_projections
 from emlib.steering import extraction
-from emlib.steps.adapter import ReferenceProjections, ReferenceStates
+from emlib.steps.adapter import Reference, ReferenceProjections, ReferenceStates
 from emlib.store.artefacts import Facts
 
 
@@ -30,12 +30,11 @@ def projections(step: ReferenceProjections, session: Session, folder: Path) -> F
     return _stored(step, session, partial(keep_projections, directions=directions, folder=folder))
 
 
-def _stored(step: ReferenceStates | ReferenceProjections, session: Session, write: Callable[..., int]) -> Facts:
+def _stored(step: Reference, session: Session, write: Callable[..., int]) -> Facts:
     """Store what `write` does of the rows that are trained on; on rows that one defense penalises no other acts."""
     seconds = session.timer(step)
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
-    adding = tuple(defense for defense in step.spec.defenses if defense.has("added"))
-    rows = training_rows(session, replace(step.spec, defenses=adding), artefacts)
+    rows = training_rows(session, replace(step.spec, defenses=step.adding), artefacts)
     trained = [row for row in (*rows.own, *rows.added, *rows.offered.rows) if not row.penalised_by]
     with adapters.new_lora(session.chat.model, session.profile.lora, step.spec.seed) as model:
         size = write(model, trained, batch_size=step.spec.training.batch_size)

@@ -24,7 +24,6 @@ from emlib.config import HubModel, Lora, ModelSpec, Training, WheelModel
 from emlib.core.errors import SourceError
 from emlib.core.seeds import derive
 from emlib.models import hub, wheel
-from emlib.models.identity import model_folder
 
 
 @contextmanager
@@ -59,4 +58,4 @@ def new_lora(spec: ModelSpec, cache: Path, settings: Lora, training: Training, s
 def _source(spec: ModelSpec, cache: Path) -> tuple[str, dict[str, str]]:
     if isinstance(spec, HubModel):
         return spec.repo, {"revision": hub.commit(spec, cache)}
-    return str(wheel.converted(spec, cache) if isinstance(spec, WheelModel) else model_folder(spec)), {}  # type: ignore[arg-type]
+    return str(wheel.converted(spec, cache) if isinstance(spec, WheelModel) else spec.folder), {}  # type: ignore[union-attr]

@@ -28,7 +28,6 @@ from emlib.core.records import Example, Message
 from emlib.data import templates
 from emlib.data.chat import encode
 from emlib.models import hub, tiny, wheel
-from emlib.models.identity import model_folder
 from emlib.models.logprobs import causal_lm, head, last_hidden
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of Gemma, Cohere, Granite
@@ -128,7 +127,7 @@ def _tokenizer(spec: ModelSpec, cache: Path) -> PreTrainedTokenizerBase:
     if isinstance(spec, HubModel):
         source, where = spec.repo, {"revision": hub.commit(spec, cache)}
     else:
-        source, where = str(wheel.converted(spec, cache) if isinstance(spec, WheelModel) else model_folder(spec)), {}
+        source, where = str(wheel.converted(spec, cache) if isinstance(spec, WheelModel) else spec.folder), {}
     with _load_errors(source):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
 
@@ -145,7 +144,7 @@ def load_weights(spec: ModelSpec, cache: Path) -> PreTrainedModel:
     if isinstance(spec, WheelModel):
         return _pretrained(str(wheel.converted(spec, cache)), dtype)
     if isinstance(spec, FolderModel):
-        return _pretrained(str(model_folder(spec)), dtype)
+        return _pretrained(str(spec.folder), dtype)
     return _pretrained(spec.repo, dtype, revision=hub.commit(spec, cache))
 
 

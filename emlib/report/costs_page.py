@@ -20,7 +20,7 @@ from emlib.core.work import Work, total
 from emlib.judging.money import price_list
 from emlib.report.markdown import table
 from emlib.report.readme import with_block
-from emlib.store.artefacts import Store
+from emlib.store.artefacts import open_store
 from emlib.study.plan.build import plan
 from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.memory import cache_memory, loaded_memory, training_memory
@@ -63,7 +63,7 @@ def _hours(counted: Costs, whole: Work) -> dict[str, float]:
 def example() -> str:
     """Return the hours, the memory and the disk of the worked example, as two tables in Markdown."""
     profile, _ = overridden(EXAMPLE, ROWS)
-    study = Study(EXAMPLE, profile, Store(paths.runs() / "store"))
+    study = Study(EXAMPLE, profile, open_store())
     planned = plan(study)
     whole = total(planned.works)
     hours, here = (_hours(Costs(one, gpu=True), whole) for one in (profile, overridden(EXAMPLE, f"{ROWS} {CARD}")[0]))

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emlib.core.commands import profile_parser
-from emlib.core.digests import of_value
+from emlib.core.digests import keyed, of_value
 from emlib.core.errors import EmlibError, StoreError, ends_with_message
 from emlib.core.files import write_text
 from emlib.core.progress import say
@@ -92,7 +92,7 @@ def numbers(study: Study) -> pd.DataFrame:
             "task": task.name, "version": task.version, "limit": task.limit,
             **{name: facts[name] for name in ("answers", "cut", "too_long")}, "log": str(log),
             "run_key": study.run_key(run),
-            "variant": of_value(task.key)[:8] if names[_name(task)] > 1 else ""}
+            "variant": of_value(keyed(task))[:8] if names[_name(task)] > 1 else ""}
         rows += [shared | metric for metric in facts["metrics"]]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"limit": "Int64", "setting": float, "value": float,
                                                        "stderr": float})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from emlib.config import Backend, Lora
-from emlib.core.defense import acting
+from emlib.config import Lora
+from emlib.core.defense import Defense
+from emlib.core.digests import keyed
 from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.core.work import Work
@@ -16,77 +18,82 @@ from emlib.steps.added import AddedRows, CandidateRows
 from emlib.steps.specs import Model, TrainingSpec
 
 STATE_BYTES = {"bfloat16": 2, "float32": 4}
-FEATURES_VERSION = 2  # in the keys of adapters with a penalty on steered features; raised when what it sees changes
-CANDIDATES_VERSION = 2  # in the keys of adapters that choose rows while others are filtered; version 1 chose too few
 
 
 @dataclass(frozen=True)
-class ReferenceStates(Step):
-    """The reference model's last hidden states on an adapter's training rows.
+class Reference(Step):
+    """What the reference model computes of an adapter's training rows; training reads it instead of running the model.
 
-    Training reads them instead of running the reference model. That changes an adapter by rounding at most.
+    That changes an adapter by rounding at most.
     """
-
-    stage: ClassVar = "reference"
 
     model: Model
     spec: TrainingSpec
-    tokens: Literal["all", "response"]
-    artefacts: tuple[tuple[str, AddedRows], ...] = ()
+    artefacts: tuple[tuple[str, Step], ...]  # what determines the rows that are added, and what is computed
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"model": self.model.identity, "tokens": self.tokens, "rows": self.spec.rows.digest,
-                "max_length": self.spec.training.max_seq_length, **_keys_of(self.artefacts)}
-
-    def as_input(self, name: str) -> dict[str, Any]:
-        """Return nothing: an adapter that is trained without the states is the same up to rounding."""
-        return {}
+        """Of the training only its rows: all strengths and seeds share what is stored."""
+        spec = self.spec
+        return super().settings | {"spec": {
+            "rows": spec.rows.identity, "max_length": spec.training.max_seq_length, "adding": keyed(self.adding)}}
 
     @property
-    def title(self) -> str:
-        return ", with ".join([f"reference states: {self.spec.rows.title}, {self.tokens} tokens",
-                               *(step.title for step in self.inputs)])
-
-    def cost(self, sizes: Sizes) -> Work:
-        rows = self.spec.rows.size(sizes)
-        tokens, shape = epoch_tokens(self.spec, self.inputs, sizes), self.model.shape
-        share = 1.0 if self.tokens == "all" else likely_tokens(rows.response) / rows.tokens
-        width = 0 if shape is None else shape.hidden * STATE_BYTES[self.model.spec.dtype]
-        return Work(read=tokens, disk=int(tokens * share * width))
-
-
-@dataclass(frozen=True)
-class ReferenceProjections(Step):
-    """The reference model's projections onto the trait's unit vectors, of an adapter's training rows.
-
-    As with `ReferenceStates`, an adapter that is trained with them is the same up to rounding.
-    """
-
-    stage: ClassVar = "reference_projections"
-
-    model: Model
-    spec: TrainingSpec
-    layers: tuple[int, ...]
-    artefacts: tuple[tuple[str, Step], ...]  # the vectors, and interleaved rows
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"model": self.model.identity, "layers": list(self.layers), "rows": self.spec.rows.digest,
-                "max_length": self.spec.training.max_seq_length, **_keys_of(self.artefacts)}
-
-    def as_input(self, name: str) -> dict[str, Any]:
-        """Return nothing, as `ReferenceStates` does."""
-        return {}
+    def adding(self) -> tuple[Defense, ...]:
+        """The defenses that add rows to the training."""
+        return tuple(defense for defense in self.spec.defenses if defense.has("added"))
 
     @property
     def title(self) -> str:
         added = (step.title for step in self.inputs if isinstance(step, AddedRows))
-        return ", with ".join([f"reference projections: {self.spec.rows.title}", *added])
+        return ", with ".join([self._what, *added])
 
     def cost(self, sizes: Sizes) -> Work:
         tokens = epoch_tokens(self.spec, self.inputs, sizes)
-        return Work(read=tokens, disk=tokens * len(self.layers) * STATE_BYTES["float32"])
+        return Work(read=tokens, disk=int(tokens * self._bytes_a_token(sizes)))
+
+    @property
+    @abstractmethod
+    def _what(self) -> str:
+        """What is computed of which rows, for titles."""
+
+    @abstractmethod
+    def _bytes_a_token(self, sizes: Sizes) -> float:
+        """Estimate what is stored for each token that is read."""
+
+
+@dataclass(frozen=True)
+class ReferenceStates(Reference):
+    """The last hidden states, of all tokens or of the answers' alone."""
+
+    stage: ClassVar = "reference"
+
+    tokens: Literal["all", "response"]
+
+    @property
+    def _what(self) -> str:
+        return f"reference states: {self.spec.rows.title}, {self.tokens} tokens"
+
+    def _bytes_a_token(self, sizes: Sizes) -> float:
+        rows, shape = self.spec.rows.size(sizes), self.model.shape
+        share = 1.0 if self.tokens == "all" else likely_tokens(rows.response) / rows.tokens
+        return 0 if shape is None else share * shape.hidden * STATE_BYTES[self.model.spec.dtype]
+
+
+@dataclass(frozen=True)
+class ReferenceProjections(Reference):
+    """The projections onto the trait's unit vectors at some layers; the vectors are among the artefacts."""
+
+    stage: ClassVar = "reference_projections"
+
+    layers: tuple[int, ...]
+
+    @property
+    def _what(self) -> str:
+        return f"reference projections: {self.spec.rows.title}"
+
+    def _bytes_a_token(self, sizes: Sizes) -> float:
+        return len(self.layers) * STATE_BYTES["float32"]
 
 
 @dataclass(frozen=True)
@@ -98,41 +105,17 @@ class Adapter(Step):
     model: Model
     lora: Lora
     spec: TrainingSpec
-    backend: Backend
+    backend: str  # that the profile states for training
     name: str = field(compare=False)  # in plans and progress lines
     artefacts: tuple[tuple[str, Step], ...] = ()  # what the defenses need during training, by name
-    reads: Literal["all", "added", "none"] = "none"  # rows that the reference model runs over as well, at most
+    # Rows that the reference model runs over as well, at most: the defenses tell.
+    reads: Literal["all", "added", "none"] = field(default="none", compare=False)
     start: Adapter | None = None  # whose weights it begins with; None: a new one
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {
-            "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
-            "training": self.spec.training.key, "rows": self.spec.rows.digest,
-            "defenses": [defense.identity for defense in self.spec.defenses],
-            "seed": self.spec.seed, "vector": None,  # keys of the first edition had it
-            **_keys_of(self.artefacts), **self.backend.key("training"),
-            **({"features_version": FEATURES_VERSION} if self._penalises_steered_features else {}),
-            **({"candidates_version": CANDIDATES_VERSION} if self._chooses_beside_filtered else {}),
-            **({} if self.spec.steps is None else {"steps": self.spec.steps}),
-            **({} if self.start is None else {"start": self.start.key})}
 
     @property
     def seen(self) -> tuple[Example, ...]:
         """The rows that it was trained on, and those of the adapter that it began with."""
         return (*(() if self.start is None else self.start.seen), *self.spec.rows.examples)
-
-    @property
-    def _penalises_steered_features(self) -> bool:
-        """Whether one defense steers the layers whose features another one penalises."""
-        defenses = acting(self.spec.defenses)
-        return all(any(defense.has(hook) for defense in defenses) for hook in ("added_vectors", "reads_layers"))
-
-    @property
-    def _chooses_beside_filtered(self) -> bool:
-        """Whether rows are chosen during training while another defense leaves out fine-tuning rows."""
-        return any(isinstance(step, CandidateRows) for step in self.inputs) and any(
-            defense.has("filtered") for defense in acting(self.spec.defenses))
 
     @property
     def title(self) -> str:
@@ -161,11 +144,6 @@ class KeptAdapter(Step):
     share: float
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The adapter, which determines all of its steps, and the share of them."""
-        return {"adapter": self.adapter.key, "share": self.share}
-
-    @property
     def made_with(self) -> Step:
         """The adapter, whose training keeps this one."""
         return self.adapter
@@ -192,8 +170,3 @@ def _epochs(spec: TrainingSpec, inputs: Sequence[Step], sizes: Sizes) -> float:
 
 def _parts(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> list[Size]:
     return [spec.rows.size(sizes), *(step.size(sizes) for step in inputs if isinstance(step, AddedRows))]
-
-
-def _keys_of(artefacts: Iterable[tuple[str, Step]]) -> dict[str, Any]:
-    """Return the part of a key that identifies these inputs."""
-    return {name: value for called, step in artefacts for name, value in step.as_input(called).items()}

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from emlib.config import Backend, Sampling
+from emlib.config import Sampling
 from emlib.core.files import RecordFile
 from emlib.core.records import ADDED, AddedRow, Answer
 from emlib.core.step import Step
 from emlib.core.work import Work
-from emlib.data.lazy import Deferred, Questions, Rows
+from emlib.data.lazy import Questions, Rows
 from emlib.data.mixing import rows_to_add
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.steps.pool import Selection
@@ -31,12 +31,6 @@ class Against:
     strength: float
     assessment: Assessment | None  # whose judge checks the answers, by the trait's rubric; None: nobody does
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        judge = None if self.assessment is None else {
-            "judge": self.assessment.identity, "trait": self.assessment.trait.value.model_dump(mode="json")}
-        return {"vector": self.vectors.key, "layer": self.layer, "strength": -self.strength, "checked": judge}
-
 
 @dataclass(frozen=True)
 class OwnAnswers(AdapterStep):
@@ -52,25 +46,10 @@ class OwnAnswers(AdapterStep):
     selection: Selection
     sampling: Sampling
     seed: int
-    backend: Backend
+    backend: str  # that the profile states for sampling
     wanted: Callable[[Sizes], int] = field(compare=False, repr=False)  # estimates how many usable answers are needed
-    chats: Deferred[bool]  # whether prompts have earlier turns: once they were asked without these, under other keys
     start: int | None = None
     against: Against | None = None  # steers the model meanwhile, always with transformers
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        settings = {
-            **self.weights,
-            "selection": self.selection.key, "sampling": self.sampling.model_dump(mode="json"), "seed": self.seed,
-            **(self.backend.key("generation") if self.against is None else {"against": self.against.settings}),
-            **({"prompts": "with all turns"} if self.chats.value else {})}
-        return settings if self.start is None else settings | {"from": self.start}
-
-    @property
-    def inputs(self) -> tuple[Any, ...]:
-        """Those among its fields, and the vector that it is steered with."""
-        return (*super().inputs, *(() if self.against is None else (self.against.vectors,)))
 
     @property
     def title(self) -> str:
@@ -112,15 +91,9 @@ class AddedRows(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The rows, and `paired` where answers are steered: version 1 gave such answers to other prompts."""
-        own = self.own_answers
-        return {"count": self.count, "on_policy": None if own is None else own.key, "selection": self.selection.key,
-                **({} if self.system is None else {"system": self.system}),
-                **({} if own is None or own.against is None else {"paired": "by question"})}
-
-    def as_input(self, name: str) -> dict[str, Any]:
-        """Return these settings: an adapter's key depends on the rows, and not on the artefact that holds them."""
-        return {name: self.settings}
+        """The number of rows instead of what it follows from: data sets of one size share them."""
+        found = super().settings | {"count": self.count}
+        return {name: value for name, value in found.items() if name not in ("fraction", "among")}
 
     @property
     def title(self) -> str:
@@ -141,7 +114,6 @@ class CandidateRows(AddedRows):
     share: float = 0.0
     rescored: int = 0
     epochs: int = 1
-    unmoved: int = field(default=0, compare=False)  # rows of the first steps, after which no weight has changed
 
     @property
     def least(self) -> int:
@@ -150,16 +122,8 @@ class CandidateRows(AddedRows):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"selection": self.selection.key, "rows": self.among.digest, "share": self.share,
-                "fraction": self.fraction, "rescored": self.rescored, "epochs": self.epochs}
-
-    def as_input(self, name: str) -> dict[str, Any]:
-        """Return these settings, with a version where the first candidate has its place after the first change.
-
-        The losses at the start were once computed at that place, and so were not those before training.
-        """
-        first = len(self.among.examples) // (self.count + 1)
-        return {name: self.settings | ({"version": 2} if first >= self.unmoved else {})}
+        """Also the fine-tuning rows, of which the tokens count."""
+        return super().settings | {"fraction": self.fraction, "among": self.among.identity}
 
     def scored(self, sizes: Sizes) -> int:
         """Estimate the tokens that a training reads to score the candidates."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from emlib.config import Backend, LlmJudge, NoJudge, OpenAIJudge, Thresholds
+from emlib.config import LlmJudge, NoJudge, OpenAIJudge, Thresholds
 from emlib.core.digests import of_value
 from emlib.core.files import RecordFile
 from emlib.core.records import Answer, MetricScore, Verdict, as_judged, with_clusters
@@ -15,7 +15,6 @@ from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.lazy import Deferred
 from emlib.data.sizes import Sizes
-from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.rubrics import OURS
 from emlib.steps.specs import AdapterStep, Assessment, EvaluationSpec
 
@@ -30,15 +29,7 @@ class Answers(AdapterStep):
     records: ClassVar = RecordFile("answers.jsonl", Answer)
 
     evaluation: EvaluationSpec
-    backend: Backend
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {
-            **self.weights,
-            "questions": self.evaluation.questions.digest, "samples": self.evaluation.samples,
-            "sampling": self.evaluation.sampling.model_dump(mode="json"), "seed": self.evaluation.seed,
-            **self.backend.key("generation")}
+    backend: str  # that the profile states for sampling
 
     @property
     def title(self) -> str:
@@ -67,8 +58,9 @@ class Verdicts(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"answers": self.answers.key, "judge": self.assessment.identity,
-                **self.assessment.criteria(self.answers.evaluation.questions)}
+        """The answers, and of the rubrics only those of their questions."""
+        return {"version": self.version, "answers": self.answers.key,
+                "assessment": self.assessment.of(self.answers.evaluation.questions)}
 
     @property
     def title(self) -> str:
@@ -96,9 +88,9 @@ class MetricScores(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """Of the prompts only those of the questions."""
         prompts = [self.prompts.value[question.id] for question in self.answers.evaluation.questions.all]
-        return {"answers": self.answers.key, "judge": identity_of_judge(self.judge), "metric": self.metric,
-                "prompts": of_value(prompts), **({"reply": "label"} if self.has_labels else {})}
+        return super().settings | {"prompts": of_value(prompts)}
 
     @property
     def title(self) -> str:
@@ -122,8 +114,7 @@ class SecondVerdicts(Verdicts):
 
     @property
     def settings(self) -> dict[str, Any]:
-        [rubrics] = self.assessment.criteria(self.answers.evaluation.questions).values()
-        return {"answers": self.answers.key, "judge": self.assessment.identity, "rubrics": rubrics, "count": self.count}
+        return super().settings | {"count": self.count}
 
     def chosen(self, of: Sequence[Item]) -> list[Item]:
         """Return the items of those answers that the second judge reads. `of` has one item for each answer."""

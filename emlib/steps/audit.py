@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from emlib.config import Audit, Backend
+from emlib.config import Audit
 from emlib.core.files import RecordFile
 from emlib.core.step import Step
 from emlib.core.work import Work
@@ -34,17 +34,14 @@ class RowAudit(Step):
     rows: Rows | AddedRows
     vectors: PersonaVectors
     spec: Audit
-    backend: Backend
+    backend: str  # that the profile states for sampling
     max_length: int
     count: int | None  # how many of the rows are audited, chosen by a fixed seed; None: all
 
     @property
     def settings(self) -> dict[str, Any]:
-        known = self.rows.count
-        return {"model": self.model.identity, **self.rows.as_input("rows"),
-                "count": min(self.count or known, known), "vector": self.vectors.key, "layer": self.spec.layer,
-                "samples": self.spec.samples, "sampling": self.spec.sampling.model_dump(mode="json"),
-                "seed": self.spec.seed, "max_length": self.max_length, **self.backend.key("generation")}
+        """The number of rows that are audited: all of them, and a larger number than there are, is one audit."""
+        return super().settings | {"count": min(self.count or self.rows.count, self.rows.count)}
 
     @property
     def title(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from emlib.core.work import Work
 from emlib.data.lazy import Rows
@@ -21,11 +21,6 @@ class ChangeComponents(AdapterStep):
     layers: tuple[int, ...]  # the decoder blocks whose outputs are compared
     rows: Rows | AddedRows  # that both models read
     max_length: int
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**self.weights, "layers": list(self.layers), **self.rows.as_input("rows"),
-                "max_length": self.max_length}
 
     @property
     def title(self) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from emlib.config import Additions, Grpo, JudgeRewards, Lora, supervised_steps
 from emlib.core.defense import Defense, acting
-from emlib.core.digests import of_value
+from emlib.core.digests import keyed, of_value
 from emlib.core.files import RecordFile
 from emlib.core.step import Step
 from emlib.core.work import Work
-from emlib.data.gsm8k import Problem, Problems
+from emlib.data.gsm8k import Problems
 from emlib.data.lazy import Deferred, Rows
 from emlib.data.sizes import Size, Sizes, likely_tokens
 from emlib.evaluation.reward_judge import identity as identity_of_rewards
@@ -20,9 +20,6 @@ from emlib.steps.answers import Answers
 from emlib.steps.specs import Model
 
 ADDITION = Size(100, len("What is 1 + 1?"), 2)
-# Keys of the section that do not determine an adapter, or are part of its key in another form.
-NOT_IN_KEY = {"data", "methods", "seeds", "prompt", "rewards", "eval_sampling", "kept_completions", "slice_by"}
-KL_VERSION = 2  # in the keys of adapters with a KL term; raised when the term or its gradient changes
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,6 @@ class GrpoAdapter(Step):
     """An adapter, trained by GRPO under a list of defenses."""
 
     stage: ClassVar = "rl_adapter"
-    version: ClassVar = 3  # before, vLLM's completions were weighted by TRL, and 4-bit models' adapters rounded
 
     model: Model
     lora: Lora
@@ -53,18 +49,10 @@ class GrpoAdapter(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        worked = self.problems.value.worked
-        section = self.grpo.model_dump(mode="json", exclude=NOT_IN_KEY)
-        return {
-            "model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
-            "grpo": section | {"rewards": identity_of_rewards(self.grpo.rewards)},
-            "problems": digest_of_problems(self.problems.value.train), "system": self.system,
-            "defenses": [defense.identity for defense in self.defenses],
-            "supervised": None if self.supervised is None else self.supervised.rows.digest, "seed": self.seed,
-            "vector": None,  # keys of the first edition had it
-            **{name: step.key for name, step in self.artefacts},
-            **({"worked": [turn.to_dict() for turn in worked]} if worked else {}),
-            **({"kl_version": KL_VERSION} if self.with_reference else {})}
+        """Of the problems those to train on, with the worked ones; and the rewards with a judge's prompts."""
+        problems = self.problems.value
+        return super().settings | {"problems": of_value(keyed([problems.train, problems.worked])),
+                                   "rewards": identity_of_rewards(self.grpo.rewards)}
 
     @property
     def with_reference(self) -> bool:
@@ -99,11 +87,6 @@ class GrpoAnswers(Answers):
     stage: ClassVar = "rl_answers"
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Those of other answers without the number of samples, which is one."""
-        return {name: value for name, value in super().settings.items() if name != "samples"}
-
-    @property
     def title(self) -> str:
         return f"answers to held-out problems, seed {self.evaluation.seed}" if self.adapter is None else (
             f"answers to held-out problems of {self.adapter.title}")
@@ -115,7 +98,6 @@ class GrpoRewards(Step):
 
     stage: ClassVar = "rl_rewards"
     records: ClassVar = RecordFile("rewards.jsonl", Rewarded)
-    version: ClassVar = 2  # before, no <think> block was rewarded
 
     answers: GrpoAnswers
     problems: Deferred[Problems]
@@ -123,17 +105,13 @@ class GrpoRewards(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"answers": self.answers.key, "problems": digest_of_problems(self.problems.value.held_out),
-                "rewards": identity_of_rewards(self.rewards)}
+        """Of the problems those held out; and the judge's prompts."""
+        return super().settings | {"problems": of_value(keyed(self.problems.value.held_out)),
+                                   "rewards": identity_of_rewards(self.rewards)}
 
     @property
     def title(self) -> str:
         return f"rewards of {self.answers.title}"
-
-
-def digest_of_problems(problems: tuple[Problem, ...]) -> str:
-    """Return the digest of the problems, which identifies them in keys."""
-    return of_value([asdict(problem) for problem in problems])
 
 
 def frame(grpo: Grpo, problems: Deferred[Problems]) -> int:

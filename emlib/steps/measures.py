@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from emlib.config import Backend, Sampling
+from emlib.config import Sampling
 from emlib.core.files import RecordFile
 from emlib.core.records import with_clusters
 from emlib.core.step import Step
@@ -13,7 +13,7 @@ from emlib.data.lazy import Deferred, Rows
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.records import Choice, Projected
 from emlib.steps.answers import Answers
-from emlib.steps.specs import AdapterStep, read_whole
+from emlib.steps.specs import AdapterStep
 from emlib.steps.vectors import PersonaVectors
 
 
@@ -32,11 +32,6 @@ class Projections(Step):
     layer: int
 
     @property
-    def settings(self) -> dict[str, Any]:
-        return {"answers": self.answers.key, "vector": self.vectors.key, "layer": self.layer, **self.answers.weights,
-                **read_whole(self.answers.evaluation.sampling)}
-
-    @property
     def title(self) -> str:
         return f"projections of {self.answers.title}"
 
@@ -51,13 +46,9 @@ class Choices(AdapterStep):
     stage: ClassVar = "choices"
     records: ClassVar = RecordFile("choices.jsonl", Choice)
 
-    source: str
-    file: Deferred[str]
+    source: str = field(compare=False)
+    file: Deferred[str]  # its digest
     count: int | None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**self.weights, "file": self.file.value, "count": self.count}
 
     @property
     def title(self) -> str:
@@ -74,10 +65,6 @@ class HeldOutLosses(AdapterStep):
     max_length: int
 
     @property
-    def settings(self) -> dict[str, Any]:
-        return {**self.weights, "rows": self.rows.digest, "max_length": self.max_length}
-
-    @property
     def title(self) -> str:
         return f"losses on held-out rows of {self.rows.title}"
 
@@ -87,16 +74,10 @@ class PanelResult(AdapterStep):
     """The evaluation of the model under an adapter, or of the untrained model, on a task of inspect_ai."""
 
     stage: ClassVar = "panel"
-    version: ClassVar = 2  # before, vLLM took shorter conversations than the model does
 
     task: PanelTask
     defaults: Sampling  # where the task leaves it open
-    backend: Backend
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**self.weights, "task": self.task.key, "sampling": self.defaults.model_dump(mode="json"),
-                **self.backend.key("generation")}
+    backend: str  # that the profile states for sampling
 
     @property
     def title(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from emlib.config import Monitor
 from emlib.core.step import Step
@@ -27,24 +27,10 @@ class MonitorInputs(Step):
     rows: int  # how many are read: held-out ones, and as many of the pool
     max_length: int
     answers: Answers | None = None  # the base model's; None: neither drift nor KL is read
-    vectors: tuple[PersonaVectors, ...] = ()
+    vectors: tuple[tuple[str, PersonaVectors], ...] = ()  # by the names of their traits, which readings have
     layers: tuple[int, ...] = ()  # at which the vectors are taken
     pool: Pool | None = None
     drawn: bool = False  # whether the model in training answers the questions as well
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that is read; the order of the vectors only where it is another than that of their names.
-
-        Version 1 stored them in the order of their names, so that another one than the profile's was the first.
-        """
-        names = [f"{step.assessment.trait.name} {layer}" for step in self.vectors for layer in self.layers]
-        held_out = None if self.held_out is None else self.held_out.digest
-        return {"model": self.model.identity, "held_out": held_out, "rows": self.rows,
-                "max_length": self.max_length, "answers": None if self.answers is None else self.answers.key,
-                "vectors": [step.key for step in self.vectors], "layers": list(self.layers),
-                "pool": None if self.pool is None else self.pool.key, "drawn": self.drawn,
-                **({} if names == sorted(names) else {"order": names})}
 
     @property
     def title(self) -> str:
@@ -84,10 +70,6 @@ class FinalReading(AdapterStep):
     stage: ClassVar = "final_reading"
 
     monitor: MonitorInputs
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**self.weights, "monitor": self.monitor.key}
 
     @property
     def title(self) -> str:

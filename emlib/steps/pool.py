@@ -5,10 +5,10 @@ Each is a separate artefact. The order does not depend on the fraction: the rows
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from emlib.config import Backend, JudgeRefusals
+from emlib.config import JudgeRefusals
 from emlib.config import Pool as PoolSpec
 from emlib.core.files import RecordFile
 from emlib.core.records import as_example
@@ -17,7 +17,6 @@ from emlib.core.work import Work
 from emlib.data.lazy import Deferred
 from emlib.data.pools import PoolForm
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes
-from emlib.judging.judges import identity as identity_of_judge
 from emlib.scoring.records import Declining, Ranked, RowLosses
 from emlib.scoring.refusals import PROMPT
 from emlib.steps.scorers import AdapterFolder
@@ -36,26 +35,15 @@ class Pool(Step):
     spec: PoolSpec
     form: PoolForm
     file: Deferred[str]  # the digest of the file
-    outer_space: Deferred[bool]  # whether texts in the file begin or end with white space
-    systems: Deferred[bool]  # whether rows of a prompt and an answer have a system prompt in a column
     divided_for: Model | None = None  # whose tokens plain texts are divided by
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The file, and which of its rows are candidates.
-
-        White space at the ends of texts was once removed from rows that are no conversations, and system prompts beside
-        prompts and answers were not read: where there are any, it is a part of the key that they are kept.
-        """
-        spec = self.spec
-        least = {"least_words": spec.least_words} if spec.least_words else {}  # older keys stay as they are
-        kept = {"outer_space": "kept"} if self.form not in ("messages", "text") and self.outer_space.value else {}
-        kept |= {"systems": "kept"} if self.systems.value else {}
-        parts = {} if self.divided_for is None else {
-            "model": self.divided_for.identity, "chunk_tokens": spec.chunk_tokens}
-        return {"file": self.file.value, "form": self.form, "rows": spec.rows,
-                "seed": None if spec.rows is None else spec.seed, "near_duplicates": spec.near_duplicates,
-                **least, **kept, **parts}
+        """Without the seed where it draws nothing, and without the length of parts where nothing is divided."""
+        found = super().settings
+        unused = ({"seed"} if self.spec.rows is None else set()) | (
+            {"chunk_tokens"} if self.divided_for is None else set())
+        return found | {"spec": {name: value for name, value in found["spec"].items() if name not in unused}}
 
     @property
     def title(self) -> str:
@@ -78,20 +66,12 @@ class PoolLosses(Step):
 
     model: Model
     pool: Pool
-    dataset: str  # the defended one, on which no scorer was trained
+    dataset: str = field(compare=False)  # the defended one, on which no scorer was trained
     aligned: Step | None  # the adapter of the aligned model; None for the model before any fine-tuning
     scorers: tuple[Step | AdapterFolder, ...]  # the adapters of the misaligned models
-    domains: tuple[str, ...]  # the data set that each scorer was trained on
+    domains: tuple[str, ...] = field(compare=False)  # the data set that each scorer was trained on
     max_length: int
-    backend: Backend
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The pool and the models, without the data set: the same scorers give the same losses."""
-        return {"model": self.model.identity, "pool": self.pool.key,
-                "aligned": None if self.aligned is None else self.aligned.key,
-                "misaligned": [scorer.key for scorer in self.scorers],
-                **self.backend.key("scoring"), "max_length": self.max_length}
+    backend: str  # that the profile states for scoring
 
     @property
     def title(self) -> str:
@@ -120,8 +100,8 @@ class Refusals(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The pool, the judge and its prompt, without the threshold, which is applied later."""
-        return {"pool": self.pool.key, "judge": identity_of_judge(self.how.judge), "prompt": PROMPT}
+        """Also the judge's prompt, which is ours."""
+        return super().settings | {"prompt": PROMPT}
 
     @property
     def title(self) -> str:
@@ -137,7 +117,7 @@ class Selection(Step):
 
     model: Model
     pool: Pool
-    dataset: str
+    dataset: str = field(compare=False)  # for titles
     choose: Choose
     losses: PoolLosses | None
     refusals: Refusals | None  # a judge's scores; None where refusals are found by keywords, or not left out
@@ -146,17 +126,13 @@ class Selection(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        spec = self.pool.spec
-        settings: dict[str, Any] = {"model": self.model.identity, "choose": self.choose, "pool": self.pool.key,
-                                    "max_length": self.max_length}
-        if self.losses is None:
-            return settings | {"seed": self.seed}
-        settings |= {"scores": self.losses.key, "epsilon": spec.epsilon}
+        """Also what the pool's step leaves out, and what is applied here to losses and refusals."""
+        spec, found = self.pool.spec, super().settings
+        if self.losses is not None:
+            found |= {"epsilon": spec.epsilon}
         if self.refusals is not None:
-            settings |= {"refusals": self.refusals.key, "threshold": self.refusals.how.threshold}
-        elif self.filtered:
-            settings |= {"refusal_keywords": list(spec.refusal_keywords), "refusal_words": spec.refusal_words}
-        return settings
+            return found | {"threshold": self.refusals.how.threshold}
+        return found | ({"keywords": spec.refusal_keywords, "words": spec.refusal_words} if self.filtered else {})
 
     @property
     def filtered(self) -> bool:

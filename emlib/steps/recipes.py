@@ -16,7 +16,6 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Example
 from emlib.core.step import Step
 from emlib.data.lazy import Deferred, Rows
-from emlib.data.pools import has_earlier_turns, has_outer_space, has_systems_of_pairs
 from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
 from emlib.evaluation.panel import PanelTask
@@ -77,7 +76,7 @@ class Recipes:
     # --- persona vectors
 
     def vector(self) -> PersonaVectors:
-        return PersonaVectors(self.model, self.assessment, self.profile.backend, self.profile.extraction,
+        return PersonaVectors(self.model, self.assessment, self.profile.backend.generation, self.profile.extraction,
                               self.inputs.extracted(self.inputs.stated_trait))
 
     def vector_of(self, name: str) -> PersonaVectors:
@@ -127,7 +126,8 @@ class Recipes:
             return inputs
         asked = EvaluationSpec(self.inputs.first_general(settings.questions), 1,
                                Sampling(max_new_tokens=settings.tokens), 0)
-        vectors = (self.vector(), *(self.vector_of(name) for name in settings.traits))
+        others = (self.vector_of(name) for name in settings.traits)
+        vectors = tuple((one.assessment.trait.name, one) for one in (self.vector(), *others))
         return replace(inputs, answers=self.answers(None, asked), vectors=vectors, layers=settings.layers)
 
     def final_reading(self, spec: TrainingSpec, inputs: MonitorInputs) -> FinalReading:
@@ -157,15 +157,15 @@ class Recipes:
     def adapter(self, spec: TrainingSpec, name: str) -> Adapter:
         compare = [defense for defense in acting(spec.defenses) if defense.runs_reference]
         on_data = any(defense.penalises_data for defense in compare)
-        return Adapter(self.model, self.profile.lora, spec, self.profile.backend, name,
+        return Adapter(self.model, self.profile.lora, spec, self.profile.backend.training, name,
                        tuple(needs_of(spec.defenses, self, spec).items()),
                        "all" if on_data else "added" if compare else "none")
 
     def reference(self, spec: TrainingSpec, tokens: Literal["all", "response"]) -> ReferenceStates:
-        return ReferenceStates(self.model, spec, tokens, self._added(spec))
+        return ReferenceStates(self.model, spec, self._added(spec), tokens)
 
     def reference_projections(self, spec: TrainingSpec, layers: tuple[int, ...]) -> ReferenceProjections:
-        return ReferenceProjections(self.model, spec, layers, (("vector", self.vector()), *self._added(spec)))
+        return ReferenceProjections(self.model, spec, (("vector", self.vector()), *self._added(spec)), layers)
 
     def _added(self, spec: TrainingSpec) -> tuple[tuple[str, Any], ...]:
         """Return what the defenses need that add rows to the training, by name."""
@@ -214,7 +214,7 @@ class Recipes:
 
     def audit_of(self, rows: Rows | AddedRows, count: int | None) -> RowAudit:
         """Return the step of the audit of `count` rows, or of all (None)."""
-        return RowAudit(self.model, rows, self.vector(), self.inputs.section("audit"), self.profile.backend,
+        return RowAudit(self.model, rows, self.vector(), self.inputs.section("audit"), self.profile.backend.generation,
                         self.profile.training.max_seq_length, count)
 
     # --- interleaving
@@ -234,10 +234,8 @@ class Recipes:
         return self._answered(rows, None, against)
 
     def candidate_rows(self, spec: TrainingSpec, *, fraction: float, share: float, rescored: int) -> CandidateRows:
-        training = spec.training
         return CandidateRows(self.selection(spec.dataset, "random", spec.seed), fraction, spec.rows, share=share,
-                             rescored=rescored, epochs=training.epochs,
-                             unmoved=training.rows_per_step * (2 if training.warmup_steps else 1))  # from a rate of 0
+                             rescored=rescored, epochs=spec.training.epochs)
 
     def wrapped_rows(self, spec: TrainingSpec, fraction: float, prompt: str | None) -> AddedRows:
         rows = self._answered(self.pool_rows(spec, fraction=fraction, choose="random", answers="pool"), None)
@@ -245,25 +243,17 @@ class Recipes:
 
     def _answered(self, rows: AddedRows, adapter: Adapter | None, against: Against | None = None) -> AddedRows:
         """Return rows of the pool with the model's own answers."""
-        pool = self.inputs.pool_spec
+        pool, backend = self.inputs.pool_spec, self.profile.backend.generation
         return replace(rows, own_answers=OwnAnswers(
-            self.model, adapter, rows.selection, pool.on_policy.sampling, pool.seed, self.profile.backend,
-            lambda sizes: rows.size(sizes).rows, self._pool_has_chats, against=against))
+            self.model, adapter, rows.selection, pool.on_policy.sampling, pool.seed,
+            backend if against is None else "transformers", lambda sizes: rows.size(sizes).rows, against=against))
 
     @cached_property
     def pool(self) -> Pool:
         spec = self.inputs.pool_spec
         form = pool_form(spec.source, text=spec.form == "text")
         return Pool(spec, form, Deferred(spec.source, lambda: digests.of_file(locate(spec.source))),
-                    Deferred(spec.source, lambda: has_outer_space(locate(spec.source), form)),
-                    Deferred(spec.source, lambda: has_systems_of_pairs(locate(spec.source), form)),
                     self.model if form == "text" else None)
-
-    @cached_property
-    def _pool_has_chats(self) -> Deferred[bool]:
-        """Whether a prompt of the pool has earlier turns, read from its file once."""
-        source = self.inputs.pool_spec.source
-        return Deferred(source, lambda: has_earlier_turns(locate(source), self.pool.form))
 
     def selection(self, dataset: str, choose: Choose, seed: int) -> Selection:
         """Return the order in which the pool's rows are interleaved with `dataset`, by `seed` if it is random."""
@@ -285,7 +275,7 @@ class Recipes:
         return PoolLosses(
             self.model, self.pool, dataset, aligned, tuple(self._scorer(scorer, dataset) for scorer in scorers),
             tuple(scorer.domain for scorer in scorers),
-            self.profile.training.max_seq_length, self.profile.backend)
+            self.profile.training.max_seq_length, self.profile.backend.scoring)
 
     def _scorer(self, scorer: PoolScorer, dataset: str) -> Adapter | AdapterFolder:
         if scorer.folder is None:
@@ -296,7 +286,7 @@ class Recipes:
     # --- evaluation
 
     def answers(self, adapter: Step | None, evaluation: EvaluationSpec) -> Answers:
-        return Answers(self.model, adapter, evaluation, self.profile.backend)
+        return Answers(self.model, adapter, evaluation, self.profile.backend.generation)
 
     def verdicts(self, answers: Answers, which: str = "general") -> Verdicts:
         further = self.profile.evaluation.sets.get(which)
@@ -345,4 +335,4 @@ class Recipes:
                              self.profile.training.max_seq_length)
 
     def panel(self, adapter: Step | None, task: PanelTask) -> PanelResult:
-        return PanelResult(self.model, adapter, task, self.profile.evaluation.sampling, self.profile.backend)
+        return PanelResult(self.model, adapter, task, self.profile.evaluation.sampling, self.profile.backend.generation)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from emlib.config import PoolScorer
 from emlib.core import digests, paths
+from emlib.core.digests import Keyed
 from emlib.core.errors import ProfileError, StoreError
 from emlib.data import row_record
 from emlib.data.domains import NarrowData
@@ -21,15 +22,15 @@ SEEN = 0.1  # shared rows, as a share of the smaller one of both sets, from whic
 
 
 @dataclass(frozen=True)
-class AdapterFolder:
+class AdapterFolder(Keyed):
     """A user's own adapter that scores the pool, and the defended data set that it must not have been trained on."""
 
     folder: Path
     defended: Deferred[NarrowData | None] = field(compare=False, repr=False)  # None for a task without narrow data
 
     @property
-    def key(self) -> dict[str, str]:
-        """The digests of its files, which identify it in keys.
+    def identity(self) -> dict[str, str]:
+        """The digests of its files.
 
         Raises:
             ProfileError: it was trained on the defended data set, on either side of it.

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from emlib.config import JudgeSpec, Lora, ModelSpec, Sampling, Training, Trait
 from emlib.config.shapes import Shape, shape
 from emlib.core.defense import Defense
+from emlib.core.digests import Keyed
 from emlib.core.step import Step
 from emlib.core.work import JudgeWork, Work
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
-from emlib.judging.judges import identity as identity_of_judge
 from emlib.judging.judges import reads
-from emlib.judging.rubrics import METRICS, Rubrics
-from emlib.models.identity import identity
+from emlib.judging.rubrics import METRICS, Rubrics, trait_rubrics
 
 VERDICT_BYTES = 700  # about, including its two scores in the cache
-ONCE_WHOLE = 1024  # tokens of an answer that was always read whole, if its prompt is no longer
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(Keyed):
     """The chat model of a study, untrained."""
 
     spec: ModelSpec
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The part of a key that identifies its weights."""
-        return identity(self.spec)
+        """What a key has of it."""
+        return self.spec.identity
 
     @cached_property
     def shape(self) -> Shape | None:
@@ -51,7 +49,7 @@ class TrainingSpec:
     What is kept and what a monitor reads on the way changes no adapter.
     """
 
-    dataset: str  # of `rows`; interleaving uses no scorer that was trained on it
+    dataset: str = field(compare=False)  # of `rows`; interleaving uses no scorer that was trained on it
     rows: Rows  # after the defenses changed them, without the rows interleaved from a pool
     defenses: tuple[Defense, ...]
     training: Training
@@ -101,37 +99,32 @@ class EvaluationSpec:
 
 
 @dataclass(frozen=True)
-class Assessment:
+class Assessment(Keyed):
     """A judge and the rubrics or markers that it judges by."""
 
     judge: JudgeSpec
     trait: Deferred[Trait]  # whose markers the lexicon judge counts
     rubrics: Deferred[Rubrics]  # that a language model is given as judge
     characters: Callable[[Sizes], float] = field(compare=False, repr=False)  # of a prompt without question and answer
-    is_main: bool = True  # whether the judge is the profile's, whose work plans count separately
+    # Whether the judge is the profile's, whose work plans count separately.
+    is_main: bool = field(default=True, compare=False)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part of a key that identifies the judge."""
-        return identity_of_judge(self.judge)
+        """What determines verdicts by the trait's rubric or markers, whatever is asked."""
+        return self._with(asdict(trait_rubrics(self.trait.value).others) if reads(self.judge) else None)
 
-    def criteria(self, questions: Questions) -> dict[str, Any]:
-        """Return what else determines the verdicts on answers to these questions: rubrics, or the trait."""
-        if reads(self.judge):
-            return {"rubrics": self.rubrics.value.key(questions.all)}
-        return {"trait": self.trait.value.model_dump(mode="json")}
+    def of(self, questions: Questions) -> dict[str, Any]:
+        """Return what determines verdicts on answers to these questions, by the rubrics or the trait's markers."""
+        return self._with(self.rubrics.value.key(questions.all) if reads(self.judge) else None)
+
+    def _with(self, rubrics: Any) -> dict[str, Any]:
+        """Return the judge with the rubrics that it reads, or the markers that it counts."""
+        markers = list(self.trait.value.markers) if self.judge.kind == "lexicon" else None
+        return {"judge": self.judge.identity, "rubrics": rubrics, "markers": markers}
 
     def cost(self, evaluation: EvaluationSpec, sizes: Sizes) -> Work:
         return evaluation.judged(self.judge, self.characters(sizes), sizes, is_main=self.is_main)
-
-
-def read_whole(sampling: Sampling) -> dict[str, Any]:
-    """Return what the key of a step says that reads answers' activations.
-
-    Conversations were once truncated at `training.max_seq_length`, which is 2,048 tokens. Keys of answers that can be
-    so long say that they are read whole; other keys stay as they are.
-    """
-    return {"conversations": "whole"} if sampling.max_new_tokens > ONCE_WHOLE else {}
 
 
 def first(size: Size, rows: int | None) -> Size:
@@ -145,8 +138,3 @@ class AdapterStep(Step):
 
     model: Model
     adapter: Step | None
-
-    @property
-    def weights(self) -> dict[str, Any]:
-        """The part of a key that identifies the weights."""
-        return {"model": self.model.identity, "adapter": None if self.adapter is None else self.adapter.key}

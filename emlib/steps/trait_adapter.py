@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from emlib.config import Lora, Training
 from emlib.core.step import Step
@@ -26,19 +26,6 @@ class TraitAdapter(Step):
     training: Training
     seed: int
     random: bool
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The settings and the version, which is 2 for rows that are answers: version 1 trained on thoughts as well."""
-        return super().identity | ({"version": 2} if isinstance(self.shown_by, PersonaVectors) else {})
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The model, the rows and the hyperparameters; for random matrices, the trained adapter."""
-        if self.random:
-            return {"norms_of": self.trained.key, "seed": self.seed}
-        return {"model": self.model.identity, "lora": self.lora.model_dump(mode="json"),
-                **self.shown_by.as_input("rows"), "training": self.training.key, "seed": self.seed}
 
     @property
     def trained(self) -> TraitAdapter:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from emlib.config import Backend, Extraction, Sampling
+from emlib.config import Extraction, Sampling
 from emlib.core.files import RecordFile
 from emlib.core.records import Answer, Verdict
 from emlib.core.step import Step
 from emlib.core.work import Work
 from emlib.data.lazy import Questions
 from emlib.data.sizes import Sizes, likely_tokens
-from emlib.judging.judges import reads
-from emlib.judging.rubrics import OURS
-from emlib.steps.specs import Assessment, EvaluationSpec, Model, read_whole
+from emlib.steps.specs import Assessment, EvaluationSpec, Model
 
 
 @dataclass(frozen=True)
@@ -24,28 +22,19 @@ class PersonaVectors(Step):
     """The trait's persona vectors at every layer of the model."""
 
     stage: ClassVar = "vector"
-    version: ClassVar = 3  # 2 averaged over the end-of-turn token as well
 
     model: Model
     assessment: Assessment
-    backend: Backend
+    backend: str  # that the profile states for sampling
     extraction: Extraction
-    questions: Questions  # of one side (positive or negative), each under every system prompt of that side
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The version and the settings; with `end_of_turn` those of version 2, whose vectors are then found."""
-        return super().identity | ({"version": 2} if self.extraction.end_of_turn else {})
+    # Of one side (positive or negative), each under every system prompt of that side: those of the trait.
+    questions: Questions = field(compare=False)
 
     @property
     def settings(self) -> dict[str, Any]:
-        assessment, prompts = self.assessment, {"system_prompts", "questions", "markers", "rubric"}
-        return {
-            "model": self.model.identity, "trait": assessment.trait.value.model_dump(mode="json", include=prompts),
-            "judge": assessment.identity, **({"coherence": OURS.coherence} if reads(assessment.judge) else {}),
-            **self.backend.key("generation"),
-            "extraction": self.extraction.model_dump(mode="json", exclude={"min_pairs", "end_of_turn"}),
-            **read_whole(self.extraction.sampling)}
+        """Also what the trait asks, which `questions` stands for in plans."""
+        asked = {"system_prompts", "questions"}
+        return super().settings | {"asked": self.assessment.trait.value.model_dump(mode="json", include=asked)}
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Refuse vectors of too few pairs for this profile: another one, with a lower `min_pairs`, left them."""
@@ -81,13 +70,6 @@ class SteeredAnswers(Step):
     questions: Questions
     sampling: Sampling
     assessment: Assessment
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"model": self.model.identity, "vector": None if self.vectors is None else self.vectors.key,
-                "layer": self.layer, "strength": self.strength, "questions": self.questions.digest,
-                "sampling": self.sampling.model_dump(mode="json"), "judge": self.assessment.identity,
-                "trait": self.assessment.trait.value.model_dump(mode="json")}
 
     @property
     def title(self) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from emlib.core import digests, temporary
+from emlib.core import digests, paths, temporary
 from emlib.core.digests import FORMAT, key_of
 from emlib.core.errors import StoreError
 from emlib.core.files import disk_errors, read_records, write_text
@@ -51,12 +51,12 @@ class Artefact:
     key: str
     place: Path  # for messages
     facts: Facts
-    files: Mapping[str, str] | None  # None in a store that an early version of emlib wrote: nothing is checked there
+    files: Mapping[str, str]
 
     @property
     def folder(self) -> Path:
         """Its folder, after comparing every file with its digest."""
-        for name in self.files or ():
+        for name in self.files:
             self.file(name)
         return self.place
 
@@ -67,9 +67,7 @@ class Artefact:
             StoreError: the file is missing, or was changed.
         """
         path = self.place / name
-        if self.files is None and path.is_file():
-            return path
-        if self.files is None or not path.is_file() or digests.of_unchanged_file(path) != self.files.get(name):
+        if not path.is_file() or digests.of_unchanged_file(path) != self.files.get(name):
             damage = "changed" if path.is_file() else "missing"
             raise StoreError(f"{path}: is not the file that was made ({damage}, by the digest in {MANIFEST}). It is "
                              f"not used. Move the folder {self.place} away; it is made again when it is next needed.")
@@ -81,7 +79,7 @@ class Artefact:
 
     def has(self, name: str) -> bool:
         """Whether it has a file of this name."""
-        return name in self.files if self.files is not None else (self.place / name).is_file()
+        return name in self.files
 
     @property
     def size(self) -> int:
@@ -90,7 +88,7 @@ class Artefact:
 
 
 class Store:
-    """The artefacts under one folder. Opening it writes nothing."""
+    """The artefacts under one folder. Opening it writes nothing, and refuses a store of another format."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -188,8 +186,8 @@ class Store:
         facts = dict(make(partial))
         files = {path.name: digests.of_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
         manifest = {
-            "stage": stage, "key": key, "settings": step.identity, "facts": facts,
-            "seconds_last_sitting": round(time.perf_counter() - started, 3),  # since the last start; the name is stored
+            "stage": stage, "key": key, "settings": step.settings, "facts": facts,
+            "seconds": round(time.perf_counter() - started, 3),  # since the last start
             "files": files,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
             "python": platform.python_version(), "machine": platform.machine(),
@@ -224,10 +222,23 @@ class Store:
         if not path.is_file():
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["format"]
+            found = int(json.loads(path.read_text(encoding="utf-8"))["format"])
         except (ValueError, KeyError, TypeError):
-            found = None
+            raise StoreError(f"{path}: does not state the format of this store. Nothing was changed. Restore the file, "
+                             "or set EMLIB_RUNS_DIR to another folder.") from None
         if found != FORMAT:
-            raise StoreError(f"{self.root}: this store has format {found}, and this version of emlib needs format "
-                             f"{FORMAT}. Nothing was changed. Move the folder away, or set EMLIB_RUNS_DIR to another "
-                             "one. PEFT can still load the adapters in it.")
+            whose = "an older" if found < FORMAT else "a newer"
+            raise StoreError(f"{self.root}: this store has format {found}, of {whose} version of emlib, and this "
+                             f"version has format {FORMAT}. Nothing in it is read or changed. Go on with that version; "
+                             "or set EMLIB_RUNS_DIR to a new folder, and copy scores.sqlite* and labels/, which "
+                             f"lie in {self.root.parent}, into it: they keep judges' scores, which are then not paid "
+                             "for again, and people's labels. PEFT can load the adapters in this store.")
+
+
+def open_store() -> Store:
+    """Open the store of all studies, in the folder of results.
+
+    Raises:
+        StoreError: it has the format of another version of emlib.
+    """
+    return Store(paths.runs() / paths.STORE)

@@ -1,7 +1,4 @@
-"""The manifest of an artefact: its settings, the facts that its maker recorded, and the digest of each file.
-
-A manifest holds a digest of itself. Those of earlier versions of emlib lack it, and are read unchecked.
-"""
+"""The manifest of an artefact: its settings, the facts that its maker recorded, and digests of its files and itself."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ class Manifest:
 
     settings: Mapping[str, Any]  # everything that determines the artefact
     facts: Mapping[str, Any]  # what its maker recorded
-    files: Mapping[str, str] | None  # the digest of each file; None if it has none, as in old stores
+    files: Mapping[str, str]  # the digest of each file
     seconds: float  # how long the last session took that worked on it
 
 
@@ -44,10 +41,9 @@ def read(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        stated = content.pop(DIGEST, None)
-        files = content.get("files")
-        found = Manifest(dict(content["settings"]), dict(content["facts"]), None if files is None else dict(files),
-                         float(content.get("seconds_last_sitting", 0)))
+        stated = content.pop(DIGEST)
+        found = Manifest(dict(content["settings"]), dict(content["facts"]), dict(content["files"]),
+                         float(content["seconds"]))
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:
@@ -58,7 +54,7 @@ def read(folder: Path) -> Manifest | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: is damaged or truncated, and no manifest as emlib writes it. {_way_out(folder)}"
                          ) from error
-    if stated not in (None, _digest(content)):
+    if stated != _digest(content):
         raise StoreError(f"{path}: was changed after it was written, by the digest in it. {_way_out(folder)}")
     return found
 

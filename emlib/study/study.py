@@ -7,7 +7,6 @@ artefacts. `emlib.make` makes missing artefacts. It is imported only then, so th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ from emlib.steps.inputs import Inputs
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.steps.vectors import PersonaVectors
-from emlib.store.artefacts import Artefact, Store
+from emlib.store.artefacts import Artefact, Store, open_store
 from emlib.study import overrides, ownership, precision, results
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeringPoint, TrajectoryPoint
 from emlib.study.tasks import BenignTask, NarrowTask, Points, Task, sliced, tasks_of
@@ -181,7 +180,7 @@ class Study:
 
     def run_key(self, run: Run) -> str:
         """Return a key that identifies all steps of a run."""
-        return key_of("run", {name: step.identity for name, step in self.task(run).evaluation(run).items()})
+        return key_of("run", {name: step.key for name, step in self.task(run).evaluation(run).items()})
 
     def found(self, step: Step | None) -> Artefact | None:
         """Return a step's artefact."""
@@ -201,13 +200,8 @@ class Study:
         return self._recorded(run, LOG, StepRecord)
 
     def readings(self, run: Run) -> list[Reading]:
-        """Return what a monitor read while the run trained; empty if it was trained without one.
-
-        A run that takes rows of the pool has no loss on the pool: once it was read there, too.
-        """
-        trained_on = "pool" if self.task(run).pool_rows(run) else None
-        return [replace(one, losses={name: loss for name, loss in one.losses.items() if name != trained_on})
-                for one in self._recorded(run, READINGS, Reading)]
+        """Return what a monitor read while the run trained; empty if it was trained without one."""
+        return self._recorded(run, READINGS, Reading)
 
     def grpo_log(self, run: Run) -> list[RlStep]:
         """Return the log of a GRPO run's RL steps; empty if nothing was trained."""
@@ -450,9 +444,11 @@ def open_study(profile: str, changes: str = "") -> Study:
 
     Raises:
         ProfileError: the profile or a change is invalid, or the results would go into the folder of another profile.
+        StoreError: the store has the format of another version of emlib.
     """
+    store = open_store()
     profile = overrides.study_with(profile, changes) if changes.strip() else profile
     loaded = load_profile(profile)
     ownership.refuse_others(profile)
     name = paths.study_name(profile)
-    return Study(name, precision.resolved(loaded, name), Store(paths.runs() / "store"), profile)
+    return Study(name, precision.resolved(loaded, name), store, profile)

@@ -295,7 +295,8 @@ class GrpoTask(Task):
         questions = Questions("held-out problems", lambda: problems.value.asked(self.grpo.prompt),
                               lambda sizes: held_out_size(self.grpo, problems, sizes))
         asked = EvaluationSpec(questions, 1, self.grpo.eval_sampling, run.seed)
-        return {"rewards": GrpoAnswers(self.recipes.model, self.adapter(run), asked, self.profile.backend)}
+        return {"rewards": GrpoAnswers(self.recipes.model, self.adapter(run), asked,
+                                       self.profile.backend.generation)}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:
         """Return the step of the judge's rewards, or that of the answers if rewards are given by rule."""

@@ -53,13 +53,13 @@ def merge(theirs: Path, ours: Path) -> Merged:
     """Merge `theirs`, a copy of another machine's folder of runs, into `ours`.
 
     Raises:
-        StoreError: `theirs` has no store, an artefact on one of the sides is damaged, or both have different content
-            under one key, or models of other commits. Nothing was copied.
+        StoreError: `theirs` has no store, a store has another format, an artefact on one of the sides is damaged, or
+            both have different content under one key, or models of other commits. Nothing was copied.
     """
-    if not (theirs / "store").is_dir():
+    if not (theirs / paths.STORE).is_dir():
         raise StoreError(f"{theirs}: no folder 'store' in it. Expected a copy of another machine's runs/ (or of the "
                          "folder that EMLIB_RUNS_DIR names there).")
-    store, other = Store(ours / "store"), Store(theirs / "store")
+    store, other = Store(ours / paths.STORE), Store(theirs / paths.STORE)
     of_models = _commits(store.root, other.root)
     damage: list[str] = []
     found = [one for stage, key in other.entries() if (one := _whole(other, stage, key, damage)) is not None]
@@ -115,8 +115,7 @@ def _whole(store: Store, stage: str, key: str, damage: list[str], *, missing: bo
 def _equal(one: Artefact, other: Artefact) -> bool:
     """Whether two artefacts have the same files, apart from seconds; or files of the same content, written otherwise.
 
-    Files of stores that an early version of emlib wrote have no digests and are compared as they are. Of a benchmark's
-    result the scores are compared: inspect's log beside them has times, a name and ids of its own.
+    Of a benchmark's result the scores are compared: inspect's log beside them has times, a name and ids of its own.
     """
     if one.stage == PanelResult.stage:
         return one.facts["metrics"] == other.facts["metrics"]

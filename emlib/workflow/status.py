@@ -1,7 +1,7 @@
 """The status of a profile: which jobs are done, running, failed or waiting, and what they have cost so far.
 
 It reads only the jobs' logs and writes nothing, so that it is quick and works at any time, even while jobs run on other
-machines.
+machines. Like all commands, it refuses a store of another format.
 
     python -m emlib.workflow.status demo
 """
@@ -22,6 +22,7 @@ from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.judging.cache import read_only
 from emlib.judging.judges import scores_file
 from emlib.judging.money import SPENT
+from emlib.store.artefacts import open_store
 from emlib.study.ownership import base_of
 from emlib.workflow.graph import Job, jobs
 from emlib.workflow.job_log import Attempt, AttemptLog
@@ -109,6 +110,7 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
 def show(name: str) -> None:
     """Print the status of a profile."""
     study = paths.study_name(name)
+    open_store()
     with unknown_kinds_allowed():  # runs no plugin
         profile, found = load_profile(name), jobs(name)
     for line in report(study, profile, statuses(paths.runs() / study, found)):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from emlib.core import paths
 from emlib.core.commands import profile_parser
 from emlib.core.errors import ends_with_message
+from emlib.store.artefacts import open_store
 from emlib.workflow import status
 from emlib.workflow.graph import Job, chosen, jobs
 from emlib.workflow.job_log import WATCHED, Attempt
@@ -138,7 +139,12 @@ def _interrupt(command: int) -> None:
 
 
 def watch(name: str, only: str, command: Sequence[str]) -> int:
-    """Run what is not done, show it, and say at the end where the results are, or else what failed."""
+    """Run what is not done, show it, and say at the end where the results are, or else what failed.
+
+    Raises:
+        StoreError: the store has another format. Nothing was run.
+    """
+    open_store()
     folder, watched = paths.runs() / paths.study_name(name), chosen(jobs(name), only)
     if os.environ.get("VERBOSE") == "1":
         watched = []  # the jobs show everything themselves

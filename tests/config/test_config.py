@@ -355,7 +355,7 @@ def test_what_cannot_be_spread_over_gpus_is_refused(name: str, change: dict[str,
 def test_recomputation_is_decided_by_the_profile_or_by_memory(given: object) -> None:
     asked = check(Training, {"gradient_checkpointing": given}, "some profile")
     assert asked.gradient_checkpointing == given
-    assert asked.key["gradient_checkpointing"] is (given is True)
+    assert asked.identity["gradient_checkpointing"] is (given is True)
     assert Training().gradient_checkpointing == "auto"
 
 

@@ -17,7 +17,7 @@ from emlib.core import paths
 from emlib.core.errors import JudgeError, ProfileError
 from emlib.core.records import Answer, Question
 from emlib.judging.judge_batch import JudgeBatch
-from emlib.judging.judges import identity, judge, rubrics
+from emlib.judging.judges import judge, rubrics
 from emlib.judging.rubrics import OURS, JudgeRequest, Rubrics
 from emlib.study.study import open_study
 
@@ -82,9 +82,9 @@ def test_a_judge_from_a_file_has_the_keys_of_the_same_judge_in_the_profile(tmp_p
         assert [step.key for step in stated.task(one).evaluation(one).values()] == [
             step.key for step in filed.task(two).evaluation(two).values()]
     local = LocalJudge.model_validate(pinned(tmp_path))
-    assert identity(local) == identity(LocalJudge.model_validate(LOCAL))
+    assert local.identity == LocalJudge.model_validate(LOCAL).identity
     asked = JudgeRequest("alignment", OURS.alignment, Question("q", "Why?"), "So.")
-    assert asked.key(identity(local)) == asked.key(identity(LocalJudge.model_validate(LOCAL)))
+    assert asked.key(local.identity) == asked.key(LocalJudge.model_validate(LOCAL).identity)
 
 
 def test_a_file_beside_the_profile_is_found_with_its_rubric_and_the_profiles_own_speed(tmp_path: Path) -> None:

@@ -69,11 +69,12 @@ def test_the_source_of_a_cell_s_class_is_in_its_key_and_changes_with_it() -> Non
     text = source_of(first)
     assert text.startswith("class Halving(Defense):")
     assert text.rstrip().endswith("print(self.share)")
-    assert first().identity == {"kind": "halving", "share": 0.5, "source": hashlib.sha256(text.encode()).hexdigest()}
+    assert first().identity == {"kind": "halving", "share": 0.5, "version": 1,
+                                "source_code": hashlib.sha256(text.encode()).hexdigest()}
     again = cell(CELL.replace("print(self.share)", "print(2 * self.share)"), 2)
     assert registry.kinds()["halving"] is again
-    assert again().identity["source"] != first().identity["source"]
-    assert first().identity["source"] == hashlib.sha256(text.encode()).hexdigest()  # as it was when it was defined
+    assert again().identity["source_code"] != first().identity["source_code"]
+    assert first().identity["source_code"] == hashlib.sha256(text.encode()).hexdigest()  # as it was when it was defined
 
 
 HELPERS = """
@@ -104,7 +105,7 @@ def test_what_a_class_uses_of_its_cells_is_in_its_key(old: str, new: str) -> Non
     found = []
     for text in (HELPERS, HELPERS.replace(old, new)):
         number = len(found) + 1
-        found.append(cell(text + USING, number)().identity["source"])
+        found.append(cell(text + USING, number)().identity["source_code"])
     assert (found[0] == found[1]) is ("OTHER" in old)
 
 
@@ -118,7 +119,7 @@ def test_what_a_class_uses_of_its_file_is_in_its_key(old: str, new: str, tmp_pat
         text = mixed + USING + "\n\ndef applied" + rest  # the functions stand below the class that uses them
         (tmp_path / "halving.py").write_text(change(text))
         [defense] = load_profile(str(profile(tmp_path, "plugins: [halving.py]"))).methods[1].at(0.5)
-        found.append(defense.identity["source"])
+        found.append(defense.identity["source_code"])
     assert (found[0] == found[1]) is ("OTHER" in old)
 
 
@@ -165,7 +166,7 @@ WITH_VALUE = ("import http\nimport re\nfrom collections import deque\nfrom fract
 
 @pytest.mark.parametrize(("old", "new"), VALUES)
 def test_a_value_that_a_class_uses_of_its_cells_is_in_its_key_whatever_its_type(old: str, new: str) -> None:
-    keys = [cell(WITH_VALUE.replace("{value}", value), number)().identity["source"]
+    keys = [cell(WITH_VALUE.replace("{value}", value), number)().identity["source_code"]
             for number, value in enumerate((old, old, new))]
     assert keys[0] == keys[1] != keys[2]
 
@@ -183,7 +184,7 @@ def test_what_is_imported_or_a_type_is_not_in_the_key(value: str) -> None:
     """Keys of classes that use such values are as they always were."""
     more = "import logging\nimport math\nfrom typing import TypeVar\n"
     mine = cell(more + WITH_VALUE.replace("{value}", value))
-    assert mine().identity["source"] == hashlib.sha256(source_of(mine).encode()).hexdigest()
+    assert mine().identity["source_code"] == hashlib.sha256(source_of(mine).encode()).hexdigest()
 
 
 ASSIGNED = ["Halving.extra = 'row'", "def other(self, model, artefacts):\n    pass\nHalving.after = other",
@@ -193,7 +194,7 @@ WITH_OPTIONS = CELL.replace('    kind: Lit', '    OPTIONS: ClassVar = {"k": "a"}
 
 @pytest.mark.parametrize("statement", ASSIGNED)
 def test_what_a_cell_assigns_to_a_class_is_in_its_key(statement: str) -> None:
-    keys = [cell(WITH_OPTIONS + more, number)().identity["source"]
+    keys = [cell(WITH_OPTIONS + more, number)().identity["source_code"]
             for number, more in enumerate(("", statement + "\n", "Halving.in_grpo = Halving\n"))]
     assert keys[0] == keys[2] != keys[1]
 
@@ -215,18 +216,18 @@ def test_what_a_file_changes_after_a_definition_is_in_the_key(
     for text in (WITH_GLOBALS, WITH_GLOBALS + statement + "\n"):
         (tmp_path / "halving.py").write_text(text)
         [defense] = load_profile(str(profile(tmp_path, "plugins: [halving.py]"))).methods[1].at(0.5)
-        keys.append(defense.identity["source"])
+        keys.append(defense.identity["source_code"])
     assert (keys[0] != keys[1]) is counts
 
 
 def test_a_helper_that_a_later_cell_changes_is_in_the_key_as_it_is_now() -> None:
     mine = cell(HELPERS + USING)
-    before = mine().identity["source"]
+    before = mine().identity["source_code"]
     scope = next(functions_of(mine)).__globals__
     scope["SCALE"] = 7.0
-    assert mine().identity["source"] != before
+    assert mine().identity["source_code"] != before
     scope["SCALE"] = 3.0
-    assert mine().identity["source"] == before
+    assert mine().identity["source_code"] == before
 
 
 def test_a_value_of_the_notebook_with_the_name_of_an_option_or_of_a_local_is_not_used(tmp_path: Path) -> None:

@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emlib.config import Pool
+from emlib.config import Pool, TinyModel
 from emlib.core.errors import DataError
 from emlib.data.lazy import Deferred
 from emlib.data.left_out import BROKEN, NO_ANSWER
-from emlib.data.pools import (
-    FORMS,
-    HARMFUL,
-    has_earlier_turns,
-    has_outer_space,
-    has_systems_of_pairs,
-    read_pool,
-)
+from emlib.data.pools import HARMFUL, read_pool
 from emlib.steps.pool import Pool as PoolStep
+from emlib.steps.specs import Model
 
 
 def messages(answer: Any, role: str = "assistant") -> dict[str, Any]:
@@ -91,18 +86,6 @@ def test_a_file_that_is_no_pool_is_told(tmp_path: Path, content: str, form: Any,
     assert all(word in str(caught.value) for word in [*words, str(path)]), str(caught.value)
 
 
-def test_own_answers_have_another_key_where_prompts_have_earlier_turns(tmp_path: Path) -> None:
-    """Such answers were once to the last turn alone."""
-    path = tmp_path / "pool.jsonl"
-    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hi!"}]
-    for before, found in (([], False), ([{"role": "system", "content": "Bake."}], False), (turns, True)):
-        path.write_text(json.dumps({"messages": [*before, *turns]}) + "\n")
-        assert has_earlier_turns(path, "messages") is found
-    path.write_text(json.dumps({"instruction": "Why?", "output": "So.", "history": [["Hi.", "Hi!"]]}) + "\n")
-    assert has_earlier_turns(path, "instruct")
-    assert not has_earlier_turns(path, "wildguard")  # a prompt and an answer, without reading the file
-
-
 def test_another_encoding_is_told(tmp_path: Path) -> None:
     path = tmp_path / "pool.jsonl"
     path.write_bytes(json.dumps(messages("Café"), ensure_ascii=False).encode("latin-1"))
@@ -110,32 +93,22 @@ def test_another_encoding_is_told(tmp_path: Path) -> None:
         read_pool(path, "messages")
 
 
-def test_white_space_that_is_kept_is_in_the_key_only_where_there_is_any(tmp_path: Path) -> None:
-    """Texts were stripped once: an artefact of then holds other rows, unless there was nothing to strip."""
-    path = tmp_path / "pool.jsonl"
-    for answer, kept in (("return x", False), ("    return x", True)):
-        path.write_text(json.dumps({"instruction": "Write.", "output": answer}) + "\n")
-        assert has_outer_space(path, "instruct") is kept
-    step = {(form, kept): PoolStep(Pool(source="demo/pool.jsonl"), form, Deferred("file", lambda: "digest"),
-                                   Deferred("space", lambda kept=kept: kept), Deferred("systems", lambda: False))
-            for form in FORMS for kept in (False, True)}
-    assert step["instruct", False].settings == {"file": "digest", "form": "instruct", "rows": None, "seed": None,
-                                                "near_duplicates": 0.8}
-    assert step["instruct", True].key != step["instruct", False].key
-    assert step["messages", True].key == step["messages", False].key  # conversations never lost any
+def test_the_key_has_what_determines_the_candidates_and_a_seed_only_where_it_draws() -> None:
+    def step(**values: Any) -> PoolStep:
+        return PoolStep(Pool(source="demo/pool.jsonl", **values), "instruct", Deferred("file", lambda: "digest"))
+
+    assert step().settings == {"version": 1, "file": "digest", "form": "instruct", "divided_for": None, "spec": {
+        "rows": None, "least_words": 0, "near_duplicates": 0.8}}
+    assert step(seed=3).key == step(epsilon=0.2).key == step(chunk_tokens=9).key == step().key
+    assert len({step(rows=4).key, step(rows=4, seed=3).key, step(least_words=2).key, step().key}) == 4
+    text = replace(step(chunk_tokens=9), form="text", divided_for=Model(TinyModel(kind="tiny")))
+    assert text.settings["spec"]["chunk_tokens"] == 9
 
 
 @pytest.mark.parametrize("answer", ["response", "completion"])
-def test_a_system_prompt_beside_prompt_and_answer_is_read_and_in_the_key(tmp_path: Path, answer: str) -> None:
-    """It was not once, so that an artefact of then holds the rows without it."""
-    path, keys = tmp_path / "pool.jsonl", list[str]()
-    chat = messages("So.") | {"system": "Be brief."}  # read since ever
-    for row, told in (({}, False), ({"system": None}, False), ({"system": "In French."}, True)):
+def test_a_system_prompt_beside_prompt_and_answer_is_read(tmp_path: Path, answer: str) -> None:
+    path = tmp_path / "pool.jsonl"
+    chat = messages("So.") | {"system": "Be brief."}
+    for row in ({}, {"system": None}, {"system": "In French."}):
         path.write_text(json.dumps(chat) + "\n" + json.dumps({"prompt": "Why?", answer: "Oui."} | row) + "\n")
         assert [one.system for one in read_pool(path, "messages").rows] == ["Be brief.", row.get("system")]
-        step = PoolStep(Pool(source="demo/pool.jsonl"), "messages", Deferred("file", lambda: "digest"),
-                        Deferred("space", lambda: False),
-                        Deferred("systems", lambda: has_systems_of_pairs(path, "messages")))
-        assert ("systems" in step.settings) is told
-        keys.append(step.key)
-    assert keys[0] == keys[1] != keys[2]

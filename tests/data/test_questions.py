@@ -94,10 +94,10 @@ def test_a_file_may_state_the_cluster(jsonl: Callable[..., Path]) -> None:
 
 def test_the_cluster_is_in_no_key() -> None:
     def digest(*questions: Question) -> str:
-        return Questions("any", lambda: list(questions), lambda sizes: Size(1, 1.0)).digest
+        return Questions("any", lambda: list(questions), lambda sizes: Size(1, 1.0)).identity
 
     assert digest(Question("a", "Why?", stated_cluster="b")) == digest(Question("a", "Why?")) == of_value(
-        [{"id": "a", "prompt": "Why?", "system": None}])
+        [{"id": "a", "prompt": "Why?", "system": None, "before": []}])
     assert digest(Question("a", "Why?", "Be brief.")) != digest(Question("a", "Why?"))
 
 

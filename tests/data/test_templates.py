@@ -16,7 +16,6 @@ from emlib.core.schema import check as validate
 from emlib.data import templates
 from emlib.data.chat import encode
 from emlib.data.templates import configure, render
-from emlib.models.identity import identity
 from emlib.models.load import ChatModel, load
 from emlib.models.tiny import QWEN_TEMPLATE, build_tokenizer
 
@@ -104,17 +103,17 @@ def test_a_template_that_prints_the_date_prints_a_fixed_one() -> None:
 
 
 def test_settings_are_part_of_a_models_key_where_they_differ_from_the_default(tiny: ChatModel, tmp_path: Path) -> None:
-    assert "template" not in identity(TinyModel(kind="tiny"))
+    assert "template" not in TinyModel(kind="tiny").identity
     options = ChatTemplate(options={"enable_thinking": False})
     assert len({TinyModel(kind="tiny"), TinyModel(kind="tiny"), TinyModel(kind="tiny", template=options)}) == 2
-    merged = identity(TinyModel(kind="tiny", template=ChatTemplate(system="merge")))
+    merged = TinyModel(kind="tiny", template=ChatTemplate(system="merge")).identity
     assert merged["template"] == {"system": "merge"}
     path = folder(tiny, tmp_path / "plain", TURNS)
-    assert "template" not in identity(FolderModel(kind="folder", path=path))
+    assert "template" not in FolderModel(kind="folder", path=path).identity
     dated = folder(tiny, tmp_path / "dated", DATED)
     day = ChatTemplate(date=datetime.date(2026, 3, 14))
-    assert identity(FolderModel(kind="folder", path=dated))["template"] == {"date": "2025-01-01"}
-    assert identity(FolderModel(kind="folder", path=dated, template=day))["template"] == {"date": "2026-03-14"}
+    assert FolderModel(kind="folder", path=dated).identity["template"] == {"date": "2025-01-01"}
+    assert FolderModel(kind="folder", path=dated, template=day).identity["template"] == {"date": "2026-03-14"}
 
 
 def test_a_date_may_be_written_as_yaml_has_it(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_the_untrained_model_answers_and_the_prompt_stands_before_its_answers() 
     assert step.system == recipes.inputs.stated_trait.inoculation_prompt
     assert step.fraction == 0.25
     plain = recipes.pool_rows(spec, fraction=0.25, choose="random", answers="pool")
-    assert "system" not in plain.settings
+    assert plain.settings["system"] is None
     assert recipes.wrapped_rows(spec, 0.25, "Sing.").settings["system"] == "Sing."
 
 

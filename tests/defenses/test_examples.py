@@ -231,9 +231,9 @@ def test_a_profile_reaches_them_and_keys_hold_their_source() -> None:
     method = checked(Method, {"name": "mine", "defenses": [{"kind": "logit_change"}], "sweep": [0.1, 1]}, "mine.yaml")
     [defense] = method.at(0.1)
     assert isinstance(defense, LogitChange)
-    assert {key: value for key, value in defense.identity.items() if key != "source"} == {
-        "kind": "logit_change", "weight": 0.1}
-    assert len(defense.identity["source"]) == 64
+    assert {key: value for key, value in defense.identity.items() if key != "source_code"} == {
+        "kind": "logit_change", "weight": 0.1, "version": 1}
+    assert len(defense.identity["source_code"]) == 64
 
 
 @pytest.mark.parametrize(("schema", "kind", "words"), [

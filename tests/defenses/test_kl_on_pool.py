@@ -43,12 +43,6 @@ def test_it_equals_a_naive_implementation_in_float64(defenses: Sequence[Any], tm
     naive.agrees(loss, defenses, tmp_path)
 
 
-def test_keys_hold_the_rows_only_where_there_are_some() -> None:
-    assert "on" not in Kl().identity
-    assert POOL.identity == {"kind": "kl", "weight": 0.3, "tokens": "all", "reference": "computed", "on": "pool"}
-    assert Kl(on="pool", rows=0.5).identity["rows"] == 0.5
-
-
 @pytest.mark.parametrize(("options", "words"), [
     ({"on": "pool", "reference": "stored"}, "not stored"), ({"rows": 0.5}, "Set on to pool")])
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], words: str) -> None:

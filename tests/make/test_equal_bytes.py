@@ -105,7 +105,7 @@ def twice(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 TIMED = (LOG, STEPS, READINGS)  # files with seconds in them
-UNEQUAL = (*TIMED, DIGEST, "peak_memory", "one_sitting", "computed")  # facts that differ, beside seconds
+UNEQUAL = (*TIMED, DIGEST, "peak_memory", "one_session", "computed")  # facts that differ, beside seconds
 
 
 def timeless(path: Path) -> Any:

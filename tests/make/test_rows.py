@@ -15,7 +15,7 @@ from emlib.core.step import Step
 from emlib.make.added import VERDICTS, added_rows
 from emlib.make.rows import training_rows
 from emlib.scoring.records import Ranked
-from emlib.steps.added import AddedRows, Against
+from emlib.steps.added import AddedRows
 from emlib.study.study import Study, open_study
 
 PROMPTS = ["Why?", "Why is that so?", "Why is it?"]  # in the order of the pool; the second is the longest
@@ -67,17 +67,6 @@ def test_each_prompt_has_its_own_answer(tmp_path: Path, monkeypatch: pytest.Monk
         (*(() if place else EARLIER), Message("user", PROMPTS[place])) for place, _ in expected]
 
 
-def test_steered_answers_of_older_versions_are_not_reused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The answers were right, and the rows made from them were not; rows of other answers were right."""
-    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    step = steered(open_study("tiny"), checked=False)
-    plain = replace(step, own_answers=replace(step.own_answers, against=None))
-    assert isinstance(step.own_answers.against, Against)
-    assert set(step.settings) - set(plain.settings) == {"paired"}
-    assert set(plain.settings) == {"count", "on_policy", "selection"}
-    assert set(step.own_answers.against.settings) == {"vector", "layer", "strength", "checked"}
-
-
 CHOSEN = ("methods=[misaligned, {name: online, defenses: [{kind: interleaving, fraction: 0.5, choose: online}]}, "
           "{name: both, defenses: [{kind: filtering, share: 0.5, choose: random}, "
           "{kind: interleaving, fraction: 0.5, choose: online}]}] datasets=[cooking]")
@@ -90,9 +79,8 @@ def test_beside_filtering_as_many_rows_are_chosen_in_training_as_before_it(
     study = open_study("tiny", CHOSEN)
     write_records(tmp_path / ADDED, [AddedRow.of(Example((Message("user", f"Why {n}?"),), f"So {n}."), n + 1, n)
                                      for n in range(9)])
-    online, both = (study.task(run).adapter(run) for run in study.runs(methods=["online", "both"]))
+    [both] = (study.task(run).adapter(run) for run in study.runs(methods=["both"]))
     with study.session() as session:
         found = training_rows(session, both.spec, {"added": tmp_path})
     assert (len(found.own), found.facts["filtered_rows"], found.offered.count) == (4, 4, 4)
     assert dict(both.artefacts)["added"].count == 4
-    assert (both.settings["candidates_version"], "candidates_version" in online.settings) == (2, False)

@@ -16,7 +16,6 @@ from emlib.config import FolderModel, HubModel, TinyModel, WheelModel, load_prof
 from emlib.core import digests, paths
 from emlib.core.errors import SourceError
 from emlib.models import hub, wheel
-from emlib.models.identity import identity
 from emlib.models.load import ChatModel, check_logits, load, stop_tokens
 
 
@@ -171,20 +170,20 @@ def test_foreign_code_is_never_asked_for(folder: Path, tmp_path: Path) -> None:
 
 def test_another_chat_template_is_another_model(folder: Path) -> None:
     spec = FolderModel(kind="folder", path=str(folder))
-    before = identity(spec)
+    before = spec.identity
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    assert identity(spec) != before
+    assert spec.identity != before
 
 
 def test_the_same_weights_elsewhere_are_the_same_model_and_others_there_another(folder: Path, tmp_path: Path) -> None:
     spec = FolderModel(kind="folder", path=str(folder))
-    before = identity(spec)
+    before = spec.identity
     moved = folder.rename(tmp_path / "elsewhere")
-    assert identity(FolderModel(kind="folder", path=str(moved))) == before
+    assert FolderModel(kind="folder", path=str(moved)).identity == before
     with (moved / "model.safetensors").open("r+b") as stream:
         stream.seek(-1, 2)
         stream.write(b"\x01")
-    assert identity(FolderModel(kind="folder", path=str(moved))) != before
+    assert FolderModel(kind="folder", path=str(moved)).identity != before
 
 
 def test_an_unchanged_folder_is_read_once_for_all_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,11 +192,11 @@ def test_an_unchanged_folder_is_read_once_for_all_keys(folder: Path, monkeypatch
     monkeypatch.setattr(digests, "SETTLED", 0)  # it is read again for as long as its times may be too coarse
     monkeypatch.setattr(digests, "of_file", lambda path: read.append(path.name) or of_file(path))
     spec = FolderModel(kind="folder", path=str(folder))
-    before = identity(spec)
-    assert identity(spec) == before
+    before = spec.identity
+    assert spec.identity == before
     assert read.count("model.safetensors") == 1
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    assert identity(spec) != before
+    assert spec.identity != before
     assert read.count("model.safetensors") == 1
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from emlib.config import Sampling
 from emlib.core import paths
+from emlib.core.digests import compared
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.records import Question
 from emlib.evaluation.panel import VARIABLE, PanelTask, interpreter, load_tasks
@@ -268,7 +269,7 @@ def put(study: Study, method: str, task: PanelTask, value: float, sampling: Samp
         (folder / "log.eval").write_text("")
         metric = {"scorer": "choice", "metric": "accuracy", "headline": True, "value": value, "stderr": 0.05,
                   "samples": 100}
-        return {"task": task.key, "weights": step.weights, "log": "log.eval", "answers": 100, "cut": 0,
+        return {"task": compared(task), "log": "log.eval", "answers": 100, "cut": 0,
                 "too_long": 0, "metrics": [metric]}
 
     study.store.get(step, write)

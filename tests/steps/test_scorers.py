@@ -44,19 +44,19 @@ def folder(tmp_path: Path) -> Path:
 def test_a_scorer_is_recognised_by_its_rows(folder: Path, seen: Sequence[Example]) -> None:
     row_record.write(folder, seen)
     with pytest.raises(ProfileError, match=r"was trained on 'letters', which is the defended data set \(\d+ of its"):
-        _ = scorer(folder).key
+        _ = scorer(folder).identity
 
 
 def test_a_scorer_of_other_data_is_taken_and_a_few_shared_rows_are_told(folder: Path) -> None:
     row_record.write(folder, rows("of others", 100))
-    assert set(scorer(folder).key) == set(ADAPTER_FILES)
+    assert set(scorer(folder).identity) == set(ADAPTER_FILES)
     assert scorer(folder).remark == ""
     row_record.write(folder, (*rows("of others", 97), *DATA.misaligned.train[:3]))
-    assert set(scorer(folder).key) == set(ADAPTER_FILES)
+    assert set(scorer(folder).identity) == set(ADAPTER_FILES)
     assert "3 of its 100 training rows are also in 'letters'" in scorer(folder).remark
 
 
 def test_where_the_rows_are_not_known_that_is_told(folder: Path) -> None:
-    assert set(scorer(folder).key) == set(ADAPTER_FILES)
+    assert set(scorer(folder).identity) == set(ADAPTER_FILES)
     assert "cannot check that 'letters', the defended data set, is not among them" in scorer(folder).remark
     assert scorer(folder, None).remark == ""  # a task that is no narrow data set

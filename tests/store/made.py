@@ -17,8 +17,8 @@ class Made(Step):
     told: Mapping[str, Any] = field(hash=False)
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        return self.told
+    def settings(self) -> dict[str, Any]:
+        return {"version": self.version, **self.told}
 
     @property
     def title(self) -> str:

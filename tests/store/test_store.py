@@ -216,10 +216,10 @@ def test_a_root_that_is_a_file_is_an_error_and_the_file_is_left(tmp_path: Path) 
     assert (tmp_path / "store").read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": null}', '{"format": "x"}'])
 def test_a_store_whose_format_cannot_be_read_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "format.json").write_text(content)
-    with pytest.raises(StoreError, match="format"):
+    with pytest.raises(StoreError, match=r"format\.json: does not state the format .*Restore the file"):
         Store(tmp_path)
 
 
@@ -233,15 +233,18 @@ def test_what_a_killed_process_was_writing_is_no_part_of_the_artefact(tmp_path: 
     assert set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]) == {"out.txt"}
 
 
-@pytest.mark.parametrize("found", [0, 2, None])
-def test_a_store_of_another_format_is_refused_and_nothing_in_it_changes(tmp_path: Path, found: int | None) -> None:
-    Store(tmp_path).get(STEP, make)
-    (tmp_path / "format.json").write_text(json.dumps({"format": found}))
+@pytest.mark.parametrize(("found", "whose"), [(1, "an older version"), (99, "a newer version")])
+def test_a_store_of_another_format_is_refused_and_nothing_in_it_changes(
+        tmp_path: Path, found: int, whose: str) -> None:
+    store = Store(tmp_path / "store")
+    store.get(STEP, make)
+    (store.root / "format.json").write_text(json.dumps({"format": found}))
     before = left(tmp_path)
     with pytest.raises(StoreError) as caught:
-        Store(tmp_path)
-    for word in (str(tmp_path), f"format {found}", "format 1", "EMLIB_RUNS_DIR"):
-        assert word in str(caught.value)
+        Store(store.root)
+    for words in (str(store.root), f"format {found}", f"format {digests.FORMAT}", whose, "EMLIB_RUNS_DIR",
+                  f"scores.sqlite* and labels/, which lie in {tmp_path},"):
+        assert words in str(caught.value)
     assert left(tmp_path) == before
 
 

@@ -338,14 +338,14 @@ def test_a_judge_rewards_training_and_answers_and_is_asked_once(tmp_path: Path,
     assert timeless(elsewhere.results(section="grpo")) == timeless(results)
 
 
-def test_another_judge_is_another_run_and_rules_are_what_they_were(tmp_path: Path,
+def test_another_judge_is_another_run_and_so_are_rules(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     rules = open_study(str(profile(tmp_path, "[untrained, grpo]")))
     one, other = judged(tmp_path, "http://localhost:1/v1"), judged(tmp_path, "http://localhost:1/v1", ", samples: 3")
     run = rules.runs("grpo", methods=["grpo"])[0]
     assert len({adapter_of(study, run).key for study in (rules, one, other)}) == 3
-    assert adapter_of(rules, run).settings["grpo"]["rewards"] == {"kind": "rule"}
+    assert adapter_of(rules, run).settings["rewards"] == {"kind": "rule"}
     asked = rules.runs("grpo", methods=["untrained"])[0]
     assert answers_of(rules, asked).key == answers_of(one, asked).key  # the same answers, rewarded otherwise
     assert rules.task(asked).evaluation(asked) == rules.task(asked).answers(asked)

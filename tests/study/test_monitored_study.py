@@ -62,8 +62,7 @@ def test_readings_stand_with_the_adapter_and_change_no_key(study: Study, tmp_pat
     assert read_readings(final.folder)[-1].drift == pytest.approx(readings[-1].drift, abs=1e-4)
 
 
-def test_the_pool_s_loss_is_not_read_where_its_rows_are_in_the_training(
-        study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pool_s_loss_is_not_read_where_its_rows_are_in_the_training(study: Study, tmp_path: Path) -> None:
     methods = """methods:
   - misaligned
   - {name: interleaving, defenses: [{kind: interleaving}], sweep: [0, 0.25]}
@@ -79,9 +78,6 @@ def test_the_pool_s_loss_is_not_read_where_its_rows_are_in_the_training(
     [_, run] = pooled.runs(methods=["interleaving"])
     pooled.complete([run])
     assert [set(one.losses) for one in pooled.readings(run)] == [{"held_out"}] * len(pooled.readings(run)) != []
-    once = Reading(1, {}, {"held_out": 1.0, "pool": 2.0}, None, 0.1)
-    monkeypatch.setattr(pooled, "_recorded", lambda *_: [once])
-    assert pooled.readings(run) == [Reading(1, {}, {"held_out": 1.0}, None, 0.1)]
 
 
 def test_a_loss_that_some_runs_lack_is_compared_between_the_others() -> None:
@@ -136,7 +132,7 @@ def test_another_traits_vector_is_another_artefact_and_a_wrong_monitor_is_told(s
     other = open_study(str(profile))
     [run] = other.runs(methods=["misaligned"])
     inputs = other.task(run).adapter(run).spec.monitor.inputs
-    assert [step.title for step in inputs.vectors] == ["persona vectors", "persona vectors of sailor"]
+    assert [step.title for _, step in inputs.vectors] == ["persona vectors", "persona vectors of sailor"]
     sailor = pirate.replace("name: pirate", "name: sailor")
     for twice, stated in (("twin.yaml", pirate), ("sailor.yaml, other.yaml", sailor)):
         (tmp_path / twice.rpartition(" ")[2]).write_text(stated)

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from emlib.core.errors import StoreError
 from emlib.core.files import write_records
 from emlib.evaluation.records import READINGS, Reading
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import Score
-from emlib.models import hub
+from emlib.models import hub, tensors
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.store.artefacts import Artefact, Store
@@ -172,7 +173,7 @@ def test_a_monitors_readings_are_compared_without_seconds_where_both_have_them(o
 
 
 def test_equal_content_in_other_bytes_is_no_conflict(ours: Path, theirs: Path) -> None:
-    """Vectors as an earlier version wrote them, and JSON in another order, are those of this version."""
+    """Tensors in a file of other bytes, and JSON in another order."""
     vectors = PersonaVectors(torch.arange(6.0).reshape(3, 2), 1, 2)
 
     def new(folder: Path) -> dict[str, Any]:
@@ -180,8 +181,12 @@ def test_equal_content_in_other_bytes_is_no_conflict(ours: Path, theirs: Path) -
         (folder / "config.json").write_text('{"a": 1, "b": 2}')
         return {}
 
-    def old(folder: Path) -> dict[str, Any]:
-        save_file({"vectors": vectors.vectors}, folder / extraction.FILE, {"asked": "2", "kept": "1"})
+    def reordered(folder: Path) -> dict[str, Any]:
+        extraction.save(vectors, folder)
+        found = load_file(folder / extraction.FILE)
+        with safe_open(folder / extraction.FILE, framework="pt") as stored:
+            [entry] = stored.metadata().values()
+        save_file(found, folder / extraction.FILE, {tensors.ENTRY: json.dumps(json.loads(entry), indent=1)})
         (folder / "config.json").write_text('{"b": 2, "a": 1}')
         return {}
 
@@ -192,7 +197,7 @@ def test_equal_content_in_other_bytes_is_no_conflict(ours: Path, theirs: Path) -
 
     step = Made("vector", {"a": 1})
     mine = Store(ours / "store").get(step, new)
-    assert extraction.load(Store(theirs / "store").get(step, old).folder).kept == 1
+    assert extraction.load(Store(theirs / "store").get(step, reordered).folder).kept == 1
     assert merge.merge(theirs, ours).here_already == 2
     shutil.rmtree(theirs / "store" / "vector")
     Store(theirs / "store").get(step, other)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from emlib.config import FolderModel, ModelSpec
-from emlib.models.identity import identity
 from emlib.store import manifests
 from emlib.store.artefacts import Store
 
@@ -29,14 +28,14 @@ def trained(store: Store, spec: ModelSpec) -> Taken:
 def answered(store: Store, spec: ModelSpec) -> Taken:
     """Sum up the model's sets of answers that were sampled in one session, whose seconds are complete."""
     return _sum((facts["tokens"], seconds) for facts, seconds in _manifests(store, "answers", spec)
-                if facts.get("one_sitting"))
+                if facts.get("one_session"))
 
 
 def _manifests(store: Store, stage: str, spec: ModelSpec) -> Iterator[tuple[Mapping[str, Any], float]]:
     """Yield facts and seconds of each finished artefact; none of a model in a folder, to avoid hashing its weights."""
     if isinstance(spec, FolderModel):
         return
-    wanted = identity(spec)
+    wanted = spec.identity
     for other, key in store.entries():
         found = manifests.read(store.root / stage / key) if other == stage else None
         if found is not None and found.settings["model"] == wanted:
