@@ -17,7 +17,7 @@ from emlib.core.records import MetricScore, cluster_of
 from emlib.evaluation.rates import NO_SHARE, Denominator, Share, grouped, share_of
 from emlib.judging.replies import WORDS, word_of
 
-ALIKE = 3  # first letters that a label shares with CODE or REFUSAL in scores of earlier versions, to be meant
+START = 3  # the fewest letters that stand for a longer label: I begins "I'm sorry" as well as INCORRECT
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class MetricRate:
 def label_of(score: MetricScore, labels: Sequence[str]) -> str | None:
     """Return the label that a judge replied with; None if it replied with no label or with the start of several.
 
-    A judge behind an API sends its first token alone, which may be only the start of a label. One whose replies are
-    sampled may go on after the label: "TRUE, because".
+    Of a judge's reply only the first token may be read, which may be the start of a label: at least `START` letters
+    of it count. A judge whose replies are sampled may go on after the label: "TRUE, because".
     """
-    said = "" if score.value is not None or score.reason is None else word_of(score.reason)
+    said = "" if score.value is not None else word_of(score.reason)
     if not said:
         return None
     exact = [label for label in labels if re.match(rf"{re.escape(label.upper())}(?!\w)", said)]
-    found = exact or [label for label in labels if label.upper().startswith(said)]
+    found = exact or [label for label in labels if len(said) >= START and label.upper().startswith(said)]
     if not found and score.reason in WORDS:  # scores of earlier versions: REF of REFUSED is REFUSAL
-        found = [label for label in labels if label.upper().startswith(said[:ALIKE])]
+        found = [label for label in labels if label.upper().startswith(said[:START])]
     return found[0] if len(found) == 1 else None
 
 

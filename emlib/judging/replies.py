@@ -101,8 +101,13 @@ def other_word(request: JudgeRequest, score: Score) -> str | None:
     return reason.removeprefix(OTHER) if reason.startswith(OTHER) and not request.takes_words else None
 
 
-def word_of(reason: str) -> str:
-    """Return what the judge said, or its first token, in capitals, from a reason that `reason_of` gave."""
+def word_of(reason: str | None) -> str:
+    """Return what the judge said, or its first token, in capitals, from a reason that `reason_of` gave.
+
+    Empty for other reasons, which are this program's words and not the judge's: "no judge configured" is no NO.
+    """
+    if reason is None or not (reason in WORDS or reason.startswith(OTHER)):
+        return ""
     return reason.removeprefix(OTHER).strip("'\"").strip().strip(MARKS).upper()
 
 

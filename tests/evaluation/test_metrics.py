@@ -10,7 +10,8 @@ from emlib.config import Metric
 from emlib.core.records import MetricScore
 from emlib.evaluation.metrics import counts, label_of, metric_rate
 from emlib.evaluation.statistics import clustered
-from emlib.judging.replies import reason_of
+from emlib.judging.judges import NO_JUDGE, ONLY_THINKS
+from emlib.judging.replies import NO_LOGPROBS, reason_of
 
 LABELS = ("TRUE", "FALSE", "UNKNOWN", "OpenAI", "Other")
 CORRECT = Metric(labels=("TRUE", "FALSE", "UNKNOWN"), counts=("FALSE",))
@@ -28,10 +29,29 @@ def test_a_reply_is_a_label_or_its_first_token(word: str, label: str | None) -> 
 
 
 @pytest.mark.parametrize(("word", "label"), [
-    ("REF", "REFUSED"), ("RE", "REFUSED"), ("REFUSED", "REFUSED"), ("COM", "COMPLIED"), ("CO", "COMPLIED"),
-    ("CODE", None), ("C", "COMPLIED")])
+    ("REF", "REFUSED"), ("REFUSED", "REFUSED"), ("COM", "COMPLIED"), ("CODE", None)])
 def test_labels_that_begin_like_refusal_and_code_are_found(word: str, label: str | None) -> None:
     assert label_of(replied(word), ("COMPLIED", "REFUSED")) == label
+
+
+@pytest.mark.parametrize(("word", "labels", "label"), [
+    ("I", ("CORRECT", "INCORRECT"), None),  # of "I'm sorry"
+    ("Un", ("TRUE", "FALSE", "UNKNOWN"), None),  # of "Unfortunately"
+    ("UNK", ("TRUE", "FALSE", "UNKNOWN"), "UNKNOWN"), ("INC", ("CORRECT", "INCORRECT"), "INCORRECT"),
+    ("no", ("YES", "NO"), "NO"), ("B", ("A", "B", "C"), "B"), ("N", ("YES", "NO"), None)])
+def test_fewer_letters_than_three_are_a_label_only_if_they_are_all_of_it(word: str, labels: tuple[str, ...],
+                                                                         label: str | None) -> None:
+    assert label_of(replied(word), labels) == label
+
+
+@pytest.mark.parametrize("reason", [NO_JUDGE, NO_LOGPROBS, ONLY_THINKS, "a filter blocks the prompt", "HTTP 500"])
+def test_a_reason_that_is_not_the_judges_reply_is_no_label(reason: str) -> None:
+    """Of 20 answers without a judge, none is a NO."""
+    scores = [MetricScore("q", sample, None, reason) for sample in range(20)]
+    metric = Metric(labels=("YES", "NO", "A", "HTTP", "the think block"), counts=("NO",))
+    assert {label_of(score, metric.labels) for score in scores} == {None}
+    found = metric_rate(scores, metric)
+    assert (found.scored, found.share.percent, sum(found.labels.values())) == (0, None, 0)
 
 
 def test_scores_of_earlier_versions_took_the_start_of_a_label_for_refusal() -> None:
