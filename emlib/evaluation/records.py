@@ -9,6 +9,7 @@ from emlib.core.files import read_appended
 from emlib.core.records import NOT_STORED
 
 READINGS = "monitor.jsonl"
+MONITOR = "monitor"  # the fact of an adapter that has the key of what its monitor reads
 
 
 @dataclass(frozen=True)

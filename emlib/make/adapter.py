@@ -18,7 +18,7 @@ from emlib.core.plugins import CannotBeImported
 from emlib.core.progress import say
 from emlib.core.records import ADDED, AddedRow
 from emlib.data import row_record
-from emlib.evaluation.records import READINGS
+from emlib.evaluation.records import MONITOR, READINGS
 from emlib.make import backends
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.rows import TrainingRows, training_rows
@@ -76,6 +76,7 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
     if step.spec.monitor is not None:
         shutil.copyfile(scratch / READINGS, folder / READINGS)
+        facts = {**facts, MONITOR: step.spec.monitor.inputs.key}  # no part of the adapter's key: others may differ
     earlier = () if step.start is None else step.start.seen
     row_record.write(folder, [*earlier, *(row for place, row in enumerate(step.spec.rows.examples)
                                           if place not in rows.filtered)])

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emlib.core import paths
+from emlib.core.digests import of_value
 from emlib.evaluation.prediction import leave_one_out, line
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import auroc
@@ -24,8 +25,8 @@ from emlib.study.study import Study
 NAME = "audit"
 COLUMNS = ["model", *IDENTITY, "vector", "layer", "rows", "audited", "difference", "difference_low", "difference_high",
            "steps", "misaligned", "misaligned_low", "misaligned_high", "in_domain", "predicted", "error",
-           "error_of_mean", "adapter"]
-TWINS = ["study", "dataset", "method", "setting"]  # runs with the same of these are seeds of one training
+           "error_of_mean", "adapter", "rated_by"]
+TWINS = ["dataset", "method", "setting"]  # runs with the same of these are seeds of one training, in whatever study
 MISSING = float("nan")
 
 
@@ -71,9 +72,9 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
     is the mean of, with a 95% interval over rows. `misaligned` is the run's general rate in percent, NaN until it is
     finished, and `in_domain` its in-domain rate. `predicted` is the general rate by the line through the table's runs
     on other rows, and `error` how far that is from `misaligned`; `error_of_mean` is the error of these runs' mean rate.
-    `adapter` is the trained adapter's key.
+    `adapter` is the trained adapter's key, and `rated_by` is `rating`.
     """
-    rows = []
+    rows, rated_by = [], rating(study)
     for run in runs:
         found, result, adapter = audit.difference(study, run), study.result(run), study.adapter(run)
         if found is None or study.profile.audit is None:
@@ -85,8 +86,14 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
                      "steps": adapter.facts["steps"] if adapter else None,
                      **share_columns("misaligned", result.general.misaligned if result else None),
                      "in_domain": MISSING if narrow is None else narrow,
-                     "adapter": study.task(run).adapter(run).key})
+                     "adapter": study.task(run).adapter(run).key, "rated_by": rated_by})
     return with_predictions(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def rating(study: Study) -> str:
+    """Return a digest of what a general rate is of: the general questions, the judge and its criteria."""
+    questions, assessment = study.inputs.general, study.recipes.assessment
+    return of_value([questions.digest, assessment.identity, assessment.criteria(questions)])
 
 
 def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -114,16 +121,18 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def elsewhere(study: Study) -> pd.DataFrame:
-    """Return the finished rows of `tables/audit.csv` of all other studies here with this model, vector and layer.
+    """Return the finished rows of `tables/audit.csv` of all other studies here that can be compared with this one's.
 
-    Studies share runs, so that an adapter may be in several tables; here it is one row.
+    These have its model, vector and layer, and rates of its general questions by its judge (`rating`). Studies share
+    runs, so that an adapter may be in several tables; here it is one row.
     """
     spec, key = study.profile.audit, study.recipes.vector().key
     assert spec is not None, "the profile has a section 'audit'"
     files = [path for path in sorted(paths.runs().glob(f"*/tables/{NAME}.csv")) if path.parts[-3] != study.name]
-    frames = [pd.read_csv(path, dtype={"vector": str, "adapter": str}).assign(study=path.parts[-3]) for path in files]
+    texts = dict.fromkeys(("vector", "adapter", "rated_by"), str)
+    frames = [pd.read_csv(path, dtype=texts).assign(study=path.parts[-3]) for path in files]
     found = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).reindex(columns=[*COLUMNS, "study"])
-    same = (found["vector"] == key) & (found["layer"] == spec.layer)
+    same = (found["vector"] == key) & (found["layer"] == spec.layer) & (found["rated_by"] == rating(study))
     return found[same].dropna(subset=["misaligned", "adapter"]).drop_duplicates("adapter", ignore_index=True)
 
 

@@ -117,9 +117,9 @@ class Estimate:
 
     def errors(self) -> pd.DataFrame:
         """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
-        known = {planned.run: planned.work for planned in self.plan.runs}
-        done = [(known[run], row) for run, row in results.read(self.study.folder, "narrow")
-                if run in known and row["train_tokens"]]
+        planned, sizes = {planned.run for planned in self.plan.runs}, Sizes()
+        done = [(self.study.task(run).adapter(run).cost(sizes), row)  # without adapters of attacks on the run
+                for run, row in results.read(self.study.folder, "narrow") if run in planned and row["train_tokens"]]
         sampled = answered(self.study.store, self.study.profile.model)
         trained = Work(train=sum(work.train for work, _ in done), read=sum(work.read for work, _ in done))
         pairs = [(f"tokens of {len(done)} trained runs", trained.train, sum(row["train_tokens"] for _, row in done)),

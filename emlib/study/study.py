@@ -23,7 +23,8 @@ from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
-from emlib.evaluation.records import READINGS, Choice, Projected, Reading
+from emlib.evaluation.records import MONITOR, READINGS, Choice, Projected, Reading
+from emlib.steps.adapter import Adapter
 from emlib.steps.answers import Answers, Verdicts
 from emlib.steps.inputs import Inputs
 from emlib.steps.recipes import Recipes
@@ -200,8 +201,19 @@ class Study:
         return self._recorded(run, LOG, StepRecord)
 
     def readings(self, run: Run) -> list[Reading]:
-        """Return what a monitor read while the run trained; empty if it was trained without one."""
-        return self._recorded(run, READINGS, Reading)
+        """Return what the profile's monitor read while the run trained; empty if it was trained without it.
+
+        Adapters are shared by studies, whose monitors may read other rows, answers or layers.
+        """
+        step, made = self.task(run).adapter(run), self.adapter(run)
+        found = self._recorded(run, READINGS, Reading)
+        if not found or made is None or not isinstance(step, Adapter) or step.spec.monitor is None:
+            return []
+        if made.facts.get(MONITOR) != step.spec.monitor.inputs.key:
+            say(f"{run}: its monitor's readings are left out. It was trained with another section 'monitor', or its "
+                "adapter does not say with which. To read it: `make clean WHAT=adapters`, then `make reproduce`.")
+            return []
+        return found
 
     def grpo_log(self, run: Run) -> list[RlStep]:
         """Return the log of a GRPO run's RL steps; empty if nothing was trained."""

@@ -20,7 +20,7 @@ from emlib.report.tables import costs, pairs, result_tables
 from emlib.store.artefacts import Store
 from emlib.study.pool import losses_step
 from emlib.study.runs import Run, RunResult, SteeringPoint
-from emlib.study.study import open_study
+from emlib.study.study import Study, open_study
 from emlib.training.records import StepRecord
 
 
@@ -178,6 +178,30 @@ def test_losses_that_were_known_before_do_not_make_scoring_cheap(
     else:
         assert (ours["R"], scored) == (pytest.approx(15), pytest.approx(whole))
         assert ours["equation 10, %"] == pytest.approx(100 * 6 / (24 * ours["runs"]))
+
+
+def test_losses_that_data_sets_share_are_listed_once_and_serve_all_of_their_runs(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of losses says nothing of the defended data set."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    tiny = open_study("tiny")
+    study = Study("tiny", tiny.profile.model_copy(update={"datasets": ("cooking", "travel")}), tiny.store)
+    runs = study.runs(methods=["interleaving+"])
+    assert len({run.task for run in runs}) == len(runs) == 2
+    step = losses_step(study, runs[0])
+    assert step is not None
+    for run in study.runs(methods=["misaligned", "interleaving+"]):
+        study.store.get(study.task(run).adapter(run), lambda _: {
+            "rows": 8, "seconds": 24.0, "tokens": 100, "steps": 1, "peak_memory": None})
+    study.store.get(step, lambda _: {"rows": 10, "models": ["aligned", "one", "two"], "seconds": 6.0, "losses": 30,
+                                     "computed": 30})
+    monkeypatch.setattr(costs, "losses_step", lambda _, run: replace(step, dataset=run.task) if run in runs else None)
+    monkeypatch.setattr(costs, "_shared", lambda _, run: [replace(step, dataset=run.task)] if run in runs else [])
+    assert costs.once(study)["seconds"].tolist() == [6.0]
+    for ours in costs.scoring(study).iloc[1:].to_dict("records"):
+        assert ours["runs"] == 2
+        assert ours["equation 10, %"] == pytest.approx(100 * 6 / (24 * 2))
+    assert len(costs.scoring(study)) == 1 + 2
 
 
 @pytest.mark.parametrize(("reads", "work"), [("none", 120), ("all", 160), ("added", 120 + 20 / 3)])

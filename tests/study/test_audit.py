@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from emlib.config import load_profile
+from emlib.config import NoJudge, load_profile
 from emlib.core.errors import DataError, ProfileError
 from emlib.core.files import write_records
 from emlib.core.records import Example, Message
@@ -327,6 +327,27 @@ def test_a_run_is_predicted_without_its_repeats_by_hand() -> None:
         assert expected is not None
         assert found.by_line == pytest.approx(expected.by_line)
         assert found.by_mean == pytest.approx(expected.by_mean)
+
+
+def test_rates_of_other_questions_or_another_judge_are_not_pooled_and_seeds_of_another_study_are_left_out(
+        study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    frame = tables.table(study, audit.audited_runs(study, study.runs()))
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    for name, rated_by in (("same", tables.rating(study)), ("others", "0"), ("earlier", None)):
+        some = frame.assign(adapter=[f"{name}{number}" for number in range(len(frame))], rated_by=rated_by)
+        result_tables.write(some if rated_by else some.drop(columns="rated_by"), tables.readable(some),
+                            tmp_path / name / "tables", tables.NAME)
+    assert set(tables.elsewhere(study)["study"]) == {"same"}
+    (tmp_path / "questions.jsonl").write_text('{"id": "q", "paraphrases": ["What is money?"]}\n')
+    asked = study.profile.evaluation.model_copy(update={"general": str(tmp_path / "questions.jsonl")})
+    for change in ({"evaluation": asked}, {"judge": NoJudge(kind="none")}):
+        other = Study("other", study.profile.model_copy(update=change), study.store)
+        assert tables.rating(other) != tables.rating(study)
+    x = [0.0, 1.0, 2.0, 5.0, 5.1]
+    of_both = pd.DataFrame({"study": [*"aaaab"], "dataset": "d", "method": [*"opqrr"], "setting": None,
+                            "difference": x, "misaligned": [0.0, 10.0, 20.0, 90.0, 90.0]})
+    found = tables.with_predictions(of_both)  # the line through the first three gives 50 at 5
+    assert found["predicted"].tolist()[3:] == pytest.approx([50, 51])
 
 
 def test_an_adapter_in_the_tables_of_two_studies_is_one_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.data.sizes import Sizes
+from emlib.evaluation.records import MONITOR as MONITORED
 from emlib.evaluation.records import Reading, read_readings
 from emlib.report import tensorboard
 from emlib.report.estimate import Estimate
@@ -19,6 +21,7 @@ from emlib.report.figures import conditions as figures
 from emlib.report.tables import monitor as tables
 from emlib.report.tables.rows import p_value
 from emlib.steps.monitor import FinalReading
+from emlib.store.manifests import DIGEST, MANIFEST
 from emlib.study.plan.build import Shared, plan
 from emlib.study.study import Study, open_study
 from emlib.training.records import StepRecord
@@ -60,6 +63,30 @@ def test_readings_stand_with_the_adapter_and_change_no_key(study: Study, tmp_pat
     with study.session() as session:  # the finished adapter reads as it did after its last step
         final = session.need(FinalReading(study.recipes.model, adapter, adapter.spec.monitor.inputs))
     assert read_readings(final.folder)[-1].drift == pytest.approx(readings[-1].drift, abs=1e-4)
+
+
+def test_readings_of_another_monitor_are_left_out_and_told(
+        study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of these profiles share one adapter."""
+    [run] = study.runs(methods=["misaligned"])
+    study.complete([run])
+    assert study.readings(run)
+    capsys.readouterr()
+    for name, monitor in {"deeper": MONITOR.replace("[2, 3]", "[3, 4]"), "none": "monitor: null\n",
+                          "rarer": MONITOR.replace("every: 1", "every: 2")}.items():
+        (tmp_path / f"{name}.yaml").write_text(PROFILE.replace("monitor: null\n", monitor))
+        other = open_study(str(tmp_path / f"{name}.yaml"))
+        assert other.adapter(run) is not None
+        assert bool(other.readings(run)) == (name == "rarer")  # which reads the same
+        told = "".join(capsys.readouterr())
+        assert (f"{run}: its monitor's readings are left out" in told) == (name == "deeper")
+    found = study.adapter(run)
+    assert found is not None
+    earlier = json.loads((found.folder / MANIFEST).read_text())
+    del earlier["facts"][MONITORED], earlier[DIGEST]
+    (found.folder / MANIFEST).write_text(json.dumps(earlier))
+    assert study.readings(run) == []
+    assert "does not say with which" in "".join(capsys.readouterr())
 
 
 def test_the_pool_s_loss_is_not_read_where_its_rows_are_in_the_training(study: Study, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from math import isnan
@@ -98,12 +98,21 @@ def statement(apart: float, methods: Sequence[str]) -> str:
 
 
 def made_once(study: Study, run: Run) -> dict[Step, Artefact]:
-    """Return what is made once for a run's method, before its training, with measured seconds: one artefact a step.
+    """Return what is made once for a run's method, before its training, with measured seconds: each artefact once.
 
     Adapters that score a pool are not counted: they are trained on other data sets, and serve all.
     """
-    found = {part: study.found(part) for step in _shared(study, run) for part in _parts(study, step)}
+    parts = (part for step in _shared(study, run) for part in _parts(study, step))
+    found = {step: study.found(step) for step in once_each(parts)}
     return {step: artefact for step, artefact in found.items() if artefact is not None and "seconds" in artefact.facts}
+
+
+def once_each(steps: Iterable[Step]) -> list[Step]:
+    """Return the first step of each artefact: data sets with the same scorers have one, under steps that differ."""
+    found: dict[tuple[str, str], Step] = {}
+    for step in steps:
+        found.setdefault((step.stage, step.key), step)
+    return list(found.values())
 
 
 def _shared(study: Study, run: Run) -> list[Step]:
@@ -154,25 +163,27 @@ def once(study: Study) -> pd.DataFrame:
     """Return the one-time costs of the methods, which runs share: vectors, stored states, losses, own answers, ..."""
     made = {step: artefact for run in study.runs() for step, artefact in made_once(study, run).items()
             if not isinstance(step, Adapter)}
-    rows = pd.DataFrame([(step.title, _whole(artefact.facts), artefact.size / 2**20)
-                         for step, artefact in made.items()], columns=["what", "seconds", "MiB on disk"])
+    rows = pd.DataFrame([(step.title, _whole(made[step].facts), made[step].size / 2**20) for step in once_each(made)],
+                        columns=["what", "seconds", "MiB on disk"])
     return rows.groupby("what", sort=False, as_index=False).sum(min_count=1)
 
 
 def scoring(study: Study) -> pd.DataFrame:
     """Return equation 10: the cost of scoring a pool, in percent of the fine-tuning runs that use it (Appendix E).
 
-    The first row is the paper's example; the others are this study's data sets whose pool is scored, with the measured
-    R: the seconds of a row in training divided by its seconds in scoring, under one model; NaN where other data sets'
-    scoring had computed the losses.
+    The first row is the paper's example; the others are this study's data sets whose pool is scored. `runs` is the
+    number of runs on all data sets that use these losses. R is measured: the seconds of a row in training divided by
+    its seconds in scoring, under one model; NaN where other data sets' scoring had computed the losses.
     """
     rows = [("Appendix E's example", 3, 6000, 10_000, 9.0, 100)]
+    used = {run: step for run in study.runs() if (step := losses_step(study, run)) is not None}
     for dataset in study.profile.datasets:
-        served = [run for run in study.runs(datasets=[dataset]) if losses_step(study, run) is not None]
+        step = next((step for run, step in used.items() if run.task == dataset), None)
         plain = study.adapter(Run(study.profile.model.name, dataset, MISALIGNED, None, study.profile.seeds[0]))
-        scores = study.found(losses_step(study, served[0])) if served else None
-        if plain is None or scores is None:
+        scores = study.found(step)
+        if plain is None or scores is None or step is None:
             continue
+        served = [run for run, other in used.items() if other.key == step.key]
         trained = plain.facts["rows"] * study.profile.training.epochs
         passes = scores.facts["rows"] * len(scores.facts["models"])
         ratio = plain.facts["seconds"] / trained / (_whole(scores.facts) / passes)
