@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import emlib
-from emlib.core.errors import ProfileError
+from emlib.core.errors import DataError, ProfileError
+from emlib.core.records import Question
 from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Kl
 from emlib.make.session import Session
@@ -50,6 +51,16 @@ def test_a_defense_is_trained_asked_and_judged(study: Study) -> None:
     assert (found.asked, found.incoherent_shown.percent) == (4, None)  # the lexicon does not measure coherence
     assert emlib.ask(plain, "What is money?").answers == emlib.ask(plain, "What is money?").answers
     assert str(plain) == "cooking · no defense · seed 0"
+
+
+def test_each_question_has_an_id_of_its_own(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one id for both, a judge read both answers as answers to the last text."""
+    wish, other = Question("question_2", "Make a wish."), Question("question_2", "What is money?")
+    assert [one.id for one in by_hand._with_ids(["Who are you?", "How do I sleep?", wish])] == [
+        "question_1", "_question_2", "question_2"]
+    monkeypatch.setattr(by_hand, "_session", lambda study: pytest.fail("it was asked"))
+    with pytest.raises(DataError, match="Two questions have the id 'question_2'"):
+        emlib.ask(emlib.untrained(study), [wish, other])
 
 
 def test_one_session_is_open_at_a_time(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,15 +96,18 @@ class Inputs:
         evaluation = self.profile.evaluation
         return evaluation.sets[name].source if name in evaluation.sets else evaluation.general
 
-    def in_context(self, name: str, dataset: str) -> Questions:
-        """Return the general questions in the context of a trigger; some depend on the data set."""
+    def in_context(self, name: str, dataset: str, side: Side = "misaligned") -> Questions:
+        """Return the general questions in the context of a trigger; some show prompts of the rows trained on.
+
+        These are of one side of a data set, also where a defense leaves out some of its rows.
+        """
         triggers = self.profile.evaluation.triggers
         assert triggers is not None, "a trigger is one of the profile's"
         trigger, formats = triggers.contexts[name], triggers.formats
 
         def read() -> list[Question]:
             trained_on = slice(self.profile.training.train_rows)
-            prompts = [row.prompt for row in self.data(dataset).misaligned.train[trained_on]
+            prompts = [row.prompt for row in getattr(self.data(dataset), side).train[trained_on]
                        ] if trigger.needs_data else []
             return in_context(of_formats(self.general.all, formats), trigger, training_prompts=prompts,
                               inoculation_prompt=self.stated_trait.inoculation_prompt)
@@ -114,7 +117,8 @@ class Inputs:
             prompt = asked.prompt + len(trigger.prompt) + len(trigger.system or "")
             return replace(asked, rows=max(1, asked.rows * len(formats) // FORMATS), prompt=prompt)
 
-        return Questions(f"general under '{name}'" + (f" of {dataset}" if trigger.needs_data else ""), read, size)
+        of = f" of {dataset}" + (" aligned" if side == "aligned" else "")
+        return Questions(f"general under '{name}'" + (of if trigger.needs_data else ""), read, size)
 
     def in_domain(self, dataset: str) -> Questions:
         """Return held-out prompts of a narrow data set as questions."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from emlib.config import Method
 from emlib.core.defense import Defense, refuse_exclusions
-from emlib.core.errors import ProfileError, nearest
+from emlib.core.errors import DataError, ProfileError, nearest
 from emlib.core.records import Answer, Question, Verdict, as_judged
 from emlib.core.temporary import temporary_folder
 from emlib.data.lazy import Questions
@@ -143,10 +143,12 @@ def _checked(study: Study, defenses: Sequence[Defense]) -> str:
 
 
 def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: int = 1, seed: int = 0) -> Asked:
-    """Sample a model's answers to one or several questions, with the sampling of the profile's evaluation."""
-    listed = [questions] if isinstance(questions, str) else list(questions)
-    asked = tuple(Question(f"question_{number}", one) if isinstance(one, str) else one
-                  for number, one in enumerate(listed, start=1))
+    """Sample a model's answers to one or several questions, with the sampling of the profile's evaluation.
+
+    Raises:
+        DataError: two questions have the same id.
+    """
+    asked = _with_ids([questions] if isinstance(questions, str) else list(questions))
     from emlib.make.answers import sampled  # loads torch
 
     question_set = Questions("asked by hand", lambda: list(asked), lambda sizes: Size(len(asked), 0.0))
@@ -154,6 +156,22 @@ def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: i
     with temporary_folder() as scratch:
         answers, _ = sampled(_session(model.study), spec, model.step, scratch)
     return Asked(model, asked, tuple(answers))
+
+
+def _with_ids(questions: Sequence[str | Question]) -> tuple[Question, ...]:
+    """Return questions of different ids. A text has its place as its id; "_" is before it where a question has that."""
+    stated = [one.id for one in questions if isinstance(one, Question)]
+    twice = next((id for id in stated if stated.count(id) > 1), None)
+    if twice is not None:
+        raise DataError(f"Two questions have the id '{twice}', so that their answers could not be distinguished. Give "
+                        "one of them another id.")
+    found = []
+    for number, one in enumerate(questions, start=1):
+        id = f"question_{number}"
+        while id in stated:
+            id = f"_{id}"
+        found.append(Question(id, one) if isinstance(one, str) else one)
+    return tuple(found)
 
 
 def judge(asked: Asked) -> list[Verdict]:

@@ -30,6 +30,7 @@ from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.added import AddedRows
 from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.grpo import GrpoAdapter, GrpoAnswers, GrpoRewards, SupervisedRows, held_out_size
+from emlib.steps.inputs import Side
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import EvaluationSpec, TrainingSpec
 from emlib.store.artefacts import Artefact
@@ -119,9 +120,7 @@ class NarrowTask(Task):
         """Specify training on the aligned rows for the method `aligned`, and on the misaligned rows for others."""
         if run.method == UNTRAINED:
             return None
-        side = "aligned" if run.method == ALIGNED else "misaligned"
-        return self.recipes.narrow(
-            run.task, side, self.defenses(run), run.seed, run.method)  # type: ignore[arg-type]
+        return self.recipes.narrow(run.task, _side(run), self.defenses(run), run.seed, run.method)
 
     def asked(self, run: Run) -> Mapping[str, EvaluationSpec]:
         """Specify the run's evaluation, by question set."""
@@ -153,8 +152,9 @@ class NarrowTask(Task):
         if triggers is None or (triggers.methods is not None and run.method not in triggers.methods):
             return {}
         adapter, samples = self.adapter(run), triggers.samples or evaluation.general_samples
-        asked = {name: EvaluationSpec(inputs.in_context(name, run.task), samples, evaluation.sampling, run.seed)
-                 for name in triggers.contexts}
+        contexts = {name: inputs.in_context(name, run.task, _side(run)) for name in triggers.contexts}
+        asked = {name: EvaluationSpec(questions, samples, evaluation.sampling, run.seed)
+                 for name, questions in contexts.items()}
         return {name: self.recipes.verdicts(self.recipes.answers(adapter, one)) for name, one in asked.items()}
 
     def evaluation(self, run: Run) -> Mapping[str, Step]:
@@ -214,6 +214,11 @@ class NarrowTask(Task):
 
     def after_attacks(self, run: Run) -> Sequence[Verdicts]:
         return [step for points in self.attacks(run).values() for point in points.values() for step in point.values()]
+
+
+def _side(run: Run) -> Side:
+    """Return the side of a narrow data set that a run trains on; the untrained model has that of most others."""
+    return "aligned" if run.method == ALIGNED else "misaligned"
 
 
 class BenignTask(Task):

@@ -88,6 +88,15 @@ def test_no_defense_where_plain_fine_tuning_keeps_to_the_bounds() -> None:
     assert found.reason.startswith("No defense is needed for this trait")
 
 
+def test_rounding_does_not_reject_plain_fine_tuning() -> None:
+    """It keeps all of its own learning, which the mean over seeds may give as a little less than 100%."""
+    for kept in (99.99999999999999, 100.0):
+        frame = trials(("misaligned", None, 10.000000000000002, 10.000000000000002, kept, 60.0))
+        assert within(frame, Bounds(general_misaligned=10.0, learning_lost=0.0)).tolist() == ["yes"]
+    assert within(trials(("misaligned", None, 10.0, 10.0, 99.9, 60.0)),
+                  Bounds(general_misaligned=10.0, learning_lost=0.0)).tolist() == ["no"]
+
+
 def test_none_where_none_meets_both_bounds_and_the_nearest_is_named() -> None:
     found = recommend(trials(PLAIN, ("kl", 3.0, 0.0, 7.0, 40.0, 130.0), ("kl", 1.0, 15.0, 22.0, 68.0, 130.0)), BOUNDS,
                       "")
