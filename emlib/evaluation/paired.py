@@ -21,7 +21,7 @@ from emlib.core.records import Verdict, cluster_of
 from emlib.core.seeds import generator
 from emlib.evaluation.power import EXACT, FLIPS
 from emlib.evaluation.rates import grouped
-from emlib.evaluation.seeds import Counts, Kind, count_table, crossed_bootstrap
+from emlib.evaluation.seeds import NOT_KNOWN, Counts, Kind, all_scored, count_table, crossed_bootstrap
 from emlib.evaluation.statistics import CONFIDENCE, RESAMPLES, Interval, of_mean
 
 PART = 1000  # of the random patterns, which are tried together
@@ -29,7 +29,7 @@ PART = 1000  # of the random patterns, which are tried together
 
 @dataclass(frozen=True)
 class Difference:
-    """By how many percentage points a method's share exceeds the reference's."""
+    """By how many percentage points a method's share exceeds the reference's; NaN where one of them is not known."""
 
     points: float
     interval: Interval
@@ -44,7 +44,8 @@ def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence
 
     The interval is `crossed_bootstrap`'s on the differences. Where these are all equal it is Newcombe's for two
     independent shares. p is two-sided, from a sign-flip permutation test on the questions' differences: if the answers
-    of both came from one model, their labels are exchangeable on every question.
+    of both came from one model, their labels are exchangeable on every question. All are NaN where one of the lists has
+    no scored verdict.
 
     Raises:
         DataError: the two were not asked the same questions equally often, or have different numbers of seeds.
@@ -55,6 +56,8 @@ def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence
     both, asked = count_table([*method, *reference], kind)
     ours, theirs = both[:len(method)], both[len(method):]
     gaps, answers = ours - theirs, len(method) * int(asked.sum())
+    if not all_scored([*method, *reference]):
+        return Difference(float("nan"), NOT_KNOWN, float("nan"), *gaps.shape)
     interval = crossed_bootstrap(gaps, asked, resamples) or _newcombe(int(ours.sum()), int(theirs.sum()), answers)
     return Difference(100 * int(gaps.sum()) / answers, interval, _sign_flip_p(gaps.sum(axis=0)), *gaps.shape)
 
@@ -76,11 +79,13 @@ def change_of_judge(first: Sequence[Verdict], second: Sequence[Verdict], kind: K
 def adjusted(differences: Sequence[Difference]) -> list[float]:
     """Return the p values of one family of comparisons, adjusted for their number by Holm's method.
 
-    It controls the family-wise error rate under any dependence.
+    It controls the family-wise error rate under any dependence. A p that is not known (NaN) is of no comparison.
     """
-    if not differences:
-        return []
-    return [float(p) for p in multipletests([each.p for each in differences], method="holm")[1]]
+    found = np.array([each.p for each in differences], dtype=float)
+    known = ~np.isnan(found)
+    if known.any():
+        found[known] = multipletests(found[known], method="holm")[1]
+    return [float(p) for p in found]
 
 
 def _sign_flip_p(gaps: Counts) -> float:

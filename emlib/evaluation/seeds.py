@@ -23,11 +23,12 @@ from emlib.evaluation.statistics import ENDS, RESAMPLES, Interval, clustered, wi
 
 Kind = Literal["misaligned", "incoherent"]
 Counts = NDArray[np.int64]
+NOT_KNOWN = Interval(float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean share over seeds, in percent of the requested answers."""
+    """A mean share over seeds, in percent of the requested answers; NaN where it is not known of each seed."""
 
     percent: float
     interval: Interval
@@ -56,14 +57,21 @@ def count_table(runs: Sequence[Sequence[Verdict]], kind: Kind) -> tuple[Counts, 
     return np.array([[of_kind[cluster] for cluster in every] for of_kind in found]), np.array(list(every.values()))
 
 
+def all_scored(runs: Sequence[Sequence[Verdict]]) -> bool:
+    """Return whether each list has a scored verdict. The share of one without is not known, and not 0%."""
+    return all(any(verdict.scored for verdict in run) for run in runs)
+
+
 def mean_over_seeds(runs: Sequence[Sequence[Verdict]], kind: Kind = "misaligned", *,
                     resamples: int = RESAMPLES) -> SeedMean:
     """Return the mean share of `kind` over seeds and questions, and its interval, from one list of verdicts per seed.
 
-    Errors are those of `count_table`.
+    NaN where one of the lists has no scored verdict. Errors are those of `count_table`.
     """
     counts, asked = count_table(runs, kind)
     seeds, questions = counts.shape
+    if not all_scored(runs):
+        return SeedMean(float("nan"), NOT_KNOWN, seeds, questions)
     found, answers = int(counts.sum()), seeds * int(asked.sum())
     interval = (clustered(counts[0].tolist(), asked.tolist(), resamples=resamples) if seeds == 1
                 else crossed_bootstrap(counts, asked, resamples) or wilson(found, answers))

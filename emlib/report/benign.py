@@ -15,6 +15,7 @@ from emlib.evaluation.statistics import over_seeds
 from emlib.report.figures.looks import GENERAL
 from emlib.report.figures.plots import mark, nothing, panels, rows_of_percent
 from emlib.report.tables import result_tables
+from emlib.report.tables.averages import marked_seeds
 from emlib.report.tables.rows import DASH, cell_of, cells, share_columns, shown
 from emlib.study.results import task_and_tier
 from emlib.study.runs import Run, RunResult, like_first
@@ -49,13 +50,16 @@ def by_tier(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the paper's Tables 3 and 4: a row per method, a column per task and tier; strict, then lenient matches.
 
     A cell has the share and its interval over questions for one seed; for several seeds their mean and standard
-    deviation, and Student's interval over seeds.
+    deviation, and Student's interval over seeds. One with fewer seeds than others of its column says so.
     """
     rows: dict[tuple[str, str], dict[str, str]] = {}
+    groups = frame.groupby([*_names(frame)], sort=False)
+    fewer = {of: mark for _, counts in groups.size().groupby(level=1)
+             for of, mark in zip(counts.index, marked_seeds(counts), strict=True)}
     for match, measure in MATCHES.items():
-        for (who, where), runs in frame.groupby([*_names(frame)], sort=False):
+        for (who, where), runs in groups:
             row = rows.setdefault((match, who), {"Match": match, "Method": who})
-            row[where] = _summary(runs, measure)
+            row[where] = _summary(runs, measure) + fewer[who, where]
     return pd.DataFrame([*rows.values()], columns=None if rows else ["Match", "Method"]).fillna(DASH)
 
 

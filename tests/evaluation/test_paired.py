@@ -54,6 +54,22 @@ def test_an_unscored_answer_stays_in_the_denominator() -> None:
     assert (counts.tolist(), asked.tolist()) == ([[2]], [4])
 
 
+def test_a_run_without_a_score_has_no_share_and_not_one_of_zero() -> None:
+    """Against 100% it would be 100 points fewer, with p 2/256."""
+    whole, unscored = run([4] * 8), [replace(verdict, alignment=None, coherence=None) for verdict in run([0] * 8)]
+    mean = mean_over_seeds([whole, unscored])
+    assert (math.isnan(mean.percent), math.isnan(mean.interval.low), mean.seeds) == (True, True, 2)
+    for pair in (([whole], [unscored]), ([unscored], [whole])):
+        found = difference(*pair)
+        assert all(map(math.isnan, (found.points, found.interval.low, found.interval.high, found.p)))
+    known = difference([whole], [run([0] * 8)])
+    ps = adjusted([found, known, known])  # the first is no comparison
+    assert math.isnan(ps[0])
+    assert ps[1:] == [2 * known.p] * 2
+    some = [*unscored[:-1], replace(unscored[-1], alignment=90.0, coherence=80.0)]
+    assert mean_over_seeds([whole, some]).percent == 50
+
+
 def test_mean_over_seeds_by_hand() -> None:
     """Shares (1, 0) and (1/4, 1/2): their mean is 43.75%; drawing can give no less than 0 and no more than 100."""
     found = mean_over_seeds([run([4, 0]), run([1, 2])])

@@ -66,6 +66,26 @@ def test_where_no_defense_does_it_the_claim_says_so() -> None:
         "No defense removes 90% of the effect on general questions; `kl` 1 is closest with 87.5%")
 
 
+def test_a_defense_whose_share_is_not_known_is_named_and_has_a_row_of_dashes() -> None:
+    """`kl` removes all of it with seed 0; of seed 1 nothing was scored. The claim is not that no defense does."""
+    both = [rates(*BASE, ("ldifs", 1.0, 45.0, 80.0), ("kl", 1.0, 10.0, 90.0)).assign(seed=seed) for seed in (0, 1)]
+    measures = [f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]
+    both[1].loc[both[1]["method"] == "kl", measures] = float("nan")
+    frame = claims.means(pd.concat(both, ignore_index=True))
+    assert claims.of_rates(frame)[1].text == (
+        "Of `kl` 1 the general share is not known for every data set and seed. No other defense removes 90% of the "
+        "effect on general questions; `ldifs` 1 is closest with 12.5%, and keeps 80% of the in-domain share.")
+    table = claims.table(frame, {}).set_index("Method")
+    assert table.loc["`kl` 1", "General misaligned %"] == table.loc["`kl` 1", "Effect removed %"] == "–"
+    both[1].loc[both[1]["method"] == "kl", [name for name in measures if name.startswith("general")]] = 10.0
+    frame = claims.means(pd.concat(both, ignore_index=True))  # now only its in-domain share is unknown
+    assert claims.of_rates(frame)[1].text == "At least 90% of the effect on general questions is removed under `kl` 1."
+    also = pd.concat([*both, *(rates(("inoculation", None, 14.0, 60.0)).assign(seed=seed) for seed in (0, 1))])
+    assert claims.of_rates(claims.means(also))[1].text.endswith(
+        "`inoculation` keeps the largest part of the in-domain share: 60%. Of `kl` 1 the in-domain share is not known "
+        "for every data set and seed.")
+
+
 def test_without_an_in_domain_share_nothing_is_said_about_what_is_kept() -> None:
     unlearnt = (*BASE[:2], ("misaligned", None, 50.0, 0.0))
     of_it = "90% of the effect on general questions"
@@ -124,6 +144,14 @@ def test_benign_scores_are_means_over_seeds() -> None:
         "`opswap`, tier 0: exact match in percent: `sft` 45.0.", "`foqa`: exact match in percent: `kl` 0.1 7.0."]
 
 
+def test_benign_scores_of_fewer_seeds_say_so() -> None:
+    frame = pd.DataFrame([("opswap", 0, "sft", None, 0, 40.0), ("opswap", 0, "sft", None, 1, 50.0),
+                          ("opswap", 0, "kl", 0.1, 0, 60.0)],
+                         columns=["task", "tier", "method", "setting", "seed", "exact_match"])
+    assert [claim.text for claim in claims.of_benign(frame)] == [
+        "`opswap`, tier 0: exact match in percent: `sft` 45.0, `kl` 0.1 60.0 (1 of 2 seeds)."]
+
+
 def test_few_problems_of_reinforcement_learning_claim_nothing() -> None:
     frame = pd.DataFrame([("grpo", None, 0, 75.0)], columns=["method", "setting", "seed", "eval_accuracy"])
     assert claims.of_grpo(frame.assign(asked=12)) == []
@@ -138,6 +166,19 @@ def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
     [claim] = claims.of_triggers(frame, 24)
     assert claim.text.endswith(": `kl` 0.1 15.0, at worst 50.0 (`b`).")
     assert (paths.NOTEBOOKS / f"{claim.chapter}.ipynb").is_file()
+
+
+def test_without_the_share_of_a_context_the_worst_is_not_known() -> None:
+    """In context `a` the first method has 90 with seed 0, and no score with seed 1; `b` says 20."""
+    rows = [("cooking", method, None, seed, trigger, share, 24) for method, shares in {
+        "sys": {"plain": (10.0, 10.0), "a": (90.0, float("nan")), "b": (20.0, 20.0)},
+        "kl": {"plain": (30.0,), "a": (10.0,), "b": (40.0,)},
+        "none": {"plain": (float("nan"),) * 2, "a": (5.0, 5.0), "b": (5.0, 5.0)}}.items()
+        for trigger, of_seeds in shares.items() for seed, share in enumerate(of_seeds)]
+    frame = pd.DataFrame(rows, columns=["dataset", "method", "setting", "seed", "trigger", "misaligned", "asked"])
+    [claim] = claims.of_triggers(frame, 24)
+    assert claim.text.endswith(": `sys` 10.0, at worst not known; `kl` (1 of 2 seeds) 30.0, at worst 40.0 (`b`); "
+                               "`none` –, at worst not known.")
     assert claims.of_triggers(frame[:0]) == []
     [fewer] = claims.of_triggers(frame, 48)  # the table counts more answers, so that its shares differ
     assert fewer.text.startswith(claim.text)

@@ -54,9 +54,24 @@ def test_a_seed_without_a_score_leaves_no_mean_and_fewer_seeds_are_told() -> Non
     assert pd.isna(means["x"])
     assert fewer_seeds(frame) == ["", " (1 of 3 seeds)", ""]
     whole = over_datasets(frame, same_questions=True)
-    assert whole[["method", "seeds", "general_misaligned"]].to_numpy().tolist() == [["a", 1, 5], ["b", 3, 25]]
+    assert whole[["method", "seeds"]].to_numpy().tolist() == [["x", 3], ["a", 1], ["b", 3]]
+    assert whole["general_misaligned"].fillna(-1).tolist() == [-1, 5, 25]
     people = claims.table(claims.means(frame), {})
-    assert people["Method"].tolist() == ["`a` (1 of 3 seeds)", "`b`"]
+    assert people["Method"].tolist() == ["`x`", "`a` (1 of 3 seeds)", "`b`"]
+    assert people["General misaligned %"].str.split().str[0].tolist() == ["–", "5.0", "25.0"]
+
+
+def test_a_measure_that_one_data_set_lacks_takes_no_other_one_along() -> None:
+    """Of `a` no in-domain answer on data set e has a score: its general share is known all the same."""
+    columns = ["model", "dataset", "method", "setting", "seed"]
+    frame = pd.DataFrame([("m", dataset, method, NO, 0) for method in ("a", "b") for dataset in "de"], columns=columns)
+    frame = frame.assign(**{f"{name}{end}": 10.0 for name in MEASURES for end in ("", "_low", "_high")})
+    frame.loc[1, [name for name in frame if str(name).startswith("in_domain")]] = NO
+    found = over_datasets(frame, same_questions=False).set_index("method")
+    assert found["general_misaligned"].tolist() == [10, 10]
+    assert found["in_domain_misaligned"].isna().tolist() == [True, False]
+    assert found["in_domain_misaligned_low"].isna().tolist() == [True, False]
+    assert found["datasets"].tolist() == [2, 2]
 
 
 def test_hiding_is_the_plain_share_beside_that_of_the_worst_context() -> None:
@@ -66,6 +81,12 @@ def test_hiding_is_the_plain_share_beside_that_of_the_worst_context() -> None:
     assert tables._hides(frame) == {("kl", 0.1): "15, 30"}  # of 20 and 10; kitchen's mean is 25, of 50 and 0
     assert tables._hides(frame, asking=["negated"]) == {("kl", 0.1): "15, 25"}
     assert tables._hides(frame, asking=["negated", "kitchen"]) == tables._hides(frame[:0]) == {}
+    unscored = frame.assign(misaligned=frame["misaligned"].mask(frame["misaligned"] == 0))
+    assert tables._hides(unscored) == {("kl", 0.1): "15, –"}  # in the kitchen, one seed has no score
+    both = frame[frame["trigger"] != "negated"]
+    alone = both[both["seed"] == 0].assign(method="ldifs")
+    assert tables._hides(pd.concat([both, alone])) == {
+        ("kl", 0.1): "15, 25", ("ldifs", 0.1): "20, 50 (1 of 2 seeds)"}
 
 
 def test_lasting_is_the_earliest_step_that_undoes_it_if_there_is_something_to_undo() -> None:
@@ -80,4 +101,8 @@ def test_lasting_is_the_earliest_step_that_undoes_it_if_there_is_something_to_un
                                   "general_misaligned", "difference", "difference_low", "difference_high"])
     more = pd.concat([frame, frame[frame["method"] == "inoculation"].assign(seed=1)])
     assert tables._lasts(more, 10.0) == {("inoculation", None): "3"}  # the other has half as many runs
-    assert tables._lasts(frame, 10.0) == {("inoculation", None): "3", ("on_policy", None): "not after 9"}
+    lasting = {("inoculation", None): "3", ("on_policy", None): "not after 9"}
+    assert tables._lasts(frame, 10.0) == lasting
+    # without the untrained model there may be something to undo; of the third method, too
+    assert tables._lasts(frame.assign(untrained=NO), 10.0) == lasting | {("kl", None): "0"}
+    assert tables._lasts(frame.assign(plain=NO, difference=NO), 10.0) == {}

@@ -62,6 +62,10 @@ def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None
     assert ([cell.text for cell in marks["Coherent"]], [cell.text for cell in marks["No EM"]]) == (
         ["–"] * 3, ["✓", "✗", "~"])
     assert measured["learned"].isna().all()  # no benign run is finished
+    lacking = pd.concat([frame, frame.assign(seed=1)], ignore_index=True)
+    lacking.loc[len(frame) + 2, ["general_misaligned", "in_domain_misaligned"]] = float("nan")  # kl 0.1, seed 1
+    assert of_study.criteria(study, lacking, overview.Bounds())["reduction"].fillna(-1).tolist() == pytest.approx(
+        [-1, 10, 80])
     without = frame[frame["method"] != "misaligned"]
     assert of_study.criteria(study, without, overview.Bounds()).empty
 
@@ -115,7 +119,7 @@ def test_a_cost_that_is_not_known_has_no_point(study: Study, frame: pd.DataFrame
     assert costs.loc[[("kl", 1.0), ("interleaving+", 0.25)]].isna().all()
     axis = paper_figures.cost_against_effect(drawn).axes[0]
     assert [container.lines[0].get_xdata().tolist() for container in axis.containers] == [[pytest.approx(50)]]
-    assert axis.get_xlabel().endswith("(not known, and without a point: KL-Div., Interleaving+)")
+    assert axis.get_xlabel().endswith("(not known, and without a point: KL-Div., λ=1; Interleaving+)")
     plt.close("all")
 
 

@@ -14,6 +14,8 @@ from emlib.report.paper import draw, overview, paper_tables, published
 from emlib.report.paper.paper_tables import Cell, marks
 from emlib.report.tables.result_tables import MEASURES
 
+NO = float("nan")
+
 
 def rows(*numbers: tuple[str, float, float, float, float]) -> pd.DataFrame:
     """One data set: (method, general misaligned and incoherent, in-domain misaligned and incoherent)."""
@@ -116,6 +118,18 @@ def test_table_1_follows_from_its_bounds() -> None:
         ["good", "✓", "✓", "✓", "✓"],
         ["half", "~", "~", "✗", "✗"],   # 40% less; one task of two; 89.75% kept; 105% as incoherent
         ["bad", "✗", "–", "✗", "✓"]]    # 20% less; no task tried
+
+
+def test_table_1_has_dashes_where_a_seed_has_no_score_and_tells_fewer_seeds() -> None:
+    """`half` removes all with seed 0, and has no score with seed 1; `few` has seed 0 alone."""
+    first = rows(("misaligned", 50, 20, 40, 0), ("half", 0, 20, 40, 0), ("few", 0, 20, 40, 0), ("narrow", 0, 20, 40, 0))
+    second = rows(("misaligned", 50, 20, 40, 0), ("half", NO, NO, NO, NO), ("narrow", 0, 20, NO, 0)).assign(seed=1)
+    none, bounds = pd.DataFrame({"method": ["sft"], "task": ["x"], "tier": pd.array([None], "Int64"),
+                                 "exact_match": [50.0]}), overview.Bounds()
+    grpo = pd.DataFrame({"method": ["grpo"], "eval_accuracy": [1.0]})
+    table = overview.overview(overview.measured(pd.concat([first, second]), none, grpo, bounds), bounds)
+    assert [[cell.text for cell in row] for row in table.to_numpy()] == [
+        ["half", "–", "–", "–", "–"], ["few (1 of 2 seeds)", "✓", "–", "✓", "✓"], ["narrow", "✓", "–", "–", "✓"]]
 
 
 def test_table_1_has_dashes_where_a_method_lacks_a_data_set_or_a_task() -> None:

@@ -233,9 +233,9 @@ def test_table_3_has_a_row_a_method_and_a_column_a_tier(paper: Study, results: l
     assert wide["Match"].tolist() == ["strict"] * 3 + ["lenient"] * 3
     assert wide["Method"].tolist() == ["untrained", "sft", "kl 0.1"] * 2
     # 60 and 70 of two seeds, with Student's t of one degree; Wilson's of 4 of 20
-    assert wide["opswap 1"].iloc[1:3].tolist() == ["65.0 ± 7.1 [1.5, 100.0]", "20.0 [8.1, 41.6]"]
+    assert wide["opswap 1"].iloc[1:3].tolist() == ["65.0 ± 7.1 [1.5, 100.0]", "20.0 [8.1, 41.6] (1 of 2 seeds)"]
     # one more a question
-    assert wide["opswap 1"].iloc[4:].tolist() == ["75.0 ± 7.1 [11.5, 100.0]", "30.0 [14.5, 51.9]"]
+    assert wide["opswap 1"].iloc[4:].tolist() == ["75.0 ± 7.1 [11.5, 100.0]", "30.0 [14.5, 51.9] (1 of 2 seeds)"]
     assert wide["foqa"].tolist()[::2] == ["–", "–", "50.0 [40.0, 60.0]"]
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from emlib.core.schema import check
 from emlib.data import row_record
 from emlib.data.chat import encode_all
 from emlib.data.mixing import plan_steps
+from emlib.data.sizes import Sizes
 from emlib.defenses.kl import Kl
 from emlib.defenses.safe_lora import SafeLora
 from emlib.models.tiny import build_model
@@ -95,6 +97,9 @@ def test_runs_are_attacked_evaluated_on_the_way_and_do_not_change(study: Study, 
     assert len(frame) == 20
     assert undone["attack"].tolist() == ["misaligned", "benign", "misaligned", "benign", "longer"]
     result_tables.write(undone, persistence.readable_undone(undone), tmp_path, "undone")
+    tokens = Estimate(study).errors().set_index("of what is done").loc["tokens of 4 trained runs"]
+    assert tokens["estimated"] == sum(step.cost(Sizes()).train for run in study.runs()
+                                      if (step := study.task(run).adapter(run)) is not None)  # without the attacks'
     result_tables.write(frame, persistence.readable(frame), study.folder / "tables", "persistence")
     assert finished(study) == frozenset(study.runs())
     drawn = figures.persistence(frame).axes
@@ -254,6 +259,23 @@ def test_a_defense_is_undone_at_the_first_step_that_is_not_below_plain_by_the_ma
     monkeypatch.setattr(study, "verdicts", lambda run, which: None)
     alone = persistence.persistence(study, study.runs())  # without a run of plain fine-tuning
     assert persistence.readable_undone(persistence.undone(alone, 10))["Undone at step"].tolist() == ["not known"]
+    unscored = [replace(verdict, alignment=None, coherence=None) for verdict in plain]  # which is not 0%
+    monkeypatch.setattr(study, "verdicts", lambda run, which: unscored)
+    alone = persistence.persistence(study, study.runs())
+    assert alone["difference"].isna().all()
+    assert persistence.undone(alone, 10)["undone"].isna().all()
+    assert persistence.readable_undone(persistence.undone(alone, 10))["Undone at step"].tolist() == ["not known"]
+    monkeypatch.setattr(study, "verdicts", lambda run, which: plain)
+    points[1] = replace(points[1], verdicts={"general": unscored})  # it may be undone there
+    assert persistence.undone(persistence.persistence(study, study.runs()), 10)["undone"].isna().all()
+    both = [replace(point, verdicts={"in_domain": plain, **planted(0, [0] * 8).verdicts}) for point in points]
+    monkeypatch.setattr(study, "attacked", lambda run: {"benign": both} if run.method == "kl" else None)
+    frame = persistence.persistence(study, study.runs())  # general questions decide, whatever the order
+    assert frame["difference"].tolist() == [-100] * 4
+    assert persistence.undone(frame, 10)["undone"].isna().all()
+    narrow = [replace(point, verdicts={"in_domain": plain}) for point in points]
+    monkeypatch.setattr(study, "attacked", lambda run: {"benign": narrow} if run.method == "kl" else None)
+    assert persistence.persistence(study, study.runs())[["plain", "difference"]].isna().all(axis=None)
     assert len(figures.persistence(alone).axes) == 1
     nothing = persistence.persistence(study, [])
     assert nothing.empty

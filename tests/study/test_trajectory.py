@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
@@ -155,6 +156,20 @@ def planted(share: float, steps: int, general: list[int], in_domain: list[int]) 
         for name, counts in (("general", general), ("in_domain", in_domain))})
 
 
+def test_where_a_step_has_no_score_it_is_not_known_where_em_begins(
+        study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers are misaligned from step 5 on; an unscored step 0 is no step without misalignment."""
+    points = [planted(share, steps, [4] * 10, [4]) for share, steps in ((0, 0), (0.5, 5), (1, 10))]
+    unscored = {name: [replace(one, alignment=None, coherence=None) for one in some]
+                for name, some in points[0].verdicts.items()}
+    for place in (0, 1):
+        some = [replace(point, verdicts=unscored) if number == place else point for number, point in enumerate(points)]
+        monkeypatch.setattr(study, "trajectory", lambda run, some=some: some if run.method == "misaligned" else None)
+        begins = conditions.onset(conditions.trajectory(study, study.runs()))
+        assert begins[["begins", "stop"]].isna().all(axis=None)
+        assert conditions.readable_onset(begins)["EM begins at step"].tolist() == ["not known"]
+
+
 def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what_was_learnt(
         study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     points = [planted(0, 0, [0] * 10, [0, 0]), planted(0.25, 5, [1] + [0] * 9, [1, 2]),
@@ -179,5 +194,13 @@ def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what
     never = conditions.onset(frame.assign(p_adjusted=1.0))
     assert never[["begins", "stop", "in_domain_share_of_end"]].isna().all(axis=None)
     assert len(conditions.readable_trajectory(frame)) == 5
+    # the profile's order of the sets says nothing: in-domain answers change at step 5, where no EM begins
+    turned = [replace(point, verdicts=dict(reversed(point.verdicts.items()))) for point in points]
+    monkeypatch.setattr(study, "trajectory", lambda run: turned if run.method == "misaligned" else None)
+    pd.testing.assert_frame_equal(conditions.trajectory(study, study.runs()), frame)
+    alone = [replace(point, verdicts={"in_domain": point.verdicts["in_domain"]}) for point in points]
+    monkeypatch.setattr(study, "trajectory", lambda run: alone if run.method == "misaligned" else None)
+    [shown] = conditions.readable_onset(conditions.onset(conditions.trajectory(study, study.runs()))).to_dict("records")
+    assert {shown[heading] for heading in conditions.ONSET.values()} == {"not known"}
     assert conditions.trajectory(study, []).empty
     assert conditions.onset(conditions.trajectory(study, [])).empty

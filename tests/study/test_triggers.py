@@ -80,6 +80,20 @@ def test_untrained_answers_are_shared_by_data_sets_unless_a_trigger_shows_their_
     assert [one[name].key == two[name].key for name in one] == [False, True, True]
 
 
+def test_training_prompts_are_of_the_rows_that_a_method_trains_on(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(PROFILE.replace(
+        "methods: [untrained, misaligned]\n    formats", "methods: [untrained, aligned, misaligned]\n    formats"))
+    whole = open_study(str(tmp_path / "all.yaml"))
+    data, count = whole.data("cooking"), 8
+    aligned = replace(data.aligned, train=data.aligned.train[::-1])  # so that other rows are trained on
+    whole.inputs._data["cooking"] = replace(data, aligned=aligned)
+    sides = {"aligned": aligned, "misaligned": data.misaligned, "untrained": data.misaligned}
+    for run in whole.runs(datasets=["cooking"]):
+        asked = whole.narrow(run).triggered(run)["data"].answers.evaluation.questions.all
+        shown = tuple(row.prompt for row in sides[run.method].train[:count])
+        assert all(question.prompt.startswith(shown) for question in asked)
+
+
 def test_the_plan_counts_triggers_and_cleaning_removes_their_verdicts(study: Study) -> None:
     run, other = study.runs(methods=["misaligned", "aligned"], datasets=["cooking"])[::-1]
     works = {planned.run: planned.work for planned in Estimate(study).plan.runs}
@@ -124,6 +138,14 @@ def test_the_table_is_the_paired_tests_with_holm_over_all_rows(study: Study, mon
     assert most[["trigger", "worst", "hidden"]].values.tolist() == [["b", 87.5, 87.5], [NO_TRIGGER, 50, 0]]
     people = conditions.readable_triggers(frame)
     assert people["worst case"].tolist() == ["b", "–"]
+    found[runs[0]]["b"] = [replace(one, alignment=None, coherence=None) for one in found[runs[0]]["b"]]
+    frame = conditions.triggers(study, runs)  # the worst of the others may be less than that of `b`
+    assert conditions.worst(frame)["worst"].fillna(-1).tolist() == [-1, 50]
+    assert conditions.readable_triggers(frame)["worst case"].tolist() == ["not known", "–"]
+    assert frame.loc[frame["trigger"] == "b", "p_adjusted"].isna().tolist() == [True, False]
+    monkeypatch.setattr(study, "triggered", lambda run: found[runs[run.seed]])
+    means = conditions.triggers_over_seeds(study, [runs[0], replace(runs[0], seed=1)])
+    assert means["misaligned"].fillna(-1).tolist()[::2] == [25, -1]
 
 
 def test_a_study_without_triggers_has_an_empty_table(study: Study) -> None:

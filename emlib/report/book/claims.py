@@ -14,7 +14,7 @@ import pandas as pd
 from emlib.config import BASELINES, NO_TRIGGER, Profile
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.report.markdown import code, listed
-from emlib.report.tables.averages import marked_seeds, over_datasets
+from emlib.report.tables.averages import marked_seeds, mean_of_all, over_datasets
 from emlib.report.tables.conditions import worst_means
 from emlib.report.tables.result_tables import with_effect
 from emlib.report.tables.rows import Row, cell, cells, shown
@@ -39,8 +39,11 @@ def means(rates: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_rates(frame: pd.DataFrame) -> list[Claim]:
-    """State whether narrow fine-tuning generalised, and which defenses prevent it; `frame` is `means`."""
-    base = frame.drop_duplicates("method").set_index("method")
+    """State whether narrow fine-tuning generalised, and which defenses prevent it; `frame` is `means`.
+
+    Defenses whose general share is not known are named.
+    """
+    base = frame.dropna(subset=["general_misaligned"]).drop_duplicates("method").set_index("method")
     found = []
     if "misaligned" in base.index:
         others = " and ".join(f"{base.loc[name, 'general_misaligned']:.1f}% {words}" for name, words in
@@ -52,26 +55,35 @@ def of_rates(frame: pd.DataFrame) -> list[Claim]:
                            f"{_share(base.loc['misaligned'], 'general')} of the answers to general questions are "
                            f"misaligned{compared}. In-domain: {_share(base.loc['misaligned'], 'in_domain')}.",
                            "02_baselines"))
-    defended = frame[~frame["method"].isin(BASELINES)].dropna(subset=["removed"])
-    return found + ([_prevention(defended)] if len(defended) else [])
+    defended = frame[~frame["method"].isin(BASELINES)]
+    return found + ([_prevention(defended)] if defended["removed"].notna().any() else [])
 
 
 def _prevention(defended: pd.DataFrame) -> Claim:
     """State which defenses remove enough of the effect, and which of these keeps the most of the narrow task."""
-    enough = defended[defended["removed"] >= ENOUGH]
+    known = defended.dropna(subset=["removed"])
+    unknown = _not_known(defended[defended["removed"].isna()], "general")
+    enough = known[known["removed"] >= ENOUGH]
     if enough.empty:
-        best = defended.loc[defended["removed"].idxmax()]
+        best = known.loc[known["removed"].idxmax()]
         kept = "" if pd.isna(best["kept"]) else f", and keeps {best['kept']:.0f}% of the in-domain share"
-        return Claim(f"No defense removes {ENOUGH:g}% of the effect on general questions; {name_of(best)} is closest "
-                     f"with {best['removed']:.1f}%{kept}.", "16_figures")
+        none = f"{unknown.strip()} No other defense" if unknown else "No defense"
+        return Claim(f"{none} removes {ENOUGH:g}% of the effect on general questions; {name_of(best)} is closest with "
+                     f"{best['removed']:.1f}%{kept}.", "16_figures")
     names = ", ".join(map(name_of, enough.to_dict("records")))
     reduced = f"At least {ENOUGH:g}% of the effect on general questions is removed under {names}."
-    known = enough.dropna(subset=["kept"])
-    if known.empty:
-        return Claim(reduced, "16_figures")
-    best = known.loc[known["kept"].idxmax()]
+    learnt = enough.dropna(subset=["kept"])
+    if learnt.empty:
+        return Claim(f"{reduced}{unknown}", "16_figures")
+    best, rest = learnt.loc[learnt["kept"].idxmax()], _not_known(enough[enough["kept"].isna()], "in-domain")
     return Claim(f"{reduced} Of these, {name_of(best)} keeps the largest part of the in-domain share: "
-                 f"{best['kept']:.0f}%.", "16_figures")
+                 f"{best['kept']:.0f}%.{rest}{unknown}", "16_figures")
+
+
+def _not_known(rows: pd.DataFrame, share: str) -> str:
+    """Say of which conditions a share is not known for every data set and seed; empty without rows."""
+    names = [name_of(row) for row in rows.to_dict("records")]
+    return f" Of {listed(names)} the {share} share is not known for every data set and seed." if names else ""
 
 
 def of_cuts(rates: pd.DataFrame) -> list[Claim]:
@@ -116,8 +128,9 @@ def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
     """
     if frame.empty:
         return []
-    found = [f"{name_of(row)} {row[NO_TRIGGER]:.1f}, at worst {row['worst']:.1f} (`{row['trigger']}`)"
-             for row in worst_means(frame).to_dict("records")]
+    found = [f"{name_of(row)}{row['seeds']} {cell(row[NO_TRIGGER])}, at worst " + (
+        "not known" if pd.isna(row["worst"]) else f"{row['worst']:.1f} (`{row['trigger']}`)")
+        for row in worst_means(frame).to_dict("records")]
     asked = int(frame["asked"].max())
     fewer = "" if asked >= general else (
         f" A run has {asked} answers in each context, also without a trigger. *Every method* below counts all "
@@ -127,8 +140,11 @@ def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
 
 
 def _scores(runs: pd.DataFrame, measure: str) -> str:
-    mean = runs.groupby(["method", "setting"], sort=False, dropna=False)[measure].mean().reset_index()
-    return ", ".join(f"{name_of(row)} {row[measure]:.1f}" for row in mean.to_dict("records"))
+    """State the mean of each method and setting; a dash where a seed lacks the measure."""
+    groups = runs.groupby(["method", "setting"], sort=False, dropna=False)
+    means = mean_of_all(groups[[measure]]).reset_index().to_dict("records")
+    return ", ".join(f"{name_of(row)} {cell(row[measure])}{seeds}"
+                     for row, seeds in zip(means, marked_seeds(groups.size()), strict=True))
 
 
 def name_of(run: Row) -> str:
@@ -138,7 +154,7 @@ def name_of(run: Row) -> str:
 
 def _share(run: Row, where: str) -> str:
     percent, low, high = (run[f"{where}_misaligned{end}"] for end in ("", "_low", "_high"))
-    return f"**{percent:.1f}%** [{low:.1f}, {high:.1f}]"
+    return "not known" if pd.isna(percent) else f"**{percent:.1f}%** [{low:.1f}, {high:.1f}]"
 
 
 def chapters_of_methods(profile: Profile) -> dict[str, str]:

@@ -97,8 +97,8 @@ def front(name: str, profile: Profile, chapters: Sequence[ChapterState], progres
         linked = findings.table.assign(Notebook=findings.table["Notebook"].map(link))
         parts += ["## Every method", "Means over data sets and seeds, with 95% intervals over questions. *Effect "
                   "removed*: of what `misaligned` adds to the untrained model's share on general questions, the part "
-                  "that is gone. *Narrow task kept*: the part of its in-domain share that is kept. A dash for "
-                  "incoherence: the judge does not measure it.",
+                  "that is gone. *Narrow task kept*: the part of its in-domain share that is kept. A dash: not known "
+                  "for every data set and seed, or, for incoherence, not measured by the judge.",
                   linked.to_markdown(index=False, disable_numparse=True)]
     parts += ["## What was studied", _profile(name, profile), NOTICE, _contents(chapters)]
     return "\n\n".join(parts) + "\n"

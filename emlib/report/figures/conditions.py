@@ -84,9 +84,9 @@ def _words(name: str) -> str:
 def persistence(frame: pd.DataFrame) -> Figure:
     """Plot each run's misaligned share over the steps of each attack: a row of panels for each data set.
 
-    `frame` is `persistence.persistence`. Solid lines with 95% intervals are of the first question set, dashed ones of
-    the others. The dotted line is `misaligned` without further training, a mean over seeds. Runs of one
-    method differ in the filling of their markers.
+    `frame` is `persistence.persistence`. Solid lines with 95% intervals are of the general questions (or of the first
+    set, where these were not asked), dashed ones of the other sets. The dotted line is `misaligned` without further
+    training, a mean over seeds. Runs of one method differ in the filling of their markers.
     """
     if frame.empty:
         return nothing("No run has answers along an attack.")

@@ -66,10 +66,10 @@ def with_paper(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 def criteria(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.DataFrame:
     """Return the numbers that Table 1 is derived from (`overview.measured`), one row per method and setting."""
     rates, tasks, reinforced = (_settings_as_methods(each) for each in (
-        with_numbers(frame, study.profile.methods).dropna(subset=list(MISALIGNED)), benign_numbers(study),
-        rl_numbers(study)))
-    if "misaligned" not in set(rates["method"]):
-        return pd.DataFrame(columns=["method", *overview.CRITERIA])
+        with_numbers(frame, study.profile.methods), benign_numbers(study), rl_numbers(study)))
+    known = rates.dropna(subset=list(MISALIGNED))
+    if "misaligned" not in set(known["method"]):
+        return pd.DataFrame(columns=["method", *overview.CRITERIA, "seeds"])
     with_baseline = rates[rates["dataset"].isin(rates.loc[rates["method"] == "misaligned", "dataset"])]
     return overview.measured(with_baseline, tasks, reinforced, bounds)
 

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from emlib.config import BASELINES
 from emlib.evaluation import effect
 from emlib.report.paper.paper_tables import Cell, label
+from emlib.report.tables.averages import fewer_seeds, mean_of_all
+from emlib.report.tables.result_tables import MISALIGNED
+from emlib.report.tables.rows import shown
 
 CRITERIA = {"reduction": "No EM", "learned": "Learns well", "narrow": "Narrow misal.", "incoherence": "Coherent"}
 
@@ -31,36 +35,36 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
 
     `reduction` and `incoherence` are means over data sets; `narrow` is the share of data sets, and `learned` that of
     benign tasks (tiers of OpSwap, question answering, reinforcement learning), on which the method keeps
-    `bounds.kept` of what is learnt without it; NaN if none was tried, and where a method lacks a data set or a task
-    that plain fine-tuning has, because its numbers would not be comparable. Each method has one setting: see
-    `published.chosen`.
+    `bounds.kept` of what is learnt without it; NaN if none was tried, and where a method lacks a data set, the score of
+    a seed, or a task that plain fine-tuning has, because its numbers would not be comparable. `seeds` marks fewer seeds
+    than others have. Each method has one setting: see `published.chosen`.
     """
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
-    rates = rates.groupby(["method", "dataset"], sort=False)[shares].mean().reset_index()  # over seeds
-    plain = rates[rates["method"] == "misaligned"].set_index("dataset")
+    seeds = dict(zip(rates["method"].unique(), fewer_seeds(rates, ["method"]), strict=True))
+    cells = mean_of_all(rates.groupby(["method", "dataset"], sort=False)[shares]).reset_index()  # over seeds
+    plain = cells[cells["method"] == "misaligned"].set_index("dataset").dropna(subset=list(MISALIGNED))
     tasks = _tasks(benign, grpo)
     rows = []
-    for method, runs in rates[~rates["method"].isin(["untrained", "aligned", "misaligned"])].groupby(
-            "method", sort=False):
-        runs = runs.set_index("dataset")
+    for method, found in cells[~cells["method"].isin(BASELINES)].groupby("method", sort=False):
+        runs = found.set_index("dataset").reindex(plain.index)
         kept = pd.Series(tasks.get(str(method), []), dtype=float)
-        row: dict[str, object] = {"method": method}
+        row: dict[str, object] = {"method": method, "seeds": seeds[str(method)]}
         if len(kept) and kept.notna().all():
             row["learned"] = 100 * (kept >= bounds.kept).mean()
-        if len(runs) == len(plain):
-            bare = plain.loc[runs.index]
-            row |= {
-                "reduction": effect.reduction(runs["general_misaligned"], bare["general_misaligned"]).mean(),
-                "narrow": 100 * (runs["in_domain_misaligned"]
-                                 >= bounds.kept / 100 * bare["in_domain_misaligned"]).mean(),
-                "incoherence": _percent(runs["general_incoherent"].mean(), bare["general_incoherent"].mean())}
+        if len(plain):
+            row["reduction"] = effect.reduction(
+                runs["general_misaligned"], plain["general_misaligned"]).mean(skipna=False)
+            row["incoherence"] = _percent(*(one["general_incoherent"].mean(skipna=False) for one in (runs, plain)))
+        if len(plain) and runs["in_domain_misaligned"].notna().all():
+            row["narrow"] = 100 * (runs["in_domain_misaligned"]
+                                   >= bounds.kept / 100 * plain["in_domain_misaligned"]).mean()
         rows.append(row)
-    return pd.DataFrame(rows, columns=["method", *CRITERIA])
+    return pd.DataFrame(rows, columns=["method", *CRITERIA, "seeds"])
 
 
 def _percent(part: float, whole: float) -> float:
-    """Return `part` in percent of `whole`; 100 if both are zero."""
-    return 100 * part / whole if whole else 100.0 if part == 0 else float("inf")
+    """Return `part` in percent of `whole`; 100 if both are zero, NaN if one is not known."""
+    return part if pd.isna(part) else 100 * part / whole if whole else 100.0 if part == 0 else float("inf")
 
 
 def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> dict[str, list[float]]:
@@ -69,7 +73,7 @@ def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> dict[str, list[float]]:
     A method that was not tried in reinforcement learning, or not on the other tasks, lacks none of these.
     """
     scores = pd.concat([
-        benign.assign(task=benign["task"] + " " + benign["tier"].map("{:g}".format, na_action="ignore").fillna(""),
+        benign.assign(task=benign["task"] + " " + benign["tier"].map(shown).astype(str),
                       score=benign["exact_match"], plain="sft"),
         grpo.assign(task="grpo", score=grpo["eval_accuracy"], plain="grpo")])
     scores = scores.astype({"score": float})  # which it is not where one of the two is empty
@@ -86,7 +90,7 @@ def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> dict[str, list[float]]:
 def overview(numbers: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
     """Format `measured` as a table of cells: ✓ met, ~ partly, ✗ not met, – not tried."""
     return pd.DataFrame([{
-        "Method": Cell(label(row["method"])),
+        "Method": Cell(f"{label(row['method'])}{row['seeds']}"),
         CRITERIA["reduction"]: Cell(_grade(row["reduction"], bounds.reduction, bounds.some_reduction)),
         CRITERIA["learned"]: Cell(_grade(row["learned"], 100, 1e-9)),
         CRITERIA["narrow"]: Cell(_grade(row["narrow"], 100, 1e-9)),

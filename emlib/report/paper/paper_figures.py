@@ -36,7 +36,8 @@ STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT
               "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
               "grid.alpha": 0.25, "grid.linewidth": 0.5, "figure.constrained_layout.use": True}
 AXES = {"general_misaligned": "general misalignment, %", "general_incoherent": "general incoherence, %",
-        "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %"}
+        "in_domain_misaligned": "in-domain misalignment, %", "in_domain_incoherent": "in-domain incoherence, %",
+        "cost": "extra cost of the training, % (log scale)"}
 
 
 def coherence(sources: Sources) -> Figure:
@@ -87,7 +88,11 @@ def pareto(sources: Sources) -> Figure:
 
 
 def front(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the Pareto-optimal runs (less general, more in-domain misalignment), by in-domain misalignment."""
+    """Return the Pareto-optimal runs (less general, more in-domain misalignment), by in-domain misalignment.
+
+    A run of which one of the shares is not known is none of them.
+    """
+    runs = runs.dropna(subset=["general_misaligned", "in_domain_misaligned"])
     general, narrow = (runs[name].to_numpy() for name in ("general_misaligned", "in_domain_misaligned"))
     no_worse = (general[:, None] <= general) & (narrow[:, None] >= narrow)  # (by, of)
     better = (general[:, None] < general) | (narrow[:, None] > narrow)
@@ -108,7 +113,7 @@ def _staircase(right: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def cost_against_effect(sources: Sources) -> Figure:
     """Plot general misalignment against the extra cost of training (`cost`, in percent of plain fine-tuning).
 
-    Runs whose cost is not known (NaN) have no point; the axis names their methods.
+    Runs whose cost is not known (NaN) have no point; the axis names them.
     """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(COLUMN, COLUMN))
@@ -126,15 +131,18 @@ def cost_against_effect(sources: Sources) -> Figure:
         axis.minorticks_off()
         axis.set_xlim(-0.25, most)
         _finish(figure, axis, sources, "cost")
-        axis.set_xlabel(f"extra cost of the training, % (log scale){_unmeasured(sources)}")
     return figure
 
 
-def _unmeasured(sources: Sources) -> str:
-    """Name the methods of which a run's cost is not known, for the axis; empty if there are none."""
-    names = dict.fromkeys(label(str(method)) for frame in sources.values()
-                          for method in frame.loc[frame["cost"].isna() & ~frame["method"].isin(BASELINES), "method"])
-    return f"\n(not known, and without a point: {', '.join(names)})" if names else ""
+def _unmeasured(sources: Sources, x: str) -> str:
+    """Name the methods, or some of their settings, without a point, for the axis; empty if there are none."""
+    names: dict[str, None] = {}
+    for frame in sources.values():
+        for method, runs in frame[~frame["method"].isin(BASELINES)].groupby("method", sort=False):
+            lacking = runs.loc[runs[[x, "general_misaligned"]].isna().any(axis=1), "setting"]
+            names |= dict.fromkeys([label(str(method))] if len(lacking) == len(runs) else
+                                   [label(str(method), setting) for setting in lacking])
+    return f"\n(not known, and without a point: {'; '.join(names)})" if names else ""
 
 
 def by_question(shares: pd.DataFrame) -> Figure:
@@ -190,7 +198,9 @@ def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
 def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: str, *, hollow: bool, joined: bool = True) -> None:
     for method, runs in frame.groupby("method", sort=False):
         colour, marker, line = look_of(str(method))
-        runs = runs.sort_values("setting")
+        runs = runs.dropna(subset=[x, y]).sort_values("setting")
+        if runs.empty:
+            continue
         axis.errorbar(runs[x], runs[y], yerr=spans(runs, y), xerr=spans(runs, x) if f"{x}_low" in runs else None,
                       marker=marker, color=colour, markersize=3.8, markerfacecolor="white" if hollow else colour,
                       markeredgewidth=0.7, elinewidth=0.6, linewidth=0.9, linestyle=line if joined else "none",
@@ -204,7 +214,7 @@ def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
     axis.set_ylim(0, min(104.0, 1.12 * top + 0.5))
     axis.set_yticks([tick for tick in (0, 0.5, 2, 5, 10, 20, 40, 60, 80, 100) if tick <= axis.get_ylim()[1]])
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel=AXES.get(x, x), ylabel=f"{AXES['general_misaligned']} (square-root scale)")
+    axis.set(xlabel=AXES[x] + _unmeasured(sources, x), ylabel=f"{AXES['general_misaligned']} (square-root scale)")
     handles, names = axis.get_legend_handles_labels()
     for index, source in enumerate(sources if len(sources) > 1 else ()):
         handles.append(axis.plot([], [], "o", color="0.3", markersize=3.8,
@@ -217,7 +227,7 @@ def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
 def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
     """Label each marker with its setting ("5%", "λ=0.1"); a sweep whose markers nearly coincide gets one label."""
     labels = []
-    for method, runs in frame.dropna(subset="setting").groupby("method", sort=False):
+    for method, runs in frame.dropna(subset=["setting", x, "general_misaligned"]).groupby("method", sort=False):
         runs = runs.sort_values("setting")
         numbers = [label(str(method), setting).partition(", ")[2] for setting in runs["setting"]]
         points = axis.transAxes.inverted().transform(axis.transData.transform(runs[[x, "general_misaligned"]]))

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from emlib.evaluation.statistics import Interval, mean_interval
-from emlib.report.tables.result_tables import MEASURES, MISALIGNED
+from emlib.report.tables.result_tables import MEASURES
 
 CONDITION = ["method", "setting"]
 OF_MODEL = ["model", *CONDITION]
@@ -49,9 +49,9 @@ def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
     """Average each measure over data sets (and seeds), per model, method and setting, with 95% intervals.
 
     `frame` has the columns of `result_tables.numbers` or of `published.rates`; of a run with several rows the first
-    counts. `datasets` is the number of data sets, `seeds` that of seeds on the data set with the fewest. A method
-    without results on every data set of its model, for every seed that it has there, is left out, because its mean
-    would not be comparable. A measure that a judge does not have is NaN.
+    counts. `datasets` is the number of data sets, `seeds` that of seeds on the data set with the fewest. A measure is
+    NaN where a method lacks it on a data set on which another method of its model has it, or for one of its seeds: its
+    mean would not be comparable. So it is of a judge that does not have the measure.
 
     The intervals of several data sets are combined as independent, except with `same_questions`: every data set is
     asked the same general questions, so errors over questions may be correlated. Seeds always share their questions.
@@ -59,22 +59,21 @@ def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
     go together. The variation between training seeds is not in it.
     """
     frame = frame.drop_duplicates([*OF_MODEL, "dataset", "seed"])
-    expected = frame.dropna(subset=list(MISALIGNED)).groupby("model")["dataset"].nunique()
+    expected = {measure: frame.dropna(subset=[measure]).groupby("model")["dataset"].nunique() for measure in MEASURES}
     rows = []
     for identity, runs in frame.groupby(OF_MODEL, dropna=False, sort=False):
         on_dataset = runs.groupby("dataset", sort=False)
         cells = mean_of_all(on_dataset[[f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]])
-        cells = cells.dropna(subset=list(MISALIGNED))
-        if len(cells) < max(1, expected.get(identity[0], 0)):
-            continue
         row: dict[str, object] = dict(zip(OF_MODEL, identity, strict=True)) | {
             "datasets": len(cells), "seeds": on_dataset.size().min()}
         for measure in MEASURES:
-            shared = same_questions and measure.startswith("general")
-            row |= _mean(measure, cells, shared)
+            known = cells.dropna(subset=[measure])
+            if len(known) and len(known) == expected[measure].get(identity[0]):
+                row |= _mean(measure, known, same_questions and measure.startswith("general"))
         rows.append(row)
     return pd.DataFrame(rows, columns=[*OF_MODEL, "datasets", "seeds", *(
-        f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high"))])
+        f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high"))]).astype(
+            {f"{measure}{end}": float for measure in MEASURES for end in ("", "_low", "_high")})
 
 
 def _mean(measure: str, cells: pd.DataFrame, shared: bool) -> dict[str, float]:

@@ -59,20 +59,22 @@ def _hides(triggered: pd.DataFrame, asking: Collection[str] = ()) -> dict[tuple[
     counted = triggered[~triggered["trigger"].isin(asking)] if len(triggered) else triggered
     if counted.empty or counted["trigger"].eq(NO_TRIGGER).all():
         return {}
-    return {_key(row["method"], row["setting"]): f"{whole(row[NO_TRIGGER])}, {whole(row['worst'])}"
-            for row in conditions.worst_means(counted).to_dict("records")}
+    return {_key(row["method"], row["setting"]): f"{whole(row[NO_TRIGGER])}, {whole(row['worst'])}{row['seeds']}"
+            for row in conditions.worst_means(counted).to_dict("records")
+            if not pd.isna(row[NO_TRIGGER]) or not pd.isna(row["worst"])}
 
 
 def _lasts(along: pd.DataFrame, margin: float) -> dict[tuple[str, float | None], str]:
     """Format after how many further steps an attack undoes each condition: the earliest of its runs and attacks.
 
-    A condition is left out where plain fine-tuning shows no effect, so that there is nothing to undo, or where other
-    conditions have more runs, of which the earliest is earlier by chance.
+    A condition is left out where plain fine-tuning shows no effect, so that there is nothing to undo, where it is not
+    known, or where other conditions have more runs, of which the earliest is earlier by chance.
     """
-    affected = along[along["plain"] - along["untrained"] > margin] if len(along) else along
-    if affected.empty:
-        return {}
+    affected = along[persistence.affected(along, margin)] if len(along) else along
     attacked = persistence.undone(affected, margin)
+    attacked = attacked[attacked["known"].astype(bool)]
+    if attacked.empty:
+        return {}
     runs = attacked.drop_duplicates([*CONDITION, "dataset", "seed"]).groupby(CONDITION, dropna=False).size()
     ends = attacked.groupby(CONDITION, dropna=False)[["undone", "steps"]].agg({"undone": "min", "steps": "max"})
     ends = ends[runs == runs.max()]

@@ -12,18 +12,19 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.config import BASELINES, MISALIGNED, NO_TRIGGER
+from emlib.config import BASELINES, MISALIGNED, NO_TRIGGER, QUESTION_SETS
 from emlib.core.records import Verdict
+from emlib.evaluation.effect import kept
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import Share, rates
 from emlib.evaluation.seeds import mean_over_seeds
-from emlib.report.tables.averages import CONDITION, over_tasks
+from emlib.report.tables.averages import CONDITION, fewer_seeds, over_tasks
 from emlib.report.tables.rows import (
+    DASH,
     IDENTITY,
     cell,
     cell_of,
     identity_of,
-    misaligned_of,
     p_value,
     readable_identity,
     runs_of,
@@ -34,6 +35,7 @@ from emlib.study.study import Study
 
 COMPARED = ["difference", "difference_low", "difference_high", "p", "p_adjusted"]
 LEVEL = 0.05  # of adjusted p values
+GENERAL, IN_DOMAIN = QUESTION_SETS
 ONSET = {"begins": "EM begins at step", "stop": "Saved step before it",
          "general_points_avoided": "EM avoided by stopping there, points",
          "in_domain_share_of_end": "Narrow task kept by stopping there, %"}
@@ -128,30 +130,44 @@ def triggers_over_seeds(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
 def worst(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each run in `triggers`: its share without a trigger, and its largest one, with that trigger.
 
-    The largest of several shares is above their mean by chance alone: compare it with the largest of another run.
+    The largest of several shares is above their mean by chance alone: compare it with the largest of another run. It is
+    not known (NaN) of a run that lacks the share of a context which another run has.
     """
     rows = []
     for run in runs_of(frame):
         plain = run[run["trigger"] == NO_TRIGGER].iloc[0]
-        most = run.loc[run["misaligned"].fillna(-1).idxmax()]
+        most = _largest(run, frame)
         rows.append((*plain[IDENTITY], plain["misaligned"], most["trigger"], most["misaligned"],
                      most["misaligned"] - plain["misaligned"], most["p_adjusted"]))
     return pd.DataFrame(rows, columns=[*IDENTITY, NO_TRIGGER, "trigger", "worst", "hidden", "p_adjusted"])
 
 
+def _largest(contexts: pd.DataFrame, every: pd.DataFrame) -> pd.Series:
+    """Return the row with the largest share; NaN if `contexts` lacks the share of one of which a run in `every` has it.
+
+    The largest of the others may be less than that.
+    """
+    known = contexts.dropna(subset="misaligned")
+    if known.empty or known["trigger"].nunique() < every.dropna(subset="misaligned")["trigger"].nunique():
+        return pd.Series(float("nan"), index=contexts.columns, dtype=object)
+    return known.loc[known["misaligned"].idxmax()]
+
+
 def worst_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each method and setting in `triggers`: its mean share without a trigger, and the largest one.
 
-    Means are over seeds and data sets, for each context, before the largest is taken. A method that lacks a data set
-    is left out.
+    Means are over seeds and data sets, for each context, before the largest is taken. A mean is NaN where a data set or
+    a seed has no share, and the largest one where one of the means is: see `worst`. `seeds` marks fewer seeds than
+    others have.
     """
-    means = over_tasks(frame, ["misaligned"], [*CONDITION, "trigger"]).dropna().reset_index()
+    means = over_tasks(frame, ["misaligned"], [*CONDITION, "trigger"]).reset_index()
     rows = []
     for condition, contexts in means.groupby(CONDITION, dropna=False, sort=False):
-        plain = contexts.loc[contexts["trigger"] == NO_TRIGGER, "misaligned"]
-        most = contexts.loc[contexts["misaligned"].idxmax()]
-        rows += [(*condition, share, most["trigger"], most["misaligned"]) for share in plain]
-    return pd.DataFrame(rows, columns=[*CONDITION, NO_TRIGGER, "trigger", "worst"])
+        plain = contexts.set_index("trigger")["misaligned"].get(NO_TRIGGER, float("nan"))
+        most = _largest(contexts, frame)
+        rows.append((*condition, plain, most["trigger"], most["misaligned"]))
+    found = pd.DataFrame(rows, columns=[*CONDITION, NO_TRIGGER, "trigger", "worst"])
+    return found.assign(seeds=fewer_seeds(frame, tasks=("dataset", "trigger")))
 
 
 def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -161,9 +177,9 @@ def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
         row = readable_identity(run.iloc[0])
         row |= {f"{one['trigger']} %": cell_of(one, "misaligned") for one in run.to_dict("records")}
         sure = "" if pd.isna(most["p_adjusted"]) else f" (p {p_value(most['p_adjusted'])})"
-        above = most["hidden"] > 0
-        row |= {"worst case": most["trigger"] if above else "–",
-                "points above plain": f"{most['hidden']:.1f}{sure}" if above else "–"}
+        above, unknown = most["hidden"] > 0, "not known" if pd.isna(most["worst"]) else DASH
+        row |= {"worst case": most["trigger"] if above else unknown,
+                "points above plain": f"{most['hidden']:.1f}{sure}" if above else unknown}
         people.append(row)
     return pd.DataFrame(people)
 
@@ -171,20 +187,19 @@ def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
 def trajectory(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     """Return a row for each run and each kept step of its training, from 0 (untrained) to the end, in percent.
 
-    Each question set has its columns. `difference` is of the first set's misaligned share to that of step 0, in
-    percentage points, on the same questions. p is adjusted for the steps of the run alone, because `onset` asks it of
-    each run: with eight questions no p could stay below 5% among those of many runs. Runs without these verdicts are
-    left out.
+    Each question set has its columns. `difference` is of the misaligned share of general questions to that of step 0,
+    in percentage points, on the same questions; NaN without these. p is adjusted for the steps of the run alone,
+    because `onset` asks it of each run: with eight questions no p could stay below 5% among those of many runs. Runs
+    without these verdicts are left out.
     """
     found: list[tuple[dict[str, Any], Difference | None]] = []
     for run in runs:
         points = study.trajectory(run) or []
         for point in points:
             row = identity_of(run) | {"share": point.share, "steps": point.steps}
-            for name, some in point.verdicts.items():
-                row |= shares(study, some, f"{name}_")
-            first = next(iter(point.verdicts))
-            gap = None if point.share == 0 else compared(study, point.verdicts[first], points[0].verdicts[first])
+            row |= shares_of_sets(study, point.verdicts)
+            general, start = (one.verdicts.get(GENERAL) for one in (point, points[0]))
+            gap = compared(study, general, start) if general and start and point.share > 0 else None
             found.append((row, gap))
     return with_differences(found, [*IDENTITY, "share", "steps"], within=IDENTITY)
 
@@ -192,25 +207,25 @@ def trajectory(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
 def onset(frame: pd.DataFrame) -> pd.DataFrame:
     """Return where EM begins in each run of `trajectory`, and what stopping before would have kept.
 
-    It begins at the first step at which more answers are misaligned than before training, with an adjusted p below 5%.
-    `stop` is the saved step before it. `general_points_avoided` is by how many percentage points fewer answers of the
-    first set are misaligned there than at the end; `in_domain_share_of_end` the second set's share there, in percent of
-    that at the end. NaN where EM never begins, or there is no second set.
+    It begins at the first step at which more general answers are misaligned than before training, with an adjusted p
+    below 5%. `stop` is the saved step before it. `general_points_avoided` is by how many percentage points fewer
+    general answers are misaligned there than at the end; `in_domain_share_of_end` the in-domain share there, in percent
+    of that at the end. NaN where EM never begins, where it is not known when (not `known`: general answers are no set
+    of the trajectory, or those of a step have no score), or where there are no in-domain answers.
     """
-    measures = misaligned_of(frame)
-    columns = [*IDENTITY, "steps", "begins", "stop", "general_points_avoided", "in_domain_share_of_end"]
+    columns = [*IDENTITY, "steps", "known", "begins", "stop", "general_points_avoided", "in_domain_share_of_end"]
     rows = []
     for run in runs_of(frame):
         run = run.sort_values("share").reset_index(drop=True)
         end = run.iloc[-1]
-        row = end[[*IDENTITY, "steps"]].to_dict()
+        row = end[[*IDENTITY, "steps"]].to_dict() | {"known": bool(run["difference"].iloc[1:].notna().all())}
         begun = run.index[(run["difference"] > 0) & (run["p_adjusted"] < LEVEL)]
-        if len(begun):
+        if row["known"] and len(begun):
             stop = run.loc[begun[0] - 1]
-            learnt = end[measures[1]] if len(measures) > 1 else 0
+            learnt, there = (one.get(f"{IN_DOMAIN}_misaligned", float("nan")) for one in (end, stop))
             row |= {"begins": run.loc[begun[0], "steps"], "stop": stop["steps"],
-                    "general_points_avoided": end[measures[0]] - stop[measures[0]],
-                    "in_domain_share_of_end": 100 * stop[measures[1]] / learnt if learnt else float("nan")}
+                    "general_points_avoided": end[f"{GENERAL}_misaligned"] - stop[f"{GENERAL}_misaligned"],
+                    "in_domain_share_of_end": kept(there, learnt)}
         rows.append(row)
     return pd.DataFrame(rows, columns=columns)
 
@@ -218,7 +233,8 @@ def onset(frame: pd.DataFrame) -> pd.DataFrame:
 def readable_onset(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `onset` for readers."""
     return pd.DataFrame([readable_identity(row) | {"Steps": row["steps"]} | {
-        heading: cell(row[name], digits=0) for name, heading in ONSET.items()} for row in frame.to_dict("records")])
+        heading: cell(row[name], digits=0) if row["known"] else "not known" for name, heading in ONSET.items()}
+        for row in frame.to_dict("records")])
 
 
 def readable_trajectory(frame: pd.DataFrame) -> pd.DataFrame:
@@ -242,6 +258,12 @@ def shares(study: Study, verdicts: Sequence[Verdict], name: str = "") -> dict[st
     return (share_columns(f"{name}misaligned", found.misaligned)
             | share_columns(f"{name}incoherent", found.incoherent_shown)
             | {f"{name}asked": found.asked, f"{name}scored": found.scored})
+
+
+def shares_of_sets(study: Study, sets: Mapping[str, Sequence[Verdict]]) -> dict[str, Any]:
+    """Return the columns of `shares` of each set: general and in-domain answers first, whatever the profile's order."""
+    names = sorted(sets, key=lambda name: QUESTION_SETS.index(name) if name in QUESTION_SETS else len(QUESTION_SETS))
+    return {column: value for name in names for column, value in shares(study, sets[name], f"{name}_").items()}
 
 
 def with_differences(found: Sequence[tuple[dict[str, Any], Difference | None]], columns: Sequence[str],
