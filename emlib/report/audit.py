@@ -92,8 +92,8 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
 
 def rating(study: Study) -> str:
     """Return a digest of what a general rate is of: the general questions, the judge and its criteria."""
-    questions, assessment = study.inputs.general, study.recipes.assessment
-    return of_value([questions.digest, assessment.identity, assessment.criteria(questions)])
+    questions = study.inputs.general
+    return of_value([questions.identity, study.recipes.assessment.of(questions)])
 
 
 def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from emlib.report.figures import conditions as figures
 from emlib.report.tables import monitor as tables
 from emlib.report.tables.rows import p_value
 from emlib.steps.monitor import FinalReading
-from emlib.store.manifests import DIGEST, MANIFEST
+from emlib.store import manifests
 from emlib.study.plan.build import Shared, plan
 from emlib.study.study import Study, open_study
 from emlib.training.records import StepRecord
@@ -82,9 +82,9 @@ def test_readings_of_another_monitor_are_left_out_and_told(
         assert (f"{run}: its monitor's readings are left out" in told) == (name == "deeper")
     found = study.adapter(run)
     assert found is not None
-    earlier = json.loads((found.folder / MANIFEST).read_text())
-    del earlier["facts"][MONITORED], earlier[DIGEST]
-    (found.folder / MANIFEST).write_text(json.dumps(earlier))
+    unsaid = json.loads((found.folder / manifests.MANIFEST).read_text())
+    del unsaid["facts"][MONITORED], unsaid[manifests.DIGEST]
+    manifests.write(found.folder, unsaid)
     assert study.readings(run) == []
     assert "does not say with which" in "".join(capsys.readouterr())
 
