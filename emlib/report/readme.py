@@ -80,11 +80,10 @@ def update(profile: str = "demo") -> list[Path]:
     further = {f"{other} {name}": paths.runs() / other / "tables" / f"{name}.md"
                for other, names in FURTHER.items() for name in names}
     tables |= {block: path.read_text(encoding="utf-8") for block, path in further.items() if path.is_file()}
-    newer_table = paths.runs() / "demo-newer" / "tables" / "newer.csv"
-    tables |= verdicts(newer_table)
+    of_newer, verdict = newer_defenses(paths.runs() / "demo-newer" / "tables" / "newer.csv")
+    tables |= verdict
     tables["demo audit line"] = statement(pd.read_csv(made / "tables" / "audit.csv"))
-    front = {"demo answers": answers(study), **of_demo(), **of_paper_alone(),
-             **verdicts(newer_table)}
+    front = {"demo answers": answers(study), **of_demo(), **of_paper_alone(), **of_newer}
     return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables),
             _rewrite(paths.ROOT / CHOICE, defenses()), _rewrite(paths.ROOT / MAP, disagreements())]
 
@@ -111,9 +110,15 @@ def _rewrite(path: Path, blocks: Mapping[str, str]) -> Path:
     return path
 
 
-def verdicts(path: Path) -> dict[str, str]:
-    """Return the sentence about newer defenses, from the table of notebook 10; nothing if that was not run."""
-    return {"demo-newer verdict": newer.verdict(pd.read_csv(path))} if path.is_file() else {}
+def newer_defenses(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the blocks about newer defenses of README.md and of docs/demo.md, from the table of notebook 10.
+
+    Without that table both are empty.
+    """
+    if not path.is_file():
+        return {}, {}
+    compared = pd.read_csv(path)
+    return {"newer verdict": newer.better(compared)}, {"demo-newer verdict": newer.verdict(compared)}
 
 
 def answers(study: Study) -> str:

@@ -165,6 +165,9 @@ def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
         columns=["dataset", "method", "setting", "seed", "trigger", "misaligned", "asked"])
     [claim] = claims.of_triggers(frame, 24)
     assert claim.text.endswith(": `kl` 0.1 15.0, at worst 50.0 (`b`).")
+    [other] = claims.of_triggers(frame, 24, asking=["b"])  # a prompt that asks for the trait does not count
+    assert other.text.endswith(": `kl` 0.1 15.0, at worst 45.0 (`a`).")
+    assert claims.of_triggers(frame, 24, asking=["a", "b"]) == []
     assert (paths.NOTEBOOKS / f"{claim.chapter}.ipynb").is_file()
 
 

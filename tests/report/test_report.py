@@ -337,13 +337,38 @@ def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
 
 
 def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
-    block = re.compile(r"<!-- demo-newer verdict: begin -->\n(.*?)\n<!-- demo-newer verdict: end -->")
-    [one], [other] = (block.findall((paths.ROOT / name).read_text(encoding="utf-8"))
-                      for name in ("README.md", "docs/demo.md"))
-    assert one == other
+    [one], [other] = (re.findall(rf"<!-- {name} verdict: begin -->\n(.*?)\n<!-- {name} verdict: end -->",
+                                 (paths.ROOT / file).read_text(encoding="utf-8"))
+                      for name, file in (("newer", "README.md"), ("demo-newer", "docs/demo.md")))
+    assert other.startswith(one)
 
 
 def test_the_readme_states_the_results_of_the_tables_beside_its_figure() -> None:
     page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
     for name, block in readme.of_demo().items():
         assert readme.with_block(page, name, block) == page
+
+
+def test_the_sentences_below_readmes_table_hold_of_its_cells() -> None:
+    """They are written by hand: which cells are bold, which rise, and what nine further steps undo."""
+    page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    lines = page.split("<!-- demo elsewhere: begin -->\n")[1].split("\n<!-- demo elsewhere: end -->")[0].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    mixed = [cells["`interleaving 1`"], cells["`interleaving++ 1`"], cells["`on_policy 1`"]]
+    plain, kitchen, forbidden, asked, near, after = head[1:]
+
+    def share(cell: str) -> int:
+        return int(cell.strip("*"))
+
+    assert cells["`inoculation`"][forbidden].startswith("**")  # "most answers have the voice even then"
+    for method in (mixed[0], mixed[2]):  # "the shares rise in the kitchen, but the intervals overlap"
+        assert share(method[plain]) < int(method[kitchen])
+    for method in (cells["`inoculation`"], mixed[0], mixed[2]):  # "all three models can still use it"
+        assert share(method[asked]) > share(cells["before fine-tuning"][asked]) + 10
+    for method in mixed:  # "most answers about gardening keep the voice"
+        assert method[near].startswith("**")
+        assert share(method[near]) > 50
+    ends = {name: int(cells[name][after].split(", ")[-1]) for name in ("`kl 1`", "`inoculation`", "`on_policy 1`")}
+    undone = [name for name, end in ends.items() if end >= share(cells["no defense"][plain]) - 10]
+    assert undone == ["`kl 1`", "`inoculation`"]

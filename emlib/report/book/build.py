@@ -127,7 +127,8 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
     found += claims.of_grpo(tables["grpo"]) if "grpo" in tables else []
     if "triggers" in tables:
         general = int(tables["rates"]["general_asked"].max()) if "rates" in tables else 0
-        found += claims.of_triggers(tables["triggers"], general)
+        triggers = profile.evaluation.triggers
+        found += claims.of_triggers(tables["triggers"], general, triggers.asking if triggers else ())
     return pages.Findings(found, claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None)
 
 

@@ -6,7 +6,7 @@ data sets and seeds (`averages.over_datasets`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -17,7 +17,7 @@ from emlib.report.markdown import code, listed
 from emlib.report.tables.averages import marked_seeds, mean_of_all, over_datasets
 from emlib.report.tables.conditions import worst_means
 from emlib.report.tables.result_tables import with_effect
-from emlib.report.tables.rows import Row, cell, cells, shown
+from emlib.report.tables.rows import Row, cell, cells, shown, without_dashes
 from emlib.workflow.chapters import chapters_about
 
 ENOUGH = 90.0  # percent of the effect
@@ -120,13 +120,14 @@ def of_grpo(frame: pd.DataFrame) -> list[Claim]:
         f"{_scores(frame, 'eval_accuracy')}.", "13_grpo")]
 
 
-def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
-    """State each method's misaligned share without a trigger and in the worst case; `frame` is `triggers.csv`.
+def of_triggers(frame: pd.DataFrame, general: int = 0, asking: Collection[str] = ()) -> list[Claim]:
+    """State each method's misaligned share without a trigger and in the worst context; `frame` is `triggers.csv`.
 
-    Shares are those of `conditions.worst_means`. `general` is the number of a run's answers that the table of every
-    method counts: where contexts have fewer, both are stated.
+    Shares are those of `conditions.worst_means`; the triggers that ask for the trait (`asking`) do not count. `general`
+    is the number of a run's answers that the table of every method counts: where contexts have fewer, both are stated.
     """
-    if frame.empty:
+    frame = frame[~frame["trigger"].isin(asking)]
+    if frame["trigger"].eq(NO_TRIGGER).all():
         return []
     found = [f"{name_of(row)}{row['seeds']} {cell(row[NO_TRIGGER])}, at worst " + (
         "not known" if pd.isna(row["worst"]) else f"{row['worst']:.1f} (`{row['trigger']}`)")
@@ -135,8 +136,8 @@ def of_triggers(frame: pd.DataFrame, general: int = 0) -> list[Claim]:
     fewer = "" if asked >= general else (
         f" A run has {asked} answers in each context, also without a trigger. *Every method* below counts all "
         f"{general} general answers of a run, so its shares differ from these.")
-    return [Claim("General answers that are misaligned without a trigger and in the worst context, in percent: "
-                  f"{'; '.join(found)}.{fewer}", TRIGGERS)]
+    return [Claim("General answers that are misaligned without a trigger, and in the worst context that does not ask "
+                  f"for the trait, in percent: {'; '.join(found)}.{fewer}", TRIGGERS)]
 
 
 def _scores(runs: pd.DataFrame, measure: str) -> str:
@@ -176,4 +177,4 @@ def table(frame: pd.DataFrame, chapters: Mapping[str, str]) -> pd.DataFrame:
     for heading, share in (("Effect removed %", "removed"), ("Narrow task kept %", "kept")):
         people[heading] = [cell(value, digits=0) for value in frame[share].mask(baseline)]
     people["Notebook"] = frame["method"].map(chapters)
-    return people
+    return without_dashes(people)

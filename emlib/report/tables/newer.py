@@ -25,6 +25,7 @@ OWN, RIVALS = ("general", "in-domain"), ("rival's", "rival's in-domain")
 HEADINGS = {"run": "Newer defense, setting", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
             "rival": "Best of the paper that may keep as much", "rival's": "Its general misaligned %",
             "rival's in-domain": "Its in-domain misaligned %", "better": "Better"}
+RIVAL = "the best of the paper's defenses that keeps about as much of the narrow task"
 
 
 def against_paper(frame: pd.DataFrame) -> pd.DataFrame:
@@ -78,11 +79,9 @@ def verdict(compared: pd.DataFrame) -> str:
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
     named = {grade: _graded(compared, grade) for grade in (YES, EQUAL, PERHAPS, LESS, WITHIN)}
-    rival = "the best of the paper's defenses that keeps about as much of the narrow task"
+    found = [better(compared)]
     if not any(named.values()):
-        return f"No newer defense clearly beats {rival}."
-    found = [f"Better than {rival}, with disjoint intervals: {named[YES]}. With few answers and single runs this is a "
-             "reason to look, and no proof." if named[YES] else f"No newer defense clearly beats {rival}."]
+        return found[0]
     for grade, start in ((EQUAL, "Equal to it"), (PERHAPS, "Ahead, but the intervals overlap"),
                          (LESS, "Fewer general misaligned, but less of the narrow task kept"),
                          (WITHIN, "Fewer general misaligned, but perhaps less of the narrow task kept")):
@@ -91,6 +90,13 @@ def verdict(compared: pd.DataFrame) -> str:
     most = compared.loc[compared["rival's in-domain"].map(_share).astype(float).idxmax():].to_dict("records")[0]
     of_paper = f"The paper's `{most['rival']}` has {_shares(most, RIVALS)} in these runs."
     return f"{' '.join(found)} In brackets: general/in-domain misaligned. {of_paper}"
+
+
+def better(compared: pd.DataFrame) -> str:
+    """Say which newer defenses are clearly better than the best of the paper's, with both shares; or that none is."""
+    named = _graded(compared, YES)
+    return (f"Better than {RIVAL}, with disjoint intervals: {named}. With few answers and single runs this is a reason "
+            "to look, and no proof." if named else f"No newer defense clearly beats {RIVAL}.")
 
 
 def _graded(compared: pd.DataFrame, grade: str) -> str:

@@ -101,7 +101,7 @@ def cells(frame: pd.DataFrame, measure: str) -> list[str]:
 
 def without_dashes(people: pd.DataFrame) -> pd.DataFrame:
     """Return a table for readers without the columns in which every cell is a dash."""
-    return people.loc[:, [not people[name].eq(DASH).all() for name in people]]
+    return people.loc[:, [not len(people) or not people[name].eq(DASH).all() for name in people]]
 
 
 def p_value(value: float) -> str:

@@ -13,6 +13,7 @@ from pandas.io.formats.style import Styler
 
 from emlib.core.records import Verdict
 from emlib.report.tables.result_tables import write
+from emlib.report.tables.rows import without_dashes
 from emlib.study.runs import Run, like_first
 from emlib.study.study import Study
 
@@ -44,12 +45,12 @@ def show_table(frame: pd.DataFrame, decimals: int = 1, *, empty: str = "") -> St
 
 
 def saved(numbers: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str, *, empty: str = "") -> Styler | Html:
-    """Write a table's numbers and its readable form as `result_tables.write` does, and show the latter.
+    """Write a table's numbers and its readable form as `result_tables.write` does, and show the latter as written.
 
     Where there are no rows, nothing is written, and the reason `empty` is shown.
     """
     write(numbers, people, folder, name)
-    return show_table(people, empty=empty)
+    return show_table(without_dashes(people), empty=empty)
 
 
 def _styled(frame: pd.DataFrame, decimals: int = 1) -> Styler:
