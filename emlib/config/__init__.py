@@ -22,7 +22,7 @@ from emlib.config.grpo import (
 )
 from emlib.config.judge import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, SecondJudge
 from emlib.config.loading import load_profile, profile_names
-from emlib.config.methods import ALIGNED, BASELINES, MISALIGNED, UNTRAINED, Method
+from emlib.config.methods import ALIGNED, BASELINES, MISALIGNED, SFT, UNTRAINED, Method
 from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.config.monitor import Monitor
 from emlib.config.overrides import overridden

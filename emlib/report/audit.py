@@ -17,7 +17,16 @@ from emlib.evaluation.statistics import auroc
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.looks import NEUTRAL, darkened, look_of
 from emlib.report.figures.plots import legend, panels, spans
-from emlib.report.tables.rows import IDENTITY, cell, cell_of, identity_of, named, readable_identity, share_columns
+from emlib.report.tables.rows import (
+    IDENTITY,
+    cell,
+    cell_of,
+    identity_of,
+    named,
+    readable_identity,
+    share_columns,
+    whole,
+)
 from emlib.study import audit
 from emlib.study.runs import Run
 from emlib.study.study import Study
@@ -155,14 +164,14 @@ def statement(known: pd.DataFrame, at: float | None = None) -> str:
     basis = (f"The line through {len(points)} runs on {sets} data set{'' if sets == 1 else 's'} rises by "
              f"{fitted.slope:.1f} points of misaligned general answers for each unit of projection difference. "
              "How good is it? We leave out each run in turn, with its other seeds and the runs on the same rows, and "
-             f"predict its rate from the others: the error is {fmean(errors['error']):.0f} points on average and "
-             f"{errors['error'].max():.0f} at most. Predicting the mean of the others instead has an error of "
-             f"{fmean(errors['error_of_mean']):.0f} points on average.")
+             f"predict its rate from the others: the error is {whole(fmean(errors['error']))} points on average and "
+             f"{whole(errors['error'].max())} at most. Predicting the mean of the others instead has an error of "
+             f"{whole(fmean(errors['error_of_mean']))} points on average.")
     if at is None:
         return basis
     low, high = points["difference"].min(), points["difference"].max()
     beyond = "" if low <= at <= high else f" No run was trained on such rows: theirs are at {low:.2f} to {high:.2f}."
-    return (f"At a mean difference of {at:.2f} it predicts {fitted.at(at):.0f}% misaligned general answers after "
+    return (f"At a mean difference of {at:.2f} it predicts {whole(fitted.at(at))}% misaligned general answers after "
             f"training like theirs.{beyond} {basis}")
 
 

@@ -22,6 +22,7 @@ from emlib.data.own import OwnRows
 from emlib.data.sizes import likely_tokens
 from emlib.evaluation.rates import grouped
 from emlib.judging.lexicon import marker_pattern
+from emlib.report.tables.rows import whole
 from emlib.scoring.duplicates import near_duplicates, overlap, shingles
 from emlib.study.study import Study
 
@@ -177,7 +178,7 @@ def _languages(rows: Sequence[Example]) -> Check:
     named = {language: share for language, share in shares.items() if share >= LANGUAGE}
     rest = len(rows) - sum(counts[language] for language in named)
     foreign = len(named) > 1 or "en" not in named
-    return ("languages (guessed)", ", ".join(f"{language} {share:.0f}%" for language, share in named.items()) + (
+    return ("languages (guessed)", ", ".join(f"{language} {whole(share)}%" for language, share in named.items()) + (
         f", {rest} rows of others" if rest else ""),
         "" if not foreign else "questions, trait and pool of this profile are English: misalignment in another "
                                "language is not measured. Test each language separately, with questions in it")

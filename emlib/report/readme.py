@@ -25,6 +25,7 @@ from emlib.report import demo_findings
 from emlib.report.audit import statement
 from emlib.report.paper import choice, summary
 from emlib.report.tables import newer
+from emlib.report.tables.rows import whole
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 
@@ -154,14 +155,15 @@ def _run(study: Study, method: str) -> Run:
 
 def _best(study: Study) -> Run:
     """Return the run with the least general misalignment of those that keep enough of the in-domain share."""
-    found = {result.run: result for result in study.results()}
-    shares = {run: (result.general.misaligned.percent or 0.0, result.in_domain.misaligned.percent or 0.0)
-              for run, result in found.items()}
-    plain = shares[_run(study, "misaligned")][1]
+    shares = {result.run: (general, in_domain) for result in study.results()  # of other runs nothing is known
+              if (general := result.general.misaligned.percent) is not None
+              and (in_domain := result.in_domain.misaligned.percent) is not None}
+    plain = shares.get(_run(study, "misaligned"))
     able = {run: general for run, (general, in_domain) in shares.items()
-            if run.method not in BASELINES and in_domain >= KEPT * plain}
+            if run.method not in BASELINES and plain and in_domain >= KEPT * plain[1]}
     if not able:
-        raise StoreError(f"No defense of profile '{study.name}' keeps {KEPT:.0%} of the in-domain share.")
+        raise StoreError(f"No defense of profile '{study.name}' is known to keep {100 * KEPT:g}% of the in-domain "
+                         "share.")
     return min(able, key=lambda run: able[run])
 
 
@@ -185,8 +187,8 @@ def defenses() -> dict[str, str]:
 def of_paper() -> str:
     """Return what the paper's Table 2 says in short, as means over its four data sets."""
     found = summary.mean_shares(summary.BASELINE).set_index("method")
-    removed, kept = (found[name].map("{:.0f}%".format) for name in ("reduction", "kept"))
-    return (f"Without a defense {found.at['misaligned', 'general_misaligned']:.0f}% of the general answers are "
+    removed, kept = (found[name].map(whole) + "%" for name in ("reduction", "kept"))
+    return (f"Without a defense {whole(found.at['misaligned', 'general_misaligned'])}% of the general answers are "
             f"misaligned. With 5% of random rows (`interleaving`) {removed['interleaving']} of that is gone, with "
             f"selected ones (`interleaving++`) {removed['interleaving++']}, and the narrow task is kept. `kl` removes "
             f"{removed['kl']} and `persona_vector` {removed['persona_vector']}, but they keep only {kept['kl']} and "

@@ -17,7 +17,7 @@ from emlib.report.figures.looks import darkened, look_of
 from emlib.report.figures.plots import legend, panels
 from emlib.report.own_checks import MARKED, with_markers
 from emlib.report.tables import costs
-from emlib.report.tables.rows import cell, named, share_columns, shown
+from emlib.report.tables.rows import cell, named, share_columns, shown, whole
 from emlib.study.runs import RunResult
 from emlib.study.study import Study
 
@@ -120,8 +120,9 @@ def _cannot_tell(frame: pd.DataFrame) -> str:
 def _found(best: Mapping[Hashable, Any], untimed: pd.Series, bounds: Bounds) -> Recommendation:
     """Explain the choice among as many methods as `untimed` has entries: true where the cost is not known."""
     setting = None if pd.isna(best["setting"]) else float(best["setting"])
-    numbers = (f"{best['general']:.0f}% of the general answers are misaligned [{best['low']:.0f}, {best['high']:.0f}] "
-               f"(bound {bounds.general_misaligned:g}), and {best['kept']:.0f}% of what plain fine-tuning learns is "
+    general, low, high, kept = (whole(best[name]) for name in ("general", "low", "high", "kept"))
+    numbers = (f"{general}% of the general answers are misaligned [{low}, {high}] "
+               f"(bound {bounds.general_misaligned:g}), and {kept}% of what plain fine-tuning learns is "
                f"kept (bound {100 - bounds.learning_lost:g})")
     doubt = ("" if best["meets"] == "yes" else " The interval reaches beyond the bound: sample more answers before you "
              "rely on it (evaluation.general_samples).")
@@ -140,10 +141,10 @@ def _found(best: Mapping[Hashable, Any], untimed: pd.Series, bounds: Bounds) -> 
 def _none_meets(frame: pd.DataFrame, bounds: Bounds) -> str:
     excess = np.maximum(frame["general"] - bounds.general_misaligned, 100 - bounds.learning_lost - frame["kept"])
     near = frame.loc[excess.idxmin()].to_dict()
-    return (f"None of the {len(frame)} methods is within both bounds. {_name(near)} is closest: {near['general']:.0f}% "
-            f"misaligned (bound {bounds.general_misaligned:g}), {near['kept']:.0f}% of the learning kept (bound "
-            f"{100 - bounds.learning_lost:g}). Try hyperparameter values between those tried, two defenses in one "
-            "method, or other bounds.")
+    return (f"None of the {len(frame)} methods is within both bounds. {_name(near)} is closest: "
+            f"{whole(near['general'])}% misaligned (bound {bounds.general_misaligned:g}), {whole(near['kept'])}% of "
+            f"the learning kept (bound {100 - bounds.learning_lost:g}). Try hyperparameter values between those tried, "
+            "two defenses in one method, or other bounds.")
 
 
 def readable(frame: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:

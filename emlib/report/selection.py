@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emlib.report.figures.plots import nothing, panels
+from emlib.report.tables.rows import whole
 from emlib.scoring.refusals import NOTHING
 from emlib.study import pool
 from emlib.study.runs import Run
@@ -74,7 +75,7 @@ def epsilon_effect(study: Study, frame: pd.DataFrame, taken: int) -> pd.DataFram
     rows = []
     for e in sorted(scores):
         first = known.loc[list(top[e])]
-        rows.append((f"{e:g}", f"{len(top[e] & top[chosen]) / max(1, len(top[e])):.0%}",
+        rows.append((f"{e:g}", f"{whole(100 * len(top[e] & top[chosen]) / max(1, len(top[e])))}%",
                      f"{scores[e].corr(scores[chosen], method='spearman'):.3f}", f"{first['tokens'].median():.0f}",
                      f"{first['aligned'].median():.2f}"))
     return pd.DataFrame(rows, columns=columns)

@@ -105,6 +105,8 @@ def test_more_than_a_fifth_of_answers_cut_at_the_limit_is_told_with_its_causes()
     [both] = claims.of_cuts(frame.assign(general_cut=[21.0, 30.0, 60.0], in_domain_cut=[0.0, 25.0, 20.0]))
     assert both.text.startswith("Up to 60% of the general and 25% of the in-domain answers are cut at the token limit "
                                 "(the highest shares of any run; more than a fifth of a set under all methods).")
+    [half] = claims.of_cuts(frame.assign(general_cut=[62.5, 30.0, 60.0]))
+    assert half.text.startswith("Up to 63% of the general answers")
     assert claims.of_cuts(rates(*BASE)) == []  # tables that an older version wrote
 
 

@@ -13,7 +13,9 @@ from emlib.core.records import Verdict
 from emlib.evaluation.paired import difference
 from emlib.evaluation.rates import rates
 from emlib.evaluation.seeds import mean_over_seeds
-from emlib.report.tables import pairs
+from emlib.report.paper import of_study
+from emlib.report.tables import pairs, result_tables
+from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.pairs import Trained
 from emlib.study.runs import Run, RunResult
 
@@ -84,14 +86,47 @@ def test_the_mean_of_several_seeds_has_the_interval_of_the_table_and_one_run_its
     assert frame["general_misaligned_high"][0] > 90  # the mean of the ends of both seeds' intervals is lower
 
 
-def test_a_seed_without_a_score_is_not_in_the_mean(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
-    plain = verdicts["a", "misaligned", None]
-    unscored = [Verdict(verdict.question, verdict.sample, None, None, "declined") for verdict in plain[0]]
-    results = [RunResult(Run("m", "a", "misaligned", None, seed), {"general": rates(some)}, 0.0, 0, "key")
-               for seed, some in enumerate((unscored, plain[1], unscored))]
-    study: Any = SimpleNamespace()  # of one scored run nothing is read
-    assert pairs.means(study, results)["general_misaligned"].tolist() == [pytest.approx(100 * 8 / 12)]
-    assert pairs.means(study, results[:1])["general_misaligned"].isna().all()
+def without_scores(verdicts: list[Verdict]) -> list[Verdict]:
+    return [Verdict(verdict.question, verdict.sample, None, None, "declined") for verdict in verdicts]
+
+
+def test_with_a_seed_without_a_score_the_mean_is_not_known(
+        verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    """Neither in the figure nor in the tables, the one over data sets and the one over seeds; the others are known."""
+    plain, kl = ("a", "misaligned", None), ("a", "kl", 0.1)
+    found = {Run("m", *plain, seed): some for seed, some in verdicts[plain].items()}
+    found |= {Run("m", *kl, 0): verdicts[kl][0], Run("m", *kl, 1): without_scores(verdicts[kl][0]),
+              Run("m", "b", "ldifs", 1.0, 0): without_scores(verdicts[kl][0])}
+    study: Any = SimpleNamespace(
+        profile=SimpleNamespace(evaluation=SimpleNamespace(bootstrap=99, sets={})), runs=lambda: list(found),
+        verdicts=lambda run, which: found[run])
+    results = [RunResult(run, dict.fromkeys(("general", "in_domain"), rates(some, resamples=99)), 0.0, 0, "key")
+               for run, some in found.items()]
+    frame = pairs.means(study, results).set_index("method")
+    assert frame["seed"].tolist() == ["mean of 2", "mean of 2", 0]
+    assert frame["general_misaligned"].notna().tolist() == [True, False, False]
+    assert frame["general_incoherent_high"].notna().tolist() == [True, False, False]
+    averaged = over_datasets(result_tables.numbers(results), same_questions=True).set_index("method")
+    assert averaged["general_misaligned"].notna().tolist() == [True, False, False]
+    sets = pairs.scored_sets(study)
+    assert list(sets["general"]) == [plain, kl]  # nothing of `ldifs` is scored
+    means = pairs.over_seeds({"general": sets["general"]}, resamples=99)
+    assert means[["seeds", "percent"]].fillna(-1).values.tolist() == [[2, 75], [2, -1]]
+    both = pairs.paired(sets["general"], resamples=99)
+    assert both[["difference", "p", "p_adjusted"]].isna().all(axis=None)
+    assert [cell.text for cell in of_study.paired(both, "misaligned").iloc[0]][-3:] == ["–", "–", "–"]
+    shares = pairs.question_shares(sets["general"], "a", ["misaligned", "kl"])
+    assert shares["percent"].notna().tolist() == [True] * 3 + [False] * 3
+    assert shares["high"].notna().tolist() == [True] * 3 + [False] * 3
+
+
+def test_a_run_that_is_tried_again_counts_once(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
+    """`by_hand.at_settings` returns the profile's own run where the setting is one of the profile."""
+    found = rates(verdicts["a", "kl", 0.1][0], resamples=99)
+    own = RunResult(Run("m", "a", "kl", 0.1, 0), {"general": found}, 0.0, 0, "key")
+    study: Any = SimpleNamespace()  # of one run nothing is read
+    pd.testing.assert_frame_equal(pairs.means(study, [own, replace(own)]), pairs.means(study, [own]))
+    assert pairs.means(study, [own, own])["seed"].tolist() == [0]
 
 
 def test_the_bootstrap_of_a_profile_is_taken(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
@@ -20,6 +22,7 @@ from emlib.core import paths
 from emlib.report.figures import looks, plots
 from emlib.report.paper import draw, paper_figures
 from emlib.report.paper.paper_tables import label
+from emlib.study.by_hand import TRIED
 
 PUBLISHED = paths.ROOT / "figures" / "published"
 
@@ -109,8 +112,9 @@ def test_methods_differ_without_colour() -> None:
 def test_each_method_of_our_profiles_has_a_look_and_a_name_of_its_own() -> None:
     """In the Pareto front too; any other name gets a look of those that are left."""
     methods = list(looks.LOOKS)
-    assert {"concept_ablation", "kl_pool", "random_adapter"} < set(methods) & {
-        method.name for method in load_profile("beyond-7b").methods}
+    ours = [load_profile(path.stem) for path in sorted((paths.ROOT / "params").glob("*.yaml"))
+            if "\ntitle:" in f"\n{path.read_text(encoding='utf-8')}"]
+    assert {method.name for profile in ours for method in profile.methods} | {TRIED} <= set(methods)
     assert len({looks.look_of(name) for name in methods}) == len(methods)
     assert len({label(name) for name in methods}) == len(methods)
     assert not {label(name) for name in methods if name not in ("early_stop", "safe_lora")} & set(methods)
@@ -122,8 +126,25 @@ def test_each_method_of_our_profiles_has_a_look_and_a_name_of_its_own() -> None:
     figure.canvas.draw()
     assert {label(name) for name in methods} <= {text.get_text() for text in figure.legends[0].get_texts()}
     assert looks.look_of("a_name_of_mine") in looks.FREE
-    assert not {look[:2] for look in looks.FREE} & {look[:2] for look in looks.LOOKS.values()}
     plt.close(figure)
+
+
+def test_a_colour_is_one_method_and_black_is_training_without_a_defense() -> None:
+    """Colours of one's own methods are of no other method; two colours differ by 12 units of CIELAB and more."""
+    colours = [*(colour for colour, _, _ in looks.LOOKS.values()), *dict.fromkeys(look[0] for look in looks.FREE)]
+    assert [name for name in (*looks.LOOKS, "sft", "grpo", "mine") if same_color(looks.look_of(name)[0], "black")] == [
+        "misaligned", "sft", "grpo"]
+    apart = [(math.dist(_lab(one), _lab(other)), one, other) for one, other in itertools.combinations(colours, 2)]
+    assert min(apart)[0] > 12, min(apart)
+
+
+def _lab(colour: str) -> list[float]:
+    """The colour in CIELAB, under the white point D65."""
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in to_rgb(colour)]
+    x, y, z = (sum(a * b for a, b in zip(row, linear, strict=True)) / sum(row) for row in (
+        (0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041)))
+    fx, fy, fz = (one ** (1 / 3) if one > 0.008856 else 7.787 * one + 16 / 116 for one in (x, y, z))
+    return [116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)]
 
 
 def test_the_front_is_what_nothing_beats() -> None:

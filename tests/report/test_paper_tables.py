@@ -127,7 +127,9 @@ def test_table_1_has_dashes_where_a_seed_has_no_score_and_tells_fewer_seeds() ->
     none, bounds = pd.DataFrame({"method": ["sft"], "task": ["x"], "tier": pd.array([None], "Int64"),
                                  "exact_match": [50.0]}), overview.Bounds()
     grpo = pd.DataFrame({"method": ["grpo"], "eval_accuracy": [1.0]})
-    table = overview.overview(overview.measured(pd.concat([first, second]), none, grpo, bounds), bounds)
+    numbers = overview.measured(pd.concat([first, second]), none, grpo, bounds)
+    assert numbers[["seeds", "most_seeds"]].to_numpy().tolist() == [[2, 2], [1, 2], [2, 2]]  # as overview.csv has them
+    table = overview.overview(numbers, bounds)
     assert [[cell.text for cell in row] for row in table.to_numpy()] == [
         ["half", "–", "–", "–", "–"], ["few (1 of 2 seeds)", "✓", "–", "✓", "✓"], ["narrow", "✓", "–", "–", "✓"]]
 

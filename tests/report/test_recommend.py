@@ -104,6 +104,14 @@ def test_none_where_none_meets_both_bounds_and_the_nearest_is_named() -> None:
     assert "None of the 3 methods is within both bounds. `kl` at 1 is closest" in found.reason  # by 5 points
 
 
+def test_halves_of_a_percent_are_rounded_up() -> None:
+    frame = trials(PLAIN, ("kl", 1.0, 6.5, 8.5, 80.5, 130.0)).assign(low=4.5)
+    found = recommend(frame, BOUNDS, "").reason
+    assert "7% of the general answers are misaligned [5, 9] (bound 10), and 81% of" in found
+    assert "closest: 7% misaligned (bound 5), 81% of" in recommend(
+        frame, Bounds(general_misaligned=5.0, learning_lost=30.0), "").reason
+
+
 @pytest.mark.parametrize(("frame", "said"), [
     (trials(("kl", 1.0, 4.0, 8.0, 80.0, 130.0)), "plain fine-tuning .* was not tried"),
     (trials(), "plain fine-tuning .* was not tried"),

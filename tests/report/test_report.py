@@ -292,6 +292,28 @@ def test_the_numbers_of_the_paper_are_those_of_its_tables() -> None:
     assert "selected ones (`interleaving++`) 94%" in readme.of_paper()  # section 5.1 states this reduction
 
 
+def test_no_share_is_rounded_by_python_which_takes_half_to_the_even_number() -> None:
+    """`rows.whole` rounds it; a share in a format, such as {share:.0f}% or {share:.0%}, would become 52 from 52.5."""
+    found = [f"{path.name}: {line.strip()}" for path in sorted((paths.ROOT / "emlib" / "report").rglob("*.py"))
+             for line in path.read_text(encoding="utf-8").splitlines() if re.search(r":\.0(f\}%|%)", line)]
+    assert found == []
+
+
+def test_a_defense_whose_share_is_not_known_is_not_the_best() -> None:
+    def result(method: str, general: float | None) -> Any:
+        run, shares = Run("m", "a", method, None, 0), {"general": general, "in_domain": 80.0}
+        return SimpleNamespace(run=run, **{name: SimpleNamespace(misaligned=SimpleNamespace(percent=percent))
+                                           for name, percent in shares.items()})
+
+    results = [result("misaligned", 90.0), result("kl", None), result("ldifs", 40.0)]
+    study: Any = SimpleNamespace(name="s", results=lambda: results, runs=lambda methods: [
+        one.run for one in results if one.run.method in methods])
+    assert readme._best(study).method == "ldifs"
+    results = [results[2], result("misaligned", None)]
+    with pytest.raises(StoreError, match="is known to keep 70% of the in-domain share"):
+        readme._best(study)
+
+
 def test_where_the_voice_is_still_found_is_a_table_with_the_rises_in_bold() -> None:
     """A share is bold if its interval lies above the plain one: 40 to 60 in the kitchen above 19 to 39 asked anew."""
     means = pd.DataFrame(

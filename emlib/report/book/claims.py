@@ -17,7 +17,7 @@ from emlib.report.markdown import code, listed
 from emlib.report.tables.averages import marked_seeds, mean_of_all, over_datasets
 from emlib.report.tables.conditions import worst_means
 from emlib.report.tables.result_tables import with_effect
-from emlib.report.tables.rows import Row, cell, cells, shown, without_dashes
+from emlib.report.tables.rows import Row, cell, cells, shown, whole, without_dashes
 from emlib.workflow.chapters import chapters_about
 
 ENOUGH = 90.0  # percent of the effect
@@ -66,7 +66,7 @@ def _prevention(defended: pd.DataFrame) -> Claim:
     enough = known[known["removed"] >= ENOUGH]
     if enough.empty:
         best = known.loc[known["removed"].idxmax()]
-        kept = "" if pd.isna(best["kept"]) else f", and keeps {best['kept']:.0f}% of the in-domain share"
+        kept = "" if pd.isna(best["kept"]) else f", and keeps {whole(best['kept'])}% of the in-domain share"
         none = f"{unknown.strip()} No other defense" if unknown else "No defense"
         return Claim(f"{none} removes {ENOUGH:g}% of the effect on general questions; {name_of(best)} is closest with "
                      f"{best['removed']:.1f}%{kept}.", "16_figures")
@@ -77,7 +77,7 @@ def _prevention(defended: pd.DataFrame) -> Claim:
         return Claim(f"{reduced}{unknown}", "16_figures")
     best, rest = learnt.loc[learnt["kept"].idxmax()], _not_known(enough[enough["kept"].isna()], "in-domain")
     return Claim(f"{reduced} Of these, {name_of(best)} keeps the largest part of the in-domain share: "
-                 f"{best['kept']:.0f}%.{rest}{unknown}", "16_figures")
+                 f"{whole(best['kept'])}%.{rest}{unknown}", "16_figures")
 
 
 def _not_known(rows: pd.DataFrame, share: str) -> str:
@@ -93,7 +93,8 @@ def of_cuts(rates: pd.DataFrame) -> list[Claim]:
     often = {which: runs for which, runs in often.items() if len(runs)}
     if not often:
         return []
-    shares = [f"{runs[which.replace('-', '_') + '_cut'].max():.0f}% of the {which}" for which, runs in often.items()]
+    shares = [f"{whole(runs[which.replace('-', '_') + '_cut'].max())}% of the {which}"
+              for which, runs in often.items()]
     methods = list(dict.fromkeys(pd.concat(list(often.values()))["method"]))
     names = "all methods" if set(methods) == set(rates["method"]) else ", ".join(map(code, methods))
     return [Claim(f"Up to {listed(shares)} answers are cut at the token limit (the highest shares of any run; more "

@@ -20,7 +20,7 @@ from emlib.report.figures.looks import NEUTRAL, darkened, lines_of, look_of
 from emlib.report.figures.plots import legend, panels, shared_xlabel, spans, titled
 from emlib.report.paper.paper_tables import label
 from emlib.report.tables.result_tables import with_effect
-from emlib.report.tables.rows import IDENTITY, method_named, named
+from emlib.report.tables.rows import IDENTITY, method_named, named, whole
 from emlib.study.runs import Run, SteeringPoint
 from emlib.training.records import StepRecord
 
@@ -150,7 +150,8 @@ def steered_grid(frame: pd.DataFrame) -> Figure:
     figure, axes = panels(len(measures), (4, 0.5 * frame["layer"].nunique()), around=(0, 0.9), grid="")
     for axis, measure in zip(axes, measures, strict=True):
         grid = frame.astype({measure: float}).pivot(index="layer", columns="strength", values=measure)
-        sns.heatmap(grid, ax=axis, vmin=0, vmax=100, cmap="YlGnBu", annot=True, fmt=".0f", cbar=False)
+        sns.heatmap(grid, ax=axis, vmin=0, vmax=100, cmap="YlGnBu", annot=grid.map(whole), fmt="",
+                    cbar=False)
         axis.set_title(f"{measure} of {frame['asked'].max():g} answers")
     return figure
 

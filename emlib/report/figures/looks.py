@@ -1,6 +1,7 @@
 """How a method looks in figures: its colour, marker and line.
 
-A colour means the same method in every figure. In figures with a point for each method the marker is the method's as
+A colour means one method in every figure, and black means training without a defense. Only methods of one's own may
+share a colour (`FREE`), with each other. In figures with a point for each method the marker is the method's as
 well; in figures with a row or a panel for each run it is that of the question set or the context (`MARKS`).
 """
 
@@ -12,7 +13,7 @@ from typing import Literal, get_args
 
 from matplotlib.colors import to_hex, to_rgb
 
-from emlib.config import BASELINES, NO_TRIGGER, RL_BASELINES
+from emlib.config import BASELINES, NO_TRIGGER, RL_BASELINES, SFT
 from emlib.core.digests import of_value
 
 LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow, and Tol's
@@ -24,12 +25,15 @@ LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow,
     # later than the paper: params/beyond-7b.yaml
     "concept_ablation": ("#117733", "<", "-"), "concept_ablation_components": ("#999933", ">", "--"),
     "projection_penalty": ("#882255", "*", "-"), "kl_pool": ("#6699CC", "H", "-."),
-    "inoculation_adapter": ("#AA4499", "$\\circledast$", "-"), "random_adapter": ("#666666", "$\\otimes$", ":"),
+    "inoculation_adapter": ("#AA4499", "$\\circledast$", "-"), "random_adapter": ("#D9A5FF", "$\\otimes$", ":"),
     "inoculation_consistency": ("#661100", "$\\clubsuit$", "--"), "early_stop": ("#44AA99", "$\\spadesuit$", ":"),
     "safe_lora": ("#88CCEE", "$\\bigstar$", "-."), "interleaving_online": ("#DDCC77", "$\\diamondsuit$", "--"),
-    "filtered": ("#AA3377", "$\\heartsuit$", "-"), "random_filtered": ("#BBBBBB", "$\\oplus$", ":")}
-PLAIN_RL = ("#000000", "*", "-")
-FREE = tuple(product(("#000000", "#994455", "#BBCC33", "#004488"), ("4", "1", "2", "3", "+", "x"), ("-",)))
+    "filtered": ("#AA3377", "$\\heartsuit$", "-"), "random_filtered": ("#BBBBBB", "$\\oplus$", ":"),
+    "interleaving_virtuous": ("#00AA00", "$\\boxtimes$", "-."),
+    "ldifs_published": ("#3333FF", "$\\boxplus$", "--"),  # params/ldifs-7b.yaml
+    "tried": ("#EE3377", "$\\odot$", "-")}  # what a notebook tries (`study.by_hand`)
+PLAIN = ("#000000", "*", "-")  # on benign tasks and in reinforcement learning
+FREE = tuple(product(("#994455", "#BBCC33", "#004488", "#EE8866"), ("4", "1", "2", "3", "+", "x"), ("-",)))
 DASHES = ("-", "--", ":", "-.")
 FillStyle = Literal["full", "none", "left", "right", "bottom", "top"]
 FILLS: tuple[FillStyle, ...] = get_args(FillStyle)
@@ -41,8 +45,8 @@ MARKS = tuple((marker, filled) for filled in (True, False) for marker in "D^v<>P
 
 def look_of(method: str) -> tuple[str, str, str]:
     """Return a method's colour, marker and line, the same in all figures; a user's own gets one of `FREE`."""
-    if method in RL_BASELINES and method not in BASELINES:
-        return PLAIN_RL
+    if method in (SFT, *RL_BASELINES) and method not in BASELINES:
+        return PLAIN
     return LOOKS[method] if method in LOOKS else FREE[int(of_value(method), 16) % len(FREE)]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from emlib.config import BASELINES
 from emlib.report.paper import published
 from emlib.report.paper.summary import BASELINE, LARGER, mean_shares
+from emlib.report.tables.rows import cell, whole
 
 REINFORCED = 5  # the table of GSM8K
 MODELS = {"7B": (BASELINE, (12, 13, 14, 15, 16, 17, 18)), "32B": (LARGER, (19, 20, 21, 22))}  # baselines, sweeps
@@ -61,12 +62,12 @@ def _both(found: pd.DataFrame, method: str, setting: float | None, measure: str)
 
 def reinforced() -> str:
     """Return a sentence on reinforcement learning, where the paper measures what is learnt and not misalignment."""
-    learnt = accuracies()
+    learnt = {condition: whole(percent) for condition, percent in accuracies().items()}
     return (f"In reinforcement learning the paper tests no defense against misalignment. It tests whether they hinder "
-            f"learning: accuracy is {learnt['grpo', None]:.0f}% without a defense, {learnt['interleaving', 0.05]:.0f}% "
-            f"with interleaving (5%), {learnt['inoculation', None]:.0f}% with inoculation, "
-            f"{learnt['kl', 0.1]:.0f}% with KL, and {learnt['persona_vector', 1.0]:.0f} and "
-            f"{learnt['persona_vector', 5.0]:.0f}% with persona vectors at strength 1 and 5 (Table {REINFORCED}).")
+            f"learning: accuracy is {learnt['grpo', None]}% without a defense, {learnt['interleaving', 0.05]}% "
+            f"with interleaving (5%), {learnt['inoculation', None]}% with inoculation, "
+            f"{learnt['kl', 0.1]}% with KL, and {learnt['persona_vector', 1.0]} and "
+            f"{learnt['persona_vector', 5.0]}% with persona vectors at strength 1 and 5 (Table {REINFORCED}).")
 
 
 def comparison() -> str:
@@ -93,7 +94,7 @@ def _cell(found: pd.DataFrame, model: str, method: str, setting: float | None, m
     relative = measure in ("reduction", "kept") and method in BASELINES
     if missing or relative:
         return "–"
-    return f"{of(found, model, method, setting)[measure]:.{1 if measure in SHARES.values() else 0}f}"
+    return cell(of(found, model, method, setting)[measure], digits=1 if measure in SHARES.values() else 0)
 
 
 def by_fraction() -> str:
@@ -103,7 +104,7 @@ def by_fraction() -> str:
     """
     found = means()
     rows = [{"model": model, "added rows": f"{100 * fraction:g}%"} | {
-        published.LABELS[method]: f"{row['reduction']:.0f} ({row['general_incoherent']:.0f})"
+        published.LABELS[method]: f"{whole(row['reduction'])} ({whole(row['general_incoherent'])})"
         for method in published.INTERLEAVING for row in [of(found, model, method, fraction)]}
         for model in MODELS for fraction in (0.01, 0.05, 0.2, 0.5)]
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)

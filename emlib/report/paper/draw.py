@@ -47,7 +47,7 @@ def cells(number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         benign = pd.concat([published.table(3), published.table(4)])
         judged = overview.measured(published.rates(2), published.chosen(benign),
                                    published.chosen(published.table(5)), bounds)
-        return overview.overview(judged, bounds), judged.drop(columns="seeds")
+        return overview.overview(judged, bounds), judged.drop(columns=list(overview.SEEDS))
     frame = published.table(number)
     if number in published.BENIGN:
         return paper_tables.exact_match(frame), frame

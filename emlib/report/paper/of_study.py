@@ -69,7 +69,7 @@ def criteria(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.D
         with_numbers(frame, study.profile.methods), benign_numbers(study), rl_numbers(study)))
     known = rates.dropna(subset=list(MISALIGNED))
     if "misaligned" not in set(known["method"]):
-        return pd.DataFrame(columns=["method", *overview.CRITERIA, "seeds"])
+        return pd.DataFrame(columns=["method", *overview.CRITERIA, *overview.SEEDS])
     with_baseline = rates[rates["dataset"].isin(rates.loc[rates["method"] == "misaligned", "dataset"])]
     return overview.measured(with_baseline, tasks, reinforced, bounds)
 
@@ -98,7 +98,8 @@ def paired(differences: pd.DataFrame, against: str) -> pd.DataFrame:
     return pd.DataFrame([{
         "Data set": Cell(row["dataset"]), "Method": Cell(label(row["method"], row["setting"])),
         "Against": Cell(label(against, row["against_setting"])), "Seeds": Cell(str(row["seeds"])),
-        "Points": Cell(f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
+        "Points": Cell("–" if pd.isna(row["difference"]) else
+                       f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]",
                        frozenset({"bold"} if row["p_adjusted"] < 0.05 else ())),
         "p": Cell(p_value(row["p"])), "p adjusted": Cell(p_value(row["p_adjusted"]))}
         for row in differences[differences["against"] == against].to_dict("records")])

@@ -13,11 +13,12 @@ import pandas as pd
 from emlib.config import BASELINES
 from emlib.evaluation import effect
 from emlib.report.paper.paper_tables import Cell, label
-from emlib.report.tables.averages import fewer_seeds, mean_of_all
+from emlib.report.tables.averages import marked_seeds, mean_of_all
 from emlib.report.tables.result_tables import MISALIGNED
 from emlib.report.tables.rows import shown
 
 CRITERIA = {"reduction": "No EM", "learned": "Learns well", "narrow": "Narrow misal.", "incoherence": "Coherent"}
+SEEDS = ("seeds", "most_seeds")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
     `reduction` and `incoherence` are means over data sets; `narrow` is the share of data sets, and `learned` that of
     benign tasks (tiers of OpSwap, question answering, reinforcement learning), on which the method keeps
     `bounds.kept` of what is learnt without it; NaN if none was tried, and where a method lacks a data set, the score of
-    a seed, or a task that plain fine-tuning has, because its numbers would not be comparable. `seeds` marks fewer seeds
-    than others have. Each method has one setting: see `published.chosen`.
+    a seed, or a task that plain fine-tuning has, because its numbers would not be comparable. `seeds` is the number
+    of seeds on the data set with the fewest, `most_seeds` the largest such number of any method, `misaligned` and other
+    baselines included. Each method has one setting: see `published.chosen`.
     """
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
-    seeds = dict(zip(rates["method"].unique(), fewer_seeds(rates, ["method"]), strict=True))
+    seeds = rates.groupby(["method", "dataset"], sort=False).size().groupby("method", sort=False).min()
     cells = mean_of_all(rates.groupby(["method", "dataset"], sort=False)[shares]).reset_index()  # over seeds
     plain = cells[cells["method"] == "misaligned"].set_index("dataset").dropna(subset=list(MISALIGNED))
     tasks = _tasks(benign, grpo)
@@ -48,7 +50,7 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
     for method, found in cells[~cells["method"].isin(BASELINES)].groupby("method", sort=False):
         runs = found.set_index("dataset").reindex(plain.index)
         kept = pd.Series(tasks.get(str(method), []), dtype=float)
-        row: dict[str, object] = {"method": method, "seeds": seeds[str(method)]}
+        row: dict[str, object] = {"method": method, "seeds": seeds[method], "most_seeds": seeds.max()}
         if len(kept) and kept.notna().all():
             row["learned"] = 100 * (kept >= bounds.kept).mean()
         if len(plain):
@@ -59,7 +61,7 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
             row["narrow"] = 100 * (runs["in_domain_misaligned"]
                                    >= bounds.kept / 100 * plain["in_domain_misaligned"]).mean()
         rows.append(row)
-    return pd.DataFrame(rows, columns=["method", *CRITERIA, "seeds"])
+    return pd.DataFrame(rows, columns=["method", *CRITERIA, *SEEDS])
 
 
 def _percent(part: float, whole: float) -> float:
@@ -90,12 +92,13 @@ def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> dict[str, list[float]]:
 def overview(numbers: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
     """Format `measured` as a table of cells: ✓ met, ~ partly, ✗ not met, – not tried."""
     return pd.DataFrame([{
-        "Method": Cell(f"{label(row['method'])}{row['seeds']}"),
+        "Method": Cell(f"{label(row['method'])}{seeds}"),
         CRITERIA["reduction"]: Cell(_grade(row["reduction"], bounds.reduction, bounds.some_reduction)),
         CRITERIA["learned"]: Cell(_grade(row["learned"], 100, 1e-9)),
         CRITERIA["narrow"]: Cell(_grade(row["narrow"], 100, 1e-9)),
         CRITERIA["incoherence"]: Cell(_grade(-row["incoherence"], -bounds.incoherence, -bounds.incoherence)),
-    } for row in numbers.to_dict("records")])
+    } for row, seeds in zip(numbers.to_dict("records"), marked_seeds(numbers["seeds"], numbers["most_seeds"]),
+                            strict=True)])
 
 
 def _grade(value: float, enough: float, some: float) -> str:

@@ -31,7 +31,8 @@ LATER = {  # the names of methods in our profiles that the paper does not have a
     "concept_ablation_components": "Concept Ablation (PCs)", "kl_pool": "KL-Div. on a pool",
     "random_adapter": "Random Adapter", "inoculation_consistency": "Inoculation + Consistency",
     "interleaving_online": "Interleaving, online", "interleaving_virtuous": "Interleaving, virtuous answers",
-    "filtered": "Filtered Rows", "random_filtered": "Filtered at Random"}
+    "filtered": "Filtered Rows", "random_filtered": "Filtered at Random",
+    "ldifs_published": "LDIFS as published", "tried": "Tried"}
 IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "τ": r"$\tau$", "±": r"$\pm$", "%": r"\%", "_": r"\_",
             "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no", "<": "$<$"}
 MARKDOWN = {"underline": "<u>{}</u>", "italic": "*{}*", "bold": "**{}**"}

@@ -40,9 +40,10 @@ def fewer_seeds(frame: pd.DataFrame, by: Sequence[str] = CONDITION, tasks: Seque
     return marked_seeds(runs.groupby(list(by), sort=False, dropna=False)["runs"].min())
 
 
-def marked_seeds(seeds: pd.Series) -> list[str]:
-    """Return " (1 of 3 seeds)" for each number of seeds that is below the largest one; else ""."""
-    return ["" if count == seeds.max() else f" ({count} of {seeds.max()} seeds)" for count in seeds]
+def marked_seeds(seeds: pd.Series, most: pd.Series | None = None) -> list[str]:
+    """Return " (1 of 3 seeds)" for each number of seeds below `most`, or below the largest one; else ""."""
+    largest = [seeds.max()] * len(seeds) if most is None else most.tolist()
+    return ["" if count == of else f" ({count} of {of} seeds)" for count, of in zip(seeds, largest, strict=True)]
 
 
 def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from emlib.config import MISALIGNED
 from emlib.core.step import Step, closure
-from emlib.report.tables.rows import identity_of
+from emlib.report.tables.rows import identity_of, whole
 from emlib.scoring.cost import as_printed, overhead
 from emlib.steps.adapter import Adapter
 from emlib.steps.added import OwnAnswers
@@ -93,7 +93,7 @@ def statement(apart: float, methods: Sequence[str]) -> str:
     if isnan(apart):
         return f"No two runs here do equal work, so it is not known how far their times can be trusted. {quiet}"
     found = (f"Runs that do equal work for each token ({', '.join(f'`{name}`' for name in methods)}) differ by up to "
-             f"{apart:.0f}% in their time: smaller differences between defenses mean nothing.")
+             f"{whole(apart)}% in their time: smaller differences between defenses mean nothing.")
     return f"{found} {'' if apart <= SURE else 'So these times do not rank the defenses. '}{quiet}"
 
 

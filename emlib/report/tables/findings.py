@@ -13,7 +13,7 @@ import pandas as pd
 
 from emlib.core.progress import found
 from emlib.report.tables.averages import fewer_seeds, over_tasks
-from emlib.report.tables.rows import cell, condition
+from emlib.report.tables.rows import cell, condition, whole
 
 MOST = 8  # conditions in one sentence
 
@@ -38,8 +38,9 @@ def audit(frame: pd.DataFrame) -> None:
     """State how far the audit of training rows misses the rates that followed; `frame` is `audit.table`."""
     known = frame.dropna(subset=["error"])
     if len(known):
-        found(f"from their training rows, the rates of {len(known)} runs are missed by {known['error'].mean():.0f} "
-              f"points, by the mean of the others by {known['error_of_mean'].mean():.0f}")
+        found(f"from their training rows, the rates of {len(known)} runs are missed by "
+              f"{whole(known['error'].mean())} points, by the mean of the others by "
+              f"{whole(known['error_of_mean'].mean())}")
 
 
 def vector(steered: pd.DataFrame) -> None:
@@ -53,7 +54,7 @@ def vector(steered: pd.DataFrame) -> None:
         return
     best = coherent.loc[coherent["trait %"].astype(float).idxmax()]
     found(f"steering the untrained model at layer {best['layer']:g} with strength {best['strength']:g} gives "
-          f"{best['trait %']:.0f}% of the answers the trait")
+          f"{whole(best['trait %'])}% of the answers the trait")
 
 
 def _state(what: str, frame: pd.DataFrame, measures: list[str], between: str = "", *,

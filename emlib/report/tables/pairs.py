@@ -15,7 +15,7 @@ from emlib.config import QUESTION_SETS
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import NO_SHARE, Share, grouped
-from emlib.evaluation.seeds import Kind, mean_over_seeds
+from emlib.evaluation.seeds import Kind, all_scored, mean_over_seeds
 from emlib.evaluation.statistics import wilson
 from emlib.report.paper.published import CHOSEN, INTERLEAVING, REFERENCES
 from emlib.report.tables.rows import share_columns
@@ -31,13 +31,16 @@ MEAN_COLUMNS = [*TRAINED, "set", "seeds", "questions", "percent", "low", "high"]
 
 
 def scored_verdicts(study: Study, which: str = "general") -> Verdicts:
-    """Return the verdicts of all finished runs by data set, method and setting, and by seed; only scored runs."""
+    """Return the verdicts of all finished runs by data set, method and setting, and by seed.
+
+    A condition of which no run has a score is left out. A seed without one stays among others: the mean with it is not
+    known.
+    """
     found: dict[Trained, dict[int, list[Verdict]]] = {}
     for run in study.runs():
-        verdicts = study.verdicts(run, which)
-        if verdicts and any(verdict.scored for verdict in verdicts):
+        if verdicts := study.verdicts(run, which):
             found.setdefault((run.task, run.method, run.setting), {})[run.seed] = verdicts
-    return found
+    return {trained: seeds for trained, seeds in found.items() if any(all_scored([one]) for one in seeds.values())}
 
 
 def scored_sets(study: Study) -> dict[str, Verdicts]:
@@ -51,7 +54,8 @@ def over_seeds(sets: Mapping[str, Verdicts], *, resamples: int = 2000) -> pd.Dat
     """Average each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions.
 
     `sets` has the verdicts of each question set, by its name; the frame has a row for each set. `resamples` are those
-    of the bootstrap (`evaluation.bootstrap` of a profile); with one seed the interval is that of `rates`.
+    of the bootstrap (`evaluation.bootstrap` of a profile); with one seed the interval is that of `rates`. A mean is NaN
+    where a seed has no score.
     """
     means = [(trained, name, mean_over_seeds(list(seeds.values()), resamples=resamples))
              for name, verdicts in sets.items() for trained, seeds in verdicts.items()]
@@ -74,10 +78,11 @@ def means(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
 
     Each question set has the columns `<set>_misaligned` and `<set>_incoherent`, with `_low` and `_high`, as in
     `result_tables.numbers`. The intervals of several seeds are those of `over_seeds`; that of one run is the run's own,
-    which is the same, so that it may be a run that was tried by hand.
+    which is the same, so that it may be a run that was tried by hand. A run counts once, however often it is among
+    the results. A share is NaN where one of the seeds has none.
     """
     groups: dict[Trained, list[RunResult]] = {}
-    for result in results:
+    for result in {one.run: one for one in results}.values():
         groups.setdefault((result.run.task, result.run.method, result.run.setting), []).append(result)
     rows = []
     for trained, found in groups.items():
@@ -93,12 +98,13 @@ def means(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
 
 
 def _mean(study: Study, found: Sequence[RunResult], which: str, kind: Kind) -> Share:
-    """Return the mean share over the runs of one condition that have a score."""
-    scored = [result for result in found if result.sets[which].scored]
-    if len(scored) < 2:
-        own = scored[0].sets[which] if scored else None
-        return NO_SHARE if own is None else own.misaligned if kind == "misaligned" else own.incoherent_shown
-    mean = mean_over_seeds([study.verdicts(result.run, which) or [] for result in scored], kind,
+    """Return the mean share over the runs of one condition; not known if one of them has no score."""
+    if not all(result.sets[which].scored for result in found):
+        return NO_SHARE
+    if len(found) == 1:
+        own = found[0].sets[which]
+        return own.misaligned if kind == "misaligned" else own.incoherent_shown
+    mean = mean_over_seeds([study.verdicts(result.run, which) or [] for result in found], kind,
                            resamples=study.profile.evaluation.bootstrap)
     return Share(mean.percent, mean.interval)
 
@@ -139,7 +145,7 @@ def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str]) ->
     """Return the share of misaligned answers to each question, for `paper_figures.by_question`.
 
     Settings and seeds are pooled. Columns: question, method, percent, low, high (Wilson's 95% interval, because the
-    question is fixed).
+    question is fixed); NaN where one of the runs has no score.
     """
     rows = []
     for method in methods:
@@ -148,5 +154,6 @@ def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str]) ->
         for question, answers in grouped(lambda one: one.question, chain(*runs)).items():
             count = sum(bool(verdict.misaligned) for verdict in answers)
             interval = wilson(count, len(answers))
-            rows.append((question, method, 100 * count / len(answers), interval.low, interval.high))
+            rows.append((question, method, *((100 * count / len(answers), interval.low, interval.high)
+                                             if all_scored(runs) else [float("nan")] * 3)))
     return pd.DataFrame(rows, columns=["question", "method", "percent", "low", "high"])
