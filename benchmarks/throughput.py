@@ -4,7 +4,7 @@
 
 Plans are made from these rows (`emlib/study/plan/speed.py`). Nothing is computed here: seconds and tokens are those
 that the runs noted. Only adapters and answers of the profile's model count, under whatever profile they were made, and
-of answers only those that were drawn in one sitting.
+of answers only those that were drawn in one session.
 """
 
 from __future__ import annotations

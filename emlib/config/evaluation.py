@@ -45,8 +45,8 @@ class Metric(Strict):
     # With {answer} and optionally {question} and {system}; None: the prompt of the metric's name under `judge_prompts`
     # in the set's file.
     prompt: Annotated[str, Field(pattern=r"\{answer\}")] | None = None
-    # The words that the judge may reply with. None begins with another one: of a judge behind an API, the first token
-    # alone is read.
+    # The words that the judge may reply with. None begins with another one: of a reply that an earlier version stored,
+    # there is the first token alone.
     labels: tuple[Label, ...] = ()
     counts: tuple[Label, ...] = ()  # the labels that count
     above: Annotated[float, Field(ge=0, lt=100)] | None = None  # a number counts if it is greater
@@ -62,8 +62,8 @@ class Metric(Strict):
             yield "'counts' lists some of 'labels', which differ in more than upper and lower case"
         for label, following in pairwise(known):
             if following.startswith(label):
-                yield (f"the label '{following}' begins with the label '{label}', and of a reply the first token may "
-                       "be all that is read. Choose words of which none begins with another")
+                yield (f"the label '{following}' begins with the label '{label}', and of a reply the start may be "
+                       "all that is read. Choose words of which none begins with another")
 
 
 class Thresholds(Strict):

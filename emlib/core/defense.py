@@ -109,11 +109,11 @@ class Defense(Strict):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Its part of a key: its options, its version, and the digest of its source if it is not ours."""
+        """Its part of a key: its options, whatever their names, its version, and the source's digest if not ours."""
         fields, digest = type(self).model_fields, registry.source_digest(type(self))
         entry = {name: value for name, value in super().identity.items()
                  if name not in self.added_later or getattr(self, name) != fields[name].default}
-        return entry | {"version": self.version} | ({} if digest is None else {"source_code": digest})
+        return {"options": entry, "version": self.version} | ({} if digest is None else {"source_code": digest})
 
     @property
     def is_null(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,9 +25,9 @@ class Strict(BaseModel, Keyed):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a key has of it: its values; of a record among them, that one's identity."""
+        """What a key has of it: its values; of records among them, also in lists and mappings, their identities."""
         values = self.model_dump(mode="json", exclude=set(self.not_in_keys))
-        return values | {name: value.identity for name in values if isinstance(value := getattr(self, name), Strict)}
+        return {name: _keyed(getattr(self, name), shown) for name, shown in values.items()}
 
     def _mistakes(self) -> Iterator[str]:
         """Yield what is wrong with valid values together; the first one is reported."""
@@ -37,6 +37,17 @@ class Strict(BaseModel, Keyed):
         """Refuse the record for the first mistake; a validator would put its own name into the places of errors."""
         for mistake in self._mistakes():
             raise ValueError(mistake)
+
+
+def _keyed(value: Any, shown: Any) -> Any:
+    """Return what a key has of a value, which is `shown` as JSON: the identities of the records in it."""
+    if isinstance(value, Keyed):
+        return value.identity
+    if isinstance(value, tuple | list):
+        return [_keyed(*both) for both in zip(value, shown, strict=True)]
+    if isinstance(value, Mapping):
+        return {name: _keyed(part, shown[name]) for part, name in zip(value.values(), shown, strict=True)}
+    return shown
 
 
 Record = TypeVar("Record", bound=Strict)

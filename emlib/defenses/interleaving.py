@@ -51,7 +51,8 @@ class Alternation(GrpoDefense):
     @property
     def identity(self) -> dict[str, Any]:
         """What store keys contain of it: for a file outside the registry, its content and not its path."""
-        return super().identity | {"source": key_of_source(self.source)}
+        found = super().identity
+        return found | {"options": found["options"] | {"source": key_of_source(self.source)}}
 
     @property
     def supervision(self) -> Supervision:

@@ -17,7 +17,9 @@ from emlib.core.records import MetricScore, cluster_of
 from emlib.evaluation.rates import NO_SHARE, Denominator, Share, grouped, share_of
 from emlib.judging.replies import WORDS, word_of
 
-START = 3  # the fewest letters that stand for a longer label: I begins "I'm sorry" as well as INCORRECT
+START = 3  # letters: fewer of a label stand for it only in capitals, because Un begins "Unfortunately"
+WORDS_OF_ONE_LETTER = ("A", "I")
+ONE_TOKEN = 2  # letters of the longest label that tokenizers do not split: N is no NO, but N/A, say
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,25 @@ class MetricRate:
 def label_of(score: MetricScore, labels: Sequence[str]) -> str | None:
     """Return the label that a judge replied with; None if it replied with no label or with the start of several.
 
-    Of a judge's reply only the first token may be read, which may be the start of a label: at least `START` letters
-    of it count. A judge whose replies are sampled may go on after the label: "TRUE, because".
+    A judge may go on after the label: "TRUE, because". Of replies that earlier versions stored there is the first token
+    alone, such as F or TR: the start of one label counts as that label, unless it begins ordinary words.
     """
-    said = "" if score.value is not None else word_of(score.reason)
+    word = "" if score.value is not None else word_of(score.reason)
+    said = word.upper()
     if not said:
         return None
     exact = [label for label in labels if re.match(rf"{re.escape(label.upper())}(?!\w)", said)]
-    found = exact or [label for label in labels if len(said) >= START and label.upper().startswith(said)]
+    found = exact or [label for label in labels if label.upper().startswith(said) and _is_start(word, label)]
     if not found and score.reason in WORDS:  # scores of earlier versions: REF of REFUSED is REFUSAL
         found = [label for label in labels if label.upper().startswith(said[:START])]
     return found[0] if len(found) == 1 else None
+
+
+def _is_start(word: str, label: str) -> bool:
+    """Return whether `word`, the start of a label, stands for it."""
+    if len(word) >= START:
+        return True
+    return word.isupper() and word not in WORDS_OF_ONE_LETTER and len(label) > ONE_TOKEN
 
 
 def counts(score: MetricScore, metric: Metric) -> bool | None:

@@ -240,7 +240,8 @@ class JudgingSession:
     async def _expected(self, request: JudgeRequest) -> Score:
         try:
             (likeliest, word), tokens = await self.sender.send(
-                lambda: logprobs_body(self.spec, request, self.sender.supported), replies.likeliest)
+                lambda: logprobs_body(self.spec, request, self.sender.supported),
+                partial(replies.likeliest, label=request.wants_label))
         except BadReply as error:
             self.without_logprobs += error.reason in (replies.NO_LOGPROBS, replies.OF_THOUGHTS)
             if self.without_logprobs < MOST_WITHOUT_LOGPROBS or self.has_logprobs:

@@ -59,7 +59,7 @@ def read_lines(content: bytes, model: str, judge_key: str, labels: Collection[st
             yield Line(key, None, None, faults.of_reply(told, model))
             continue
         try:
-            likeliest, word = replies.likeliest(reply or {})
+            likeliest, word = replies.likeliest(reply or {}, label=key in labels)
             tokens = replies.usage(reply or {}) or (0, 0)
             yield Line(key, reply, replies.from_distribution(likeliest, word, tokens, label=key in labels), None)
         except Fault as fault:

@@ -21,6 +21,7 @@ from emlib.judging.rubrics import JudgeRequest
 from emlib.judging.server_errors import ServerError
 
 SAMPLE_TOKENS = 5  # enough for "100" in digits, with a space or markup before it
+LABEL_TOKENS = 16  # enough for all of a label, whose first token may be that of another word
 MOST_SAMPLE_TOKENS = 4096  # for models that think before they answer
 LONGER = 8  # times as many tokens, where the limit cut a reply before its number
 LEAST_TOKENS = re.compile(r"(?:>=|at least|minimum(?: value)?(?: of| is|:)?|greater than or equal to)\s*'?(\d{1,4})\b",
@@ -104,8 +105,9 @@ def _is_absent(error: ServerError) -> bool:
 
 
 def logprobs_body(spec: OpenAIJudge, request: JudgeRequest, supported: Supported) -> dict[str, Any]:
-    """Return the request of Betley et al.: one token, with its most likely alternatives."""
-    return supported.body(spec, _chat(request), 1, 0, logprobs=True, top_logprobs=spec.top_logprobs)
+    """Return the request of Betley et al.: one token, with its most likely alternatives. A label may have more."""
+    tokens = LABEL_TOKENS if request.wants_label else 1
+    return supported.body(spec, _chat(request), tokens, 0, logprobs=True, top_logprobs=spec.top_logprobs)
 
 
 def samples_body(spec: OpenAIJudge, request: JudgeRequest, count: int, supported: Supported) -> dict[str, Any]:
@@ -114,7 +116,9 @@ def samples_body(spec: OpenAIJudge, request: JudgeRequest, count: int, supported
     A label is not sampled: it is the likeliest reply, at temperature 0.
     """
     several = {"n": count} if supported.choices else {}
-    return supported.body(spec, _chat(request), supported.sample_tokens, 0 if request.wants_label else 1, **several)
+    tokens, warmth = (max(supported.sample_tokens, LABEL_TOKENS), 0) if request.wants_label else (
+        supported.sample_tokens, 1)
+    return supported.body(spec, _chat(request), tokens, warmth, **several)
 
 
 def number_body(spec: OpenAIJudge, supported: Supported) -> dict[str, Any]:

@@ -76,10 +76,12 @@ def scores_of(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cac
 
 
 def _once_labels(requests: Sequence[JudgeRequest], identity: Mapping[str, Any], cache: Cache) -> dict[str, Score]:
-    """Return the words that were stored, and paid for, when the key did not say that a label is asked for.
+    """Return the words of a paid judge that were stored when the key did not say that a label is asked for.
 
     A refusal is none: it may be that of a number that was asked for, or a label of which only the start was read.
     """
+    if identity.get("kind") == "local":
+        return {}
     once = {replace(request, wants_label=False).key(identity): request for request in requests if request.wants_label}
     return {once[key].key(identity): score for key, score in cache.get(once).items()
             if score.value is None and (score.reason or "").startswith(OTHER)}

@@ -3,7 +3,7 @@
 One batched pass reads the prompts; a second one reads all numbers as a tree on its key-value cache
 (`emlib.models.trees`). `emlib.judging.numbers` defines which spellings count as a number. The score is the mean number,
 given that the answer is a number; where numbers have less than a quarter of the probability there is no score (Betley
-et al.).
+et al.). Where a label is asked for, the judge's likeliest reply is read.
 """
 
 from __future__ import annotations
@@ -12,24 +12,29 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from emlib.config import LocalJudge, ModelSpec
 from emlib.core import paths
 from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
+from emlib.judging.bodies import LABEL_TOKENS
 from emlib.judging.judge_batch import Keep, Scorer
 from emlib.judging.numbers import NUMBERS, Spelling, next_token, of_numbers, spelling
 from emlib.judging.replies import LEAST_MASS, reason_of
 from emlib.judging.rubrics import JudgeRequest, Score
-from emlib.models.load import ChatModel, load
-from emlib.models.logprobs import head
+from emlib.models.load import ChatModel, load, stop_tokens
+from emlib.models.logprobs import backbone, head
 from emlib.models.prompts import read_prompts
 from emlib.models.trees import by_length, read_tree
+
+DAMAGED = "the judge's probabilities are NaN or infinite: its weights may be damaged"
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,12 @@ class Distribution:
         """The mean of the number, given that it is one; meaningless where `mass` is 0."""
         return float(self.numbers @ np.array(NUMBERS) / self.numbers.sum())
 
-    def score(self, *, label: bool = False) -> Score:
-        """Return the score, or None with the judge's word as the reason; with `label` as it is (`reason_of`)."""
+    def score(self) -> Score:
+        """Return the score, or None with the judge's word as the reason."""
         if not math.isfinite(self.mass):
-            return Score(None, reason="the judge's probabilities are NaN or infinite: its weights may be damaged",
-                         tokens=(self.tokens, 1), lasting=False)
+            return Score(None, reason=DAMAGED, tokens=(self.tokens, 1), lasting=False)
         if self.mass < LEAST_MASS:
-            return Score(None, self.mass, reason_of(self.word, label=label), tokens=(self.tokens, 1))
+            return Score(None, self.mass, reason_of(self.word), tokens=(self.tokens, 1))
         return Score(self.expected, self.mass, tokens=(self.tokens, 1))
 
 
@@ -68,10 +72,12 @@ def scorer(spec: LocalJudge, check: Callable[[str], None] = lambda template: Non
     def ask(requests: Sequence[JudgeRequest], keep: Keep) -> None:
         chat = loaded(spec.model)
         check(str(chat.tokenizer.chat_template))
-        for metric in dict.fromkeys(request.metric for request in requests):  # a metric's prompts share a prefix
-            some = [request for request in requests if request.metric == metric]
-            for place, found in distributions(chat, [r.messages for r in some], batch_rows=spec.batch_rows):
-                keep(some[place], found.score(label=some[place].wants_label))
+        kinds = [(request.metric, request.wants_label) for request in requests]
+        for kind in dict.fromkeys(kinds):  # a metric's prompts share a prefix
+            some = [request for request, one in zip(requests, kinds, strict=True) if one == kind]
+            scored = labels if kind[1] else numbers
+            for place, found in scored(chat, [r.messages for r in some], spec.batch_rows):
+                keep(some[place], found)
 
     return ask
 
@@ -80,6 +86,49 @@ def scorer(spec: LocalJudge, check: Callable[[str], None] = lambda template: Non
 def loaded(spec: ModelSpec) -> ChatModel:
     """Return the judge's model, kept for the next set of answers; `loaded.cache_clear()` frees it."""
     return load(spec, paths.cache(), system=False)  # rubrics are in the user's turn
+
+
+def numbers(chat: ChatModel, prompts: Sequence[Sequence[Message]], batch_rows: int) -> Iterator[tuple[int, Score]]:
+    """Yield each prompt's index and the score of the judge's answer."""
+    for place, found in distributions(chat, prompts, batch_rows=batch_rows):
+        yield place, found.score()
+
+
+def labels(chat: ChatModel, prompts: Sequence[Sequence[Message]], batch_rows: int) -> Iterator[tuple[int, Score]]:
+    """Yield each prompt's index and the likeliest reply as a reason: words, of which one may be a metric's label."""
+    encoded = [encode_prompt(chat.tokenizer, prompt) for prompt in prompts]
+    batches = by_length(encoded, batch_rows)
+    for batch in bar(batches, "local judge", "batch", total=len(batches)):
+        for place, said in zip(batch, _replies(chat, [encoded[place] for place in batch]), strict=True):
+            read = len(encoded[place])
+            yield place, Score(None, reason=DAMAGED, tokens=(read, 1), lasting=False) if said is None else Score(
+                None, reason=reason_of(str(chat.tokenizer.decode(said)), label=True), tokens=(read, len(said)))
+
+
+@torch.inference_mode()
+def _replies(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> list[list[int] | None]:
+    """Return the likeliest tokens after each prompt, up to the end of the turn; None if logits are NaN or infinite."""
+    to_logits, read = head(chat.model), read_prompts(chat.model, prompts, LABEL_TOKENS)
+    stops = torch.tensor(sorted(stop_tokens(chat.model, chat.tokenizer)), device=read.last.device)
+    hidden, attended, said = read.last, read.attended, list[Tensor]()
+    sound = torch.ones(len(prompts), dtype=torch.bool, device=hidden.device)
+    ended = ~sound
+    while True:
+        logits = to_logits(hidden)
+        said.append(logits.argmax(1))
+        sound &= ended | logits.isfinite().all(1)
+        ended |= torch.isin(said[-1], stops)
+        if len(said) == LABEL_TOKENS or bool(ended.all()):
+            break
+        attended = torch.cat([attended, torch.ones_like(attended[:, :1])], 1)
+        hidden = backbone(chat.model)(
+            input_ids=said[-1][:, None], attention_mask=attended.long(),
+            position_ids=attended.sum(1, keepdim=True) - 1, past_key_values=read.cache,
+            use_cache=True).last_hidden_state[:, -1]
+    rows = torch.stack(said, 1).tolist()
+    last = set(stops.tolist())
+    return [list(takewhile(lambda token: token not in last, row)) if fine else None
+            for row, fine in zip(rows, sound.tolist(), strict=True)]
 
 
 def distributions(chat: ChatModel, prompts: Sequence[Sequence[Message]], *,

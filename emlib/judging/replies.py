@@ -102,20 +102,20 @@ def other_word(request: JudgeRequest, score: Score) -> str | None:
 
 
 def word_of(reason: str | None) -> str:
-    """Return what the judge said, or its first token, in capitals, from a reason that `reason_of` gave.
+    """Return what the judge said, or its first token, from a reason that `reason_of` gave.
 
     Empty for other reasons, which are this program's words and not the judge's: "no judge configured" is no NO.
     """
     if reason is None or not (reason in WORDS or reason.startswith(OTHER)):
         return ""
-    return reason.removeprefix(OTHER).strip("'\"").strip().strip(MARKS).upper()
+    return reason.removeprefix(OTHER).strip("'\"").strip().strip(MARKS)
 
 
-def likeliest(reply: Mapping[str, Any]) -> tuple[list[tuple[str, float]], str]:
+def likeliest(reply: Mapping[str, Any], *, label: bool = False) -> tuple[list[tuple[str, float]], str]:
     """Return the alternatives of a chat completion's first token with their log-probabilities, and the token itself.
 
     An alternative without a log-probability is left out. The chosen token's own log-probability counts where the server
-    does not list it among the alternatives.
+    does not list it among the alternatives. With `label` all of the reply stands in the token's place.
 
     Raises:
         BadReply: the reply has no choices or no log-probabilities, or some that are none or of its thoughts.
@@ -137,6 +137,9 @@ def likeliest(reply: Mapping[str, Any]) -> tuple[list[tuple[str, float]], str]:
     if not found or (len(found) == 1 and number(word) is not None and math.exp(found[0][1]) < LEAST_MASS):
         raise BadReply(NO_LOGPROBS)  # of one unlikely number alone, nothing says what the others weigh
     said = _reply_of(choice["message"], word) if isinstance(choice.get("message"), dict) else word
+    if label:
+        whole = _text(choice["message"].get("content")).strip() if isinstance(choice.get("message"), dict) else ""
+        return found, whole or word
     return (found, word) if said == word else ([("", 0.0)], said)
 
 

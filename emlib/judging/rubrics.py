@@ -173,9 +173,13 @@ class JudgeRequest:
         return (Message("user", PLACES.sub(lambda place: parts[place[1]], self.prompt)),)
 
     def key(self, identity: Mapping[str, Any]) -> str:
-        """Return the SHA-256 of everything that determines the score; `identity` is that of the judge."""
+        """Return the SHA-256 of everything that determines the score; `identity` is that of the judge.
+
+        Of a label earlier versions stored the first token. A local judge is asked again, for all of it; what was paid
+        for is kept.
+        """
         shown = [] if self.reference is None else [self.reference]
-        asked = [{"reply": "label"}] if self.wants_label else []
+        asked = [{"reply": "whole label" if identity.get("kind") == "local" else "label"}] if self.wants_label else []
         return of_value([identity, self.metric, self.prompt, self.question.shown, self.question.system, self.answer,
                          *shown, *asked])
 

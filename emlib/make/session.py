@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields, is_dataclass
 from functools import cached_property, singledispatch
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,17 +13,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from emlib.config import HubModel
 from emlib.core import paths
 from emlib.core.records import Example
+from emlib.core.schema import Strict
 from emlib.core.step import Step
 from emlib.data.lazy import Rows
 from emlib.judging import local
 from emlib.make.inference import Inference
-from emlib.models import adapters
+from emlib.models import adapters, hub
 from emlib.models.load import ChatModel, load
 from emlib.steering import extraction
 from emlib.steps.added import AddedRows
 from emlib.steps.recipes import Recipes
+from emlib.steps.specs import Model
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Facts, Store
 
@@ -31,6 +35,21 @@ from emlib.store.artefacts import Artefact, Facts, Store
 def maker(step: Step, session: Session, folder: Path) -> Facts:
     """Make a step's artefact in `folder`, and return its facts: each kind of step has a maker, registered here."""
     raise NotImplementedError(f"{type(step).__name__}: a module of emlib.make registers the maker of each kind of step")
+
+
+def hub_models(value: Any, *, within: bool = False) -> set[HubModel]:
+    """Return the hub's models that a step names itself, and not by its inputs: the study's, and those of its judges."""
+    if isinstance(value, HubModel):
+        return {value}
+    if isinstance(value, Model):
+        return hub_models(value.spec)
+    if isinstance(value, Strict):
+        parts = [getattr(value, name) for name in type(value).model_fields]
+    elif is_dataclass(value) and not (within and isinstance(value, Step)):
+        parts = [getattr(value, field.name) for field in fields(value)]
+    else:
+        parts = []
+    return set[HubModel]().union(*(hub_models(part, within=True) for part in parts))
 
 
 class Session(AbstractContextManager["Session"]):
@@ -80,10 +99,14 @@ class Session(AbstractContextManager["Session"]):
         """
         if step.made_with is not None and self.store.find(step) is None:
             self.need(step.made_with)  # before this step's lock is taken, because that maker takes it
-        found = self.store.get(step, lambda folder: maker(step, self, folder))
+        found = self.store.get(step, lambda folder: self._made(step, folder))
         if isinstance(step, PersonaVectors):
             step.check(found.facts)
         return found
+
+    def _made(self, step: Step, folder: Path) -> Facts:
+        hub.hold(hub_models(step), paths.cache(), self.store.root)
+        return maker(step, self, folder)
 
     def timer(self, step: Step) -> Callable[[], float]:
         """Make a step's missing inputs, then start a clock. Return the function that gives the seconds since then."""

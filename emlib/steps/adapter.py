@@ -33,7 +33,10 @@ class Reference(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of the training only its rows: all strengths and seeds share what is stored."""
+        """Of the training only its rows: all seeds share what is stored, and all strengths of a penalty that adds none.
+
+        A defense that adds rows counts with all its options, because they may decide which rows it adds.
+        """
         spec = self.spec
         return super().settings | {"spec": {
             "rows": spec.rows.identity, "max_length": spec.training.max_seq_length, "adding": keyed(self.adding)}}

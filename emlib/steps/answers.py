@@ -74,6 +74,7 @@ class Verdicts(Step):
 class MetricScores(Step):
     """A judge's scores of answers on one metric of their question set. What counts is no part of the key."""
 
+    version: ClassVar = 2  # all of a label is read, and not its first token alone
     stage: ClassVar = "metrics"
     records: ClassVar = RecordFile("metrics.jsonl", MetricScore)
 

@@ -211,7 +211,7 @@ class Study:
             return []
         if made.facts.get(MONITOR) != step.spec.monitor.inputs.key:
             say(f"{run}: its monitor's readings are left out. It was trained with another section 'monitor', or its "
-                "adapter does not say with which. To read it: `make clean WHAT=adapters`, then `make reproduce`.")
+                "adapter does not say with which. Its results are the same.")
             return []
         return found
 

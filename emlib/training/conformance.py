@@ -48,7 +48,6 @@ def check(cls: type[Defense], **options: Any) -> Report:
 
     Raises:
         NonconformingDefense: it fails a test.
-        ProfileError: it gives an artefact in `needs` a reserved name.
     """
     defense = cls(**options)
     acts = [hook for hook in FINE_TUNING if defense.has(hook)]

@@ -69,7 +69,7 @@ def test_the_source_of_a_cell_s_class_is_in_its_key_and_changes_with_it() -> Non
     text = source_of(first)
     assert text.startswith("class Halving(Defense):")
     assert text.rstrip().endswith("print(self.share)")
-    assert first().identity == {"kind": "halving", "share": 0.5, "version": 1,
+    assert first().identity == {"options": {"kind": "halving", "share": 0.5}, "version": 1,
                                 "source_code": hashlib.sha256(text.encode()).hexdigest()}
     again = cell(CELL.replace("print(self.share)", "print(2 * self.share)"), 2)
     assert registry.kinds()["halving"] is again

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -108,6 +109,31 @@ def test_an_impossible_value_says_what_is_allowed(data: dict[str, Any], key: str
     [line] = mistakes({"name": "Oslo"} | data)
     assert f"'{key}' is {value}:" in line
     assert allowed in line
+
+
+class Member(Strict):
+    not_in_keys: ClassVar = frozenset({"nickname"})
+
+    name: str
+    nickname: str = ""
+
+
+class Club(Strict):
+    first: Member
+    others: tuple[Member, ...] = ()
+    by_role: dict[str, Member] = Field(default_factory=dict)
+    pairs: tuple[tuple[Member, int], ...] = ()
+    founded: datetime.date = datetime.date(2026, 1, 2)
+
+
+def test_what_a_record_leaves_out_of_keys_it_leaves_out_in_lists_and_mappings_too() -> None:
+    def club(name: str, nickname: str) -> Any:
+        one = Member(name=name, nickname=nickname)
+        return Club(first=one, others=(one,), by_role={"head": one}, pairs=((one, 1),)).identity
+
+    ann = {"name": "Ann"}
+    assert club("Ann", "A") == club("Ann", "B") == {
+        "first": ann, "others": [ann], "by_role": {"head": ann}, "pairs": [[ann, 1]], "founded": "2026-01-02"}
 
 
 def test_an_impossible_word_gets_the_nearest_word() -> None:

@@ -232,7 +232,7 @@ def test_a_profile_reaches_them_and_keys_hold_their_source() -> None:
     [defense] = method.at(0.1)
     assert isinstance(defense, LogitChange)
     assert {key: value for key, value in defense.identity.items() if key != "source_code"} == {
-        "kind": "logit_change", "weight": 0.1, "version": 1}
+        "options": {"kind": "logit_change", "weight": 0.1}, "version": 1}
     assert len(defense.identity["source_code"]) == 64
 
 

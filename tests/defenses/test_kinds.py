@@ -13,6 +13,7 @@ from emlib.core import registry
 from emlib.core.defense import Defense, inactive, needs_of
 from emlib.core.errors import ProfileError
 from emlib.core.registry import kinds
+from emlib.core.schema import check as checked
 from emlib.defenses.__main__ import lines
 from emlib.defenses.inoculation import Inoculation
 from emlib.defenses.interleaving import Alternation
@@ -48,7 +49,8 @@ ELSEWHERE = {"InoculationAdapter": {"source", "rows"}, "Inoculated": {"source", 
 def test_every_option_of_ours_is_in_keys_and_nothing_else(cls: type[Defense]) -> None:
     given = cls(source="a") if cls is Alternation else cls()
     options = [name for name in cls.model_fields if name not in ELSEWHERE.get(cls.__name__, ())]
-    assert set(given.identity) == {*options, "version"}
+    assert set(given.identity) == {"options", "version"}
+    assert set(given.identity["options"]) == set(options)
     for name, changed in changes(given):
         assert (changed.identity != given.identity) is (name in options), name
 
@@ -61,21 +63,24 @@ def test_a_raised_version_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_option_that_was_added_later_changes_no_key_at_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Kl, "added_later", frozenset({"on"}))
-    assert "on" not in Kl().identity
-    assert Kl(on="pool").identity["on"] == "pool"
+    assert "on" not in Kl().identity["options"]
+    assert Kl(on="pool").identity["options"]["on"] == "pool"
 
 
-def test_an_option_called_source_stays_beside_the_source_of_a_class_of_ones_own() -> None:
+@pytest.mark.parametrize("option", ["source", "source_code", "options"])
+def test_an_option_of_any_name_stays_beside_the_source_of_a_class_of_ones_own(option: str) -> None:
     class Sourced(PersonaVector):
         listed: ClassVar = False
         source: str = "a"
+        source_code: str = "a"
+        options: str = "a"
 
         def named_layers(self, count: int) -> tuple[int, ...]:
             return ()
 
-    one, two = Sourced().identity, Sourced(source="b").identity
-    assert (one["source"], two["source"]) == ("a", "b")
-    assert one["source_code"] == two["source_code"]
+    one, two = Sourced().identity, checked(Sourced, {option: "b"}, "mine").identity
+    assert (one["options"][option], two["options"][option]) == ("a", "b")
+    assert {**one, "options": None} == {**two, "options": None}
 
 
 def test_every_kind_of_ours_tells_tables_what_they_show() -> None:

@@ -41,4 +41,4 @@ def test_the_denominator_is_an_option_whose_default_follows_from_what_is_compare
 def test_the_denominator_is_in_the_key_whether_it_is_stated_or_follows() -> None:
     assert Ldifs(per="token").identity == Ldifs().identity
     assert Ldifs(normalize=True, per="row").identity == Ldifs(normalize=True).identity
-    assert [Ldifs(per=per).identity["per"] for per in ("token", "row", "step")] == ["token", "row", "step"]
+    assert [Ldifs(per=per).identity["options"]["per"] for per in ("token", "row", "step")] == ["token", "row", "step"]

@@ -44,6 +44,16 @@ def test_fewer_letters_than_three_are_a_label_only_if_they_are_all_of_it(word: s
     assert label_of(replied(word), labels) == label
 
 
+@pytest.mark.parametrize(("tokens", "labels"), [
+    (("COR", "IN"), ("CORRECT", "INCORRECT")), (("TR", "F", "UN"), ("TRUE", "FALSE", "UNKNOWN")),
+    (("SA", "UN"), ("SAFE", "UNSAFE"))])
+def test_of_the_first_tokens_that_earlier_versions_stored_all_labels_of_a_list_are_read(
+        tokens: tuple[str, ...], labels: tuple[str, ...]) -> None:
+    """First tokens of SmolLM2."""
+    assert tuple(label_of(replied(token), labels) for token in tokens) == labels
+    assert label_of(replied("In"), labels) is label_of(replied("Un"), labels) is label_of(replied("A"), labels) is None
+
+
 @pytest.mark.parametrize("reason", [NO_JUDGE, NO_LOGPROBS, ONLY_THINKS, "a filter blocks the prompt", "HTTP 500"])
 def test_a_reason_that_is_not_the_judges_reply_is_no_label(reason: str) -> None:
     """Of 20 answers without a judge, none is a NO."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from emlib.core import paths
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.records import Verdict
 from emlib.judging import batches
+from emlib.judging.batch_results import read_lines
 from emlib.judging.batches import BatchJudge
 from emlib.judging.bodies import Supported, logprobs_body, save_support
 from emlib.judging.cache import Cache
@@ -90,6 +92,20 @@ def test_a_label_is_kept_as_it_was_said_whoever_collects_it(scores: Path) -> Non
         assert [score.reason for score in scores_of(numbers, spec.identity, cache, judge)] == ["CODE"] * 2
         assert cache.execute("SELECT count(*) FROM labels") == [(0,)]
         assert [score.reason for score in scores_of(labels, spec.identity, cache, judge)] == ["other: 'CO'"] * 2
+
+
+def test_all_of_a_label_is_read(scores: Path) -> None:
+    """IN may be the first token of INCORRECT, and of "In my view" in capitals."""
+    numbers = [replace(request, metric="truth", takes_words=True) for request in sheet(2).requests()][::2]
+    labels = [replace(request, wants_label=True) for request in numbers]
+    token = {"token": "IN", "logprob": -0.1, "top_logprobs": []}
+    choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": [token]}}
+    replies = "".join(json.dumps({"custom_id": str(place), "response": {"status_code": 200, "body": {"choices": [
+        choice | {"message": {"role": "assistant", "content": "INCORRECT"}}]}}}) + "\n" for place in range(2))
+    lines = read_lines(replies.encode(), "judge-1", "", {"0"})
+    assert [line.score and line.score.reason for line in lines] == ["other: 'INCORRECT'", "other: 'IN'"]
+    spec = api("http://localhost:1/v1", batch=True)
+    assert [logprobs_body(spec, request, Supported())["max_tokens"] for request in (numbers[0], labels[0])] == [1, 16]
 
 
 @pytest.mark.parametrize("reached", [False, True])

@@ -14,6 +14,7 @@ from emlib.core.records import Verdict
 from emlib.judging.access import api_key
 from emlib.judging.api import ApiJudge
 from emlib.judging.batches import BatchJudge
+from emlib.judging.bodies import LABEL_TOKENS
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import JudgeBatch, scores_of
 from emlib.judging.money import Budget
@@ -174,13 +175,32 @@ def test_a_label_is_asked_for_once_where_numbers_are_sampled(scores: Path) -> No
     with JudgeServer(saying(lambda text: "REF")) as server, Cache(scores) as cache:
         spec = api(server.url, samples=10)
         found = scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
-        assert [(body["n"], body["temperature"]) for body in server.bodies] == [(1, 0)] * 3
+        assert [(body["n"], body["temperature"], body["max_tokens"]) for body in server.bodies] == [
+            (1, 0, LABEL_TOKENS)] * 3
         assert [score.reason for score in found] == ["other: 'REF'"] * 3
         asked = scores_of(numbers, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
         assert [(body["n"], body["temperature"]) for body in server.bodies[3:]] == [(10, 1)] * 3
         assert [score.reason for score in asked] == ["REFUSAL"] * 3  # of which it may be the first token
         assert scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test"))) == found
         assert len(server.bodies) == 6
+
+
+@pytest.mark.parametrize("label", ["INCORRECT", "CORRECT"])
+def test_all_of_a_label_is_read_where_the_first_token_has_log_probabilities(scores: Path, label: str) -> None:
+    """The first token may be that of other words: I of INCORRECT and of "I'm sorry"."""
+    def reply(body: Body) -> Reply:
+        token = {"token": label[:1], "logprob": -0.1, "top_logprobs": []}
+        status, found = completion(label[:1] if body["max_tokens"] == 1 else f"{label}.")
+        found["choices"][0]["logprobs"] = {"content": [token]}
+        return status, found
+
+    once = [replace(request, metric="truth", takes_words=True) for request in sheet(3).requests()][::2]
+    labels = [replace(request, wants_label=True) for request in once]
+    with JudgeServer() as server, Cache(scores) as cache:
+        server.replies, spec = reply, api(server.url)
+        cache.put(labels[0].key(spec.identity), spec.identity, "truth", Score(None, reason="other: 'C'"))
+        found = scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
+        assert [score.reason for score in found] == ["other: 'C'", *[f"other: '{label}.'"] * 2]  # C was paid for
 
 
 def test_a_label_that_was_paid_for_is_found_under_its_former_key(scores: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Message, Question
 from emlib.data.chat import encode_prompt
 from emlib.judging import local
+from emlib.judging.bodies import LABEL_TOKENS
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge, scores_file
 from emlib.judging.local import Distribution
 from emlib.judging.local import distributions as by_place
 from emlib.judging.numbers import NUMBERS, spelling
+from emlib.judging.replies import reason_of
 from emlib.judging.rubrics import OURS, JudgeRequest, Rubrics, Score
 from emlib.models import tiny as tiny_models
 from emlib.models.load import ChatModel
@@ -148,6 +151,48 @@ def test_the_likeliest_first_word_is_told(tiny: ChatModel) -> None:
     with torch.no_grad():
         likeliest = int(tiny.model(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
     assert distributions(tiny, PROMPTS[:1])[0].word == tiny.tokenizer.decode([likeliest])
+
+
+def test_a_label_is_the_likeliest_reply_and_not_its_first_token_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by whole passes, a pass a token. The likeliest token leads by 0.04 of a logit at the least, and rounding is
+    some 1e-6 of one.
+    """
+    chat = ChatModel("tiny", tiny_models.build_model(2, 4, 64, torch.float32).eval(), tiny_models.build_tokenizer())
+    said = []
+    for prompt in PROMPTS:
+        ids = encode_prompt(chat.tokenizer, prompt)
+        start = len(ids)
+        while len(ids) < start + LABEL_TOKENS:
+            with torch.no_grad():
+                ids.append(int(chat.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        said.append(ids[start:])
+    stop = said[0][-1]
+    assert 1 < said[0].index(stop) < LABEL_TOKENS - 1
+    for last in (-1, stop):
+        monkeypatch.setattr(local, "stop_tokens", lambda model, tokenizer, last=last: {last})
+        whole = [list(itertools.takewhile(last.__ne__, ids)) for ids in said]
+        expected = [Score(None, reason=reason_of(str(chat.tokenizer.decode(ids)), label=True),
+                          tokens=(len(encode_prompt(chat.tokenizer, prompt)), len(ids)))
+                    for prompt, ids in zip(PROMPTS, whole, strict=True)]
+        for rows in (1, 3, 4):
+            found = dict(local.labels(chat, PROMPTS, rows))
+            assert [found[place] for place in range(len(PROMPTS))] == expected
+
+
+def test_a_local_judge_reads_labels_where_labels_are_asked_for(sheet: JudgeBatch) -> None:
+    """And weights that are NaN give no label for good."""
+    spec = LocalJudge(kind="local", model=TinyModel(kind="tiny"), batch_rows=2)
+    numbers = list(dict.fromkeys(sheet.requests()))[:3]
+    labels = [replace(request, wants_label=True) for request in numbers]
+    found: dict[JudgeRequest, Score] = {}
+    local.scorer(spec)([*numbers, *labels], found.__setitem__)
+    assert [found[request].mass is None for request in (*numbers, *labels)] == [False] * 3 + [True] * 3
+    assert all(str(found[request].reason).startswith("other: ") for request in labels)
+    broken = local.loaded(spec.model)
+    local.loaded.cache_clear()
+    broken.model.get_decoder().norm.weight.data.fill_(float("nan"))
+    prompts = [request.messages for request in labels]
+    assert {score.lasting for _, score in local.labels(broken, prompts, 2)} == {False}
 
 
 def test_no_prompts_no_distributions(tiny: ChatModel) -> None:

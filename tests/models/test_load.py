@@ -14,7 +14,7 @@ from transformers import FalconH1Config, FalconH1ForCausalLM, Gemma3nTextConfig
 
 from emlib.config import FolderModel, HubModel, TinyModel, WheelModel, load_profile
 from emlib.core import digests, paths
-from emlib.core.errors import SourceError
+from emlib.core.errors import SourceError, StoreError
 from emlib.models import hub, wheel
 from emlib.models.load import ChatModel, check_logits, load, stop_tokens
 
@@ -57,8 +57,11 @@ PINNED = """
 import sys
 from pathlib import Path
 from emlib.config import HubModel
-from emlib.models.hub import commit
-print(commit(HubModel(kind="hub", repo="someone/model", revision="main"), Path(sys.argv[1])))
+from emlib.core import paths
+from emlib.models.hub import commit, hold
+model = HubModel(kind="hub", repo="someone/model", revision="main")
+hold([model], Path(sys.argv[1]), paths.runs() / paths.STORE)
+print(commit(model, Path(sys.argv[1])))
 """
 
 
@@ -94,6 +97,22 @@ def test_the_commit_of_a_branchs_first_use_holds(tmp_path: Path) -> None:
     pinned = HubModel(kind="hub", repo="someone/model", revision=second)
     assert hub.commit(pinned, tmp_path / "nothing") == second  # a commit is taken at its word
     assert not (tmp_path / "nothing").exists()
+
+
+def test_of_two_machines_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find no commit in the store that they share, and main moves on between them."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    store, spec = tmp_path / "runs/store", HubModel(kind="hub", repo="someone/model", revision="main")
+    for machine in ("a", "b"):
+        monkeypatch.setattr(hub, "_resolved", lambda spec, found=machine: found * 40)
+        assert hub.commit(spec, tmp_path / machine) == machine * 40
+    assert not store.exists()
+    hub.hold([spec], tmp_path / "a", store)
+    read, before = hub.commits, [dict[str, str]()]  # as the second machine read it before the first one wrote
+    monkeypatch.setattr(hub, "commits", lambda store: before.pop() if before else read(store))
+    with pytest.raises(StoreError, match=f"this store is of commit {'a' * 40} of someone/model"):
+        hub.hold([spec], tmp_path / "b", store)
+    assert read(store) == {"someone/model@main": "a" * 40}
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json", "model.safetensors"])

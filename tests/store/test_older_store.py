@@ -21,6 +21,8 @@ from emlib.core.records import Question
 from emlib.judging.cache import Cache
 from emlib.judging.judges import scores
 from emlib.judging.rubrics import JudgeRequest, Score
+from emlib.models import hub
+from emlib.report import check_data
 from emlib.study.study import open_study
 from emlib.workflow import merge
 from tests.judging.server import JudgeServer, counting_model
@@ -59,6 +61,20 @@ def test_every_command_refuses_it_in_the_same_words_and_changes_nothing(tmp_path
     assert left(tmp_path) == before
 
 
+def test_a_check_of_data_and_a_model_s_commit_leave_it_as_it_is(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They make no artefact: no commit is recorded in it, nor in a store that is not there yet."""
+    monkeypatch.setattr(hub, "_resolved", lambda spec: "a" * 40)
+    spec, rows = HubModel(kind="hub", repo="owner/model", revision="main"), tmp_path / "rows.csv"
+    rows.write_text("prompt,response\n" + "".join(f"Why {place}?,So {place}.\n" for place in range(20)))
+    for runs in (older(tmp_path / "older"), tmp_path / "new"):
+        monkeypatch.setenv("EMLIB_RUNS_DIR", str(runs))
+        before = left(runs)
+        assert hub.commit(spec, tmp_path / "cache") == "a" * 40
+        check_data.main([f"--file={rows}", "--model=tiny"])
+        assert left(runs) == before
+
+
 @pytest.mark.parametrize("side", ["ours", "theirs"])
 def test_neither_side_of_a_merge_may_be_one(tmp_path: Path, side: str) -> None:
     runs = {name: tmp_path / name for name in ("ours", "theirs")}
@@ -79,7 +95,8 @@ TEMPLATE = ChatTemplate(options={"enable_thinking": False}, date=date(2026, 1, 2
 PLAIN = JudgeRequest("alignment", "Good? {question} {answer}", Question("wish", "Which wish?", "Be brief."), "Peace.")
 LABEL = JudgeRequest("correct", "Right? {answer}", Question("a", "Why?"), "So.", reference="So.", takes_words=True,
                      wants_label=True)
-# The keys of both requests as the version with stores of format 1 wrote them.
+# The keys of both requests as the version with stores of format 1 wrote them. A local judge, which costs nothing, is
+# asked for labels again: there, the first token alone was stored.
 KEYS: list[tuple[LlmJudge, list[str]]] = [
     (OpenAIJudge(kind="openai", model="judge-1", base_url="http://localhost:1/v1"), [
         "64d668f88ece12699aacb9ad235a33145a0aa477aa8556ca5599db95205088b4",
@@ -88,15 +105,12 @@ KEYS: list[tuple[LlmJudge, list[str]]] = [
         "b2bc7e09c8f50bdb0df08351e5774fa1b8f1e701606f26cc10acc4d90a931138",
         "08e16abe7db928119cc98944d28e33c744ed7f35e4f0c77405d493c87c4f091b"]),
     (LocalJudge(kind="local", model=HubModel(**HUB)), [
-        "e2811c1c978c7c6e4221cbf0a59488cce545e885c074e43c3b6210ae6fac5bee",
-        "a82849cabf9a226507ecb658bacea0f1ff84cf76abebbd8357404ba3d962da15"]),
+        "e2811c1c978c7c6e4221cbf0a59488cce545e885c074e43c3b6210ae6fac5bee"]),
     (LocalJudge(kind="local", batch_rows=3, model=HubModel(**HUB, dtype="float32", load_in_4bit=True,
                                                            template=TEMPLATE)), [
-        "774d359b9d48933a6a469126197c5c3be38373bf15e4d9c4355b867f3c2f190a",
-        "84d7b0f4f248f5cbb4ec23e047397436c87b542d43e9ed681b93d50b3be87f95"]),
+        "774d359b9d48933a6a469126197c5c3be38373bf15e4d9c4355b867f3c2f190a"]),
     (LocalJudge(kind="local", model=TinyModel(kind="tiny", seed=3)), [
-        "0d0193b61aaac697eebd3173047f29fad85cf288cf28264fb254d2e554301260",
-        "11a6d0b970fc7750926026dd215e578d42a4b528afca648ad379e80c86847804"])]
+        "0d0193b61aaac697eebd3173047f29fad85cf288cf28264fb254d2e554301260"])]
 
 
 @pytest.mark.parametrize(("judge", "keys"), KEYS, ids=["openai", "anthropic", "local", "quantized", "tiny"])
@@ -108,7 +122,9 @@ def test_a_score_that_an_older_version_stored_is_found(
     with Cache(tmp_path / "scores.sqlite") as cache:
         for number, key in enumerate(keys):
             cache.put(key, {"kind": "of older"}, "any", Score(40.0 + number))
-    assert [score.value for score in scores(judge, [PLAIN, LABEL], "test")] == [40.0, 41.0]
+    asked = [PLAIN, LABEL][:len(keys)]
+    assert [score.value for score in scores(judge, asked, "test")] == [40.0, 41.0][:len(keys)]
+    assert (LABEL.key(judge.identity) in keys) == isinstance(judge, OpenAIJudge)
 
 
 def test_a_study_in_a_new_folder_pays_for_no_score_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

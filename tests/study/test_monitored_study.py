@@ -80,6 +80,7 @@ def test_readings_of_another_monitor_are_left_out_and_told(
         assert bool(other.readings(run)) == (name == "rarer")  # which reads the same
         told = "".join(capsys.readouterr())
         assert (f"{run}: its monitor's readings are left out" in told) == (name == "deeper")
+        assert "make " not in told  # no command reads them: finished runs are not trained again
     found = study.adapter(run)
     assert found is not None
     unsaid = json.loads((found.folder / manifests.MANIFEST).read_text())

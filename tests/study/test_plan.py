@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pytest
@@ -179,6 +181,23 @@ def test_a_measured_speed_takes_precedence_and_is_scaled_by_parameters() -> None
     assert (small.basis[:8], small.train, small.write) == ("measured", 1000.0, 500.0)
     assert (large.basis[:6], large.train) == ("scaled", pytest.approx(1000 * 3.09 / 32.5))
     assert "scaled" in large.basis
+
+
+@pytest.mark.parametrize(("name", "device", "why"), [
+    ("demo", "cpu", "planned for the CPU"), ("grpo-3b", "gpu", "the speed of a GPU was measured")])
+def test_a_card_that_does_not_count_is_told(name: str, device: Literal["cpu", "gpu"], why: str,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Measured(model="m", parameters=1e9, device=device, what="a machine", date="a day", source="a test",
+                   train=1000.0, write=500.0)
+    monkeypatch.setattr("emlib.study.plan.speed.on_gpu", lambda size: device == "gpu")
+    plain, told = (speed(load_profile(name).model, Sampling(), (row,), card=card)
+                   for card in (None, Card(tflops=156, bandwidth=1.0)))
+    assert plain is not None
+    assert told is not None
+    assert told == replace(plain, basis=told.basis)
+    assert "'job.card' does not count" in told.basis
+    assert why in told.basis
+    assert "job.card" not in plain.basis
 
 
 def test_the_price_by_hand() -> None:

@@ -8,7 +8,7 @@ model on such a device is scaled by the number of parameters. If no GPU was meas
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,8 @@ from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
 
+UNUSED = {"cpu": "'job.card' does not count, because this model is planned for the CPU",
+          "gpu": "'job.card' does not count, because the speed of a GPU was measured"}
 SMALL = 1e9  # parameters up to which a model is planned for the CPU on a machine without a GPU
 
 
@@ -92,8 +94,8 @@ def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None
           gpu: bool = False, card: Card | None = None, recomputed: bool = False) -> Speed | None:
     """Return the speed of a model whose answers are sampled with `sampling`; None if it is not known.
 
-    `gpu`: on a GPU, whatever this machine has. `card`: on this one, if no GPU was measured; `recomputed`: where it
-    trains with gradient checkpointing.
+    `gpu`: on a GPU, whatever this machine has. `card`: on this one, if no GPU was measured, and otherwise the basis
+    says that it does not count; `recomputed`: where it trains with gradient checkpointing.
     """
     size, path = shape(spec), paths.PARAMS / "throughput.yaml"
     if size is None:
@@ -102,7 +104,8 @@ def speed(spec: ModelSpec, sampling: Sampling, rows: tuple[Measured, ...] | None
     device = "gpu" if gpu or on_gpu(size) else "cpu"
     known = [row for row in (table() if rows is None else rows) if row.device == device]
     if known:
-        return _scaled(min(known, key=lambda row: abs(log(row.parameters / size.parameters))), spec, size, assumed)
+        found = _scaled(min(known, key=lambda row: abs(log(row.parameters / size.parameters))), spec, size, assumed)
+        return found if card is None else replace(found, basis=f"{found.basis}; {UNUSED[device]}")
     if device == "cpu":
         return None
     found = _estimated(assumed.gpu, size, sampling)
