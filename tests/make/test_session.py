@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from emlib.config import load_profile
+from emlib.make import session as session_module
 from emlib.make.session import Session, maker
+from emlib.models import hub
 from emlib.steps.recipes import Recipes
 from emlib.store.artefacts import Store
+from emlib.study.study import open_study
 from tests.store.made import Made
 
 
@@ -28,3 +33,21 @@ def test_the_clock_of_a_maker_starts_when_its_inputs_are_made(tmp_path: Path) ->
     assert session.store.find(below) is not None
     assert session.store.find(step) is None
     assert 0 <= seconds() <= seconds()
+
+
+def test_a_store_records_the_commits_of_a_study_s_models_when_something_is_made_with_them(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own model and of its judge's, each with the step that loads it."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr(hub, "commit", lambda spec, cache: spec.repo[-1] * 40)
+    model = "{{kind: hub, repo: owner/{}, revision: main, dtype: float32}}"
+    study = open_study("tiny", f"model={model.format('a')} judge={{kind: local, model: {model.format('b')}}} "
+                               "methods=[untrained] datasets=[cooking] audit=null evaluation.projection_layer=null")
+    [run] = study.runs()
+    with study.session() as session:
+        monkeypatch.setattr(session_module, "maker", lambda step, session, folder: {})
+        assert hub.commits(study.store.root) == {}
+        session.need(study.task(run).answers(run)["general"])
+        assert hub.commits(study.store.root) == {"owner/a@main": "a" * 40}
+        session.need(study.narrow(run).verdicts(run)["general"])
+        assert hub.commits(study.store.root) == {"owner/a@main": "a" * 40, "owner/b@main": "b" * 40}
