@@ -9,7 +9,6 @@ import pytest
 
 from emlib.config import TinyModel
 from emlib.core.defense import Defense
-from emlib.core.errors import ProfileError
 from emlib.core.registry import kinds
 from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.consistency import Consistency
@@ -68,12 +67,3 @@ def test_a_penalty_that_is_always_the_same_is_found(tmp_path: Path) -> None:
         _gradient(Bench(Constant(every=2), tmp_path))
 
 
-def test_an_artefact_with_a_name_that_keys_have_is_refused(tmp_path: Path) -> None:
-    class Naming(Ldifs):
-        listed: ClassVar = False
-
-        def needs(self, recipes: Any, spec: Any) -> dict[str, Any]:
-            return {"rows": recipes.pool_rows(spec, fraction=0.2, choose="random", answers="pool")}
-
-    with pytest.raises(ProfileError, match="'ldifs' calls an artefact 'rows'"):
-        Bench(Naming(), tmp_path)
