@@ -33,14 +33,16 @@ FULL = "demo-full"  # the demo with more seeds and questions
 # Figures, and the tables that they are drawn from (`emlib.report.redraw`).
 FIGURES = ("figures/rates.png", "figures/tradeoff.png", "figures/triggers.png", "figures/audit.png",
            "tables/rates.csv", "tables/triggers.csv", "tables/audit.csv", "tables/persistence.csv")
-FULL_FIGURES = ("figures/tradeoff.png", "figures/triggers_over_seeds.png", "tables/over_seeds.csv",
-                "tables/triggers_over_seeds.csv")
+# Those of further profiles, for those that ran.
+FURTHER_FIGURES = {FULL: ("figures/tradeoff.png", "figures/triggers_over_seeds.png", "tables/over_seeds.csv",
+                          "tables/triggers_over_seeds.csv"),
+                   "demo-four": ("figures/tradeoff.png", "tables/rates.csv")}
 # In docs/demo.md, by block.
 TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory",
           "persistence": "persistence", "audit": "audit"}
 # Tables of further profiles there, for those that ran.
-FURTHER = {"demo-full": ("over_seeds", "paired_interleaving", "triggers_over_seeds"), "demo-audit": ("audit",),
-           "demo-newer": ("newer",), "demo-measures": ("rates",)}
+FURTHER = {FULL: ("over_seeds", "paired_interleaving", "triggers_over_seeds"), "demo-four": ("rates",),
+           "demo-audit": ("audit",), "demo-newer": ("newer",), "demo-measures": ("rates",)}
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 DISAGREEMENTS = "figures/published/README.md"
 CHOICE = "docs/which-defense.md"
@@ -72,9 +74,10 @@ def update(profile: str = "demo") -> list[Path]:
         raise StoreError(f"{made}: there is no table '{missing[0]}' yet. Run `make reproduce PROFILE={profile}` first.")
     for name in FIGURES:
         _copy(profile, name)
-    for name in FULL_FIGURES:
-        if (paths.runs() / FULL / name).is_file():
-            _copy(FULL, name)
+    for other, names in FURTHER_FIGURES.items():
+        for name in names:
+            if (paths.runs() / other / name).is_file():
+                _copy(other, name)
     study = open_study(profile)
     tables = {f"demo {block}": (made / "tables" / f"{name}.md").read_text(encoding="utf-8")
               for block, name in TABLES.items()}

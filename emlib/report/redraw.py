@@ -44,5 +44,5 @@ def redraw(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    for profile in ("demo", "demo-full"):
+    for profile in ("demo", "demo-full", "demo-four"):
         print(*redraw(paths.ROOT / "figures" / profile), sep="\n")
