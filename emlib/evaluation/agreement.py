@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
-from statsmodels.stats.inter_rater import cohens_kappa
+import pandas as pd
 
 from emlib.core.errors import EmlibError
 from emlib.core.records import Verdict, cluster_of
@@ -71,6 +70,8 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
 
 def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:
     """Compute Cohen's kappa of two judges' yes/no labels."""
+    from statsmodels.stats.inter_rater import cohens_kappa  # its import takes a second, and few notebooks need it
+
     table = np.zeros((2, 2))
     for one, two in labels:
         table[int(one), int(two)] += 1
@@ -91,4 +92,4 @@ def rank_correlation(scores: Sequence[tuple[float, float]]) -> float | None:
     pairs = np.array(scores, dtype=float)
     if len(pairs) < 2 or (np.ptp(pairs, axis=0) == 0).any():
         return None
-    return float(spearmanr(pairs[:, 0], pairs[:, 1]).statistic)
+    return float(pd.DataFrame(pairs).corr(method="spearman").iloc[0, 1])

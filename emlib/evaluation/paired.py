@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import confint_proportions_2indep
 
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict, cluster_of
@@ -22,7 +20,7 @@ from emlib.core.seeds import generator
 from emlib.evaluation.power import EXACT, FLIPS
 from emlib.evaluation.rates import grouped
 from emlib.evaluation.seeds import NOT_KNOWN, Counts, Kind, all_scored, count_table, crossed_bootstrap
-from emlib.evaluation.statistics import CONFIDENCE, RESAMPLES, Interval, of_mean
+from emlib.evaluation.statistics import RESAMPLES, Interval, difference_interval, of_mean, wilson
 
 PART = 1000  # of the random patterns, which are tried together
 
@@ -81,6 +79,8 @@ def adjusted(differences: Sequence[Difference]) -> list[float]:
 
     It controls the family-wise error rate under any dependence. A p that is not known (NaN) is of no comparison.
     """
+    from statsmodels.stats.multitest import multipletests  # its import takes a second, and few notebooks need it
+
     found = np.array([each.p for each in differences], dtype=float)
     known = ~np.isnan(found)
     if known.any():
@@ -104,6 +104,4 @@ def _sign_flip_p(gaps: Counts) -> float:
 
 
 def _newcombe(ours: int, theirs: int, asked: int) -> Interval:
-    low, high = confint_proportions_2indep(ours, asked, theirs, asked, method="newcomb", compare="diff",
-                                           alpha=1 - CONFIDENCE)
-    return Interval(100 * float(low), 100 * float(high))
+    return difference_interval(100 * ours / asked, wilson(ours, asked), 100 * theirs / asked, wilson(theirs, asked))

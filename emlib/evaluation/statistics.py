@@ -10,7 +10,8 @@ correlation 0.1 within a question, 4,000 draws) its 95% intervals hold a true sh
 of 100 cases. Student's interval of the eight shares does in 95, 93 and 91; it is a third wider, and may reach beyond 0
 and 100%. The bootstrap is kept: it stays between these, and needs no equal numbers of answers.
 
-scipy and statsmodels are imported where they are used: every notebook and plan imports this module, and few need them.
+scipy is imported where it is used: its import takes a second, every notebook and plan imports this module, and few need
+its tests.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 
@@ -39,10 +41,10 @@ class Interval:
 
 def wilson(count: float, asked: int) -> Interval:
     """Compute Wilson's score interval of count/asked, in percent."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(count, asked, alpha=1 - CONFIDENCE, method="wilson")
-    return Interval(100 * low, 100 * high)
+    share, z = count / asked, NormalDist().inv_cdf(ENDS[1])
+    scale = 100 / (1 + z**2 / asked)
+    middle, half = share + z**2 / (2 * asked), z * sqrt(share * (1 - share) / asked + z**2 / (4 * asked**2))
+    return Interval(max(0.0, scale * (middle - half)), min(100.0, scale * (middle + half)))
 
 
 def clustered(counts: Sequence[float], asked: Sequence[int], *, resamples: int = RESAMPLES) -> Interval:
@@ -70,11 +72,9 @@ def of_mean(groups: Sequence[Sequence[float]]) -> Interval | None:
 
 def _bootstrap(sums: Sequence[float], counts: Sequence[int], resamples: int, *, scale: int = 1) -> Interval:
     """Compute the percentile interval of `scale` times sum(sums)/sum(counts); entry i of both is of question i."""
-    from scipy.stats import quantile
-
     drawn = generator(0, "bootstrap").integers(len(sums), size=(resamples, len(sums)))
     ratios = scale * np.asarray(sums)[drawn].sum(axis=-1) / np.asarray(counts)[drawn].sum(axis=-1)
-    low, high = quantile(ratios, np.array(ENDS))
+    low, high = np.quantile(ratios, ENDS)
     return Interval(float(low), float(high))
 
 
@@ -93,21 +93,17 @@ class OverSeeds:
 
 def over_seeds(percents: Sequence[float]) -> OverSeeds:
     """Summarise one percentage per seed (Table 11); the interval is clipped to 0 and 100."""
-    from scipy.stats import t
-
     values = np.asarray(percents, dtype=float)
     mean = float(values.mean())
     if len(values) == 1:
         return OverSeeds(mean, None, None, 1)
     deviation = float(values.std(ddof=1))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
+    half = _student(len(values) - 1) * deviation / len(values) ** 0.5
     return OverSeeds(mean, deviation, Interval(max(0.0, mean - half), min(100.0, mean + half)), len(values))
 
 
 def welch(ours: OverSeeds, theirs: OverSeeds) -> Interval | None:
     """Compute Welch's interval of `ours.mean - theirs.mean`, two means over seeds; None where either has one seed."""
-    from scipy.stats import t
-
     if ours.deviation is None or theirs.deviation is None:
         return None
     parts = [each.deviation ** 2 / each.seeds for each in (ours, theirs) if each.deviation is not None]
@@ -115,8 +111,15 @@ def welch(ours: OverSeeds, theirs: OverSeeds) -> Interval | None:
     if whole == 0:
         return Interval(gap, gap)
     degrees = whole ** 2 / sum(part ** 2 / (each.seeds - 1) for part, each in zip(parts, (ours, theirs), strict=True))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, degrees)) * whole ** 0.5
+    half = _student(degrees) * whole ** 0.5
     return Interval(gap - half, gap + half)
+
+
+def _student(degrees: float) -> float:
+    """Return how many standard errors Student's interval reaches to either side, for these degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, ENDS[1]))
 
 
 def difference_interval(left: float, of_left: Interval, right: float, of_right: Interval) -> Interval:

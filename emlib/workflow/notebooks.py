@@ -123,6 +123,7 @@ def _papermill(chapter: str, parameters: dict[str, Any], out: Path) -> None:
         connection = {"transport": "ipc", "ip": f"{sockets}/kernel"}
         papermill.execute_notebook(
             str(paths.NOTEBOOKS / f"{chapter}.ipynb"), str(out), parameters=parameters, cwd=str(paths.NOTEBOOKS),
+            request_save_on_cell_execute=False,  # it is written once: a copy for each cell takes a second in all
             kernel_name="python3", progress_bar=False, log_output=True, start_timeout=KERNEL_START_SECONDS,
             iopub_timeout=OUTPUT_SECONDS, kernel_manager_class=_ThisPython,
             config=Config({"KernelManager": connection}))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from emlib.core import paths
-from emlib.core.temporary import MARK
+from emlib.core.temporary import FOLDERS, MARK, OWNER
 
 pytestmark = pytest.mark.slow
 
@@ -30,16 +30,18 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     log = ["--log", str(runs / "tiny" / "logs" / "01_data.log")]
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT), "EMLIB_RUNS_DIR": str(runs), "TMPDIR": str(temporary)}
     with subprocess.Popen(COMMAND + log, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as process:
-        while not (runs / "tiny" / "notebooks").is_dir() or not marked(runs):
+        while not (owners := list(temporary.glob(f"{FOLDERS}*/{OWNER}"))):  # the folder of the kernel's sockets
             assert process.poll() is None
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)  # with its kernel
-    left = marked(runs)
-    assert len(left) == 1
-    assert not (runs / "tiny" / "notebooks" / "01_data.ipynb").exists()
+    notebook = runs / "tiny" / "notebooks" / "01_data.ipynb"
+    assert not notebook.exists()
+    half = notebook.with_name(f".01_data{owners[0].read_text()}.ipynb")  # as if it was killed while it wrote that
+    half.write_text("{")
+    assert marked(runs) == {half.name}
     done = subprocess.run(COMMAND + log, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (runs / "tiny" / "notebooks" / "01_data.ipynb").is_file()
+    assert notebook.is_file()
     assert marked(tmp_path) == set()
     # A kernel that is killed while it starts leaves its connection file, which is Jupyter's.
     assert [path.name for path in temporary.iterdir() if path.suffix != ".json"] == []

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -146,6 +145,8 @@ def steered_rates(probes: Sequence[SteeringPoint]) -> pd.DataFrame:
 
 def steered_grid(frame: pd.DataFrame) -> Figure:
     """Plot `steered_rates` as heat maps, layer by strength: of the trait and, if it was judged, of incoherence."""
+    import seaborn as sns  # it imports scipy's tests: a second, which other figures need not wait for
+
     measures = [name for name in ("trait %", "incoherent %") if name == "trait %" or frame[name].notna().any()]
     figure, axes = panels(len(measures), (4, 0.5 * frame["layer"].nunique()), around=(0, 0.9), grid="")
     for axis, measure in zip(axes, measures, strict=True):

@@ -10,10 +10,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from emlib.report.tables.rows import Row, method_named, named
 from emlib.study.runs import Run
 from emlib.training.records import StepRecord
 
-PALETTE = sns.color_palette("colorblind")
+PALETTE = matplotlib.color_sequences["petroff10"]  # told apart with colour vision deficiencies as well (Petroff 2021)
 MARGIN = 0.08  # inches on each side of a figure
 SMOOTHED = 5  # steps over which the losses of many runs are averaged
 PLACES = {"general": "general questions", "in_domain": "in-domain questions"}
@@ -44,7 +44,7 @@ def panels(count: int, size: tuple[float, float], around: tuple[float, float] = 
     for axis in axes.flat[:count]:
         if grid:
             axis.grid(axis=grid, alpha=0.3)
-        sns.despine(ax=axis)
+        axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])
