@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from emlib.core.digests import of_text
 from emlib.core.schema import kind_of
-from emlib.core.source import CELL, attributes_of, source_of, used_of_cells, used_of_file
+from emlib.core.source import CELL, attributes_of, rest_of_file, source_of, used_of_cells
 
 HOME = "emlib.defenses"  # the package of our defenses, and the entry point group of others
 DefenseClass = type[Any]  # a subclass of Defense, which stands above: it registers its subclasses here
@@ -34,7 +34,7 @@ def enter(cls: DefenseClass) -> None:
     if kind is None:
         return  # a base class
     if not is_ours(cls):
-        _texts[cls] = source_of(cls) + ("" if cls.__module__ == CELL else used_of_file(cls))
+        _texts[cls] = source_of(cls) + ("" if cls.__module__ == CELL else rest_of_file(cls))
         _attributes[cls] = attributes_of(cls)
     known = _classes.get(kind)
     if cls.listed and known is not None and not _may_replace(cls, known):

@@ -1,4 +1,4 @@
-"""The source text of a class, and of what it uses of its file, or of the notebook's cells."""
+"""The source text of a class, of the rest of its file, and of what it uses of a notebook's cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import symtable
 import sys
 import textwrap
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -57,98 +57,26 @@ def functions_of(cls: type) -> Iterator[FunctionType]:
             yield found
 
 
-def used_of_file(cls: type) -> str:
-    """Return the statements of a class's file that it uses, directly or through one another, in the file's order.
+def rest_of_file(cls: type) -> str:
+    """Return the other statements of a class's file, in their order, but for imports, docstring and `in_grpo`.
 
-    They may stand below the class, and include those that change the class, or a value that it uses, also by a call of
-    a function of the file. Imports are left out, and so is what other files define.
+    What of them the class uses is not looked for: a function, a decorator or another class may change a value.
     """
     text = _text_around(next(functions_of(cls)).__code__)
-    body = ast.parse(text).body
-    defining: dict[str, list[ast.stmt]] = {}
-    for statement in body:
-        for name in _defined_by(statement):
-            defining.setdefault(name, []).append(statement)
-    statements = [(statement, _defined_by(statement) | _changed_by(statement, defining)) for statement in body
-                  if not _defines_class(statement, cls.__name__)]
-    names, used = _names(ast.parse(source_of(cls))) | {cls.__name__}, set[int]()
-    while more := [place for place, (statement, defined) in enumerate(statements)
-                   if defined & names and place not in used]:
-        used.update(more)
-        names |= {name for place in more for name in _names(statements[place][0])}
-    return "".join(_lines_of(statements[place][0], text) for place in sorted(used))
+    return "".join(_lines_of(statement, text) for statement in ast.parse(text).body
+                   if not (_is_silent(statement) or _defines_class(statement, cls.__name__)))
 
 
-def _defined_by(statement: ast.stmt) -> set[str]:
-    """Return the names that a statement of a file gives to functions, classes and values; none for an import."""
-    if isinstance(statement, DEFINITIONS):
-        return {statement.name}
-    inside = list(ast.walk(statement))
-    return {node.name for node in inside if isinstance(node, DEFINITIONS)} | {
-        node.id for node in inside if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+def _is_silent(statement: ast.stmt) -> bool:
+    """Whether a statement imports, says something to people, or says where a class acts, and not what it does."""
+    if isinstance(statement, ast.Assign):
+        return all(isinstance(target, ast.Attribute) and target.attr == "in_grpo" for target in statement.targets)
+    return isinstance(statement, ast.Import | ast.ImportFrom) or (
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
 
 
 def _defines_class(statement: ast.stmt, name: str) -> bool:
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in ast.walk(statement))
-
-
-def _changed_by(statement: ast.stmt, defining: Mapping[str, Sequence[ast.stmt]]) -> set[str]:
-    """Return the names whose values a statement changes when the file is run, itself or by what it calls of the file.
-
-    `defining` has the statements that define each name of the file. A plugin is not run as the main program.
-    """
-    if isinstance(statement, ast.If) and "__name__" in _names(statement.test):
-        return set()
-    changed, waiting = _changes(_run_with_file(statement), defining)
-    called = set[str]()
-    while waiting := (waiting & defining.keys()) - called:
-        called |= waiting
-        inside = [node for name in waiting for definition in defining[name] for node in ast.walk(definition)]
-        more, waiting = _changes(inside, defining)
-        changed |= more
-    return changed
-
-
-def _changes(nodes: Iterable[ast.AST], own: Collection[str]) -> tuple[set[str], set[str]]:
-    """Return the names whose values nodes change, and those that they call.
-
-    A value is changed by an assignment to a part of it, perhaps by a call that is a statement, and by a method, if it
-    is the file's `own`. `in_grpo` says where a class acts, and not what it does.
-    """
-    changed, called = set[str](), list[ast.expr]()
-    for node in nodes:
-        if isinstance(node, ast.Attribute | ast.Subscript):
-            if not isinstance(node.ctx, ast.Load) and getattr(node, "attr", "") != "in_grpo":
-                changed.add(_root(node))
-        elif isinstance(node, ast.Expr):
-            changed |= _names(node)
-        elif isinstance(node, ast.Global):
-            changed |= set(node.names)
-        elif isinstance(node, ast.Call):
-            called.append(node.func)
-        elif isinstance(node, DEFINITIONS):
-            called += node.decorator_list
-    methods = {_root(node) for node in called if isinstance(node, ast.Attribute)}
-    return changed | {name for name in methods if name in own}, {_root(node) for node in called}
-
-
-def _run_with_file(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a statement that run when the file does: not the bodies of functions."""
-    yield node
-    inside: Iterable[ast.AST | None] = ast.iter_child_nodes(node)
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-        decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
-        inside = [*decorators, *node.args.defaults, *node.args.kw_defaults]
-    for child in inside:
-        if child is not None:
-            yield from _run_with_file(child)
-
-
-def _root(node: ast.expr) -> str:
-    """Return the name in which an attribute or an item is, such as `a` of `a.b[0].c`."""
-    while isinstance(node, ast.Attribute | ast.Subscript):
-        node = node.value
-    return node.id if isinstance(node, ast.Name) else ""
+    return isinstance(statement, ast.ClassDef) and statement.name == name
 
 
 def used_of_cells(cls: type, text: str, before: Mapping[str, Any]) -> str:
@@ -324,7 +252,3 @@ def _lines_of(node: ast.stmt, text: str) -> str:
 def _first_line(node: ast.stmt) -> int:
     decorators: Collection[ast.expr] = node.decorator_list if isinstance(node, DEFINITIONS) else ()
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
-
-
-def _names(tree: ast.AST) -> set[str]:
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
