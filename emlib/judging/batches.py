@@ -47,11 +47,15 @@ TRIES = 5  # by the client, of each of these few requests
 
 
 class BatchJob(NamedTuple):
-    """A batch as recorded locally; `id` is None where the process was interrupted while sending it."""
+    """A batch as recorded locally, and the account that booked it.
+
+    `id` is None where the process was interrupted while sending it.
+    """
 
     name: str
     id: str | None
     usd: float
+    account: str
 
 
 class BatchJudge:
@@ -93,8 +97,8 @@ class BatchJudge:
                            timeout=self.spec.timeout) as server:
             for key, score in self.cache.get(list(wanted)).items():  # another process may have collected them meanwhile
                 keep(wanted.pop(key), score)
-            for row in self.cache.execute("SELECT name, id, usd FROM batches WHERE judge = ? ORDER BY made",
-                                          (canonical(self.spec.identity),)):
+            for row in self.cache.execute("SELECT name, id, usd, account FROM batches WHERE judge = ? ORDER BY made",
+                                          (canonical(self.spec.identity),)):  # also those of other studies
                 self._collect(server, BatchJob(*row), wanted, keep)
             self._give_up(wanted, keep)
             waiting = {key for (key,) in self.cache.execute("SELECT key FROM waiting")}
@@ -216,7 +220,7 @@ class BatchJudge:
         return sum(share if cost > MOST_SHARES * share else cost for cost in costs)
 
     def _forget(self, batch: BatchJob, usd: float) -> None:
-        self.budget.settle(batch.usd, usd)
+        Budget(self.cache, batch.account).settle(batch.usd, usd)  # whoever collects it
         with self.cache.transaction():
             self.cache.execute("DELETE FROM labels WHERE key IN (SELECT key FROM waiting WHERE batch = ?)",
                                (batch.name,))

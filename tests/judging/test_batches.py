@@ -144,6 +144,30 @@ def test_a_batch_costs_half_and_stays_within_the_budget(
         assert Budget(cache, "test").spent() == pytest.approx(40 * 10 * 1000 / 1_000_000 / 2)
 
 
+def test_a_batch_that_another_study_collects_is_settled_on_the_account_that_booked_it(
+        scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(paths.PARAMS, tmp_path / "params")
+    monkeypatch.setattr(paths, "PARAMS", tmp_path / "params")
+    (tmp_path / "params" / "prices.yaml").write_text("date: today\nmodels: {judge-1: {read: 1000.0, written: 0.0}}\n")
+    whole = sheet(30)
+    parts = {"a": replace(whole, answers=whole.answers[:20]), "b": replace(whole, answers=whole.answers[20:])}
+
+    def ask(account: str) -> None:
+        with Cache(scores) as cache:
+            judge_answers(parts[account], spec.identity, cache, BatchJudge(spec, Budget(cache, account)))
+
+    with JudgeServer(lambda messages: ([("50", 0.0)], 10)) as server:
+        spec, server.finish_batches = api(server.url, batch=True), False
+        for account in parts:
+            with pytest.raises(JudgeWaits):
+                ask(account)
+        server.finish_batches = True
+        ask("b")  # collects both batches
+    with Cache(scores) as cache:  # a request has 10 tokens at $1,000 a million, half for a batch
+        assert Budget(cache, "a").spent() == pytest.approx(40 * 10 * 1000 / 1_000_000 / 2)
+        assert Budget(cache, "b").spent() == pytest.approx(20 * 10 * 1000 / 1_000_000 / 2)
+
+
 def test_a_batch_books_as_many_written_tokens_as_its_requests_may_have(
         scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(paths.PARAMS, tmp_path / "params")
