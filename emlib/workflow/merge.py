@@ -3,8 +3,8 @@
     rsync -a elsewhere:emlib/runs/ /tmp/theirs/ && python -m emlib.workflow.merge /tmp/theirs
 
 Everything is checked before anything is copied. If both sides have an artefact with the same key and different content,
-nothing is copied, because other artefacts may have been made from it. No file here is overwritten, and an interrupted
-merge can be repeated.
+nothing is copied, because other artefacts may have been made from it. No artefact here is overwritten. Of two labels
+that one person gave to one answer the later one holds. An interrupted merge can be repeated.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from emlib.workflow.graph import jobs
 from emlib.workflow.job_log import AttemptLog
 
 TIMED = (LOG, STEPS)  # files with seconds in them, which differ between two machines
+OF_MACHINE = ("device", "seconds", "backend", "backend_why", "processes")  # facts that do, too
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
         f"{one.stage}/{one.key}: ours {here[one.stage, one.key].place}, theirs {one.place}" for one in found
         if (one.stage, one.key) in here and not _equal(one, here[one.stage, one.key])],
         "Choose one side, move the other side's folder away together with the artefacts made from it, and merge again.")
-    labels = {path.name: _labels(path) | _labels(ours / paths.LABELS / path.name)
+    labels = {path.name: _later(_labels(path), _labels(ours / paths.LABELS / path.name))
               for path in sorted((theirs / paths.LABELS).glob("*.jsonl"))}
     new = [one for one in found if (one.stage, one.key) not in here]
     if of_models:
@@ -78,7 +80,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
     for one in new:
         store.adopt(one)
     for name, both in labels.items():
-        write_objects(ours / paths.LABELS / name, both.values())
+        write_objects(ours / paths.LABELS / name, both)
     return Merged(len(new), len(here), _merge_scores(theirs, ours), _copy_slices(theirs, ours))
 
 
@@ -115,12 +117,19 @@ def _whole(store: Store, stage: str, key: str, damage: list[str], *, missing: bo
 def _equal(one: Artefact, other: Artefact) -> bool:
     """Whether two artefacts have the same files, apart from seconds; or files of the same content, written otherwise.
 
-    Of a benchmark's result the scores are compared: inspect's log beside them has times, a name and ids of its own.
+    Of a benchmark's result the scores are compared: inspect's log beside them has times, a name and ids of its own. An
+    artefact without files, such as losses on held-out rows, has its content in its facts.
     """
     if one.stage == PanelResult.stage:
         return one.facts["metrics"] == other.facts["metrics"]
-    names = {path.name for made in (one, other) for path in made.place.iterdir() if path.is_file()}
-    return all(_equal_files(one.place / name, other.place / name) for name in names - {MANIFEST, *TIMED})
+    files = {path.name for made in (one, other) for path in made.place.iterdir() if path.is_file()}
+    names = files - {MANIFEST, *TIMED}
+    return all(_equal_files(one.place / name, other.place / name) for name in names) if names else (
+        _content(one) == _content(other))
+
+
+def _content(artefact: Artefact) -> dict[str, Any]:
+    return {name: value for name, value in artefact.facts.items() if name not in OF_MACHINE}
 
 
 def _equal_files(one: Path, other: Path) -> bool:
@@ -151,9 +160,14 @@ def _refuse(fault: str, artefacts: list[str], way_out: str) -> None:
         raise StoreError("\n".join([f"{len(artefacts)} artefacts {fault}. Nothing was copied.", *artefacts, way_out]))
 
 
-def _labels(path: Path) -> dict[str, Any]:
-    """Return a person's labels by their keys; empty without a file."""
-    return {label["key"]: label for label in read_records(path, dict)} if path.is_file() else {}
+def _labels(path: Path) -> list[dict[str, Any]]:
+    """Return a person's labels; none without a file."""
+    return read_records(path, dict) if path.is_file() else []
+
+
+def _later(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one label for each key: of several the later one, and of two of one second ours."""
+    return list({label["key"]: label for label in sorted([*theirs, *ours], key=itemgetter("made"))}.values())
 
 
 def _merge_scores(theirs: Path, ours: Path) -> int:

@@ -13,9 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from emlib.core import paths
 from emlib.core.errors import StoreError
-from emlib.core.files import write_records
+from emlib.core.files import read_records, write_records
 from emlib.evaluation.records import READINGS, Reading
+from emlib.explore.labels import HumanLabel
 from emlib.judging.cache import Cache
 from emlib.judging.rubrics import Score
 from emlib.models import hub, tensors
@@ -149,6 +151,37 @@ def test_of_a_benchmark_the_scores_are_compared_and_not_the_times_in_its_log(our
     Store(theirs / "store").get(step, result("2026-11-02.eval", 0.6))
     with pytest.raises(StoreError, match="have different content"):
         merge.merge(theirs, ours)
+
+
+def test_of_losses_on_held_out_rows_the_values_are_compared_and_not_the_machine(ours: Path, theirs: Path) -> None:
+    """They have no file: their values are facts of the manifest."""
+    def losses(device: str, *nll: float) -> Callable[[Path], dict[str, Any]]:
+        return lambda folder: {"nll": list(nll), "device": device}
+
+    step = Made("held_out", {"a": 1})
+    Store(ours / "store").get(step, losses("cpu", 1.0, 1.5))
+    Store(theirs / "store").get(step, losses("cuda:0", 1.0, 1.5))
+    assert merge.merge(theirs, ours).here_already == 2
+    step = Made("held_out", {"a": 2})
+    mine = Store(ours / "store").get(step, losses("cpu", 1.0, 1.5))
+    Store(theirs / "store").get(step, losses("cpu", 2.5, 1.5))
+    with pytest.raises(StoreError, match=f"1 artefacts have different content.*\n.*held_out/{mine.key}"):
+        merge.merge(theirs, ours)
+
+
+@pytest.mark.parametrize(("mine", "other", "holds"), [("10", "20", 100.0), ("20", "10", 0.0), ("10", "10", 0.0)])
+def test_of_two_labels_of_one_answer_the_later_one_holds(
+        ours: Path, theirs: Path, mine: str, other: str, holds: float) -> None:
+    """A person may correct a label on either machine; of two labels of one second ours holds."""
+    for side, day, key, alignment in ((ours, mine, "k", 0.0), (theirs, other, "k", 100.0), (theirs, "05", "new", 50.0)):
+        side.joinpath(paths.LABELS).mkdir(exist_ok=True)
+        label = {"key": key, "alignment": alignment, "coherence": 100.0, "made": f"2026-11-{day}T10:00:00+00:00"}
+        with (side / paths.LABELS / "anna.jsonl").open("a") as file:
+            file.write(json.dumps(label) + "\n")
+    merge.merge(theirs, ours)
+    merged = read_records(ours / paths.LABELS / "anna.jsonl", HumanLabel)
+    assert {label.key: label.alignment for label in merged} == {"k": holds, "new": 50.0}
+    assert len(merged) == 2
 
 
 def test_a_monitors_readings_are_compared_without_seconds_where_both_have_them(ours: Path, theirs: Path) -> None:
