@@ -6,7 +6,6 @@ computes the base model under another request's adapter. So adapters that are us
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from emlib.generation.vllm import VllmClient
 from emlib.generation.vllm_server import BASE, arguments, free_port, serving
 from emlib.make import backends
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
-from emlib.models import adapters
+from emlib.models import adapter_config, adapters
 from emlib.models.agreement import NotTheSameModel, refuse_disagreement
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import token_logprobs
@@ -141,7 +140,7 @@ class Inference(AbstractContextManager["Inference"]):
         rank, modules = profile.lora.rank, set(profile.lora.target_modules)
         for scorer in (profile.pool.scorers if profile.pool else None) or ():
             if scorer.folder is not None:
-                config = json.loads((adapter_folder(scorer) / "adapter_config.json").read_text(encoding="utf-8"))
+                config = adapter_config.read(adapter_folder(scorer))
                 rank, modules = max(rank, config["r"]), modules | set(config["target_modules"])
         return rank, modules
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from emlib.config import Lora
-from emlib.core.errors import ProfileError, StoreError
+from emlib.core.errors import ProfileError
 from emlib.core.seeds import derive
+from emlib.models import adapter_config
 
 
 @contextmanager
@@ -51,6 +51,7 @@ def new_lora(base: PreTrainedModel, settings: Lora, seed: int, start: Path | Non
 def begin_with(model: PeftModel, folder: Path, name: str) -> None:
     """Give the adapter of `model` the weights of the saved one in `folder`; `name` is the base model's in messages."""
     with _load_errors(folder, name):
+        adapter_config.read(folder)
         _refuse_other_weights(model, "default", folder, name)
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
@@ -58,8 +59,7 @@ def begin_with(model: PeftModel, folder: Path, name: str) -> None:
 @contextmanager
 def loaded(base: PreTrainedModel, folder: Path) -> Iterator[PeftModel]:
     """Attach the saved adapter of `folder` to `base`, frozen, in evaluation mode; remove it at the end."""
-    if not (folder / "adapter_config.json").is_file():
-        raise StoreError(f"{folder}: there is no adapter (adapter_config.json is missing).")
+    adapter_config.read(folder)
     model = PeftModel.from_pretrained(base, str(folder))
     with _removed_at_end(model, base):
         yield model.eval()
@@ -82,7 +82,7 @@ def switchable(base: PreTrainedModel, name: str, folders: Mapping[str, Path]) ->
 
     Raises:
         StoreError: a folder has no adapter.
-        ProfileError: an adapter belongs to another base model.
+        ProfileError: an adapter belongs to another base model, or is of a kind that changes it.
     """
     with _all_attached(base, name, folders) as model:
 
@@ -144,9 +144,7 @@ def _all_attached(base: PreTrainedModel, name: str, folders: Mapping[str, Path])
 
 def _refuse_another_base(folder: Path, name: str) -> None:
     """Compare the base model's name in the adapter's configuration; of `owner/model` only the last part counts."""
-    if not (folder / "adapter_config.json").is_file():
-        raise StoreError(f"{folder}: there is no adapter (adapter_config.json is missing).")
-    stated = str(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+    stated = adapter_config.read(folder)["base_model_name_or_path"]
     if Path(stated).name != Path(name).name:
         raise ProfileError(f"{folder}: this adapter belongs to '{stated}', but the profile's model is '{name}'. If "
                            "these are one model under two names, write the latter into its adapter_config.json.")

@@ -16,8 +16,9 @@ from emlib.core.errors import ProfileError, StoreError
 from emlib.data import row_record
 from emlib.data.domains import NarrowData
 from emlib.data.lazy import Deferred
+from emlib.models import adapter_config
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+ADAPTER_FILES = (adapter_config.WEIGHTS, adapter_config.CONFIG)
 SEEN = 0.1  # shared rows, as a share of the smaller one of both sets, from which on a scorer has seen the data
 
 
@@ -71,12 +72,14 @@ def adapter_folder(scorer: PoolScorer) -> Path:
 
     Raises:
         StoreError: a file of the adapter is missing.
+        ProfileError: it is of a kind that would change the base model.
     """
     folder = paths.ROOT / Path(str(scorer.folder)).expanduser()
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise StoreError(f"{folder}: there is no adapter ({', '.join(missing)} is missing). Expected the folder of a "
                          f"PEFT adapter, with {' and '.join(ADAPTER_FILES)}.")
+    adapter_config.read(folder)
     return folder
 
 

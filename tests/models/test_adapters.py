@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
@@ -160,3 +161,85 @@ def test_damaged_weights_are_named_and_the_base_is_left(tiny: ChatModel, tmp_pat
 def test_a_folder_without_an_adapter_is_named(tiny: ChatModel, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"adapter_config\.json is missing"), adapters.loaded(tiny.model, tmp_path):
         pass
+
+
+PLACES = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+
+
+def somebodys(config: PeftConfig, folder: Path) -> Tensor:
+    """Save an adapter as a user trains and saves it with PEFT; return its logits."""
+    torch.manual_seed(0)
+    base = build_model(seed=0, layers=4, hidden=64, dtype=torch.float32).requires_grad_(False)
+    model = stirred(get_peft_model(base, config)).eval()
+    model.peft_config["default"].base_model_name_or_path = "tiny"
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return logits(model)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal"}, {"init_lora_weights": "eva"},
+    {"init_lora_weights": "mica"}, {"init_lora_weights": False}, {"use_dora": True}, {"lora_bias": True},
+    {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}, "layers_to_transform": [1]},
+    {"target_modules": "all-linear", "use_rslora": True}, {"trainable_token_indices": [3, 5]},
+    {"target_modules": [], "target_parameters": ["mlp.gate_proj.weight"]}], ids=str)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_of_somebody_s_own_leaves_the_base_model_as_it_is(
+        tiny: ChatModel, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Their logits under the adapter are those that they trained, and the base model is untouched beside and after."""
+    expected = somebodys(LoraConfig(**PLACES | options), tmp_path)
+    before, alone = weights(tiny.model), logits(tiny.model)
+    with adapters.switchable(tiny.model, "tiny", {"mine": tmp_path}) as under:
+        with under(None) as model:
+            assert torch.equal(logits(model), alone)
+        with under("mine") as model:
+            assert torch.allclose(logits(model), expected, atol=1e-5)
+            assert not torch.allclose(logits(model), alone, atol=1e-3)
+    after = weights(tiny.model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("config", "named"), [
+    (LoraConfig(**PLACES, init_lora_weights="pissa"), r'init_lora_weights "pissa".*path_initial_model_for_weight'),
+    (LoraConfig(**PLACES, init_lora_weights="pissa_niter_2"), r'init_lora_weights "pissa_niter_2"'),
+    (LoraConfig(**PLACES, init_lora_weights="olora"), r'init_lora_weights "olora"'),
+    (LoraConfig(**PLACES, bias="lora_only"), r'bias "lora_only".*Train it with bias'),
+    (LoraConfig(**PLACES, bias="all"), r'bias "all"'),
+    (LoraConfig(**PLACES, modules_to_save=["norm"]), r'modules_to_save \["norm"\]'),
+    (LoraConfig(**PLACES, alora_invocation_tokens=[257]), r"alora_invocation_tokens \[257\].*plain LoRA"),
+    (IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]), 'peft_type "IA3"'),
+    (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), 'peft_type "PROMPT_TUNING"')],
+    ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_that_would_change_the_base_model_is_refused_before_it_is_attached(
+        tiny: ChatModel, tmp_path: Path, config: PeftConfig, named: str) -> None:
+    somebodys(config, tmp_path)
+    before = weights(tiny.model)
+    for attached in (adapters.loaded(tiny.model, tmp_path),
+                     adapters.switchable(tiny.model, "tiny", {"mine": tmp_path})):
+        with pytest.raises(ProfileError, match=named), attached:
+            pass
+    after = weights(tiny.model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_new_adapter_does_not_begin_with_one_that_is_no_plain_lora(tiny: ChatModel, tmp_path: Path) -> None:
+    somebodys(LoraConfig(**PLACES, init_lora_weights="olora"), tmp_path)
+    with pytest.raises(ProfileError, match="olora"), adapters.new_lora(tiny.model, LORA, 0, tmp_path):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pissa_that_was_saved_as_plain_lora_is_attached(tiny: ChatModel, tmp_path: Path) -> None:
+    """The way out that the refusal names."""
+    torch.manual_seed(0)
+    base = build_model(seed=0, layers=4, hidden=64, dtype=torch.float32).requires_grad_(False)
+    model = get_peft_model(base, LoraConfig(**PLACES, init_lora_weights="pissa"))
+    model.save_pretrained(tmp_path / "start", save_embedding_layers=False)
+    expected = logits(stirred(model).eval())
+    model.peft_config["default"].base_model_name_or_path = "tiny"
+    model.save_pretrained(tmp_path / "plain", save_embedding_layers=False,
+                          path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    with adapters.switchable(tiny.model, "tiny", {"mine": tmp_path / "plain"}) as under, under("mine") as attached:
+        assert torch.allclose(logits(attached), expected, atol=1e-4)

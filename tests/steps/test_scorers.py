@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from emlib.config import PoolScorer
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Message
 from emlib.data import row_record
 from emlib.data.domains import NarrowData, Split
 from emlib.data.lazy import Deferred
-from emlib.steps.scorers import ADAPTER_FILES, AdapterFolder
+from emlib.steps.scorers import ADAPTER_FILES, AdapterFolder, adapter_folder
 
 
 def rows(of: str, count: int) -> tuple[Example, ...]:
@@ -60,3 +62,19 @@ def test_where_the_rows_are_not_known_that_is_told(folder: Path) -> None:
     assert set(scorer(folder).identity) == set(ADAPTER_FILES)
     assert "cannot check that 'letters', the defended data set, is not among them" in scorer(folder).remark
     assert scorer(folder, None).remark == ""  # a task that is no narrow data set
+
+
+def test_a_folder_is_refused_in_the_plan_whose_adapter_would_change_the_base_model(folder: Path) -> None:
+    scorer, config = PoolScorer(domain="mine", folder=str(folder)), folder / "adapter_config.json"
+    plain = {"peft_type": "LORA", "base_model_name_or_path": "tiny", "bias": "none", "init_lora_weights": True}
+    config.write_text(json.dumps(plain))
+    assert adapter_folder(scorer) == folder
+    for more, said in (({"init_lora_weights": "pissa"}, "path_initial_model"), ({"bias": "all"}, "bias 'none'"),
+                       ({"brand_new_option": 3}, "brand_new_option 3"), ({"peft_type": None}, "peft_type null"),
+                       ({"base_model_name_or_path": None}, "does not name the adapter's base model")):
+        config.write_text(json.dumps(plain | more))
+        with pytest.raises(ProfileError, match=said):
+            adapter_folder(scorer)
+    config.write_text("{")
+    with pytest.raises(ProfileError, match="is not JSON"):
+        adapter_folder(scorer)
