@@ -1,13 +1,15 @@
-"""The text of every file that git tracks: no merge was left half done."""
+"""The text of every file that git tracks: no merge was left half done, and sections of profiles in docs/ load."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from emlib.config import load_profile
 from emlib.core import paths
 
 # Said by counts, so that this line is no marker itself. `|||||||` stands between them where git shows the base as well.
@@ -45,3 +47,16 @@ def test_markers_are_found_and_what_only_looks_like_them_is_not(end: str) -> Non
     harmless = [f" {ours} HEAD", f"{ours}< x", f"{between}=", f"{between} x", f"x {theirs} y", theirs[1:], "====="]
     assert marked(end.join(harmless).encode()) == []
     assert marked(f"\0{end}{between}{end}".encode()) == []
+
+
+SHOWN = re.compile(r"^```yaml\n((?:monitor|persistence|audit):.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def test_sections_that_the_docs_show_load_in_the_papers_profile(tmp_path: Path) -> None:
+    """Which also refuses what the profile has already, such as its own trait as a further one of the monitor."""
+    shown = SHOWN.findall((paths.ROOT / "docs" / "questions-and-measures.md").read_text(encoding="utf-8"))
+    assert [section.partition(":")[0] for section in shown] == ["persistence", "monitor", "audit"]
+    for number, section in enumerate(shown):
+        profile = tmp_path / f"shown{number}.yaml"
+        profile.write_text(f"extends: paper-7b\n{section}", encoding="utf-8")
+        assert getattr(load_profile(str(profile)), section.partition(":")[0]) is not None

@@ -73,7 +73,8 @@ class Interleaving(Defense):
     `choose: online` takes up an outlook of section 7: the next rows are those whose loss has risen most in the training
     so far, so that no misaligned model is needed. The candidates are rows in random order, until their tokens amount to
     `candidate_tokens` times those of all epochs' fine-tuning rows. At the start all scores are 0, and the random order
-    counts; then they are scored `rescored` times, at equal distances. Between two scorings no row is repeated.
+    counts; then they are scored `rescored` times, at equal distances. Between two scorings no row is repeated, unless
+    more rows are needed than there are candidates.
     """
 
     label: ClassVar = "Interleaving"

@@ -1,6 +1,6 @@
 """Studies with overrides: each has a separate name and folder of results, which contains the whole profile.
 
-    python -m emlib.study.overrides paper-7b "seeds=[0,1,2] datasets=[legal]"     # prints paper-7b+4c1d9e
+    python -m emlib.study.overrides paper-7b "seeds=[0,1,2] datasets=[legal]"     # prints paper-7b+64b0cc
 
 The name works wherever a profile's name does. Results are kept apart from those of the plain profile, but both studies
 share the store and so the artefacts that are the same. `runs/<name>/profile.yaml` names the overrides in a comment.
