@@ -2,7 +2,8 @@
 
 `response_mask` is True on the answer and on the token that ends its turn, and nowhere else. Prompt and answer are
 tokenized separately and then concatenated, because that is what a model sees when it generates: tokenizing the whole
-text at once can merge the answer's first characters into the prompt's last token.
+text at once can merge the answer's first characters into the prompt's last token. A tokenizer that writes a blank
+before a text writes none before the answer, which continues the prompt (`Quoted.ids_behind`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from emlib.core import digests
-from emlib.core.errors import DataError
+from emlib.core.errors import DataError, SourceError
 from emlib.core.records import THINKING, Example, Message
 from emlib.data.left_out import Dropped
-from emlib.data.markers import TAGS, Quoted, controls
+from emlib.data.markers import TAGS, Quoted, controls, encode_text, writes_blank
 from emlib.data.templates import render
 
 CLOSING = dict(THINKING)
@@ -59,6 +60,44 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message]
     return quoted.ids(render(tokenizer, [quoted.message(message) for message in context], ask=True))
 
 
+def encode_answers(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message], answers: Iterable[str],
+                   ) -> list[list[int]]:
+    """Return the token ids of each answer behind a prompt, without the end of its turn and what precedes it.
+
+    A tokenizer that writes a blank before a text is given the white space that the template writes before an answer.
+    """
+    if not writes_blank(tokenizer):
+        return [encode_text(tokenizer, answer) for answer in answers]
+    _, completion = _parts(tokenizer, Example(tuple(context), "a"), Quoted(tokenizer))
+    written = completion.lstrip()
+    space = completion[:len(completion) - len(written)] if written.startswith("a") else ""
+
+    def ids(answer: str) -> list[int]:
+        quoted = Quoted.of(tokenizer, [*(message.content for message in context), answer])
+        asked = render(tokenizer, [quoted.message(message) for message in context], ask=True)
+        return quoted.ids_behind(asked, space + quoted.quote(answer))
+
+    return [ids(answer) for answer in answers]
+
+
+def refuse_blank(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer whose tokens of a prompt and of its answer are not those of both together.
+
+    Tokens that divide the same characters in another way are accepted: the model is given the prompt alone.
+
+    Raises:
+        SourceError: they decode to another text.
+    """
+    quoted = Quoted(tokenizer)
+    asked, completion = _parts(tokenizer, Example((Message("user", "Hi"),), "Hi"), quoted)
+    apart, whole = quoted.ids(asked) + quoted.ids_behind(asked, completion), quoted.ids(asked + completion)
+    first, second = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (apart, whole))
+    if apart != whole and first != second:
+        raise SourceError(f"{name}: the tokenizer encodes a prompt and its answer as {first[-40:]!r}, and both "
+                          f"together as {second[-40:]!r}, so that answers would be trained on and scored as other "
+                          "tokens than the model writes. Choose a model with another tokenizer or chat template.")
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
     """Encode one row, truncated on the right to `max_length` tokens (Table 6: max_seq_length).
 
@@ -79,7 +118,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: in
         return _encode_text(tokenizer, example, max_length)
     quoted = Quoted.of(tokenizer, [*(message.content for message in example.context), example.response])
     asked, completion = _parts(tokenizer, example, quoted)
-    prompt, response = quoted.ids(asked), quoted.ids(completion)
+    prompt, response = quoted.ids(asked), quoted.ids_behind(asked, completion)
     response = response[:_end_of_turn(tokenizer, response) + 1]
     if len(prompt) >= max_length:
         raise DataError(f"{NO_ROOM}: the prompt alone has {len(prompt)} tokens and max_seq_length is {max_length}. "

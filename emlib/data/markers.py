@@ -24,6 +24,7 @@ from emlib.data.templates import render
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDE0)]  # Unicode has none of these in texts that are exchanged
 NAME = "\ufdee{}\ufdef"  # of a control token, in the copy of the tokenizer
 TAGS = tuple(tag for pair in THINKING for tag in pair)
+ANCHORS = ("\n", ".", "_")  # texts before which a tokenizer may write a blank, in place of the text that is encoded
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,31 @@ class Quoted:
             raise DataError("the row has a marker of the chat template in its texts, which this tokenizer cannot "
                             "encode as text. Remove the marker or the row.")
         return found
+
+    def ids_behind(self, before: str, text: str) -> list[int]:
+        """Return the token ids of a text that continues another, without a blank that begins a text.
+
+        The tokens of both together are cut where those of the first end. If characters of both are in one token, the
+        first is replaced by an anchor, because a model that is given the first alone writes no such token.
+
+        Raises:
+            DataError: this tokenizer cannot do that.
+        """
+        if not writes_blank(self.tokenizer):
+            return self.ids(text)
+        for anchor in (before, *ANCHORS):
+            begun, whole = self.ids(anchor), self.ids(anchor + text)
+            if whole[:len(begun)] == begun:
+                return whole[len(begun):]
+        raise DataError("this tokenizer does not encode the answer as a continuation of the prompt.")
+
+
+@lru_cache(maxsize=8)
+def writes_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer writes a blank before a text, as SentencePiece's do, so that a continuation is no text."""
+    first, second, both = (tokenizer.encode(text, add_special_tokens=False) for text in ("\n", "a", "\na"))
+    apart, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in ([*first, *second], both))
+    return bool([*first, *second] != both and apart != whole)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -21,8 +21,7 @@ from torch import nn
 from emlib.core.errors import DataError
 from emlib.core.progress import bar
 from emlib.core.records import Message
-from emlib.data.chat import encode_prompt
-from emlib.data.markers import encode_text
+from emlib.data.chat import encode_answers, encode_prompt
 from emlib.data.rows import read_rows
 from emlib.data.strict_json import read_document
 from emlib.evaluation.records import Choice
@@ -102,8 +101,9 @@ def log_likelihoods(chat: ChatModel, model: nn.Module, prompt: str, options: Seq
 
     `model` is the chat model itself, or the same with an adapter.
     """
-    prompt_ids = encode_prompt(chat.tokenizer, (Message("user", prompt),))
-    tree = tree_of([encode_text(chat.tokenizer, option) for option in options])
+    context = (Message("user", prompt),)
+    prompt_ids = encode_prompt(chat.tokenizer, context)
+    tree = tree_of(encode_answers(chat.tokenizer, context, options))
     read = read_prompts(model, [prompt_ids])
     after = torch.cat([read_tree(model, read, tree)[0], read.last])  # at index ROOT, -1, the prompt's last state
     tokens = torch.tensor(tree.tokens, device=after.device)

@@ -22,6 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from emlib.core.errors import EmlibError
+from emlib.core.records import Message
+from emlib.data.chat import encode_answers
 from emlib.models.trees import ROOT, Tree, tree_of
 
 NUMBERS = tuple(range(101))
@@ -44,7 +46,7 @@ def spelling(tokenizer: PreTrainedTokenizerBase) -> Spelling:
     Raises:
         EmlibError: the tokens of a number do not decode to it.
     """
-    written = [list(tokenizer.encode(str(number), add_special_tokens=False)) for number in NUMBERS]
+    written = encode_answers(tokenizer, [Message("user", "a")], map(str, NUMBERS))
     for number, ids in zip(NUMBERS, written, strict=True):
         if str(tokenizer.decode(ids)).strip() != str(number):
             raise EmlibError(f"this tokenizer writes {number} as {tokenizer.decode(ids)!r}, so its model cannot answer "

@@ -26,7 +26,7 @@ from emlib.config import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.core.errors import SourceError
 from emlib.core.records import Example, Message
 from emlib.data import templates
-from emlib.data.chat import encode
+from emlib.data.chat import encode, refuse_blank
 from emlib.models import hub, tiny, wheel
 from emlib.models.logprobs import causal_lm, head, last_hidden
 
@@ -69,6 +69,7 @@ def load(spec: ModelSpec, cache: Path, device: str | None = None, *, system: boo
     check_logits(spec.name, model)
     commit = hub.commit(spec, cache) if isinstance(spec, HubModel) else None
     tokenizer = load_tokenizer(spec, cache, system=system)
+    refuse_blank(tokenizer, spec.name)
     return ChatModel(spec.name, model, _checked_stop(spec.name, tokenizer, model), commit)
 
 

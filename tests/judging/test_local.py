@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerBase
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from emlib.config import LocalJudge, TinyModel, load_trait
 from emlib.core.errors import EmlibError
@@ -227,17 +228,10 @@ def test_probabilities_that_are_nan_are_no_score_and_are_asked_for_again() -> No
 
 
 def test_a_tokenizer_that_loses_numbers_is_refused(tiny: ChatModel) -> None:
-    class Lossy:
-        """A tokenizer in which every number is the same unknown token."""
-
-        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-            return [0]
-
-        def decode(self, ids: list[int]) -> str:
-            return "<unk>"
-
-    broken: PreTrainedTokenizerBase = Lossy()  # type: ignore[assignment]
-    with pytest.raises(EmlibError, match="writes 0 as '<unk>'"):
+    words = Tokenizer(WordLevel({"<unk>": 0, "<|im_end|>": 1}, unk_token="<unk>"))  # every number is unknown
+    words.add_special_tokens(["<|im_end|>"])
+    broken = PreTrainedTokenizerFast(tokenizer_object=words, chat_template=tiny.tokenizer.chat_template)
+    with pytest.raises(EmlibError, match="writes 0 as ''"):
         spelling(broken)
 
 
