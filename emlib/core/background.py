@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
 from typing import Any, TypeVar
 
 from emlib.core.progress import quiet
@@ -46,6 +48,35 @@ class BackgroundWorker(AbstractContextManager["BackgroundWorker"]):
         except BaseException:
             self._failed = True
             raise
+
+
+class SharedClock:
+    """Divides time among threads that work at once: at each moment all of them have an equal share."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now, self._lock = now, Lock()
+        self._shares: dict[object, float] = {}  # of those that work now
+        self._last = 0.0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[], float]]:
+        """Count the body's share of the time. Give the function that returns it, in seconds, after the body."""
+        one, found = object(), list[float]()
+        with self._lock:
+            self._divide()
+            self._shares[one] = 0.0
+        try:
+            yield lambda: found[0]
+        finally:
+            with self._lock:
+                self._divide()
+                found.append(self._shares.pop(one))
+
+    def _divide(self) -> None:
+        now = self._now()
+        for one in self._shares:
+            self._shares[one] += (now - self._last) / len(self._shares)
+        self._last = now
 
 
 @contextmanager

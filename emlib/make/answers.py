@@ -49,16 +49,18 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
          plan_: SamplingPlan | None = None) -> Facts:
     """Sample all answers of a step. Each batch is written when it is sampled, so that an interrupted run continues."""
     continued = any((folder / SCRATCH).iterdir())
-    answers, choice = sampled(session, step.evaluation, step.adapter, folder / SCRATCH, read, plan_)
+    with session.sampling_clock.share() as seconds:
+        answers, choice = sampled(session, step.evaluation, step.adapter, folder / SCRATCH, read, plan_)
     step.records.write(folder, answers)
     cut = sum(answer.finish_reason == "length" for answer in answers)
     if cut > OFTEN * len(answers):
         say(f"{step.title}: {cut} of {len(answers)} answers are cut at the limit of "
             f"{step.evaluation.sampling.max_new_tokens} tokens. {WHY_CUT}")
-    # `one_session`: whether they were sampled in one go. The adapter may be removed, and its steps are needed later.
+    # `one_session`: whether they were sampled in one go, so that their `sampling_seconds` are complete. These are their
+    # share of the time of the sets sampled at once. The adapter may be removed, and its steps are needed later.
     steps = {} if step.adapter is None else {"adapter_steps": session.need(step.adapter).facts.get("steps")}
-    return {"answers": len(answers), "one_session": not continued, "tokens": sum(answer.tokens for answer in answers),
-            "cut": cut, **steps, **session.facts, **choice.facts}
+    return {"answers": len(answers), "one_session": not continued, "sampling_seconds": round(seconds(), 3),
+            "tokens": sum(answer.tokens for answer in answers), "cut": cut, **steps, **session.facts, **choice.facts}
 
 
 def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, scratch: Path,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from emlib.config import HubModel
 from emlib.core import paths
+from emlib.core.background import SharedClock
 from emlib.core.records import Example
 from emlib.core.schema import Strict
 from emlib.core.step import Step
@@ -61,6 +62,7 @@ class Session(AbstractContextManager["Session"]):
         """Take the study's folder of results, where a server writes its log, and the name of its budget for judges."""
         self.recipes, self.profile, self.store = recipes, recipes.profile, store
         self.folder, self.budget = folder, budget
+        self.sampling_clock = SharedClock()  # of sets of answers: a server samples several at once
 
     def __exit__(self, *exception: object) -> None:
         """Release the model's memory for a notebook's next study, and stop the server that the session started."""

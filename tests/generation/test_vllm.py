@@ -325,8 +325,13 @@ def test_all_questions_of_all_runs_are_asked_at_once(url: str, served: Served, f
     monkeypatch.setattr("emlib.generation.vllm.AT_ONCE", 120)
     together, alone = (study(folder, tmp_path / name, base_url=url) for name in ("together", "alone"))
     runs = together.runs(methods=THREE)
+    began = time.perf_counter()
     found = made(together, runs)
+    took = time.perf_counter() - began
     assert served.mixed == 3, "answers of both adapters and of the base were under way together"
+    shares = [step.facts["sampling_seconds"] for step in together.store.all() if step.stage == "answers"]
+    assert len(shares) == 2 * len(runs), "general and in-domain answers"
+    assert 0 < sum(shares) <= took, "of sets that are sampled at once, no second counts twice"
     assert 60 < served.most <= 120
     with alone.session() as session:
         for run in runs:

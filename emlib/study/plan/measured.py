@@ -26,9 +26,14 @@ def trained(store: Store, spec: ModelSpec) -> Taken:
 
 
 def answered(store: Store, spec: ModelSpec) -> Taken:
-    """Sum up the model's sets of answers that were sampled in one session, whose seconds are complete."""
-    return _sum((facts["tokens"], seconds) for facts, seconds in _manifests(store, "answers", spec)
-                if facts.get("one_session"))
+    """Sum up the model's sets of answers that were sampled in one session, whose seconds are complete.
+
+    Of sets that a server sampled at once, each has its share of the time. Sets from a server by an earlier version of
+    emlib are left out, because their times overlap.
+    """
+    return _sum((facts["tokens"], facts.get("sampling_seconds", seconds))
+                for facts, seconds in _manifests(store, "answers", spec)
+                if facts.get("one_session") and ("sampling_seconds" in facts or facts.get("backend") == "transformers"))
 
 
 def _manifests(store: Store, stage: str, spec: ModelSpec) -> Iterator[tuple[Mapping[str, Any], float]]:
