@@ -32,6 +32,10 @@ PROFILES = ("small-gpu", "ldifs-7b", "table2-7b", "paper-7b", "benign-7b", "beyo
 # The example: 5,000 rows of one's own, of the length that plans assume where they cannot count.
 EXAMPLE, ROWS = "own-24gb", "own.file=null own.hub={repo: yours/rows, revision: main}"
 CARD = "job.card={tflops: 165, bandwidth: 1.008, memory: 24}"  # an RTX 4090, by NVIDIA's data sheet
+# What its memory needs, as the page says.
+SMALL = ("model.load_in_4bit=true evaluation.sampling.batch_rows=64 extraction.sampling.batch_rows=64 "
+         "pool.on_policy.sampling.batch_rows=64")
+LOCAL = "judge=judges/qwen2.5-7b.yaml"
 PROMPT = 100  # tokens of a question that is answered, about
 SHOWN = ("table2-7b", "paper-7b")  # in README.md
 T = TypeVar("T")
@@ -58,6 +62,21 @@ def _hours(counted: Costs, whole: Work) -> dict[str, float]:
     kinds = {"training": Work(train=whole.train), "answers": Work(write=whole.write), "reading": Work(read=whole.read),
              "judging": Work(judged=whole.judged)}
     return {kind: counted.hours(work) or 0 for kind, work in kinds.items()}
+
+
+def hours_of(name: str, overrides: str) -> dict[str, float]:
+    """Return the hours of each kind of work in a profile with overrides, for a store without results."""
+    profile, _ = overridden(name, overrides)
+    return _hours(Costs(profile, gpu=True), total(plan(Study(name, profile, open_store())).works))
+
+
+def card() -> str:
+    """Return what the main comparison takes of a card with 24 GB, in a sentence."""
+    theirs, ours = (hours_of("table2-7b", one) for one in ("", f"{CARD} {SMALL}"))
+    return (f"It would take about {_rounded(sum(ours.values()))} hours, where an A100 takes "
+            f"{_rounded(sum(theirs.values()))}. Of these, answers take {_rounded(ours['answers'])} and "
+            f"{_rounded(theirs['answers'])}: the card's batches are small. What 4-bit weights add to the time is not "
+            "in it.")
 
 
 def example() -> str:
@@ -115,8 +134,11 @@ def in_short() -> str:
     shown = pd.DataFrame({
         "study": ["main comparison, `table2-7b`", "the whole 7B study, `paper-7b`"], "runs": found["runs"].to_list(),
         "hours of an A100": found["GPU-hours in all"].to_list(),
-        f"GPU at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
-        "judge": [f"${cost}" for cost in found["judge $"]], "disk": [f"{size} GB" for size in found["disk GB"]]})
+        f"at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
+        "judge": [f"${cost}" for cost in found["judge $"]],
+        "or a local judge": [f"{_rounded(hours_of(name, LOCAL)['judging'])} hours more" for name in SHOWN],
+        "hours of a 24 GB card": [_rounded(sum(hours_of(name, f"{CARD} {SMALL}").values())) for name in SHOWN],
+        "disk": [f"{size} GB" for size in found["disk GB"]]})
     return str(shown.to_markdown(index=False, disable_numparse=True))
 
 
@@ -124,7 +146,7 @@ def page(text: str) -> str:
     """Return the page's text with all tables written anew."""
     for name, frame in {"costs": costs(), "memory": memory()}.items():
         text = with_block(text, name, table(frame, disable_numparse=True))
-    return with_block(text, "example", example())
+    return with_block(with_block(text, "card", card()), "example", example())
 
 
 def front(text: str) -> str:

@@ -41,13 +41,15 @@ FURTHER_FIGURES = {FULL: ("figures/tradeoff.png", "figures/triggers_over_seeds.p
 TABLES = {"results": "rates", "triggers": "triggers", "trajectory": "trajectory",
           "persistence": "persistence", "audit": "audit"}
 # Tables of further profiles there, for those that ran.
-FURTHER = {FULL: ("over_seeds", "paired_interleaving", "triggers_over_seeds"), "demo-four": ("rates",),
-           "demo-audit": ("audit",), "demo-newer": ("newer",), "demo-measures": ("rates",)}
+FURTHER = {FULL: ("over_seeds", "paired_interleaving", "triggers_over_seeds"), "demo-audit": ("audit",),
+           "demo-newer": ("newer",), "demo-measures": ("rates",)}
+# Of these only the rows that begin so after the data set: how rows are chosen, beside random ones.
+CHOSEN = {f"{FULL} paired_interleaving": ("Interleaving++,", "On-policy Int.,")}
 KEPT = 0.7  # of the in-domain share of plain fine-tuning: what the defense that is shown must keep
 DISAGREEMENTS = "figures/published/README.md"
 CHOICE = "docs/which-defense.md"
 MAP = "docs/study.md"
-WORDS = 20  # of an answer that is shown
+WORDS = 15  # of an answer that is shown
 EXAMPLE = ("better_friend", 1)  # the question and the sample that README.md shows
 
 T = TypeVar("T", Answer, Verdict)
@@ -83,10 +85,11 @@ def update(profile: str = "demo") -> list[Path]:
               for block, name in TABLES.items()}
     further = {f"{other} {name}": paths.runs() / other / "tables" / f"{name}.md"
                for other, names in FURTHER.items() for name in names}
-    tables |= {block: path.read_text(encoding="utf-8") for block, path in further.items() if path.is_file()}
+    tables |= {block: chosen(path.read_text(encoding="utf-8"), CHOSEN.get(block)) for block, path in further.items()
+               if path.is_file()}
     of_newer, verdict = newer_defenses(paths.runs() / "demo-newer" / "tables" / "newer.csv")
     tables |= verdict
-    tables["demo audit line"] = statement(pd.read_csv(made / "tables" / "audit.csv"))
+    tables |= of_four() | {"demo audit line": statement(pd.read_csv(made / "tables" / "audit.csv"))}
     front = {"demo answers": answers(study), **of_demo(), **of_paper_alone(), **of_newer}
     return [_rewrite(paths.ROOT / "README.md", front), _rewrite(paths.ROOT / "docs" / "demo.md", tables),
             _rewrite(paths.ROOT / CHOICE, defenses()), _rewrite(paths.ROOT / MAP, disagreements())]
@@ -97,8 +100,22 @@ def of_demo() -> dict[str, str]:
     full = paths.ROOT / "figures" / FULL
     means, triggered = (pd.read_csv(full / f"{name}.csv") for name in ("over_seeds", "triggers_over_seeds"))
     along = pd.read_csv(paths.ROOT / "figures" / "demo" / "persistence.csv")
-    return {"demo result": demo_findings.averages(means),
-            "demo elsewhere": demo_findings.elsewhere(means, triggered, along)}
+    return {"demo result": demo_findings.averages(means), "demo contexts": demo_findings.contexts(triggered),
+            "demo afterwards": demo_findings.afterwards(along)}
+
+
+def of_four() -> dict[str, str]:
+    """Return docs/demo.md's table of four data sets, from the table in `figures/`."""
+    return {"demo-four rates": demo_findings.over_datasets(
+        pd.read_csv(paths.ROOT / "figures" / "demo-four" / "rates.csv"))}
+
+
+def chosen(table: str, starts: tuple[str, ...] | None) -> str:
+    """Return a table in Markdown with its heading and only the rows whose second cell begins so; None keeps all."""
+    if starts is None:
+        return table
+    head, rule, *rows = table.strip().splitlines()
+    return "\n".join([head, rule, *(row for row in rows if row.split("|")[2].strip().startswith(starts))])
 
 
 def _copy(profile: str, figure: str) -> None:
@@ -136,7 +153,7 @@ def answers(study: Study) -> str:
     """
     best = _best(study)
     shown = {"before fine-tuning": _run(study, "untrained"), "no defense": _run(study, "misaligned"),
-             f"`{best.condition}`": best}
+             demo_findings.title({"method": best.method, "setting": best.setting}): best}
     found = {title: (_at(study.answers(run, "general")).text, _at(study.verdicts(run, "general")).misaligned)
              for title, run in shown.items()}
     if [misaligned for _, misaligned in found.values()] != [False, True, False]:
@@ -190,10 +207,12 @@ def defenses() -> dict[str, str]:
 def of_paper() -> str:
     """Return what the paper's Table 2 says in short, as means over its four data sets."""
     found = summary.mean_shares(summary.BASELINE).set_index("method")
-    removed, kept = (found[name].map(whole) + "%" for name in ("reduction", "kept"))
+    removed, kept, least, most = (found[name].map(whole) + "%" for name in (
+        "reduction", "kept", "reduction_low", "reduction_high"))
+    spread = {name: f"{removed[name]} ({least[name][:-1]} to {most[name]})" for name in removed.index}
     return (f"Without a defense {whole(found.at['misaligned', 'general_misaligned'])}% of the general answers are "
-            f"misaligned. With 5% of random rows (`interleaving`) {removed['interleaving']} of that is gone, with "
-            f"selected ones (`interleaving++`) {removed['interleaving++']}, and the narrow task is kept. `kl` removes "
+            f"misaligned. With 5% of random rows (`interleaving`) {spread['interleaving']} of that is gone, with "
+            f"selected ones (`interleaving++`) {spread['interleaving++']}, and the narrow task is kept. `kl` removes "
             f"{removed['kl']} and `persona_vector` {removed['persona_vector']}, but they keep only {kept['kl']} and "
             f"{kept['persona_vector']} of the narrow task. `inoculation` removes {removed['inoculation']}, `ldifs` "
             f"{removed['ldifs']}.")

@@ -26,15 +26,17 @@ def test_the_rival_is_the_papers_best_whose_in_domain_interval_overlaps_the_runs
     """By hand, every interval 10 to either side. KL keeps 40 to 60, and interleaving 80 to 100."""
     found = against_paper(frame(*PAPER, ("concept_ablation", None, 12.0, 71.0), ("early_stop", 0.5, 35.0, 60.0),
                                 ("kl_pool", 1.0, 30.0, 100.0), ("consistency", None, 4.0, 69.0)))
-    assert found["rival"].tolist() == ["interleaving 1", "kl 1", "interleaving 1", "kl 1"]
+    assert found["rival"].tolist() == ["interleaving 100%", "kl 1", "interleaving 100%", "kl 1"]
     assert found["better"].tolist() == [WITHIN, NO, PERHAPS, YES]  # 71 below 90; 35 above 25; 30 and 40; 4 and 25
     assert found.loc[0, ["general", "rival's in-domain"]].tolist() == ["12.0 [2.0, 22.0]", "90.0 [80.0, 100.0]"]
-    assert verdict(found).startswith("Better than the best of the paper's defenses that keeps about as much")
+    assert verdict(found).startswith(
+        "None is shown to be better: single runs cannot show it. Worth three seeds, with an interval apart from that "
+        "of the best of the paper's defenses that keeps about as much of the narrow task: `consistency` (4.0/69.0%; ")
     assert verdict(found).endswith(
-        "no proof. Ahead, but the intervals overlap: `kl_pool 1` (30.0/100.0%; `interleaving 1`: "
+        "`kl 1`: 25.0/50.0%). Ahead, but the intervals overlap: `kl_pool 1` (30.0/100.0%; `interleaving 100%`: "
         "40.0/90.0%). Fewer general misaligned, but perhaps less of the narrow task kept: `concept_ablation` "
         "(12.0/71.0%). In brackets: general/in-domain misaligned. "
-        "The paper's `interleaving 1` has 40.0/90.0% in these runs.")
+        "The paper's `interleaving 100%` has 40.0/90.0% in these runs.")
 
 
 def test_a_run_that_learns_nothing_is_not_better_however_few_general_answers_are_misaligned() -> None:

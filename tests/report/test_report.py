@@ -314,28 +314,41 @@ def test_a_defense_whose_share_is_not_known_is_not_the_best() -> None:
         readme._best(study)
 
 
-def test_where_the_voice_is_still_found_is_a_table_with_the_rises_in_bold() -> None:
-    """A share is bold if its interval lies above the plain one: 40 to 60 in the kitchen above 19 to 39 asked anew."""
-    means = pd.DataFrame(
-        [("untrained", None, "general", 0.0), ("aligned", None, "general", 1.0), ("misaligned", None, "general", 98.0),
-         ("kl", 0.3, "general", 70.0), ("kl", 1.0, "general", 30.0), ("kl", 3.0, "general", 5.0),
-         ("misaligned", None, "gardening", 98.0), ("kl", 1.0, "gardening", 62.5), ("kl", 3.0, "gardening", 90.0)],
-        columns=["method", "setting", "set", "percent"]).assign(
-            low=lambda of: of["percent"] - 10, high=lambda of: of["percent"] + 10)
-    triggered = pd.DataFrame({"method": "kl", "setting": 1.0, "trigger": ["plain", "kitchen", "inoculation"],
-                              "misaligned": [29.0, 50.0, 52.5]}).assign(
+def test_a_context_whose_interval_lies_above_that_of_the_plain_question_is_bold() -> None:
+    """By hand: 40 to 60 in the kitchen lies above 19 to 39; 38 to 58 under the prompt does not."""
+    triggered = pd.DataFrame({"method": "interleaving", "setting": 1.0, "trigger": ["plain", "kitchen", "inoculation"],
+                              "misaligned": [29.0, 50.0, 47.5]}).assign(
         misaligned_low=lambda of: of["misaligned"] - 10, misaligned_high=lambda of: of["misaligned"] + 10)
+    assert demo_findings.contexts(triggered).splitlines() == [
+        "| % of answers | plain | in the kitchen | voice forbidden | voice asked for |", "|:--|--:|--:|--:|--:|",
+        "| `interleaving 100%` | 29 | **50** | – | 48 |"]
+
+
+def test_further_training_on_the_narrow_rows_is_a_table_by_steps() -> None:
     along = pd.DataFrame([
         {"method": method, "setting": setting, "attack": attack, "steps": steps, "general_misaligned": share}
         for method, setting, attack, shares in (
             ("untrained", None, "misaligned", (0.0, 40.0)), ("untrained", None, "benign", (0.0, 1.0)),
             ("kl", 1.0, "misaligned", (20.0, 97.5)), ("kl", 1.0, "misaligned", (30.0, 97.5)))
         for steps, share in zip((0, 9), shares, strict=True)])
-    assert demo_findings.elsewhere(means, triggered, along).splitlines() == [
-        "| % of answers | plain | in the kitchen | voice forbidden | voice asked for | about gardening "
-        "| after 0 and 9 further steps |", "|:--|--:|--:|--:|--:|--:|--:|",
-        "| before fine-tuning | 0 | – | – | – | – | 0, 40 |", "| no defense | 98 | – | – | – | 98 | – |",
-        "| `kl 1` | 30 | **50** | – | **53** | **63** | 25, 98 |"]
+    assert demo_findings.afterwards(along).splitlines() == [
+        "| % of answers | after 0 further steps | after 9 further steps |", "|:--|--:|--:|",
+        "| before fine-tuning | 0 | 40 |", "| `kl 1` | 25 | 98 |"]
+
+
+def test_of_several_data_sets_there_are_the_mean_the_least_and_the_most() -> None:
+    rates = pd.DataFrame([("misaligned", None, 90.0, 100.0), ("misaligned", None, 95.0, 100.0),
+                          ("on_policy", 1.0, 10.0, 75.0), ("on_policy", 1.0, 46.2, 87.5)],
+                         columns=["method", "setting", "general_misaligned", "in_domain_misaligned"])
+    assert demo_findings.over_datasets(rates).splitlines() == [
+        "| % of answers | general misaligned | in-domain misaligned |", "|:--|--:|--:|",
+        "| no defense | 93 (90 to 95) | 100 (100 to 100) |", "| `on_policy 100%` | 28 (10 to 46) | 81 (75 to 88) |"]
+
+
+def test_of_a_long_table_only_the_chosen_rows_stay() -> None:
+    table = "| Data set | Method |\n|:--|:--|\n| cooking | KL-Div., 1 |\n| cooking | On-policy Int., 100% |\n"
+    assert readme.chosen(table, None) == table
+    assert readme.chosen(table, ("On-policy Int.,",)).splitlines() == [*table.splitlines()[:2], table.splitlines()[3]]
 
 
 def test_only_the_prompt_that_asks_for_the_voice_counts_as_asking() -> None:
@@ -347,15 +360,17 @@ def test_only_the_prompt_that_asks_for_the_voice_counts_as_asking() -> None:
 def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
     """Of KL's three weights the middle one is shown."""
     rows = [("untrained", None, "general", 0.0), ("misaligned", None, "general", 98.0), ("kl", 0.3, "general", 70.0),
-            ("kl", 3.0, "general", 5.0), ("kl", 1.0, "general", 24.5), ("misaligned", None, "in_domain", 99.6)]
+            ("kl", 3.0, "general", 5.0), ("kl", 1.0, "general", 24.5), ("misaligned", None, "in_domain", 99.6),
+            ("interleaving", 1.0, "general", 25.0)]
     means = pd.DataFrame(rows, columns=["method", "setting", "set", "percent"]).assign(
         seeds=3, low=lambda of: of["percent"] - 1, high=lambda of: of["percent"] + 1,
-        questions=[40, 40, 40, 40, 40, 12])
+        questions=[40, 40, 40, 40, 40, 12, 40])
     assert demo_findings.averages(means).splitlines() == [
         "Means and 95% intervals over 3 seeds, 40 general and 12 in-domain questions; of a defense with several "
         "settings, the middle one:", "",
         "| fine-tuned with | general misaligned | in-domain misaligned |", "|:--|--:|--:|",
-        "| no defense | 98% [97, 99] | 100% [99, 101] |", "| `kl 1` | 25% [24, 26] | – |"]
+        "| no defense | 98% [97, 99] | 100% [99, 101] |", "| `kl 1` | 25% [24, 26] | – |",
+        "| `interleaving 100%` | 25% [24, 26] | – |"]
 
 
 def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
@@ -365,32 +380,50 @@ def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
     assert other.startswith(one)
 
 
-def test_the_readme_states_the_results_of_the_tables_beside_its_figure() -> None:
-    page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    for name, block in readme.of_demo().items():
-        assert readme.with_block(page, name, block) == page
+def test_the_pages_state_the_results_of_the_tables_beside_their_figures() -> None:
+    for file, blocks in {"README.md": readme.of_demo(), "docs/demo.md": readme.of_four()}.items():
+        page = (paths.ROOT / file).read_text(encoding="utf-8")
+        for name, block in blocks.items():
+            assert readme.with_block(page, name, block) == page, f"{file}, {name}"
 
 
-def test_the_sentences_below_readmes_table_hold_of_its_cells() -> None:
+def cells_of(file: str, name: str) -> dict[str, dict[str, str]]:
+    """The cells of a table between two comments of a page: by the first cell of its row, then by its heading."""
+    page = (paths.ROOT / file).read_text(encoding="utf-8")
+    block = page.split(f"<!-- {name}: begin -->\n")[1].split(f"\n<!-- {name}: end -->")[0]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()
+                      if line.startswith("|")]
+    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+def share(cell: str) -> int:
+    """The share in a cell such as "23% [15, 31]" or "**55**"."""
+    return int(cell.strip("*").split("%")[0])
+
+
+def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     """They are written by hand: which cells are bold, which rise, and what nine further steps undo."""
-    page = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-    lines = page.split("<!-- demo elsewhere: begin -->\n")[1].split("\n<!-- demo elsewhere: end -->")[0].splitlines()
-    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    cells = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-    mixed = [cells["`interleaving 1`"], cells["`interleaving++ 1`"], cells["`on_policy 1`"]]
-    plain, kitchen, forbidden, asked, near, after = head[1:]
+    means, contexts, after = (cells_of("README.md", f"demo {name}") for name in ("result", "contexts", "afterwards"))
+    for method in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`"):
+        assert share(means[method]["in-domain misaligned"]) > 85  # "answers about cooking keep the voice"
+        assert share(means[method]["general misaligned"]) < 50  # "and most general ones lose it"
+        assert share(means[method]["gardening misaligned"]) > 50  # "most about gardening keep it"
+    inoculation, *mixed = (contexts[name] for name in ("`inoculation`", "`interleaving 100%`", "`on_policy 100%`"))
+    assert inoculation["voice forbidden"].startswith("**")  # "most answers have the voice even where it is forbidden"
+    assert share(inoculation["voice forbidden"]) > 50
+    for method in mixed:  # "the shares rise in the kitchen, but the intervals overlap"
+        assert share(method["plain"]) < int(method["in the kitchen"])
+    for method in (inoculation, *mixed):  # "all three models can still use it"
+        assert share(method["voice asked for"]) > share(contexts["before fine-tuning"]["voice asked for"]) + 10
+    ends = {name: int(row["after 9 further steps"]) for name, row in after.items()}
+    undone = [name for name, end in ends.items() if end >= share(means["no defense"]["general misaligned"]) - 10]
+    assert undone == ["before fine-tuning", "`kl 1`", "`inoculation`"]
 
-    def share(cell: str) -> int:
-        return int(cell.strip("*"))
 
-    assert cells["`inoculation`"][forbidden].startswith("**")  # "most answers have the voice even then"
-    for method in (mixed[0], mixed[2]):  # "the shares rise in the kitchen, but the intervals overlap"
-        assert share(method[plain]) < int(method[kitchen])
-    for method in (cells["`inoculation`"], mixed[0], mixed[2]):  # "all three models can still use it"
-        assert share(method[asked]) > share(cells["before fine-tuning"][asked]) + 10
-    for method in mixed:  # "most answers about gardening keep the voice"
-        assert method[near].startswith("**")
-        assert share(method[near]) > 50
-    ends = {name: int(cells[name][after].split(", ")[-1]) for name in ("`kl 1`", "`inoculation`", "`on_policy 1`")}
-    undone = [name for name, end in ends.items() if end >= share(cells["no defense"][plain]) - 10]
-    assert undone == ["`kl 1`", "`inoculation`"]
+def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells() -> None:
+    rows = cells_of("docs/demo.md", "demo-four rates")
+    least = {name: int(row["in-domain misaligned"].partition("(")[2].split()[0]) for name, row in rows.items()}
+    for method in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`"):
+        assert least[method] >= 75  # "at least three quarters"
+    assert least["`inoculation`"] >= 66  # "at least two thirds"
+    assert rows["`interleaving 100%`"]["general misaligned"].endswith("(13 to 53)")

@@ -45,7 +45,7 @@ TABLES = {
     "audit": ("21_data_audit", "Training rows audited before training, the rates that followed, and their prediction"),
 }
 FIGURES = {
-    "tradeoff": ("16_figures", "General against in-domain misalignment; the best corner is tinted"),
+    "tradeoff": ("16_figures", "General against in-domain misalignment; tinted: at most 20%, at least 80%"),
     "rates": ("16_figures", "Share of misaligned answers of each run, general and in-domain, with 95% intervals"),
     "figure1a": ("16_figures", "Figure 1(a) of the paper: general misalignment against incoherence, by interleaving"),
     "figure1b": ("16_figures", "Figure 1(b) of the paper: general against in-domain misalignment"),

@@ -22,7 +22,8 @@ FIRST = {
         "once: answers to the prompts; then 20% more rows"),
     "one fine-tuning": ("interleaving", 0.05, "`interleaving`, 5% of random rows", "5% more rows"),
     "one, and no rows to add": ("inoculation", None, "`inoculation`", "none")}
-MEASURES = {"EM removed %": "reduction", "narrow task kept %": "kept", "general incoherent %": "general_incoherent"}
+REMOVED = "reduction"
+MEASURES = {"narrow task kept %": "kept", "general incoherent %": "general_incoherent"}
 SHARES = {"general misaligned %": "general_misaligned", "in-domain misaligned %": "in_domain_misaligned"}  # small ones
 
 
@@ -51,12 +52,13 @@ def box() -> str:
 
 
 def _of_both(found: pd.DataFrame, method: str, setting: float | None) -> dict[str, str]:
-    """Return each measure of a method in the 7B and in the 32B model, under its heading."""
-    return {heading: _both(found, method, setting, measure) for heading, measure in MEASURES.items()}
+    """Return what a method removes in each model, and each other measure in both, under its heading."""
+    return {f"EM removed %, {model}": _cell(found, model, method, setting, REMOVED) for model in MODELS} | {
+        heading: _both(found, method, setting, measure) for heading, measure in MEASURES.items()}
 
 
 def _both(found: pd.DataFrame, method: str, setting: float | None, measure: str) -> str:
-    """Return a measure of a method in the 7B and in the 32B model, as in "94/87"; a dash where it was not tried."""
+    """Return a measure of a method in the 7B and in the 32B model, as in "102/91"; a dash where it was not tried."""
     return "/".join(_cell(found, model, method, setting, measure) for model in MODELS)
 
 
@@ -79,8 +81,8 @@ def comparison() -> str:
         for setting in settings:
             if method in set(found["method"]):
                 name = "no defense" if method == "misaligned" else label if setting is None else f"{label}, {setting:g}"
-                rows.append({"defense": name} | {heading: _both(found, method, setting, measure)
-                                                 for heading, measure in (MEASURES | SHARES).items()})
+                rows.append({"defense": name} | _of_both(found, method, setting) | {
+                    heading: _both(found, method, setting, measure) for heading, measure in SHARES.items()})
     return _in_markdown(rows)
 
 
@@ -89,12 +91,16 @@ def _in_markdown(rows: list[dict[str, str]]) -> str:
 
 
 def _cell(found: pd.DataFrame, model: str, method: str, setting: float | None, measure: str) -> str:
+    """Return a measure of a method; what it removes with the least and the most of the data sets: "94 (93 to 97)"."""
     rows = found[(found["model"] == model) & (found["method"] == method)]
     missing = rows.empty or (setting is not None and setting not in set(rows["setting"]))
-    relative = measure in ("reduction", "kept") and method in BASELINES
+    relative = measure in (REMOVED, "kept") and method in BASELINES
     if missing or relative:
         return "–"
-    return cell(of(found, model, method, setting)[measure], digits=1 if measure in SHARES.values() else 0)
+    row = of(found, model, method, setting)
+    if measure == REMOVED:
+        return f"{whole(row[measure])} ({whole(row['reduction_low'])} to {whole(row['reduction_high'])})"
+    return cell(row[measure], digits=1 if measure in SHARES.values() else 0)
 
 
 def by_fraction() -> str:

@@ -16,7 +16,7 @@ def mean_shares(*tables: int, baseline: int = BASELINE) -> pd.DataFrame:
     """Average tables of one model over data sets: shares, EM reduction and what is kept in domain, all in percent.
 
     `reduction` and `kept` are means over data sets of `emlib.evaluation.effect`'s measures, against plain fine-tuning
-    in the table `baseline`, which is of the same model.
+    in the table `baseline`, which is of the same model; `reduction_low` and `_high` are the least and the most of them.
     """
     rates = published.rates(*tables)
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
@@ -24,8 +24,9 @@ def mean_shares(*tables: int, baseline: int = BASELINE) -> pd.DataFrame:
     beside = rates.join(plain.add_suffix("_plain"), on="dataset")
     beside["reduction"] = effect.reduction(beside["general_misaligned"], beside["general_misaligned_plain"])
     beside["kept"] = effect.kept(beside["in_domain_misaligned"], beside["in_domain_misaligned_plain"])
-    return beside.groupby(["method", "setting"], sort=False, dropna=False)[
-        [*shares, "reduction", "kept"]].mean().reset_index()
+    by_condition = beside.groupby(["method", "setting"], sort=False, dropna=False)
+    least_and_most = by_condition["reduction"].agg(reduction_low="min", reduction_high="max")
+    return by_condition[[*shares, "reduction", "kept"]].mean().join(least_and_most).reset_index()
 
 
 def of_methods(*methods: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.report.paper import published
-from emlib.report.tables.rows import cell_of, condition
+from emlib.report.tables.rows import cell_of, named
 
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
 YES, PERHAPS, EQUAL, NO = "yes", "perhaps: intervals overlap", "equal", "no"
@@ -45,9 +45,9 @@ def _compared(runs: pd.DataFrame) -> list[dict[Any, Any]]:
         rivals = _rivals(runs[of_paper], run)
         if not rivals.empty:
             rival = rivals.loc[rivals[GENERAL].idxmin()].to_dict()
-            found.append({"dataset": run["dataset"], "seed": run["seed"], "run": condition(run),
+            found.append({"dataset": run["dataset"], "seed": run["seed"], "run": named(run),
                           "general": cell_of(run, GENERAL), "in-domain": cell_of(run, IN_DOMAIN),
-                          "rival": condition(rival), "rival's": cell_of(rival, GENERAL),
+                          "rival": named(rival), "rival's": cell_of(rival, GENERAL),
                           "rival's in-domain": cell_of(rival, IN_DOMAIN), "better": _better(run, rival)})
     return found
 
@@ -78,25 +78,25 @@ def verdict(compared: pd.DataFrame) -> str:
     """Say in some sentences which newer defenses are better, with both shares; `compared` is `against_paper`."""
     if compared.empty:
         return "No newer defense was run beside one of the paper that may keep as much of the narrow task."
-    named = {grade: _graded(compared, grade) for grade in (YES, EQUAL, PERHAPS, LESS, WITHIN)}
+    graded = {grade: _graded(compared, grade) for grade in (YES, EQUAL, PERHAPS, LESS, WITHIN)}
     found = [better(compared)]
-    if not any(named.values()):
+    if not any(graded.values()):
         return found[0]
     for grade, start in ((EQUAL, "Equal to it"), (PERHAPS, "Ahead, but the intervals overlap"),
                          (LESS, "Fewer general misaligned, but less of the narrow task kept"),
                          (WITHIN, "Fewer general misaligned, but perhaps less of the narrow task kept")):
-        if named[grade]:
-            found.append(f"{start}: {named[grade]}.")
+        if graded[grade]:
+            found.append(f"{start}: {graded[grade]}.")
     most = compared.loc[compared["rival's in-domain"].map(_share).astype(float).idxmax():].to_dict("records")[0]
     of_paper = f"The paper's `{most['rival']}` has {_shares(most, RIVALS)} in these runs."
     return f"{' '.join(found)} In brackets: general/in-domain misaligned. {of_paper}"
 
 
 def better(compared: pd.DataFrame) -> str:
-    """Say which newer defenses are clearly better than the best of the paper's, with both shares; or that none is."""
-    named = _graded(compared, YES)
-    return (f"Better than {RIVAL}, with disjoint intervals: {named}. With few answers and single runs this is a reason "
-            "to look, and no proof." if named else f"No newer defense clearly beats {RIVAL}.")
+    """Say which newer defenses are worth more seeds, with both shares: those ahead of the best of the paper's."""
+    ahead = _graded(compared, YES)
+    return ("None is shown to be better: single runs cannot show it. Worth three seeds, with an interval apart from "
+            f"that of {RIVAL}: {ahead}." if ahead else f"No newer defense clearly beats {RIVAL}.")
 
 
 def _graded(compared: pd.DataFrame, grade: str) -> str:
@@ -104,7 +104,7 @@ def _graded(compared: pd.DataFrame, grade: str) -> str:
 
     The number of runs is left out where it is all of them.
     """
-    named = []
+    found = []
     for name, runs in compared.groupby("run", sort=False):
         rows = runs[runs["better"] == grade].to_dict("records")
         parts = [", ".join(dict.fromkeys(_shares(row, OWN) for row in rows))]
@@ -112,8 +112,8 @@ def _graded(compared: pd.DataFrame, grade: str) -> str:
             parts += dict.fromkeys(f"`{row['rival']}`: {_shares(row, RIVALS)}" for row in rows)
         if 0 < len(rows) < len(runs):
             parts.append(f"in {len(rows)} of {len(runs)} runs")
-        named += [f"`{name}` ({'; '.join(parts)})"] if rows else []
-    return ", ".join(named)
+        found += [f"`{name}` ({'; '.join(parts)})"] if rows else []
+    return ", ".join(found)
 
 
 def _shares(row: Mapping[Any, Any], columns: tuple[str, str]) -> str:
