@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from emlib.core.errors import EmlibError
-from emlib.models.logprobs import backbone, causal_lm
+from emlib.models.logprobs import backbone, causal_lm, last_hidden
 from emlib.models.prompts import Read, partial_attention
 
 ROOT = -1  # the parent of a first token: the prompt itself
@@ -40,15 +40,17 @@ def tree_of(sequences: Sequence[Sequence[int]]) -> Tree:
     """
     if not all(sequences):
         raise EmlibError("a continuation without tokens has no probability.")
-    known: dict[tuple[int, ...], int] = {}
-    for depth in range(1, max(map(len, sequences)) + 1):
-        for sequence in sequences:
-            if len(sequence) >= depth:
-                known.setdefault(tuple(sequence[:depth]), len(known))
-    return Tree(
-        tokens=tuple(path[-1] for path in known), parents=tuple(known.get(path[:-1], ROOT) for path in known),
-        depths=tuple(map(len, known)),
-        paths=tuple(tuple(known[tuple(s[:depth])] for depth in range(1, len(s) + 1)) for s in sequences))
+    known: dict[tuple[int, int], int] = {}  # the node of each parent and token
+    depths: list[int] = []
+    paths: list[list[int]] = [[] for _ in sequences]
+    for depth in range(max(map(len, sequences))):
+        for sequence, path in zip(sequences, paths, strict=True):
+            if len(sequence) > depth:
+                node = known.setdefault((path[-1] if path else ROOT, sequence[depth]), len(known))
+                depths += [depth + 1] * (node == len(depths))
+                path.append(node)
+    return Tree(tokens=tuple(token for _, token in known), parents=tuple(parent for parent, _ in known),
+                depths=tuple(depths), paths=tuple(map(tuple, paths)))
 
 
 def read_tree(model: nn.Module, read: Read, tree: Tree) -> Tensor:
@@ -61,23 +63,49 @@ def read_tree(model: nn.Module, read: Read, tree: Tree) -> Tensor:
     """
     _refuse_partial_attention(model, read.attended.shape[1] + len(tree))
     device, rows = read.last.device, len(read.last)
-    seen = torch.eye(len(tree), dtype=torch.bool)
-    for node, parent in enumerate(tree.parents):
-        if parent != ROOT:
-            seen[node] |= seen[parent]
-    visible = torch.cat([read.attended[:, None].expand(-1, len(tree), -1), seen.to(device).expand(rows, -1, -1)], 2)
-    dtype = read.last.dtype
-    mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
+    seen = _ancestors(tree).to(device).expand(rows, -1, -1)
+    visible = torch.cat([read.attended[:, None].expand(-1, len(tree), -1), seen], 2)
+    mask = _hidden_where(~visible, read.last.dtype)
     positions = read.attended.sum(1, keepdim=True) - 1 + torch.tensor([tree.depths], device=device)
     tokens = torch.tensor([tree.tokens], device=device).expand(rows, -1)
     return backbone(model)(input_ids=tokens, attention_mask=mask[:, None], position_ids=positions,
                            past_key_values=read.cache, use_cache=True).last_hidden_state
 
 
+def read_rows(model: nn.Module, tree: Tree) -> Tensor:
+    """Compute the hidden states of every node of a tree of whole rows in one pass, with gradients: (nodes, hidden).
+
+    Raises:
+        EmlibError: the rows do not begin with the same token, or some layers do not attend to whole rows.
+    """
+    if tree.parents.count(ROOT) != 1:
+        raise EmlibError("the rows do not begin with the same token.")
+    _refuse_partial_attention(model, max(tree.depths))
+    weights = next(model.parameters())
+    mask = _hidden_where(~_ancestors(tree), weights.dtype).to(weights.device)
+    ids = torch.tensor([tree.tokens], device=weights.device)
+    positions = torch.tensor([tree.depths], device=weights.device) - 1
+    return last_hidden(model, ids, mask[None, None], positions)[0]
+
+
 def by_length(prompts: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
     """Return indices of the prompts in batches of at most `rows`, sorted by length to save padding."""
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
     return [order[start:start + rows] for start in range(0, len(order), rows)]
+
+
+def _ancestors(tree: Tree) -> Tensor:
+    """Return which nodes each node attends to, itself and its ancestors: (nodes, nodes)."""
+    seen = torch.eye(len(tree), dtype=torch.bool)
+    for node, parent in enumerate(tree.parents):
+        if parent != ROOT:
+            seen[node] |= seen[parent]
+    return seen
+
+
+def _hidden_where(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an additive attention mask."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def _refuse_partial_attention(model: nn.Module, length: int) -> None:

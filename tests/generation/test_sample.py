@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from emlib.config import Lora, Sampling
+from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
 from emlib.generation import sample
 from emlib.generation.sample import (
@@ -21,6 +22,7 @@ from emlib.generation.sample import (
     draw,
     draw_batch,
     known_ids,
+    nucleus,
     plan,
     uniforms,
 )
@@ -167,6 +169,31 @@ def test_top_p_keeps_the_likeliest_tokens_that_first_reach_it(uniform: float, to
     # 0.6 is below 0.8 and 0.6 + 0.3 reaches it: tokens 2 and 1 stay, with shares 2/3 and 1/3
     logits = torch.log(torch.tensor([[0.1, 0.3, 0.6]]))
     assert draw(logits, torch.tensor([uniform]), Sampling(top_p=0.8))[0].tolist() == [token]
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+@pytest.mark.parametrize("steps", [None, 0.25])  # rounded logits are often equal
+def test_the_nucleus_is_its_definition(top_p: float, spread: float, steps: float | None) -> None:
+    logits = spread * torch.randn(7, 300, generator=torch.Generator().manual_seed(0))
+    if steps:
+        logits = (logits / steps).round() * steps
+    probabilities = logits.softmax(-1)
+    found = nucleus(probabilities, top_p)
+    for row, kept in zip(probabilities, found, strict=True):
+        mass, likeliest = 0.0, sorted(range(300), key=lambda word: (-float(row[word]), word))
+        expected = torch.zeros(300)
+        for word in likeliest:
+            if mass < top_p:
+                expected[word] = row[word]
+            mass += float(row[word])
+        assert torch.equal(kept, expected)
+
+
+def test_logits_that_are_no_numbers_draw_nothing() -> None:
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(EmlibError, match="logits are not finite"):
+            draw(torch.tensor([[0.0, wrong]]), torch.tensor([0.5]), Sampling())
 
 
 def test_temperature_two_takes_square_roots() -> None:

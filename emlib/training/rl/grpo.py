@@ -5,9 +5,10 @@
 
 The gradient of the KL term is that of the estimate, (1 - exp(d)) grad log pi for each token, as in Shao et al. TRL
 computes advantages, loss and gradient. This module adds: completions sampled, steered and seeded by the study;
-steering and penalties in the loss; the reference model as the adapter switched off; supervised steps in between; a log;
-and checkpoints from which a killed run resumes to the same numbers (with vLLM up to rounding). rho is 1 with each
-engine, because a step takes one update on its completions: the engine's own log-probabilities are only logged.
+steering and penalties in the loss; on a CPU, one pass over a step's rows as a tree (`shared`); the reference model as
+the adapter switched off; supervised steps in between; a log; and checkpoints from which a killed run resumes to the
+same numbers (with vLLM up to rounding). rho is 1 with each engine, because a step takes one update on its completions:
+the engine's own log-probabilities are only logged.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from emlib.training.rl.condition import Condition
 from emlib.training.rl.penalties import Penalties
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
 from emlib.training.rl.rollouts import Marking, Rollouts, shift_of
+from emlib.training.rl.shared import against, completion_terms, may_share
 from emlib.training.sft import learning_rate, make_optimizer
 
 STOPPED = "stopped.txt"  # the number of RL steps after which a defense stopped the run
@@ -143,6 +145,7 @@ class _Run:
                 optimizers=(self.optimizer, LambdaLR(self.optimizer, _unchanged)))
         trainer.active = partial(self.condition.active, "loss")
         trainer.penalties = Penalties(self.condition, self.rollouts)
+        trainer.shares = not against(self.model)
         trainer.remove_callback(PrinterCallback)
         if "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter; the adapter switched off is the same
             self.model.delete_adapter("ref")
@@ -253,6 +256,7 @@ class _Trainer(GRPOTrainer):
 
     active: Callable[[nn.Module], AbstractContextManager[list[Active]]]
     penalties: Penalties
+    shares: bool  # whether one pass reads what a step's rows have in common once
     apart: Tensor | None = None  # the sum of |log p - log p'| over a step's tokens, and their number
     shift: float = 0.0
 
@@ -271,9 +275,14 @@ class _Trainer(GRPOTrainer):
         self.apart = found if self.apart is None else self.apart + found
         return loss
 
-    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> tuple[Tensor, Any, Any]:
-        """Call TRL's method and keep its log-probabilities, which TRL exposes nowhere else."""
-        found = super()._get_per_token_logps_and_entropies(*arguments, **named)
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
+                                           logits_to_keep: int, *more: Any, **named: Any) -> tuple[Tensor, Any, Any]:
+        """Compute the completions' log-probabilities and entropies; keep the former, which TRL exposes nowhere else."""
+        if self.shares and may_share(model, input_ids, attention_mask):
+            found = (*completion_terms(model, input_ids, attention_mask, logits_to_keep, self.temperature), None)
+        else:
+            found = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, *more,
+                                                               **named)
         self.logprobs = found[0].detach().float()
         return found
 

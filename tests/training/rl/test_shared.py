@@ -1,0 +1,131 @@
+"""One pass over a step's rows as a tree: the same log-probabilities, entropies and gradients as row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from emlib.models.hooks import capture_activations
+from emlib.models.load import ChatModel
+from emlib.training.rl import grpo
+from emlib.training.rl.records import read_steps
+from emlib.training.rl.shared import against, completion_terms, may_share
+from tests.training.rl.reinforcing import disturb, train, weights
+
+PROMPTS = [(5, 6, 7, 8, 9), (5, 6, 7, 20)]
+COMPLETIONS = [[(30, 31, 32), (30, 31, 33)], [(40, 41, 42), (40,)]]  # of each prompt; the last one is shorter
+PADDING = 0
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """The rows as TRL passes them: prompts padded on the left, completions on the right."""
+    rows = [([PADDING] * (5 - len(prompt)) + [*prompt], [*completion] + [PADDING] * (3 - len(completion)),
+             [0] * (5 - len(prompt)) + [1] * (len(prompt) + len(completion)) + [0] * (3 - len(completion)))
+            for prompt, group in zip(PROMPTS, COMPLETIONS, strict=True) for completion in group]
+    return torch.tensor([before + after for before, after, _ in rows]), torch.tensor([mask for _, _, mask in rows])
+
+
+def row_by_row(model: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
+    """The definition: a pass for each row without padding."""
+    logps, entropies = torch.zeros(4, 3), torch.zeros(4, 3)
+    rows = [(prompt, one) for prompt, group in zip(PROMPTS, COMPLETIONS, strict=True) for one in group]
+    for row, (prompt, completion) in enumerate(rows):
+        logits = model(torch.tensor([[*prompt, *completion]])).logits[0] / temperature
+        for place, token in enumerate(completion):
+            after = logits[len(prompt) + place - 1].log_softmax(-1)
+            logps[row, place], entropies[row, place] = after[token], -(after.exp() * after).sum().detach()
+    return logps, entropies
+
+
+@pytest.fixture
+def trained(lora: PeftModel) -> PeftModel:
+    disturb(lora)
+    return lora
+
+
+def gradients(model: nn.Module) -> Tensor:
+    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return found
+
+
+def test_it_equals_a_pass_for_each_row_with_its_gradients(trained: PeftModel) -> None:
+    ids, attended = batch()
+    weights = torch.tensor([[1.0, -2.0, 0.5], [0.3, 1.0, -1.0], [2.0, -0.7, 1.0], [1.5, 9.0, 9.0]])
+    expected = row_by_row(trained, 0.7)
+    (expected[0] * weights).sum().backward()
+    slope = gradients(trained)
+    found = completion_terms(trained, ids, attended, 3, 0.7)
+    (found[0] * weights).sum().backward()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert slope.norm() > 0
+    torch.testing.assert_close(gradients(trained), slope, rtol=1e-3, atol=1e-4)
+    assert not found[1].requires_grad
+
+
+def test_a_change_of_another_row_changes_nothing(trained: PeftModel) -> None:
+    """A row attends to its own tokens alone, also to none of a row that begins alike."""
+    ids, attended = batch()
+    before = completion_terms(trained, ids, attended, 3, 1.0)[0]
+    ids[1, 6] = 77
+    after = completion_terms(trained, ids, attended, 3, 1.0)[0]
+    torch.testing.assert_close(after[[0, 2, 3]], before[[0, 2, 3]])
+    assert not torch.allclose(after[1], before[1])
+
+
+def test_it_is_used_where_nothing_acts_in_the_model_and_rows_begin_alike(trained: PeftModel) -> None:
+    ids, attended = batch()
+    assert against(trained) == ""
+    assert may_share(trained, ids, attended)
+    other = ids.clone()
+    other[2, 1] = 9  # the first token of the third prompt, which is padded
+    assert not may_share(trained, other, attended)
+    with capture_activations(trained, [1]):
+        assert not may_share(trained, ids, attended)
+    assert may_share(trained, ids, attended)
+
+
+def test_it_is_not_used_where_a_mask_is_not_followed_or_dropout_would_be_shared(
+        trained: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = trained.get_base_model().config
+    monkeypatch.setattr(config, "_attn_implementation", "flash_attention_2")
+    assert "mask" in against(trained)
+    monkeypatch.undo()
+    monkeypatch.setattr("emlib.models.trees._ancestors", lambda tree: torch.ones(len(tree), len(tree)).bool().tril())
+    assert "differ" in against(trained)
+    monkeypatch.undo()
+    dropping = next(part for part in trained.modules() if isinstance(part, nn.Dropout | nn.Identity))
+    dropping.add_module("more", nn.Dropout(0.1))
+    assert "dropout" in against(trained)
+
+
+def test_a_run_is_the_same_as_with_trls_own_pass(
+        lora: PeftModel, tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        calls.append(arguments)
+        return completion_terms(*arguments)
+
+    monkeypatch.setattr(grpo, "completion_terms", counted)
+    begun = weights(lora)
+    train(lora, tiny, tmp_path / "shared")
+    assert len(calls) == 2  # one a step: the log-probabilities of the reference are not needed without a KL term
+    found = weights(lora)
+    for name, parameter in lora.named_parameters():
+        if name in begun:
+            parameter.data.copy_(begun[name])
+    monkeypatch.setattr(grpo, "against", lambda _: "of this test")
+    train(lora, tiny, tmp_path / "alone")
+    assert len(calls) == 2
+    for one, other in zip(read_steps(tmp_path / "shared"), read_steps(tmp_path / "alone"), strict=True):
+        assert (one.reward, one.length) == (other.reward, other.length)
+        assert (one.loss, one.grad_norm, one.gap) == pytest.approx((other.loss, other.grad_norm, other.gap), 1e-3, 1e-5)
+    for name, weight in weights(lora).items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-2, atol=1e-4)
