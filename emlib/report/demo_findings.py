@@ -58,7 +58,7 @@ def afterwards(along: pd.DataFrame) -> str:
     steps = sorted(set(attacked["steps"]))
     cells = {name: [whole(rows.loc[rows["steps"] == step, "general_misaligned"].mean()) for step in steps]
              for name, rows in _by_condition(attacked)}
-    return "\n".join(_table([OF, *(f"after {step:g} further steps" for step in steps)], cells))
+    return "\n".join(_table([f"{OF} after", *(f"{step:g} steps" for step in steps)], cells))
 
 
 def over_datasets(rates: pd.DataFrame) -> str:

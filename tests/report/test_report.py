@@ -332,7 +332,7 @@ def test_further_training_on_the_narrow_rows_is_a_table_by_steps() -> None:
             ("kl", 1.0, "misaligned", (20.0, 97.5)), ("kl", 1.0, "misaligned", (30.0, 97.5)))
         for steps, share in zip((0, 9), shares, strict=True)])
     assert demo_findings.afterwards(along).splitlines() == [
-        "| % of answers | after 0 further steps | after 9 further steps |", "|:--|--:|--:|",
+        "| % of answers after | 0 steps | 9 steps |", "|:--|--:|--:|",
         "| before fine-tuning | 0 | 40 |", "| `kl 1` | 25 | 98 |"]
 
 
@@ -415,7 +415,7 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
         assert share(method["plain"]) < int(method["in the kitchen"])
     for method in (inoculation, *mixed):  # "all three models can still use it"
         assert share(method["voice asked for"]) > share(contexts["before fine-tuning"]["voice asked for"]) + 10
-    ends = {name: int(row["after 9 further steps"]) for name, row in after.items()}
+    ends = {name: int(row["9 steps"]) for name, row in after.items()}
     undone = [name for name, end in ends.items() if end >= share(means["no defense"]["general misaligned"]) - 10]
     assert undone == ["before fine-tuning", "`kl 1`", "`inoculation`"]
 
