@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from emlib.config import load_profile
-from emlib.core import paths
+from emlib.config import load_profile, overridden
+from emlib.core import digests, paths
+from emlib.core.hooks import FINE_TUNING, GRPO
 
 # Said by counts, so that this line is no marker itself. `|||||||` stands between them where git shows the base as well.
 MARKER = re.compile(rb"^(?:<{7} .*|\|{7} .*|={7}|>{7} .*)\r?$", re.MULTILINE)
@@ -60,3 +61,22 @@ def test_sections_that_the_docs_show_load_in_the_papers_profile(tmp_path: Path) 
         profile = tmp_path / f"shown{number}.yaml"
         profile.write_text(f"extends: paper-7b\n{section}", encoding="utf-8")
         assert getattr(load_profile(str(profile)), section.partition(":")[0]) is not None
+
+
+def page(name: str) -> str:
+    """A page's text, on one line, as sentences are broken anywhere."""
+    return " ".join((paths.ROOT / name).read_text(encoding="utf-8").replace('\\n",\n    "', " ").split())
+
+
+@pytest.mark.parametrize("name", ["docs/defense-options.md", "notebooks/18_your_own_defense.ipynb"])
+def test_the_hooks_that_grpo_refuses_are_named(name: str) -> None:
+    """Those that fine-tuning alone calls; `change_rows` may stay (`emlib.core.of_kind`)."""
+    *others, last = [f"`{hook}`" for hook in FINE_TUNING if hook not in (*GRPO, "change_rows")]
+    assert f"A class that overrides {', '.join(others)} or {last} is refused" in page(name)
+
+
+def test_the_study_that_the_docs_name_has_the_digest_of_its_overrides() -> None:
+    text = page("docs/write-a-profile.md")
+    [overrides] = re.findall(r'make plan PROFILE=paper-7b SET="(.*?)"', text)
+    _, changes = overridden("paper-7b", overrides)
+    assert f"`runs/paper-7b+{digests.of_value(changes)[:6]}/`" in text
