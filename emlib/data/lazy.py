@@ -33,6 +33,16 @@ class Deferred(Keyed, Generic[Value]):
 
 
 @dataclass(frozen=True)
+class Current(Deferred[Value]):
+    """A value that is read again at each use, such as the digest of a file that its maker reads later."""
+
+    @property
+    def value(self) -> Value:
+        """The value as it is now."""
+        return self.read()
+
+
+@dataclass(frozen=True)
 class Rows(Keyed):
     """Training rows: `title` is unique in the study, `read` reads them, `size` estimates their size."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emlib.core import paths
+from emlib.core import digests, paths
 from emlib.core.addresses import ask_directly
 from emlib.core.child import child
 from emlib.core.errors import EmlibError, nearest
@@ -35,6 +35,14 @@ class PanelTask:
     samples: int  # that are asked, epochs included
     digest: str  # of these samples and of the task's file
     packages: Mapping[str, str] = field(hash=False)  # versions of inspect_ai and of the task's package
+    source: str = field(default="", compare=False)  # the digest of the task's own file as it was loaded
+
+    def refuse_edited(self) -> None:
+        """Raise EmlibError if the task's own file was edited since it was loaded, because the key has the former."""
+        path = Path(self.spec.rpartition("@")[0])
+        if self.source and digests.of_file(path) != self.source:
+            raise EmlibError(f"{path} was changed after the task was loaded. Nothing is evaluated; the same command "
+                             "loads it again.")
 
 
 def interpreter() -> Path:
@@ -93,6 +101,7 @@ def evaluate(task: PanelTask, model: str, url: str, key: str, connections: int, 
     Raises:
         EmlibError: inspect stopped with an error. Finished samples are kept in the log.
     """
+    task.refuse_edited()
     ask_directly(url)
     order = {"spec": task.spec, "model": model, "limit": task.limit, "connections": connections,
              "logs": str((work / "logs").absolute()), "metadata": metadata}

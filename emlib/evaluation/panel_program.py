@@ -43,9 +43,9 @@ def _loaded(spec: str, limit: int | None) -> dict[str, Any]:
     if not found:
         return {"problem": "there is no such task", "known": _known(spec)}
     [task] = found
-    samples = sorted(_digest(sample) for sample in list(task.dataset)[:limit])
+    samples, source = sorted(_digest(sample) for sample in list(task.dataset)[:limit]), _source(spec)
     return {"name": task.name, "version": str(task.version), "samples": len(samples) * (task.epochs or 1),
-            "digest": hashlib.sha256(json.dumps([_source(spec), samples]).encode()).hexdigest(),
+            "digest": hashlib.sha256(json.dumps([source, samples]).encode()).hexdigest(), "source": source,
             "packages": {name: importlib.metadata.version(name) for name in _packages(spec)}}
 
 

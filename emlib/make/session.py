@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from emlib.config import HubModel
 from emlib.core import paths
 from emlib.core.background import SharedClock
+from emlib.core.errors import SourceError
 from emlib.core.records import Example
 from emlib.core.schema import Strict
 from emlib.core.step import Step
@@ -85,8 +86,17 @@ class Session(AbstractContextManager["Session"]):
 
     @cached_property
     def chat(self) -> ChatModel:
-        """The base model, loaded at its first use."""
-        return load(self.profile.model, paths.cache())
+        """The base model, loaded at its first use.
+
+        Raises:
+            SourceError: its files were changed after the keys of the study's steps were computed.
+        """
+        chat = load(self.profile.model, paths.cache())
+        if self.profile.model.identity != self.recipes.model.identity:  # the latter as keys have it
+            raise SourceError(f"{chat.name}: the model's files were changed after the study was opened, and keys have "
+                              "the former ones. Nothing is made with the model. Open the study again (restart the "
+                              "notebook, or run the same command); or undo the change.")
+        return chat
 
     @cached_property
     def inference(self) -> Inference:

@@ -15,7 +15,7 @@ from emlib.core.defense import Defense, acting, needs_of
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example
 from emlib.core.step import Step
-from emlib.data.lazy import Deferred, Rows
+from emlib.data.lazy import Current, Deferred, Rows
 from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
 from emlib.evaluation.panel import PanelTask
@@ -252,7 +252,7 @@ class Recipes:
     def pool(self) -> Pool:
         spec = self.inputs.pool_spec
         form = pool_form(spec.source, text=spec.form == "text")
-        return Pool(spec, form, Deferred(spec.source, lambda: digests.of_file(locate(spec.source))),
+        return Pool(spec, form, Current(spec.source, lambda: digests.of_unchanged_file(locate(spec.source))),
                     self.model if form == "text" else None)
 
     def selection(self, dataset: str, choose: Choose, seed: int) -> Selection:
@@ -327,7 +327,7 @@ class Recipes:
         return Projections(answers, self.vector(), layer)
 
     def choices(self, adapter: Step | None, source: str) -> Choices:
-        return Choices(self.model, adapter, source, Deferred(source, lambda: digests.of_unchanged_file(locate(source))),
+        return Choices(self.model, adapter, source, Current(source, lambda: digests.of_unchanged_file(locate(source))),
                        self.profile.evaluation.choice_questions)
 
     def held_out(self, dataset: str, adapter: Step | None) -> HeldOutLosses:

@@ -182,11 +182,12 @@ class Store:
         (partial / MANIFEST).unlink(missing_ok=True)
         for leftover in list(partial.rglob(".*")):  # of an attempt that was killed while writing
             temporary.remove(leftover)
+        _current_settings(step)
         started = time.perf_counter()
         facts = dict(make(partial))
         files = {path.name: digests.of_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
         manifest = {
-            "stage": stage, "key": key, "settings": step.settings, "facts": facts,
+            "stage": stage, "key": key, "settings": _current_settings(step), "facts": facts,
             "seconds": round(time.perf_counter() - started, 3),  # since the last start
             "files": files,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
@@ -233,6 +234,21 @@ class Store:
                              "or set EMLIB_RUNS_DIR to a new folder, and copy scores.sqlite* and labels/, which "
                              f"lie in {self.root.parent}, into it: they keep judges' scores, which are then not paid "
                              "for again, and people's labels. PEFT can load the adapters in this store.")
+
+
+def _current_settings(step: Step) -> dict[str, Any]:
+    """Return a step's settings, after comparing them with its key, which was computed when the study was opened.
+
+    Raises:
+        StoreError: a file that they have the digest of was changed since.
+    """
+    settings = step.settings
+    if key_of(step.stage, settings) != step.key:
+        raise StoreError(f"{step.title}: a file that it is made from was changed after the study was opened (a source "
+                         "that the profile names, or an adapter of your own), and its key has the former one. Nothing "
+                         "was stored. Open the study again (restart the notebook, or run the same command), and the "
+                         "new file has its own key; or undo the change.")
+    return settings
 
 
 def open_store() -> Store:

@@ -40,7 +40,7 @@ from emlib.core.records import Example, Message, Question
 from emlib.core.schema import Strict
 from emlib.core.step import Step, closure
 from emlib.core.work import Work
-from emlib.data.lazy import Deferred, Questions, Rows
+from emlib.data.lazy import Current, Deferred, Questions, Rows
 from emlib.data.sizes import Size, Sizes
 from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.interleaving import Interleaving
@@ -249,7 +249,7 @@ UNCOMPARED = {
     "SecondVerdicts": {"thresholds"}, "PersonaVectors": {"questions"}, "TrainingSpec": {
         "dataset", "plain_rows", "keep", "held_out", "monitor"}, "Assessment": {"characters", "is_main"},
     "AdapterFolder": {"defended"}, "Rows": {"read", "size"}, "Questions": {"read", "size"}, "Deferred": {"read"},
-    "PanelTask": {"spec"}}
+    "Current": {"read"}, "PanelTask": {"spec", "source"}}
 
 
 def records_in(value: object) -> Iterator[object]:
@@ -501,7 +501,7 @@ def test_a_plan_of_the_paper_reads_no_data_set_and_computes_no_key(monkeypatch: 
         raise AssertionError(f"a plan asked for {self}")
 
     for kind, name in ((Rows, "examples"), (Rows, "identity"), (Questions, "all"), (Questions, "identity"),
-                       (Deferred, "value"), (Step, "key"), (Step, "identity"), (Inputs, "data"),
+                       (Deferred, "value"), (Current, "value"), (Step, "key"), (Step, "identity"), (Inputs, "data"),
                        (Model, "identity")):
         monkeypatch.setattr(kind, name, property(never))
     made = plan(open_study("paper-7b"))
