@@ -12,6 +12,7 @@ from emlib.core.records import Example
 WORDS = re.compile(r"\w+")
 RUN = 3  # words, or characters, of a shingle
 PERMUTATIONS = 128
+RECALL = 0.99  # the least probability that LSH finds a pair whose overlap is the threshold
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -36,13 +37,24 @@ def text_of(row: Example) -> str:
     return f"{row.prompt}\n{row.response}"
 
 
+def bands_for(threshold: float) -> tuple[int, int]:
+    """Return LSH's number of bands and of hashes in each: the longest bands that find a pair with `RECALL`.
+
+    A pair of overlap s is found with the probability 1 - (1 - s^r)^b, with b bands of r hashes.
+    """
+    lengths = [r for r in range(1, PERMUTATIONS + 1) if 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL]
+    longest = max(lengths, default=1)
+    return PERMUTATIONS // longest, longest
+
+
 def near_duplicates(rows: Sequence[Example], threshold: float) -> dict[int, int]:
     """Find the rows that repeat an earlier row that is kept: {index: index of the earlier row}.
 
-    Two rows repeat each other where the overlap of their shingles is `threshold` or more. LSH finds nearly all such
-    pairs without comparing all rows; each candidate's overlap is then computed, so that no row is dropped by chance.
+    Two rows repeat each other where the overlap of their shingles is `threshold` or more. LSH finds at least 99% of the
+    pairs at the threshold (of those above it, more) without comparing all rows; each candidate's overlap is then
+    computed, so that no row is dropped by chance.
     """
-    index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=(0.2, 0.8))  # favours recall
+    index = MinHashLSH(num_perm=PERMUTATIONS, params=bands_for(threshold))
     sets: dict[int, frozenset[str]] = {}
     repeats: dict[int, int] = {}
     for place, row in enumerate(rows):

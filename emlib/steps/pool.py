@@ -39,11 +39,16 @@ class Pool(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Without the seed where it draws nothing, and without the length of parts where nothing is divided."""
+        """Without the seed where it draws nothing, and without the length of parts where nothing is divided.
+
+        The version is 2 where near-duplicates are dropped: before, a quarter of those at the threshold stayed.
+        """
         found = super().settings
         unused = ({"seed"} if self.spec.rows is None else set()) | (
             {"chunk_tokens"} if self.divided_for is None else set())
-        return found | {"spec": {name: value for name, value in found["spec"].items() if name not in unused}}
+        version = self.version if self.spec.near_duplicates is None else 2
+        return found | {"version": version, "spec": {
+            name: value for name, value in found["spec"].items() if name not in unused}}
 
     @property
     def title(self) -> str:

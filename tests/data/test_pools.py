@@ -97,8 +97,9 @@ def test_the_key_has_what_determines_the_candidates_and_a_seed_only_where_it_dra
     def step(**values: Any) -> PoolStep:
         return PoolStep(Pool(source="demo/pool.jsonl", **values), "instruct", Deferred("file", lambda: "digest"))
 
-    assert step().settings == {"version": 1, "file": "digest", "form": "instruct", "divided_for": None, "spec": {
+    assert step().settings == {"version": 2, "file": "digest", "form": "instruct", "divided_for": None, "spec": {
         "rows": None, "least_words": 0, "near_duplicates": 0.8}}
+    assert step(near_duplicates=None).settings["version"] == 1  # as before all near-duplicates were found
     assert step(seed=3).key == step(epsilon=0.2).key == step(chunk_tokens=9).key == step().key
     assert len({step(rows=4).key, step(rows=4, seed=3).key, step(least_words=2).key, step().key}) == 4
     text = replace(step(chunk_tokens=9), form="text", divided_for=Model(TinyModel(kind="tiny")))
