@@ -30,6 +30,7 @@ class Pool(Step):
     """The candidate rows: the usable rows of a source, without near-duplicates."""
 
     stage: ClassVar = "pool"
+    version: ClassVar = 2
     records: ClassVar = RecordFile("rows.jsonl", as_example)
 
     spec: PoolSpec
@@ -41,12 +42,12 @@ class Pool(Step):
     def settings(self) -> dict[str, Any]:
         """Without the seed where it draws nothing, and without the length of parts where nothing is divided.
 
-        The version is 2 where near-duplicates are dropped: before, a quarter of those at the threshold stayed.
+        Version 2 finds all near-duplicates; pools in which none are dropped keep their key of version 1.
         """
         found = super().settings
         unused = ({"seed"} if self.spec.rows is None else set()) | (
             {"chunk_tokens"} if self.divided_for is None else set())
-        version = self.version if self.spec.near_duplicates is None else 2
+        version = self.version - (self.spec.near_duplicates is None)
         return found | {"version": version, "spec": {
             name: value for name, value in found["spec"].items() if name not in unused}}
 

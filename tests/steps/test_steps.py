@@ -393,9 +393,9 @@ def test_states_of_the_reference_model_are_an_input_with_which_they_change() -> 
 
 def test_an_older_version_is_another_artefact(monkeypatch: pytest.MonkeyPatch) -> None:
     before = examples()["Pool"]
-    assert before.settings["version"] == 1
+    assert before.settings["version"] == 2
     key = before.key
-    monkeypatch.setattr(pool.Pool, "version", 2)
+    monkeypatch.setattr(pool.Pool, "version", 3)
     assert examples()["Pool"].key != key
 
 
