@@ -1,10 +1,11 @@
 """Newer defenses against the paper's, on both sides of the trade-off: general and in-domain misalignment.
 
 A run of a newer method is compared with the best run of the paper's methods that may keep as much of the narrow task:
-of those whose in-domain interval overlaps the run's, the one with the fewest misaligned general answers; if none
-overlaps, of those that keep more. Fewer misaligned general answers alone do not make the run better, because a model
-that learns nothing has none: it must keep no less of the narrow task. It is clearly better if the two 95% intervals of
-the general share are disjoint. Plain fine-tuning is among the paper's methods, so that there nearly always is one.
+of those whose in-domain interval does not lie below the run's, the one with the fewest misaligned general answers, and
+of equals the one that keeps most. So none of them is as good as a better run on both sides. Fewer misaligned general
+answers alone do not make the run better, because a model that learns nothing has none: it must keep no less of the
+narrow task. It is clearly better if the two 95% intervals of the general share are disjoint. Plain fine-tuning is among
+the paper's methods, so that there nearly always is one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ OWN, RIVALS = ("general", "in-domain"), ("rival's", "rival's in-domain")
 HEADINGS = {"run": "Newer defense, setting", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
             "rival": "Best of the paper that may keep as much", "rival's": "Its general misaligned %",
             "rival's in-domain": "Its in-domain misaligned %", "better": "Better"}
-RIVAL = "the best of the paper's defenses that keeps about as much of the narrow task"
+RIVAL = "the best of the paper's methods that may keep as much of the narrow task"
+# Fewest general, most in-domain; of equals the one whose intervals are hardest to be clear of; then by name.
+BEST = {GENERAL: True, IN_DOMAIN: False, f"{GENERAL}_low": True, f"{IN_DOMAIN}_low": True, "method": True,
+        "setting": True}
 
 
 def against_paper(frame: pd.DataFrame) -> pd.DataFrame:
@@ -42,21 +46,13 @@ def _compared(runs: pd.DataFrame) -> list[dict[Any, Any]]:
     of_paper = runs["method"].isin(set(published.table(2)["method"]) - {"untrained", "aligned"})
     found = []
     for run in runs[~of_paper & ~runs["method"].isin(BASELINES)].to_dict("records"):
-        rivals = _rivals(runs[of_paper], run)
-        if not rivals.empty:
-            rival = rivals.loc[rivals[GENERAL].idxmin()].to_dict()
+        reach = runs[of_paper & (runs[f"{IN_DOMAIN}_high"] >= run[f"{IN_DOMAIN}_low"])]
+        for rival in reach.sort_values(list(BEST), ascending=list(BEST.values())).head(1).to_dict("records"):
             found.append({"dataset": run["dataset"], "seed": run["seed"], "run": named(run),
                           "general": cell_of(run, GENERAL), "in-domain": cell_of(run, IN_DOMAIN),
                           "rival": named(rival), "rival's": cell_of(rival, GENERAL),
                           "rival's in-domain": cell_of(rival, IN_DOMAIN), "better": _better(run, rival)})
     return found
-
-
-def _rivals(paper: pd.DataFrame, run: dict[Any, Any]) -> pd.DataFrame:
-    """Return the paper's runs that may keep as much in-domain: those that overlap, or else those that keep more."""
-    reach = paper[paper[f"{IN_DOMAIN}_high"] >= run[f"{IN_DOMAIN}_low"]]
-    overlap = reach[reach[f"{IN_DOMAIN}_low"] <= run[f"{IN_DOMAIN}_high"]]
-    return reach if overlap.empty else overlap
 
 
 def _better(run: dict[Any, Any], rival: dict[Any, Any]) -> str:
@@ -82,14 +78,13 @@ def verdict(compared: pd.DataFrame) -> str:
     found = [better(compared)]
     if not any(graded.values()):
         return found[0]
-    for grade, start in ((EQUAL, "Equal to it"), (PERHAPS, "Ahead, but the intervals overlap"),
+    for grade, start in ((EQUAL, "Equal"), (PERHAPS, "Ahead, but the intervals overlap"),
                          (LESS, "Fewer general misaligned, but less of the narrow task kept"),
                          (WITHIN, "Fewer general misaligned, but perhaps less of the narrow task kept")):
         if graded[grade]:
             found.append(f"{start}: {graded[grade]}.")
-    most = compared.loc[compared["rival's in-domain"].map(_share).astype(float).idxmax():].to_dict("records")[0]
-    of_paper = f"The paper's `{most['rival']}` has {_shares(most, RIVALS)} in these runs."
-    return f"{' '.join(found)} In brackets: general/in-domain misaligned. {of_paper}"
+    rivals = dict.fromkeys(f"`{row['rival']}` ({_shares(row, RIVALS)})" for row in compared.to_dict("records"))
+    return f"{' '.join(found)} In brackets: general/in-domain misaligned. The paper's best here: {', '.join(rivals)}."
 
 
 def better(compared: pd.DataFrame) -> str:
