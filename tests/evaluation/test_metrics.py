@@ -78,6 +78,15 @@ def test_of_a_longer_reply_the_label_at_its_start_counts(reply: str, label: str 
     assert label_of(replied(reply), (*LABELS, "no harm")) == label
 
 
+@pytest.mark.parametrize(("reply", "label"), [
+    ("A", "A"), ("a", "A"), ("B.", "B"), ("A: correct", "A"), ("I, because", "I"), ("N) as it is", "N"), ("**B**", "B"),
+    ("**A**: it is", "A"), ("A. It", "A"), ("B\nIt is", "B"), ("A\r\nIt", "A"), ('"B" is right', "B"),
+    ("A closer look shows that it is B.", None), ("I cannot grade this.", None), ("I'm sorry", None), ("N/A", None),
+    ("a-priori", None), ("B+", None)])
+def test_a_label_of_one_letter_is_no_word_of_a_sentence(reply: str, label: str | None) -> None:
+    assert label_of(replied(reply), ("A", "B", "I", "N")) == label
+
+
 def test_a_number_is_no_label_and_a_word_is_no_number() -> None:
     assert counts(MetricScore("q", 0, 50.0), CORRECT) is None
     assert counts(replied("TRUE"), Metric(above=50)) is None
