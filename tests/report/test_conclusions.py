@@ -42,6 +42,13 @@ def test_a_method_that_lacks_a_data_set_has_a_dash(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out.endswith("%: misaligned 80 / 80; 1 without results on every data set\n")
 
 
+def test_seeds_are_compared_on_each_data_set() -> None:
+    """Both have one seed on e, so that neither has fewer there; on d, b has one of a's two."""
+    frame = pd.DataFrame([("a", NO, "d"), ("a", NO, "d"), ("a", NO, "e"), ("b", NO, "d"), ("b", NO, "e")],
+                         columns=["method", "setting", "dataset"])
+    assert fewer_seeds(frame) == ["", " (1 of 2 seeds)"]
+
+
 def test_a_seed_without_a_score_leaves_no_mean_and_fewer_seeds_are_told() -> None:
     """x has 10, unscored and 90: its mean is not that of the other two. a is no better than b on the seed of both."""
     columns = ["model", "dataset", "method", "setting", "seed", *(f"{name}{end}" for name in MEASURES

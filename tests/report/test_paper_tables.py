@@ -134,6 +134,20 @@ def test_table_1_has_dashes_where_a_seed_has_no_score_and_tells_fewer_seeds() ->
         ["half", "–", "–", "–", "–"], ["few (1 of 2 seeds)", "✓", "–", "✓", "✓"], ["narrow", "✓", "–", "–", "✓"]]
 
 
+def test_table_1_tells_fewer_seeds_of_a_benign_task_and_has_a_dash_where_one_has_no_score() -> None:
+    """Plain fine-tuning has three seeds. Of two, `few` is marked; `lost` has three, of which one is not scored."""
+    rates = pd.concat([rows(*[(name, 50 * (name == "misaligned"), 20, 40, 0) for name in ("misaligned", "few", "lost")]
+                            ).assign(seed=seed) for seed in range(3)])
+    scores = {"sft": (90.0, 60.0, 60.0), "few": (70.0, 70.0), "lost": (90.0, NO, 90.0)}
+    benign = pd.DataFrame([(method, score) for method, found in scores.items() for score in found],
+                          columns=["method", "exact_match"]).assign(task="opswap", tier=1)
+    numbers = overview.measured(rates, benign, pd.DataFrame(columns=["method", "eval_accuracy"]), overview.Bounds())
+    assert numbers[["seeds", "most_seeds"]].to_numpy().tolist() == [[2, 3], [3, 3]]
+    table = overview.overview(numbers, overview.Bounds())
+    assert [[cell.text for cell in row] for row in table.to_numpy()] == [
+        ["few (2 of 3 seeds)", "✓", "✓", "✓", "✓"], ["lost", "✓", "–", "✓", "✓"]]
+
+
 def test_table_1_has_dashes_where_a_method_lacks_a_data_set_or_a_task() -> None:
     """`part` removes all on one data set, and has no result on the other; `whole` removes half."""
     rates = pd.concat([rows(("misaligned", 50, 0, 80, 0), ("part", 0, 0, 80, 0), ("whole", 0, 0, 80, 0)),

@@ -13,7 +13,7 @@ import pandas as pd
 from emlib.config import BASELINES
 from emlib.evaluation import effect
 from emlib.report.paper.paper_tables import Cell, label
-from emlib.report.tables.averages import marked_seeds, mean_of_all
+from emlib.report.tables.averages import fewest_seeds, marked_seeds, mean_of_all
 from emlib.report.tables.result_tables import MISALIGNED
 from emlib.report.tables.rows import shown
 
@@ -37,20 +37,22 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
     `reduction` and `incoherence` are means over data sets; `narrow` is the share of data sets, and `learned` that of
     benign tasks (tiers of OpSwap, question answering, reinforcement learning), on which the method keeps
     `bounds.kept` of what is learnt without it; NaN if none was tried, and where a method lacks a data set, the score of
-    a seed, or a task that plain fine-tuning has, because its numbers would not be comparable. `seeds` is the number
-    of seeds on the data set with the fewest, `most_seeds` the largest such number of any method, `misaligned` and other
-    baselines included. Each method has one setting: see `published.chosen`.
+    a seed, or a task that plain fine-tuning has, because its numbers would not be comparable. `seeds` and `most_seeds`
+    are `fewest_seeds` over data sets and benign tasks, with those of baselines. Each method has one setting: see
+    `published.chosen`.
     """
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
-    seeds = rates.groupby(["method", "dataset"], sort=False).size().groupby("method", sort=False).min()
+    scores = _scores(benign, grpo)
+    seeds = fewest_seeds(pd.concat([rates.assign(plain="misaligned", task=rates["dataset"]), scores]), ["method"],
+                         ["plain", "task"])
     cells = mean_of_all(rates.groupby(["method", "dataset"], sort=False)[shares]).reset_index()  # over seeds
     plain = cells[cells["method"] == "misaligned"].set_index("dataset").dropna(subset=list(MISALIGNED))
-    tasks = _tasks(benign, grpo)
+    tasks = _tasks(scores)
     rows = []
     for method, found in cells[~cells["method"].isin(BASELINES)].groupby("method", sort=False):
         runs = found.set_index("dataset").reindex(plain.index)
         kept = pd.Series(tasks.get(str(method), []), dtype=float)
-        row: dict[str, object] = {"method": method, "seeds": seeds[method], "most_seeds": seeds.max()}
+        row: dict[str, object] = {"method": method, **seeds.loc[str(method)]}
         if len(kept) and kept.notna().all():
             row["learned"] = 100 * (kept >= bounds.kept).mean()
         if len(plain):
@@ -69,19 +71,24 @@ def _percent(part: float, whole: float) -> float:
     return part if pd.isna(part) else 100 * part / whole if whole else 100.0 if part == 0 else float("inf")
 
 
-def _tasks(benign: pd.DataFrame, grpo: pd.DataFrame) -> dict[str, list[float]]:
-    """Return each method's scores on benign tasks in percent of plain fine-tuning's; NaN on one that it lacks.
-
-    A method that was not tried in reinforcement learning, or not on the other tasks, lacks none of these.
-    """
+def _scores(benign: pd.DataFrame, grpo: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per run on a benign task or in reinforcement learning; `plain` is the method without a defense."""
     scores = pd.concat([
         benign.assign(task=benign["task"] + " " + benign["tier"].map(shown).astype(str),
                       score=benign["exact_match"], plain="sft"),
         grpo.assign(task="grpo", score=grpo["eval_accuracy"], plain="grpo")])
-    scores = scores.astype({"score": float})  # which it is not where one of the two is empty
+    return scores.astype({"score": float})  # which it is not where one of the two is empty
+
+
+def _tasks(scores: pd.DataFrame) -> dict[str, list[float]]:
+    """Return each method's scores on benign tasks in percent of plain fine-tuning's.
+
+    NaN on a task that it lacks, or of which a seed has no score. A method that was not tried in reinforcement learning,
+    or not on the other tasks, lacks none of these.
+    """
     found: dict[str, list[float]] = {}
     for name, some in scores.groupby("plain"):
-        table = some.pivot_table("score", "method", "task")  # means over seeds
+        table = mean_of_all(some.groupby(["method", "task"])[["score"]])["score"].unstack()  # over seeds
         if name in table.index:
             plain = table.loc[name].dropna()
             for method, row in (100 * table[plain.index] / plain).iterrows():

@@ -36,8 +36,19 @@ def mean_of_all(groups: Any) -> pd.DataFrame:
 
 def fewer_seeds(frame: pd.DataFrame, by: Sequence[str] = CONDITION, tasks: Sequence[str] = ("dataset",)) -> list[str]:
     """Return " (1 of 3 seeds)" for each group of `over_tasks` with fewer runs on a data set than others; else ""."""
-    runs = frame.groupby([*by, *tasks], sort=False, dropna=False).size().reset_index(name="runs")
-    return marked_seeds(runs.groupby(list(by), sort=False, dropna=False)["runs"].min())
+    found = fewest_seeds(frame, by, tasks)
+    return marked_seeds(found["seeds"], found["most_seeds"])
+
+
+def fewest_seeds(frame: pd.DataFrame, by: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
+    """Return each group's `seeds`, its runs on a task, and `most_seeds`, those of the group with most runs there.
+
+    The task is the one on which the group has the smallest part of them.
+    """
+    runs = frame.groupby([*by, *tasks], sort=False, dropna=False).size().reset_index(name="seeds")
+    runs["most_seeds"] = runs.groupby(list(tasks), dropna=False)["seeds"].transform("max")
+    part = runs.assign(part=runs["seeds"] / runs["most_seeds"]).groupby(list(by), sort=False, dropna=False)["part"]
+    return runs.loc[part.idxmin()].set_index(list(by))[["seeds", "most_seeds"]]
 
 
 def marked_seeds(seeds: pd.Series, most: pd.Series | None = None) -> list[str]:
