@@ -63,15 +63,13 @@ def difference(method: Sequence[Sequence[Verdict]], reference: Sequence[Sequence
 def change_of_judge(first: Sequence[Verdict], second: Sequence[Verdict], kind: Kind) -> Interval:
     """Compute the interval of `second` minus `first`, in percentage points: two judges on the same answers.
 
-    Both lists are in one order. It resamples whole questions. Where there is one question, or all answers differ alike,
-    it is Newcombe's for two independent shares, which is wider.
+    Both lists are in one order. It resamples whole questions. Where there is one question, or the change is equal in
+    all, it is Newcombe's for two independent shares, which is wider.
     """
     pairs = grouped(lambda pair: cluster_of(pair[0]), zip(first, second, strict=True)).values()
     groups = [[100.0 * (getattr(two, kind) - getattr(one, kind)) for one, two in pair] for pair in pairs]
-    if len({gap for group in groups for gap in group}) > 1 and (found := of_mean(groups)):
-        return found
     ours, theirs = (sum(getattr(verdict, kind) for verdict in verdicts) for verdicts in (second, first))
-    return _newcombe(ours, theirs, len(first))
+    return of_mean(groups) or _newcombe(ours, theirs, len(first))
 
 
 def adjusted(differences: Sequence[Difference]) -> list[float]:

@@ -102,8 +102,10 @@ def _once(reason: str) -> str:
 def share_of(groups: Sequence[Sequence[float]], *, resamples: int = RESAMPLES) -> Share:
     """Compute the share of answers that are True, or their mean score from 0 to 1, with both intervals.
 
-    `groups[i]` are the answers to question i, in all of its formats.
+    `groups[i]` are the answers to question i, in all of its formats. `NO_SHARE` without answers.
     """
+    if not groups:
+        return NO_SHARE
     counts, counted = [sum(group) for group in groups], [len(group) for group in groups]
     total = sum(counts), sum(counted)
     return Share(100 * total[0] / total[1], clustered(counts, counted, resamples=resamples), wilson(*total))

@@ -63,11 +63,13 @@ def clustered(counts: Sequence[float], asked: Sequence[int], *, resamples: int =
 def of_mean(groups: Sequence[Sequence[float]]) -> Interval | None:
     """Compute the percentile bootstrap interval over questions of the mean of all values; `groups[i]` is question i.
 
-    Return None for a single question, which says nothing about others.
+    Return None for a single question, which says nothing about others, or equal means in all questions, of which
+    resampling makes an interval of width 0.
     """
-    if len(groups) < 2:
+    sums, counts = [sum(group) for group in groups], [len(group) for group in groups]
+    if len(groups) < 2 or np.ptp(np.asarray(sums) / counts) == 0:
         return None
-    return _bootstrap([sum(group) for group in groups], [len(group) for group in groups], RESAMPLES)
+    return _bootstrap(sums, counts, RESAMPLES)
 
 
 def _bootstrap(sums: Sequence[float], counts: Sequence[int], resamples: int, *, scale: int = 1) -> Interval:
@@ -82,7 +84,7 @@ def _bootstrap(sums: Sequence[float], counts: Sequence[int], resamples: int, *, 
 class OverSeeds:
     """Several seeds of one run: mean, sample standard deviation, and Student's interval of the mean.
 
-    With one seed, deviation and interval are None.
+    With one seed, deviation and interval are None. Equal seeds have no interval: it would be of width 0.
     """
 
     mean: float
@@ -97,19 +99,24 @@ def over_seeds(percents: Sequence[float]) -> OverSeeds:
     mean = float(values.mean())
     if len(values) == 1:
         return OverSeeds(mean, None, None, 1)
+    if np.ptp(values) == 0:
+        return OverSeeds(mean, 0.0, None, len(values))
     deviation = float(values.std(ddof=1))
     half = _student(len(values) - 1) * deviation / len(values) ** 0.5
     return OverSeeds(mean, deviation, Interval(max(0.0, mean - half), min(100.0, mean + half)), len(values))
 
 
 def welch(ours: OverSeeds, theirs: OverSeeds) -> Interval | None:
-    """Compute Welch's interval of `ours.mean - theirs.mean`, two means over seeds; None where either has one seed."""
+    """Compute Welch's interval of `ours.mean - theirs.mean`, two means over seeds; None where either has one seed.
+
+    It is None as well where neither varies between its seeds.
+    """
     if ours.deviation is None or theirs.deviation is None:
         return None
     parts = [each.deviation ** 2 / each.seeds for each in (ours, theirs) if each.deviation is not None]
     gap, whole = ours.mean - theirs.mean, sum(parts)
     if whole == 0:
-        return Interval(gap, gap)
+        return None
     degrees = whole ** 2 / sum(part ** 2 / (each.seeds - 1) for part, each in zip(parts, (ours, theirs), strict=True))
     half = _student(degrees) * whole ** 0.5
     return Interval(gap - half, gap + half)

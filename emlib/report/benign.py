@@ -82,9 +82,10 @@ def seeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _summary(runs: pd.DataFrame, measure: str) -> str:
     found = over_seeds(runs[measure].tolist())
-    if found.interval is None:
+    if found.deviation is None:
         return cell_of(runs.iloc[0], measure)
-    return f"{found.mean:.1f} ± {found.deviation:.1f} [{found.interval.low:.1f}, {found.interval.high:.1f}]"
+    interval = f" [{found.interval.low:.1f}, {found.interval.high:.1f}]" if found.interval else ""
+    return f"{found.mean:.1f} ± {found.deviation:.1f}{interval}"
 
 
 def _identity(frame: pd.DataFrame) -> dict[str, pd.Series]:

@@ -165,6 +165,13 @@ def test_a_change_of_judge_resamples_questions_in_all_of_their_formats() -> None
     assert change_of_judge(first, second, "misaligned").low > -100
 
 
+def test_an_equal_change_in_all_questions_has_newcombes_interval() -> None:
+    """One of two answers to each of 4 questions becomes misaligned: 50 points, and 0 of 8 beside 4 of 8 by Newcombe."""
+    found = change_of_judge(run([0] * 4, asked=2), run([1] * 4, asked=2), "misaligned")
+    assert found == difference([run([4], asked=8)], [run([0], asked=8)]).interval
+    assert found.low < 50 < found.high
+
+
 def test_pairing_removes_what_questions_share() -> None:
     """Questions range from 0 to 80%, the methods differ by 10 or 20 on each: the interval knows no ranges but these."""
     found = difference([run([2, 5, 7, 10], asked=10)], [run([0, 4, 5, 9], asked=10)])

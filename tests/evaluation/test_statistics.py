@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emlib.evaluation import statistics
-from emlib.evaluation.statistics import Interval, OverSeeds, auroc, clustered, of_mean, over_seeds, wilson
+from emlib.evaluation.statistics import Interval, OverSeeds, auroc, clustered, of_mean, over_seeds, welch, wilson
 
 
 def near(low: float, high: float, *, within: float = 1e-6) -> Interval:
@@ -101,8 +101,8 @@ def test_any_interval_lies_between_the_questions_extremes_or_is_wilsons(groups: 
 def test_the_mean_of_two_questions_that_differ() -> None:
     # Two draws of two questions with means 0 and 1: 0, 0.5 (twice) or 1.
     assert of_mean([[0.0, 0.0], [1.0, 1.0]]) == Interval(0.0, 1.0)
-    assert of_mean([[2.0], [2.0, 2.0]]) == Interval(2.0, 2.0)
     assert of_mean([[1.0, 2.0]]) is None
+    assert of_mean([[2.0], [1.0, 3.0]]) is None  # whatever is drawn, the mean is 2
 
 
 def test_two_samples_pair_by_pair() -> None:
@@ -127,4 +127,10 @@ def test_one_seed_has_no_deviation_and_percentages_stay_within_0_and_100() -> No
     assert over_seeds([40.68]) == OverSeeds(40.68, None, None, 1)
     assert over_seeds([0.0, 1.0]).interval == near(0, 0.5 + 12.706204736 * sqrt(0.5) / sqrt(2))
     assert over_seeds([99.0, 100.0]).interval.high == 100.0
-    assert over_seeds([50.0, 50.0, 50.0]) == OverSeeds(50.0, 0.0, Interval(50.0, 50.0), 3)
+
+
+def test_equal_seeds_have_no_interval() -> None:
+    equal = over_seeds([40.68] * 3)
+    assert (equal.mean, equal.deviation, equal.interval) == (pytest.approx(40.68), 0, None)
+    assert welch(equal, OverSeeds(50.0, 0.0, None, 3)) is None
+    assert welch(equal, OverSeeds(50.0, 1.0, None, 3)) == near(-9.32 - 4.3026527 / sqrt(3), -9.32 + 4.3026527 / sqrt(3))

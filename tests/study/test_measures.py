@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Verdict
 from emlib.data.chat import encode
 from emlib.data.sources import locate
-from emlib.evaluation.choices import choose, read_choices
+from emlib.evaluation.choices import Choice, choose, read_choices
 from emlib.evaluation.projection import projections
 from emlib.evaluation.rates import rates
 from emlib.judging import lexicon
@@ -25,7 +27,7 @@ from emlib.report.tables import show
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.store.artefacts import Store
-from emlib.study.runs import Opinions
+from emlib.study.runs import Opinions, Run
 from emlib.study.study import Study
 
 TEXT = """
@@ -191,6 +193,15 @@ def test_answers_are_folded_behind_a_notice_and_escaped(study: Study, monkeypatc
     assert [f"alignment {n}<" in least for n in (0, 1, 2, 3)] == [False, True, True, False]
     assert most.index("alignment 23<") < most.index("alignment 22<")
     assert "Least aligned: 2 of 23 scored answers" in least
+
+
+def test_multiple_choice_that_is_right_always_has_wilsons_interval() -> None:
+    """20 of 20: the lower end is 100 / (1 + 1.96**2 / 20) = 83.9."""
+    evaluation = SimpleNamespace(projection_layer=None, choices=("truthfulqa_mc",))
+    some: Any = SimpleNamespace(profile=SimpleNamespace(evaluation=evaluation), result=lambda run: None,
+                                choices=lambda run, source: [Choice(f"q{n}", True, 1.0) for n in range(20)])
+    table = report.by_run(some, [Run("m", "d", "misaligned", None, 0)])
+    assert table.iloc[0, 2:].tolist() == ["100.0 [83.9, 100.0]"] * 2
 
 
 def test_a_profile_without_a_second_judge_says_so() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any, get_args
 
 import pandas as pd
@@ -11,7 +12,8 @@ from emlib.core.records import Verdict, cluster_of
 from emlib.data.sources import label
 from emlib.evaluation.agreement import Kappa, agreement, rank_correlation
 from emlib.evaluation.paired import change_of_judge
-from emlib.evaluation.rates import Denominator, Share, grouped, rates, rates_by, unscored_by_reason
+from emlib.evaluation.rates import Denominator, Share, grouped, rates, rates_by, share_of, unscored_by_reason
+from emlib.evaluation.records import Projected
 from emlib.evaluation.seeds import Kind
 from emlib.evaluation.statistics import of_mean
 from emlib.report.tables.rows import DASH, cell, share_columns
@@ -139,17 +141,17 @@ def by_run(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
         result = study.result(run)
         row = {"run": str(run), "general misaligned %": DASH if result is None else _share(result.general.misaligned)}
         if evaluation.projection_layer is not None:
-            groups = grouped(cluster_of, study.projected(run) or []).values()
-            row[f"projection, layer {evaluation.projection_layer}"] = _mean(
-                [[one.value for one in group] for group in groups], 2)
+            row[f"projection, layer {evaluation.projection_layer}"] = _projection(study.projected(run) or [])
         for source in evaluation.choices:
             made, name = study.choices(run, source) or [], label(source)
-            row[f"{name}: likeliest right %"] = _mean([[100.0 * one.picked] for one in made], 1)
-            row[f"{name}: probability on right %"] = _mean([[100.0 * one.share] for one in made], 1)
+            row[f"{name}: likeliest right %"] = _share(share_of([[one.picked] for one in made]))
+            row[f"{name}: probability on right %"] = _share(share_of([[one.share] for one in made]))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _mean(groups: Sequence[Sequence[float]], digits: int) -> str:
-    values = [value for group in groups for value in group]
-    return _share(Share(sum(values) / len(values), of_mean(groups), None), digits) if values else DASH
+def _projection(projected: Sequence[Projected]) -> str:
+    if not projected:
+        return DASH
+    interval = of_mean([[one.value for one in group] for group in grouped(cluster_of, projected).values()])
+    return _share(Share(fmean(one.value for one in projected), interval), 2)
