@@ -150,7 +150,7 @@ def test_costs_are_ratios_to_the_plain_run_of_the_same_data_and_seed(
     assert math.isnan(inoculation["memory"])
     assert inoculation["work"] == pytest.approx(1.2)
     assert costs.once(study).empty
-    assert costs.noise(study) == (pytest.approx(0), ["misaligned", "inoculation"])  # 0.1 s a token, both
+    assert costs.noise(study) == (pytest.approx(0), [["misaligned", "inoculation"]])  # 0.1 s a token, both
 
 
 @pytest.mark.parametrize(("counted", "seconds", "whole"), [
@@ -222,16 +222,17 @@ def test_times_within_the_noise_of_the_machine_are_told(tmp_path: Path, monkeypa
     assert math.isnan(costs.noise(study)[0])
     assert "No two runs here do equal work" in costs.statement(*costs.noise(study))
     facts = {"misaligned": (10.0, 100, 9), "aligned": (18.0, 90, 9), "kl": (15.0, 100, 9),
-             "interleaving": (90.0, 200, 18)}
+             "interleaving": (90.0, 200, 18), "on_policy": (84.0, 200, 18)}
     for run in study.runs():
         if run.method in facts and run.setting in (None, 1.0, 0.5):
             seconds, tokens, steps = facts[run.method]
             study.store.get(study.task(run).adapter(run), lambda _, said={
                 "seconds": seconds, "tokens": tokens, "peak_memory": None, "steps": steps}: said)
-    apart, methods = costs.noise(study)
-    assert (apart, methods) == (pytest.approx(100), ["aligned", "misaligned"])  # other numbers of steps do not count
+    apart, groups = costs.noise(study)  # runs with other numbers of steps are compared with each other alone
+    assert (apart, groups) == (pytest.approx(100), [["aligned", "misaligned"], ["interleaving", "on_policy"]])
     shown = costs.readable(costs.training(study), apart).set_index("method")["time"].to_dict()
     assert (shown["kl"], shown["interleaving"]) == ("(1.5)", "9.0")
-    assert "differ by up to 100% in their time" in costs.statement(apart, methods)
-    assert "do not rank the defenses" in costs.statement(apart, methods)
-    assert "do not rank" not in costs.statement(3.0, methods)
+    assert ("(`aligned` and `misaligned`; `interleaving` and `on_policy`) differ by up to 100% in their time a token"
+            in costs.statement(apart, groups))
+    assert "do not rank the defenses" in costs.statement(apart, groups)
+    assert "do not rank" not in costs.statement(3.0, groups)

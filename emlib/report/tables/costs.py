@@ -12,6 +12,7 @@ import pandas as pd
 
 from emlib.config import MISALIGNED
 from emlib.core.step import Step, closure
+from emlib.report.markdown import listed
 from emlib.report.tables.rows import identity_of, whole
 from emlib.scoring.cost import as_printed, overhead
 from emlib.steps.adapter import Adapter
@@ -59,8 +60,8 @@ def _work(study: Study, run: Run, facts: Mapping[str, Any], plain: int) -> float
     return tokens + FORWARD * read
 
 
-def noise(study: Study) -> tuple[float, list[str]]:
-    """Return by how many percent the times of runs of equal work differ, and the methods of these runs.
+def noise(study: Study) -> tuple[float, list[list[str]]]:
+    """Return by how many percent the times of runs of equal work differ, and the methods that are compared together.
 
     These are runs on one data set with as many steps and no computation besides plain fine-tuning: the baselines, and
     defenses that change only the data. Their time a token should be equal: the slowest is compared with the fastest.
@@ -71,9 +72,10 @@ def noise(study: Study) -> tuple[float, list[str]]:
             and (found := study.adapter(run)) is not None and found.facts["seconds"]]
     frame = pd.DataFrame(rows, columns=["dataset", "steps", "method", "time"])
     times = frame.groupby(["dataset", "steps"], dropna=False)["time"]
-    several = times.transform("size") > 1
-    apart = 100 * (times.transform("max") / times.transform("min") - 1)
-    return float(apart[several].max()), frame.loc[several, "method"].unique().tolist()
+    apart = 100 * (times.max() / times.min() - 1)[times.size() > 1]
+    groups = dict.fromkeys(tuple(runs["method"].unique()) for _, runs in frame.groupby(
+        ["dataset", "steps"], dropna=False, sort=False) if len(runs) > 1)
+    return float(apart.max()), list(map(list, groups))
 
 
 def readable(frame: pd.DataFrame, apart: float) -> pd.DataFrame:
@@ -87,13 +89,15 @@ def readable(frame: pd.DataFrame, apart: float) -> pd.DataFrame:
                         **{name: frame[name].map(time) for name in ("time", "time a token")})
 
 
-def statement(apart: float, methods: Sequence[str]) -> str:
+def statement(apart: float, groups: Sequence[Sequence[str]]) -> str:
     """State how far the measured times can be trusted; the arguments are those of `noise`."""
     quiet = "`benchmarks/README.md` has measurements on a quiet machine, in separate processes."
     if isnan(apart):
         return f"No two runs here do equal work, so it is not known how far their times can be trusted. {quiet}"
-    found = (f"Runs that do equal work for each token ({', '.join(f'`{name}`' for name in methods)}) differ by up to "
-             f"{whole(apart)}% in their time: smaller differences between defenses mean nothing.")
+    alike = "; ".join(listed([f"`{name}`" for name in methods]) for methods in groups)
+    found = ("Runs of one data set with equal numbers of steps that compute nothing besides plain fine-tuning "
+             f"({alike}) differ by up to {whole(apart)}% in their time a token: smaller differences between defenses "
+             "mean nothing. Runs with other numbers of steps train on other rows, and are not compared with them.")
     return f"{found} {'' if apart <= SURE else 'So these times do not rank the defenses. '}{quiet}"
 
 
