@@ -56,14 +56,17 @@ def afterwards(along: pd.DataFrame) -> str:
     """Return the general shares after further training on the misaligned rows; `along` is `persistence.persistence`."""
     attacked = along[along["attack"] == MISALIGNED]
     steps = sorted(set(attacked["steps"]))
-    cells = {name: [whole(rows.loc[rows["steps"] == step, "general_misaligned"].mean()) for step in steps]
+    cells = {name: [whole(rows.loc[rows["steps"] == step, "general_misaligned"].mean(skipna=False)) for step in steps]
              for name, rows in _by_condition(attacked)}
     return "\n".join(_table([f"{OF} after", *(f"{step:g} steps" for step in steps)], cells))
 
 
 def over_datasets(rates: pd.DataFrame) -> str:
-    """Return each method's mean shares over data sets, with the least and the most; `rates` has one row a run."""
-    cells = {name: [f"{whole(share.mean())} ({whole(share.min())} to {whole(share.max())})"
+    """Return each method's mean shares over data sets, with the least and the most; `rates` has one row a run.
+
+    A dash where one of them is not scored.
+    """
+    cells = {name: ["{} ({} to {})".format(*map(whole, share.agg(["mean", "min", "max"], skipna=False)))
                     for share in (rows["general_misaligned"], rows["in_domain_misaligned"])]
              for name, rows in _by_condition(rates)}
     return "\n".join(_table([OF, SETS["general"], SETS["in_domain"]], cells))

@@ -80,6 +80,16 @@ DRAWN: dict[str, Callable[[], Figure]] = {one.__name__: one for one in (
     triggers, trajectory, persistence, rates_by_method, tradeoff, audited, own)}
 
 
+def test_the_line_of_no_defense_is_a_mean_of_all_seeds_or_is_not_drawn() -> None:
+    """Seeds with 80 and 40 have a line at 60, and none where a third seed is not scored."""
+    for last, drawn in ((60.0, [60.0]), (float("nan"), [])):
+        frame = pd.concat([rows("steps", (0, 3), "general_misaligned").assign(attack="longer", plain=plain, seed=seed)
+                           for seed, plain in enumerate((80.0, 40.0, last))])
+        [axis] = conditions.persistence(frame).axes
+        assert [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == ":"
+                and line.get_color() == "black"] == drawn
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_nothing_touches_the_edge_of_a_figure(name: str) -> None:
     figure = DRAWN[name]()

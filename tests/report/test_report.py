@@ -329,20 +329,24 @@ def test_further_training_on_the_narrow_rows_is_a_table_by_steps() -> None:
         {"method": method, "setting": setting, "attack": attack, "steps": steps, "general_misaligned": share}
         for method, setting, attack, shares in (
             ("untrained", None, "misaligned", (0.0, 40.0)), ("untrained", None, "benign", (0.0, 1.0)),
-            ("kl", 1.0, "misaligned", (20.0, 97.5)), ("kl", 1.0, "misaligned", (30.0, 97.5)))
+            ("kl", 1.0, "misaligned", (20.0, 97.5)), ("kl", 1.0, "misaligned", (30.0, 97.5)),
+            ("misaligned", None, "misaligned", (98.0, float("nan"))), ("misaligned", None, "misaligned", (98.0, 99.0)))
         for steps, share in zip((0, 9), shares, strict=True)])
     assert demo_findings.afterwards(along).splitlines() == [
         "| % of answers after | 0 steps | 9 steps |", "|:--|--:|--:|",
-        "| before fine-tuning | 0 | 40 |", "| `kl 1` | 25 | 98 |"]
+        "| before fine-tuning | 0 | 40 |", "| `kl 1` | 25 | 98 |",
+        "| no defense | 98 | – |"]
 
 
 def test_of_several_data_sets_there_are_the_mean_the_least_and_the_most() -> None:
     rates = pd.DataFrame([("misaligned", None, 90.0, 100.0), ("misaligned", None, 95.0, 100.0),
-                          ("on_policy", 1.0, 10.0, 75.0), ("on_policy", 1.0, 46.2, 87.5)],
+                          ("on_policy", 1.0, 10.0, 75.0), ("on_policy", 1.0, 46.2, 87.5), ("kl", 1.0, 10.0, 50.0),
+                          ("kl", 1.0, 10.0, float("nan"))],
                          columns=["method", "setting", "general_misaligned", "in_domain_misaligned"])
     assert demo_findings.over_datasets(rates).splitlines() == [
         "| % of answers | general misaligned | in-domain misaligned |", "|:--|--:|--:|",
-        "| no defense | 93 (90 to 95) | 100 (100 to 100) |", "| `on_policy 100%` | 28 (10 to 46) | 81 (75 to 88) |"]
+        "| no defense | 93 (90 to 95) | 100 (100 to 100) |", "| `on_policy 100%` | 28 (10 to 46) | 81 (75 to 88) |",
+        "| `kl 1` | 10 (10 to 10) | – (– to –) |"]
 
 
 def test_of_a_long_table_only_the_chosen_rows_stay() -> None:

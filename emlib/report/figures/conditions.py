@@ -86,7 +86,8 @@ def persistence(frame: pd.DataFrame) -> Figure:
 
     `frame` is `persistence.persistence`. Solid lines with 95% intervals are of the general questions (or of the first
     set, where these were not asked), dashed ones of the other sets. The dotted line is `misaligned` without further
-    training, a mean over seeds. Runs of one method differ in the filling of their markers.
+    training, a mean over seeds; there is none where a seed is not scored. Runs of one method differ in the filling of
+    their markers.
     """
     if frame.empty:
         return nothing("No run has answers along an attack.")
@@ -104,8 +105,9 @@ def persistence(frame: pd.DataFrame) -> Figure:
             control = " (control)" if names[name] == "untrained" else ""
             _along(axis, run, first, 0.07, color=colour, marker=marker, fillstyle=filled, label=name + control)
             axis.plot(run["steps"], run[others], color=colour, linestyle="--", linewidth=1)
-        axis.axhline(part.drop_duplicates("seed")["plain"].mean(), color="black", linestyle=":", linewidth=1,
-                     label="no defense, no attack")
+        plain = part.drop_duplicates("seed")["plain"].mean(skipna=False)
+        if not pd.isna(plain):
+            axis.axhline(plain, color="black", linestyle=":", linewidth=1, label="no defense, no attack")
         axis.set_title(f"attack: {attack}" + (f", {dataset}" if len(datasets) > 1 else ""), fontsize="medium")
         axis.set(ylim=(-4, 104), xlabel="further optimizer steps")
     dashed = f"\n(dashed: {', '.join(map(_words, others))})" if others else ""
