@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from emlib.evaluation.rewards import advantages
-from emlib.report.figures.plots import nothing, panels, styles
+from emlib.report.figures.looks import lines_of
+from emlib.report.figures.plots import nothing, panels
 from emlib.report.tables import result_tables
 from emlib.report.tables.rows import shown, with_error
-from emlib.study.runs import RunResult
+from emlib.study.runs import Run, RunResult
 from emlib.training.rl.records import Completion, RlStep
 
 MEASURES = {"train_accuracy": "Train acc %", "train_reward": "Train reward", "eval_accuracy": "Eval acc %",
@@ -57,37 +57,38 @@ def moving_average(values: Sequence[float], window: int) -> list[float]:
     return pd.Series(values, dtype=float).rolling(window, min_periods=1).mean().tolist()
 
 
-def curves(logs: Mapping[str, Sequence[RlStep]], window: int = 10) -> Figure:
+def curves(logs: Mapping[Run, Sequence[RlStep]], window: int = 10) -> Figure:
     """Plot Figures 2 and 3: training reward and accuracy per step (thin), and their moving average (bold)."""
-    logs = {name: log for name, log in logs.items() if log}
+    logs = {run: log for run, log in logs.items() if log}
     if not logs:
         return nothing("No run was trained.")
     figure, axes = panels(2, (4.5, 3.4))
-    for (name, log), style in zip(logs.items(), cycle(styles()), strict=False):
+    for (run, log), (colour, line) in zip(logs.items(), lines_of([run.method for run in logs]), strict=True):
         steps = [step.step for step in log]
         right = [np.nan if step.right is None else 100 * step.right * (1 - step.unscored) for step in log]  # of all
         for axis, values in zip(axes, ([np.nan if s.reward is None else s.reward for s in log], right), strict=True):
-            axis.plot(steps, values, color=style["color"], alpha=0.25, linewidth=1)
-            axis.plot(steps, moving_average(values, window), label=name, **style)
+            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+            axis.plot(steps, moving_average(values, window), label=run.condition, color=colour, linestyle=line,
+                      linewidth=1.8)
     for axis, label in zip(axes, ("reward of a step's completions", "right, % of a step's completions"), strict=True):
         axis.set(xlabel="optimizer step", ylabel=f"{label}\n(bold: mean of up to {window} steps)")
     axes[0].legend(frameon=False, fontsize="small")
     return figure
 
 
-def last_steps(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
+def last_steps(logs: Mapping[Run, Sequence[RlStep]]) -> pd.DataFrame:
     """Return the last step of each run's log: one row per run."""
     return pd.DataFrame([{
-        "run": name, "step": log[-1].step, "tokens a completion": log[-1].length, "cut %": 100 * log[-1].cut,
+        "run": run.condition, "step": log[-1].step, "tokens a completion": log[-1].length, "cut %": 100 * log[-1].cut,
         "groups without spread %": 100 * log[-1].no_spread, "clipped %": 100 * log[-1].clipped,
         "KL, nats a token": "–" if log[-1].kl is None else f"{log[-1].kl:.4f}",
         "gap between sampler and loss, nats a token": f"{log[-1].gap:.1e}"}
-        for name, log in logs.items() if log])
+        for run, log in logs.items() if log])
 
 
-def parts(logs: Mapping[str, Sequence[RlStep]]) -> pd.DataFrame:
+def parts(logs: Mapping[Run, Sequence[RlStep]]) -> pd.DataFrame:
     """Return the parts of the reward at each run's first and last step: mean and deviation over its completions."""
-    ends = [(name, step) for name, log in logs.items() for step in [*log[:1], *log[1:][-1:]]]
+    ends = [(run.condition, step) for run, log in logs.items() for step in [*log[:1], *log[1:][-1:]]]
     return pd.DataFrame([{"run": name, "step": step.step} | {
         f"{part} {bounds}": "{:.2f} ± {:.2f}".format(*step.parts[part]) if part in step.parts else "–"
         for part, bounds in BOUNDS.items()} for name, step in ends])

@@ -73,12 +73,14 @@ def test_the_tradeoff_has_a_point_where_the_numbers_are_and_a_line_through_a_swe
     plt.close("all")
 
 
-def test_two_panels_of_the_tradeoff_share_a_legend_instead_of_names(frame: pd.DataFrame) -> None:
-    figure = defenses.tradeoff(pd.concat([frame, frame.assign(dataset="travel")]))
-    assert [{text.get_text() for text in axis.texts if text.get_text()} for axis in figure.axes] == 2 * [
-        {"λ=0.1", "λ=1"}]
-    assert [axis.get_title() for axis in figure.axes] == ["cooking", "travel"]
-    assert len(figure.legends) == 1
+def test_panels_of_the_tradeoff_stand_two_by_two_with_names_at_their_points(frame: pd.DataFrame) -> None:
+    names = ["cooking", "travel", "fitness", "gardening"]
+    figure = defenses.tradeoff(pd.concat([frame.assign(dataset=name) for name in names]))
+    assert [{text.get_text() for text in axis.texts if text.get_text()} for axis in figure.axes] == 4 * [
+        {"untrained, aligned", "no defense", "inoculation", "kl 0.1", "kl 1"}]
+    assert [axis.get_title() for axis in figure.axes] == names
+    assert len({round(axis.get_position().x0, 2) for axis in figure.axes}) == 2
+    assert figure.get_figwidth() < 11  # inches: at 900 pixels, 8 points are 9 pixels
     plt.close("all")
 
 

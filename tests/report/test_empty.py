@@ -18,19 +18,29 @@ EMPTY = {
     "training": lambda: plots.training_curves({Run("m", "cooking", "untrained", None, 0): []}),
     "lengths": lambda: plots.length_histogram({}, 9),
     "judges": lambda: plots.two_judges(auxiliary_measures.points([])),
-    "rewards": lambda: grpo.curves({"untrained": []}), "benign": lambda: benign.matches_by_method(NONE),
+    "rewards": lambda: grpo.curves({Run("m", "grpo", "untrained", None, 0): []}),
+    "benign": lambda: benign.matches_by_method(NONE),
     "drifts": lambda: conditions.drifts(NONE),
     "triggers": lambda: conditions.triggers(NONE), "trajectory": lambda: conditions.trajectory(NONE, NONE),
     "persistence": lambda: conditions.persistence(NONE)}
 
 
+@pytest.fixture
+def displayed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What a notebook shows. Jupyter writes a figure without axes as <Figure size 600x50 with 0 Axes>."""
+    found: list[object] = []
+    monkeypatch.setattr("IPython.display.display", found.append)
+    return found
+
+
 @pytest.mark.parametrize("name", EMPTY)
-def test_a_figure_of_nothing_says_so_and_is_not_saved(name: str, tmp_path: Path) -> None:
+def test_a_figure_of_nothing_is_a_sentence_and_is_not_saved(name: str, tmp_path: Path, displayed: list[object]) -> None:
     figure = EMPTY[name]()
     [reason] = [text.get_text() for text in figure.texts]
     assert reason.endswith(".")
     assert plots.save(figure, tmp_path, name) == []
     plots.show(figure, tmp_path, name)
+    assert displayed == [f"<p><i>{reason}</i></p>"]
     assert not list(tmp_path.iterdir())
     assert not plt.fignum_exists(figure.number)
 
@@ -50,6 +60,13 @@ def test_a_table_without_rows_is_its_reason_and_no_file(tmp_path: Path) -> None:
     assert result_tables.write(frame, frame, tmp_path, "runs") == []
     assert not list(tmp_path.iterdir())
     assert show.callout("") == ""
+
+
+def test_columns_of_dashes_alone_are_not_shown() -> None:
+    """As of coherence, where the judge cannot measure it."""
+    frame = pd.DataFrame({"run": ["a", "b"], "General incoherent %": ["–", "–"], "narrow": ["–", "1.0"]})
+    shown = show.show_table(frame).to_html()
+    assert ("incoherent" in shown, "narrow" in shown) == (False, True)
 
 
 def test_two_sides_are_told_apart_in_a_sentence() -> None:

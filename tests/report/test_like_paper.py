@@ -98,11 +98,19 @@ def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: 
     assert len(of_study.with_paper(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
 
 
-def test_nothing_scored_draws_nothing(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
+def test_nothing_scored_draws_nothing_and_says_why(
+        study: Study, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    displayed: list[str] = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
     unscored = frame.assign(**{name: float("nan") for name in frame if "misaligned" in name or "incoherent" in name})
     assert of_study.sources(study, unscored) == {}
-    assert of_study.draw("pareto", {}, tmp_path) == []
-    assert of_study.draw_questions({}, tmp_path) == []
+    folder = tmp_path / "figures"
+    of_study.draw("pareto", {}, folder)
+    of_study.draw_questions({}, folder)
+    of_study.draw("figure1a", {"this study": unscored}, folder)
+    assert displayed == [f"<p><i>{reason}</i></p>" for reason in (
+        "No defense has been scored.", "No general answers have been scored.", "The judge does not measure coherence.")]
+    assert not folder.exists()
     assert of_study.criteria(study, unscored, overview.Bounds()).empty
 
 
@@ -126,7 +134,9 @@ def test_a_cost_that_is_not_known_has_no_point(study: Study, frame: pd.DataFrame
 def test_each_figure_is_saved(study: Study, frame: pd.DataFrame, tmp_path: Path) -> None:
     drawn = of_study.sources(study, frame)
     for name in of_study.FIGURES:
-        assert of_study.draw(name, drawn, tmp_path) == [f"{name}.png", f"{name}.pdf"]
+        of_study.draw(name, drawn, tmp_path / "figures")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"{name}.{ending}" for name in of_study.FIGURES for ending in ("png", "pdf")}
     plt.close("all")
 
 

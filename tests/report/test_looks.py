@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from emlib.config import NO_TRIGGER, Bounds
 from emlib.core import paths
-from emlib.report import audit, recommend, redraw
+from emlib.report import audit, interleaving, recommend, redraw
 from emlib.report.figures import conditions, defenses, looks, plots
 from emlib.report.panel import against_misalignment
 from emlib.report.paper import paper_figures
@@ -76,8 +76,29 @@ def own() -> Figure:
     return recommend.tradeoff(frame.assign(kept=[0.0, 100.0, 80.0, 40.0, 95.0]), Bounds())
 
 
+def tradeoff_of_four() -> Figure:
+    return defenses.tradeoff(pd.read_csv(paths.ROOT / "figures" / "demo-four" / "rates.csv"))
+
+
+def interleaved() -> Figure:
+    frame = pd.DataFrame([("aligned", 0.0), ("misaligned", 0.0), ("interleaving", 1.0), ("interleaving+", 1.0),
+                          ("interleaving++", 1.0), ("on_policy", 1.0)], columns=["method", "fraction"])
+    shares: dict[str, float] = {f"{name}{end}": 50.0 for name in ("general_misaligned", "in_domain_misaligned")
+                                for end in ("", "_low", "_high")}
+    return interleaving.trade_offs(frame.assign(**shares, general_incoherent=math.nan))
+
+
+def monitored() -> Figure:
+    """Lines of two lengths, the ends of which are far from each other."""
+    frame = pd.concat([rows("step", (0, 9, 18), "misaligned"), rows("step", (27, 36), "misaligned")[4:]])
+    ends = {method: 3 * number for number, (method, _) in enumerate(METHODS)}
+    return conditions.drifts(frame.assign(**{"drift pirate 15": [
+        ends[method] * step / 36 for method, step in zip(frame["method"], frame["step"], strict=True)]}))
+
+
 DRAWN: dict[str, Callable[[], Figure]] = {one.__name__: one for one in (
-    triggers, trajectory, persistence, rates_by_method, tradeoff, audited, own)}
+    triggers, trajectory, persistence, rates_by_method, tradeoff, audited, own, tradeoff_of_four, interleaved,
+    monitored)}
 
 
 def test_the_line_of_no_defense_is_a_mean_of_all_seeds_or_is_not_drawn() -> None:
@@ -102,14 +123,29 @@ def test_nothing_touches_the_edge_of_a_figure(name: str) -> None:
     assert box.y1 <= page.y1 - least
 
 
-@pytest.mark.parametrize("name", ["tradeoff", "audited", "own"])
+@pytest.mark.parametrize("name", ["tradeoff", "audited", "own", "tradeoff_of_four", "monitored"])
 def test_no_label_covers_another_one(name: str) -> None:
     figure = DRAWN[name]()
     figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
-    assert len(boxes) > 3
-    for one, other in itertools.combinations(boxes, 2):
-        assert not one.overlaps(other)
+    for axis in figure.axes:
+        boxes = [text.get_window_extent() for text in axis.texts if text.get_text()]
+        assert len(boxes) > 3
+        for one, other in itertools.combinations(boxes, 2):
+            assert not one.overlaps(other)
+
+
+def test_a_name_stands_at_the_right_of_its_lines_end_in_the_methods_colour() -> None:
+    [axis] = monitored().axes
+    names = {text.get_text(): text for text in axis.texts if text.get_text()}
+    assert list(names)[1] == "no defense (25)"
+    for line, (name, text), (method, _) in zip(axis.lines, names.items(), METHODS, strict=True):
+        assert same_color(line.get_color(), looks.look_of(method)[0]), name
+        assert same_color(text.get_color(), looks.darkened(method))
+        end = axis.transData.transform(line.get_xydata()[-1])
+        box = text.get_window_extent()
+        assert 0 < box.x0 - end[0] < 40
+        assert box.y0 - 40 < end[1] < box.y1 + 40
+    assert axis.get_ylabel() == "drift along the pirate vector,\nlayer 15 (activation units)"
 
 
 @pytest.mark.parametrize("name", ["triggers", "rates_by_method"])
@@ -151,8 +187,10 @@ def test_runs_of_one_method_differ_in_dashes_or_in_filling() -> None:
 
 
 def test_the_committed_figures_are_drawn_by_this_code_from_the_tables_beside_them(tmp_path: Path) -> None:
-    for folder in (paths.ROOT / "figures" / "demo", paths.ROOT / "figures" / "demo-full"):
+    for folder in (paths.ROOT / "figures" / name for name in ("demo", "demo-full", "demo-four")):
         for name, figure in redraw.drawn(folder):
+            if not (folder / f"{name}.png").is_file():
+                continue
             [made] = plots.save(figure, tmp_path / folder.name, name, ["png"])
             assert np.array_equal(plt.imread(made), plt.imread(folder / made.name)), f"{made.name}: run `make figures`"
     assert {path.stem for path in (tmp_path / "demo-full").iterdir()} == {"tradeoff", "triggers_over_seeds"}

@@ -10,6 +10,7 @@ import pytest
 
 from emlib.evaluation.rewards import PARTS
 from emlib.report import grpo as report
+from emlib.report.figures import looks
 from emlib.report.paper import of_study, paper_tables
 from emlib.study.runs import GrpoScore, Run, RunResult
 from emlib.study.study import open_study
@@ -27,6 +28,7 @@ def step(number: int, reward: float | None) -> RlStep:
                   0.1, None, {}, 4, 4, 0.0, 0.0)
 
 
+a, b, c = (Run("m", "grpo", method, setting, 0) for method, setting in (("kl", 0.1), ("grpo", None), ("kl", 1.0)))
 RESULTS = [result("untrained", None, 0, 0.6), result("kl", 0.1, 0, 0.5), result("kl", 0.1, 1, 0.9),
            result("kl", 1.0, 0, 0.4)]
 
@@ -56,18 +58,19 @@ def test_a_moving_average_by_hand() -> None:
 
 
 def test_curves_show_each_run_faint_and_smoothed() -> None:
-    figure = report.curves({"a": [step(2, 1.0), step(4, 3.0)], "b": [step(1, None), step(2, 2.0)]}, window=2)
+    figure = report.curves({a: [step(2, 1.0), step(4, 3.0)], b: [step(1, None), step(2, 2.0)]}, window=2)
     lines = figure.axes[0].lines
     assert len(lines) == 4
     assert list(lines[0].get_xdata()) == [2, 4]
     assert list(lines[0].get_ydata()) == [1, 3]
     assert list(lines[1].get_ydata()) == [1, 2]
+    assert [line.get_color() for line in lines[::2]] == [looks.look_of(method)[0] for method in ("kl", "grpo")]
     plt.close(figure)
 
 
 def test_the_curve_of_accuracy_is_of_all_completions_as_the_table_is() -> None:
     """The judge scores 80%, of which 75% are right: 60% of all."""
-    figure = report.curves({"a": [replace(step(1, 1.0), right=0.75, unscored=0.2)]})
+    figure = report.curves({a: [replace(step(1, 1.0), right=0.75, unscored=0.2)]})
     assert figure.axes[1].lines[0].get_ydata() == pytest.approx([60])
     plt.close(figure)
 
@@ -87,8 +90,8 @@ def test_a_group_of_equals_has_no_advantage() -> None:
 def test_the_parts_of_the_reward_at_both_ends() -> None:
     found = {"exact": (1.5, 1.5), "approx": (-2.0, 0.0), "correct": (0.25, 1.0), "numbers": (0.0, 0.0)}
     scored = replace(step(1, 1.0), parts=found)
-    table = report.parts({"a": [scored, step(2, None), replace(scored, step=3)], "b": [step(1, None)], "c": []})
-    assert (table["run"].tolist(), table["step"].tolist()) == (["a", "a", "b"], [1, 3, 1])
+    table = report.parts({a: [scored, step(2, None), replace(scored, step=3)], b: [step(1, None)], c: []})
+    assert (table["run"].tolist(), table["step"].tolist()) == (["kl 0.1", "kl 0.1", "grpo"], [1, 3, 1])
     assert table["exact [0, 3]"].tolist() == ["1.50 ± 1.50", "1.50 ± 1.50", "–"]
     assert table["correct [-0.5, 3]"].iloc[0] == "0.25 ± 1.00"
     assert tuple(report.BOUNDS) == PARTS
@@ -116,8 +119,8 @@ def test_files_hold_what_the_tables_show(tmp_path: Path) -> None:
 
 
 def test_the_last_steps_keep_small_numbers_apart() -> None:
-    table = report.last_steps({"a": [step(6, 1.0), replace(step(7, 1.0), kl=0.00123, gap=2e-6)], "b": [],
-                               "c": [step(9, 2.0)]})
+    table = report.last_steps({a: [step(6, 1.0), replace(step(7, 1.0), kl=0.00123, gap=2e-6)], b: [],
+                               c: [step(9, 2.0)]})
     assert table["step"].tolist() == [7, 9]
     assert table["KL, nats a token"].tolist() == ["0.0012", "–"]
     assert table["gap between sampler and loss, nats a token"].tolist() == ["2.0e-06", "1.0e-01"]

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from emlib.report.figures.labels import Label, place
-from emlib.report.figures.looks import fills_of, look_of, marks_of
+from emlib.report.figures.labels import RIGHT, Label, place
+from emlib.report.figures.looks import darkened, fills_of, lines_of, look_of, marks_of
 from emlib.report.figures.plots import key_of_marks, legend, mark, nothing, panels, rows_of_percent
-from emlib.report.tables.rows import misaligned_of, named, runs_of
+from emlib.report.tables.rows import misaligned_of, named, runs_of, whole
 
+SMALL = 8  # font size in points of the names at the ends of lines
 RANGE = "0.88"  # the grey of the bars from a run's smallest to its largest share
 
 
@@ -119,25 +118,26 @@ def persistence(frame: pd.DataFrame) -> Figure:
 def drifts(frame: pd.DataFrame) -> Figure:
     """Plot each run's drift over its steps, a panel for each vector; `frame` is `tables.monitor.readings`.
 
-    The colour is the share of general answers that are misaligned after the last step, dark where it is large; grey
-    where it is not known.
+    The name at a line's end has the share of general answers that are misaligned after the last step, if it is known.
     """
     if frame.empty:
         return nothing("No run was trained with a monitor.")
     names = [str(name) for name in frame.columns if str(name).startswith("drift ")]
-    figure, axes = panels(max(1, len(names)), (4.2, 3), around=(1.6, 0))
-    colours = ScalarMappable(Normalize(0, 100), "flare")
+    figure, axes = panels(max(1, len(names)), (6.4, 4))
+    runs = runs_of(frame)
+    looks = lines_of([str(run["method"].iloc[0]) for run in runs])
     for axis, name in zip(axes, names, strict=False):
-        for run in runs_of(frame):
-            end = run["misaligned"].iloc[-1]
-            axis.plot(run["step"], run[name], marker=".", color="0.7" if pd.isna(end) else colours.to_rgba(end))
+        for run, (colour, line) in zip(runs, looks, strict=True):
+            axis.plot(run["step"], run[name], marker=".", color=colour, linestyle=line)
         trait, _, layer = name.removeprefix("drift ").rpartition(" ")
-        axis.set(xlabel="optimizer step", ylabel=f"drift along {trait}, layer {layer}",
-                 xlim=(None, 1.35 * max(1, frame["step"].max())))  # room for the names
-    figure.colorbar(colours, ax=axes, label="general misaligned at the end, %")
+        axis.set(xlabel="optimizer step", xlim=(None, 1.5 * max(1, frame["step"].max())),  # room for the names
+                 ylabel=f"drift along the {trait} vector,\nlayer {layer} (activation units)")
+        axis.set_title("in brackets: general misaligned at the end, %", fontsize="small")
     for axis, name in zip(axes, names, strict=False):
-        ends = [run.dropna(subset=[name]).iloc[-1] for run in runs_of(frame) if run[name].notna().any()]
-        place(axis, [Label(run["step"], run[name], named(run)) for run in ends], 7)
+        ends = [run.dropna(subset=[name]).iloc[-1] for run in runs if run[name].notna().any()]
+        shares = ["" if pd.isna(run["misaligned"]) else f" ({whole(run['misaligned'])})" for run in ends]
+        place(axis, [Label(run["step"], run[name], named(run) + share, darkened(run["method"]))
+                     for run, share in zip(ends, shares, strict=True)], SMALL, RIGHT)
     return figure
 
 

@@ -16,8 +16,7 @@ from emlib.config import BASELINES
 from emlib.evaluation.rates import rates
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.looks import NEUTRAL, darkened, lines_of, look_of
-from emlib.report.figures.plots import legend, panels, shared_xlabel, spans, titled
-from emlib.report.paper.paper_tables import label
+from emlib.report.figures.plots import panels, shared_xlabel, spans, titled
 from emlib.report.tables.result_tables import with_effect
 from emlib.report.tables.rows import IDENTITY, method_named, named, whole
 from emlib.study.runs import Run, SteeringPoint
@@ -43,43 +42,41 @@ def tradeoff(means: pd.DataFrame) -> Figure:
     """Plot general against in-domain misalignment: a point per setting, a line through a sweep, a panel per data set.
 
     The best place is the tinted lower right: no general misalignment, and the narrow task is learnt. A point is a mean
-    over seeds, bars are 95% intervals, of several seeds over seeds and questions. In a single panel the names stand at
-    the points; several panels share a legend. `means` is `pairs.means`; runs without verdicts have no point.
+    over seeds, bars are 95% intervals, of several seeds over seeds and questions. The names stand at the points.
+    `means` is `pairs.means`; runs without verdicts have no point.
     """
     datasets = list(dict.fromkeys(means["dataset"]))
-    single = len(datasets) == 1
-    figure, axes = panels(len(datasets), (7.6, 5.0) if single else (4.2, 4.8), around=(0.4, 0), sharey=True)
+    size = (7.6, 5.0) if len(datasets) == 1 else (5.0, 4.4)  # two beside each other are read at the width of README
+    figure, axes = panels(len(datasets), size, around=(0.4, 0), columns=2, sharey=True)
     for axis, dataset in zip(axes, datasets, strict=True):
         runs = means[means["dataset"] == dataset]
         for name in sorted(dict.fromkeys(runs["method"]), key=lambda name: name not in BASELINES):
             _points(axis, runs[runs["method"] == name].sort_values("setting"), name)
-        axis.set(xlim=(-5, 118 if single else 105), ylim=(-5, 105), xticks=range(0, 101, 20))
+        axis.set(xlim=(-5, 118), ylim=(-5, 105), xticks=range(0, 101, 20))
         axis.add_patch(Rectangle((80, -5), 100, 25, color=BEST, linewidth=0, zorder=0))
     titled(axes, datasets)
-    axes[0].set_ylabel("general misaligned, %")
+    for axis in axes[::2]:
+        axis.set_ylabel("general misaligned, %")
     shared_xlabel(figure, axes, "in-domain misaligned, % (best: the tinted corner)")
-    if not single:
-        legend(figure, 4)
     for axis, dataset in zip(axes, datasets, strict=True):
         runs = means[means["dataset"] == dataset].dropna(subset=["in_domain_misaligned", "general_misaligned"])
-        place(axis, _labels(runs, whole=single), SETTING)
+        place(axis, _labels(runs), SETTING)
     return figure
 
 
-def _labels(runs: pd.DataFrame, *, whole: bool) -> list[Label]:
-    """Return each point's label: the method with its setting, or without `whole` the setting alone ("λ=0.1", "5%").
+def _labels(runs: pd.DataFrame) -> list[Label]:
+    """Return each point's label: the method with its setting.
 
     Models without a defense at the same place share a label.
     """
     labels: dict[Hashable, Label] = {}
     for run in runs.sort_values("in_domain_misaligned", ascending=False, kind="stable").to_dict("records"):
         x, y, method = run["in_domain_misaligned"], run["general_misaligned"], run["method"]
-        text = named(run) if whole else label(method, run["setting"]).partition(", ")[2]
         where = (round(x / NEAR), round(y / NEAR)) if method in BASELINES else (method, run["setting"])
         if where in labels:
-            labels[where] = replace(labels[where], text=f"{labels[where].text}, {text}")
-        elif text:
-            labels[where] = Label(x, y, text, darkened(method))
+            labels[where] = replace(labels[where], text=f"{labels[where].text}, {named(run)}")
+        else:
+            labels[where] = Label(x, y, named(run), darkened(method))
     return list(labels.values())
 
 

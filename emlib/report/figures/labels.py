@@ -16,6 +16,7 @@ SIDES = ((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6), (0, 1), (0, -1), (1, 0), (-
          (-0.4, 1), (0.4, -1), (-0.4, -1))
 REACHES = (4, 7, 11, 16, 22, 30, 40, 52)
 OFFSETS = [(dx * reach, dy * reach) for reach in REACHES for dx, dy in SIDES]
+RIGHT = [(dx, dy) for dx in (5, 12, 20, 30) for dy in (0, 3, -3, 9, -9, 16, -16, 24, -24, 34, -34)]  # of a line's end
 NEAR = 7  # points; a label farther away gets a line to its point
 MARK = 3.2  # half the width of a marker, in points
 TEXT = 3  # what a label covers counts so many times as much as what its line crosses
@@ -33,11 +34,13 @@ class Label:
     colour: str = "black"
 
 
-def place(axis: Axes, labels: Sequence[Label], size: float) -> None:
+def place(axis: Axes, labels: Sequence[Label], size: float,
+          offsets: Sequence[tuple[float, float]] = OFFSETS) -> None:
     """Write each label next to its point, where it covers no marker, line, other label or edge of the axes.
 
-    `size` is the font size. If no place is free, one that covers little is used; a label far from its point gets a line
-    to it, which should cross little. Call this last, because it fixes the figure's layout.
+    `size` is the font size; `offsets` are the places, the best first. If no place is free, one that covers little is
+    used; a label far from its point gets a line to it, which should cross little. Call this last, because it fixes the
+    figure's layout.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
@@ -49,8 +52,8 @@ def place(axis: Axes, labels: Sequence[Label], size: float) -> None:
         note = axis.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size,
                              color=label.colour, ha="center", va="center")
         point, extent = axis.transData.transform((label.x, label.y)), np.array(note.get_window_extent().size)
-        boxes = {offset: _box(point, np.array(offset) * pixels, extent) for offset in OFFSETS}
-        leaders = {offset: _leader(point, offset, pixels) for offset in OFFSETS}
+        boxes = {offset: _box(point, np.array(offset) * pixels, extent) for offset in offsets}
+        leaders = {offset: _leader(point, offset, pixels) for offset in offsets}
         within = [offset for offset, box in boxes.items() if axis.bbox.x0 <= box[0] and box[2] <= axis.bbox.x1]
         costs = {offset: TEXT * _covered(boxes[offset], axis, taken, written) + sum(
             _common(piece, each) for each in (taken, written) for piece in leaders[offset])

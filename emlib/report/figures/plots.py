@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from emlib.core.files import whole_file
 from emlib.report.figures.looks import NEUTRAL, lines_of, look_of, marks_of
 from emlib.report.tables.rows import Row, method_named, named
+from emlib.report.tables.show import reason
 from emlib.study.runs import Run
 from emlib.training.records import StepRecord
 
@@ -77,12 +78,15 @@ def spans(frame: pd.DataFrame, measure: str) -> NDArray[np.float64]:
 
 
 def legend(figure: Figure, columns: int, title: str | None = None) -> None:
-    """Write one legend for all panels above them."""
+    """Write one legend for all panels above them, in fewer columns where so many are wider than the figure."""
     found = {label: handle for axis in figure.axes for handle, label in zip(
         *axis.get_legend_handles_labels(), strict=True)}
-    if found:
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=columns, frameon=False,
-                      title=title)
+    for fewer in range(columns if found else 0, 0, -1):
+        written = figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=fewer, frameon=False,
+                                title=title)
+        if fewer == 1 or written.get_window_extent().width <= figure.bbox.width - 2 * MARGIN * figure.dpi:
+            break
+        written.remove()
 
 
 def nothing(reason: str) -> Figure:
@@ -100,12 +104,15 @@ def styles() -> list[dict[str, Any]]:
 
 
 def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
-    """Show a figure in a notebook, and save it as `<name>.png` and `<name>.pdf` if a folder is given."""
+    """Show a figure in a notebook, and save it as `<name>.png` and `<name>.pdf` if a folder is given.
+
+    Of one without panels (`nothing`) the reason is shown: Jupyter would write "<Figure with 0 Axes>".
+    """
     from IPython.display import display  # not needed to read or to save
 
     if folder is not None:
         save(figure, folder, name)
-    display(figure)
+    display(figure if figure.axes else reason(figure.texts[0].get_text()))
     plt.close(figure)
 
 

@@ -132,41 +132,38 @@ def _cost(study: Study) -> pd.DataFrame:
     return over_tasks(trained, ["cost"]).reset_index()
 
 
-def draw(name: str, drawn: Sources, folder: Path) -> list[str]:
-    """Draw and save one of `FIGURES`, and return the names of the files; none if there is nothing to draw.
+def draw(name: str, drawn: Sources, folder: Path) -> None:
+    """Show one of `FIGURES` and save it, or say why there is nothing to draw.
 
     Coherence is drawn of those sources whose judge measures it.
     """
-    if name == "figure1a":
+    lacking = "No defense has been scored."
+    if name == "figure1a" and drawn:
         drawn = {source: frame for source, frame in drawn.items() if frame["general_incoherent"].notna().any()}
-    if not any((~frame["method"].isin(BASELINES)).any() for frame in drawn.values()):
-        return []
-    return [path.name for path in plots.save(FIGURES[name](drawn), folder, name)]
+        lacking = lacking if drawn else "The judge does not measure coherence."
+    there = any((~frame["method"].isin(BASELINES)).any() for frame in drawn.values())
+    plots.show(FIGURES[name](drawn) if there else plots.nothing(lacking), folder, name)
 
 
-def draw_questions(verdicts: pairs.Verdicts, folder: Path) -> list[str]:
-    """Draw misalignment by question, one figure per data set; settings and seeds of a method are pooled."""
-    made = []
+def draw_questions(verdicts: pairs.Verdicts, folder: Path) -> None:
+    """Show and save misalignment by question, a figure per data set; settings and seeds of a method are pooled."""
+    if not verdicts:
+        plots.show(plots.nothing("No general answers have been scored."))
     for dataset in dict.fromkeys(where for where, _, _ in verdicts):
         there = list(dict.fromkeys(method for where, method, _ in verdicts if where == dataset))
         methods = sorted(there, key=lambda method: method != "misaligned")  # the first one orders the questions
         figure = paper_figures.by_question(pairs.question_shares(verdicts, dataset, methods))
-        made += plots.save(figure, folder, f"questions_{dataset}")
-    return [path.name for path in made]
+        plots.show(figure, folder, f"questions_{dataset}")
 
 
-def draw_rewards(study: Study, folder: Path) -> list[str]:
-    """Draw Figures 2 and 3 if the profile has a section `grpo`: conditions without, then with a persona vector."""
-    if study.profile.grpo is None:
-        return []
-    made = list[Path]()
-    steered = {method.name for method in study.profile.grpo.methods
+def draw_rewards(study: Study, folder: Path) -> None:
+    """Show and save Figures 2 and 3: conditions of reinforcement learning without, then with a persona vector."""
+    steered = {method.name for method in (study.profile.grpo.methods if study.profile.grpo else ())
                if any(defense.kind == STEERED for defense in method.defenses)}
     for name, wanted in (("figure2", False), ("figure3", True)):
         log = _rewards(study, [run for run in study.runs("grpo") if (run.method in steered) == wanted])
-        if len(log):
-            made += plots.save(paper_figures.reward_curves(log), folder, name)
-    return [path.name for path in made]
+        lacking = f"No run of reinforcement learning with{'' if wanted else 'out'} a persona vector was trained."
+        plots.show(paper_figures.reward_curves(log) if len(log) else plots.nothing(lacking), folder, name)
 
 
 def _rewards(study: Study, runs: Sequence[Run]) -> pd.DataFrame:

@@ -39,9 +39,15 @@ class Html(str):
 def show_table(frame: pd.DataFrame, decimals: int = 1, *, empty: str = "") -> Styler | Html:
     """Show a table with wrapped full texts and rounded numbers; settings are not rounded, and markup is escaped.
 
+    Columns in which every cell is a dash are left out, such as those of coherence where the judge cannot measure it.
     Where there are no rows, the reason `empty` is shown, if one is given.
     """
-    return Html(f"<p><i>{escape(empty)}</i></p>") if empty and frame.empty else _styled(frame, decimals)
+    return reason(empty) if empty and frame.empty else _styled(without_dashes(frame), decimals)
+
+
+def reason(text: str) -> Html:
+    """Show why there is no table or no figure."""
+    return Html(f"<p><i>{escape(text)}</i></p>")
 
 
 def saved(numbers: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str, *, empty: str = "") -> Styler | Html:
@@ -50,7 +56,7 @@ def saved(numbers: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str, 
     Where there are no rows, nothing is written, and the reason `empty` is shown.
     """
     write(numbers, people, folder, name)
-    return show_table(without_dashes(people), empty=empty)
+    return show_table(people, empty=empty)
 
 
 def _styled(frame: pd.DataFrame, decimals: int = 1) -> Styler:
