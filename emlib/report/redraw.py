@@ -28,9 +28,9 @@ DRAWN: dict[tuple[str, str], Callable[[pd.DataFrame], Figure]] = {
 
 
 def drawn(folder: Path) -> Iterator[tuple[str, Figure]]:
-    """Draw each figure whose table is in the folder, and name it."""
+    """Draw each figure that is in the folder with its table, and name it."""
     for (name, table), draw in DRAWN.items():
-        if (path := folder / f"{table}.csv").is_file():
+        if (path := folder / f"{table}.csv").is_file() and (folder / f"{name}.png").is_file():
             yield name, draw(pd.read_csv(path))
 
 
