@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from emlib.config import Monitor as Settings
 from emlib.config import Sampling
+from emlib.core import digests
 from emlib.core.errors import EmlibError
-from emlib.core.files import append_record, write_records
+from emlib.core.files import append_record, write_records, write_text
 from emlib.core.progress import say
 from emlib.core.records import Question
 from emlib.data.chat import Encoded
@@ -43,6 +44,7 @@ from emlib.training.ranks import Ranks
 
 ANSWERS, DIRECTIONS = "answers.json", "directions.safetensors"
 LOSSES = ("held_out", "pool")  # of these rows, in files of these names
+MONITORED_BY = "monitored_by.txt"  # beside a run's readings: the digest of what they are read from
 
 
 def write_inputs(folder: Path, rows: Mapping[str, Sequence[Encoded]], answers: Sequence[Encoded],
@@ -56,6 +58,12 @@ def write_inputs(folder: Path, rows: Mapping[str, Sequence[Encoded]], answers: S
     write_rows(folder / ANSWERS, answers)
     named = {f"{trait} {layer}": vector for (trait, layer), vector in directions.items()}
     tensors.save(folder / DIRECTIONS, named, {**facts, "order": list(named)})
+
+
+def digest_of(folder: Path) -> str:
+    """Return the digest of what `write_inputs` wrote into a folder."""
+    names = (ANSWERS, DIRECTIONS, *(f"{name}.json" for name in LOSSES))
+    return digests.of_value({name: digests.of_file(folder / name) for name in names if (folder / name).is_file()})
 
 
 class ModelReader:
@@ -182,7 +190,8 @@ class Watch:
 class Monitoring:
     """The readings of a run of `total` steps, of which `done` are taken, in `folder`; None: another process writes.
 
-    A run that is killed and resumed has the same readings: those after the last checkpoint are made again.
+    A run that is killed and resumed has the same readings: those after the last checkpoint are made again. If another
+    monitor reads it then, the readings of the former one are dropped.
     """
 
     def __init__(self, watch: Watch | None, model: nn.Module, batch_size: int, folder: Path | None, *, done: int,
@@ -192,9 +201,22 @@ class Monitoring:
         if watch is not None:
             self.monitor = ModelReader(model, watch.inputs, batch_size)
             if folder is not None:
+                self._drop_those_of_another(folder, digest_of(watch.inputs))
                 write_records(folder / READINGS, self.readings)
             if not self.readings:
                 self._add(self.monitor.base)
+
+    def _drop_those_of_another(self, folder: Path, digest: str) -> None:
+        """Drop the readings that are not known to be of the monitor with this digest, and write the digest."""
+        file = folder / MONITORED_BY
+        if file.is_file() and file.read_text(encoding="utf-8") == digest:
+            return
+        if self.readings:
+            say(f"monitor: it was changed since this training began, so its readings up to step "
+                f"{self.readings[-1].step} are dropped. The next one is after the step with which the training goes on.")
+            self.readings = []
+            write_records(folder / READINGS, [])  # before the digest: a kill in between leaves no mixture
+        write_text(file, digest)
 
     @property
     def shown(self) -> dict[str, str]:

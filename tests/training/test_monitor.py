@@ -27,7 +27,7 @@ from emlib.models.load import ChatModel, stop_tokens
 from emlib.steering.steer import steer
 from emlib.training import live
 from emlib.training.bench import killed
-from emlib.training.monitor import ModelReader, Watch, write_inputs
+from emlib.training.monitor import MONITORED_BY, ModelReader, Watch, write_inputs
 from emlib.training.objective import Objective
 from emlib.training.sft import fine_tune
 from tests.made import planted, some_rows
@@ -116,6 +116,29 @@ def test_no_weight_changes_by_it_and_a_killed_run_has_the_same_readings(
     assert [one.step for one in read_readings(tmp_path / "read")] == [0, 3, 6, 8]
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "read")
     assert read_readings(tmp_path / "read")[-1].kl
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["another monitor", "not known"])
+def test_a_run_that_is_resumed_under_another_monitor_has_the_readings_of_that_one_alone(
+        tiny: ChatModel, answers: list[Encoded], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        known: bool) -> None:
+    for name in ("first", "second", "run"):
+        (tmp_path / name).mkdir()
+    first = Watch(inputs(tiny, tmp_path / "first", answers), Settings(every=2))
+    second = Watch(inputs(tiny, tmp_path / "second", answers[:1]), Settings(every=2))
+    trained(tiny, tmp_path / "whole", second)
+    whole = {reading.step: reading for reading in without_seconds(tmp_path / "whole")}
+    with adapters.new_lora(tiny.model, LORA, 0) as model, killed(2):  # after step 4
+        fine_tune(model, some_rows(8), SETTINGS, seed=0, folder=tmp_path / "run", watch=first)
+    assert [reading.step for reading in read_readings(tmp_path / "run")][:3] == [0, 2, 4]
+    if not known:  # as an earlier version of emlib leaves it
+        (tmp_path / "run" / MONITORED_BY).unlink()
+    capsys.readouterr()
+    trained(tiny, tmp_path / "run", second)
+    found = without_seconds(tmp_path / "run")
+    assert [reading.step for reading in found] == [0, 6, 8]
+    assert found == [whole[reading.step] for reading in found]
+    assert "its readings up to step 4 are dropped" in "".join(capsys.readouterr())
 
 
 def test_the_model_is_read_without_what_its_defense_adds_while_training(
