@@ -32,6 +32,8 @@ def scalars(study: Study, run: Run) -> Iterator[tuple[str, float, int]]:
 def write(study: Study, folder: Path) -> int:
     """Write a folder of event files for each run that has trained, and return how many there are.
 
+    Those that an earlier call wrote for the run are removed: TensorBoard shows all files of a folder as one run.
+
     Raises:
         EmlibError: TensorBoard is not installed.
     """
@@ -43,6 +45,8 @@ def write(study: Study, folder: Path) -> int:
     runs = [run for run in study.runs() if study.log(run)]
     for run in runs:
         name = "_".join(map(str, (run.task, run.condition.replace(" ", "_"), "seed", run.seed)))
+        for earlier in (folder / name).glob("events.out.tfevents.*"):
+            earlier.unlink()
         with SummaryWriter(str(folder / name)) as writer:
             for tag, value, step in scalars(study, run):
                 writer.add_scalar(tag, value, step)

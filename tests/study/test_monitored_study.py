@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -227,3 +230,27 @@ def test_tensorboard_has_each_number_at_its_step(study: Study, monkeypatch: pyte
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmlibError, match="TensorBoard is not installed"):
         tensorboard.write(study, tmp_path)
+
+
+def test_tensorboard_shows_a_run_once_however_often_it_is_written(
+        study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It would show the curves of an adapter trained before the profile was edited, and of the present one, as one."""
+    class Writer(nullcontext[None]):
+        made = 0
+
+        def __init__(self, folder: str) -> None:
+            super().__init__()
+            Path(folder).mkdir(exist_ok=True)
+            (Path(folder) / f"events.out.tfevents.{Writer.made}").touch()
+            Writer.made += 1
+
+        def __enter__(self) -> Any:
+            return self
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(Study, "log", lambda self, run: [StepRecord(1, 2.5, 1e-3, 1.0, 9, 3, 0.1, {})])
+    assert tensorboard.write(study, tmp_path) == tensorboard.write(study, tmp_path) == len(study.runs())
+    assert len(list(tmp_path.rglob("events.*"))) == len(study.runs())
