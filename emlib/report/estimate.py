@@ -119,7 +119,8 @@ class Estimate:
         """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
         planned, sizes = {planned.run for planned in self.plan.runs}, Sizes()
         done = [(self.study.task(run).adapter(run).cost(sizes), row)  # without adapters of attacks on the run
-                for run, row in results.read(self.study.folder, "narrow") if run in planned and row["train_tokens"]]
+                for run, row in results.read(self.study.folder, self.study.profile, "narrow")
+                if run in planned and row["train_tokens"]]
         sampled = answered(self.study.store, self.study.profile.model)
         trained = Work(train=sum(work.train for work, _ in done), read=sum(work.read for work, _ in done))
         pairs = [(f"tokens of {len(done)} trained runs", trained.train, sum(row["train_tokens"] for _, row in done)),

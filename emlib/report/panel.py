@@ -163,21 +163,22 @@ def against_misalignment(panel: pd.DataFrame, rates: pd.DataFrame) -> Figure:
 
 
 def write(study: Study) -> list[Path]:
-    """Write `panel.csv`, its tables, and the figure of results against general misalignment; nothing without results.
+    """Write `panel.csv`, its tables, and the figure of results against general misalignment.
 
-    The figure needs runs with verdicts.
+    Without results their files are removed. The figure needs runs with verdicts.
     """
+    study.write_results()  # the table and the figure are of the profile that is recorded then
     frame = numbers(study)
-    if frame.empty:
-        return []
-    write_text(study.folder / FILE, frame.to_csv(index=False))
-    written = [study.folder / FILE, *result_tables.write(frame, readable(frame), study.folder / "tables", "panel")]
+    written = result_tables.write(frame, readable(frame), study.folder / "tables", "panel")
     results = [result for run in study.runs() if (result := study.result(run)) is not None]
-    if results:
-        figure = against_misalignment(frame, result_tables.numbers(results))
-        written += plots.save(figure, study.folder / "figures", "panel")
-        plt.close(figure)
-    return written
+    figure = against_misalignment(frame, result_tables.numbers(results)) if written and results else plots.nothing("")
+    written += plots.save(figure, study.folder / "figures", "panel")
+    plt.close(figure)
+    if frame.empty:
+        (study.folder / FILE).unlink(missing_ok=True)
+        return written
+    write_text(study.folder / FILE, frame.to_csv(index=False))
+    return [study.folder / FILE, *written]
 
 
 @ends_with_message(status=2)

@@ -12,18 +12,21 @@ import pandas as pd
 from emlib.config import QUESTION_SETS, Profile, datasets_of
 from emlib.config.benign import dataset_name
 from emlib.core.files import write_text
-from emlib.study.runs import Run, RunResult, Section
+from emlib.study.runs import SECTIONS, Run, RunResult, Section
+from emlib.study.stamps import RESULTS, is_recorded
 from emlib.study.tasks import GRPO
 
-FILES: dict[Section, str] = {"narrow": "results.csv", "benign": "benign.csv", "grpo": "grpo.csv"}
+FILES: dict[Section, str] = dict(zip(SECTIONS, RESULTS, strict=True))
 
 
 def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[RunResult]]) -> list[Path]:
-    """Write the files of those sections that have a finished run. Return their paths."""
+    """Write the files of those sections that have a finished run, and remove those of others. Return their paths."""
     written = []
     for section, results in finished.items():
-        if results:
-            path = folder / FILES[section]
+        path = folder / FILES[section]
+        if not results:
+            path.unlink(missing_ok=True)
+        else:
             frame = pd.DataFrame([row(profile, section, result) for result in results])
             whole = [name for name in ("tier", "train_tokens") if name in frame]  # integers that may be missing
             write_text(path, frame.astype(dict.fromkeys(whole, "Int64")).to_csv(index=False))
@@ -31,10 +34,10 @@ def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[Ru
     return written
 
 
-def read(folder: Path, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Yield each row of a section's file: its run, and all its values by column."""
+def read(folder: Path, profile: Profile, section: Section) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Yield each row of a section's file: its run, and all its values by column; none of another profile's results."""
     path = folder / FILES[section]
-    if not path.is_file():
+    if not (path.is_file() and is_recorded(profile, folder)):
         return
     for row in pd.read_csv(path, dtype={"tier": "Int64"}).to_dict("records"):
         values: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in row.items()}

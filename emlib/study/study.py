@@ -77,7 +77,10 @@ class Study:
         return ownership.base_of(self.name)
 
     def record(self) -> None:
-        """Write the whole profile into the folder of results, and claim the folder for it."""
+        """Write the whole profile into the folder of results, and claim the folder for it.
+
+        If it was edited since its results were written, these are removed: `write_results` writes them anew.
+        """
         if self.stated_in is not None:
             ownership.claim(self.stated_in)
         precision.record(self.profile, self.name)
@@ -353,6 +356,7 @@ class Study:
         for name in self.profile.absent:
             say(f"evaluation or persistence names the method '{name}', which this profile does not have.")
         self._make({run: [*self.task(run).evaluation(run).values(), *steps] for run, steps in further.items() if steps})
+        self.write_results()  # the tables of these evaluations are of the profile that is recorded then
 
     def measures(self, run: Run) -> list[Step]:
         """Return the steps of the profile's auxiliary measures: a second judge, projections, multiple choice."""
@@ -442,7 +446,10 @@ class Study:
         return found
 
     def write_results(self) -> list[Path]:
-        """Write `results.csv`, `benign.csv` and `grpo.csv`, each if it has a finished run. Return their paths."""
+        """Write `results.csv`, `benign.csv` and `grpo.csv`, each if it has a finished run. Return their paths.
+
+        Files without a finished run, such as those of a profile that was edited since, are removed.
+        """
         self.record()
         return results.write(self.folder, self.profile, {section: [
             result for run in self.runs(section) if (result := self.result(run)) is not None] for section in SECTIONS})

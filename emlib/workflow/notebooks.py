@@ -11,6 +11,7 @@ kept beside it.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -34,6 +35,7 @@ from emlib.core.files import whole_file
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import FOUND, MARK
 from emlib.core.temporary import remove_unfinished, socket_folder, sweep, temporary_folder
+from emlib.study import stamps
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
 from emlib.workflow.chapters import chapters, former_names
@@ -71,10 +73,13 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
     """
     check_parameters(chapter, parameters)
     failed = out.with_name(f"{out.stem}.failed.ipynb")
+    stamp = stamps.of_profile(parameters["profile"]) if "profile" in parameters else ""
     with whole_file(out) as unfinished:
         try:
             _papermill(chapter, parameters, unfinished)
+            _sign(unfinished, stamp)
         except PapermillExecutionError as error:
+            _sign(unfinished, stamp)
             os.replace(unfinished, failed)
             raise NotebookError(f"{chapter}, cell {error.cell_index}: {_reason(error.ename, error.evalue)}\n"
                                 f"The notebook up to this cell: {failed}") from error
@@ -84,6 +89,13 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
                                 "Finished artefacts are kept.") from error
     failed.unlink(missing_ok=True)
     return out
+
+
+def _sign(executed: Path, stamp: str) -> None:
+    """Write the stamp of the profile that a notebook ran for into its metadata."""
+    book = json.loads(executed.read_text(encoding="utf-8"))
+    book["metadata"]["made_with"] = stamp
+    executed.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _reason(kind: str, message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from emlib.core.errors import NotebookError
 from emlib.report.book import chapters, claims, extension, pages
 from emlib.report.book.build import build, progress
 from emlib.report.tables.result_tables import MEASURES
+from emlib.study import stamps
 from emlib.study.study import open_study
 from emlib.workflow.chapters import former_names
 from emlib.workflow.graph import concerns
@@ -115,7 +117,8 @@ def test_finished_runs_are_counted_by_section(tmp_path: Path, monkeypatch: pytes
     study = open_study("tiny")
     narrow, benign, grpo = (len(study.runs(section)) for section in ("narrow", "benign", "grpo"))
     study.folder.mkdir(parents=True)
-    (study.folder / "results.csv").write_text("model\nm\nm\n")
+    study.record()
+    (study.folder / "results.csv").write_text("model,dataset,method,setting,seed\n" + "m,cooking,kl,0.1,0\n" * 2)
     assert progress(study) == (f"Finished: 2 of {narrow} runs on narrow data, 0 of {benign} runs on benign tasks, "
                                f"0 of {grpo} runs of reinforcement learning.")
 
@@ -199,6 +202,46 @@ def test_a_chapter_is_run_failed_missing_or_of_another_profile(tmp_path: Path) -
     expected = {"02_baselines": "run", "05_kl": "failed", "06_ldifs": "run", "07_persona_steering": "missing",
                 "17_your_own_data": "elsewhere"}
     assert {name: state[name] for name in expected} == expected
+
+
+def test_a_chapter_that_ran_before_the_profile_was_edited_is_not_run(tmp_path: Path) -> None:
+    """One without a stamp is of an earlier version; it counts if its chapter is the profile's."""
+    profile = load_profile("demo")
+    [now] = stamps.present(profile, tmp_path)
+    former = now[:-16] + "0" * 16
+    (tmp_path / "notebooks").mkdir()
+    for name, stamp in {"01_data": now, "02_baselines": former, "05_kl.failed": former, "06_ldifs": former,
+                        "06_ldifs.failed": now, "17_your_own_data": former, "13_grpo": ""}.items():
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(json.dumps({"metadata": {"made_with": stamp}}))
+    found = chapters.chapters_of(profile, tmp_path)
+    state = {chapter.name: chapter.state for chapter in found}
+    expected = {"01_data": "run", "02_baselines": "former", "05_kl": "former", "06_ldifs": "failed",
+                "17_your_own_data": "elsewhere", "13_grpo": "run"}
+    assert {name: state[name] for name in expected} == expected
+    front = pages.front("demo", profile, found, "0 of 15 runs.", pages.Findings([], None), None)
+    assert "- [02_baselines](chapters/02_baselines.ipynb): " in front
+    assert front.count("(not run since the profile was edited)\n") == 2
+    for chapter in found:
+        if chapter.state == "former":
+            assert "has not been run since the profile was edited" in pages.placeholder(chapter, "demo")
+
+
+def test_tables_and_figures_of_the_former_profile_are_named_and_not_shown(tmp_path: Path) -> None:
+    for kind, endings in (("tables", ("md", "tex")), ("figures", ("png",))):
+        (tmp_path / kind).mkdir()
+        for name, stamp in (("rates", "emlib-profile-" + "0" * 16), ("own", ""), ("mine", ""), ("tradeoff", "")):
+            for ending in endings:
+                (tmp_path / kind / f"{name}.{ending}").write_text(f"text of {name} {stamp}")
+    profile = load_profile("demo")  # it has no data of one's own
+    for kind, page, ending, known in (("tables", pages.tables_page, "tex", pages.TABLES),
+                                      ("figures", pages.figures_page, "png", pages.FIGURES)):
+        former = chapters.former(profile, tmp_path, (tmp_path / kind).glob(f"*.{ending}"), known)
+        assert former == ["own", "rates"]
+        shown, left_out = page(tmp_path, former).split("Not shown, because the profile was edited since they were made")
+        assert "rates" not in shown
+        assert "## mine\n" in shown
+        assert "tradeoff" in shown
+        assert left_out.count("`") == 4
 
 
 def test_the_front_page_says_what_is_missing() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from emlib.report import audit, benign, grpo
 from emlib.report.figures import conditions, plots
+from emlib.report.paper import paper_tables
+from emlib.report.paper.paper_tables import Cell
 from emlib.report.tables import auxiliary_measures, result_tables, show
 from emlib.study.runs import Run
 
@@ -43,6 +45,23 @@ def test_a_figure_of_nothing_is_a_sentence_and_is_not_saved(name: str, tmp_path:
     assert displayed == [f"<p><i>{reason}</i></p>"]
     assert not list(tmp_path.iterdir())
     assert not plt.fignum_exists(figure.number)
+
+
+def test_what_an_earlier_run_wrote_is_removed_where_nothing_is_left(tmp_path: Path) -> None:
+    """A table or figure of a former profile would be stated as one of the present profile."""
+    frame, nothing = pd.DataFrame({"run": ["a"]}), pd.DataFrame({"run": []})
+    cells = frame.map(Cell)
+    for name in ("written", "shown", "cells", "figure", "kept"):
+        assert len(result_tables.write(frame, frame, tmp_path, name)) == 3
+    assert len(paper_tables.save(cells, frame, tmp_path, "cells")) == 3
+    plots.show(plt.subplots()[0], tmp_path, "figure")
+    assert len(list(tmp_path.glob("figure.*"))) == 5
+    assert result_tables.write(nothing, nothing, tmp_path, "written") == []
+    show.saved(nothing, nothing, tmp_path, "shown", empty="Nothing.")
+    assert paper_tables.save(cells[:0], nothing, tmp_path, "cells") == []
+    plots.show(plots.nothing("Nothing."), tmp_path, "figure")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{name}.{ending}" for name in ("figure", "kept") for ending in ("csv", "md", "tex")}
 
 
 def test_a_figure_is_shown_once_and_saved_where_a_folder_is_given(tmp_path: Path) -> None:

@@ -323,4 +323,10 @@ def test_nothing_in_the_store_is_an_empty_table(monkeypatch: pytest.MonkeyPatch,
     assert empty.empty
     assert list(empty) == panel.COLUMNS
     assert panel.readable(empty).empty
-    assert panel.write(open_study("tiny")) == []
+    study = open_study("tiny")
+    former = [study.folder / name for name in ("panel.csv", "tables/panel.md", "tables/panel.csv", "figures/panel.png")]
+    for path in former:  # an earlier run wrote them, for another profile
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert panel.write(study) == []
+    assert not [path for path in former if path.exists()]

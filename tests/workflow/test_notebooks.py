@@ -9,16 +9,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pandas as pd
 import pytest
+from papermill.exceptions import PapermillExecutionError
 
 from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import NotebookError, ProfileError
+from emlib.study import stamps
+from emlib.study.study import open_study
 from emlib.workflow import graph, notebooks
 from emlib.workflow.chapters import former_names
 
@@ -105,6 +109,27 @@ def test_an_unknown_parameter_is_an_error_that_names_the_nearest(tmp_path: Path)
     with pytest.raises(NotebookError, match=r"no notebook '04_baseline'\. Did you mean '02_baselines'\?"):
         notebooks.execute("04_baseline", {}, tmp_path / "out.ipynb")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_executed_notebook_has_the_stamp_of_its_profile(
+        fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a report tells it from one that ran before the profile was edited."""
+    def executed(chapter: str, parameters: dict[str, Any], out: Path) -> None:
+        out.write_text(json.dumps({"cells": [], "metadata": {"kernelspec": {"name": "python3"}}}))
+        if fails:
+            raise PapermillExecutionError(1, 1, "x", "ValueError", "wrong", [])
+
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setattr(notebooks, "_papermill", executed)
+    with pytest.raises(NotebookError) if fails else nullcontext():
+        notebooks.execute("15_tables", {"profile": "tiny"}, tmp_path / "15_tables.ipynb")
+    [book] = tmp_path.glob("*.ipynb")
+    assert book.name == ("15_tables.failed.ipynb" if fails else "15_tables.ipynb")
+    assert json.loads(book.read_text())["metadata"]["kernelspec"] == {"name": "python3"}
+    study = open_study("tiny")
+    assert stamps.of_file(book) == stamps.stamp_of(stamps.as_kept(study.profile)) in stamps.present(
+        study.profile, study.folder)
 
 
 def test_a_notebook_is_found_under_the_name_that_it_had_before(capsys: pytest.CaptureFixture[str]) -> None:

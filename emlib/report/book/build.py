@@ -18,8 +18,8 @@ from emlib.core.errors import NotebookError
 from emlib.core.files import whole_folder
 from emlib.core.temporary import sweep, temporary_folder
 from emlib.report.book import claims, pages
-from emlib.report.book.chapters import ChapterState, chapters_of
-from emlib.study.results import FILES
+from emlib.report.book.chapters import ChapterState, chapters_of, former
+from emlib.study import results
 from emlib.study.runs import Section
 from emlib.study.study import Study
 from emlib.workflow.chapters import former_names
@@ -59,8 +59,9 @@ def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
     """
     chapters = chapters_of(study.profile, study.folder)
     if not any(chapter.state == "run" for chapter in chapters):
-        raise NotebookError(f"{study.folder / 'notebooks'}: no notebook of the profile '{study.name}' has been run, so "
-                            f"there is nothing to report. Run `make reproduce PROFILE={study.name}` first.")
+        raise NotebookError(f"{study.folder / 'notebooks'}: no notebook of the profile '{study.name}' as it is now has "
+                            "been run, so there is nothing to report. Run `make reproduce PROFILE="
+                            f"{study.name}` first.")
     sweep(study.folder, deep=False)
     place = to or study.folder / "report"
     with temporary_folder() as scratch, whole_folder(place) as out:
@@ -98,10 +99,13 @@ def gather(study: Study, chapters: list[ChapterState], source: Path) -> None:
     for kind in ("tables", "figures"):
         if (study.folder / kind).is_dir():
             shutil.copytree(study.folder / kind, source / kind, ignore=shutil.ignore_patterns("*.md"))
-    figure = "tradeoff" if (study.folder / "figures" / "tradeoff.png").is_file() else None
+    tables = former(study.profile, study.folder, (study.folder / "tables").glob("*.tex"), pages.TABLES)
+    figures = former(study.profile, study.folder, (study.folder / "figures").glob("*.png"), pages.FIGURES)
+    drawn = "tradeoff" not in figures and (study.folder / "figures" / "tradeoff.png").is_file()
     front = pages.front(study.name, study.profile, chapters, progress(study), findings(study.folder, study.profile),
-                        figure)
-    written = {"index": front, "tables": pages.tables_page(study.folder), "figures": pages.figures_page(study.folder)}
+                        "tradeoff" if drawn else None)
+    written = {"index": front, "tables": pages.tables_page(study.folder, tables),
+               "figures": pages.figures_page(study.folder, figures)}
     for name, text in written.items():
         (source / f"{name}.md").write_text(text, encoding="utf-8")
 
@@ -109,17 +113,17 @@ def gather(study: Study, chapters: list[ChapterState], source: Path) -> None:
 def progress(study: Study) -> str:
     """Return how many runs of each section are finished."""
     counts = []
-    for section, name in FILES.items():
-        path, runs = study.folder / name, len(study.runs(section))
-        if runs:
-            counts.append(f"{len(pd.read_csv(path)) if path.is_file() else 0} of {runs} {RUNS[section]}")
+    for section, words in RUNS.items():
+        if runs := len(study.runs(section)):
+            counts.append(f"{len([*results.read(study.folder, study.profile, section)])} of {runs} {words}")
     return f"Finished: {', '.join(counts)}."
 
 
 def findings(folder: Path, profile: Profile) -> pages.Findings:
-    """Return the findings that the study's existing tables support."""
+    """Return the findings that those of the study's tables support that were made with the profile."""
     paths_of = {name: folder / "tables" / f"{name}.csv" for name in ("rates", "benign", "grpo", "triggers")}
-    tables = {name: pd.read_csv(path) for name, path in paths_of.items() if path.is_file()}
+    left_out = former(profile, folder, (path.with_suffix(".tex") for path in paths_of.values()), pages.TABLES)
+    tables = {name: pd.read_csv(path) for name, path in paths_of.items() if path.is_file() and name not in left_out}
     means = claims.means(tables["rates"]) if "rates" in tables else pd.DataFrame()
     found = claims.of_rates(means) if len(means) else []
     found += claims.of_cuts(tables["rates"]) if "rates" in tables else []

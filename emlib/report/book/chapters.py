@@ -1,15 +1,20 @@
-"""The chapters of a study and their state in the report: run, failed, or still to run."""
+"""The chapters of a study and their state in the report: run, failed, or still to run.
+
+Files that were made before the profile was edited (`emlib.study.stamps`) are none of its chapters'.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from emlib.config import Profile
+from emlib.study import stamps
 from emlib.workflow.chapters import chapter_of, chapters, concerns, read_notebook
 
-State = Literal["run", "failed", "missing", "elsewhere", "interactive"]
+State = Literal["run", "failed", "missing", "former", "elsewhere", "interactive"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,9 @@ class ChapterState:
     Attributes:
         name: the notebook's name without its ending.
         title: its first heading.
-        state: `run`; `failed` in its last attempt, with no earlier result; `missing`, not run yet; `elsewhere`, if it
-            does not apply to the profile; `interactive`, if it is meant for use by hand.
+        state: `run`; `failed` in its last attempt, with no earlier result; `missing`, not run yet; `former`, not run
+            since the profile was edited; `elsewhere`, if it does not apply to the profile; `interactive`, if it is
+            meant for use by hand.
     """
 
     name: str
@@ -30,7 +36,28 @@ class ChapterState:
 
 def chapters_of(profile: Profile, folder: Path) -> list[ChapterState]:
     """Return all numbered notebooks in reading order, with their state under `folder / "notebooks"`."""
-    return [ChapterState(name, title_of(name), _state(name, profile, folder / "notebooks")) for name in chapters()]
+    with_profile = stamps.present(profile, folder)
+    return [ChapterState(name, title_of(name), _state(name, profile, folder / "notebooks", with_profile))
+            for name in chapters()]
+
+
+def former(profile: Profile, folder: Path, files: Iterable[Path], of: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Return the names of those tables or figures that are not the present profile's. `of` has their chapters.
+
+    A file without a stamp, as earlier versions of emlib wrote them, counts if its chapter applies to the profile.
+    """
+    with_profile = stamps.present(profile, folder)
+    return sorted({path.stem for path in files
+                   if not _is_present(path, with_profile, path.stem not in of or _applies(profile, of[path.stem][0]))})
+
+
+def _is_present(path: Path, with_profile: Collection[str], applies: bool) -> bool:
+    stamp = stamps.of_file(path)
+    return applies if stamp is None else stamp in with_profile
+
+
+def _applies(profile: Profile, chapter: str) -> bool:
+    return chapter not in chapters() or concerns(profile, chapter)
 
 
 def title_of(chapter: str) -> str:
@@ -42,11 +69,14 @@ def title_of(chapter: str) -> str:
     return chapter
 
 
-def _state(name: str, profile: Profile, executed: Path) -> State:
+def _state(name: str, profile: Profile, executed: Path, with_profile: Collection[str]) -> State:
     if chapter_of(name).interactive:  # widgets do not work on a static page
         return "interactive"
-    if (executed / f"{name}.ipynb").is_file():
-        return "run"
-    if (executed / f"{name}.failed.ipynb").is_file():
-        return "failed"
-    return "missing" if concerns(profile, name) else "elsewhere"
+    applies, there = concerns(profile, name), False
+    states: tuple[tuple[str, State], ...] = ((f"{name}.ipynb", "run"), (f"{name}.failed.ipynb", "failed"))
+    for file, state in states:
+        if (executed / file).is_file():
+            there = True
+            if _is_present(executed / file, with_profile, applies):
+                return state
+    return "elsewhere" if not applies else "former" if there else "missing"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +68,12 @@ REASONS = {
     "missing": "It has not been run yet. `make reproduce PROFILE={profile}` runs what is missing.",
     "failed": "It stopped with an error. Its output up to the error is in `notebooks/{chapter}.failed.ipynb`, next to "
               "this report; `make reproduce PROFILE={profile}` tries again from there.",
+    "former": "It has not been run since the profile was edited. `make reproduce PROFILE={profile}` runs it again.",
     "elsewhere": "It does not apply to the profile `{profile}`. Its cells are in the repository, in "
                  "`notebooks/{chapter}.ipynb`.",
     "interactive": "Its widgets are for use by hand: run `make lab`, and open `{chapter}`.",
 }
-
+LACKING = {"failed": "failed", "missing": "not run", "former": "not run since the profile was edited"}
 
 UNDERLINED = re.compile(r"<u>(.*?)</u>")  # of the tables in the paper's layout; pages show no other HTML of Markdown
 
@@ -110,11 +111,11 @@ def link(chapter: str) -> str:
 
 
 def _state(name: str, chapters: Sequence[ChapterState], progress: str) -> str:
-    wanted = [chapter for chapter in chapters if chapter.state in ("run", "failed", "missing")]
+    wanted = [chapter for chapter in chapters if chapter.state in ("run", *LACKING)]
     run = sum(chapter.state == "run" for chapter in wanted)
     if run == len(wanted):
         return f"All {run} notebooks of the profile {code(name)} have been run. {progress}"
-    lines = [f"- {link(chapter.name)}: {plain(chapter.title)} ({'failed' if chapter.state == 'failed' else 'not run'})"
+    lines = [f"- {link(chapter.name)}: {plain(chapter.title)} ({LACKING[chapter.state]})"
              for chapter in wanted if chapter.state != "run"]
     return "\n".join([":::{warning}", f"This study is not finished: {run} of {len(wanted)} notebooks of the profile "
                       f"{code(name)} have been run. {progress} Missing:", "", *lines, ":::"])
@@ -140,31 +141,35 @@ def _toctree(caption: str, entries: list[str]) -> list[str]:
     return ["", "```{toctree}", f":caption: {caption}", ":maxdepth: 1", "", *entries, "```"]
 
 
-def tables_page(folder: Path) -> str:
-    """Return the page of all tables, with links to CSV and LaTeX."""
-    return _page(folder / "tables", "md", TABLES, ("csv", "tex"), lambda path: UNDERLINED.sub(
+def tables_page(folder: Path, former: Collection[str] = ()) -> str:
+    """Return the page of all tables but the `former` ones (`chapters.former`), with links to CSV and LaTeX."""
+    return _page(folder / "tables", "md", TABLES, ("csv", "tex"), former, lambda path: UNDERLINED.sub(
         r"[\1]{.underline}", path.read_text(encoding="utf-8").strip()))
 
 
-def figures_page(folder: Path) -> str:
-    """Return the page of all figures, with links to PDF."""
-    return _page(folder / "figures", "png", FIGURES, ("pdf",), lambda path: _figure(path.stem))
+def figures_page(folder: Path, former: Collection[str] = ()) -> str:
+    """Return the page of all figures but the `former` ones (`chapters.former`), with links to PDF."""
+    return _page(folder / "figures", "png", FIGURES, ("pdf",), former, lambda path: _figure(path.stem))
 
 
 def _page(folder: Path, ending: str, known: Mapping[str, tuple[str, str]], further: Sequence[str],
-          text: Callable[[Path], str]) -> str:
+          former: Collection[str], text: Callable[[Path], str]) -> str:
     """Return the page of a folder's files: those of `known` in its order, then others, each with links to its forms."""
     order, parts = list(known), [f"# {folder.name.capitalize()}"]
     files = sorted(folder.glob(f"*.{ending}"), key=lambda path: (
         order.index(path.stem) if path.stem in known else len(order), path.stem))
-    for path in (path for path in files if is_name(path.stem)):  # one whose name is no name could not be linked
+    shown = [path for path in files if path.stem not in former]
+    for path in (path for path in shown if is_name(path.stem)):  # one whose name is no name could not be linked
         forms = ", ".join(f"[{form.upper()}]({folder.name}/{path.stem}.{form})" for form in further
                           if path.with_suffix(f".{form}").is_file())
         made_in = f"Made in {link(known[path.stem][0])}. " if path.stem in known else ""
         parts += [f"## {_caption(path.stem, known)}", f"{made_in}{forms}", text(path)]
-    left_out = sorted(path.name for path in files if not is_name(path.stem))
+    left_out = sorted(path.name for path in shown if not is_name(path.stem))
     if left_out:
         parts.append(f"Not shown, because a name is made of {plain(ALLOWED)}: {', '.join(map(code, left_out))}.")
+    if len(shown) < len(files):
+        parts.append("Not shown, because the profile was edited since they were made: " + ", ".join(
+            code(path.name) for path in files if path not in shown) + ".")
     return "\n\n".join(parts if len(parts) > 1 else [*parts, f"There are no {folder.name} yet."]) + "\n"
 
 

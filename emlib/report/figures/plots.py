@@ -19,9 +19,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from emlib.core.files import whole_file
+from emlib.report import forms
 from emlib.report.figures.looks import NEUTRAL, lines_of, look_of, marks_of
 from emlib.report.tables.rows import Row, method_named, named
 from emlib.report.tables.show import reason
+from emlib.study import stamps
 from emlib.study.runs import Run
 from emlib.training.records import StepRecord
 
@@ -116,14 +118,16 @@ def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
     plt.close(figure)
 
 
-def save(figure: Figure, folder: Path, name: str, endings: Sequence[str] = ("png", "pdf")) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str, endings: Sequence[str] = forms.FIGURE) -> list[Path]:
     """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes.
 
-    A figure without panels (`nothing`) is not written.
+    The PNG has the stamp of the profile that the folder of results records. Of a figure without panels (`nothing`) the
+    files are removed.
     """
     if not figure.axes:
-        return []
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+        return forms.remove(folder, name, forms.FIGURE)
+    metadata = {"png": {"Software": None, "Comment": stamps.recorded(folder.parent) or None},
+                "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     paths = []
     for ending in endings:
         path = folder / f"{name}.{ending}"

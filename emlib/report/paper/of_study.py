@@ -146,7 +146,12 @@ def draw(name: str, drawn: Sources, folder: Path) -> None:
 
 
 def draw_questions(verdicts: pairs.Verdicts, folder: Path) -> None:
-    """Show and save misalignment by question, a figure per data set; settings and seeds of a method are pooled."""
+    """Show and save misalignment by question, a figure per data set; settings and seeds of a method are pooled.
+
+    Figures of other data sets are removed.
+    """
+    for path in folder.glob("questions_*"):
+        path.unlink()
     if not verdicts:
         plots.show(plots.nothing("No general answers have been scored."))
     for dataset in dict.fromkeys(where for where, _, _ in verdicts):

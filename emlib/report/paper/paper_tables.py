@@ -18,10 +18,11 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.core.registry import label_of_kind
+from emlib.report import forms
 from emlib.report.markdown import escaped_cell
 from emlib.report.paper.published import LABELS
 from emlib.report.tables.averages import mean_of_all
-from emlib.report.tables.result_tables import MEASURES, write_forms
+from emlib.report.tables.result_tables import MEASURES
 from emlib.report.tables.rows import FRACTIONS, cell, with_error
 
 SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α", "projection_penalty": "λ", "kl_pool": "λ",
@@ -200,10 +201,8 @@ def _escaped(text: str) -> str:
 def save(table: pd.DataFrame, numbers: pd.DataFrame, folder: Path, name: str) -> list[Path]:
     """Write a table of cells as `<name>.md` and `<name>.tex`, and the numbers behind it as `<name>.csv`.
 
-    An empty table is not written, and files of an earlier run are removed.
+    Without rows the files are removed.
     """
     if table.empty:
-        for ending in ("csv", "md", "tex"):
-            (folder / f"{name}.{ending}").unlink(missing_ok=True)
-        return []
-    return write_forms(folder, name, csv=numbers.to_csv(index=False), md=markdown(table), tex=latex(table))
+        return forms.remove(folder, name, forms.TABLE)
+    return forms.write(folder, name, csv=numbers.to_csv(index=False), md=markdown(table), tex=latex(table))

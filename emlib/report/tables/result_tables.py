@@ -8,11 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from emlib.config import BASELINES
-from emlib.core.files import write_text
 from emlib.evaluation.effect import effect_removed, kept
 from emlib.evaluation.rates import Rates, Share
 from emlib.evaluation.statistics import Interval
-from emlib.report import markdown
+from emlib.report import forms, markdown
 from emlib.report.tables.rows import (
     DASH,
     cell,
@@ -127,19 +126,12 @@ def save(frame: pd.DataFrame, folder: Path, name: str) -> list[Path]:
 
 
 def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`; nothing without rows.
+    """Write numbers as `<name>.csv`, and their readable form as `<name>.md` and `<name>.tex`.
 
-    The readable form has no column in which every cell is a dash.
+    The readable form has no column in which every cell is a dash. Without rows the files are removed.
     """
     if frame.empty:
-        return []
+        return forms.remove(folder, name, forms.TABLE)
     people = without_dashes(people)
-    return write_forms(folder, name, csv=frame.to_csv(index=False), md=markdown.table(people),
+    return forms.write(folder, name, csv=frame.to_csv(index=False), md=markdown.table(people),
                        tex=people.replace(DASH, "--").to_latex(index=False, escape=True))
-
-
-def write_forms(folder: Path, name: str, **texts: str) -> list[Path]:
-    """Write the forms of one table, by the endings of their files."""
-    for ending, text in texts.items():
-        write_text(folder / f"{name}.{ending}", text)
-    return [folder / f"{name}.{ending}" for ending in texts]

@@ -53,7 +53,7 @@ def reason(text: str) -> Html:
 def saved(numbers: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str, *, empty: str = "") -> Styler | Html:
     """Write a table's numbers and its readable form as `result_tables.write` does, and show the latter as written.
 
-    Where there are no rows, nothing is written, and the reason `empty` is shown.
+    Where there are no rows, its files are removed, and the reason `empty` is shown.
     """
     write(numbers, people, folder, name)
     return show_table(people, empty=empty)

@@ -10,21 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from emlib.config import Profile, load_profile
-from emlib.core import paths
-from emlib.core.errors import ProfileError
 from emlib.core.step import Step, closure
 from emlib.core.work import Work, total
 from emlib.data.sizes import Sizes
 from emlib.steps.adapter import Adapter
 from emlib.steps.pool import PoolLosses
 from emlib.steps.vectors import PersonaVectors
-from emlib.study import audit, results
-from emlib.study.overrides import as_kept
+from emlib.study import audit, results, stamps
 from emlib.study.runs import SECTIONS, Run
 from emlib.study.study import Study
 from emlib.study.tasks import NarrowTask
@@ -135,9 +130,7 @@ def finished(study: Study) -> frozenset[Run]:
 
     A run with triggers, a trajectory or attacks must also be in the table of these, which notebooks 11 and 20 write.
     """
-    if not _made_with(study.profile, study.folder / paths.EFFECTIVE):
-        return frozenset()
-    found = {run for section in SECTIONS for run, _ in results.read(study.folder, section)}
+    found = {run for section in SECTIONS for run, _ in results.read(study.folder, study.profile, section)}
     narrow = [run for run in found if isinstance(study.task(run), NarrowTask)]
     for name, wanted in (("triggers", lambda run: study.narrow(run).triggered(run)),
                          ("trajectory", lambda run: study.narrow(run).trajectory(run)),
@@ -148,19 +141,12 @@ def finished(study: Study) -> frozenset[Run]:
 
 
 def _in_table(study: Study, name: str) -> frozenset[Run]:
-    """Return the narrow runs in a table of the study; empty if there is none."""
+    """Return the narrow runs in a table of the study; empty if there is none that was made with its profile."""
     path = study.folder / "tables" / f"{name}.csv"
-    if not path.is_file():
+    stamp = stamps.of_file(path.with_suffix(".tex"))
+    if not path.is_file() or stamp not in stamps.present(study.profile, study.folder):
         return frozenset()
     return frozenset(Run(study.profile.model.name, row["dataset"], row["method"],
                          None if pd.isna(row["setting"]) else row["setting"], row["seed"])
                      for row in pd.read_csv(path).to_dict("records"))
-
-
-def _made_with(profile: Profile, record: Path) -> bool:
-    """Whether a folder's record is this profile. A record of an earlier version lacks newer options."""
-    try:
-        return record.is_file() and as_kept(load_profile(str(record))) == as_kept(profile)
-    except ProfileError:
-        return False
 
