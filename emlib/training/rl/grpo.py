@@ -61,7 +61,7 @@ from emlib.training.rl.condition import Condition
 from emlib.training.rl.penalties import Penalties
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
 from emlib.training.rl.rollouts import Marking, Rollouts, shift_of
-from emlib.training.rl.shared import against, completion_terms, may_share
+from emlib.training.rl.shared import against, completion_terms, shared_tree
 from emlib.training.sft import learning_rate, make_optimizer
 
 STOPPED = "stopped.txt"  # the number of RL steps after which a defense stopped the run
@@ -278,8 +278,9 @@ class _Trainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
                                            logits_to_keep: int, *more: Any, **named: Any) -> tuple[Tensor, Any, Any]:
         """Compute the completions' log-probabilities and entropies; keep the former, which TRL exposes nowhere else."""
-        if self.shares and may_share(model, input_ids, attention_mask):
-            found = (*completion_terms(model, input_ids, attention_mask, logits_to_keep, self.temperature), None)
+        tree = shared_tree(model, input_ids, attention_mask) if self.shares else None
+        if tree is not None:
+            found = (*completion_terms(model, tree, attention_mask, logits_to_keep, self.temperature), None)
         else:
             found = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, *more,
                                                                **named)

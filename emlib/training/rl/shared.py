@@ -15,9 +15,10 @@ from emlib.models.kernels.packing import meets_in_attention
 from emlib.models.kernels.proof import TOLERANCE
 from emlib.models.logprobs import causal_lm, head, last_hidden
 from emlib.models.prompts import partial_attention
-from emlib.models.trees import read_rows, tree_of
+from emlib.models.trees import Tree, read_rows, tree_of
 
 MASKED = ("sdpa", "eager")  # transformers' attention functions that take a mask for each pair of positions
+PAIRS = 2  # times as many pairs of positions as in the rows: then attention still costs less than the other layers save
 
 
 def against(model: nn.Module) -> str:
@@ -47,22 +48,34 @@ def _fault(model: nn.Module) -> str:
     return "" if found <= allowed else f"hidden states differ by {found:.2g} of their norm ({allowed:.2g} is allowed)"
 
 
-def completion_terms(model: nn.Module, ids: Tensor, attended: Tensor, kept: int,
+def shared_tree(model: nn.Module, ids: Tensor, attended: Tensor) -> Tree | None:
+    """Return the tree of a step's rows, or None if the rows are to be read one by one.
+
+    That is so if something acts inside the model, as steering does, if the rows begin with different tokens, or if they
+    share too little: each node is compared with each other, so that long completions cost more in a tree than in rows.
+    `ids` and `attended` are those of `completion_terms`.
+    """
+    rows = [row[here].tolist() for row, here in zip(ids, attended.bool(), strict=True)]
+    if acts_inside(model) or len({row[0] for row in rows}) > 1:
+        return None
+    tree = tree_of(rows)
+    return tree if len(tree)**2 <= PAIRS * sum(len(row)**2 for row in rows) else None
+
+
+def completion_terms(model: nn.Module, tree: Tree, attended: Tensor, kept: int,
                      temperature: float) -> tuple[Tensor, Tensor]:
     """Compute log p of each completion token, and the entropy of its distribution without a gradient, in nats.
 
     Args:
         model: the model with its adapter; no hook acts in it.
-        ids: the prompts, padded on the left, each followed by its completion, padded on the right: (rows, length). All
-            begin with the same token.
-        attended: 1 for a token and 0 for padding: (rows, length).
+        tree: of the rows, each a prompt and its completion; all begin with the same token.
+        attended: 1 for a token and 0 for padding, which stands before prompts and behind completions: (rows, length).
         kept: the number of positions of completions at the end of each row.
         temperature: divides the logits.
 
     Returns:
         Twice (rows, kept); 0 for padding.
     """
-    tree = tree_of([row[here].tolist() for row, here in zip(ids, attended.bool(), strict=True)])
     prompts = attended[:, :-kept].sum(1).tolist()
     row, place, before, node = torch.tensor([
         (row, place, path[prompt + place - 1], path[prompt + place])
@@ -73,13 +86,7 @@ def completion_terms(model: nn.Module, ids: Tensor, attended: Tensor, kept: int,
     found = logprobs.gather(-1, torch.tensor(tree.tokens)[node][:, None])[:, 0]
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return _padded(found, row, place, len(ids), kept), _padded(entropy, row, place, len(ids), kept)
-
-
-def may_share(model: nn.Module, ids: Tensor, attended: Tensor) -> bool:
-    """Return whether all rows begin with the same token, and nothing acts inside the model, as steering does."""
-    first = ids[torch.arange(len(ids)), attended.argmax(1)]
-    return not acts_inside(model) and bool((first == first[0]).all())
+    return _padded(found, row, place, len(attended), kept), _padded(entropy, row, place, len(attended), kept)
 
 
 def _padded(values: Tensor, row: Tensor, place: Tensor, rows: int, kept: int) -> Tensor:

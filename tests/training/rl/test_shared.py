@@ -14,7 +14,7 @@ from emlib.models.hooks import capture_activations
 from emlib.models.load import ChatModel
 from emlib.training.rl import grpo
 from emlib.training.rl.records import read_steps
-from emlib.training.rl.shared import against, completion_terms, may_share
+from emlib.training.rl.shared import against, completion_terms, shared_tree
 from tests.training.rl.reinforcing import disturb, train, weights
 
 PROMPTS = [(5, 6, 7, 8, 9), (5, 6, 7, 20)]
@@ -28,6 +28,12 @@ def batch() -> tuple[Tensor, Tensor]:
              [0] * (5 - len(prompt)) + [1] * (len(prompt) + len(completion)) + [0] * (3 - len(completion)))
             for prompt, group in zip(PROMPTS, COMPLETIONS, strict=True) for completion in group]
     return torch.tensor([before + after for before, after, _ in rows]), torch.tensor([mask for _, _, mask in rows])
+
+
+def terms(model: nn.Module, ids: Tensor, attended: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    tree = shared_tree(model, ids, attended)
+    assert tree is not None
+    return completion_terms(model, tree, attended, 3, temperature)
 
 
 def row_by_row(model: nn.Module, temperature: float) -> tuple[Tensor, Tensor]:
@@ -60,7 +66,7 @@ def test_it_equals_a_pass_for_each_row_with_its_gradients(trained: PeftModel) ->
     expected = row_by_row(trained, 0.7)
     (expected[0] * weights).sum().backward()
     slope = gradients(trained)
-    found = completion_terms(trained, ids, attended, 3, 0.7)
+    found = terms(trained, ids, attended, 0.7)
     (found[0] * weights).sum().backward()
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -72,23 +78,27 @@ def test_it_equals_a_pass_for_each_row_with_its_gradients(trained: PeftModel) ->
 def test_a_change_of_another_row_changes_nothing(trained: PeftModel) -> None:
     """A row attends to its own tokens alone, also to none of a row that begins alike."""
     ids, attended = batch()
-    before = completion_terms(trained, ids, attended, 3, 1.0)[0]
+    before = terms(trained, ids, attended, 1.0)[0]
     ids[1, 6] = 77
-    after = completion_terms(trained, ids, attended, 3, 1.0)[0]
+    after = terms(trained, ids, attended, 1.0)[0]
     torch.testing.assert_close(after[[0, 2, 3]], before[[0, 2, 3]])
     assert not torch.allclose(after[1], before[1])
 
 
-def test_it_is_used_where_nothing_acts_in_the_model_and_rows_begin_alike(trained: PeftModel) -> None:
+def test_it_is_used_where_nothing_acts_in_the_model_and_rows_share_enough(trained: PeftModel) -> None:
     ids, attended = batch()
     assert against(trained) == ""
-    assert may_share(trained, ids, attended)
+    tree = shared_tree(trained, ids, attended)
+    assert tree is not None
+    assert len(tree) == 5 + 4 + 1 + 3  # prompt, 30 31 and two ends; the second prompt's last token, 40 41 42
     other = ids.clone()
     other[2, 1] = 9  # the first token of the third prompt, which is padded
-    assert not may_share(trained, other, attended)
+    assert shared_tree(trained, other, attended) is None
     with capture_activations(trained, [1]):
-        assert not may_share(trained, ids, attended)
-    assert may_share(trained, ids, attended)
+        assert shared_tree(trained, ids, attended) is None
+    apart = torch.arange(4 * 200).reshape(4, 200) % 250
+    apart[:, 0] = 5  # four rows of 200 tokens that share one: 797^2 pairs of positions, in place of 4 x 200^2
+    assert shared_tree(trained, apart, torch.ones_like(apart)) is None
 
 
 def test_it_is_not_used_where_a_mask_is_not_followed_or_dropout_would_be_shared(
