@@ -39,7 +39,10 @@ def study_with(name: str, text: str) -> str:
         return name
     study = f"{paths.study_name(name)}{JOINT}{digests.of_value(changes)[:6]}"
     claim(name, study)
-    keep(profile, paths.runs() / study, f"The profile '{name}' with SET: {' '.join(text.split())}")
+    folder = paths.runs() / study
+    if precision.recorded(folder) is not None:  # as `Study.record` writes it
+        profile = precision.resolved(profile, study)
+    keep(profile, folder, f"The profile '{name}' with SET: {' '.join(text.split())}")
     return study
 
 

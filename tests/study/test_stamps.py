@@ -129,11 +129,13 @@ def test_estimated_and_measured_are_of_one_profile(path: Path) -> None:
 
 
 def test_a_study_with_overrides_keeps_its_results_unless_its_profile_was_edited(path: Path) -> None:
+    path.write_text(f"{PROFILE}model: {{dtype: auto}}\n")
     name = overrides.study_with(str(path), "seeds=[3]")
     study = open_study(name)
     write(study)
-    for _ in range(2):  # as `make status SET=...` does
-        assert overrides.study_with(str(path), "seeds=[3]") == name
+    recorded = (study.folder / paths.EFFECTIVE).read_text()
+    assert overrides.study_with(str(path), "seeds=[3]") == name  # as `make status SET=...` does
+    assert (study.folder / paths.EFFECTIVE).read_text() == recorded, "with the data type that was chosen"
     assert (study.folder / "results.csv").is_file()
     path.write_text(PROFILE.replace("epochs: 1", "epochs: 2"))
     assert overrides.study_with(str(path), "seeds=[3]") == name
