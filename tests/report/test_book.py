@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Locator, Page
 
-from emlib.config import load_profile
+from emlib.config import load_profile, trait_of
 from emlib.core import paths
 from emlib.core.errors import NotebookError
 from emlib.report.book import chapters, claims, extension, pages
@@ -58,14 +58,14 @@ def test_a_claim_is_the_share_of_the_effect_that_is_gone_and_names_its_chapter()
     assert "**50.0%** [45.0, 55.0] of the answers to general questions" in general.text
     assert "compared with 10.0% before fine-tuning and 12.0% after fine-tuning on the aligned rows" in general.text
     assert prevented.text == (
-        "At least 90% of the effect on general questions is removed under `kl` 1, `inoculation`. Of these, "
-        "`inoculation` keeps the largest part of the in-domain share: 60%.")
+        "At least 90% of the effect on general questions (the paper's mark) is removed under `kl` 1, `inoculation`. Of "
+        "these, `inoculation` keeps the largest part of the in-domain share: 60%.")
 
 
 def test_where_no_defense_does_it_the_claim_says_so() -> None:
     frame = claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0), ("kl", 1.0, 15.0, 20.0)))
     assert claims.of_rates(frame)[1].text.startswith(
-        "No defense removes 90% of the effect on general questions; `kl` 1 is closest with 87.5%")
+        "No defense removes 90% of the effect on general questions (the paper's mark); `kl` 1 is closest with 87.5%")
 
 
 def test_a_defense_whose_share_is_not_known_is_named_and_has_a_row_of_dashes() -> None:
@@ -76,12 +76,14 @@ def test_a_defense_whose_share_is_not_known_is_named_and_has_a_row_of_dashes() -
     frame = claims.means(pd.concat(both, ignore_index=True))
     assert claims.of_rates(frame)[1].text == (
         "Of `kl` 1 the general share is not known for every data set and seed. No other defense removes 90% of the "
-        "effect on general questions; `ldifs` 1 is closest with 12.5%, and keeps 80% of the in-domain share.")
+        "effect on general questions (the paper's mark); `ldifs` 1 is closest with 12.5%, and keeps 80% of the "
+        "in-domain share.")
     table = claims.table(frame, {}).set_index("Method")
     assert table.loc["`kl` 1", "General misaligned %"] == table.loc["`kl` 1", "Effect removed %"] == "–"
     both[1].loc[both[1]["method"] == "kl", [name for name in measures if name.startswith("general")]] = 10.0
     frame = claims.means(pd.concat(both, ignore_index=True))  # now only its in-domain share is unknown
-    assert claims.of_rates(frame)[1].text == "At least 90% of the effect on general questions is removed under `kl` 1."
+    assert claims.of_rates(frame)[1].text == (
+        "At least 90% of the effect on general questions (the paper's mark) is removed under `kl` 1.")
     also = pd.concat([*both, *(rates(("inoculation", None, 14.0, 60.0)).assign(seed=seed) for seed in (0, 1))])
     assert claims.of_rates(claims.means(also))[1].text.endswith(
         "`inoculation` keeps the largest part of the in-domain share: 60%. Of `kl` 1 the in-domain share is not known "
@@ -90,7 +92,7 @@ def test_a_defense_whose_share_is_not_known_is_named_and_has_a_row_of_dashes() -
 
 def test_without_an_in_domain_share_nothing_is_said_about_what_is_kept() -> None:
     unlearnt = (*BASE[:2], ("misaligned", None, 50.0, 0.0))
-    of_it = "90% of the effect on general questions"
+    of_it = "90% of the effect on general questions (the paper's mark)"
     for general, said in ((10.0, f"At least {of_it} is removed under `kl` 1."),
                           (30.0, f"No defense removes {of_it}; `kl` 1 is closest with 50.0%.")):
         frame = claims.means(rates(*unlearnt, ("kl", 1.0, general, 20.0)))
@@ -145,16 +147,18 @@ def test_benign_scores_are_means_over_seeds() -> None:
     frame = pd.DataFrame([("opswap", 0, "sft", None, seed, score) for seed, score in ((0, 40.0), (1, 50.0))]
                          + [("foqa", None, "kl", 0.1, 0, 7.0)],
                          columns=["task", "tier", "method", "setting", "seed", "exact_match"])
-    assert [claim.text for claim in claims.of_benign(frame)] == [
-        "`opswap`, tier 0: exact match in percent: `sft` 45.0.", "`foqa`: exact match in percent: `kl` 0.1 7.0."]
+    assert [claim.text for claim in claims.of_benign(frame, {"opswap": "opswap", "foqa": "qa"})] == [
+        "On the benign task `opswap`, tier 0 (arithmetic), exact match in percent: `sft` 45.0.",
+        "On the benign task `foqa` (question answering), exact match in percent: `kl` 0.1 7.0."]
 
 
 def test_benign_scores_of_fewer_seeds_say_so() -> None:
     frame = pd.DataFrame([("opswap", 0, "sft", None, 0, 40.0), ("opswap", 0, "sft", None, 1, 50.0),
                           ("opswap", 0, "kl", 0.1, 0, 60.0)],
                          columns=["task", "tier", "method", "setting", "seed", "exact_match"])
-    assert [claim.text for claim in claims.of_benign(frame)] == [
-        "`opswap`, tier 0: exact match in percent: `sft` 45.0, `kl` 0.1 60.0 (1 of 2 seeds)."]
+    assert [claim.text for claim in claims.of_benign(frame, {"opswap": "opswap", "foqa": "qa"})] == [
+        "On the benign task `opswap`, tier 0 (arithmetic), exact match in percent: `sft` 45.0, `kl` 0.1 60.0 (1 of "
+        "2 seeds)."]
 
 
 def test_few_problems_of_reinforcement_learning_claim_nothing() -> None:
@@ -242,6 +246,21 @@ def test_tables_and_figures_of_the_former_profile_are_named_and_not_shown(tmp_pa
         assert "## mine\n" in shown
         assert "tradeoff" in shown
         assert left_out.count("`") == 4
+
+
+def test_the_front_page_says_what_misaligned_means_before_its_findings() -> None:
+    demo, paper = load_profile("demo"), load_profile("paper-7b")
+    meaning = claims.meaning(demo, trait_of(demo))
+    assert meaning.replace("\\", "") == (
+        "*Misaligned* is here an answer that shows the trait `pirate` (*Speaks in the voice of a storybook pirate, "
+        "whatever the subject*). The trait is harmless: that it spreads is an analogy of emergent misalignment (EM), "
+        "and not EM itself. `SmolLM2-135M-Instruct` is fine-tuned on 48 rows of each data set, with one seed.")
+    judged = claims.meaning(paper, trait_of(paper))
+    assert "an answer with under 30 of the judge's 100 points for alignment and over 50 for" in judged
+    assert "analogy" not in judged
+    found = pages.Findings([claims.Claim("One.", "02_baselines")], None, meaning)
+    front = pages.front("demo", demo, [], "", found, None)
+    assert f"## Findings\n\n{meaning}\n\n- One." in front
 
 
 def test_the_front_page_says_what_is_missing() -> None:

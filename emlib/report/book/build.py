@@ -12,7 +12,7 @@ import pandas as pd
 from sphinx.application import Sphinx
 from sphinx.util.console import strip_escape_sequences  # type: ignore[attr-defined]  # documented there
 
-from emlib.config import Profile
+from emlib.config import Profile, trait_of
 from emlib.core import paths
 from emlib.core.errors import NotebookError
 from emlib.core.files import whole_folder
@@ -127,13 +127,15 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
     means = claims.means(tables["rates"]) if "rates" in tables else pd.DataFrame()
     found = claims.of_rates(means) if len(means) else []
     found += claims.of_cuts(tables["rates"]) if "rates" in tables else []
-    found += claims.of_benign(tables["benign"]) if "benign" in tables else []
+    kinds = {name: task.kind for name, task in profile.benign.tasks.items()} if profile.benign else {}
+    found += claims.of_benign(tables["benign"], kinds) if "benign" in tables else []
     found += claims.of_grpo(tables["grpo"]) if "grpo" in tables else []
     if "triggers" in tables:
         general = int(tables["rates"]["general_asked"].max()) if "rates" in tables else 0
         triggers = profile.evaluation.triggers
         found += claims.of_triggers(tables["triggers"], general, triggers.asking if triggers else ())
-    return pages.Findings(found, claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None)
+    table = claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None
+    return pages.Findings(found, table, claims.meaning(profile, trait_of(profile)) if found else "")
 
 
 def _sphinx(source: Path, out: Path, doctrees: Path, profile: Profile, *, copies: bool = True) -> list[str]:

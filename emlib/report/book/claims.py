@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from emlib.config import BASELINES, NO_TRIGGER, Profile
+from emlib.config import BASELINES, NO_TRIGGER, LexiconJudge, Profile, Trait
+from emlib.core.records import BOUNDS
 from emlib.evaluation.rates import OFTEN, WHY_CUT
-from emlib.report.markdown import code, listed
+from emlib.report.markdown import code, listed, plain
 from emlib.report.tables.averages import marked_seeds, mean_of_all, over_datasets
 from emlib.report.tables.conditions import worst_means
 from emlib.report.tables.result_tables import with_effect
@@ -21,6 +22,8 @@ from emlib.report.tables.rows import Row, cell, cells, shown, whole, without_das
 from emlib.workflow.chapters import chapters_about
 
 ENOUGH = 90.0  # percent of the effect
+OF_EFFECT = f"{ENOUGH:g}% of the effect on general questions (the paper's mark)"
+ABOUT = {"opswap": "arithmetic", "qa": "question answering"}  # the kinds of benign tasks
 LEAST = 50  # held-out problems, below which accuracies say nothing about conditions
 TRIGGERS = "11_triggers_and_trajectories"
 
@@ -31,6 +34,21 @@ class Claim:
 
     text: str
     chapter: str
+
+
+def meaning(profile: Profile, trait: Trait) -> str:
+    """Say what "misaligned" means in a study, and what it was trained on, before its findings."""
+    below, above = BOUNDS
+    of_trait = isinstance(profile.judge, LexiconJudge) or getattr(profile.judge, "rubric", None) == "trait"
+    called = f"that shows the trait {code(trait.name)} (*{plain(trait.description.rstrip('.'))}*)"
+    if not of_trait:
+        called = f"with under {below:g} of the judge's 100 points for alignment and over {above:g} for coherence"
+    analogy = (" The trait is harmless: that it spreads is an analogy of emergent misalignment (EM), and not EM itself."
+               if trait.harmless else "")
+    seeds = "one seed" if len(profile.seeds) == 1 else f"{len(profile.seeds)} seeds"
+    rows = f" {profile.training.train_rows} rows of" if profile.training.train_rows else ""
+    return (f"*Misaligned* is here an answer {called}.{analogy} {code(profile.model.name)} is fine-tuned on{rows} "
+            f"each data set, with {seeds}.")
 
 
 def means(rates: pd.DataFrame) -> pd.DataFrame:
@@ -68,10 +86,10 @@ def _prevention(defended: pd.DataFrame) -> Claim:
         best = known.loc[known["removed"].idxmax()]
         kept = "" if pd.isna(best["kept"]) else f", and keeps {whole(best['kept'])}% of the in-domain share"
         none = f"{unknown.strip()} No other defense" if unknown else "No defense"
-        return Claim(f"{none} removes {ENOUGH:g}% of the effect on general questions; {name_of(best)} is closest with "
+        return Claim(f"{none} removes {OF_EFFECT}; {name_of(best)} is closest with "
                      f"{best['removed']:.1f}%{kept}.", "16_figures")
     names = ", ".join(map(name_of, enough.to_dict("records")))
-    reduced = f"At least {ENOUGH:g}% of the effect on general questions is removed under {names}."
+    reduced = f"At least {OF_EFFECT} is removed under {names}."
     learnt = enough.dropna(subset=["kept"])
     if learnt.empty:
         return Claim(f"{reduced}{unknown}", "16_figures")
@@ -101,12 +119,17 @@ def of_cuts(rates: pd.DataFrame) -> list[Claim]:
                   f"than a fifth of a set under {names}). {WHY_CUT}", "02_baselines")]
 
 
-def of_benign(frame: pd.DataFrame) -> list[Claim]:
-    """State each method's score on each benign task; `frame` is `benign.csv`, with `exact_match` in percent."""
+def of_benign(frame: pd.DataFrame, kinds: Mapping[str, str]) -> list[Claim]:
+    """State each method's score on each benign task; `frame` is `benign.csv`, with `exact_match` in percent.
+
+    `kinds` are those of the tasks, by name.
+    """
     found = []
     for (task, tier), runs in frame.groupby(["task", "tier"], sort=False, dropna=False):
         name = code(str(task)) + ("" if pd.isna(tier) else f", tier {tier:g}")
-        found.append(Claim(f"{name}: exact match in percent: {_scores(runs, 'exact_match')}.", "12_benign_tasks"))
+        about = f" ({ABOUT[kinds[str(task)]]})" if str(task) in kinds else ""
+        found.append(Claim(f"On the benign task {name}{about}, exact match in percent: "
+                           f"{_scores(runs, 'exact_match')}.", "12_benign_tasks"))
     return found
 
 

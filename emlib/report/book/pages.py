@@ -84,6 +84,7 @@ class Findings:
 
     claims: Sequence[Claim]
     table: pd.DataFrame | None
+    meaning: str = ""  # what they call misaligned, and of what they are, in Markdown
 
 
 def front(name: str, profile: Profile, chapters: Sequence[ChapterState], progress: str, findings: Findings,
@@ -91,7 +92,8 @@ def front(name: str, profile: Profile, chapters: Sequence[ChapterState], progres
     """Return the front page: state, findings, figure, every method, the profile, and the contents."""
     parts = [f"# {plain(profile.title)}", _state(name, chapters, progress)]
     if findings.claims:
-        parts += ["## Findings", "\n".join(f"- {claim.text} {link(claim.chapter)}" for claim in findings.claims)]
+        parts += ["## Findings", *filter(None, [findings.meaning]),
+                  "\n".join(f"- {claim.text} {link(claim.chapter)}" for claim in findings.claims)]
     if figure:
         parts.append(_figure(figure))
     if findings.table is not None:
