@@ -212,8 +212,8 @@ class Monitoring:
         if file.is_file() and file.read_text(encoding="utf-8") == digest:
             return
         if self.readings:
-            say(f"monitor: it was changed since this training began, so its readings up to step "
-                f"{self.readings[-1].step} are dropped. The next one is after the step with which the training goes on.")
+            say("monitor: it was changed since this training began, so its readings up to step "
+                f"{self.readings[-1].step} are dropped. The new ones begin where the training goes on.")
             self.readings = []
             write_records(folder / READINGS, [])  # before the digest: a kill in between leaves no mixture
         write_text(file, digest)
