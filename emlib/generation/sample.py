@@ -22,6 +22,7 @@ from emlib.core.seeds import generator
 from emlib.data.chat import decode_answer, encode_prompt, opened_thinking
 from emlib.generation.continuing import ByModel, Continuation
 from emlib.generation.decoder import Decoder, acts_inside
+from emlib.models.context import refuse_longer_prompts
 from emlib.models.load import stop_tokens
 from emlib.models.prompts import read_distinct
 
@@ -133,7 +134,11 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
     A prompt is read once, however many samples it has, and so is what all prompts begin with; finished rows leave the
     batch, an eighth of it at a time; logits are computed for the last position only. With a `decoder` of this model the
     rows are continued by it, unless something acts in the model's layers.
+
+    Raises:
+        DataError: a prompt and its answer would be longer than the model's context.
     """
+    refuse_longer_prompts(model, {one.question.id: len(one.prompt_ids) for one in requests}, sampling.max_new_tokens)
     device = next(model.parameters()).device
     stops = torch.tensor(sorted(ends), device=device)
     random = uniforms(requests, seed, sampling.max_new_tokens).to(device)

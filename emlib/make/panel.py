@@ -25,10 +25,12 @@ from emlib.make.answers import sampler_under
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.inference import Weights
 from emlib.make.session import Session, maker
+from emlib.models.context import context_of
 from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
 
 SEED = 0  # of answers to requests without a seed
+UNLIMITED = 2**20  # tokens, where the model states no limit
 COUNTS = "counts.jsonl"  # what each request adds to the counts, in all sessions of an evaluation
 
 
@@ -36,7 +38,7 @@ COUNTS = "counts.jsonl"  # what each request adds to the counts, in all sessions
 def make(step: PanelResult, session: Session, folder: Path) -> Facts:
     """Evaluate the model; keep inspect's log, and record its scores."""
     adapter = None if step.adapter is None else session.need(step.adapter)
-    most = int(session.chat.model.config.get_text_config().max_position_embeddings)  # tokens of a prompt and its answer
+    most = context_of(session.chat.model) or UNLIMITED  # tokens of a prompt and its answer
     session.inference.expect_conversation(most)
     choice = session.inference.backend_for("generation", Weights.under(adapter))
     connections = step.defaults.batch_rows if choice.name == TRANSFORMERS else AT_ONCE

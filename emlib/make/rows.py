@@ -17,6 +17,7 @@ from emlib.core.records import AddedRow, Example
 from emlib.data.chat import Encoded, Encodings, encode_all, encode_or_drop
 from emlib.data.left_out import Dropped
 from emlib.make.session import Session
+from emlib.models.context import refuse_longer_rows
 from emlib.steps.specs import TrainingSpec
 from emlib.training.online import Offered
 
@@ -57,7 +58,10 @@ def training_rows(session: Session, spec: TrainingSpec, artefacts: Mapping[str, 
 
     Raises:
         DataError: more than half of the rows of one origin cannot be encoded.
+        ProfileError: rows may be longer than the model's context; a task may have a training of its own.
     """
+    refuse_longer_rows(session.chat.name, session.chat.model, {
+        f"training.max_seq_length of {spec.dataset}": spec.training.max_seq_length})
     encoded = partial(_encoded, session, spec.training.max_seq_length)
     defenses = acting(spec.defenses)
     filtered = left_out(defenses, spec.rows.examples, artefacts)

@@ -24,6 +24,7 @@ from emlib.data.lazy import Rows
 from emlib.judging import local
 from emlib.make.inference import Inference
 from emlib.models import adapters, hub
+from emlib.models.context import refuse_longer_rows
 from emlib.models.load import ChatModel, load
 from emlib.steering import extraction
 from emlib.steps.added import AddedRows
@@ -90,12 +91,17 @@ class Session(AbstractContextManager["Session"]):
 
         Raises:
             SourceError: its files were changed after the keys of the study's steps were computed.
+            ProfileError: rows may be longer than its context.
         """
         chat = load(self.profile.model, paths.cache())
         if self.profile.model.identity != self.recipes.model.identity:  # the latter as keys have it
             raise SourceError(f"{chat.name}: the model's files were changed after the study was opened, and keys have "
                               "the former ones. Nothing is made with the model. Open the study again (restart the "
                               "notebook, or run the same command); or undo the change.")
+        trainings = {"training": self.profile.training, **(
+            {"grpo.training": self.profile.grpo.training} if self.profile.grpo is not None else {})}
+        refuse_longer_rows(chat.name, chat.model, {
+            f"{name}.max_seq_length": one.max_seq_length for name, one in trainings.items()})
         return chat
 
     @cached_property
