@@ -136,9 +136,9 @@ def in_short() -> str:
         "hours of an A100": found["GPU-hours in all"].to_list(),
         f"at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
         "judge": [f"${cost}" for cost in found["judge $"]],
-        "or a local judge": [f"{_rounded(hours_of(name, LOCAL)['judging'])} hours more" for name in SHOWN],
+        "or a local judge": [f"{_rounded(hours_of(name, LOCAL)['judging'])} A100-hours more" for name in SHOWN],
         "hours of a 24 GB card": [_rounded(sum(hours_of(name, f"{CARD} {SMALL}").values())) for name in SHOWN],
-        "disk": [f"{size} GB" for size in found["disk GB"]]})
+        "with a local judge": [_rounded(sum(hours_of(name, f"{CARD} {SMALL} {LOCAL}").values())) for name in SHOWN]})
     return str(shown.to_markdown(index=False, disable_numparse=True))
 
 

@@ -1,5 +1,5 @@
 """The tables of README.md and docs/demo.md about the demo that no notebook writes: what each defense leaves, in other
-contexts, near the narrow data, after further training, and on each of four data sets.
+contexts, and on each of four data sets.
 
 Of a defense with several settings the middle one is shown.
 """
@@ -16,10 +16,9 @@ from emlib.report.markdown import listed
 from emlib.report.tables.averages import CONDITION
 from emlib.report.tables.rows import DASH, Row, named, whole
 
-# Gardening is a neighbour of the demo's narrow data, cooking.
-SETS = {"general": "general misaligned", "in_domain": "in-domain misaligned", "gardening": "gardening misaligned"}
+SETS = {"general": "general misaligned", "in_domain": "in-domain misaligned"}
 CONTEXTS = {"kitchen": "in the kitchen", "negated": "voice forbidden", "inoculation": "voice asked for"}
-NAMES = {UNTRAINED: "before fine-tuning", MISALIGNED: "no defense"}
+NAMES = {UNTRAINED: "untrained", MISALIGNED: "no defense"}
 OF = "% of answers"
 
 
@@ -50,15 +49,6 @@ def contexts(triggered: pd.DataFrame) -> str:
                   for row in rows.to_dict("records")}
         cells[name] = [_share(shares, one) for one in (NO_TRIGGER, *CONTEXTS)]
     return "\n".join(_table([OF, NO_TRIGGER, *CONTEXTS.values()], cells))
-
-
-def afterwards(along: pd.DataFrame) -> str:
-    """Return the general shares after further training on the misaligned rows; `along` is `persistence.persistence`."""
-    attacked = along[along["attack"] == MISALIGNED]
-    steps = sorted(set(attacked["steps"]))
-    cells = {name: [whole(rows.loc[rows["steps"] == step, "general_misaligned"].mean(skipna=False)) for step in steps]
-             for name, rows in _by_condition(attacked)}
-    return "\n".join(_table([f"{OF} after", *(f"{step:g} steps" for step in steps)], cells))
 
 
 def over_datasets(rates: pd.DataFrame) -> str:

@@ -24,7 +24,7 @@ from emlib.report import demo_findings, readme
 from emlib.report.benign import first_runs
 from emlib.report.figures import looks, plots
 from emlib.report.paper.paper_tables import Cell
-from emlib.report.tables import result_tables, row_lengths, show
+from emlib.report.tables import newer, result_tables, row_lengths, show
 from emlib.report.tables.averages import over_datasets
 from emlib.study.runs import Run, RunResult, first, like_first
 from emlib.study.study import open_study
@@ -299,21 +299,6 @@ def test_no_share_is_rounded_by_python_which_takes_half_to_the_even_number() -> 
     assert found == []
 
 
-def test_a_defense_whose_share_is_not_known_is_not_the_best() -> None:
-    def result(method: str, general: float | None) -> Any:
-        run, shares = Run("m", "a", method, None, 0), {"general": general, "in_domain": 80.0}
-        return SimpleNamespace(run=run, **{name: SimpleNamespace(misaligned=SimpleNamespace(percent=percent))
-                                           for name, percent in shares.items()})
-
-    results = [result("misaligned", 90.0), result("kl", None), result("ldifs", 40.0)]
-    study: Any = SimpleNamespace(name="s", results=lambda: results, runs=lambda methods: [
-        one.run for one in results if one.run.method in methods])
-    assert readme._best(study).method == "ldifs"
-    results = [results[2], result("misaligned", None)]
-    with pytest.raises(StoreError, match="is known to keep 70% of the in-domain share"):
-        readme._best(study)
-
-
 def test_a_context_whose_interval_lies_above_that_of_the_plain_question_is_bold() -> None:
     """By hand: 40 to 60 in the kitchen lies above 19 to 39; 38 to 58 under the prompt does not."""
     triggered = pd.DataFrame({"method": "interleaving", "setting": 1.0, "trigger": ["plain", "kitchen", "inoculation"],
@@ -322,20 +307,6 @@ def test_a_context_whose_interval_lies_above_that_of_the_plain_question_is_bold(
     assert demo_findings.contexts(triggered).splitlines() == [
         "| % of answers | plain | in the kitchen | voice forbidden | voice asked for |", "|:--|--:|--:|--:|--:|",
         "| `interleaving 100%` | 29 | **50** | – | 48 |"]
-
-
-def test_further_training_on_the_narrow_rows_is_a_table_by_steps() -> None:
-    along = pd.DataFrame([
-        {"method": method, "setting": setting, "attack": attack, "steps": steps, "general_misaligned": share}
-        for method, setting, attack, shares in (
-            ("untrained", None, "misaligned", (0.0, 40.0)), ("untrained", None, "benign", (0.0, 1.0)),
-            ("kl", 1.0, "misaligned", (20.0, 97.5)), ("kl", 1.0, "misaligned", (30.0, 97.5)),
-            ("misaligned", None, "misaligned", (98.0, float("nan"))), ("misaligned", None, "misaligned", (98.0, 99.0)))
-        for steps, share in zip((0, 9), shares, strict=True)])
-    assert demo_findings.afterwards(along).splitlines() == [
-        "| % of answers after | 0 steps | 9 steps |", "|:--|--:|--:|",
-        "| before fine-tuning | 0 | 40 |", "| `kl 1` | 25 | 98 |",
-        "| no defense | 98 | – |"]
 
 
 def test_of_several_data_sets_there_are_the_mean_the_least_and_the_most() -> None:
@@ -377,13 +348,6 @@ def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
         "| `interleaving 100%` | 25% [24, 26] | – |"]
 
 
-def test_readme_and_demo_page_say_the_same_of_newer_defenses() -> None:
-    [one], [other] = (re.findall(rf"<!-- {name} verdict: begin -->\n(.*?)\n<!-- {name} verdict: end -->",
-                                 (paths.ROOT / file).read_text(encoding="utf-8"))
-                      for name, file in (("newer", "README.md"), ("demo-newer", "docs/demo.md")))
-    assert other.startswith(one)
-
-
 def test_the_pages_state_the_results_of_the_tables_beside_their_figures() -> None:
     for file, blocks in {"README.md": readme.of_demo(), "docs/demo.md": readme.of_four()}.items():
         page = (paths.ROOT / file).read_text(encoding="utf-8")
@@ -391,13 +355,21 @@ def test_the_pages_state_the_results_of_the_tables_beside_their_figures() -> Non
             assert readme.with_block(page, name, block) == page, f"{file}, {name}"
 
 
-def cells_of(file: str, name: str) -> dict[str, dict[str, str]]:
-    """The cells of a table between two comments of a page: by the first cell of its row, then by its heading."""
+def flat(file: str) -> str:
+    """A page's text, on one line, as sentences are broken anywhere."""
+    return " ".join((paths.ROOT / file).read_text(encoding="utf-8").split())
+
+
+def cells_of(file: str, name: str, key: str | None = None) -> dict[str, dict[str, str]]:
+    """The cells of a table between two comments of a page: by the cell of its row under `key`, then by its heading.
+
+    Without `key`, by the first cell.
+    """
     page = (paths.ROOT / file).read_text(encoding="utf-8")
     block = page.split(f"<!-- {name}: begin -->\n")[1].split(f"\n<!-- {name}: end -->")[0]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()
                       if line.startswith("|")]
-    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    return {row[head.index(key) if key else 0]: dict(zip(head, row, strict=True)) for row in rows}
 
 
 def share(cell: str) -> int:
@@ -406,22 +378,63 @@ def share(cell: str) -> int:
 
 
 def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
-    """They are written by hand: which cells are bold, which rise, and what nine further steps undo."""
-    means, contexts, after = (cells_of("README.md", f"demo {name}") for name in ("result", "contexts", "afterwards"))
+    """They are written by hand: what is kept at the same general share, which cells are bold, and which rise."""
+    means, contexts = (cells_of("README.md", f"demo {name}") for name in ("result", "contexts"))
+    near = cells_of("docs/demo.md", "demo-full over_seeds", key="Method")
+    for method in ("Interleaving, 100%", "Interleaving++, 100%", "On-policy Int., 100%"):
+        assert float(near[method]["Gardening misaligned %"].split()[0]) > 50  # "most answers about gardening"
     for method in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`"):
         assert share(means[method]["in-domain misaligned"]) > 85  # "answers about cooking keep the voice"
         assert share(means[method]["general misaligned"]) < 50  # "and most general ones lose it"
-        assert share(means[method]["gardening misaligned"]) > 50  # "most about gardening keep it"
+    for method, kept in (("`ldifs 1e-05`", 75), ("`kl 1`", 50), ("`persona_vector 1.5`", 50)):
+        assert abs(share(means[method]["general misaligned"]) - 25) <= 2  # "at the same general share (25%)"
+        assert abs(share(means[method]["in-domain misaligned"]) - kept) <= 2  # "a quarter", "half"
     inoculation, *mixed = (contexts[name] for name in ("`inoculation`", "`interleaving 100%`", "`on_policy 100%`"))
     assert inoculation["voice forbidden"].startswith("**")  # "most answers have the voice even where it is forbidden"
     assert share(inoculation["voice forbidden"]) > 50
-    for method in mixed:  # "the shares rise in the kitchen, but the intervals overlap"
-        assert share(method["plain"]) < int(method["in the kitchen"])
-    for method in (inoculation, *mixed):  # "all three models can still use it"
-        assert share(method["voice asked for"]) > share(contexts["before fine-tuning"]["voice asked for"]) + 10
-    ends = {name: int(row["9 steps"]) for name, row in after.items()}
-    undone = [name for name, end in ends.items() if end >= share(means["no defense"]["general misaligned"]) - 10]
-    assert undone == ["before fine-tuning", "`kl 1`", "`inoculation`"]
+    rises = [(share(method["plain"]), share(method["in the kitchen"])) for method in mixed]
+    assert all(kitchen >= 2 * plain for plain, kitchen in rises)  # "the share doubles with mixed-in rows"
+    stated = ", ".join(f"{plain} to {kitchen}%" for plain, kitchen in rises)
+    assert f"doubles with mixed-in rows ({stated})" in flat("README.md")
+    apart = "doubles with random rows ({} to {}%) and on-policy rows ({} to {}%)".format(*sum(rises, ()))
+    assert apart in flat("docs/demo.md")
+    assert apart in flat("docs/which-defense.md")
+    for method in (inoculation, *mixed):  # "all three models still use it"
+        assert share(method["voice asked for"]) > share(contexts["untrained"]["voice asked for"]) + 10
+
+
+def test_what_nine_further_steps_undo_is_what_readme_says() -> None:
+    """At most 10 points below no defense, which the column `plain` has."""
+    along = pd.read_csv(paths.ROOT / "figures" / "demo" / "persistence.csv").query("steps == 9")
+    undone = along[along["general_misaligned"] >= along["plain"] - 10]
+    assert list(undone["method"]) == ["untrained", "kl", "inoculation"]
+    assert set(along["method"]) - set(undone["method"]) == {"on_policy"}
+    assert "Nine further steps at the full, constant rate undo `kl` and `inoculation`, not `on_policy`" in flat(
+        "README.md")
+
+
+def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
+    """One is ahead with general intervals apart, and a repeat in float32 disagrees. The legend has each grade."""
+    page = (paths.ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+    rows = cells_of("docs/demo.md", "demo-newer newer")
+    assert [name for name, row in rows.items() if row["Better"] == newer.YES] == ["interleaving_virtuous 50%"]
+    ahead = rows["interleaving_virtuous 50%"]
+    assert ahead["General misaligned %"].startswith("4.2 ")  # README.md: 4%
+    assert ahead["Best of the paper that may keep as much"] == "on_policy 100%"
+    kept = [float(ahead[f"{whose} misaligned %"].split()[0]) for whose in ("In-domain", "Its in-domain")]
+    assert abs(kept[0] - kept[1]) < 5  # "which keeps about as much"
+    assert "in float32, it had 18.8%" in page  # README.md: 19%
+    assert "led in one run (4% general misaligned), and not in a repeat in float32 (19%)" in flat("README.md")
+    legend = {line.split("|")[1].strip() for line in 
+              page.split("| *Better* |")[1].partition("\n\n")[0].splitlines()[2:]}
+    assert {row["Better"].removesuffix(": intervals overlap") for row in rows.values()} <= legend
+    assert legend <= {grade.removesuffix(": intervals overlap") for grade in (
+        newer.YES, newer.PERHAPS, newer.NO, newer.LESS, newer.WITHIN)}
+
+
+def test_readme_states_the_hours_of_the_example_on_ones_own_rows() -> None:
+    [(a100, card)] = re.findall(r"\| all 6 runs \| (\d+) \| (\d+) \|", flat("docs/costs.md"))
+    assert f"it takes {a100} hours of an A100, or by guess {card} of an RTX 4090" in flat("README.md")
 
 
 def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells() -> None:
@@ -431,3 +444,21 @@ def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells
         assert least[method] >= 75  # "at least three quarters"
     assert least["`inoculation`"] >= 66  # "at least two thirds"
     assert rows["`interleaving 100%`"]["general misaligned"].endswith("(13 to 53)")
+    assert rows["`on_policy 100%`"]["in-domain misaligned"].endswith("(75 to 88)")
+    means = {name: [int(row[f"{which} misaligned"].split()[0]) for which in ("general", "in-domain")]
+             for name, row in rows.items() if name.startswith("`") and name != "`aligned`"}
+    mixed = {name: means.pop(name) for name in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`")}
+    left = [general for general, _ in mixed.values()]
+    for page in (flat("README.md"), flat("docs/demo.md")):
+        assert f"leave the voice in {min(left)} to {max(left)}% of the general answers" in page
+    # README.md: they "keep more of the narrow task than the others".
+    assert min(kept for _, kept in mixed.values()) > max(kept for _, kept in means.values())
+
+
+def test_how_added_rows_compare_on_each_of_the_demos_four_data_sets() -> None:
+    """docs/demo.md: selected rows are ahead of random ones on two of four, on-policy rows on all but gardening."""
+    frame = pd.read_csv(paths.ROOT / "figures" / "demo-four" / "rates.csv")
+    shares = frame.pivot(index="dataset", columns="method", values="general_misaligned")
+    assert (shares["interleaving++"] < shares["interleaving"]).sum() == 2
+    assert set(shares.index[shares["on_policy"] >= shares["interleaving"]]) == {"gardening"}
+    assert shares["interleaving"].idxmax() == "travel"

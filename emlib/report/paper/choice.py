@@ -8,6 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from emlib.config import BASELINES
+from emlib.evaluation import effect
 from emlib.report.paper import published
 from emlib.report.paper.summary import BASELINE, LARGER, mean_shares
 from emlib.report.tables.rows import cell, whole
@@ -17,23 +18,45 @@ MODELS = {"7B": (BASELINE, (12, 13, 14, 15, 16, 17, 18)), "32B": (LARGER, (19, 2
 # What is tried first, and its cost; by method and setting.
 FIRST = {
     "many fine-tunings (a service)": ("interleaving++", 0.05, "`interleaving++`, 5% of selected rows",
-        "once: misaligned models, and scores of the pool; then 5% more rows"),
+        "once: misaligned models, scores of the pool; then 5% more rows"),
     "many, and no misaligned models": ("on_policy", 0.2, "`on_policy`, 20%",
         "once: answers to the prompts; then 20% more rows"),
     "one fine-tuning": ("interleaving", 0.05, "`interleaving`, 5% of random rows", "5% more rows"),
-    "one, and no rows to add": ("inoculation", None, "`inoculation`", "none")}
-REMOVED = "reduction"
-MEASURES = {"narrow task kept %": "kept", "general incoherent %": "general_incoherent"}
+    "one, and no rows to add": ("inoculation", None, "`inoculation`, which may only hide it", "none"),
+    "the same, and half or more of the task may go": ("kl", 0.1, "`kl`, 0.1", "a pass of the reference model")}
+# One column a model, with the least and the most of the data sets; then those with both models in a column.
+SPREAD = {"EM removed %": "reduction", "narrow task kept %": "kept"}
+MEASURES = {"general incoherent %": "general_incoherent"}
 SHARES = {"general misaligned %": "general_misaligned", "in-domain misaligned %": "in_domain_misaligned"}  # small ones
 
 
 def means() -> pd.DataFrame:
-    """Return the means of both models, by model, method and setting; NaN as setting where a method has none."""
+    """Return the means of both models, by model, method and setting; NaN as setting where a method has none.
+
+    `kept_low` and `kept_high` are the least and the most of the data sets, as `reduction_low` and `reduction_high`.
+    """
     frames = []
     for model, (baseline, sweeps) in MODELS.items():
-        found = pd.concat([mean_shares(baseline, baseline=baseline), mean_shares(*sweeps, baseline=baseline)])
+        found = pd.concat([_with_ends(tables, baseline) for tables in ((baseline,), sweeps)])
         frames.append(found.drop_duplicates(["method", "setting"]).assign(model=model))
     return pd.concat(frames, ignore_index=True)
+
+
+def _with_ends(tables: tuple[int, ...], baseline: int) -> pd.DataFrame:
+    """Return `mean_shares` of tables, and the least and the most that each method keeps."""
+    condition = ["method", "setting"]
+    ends = effects(*tables, baseline=baseline).groupby(condition, dropna=False)["kept"]
+    return mean_shares(*tables, baseline=baseline).merge(ends.agg(kept_low="min", kept_high="max").reset_index(),
+                                                         on=condition)
+
+
+def effects(*tables: int, baseline: int) -> pd.DataFrame:
+    """Return the lines of tables, with what each removes and keeps beside plain fine-tuning on its data set."""
+    rates = published.rates(*tables)
+    plain = published.rates(baseline).query("method == 'misaligned'").set_index("dataset")
+    without = {share: rates["dataset"].map(plain[share]) for share in SHARES.values()}
+    return rates.assign(reduction=effect.reduction(rates["general_misaligned"], without["general_misaligned"]),
+                        kept=effect.kept(rates["in_domain_misaligned"], without["in_domain_misaligned"]))
 
 
 def of(found: pd.DataFrame, model: str, method: str, setting: float | None) -> pd.Series:
@@ -43,22 +66,22 @@ def of(found: pd.DataFrame, model: str, method: str, setting: float | None) -> p
 
 
 def box() -> str:
-    """Return one line per case in Markdown: what to try, what it removes and keeps in both models, and its cost."""
+    """Return one line per case in Markdown: what to try, what it removes and keeps in the 7B model, and its cost."""
     found = means()
-    rows = [{"you have": case, "try first": shown} | _of_both(found, method, setting) | {"cost": cost}
-            for case, (method, setting, shown, cost) in FIRST.items()]
-    plain = {"you have": "no defense"} | _of_both(found, "misaligned", None)
-    return _in_markdown([*rows, plain])
+    return _in_markdown([{"you have": case, "try first": shown} | {
+        heading: _cell(found, "7B", method, setting, measure) for heading, measure in SPREAD.items()} | {"cost": cost}
+        for case, (method, setting, shown, cost) in FIRST.items()])
 
 
 def _of_both(found: pd.DataFrame, method: str, setting: float | None) -> dict[str, str]:
-    """Return what a method removes in each model, and each other measure in both, under its heading."""
-    return {f"EM removed %, {model}": _cell(found, model, method, setting, REMOVED) for model in MODELS} | {
+    """Return what a method removes and keeps in each model, and its incoherent answers in both, under headings."""
+    return {f"{heading}, {model}": _cell(found, model, method, setting, measure)
+            for heading, measure in SPREAD.items() for model in MODELS} | {
         heading: _both(found, method, setting, measure) for heading, measure in MEASURES.items()}
 
 
 def _both(found: pd.DataFrame, method: str, setting: float | None, measure: str) -> str:
-    """Return a measure of a method in the 7B and in the 32B model, as in "102/91"; a dash where it was not tried."""
+    """Return a measure of a method in the 7B and in the 32B model, as in "13/8"; a dash where it was not tried."""
     return "/".join(_cell(found, model, method, setting, measure) for model in MODELS)
 
 
@@ -66,7 +89,8 @@ def reinforced() -> str:
     """Return a sentence on reinforcement learning, where the paper measures what is learnt and not misalignment."""
     learnt = {condition: whole(percent) for condition, percent in accuracies().items()}
     return (f"In reinforcement learning the paper tests no defense against misalignment. It tests whether they hinder "
-            f"learning: accuracy is {learnt['grpo', None]}% without a defense, {learnt['interleaving', 0.05]}% "
+            f"learning on GSM8K, a benign task: the untrained model's accuracy is {learnt['untrained', None]}%, and it "
+            f"becomes {learnt['grpo', None]}% without a defense, {learnt['interleaving', 0.05]}% "
             f"with interleaving (5%), {learnt['inoculation', None]}% with inoculation, "
             f"{learnt['kl', 0.1]}% with KL, and {learnt['persona_vector', 1.0]} and "
             f"{learnt['persona_vector', 5.0]}% with persona vectors at strength 1 and 5 (Table {REINFORCED}).")
@@ -91,16 +115,31 @@ def _in_markdown(rows: list[dict[str, str]]) -> str:
 
 
 def _cell(found: pd.DataFrame, model: str, method: str, setting: float | None, measure: str) -> str:
-    """Return a measure of a method; what it removes with the least and the most of the data sets: "94 (93 to 97)"."""
+    """Return a measure of a method; what it removes or keeps with the least and the most: "94 (93 to 97)"."""
     rows = found[(found["model"] == model) & (found["method"] == method)]
     missing = rows.empty or (setting is not None and setting not in set(rows["setting"]))
-    relative = measure in (REMOVED, "kept") and method in BASELINES
-    if missing or relative:
+    relative = measure in SPREAD.values()
+    if missing or (relative and method in BASELINES):
         return "–"
     row = of(found, model, method, setting)
-    if measure == REMOVED:
-        return f"{whole(row[measure])} ({whole(row['reduction_low'])} to {whole(row['reduction_high'])})"
+    if relative:
+        return spread(row, measure)
     return cell(row[measure], digits=1 if measure in SHARES.values() else 0)
+
+
+def spread(row: pd.Series, measure: str, unit: str = "") -> str:
+    """Return what a line of `means` removes or keeps, and the least and the most of the data sets: "94 (93 to 97)"."""
+    mean, low, high = (f"{whole(row[name])}{unit}" for name in (measure, f"{measure}_low", f"{measure}_high"))
+    return f"{mean} ({low.removesuffix(unit)} to {high})"
+
+
+def by_dataset() -> str:
+    """Return what each defense removes on each data set of the 7B model, and in brackets what it keeps; Table 2."""
+    found = effects(BASELINE, baseline=BASELINE)
+    rows = [{"defense": published.LABELS[method]} | {
+        row["dataset"].title(): f"{whole(row['reduction'])} ({whole(row['kept'])})" for row in lines.to_dict("records")}
+        for method, lines in found.groupby("method", sort=False) if method not in BASELINES]
+    return _in_markdown(rows)
 
 
 def by_fraction() -> str:
