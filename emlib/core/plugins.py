@@ -17,7 +17,7 @@ from emlib.core.digests import of_file
 from emlib.core.errors import ProfileError
 from emlib.core.files import write_text
 from emlib.core.progress import say
-from emlib.core.source import CELL, emlib_modules, free_names, functions_of, holds, source_of
+from emlib.core.source import CELL, emlib_modules, free_names, holds, scope_of, source_of
 
 if TYPE_CHECKING:
     from emlib.core.defense import Defense
@@ -87,7 +87,7 @@ def keep(cls: type[Defense], path: str | Path | None = None) -> Path:
     Raises:
         ProfileError: the class uses something that is defined in the notebook and cannot be imported.
     """
-    text, scope = source_of(cls), next(functions_of(cls)).__globals__
+    text, scope = source_of(cls), scope_of(cls)
     target = Path(path or ".")
     if target.suffix != ".py":
         target /= f"{cls.model_fields['kind'].default}.py"
@@ -100,7 +100,7 @@ def keep(cls: type[Defense], path: str | Path | None = None) -> Path:
 
 def _import_of(cls: type[Defense], name: str) -> str:
     """Return the line that imports the object of a name."""
-    value = next(functions_of(cls)).__globals__[name]
+    value = scope_of(cls)[name]
     if isinstance(value, ModuleType):
         return f"import {value.__name__}" if value.__name__ == name else f"import {value.__name__} as {name}"
     for module in (getattr(value, "__module__", None), *emlib_modules()):

@@ -60,7 +60,7 @@ def is_ours(cls: DefenseClass) -> bool:
 def source_digest(cls: DefenseClass) -> str | None:
     """Return the SHA-256 of a class's source text at the time of its definition; None for ours.
 
-    The text includes what the class uses of its file, or of the notebook's cells; there, it is what it uses now.
+    The text includes the rest of the class's file but imports, or what it uses of the notebook's cells as it is now.
     """
     if cls not in _texts:
         return None

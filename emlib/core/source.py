@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import inspect
 import linecache
 import logging
 import re
@@ -39,12 +40,27 @@ def source_of(cls: type) -> str:
     Raises:
         ValueError: the text is not found, or the class defines no function.
     """
-    for function in functions_of(cls):
+    return _lines_of(*_found(cls))
+
+
+def scope_of(cls: type) -> dict[str, Any]:
+    """Return the global names of the file or the cells that define a class; a method may be wrapped by another file's.
+
+    A cell may have replaced all that the class's body defines.
+    """
+    functions = (*functions_of(cls), *(value for value in vars(cls).values() if isinstance(value, FunctionType)))
+    scopes = [inspect.unwrap(function).__globals__ for function in functions]
+    return next((scope for scope in scopes if scope.get("__name__") == cls.__module__), scopes[0])
+
+
+def _found(cls: type) -> tuple[ast.ClassDef, str]:
+    """Return a class's definition, and the text of its file or cell."""
+    for function in map(inspect.unwrap, functions_of(cls)):
         text, line = _text_around(function.__code__), function.__code__.co_firstlineno
         found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)
                  and node.name == cls.__name__ and node.lineno <= line <= (node.end_lineno or 0)]
         if found:
-            return _lines_of(found[-1], text)
+            return found[-1], text
     raise ValueError(f"the source of {cls.__name__} cannot be found: define it in a cell or a file, with at least "
                      "one method")
 
@@ -58,13 +74,13 @@ def functions_of(cls: type) -> Iterator[FunctionType]:
 
 
 def rest_of_file(cls: type) -> str:
-    """Return the other statements of a class's file, in their order, but for imports, docstring and `in_grpo`.
+    """Return the other statements of a class's file, in their order, but for imports, texts and `in_grpo`.
 
     What of them the class uses is not looked for: a function, a decorator or another class may change a value.
     """
-    text = _text_around(next(functions_of(cls)).__code__)
+    own, text = _found(cls)
     return "".join(_lines_of(statement, text) for statement in ast.parse(text).body
-                   if not (_is_silent(statement) or _defines_class(statement, cls.__name__)))
+                   if not _is_silent(statement) and statement.lineno != own.lineno)
 
 
 def _is_silent(statement: ast.stmt) -> bool:
@@ -73,10 +89,6 @@ def _is_silent(statement: ast.stmt) -> bool:
         return all(isinstance(target, ast.Attribute) and target.attr == "in_grpo" for target in statement.targets)
     return isinstance(statement, ast.Import | ast.ImportFrom) or (
         isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
-
-
-def _defines_class(statement: ast.stmt, name: str) -> bool:
-    return isinstance(statement, ast.ClassDef) and statement.name == name
 
 
 def used_of_cells(cls: type, text: str, before: Mapping[str, Any]) -> str:
@@ -88,8 +100,7 @@ def used_of_cells(cls: type, text: str, before: Mapping[str, Any]) -> str:
     Raises:
         ProfileError: it uses a value that has no text, so that a key would stay the same if it changed.
     """
-    functions = (*functions_of(cls), *(value for value in vars(cls).values() if isinstance(value, FunctionType)))
-    scope = functions[0].__globals__  # a cell may have replaced all that the class's body defines
+    scope = scope_of(cls)
     found = {f"{cls.__name__}.{name}": _assigned(cls, name) for name, state in attributes_of(cls).items()
              if name not in before or _differ(before[name], state)}
     waiting = free_names("".join([text, *found.values()]), scope, cls.__name__)
@@ -246,7 +257,7 @@ def _text_around(code: CodeType) -> str:
 
 
 def _lines_of(node: ast.stmt, text: str) -> str:
-    return textwrap.dedent("\n".join(text.splitlines()[_first_line(node) - 1:node.end_lineno])) + "\n"
+    return textwrap.dedent("\n".join(text.split("\n")[_first_line(node) - 1:node.end_lineno])) + "\n"
 
 
 def _first_line(node: ast.stmt) -> int:

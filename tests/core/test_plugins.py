@@ -109,6 +109,49 @@ def test_what_a_class_uses_of_its_cells_is_in_its_key(old: str, new: str) -> Non
     assert (found[0] == found[1]) is ("OTHER" in old)
 
 
+WRAPPED = ["@torch.no_grad()", "@contextmanager"]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_a_first_method_that_another_file_wraps_hides_nothing(
+        wrapper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    text = ("import torch\nfrom contextlib import contextmanager\n" + HELPERS + USING).replace(
+        "    def after", f"    {wrapper}\n    def first(self):\n        yield SCALE\n\n    def after")
+    texts, in_files = (text, text.replace("SCALE = 3.0", "SCALE = 4.0")), []
+    for one in texts:
+        (tmp_path / "halving.py").write_text(one)
+        [defense] = load_profile(str(profile(tmp_path, "plugins: [halving.py]"))).methods[1].at(0.5)
+        in_files.append(registry._texts[type(defense)])
+    in_cells = [cell(one, number)().identity["source_code"] for number, one in enumerate(texts)]
+    assert in_cells[0] != in_cells[1]
+    assert in_files[0] != in_files[1]
+    assert all("ContextDecorator" not in found for found in in_files)  # of contextlib's own file
+
+
+@pytest.mark.parametrize("separator", ["\x0c\n", "SEPARATOR = '\u2028'\n"])
+def test_lines_are_counted_as_python_counts_them(
+        separator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    found = []
+    for text in (CELL, CELL.replace("print(self.share)", "print(-self.share)")):
+        (tmp_path / "halving.py").write_text(separator + text)
+        plugins.load([tmp_path / "halving.py"])
+        found.append(registry.source_digest(registry.kinds()["halving"]))
+    assert found[0] != found[1]
+
+
+def test_a_base_of_the_same_name_is_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    base = "from emlib.core.defense import Defense\n\nclass Halving(Defense):\n    def two(self):\n        return 2\n\n"
+    found = []
+    for text in (base, base.replace("2", "3")):
+        (tmp_path / "halving.py").write_text(text + CELL.replace("(Defense):", "(Halving):"))
+        plugins.load([tmp_path / "halving.py"])
+        found.append(registry.source_digest(registry.kinds()["halving"]))
+    assert found[0] != found[1]
+
+
 VALUES = [("{'a', 'b'}", "{'a', 'c'}"), ("numpy.arange(3)", "numpy.arange(3) + 1"), ("torch.ones(3)", "torch.zeros(3)"),
           ("re.compile('a' * 300 + 'b')", "re.compile('a' * 300 + 'c')"), ("Path('one')", "Path('two')"),
           ("torch.float32", "torch.float16"), ("range(4)", "range(5)"), ("deque([1, {2}])", "deque([1, {3}])"),
