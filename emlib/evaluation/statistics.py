@@ -44,7 +44,8 @@ def wilson(count: float, asked: int) -> Interval:
     share, z = count / asked, NormalDist().inv_cdf(ENDS[1])
     scale = 100 / (1 + z**2 / asked)
     middle, half = share + z**2 / (2 * asked), z * sqrt(share * (1 - share) / asked + z**2 / (4 * asked**2))
-    return Interval(max(0.0, scale * (middle - half)), min(100.0, scale * (middle + half)))
+    low, high = scale * (middle - half), scale * (middle + half)
+    return Interval(low if count else 0.0, high if count < asked else 100.0)  # without their rounding
 
 
 def clustered(counts: Sequence[float], asked: Sequence[int], *, resamples: int = RESAMPLES) -> Interval:

@@ -25,6 +25,12 @@ def test_wilsons_interval_is_its_formula(count: int, asked: int) -> None:
     assert wilson(count, asked) == near(scale * (centre - half), scale * (centre + half))
 
 
+@pytest.mark.parametrize("asked", [1, 8, 10, 2400])
+def test_wilsons_interval_of_none_and_of_all_ends_there(asked: int) -> None:
+    assert wilson(0, asked).low == 0
+    assert wilson(asked, asked).high == 100
+
+
 def test_wilsons_interval_of_3_in_10() -> None:
     # z2 = 3.8415: (0.3 + 0.19207 -+ 1.95996 * sqrt(0.021 + 0.009604)) / 1.38415 = (0.49207 -+ 0.34287) / 1.38415
     assert wilson(3, 10) == near(10.78, 60.32, within=0.01)

@@ -145,7 +145,7 @@ class _Run:
                 optimizers=(self.optimizer, LambdaLR(self.optimizer, _unchanged)))
         trainer.active = partial(self.condition.active, "loss")
         trainer.penalties = Penalties(self.condition, self.rollouts)
-        trainer.shares = not against(self.model)
+        trainer.shares = not (trainer.aux_loss_enabled or against(self.model))  # TRL's pass has the experts' own loss
         trainer.remove_callback(PrinterCallback)
         if "ref" in self.model.peft_config:  # TRL's copy of the fresh adapter; the adapter switched off is the same
             self.model.delete_adapter("ref")
@@ -276,15 +276,27 @@ class _Trainer(GRPOTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
-                                           logits_to_keep: int, *more: Any, **named: Any) -> tuple[Tensor, Any, Any]:
-        """Compute the completions' log-probabilities and entropies; keep the former, which TRL exposes nowhere else."""
-        tree = shared_tree(model, input_ids, attention_mask) if self.shares else None
+                                           logits_to_keep: int, batch_size: int | None = None,
+                                           **named: Any) -> tuple[Tensor, Any, Any]:
+        """Compute the completions' log-probabilities and entropies; keep the former, which TRL exposes nowhere else.
+
+        The reference's are computed for the rows of a whole step, `batch_size` at a time as in the loss.
+        """
+        size = batch_size or len(input_ids)
+        found = [self._of_batch(model, ids, attended, logits_to_keep, **named)
+                 for ids, attended in zip(input_ids.split(size), attention_mask.split(size), strict=True)]
+        logps, entropies, losses = ([one for one in part if one is not None] for part in zip(*found, strict=True))
+        self.logprobs = torch.cat(logps).detach().float()
+        return (torch.cat(logps), torch.cat(entropies) if len(entropies) == len(found) else None,
+                torch.stack(losses).mean() if losses else None)
+
+    def _of_batch(self, model: nn.Module, ids: Tensor, attended: Tensor, kept: int,
+                  **named: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        tree = shared_tree(model, ids, attended) if self.shares else None
         if tree is not None:
-            found = (*completion_terms(model, tree, attention_mask, logits_to_keep, self.temperature), None)
-        else:
-            found = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, *more,
-                                                               **named)
-        self.logprobs = found[0].detach().float()
+            return *completion_terms(model, tree, attended, kept, self.temperature), None
+        found: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(
+            model, ids, attended, kept, **named)
         return found
 
 

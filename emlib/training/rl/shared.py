@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from emlib.generation.decoder import acts_inside
 from emlib.models.kernels.packing import meets_in_attention
 from emlib.models.kernels.proof import TOLERANCE
-from emlib.models.logprobs import causal_lm, head, last_hidden
+from emlib.models.logprobs import CHUNK, causal_lm, head, last_hidden
 from emlib.models.prompts import partial_attention
 from emlib.models.trees import Tree, read_rows, tree_of
 
 MASKED = ("sdpa", "eager")  # transformers' attention functions that take a mask for each pair of positions
-PAIRS = 2  # times as many pairs of positions as in the rows: then attention still costs less than the other layers save
+# A tree is read if it has at most this share of the rows' tokens, and so many times their pairs of positions.
+TOKENS, PAIRS = 0.7, 2
 
 
 def against(model: nn.Module) -> str:
@@ -52,14 +53,15 @@ def shared_tree(model: nn.Module, ids: Tensor, attended: Tensor) -> Tree | None:
     """Return the tree of a step's rows, or None if the rows are to be read one by one.
 
     That is so if something acts inside the model, as steering does, if the rows begin with different tokens, or if they
-    share too little: each node is compared with each other, so that long completions cost more in a tree than in rows.
+    share too little: each node is compared with all others, so that long completions cost more in a tree than in rows.
     `ids` and `attended` are those of `completion_terms`.
     """
     rows = [row[here].tolist() for row, here in zip(ids, attended.bool(), strict=True)]
     if acts_inside(model) or len({row[0] for row in rows}) > 1:
         return None
-    tree = tree_of(rows)
-    return tree if len(tree)**2 <= PAIRS * sum(len(row)**2 for row in rows) else None
+    tree, lengths = tree_of(rows), list(map(len, rows))
+    pays = len(tree) <= TOKENS * sum(lengths) and len(tree)**2 <= PAIRS * sum(length**2 for length in lengths)
+    return tree if pays else None
 
 
 def completion_terms(model: nn.Module, tree: Tree, attended: Tensor, kept: int,
@@ -85,7 +87,7 @@ def completion_terms(model: nn.Module, tree: Tree, attended: Tensor, kept: int,
     logprobs = logits.float().log_softmax(-1)
     found = logprobs.gather(-1, torch.tensor(tree.tokens)[node][:, None])[:, 0]
     with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        entropy = torch.cat([-(some.exp() * some).sum(-1) for some in logprobs.split(CHUNK)])
     return _padded(found, row, place, len(attended), kept), _padded(entropy, row, place, len(attended), kept)
 
 

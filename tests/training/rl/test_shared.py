@@ -10,12 +10,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from emlib.defenses.kl import Beta
 from emlib.models.hooks import capture_activations
 from emlib.models.load import ChatModel
 from emlib.training.rl import grpo
+from emlib.training.rl.condition import Condition
 from emlib.training.rl.records import read_steps
 from emlib.training.rl.shared import against, completion_terms, shared_tree
-from tests.training.rl.reinforcing import disturb, train, weights
+from tests.training.rl.reinforcing import SYSTEM, disturb, train, weights
 
 PROMPTS = [(5, 6, 7, 8, 9), (5, 6, 7, 20)]
 COMPLETIONS = [[(30, 31, 32), (30, 31, 33)], [(40, 41, 42), (40,)]]  # of each prompt; the last one is shorter
@@ -113,6 +115,28 @@ def test_it_is_not_used_where_a_mask_is_not_followed_or_dropout_would_be_shared(
     dropping = next(part for part in trained.modules() if isinstance(part, nn.Dropout | nn.Identity))
     dropping.add_module("more", nn.Dropout(0.1))
     assert "dropout" in against(trained)
+
+
+def test_rows_that_share_a_token_alone_are_read_one_by_one(trained: PeftModel) -> None:
+    rows = torch.arange(2 * 50).reshape(2, 50)
+    rows[:, 0] = 5  # 99 of 100 tokens, and 99^2 of 2 x 50^2 pairs, which alone would be few enough
+    assert shared_tree(trained, rows, torch.ones_like(rows)) is None
+
+
+def test_the_reference_reads_the_rows_as_the_loss_does(
+        lora: PeftModel, tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of the loss, so that memory is bounded, and a fresh adapter has a KL of 0."""
+    sizes = []
+
+    def counted(model: nn.Module, tree: Any, attended: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+        sizes.append((len(attended), torch.is_grad_enabled()))
+        return completion_terms(model, tree, attended, *more)
+
+    monkeypatch.setattr(grpo, "completion_terms", counted)
+    train(lora, tiny, tmp_path, problems=2, condition=Condition(SYSTEM, (Beta(weight=0.5),)),
+          training={"batch_size": 4, "gradient_accumulation": 2})
+    assert sizes == [(4, False)] * 2 + [(4, True)] * 2
+    assert read_steps(tmp_path)[0].kl == 0
 
 
 def test_a_run_is_the_same_as_with_trls_own_pass(
