@@ -21,8 +21,7 @@ def write(folder: Path, name: str, *, csv: str, md: str, tex: str) -> list[Path]
     return [folder / f"{name}.{ending}" for ending in texts]
 
 
-def remove(folder: Path, name: str, endings: Sequence[str]) -> list[Path]:
+def remove(folder: Path, name: str, endings: Sequence[str]) -> None:
     """Remove the forms of a table or a figure of which nothing is left; an earlier run may have written them."""
     for ending in endings:
         (folder / f"{name}.{ending}").unlink(missing_ok=True)
-    return []

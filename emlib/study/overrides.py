@@ -19,7 +19,7 @@ from emlib.core.files import write_text
 from emlib.core.plain_yaml import as_yaml, read_yaml
 from emlib.study import precision, stamps
 from emlib.study.ownership import JOINT, base_of, claim, owner_of, refuse_others
-from emlib.study.stamps import as_kept
+from emlib.study.runs import FILES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,17 +47,22 @@ def study_with(name: str, text: str) -> str:
 
 
 def keep(profile: Profile, folder: Path, comment: str) -> None:
-    """Write the profile into a folder of results, under a comment, unless the same profile is there already.
+    """Write the profile into a folder of results, under a comment and its stamp, unless it is there already.
 
     The results of another profile are removed before, so that they never stand beside this one.
     """
-    path, data = folder / paths.EFFECTIVE, as_kept(profile)
-    if path.is_file() and read_yaml(path) == data:
+    path, data, stamp = folder / paths.EFFECTIVE, as_kept(profile), stamps.stamp_of(profile, folder.name)
+    if stamps.recorded(folder) == stamp and read_yaml(path) == data:
         return
     if not stamps.is_recorded(profile, folder):
-        for name in stamps.RESULTS:
+        for name in FILES.values():
             (folder / name).unlink(missing_ok=True)
-    write_text(path, f"# {comment}\n{as_yaml(data)}")
+    write_text(path, f"# {comment}\n# {stamp}\n{as_yaml(data)}")
+
+
+def as_kept(profile: Profile) -> dict[str, Any]:
+    """Return the profile as plain data without its name, which is that of its folder."""
+    return profile.model_dump(mode="json", exclude={"name"})
 
 
 def differences(name: str, profile: Profile) -> pd.DataFrame:

@@ -12,11 +12,9 @@ import pandas as pd
 from emlib.config import QUESTION_SETS, Profile, datasets_of
 from emlib.config.benign import dataset_name
 from emlib.core.files import write_text
-from emlib.study.runs import SECTIONS, Run, RunResult, Section
-from emlib.study.stamps import RESULTS, is_recorded
+from emlib.study.runs import FILES, Run, RunResult, Section
+from emlib.study.stamps import is_recorded
 from emlib.study.tasks import GRPO
-
-FILES: dict[Section, str] = dict(zip(SECTIONS, RESULTS, strict=True))
 
 
 def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[RunResult]]) -> list[Path]:

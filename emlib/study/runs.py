@@ -12,7 +12,8 @@ from emlib.evaluation.metrics import MetricRate
 from emlib.evaluation.rates import Rates
 
 Section = Literal["narrow", "benign", "grpo"]
-SECTIONS: tuple[Section, ...] = ("narrow", "benign", "grpo")
+FILES: dict[Section, str] = {"narrow": "results.csv", "benign": "benign.csv", "grpo": "grpo.csv"}  # of their results
+SECTIONS = tuple(FILES)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, l
 from emlib.core import digests, paths
 from emlib.core.commands import profile_parser
 from emlib.core.errors import ProfileError, ends_with_message
+from emlib.study.contents import contents_of
 from emlib.study.ownership import refuse_others
 from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, former_names, read_notebook
-from emlib.workflow.contents import contents_of
 
+PLANNING = ("models", "prices", "throughput")  # files of params/ from which every profile's costs are estimated
 READING = JobLimits(memory_gib=4, hours=1)  # the limits of a chapter that computes nothing
 
 
@@ -107,9 +108,10 @@ def content_digest(chapter: str, contents: Any) -> str:
 
 
 def contents_for(profile: Profile) -> Any:
-    """Return what all chapters of a profile depend on: the profile, what it names, emlib and the demo data."""
+    """Return what all chapters of a profile depend on: the profile, what it names, emlib, demo data, cost tables."""
     files = sorted([*paths.ROOT.glob("emlib/**/*.py"), *paths.ROOT.glob("emlib/data/demo/*")])
-    return [contents_of(profile), {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in files}]
+    return [contents_of(profile), {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in files},
+            [digests.of_file(paths.PARAMS / f"{name}.yaml") for name in PLANNING]]
 
 
 def _slices(profile: Profile, about: Chapter) -> Iterator[tuple[str, str]]:

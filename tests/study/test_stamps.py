@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from emlib.config import NO_TRIGGER
+from emlib.config import NO_TRIGGER, Profile
+from emlib.config.training import Training
 from emlib.core import paths
+from emlib.core.plain_yaml import as_yaml
 from emlib.data.sizes import Sizes
 from emlib.evaluation.rates import Rates, Share
 from emlib.report.book.build import findings, progress
@@ -18,9 +21,11 @@ from emlib.report.figures import plots
 from emlib.report.paper import of_study
 from emlib.report.tables import result_tables
 from emlib.study import overrides, results, stamps
+from emlib.study.contents import contents_of
 from emlib.study.plan.build import finished
-from emlib.study.runs import GrpoScore, Run, RunResult
+from emlib.study.runs import FILES, GrpoScore, Run, RunResult
 from emlib.study.study import Study, open_study
+from emlib.workflow.graph import content_digest, contents_for
 
 PROFILE = """
 extends: tiny
@@ -98,7 +103,7 @@ def test_results_of_the_former_profile_are_removed_before_another_is_recorded(pa
     assert f"0 of {len(runs)} runs of reinforcement learning" in progress(edited)
     assert finished(edited) == frozenset()
     assert edited.write_results() == []  # no run of it is in the store
-    assert not [name for name in stamps.RESULTS if (study.folder / name).exists()]
+    assert not [name for name in FILES.values() if (study.folder / name).exists()]
     assert (finished(edited), finished(opened(path))) == (frozenset(), frozenset())
 
 
@@ -110,14 +115,86 @@ def test_a_section_without_a_finished_run_keeps_no_file(path: Path) -> None:
     assert not (study.folder / "results.csv").exists()
 
 
-def test_what_changes_no_result_makes_nothing_stale(path: Path) -> None:
-    study = open_study(str(path))
+JUDGE = "judge: {kind: openai, model: judge-1, base_url: 'http://localhost:1/v1'"
+CHANGED = {"the title": "title: Another\n", "the job": "job: {hours: 3}\n", "the slices": "slice_by: [seed]\n",
+           "a server": "backend: {base_url: 'http://localhost:2'}\n",
+           **{option: f"{JUDGE}, {option}: 3}}\n" for option in ("max_usd", "timeout", "max_concurrency", "tries")}}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_what_changes_no_result_makes_nothing_stale(path: Path, change: str) -> None:
+    extended = f"extends: tiny\n{JUDGE}}}\n"
+    study = opened(path, "extends: tiny\n", extended)
     run = write(study)
     write_table(study, run)
-    retitled = opened(path, "extends: tiny", "extends: tiny\ntitle: Another title\njob: {hours: 3}")
-    retitled.record()
-    assert "Another title" in (study.folder / paths.EFFECTIVE).read_text()
-    assert finished(retitled) == {run}
+    said = CHANGED[change]
+    changed = opened(path, "extends: tiny\n", f"extends: tiny\n{said}" if "judge:" in said else extended + said)
+    assert changed.profile != study.profile
+    assert content_digest("15_tables", contents_for(changed.profile)) == content_digest(
+        "15_tables", contents_for(study.profile)), "no job runs again"
+    changed.record()
+    assert open_study(str(study.folder / paths.EFFECTIVE)).profile.model_copy(update={"name": None}) == changed.profile
+    assert finished(changed) == {run}
+    other = opened(path, "extends: tiny\n", extended.replace("judge-1", "judge-2"))
+    assert finished(other) == frozenset()
+
+
+def test_after_an_edit_of_a_file_that_the_profile_names_former_tables_count_no_more(path: Path) -> None:
+    questions = path.parent / "questions.jsonl"
+
+    def asked(question: str) -> Study:
+        questions.write_text(f'{{"id": "a", "question": "{question}"}}\n')
+        return opened(path, "evaluation: {", "evaluation: {general: questions.jsonl, ")
+
+    study = asked("What is new?")
+    run = write(study)
+    write_table(study, run)
+    assert finished(asked("What is new?")) == {run}
+    edited = asked("What is old?")
+    assert finished(edited) == frozenset()
+    edited.record()
+    assert not (study.folder / "results.csv").exists()
+    assert findings(study.folder, edited.profile).claims == []
+
+
+class MoreTraining(Training):
+    """A section of a later version of emlib, with another option."""
+
+    another: bool = False
+
+
+class LaterProfile(Profile):
+    """A profile of a later version of emlib."""
+
+    training: MoreTraining = MoreTraining()
+    further: int | None = None
+
+
+def test_an_option_of_a_later_version_changes_no_stamp_until_it_is_used(path: Path) -> None:
+    study = open_study(str(path))
+    plain = study.profile.model_dump(mode="json")
+    assert contents_of(LaterProfile.model_validate_json(json.dumps(plain))) == contents_of(study.profile)
+    for used in ({"further": 1}, {"training": plain["training"] | {"another": True}}):
+        later = LaterProfile.model_validate_json(json.dumps(plain | used))
+        assert contents_of(later) != contents_of(study.profile)
+
+
+def test_a_record_of_an_earlier_version_stays_that_of_the_profile(path: Path) -> None:
+    """It has no stamp, and lacks newer options."""
+    study = open_study(str(path))
+    run = write(study)
+    record = study.folder / paths.EFFECTIVE
+    older = overrides.as_kept(study.profile)
+    del older["training"]["scheduler"], older["sources"], older["backend"]
+    record.write_text(f"# The profile\n{as_yaml(older)}")
+    assert stamps.is_recorded(study.profile, study.folder)
+    study.record()
+    assert (study.folder / "results.csv").is_file()
+    write_table(study, run)
+    assert finished(study) == {run}
+    edited = opened(path, "epochs: 1", "epochs: 2")
+    record.write_text(f"# The profile\n{as_yaml(older)}")
+    assert not stamps.is_recorded(edited.profile, study.folder)
 
 
 def test_estimated_and_measured_are_of_one_profile(path: Path) -> None:
@@ -163,7 +240,7 @@ def test_a_figure_and_a_table_have_the_stamp_of_the_recorded_profile(path: Path)
     plots.save(plt.subplots()[0], study.folder / "figures", "one")
     files = [study.folder / "tables" / "triggers.tex", study.folder / "figures" / "one.png"]
     assert {stamps.of_file(file) for file in files} == {stamps.recorded(study.folder)}
-    assert stamps.present(study.profile, study.folder) == {stamps.recorded(study.folder)}
+    assert stamps.stamp_of(study.profile, study.name) == stamps.recorded(study.folder)
     plots.save(plt.subplots()[0], path.parent / "elsewhere" / "figures", "two")
     assert stamps.of_file(path.parent / "elsewhere" / "figures" / "two.png") is None
     plt.close("all")

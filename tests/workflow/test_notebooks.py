@@ -128,8 +128,7 @@ def test_an_executed_notebook_has_the_stamp_of_its_profile(
     assert book.name == ("15_tables.failed.ipynb" if fails else "15_tables.ipynb")
     assert json.loads(book.read_text())["metadata"]["kernelspec"] == {"name": "python3"}
     study = open_study("tiny")
-    assert stamps.of_file(book) == stamps.stamp_of(stamps.as_kept(study.profile)) in stamps.present(
-        study.profile, study.folder)
+    assert stamps.of_file(book) == stamps.stamp_of(study.profile, study.name)
 
 
 def test_a_notebook_is_found_under_the_name_that_it_had_before(capsys: pytest.CaptureFixture[str]) -> None:

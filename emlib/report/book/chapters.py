@@ -5,7 +5,7 @@ Files that were made before the profile was edited (`emlib.study.stamps`) are no
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,7 +36,7 @@ class ChapterState:
 
 def chapters_of(profile: Profile, folder: Path) -> list[ChapterState]:
     """Return all numbered notebooks in reading order, with their state under `folder / "notebooks"`."""
-    with_profile = stamps.present(profile, folder)
+    with_profile = stamps.stamp_of(profile, folder.name)
     return [ChapterState(name, title_of(name), _state(name, profile, folder / "notebooks", with_profile))
             for name in chapters()]
 
@@ -46,14 +46,14 @@ def former(profile: Profile, folder: Path, files: Iterable[Path], of: Mapping[st
 
     A file without a stamp, as earlier versions of emlib wrote them, counts if its chapter applies to the profile.
     """
-    with_profile = stamps.present(profile, folder)
+    with_profile = stamps.stamp_of(profile, folder.name)
     return sorted({path.stem for path in files
                    if not _is_present(path, with_profile, path.stem not in of or _applies(profile, of[path.stem][0]))})
 
 
-def _is_present(path: Path, with_profile: Collection[str], applies: bool) -> bool:
+def _is_present(path: Path, with_profile: str, applies: bool) -> bool:
     stamp = stamps.of_file(path)
-    return applies if stamp is None else stamp in with_profile
+    return applies if stamp is None else stamp == with_profile
 
 
 def _applies(profile: Profile, chapter: str) -> bool:
@@ -69,7 +69,7 @@ def title_of(chapter: str) -> str:
     return chapter
 
 
-def _state(name: str, profile: Profile, executed: Path, with_profile: Collection[str]) -> State:
+def _state(name: str, profile: Profile, executed: Path, with_profile: str) -> State:
     if chapter_of(name).interactive:  # widgets do not work on a static page
         return "interactive"
     applies, there = concerns(profile, name), False

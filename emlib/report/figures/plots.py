@@ -125,7 +125,8 @@ def save(figure: Figure, folder: Path, name: str, endings: Sequence[str] = forms
     files are removed.
     """
     if not figure.axes:
-        return forms.remove(folder, name, forms.FIGURE)
+        forms.remove(folder, name, forms.FIGURE)
+        return []
     metadata = {"png": {"Software": None, "Comment": stamps.recorded(folder.parent) or None},
                 "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     paths = []

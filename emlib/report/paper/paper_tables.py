@@ -204,5 +204,6 @@ def save(table: pd.DataFrame, numbers: pd.DataFrame, folder: Path, name: str) ->
     Without rows the files are removed.
     """
     if table.empty:
-        return forms.remove(folder, name, forms.TABLE)
+        forms.remove(folder, name, forms.TABLE)
+        return []
     return forms.write(folder, name, csv=numbers.to_csv(index=False), md=markdown(table), tex=latex(table))

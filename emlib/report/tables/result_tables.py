@@ -131,7 +131,8 @@ def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) ->
     The readable form has no column in which every cell is a dash. Without rows the files are removed.
     """
     if frame.empty:
-        return forms.remove(folder, name, forms.TABLE)
+        forms.remove(folder, name, forms.TABLE)
+        return []
     people = without_dashes(people)
     return forms.write(folder, name, csv=frame.to_csv(index=False), md=markdown.table(people),
                        tex=people.replace(DASH, "--").to_latex(index=False, escape=True))

@@ -144,7 +144,7 @@ def _in_table(study: Study, name: str) -> frozenset[Run]:
     """Return the narrow runs in a table of the study; empty if there is none that was made with its profile."""
     path = study.folder / "tables" / f"{name}.csv"
     stamp = stamps.of_file(path.with_suffix(".tex"))
-    if not path.is_file() or stamp not in stamps.present(study.profile, study.folder):
+    if not path.is_file() or stamp != stamps.stamp_of(study.profile, study.name):
         return frozenset()
     return frozenset(Run(study.profile.model.name, row["dataset"], row["method"],
                          None if pd.isna(row["setting"]) else row["setting"], row["seed"])
