@@ -2,19 +2,24 @@
 
 An adapter is switched on one base model, which also gives the losses of the aligned model. So it must leave the base
 model's own weights alone, and act on every token. PEFT attaches other kinds without a word: PiSSA and OLoRA subtract
-their start from the base weights, `bias` overwrites biases, `modules_to_save` replaces layers for good.
+their start from the base weights, `bias` overwrites biases, `modules_to_save` replaces layers for good. Its file may
+also hold layers of the base model (`save_embedding_layers`), which PEFT loads over the base model's for good.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from emlib.core.errors import ProfileError, StoreError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OWN = re.compile(r"\.(lora_(embedding_)?[AB]|lora_magnitude_vector|trainable_tokens_delta)(\.|$)")  # in weights' names
 # These may have any value: they say where the LoRA layers are and how their product is computed, or nothing about them.
 FREE = frozenset({
     "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "target_modules",
@@ -38,11 +43,12 @@ def read(folder: Path) -> dict[str, Any]:
     """Return the configuration of the saved adapter in `folder`.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is none, or no weights beside it.
         ProfileError: it cannot be read, or is no LoRA adapter that leaves the base model's weights alone.
     """
-    if not (folder / CONFIG).is_file():
-        raise StoreError(f"{folder}: there is no adapter ({CONFIG} is missing).")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise StoreError(f"{folder}: there is no adapter ({name} is missing).")
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -58,7 +64,23 @@ def read(folder: Path) -> dict[str, Any]:
         raise ProfileError(
             f"{folder}: {CONFIG} has {first} {json.dumps(stated[first])[:100]}. A study attaches only LoRA adapters "
             f"that leave the base model's own weights alone and act on every token. {way_out}.")
+    _refuse_layers_of_the_base(folder)
     return found
+
+
+def _refuse_layers_of_the_base(folder: Path) -> None:
+    try:
+        with safe_open(folder / WEIGHTS, framework="np") as stored:
+            others = sorted(name for name in stored.keys() if not OWN.search(name))  # noqa: SIM118  no mapping
+    except SafetensorError as error:
+        raise ProfileError(f"{folder}: the adapter's weights are damaged or truncated ({error}). Copy them again."
+                           ) from error
+    if others:
+        raise ProfileError(
+            f"{folder}: {WEIGHTS} has {len(others)} weights besides the adapter's own, such as {others[0]}. PEFT would "
+            "load them over the base model's, which a study needs as they are. If the training left them as they "
+            "were, save the adapter again with PEFT's save_pretrained(..., save_embedding_layers=False); otherwise "
+            "train it without changing layers of the base model (its vocabulary, say).")
 
 
 def _unset(value: Any) -> bool:

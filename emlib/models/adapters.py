@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -53,7 +53,7 @@ def begin_with(model: PeftModel, folder: Path, name: str) -> None:
     with _load_errors(folder, name):
         adapter_config.read(folder)
         _refuse_other_weights(model, "default", folder, name)
-        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        set_peft_model_state_dict(model, load_file(folder / adapter_config.WEIGHTS))
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _refuse_another_base(folder: Path, name: str) -> None:
 
 def _refuse_other_weights(model: PeftModel, adapter: str, folder: Path, name: str) -> None:
     """Refuse unmatched weights: PEFT ignores those that the model lacks, and leaves missing ones random."""
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+    with safe_open(folder / adapter_config.WEIGHTS, framework="pt") as stored:
         unmatched = set(stored.keys()) ^ set(get_peft_model_state_dict(
             model, adapter_name=adapter, save_embedding_layers=False))
     if unmatched:
@@ -162,14 +162,11 @@ def _refuse_other_weights(model: PeftModel, adapter: str, folder: Path, name: st
 
 @contextmanager
 def _load_errors(folder: Path, name: str) -> Iterator[None]:
-    """Turn errors about an adapter of another shape, or a damaged one, into a ProfileError."""
+    """Turn errors about an adapter of another shape into a ProfileError."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*Found missing adapter keys")  # `_refuse_other_weights` raises instead
             yield
-    except SafetensorError as error:
-        raise ProfileError(f"{folder}: the adapter's weights are damaged or truncated ({error}). Copy them again."
-                           ) from error
     except (RuntimeError, ValueError) as error:
         raise ProfileError(f"{folder}: this adapter does not fit '{name}'. {str(error)[:300]}") from error
 

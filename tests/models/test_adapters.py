@@ -224,6 +224,34 @@ def test_an_adapter_that_would_change_the_base_model_is_refused_before_it_is_att
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("places", [["q_proj"], ["q_proj", "embed_tokens"]], ids=str)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_s_file_with_layers_of_the_base_model_is_refused_before_they_are_loaded(
+        tiny: ChatModel, tmp_path: Path, places: list[str]) -> None:
+    """PEFT loads the stored vocabulary over the base model's, and leaves it there after the adapter is removed."""
+    torch.manual_seed(0)
+    base = build_model(seed=0, layers=4, hidden=64, dtype=torch.float32).requires_grad_(False)
+    base.get_input_embeddings().weight += 1
+    model = get_peft_model(base, LoraConfig(**PLACES | {"target_modules": places}))
+    model.peft_config["default"].base_model_name_or_path = "tiny"
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    before = weights(tiny.model)
+    for attached in (adapters.loaded(tiny.model, tmp_path), adapters.new_lora(tiny.model, LORA, 0, tmp_path),
+                     adapters.switchable(tiny.model, "tiny", {"mine": tmp_path})):
+        with pytest.raises(ProfileError, match=r"besides the adapter's own, .*save_embedding_layers=False"), attached:
+            pass
+    after = weights(tiny.model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)  # the way out that the refusal names
+    with adapters.loaded(tiny.model, tmp_path):
+        pass
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"adapter_model\.safetensors is missing"), adapters.loaded(
+            tiny.model, tmp_path):
+        pass
+
+
 def test_a_new_adapter_does_not_begin_with_one_that_is_no_plain_lora(tiny: ChatModel, tmp_path: Path) -> None:
     somebodys(LoraConfig(**PLACES, init_lora_weights="olora"), tmp_path)
     with pytest.raises(ProfileError, match="olora"), adapters.new_lora(tiny.model, LORA, 0, tmp_path):

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from emlib.config import PoolScorer
 from emlib.core.errors import ProfileError
@@ -66,6 +68,8 @@ def test_where_the_rows_are_not_known_that_is_told(folder: Path) -> None:
 
 def test_a_folder_is_refused_in_the_plan_whose_adapter_would_change_the_base_model(folder: Path) -> None:
     scorer, config = PoolScorer(domain="mine", folder=str(folder)), folder / "adapter_config.json"
+    layer = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file({layer: np.zeros((1, 1), np.float32)}, folder / "adapter_model.safetensors")
     plain = {"peft_type": "LORA", "base_model_name_or_path": "tiny", "bias": "none", "init_lora_weights": True}
     config.write_text(json.dumps(plain))
     assert adapter_folder(scorer) == folder
@@ -77,4 +81,9 @@ def test_a_folder_is_refused_in_the_plan_whose_adapter_would_change_the_base_mod
             adapter_folder(scorer)
     config.write_text("{")
     with pytest.raises(ProfileError, match="is not JSON"):
+        adapter_folder(scorer)
+    config.write_text(json.dumps(plain))
+    save_file({name: np.zeros((1, 1), np.float32) for name in (layer, "base_model.model.model.norm.weight")},
+              folder / "adapter_model.safetensors")
+    with pytest.raises(ProfileError, match=r"has 1 weights besides the adapter's own, such as .*norm\.weight"):
         adapter_folder(scorer)
