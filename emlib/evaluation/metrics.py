@@ -19,8 +19,10 @@ from emlib.judging.replies import WORDS, word_of
 
 START = 3  # letters: fewer of a label stand for it only in capitals, because Un begins "Unfortunately"
 WORDS_OF_ONE_LETTER = ("A", "I")
-# After a label, and after one of a single letter: A may begin a sentence. Reasons have a line's end as two characters.
-ENDS, ENDS_A_LETTER = r"(?!\w)", r"(?=$|[:.),*\"]|\\[NR])"
+# What follows a label; one of a single letter or digit, which N/A, B+ and 1.5 are not; and A or I, which may begin a
+# sentence. Reasons have a line's end as two characters.
+ENDS, ENDS_A_LETTER = r"(?!\w)", r"(?![\w+]|[/-]\w|[.,]\d)"
+ENDS_A_WORD = r"(?=$|[:;.,!?…)\]}*\"`]|['’](?!\w)|\s*([–—]|-(?!\w))|\\[NR])"
 ONE_TOKEN = 2  # letters of the longest label that tokenizers do not split: N is no NO, but N/A, say
 
 
@@ -38,21 +40,27 @@ class MetricRate:
 def label_of(score: MetricScore, labels: Sequence[str]) -> str | None:
     """Return the label that a judge replied with; None if it replied with no label or with the start of several.
 
-    A judge may go on after the label: "TRUE, because". After one of a single letter a punctuation mark or a line's end
-    must follow: "A: because", and not "A closer look shows that it is B". Of replies that earlier versions stored there
-    is the first token alone, such as F or TR: the start of one label counts as that label, unless it begins ordinary
-    words.
+    A judge may go on after the label: "TRUE, because". After A and I, which are words, a punctuation mark, a dash or a
+    line's end must follow: "A: because", and not "A closer look shows that it is B". Of replies that earlier versions
+    stored there is the first token alone, such as F or TR: the start of one label counts as that label, unless it
+    begins ordinary words.
     """
     word = "" if score.value is not None else word_of(score.reason)
     said = word.upper()
     if not said:
         return None
-    exact = [label for label in labels
-             if re.match(re.escape(label.upper()) + (ENDS if len(label) > 1 else ENDS_A_LETTER), said)]
+    exact = [label for label in labels if re.match(re.escape(label.upper()) + _end_of(label), said)]
     found = exact or [label for label in labels if label.upper().startswith(said) and _is_start(word, label)]
     if not found and score.reason in WORDS:  # scores of earlier versions: REF of REFUSED is REFUSAL
         found = [label for label in labels if label.upper().startswith(said[:START])]
     return found[0] if len(found) == 1 else None
+
+
+def _end_of(label: str) -> str:
+    """Return the pattern of what follows a label."""
+    if label.upper() in WORDS_OF_ONE_LETTER:
+        return ENDS_A_WORD
+    return ENDS if len(label) > 1 else ENDS_A_LETTER
 
 
 def _is_start(word: str, label: str) -> bool:

@@ -82,9 +82,19 @@ def test_of_a_longer_reply_the_label_at_its_start_counts(reply: str, label: str 
     ("A", "A"), ("a", "A"), ("B.", "B"), ("A: correct", "A"), ("I, because", "I"), ("N) as it is", "N"), ("**B**", "B"),
     ("**A**: it is", "A"), ("A. It", "A"), ("B\nIt is", "B"), ("A\r\nIt", "A"), ('"B" is right', "B"),
     ("A closer look shows that it is B.", None), ("I cannot grade this.", None), ("I'm sorry", None), ("N/A", None),
-    ("a-priori", None), ("B+", None)])
+    ("a-priori", None), ("B+", None), ("A - because", "A"), ("A – because", "A"), ("A;because", "A"), ("A!", "A"),
+    ("A]", "A"), ("'A' it is", "A"), ("I’m sorry", None), ("A because", None)])
 def test_a_label_of_one_letter_is_no_word_of_a_sentence(reply: str, label: str | None) -> None:
     assert label_of(replied(reply), ("A", "B", "I", "N")) == label
+
+
+@pytest.mark.parametrize(("reply", "label"), [
+    ("B;because", "B"), ("B - because", "B"), ("B — because", "B"), ("B!", "B"), ("B?", "B"), ("B]", "B"),
+    ("B because", "B"), ("b is right", "B"), ("N - no", "N"), ("1 because", "1"), ("2 (harm)", "2"), ("2: harm", "2"),
+    ("1. It", "1"), ("But", None), ("B/N", None), ("N/A", None), ("n-gram", None), ("12", None), ("1.5", None),
+    ("1st", None), ("2/5", None)])
+def test_a_label_of_one_letter_that_is_no_word_is_read_before_words(reply: str, label: str | None) -> None:
+    assert label_of(replied(reply), ("B", "N", "1", "2")) == label
 
 
 def test_a_number_is_no_label_and_a_word_is_no_number() -> None:
