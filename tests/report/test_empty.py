@@ -47,6 +47,11 @@ def test_a_figure_of_nothing_is_a_sentence_and_is_not_saved(name: str, tmp_path:
     assert not plt.fignum_exists(figure.number)
 
 
+def test_a_figure_without_panels_and_texts_is_shown_as_it_is(tmp_path: Path, displayed: list[object]) -> None:
+    plots.show(figure := plt.figure(), tmp_path, "empty")
+    assert displayed == [figure]
+
+
 def test_what_an_earlier_run_wrote_is_removed_where_nothing_is_left(tmp_path: Path) -> None:
     """A table or figure of a former profile would be stated as one of the present profile."""
     frame, nothing = pd.DataFrame({"run": ["a"]}), pd.DataFrame({"run": []})

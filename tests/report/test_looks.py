@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from emlib.config import NO_TRIGGER, Bounds
 from emlib.core import paths
 from emlib.report import audit, interleaving, recommend, redraw
-from emlib.report.figures import conditions, defenses, looks, plots
+from emlib.report.figures import conditions, defenses, labels, looks, plots
 from emlib.report.panel import against_misalignment
 from emlib.report.paper import paper_figures
 from emlib.report.tables import pairs
@@ -96,9 +96,19 @@ def monitored() -> Figure:
         ends[method] * step / 36 for method, step in zip(frame["method"], frame["step"], strict=True)]}))
 
 
+def monitored_apart() -> Figure:
+    """Runs that read along different vectors: a panel has the readings of some of them, and gaps at some steps."""
+    frame, nan = rows("step", (0, 9, 18, 27), "misaligned"), float("nan")
+    drift = frame["step"] / 9
+    first, last = frame["method"] == "misaligned", frame["method"] == "on_policy"
+    return conditions.drifts(frame.assign(**{
+        "drift pirate 15": drift.where(~first), "drift butler 15": drift.where(first | (last & (drift == 1))),
+        "drift nobody 15": nan}))
+
+
 DRAWN: dict[str, Callable[[], Figure]] = {one.__name__: one for one in (
     triggers, trajectory, persistence, rates_by_method, tradeoff, audited, own, tradeoff_of_four, interleaved,
-    monitored)}
+    monitored, monitored_apart)}
 
 
 def test_the_line_of_no_defense_is_a_mean_of_all_seeds_or_is_not_drawn() -> None:
@@ -109,6 +119,21 @@ def test_the_line_of_no_defense_is_a_mean_of_all_seeds_or_is_not_drawn() -> None
         [axis] = conditions.persistence(frame).axes
         assert [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == ":"
                 and line.get_color() == "black"] == drawn
+
+
+def test_of_runs_along_different_vectors_each_panel_names_those_that_have_readings_there() -> None:
+    pirate, butler, nobody = ([text.get_text() for text in axis.texts if text.get_text()]
+                              for axis in monitored_apart().axes)
+    assert [name.split()[0] for name in pirate] == ["untrained", "inoculation", "persona_vector", "on_policy"]
+    assert [name.split()[0] for name in butler] == ["no", "on_policy"]
+    assert nobody == []
+
+
+def test_a_label_of_a_point_that_is_not_finite_is_left_out() -> None:
+    _, axis = plt.subplots()
+    axis.errorbar([0, 1, 2], [0, float("nan"), 2], xerr=[0.1, float("nan"), 0.1], marker="o", linestyle="-")
+    labels.place(axis, [labels.Label(0, 0, "here"), labels.Label(1, float("nan"), "nowhere")], 8)
+    assert [text.get_text() for text in axis.texts if text.get_text()] == ["here"]
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -39,8 +39,8 @@ def place(axis: Axes, labels: Sequence[Label], size: float,
     """Write each label next to its point, where it covers no marker, line, other label or edge of the axes.
 
     `size` is the font size; `offsets` are the places, the best first. If no place is free, one that covers little is
-    used; a label far from its point gets a line to it, which should cross little. Call this last, because it fixes the
-    figure's layout.
+    used; a label far from its point gets a line to it, which should cross little. A label of no finite point is left
+    out. Call this last, because it fixes the figure's layout.
     """
     figure = axis.get_figure(root=True)
     assert figure is not None
@@ -49,6 +49,8 @@ def place(axis: Axes, labels: Sequence[Label], size: float,
     pixels = figure.dpi / 72
     taken, written = _drawn(axis, pixels), NONE
     for label in labels:
+        if not np.isfinite([label.x, label.y]).all():
+            continue
         note = axis.annotate(label.text, (label.x, label.y), (0, 0), textcoords="offset points", fontsize=size,
                              color=label.colour, ha="center", va="center")
         point, extent = axis.transData.transform((label.x, label.y)), np.array(note.get_window_extent().size)
@@ -81,7 +83,7 @@ def _drawn(axis: Axes, pixels: float) -> Array:
             continue
         points = axis.transData.transform(line.get_xydata())
         if line.get_marker() not in ("None", "none", "", None):
-            boxes.append(_around(points, MARK * pixels))
+            boxes.append(_around(points[np.isfinite(points).all(axis=1)], MARK * pixels))
         if line.get_linestyle() != "None":
             boxes += [_along(*ends, pixels) for ends in itertools.pairwise(points)]
     for bars in axis.collections:  # error bars
@@ -91,8 +93,11 @@ def _drawn(axis: Axes, pixels: float) -> Array:
 
 
 def _along(start: Array, end: Array, pixels: float) -> Array:
-    """Return small boxes along a line."""
-    steps = max(2, int(np.hypot(*(end - start)) / (2 * pixels)))
+    """Return small boxes along a line; none where an end is not finite, as where nothing is drawn."""
+    length = np.hypot(*(end - start))
+    if not np.isfinite(length):
+        return NONE
+    steps = max(2, int(length / (2 * pixels)))
     return _around(np.linspace(start, end, steps), pixels / 2)
 
 

@@ -108,13 +108,13 @@ def styles() -> list[dict[str, Any]]:
 def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
     """Show a figure in a notebook, and save it as `<name>.png` and `<name>.pdf` if a folder is given.
 
-    Of one without panels (`nothing`) the reason is shown: Jupyter would write "<Figure with 0 Axes>".
+    Of one with a text alone (`nothing`) the text is shown: Jupyter would write "<Figure with 0 Axes>".
     """
     from IPython.display import display  # not needed to read or to save
 
     if folder is not None:
         save(figure, folder, name)
-    display(figure if figure.axes else reason(figure.texts[0].get_text()))
+    display(figure if figure.axes or not figure.texts else reason(figure.texts[0].get_text()))
     plt.close(figure)
 
 
