@@ -102,4 +102,7 @@ def _sign_flip_p(gaps: Counts) -> float:
 
 
 def _newcombe(ours: int, theirs: int, asked: int) -> Interval:
+    """Return Newcombe's interval; NaN without answers."""
+    if not asked:
+        return NOT_KNOWN
     return difference_interval(100 * ours / asked, wilson(ours, asked), 100 * theirs / asked, wilson(theirs, asked))

@@ -104,6 +104,7 @@ def share_of(groups: Sequence[Sequence[float]], *, resamples: int = RESAMPLES) -
 
     `groups[i]` are the answers to question i, in all of its formats. `NO_SHARE` without answers.
     """
+    groups = [group for group in groups if len(group)]
     if not groups:
         return NO_SHARE
     counts, counted = [sum(group) for group in groups], [len(group) for group in groups]

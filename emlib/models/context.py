@@ -46,8 +46,8 @@ def refuse_longer_prompts(model: nn.Module, prompts: Mapping[str, int], new_toke
     Raises:
         DataError: the longest of them does.
     """
-    context, longest = context_of(model), max(prompts, key=lambda question: prompts[question])
-    if context is not None and prompts[longest] + new_tokens > context:
+    context, longest = context_of(model), max(prompts, key=lambda question: prompts[question], default=None)
+    if context is not None and longest is not None and prompts[longest] + new_tokens > context:
         raise DataError(f"question '{longest}' has a prompt of {prompts[longest]} tokens, and answers of up to "
                         f"{new_tokens} (sampling.max_new_tokens), but the model reads {context} tokens at most. "
                         "Shorten or remove the question, or lower max_new_tokens.")

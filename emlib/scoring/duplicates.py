@@ -40,9 +40,10 @@ def text_of(row: Example) -> str:
 def bands_for(threshold: float) -> tuple[int, int]:
     """Return LSH's number of bands and of hashes in each: the longest bands that find a pair with `RECALL`.
 
-    A pair of overlap s is found with the probability 1 - (1 - s^r)^b, with b bands of r hashes.
+    A pair of overlap s is found with the probability 1 - (1 - s^r)^b, with b bands of r hashes. b is at least 2, which
+    datasketch demands.
     """
-    lengths = [r for r in range(1, PERMUTATIONS + 1) if 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL]
+    lengths = [r for r in range(1, PERMUTATIONS // 2 + 1) if 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL]
     longest = max(lengths, default=1)
     return PERMUTATIONS // longest, longest
 

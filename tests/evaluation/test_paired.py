@@ -172,6 +172,12 @@ def test_an_equal_change_in_all_questions_has_newcombes_interval() -> None:
     assert found.low < 50 < found.high
 
 
+def test_without_answers_a_change_of_judge_is_not_known() -> None:
+    found = change_of_judge([], [], "misaligned")
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
 def test_pairing_removes_what_questions_share() -> None:
     """Questions range from 0 to 80%, the methods differ by 10 or 20 on each: the interval knows no ranges but these."""
     found = difference([run([2, 5, 7, 10], asked=10)], [run([0, 4, 5, 9], asked=10)])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from emlib.core.records import Verdict
-from emlib.evaluation.rates import Rates, Share, rates, rates_by
+from emlib.evaluation.rates import Rates, Share, rates, rates_by, share_of
 from emlib.evaluation.statistics import clustered, wilson
 
 NOTHING = Share(None, None, None)
@@ -161,3 +161,8 @@ def test_groups_of_verdicts_have_the_rates_that_they_have_alone() -> None:
     assert list(found) == ["plain", "json"]
     assert found["json"] == rates([v for v in verdicts if v.question.endswith("_json")])
     assert (found["plain"].misaligned.percent, found["json"].misaligned.percent) == (0.0, 50.0)
+
+
+def test_questions_without_answers_have_no_share_and_change_none() -> None:
+    assert share_of([]) == share_of([[], []]) == NOTHING
+    assert share_of([[], [True, False], [True]]) == share_of([[True, False], [True]])

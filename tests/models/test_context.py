@@ -13,7 +13,7 @@ from emlib.core.errors import DataError, ProfileError
 from emlib.core.records import Question
 from emlib.generation.sample import answer_batch, plan
 from emlib.make.rows import training_rows
-from emlib.models.context import context_of
+from emlib.models.context import context_of, refuse_longer_prompts
 from emlib.models.load import ChatModel
 from emlib.study.study import open_study
 
@@ -42,6 +42,10 @@ def test_a_prompt_whose_answer_may_pass_the_context_is_refused_by_its_question(t
     with pytest.raises(DataError, match=rf"question 'long' has a prompt of {len(long.prompt_ids)} tokens, and answers "
                                         rf"of up to 6 .* reads {len(long.prompt_ids) + 5} tokens at most"):
         answer_batch(tiny.model, tiny.tokenizer, [short, long], Sampling(max_new_tokens=6), 0)
+
+
+def test_no_prompts_are_not_too_long(tiny: ChatModel) -> None:
+    refuse_longer_prompts(tiny.model, {}, 10**6)
 
 
 @pytest.mark.parametrize("section", ["training", "grpo.training"])

@@ -74,8 +74,14 @@ def test_nearly_all_pairs_at_the_threshold_are_found(threshold: float, changed: 
 def test_bands_by_hand() -> None:
     # At 0.8, 21 bands of 6 find 1 - (1 - 0.8^6)^21 = 99.8% of pairs, and 18 bands of 7 only 98.6%.
     assert bands_for(0.8) == (21, 6)
-    assert bands_for(1.0) == (1, 128)  # equal sets alone
+    assert bands_for(1.0) == (2, 64)  # equal sets alone; datasketch refuses a single band
     assert bands_for(0.0) == (128, 1)
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.99, 0.97])
+def test_at_the_highest_thresholds_equal_rows_are_found(threshold: float) -> None:
+    rows = [row("Bread?", LONG), row("Bread?", LONG), row("Bread?", LONG.replace("now", "today"))]
+    assert near_duplicates(rows, threshold) == {1: 0}
 
 
 def test_the_demo_s_pool_has_none() -> None:
