@@ -240,14 +240,15 @@ def _current_settings(step: Step) -> dict[str, Any]:
     """Return a step's settings, after comparing them with its key, which was computed when the study was opened.
 
     Raises:
-        StoreError: a file that they have the digest of was changed since.
+        StoreError: a file or a cell that they have the digest of was changed since.
     """
     settings = step.settings
     if key_of(step.stage, settings) != step.key:
-        raise StoreError(f"{step.title}: a file that it is made from was changed after the study was opened (a source "
-                         "that the profile names, or an adapter of your own), and its key has the former one. Nothing "
-                         "was stored. Open the study again (restart the notebook, or run the same command), and the "
-                         "new file has its own key; or undo the change.")
+        raise StoreError(f"{step.title}: a file or a cell that it is made from was changed after the study was opened "
+                         "(a source that the profile names, an adapter of your own, or the file or the notebook's cell "
+                         "of a defense, or of what it uses), and its key has the former one. Nothing was stored. Open "
+                         "the study again (restart the notebook, or run the same command), and the new one has its own "
+                         "key; or undo the change.")
     return settings
 
 

@@ -82,7 +82,7 @@ def test_an_adapter_of_a_user_that_is_edited_is_refused(tmp_path: Path) -> None:
     step = PoolLosses(recipes.model, recipes.pool, "cooking", None, (scorer,), ("mine",), 9, "auto")
     assert store.find(step) is None
     (tmp_path / "adapter_model.safetensors").write_text("other")
-    with pytest.raises(StoreError, match=REFUSED):
+    with pytest.raises(StoreError, match=rf"{REFUSED} \(a source .* adapter .*, or the file or the notebook's cell"):
         store.get(step, lambda folder: pytest.fail("the maker is called"))
     assert store.find(step) is None
 
