@@ -133,7 +133,7 @@ def writes_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer writes a blank before a text, as SentencePiece's do, so that a continuation is no text."""
     first, second, both = (tokenizer.encode(text, add_special_tokens=False) for text in ("\n", "a", "\na"))
     apart, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in ([*first, *second], both))
-    return bool([*first, *second] != both and apart != whole)
+    return apart != whole
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

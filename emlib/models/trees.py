@@ -65,7 +65,7 @@ def read_tree(model: nn.Module, read: Read, tree: Tree) -> Tensor:
     device, rows = read.last.device, len(read.last)
     seen = _ancestors(tree).to(device).expand(rows, -1, -1)
     visible = torch.cat([read.attended[:, None].expand(-1, len(tree), -1), seen], 2)
-    mask = _hidden_where(~visible, read.last.dtype)
+    mask = _mask_of(visible, read.last.dtype)
     positions = read.attended.sum(1, keepdim=True) - 1 + torch.tensor([tree.depths], device=device)
     tokens = torch.tensor([tree.tokens], device=device).expand(rows, -1)
     return backbone(model)(input_ids=tokens, attention_mask=mask[:, None], position_ids=positions,
@@ -82,7 +82,7 @@ def read_rows(model: nn.Module, tree: Tree) -> Tensor:
         raise EmlibError("the rows do not begin with the same token.")
     _refuse_partial_attention(model, max(tree.depths))
     weights = next(model.parameters())
-    mask = _hidden_where(~_ancestors(tree), weights.dtype).to(weights.device)
+    mask = _mask_of(_ancestors(tree), weights.dtype).to(weights.device)
     ids = torch.tensor([tree.tokens], device=weights.device)
     positions = torch.tensor([tree.depths], device=weights.device) - 1
     return last_hidden(model, ids, mask[None, None], positions)[0]
@@ -103,9 +103,10 @@ def _ancestors(tree: Tree) -> Tensor:
     return seen
 
 
-def _hidden_where(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+def _mask_of(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Return an additive attention mask."""
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min)
 
 
 def _refuse_partial_attention(model: nn.Module, length: int) -> None:
