@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -89,7 +90,15 @@ class BatchJudge:
         if wanted:
             strange = f" Look at them on the server: {', '.join(self.unknown)}." if self.unknown else ""
             raise JudgeWaits(f"{len(wanted)} scores by {self.spec.model} are in batches, which take up to 24 hours. "
-                             f"Run again later: finished batches are collected then.{strange}")
+                             f"Run again later: finished batches are collected then.{strange}{self._elsewhere(wanted)}")
+
+    def _elsewhere(self, wanted: Mapping[str, JudgeRequest]) -> str:
+        """Return a sentence for each other server where a batch has some of the wanted scores."""
+        found = Counter(address for key, address in self.cache.execute(
+            "SELECT key, address FROM waiting JOIN sent_to USING (batch) WHERE address != ?", (self.spec.address,))
+            if key in wanted)
+        return "".join(f" {count} of them were sent to {address}: a study whose judge has this address collects them, "
+                       "or remove 'batch' to request them here as well." for address, count in found.items())
 
     def _collect_and_send(self, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         ask_directly(self.spec.address)
@@ -97,8 +106,10 @@ class BatchJudge:
                            timeout=self.spec.timeout) as server:
             for key, score in self.cache.get(list(wanted)).items():  # another process may have collected them meanwhile
                 keep(wanted.pop(key), score)
-            for row in self.cache.execute("SELECT name, id, usd, account FROM batches WHERE judge = ? ORDER BY made",
-                                          (canonical(self.spec.identity),)):  # also those of other studies
+            for row in self.cache.execute(  # also those of other studies; earlier versions recorded no address
+                    "SELECT name, id, usd, account FROM batches LEFT JOIN sent_to ON batch = name WHERE judge = ? "
+                    "AND (address IS NULL OR address = ?) ORDER BY made",
+                    (canonical(self.spec.identity), self.spec.address)):
                 self._collect(server, BatchJob(*row), wanted, keep)
             self._give_up(wanted, keep)
             waiting = {key for (key,) in self.cache.execute("SELECT key FROM waiting")}
@@ -211,9 +222,12 @@ class BatchJudge:
                                         lasting=False))
 
     def _cost(self, batch: BatchJob, lines: Sequence[Line], left: int) -> float:
-        """Return what a batch cost: by its tokens, or a line's share of the booking where they are unknown."""
+        """Return what a batch cost: by its tokens, or a line's share of the booking where they are unknown.
+
+        Without a price it is what was booked, perhaps by a study that states one.
+        """
         if self.price is None:
-            return 0.0
+            return batch.usd
         share = batch.usd / max(1, len(lines) + left)
         told = [replies.usage(line.reply) for line in lines if line.reply is not None]
         costs = [share if tokens is None else self.price.of(tokens, batch=True) for tokens in told]
@@ -224,8 +238,9 @@ class BatchJudge:
         with self.cache.transaction():
             self.cache.execute("DELETE FROM labels WHERE key IN (SELECT key FROM waiting WHERE batch = ?)",
                                (batch.name,))
-            self.cache.execute("DELETE FROM waiting WHERE batch = ?", (batch.name,))
-            self.cache.execute("DELETE FROM batches WHERE name = ?", (batch.name,))
+            for statement in ("DELETE FROM waiting WHERE batch = ?", "DELETE FROM sent_to WHERE batch = ?",
+                              "DELETE FROM batches WHERE name = ?"):
+                self.cache.execute(statement, (batch.name,))
 
     def _send(self, server: openai.OpenAI, part: dict[str, JudgeRequest]) -> None:
         bodies = {key: logprobs_body(self.spec, request, self.supported) for key, request in part.items()}
@@ -238,6 +253,7 @@ class BatchJudge:
         with self.cache.transaction():
             self.cache.execute("INSERT INTO batches VALUES (?, ?, ?, NULL, ?, ?)", (
                 name, canonical(self.spec.identity), self.budget.name, usd, made))
+            self.cache.execute("INSERT INTO sent_to VALUES (?, ?)", (name, self.spec.address))
             for key, request in part.items():
                 self.cache.execute("INSERT INTO waiting VALUES (?, ?, ?)", (key, request.metric, name))
                 if request.wants_label:

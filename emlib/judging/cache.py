@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS labels (key TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS reserved (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS supported (server TEXT, model TEXT, parameters TEXT NOT NULL, PRIMARY KEY (server, model))
     WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sent_to (batch TEXT PRIMARY KEY, address TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS servers (judge TEXT, address TEXT, PRIMARY KEY (judge, address)) WITHOUT ROWID;
 """
 COLUMNS = ("key", "judge", "metric", "value", "mass", "reason", "note", "tokens_read", "tokens_written", "made")

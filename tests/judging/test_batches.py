@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,54 @@ def test_a_batch_that_another_study_collects_is_settled_on_the_account_that_book
     with Cache(scores) as cache:  # a request has 10 tokens at $1,000 a million, half for a batch
         assert Budget(cache, "a").spent() == pytest.approx(40 * 10 * 1000 / 1_000_000 / 2)
         assert Budget(cache, "b").spent() == pytest.approx(20 * 10 * 1000 / 1_000_000 / 2)
+
+
+def test_a_study_without_a_price_leaves_the_booking_of_a_batch_that_it_collects(scores: Path) -> None:
+    with JudgeServer() as server, Cache(scores) as cache:
+        server.finish_batches, bare = False, api(server.url, batch=True)
+        priced = api(server.url, batch=True, price={"read": 0.0, "written": 1000.0})
+        assert priced.identity == bare.identity
+        accounts = {name: Budget(cache, name) for name in ("priced", "bare")}
+        with pytest.raises(JudgeWaits):
+            judge_answers(sheet(20), priced.identity, cache, BatchJudge(priced, accounts["priced"]))
+        booked = accounts["priced"].spent()
+        assert booked > 0
+        server.finish_batches = True
+        judge_answers(sheet(20), bare.identity, cache, BatchJudge(bare, accounts["bare"]))
+        assert cache.execute("SELECT name FROM batches") == []
+        assert [account.spent() for account in accounts.values()] == [booked, 0.0]
+
+
+def test_a_batch_is_collected_at_the_server_that_it_was_sent_to(scores: Path) -> None:
+    with JudgeServer() as first, JudgeServer() as second:
+        first.finish_batches = False
+        with pytest.raises(JudgeWaits) as waits:
+            by_batch(api(first.url, batch=True), sheet(10), scores)
+        assert first.url not in str(waits.value)
+        with pytest.raises(JudgeWaits, match=f" 20 of them were sent to {re.escape(first.url)}: "):
+            by_batch(api(second.url, batch=True), sheet(10), scores)
+        assert not second.batches, "nothing is paid twice"
+        with pytest.raises(JudgeWaits, match=r"40 scores.* 20 of them were sent to"):
+            by_batch(api(second.url, batch=True), sheet(20), scores)
+        assert len(second.batches) == 1
+        first.finish_batches = True
+        assert all(verdict.scored for verdict in by_batch(api(first.url, batch=True), sheet(10), scores))
+        assert all(verdict.scored for verdict in by_batch(api(second.url, batch=True), sheet(20), scores))
+        assert (sum(first.asked.values()), sum(second.asked.values())) == (20, 20)
+    with Cache(scores) as cache:
+        assert cache.execute("SELECT batch FROM sent_to") == cache.execute("SELECT name FROM batches") == []
+
+
+def test_a_batch_that_an_earlier_version_sent_is_collected_wherever_it_is(scores: Path) -> None:
+    with JudgeServer() as server:
+        server.finish_batches = False
+        with pytest.raises(JudgeWaits):
+            by_batch(api(server.url, batch=True), sheet(5), scores)
+        with Cache(scores) as cache:
+            cache.execute("DELETE FROM sent_to")
+        server.finish_batches = True
+        assert all(verdict.scored for verdict in by_batch(api(server.url, batch=True), sheet(5), scores))
+        assert set(server.asked.values()) == {1}
 
 
 def test_a_batch_books_as_many_written_tokens_as_its_requests_may_have(
