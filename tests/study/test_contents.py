@@ -150,6 +150,8 @@ def test_of_the_shelf_only_what_a_profile_names_counts(tmp_path: Path, monkeypat
     assert stale("sources.yaml", after("\ninsecure:", "file: ", "file: x")) == {
         name for name in before if "code" in load_profile(name).datasets}
     assert stale("sources.yaml", after("\ngsm8k_train:", "file: ", "file: x")) == {"grpo-3b"}
+    assert stale("sources.yaml", after("\ngeneral_questions:", "file: ", "file: x")) == {  # a default
+        name for name in before if load_profile(name).evaluation.general == "general_questions"} != set()
     assert stale("traits/pirate.yaml", lambda text: text.replace("- grog", "- rum")) == {
         name for name in before if load_profile(name).trait == "pirate"}
     assert stale("models.yaml", lambda text: text + "# more\n") == set(before)
