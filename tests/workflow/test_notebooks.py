@@ -313,13 +313,13 @@ def test_tables_before_any_run_say_what_to_do(
 def test_a_failing_cell_is_told_and_the_notebook_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = nbformat.v4.new_notebook(cells=[
         nbformat.v4.new_code_cell("profile = 'demo'", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("from emlib.config import load_profile\nload_profile(profile)")],
+        nbformat.v4.new_code_cell("raise LookupError('no such ' + profile)")],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
     (tmp_path / "98_broken.ipynb").write_text(nbformat.writes(book))
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     out = tmp_path / "out" / "98_broken.ipynb"
-    with pytest.raises(NotebookError, match=r"ProfileError: .*there is no such profile"):
-        notebooks.execute("98_broken", {"profile": "nothing"}, out)
+    with pytest.raises(NotebookError, match=r"98_broken, cell 2: LookupError: no such tiny"):
+        notebooks.execute("98_broken", {"profile": "tiny"}, out)
     assert not out.exists()
     kept = nbformat.read(out.with_name("98_broken.failed.ipynb"), as_version=4)
     assert any(output.output_type == "error" for cell in kept.cells for output in cell.get("outputs", []))
