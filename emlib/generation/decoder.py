@@ -24,6 +24,7 @@ from emlib.models.prompts import Read, partial_attention, read_prompts
 
 KNOWN = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 LARGEST = 4 * 2**30  # bytes of a model that is copied
+TALL = 8192  # outputs of a matrix, as the head has them, above which W x^T is the faster product for a few rows x
 LENGTHS, TAIL = (9, 24), 4  # the two prompts of a proof, and the tokens that follow each
 
 
@@ -35,13 +36,18 @@ class Matrix:
         biases = [bias for layer in layers if (bias := _linear(layer).bias) is not None]
         self.bias = torch.cat(biases) if biases else None
         self.packed = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight.t().contiguous()
+        self.tall = len(weight) > TALL
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else (
+            weight if self.tall else weight.t().contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply rows by the matrix: (rows, in) -> (rows, out)."""
         if self.packed:
             found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
             return found
+        if self.tall:
+            found = (self.weight @ x.T).T.contiguous()
+            return found if self.bias is None else found.add_(self.bias)
         return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
 
 

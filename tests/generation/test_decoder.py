@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from emlib.config import Lora, Sampling
 from emlib.core.records import Question
-from emlib.generation.decoder import Decoder, decoder_for, fault
+from emlib.generation import decoder
+from emlib.generation.decoder import Decoder, Matrix, decoder_for, fault
 from emlib.generation.sample import Drawn, draw_batch, plan
 from emlib.models import adapters
 from emlib.models.load import ChatModel
@@ -83,6 +84,19 @@ def test_a_decoder_of_other_weights_is_found_out(dtype: torch.dtype) -> None:
         decoder = Decoder(model)
         decoder.scale *= 2
         assert "its logits differ from the model's by" in fault(model, decoder)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tall", [True, False])
+def test_a_product_is_that_of_the_layers(tall: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "TALL", 6 if tall else 100)
+    made = torch.Generator().manual_seed(0)
+    layers = [nn.Linear(3, out, bias=bias) for out in (4, 5)]
+    x = torch.randn(2, 3, generator=made)
+    with torch.inference_mode():
+        found = Matrix(*layers)(x)
+        torch.testing.assert_close(found, torch.cat([layer(x) for layer in layers], 1))
+    assert found.is_contiguous()
 
 
 def test_without_an_adapter_and_with_its_adapter_off_it_is_the_base_model() -> None:
