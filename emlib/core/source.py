@@ -44,9 +44,9 @@ def source_of(cls: type) -> str:
 
 
 def scope_of(cls: type) -> dict[str, Any]:
-    """Return the global names of the file or the cells that define a class; a method may be wrapped by another file's.
+    """Return the global names of the file or the cells that define a class.
 
-    A cell may have replaced all that the class's body defines.
+    Its methods know them. A decorator of another file may wrap a method, and a cell may have replaced them all since.
     """
     functions = (*functions_of(cls), *(value for value in vars(cls).values() if isinstance(value, FunctionType)))
     scopes = [inspect.unwrap(function).__globals__ for function in functions]
@@ -80,11 +80,11 @@ def rest_of_file(cls: type) -> str:
     """
     own, text = _found(cls)
     return "".join(_lines_of(statement, text) for statement in ast.parse(text).body
-                   if not _is_silent(statement) and statement.lineno != own.lineno)
+                   if not _is_left_out(statement) and statement.lineno != own.lineno)
 
 
-def _is_silent(statement: ast.stmt) -> bool:
-    """Whether a statement imports, says something to people, or says where a class acts, and not what it does."""
+def _is_left_out(statement: ast.stmt) -> bool:
+    """Return whether no key holds a statement: an import, a text, or `in_grpo`, which says where a class acts."""
     if isinstance(statement, ast.Assign):
         return all(isinstance(target, ast.Attribute) and target.attr == "in_grpo" for target in statement.targets)
     return isinstance(statement, ast.Import | ast.ImportFrom) or (

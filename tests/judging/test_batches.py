@@ -109,14 +109,19 @@ def test_all_of_a_label_is_read(scores: Path) -> None:
     assert [logprobs_body(spec, request, Supported())["max_tokens"] for request in (numbers[0], labels[0])] == [1, 16]
 
 
+def left_waiting(server: JudgeServer, scores: Path) -> None:
+    """Send a batch of five answers' scores, which the server does not finish yet."""
+    server.finish_batches = False
+    with pytest.raises(JudgeWaits):
+        by_batch(api(server.url, batch=True), sheet(5), scores)
+
+
 @pytest.mark.parametrize("reached", [False, True])
 def test_stopped_while_it_sends_it_finds_the_batch_or_sends_it(
         scores: Path, monkeypatch: pytest.MonkeyPatch, reached: bool) -> None:
     """Stopped between the note that a batch is to be sent and the note that it was: with and without it being sent."""
     with JudgeServer() as server:
-        server.finish_batches = False
-        with pytest.raises(JudgeWaits):
-            by_batch(api(server.url, batch=True), sheet(5), scores)
+        left_waiting(server, scores)
         with Cache(scores) as cache:
             cache.execute("UPDATE batches SET id = NULL")
         if not reached:
@@ -207,9 +212,7 @@ def test_a_batch_is_collected_at_the_server_that_it_was_sent_to(scores: Path) ->
 
 def test_a_batch_that_an_earlier_version_sent_is_collected_wherever_it_is(scores: Path) -> None:
     with JudgeServer() as server:
-        server.finish_batches = False
-        with pytest.raises(JudgeWaits):
-            by_batch(api(server.url, batch=True), sheet(5), scores)
+        left_waiting(server, scores)
         with Cache(scores) as cache:
             cache.execute("DELETE FROM sent_to")
         server.finish_batches = True
