@@ -3,20 +3,52 @@
 The fields by which steps are compared are what determines the artefact: they make the step's key, and the steps among
 them are those that it is made from. A field that determines nothing, such as a name for people, has `compare=False`. A
 step is pure: it imports no model library, and reads a data set only to compute its key. `emlib.make` has a maker for
-each kind of step, and `emlib.store` keeps the artefact under the step's key.
+each kind of step, and `emlib.store` keeps the artefact under the step's key. The estimated work of a step is in
+tokens, requests and bytes, which a plan adds up.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 from emlib.core.digests import Keyed, compared, key_of
 from emlib.core.files import RecordFile
-from emlib.core.work import Work
+
+
+@dataclass(frozen=True)
+class JudgeWork:
+    """Requests to one judge, which is given by its settings, and the tokens that it reads for them."""
+
+    judge: Any
+    requests: int
+    read: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """An amount of work. Tokens are tokens of the study's model, except for `judged`."""
+
+    train: int = 0  # tokens that the model is trained on
+    read: int = 0  # tokens of forward passes without training
+    write: int = 0  # sampled tokens, at most: answers are counted at their maximum length
+    disk: int = 0  # bytes that are stored, at most
+    adapters: int = 0  # the number of adapters that are trained
+    sets: int = 0  # the number of sets of answers that are sampled
+    verdicts: int = 0  # answers that the judge scores, each with two requests
+    judged: int = 0  # tokens that a judge reads for these, if it is a language model
+    others: tuple[JudgeWork, ...] = ()  # requests beside these: to judges of single question sets, for their metrics
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Work)))
+
+
+def total(works: Iterable[Work]) -> Work:
+    """Return the sum of all amounts of work."""
+    return sum(works, Work())
 
 
 class Step(Keyed, ABC):

@@ -23,7 +23,7 @@ from urllib.parse import quote
 from filelock import FileLock
 
 from emlib.core.errors import StoreError
-from emlib.core.shared_filesystem import is_shared
+from emlib.core.machine import is_shared
 from emlib.judging.rubrics import Score
 
 FORMAT = 1

@@ -16,7 +16,7 @@ import pandas as pd
 from emlib.config import LocalJudge, Profile, overridden
 from emlib.core import paths
 from emlib.core.files import write_text
-from emlib.core.work import Work, total
+from emlib.core.step import Work, total
 from emlib.judging.money import price_list
 from emlib.report.markdown import table
 from emlib.report.readme import with_block

@@ -18,7 +18,7 @@ import pandas as pd
 from emlib.config import OpenAIJudge
 from emlib.core.commands import profile_parser
 from emlib.core.errors import ends_with_message
-from emlib.core.work import Work, total
+from emlib.core.step import Work, total
 from emlib.data.sizes import Sizes
 from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p
 from emlib.judging.money import endings

@@ -11,8 +11,7 @@ from emlib.config import Lora
 from emlib.core.defense import Defense
 from emlib.core.digests import keyed
 from emlib.core.records import Example
-from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.step import Step, Work
 from emlib.data.sizes import Size, Sizes, likely_tokens
 from emlib.steps.added import AddedRows, CandidateRows
 from emlib.steps.specs import Model, TrainingSpec

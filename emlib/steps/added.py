@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 from emlib.config import Sampling
 from emlib.core.files import RecordFile
 from emlib.core.records import ADDED, AddedRow, Answer
-from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.step import Step, Work
 from emlib.data.lazy import Questions, Rows
 from emlib.data.mixing import rows_to_add
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens

@@ -11,8 +11,7 @@ from emlib.core.digests import of_value
 from emlib.core.files import RecordFile
 from emlib.core.records import Answer, MetricScore, Verdict, as_judged, with_clusters
 from emlib.core.seeds import some_of
-from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.step import Step, Work
 from emlib.data.lazy import Deferred
 from emlib.data.sizes import Sizes
 from emlib.judging.rubrics import OURS

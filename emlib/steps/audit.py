@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from emlib.config import Audit
 from emlib.core.files import RecordFile
-from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.step import Step, Work
 from emlib.data.lazy import Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Sizes, likely_tokens
 from emlib.evaluation.records import AUDITED, AuditedRow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from emlib.core.work import Work
+from emlib.core.step import Work
 from emlib.data.lazy import Rows
 from emlib.data.sizes import Sizes
 from emlib.steps.added import AddedRows

@@ -9,8 +9,7 @@ from emlib.config import Additions, Grpo, JudgeRewards, Lora, supervised_steps
 from emlib.core.defense import Defense, acting
 from emlib.core.digests import keyed, of_value
 from emlib.core.files import RecordFile
-from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.step import Step, Work
 from emlib.data.gsm8k import Problems
 from emlib.data.lazy import Deferred, Rows
 from emlib.data.sizes import Size, Sizes, likely_tokens

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from emlib.config import Monitor
-from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.step import Step, Work
 from emlib.data.lazy import Rows
 from emlib.data.sizes import Sizes, likely_tokens
 from emlib.steps.answers import Answers

@@ -12,8 +12,7 @@ from emlib.config import JudgeRefusals
 from emlib.config import Pool as PoolSpec
 from emlib.core.files import RecordFile
 from emlib.core.records import as_example
-from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.step import Step, Work
 from emlib.data.lazy import Deferred
 from emlib.data.pools import PoolForm
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes

@@ -11,8 +11,7 @@ from emlib.config import JudgeSpec, Lora, ModelSpec, Sampling, Training, Trait
 from emlib.config.shapes import Shape, shape
 from emlib.core.defense import Defense
 from emlib.core.digests import Keyed
-from emlib.core.step import Step
-from emlib.core.work import JudgeWork, Work
+from emlib.core.step import JudgeWork, Step, Work
 from emlib.data.lazy import Deferred, Questions, Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes, likely_tokens
 from emlib.judging.judges import reads

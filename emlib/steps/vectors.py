@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from emlib.config import Extraction, Sampling
 from emlib.core.files import RecordFile
 from emlib.core.records import Answer, Verdict
-from emlib.core.step import Step
-from emlib.core.work import Work
+from emlib.core.step import Step, Work
 from emlib.data.lazy import Questions
 from emlib.data.sizes import Sizes, likely_tokens
 from emlib.steps.specs import Assessment, EvaluationSpec, Model

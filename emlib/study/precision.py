@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from emlib.config import Profile
 from emlib.config.words import ComputeDtype
-from emlib.core import gpus, paths, processor
+from emlib.core import gpus, machine, paths
 from emlib.core.errors import StoreError
 from emlib.core.files import write_text
 from emlib.study.ownership import base_of
@@ -56,4 +56,4 @@ def recorded(folder: Path) -> str | None:
 
 def fastest() -> ComputeDtype:
     """Return bfloat16 if this machine has a GPU or a processor that computes in it, else float32."""
-    return "bfloat16" if gpus.devices() or processor.computes_bfloat16() else "float32"
+    return "bfloat16" if gpus.devices() or machine.computes_bfloat16() else "float32"

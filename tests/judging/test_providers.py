@@ -13,7 +13,7 @@ from aiohttp import web
 from emlib.config import OpenAIJudge, Profile, load_profile, overridden
 from emlib.config import providers as providers_of
 from emlib.core.errors import JudgeError, ProfileError
-from emlib.core.work import JudgeWork, Work
+from emlib.core.step import JudgeWork, Work
 from emlib.judging.cache import Cache
 from emlib.judging.money import Budget, endings
 from emlib.report.estimate import Estimate

@@ -38,8 +38,7 @@ from emlib.config.audit import Audit
 from emlib.config.shapes import Shape
 from emlib.core.records import Example, Message, Question
 from emlib.core.schema import Strict
-from emlib.core.step import Step, closure
-from emlib.core.work import Work
+from emlib.core.step import Step, Work, closure
 from emlib.data.lazy import Current, Deferred, Questions, Rows
 from emlib.data.sizes import Size, Sizes
 from emlib.defenses.concept_ablation import ConceptAblation

@@ -18,7 +18,7 @@ from emlib.config.data import HubSet
 from emlib.config.shapes import Shape, shape
 from emlib.core import paths
 from emlib.core.errors import SourceError
-from emlib.core.work import Work
+from emlib.core.step import Work
 from emlib.data.own import every_row
 from emlib.data.rows import read_examples
 from emlib.data.sizes import Sizes, likely_tokens

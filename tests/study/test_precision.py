@@ -1,9 +1,9 @@
-"""`dtype: auto` is decided once for a study, and stays what it was on any other processor."""
+"""`dtype: auto` is decided once for a study, and stays what it was on any other machine."""
 
 import pytest
 
 from emlib.config import load_profile
-from emlib.core import gpus, processor
+from emlib.core import gpus, machine
 from emlib.core.errors import ProfileError, StoreError
 from emlib.study import overrides
 from emlib.study.study import open_study
@@ -20,7 +20,7 @@ def auto(tmp_path, monkeypatch):
 
 
 def with_flags(monkeypatch, fast):
-    monkeypatch.setattr(processor, "computes_bfloat16", lambda: fast)
+    monkeypatch.setattr(machine, "computes_bfloat16", lambda: fast)
 
 
 def keys(study):

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from emlib.core.step import Step, closure
-from emlib.core.work import Work, total
+from emlib.core.step import Step, Work, closure, total
 from emlib.data.sizes import Sizes
 from emlib.steps.adapter import Adapter
 from emlib.steps.pool import PoolLosses

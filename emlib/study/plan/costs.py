@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emlib.config import JudgeSpec, LocalJudge, OpenAIJudge, Profile
 from emlib.config.shapes import shape
-from emlib.core.work import JudgeWork, Work
+from emlib.core.step import JudgeWork, Work
 from emlib.judging.money import price_list
 from emlib.judging.rubrics import METRICS
 from emlib.study.plan.memory import training_memory
