@@ -5,9 +5,8 @@ contain, one module for each subject. Other packages take these small records or
 """
 
 from emlib.config.audit import Audit
-from emlib.config.backends import Backend
 from emlib.config.benign import Benign, BenignTask, OpSwapTask, QaTask, datasets_of
-from emlib.config.data import Domain, HubSet, SystemPromptPair, Trait
+from emlib.config.data import OWN, Bounds, Domain, HubSet, Own, SystemPromptPair, Trait
 from emlib.config.evaluation import NO_TRIGGER, QUESTION_SETS, Evaluation, Metric, QuestionSet, Thresholds, Trigger
 from emlib.config.grpo import (
     RL_BASELINES,
@@ -21,14 +20,20 @@ from emlib.config.grpo import (
     supervised_steps,
 )
 from emlib.config.judge import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, SecondJudge
-from emlib.config.loading import load_profile, profile_names
+from emlib.config.loading import (
+    domains_of,
+    load_domains,
+    load_profile,
+    load_trait,
+    other_traits,
+    profile_names,
+    trait_of,
+)
 from emlib.config.methods import ALIGNED, BASELINES, MISALIGNED, SFT, UNTRAINED, Method
 from emlib.config.models import ChatTemplate, FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
 from emlib.config.monitor import Monitor
 from emlib.config.overrides import overridden
-from emlib.config.own import OWN, Bounds, Own
 from emlib.config.pool import JudgeRefusals, Pool, PoolScorer
-from emlib.config.profile import Card, JobLimits, Profile
+from emlib.config.profile import Backend, Card, JobLimits, Profile
 from emlib.config.sampling import Extraction, Sampling
 from emlib.config.training import Lora, Training
-from emlib.config.traits import domains_of, load_domains, load_trait, other_traits, trait_of

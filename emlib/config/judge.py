@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from emlib.config.credentials import why_not_sent
 from emlib.config.models import ModelSpec
-from emlib.config.providers import OPENAI, PROVIDERS, SAMPLES, TOP_LOGPROBS, Price
+from emlib.config.providers import OPENAI, PROVIDERS, SAMPLES, TOP_LOGPROBS, Price, why_not_sent
 from emlib.config.words import Factor, Few, Positive, Sha256, SmallCount
 from emlib.core.errors import nearest
 from emlib.core.paths import is_yaml
@@ -78,7 +77,7 @@ class OpenAIJudge(Strict):
     base_url: str | None = None  # the address of another server, up to and including `/v1`
     # The environment variable that holds the key; by default OPENAI_API_KEY for OpenAI, and none for other servers,
     # which must not receive that key. A key is sent over https, or to this machine, and to the service that its
-    # variable is named for (`emlib.config.credentials`).
+    # variable is named for (`emlib.config.providers`).
     key_from: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
     send_key_to: str | None = None  # the host of `base_url`, for a variable named for another service (a gateway, say)
     rubric: RubricName = "questions"

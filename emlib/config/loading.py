@@ -1,23 +1,34 @@
-"""Reads profiles: finds the file, expands shorthand, merges it over those that it extends, and validates it."""
+"""Reads profiles: finds the file, expands shorthand, merges it over those that it extends, and validates it.
+
+It also reads the trait and the narrow data sets that a profile names: files of `params/`, or beside the profile.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from emlib.config.data import OWN, Domain, Trait
 from emlib.config.judge import LexiconJudge
 from emlib.config.judge_files import with_judges
-from emlib.config.own import OWN
 from emlib.config.profile import Profile
 from emlib.config.providers import OF_SERVER
-from emlib.config.references import exists, refuse_missing, resolved, with_own_registry
-from emlib.config.traits import load_domains, other_traits, trait_of
+from emlib.config.references import (
+    absolute,
+    exists,
+    is_path,
+    of_registry,
+    refuse_missing,
+    resolved,
+    why_missing,
+    with_own_registry,
+)
 from emlib.core import paths, plugins
 from emlib.core.errors import ProfileError, nearest, shortened
-from emlib.core.names import ALLOWED, is_name
+from emlib.core.names import ALLOWED, Word, is_name
 from emlib.core.of_kind import are_unknown_kinds_allowed
 from emlib.core.plain_yaml import read_yaml
-from emlib.core.schema import check
+from emlib.core.schema import Strict, check
 
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
 NAMED_FREELY = ("sets", "data")  # sections whose keys are names of the user
@@ -171,3 +182,50 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
 def profile_names() -> list[str]:
     """List the profiles in `params/`: all YAML files but those in `NOT_PROFILES`."""
     return sorted(name for name in paths.yaml_files(paths.PARAMS) if name not in NOT_PROFILES)
+
+
+class _Domains(Strict):
+    domains: dict[Word, Domain]
+
+
+def load_trait(name: str) -> Trait:
+    """Load the trait `params/traits/<name>.yaml`, or the one at a path that ends in `.yaml` or `.yml`."""
+    if not (is_path("trait", name) or is_name(name)):
+        raise ProfileError(f"'{shortened(name)}' is neither a trait's name, which is made of {ALLOWED}, nor the path "
+                           "of a trait file, which ends in .yaml.")
+    path = Path(name) if is_path("trait", name) else paths.yaml_file(paths.PARAMS / "traits", name)
+    if not exists(path):
+        known = sorted(paths.yaml_files(path.parent))
+        raise ProfileError(f"{path}: there is no such trait.{nearest(path.stem, known)} Traits: {', '.join(known)}. To "
+                           "use another trait file, give its path, which ends in .yaml or .yml.")
+    trait = check(Trait, read_yaml(path), str(path))
+    if trait.source is None or not is_path("source", trait.source):
+        return trait
+    found = absolute(trait.source, path)
+    if reason := why_missing("source", found):
+        raise ProfileError(f"{path}: 'source' {reason}")
+    return trait.model_copy(update={"source": found})
+
+
+def other_traits(profile: Profile) -> tuple[str, ...]:
+    """Return the traits beside the profile's own, whose persona vectors its monitor reads."""
+    return () if profile.monitor is None else profile.monitor.traits
+
+
+def trait_of(profile: Profile, name: str | None = None) -> Trait:
+    """Load the trait of a profile, or another one; its source may be an entry of the profile's registry."""
+    trait = load_trait(name or profile.trait)
+    if trait.source is None:
+        return trait
+    return trait.model_copy(update={"source": of_registry(trait.source, profile.sources)})
+
+
+def load_domains() -> dict[str, Domain]:
+    """Load the narrow fine-tuning data sets of `params/datasets.yaml`."""
+    path = paths.PARAMS / "datasets.yaml"
+    return check(_Domains, {"domains": read_yaml(path)}, str(path)).domains
+
+
+def domains_of(profile: Profile) -> dict[str, Domain]:
+    """Return the narrow fine-tuning data sets of a profile: those of `params/datasets.yaml` and its `data`."""
+    return load_domains() | profile.data

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Literal, get_args
 
+from emlib.config.data import OWN
 from emlib.config.evaluation import QUESTION_SETS
-from emlib.config.own import OWN
 from emlib.config.pool import Pool
 from emlib.config.words import AtLeastOne, Distinct, Percent, SmallCount
 from emlib.core.schema import Strict

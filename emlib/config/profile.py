@@ -8,20 +8,18 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from emlib.config.audit import Audit
-from emlib.config.backends import Backend
 from emlib.config.benign import Benign
-from emlib.config.data import Domain
+from emlib.config.data import OWN, Domain, Own
 from emlib.config.evaluation import Evaluation
 from emlib.config.grpo import Grpo
 from emlib.config.judge import JudgeSpec, OpenAIJudge, SecondJudge
-from emlib.config.layers import missing_layers
 from emlib.config.methods import ALIGNED, SFT, Method
 from emlib.config.models import HubModel, ModelSpec
 from emlib.config.monitor import Monitor
-from emlib.config.own import OWN, Own
 from emlib.config.persistence import Persistence
 from emlib.config.pool import Pool
 from emlib.config.sampling import Extraction, Probe
+from emlib.config.shapes import missing_layers
 from emlib.config.training import Lora, Training
 from emlib.config.words import AtLeastOne, Distinct, Few, Seed
 from emlib.core import paths
@@ -48,6 +46,20 @@ class JobLimits(Strict):
     # processes on a machine without GPUs.
     gpus: Few = 1
     card: Card | None = None  # whose hours are planned; None: as params/throughput.yaml
+
+
+class Backend(Strict):
+    """The library of each stage; `auto` takes a faster one if it is installed and fits, else transformers.
+
+    The libraries agree up to rounding, and their sampled answers in distribution. One that is named is used, or refused
+    with a reason. Steps have what is stated here, so that two libraries can be compared, and keys do not depend on the
+    device; an artefact's facts record what ran.
+    """
+
+    training: Literal["auto", "transformers", "unsloth"] = "auto"
+    generation: Literal["auto", "transformers", "vllm"] = "auto"
+    scoring: Literal["auto", "transformers", "vllm"] = "auto"
+    base_url: str | None = None  # of a running vLLM server, such as http://localhost:8000; None: emlib starts one
 
 
 class Profile(Strict):

@@ -13,8 +13,7 @@ import httpx2
 import openai
 
 from emlib.config import OpenAIJudge
-from emlib.config.credentials import why_not_sent
-from emlib.config.providers import Price
+from emlib.config.providers import Price, why_not_sent
 from emlib.core.addresses import ask_directly
 from emlib.core.errors import JudgeError
 from emlib.judging.faults import Failure, PromptRefused, TransientFault, retry_after, sort_server_error

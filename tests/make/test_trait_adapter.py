@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from emlib.config.traits import load_trait
+from emlib.config.loading import load_trait
 from emlib.core.errors import ProfileError
 from emlib.core.files import write_records
 from emlib.core.records import Answer, Verdict
