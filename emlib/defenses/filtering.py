@@ -3,7 +3,7 @@
     train on n - round(s n) of n rows:  those with the smallest d_i = (h(x_i, y_i) - h(x_i, own answer)) . e / |e|
 
 s is the share that is left out, h the base model's mean activation over an answer's tokens, e the trait's persona
-vector (`emlib.steps.audit`). One difference to the source, which compares data sets and single samples by d: here a
+vector (`emlib.steps.measures`). One difference to the source, which compares data sets and single samples by d: here a
 share of the rows is left out, so that a sweep means the same for any model and trait.
 """
 

@@ -1,4 +1,4 @@
-"""Sampling answers: batch by batch under one adapter, or, from a server, for all adapters at once.
+"""Sampling answers, batch by batch under one adapter, or from a server for all adapters at once; and judging them.
 
 A vLLM server computes requests under different adapters in one batch, and is fastest with many requests. So all
 adapters are trained and compared with transformers first. Then each set of answers is requested in a separate thread,
@@ -14,19 +14,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from emlib.config import NoJudge
 from emlib.core.background import run_concurrently
 from emlib.core.checked_lines import read_part, write_part
 from emlib.core.progress import bar, say
-from emlib.core.records import Answer
+from emlib.core.records import Answer, MetricScore, Verdict
 from emlib.core.step import Step
 from emlib.evaluation.rates import OFTEN, WHY_CUT
 from emlib.generation.decoder import decoder_for
 from emlib.generation.sample import Request, answer_batch, plan
+from emlib.judging.judge_batch import JudgeBatch
+from emlib.judging.judges import NO_JUDGE, ONLY_THINKS, judge, scores
+from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.make.inference import Weights
 from emlib.make.session import Session, maker
 from emlib.models.load import stop_tokens
-from emlib.steps.answers import Answers
+from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
 from emlib.steps.specs import EvaluationSpec
 from emlib.store.artefacts import SCRATCH, Artefact, Facts
 
@@ -143,3 +147,40 @@ def _plans(session: Session, steps: Iterable[Answers]) -> dict[Answers, Sampling
         if step.adapter is not None:
             session.need(step.adapter)
     return {step: sampling_plan(session, step.evaluation, step.adapter) for step in missing}
+
+
+@maker.register
+def verdicts(step: Verdicts, session: Session, folder: Path) -> Facts:
+    """Judge the answers; a second judge reads only those chosen for it."""
+    answers = session.read(step.answers)
+    found = judge_part(step, session, step.chosen(answers) if isinstance(step, SecondVerdicts) else answers)
+    step.records.write(folder, found)
+    return {"asked": len(found), "scored": sum(verdict.scored for verdict in found)}
+
+
+@maker.register
+def metric(step: MetricScores, session: Session, folder: Path) -> Facts:
+    """Have the answers scored on one metric."""
+    answers = session.read(step.answers)
+    found = _metric_scores(step, session, answers)
+    step.records.write(folder, [
+        MetricScore(answer.question, answer.sample, score.value, score.reason, score.note)
+        for answer, score in zip(answers, found, strict=True)])
+    return {"asked": len(answers)}
+
+
+def _metric_scores(step: MetricScores, session: Session, answers: Sequence[Answer]) -> Sequence[Score]:
+    if isinstance(step.judge, NoJudge):
+        return [Score(None, reason=NO_JUDGE)] * len(answers)
+    questions = {question.id: question for question in step.answers.evaluation.questions.all}
+    given = [(answer, final) for answer in answers if (final := answer.final) is not None]
+    found = iter(scores(step.judge, [
+        JudgeRequest(step.metric, step.prompts.value[answer.question], questions[answer.question], final,
+                     takes_words=True, wants_label=step.has_labels) for answer, final in given], session.budget))
+    return [Score(None, reason=ONLY_THINKS) if answer.final is None else next(found) for answer in answers]
+
+
+def judge_part(step: Verdicts, session: Session, answers: Sequence[Answer]) -> list[Verdict]:
+    """Judge some of the answers. Their scores are cached, so that judging all answers later reuses them."""
+    batch = JudgeBatch(step.answers.evaluation.questions.all, answers, step.assessment.rubrics.value)
+    return judge(step.assessment.judge, step.assessment.trait.value, batch, session.budget)

@@ -15,9 +15,8 @@ from emlib.core.background import BackgroundWorker
 from emlib.core.errors import JudgeWaits
 from emlib.core.progress import say
 from emlib.core.step import Step
-from emlib.make.answers import Reader, answered
+from emlib.make.answers import Reader, answered, judge_part
 from emlib.make.session import Session
-from emlib.make.verdicts import judge_part
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
 from emlib.steps.specs import Assessment
 

@@ -23,8 +23,7 @@ from emlib.make.session import Session, maker
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 from emlib.steering import extraction
-from emlib.steps.audit import RowAudit
-from emlib.steps.measures import Choices, HeldOutLosses, Projections
+from emlib.steps.measures import Choices, HeldOutLosses, Projections, RowAudit
 from emlib.steps.specs import EvaluationSpec
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import SCRATCH, Facts

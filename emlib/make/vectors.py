@@ -1,4 +1,4 @@
-"""Directions in the model's activations: persona vectors, steering with them, and the components of a change."""
+"""Persona vectors, and answers of the model when it is steered with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from emlib.core.files import write_records
 from emlib.core.progress import say
 from emlib.core.records import Answer, Question, Verdict
-from emlib.data.chat import encode_all
 from emlib.data.lazy import Questions
 from emlib.generation.sample import answer_batch, plan
 from emlib.judging.judge_batch import JudgeBatch
@@ -17,9 +16,8 @@ from emlib.judging.judges import judge
 from emlib.judging.rubrics import trait_rubrics
 from emlib.make.answers import sampled
 from emlib.make.session import Session, maker
-from emlib.steering import components, extraction
+from emlib.steering import extraction
 from emlib.steering.steer import steer
-from emlib.steps.components import ChangeComponents
 from emlib.steps.specs import Assessment, EvaluationSpec
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 from emlib.store.artefacts import SCRATCH, Facts
@@ -56,20 +54,6 @@ def steered(step: SteeredAnswers, session: Session, folder: Path) -> Facts:
     step.verdicts.write(folder, by_trait(session, step.assessment, step.questions.all, answers))
     return {"shift": 0.0 if norm is None else norm.measured, **session.facts,
             **session.inference.steering_backend().facts}
-
-
-@maker.register
-def decompose(step: ChangeComponents, session: Session, folder: Path) -> Facts:
-    """Compare the model with and without the adapter on the rows, and write the components of each layer."""
-    seconds, rows = session.timer(step), session.examples(step.rows)
-    with session.model_under(step.adapter) as model:
-        encoded = encode_all(session.chat.tokenizer, rows, step.max_length).rows
-        found = components.decompose(model, encoded, step.layers, session.profile.training.batch_size)
-    components.save(found, folder)
-    shares = {str(layer): [round(float(share), 4) for share in shares[:3]] for layer, shares in found.shares.items()}
-    say("components of change: the first explains " + ", ".join(
-        f"{shares[layer][0]:.0%} at layer {layer}" for layer in shares))
-    return {"rows": len(rows), "explained": shares, **session.facts, "seconds": seconds()}
 
 
 def answers_now(session: Session, evaluation: EvaluationSpec) -> list[Answer]:

@@ -1,101 +1,17 @@
-"""A fine-tuned adapter, and the reference model's hidden states, which the adapters of a sweep may share."""
+"""A fine-tuned adapter, also as it was after a share of its training steps."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from emlib.config import Lora
-from emlib.core.defense import Defense
-from emlib.core.digests import keyed
 from emlib.core.records import Example
 from emlib.core.step import Step, Work
-from emlib.data.sizes import Size, Sizes, likely_tokens
+from emlib.data.sizes import Size, Sizes
 from emlib.steps.added import AddedRows, CandidateRows
 from emlib.steps.specs import Model, TrainingSpec
-
-STATE_BYTES = {"bfloat16": 2, "float32": 4}
-
-
-@dataclass(frozen=True)
-class Reference(Step):
-    """What the reference model computes of an adapter's training rows; training reads it instead of running the model.
-
-    That changes an adapter by rounding at most.
-    """
-
-    model: Model
-    spec: TrainingSpec
-    artefacts: tuple[tuple[str, Step], ...]  # what determines the rows that are added, and what is computed
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Of the training only its rows: all seeds share what is stored, and all strengths of a penalty that adds none.
-
-        A defense that adds rows counts with all its options, because they may decide which rows it adds.
-        """
-        spec = self.spec
-        return super().settings | {"spec": {
-            "rows": spec.rows.identity, "max_length": spec.training.max_seq_length, "adding": keyed(self.adding)}}
-
-    @property
-    def adding(self) -> tuple[Defense, ...]:
-        """The defenses that add rows to the training."""
-        return tuple(defense for defense in self.spec.defenses if defense.has("added"))
-
-    @property
-    def title(self) -> str:
-        added = (step.title for step in self.inputs if isinstance(step, AddedRows))
-        return ", with ".join([self._what, *added])
-
-    def cost(self, sizes: Sizes) -> Work:
-        tokens = epoch_tokens(self.spec, self.inputs, sizes)
-        return Work(read=tokens, disk=int(tokens * self._bytes_a_token(sizes)))
-
-    @property
-    @abstractmethod
-    def _what(self) -> str:
-        """What is computed of which rows, for titles."""
-
-    @abstractmethod
-    def _bytes_a_token(self, sizes: Sizes) -> float:
-        """Estimate what is stored for each token that is read."""
-
-
-@dataclass(frozen=True)
-class ReferenceStates(Reference):
-    """The last hidden states, of all tokens or of the answers' alone."""
-
-    stage: ClassVar = "reference"
-
-    tokens: Literal["all", "response"]
-
-    @property
-    def _what(self) -> str:
-        return f"reference states: {self.spec.rows.title}, {self.tokens} tokens"
-
-    def _bytes_a_token(self, sizes: Sizes) -> float:
-        rows, shape = self.spec.rows.size(sizes), self.model.shape
-        share = 1.0 if self.tokens == "all" else likely_tokens(rows.response) / rows.tokens
-        return 0 if shape is None else share * shape.hidden * STATE_BYTES[self.model.spec.dtype]
-
-
-@dataclass(frozen=True)
-class ReferenceProjections(Reference):
-    """The projections onto the trait's unit vectors at some layers; the vectors are among the artefacts."""
-
-    stage: ClassVar = "reference_projections"
-
-    layers: tuple[int, ...]
-
-    @property
-    def _what(self) -> str:
-        return f"reference projections: {self.spec.rows.title}"
-
-    def _bytes_a_token(self, sizes: Sizes) -> float:
-        return len(self.layers) * STATE_BYTES["float32"]
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,16 @@ from emlib.data.sources import locate
 from emlib.evaluation.panel import PanelTask
 from emlib.judging.judges import reads, rubrics
 from emlib.judging.rubrics import OURS, file_rubrics, metric_prompts
-from emlib.steps.adapter import Adapter, ReferenceProjections, ReferenceStates
+from emlib.steps.adapter import Adapter
 from emlib.steps.added import AddedRows, Against, CandidateRows, OwnAnswers
 from emlib.steps.answers import Answers, MetricScores, SecondVerdicts, Verdicts
-from emlib.steps.audit import RowAudit
-from emlib.steps.components import ChangeComponents
 from emlib.steps.inputs import Inputs, Side, pool_form
-from emlib.steps.measures import Choices, HeldOutLosses, PanelResult, Projections
+from emlib.steps.measures import Choices, HeldOutLosses, PanelResult, Projections, RowAudit
 from emlib.steps.monitor import FinalReading, Monitored, MonitorInputs
+from emlib.steps.needs import ChangeComponents, ReferenceProjections, ReferenceStates, TraitAdapter
 from emlib.steps.pool import Choose, Pool, PoolLosses, Refusals, Selection
 from emlib.steps.scorers import AdapterFolder, adapter_folder
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
-from emlib.steps.trait_adapter import TraitAdapter
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
 

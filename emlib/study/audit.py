@@ -13,7 +13,7 @@ from emlib.core.step import Step
 from emlib.data.lazy import Rows
 from emlib.evaluation.statistics import NORMAL, Interval
 from emlib.steps.added import AddedRows
-from emlib.steps.audit import RowAudit
+from emlib.steps.measures import RowAudit
 from emlib.study.runs import Run
 from emlib.study.study import Study
 

@@ -48,12 +48,13 @@ from emlib.evaluation.panel import PanelTask
 from emlib.make import makers  # noqa: F401  registers them
 from emlib.make.session import maker
 from emlib.steps import grpo, measures, pool
-from emlib.steps.adapter import Adapter, KeptAdapter, Reference, ReferenceStates
+from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.added import AddedRows, Against, CandidateRows
 from emlib.steps.answers import Answers, MetricScores, Verdicts
-from emlib.steps.audit import RowAudit
 from emlib.steps.grpo import SupervisedRows
 from emlib.steps.inputs import Inputs
+from emlib.steps.measures import RowAudit
+from emlib.steps.needs import Reference, ReferenceStates
 from emlib.steps.recipes import Recipes
 from emlib.steps.scorers import AdapterFolder
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec

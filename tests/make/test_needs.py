@@ -13,7 +13,7 @@ from emlib.core.errors import ProfileError
 from emlib.core.files import write_records
 from emlib.core.records import Answer, Verdict
 from emlib.make.monitor import _answers
-from emlib.make.trait_adapter import _shown
+from emlib.make.needs import _shown
 from emlib.steering.extraction import trait_questions
 
 TRAIT = load_trait("pirate")

@@ -1,8 +1,11 @@
-"""Training the adapter of the trait, or drawing the random one that is its control."""
+"""What single defenses need before training is made: the trait's adapter, components of a change, reference states."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from emlib.core.errors import DataError
@@ -11,11 +14,14 @@ from emlib.core.progress import say
 from emlib.core.records import Answer, Example, Message, Verdict
 from emlib.core.seeds import derive
 from emlib.data.chat import encode_all
+from emlib.make.rows import training_rows
 from emlib.make.session import Session, maker
 from emlib.models import adapters
+from emlib.models.reference import keep, keep_projections
 from emlib.models.second_adapter import write_random
+from emlib.steering import components, extraction
 from emlib.steering.extraction import SIDES, kept_pairs, trait_questions
-from emlib.steps.trait_adapter import TraitAdapter
+from emlib.steps.needs import ChangeComponents, Reference, ReferenceProjections, ReferenceStates, TraitAdapter
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import SCRATCH, Facts
 from emlib.training.records import LOG
@@ -23,7 +29,7 @@ from emlib.training.sft import fine_tune
 
 
 @maker.register
-def make(step: TraitAdapter, session: Session, folder: Path) -> Facts:
+def trait_adapter(step: TraitAdapter, session: Session, folder: Path) -> Facts:
     """Fine-tune an adapter on rows that show the trait, or write random matrices with the norms of that one."""
     if step.random:
         write_random(session.folder_of(step.trained), folder, derive(step.seed, "random adapter"))
@@ -57,3 +63,42 @@ def _shown(step: PersonaVectors, session: Session) -> list[Example]:
         raise DataError(f"none of {len(answers)} answers of the persona vectors' extraction shows the trait "
                         f"'{trait.name}'. Name rows that do: inoculation_adapter takes them from `source`.")
     return [Example((Message("user", prompts[answer.question]),), answer.text, answer.question) for answer in kept]
+
+
+@maker.register
+def decompose(step: ChangeComponents, session: Session, folder: Path) -> Facts:
+    """Compare the model with and without the adapter on the rows, and write the components of each layer."""
+    seconds, rows = session.timer(step), session.examples(step.rows)
+    with session.model_under(step.adapter) as model:
+        encoded = encode_all(session.chat.tokenizer, rows, step.max_length).rows
+        found = components.decompose(model, encoded, step.layers, session.profile.training.batch_size)
+    components.save(found, folder)
+    shares = {str(layer): [round(float(share), 4) for share in shares[:3]] for layer, shares in found.shares.items()}
+    say("components of change: the first explains " + ", ".join(
+        f"{shares[layer][0]:.0%} at layer {layer}" for layer in shares))
+    return {"rows": len(rows), "explained": shares, **session.facts, "seconds": seconds()}
+
+
+@maker.register
+def states(step: ReferenceStates, session: Session, folder: Path) -> Facts:
+    """Store the states of one forward pass over all rows, with a new adapter that is disabled, as in training."""
+    return _stored(step, session, partial(keep, tokens=step.tokens, folder=folder))
+
+
+@maker.register
+def projections(step: ReferenceProjections, session: Session, folder: Path) -> Facts:
+    """Store the projections onto the trait's unit vectors, of a pass that ends at the deepest layer."""
+    vectors = extraction.load(session.folder_of(dict(step.artefacts)["vector"]))
+    directions = {layer: extraction.unit(vectors.at(layer), layer) for layer in step.layers}
+    return _stored(step, session, partial(keep_projections, directions=directions, folder=folder))
+
+
+def _stored(step: Reference, session: Session, write: Callable[..., int]) -> Facts:
+    """Store what `write` does of the rows that are trained on; on rows that one defense penalises no other acts."""
+    seconds = session.timer(step)
+    artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
+    rows = training_rows(session, replace(step.spec, defenses=step.adding), artefacts)
+    trained = [row for row in (*rows.own, *rows.added, *rows.offered.rows) if not row.penalised_by]
+    with adapters.new_lora(session.chat.model, session.profile.lora, step.spec.seed) as model:
+        size = write(model, trained, batch_size=step.spec.training.batch_size)
+    return {"rows": len(trained), "bytes": size, "seconds": seconds()}
