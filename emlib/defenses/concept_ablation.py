@@ -52,7 +52,7 @@ class Ablation(GrpoDefense):
         self._bases = vector_bases(artefacts, self.layers)
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        from emlib.steering.ablation import ablate
+        from emlib.steering.steer import ablate
 
         return ablate(model, self._bases)
 
@@ -119,15 +119,15 @@ class ConceptAblation(Defense):
             self._bases = {layer: found.first(layer, self.count).T for layer in self.layers}
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        from emlib.steering.ablation import ablate
+        from emlib.steering.steer import ablate
 
         return ablate(model, self._bases)
 
 
 def vector_bases(artefacts: Artefacts, layers: tuple[int, ...]) -> dict[int, Tensor]:
     """Return the normalised persona vector of each layer as a basis of one column, (hidden, 1)."""
-    from emlib.steering.ablation import orthonormal
     from emlib.steering.extraction import load
+    from emlib.steering.steer import orthonormal
 
     vectors = load(artefacts["vector"])
     return {layer: orthonormal(vectors.at(layer)[None]) for layer in layers}

@@ -25,9 +25,8 @@ from emlib.generation.vllm_server import BASE, arguments, free_port, serving
 from emlib.make import backends
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
 from emlib.models import adapter_config, adapters
-from emlib.models.agreement import NotTheSameModel, refuse_disagreement
 from emlib.models.load import ChatModel
-from emlib.models.logprobs import token_logprobs
+from emlib.models.logprobs import NotTheSameModel, refuse_disagreement, token_logprobs
 from emlib.steps.recipes import Recipes
 from emlib.steps.scorers import adapter_folder
 from emlib.store.artefacts import Artefact

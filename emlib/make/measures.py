@@ -16,13 +16,13 @@ from emlib.data.chat import WHOLE, encode_all
 from emlib.data.lazy import Questions
 from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
-from emlib.evaluation.projection import projections as projections_of
 from emlib.evaluation.records import AuditedRow, Projected
 from emlib.make.answers import sampled
 from emlib.make.session import Session, maker
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score
 from emlib.steering import extraction
+from emlib.steering.activations import projections as projections_of
 from emlib.steps.measures import Choices, HeldOutLosses, Projections, RowAudit
 from emlib.steps.specs import EvaluationSpec
 from emlib.steps.vectors import PersonaVectors

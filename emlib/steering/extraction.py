@@ -25,7 +25,7 @@ from emlib.models import tensors
 from emlib.models.hooks import layers
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import causal_lm
-from emlib.models.means import response_means
+from emlib.steering.activations import response_means
 
 FILE = "vectors.safetensors"
 SIDES = ("positive", "negative")

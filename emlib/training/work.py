@@ -18,11 +18,10 @@ from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
 from emlib.data.chat import Encoded
 from emlib.models import adapters
-from emlib.models.agreement import NotTheSameModel, refuse_disagreement
 from emlib.models.batches import forward_batches
 from emlib.models.hooks import capture_activations
 from emlib.models.load import load
-from emlib.models.logprobs import last_hidden, token_logprobs
+from emlib.models.logprobs import NotTheSameModel, last_hidden, refuse_disagreement, token_logprobs
 from emlib.training.job import ERROR, READY, ROWS, SUMMARY, Job, read_job, read_rows
 from emlib.training.keep import Keep
 from emlib.training.monitor import Watch

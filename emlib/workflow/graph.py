@@ -21,8 +21,8 @@ from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, l
 from emlib.core import digests, paths
 from emlib.core.commands import profile_parser
 from emlib.core.errors import ProfileError, ends_with_message
-from emlib.study.contents import contents_of
 from emlib.study.ownership import refuse_others
+from emlib.study.stamps import contents_of
 from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, former_names, read_notebook
 
 PLANNING = ("models", "prices", "throughput")  # files of params/ from which every profile's costs are estimated

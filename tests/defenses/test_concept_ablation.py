@@ -18,7 +18,7 @@ from emlib.models.batches import collate
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
 from emlib.steering import components, extraction
-from emlib.steering.ablation import ablate, orthonormal
+from emlib.steering.steer import ablate, orthonormal
 from emlib.training.bench import Bench, step
 from tests.defenses import naive
 from tests.defenses.naive import see

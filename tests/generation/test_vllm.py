@@ -30,8 +30,8 @@ from emlib.generation.vllm_server import arguments, free_port, serving
 from emlib.make.backends import TRANSFORMERS
 from emlib.make.execute import Goal, complete
 from emlib.models import adapters
-from emlib.models.agreement import NotTheSameModel
 from emlib.models.load import ChatModel, load
+from emlib.models.logprobs import NotTheSameModel
 from emlib.scoring.nll import batch_nll
 from emlib.store.artefacts import Store
 from emlib.study.pool import losses, losses_step

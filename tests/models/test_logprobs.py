@@ -1,14 +1,26 @@
-"""Log-probabilities from hidden states equal those from full logits, whatever the chunks."""
+"""Log-probabilities from hidden states equal those from full logits, whatever the chunks; what is apart is refused."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
 from emlib.config import Lora
+from emlib.core.errors import EmlibError
 from emlib.models import adapters
 from emlib.models.load import ChatModel
-from emlib.models.logprobs import backbone, head, last_hidden, predicting, token_nll
+from emlib.models.logprobs import (
+    MEAN_APART,
+    WORST_APART,
+    backbone,
+    head,
+    last_hidden,
+    predicting,
+    refuse_disagreement,
+    token_nll,
+)
 from tests.made import ROUNDING, apart
 
 LORA = Lora(rank=4, alpha=8)
@@ -90,3 +102,25 @@ def test_backbone_and_head_reach_through_peft(tiny: ChatModel) -> None:
         assert (backbone(model), head(model)) == plain
 
 
+def test_the_distance_is_the_mean_of_the_tokens() -> None:
+    assert refuse_disagreement("A", [-1.0, -2.0], [-1.02, -1.98]) == pytest.approx(0.02)
+    assert refuse_disagreement("A", [-1.0], [-1.0]) == 0
+
+
+@pytest.mark.parametrize(("theirs", "said"), [
+    ([-1.0, -2.0, -3.0], "gave 3 log-probabilities of 2 tokens"),
+    ([], "gave 0 log-probabilities of 2 tokens"),
+    ([-1.0, math.nan], "no number"),
+    ([-1.0, -math.inf], "no number"),
+    ([-1.0 - MEAN_APART, -2.0 - 1.2 * MEAN_APART], "differ from those of transformers by 0.055 nats"),
+])
+def test_what_is_apart_is_refused_by_name(theirs: list[float], said: str) -> None:
+    with pytest.raises(EmlibError, match=f"^Somebody.*{said}"):
+        refuse_disagreement("Somebody", theirs, [-1.0, -2.0])
+
+
+def test_one_token_that_is_far_off_is_refused_however_many_are_right() -> None:
+    right = [-1.0] * 1000
+    refuse_disagreement("A", [-1.0 - WORST_APART + 0.01, *right[1:]], right)
+    with pytest.raises(EmlibError, match=r"1\.01 at most"):
+        refuse_disagreement("A", [-1.0 - WORST_APART - 0.01, *right[1:]], right)

@@ -17,7 +17,6 @@ from emlib.core.records import Verdict
 from emlib.data.chat import encode
 from emlib.data.sources import locate
 from emlib.evaluation.choices import Choice, choose, read_choices
-from emlib.evaluation.projection import projections
 from emlib.evaluation.rates import rates
 from emlib.judging import lexicon
 from emlib.models.load import ChatModel
@@ -25,6 +24,7 @@ from emlib.report.figures import plots
 from emlib.report.tables import auxiliary_measures as report
 from emlib.report.tables import show
 from emlib.steering import extraction
+from emlib.steering.activations import projections
 from emlib.steering.extraction import PersonaVectors
 from emlib.store.artefacts import Store
 from emlib.study.runs import Opinions, Run

@@ -21,9 +21,9 @@ from emlib.report.figures import plots
 from emlib.report.paper import of_study
 from emlib.report.tables import result_tables
 from emlib.study import overrides, results, stamps
-from emlib.study.contents import contents_of
 from emlib.study.plan.build import finished
 from emlib.study.runs import FILES, GrpoScore, Run, RunResult
+from emlib.study.stamps import contents_of
 from emlib.study.study import Study, open_study
 from emlib.workflow.graph import content_digest, contents_for
 
